@@ -2,7 +2,7 @@
 
 `relay storage recover` calls it while no relay runs. The damaged file is only read, and nothing
 is deleted. A recovery that was interrupted is continued by the next one; until then no process
-opens the spool. Rows are copied as they are, so that entries being delivered are tried again.
+opens the spool. Rows are copied as they are, so that entries being delivered are attempted again.
 
 Where the first page or the log is damaged, a copy of the file with a repaired header or log is
 read instead (SQLite file format 1.3 and 4).
@@ -92,7 +92,7 @@ def with_new_head(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]:
 
     `new` is an empty spool without a log. The copy is removed afterwards.
     """
-    copy = _beside(new)
+    copy = _copy_path(new)
     connection = None
     try:
         connection = _open_copy(damaged, new, copy)
@@ -107,7 +107,7 @@ def with_whole_log(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]
 
     What a lost frame had changed is as it was before; the rows on its page may be lost.
     """
-    copy = _beside(new)
+    copy = _copy_path(new)
     connection = None
     try:
         shutil.copyfile(damaged if is_openable(damaged) else new, copy)
@@ -169,7 +169,7 @@ def _page_size(new: Path) -> int:
         return int.from_bytes(file.read(_HEADER_BYTES)[_PAGE_SIZE], "big")
 
 
-def _beside(new: Path) -> Path:
+def _copy_path(new: Path) -> Path:
     return new.with_name(new.name + ".headed")
 
 
@@ -219,10 +219,10 @@ def recover_spool(database: Path, *, stamp: str) -> RecoveryResult:
                 return found
             mark.write_text(stamp)
             fsync_path(mark)
-        aside = database.with_name(f"{database.name}.damaged-{stamp}")
-        found.aside = str(aside)
-        _put_aside(database, aside)
-        _fill(database, aside, found)
+        damaged = database.with_name(f"{database.name}.damaged-{stamp}")
+        found.aside = str(damaged)
+        _move_damaged(database, damaged)
+        _fill(database, damaged, found)
         mark.unlink()
         fsync_path(database.parent)
     return found
@@ -242,17 +242,17 @@ def faults_of(database: Path) -> list[str]:
         return [str(error)]
 
 
-def _put_aside(database: Path, aside: Path) -> None:
+def _move_damaged(database: Path, damaged: Path) -> None:
     """Rename the damaged database and its files; an interrupted recovery has renamed some."""
     fsync_path(database.parent)  # the marker must be durable first
     for ending in _SPOOL_SUFFIXES:
-        old, new = (place.with_name(place.name + ending) for place in (database, aside))
+        old, new = (place.with_name(place.name + ending) for place in (database, damaged))
         if old.exists() and not new.exists():
             old.rename(new)
     fsync_path(database.parent)
 
 
-def _fill(database: Path, aside: Path, found: RecoveryResult) -> None:
+def _fill(database: Path, damaged: Path, found: RecoveryResult) -> None:
     """Create the new spool under another name; rename it when it is complete and synced."""
     part = database.with_name(database.name + ".salvaged")
     for ending in ("", "-wal", "-shm", "-journal"):
@@ -262,12 +262,12 @@ def _fill(database: Path, aside: Path, found: RecoveryResult) -> None:
     with closing(open_database(part)) as target, translate_sqlite_errors(part):
         target.execute("PRAGMA synchronous = OFF")  # it is synced once, as a whole
         target.execute("PRAGMA journal_mode = DELETE")
-        with _readable(aside, part, found) as source:
+        with _readable(damaged, part, found) as source:
             if source is not None:
                 _copy_all(source, target, found)
             else:
                 found.holes += [_all_of(table) for table in _TABLES]
-        _take_contents(target, contents_of(aside), contents, found=found)
+        _take_contents(target, contents_of(damaged), contents, found=found)
         _recount(target, found)
     fsync_path(contents)
     fsync_path(part)
@@ -276,26 +276,26 @@ def _fill(database: Path, aside: Path, found: RecoveryResult) -> None:
 
 
 @contextmanager
-def _readable(aside: Path, part: Path, found: RecoveryResult) -> Iterator[apsw.Connection | None]:
+def _readable(damaged: Path, part: Path, found: RecoveryResult) -> Iterator[apsw.Connection | None]:
     """Open the damaged file, or a copy with a repaired header or log."""
-    found.log_damaged = _is_commit_lost(aside)
-    is_log_alone = not is_openable(aside) and log_of(aside).exists()
-    if is_log_alone or log_damage(aside):
+    found.log_damaged = _is_commit_lost(damaged)
+    is_log_alone = not is_openable(damaged) and log_of(damaged).exists()
+    if is_log_alone or log_damage(damaged):
         found.log_damaged = True
-        with with_whole_log(aside, part) as copy:
+        with with_whole_log(damaged, part) as copy:
             yield copy
-    elif (source := _open_damaged(aside)) is not None:
+    elif (source := _open_damaged(damaged)) is not None:
         with closing(source):
             yield source
     else:
-        with with_new_head(aside, part) as copy:
+        with with_new_head(damaged, part) as copy:
             yield copy
 
 
-def _is_commit_lost(aside: Path) -> bool:
+def _is_commit_lost(damaged: Path) -> bool:
     with suppress(SpoolError):
         try:
-            check_commits_unopened(aside)
+            check_commits_unopened(damaged)
         except SpoolDamagedError:
             return True
     return False

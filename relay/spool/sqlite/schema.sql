@@ -1,7 +1,7 @@
--- The spool, schema 4. Times are microseconds since 1970 UTC; ids of messages sort by time.
--- Clustered keys (WITHOUT ROWID) keep what belongs to one message together, so that nothing
--- but what is due and what expires is written twice. migrate.py adds the table `migration`, which
--- says what made the file. A change here is a change in migrations/ as well.
+-- The spool, schema 4. Times are microseconds since 1970 UTC; message ids sort by time.
+-- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
+-- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
+-- records the schemas that made the file. Each change here needs a migration in migrations/.
 
 CREATE TABLE message (
     id            TEXT PRIMARY KEY,   -- queue id
@@ -24,19 +24,19 @@ CREATE TABLE message (
 CREATE INDEX message_message_id ON message (message_id) WHERE message_id <> '';
 CREATE INDEX message_submission ON message (submission_id) WHERE submission_id <> '';
 
--- Bytes, once per version however many entries share them; gone with their last live entry.
+-- The bytes of a message: one row per version, shared by entries, deleted with its last live entry.
 CREATE TABLE content (
     id   INTEGER PRIMARY KEY,
     size INTEGER NOT NULL,
-    data BLOB,                        -- inline, or
-    file TEXT,                        -- a name in the content directory
-    header BLOB,                      -- of a large one, whose file then has its body only
-    eight_bit INTEGER NOT NULL DEFAULT 0, -- whether that body is not ASCII
-    crc32 INTEGER                     -- of data, or of the file and then the header; null: not known
+    data BLOB,                        -- inline
+    file TEXT,                        -- or a file name in the content directory
+    header BLOB,                      -- of a large content; its file has the body
+    eight_bit INTEGER NOT NULL DEFAULT 0, -- whether the body in the file is not ASCII
+    crc32 INTEGER                     -- of data, or of the file followed by the header; null: unknown
 );
 CREATE INDEX content_file ON content (file) WHERE file IS NOT NULL;
 
--- The copy for one next hop: the unit of scheduling.
+-- The copy of a message for one next hop: the unit of scheduling.
 CREATE TABLE entry (
     message_id TEXT NOT NULL,
     number     INTEGER NOT NULL,      -- from 1
@@ -44,20 +44,20 @@ CREATE TABLE entry (
     content_id INTEGER NOT NULL,
     state      TEXT NOT NULL,         -- queued | deferred | held | captured | final
     claimed    INTEGER NOT NULL,
-    due_us     INTEGER,               -- when to look at it next: the earliest of retry_us, warn_us and
+    due_us     INTEGER,               -- when to claim it next: the earliest of retry_us, warn_us and
                                       -- its expiry; null when final
     attempts   INTEGER NOT NULL,
     epoch      INTEGER NOT NULL,
-    retry_us   INTEGER,               -- when it may be tried; null: not by itself
-    lane       INTEGER NOT NULL DEFAULT 1, -- 0 high, 1 normal, 2 low, 3: nobody was at its site
-    sender     INTEGER NOT NULL DEFAULT 0, -- whose turn it is: a hash of the account or reverse-path
+    retry_us   INTEGER,               -- time of the next attempt; null: none is scheduled
+    lane       INTEGER NOT NULL DEFAULT 1, -- priority level: 0 high, 1 normal, 2 low, 3 unreachable
+    sender     INTEGER NOT NULL DEFAULT 0, -- for the round robin: hash of account or reverse-path
     cause      TEXT NOT NULL DEFAULT '',   -- class of the last deferral
-    cause_attempts INTEGER NOT NULL DEFAULT 0, -- how many in a row had it
-    warn_us    INTEGER,               -- when the sender would hear of the delay; null: not, or done
-    priority   INTEGER NOT NULL DEFAULT 1, -- the lane that its message asked for: 0, 1 or 2
+    cause_attempts INTEGER NOT NULL DEFAULT 0, -- consecutive deferrals of this class
+    warn_us    INTEGER,               -- when to send the delay report; null: never, or sent
+    priority   INTEGER NOT NULL DEFAULT 1, -- the level that the message requested: 0, 1 or 2
     PRIMARY KEY (message_id, number)
 ) WITHOUT ROWID;
--- An entry that is accepted claimed, and delivered, touches the first of these only.
+-- An entry that is claimed at acceptance and delivered is written to the first index only.
 CREATE INDEX entry_claimed ON entry (message_id, number) WHERE claimed = 1;
 CREATE INDEX entry_due ON entry (lane, due_us, message_id, number, next_hop, sender, state)
     WHERE claimed = 0 AND due_us IS NOT NULL;
@@ -68,7 +68,7 @@ CREATE INDEX entry_sender ON entry (sender, lane, due_us, message_id, number, ne
 
 CREATE TABLE recipient (
     message_id TEXT NOT NULL,
-    entry      INTEGER NOT NULL,      -- 0: final from the start
+    entry      INTEGER NOT NULL,      -- 0: final at acceptance
     number     INTEGER NOT NULL,      -- from 1, in the order of the envelope
     address    TEXT NOT NULL,
     notify     TEXT NOT NULL,
@@ -77,11 +77,11 @@ CREATE TABLE recipient (
     status     TEXT NOT NULL,
     reply      TEXT NOT NULL,
     added_by   TEXT NOT NULL,
-    successors TEXT NOT NULL,         -- addresses, one a line
+    successors TEXT NOT NULL,         -- addresses, one per line
     PRIMARY KEY (message_id, entry, number)
 ) WITHOUT ROWID;
 
--- Append-only. An attempt is an event of step 6 that tells each recipient's outcome.
+-- Append-only. An attempt is an event of step 6 with the outcome of each recipient.
 CREATE TABLE event (
     message_id TEXT NOT NULL,
     sequence   INTEGER NOT NULL,
@@ -91,7 +91,7 @@ CREATE TABLE event (
     PRIMARY KEY (message_id, sequence)
 ) WITHOUT ROWID;
 
--- Which submission became which message; independent of history.
+-- The message of each submission key; kept independently of history.
 CREATE TABLE submission (
     key        TEXT PRIMARY KEY,
     message_id TEXT NOT NULL,
@@ -99,13 +99,13 @@ CREATE TABLE submission (
 ) WITHOUT ROWID;
 CREATE INDEX submission_expiry ON submission (expires_us);
 
--- accepted, and final by state: what relay_queue_unaccounted is computed from.
+-- Recipients accepted, and final by state; relay_queue_unaccounted is computed from them.
 CREATE TABLE counter (
     name  TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
--- One row: the moment of the last commits on all clocks of the machine, from which a start continues
--- the time in which all others here are kept (relay.clock.Anchor).
+-- One row: a recent commit's time on each clock of the machine. A start continues queue time, in
+-- which all times here are stored, from it (relay.clock.Anchor).
 CREATE TABLE clock (
     id            INTEGER PRIMARY KEY CHECK (id = 1),
     steady_us     INTEGER NOT NULL,

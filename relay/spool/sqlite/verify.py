@@ -148,7 +148,7 @@ class SpoolVerifier:
         """
         self._database = database
         self._contents = contents_of(database)
-        self._aside = database.with_name(database.name + "-put-aside")
+        self._put_aside_folder = database.with_name(database.name + "-put-aside")
         self._mode = mode
         self._full = full
         self._recount = recount
@@ -227,7 +227,7 @@ class SpoolVerifier:
                 self._settle(
                     SpoolFault.STALE_CONTENT, path, found="a file",
                     expected="a content that has it",
-                    cure=f"moved to {self._aside / path.name}",
+                    cure=f"moved to {self._put_aside_folder / path.name}",
                     act=partial(self._move_away, path),
                 )  # fmt: skip
         if self._recount:
@@ -261,7 +261,7 @@ class SpoolVerifier:
     def _check_unneeded(self, cursor: apsw.Cursor) -> None:
         """Export contents without an entry: each may be all that is left of a message."""
         for (content_id,) in fetch(cursor, _UNNEEDED):
-            target = self._aside / f"content-{content_id}.eml"
+            target = self._put_aside_folder / f"content-{content_id}.eml"
             self._settle(
                 SpoolFault.UNNEEDED_CONTENT, f"content {content_id}",
                 found="no entry that needs it",
@@ -363,16 +363,16 @@ class SpoolVerifier:
         return unaccounted
 
     def _move_away(self, path: Path) -> None:
-        self._aside.mkdir(mode=0o700, exist_ok=True)
-        path.rename(self._aside / path.name)
-        fsync_path(self._aside)
+        self._put_aside_folder.mkdir(mode=0o700, exist_ok=True)
+        path.rename(self._put_aside_folder / path.name)
+        fsync_path(self._put_aside_folder)
         fsync_path(self._contents)
 
     def _export(self, cursor: apsw.Cursor, content_id: int, target: Path) -> None:
         data, file, header = fetch_one(
             cursor, "SELECT data, file, header FROM content WHERE id = ?", (content_id,)
         )
-        self._aside.mkdir(mode=0o700, exist_ok=True)
+        self._put_aside_folder.mkdir(mode=0o700, exist_ok=True)
         with target.open("wb") as copy:
             target.chmod(0o600)
             copy.write((header or b"") + (data or b""))
@@ -380,7 +380,7 @@ class SpoolVerifier:
                 with (self._contents / file).open("rb") as body:
                     copyfileobj(body, copy)
         fsync_path(target)
-        fsync_path(self._aside)
+        fsync_path(self._put_aside_folder)
         cursor.execute("DELETE FROM content WHERE id = ?", (content_id,))
         if file and not is_file_needed(cursor, file):
             (self._contents / file).unlink(missing_ok=True)

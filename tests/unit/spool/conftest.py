@@ -39,7 +39,7 @@ async def spool(tmp_path: Path, open_spool) -> AsyncIterator[SqliteSpool]:
 
 @pytest.fixture
 def make(ids: Ids, clock: ManualClock):
-    """A message for the given hops: {"a.test": ["x@a.test"], "local": [...]}."""
+    """Return a function that builds a message for the given next hops: {"a.test": ["x@a.test"], "local": [...]}."""
 
     def make(
         hops: dict[str, list[str]] | None = None,

@@ -1,4 +1,4 @@
-"""A backup beside a spool that goes on: one moment, whole, and able to take the spool's place."""
+"""A backup of a running spool: consistent, complete, and usable in place of the spool."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ async def opened(open_spool: Callable[[Path], SqliteSpool], folder: Path) -> Sql
     return spool
 
 
-async def test_a_copy_takes_the_spools_place(spool, path, folder, make, open_spool) -> None:
+async def test_a_backup_can_replace_the_spool(spool, path, folder, make, open_spool) -> None:
     (done,) = (await spool.accept(make(), submission_key="draft.1")).claims
     await spool.settle(Settlement(done, 5, {1: OK}))
     (in_work,) = (await spool.accept(make(content=LARGE))).claims
@@ -64,7 +64,7 @@ async def test_a_copy_takes_the_spools_place(spool, path, folder, make, open_spo
     await copy.stop()
 
 
-async def test_mail_that_moves_meanwhile_is_in_the_copy_whole_or_not(
+async def test_a_backup_during_deliveries_is_consistent(
     spool, path, folder, make, open_spool
 ) -> None:
     for _ in range(20):
@@ -93,10 +93,10 @@ async def test_mail_that_moves_meanwhile_is_in_the_copy_whole_or_not(
     await copy.stop()
 
 
-async def test_what_is_settled_behind_the_first_look_is_not_missed(
+async def test_a_content_removed_during_the_backup_is_not_reported_missing(
     spool, path, folder, make, monkeypatch
 ) -> None:
-    """Its file is gone, so that the moment is one at which nobody needs it any more."""
+    """Its file no longer exists, so the backup must be of a later time."""
     contents = backup.contents_of(path)
     claims = [(await spool.accept(make(content=LARGE))).claims[0] for _ in range(3)]
     taken, kept, missed = sorted(claims, key=lambda claim: claim.message.id)
@@ -118,14 +118,16 @@ async def test_what_is_settled_behind_the_first_look_is_not_missed(
     assert [one.name for one in copied.contents.iterdir()] == [f"{kept.message.id}-0"]
 
 
-async def test_a_content_that_is_lost_is_told(spool, path, folder, make) -> None:
+async def test_a_lost_content_is_reported(spool, path, folder, make) -> None:
     (claim,) = (await spool.accept(make(content=LARGE))).claims
     (backup.contents_of(path) / f"{claim.message.id}-0").unlink()
     copied = await asyncio.to_thread(backup.back_up, path, folder)
     assert copied.missing == (f"{claim.message.id}-0",)
 
 
-async def test_contents_are_copied_where_no_link_can_be(spool, path, folder, make, monkeypatch):
+async def test_contents_are_copied_where_hard_links_are_impossible(
+    spool, path, folder, make, monkeypatch
+):
     (claim,) = (await spool.accept(make(content=LARGE))).claims
 
     def refuse(*_: object) -> None:
@@ -140,7 +142,7 @@ async def test_contents_are_copied_where_no_link_can_be(spool, path, folder, mak
     assert file.name == f"{claim.message.id}-0"
 
 
-async def test_without_room_nothing_is_begun(spool, path, folder, monkeypatch) -> None:
+async def test_no_backup_is_started_without_free_space(spool, path, folder, monkeypatch) -> None:
     full = SimpleNamespace(
         f_frsize=1024, f_blocks=1024, f_bavail=7, f_files=9, f_favail=9, f_flag=0
     )
@@ -150,7 +152,7 @@ async def test_without_room_nothing_is_begun(spool, path, folder, monkeypatch) -
     assert list(folder.iterdir()) == []
 
 
-async def test_a_damaged_spool_is_told_with_its_copy(path, folder, make, open_spool) -> None:
+async def test_a_damaged_spool_is_reported_with_its_copy(path, folder, make, open_spool) -> None:
     spool = await opened(open_spool, path.parent)
     for _ in range(50):
         await spool.accept(make())
@@ -167,7 +169,7 @@ async def test_a_damaged_spool_is_told_with_its_copy(path, folder, make, open_sp
         backup.back_up(path, folder)
 
 
-def test_an_older_spool_is_not_copied_as_a_new_one(path: Path, folder: Path) -> None:
+def test_a_spool_of_an_older_schema_is_refused(path: Path, folder: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("PRAGMA user_version = 1")
     connection.close()
@@ -175,7 +177,7 @@ def test_an_older_spool_is_not_copied_as_a_new_one(path: Path, folder: Path) -> 
         backup.back_up(path, folder)
 
 
-async def test_how_much_there_is(spool, path, make) -> None:
+async def test_backup_size(spool, path, make) -> None:
     await spool.accept(make(content=LARGE))
     extent = backup.backup_size(path)
     assert (extent.contents, extent.content_bytes) == (1, len(LARGE))

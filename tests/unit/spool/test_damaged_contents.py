@@ -1,4 +1,4 @@
-"""A content whose octets changed where it lies, at the same size, is not delivered."""
+"""A content whose bytes changed on disk, at the same size, is not delivered."""
 
 import threading
 from dataclasses import replace
@@ -33,7 +33,7 @@ def files(tmp_path: Path) -> Path:
 
 
 async def arrived(spool: SqliteSpool) -> LargeContent:
-    """A content as a session hands it over, its body in two writes."""
+    """A content as an SMTP session writes it, its body in two writes."""
     incoming_body = spool.incoming_body()
     await incoming_body.write([BODY[:7], BODY[7:20]])
     await incoming_body.write([BODY[20:]])
@@ -49,7 +49,7 @@ async def in_a_file(_: SqliteSpool) -> bytes:
 
 
 async def in_pieces(spool: SqliteSpool) -> LargeContent:
-    """One whose body is copied, as it is no whole file of the spool's."""
+    """A content whose body is copied because it is not one whole file of the spool."""
     whole = await arrived(spool)
     (body,) = whole.body
     pieces = (body.part(0, 9), body.part(9, body.size))
@@ -57,7 +57,7 @@ async def in_pieces(spool: SqliteSpool) -> LargeContent:
 
 
 def flip(path: Path, files: Path, *, of: str = "") -> None:
-    """Turn a bit in the middle of whatever has the octets, or of what `of` names; and back."""
+    """Flip one bit in the middle of the stored bytes, or of the column `of`; twice restores it."""
     stored = [one for one in files.iterdir() if not one.name.startswith("arriving-")]
     if stored and not of:
         octets = bytearray(stored[0].read_bytes())
@@ -79,7 +79,7 @@ def overwrite(files: Path) -> None:
 
 
 async def deferred(spool: SqliteSpool, claim: Claim, *, due_us: int) -> Claim:
-    """Settle a claim, and take the entry again."""
+    """Defer a claim and claim the entry again."""
     held, _ = await spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
     assert held
     (again,) = (await spool.claim_due(due_us, 1, DueQuery())).claims
@@ -91,7 +91,7 @@ async def deferred(spool: SqliteSpool, claim: Claim, *, due_us: int) -> Claim:
     [(inline, ""), (in_a_file, ""), (arrived, ""), (arrived, "header"), (in_pieces, "")],
     ids=["inline", "in a file", "arrived", "header", "in pieces"],
 )
-async def test_octets_that_changed_are_noticed_until_they_are_back(
+async def test_changed_bytes_are_detected_until_they_are_restored(
     spool, make, path: Path, files: Path, store, part: str
 ) -> None:
     content = await store(spool)
@@ -105,7 +105,7 @@ async def test_octets_that_changed_are_noticed_until_they_are_back(
     assert read_all(await spool.read_content(claim.content_id)) == expected
 
 
-async def test_what_was_just_accepted_is_not_read_for_it_and_a_retry_is(
+async def test_the_checksum_is_verified_on_a_retry_not_on_the_first_attempt(
     spool, make, path: Path, files: Path, clock
 ) -> None:
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
@@ -119,7 +119,7 @@ async def test_what_was_just_accepted_is_not_read_for_it_and_a_retry_is(
         await kept.of(again)
 
 
-async def test_a_later_life_reads_what_was_never_tried(
+async def test_the_checksum_is_verified_after_a_restart(
     path: Path, files: Path, make, open_spool, clock
 ) -> None:
     first = open_spool(path)
@@ -139,9 +139,7 @@ async def test_a_later_life_reads_what_was_never_tried(
     await spool.stop()
 
 
-async def test_no_octet_of_what_arrived_is_read_when_it_is_accepted(
-    spool, make, monkeypatch
-) -> None:
+async def test_accept_does_not_read_the_body(spool, make, monkeypatch) -> None:
     def read(*_: object) -> bytes:
         raise AssertionError("read")
 
@@ -152,7 +150,7 @@ async def test_no_octet_of_what_arrived_is_read_when_it_is_accepted(
     assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
-async def test_versions_and_dead_letters_of_one_file_have_their_own_sums(spool, make) -> None:
+async def test_versions_and_dead_letters_of_one_file_have_their_own_checksums(spool, make) -> None:
     content = await arrived(spool)
     other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
     entries = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}).entries
@@ -168,8 +166,10 @@ async def test_versions_and_dead_letters_of_one_file_have_their_own_sums(spool, 
     assert read_all(await spool.read_content(dead.content_id)).startswith(b"To: p\r\n")
 
 
-async def test_what_has_no_sum_is_read_as_before(spool, make, path: Path, files: Path) -> None:
-    """Rows that an older Relay wrote."""
+async def test_a_content_without_a_checksum_is_read_unverified(
+    spool, make, path: Path, files: Path
+) -> None:
+    """An older Relay wrote such rows."""
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
     connection = apsw.Connection(str(path))
     connection.execute("UPDATE content SET crc32 = NULL")
@@ -178,10 +178,8 @@ async def test_what_has_no_sum_is_read_as_before(spool, make, path: Path, files:
     assert isinstance(await spool.read_content(claim.content_id), LargeContent)
 
 
-async def test_large_bodies_are_read_through_where_no_claim_waits_for_it(
-    spool, make, monkeypatch
-) -> None:
-    """One that takes long leaves the reader of the queue free."""
+async def test_large_bodies_are_verified_outside_the_queue_reader(spool, make, monkeypatch) -> None:
+    """A long read does not block the queue reader."""
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
     threads: list[str] = []
     really = content_files.checksum_of

@@ -1,4 +1,4 @@
-"""Commits: shared by whoever waits, and honest about a disk that does not take them."""
+"""Group commit, and disks whose writes or fsyncs fail."""
 
 import asyncio
 import hashlib
@@ -42,7 +42,7 @@ def disk() -> Iterator[FaultyDisk]:
 
 @pytest.fixture
 async def spool(disk: FaultyDisk, tmp_path: Path, open_spool):
-    """As conftest's, but on `disk`."""
+    """The fixture of conftest, on `disk`."""
     spool = open_spool(tmp_path / "spool.sqlite")
     await spool.start()
     disk.syncs.clear()
@@ -52,7 +52,7 @@ async def spool(disk: FaultyDisk, tmp_path: Path, open_spool):
 
 
 def seen_after_a_crash(spool_path: Path, folder: Path) -> set[str]:
-    """The queue ids that the next process would find, if this one were killed now."""
+    """Return the queue ids that the next process would find after a kill at this moment."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for path in (spool_path, spool_path.with_name(spool_path.name + "-wal")):
@@ -64,7 +64,7 @@ def seen_after_a_crash(spool_path: Path, folder: Path) -> set[str]:
 def ids_in(path: Path) -> set[str]:
     connection = apsw.Connection(str(path), vfs="unix")
     try:
-        check_log(connection, path)  # what a loss of power takes is no damage
+        check_log(connection, path)  # what a power loss removes is not damage
         assert connection.execute("PRAGMA integrity_check").get == "ok"
         return {str(row[0]) for row in connection.execute("SELECT id FROM message")}
     finally:
@@ -74,9 +74,7 @@ def ids_in(path: Path) -> set[str]:
 # -- group commit
 
 
-async def test_a_lone_sender_pays_one_sync_for_each_message_and_one_for_its_outcome(
-    disk, spool, make
-) -> None:
+async def test_one_message_costs_one_fsync_and_its_outcome_another(disk, spool, make) -> None:
     for number in range(1, 6):
         accepted = await spool.accept(make())
         assert disk.syncs == {"-wal": 2 * number - 1}
@@ -84,7 +82,7 @@ async def test_a_lone_sender_pays_one_sync_for_each_message_and_one_for_its_outc
         assert disk.syncs == {"-wal": 2 * number}
 
 
-async def test_many_senders_share_their_syncs(disk, spool, make) -> None:
+async def test_many_senders_share_one_fsync(disk, spool, make) -> None:
     async def sender() -> None:
         for _ in range(MESSAGES_EACH):
             accepted = await accept_as_a_session(spool, make())
@@ -94,26 +92,26 @@ async def test_many_senders_share_their_syncs(disk, spool, make) -> None:
     assert SENDERS * MESSAGES_EACH / disk.syncs["-wal"] >= PER_SYNC
 
 
-async def test_who_is_ready_in_the_same_turn_comes_into_the_same_commit(disk, spool, make) -> None:
+async def test_messages_ready_in_the_same_loop_iteration_share_a_commit(disk, spool, make) -> None:
     for number in range(1, 6):
         await asyncio.gather(*(accept_as_a_session(spool, make()) for _ in range(SENDERS)))
         assert disk.syncs == {"-wal": number}
 
 
 async def accept_as_a_session(spool: SqliteSpool, message: NewMessage) -> Accepted:
-    """A session has done something for which other threads may run before it comes to the spool."""
+    """Let other threads run first, as a session does before it calls the spool."""
     hashlib.pbkdf2_hmac("sha256", b"", b"", 300)
     return await spool.accept(message)
 
 
-# -- a disk that refuses
+# -- a disk that fails
 
 
 @pytest.mark.parametrize(
     ("fault", "error"),
     [("sync", SpoolUnavailableError), ("write", SpoolUnavailableError), ("full", SpoolFullError)],
 )
-async def test_what_could_not_be_committed_is_refused_and_is_not_there(
+async def test_a_message_whose_commit_failed_is_refused_and_not_stored(
     disk, spool, make, tmp_path: Path, fault: str, error: type[Exception]
 ) -> None:
     path, copy = tmp_path / "spool.sqlite", tmp_path / "copy"
@@ -130,10 +128,10 @@ async def test_what_could_not_be_committed_is_refused_and_is_not_there(
     assert seen_after_a_crash(path, copy) == kept
 
 
-async def test_a_commit_whose_sync_failed_would_come_back_if_nothing_were_done(
+async def test_without_a_log_rewrite_a_commit_with_a_failed_fsync_returns(
     disk, spool, make, tmp_path: Path, monkeypatch
 ) -> None:
-    """What the next test's tested code is good for."""
+    """Shows why the next test's code is needed."""
     monkeypatch.setattr(write_ahead_log.WriteAheadLog, "confirm_writable", lambda _self: None)
     disk.refuses("sync")
     message = make()
@@ -142,7 +140,7 @@ async def test_a_commit_whose_sync_failed_would_come_back_if_nothing_were_done(
     assert seen_after_a_crash(tmp_path / "spool.sqlite", tmp_path / "copy") == {message.id}
 
 
-async def test_nothing_is_taken_while_the_disk_cannot_sync_and_it_is_tried_unasked(
+async def test_mail_is_refused_while_fsync_fails_and_the_disk_is_checked_again(
     disk, spool, make, monkeypatch
 ) -> None:
     monkeypatch.setattr(write_ahead_log, "_RETRY_S", 0.01)
@@ -159,7 +157,7 @@ async def test_nothing_is_taken_while_the_disk_cannot_sync_and_it_is_tried_unask
     assert (await spool.accept(make())).claims
 
 
-async def test_an_outcome_is_not_lost_with_the_commit_that_fails(disk, spool, make) -> None:
+async def test_an_outcome_is_not_lost_with_a_failed_commit(disk, spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
     settlement = Settlement(claim, 5, {1: OK})
     disk.refuses("sync")
@@ -171,9 +169,7 @@ async def test_an_outcome_is_not_lost_with_the_commit_that_fails(disk, spool, ma
     assert journey["state"] == "relayed"
 
 
-async def test_a_submission_that_was_refused_is_accepted_once_when_it_is_repeated(
-    disk, spool, make
-) -> None:
+async def test_a_refused_submission_is_accepted_once_when_repeated(disk, spool, make) -> None:
     disk.refuses("sync")
     with pytest.raises(SpoolUnavailableError):
         await spool.accept(make(), submission_key="draft.1")
@@ -183,46 +179,46 @@ async def test_a_submission_that_was_refused_is_accepted_once_when_it_is_repeate
     assert (await spool.accept(make(), submission_key="draft.1")).queue_id == accepted.queue_id
 
 
-# -- what a loss of power leaves
+# -- power loss
 
 
 @dataclass
-class Told:
-    """What was said of the messages, by queue id."""
+class Answers:
+    """The answers for the messages, by queue id."""
 
     accepted: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_no_answer_was_a_lie_when_the_power_goes(
+async def test_after_a_power_loss_every_accepted_message_exists_and_no_refused_one(
     tmp_path: Path, clock, make, monkeypatch, seed: int
 ) -> None:
-    """Messages come, syncs fail, the process is killed and another comes; then the power goes."""
-    chance = random.Random(seed)
-    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", chance.choice([40, 4000]))
-    told, path = Told(), tmp_path / "spool.sqlite"
-    with FaultyDisk(chance=chance) as disk:
-        monkeypatch.setattr("relay.spool.sqlite.spool.rewrite_log", syncing_anew_on(disk))
+    """Messages arrive, fsyncs fail, the process is killed and restarted, then the power fails."""
+    rng = random.Random(seed)
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", rng.choice([40, 4000]))
+    answered, path = Answers(), tmp_path / "spool.sqlite"
+    with FaultyDisk(chance=rng) as disk:
+        monkeypatch.setattr("relay.spool.sqlite.spool.rewrite_log", rewriting_on(disk))
         for life in range(4):
             spool = SqliteSpool(
                 path, clock=clock, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60,
                 inline=True,
             )  # fmt: skip
             await spool.start()
-            await live(spool, disk, make, told=told, chance=chance)
+            await live(spool, disk, make, answered=answered, rng=rng)
             left = tmp_path / f"left-{life}"
             left.mkdir()
-            disk.after_loss_of_power(left, chance)
-            assert told.accepted <= ids_in(left / path.name)
+            disk.after_loss_of_power(left, rng)
+            assert answered.accepted <= ids_in(left / path.name)
             await killed(spool, disk, path)
-            assert seen_after_a_crash(path, left) & told.refused == set()
+            assert seen_after_a_crash(path, left) & answered.refused == set()
             disk.is_well()
-    assert len(told.accepted) > 10
-    assert told.refused
+    assert len(answered.accepted) > 10
+    assert answered.refused
 
 
-def syncing_anew_on(disk: FaultyDisk) -> Callable[[Path], None]:
+def rewriting_on(disk: FaultyDisk) -> Callable[[Path], None]:
     def rewrite_log(database: Path) -> None:
         write_ahead_log.rewrite_log(database)
         if (log := database.with_name(database.name + "-wal")).exists():
@@ -232,33 +228,33 @@ def syncing_anew_on(disk: FaultyDisk) -> Callable[[Path], None]:
 
 
 async def live(
-    spool: SqliteSpool, disk: FaultyDisk, make, *, told: Told, chance: random.Random
+    spool: SqliteSpool, disk: FaultyDisk, make, *, answered: Answers, rng: random.Random
 ) -> None:
-    """Send for a while, on a disk that now and then refuses; it may end while it does."""
-    for _ in range(chance.randrange(20, 40)):
-        match chance.randrange(8):
+    """Send messages on a disk that fails at random; it may still fail at the end."""
+    for _ in range(rng.randrange(20, 40)):
+        match rng.randrange(8):
             case 0:
-                disk.refuses("sync", suffix=chance.choice(["-wal", ".sqlite"]))
+                disk.refuses("sync", suffix=rng.choice(["-wal", ".sqlite"]))
             case 1:
-                disk.refuses("write", suffix=chance.choice(["-wal", ".sqlite"]))
+                disk.refuses("write", suffix=rng.choice(["-wal", ".sqlite"]))
             case 2 | 3:
                 disk.is_well()
             case _:
-                content = chance.randbytes(chance.choice([100, 30_000]))
+                content = rng.randbytes(rng.choice([100, 30_000]))
                 message = make(content=b"Subject: s\r\n\r\n" + content)
                 try:
                     accepted = await spool.accept(message)
                 except SpoolError:
-                    told.refused.add(message.id)
+                    answered.refused.add(message.id)
                     continue
-                told.accepted.add(message.id)
-                if chance.random() < 0.5:
+                answered.accepted.add(message.id)
+                if rng.random() < 0.5:
                     with suppress(SpoolError):
                         await spool.settle(Settlement(accepted.claims[0], 5, {1: OK}))
 
 
 async def killed(spool: SqliteSpool, disk: FaultyDisk, path: Path) -> None:
-    """End a spool, and leave its files as if it had been killed."""
+    """Stop a spool and leave its files as a kill would."""
     names = [path.name, f"{path.name}-wal"]
     files = {name: path.with_name(name).read_bytes() for name in names}
     images = disk.remembered()
@@ -269,10 +265,10 @@ async def killed(spool: SqliteSpool, disk: FaultyDisk, path: Path) -> None:
     disk.put_back(images)
 
 
-async def test_a_stop_whose_last_sync_fails_leaves_all_to_the_next_start(
+async def test_a_stop_with_a_failed_fsync_keeps_the_log_for_the_next_start(
     disk: FaultyDisk, make, open_spool, tmp_path: Path
 ) -> None:
-    """SQLite brings the log into the database when the last connection closes."""
+    """SQLite checkpoints the log when the last connection closes."""
     spool = open_spool(tmp_path / "spool.sqlite")
     await spool.start()
     accepted = await spool.accept(make())

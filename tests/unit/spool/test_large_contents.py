@@ -1,4 +1,4 @@
-"""Contents whose body arrives in a file: named, shared, read and removed."""
+"""Contents whose body is received into a file: linked, shared, read and removed."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ def names(files: Path) -> list[str]:
 
 
 async def arrived(spool: SqliteSpool, body: bytes = BODY) -> LargeContent:
-    """A content as a session hands it over, its body in two writes."""
+    """A content as an SMTP session writes it, its body in two writes."""
     incoming_body = spool.incoming_body()
     await incoming_body.write([body[:7], body[7:20]])
     await incoming_body.write([body[20:]])
@@ -55,7 +55,7 @@ async def gone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", [BODY, b"\r\n\xff\r\n"], ids=["ascii", "eight bit"])
-async def test_what_arrived_is_named_not_copied_and_read_back_in_pieces(
+async def test_a_received_body_is_linked_not_copied_and_read_in_pieces(
     spool, make, files: Path, body: bytes
 ) -> None:
     content = await arrived(spool, body)
@@ -73,7 +73,9 @@ async def test_what_arrived_is_named_not_copied_and_read_back_in_pieces(
     assert found.eight_bit is not body.isascii()
 
 
-async def test_a_file_goes_with_the_last_entry_of_any_version(spool, make, files: Path) -> None:
+async def test_a_file_is_removed_with_the_last_entry_of_any_version(
+    spool, make, files: Path
+) -> None:
     content = await arrived(spool)
     other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
     hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"], "mx:c.test": ["z@c.test"]}
@@ -92,7 +94,7 @@ async def test_a_file_goes_with_the_last_entry_of_any_version(spool, make, files
     await gone(files / f"{message.id}-0")
 
 
-async def test_discarding_leaves_what_was_accepted(spool, make, files: Path) -> None:
+async def test_discarding_keeps_an_accepted_body(spool, make, files: Path) -> None:
     incoming_body = spool.incoming_body()
     await incoming_body.write([BODY])
     content = LargeContent(HEADER, (incoming_body.octets(),), eight_bit=False)
@@ -102,11 +104,11 @@ async def test_discarding_leaves_what_was_accepted(spool, make, files: Path) -> 
     assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
-async def test_what_is_discarded_does_not_come_back(spool, files: Path) -> None:
+async def test_a_discarded_body_stays_removed(spool, files: Path) -> None:
     incoming_body = spool.incoming_body()
     await incoming_body.write([BODY])
     incoming_body.discard()
-    await incoming_body.write([BODY])  # as the thread of a session that was cut off
+    await incoming_body.write([BODY])  # as the thread of a closed session does
     await gone(incoming_body.octets().path)
     assert names(files) == []
 
@@ -137,7 +139,7 @@ async def test_a_dead_letter_shares_the_file_and_outlives_the_message(
     assert read_all(await spool.read_content(dead.content_id)) == HEADER + BODY
 
 
-async def test_both_halves_of_one_acceptance_may_have_the_same_body(spool, make) -> None:
+async def test_both_messages_of_one_acceptance_may_share_a_body(spool, make) -> None:
     content = await arrived(spool)
     letter = make({"local": ["postmaster"]}, content=content)
     first, second = (await spool.accept(make(content=content), reports=[letter])).claims
@@ -160,7 +162,7 @@ def a_file_elsewhere(whole: FileOctets) -> tuple[FileOctets, ...]:
 
 
 @pytest.mark.parametrize("other", [pieces_in_memory, a_part_of_the_file, a_file_elsewhere])
-async def test_any_other_body_is_copied(spool, make, other: Callable, files: Path) -> None:
+async def test_a_body_from_elsewhere_is_copied(spool, make, other: Callable, files: Path) -> None:
     content = await arrived(spool)
     content = replace(content, body=other(content.body[0]))
     (claim,) = (await spool.accept(make(content=content))).claims
@@ -168,7 +170,9 @@ async def test_any_other_body_is_copied(spool, make, other: Callable, files: Pat
     assert read_all(await spool.read_content(claim.content_id)) == read_all(content)
 
 
-async def test_where_links_are_impossible_it_is_copied(spool, make, files: Path, monkeypatch):
+async def test_a_body_is_copied_where_hard_links_are_impossible(
+    spool, make, files: Path, monkeypatch
+):
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -179,7 +183,7 @@ async def test_where_links_are_impossible_it_is_copied(spool, make, files: Path,
     assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
-async def test_a_body_that_is_gone_or_cut_short_is_no_message(spool, make, files: Path) -> None:
+async def test_a_missing_or_truncated_body_is_an_error(spool, make, files: Path) -> None:
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
     stored = files / f"{claim.message.id}-0"
     os.truncate(stored, 5)
@@ -193,7 +197,7 @@ async def test_a_body_that_is_gone_or_cut_short_is_no_message(spool, make, files
         await spool.accept(make(content=nothing))
 
 
-async def test_everything_is_synced_before_the_transaction_names_it(
+async def test_the_body_is_synced_before_the_transaction_references_it(
     spool, make, files: Path, monkeypatch
 ) -> None:
     synced: list[str] = []

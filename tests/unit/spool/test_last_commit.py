@@ -1,4 +1,4 @@
-"""A spool that lost its log is damaged; one that was killed or lost power is not."""
+"""A lost write-ahead log is damage; a kill or a power loss is not."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def copied(path: Path, folder: Path) -> Path:
-    """Copy the files as they are now: what a process leaves that is killed now."""
+    """Copy the files as a kill at this moment would leave them."""
     folder.mkdir()
     for ending in FILES:
         source = path.with_name(path.name + ending)
@@ -49,10 +49,10 @@ async def fill(spool: SqliteSpool, make, number: int = MESSAGES) -> list[str]:
 
 
 class Copying(CrashPoints):
-    """Copies the files at every point: what a process leaves that is killed there."""
+    """Copies the files at every crash point, as a kill there would leave them."""
 
     def __init__(self, path: Path, folder: Path, lose: Callable[[Path, Path], None]) -> None:
-        """`lose` takes from a copy what a loss of power takes, and knows what it is a copy of."""
+        """`lose(copy, original)` removes from a copy what a power loss removes."""
         super().__init__()
         folder.mkdir()
         self._path, self._folder, self._lose = path, folder, lose
@@ -66,7 +66,7 @@ class Copying(CrashPoints):
 
 @pytest.fixture
 async def killed(path: Path, tmp_path: Path, open_spool, make) -> Path:
-    """A new spool with messages whose process was killed: all is in its log, also the tables."""
+    """A new spool whose process was killed: every row, and the schema, is in its log."""
     spool = open_spool(path)
     await spool.start()
     await fill(spool, make)
@@ -80,7 +80,7 @@ def octets_in(folder: Path) -> dict[str, bytes]:
 
 
 def messages_in(path: Path) -> int:
-    """How many there are in the database without its log."""
+    """Count the messages in the database without its log."""
     address = f"{path.as_uri()}?immutable=1"
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     with closing(apsw.Connection(address, flags=flags)) as connection:
@@ -113,7 +113,7 @@ def overwrite(log: Path) -> None:
 
 
 @pytest.mark.parametrize("lose", [os.unlink, make_empty, lose_half, lose_the_end, overwrite])
-async def test_a_log_that_is_lost_is_damage_until_it_is_salvaged(
+async def test_a_lost_log_is_damage_until_it_is_recovered(
     killed: Path, open_spool, lose: Callable[[Path], None], tmp_path: Path
 ) -> None:
     lose(log_of(killed))
@@ -134,7 +134,7 @@ async def test_a_log_that_is_lost_is_damage_until_it_is_salvaged(
     assert len(await listed(open_spool, killed)) < MESSAGES
 
 
-async def test_a_backup_that_is_put_back_beside_the_number_of_the_other_says_what_to_remove(
+async def test_a_restored_backup_next_to_a_newer_last_commit_file_is_explained(
     path: Path, tmp_path: Path, open_spool, make
 ) -> None:
     spool = open_spool(path)
@@ -154,10 +154,10 @@ async def test_a_backup_that_is_put_back_beside_the_number_of_the_other_says_wha
 
 
 @pytest.mark.parametrize("lost", ["nothing", "what was not synced", "all"])
-async def test_no_kill_at_any_point_makes_a_whole_spool_look_damaged(
+async def test_a_kill_at_any_crash_point_is_not_reported_as_damage(
     path: Path, tmp_path: Path, clock, make, monkeypatch, lost: str
 ) -> None:
-    """Nor does one after another, nor when what was noted is lost with the power."""
+    """Also after two kills, and when the commit number is lost in a power loss."""
     monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 30)
     synced, fsync = {}, os.fsync
 
@@ -195,14 +195,14 @@ async def test_no_kill_at_any_point_makes_a_whole_spool_look_damaged(
     assert {point for point, _ in seen} == {point for _, point in seen} == points
 
 
-async def test_a_killed_spool_is_whole(killed: Path, open_spool) -> None:
+async def test_a_killed_spool_is_not_damaged(killed: Path, open_spool) -> None:
     check_files(killed, has_owner=False)
     assert len(await listed(open_spool, killed)) == MESSAGES
     assert not last_commit_of(killed).exists()
 
 
 @pytest.mark.parametrize("gone", [("",), ("", "-wal")])
-async def test_a_file_that_is_gone_without_a_stop_is_damage(
+async def test_a_missing_file_after_a_kill_is_damage(
     killed: Path, open_spool, gone: tuple[str, ...]
 ) -> None:
     for ending in gone:
@@ -212,10 +212,10 @@ async def test_a_file_that_is_gone_without_a_stop_is_damage(
 
 
 @pytest.mark.parametrize("is_ended", [True, False])
-async def test_a_log_is_missed_by_what_was_noted_and_synced(
+async def test_a_lost_log_is_detected_by_the_synced_commit_number(
     path: Path, tmp_path: Path, open_spool, make, monkeypatch, is_ended: bool
 ) -> None:
-    """A loss of power takes what was noted since, but for the end of a checkpoint perhaps."""
+    """A power loss removes numbers written since the last fsync, except perhaps a checkpoint's end."""
     monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 50)
     synced, fsync = [], os.fsync
 
@@ -245,9 +245,7 @@ async def test_a_log_is_missed_by_what_was_noted_and_synced(
     assert len(synced) > 6
 
 
-async def test_what_another_program_brings_into_the_database_is_not_lost(
-    killed: Path, open_spool
-) -> None:
+async def test_a_checkpoint_by_another_program_is_not_damage(killed: Path, open_spool) -> None:
     """SQLite removes the log when its last connection closes."""
     with closing(apsw.Connection(str(killed))) as connection:
         assert connection.execute("SELECT count(*) FROM message").get == MESSAGES
@@ -269,10 +267,10 @@ async def test_a_spool_that_was_stopped_may_be_replaced_by_an_older_copy(
     assert await listed(open_spool, path) == []
 
 
-async def test_a_checkpoint_that_was_cut_off_needs_its_log(
+async def test_an_interrupted_checkpoint_needs_its_log(
     killed: Path, open_spool, tmp_path: Path
 ) -> None:
-    """The database may have the newest count of commits, and not the pages of all of them."""
+    """The database may have the newest commit number without all pages of these commits."""
     count = LastCommit(killed, read_recorded(killed).number, crash=CrashPoints())
     count.checkpoint_begins()
     whole = copied(killed, tmp_path / "whole")
@@ -283,7 +281,7 @@ async def test_a_checkpoint_that_was_cut_off_needs_its_log(
     assert len(await listed(open_spool, whole)) == MESSAGES
 
 
-async def test_a_disk_that_is_full_may_end_the_process_behind_a_log_that_was_emptied(
+async def test_a_kill_after_the_log_was_emptied_is_not_damage(
     path: Path, tmp_path: Path, open_spool, make
 ) -> None:
     spool = open_spool(path)
@@ -296,7 +294,7 @@ async def test_a_disk_that_is_full_may_end_the_process_behind_a_log_that_was_emp
     assert len(await listed(open_spool, left)) == MESSAGES
 
 
-async def test_a_count_that_cannot_be_written_refuses_no_mail(
+async def test_mail_is_accepted_when_the_commit_number_cannot_be_written(
     path: Path, open_spool, make, monkeypatch, capfd
 ) -> None:
     def refuse(*_args: object, **_more: object) -> None:
@@ -321,7 +319,7 @@ async def test_a_count_that_cannot_be_written_refuses_no_mail(
         ("00000000000000000007 checkpoint\n", RecordedCommit(7, is_checkpoint=True)),
     ],
 )
-async def test_what_a_loss_of_power_leaves_of_the_file_is_read(
+async def test_a_last_commit_file_is_read_after_a_power_loss(
     path: Path, open_spool, line: str, noted: RecordedCommit
 ) -> None:
     assert read_recorded(path) is None
@@ -330,7 +328,7 @@ async def test_what_a_loss_of_power_leaves_of_the_file_is_read(
 
 
 async def test_a_running_spool_may_be_read_while_it_commits(path: Path, open_spool, make) -> None:
-    """The number is read first, so that a commit in between makes the spool newer, never older."""
+    """The number is read first, so a commit in between makes the spool newer, never older."""
     spool = open_spool(path)
     await spool.start()
     noted = read_recorded(path)

@@ -1,4 +1,4 @@
-"""Spools of older schemas are brought forward, whatever happens meanwhile; newer ones are refused."""
+"""Spools of older schemas are migrated, also after a kill; newer ones are refused."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ OLD = sorted(int(file.stem) for file in SCHEMAS.glob("*.sql"))
 CAPTURED = "06gzg000000000a4"
 DAY_US = 86400 * 1_000_000
 
-# what the migration does until its nth statement, which kills it
+# runs the migration and kills it at its nth statement
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -54,7 +54,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def made_by_schema(version: int, path: Path) -> None:
-    """As a relay of that time left it, without a chance to tidy up."""
+    """Write the file as a killed relay of that schema left it."""
     connection = apsw.Connection(str(path))
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute((SCHEMAS / f"{version}.sql").read_text())
@@ -65,7 +65,7 @@ def made_by_schema(version: int, path: Path) -> None:
 
 
 def shape(connection: apsw.Connection) -> dict[str, object]:
-    """Tables with their columns in order, and indexes as they are declared."""
+    """Return the tables with their columns in order, and the index declarations."""
     tables = {
         name: connection.execute(
             'SELECT name, type, "notnull", dflt_value, pk FROM pragma_table_info(?)', (name,)
@@ -83,7 +83,7 @@ def shape(connection: apsw.Connection) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("version", OLD)
-def test_an_old_file_gets_the_shape_of_a_new_one(path: Path, tmp_path: Path, version: int) -> None:
+def test_a_migrated_file_has_the_current_schema(path: Path, tmp_path: Path, version: int) -> None:
     made_by_schema(version, path)
     new = open_database(tmp_path / "new.sqlite")
     migrated = open_database(path)
@@ -94,13 +94,13 @@ def test_an_old_file_gets_the_shape_of_a_new_one(path: Path, tmp_path: Path, ver
     migrated.close()
 
 
-def test_there_is_a_kept_file_of_every_older_schema() -> None:
+def test_every_older_schema_has_a_test_file() -> None:
     assert list(range(1, SCHEMA_VERSION)) == OLD
     assert [text.version for text in migrate.migrations()] == list(range(2, SCHEMA_VERSION + 1))
 
 
 @pytest.mark.parametrize("version", OLD)
-async def test_everything_goes_on_where_it_stood(path, open_spool, clock, version) -> None:
+async def test_the_queue_continues_after_a_migration(path, open_spool, clock, version) -> None:
     made_by_schema(version, path)
     spool = open_spool(path)
     assert await spool.start() == 1
@@ -119,7 +119,7 @@ _never = SimpleNamespace(contents=(b"",), entries=(), id="n")
 
 
 @pytest.mark.parametrize("version", OLD)
-def test_rows_get_what_the_scheduler_needs(path: Path, version: int) -> None:
+def test_a_migration_fills_the_scheduler_columns(path: Path, version: int) -> None:
     made_by_schema(version, path)
     connection = open_database(path, captured_keep_us=DAY_US)
     rows = connection.execute("SELECT message_id, state, retry_us, due_us, sender FROM entry").get
@@ -151,9 +151,7 @@ async def test_a_large_content_of_schema_1_is_read_in_pieces(path, open_spool, l
 
 
 @pytest.mark.parametrize("statement", [6, 8, 9, 12, 16, 20, 26, 29, 31])
-def test_a_migration_that_is_killed_leaves_one_schema_or_the_next(
-    path: Path, statement: int
-) -> None:
+def test_a_killed_migration_leaves_a_complete_schema(path: Path, statement: int) -> None:
     made_by_schema(1, path)
     ended = subprocess.run([sys.executable, "-c", KILLED, str(path), str(statement)], check=False)
     assert ended.returncode == -9
@@ -173,7 +171,7 @@ def _columns(connection: apsw.Connection, table: str) -> list[str]:
     return [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
 
 
-def test_before_the_first_change_there_is_a_copy(path: Path) -> None:
+def test_a_copy_is_made_before_the_first_change(path: Path) -> None:
     made_by_schema(2, path)
     for old in (1, 2):
         path.with_name(f"{path.name}.before-{old}").write_bytes(b"")
@@ -188,7 +186,7 @@ def test_before_the_first_change_there_is_a_copy(path: Path) -> None:
     before.close()
 
 
-def test_without_room_for_the_copy_nothing_is_changed(path: Path, monkeypatch) -> None:
+def test_without_space_for_the_copy_nothing_changes(path: Path, monkeypatch) -> None:
     made_by_schema(2, path)
     before = path.read_bytes()
     full = SimpleNamespace(
@@ -210,7 +208,7 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
             open_database(path, read_only=read_only)
 
 
-def test_a_file_of_an_unreleased_text_is_refused(path: Path) -> None:
+def test_a_file_of_an_unreleased_schema_is_refused(path: Path) -> None:
     open_database(path).close()
     connection = apsw.Connection(str(path))
     connection.execute("UPDATE migration SET checksum = 'another'")
@@ -219,7 +217,7 @@ def test_a_file_of_an_unreleased_text_is_refused(path: Path) -> None:
         open_database(path)
 
 
-def test_what_is_no_spool_is_left_alone(path: Path) -> None:
+def test_a_file_that_is_not_a_spool_is_not_changed(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("CREATE TABLE mine (it INTEGER)")
     connection.close()
@@ -230,7 +228,7 @@ def test_what_is_no_spool_is_left_alone(path: Path) -> None:
         open_database(path)
 
 
-def test_comments_may_be_changed() -> None:
+def test_the_checksum_ignores_comments() -> None:
     text = migrate.Text(9, "x.sql", "CREATE TABLE a (b);  -- so\n")
     same = migrate.Text(9, "x.sql", "-- or so\nCREATE TABLE\n  a (b);")
     other = migrate.Text(9, "x.sql", "CREATE TABLE a (c);")

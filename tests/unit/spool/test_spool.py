@@ -47,7 +47,7 @@ async def test_the_same_submission_key_is_the_same_message(spool, make) -> None:
     assert len(await spool.queue_admin.list(Selector(all=True), limit=10)) == 1
 
 
-async def test_settling_everything_ends_the_entry_and_its_content(spool, make) -> None:
+async def test_settling_every_recipient_ends_the_entry_and_its_content(spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
     held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
     assert held
@@ -108,7 +108,7 @@ async def test_failure_and_report_are_one_transaction(spool, make) -> None:
     assert [step["step"] for step in journey["steps"]] == [7]
 
 
-async def test_large_contents_are_files_and_go_with_their_entry(
+async def test_large_contents_are_files_and_are_removed_with_their_entry(
     spool, make, tmp_path: Path
 ) -> None:
     large = b"x" * (INLINE_BYTES_MAX + 1)
@@ -118,7 +118,7 @@ async def test_large_contents_are_files_and_go_with_their_entry(
     assert [path.stat().st_size for path in files.iterdir()] == [len(large)]
     assert await spool.read_content(claim.content_id) == large
     await spool.settle(Settlement(claim, 5, {1: OK}))
-    with pytest.raises(SpoolError):  # the reader's queue is in order: the removal has run
+    with pytest.raises(SpoolError):  # the reader runs jobs in order, so the removal has run
         await spool.read_content(claim.content_id)
     assert list(files.iterdir()) == []
 
@@ -150,7 +150,7 @@ async def test_concurrent_accepts_share_commits(spool, make) -> None:
     assert samples["relay_commit_batch_size_count"] < 50
 
 
-async def test_one_bad_operation_fails_alone(spool, make) -> None:
+async def test_one_failed_operation_does_not_fail_its_batch(spool, make) -> None:
     message = make()
     twin = replace(message, subject="the same id")
     answers = await asyncio.gather(
@@ -159,7 +159,7 @@ async def test_one_bad_operation_fails_alone(spool, make) -> None:
     assert [isinstance(one, SpoolError) for one in answers] == [False, True, False]
 
 
-async def test_every_name_of_a_message_finds_it(spool, make) -> None:
+async def test_a_message_is_found_by_each_of_its_ids(spool, make) -> None:
     message = make(submission_id="0123456789abcdef.1", message_id="<m@x>")
     await spool.accept(message)
     await spool.accept(make(account="carol@example.test", reverse_path="carol@example.test"))
@@ -184,10 +184,10 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     added = NewRecipient("audit@example.test", added_by="copy to audit")
     message = replace(message, entries=(replace(entry, recipients=(*entry.recipients, added)),))
     claim = (await spool.accept(message)).claims[0]
-    told = {"host": "mx", "recipients": [
+    detail = {"host": "mx", "recipients": [
         {"number": n, "outcome": "relayed", "status": "2.0.0", "reply": "250"} for n in (1, 2)
     ]}  # fmt: skip
-    event = Event(Step.DELIVERY, 5, told)
+    event = Event(Step.DELIVERY, 5, detail)
     await spool.settle(Settlement(claim, 5, {1: OK, 2: NO}, events=(event,)))
     journey = await spool.journey(message.id)
     assert journey is not None
@@ -197,7 +197,7 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     assert [one["number"] for one in journey["steps"][0]["detail"]["recipients"]] == [1]
 
 
-async def test_an_entry_that_cannot_be_read_does_not_keep_others_back(
+async def test_an_unreadable_entry_does_not_block_others(
     spool, make, clock, tmp_path: Path
 ) -> None:
     damaged = (await spool.accept(make(), claim=False)).queue_id
@@ -225,7 +225,7 @@ async def test_a_spool_that_was_never_started_can_be_stopped(open_spool, tmp_pat
     await asyncio.wait_for(spool.stop(), 5)
 
 
-async def test_nobody_else_may_read_the_files(spool, make, tmp_path: Path) -> None:
+async def test_other_users_cannot_read_the_files(spool, make, tmp_path: Path) -> None:
     await spool.accept(make())
     found = open_to_others(tmp_path)
     assert set(found) > {"spool.sqlite", "spool.sqlite-wal"}
@@ -244,7 +244,7 @@ def open_to_others(folder: Path) -> dict[str, int]:
     ],
     ids=["no database", "newer"],
 )
-def test_a_file_that_is_no_spool_is_said_to_be_none(tmp_path: Path, open_spool, make_file, words):
+def test_a_file_that_is_not_a_spool_is_reported(tmp_path: Path, open_spool, make_file, words):
     path = tmp_path / "spool.sqlite"
     make_file(path)
     with pytest.raises(SpoolFormatError, match=words):

@@ -1,4 +1,4 @@
-"""Whether a spool holds together, and what is done about it: mail is never dropped."""
+"""Verification of a spool: findings and repairs; mail is never dropped."""
 
 import os
 import re
@@ -44,9 +44,9 @@ async def filled(path: Path, make, open_spool, clock) -> str:
 
 def verify(path: Path, mode: VerifyMode = VerifyMode.REPAIR, **more: bool) -> list[SpoolFinding]:
     findings: list[SpoolFinding] = []
-    wishes = {"full": False, **more}
+    options = {"full": False, **more}
     SpoolVerifier(
-        path, mode=mode, clock=ManualClock(10**15), report=findings.append, **wishes
+        path, mode=mode, clock=ManualClock(10**15), report=findings.append, **options
     ).run()
     return findings
 
@@ -59,7 +59,7 @@ def by_hand(path: Path, sql: str, *values: object) -> None:
 
 @pytest.mark.parametrize("mode", VerifyMode)
 @pytest.mark.parametrize("full", [True, False])
-def test_what_is_in_order_has_no_finding(path: Path, filled, mode, full) -> None:
+def test_a_sound_spool_has_no_findings(path: Path, filled, mode, full) -> None:
     counts = SpoolVerifier(
         path, mode=mode, full=full, clock=ManualClock(5), report=pytest.fail
     ).run()
@@ -84,7 +84,7 @@ def test_what_is_in_order_has_no_finding(path: Path, filled, mode, full) -> None
         ),
     ],
 )
-def test_rows_that_are_lost_are_told_and_stay_told(path, filled, sql, expected) -> None:
+def test_lost_rows_are_reported_by_every_verification(path, filled, sql, expected) -> None:
     by_hand(path, sql, filled)
     found = verify(path, VerifyMode.DRY_RUN)
     assert expected <= {one.expected for one in found}
@@ -96,7 +96,7 @@ def test_rows_that_are_lost_are_told_and_stay_told(path, filled, sql, expected) 
     assert again == [SpoolFault.LOST_ROW] * len(lost)
 
 
-def test_counters_are_counted_anew_by_who_says_so(path: Path, filled) -> None:
+def test_counters_are_corrected_only_with_recount(path: Path, filled) -> None:
     def counters(mode: VerifyMode = VerifyMode.REPAIR, **more: bool) -> list[tuple[str, bool, str]]:
         found = [one for one in verify(path, mode, **more) if one.kind is SpoolFault.COUNTERS]
         return [(one.found, one.repaired, one.action) for one in found]
@@ -104,7 +104,7 @@ def test_counters_are_counted_anew_by_who_says_so(path: Path, filled) -> None:
     by_hand(path, "DELETE FROM recipient WHERE message_id = ?", filled)
     lost = "1 recipients unaccounted for"
     advice = "once the cause is known, --recount corrects the counters"
-    for mode in (*VerifyMode, VerifyMode.REPAIR):  # it stays until then
+    for mode in (*VerifyMode, VerifyMode.REPAIR):  # until --recount
         assert counters(mode) == [(lost, False, advice)]
     assert counters(VerifyMode.DRY_RUN, recount=True) == [(lost, False, "would be corrected")]
     assert counters(recount=True) == [(lost, True, "corrected")]
@@ -118,17 +118,17 @@ def test_counters_are_counted_anew_by_who_says_so(path: Path, filled) -> None:
         "UPDATE entry SET state = 'final', due_us = NULL WHERE message_id = ?",
     ],
 )
-async def test_who_lost_the_entry_ends_as_cancelled_for_who_says_so(
+async def test_recipients_of_a_lost_entry_are_cancelled_only_with_recount(
     path: Path, filled, open_spool, lost
 ) -> None:
     by_hand(path, lost, filled)
-    told = ("1 recipients without an entry", "ended as cancelled")
-    assert told not in [(one.found, one.action) for one in verify(path)]
+    finding = ("1 recipients without an entry", "ended as cancelled")
+    assert finding not in [(one.found, one.action) for one in verify(path)]
     would = [one.action for one in verify(path, VerifyMode.DRY_RUN, recount=True)]
     assert "would be ended as cancelled" in would
     assert "would be corrected" in would
     repaired = [one for one in verify(path, recount=True) if one.repaired]
-    assert [(one.found, one.action) for one in repaired] == [told], (
+    assert [(one.found, one.action) for one in repaired] == [finding], (
         "nothing else is unaccounted for"
     )
     spool = open_spool(path)
@@ -144,13 +144,13 @@ async def test_who_lost_the_entry_ends_as_cancelled_for_who_says_so(
     await spool.stop()
 
 
-async def test_what_is_never_due_is_made_due(path: Path, filled, open_spool) -> None:
+async def test_an_entry_without_a_due_time_is_made_due(path: Path, filled, open_spool) -> None:
     by_hand(path, "UPDATE entry SET due_us = NULL, retry_us = NULL WHERE message_id = ?", filled)
-    (told,) = [
+    (finding,) = [
         one for one in verify(path, VerifyMode.READ_ONLY) if one.kind is SpoolFault.NEVER_DUE
     ]
-    assert (told.where, told.repaired) == (f"{filled}-1", False)
-    assert told.action == "can be made due while no relay runs"
+    assert (finding.where, finding.repaired) == (f"{filled}-1", False)
+    assert finding.action == "can be made due while no relay runs"
     assert SpoolFault.NEVER_DUE in {one.kind for one in verify(path) if one.repaired}
     assert verify(path) == []
     spool = open_spool(path)
@@ -172,11 +172,11 @@ def cut_short(content: Path) -> None:
     ("harm", "found"), [(lost, "no such file or directory"), (cut_short, "5 bytes")]
 )
 @pytest.mark.parametrize("mode", VerifyMode)
-def test_a_content_that_is_lost_is_told(path: Path, filled, harm, found, mode) -> None:
+def test_a_lost_content_is_reported(path: Path, filled, harm, found, mode) -> None:
     content = path.with_name(path.name + "-content") / f"{filled}-0"
     harm(content)
-    (told,) = verify(path, mode)
-    assert told == SpoolFinding(
+    (finding,) = verify(path, mode)
+    assert finding == SpoolFinding(
         SpoolFault.LOST_CONTENT,
         str(content),
         found,
@@ -187,7 +187,7 @@ def test_a_content_that_is_lost_is_told(path: Path, filled, harm, found, mode) -
 
 
 @pytest.mark.parametrize("mode", VerifyMode)
-def test_octets_that_changed_are_told_where_every_octet_is_read(path, filled, mode) -> None:
+def test_changed_bytes_are_reported_by_a_full_verification(path, filled, mode) -> None:
     content = path.with_name(path.name + "-content") / f"{filled}-0"
     content.write_bytes(LARGE.replace(b"large", b"lar9e"))
     by_hand(path, "UPDATE content SET data = zeroblob(size) WHERE data IS NOT NULL")
@@ -206,7 +206,7 @@ def test_octets_that_changed_are_told_where_every_octet_is_read(path, filled, mo
     assert verify(path, mode, full=True) == [inline]
 
 
-async def test_versions_that_share_a_file_have_a_sum_each(path, make, open_spool) -> None:
+async def test_versions_that_share_a_file_have_their_own_checksums(path, make, open_spool) -> None:
     spool = open_spool(path)
     await spool.start()
     incoming_body = spool.incoming_body()
@@ -221,36 +221,36 @@ async def test_versions_that_share_a_file_have_a_sum_each(path, make, open_spool
     await spool.stop()
     assert verify(path, full=True) == []
     by_hand(path, "UPDATE content SET header = CAST(replace(header, 'two', 'six') AS BLOB)")
-    (told,) = verify(path, full=True)
-    assert told.kind is SpoolFault.LOST_CONTENT
+    (finding,) = verify(path, full=True)
+    assert finding.kind is SpoolFault.LOST_CONTENT
 
 
-def test_files_that_nobody_needs_are_put_aside(path: Path, filled) -> None:
+def test_stale_files_are_moved_to_put_aside(path: Path, filled) -> None:
     left = path.with_name(path.name + "-content") / "left-over-0"
     left.write_bytes(b"x")
     assert verify(path, VerifyMode.READ_ONLY) == []  # a running relay may be writing it
     (would,) = verify(path, VerifyMode.DRY_RUN)
     assert (would.kind, would.repaired) == (SpoolFault.STALE_CONTENT, False)
     assert left.exists()
-    (told,) = verify(path)
-    assert told.repaired
+    (finding,) = verify(path)
+    assert finding.repaired
     assert (path.with_name(path.name + "-put-aside") / "left-over-0").read_bytes() == b"x"
     assert verify(path) == []
 
 
 @pytest.mark.parametrize("column", ["data", "file"])
-def test_contents_without_an_entry_are_put_aside_whole(path: Path, filled, column) -> None:
-    """They may be all that is left of a message."""
+def test_contents_without_an_entry_are_moved_whole_to_put_aside(path: Path, filled, column) -> None:
+    """They may be the only rest of a message."""
     by_hand(path, f"DELETE FROM entry WHERE state <> 'final' AND content_id IN"
                   f" (SELECT id FROM content WHERE {column} IS NOT NULL)")  # fmt: skip
-    (told,) = [one for one in verify(path) if one.kind is SpoolFault.UNNEEDED_CONTENT]
-    assert told.repaired
+    (finding,) = [one for one in verify(path) if one.kind is SpoolFault.UNNEEDED_CONTENT]
+    assert finding.repaired
     (aside,) = path.with_name(path.name + "-put-aside").iterdir()
     assert aside.read_bytes() == (LARGE if column == "file" else b"Subject: s\r\n\r\nbody\r\n")
     assert SpoolFault.UNNEEDED_CONTENT not in {one.kind for one in verify(path)}
 
 
-def test_an_index_that_deviates_is_found_by_a_full_look(path: Path, filled) -> None:
+def test_an_inconsistent_index_is_found_by_a_full_verification(path: Path, filled) -> None:
     connection = apsw.Connection(str(path))
     root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'entry_due'").get
     connection.close()
@@ -262,7 +262,7 @@ def test_an_index_that_deviates_is_found_by_a_full_look(path: Path, filled) -> N
     }
 
 
-def test_damage_is_told_and_left_to_salvage(path: Path, filled) -> None:
+def test_damage_is_reported_and_left_to_recover(path: Path, filled) -> None:
     octets = path.read_bytes()
     path.write_bytes(octets[:4096] + b"\xff" * (len(octets) - 4096))
     found = verify(path)
@@ -270,12 +270,12 @@ def test_damage_is_told_and_left_to_salvage(path: Path, filled) -> None:
     assert not any(one.repaired for one in found)
 
 
-def test_a_mark_of_damage_goes_when_every_page_can_be_read(path: Path, filled) -> None:
+def test_the_damage_mark_is_removed_when_every_page_can_be_read(path: Path, filled) -> None:
     damage_mark_of(path).write_text("the disk was loose\n")
-    (told,) = verify(path, VerifyMode.READ_ONLY)
-    assert (told.kind, told.found, told.repaired) == (
+    (finding,) = verify(path, VerifyMode.READ_ONLY)
+    assert (finding.kind, finding.found, finding.repaired) == (
         SpoolFault.DAMAGED_SPOOL, "the disk was loose", False,
     )  # fmt: skip
-    (told,) = verify(path)
-    assert told.repaired
+    (finding,) = verify(path)
+    assert finding.repaired
     assert verify(path) == []

@@ -1,5 +1,5 @@
--- From schema 2: lanes, senders and times of their own for what waits; captured mail that ends; and
--- contents that are found by their file, and have a checksum.
+-- From schema 2: priority levels, senders and retry times of entries; captured mail expires;
+-- contents have a checksum and an index by file.
 
 ALTER TABLE entry ADD COLUMN retry_us INTEGER;
 ALTER TABLE entry ADD COLUMN lane INTEGER NOT NULL DEFAULT 1;
@@ -10,7 +10,7 @@ ALTER TABLE entry ADD COLUMN warn_us INTEGER;
 ALTER TABLE entry ADD COLUMN priority INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE content ADD COLUMN crc32 INTEGER;
 
--- Before the indexes: they would be written with every row.
+-- Before the indexes are created: each update would write to them.
 DROP INDEX entry_live;
 UPDATE entry SET retry_us = due_us, sender = coalesce((
     SELECT sender_key(iif(account <> '', account, reverse_path)) FROM message

@@ -1,4 +1,4 @@
--- From schema 3: the moment of the last commits, from which a start continues the queue's time.
+-- From schema 3: the time of a recent commit, from which a start continues queue time.
 
 CREATE TABLE clock (
     id            INTEGER PRIMARY KEY CHECK (id = 1),
@@ -9,6 +9,6 @@ CREATE TABLE clock (
     doubtful_us   INTEGER NOT NULL,
     doubt_ends_us INTEGER NOT NULL
 );
--- Until now a start took the wall clock: the time of the newest message is the latest known.
+-- Schema 3 used the wall clock at each start: the newest message has the latest known time.
 INSERT INTO clock
     SELECT 1, received_us, received_us, 0, '', 0, 0 FROM message ORDER BY id DESC LIMIT 1;

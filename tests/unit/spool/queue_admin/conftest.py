@@ -1,21 +1,21 @@
-"""A desk whose delivery is a Memory, and mail that was put off."""
+"""Queue administration with fake active claims, and deferred mail."""
 
 import pytest
 
 from relay.spool.types import EntrySchedule, PriorityLevel, Settlement
-from tests.unit.spool.queue_admin.operator import HOUR_US, LATER, Memory
+from tests.unit.spool.queue_admin.operator import HOUR_US, LATER, FakeActiveClaims
 
 
 @pytest.fixture
-def memory(spool) -> Memory:
-    memory = Memory()
-    spool.queue_admin.attend(memory)
-    return memory
+def active_claims(spool) -> FakeActiveClaims:
+    active_claims = FakeActiveClaims()
+    spool.queue_admin.attend(active_claims)
+    return active_claims
 
 
 @pytest.fixture
 def defer(spool, make, clock):
-    """Accept a message and put all its entries off by an hour."""
+    """Accept a message and defer all its entries by one hour."""
 
     async def defer(hops=None, **changes) -> str:
         accepted = await spool.accept(make(hops, **changes))

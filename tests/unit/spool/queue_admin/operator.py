@@ -1,4 +1,4 @@
-"""Who gives orders at the spool's desk, and what delivery has in memory meanwhile."""
+"""Queue commands of an operator, and a fake of delivery's claims in memory."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -18,27 +18,27 @@ LATER = Deferred(Evidence("4.7.1", "451 4.7.1 greylisted"), DeferralClass.RECIPI
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 
 
-def ordered(operation: str, selector: Selector = ALL, **more: Any) -> QueueCommand:
+def command(operation: str, selector: Selector = ALL, **more: Any) -> QueueCommand:
     return QueueCommand(Operation(operation), selector, "olga", **more)
 
 
 def reroute(to: str, selector: Selector = ALL, **more: Any) -> QueueCommand:
     hop = NextHop.parse(to)
-    return ordered("reroute", selector, to=lambda _: hop, to_text=to, **more)
+    return command("reroute", selector, to=lambda _: hop, to_text=to, **more)
 
 
 def own_mx(address: str) -> NextHop | None:
-    """As the table of routes: a next hop for each domain, none for one that does not exist."""
+    """Route as the table of routes does: None for a domain that does not exist."""
     domain = domain_of(address)
     return None if domain == "gone.test" else NextHop(HopKind.MX, domain)
 
 
-class Memory:
-    """What delivery has in memory: keys that wait; what else is claimed is in work."""
+class FakeActiveClaims:
+    """Delivery's claims in memory: `waiting` can be withdrawn, other claims are in flight."""
 
     def __init__(self) -> None:
         self.waiting: set[Key] = set()
-        self.anew: list[NextHop] = []
+        self.retried_hops: list[NextHop] = []
         self.due: list[int] = []
 
     def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:
@@ -50,14 +50,14 @@ class Memory:
         return frozenset(taken)
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
-        self.anew += next_hops
+        self.retried_hops += next_hops
 
     def due_at(self, due_us: int) -> None:
         self.due.append(due_us)
 
 
 async def columns(tmp_path: Path, *names: str) -> list[tuple[Any, ...]]:
-    """Of all entries, in their order."""
+    """Return these columns of all entries, in key order."""
     other = apsw.Connection(str(tmp_path / "spool.sqlite"))
     try:
         sql = f"SELECT {', '.join(names)} FROM entry ORDER BY message_id, number"

@@ -1,4 +1,4 @@
-"""What retry, hold, release, cancel and reroute do to entries, and who hears of it."""
+"""What retry, hold, release, cancel and reroute do to entries, and what is recorded."""
 
 from dataclasses import replace
 
@@ -22,8 +22,8 @@ from tests.unit.spool.queue_admin.operator import (
     LATER,
     OK,
     columns,
+    command,
     operations,
-    ordered,
     own_mx,
     reroute,
 )
@@ -31,36 +31,36 @@ from tests.unit.spool.queue_admin.operator import (
 # -- retry
 
 
-async def test_a_retry_is_due_now(spool, defer, clock, memory) -> None:
+async def test_a_retry_is_due_now(spool, defer, clock, active_claims) -> None:
     queue_id = await defer()
-    answer = await spool.queue_admin.execute(ordered("retry", dry_run=True))
+    answer = await spool.queue_admin.execute(command("retry", dry_run=True))
     assert (answer.as_json()["done"], answer.dry_run) == (1, True)
     assert (
         await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
     ).claims == ()
-    assert memory.anew == []
-    answer = await spool.queue_admin.execute(ordered("retry", why="they are back"))
+    assert active_claims.retried_hops == []
+    answer = await spool.queue_admin.execute(command("retry", why="they are back"))
     (one,) = answer.entries
     assert (one["id"], one["result"], one["due"]) == (queue_id, "done", rfc3339(clock.time_us()))
-    assert memory.anew == [NextHop.parse("mx:a.test")]
+    assert active_claims.retried_hops == [NextHop.parse("mx:a.test")]
     assert await operations(spool, queue_id) == [
         {"operation": "retry", "entries": [1], "who": "olga", "why": "they are back"}
     ]
-    again = await spool.queue_admin.execute(ordered("retry"))
+    again = await spool.queue_admin.execute(command("retry"))
     assert again.entries[0]["note"] == "it is due already"
     seen = await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
     assert len(seen.claims) == 1
     assert len(await operations(spool, queue_id)) == 1
 
 
-async def test_a_retry_leaves_alone_what_is_being_tried(spool, make, memory) -> None:
+async def test_a_retry_does_not_change_an_entry_being_delivered(spool, make, active_claims) -> None:
     claim = (await spool.accept(make())).claims[0]
-    memory.waiting.add(claim.key)
-    answer = await spool.queue_admin.execute(ordered("retry", dry_run=True))
+    active_claims.waiting.add(claim.key)
+    answer = await spool.queue_admin.execute(command("retry", dry_run=True))
     assert [one["result"] for one in answer.entries] == ["in flight"]
-    answer = await spool.queue_admin.execute(ordered("retry"))
+    answer = await spool.queue_admin.execute(command("retry"))
     assert [one["result"] for one in answer.entries] == ["in flight"]
-    assert memory.waiting == {claim.key}
+    assert active_claims.waiting == {claim.key}
     held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
     assert held
 
@@ -68,20 +68,20 @@ async def test_a_retry_leaves_alone_what_is_being_tried(spool, make, memory) -> 
 # -- hold and release
 
 
-async def test_what_is_held_waits_for_its_release(spool, defer, clock, tmp_path) -> None:
+async def test_a_held_entry_waits_for_its_release(spool, defer, clock, tmp_path) -> None:
     queue_id = await defer()
     due = (await spool.queue_admin.list(ALL, limit=1))[0]["due"]
-    answer = await spool.queue_admin.execute(ordered("hold", why="looks like spam"))
+    answer = await spool.queue_admin.execute(command("hold", why="looks like spam"))
     (one,) = answer.entries
     assert (one["state"], one["due"], one["held_until"]) == ("held", None, None)
     assert one["reason"] == "olga: looks like spam"
-    assert [person["state"] for person in one["recipients"]] == ["held"]
+    assert [recipient["state"] for recipient in one["recipients"]] == ["held"]
     assert (await spool.journey(queue_id))["state"] == "held"
     end_us = clock.queue_us() + HOUR_US  # of the message
     assert await columns(tmp_path, "due_us", "retry_us") == [(end_us, None)]
-    again = await spool.queue_admin.execute(ordered("hold"))
+    again = await spool.queue_admin.execute(command("hold"))
     assert [x["note"] for x in again.entries] == ["it is held already"]
-    answer = await spool.queue_admin.execute(ordered("release"))
+    answer = await spool.queue_admin.execute(command("release"))
     (one,) = answer.entries
     assert (one["state"], one["due"], one["reason"]) == ("queued", rfc3339(clock.time_us()), "")
     assert due > one["due"]
@@ -90,41 +90,43 @@ async def test_what_is_held_waits_for_its_release(spool, defer, clock, tmp_path)
 
 
 @pytest.mark.parametrize("hold_again", [False, True])
-async def test_a_hold_is_undone_by_a_release_as_before(spool, defer, clock, hold_again) -> None:
+async def test_a_release_restores_the_state_before_the_hold(
+    spool, defer, clock, hold_again
+) -> None:
     queue_id = await defer()
     (before,) = await spool.queue_admin.list(ALL, limit=1)
-    await spool.queue_admin.execute(ordered("hold"))
+    await spool.queue_admin.execute(command("hold"))
     clock.advance(60)
     if hold_again:
         until_us = clock.queue_us() + HOUR_US // 2
-        await spool.queue_admin.execute(ordered("hold", until_us=until_us))
-    answer = await spool.queue_admin.execute(ordered("release", as_before=True))
+        await spool.queue_admin.execute(command("hold", until_us=until_us))
+    answer = await spool.queue_admin.execute(command("release", as_before=True))
     assert answer.entries[0]["due"] == before["due"]
     assert answer.entries[0]["state"] == before["state"] == "deferred"
     assert answer.entries[0]["recipients"] == before["recipients"]
     assert (await operations(spool, queue_id))[-1]["deferred"] == [1]
-    await spool.queue_admin.execute(ordered("hold"))
-    clock.advance(7200)  # what would have come meanwhile comes now
-    answer = await spool.queue_admin.execute(ordered("release", as_before=True))
+    await spool.queue_admin.execute(command("hold"))
+    clock.advance(7200)  # entries due during the hold are due now
+    answer = await spool.queue_admin.execute(command("release", as_before=True))
     assert answer.entries[0]["due"] == rfc3339(clock.time_us())
 
 
-async def test_what_was_never_tried_is_queued_again_when_a_hold_is_undone(spool, make) -> None:
+async def test_a_released_entry_without_attempts_is_queued(spool, make) -> None:
     queue_id = (await spool.accept(make(), claim=False)).queue_id
-    await spool.queue_admin.execute(ordered("hold"))
-    (one,) = (await spool.queue_admin.execute(ordered("release", as_before=True))).entries
+    await spool.queue_admin.execute(command("hold"))
+    (one,) = (await spool.queue_admin.execute(command("release", as_before=True))).entries
     assert (one["state"], one["recipients"][0]["state"]) == ("queued", "queued")
     assert "deferred" not in (await operations(spool, queue_id))[-1]
 
 
-async def test_a_hold_may_end_by_itself(spool, memory, defer, clock, tmp_path) -> None:
+async def test_a_hold_may_end_at_a_given_time(spool, active_claims, defer, clock, tmp_path) -> None:
     queue_id = await defer()
     until_us = clock.queue_us() + HOUR_US // 2
-    answer = await spool.queue_admin.execute(ordered("hold", until_us=until_us))
+    answer = await spool.queue_admin.execute(command("hold", until_us=until_us))
     assert answer.entries[0]["held_until"] == rfc3339(until_us)
     assert await columns(tmp_path, "due_us", "retry_us") == [(until_us, until_us)]
     assert (await operations(spool, queue_id))[0]["until"] == rfc3339(until_us)
-    assert memory.due == [until_us]
+    assert active_claims.due == [until_us]
     clock.advance(1801)
     (claim,) = (
         await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
@@ -135,9 +137,9 @@ async def test_a_hold_may_end_by_itself(spool, memory, defer, clock, tmp_path) -
     assert (await spool.journey(queue_id))["state"] == "relayed"
 
 
-async def test_what_is_held_expires_at_its_time(spool, defer, clock) -> None:
+async def test_a_held_entry_expires(spool, defer, clock) -> None:
     queue_id = await defer()
-    await spool.queue_admin.execute(ordered("hold", until_us=clock.queue_us() + 10 * HOUR_US))
+    await spool.queue_admin.execute(command("hold", until_us=clock.queue_us() + 10 * HOUR_US))
     clock.advance(3601)
     (claim,) = (
         await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
@@ -148,7 +150,7 @@ async def test_what_is_held_expires_at_its_time(spool, defer, clock) -> None:
     assert (await spool.counts()).unaccounted == 0
 
 
-async def test_what_the_relay_holds_itself_says_why(spool, make, clock) -> None:
+async def test_an_entry_held_by_the_relay_has_a_reason(spool, make, clock) -> None:
     (claim,) = (await spool.accept(make())).claims
     waiting = EntrySchedule(None, claim.message.expires_us)
     detail = {"entry": 1, "recipients": [], "held": "it cannot be read"}
@@ -156,32 +158,32 @@ async def test_what_the_relay_holds_itself_says_why(spool, make, clock) -> None:
     await spool.settle(Settlement(claim, 5, {1: LATER}, waiting, events=(event,), held=True))
     (one,) = await spool.queue_admin.list(Selector(state="held"), limit=10)
     assert (one["reason"], one["due"]) == ("relay: it cannot be read", None)
-    (one,) = (await spool.queue_admin.execute(ordered("release"))).entries
+    (one,) = (await spool.queue_admin.execute(command("release"))).entries
     assert (one["state"], one["due"]) == ("queued", rfc3339(clock.time_us()))
 
 
-async def test_nobody_is_warned_of_what_is_held(spool, make, clock, tmp_path) -> None:
+async def test_no_delay_warning_is_sent_for_a_held_entry(spool, make, clock, tmp_path) -> None:
     warn_us = clock.queue_us() + 60_000_000
     (claim,) = (await spool.accept(make(warn_us=warn_us))).claims
     later_us = clock.queue_us() + HOUR_US // 2
     await spool.settle(
         Settlement(claim, 5, {1: LATER}, EntrySchedule(later_us, warn_us, warn_us=warn_us))
     )
-    await spool.queue_admin.execute(ordered("hold"))
+    await spool.queue_admin.execute(command("hold"))
     assert await columns(tmp_path, "due_us", "warn_us") == [(claim.message.expires_us, warn_us)]
-    await spool.queue_admin.execute(ordered("release", as_before=True))
+    await spool.queue_admin.execute(command("release", as_before=True))
     assert await columns(tmp_path, "due_us", "retry_us") == [(warn_us, later_us)]
 
 
-async def test_what_is_done_to_recipients_that_policy_added_is_not_told(spool, make) -> None:
+async def test_operations_on_recipients_added_by_policy_are_not_shown(spool, make) -> None:
     message = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["audit@b.test"]})
     first, second = message.entries
     added = (NewRecipient("audit@b.test", added_by="copy to audit"),)
     message = replace(message, entries=(first, replace(second, recipients=added)))
     await spool.accept(message, claim=False)
-    await spool.queue_admin.execute(ordered("hold", Selector(domain="b.test")))
+    await spool.queue_admin.execute(command("hold", Selector(domain="b.test")))
     assert await operations(spool, message.id) == []
-    await spool.queue_admin.execute(ordered("cancel"))
+    await spool.queue_admin.execute(command("cancel"))
     (cancel,) = await operations(spool, message.id)
     assert (cancel["operation"], cancel["entries"]) == ("cancel", [1])
 
@@ -189,36 +191,36 @@ async def test_what_is_done_to_recipients_that_policy_added_is_not_told(spool, m
 # -- cancel
 
 
-async def test_what_is_cancelled_has_ended(spool, defer, make, tmp_path) -> None:
+async def test_a_cancelled_entry_is_final(spool, defer, make, tmp_path) -> None:
     content = b"Subject: large\r\n\r\n" + b"x" * 200_000
     queue_id = await defer({"mx:a.test": ["x@a.test", "y@a.test"], "mx:b.test": ["z@b.test"]},
                            content=content)  # fmt: skip
     files = tmp_path / "spool.sqlite-content"
     assert len(list(files.iterdir())) == 1
     answer = await spool.queue_admin.execute(
-        ordered("cancel", Selector(ids=(f"{queue_id}-1",)), why="sent by mistake")
+        command("cancel", Selector(ids=(f"{queue_id}-1",)), why="sent by mistake")
     )
     (one,) = answer.entries
     assert (one["state"], one["due"], one["expires"]) == ("cancelled", None, None)
-    assert [person["state"] for person in one["recipients"]] == ["cancelled"] * 2
+    assert [recipient["state"] for recipient in one["recipients"]] == ["cancelled"] * 2
     assert len(list(files.iterdir())) == 1, "another entry needs it"
-    await spool.queue_admin.execute(ordered("cancel"))
+    await spool.queue_admin.execute(command("cancel"))
     assert await spool.queue_admin.list(ALL, limit=1) == []
-    await spool._queries.run(lambda _: None)  # behind the removal
+    await spool._queries.run(lambda _: None)  # after the removal
     assert list(files.iterdir()) == []
     assert (await spool.counts()).unaccounted == 0
-    told = await operations(spool, queue_id)
-    assert told[0] == {
+    listed = await operations(spool, queue_id)
+    assert listed[0] == {
         "operation": "cancel", "entries": [1], "who": "olga", "why": "sent by mistake",
     }  # fmt: skip
     assert (await spool.journey(queue_id))["state"] == "cancelled"
 
 
-async def test_whoever_was_delivered_is_not_cancelled(spool, make) -> None:
+async def test_delivered_recipients_are_not_cancelled(spool, make) -> None:
     (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims
     waiting = EntrySchedule(claim.message.expires_us, claim.message.expires_us)
     await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, waiting))
-    await spool.queue_admin.execute(ordered("cancel"))
+    await spool.queue_admin.execute(command("cancel"))
     journey = await spool.journey(claim.message.id)
     assert [one["state"] for one in journey["recipients"]] == ["relayed", "cancelled"]
     assert (await spool.counts()).unaccounted == 0
@@ -227,12 +229,14 @@ async def test_whoever_was_delivered_is_not_cancelled(spool, make) -> None:
 # -- reroute
 
 
-async def test_what_is_rerouted_is_tried_there_at_once(spool, defer, clock, tmp_path, memory):
+async def test_a_rerouted_entry_is_attempted_immediately(
+    spool, defer, clock, tmp_path, active_claims
+):
     queue_id = await defer()
     answer = await spool.queue_admin.execute(reroute("smtp://smart.test:25"))
     (one,) = answer.entries
     assert (one["next_hop"], one["state"]) == ("smtp://smart.test:25", "deferred")
-    assert memory.anew == [NextHop.parse("smtp://smart.test:25")]
+    assert active_claims.retried_hops == [NextHop.parse("smtp://smart.test:25")]
     now_us = clock.queue_us()
     assert await columns(tmp_path, "retry_us", "lane", "cause", "cause_attempts") == [
         (now_us, PriorityLevel.NORMAL, "", 0)
@@ -249,14 +253,14 @@ async def test_what_is_rerouted_is_tried_there_at_once(spool, defer, clock, tmp_
     assert (await spool.queue_admin.list(ALL, limit=1))[0]["next_hop"] == "mx:a.test"
 
 
-async def test_captured_mail_goes_where_an_operator_says(spool, make, clock) -> None:
+async def test_captured_mail_is_rerouted_by_an_operator(spool, make, clock) -> None:
     await spool.accept(make({"capture": ["x@a.test"]}))
     for operation in ("retry", "release", "hold"):
-        (one,) = (await spool.queue_admin.execute(ordered(operation))).entries
+        (one,) = (await spool.queue_admin.execute(command(operation))).entries
         assert (one["result"], one["state"]) == ("unchanged", "captured"), operation
     assert "reroute" in one["note"] or "stays here" in one["note"]
-    order = ordered("reroute", to=lambda _: CAPTURE, to_text="default")
-    (one,) = (await spool.queue_admin.execute(order)).entries
+    queue_command = command("reroute", to=lambda _: CAPTURE, to_text="default")
+    (one,) = (await spool.queue_admin.execute(queue_command)).entries
     assert one["note"] == "none of its recipients has a mailbox or a next hop there"
     (one,) = (await spool.queue_admin.execute(reroute("mx:a.test"))).entries
     assert (one["state"], one["recipients"][0]["state"]) == ("queued", "queued")
@@ -264,43 +268,43 @@ async def test_captured_mail_goes_where_an_operator_says(spool, make, clock) -> 
     assert str(claim.next_hop) == "mx:a.test"
 
 
-async def test_what_is_held_stays_held_on_its_new_way(spool, defer) -> None:
+async def test_a_rerouted_held_entry_stays_held(spool, defer) -> None:
     await defer()
-    await spool.queue_admin.execute(ordered("hold"))
+    await spool.queue_admin.execute(command("hold"))
     (one,) = (await spool.queue_admin.execute(reroute("mx:b.test"))).entries
     assert (one["state"], one["next_hop"], one["due"]) == ("held", "mx:b.test", None)
 
 
-async def test_recipients_of_one_entry_may_have_different_ways(spool, defer, tmp_path) -> None:
-    people = ["x@a.test", "y@b.test", "z@a.test", "w@gone.test"]
-    queue_id = await defer({"smtp://smart.test:25": people})
-    order = ordered("reroute", to=own_mx, to_text="mx")
-    answer = await spool.queue_admin.execute(order)
+async def test_recipients_of_one_entry_may_get_different_next_hops(spool, defer, tmp_path) -> None:
+    addresses = ["x@a.test", "y@b.test", "z@a.test", "w@gone.test"]
+    queue_id = await defer({"smtp://smart.test:25": addresses})
+    queue_command = command("reroute", to=own_mx, to_text="mx")
+    answer = await spool.queue_admin.execute(queue_command)
     assert answer.as_json()["done"] == 1
-    told = {
-        one["next_hop"]: [person["address"] for person in one["recipients"]]
+    listed = {
+        one["next_hop"]: [recipient["address"] for recipient in one["recipients"]]
         for one in answer.entries
     }
-    assert told == {
+    assert listed == {
         "smtp://smart.test:25": ["w@gone.test"],
         "mx:a.test": ["x@a.test", "z@a.test"],
         "mx:b.test": ["y@b.test"],
     }
     assert (await operations(spool, queue_id))[0]["entries"] == [1, 2, 3]
-    again = await spool.queue_admin.execute(order)
+    again = await spool.queue_admin.execute(queue_command)
     assert [one["result"] for one in again.entries] == ["unchanged"] * 3
     assert "none of its recipients has a mailbox" in again.entries[0]["note"]
     assert (await spool.counts()).unaccounted == 0
     content = await columns(tmp_path, "content_id")
     assert len(set(content)) == 1
-    await spool.queue_admin.execute(ordered("cancel"))
+    await spool.queue_admin.execute(command("cancel"))
     assert (await spool.counts()).unaccounted == 0
     journey = await spool.journey(queue_id)
     assert [one["state"] for one in journey["recipients"]] == ["cancelled"] * 4
 
 
-async def test_an_entry_whose_recipients_all_go_elsewhere_is_taken_apart(spool, defer) -> None:
+async def test_an_entry_is_split_when_all_recipients_get_other_next_hops(spool, defer) -> None:
     await defer({"smtp://smart.test:25": ["x@a.test", "y@b.test"]})
-    answer = await spool.queue_admin.execute(ordered("reroute", to=own_mx, to_text="mx"))
+    answer = await spool.queue_admin.execute(command("reroute", to=own_mx, to_text="mx"))
     assert [one["next_hop"] for one in answer.entries] == ["mx:a.test", "mx:b.test"]
     assert [one["entry"] for one in answer.entries] == [1, 2]

@@ -1,4 +1,4 @@
-"""A disk that is nearly full: no new mail, and what is in the queue still gets out."""
+"""A nearly full disk: new mail is refused, queued mail is still delivered."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 
 @pytest.fixture
 def disk(monkeypatch):
-    """The figures of a disk of 64 MiB; `free_bytes` may be changed."""
+    """A disk of 64 MiB as statvfs reports it; set `free_bytes` to change its free space."""
     figures = SimpleNamespace(free_bytes=0)
 
     def statvfs(_path: os.PathLike[str]) -> SimpleNamespace:
@@ -37,7 +37,7 @@ def disk(monkeypatch):
     ("free_bytes", "size_bytes", "fits"),
     [(4 * MIB, 0, True), (4 * MIB, 1, False), (5 * MIB, MIB, True), (0, 0, False)],
 )
-def test_a_sixteenth_of_a_small_disk_is_kept(disk, tmp_path, free_bytes, size_bytes, fits):
+def test_one_sixteenth_of_a_small_disk_is_kept_free(disk, tmp_path, free_bytes, size_bytes, fits):
     disk.free_bytes = free_bytes
     if fits:
         disk_space.check_free_space(tmp_path, size_bytes)
@@ -46,7 +46,7 @@ def test_a_sixteenth_of_a_small_disk_is_kept(disk, tmp_path, free_bytes, size_by
             disk_space.check_free_space(tmp_path, size_bytes)
 
 
-async def test_a_refused_message_takes_no_outcome_with_it(spool, make, disk) -> None:
+async def test_a_refused_message_does_not_fail_an_outcome_of_its_batch(spool, make, disk) -> None:
     disk.free_bytes = 64 * MIB
     claim = (await spool.accept(make())).claims[0]
     disk.free_bytes = MIB
@@ -60,7 +60,7 @@ async def test_a_refused_message_takes_no_outcome_with_it(spool, make, disk) -> 
     assert await spool.queue_admin.list(Selector(all=True), limit=10) == []
 
 
-async def test_a_repeated_submission_needs_no_room(spool, make, disk) -> None:
+async def test_a_repeated_submission_needs_no_free_space(spool, make, disk) -> None:
     disk.free_bytes = 64 * MIB
     first = await spool.accept(make(), submission_key="draft.1")
     disk.free_bytes = 0

@@ -1,4 +1,4 @@
-"""What prune removes and what it keeps."""
+"""What maintenance.prune removes and what it keeps."""
 
 from contextlib import closing
 
@@ -23,7 +23,7 @@ async def finished(spool, make) -> str:
     return claim.message.id
 
 
-async def test_only_what_is_finished_and_old_goes(spool, make, clock) -> None:
+async def test_only_old_finished_messages_are_pruned(spool, make, clock) -> None:
     old = await finished(spool, make)
     waiting = await spool.accept(make())
     clock.advance(60)
@@ -40,18 +40,18 @@ async def test_only_what_is_finished_and_old_goes(spool, make, clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "people"),
+    ("lost", "recipients"),
     [
         ("DELETE FROM entry WHERE message_id = ?", ["x@a.test"]),
         ("UPDATE entry SET state = 'final', due_us = NULL WHERE message_id = ?", ["x@a.test"]),
         ("DELETE FROM entry WHERE message_id = ?", ["done@a.test", "x@a.test"]),
     ],
 )
-async def test_who_was_not_done_when_the_entry_was_lost_does_not_end_silently(
-    spool, make, clock, tmp_path, lost, people
+async def test_a_message_with_live_recipients_of_a_lost_entry_is_kept(
+    spool, make, clock, tmp_path, lost, recipients
 ) -> None:
-    (claim,) = (await spool.accept(make({"mx:a.test": people}))).claims
-    if len(people) > 1:
+    (claim,) = (await spool.accept(make({"mx:a.test": recipients}))).claims
+    if len(recipients) > 1:
         due_us = clock.queue_us() + 1
         outcomes = {1: OK, 2: Deferred(Evidence("4.2.0", "450 no"), DeferralClass.RECIPIENT)}
         await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us)))
@@ -66,27 +66,27 @@ async def test_who_was_not_done_when_the_entry_was_lost_does_not_end_silently(
     assert await spool.journey(claim.message.id) is not None
 
 
-async def test_a_round_looks_at_each_old_message_once(spool, make, clock, monkeypatch) -> None:
+async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, monkeypatch) -> None:
     monkeypatch.setattr(maintenance, "AT_ONCE", 2)
     for _ in range(5):
         await spool.accept(make())
         clock.advance(0.01)
     old = [await finished(spool, make) for _ in range(3)]
     clock.advance(60)
-    looks = []
+    reads = []
     really = maintenance.prune
     monkeypatch.setattr(
-        maintenance, "prune", lambda *a, **k: looks.append(k["after"]) or really(*a, **k)
+        maintenance, "prune", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
     )
     removed = 0
     while number := await spool.maintenance.prune(Retention(30)):
         removed += number
     assert removed == len(old)
-    assert looks == sorted(set(looks))
-    assert len(looks) == 4 + 1  # of two messages each; the last one finds the end
+    assert reads == sorted(set(reads))
+    assert len(reads) == 4 + 1  # two messages each; the last one finds the end
 
 
-async def test_history_goes_early_while_it_takes_too_much_room(spool, make, clock) -> None:
+async def test_history_over_its_size_limit_is_pruned_early(spool, make, clock) -> None:
     old = await finished(spool, make)
     waiting = await spool.accept(make())
     clock.advance(HOUR_S + 60)
@@ -95,10 +95,10 @@ async def test_history_goes_early_while_it_takes_too_much_room(spool, make, cloc
     assert await spool.maintenance.prune(Retention(1e9, size_bytes=1)) == 1
     assert await spool.journey(old) is None
     assert await spool.journey(waiting.queue_id) is not None
-    assert await spool.journey(young) is not None  # who waits for it can still ask
+    assert await spool.journey(young) is not None  # younger than one hour
 
 
-async def test_a_submission_key_goes_when_its_time_is_over(spool, make, clock) -> None:
+async def test_a_submission_key_is_pruned_when_it_expires(spool, make, clock) -> None:
     first = await spool.accept(make(), submission_key="draft.1")
     clock.advance(KEY_KEPT_S - 1)
     assert await spool.maintenance.prune(EVER) == 0
@@ -121,13 +121,13 @@ async def test_a_submission_key_outlives_the_history_of_its_message(spool, make,
 
 
 @pytest.mark.parametrize("jumped_s", [-86400, 86400])
-async def test_a_clock_that_jumps_takes_no_history_with_it(spool, make, clock, jumped_s) -> None:
+async def test_a_jump_of_the_wall_clock_prunes_no_history(spool, make, clock, jumped_s) -> None:
     await finished(spool, make)
     clock.jumped_us = jumped_s * 1_000_000
     assert await spool.maintenance.prune(Retention(HOUR_S)) == 0
 
 
-async def test_who_waits_for_much_asks_again(spool, make, clock, monkeypatch) -> None:
+async def test_a_prune_request_is_bounded_and_is_repeated(spool, make, clock, monkeypatch) -> None:
     monkeypatch.setattr(maintenance, "AT_ONCE", 1)
     monkeypatch.setattr(maintenance, "_STEPS_AT_ONCE", 2)
     for _ in range(3):
@@ -139,8 +139,8 @@ async def test_who_waits_for_much_asks_again(spool, make, clock, monkeypatch) ->
     assert would["messages"] == 0
 
 
-async def test_what_is_captured_has_its_own_end(spool, make, clock) -> None:
-    """As an entry that comes due, so that delivery can end it."""
+async def test_captured_mail_has_its_own_expiry(spool, make, clock) -> None:
+    """The entry becomes due then, so that delivery can expire it."""
     message = make({"capture": ["x@a.test"]})
     accepted = await spool.accept(message)
     assert accepted.claims == ()
@@ -149,7 +149,7 @@ async def test_what_is_captured_has_its_own_end(spool, make, clock) -> None:
     assert due_us == message.received_us + 14 * 86400 * 1_000_000
 
 
-async def test_what_waits_has_no_history_to_lose(spool, make, clock) -> None:
+async def test_a_waiting_message_is_not_pruned(spool, make, clock) -> None:
     (claim,) = (await spool.accept(make())).claims
     due_us = clock.queue_us() + 10**12
     await spool.settle(Settlement(claim, 5, {}, EntrySchedule(due_us, due_us)))
@@ -157,7 +157,7 @@ async def test_what_waits_has_no_history_to_lose(spool, make, clock) -> None:
     assert await spool.maintenance.prune(Retention(0)) == 0
 
 
-def test_the_first_id_after_a_time_parts_earlier_ids_from_later_ones() -> None:
+def test_the_first_id_after_a_time_separates_earlier_and_later_ids() -> None:
     clock = ManualClock()
     ids = Ids(clock, lambda count: b"\xff" * count)
     bound = first_id_after(clock.time_us())

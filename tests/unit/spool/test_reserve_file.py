@@ -1,4 +1,4 @@
-"""Ballast on a real disk that others have filled: outcomes and reports get through, new mail does not."""
+"""The reserve file on a full disk: outcomes and bounces are written, new mail is refused."""
 
 import asyncio
 import os
@@ -15,7 +15,6 @@ from relay.message.outcome import Evidence, Failed, Relayed
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
 from relay.spool import ReserveFile, SqliteSpool
-from relay.spool.sqlite.writer import CommitTimer
 from relay.spool.types import DueQuery, NewEntry, NewRecipient, Settlement, SpoolFullError
 from tests.support.disks import filled, journaled_disk, small_disk
 
@@ -40,7 +39,7 @@ def disk(request, tmp_path: Path):
 
 @contextmanager
 def full(path: Path):
-    """As `filled`; a file system that frees blocks late fills up more than once."""
+    """Fill the disk. Some file systems free blocks late, so it is filled three times."""
     folders = [path / str(number) for number in range(3)]
     for folder in folders:
         folder.mkdir(exist_ok=True)
@@ -70,22 +69,20 @@ async def open_here(disk: Path, clock: ManualClock) -> AsyncIterator:
 
 
 def failed(claim, make, size_bytes: int, *, reports: int = 1) -> Settlement:
-    """A failure with reports of so many bytes each."""
+    """A permanent failure with bounces of `size_bytes` each."""
     entries = (NewEntry(LOCAL, (NewRecipient("alice@example.test"),)),)
-    told = tuple(
+    bounces = tuple(
         make(
             contents=(b"Subject: report\r\n\r\n" + b"x" * size_bytes,),
             entries=entries, reverse_path="", source=Source.REPORT,
         )
         for _ in range(reports)
     )  # fmt: skip
-    return Settlement(claim, 5, {1: NO}, reports=told)
+    return Settlement(claim, 5, {1: NO}, reports=bounces)
 
 
 @pytest.mark.parametrize(("size_bytes", "reports"), [(IN_A_FILE, 1), (INLINE, 1), (INLINE // 6, 5)])
-async def test_a_report_is_written_on_a_disk_that_is_full(
-    disk, open_here, make, size_bytes, reports
-):
+async def test_a_bounce_is_written_on_a_full_disk(disk, open_here, make, size_bytes, reports):
     spool = await open_here()
     claim = (await spool.accept(make())).claims[0]
     assert (disk / "ballast").stat().st_blocks * 512 >= SIZE
@@ -100,14 +97,14 @@ async def test_a_report_is_written_on_a_disk_that_is_full(
         outcomes = [await spool.settle(Settlement(one, 6, {1: OK})) for one in claims]
         assert outcomes == [(True, ())] * reports
         spool.reserve_file.make()
-        assert spool.reserve_file.missing_bytes == SIZE  # no room for it yet
+        assert spool.reserve_file.missing_bytes == SIZE  # there is no space for it yet
     spool.reserve_file.make()
     assert spool.reserve_file.missing_bytes == 0
     assert (disk / "ballast").stat().st_blocks * 512 >= SIZE
     assert (await spool.accept(make())).claims
 
 
-async def test_without_ballast_it_cannot_be_written(disk, open_here, make):
+async def test_without_a_reserve_file_a_bounce_cannot_be_written(disk, open_here, make):
     spool = await open_here(size_bytes=0)
     claim = (await spool.accept(make())).claims[0]
     with full(disk), pytest.raises(SpoolFullError):
@@ -115,7 +112,7 @@ async def test_without_ballast_it_cannot_be_written(disk, open_here, make):
     assert (await spool.settle(failed(claim, make, IN_A_FILE)))[0]
 
 
-async def test_new_mail_never_gets_the_ballast(disk, open_here, make):
+async def test_new_mail_never_uses_the_reserve_file(disk, open_here, make):
     spool = await open_here()
     with full(disk):
         answers = await asyncio.gather(
@@ -126,7 +123,7 @@ async def test_new_mail_never_gets_the_ballast(disk, open_here, make):
         assert (disk / "ballast").exists()
 
 
-async def test_room_that_was_the_ballasts_is_not_new_mails(disk, open_here, make):
+async def test_the_space_of_a_released_reserve_file_is_not_for_new_mail(disk, open_here, make):
     spool = await open_here()
     assert spool.reserve_file.release()
     assert not spool.reserve_file.release()
@@ -137,7 +134,7 @@ async def test_room_that_was_the_ballasts_is_not_new_mails(disk, open_here, make
         spool.reserve_file.check_free_space(free - reserve - SIZE + 4096)
 
 
-async def test_a_spool_opens_on_a_disk_that_is_full(disk, open_here, make, clock):
+async def test_a_spool_opens_on_a_full_disk(disk, open_here, make, clock):
     spool = await open_here()
     await spool.accept(make(), claim=False)
     await spool.stop()
@@ -151,7 +148,9 @@ async def test_a_spool_opens_on_a_disk_that_is_full(disk, open_here, make, clock
     ("disk_bytes", "wanted", "size_bytes"),
     [(8 * MIB, 16 * MIB, SIZE), (8 * MIB, 4096, 4096), (8 * MIB, 0, 0)],
 )
-def test_it_is_a_part_of_a_small_disk(tmp_path, disk_bytes, wanted, size_bytes):
+def test_on_a_small_disk_the_reserve_file_is_a_fraction_of_it(
+    tmp_path, disk_bytes, wanted, size_bytes
+):
     with small_disk(tmp_path, size_bytes=disk_bytes):
         reserve_file = ReserveFile(tmp_path / "ballast", size_bytes=wanted)
         reserve_file.make()
@@ -160,67 +159,21 @@ def test_it_is_a_part_of_a_small_disk(tmp_path, disk_bytes, wanted, size_bytes):
         assert reserve_file.missing_bytes == 0
 
 
-def test_one_that_was_cut_off_or_became_too_large_is_mended(tmp_path):
+def test_a_truncated_or_oversized_reserve_file_is_repaired(tmp_path):
     path = tmp_path / "ballast"
     path.write_bytes(b"half")
     ReserveFile(path, size_bytes=MIB).make()
     assert (path.stat().st_size, path.stat().st_blocks * 512 >= MIB) == (MIB, True)
-    os.truncate(path, 8 * MIB)  # a hole is no room
+    os.truncate(path, 8 * MIB)  # a sparse file reserves no space
     ReserveFile(path, size_bytes=2 * MIB).make()
     assert (path.stat().st_size, path.stat().st_blocks * 512 >= 2 * MIB) == (2 * MIB, True)
     ReserveFile(path, size_bytes=MIB).make()
     assert path.stat().st_size == MIB
 
 
-def test_one_that_an_operator_removed_comes_back(tmp_path):
+def test_a_removed_reserve_file_is_created_again(tmp_path):
     reserve_file = ReserveFile(tmp_path / "ballast", size_bytes=MIB)
     reserve_file.make()
     (tmp_path / "ballast").unlink()
     reserve_file.make()
     assert (tmp_path / "ballast").stat().st_size == MIB
-
-
-# -- how long commits take
-
-
-def committed(commit_timer: CommitTimer, clock: ManualClock, *times: float) -> None:
-    for seconds in times:
-        with commit_timer.commit():
-            clock.advance(seconds)
-
-
-@pytest.mark.parametrize(
-    ("times", "commit_s"),
-    [
-        ([], 0.0),
-        ([9.0], 0.0),  # one alone says nothing
-        ([0.01] * 19 + [9.0], 0.01),
-        ([3.0] * 5, 3.0),
-        ([0.01] * 50 + [2.0] * 50, 2.0),
-        ([2.0] * 10 + [0.01] * 95, 0.01),
-    ],
-)
-def test_commits_are_as_slow_as_most_of_them(times, commit_s):
-    clock = ManualClock()
-    commit_timer = CommitTimer(clock)
-    committed(commit_timer, clock, *times)
-    assert commit_timer.commit_s() == pytest.approx(commit_s)
-
-
-def test_the_one_that_runs_counts_at_once():
-    clock = ManualClock()
-    commit_timer = CommitTimer(clock)
-    committed(commit_timer, clock, 0.01, 0.01)
-    with commit_timer.commit():
-        clock.advance(7)
-        assert commit_timer.commit_s() == 7
-    assert commit_timer.commit_s() == pytest.approx(0.01)
-
-
-def test_slow_ones_are_forgotten():
-    clock = ManualClock()
-    commit_timer = CommitTimer(clock)
-    committed(commit_timer, clock, 4, 4, 4)
-    assert commit_timer.commit_s() == 4
-    clock.advance(31)
-    assert commit_timer.commit_s() == 0

@@ -36,7 +36,7 @@ def names(files: Path) -> list[str]:
     return [path.name for path in files.iterdir()]
 
 
-async def test_what_a_dead_owner_had_claimed_is_an_indeterminate_attempt_of_each_recipient(
+async def test_claims_of_a_dead_process_are_indeterminate_attempts(
     path: Path, make, clock, open_spool
 ) -> None:
     dead = open_spool(path)
@@ -53,7 +53,7 @@ async def test_what_a_dead_owner_had_claimed_is_an_indeterminate_attempt_of_each
     journey = await alive.journey(claim.message.id)
     await alive.stop()
     assert taken.epoch > claim.epoch
-    assert taken.attempts == 2  # it counts, so that a message that kills us expires as well
+    assert taken.attempts == 2  # it counts, so that a message that crashes the process expires too
     assert [one.address for one in taken.recipients] == ["y@a.test"]
     done, cut_off = journey["recipients"]
     assert (done["state"], done["attempts"]) == ("relayed", [])
@@ -61,7 +61,7 @@ async def test_what_a_dead_owner_had_claimed_is_an_indeterminate_attempt_of_each
     assert [one["outcome"] for one in cut_off["attempts"]] == ["indeterminate"]
 
 
-async def test_who_was_settled_while_the_attempt_went_on_is_not_in_doubt(
+async def test_recipients_settled_before_the_crash_are_not_indeterminate(
     path: Path, make, clock, open_spool
 ) -> None:
     dead = open_spool(path)
@@ -76,7 +76,7 @@ async def test_who_was_settled_while_the_attempt_went_on_is_not_in_doubt(
     await dead.stop()
     alive = open_spool(path)
     assert await alive.start() == 1
-    assert await alive.settle(taken) == (False, ())  # another's by now
+    assert await alive.settle(taken) == (False, ())  # the new process owns it
     (again,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
     journey = await alive.journey(claim.message.id)
     await alive.stop()
@@ -84,8 +84,10 @@ async def test_who_was_settled_while_the_attempt_went_on_is_not_in_doubt(
     assert [one["state"] for one in journey["recipients"]] == ["relayed", "deferred"]
 
 
-async def test_what_was_parked_stays_parked(path: Path, make, clock, open_spool) -> None:
-    """It was claimed to expire; nobody has tried it."""
+async def test_abandoned_held_and_captured_entries_keep_their_state(
+    path: Path, make, clock, open_spool
+) -> None:
+    """It was claimed to be expired; there was no attempt."""
     dead = open_spool(path)
     await dead.start()
     claims = [(await dead.accept(make())).claims[0] for _ in range(2)]
@@ -105,7 +107,7 @@ async def test_what_was_parked_stays_parked(path: Path, make, clock, open_spool)
     assert [one["recipients"][0]["attempts"] for one in journeys] == [[], []]
 
 
-async def test_many_claims_are_taken_over_in_small_transactions(
+async def test_many_abandoned_claims_are_released_in_small_transactions(
     path: Path, make, clock, open_spool, monkeypatch
 ) -> None:
     monkeypatch.setattr(maintenance, "_CLAIMS_AT_ONCE", 7)
@@ -120,9 +122,7 @@ async def test_many_claims_are_taken_over_in_small_transactions(
     await alive.stop()
 
 
-async def test_the_sweep_removes_the_files_that_no_entry_needs(
-    path: Path, files: Path, make, open_spool
-) -> None:
+async def test_stale_content_files_are_removed(path: Path, files: Path, make, open_spool) -> None:
     spool = open_spool(path)
     await spool.start()
     claim = (await spool.accept(make(content=LARGE))).claims[0]
@@ -137,7 +137,7 @@ async def test_the_sweep_removes_the_files_that_no_entry_needs(
     assert names(files) == [needed]
 
 
-async def test_the_sweep_leaves_what_is_being_accepted(spool, make, files: Path) -> None:
+async def test_files_of_a_message_being_accepted_are_kept(spool, make, files: Path) -> None:
     """Between the file and the row, at every moment."""
     accepting = asyncio.gather(*(spool.accept(make(content=LARGE)) for _ in range(20)))
     removed = 0
@@ -150,7 +150,7 @@ async def test_the_sweep_leaves_what_is_being_accepted(spool, make, files: Path)
         assert await spool.read_content(one.claims[0].content_id) == LARGE
 
 
-async def test_the_sweep_knows_what_arrives_now_from_what_arrived_before_a_crash(
+async def test_arriving_bodies_are_kept_and_those_before_a_crash_are_removed(
     path: Path, files: Path, make, clock, open_spool
 ) -> None:
     dead = open_spool(path)
@@ -166,22 +166,20 @@ async def test_the_sweep_knows_what_arrives_now_from_what_arrived_before_a_crash
     await alive.stop()
 
 
-async def test_a_content_that_no_entry_needs_is_not_stored(spool, make, files: Path) -> None:
+async def test_a_content_without_an_entry_is_not_stored(spool, make, files: Path) -> None:
     refused = NewRecipient("x@a.test", state=RecipientState.FAILED, status="5.7.1", reply="550")
     await spool.accept(make({}, content=LARGE, final_recipients=(refused,)))
     assert names(files) == []
 
 
-async def test_a_report_that_cannot_be_stored_leaves_no_file_of_its_message(
-    spool, make, files: Path
-) -> None:
+async def test_a_bounce_that_cannot_be_stored_leaves_no_file(spool, make, files: Path) -> None:
     impossible = make(content=LARGE, id="n" * 300)
     with pytest.raises(SpoolUnavailableError):
         await spool.accept(make(content=LARGE), reports=(impossible,))
     assert names(files) == []
 
 
-async def test_an_acceptance_that_fails_leaves_no_file(spool, make, files: Path) -> None:
+async def test_a_failed_acceptance_leaves_no_file(spool, make, files: Path) -> None:
     message = make(content=LARGE)
     await spool.accept(make(), submission_key="once")
     await spool.accept(message, submission_key="once")
@@ -190,7 +188,7 @@ async def test_an_acceptance_that_fails_leaves_no_file(spool, make, files: Path)
     assert names(files) == []
 
 
-async def test_what_was_never_started_can_be_stopped(path: Path, open_spool) -> None:
+async def test_an_opened_spool_can_be_stopped_without_a_start(path: Path, open_spool) -> None:
     spool = open_spool(path)
     await spool.stop()
     again = open_spool(path)

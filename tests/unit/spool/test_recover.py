@@ -1,4 +1,4 @@
-"""A spool that lost pages: said, refused, and what can be read of it saved; nothing is deleted."""
+"""A damaged spool is refused; recovery copies what can be read and deletes nothing."""
 
 import asyncio
 import os
@@ -70,15 +70,15 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def filled(path: Path, make, open_spool, clock) -> Path:
-    """A spool with a queue, one large content, a history and keys, that was stopped."""
+    """A stopped spool with a queue, one large content, history and submission keys."""
     spool = open_spool(path)
     await spool.start()
     await spool.accept(make(content=LARGE))
     due_us = clock.queue_us() + 1000
-    told = (Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {"mx:a.test": ["x@a.test"]}}),)
+    events = (Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {"mx:a.test": ["x@a.test"]}}),)
 
     async def one(number: int) -> None:
-        message = make(events=told)
+        message = make(events=events)
         (claim,) = (await spool.accept(message, submission_key=f"draft.{number}")).claims
         outcome = OK if number % 2 else LATER
         await spool.settle(Settlement(claim, 5, {1: outcome}, EntrySchedule(due_us, due_us)))
@@ -104,7 +104,7 @@ def damage(path: Path, page: int) -> None:
         file.write(b"\xff" * PAGE)
 
 
-def aside_of(path: Path, stamp: str = "now") -> Path:
+def damaged_copy_of(path: Path, stamp: str = "now") -> Path:
     return path.with_name(f"{path.name}.damaged-{stamp}")
 
 
@@ -117,7 +117,7 @@ async def listed(open_spool, path: Path) -> dict[str, str]:
     return {one["id"]: one["state"] for one in entries}
 
 
-def test_a_whole_spool_stays_as_it_is(filled: Path) -> None:
+def test_an_undamaged_spool_is_not_changed(filled: Path) -> None:
     before = filled.read_bytes()
     damage_mark_of(filled).write_text("it was thought to be damaged")
     found = recover_spool(filled, stamp="now")
@@ -127,7 +127,9 @@ def test_a_whole_spool_stays_as_it_is(filled: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["message", "entry", "recipient", "event", "submission"])
-async def test_all_but_a_page_is_saved(filled: Path, table, open_spool) -> None:
+async def test_everything_except_the_damaged_page_is_recovered(
+    filled: Path, table, open_spool
+) -> None:
     everything = await listed(open_spool, filled)
     pages = pages_of(filled, table)
     assert len(pages) > 2
@@ -135,8 +137,8 @@ async def test_all_but_a_page_is_saved(filled: Path, table, open_spool) -> None:
     damage(filled, lost)
     damaged = filled.read_bytes()  # noqa: ASYNC240
     found = recover_spool(filled, stamp="now")
-    assert found.aside == str(aside_of(filled))
-    assert aside_of(filled).read_bytes() == damaged
+    assert found.aside == str(damaged_copy_of(filled))
+    assert damaged_copy_of(filled).read_bytes() == damaged
     with closing(apsw.Connection(str(filled))) as recovered:
         assert read_anchor(recovered) is not None  # the queue's time goes on
     assert [hole["table"] for hole in found.holes] == [table]
@@ -149,14 +151,14 @@ async def test_all_but_a_page_is_saved(filled: Path, table, open_spool) -> None:
         assert len(everything) // 2 < len(saved)
     keys = apsw.Connection(str(filled)).execute("SELECT count(*) FROM submission").get
     assert (keys == MESSAGES) == (table != "submission")
-    (kept,) = aside_of(filled, "now-content").iterdir()
+    (kept,) = damaged_copy_of(filled, "now-content").iterdir()
     assert kept.read_bytes() == LARGE
     if kept.name.removesuffix("-0") in saved:  # its own entry may be what was lost
         assert (contents_of(filled) / kept.name).read_bytes() == LARGE
 
 
-async def test_rows_that_other_tables_know_of_are_found_between_two_holes(filled, open_spool):
-    """From neither end: by their names."""
+async def test_rows_between_two_damaged_pages_are_found_by_their_keys(filled, open_spool):
+    """A scan from either end does not reach them."""
     everything = await listed(open_spool, filled)
     pages = pages_of(filled, "entry")
     damage(filled, pages[1])
@@ -170,7 +172,7 @@ async def test_rows_that_other_tables_know_of_are_found_between_two_holes(filled
     assert len(saved) < len(everything)
 
 
-async def test_what_has_no_recipients_any_more_is_held(filled, open_spool) -> None:
+async def test_an_entry_without_recipients_is_held(filled, open_spool) -> None:
     pages = pages_of(filled, "recipient")
     damage(filled, pages[len(pages) // 2])
     found = recover_spool(filled, stamp="now")
@@ -189,7 +191,7 @@ def lose_the_first_page(path: Path) -> None:
 
 
 @pytest.mark.parametrize("lose", [lose_the_header, lose_the_first_page])
-async def test_what_lies_behind_a_damaged_first_page_is_saved(
+async def test_a_database_with_a_damaged_first_page_is_recovered(
     filled: Path, open_spool, lose: Callable[[Path], None]
 ) -> None:
     before = await listed(open_spool, filled)
@@ -202,20 +204,20 @@ async def test_what_lies_behind_a_damaged_first_page_is_saved(
     assert list(filled.parent.glob("*headed*")) == []
 
 
-async def test_where_nothing_can_be_read_a_new_spool_is_made(filled, open_spool) -> None:
+async def test_an_empty_spool_replaces_an_unreadable_one(filled, open_spool) -> None:
     filled.write_bytes(b"no database any more " * 1000)
     found = recover_spool(filled, stamp="now")
     assert (found.entries_waiting, found.is_whole) == (0, False)
-    assert aside_of(filled).read_bytes().startswith(b"no database")
-    assert [one.read_bytes() for one in aside_of(filled, "now-content").iterdir()] == [LARGE]
+    assert damaged_copy_of(filled).read_bytes().startswith(b"no database")
+    assert [one.read_bytes() for one in damaged_copy_of(filled, "now-content").iterdir()] == [LARGE]
     assert await listed(open_spool, filled) == {}
 
 
 @pytest.mark.parametrize(
     ("act", "nth"),
-    [("_put_aside", 1), ("_copy_ends", 4), ("fsync_path", 5), ("fsync_path", 6)],
+    [("_move_damaged", 1), ("_copy_ends", 4), ("fsync_path", 5), ("fsync_path", 6)],
 )
-async def test_a_salvage_that_is_killed_is_gone_on_with(filled, open_spool, act, nth) -> None:
+async def test_a_killed_recovery_is_continued(filled, open_spool, act, nth) -> None:
     everything = await listed(open_spool, filled)
     damage(filled, pages_of(filled, "event")[1])
     damaged = filled.read_bytes()
@@ -227,13 +229,13 @@ async def test_a_salvage_that_is_killed_is_gone_on_with(filled, open_spool, act,
         open_spool(filled)
     assert not list(filled.parent.glob("*damaged-second*"))
     found = recover_spool(filled, stamp="second")
-    assert found.aside == str(aside_of(filled, "first"))
-    assert aside_of(filled, "first").read_bytes() == damaged
+    assert found.aside == str(damaged_copy_of(filled, "first"))
+    assert damaged_copy_of(filled, "first").read_bytes() == damaged
     assert not recovery_mark_of(filled).exists()
     assert await listed(open_spool, filled) == everything
 
 
-async def test_a_page_that_is_found_damaged_keeps_new_mail_out_and_lets_mail_go_out(
+async def test_a_damaged_page_refuses_new_mail_and_delivery_continues(
     filled: Path, make, clock: ManualClock
 ) -> None:
     damage(filled, pages_of(filled, "submission")[1])
@@ -263,7 +265,7 @@ async def test_a_page_that_is_found_damaged_keeps_new_mail_out_and_lets_mail_go_
     await spool.stop()
 
     metrics = Metrics()
-    again = opened(metrics)  # it is not forgotten
+    again = opened(metrics)  # the damage mark is on disk
     await again.start()
     assert metrics.registry.get_sample_value("relay_spool_damaged") == 1
     with pytest.raises(SpoolUnavailableError):
@@ -277,7 +279,7 @@ async def test_a_page_that_is_found_damaged_keeps_new_mail_out_and_lets_mail_go_
     await repaired.stop()
 
 
-async def test_a_reader_tells_of_damage_too(filled: Path, open_spool) -> None:
+async def test_a_reader_reports_damage_too(filled: Path, open_spool) -> None:
     connection = apsw.Connection(str(filled))
     (message_id,) = connection.execute(
         "SELECT min(message_id) FROM event WHERE message_id > (SELECT min(id) FROM message)"
@@ -291,7 +293,7 @@ async def test_a_reader_tells_of_damage_too(filled: Path, open_spool) -> None:
     await spool.stop()
 
 
-async def test_of_a_file_that_was_cut_the_rest_is_saved(filled: Path, open_spool) -> None:
+async def test_the_rest_of_a_truncated_file_is_recovered(filled: Path, open_spool) -> None:
     before = await listed(open_spool, filled)
     cut_in_half(filled)
     with pytest.raises(SpoolDamagedError):
@@ -302,7 +304,9 @@ async def test_of_a_file_that_was_cut_the_rest_is_saved(filled: Path, open_spool
     after = await listed(open_spool, filled)
     assert 0 < len(after) < len(before)
     nobody_left = len(before) - len(after) + found.without_recipients
-    assert nobody_left <= (found.recipients_lost or 0) < len(before)  # some lost their message
+    assert (
+        nobody_left <= (found.recipients_lost or 0) < len(before)
+    )  # some recipients lost their message
 
 
 def cut_in_half(path: Path) -> None:
@@ -319,7 +323,7 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("lose", "fault"), [(remove, "is missing"), (empty, "it is empty")])
-async def test_no_queue_begins_anew_in_place_of_one_that_was_lost(
+async def test_a_lost_queue_is_not_replaced_by_an_empty_one(
     filled: Path, open_spool, lose: Callable[[Path], None], fault: str
 ) -> None:
     (content,) = contents_of(filled).iterdir()
@@ -329,10 +333,10 @@ async def test_no_queue_begins_anew_in_place_of_one_that_was_lost(
     assert content.exists()
     assert not recover_spool(filled, stamp="now").is_whole
     assert await listed(open_spool, filled) == {}
-    assert (aside_of(filled, "now-content") / content.name).read_bytes() == LARGE
+    assert (damaged_copy_of(filled, "now-content") / content.name).read_bytes() == LARGE
 
 
-async def test_a_spool_that_ran_empty_may_be_removed(path: Path, open_spool, capfd) -> None:
+async def test_an_empty_spool_may_be_removed(path: Path, open_spool, capfd) -> None:
     assert await listed(open_spool, path) == {}
     assert "begins empty" not in "".join(capfd.readouterr())
     remove(path)
@@ -341,7 +345,7 @@ async def test_a_spool_that_ran_empty_may_be_removed(path: Path, open_spool, cap
 
 
 async def killed(path: Path, open_spool, make) -> list[str]:
-    """Leave a spool as a kill does, with all that it has in its log; return the messages."""
+    """Leave a spool as a kill does, with all rows in its log; return the queue ids."""
     spool = open_spool(path)
     await spool.start()
     names = [(await spool.accept(make())).queue_id for _ in range(9)]
@@ -376,10 +380,10 @@ def change_middle(log: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_header, change_middle])
-async def test_no_commit_behind_a_damaged_place_in_the_log_is_lost(
+async def test_commits_after_a_damaged_frame_of_the_log_are_recovered(
     path: Path, open_spool, make, change: Callable[[Path], None]
 ) -> None:
-    """SQLite would say nothing, and write over it."""
+    """SQLite alone would ignore these commits and overwrite them."""
     names = await killed(path, open_spool, make)
     change(log_of(path))
     damaged = log_of(path).read_bytes()
@@ -390,11 +394,11 @@ async def test_no_commit_behind_a_damaged_place_in_the_log_is_lost(
     found = recover_spool(path, stamp="now")
     assert (found.is_whole, found.log_damaged) == (False, True)
     assert sorted(await listed(open_spool, path)) == names
-    assert aside_of(path, "now-wal").read_bytes() == damaged
+    assert damaged_copy_of(path, "now-wal").read_bytes() == damaged
 
 
 def change_first_page(log: Path) -> None:
-    """The log has a newer one."""
+    """The log has a newer version of this page."""
     with log.with_name(log.name.removesuffix("-wal")).open("r+b") as file:
         file.write(b"\xff" * 100)
 
@@ -425,29 +429,29 @@ def change_first_page_without_log(log: Path) -> None:
         (change_first_page_without_log, True),
     ],
 )
-async def test_who_looks_before_the_start_sees_what_the_start_sees(
+async def test_check_files_and_verify_find_the_damage_that_a_start_finds(
     path: Path, open_spool, make, change: Callable[[Path], None], is_damage: bool
 ) -> None:
     await killed(path, open_spool, make)
     change(log_of(path))
-    before = octets_beside(path)
-    seen = told_by(lambda: check_files(path, has_owner=False))
-    after = octets_beside(path)
+    before = bytes_of_files(path)
+    seen = damage_reported_by(lambda: check_files(path, has_owner=False))
+    after = bytes_of_files(path)
     assert after == before, "it opened the spool"
     findings: list[SpoolFinding] = []
     SpoolVerifier(
         path, mode=VerifyMode.DRY_RUN, full=False, clock=ManualClock(0), report=findings.append
     ).run()
     verified = [one.found for one in findings if one.kind is SpoolFault.DAMAGED_SPOOL]
-    started = told_by(lambda: open_spool(path))
+    started = damage_reported_by(lambda: open_spool(path))
     assert [bool(one) for one in (started, seen, verified)] == [is_damage] * 3
 
 
-def octets_beside(path: Path) -> dict[str, bytes]:
+def bytes_of_files(path: Path) -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in path.parent.iterdir() if one.is_file()}
 
 
-def told_by(act: Callable[[], object]) -> str:
+def damage_reported_by(act: Callable[[], object]) -> str:
     try:
         act()
     except SpoolDamagedError as error:
@@ -455,10 +459,10 @@ def told_by(act: Callable[[], object]) -> str:
     return ""
 
 
-async def test_a_log_that_was_cut_is_no_damage_where_no_commit_was_noted(
+async def test_a_truncated_log_without_a_commit_number_is_not_damage(
     path: Path, open_spool, make
 ) -> None:
-    """So an older Relay leaves it: nothing says what was synced."""
+    """An older Relay leaves no commit number, so what was synced is unknown."""
     names = await killed(path, open_spool, make)
     last_commit_of(path).unlink()
     database, log = octets_of(path), octets_of(log_of(path))
@@ -478,7 +482,7 @@ async def test_a_log_that_was_cut_is_no_damage_where_no_commit_was_noted(
 async def test_a_log_without_its_database_is_kept(
     path: Path, open_spool, make, clock, lose: Callable[[Path], None], fault: str, is_alone: bool
 ) -> None:
-    """After a kill it may have everything; SQLite removes one beside an empty file."""
+    """After a kill it may have every row; SQLite removes a log next to an empty database."""
     names = await killed(path, open_spool, make)
     lose(path)
     if is_alone:
@@ -492,5 +496,5 @@ async def test_a_log_without_its_database_is_kept(
     ).run()
     assert log_of(path).read_bytes() == kept
     assert not recover_spool(path, stamp="now").is_whole
-    assert aside_of(path, "now-wal").read_bytes() == kept
+    assert damaged_copy_of(path, "now-wal").read_bytes() == kept
     assert sorted(await listed(open_spool, path)) == names

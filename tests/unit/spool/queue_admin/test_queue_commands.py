@@ -1,4 +1,4 @@
-"""Which operations mean something for which states, and which orders make no sense."""
+"""Which operations apply to which states, and which commands are invalid."""
 
 from dataclasses import replace
 
@@ -13,12 +13,12 @@ from relay.spool.queue_commands import (
     states_before,
 )
 from relay.spool.types import Selector
-from tests.unit.spool.queue_admin.operator import ordered, own_mx
+from tests.unit.spool.queue_admin.operator import command, own_mx
 
 
 @pytest.mark.parametrize("operation", Operation)
 @pytest.mark.parametrize("state", LIVE)
-def test_whatever_may_be_done_is_in_the_table_of_states(operation, state) -> None:
+def test_every_operation_follows_the_table_of_states(operation, state) -> None:
     if inapplicable_reason(operation, state):
         return
     after = state_after(operation, state)
@@ -37,18 +37,18 @@ def test_whatever_may_be_done_is_in_the_table_of_states(operation, state) -> Non
         ("reroute", "queued deferred held captured"),
     ],
 )
-def test_what_may_be_done_to_what(operation: str, states: str) -> None:
+def test_the_states_that_an_operation_applies_to(operation: str, states: str) -> None:
     allowed = [one for one in LIVE if not inapplicable_reason(Operation(operation), one)]
     assert allowed == [RecipientState(one) for one in states.split()]
 
 
-def test_what_lives_and_what_has_ended_are_all_states() -> None:
+def test_live_and_final_states_are_all_states() -> None:
     assert {*LIVE} | FINAL == set(RecipientState)
     assert all(TRANSITIONS[one] for one in LIVE)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"selector": Selector()}, "select entries"),
         ({"why": "two\nlines"}, "reason: expected one line"),
@@ -56,6 +56,6 @@ def test_what_lives_and_what_has_ended_are_all_states() -> None:
         ({"to": own_mx}, "takes a next hop"),
     ],
 )
-def test_an_order_that_makes_no_sense_is_refused(change, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        replace(ordered("hold"), **change)
+def test_an_invalid_command_is_refused(change, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(command("hold"), **change)

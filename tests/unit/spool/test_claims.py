@@ -1,4 +1,4 @@
-"""Looks at what is due: bounded, in order, in turns; and what taking it changes."""
+"""Queries for due entries: bounded, in order, round robin; and the claims they take."""
 
 import apsw
 import pytest
@@ -22,12 +22,12 @@ from tests.support.journeys import states
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
-NOW = 10**18  # behind everything that these tests accept
+NOW = 10**18  # after the due time of every entry in these tests
 
 
 @pytest.fixture
 def accept(spool, make, clock):
-    """Accept messages, each a microsecond later than the one before, unclaimed; their ids."""
+    """Accept unclaimed messages, each one microsecond later, and return their ids."""
 
     async def accept(hop: str, sender: str, count: int = 1, **changes) -> list[str]:
         names = []
@@ -40,88 +40,88 @@ def accept(spool, make, clock):
     return accept
 
 
-def found(seen) -> list[str]:
-    return [claim.message.id for claim in seen.claims]
+def found(batch) -> list[str]:
+    return [claim.message.id for claim in batch.claims]
 
 
 def raw(tmp_path, sql: str, *values) -> list:
     return apsw.Connection(str(tmp_path / "spool.sqlite")).execute(sql, values).fetchall()
 
 
-async def test_a_lane_is_looked_through_from_its_oldest_on(spool, accept) -> None:
+async def test_a_priority_level_is_scanned_from_its_oldest_entry(spool, accept) -> None:
     names = await accept("mx:a.test", "ann", 5)
-    seen = await spool.claim_due(NOW, 2, DueQuery())
-    assert (found(seen), seen.ended) == (names[:2], False)
-    seen = await spool.claim_due(NOW, 9, DueQuery(after=seen.reached))
-    assert (found(seen), seen.ended) == (names[2:], True)
+    batch = await spool.claim_due(NOW, 2, DueQuery())
+    assert (found(batch), batch.ended) == (names[:2], False)
+    batch = await spool.claim_due(NOW, 9, DueQuery(after=batch.reached))
+    assert (found(batch), batch.ended) == (names[2:], True)
 
 
-async def test_each_lane_is_its_own(spool, accept) -> None:
+async def test_a_query_claims_from_one_priority_level_only(spool, accept) -> None:
     names = {level: await accept("mx:a.test", "ann", priority=level) for level in PriorityLevel}
     for level in PriorityLevel:
-        seen = await spool.claim_due(NOW, 9, DueQuery(level))
-        assert found(seen) == names[level]
-        assert [claim.level for claim in seen.claims] == [level]
+        batch = await spool.claim_due(NOW, 9, DueQuery(level))
+        assert found(batch) == names[level]
+        assert [claim.level for claim in batch.claims] == [level]
 
 
-async def test_what_is_passed_over_is_told_and_left(spool, accept) -> None:
+async def test_excluded_entries_are_reported_and_left(spool, accept) -> None:
     await accept("mx:a.test", "ann", 3)
     others = await accept("mx:b.test", "ann", 1)
     await accept("mx:b.test", "bob", 1)
     await accept("mx:c.test", "cid", 1)
     pair = (NextHop.parse("mx:c.test"), sender_key("cid"))
-    look = DueQuery(without_hops=[A], without_senders=[sender_key("bob")], without_pairs=[pair])
-    seen = await spool.claim_due(NOW, 9, look)
-    assert found(seen) == others
-    assert seen.left_hops == {A, pair[0]}
-    assert seen.left_senders == {sender_key("bob")}
-    assert seen.ended
+    query = DueQuery(without_hops=[A], without_senders=[sender_key("bob")], without_pairs=[pair])
+    batch = await spool.claim_due(NOW, 9, query)
+    assert found(batch) == others
+    assert batch.left_hops == {A, pair[0]}
+    assert batch.left_senders == {sender_key("bob")}
+    assert batch.ended
 
 
-async def test_a_look_reads_no_more_rows_than_it_may(spool, accept, monkeypatch) -> None:
+async def test_a_query_reads_a_bounded_number_of_rows(spool, accept, monkeypatch) -> None:
     monkeypatch.setattr(claims, "ROWS_MAX", 4)
     await accept("mx:a.test", "ann", 6)
-    behind = await accept("mx:b.test", "ann", 1)
-    seen = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A]))
-    assert (found(seen), seen.ended, seen.left_hops) == ([], False, {A})
-    seen = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A], after=seen.reached))
-    assert (found(seen), seen.ended) == (behind, True)
+    after_others = await accept("mx:b.test", "ann", 1)
+    batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A]))
+    assert (found(batch), batch.ended, batch.left_hops) == ([], False, {A})
+    batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A], after=batch.reached))
+    assert (found(batch), batch.ended) == (after_others, True)
 
 
-async def test_the_senders_of_a_next_hop_take_turns(spool, accept) -> None:
+async def test_the_senders_of_a_next_hop_are_claimed_round_robin(spool, accept) -> None:
     bulk = await accept("mx:a.test", "bulk", 50)
     single = await accept("mx:a.test", "single")
-    seen = await spool.claim_due(NOW, 10, DueQuery(next_hop=A))
-    assert sorted(found(seen)) == sorted([*bulk[:5], *single])
-    assert (seen.ended, seen.reached_sender) == (False, -1)  # the bulk has more
-    look = DueQuery(next_hop=A, without_senders=[sender_key("bulk")])
-    seen = await spool.claim_due(NOW, 10, look)
-    assert (found(seen), seen.ended, seen.left_senders) == ([], True, {sender_key("bulk")})
+    batch = await spool.claim_due(NOW, 10, DueQuery(next_hop=A))
+    assert sorted(found(batch)) == sorted([*bulk[:5], *single])
+    assert (batch.ended, batch.reached_sender) == (False, -1)  # the bulk sender has more
+    query = DueQuery(next_hop=A, without_senders=[sender_key("bulk")])
+    batch = await spool.claim_due(NOW, 10, query)
+    assert (found(batch), batch.ended, batch.left_senders) == ([], True, {sender_key("bulk")})
 
 
-async def test_a_look_for_a_next_hop_goes_on_behind_its_last_sender(
+async def test_a_query_for_a_next_hop_continues_after_its_last_sender(
     spool, accept, monkeypatch
 ) -> None:
     monkeypatch.setattr(claims, "SENDERS_MAX", 3)
     names = [name for number in range(8) for name in await accept("mx:a.test", f"s{number}")]
-    look, got, looks = DueQuery(next_hop=A), [], 0
+    query, got, queries = DueQuery(next_hop=A), [], 0
     while True:
-        seen = await spool.claim_due(NOW, 2, look)
-        got += found(seen)
-        looks += 1
-        if seen.ended:
+        batch = await spool.claim_due(NOW, 2, query)
+        got += found(batch)
+        queries += 1
+        if batch.ended:
             break
-        look = DueQuery(next_hop=A, after_sender=seen.reached_sender)
+        query = DueQuery(next_hop=A, after_sender=batch.reached_sender)
     assert sorted(got) == sorted(names)
-    assert looks <= 8
+    assert queries <= 8
 
 
-async def test_a_look_for_a_sender_goes_along_its_own(spool, accept) -> None:
+async def test_a_query_for_a_sender_finds_only_its_entries(spool, accept) -> None:
     await accept("mx:a.test", "ann", 2)
     names = await accept("mx:b.test", "bob", 2)
     left = await accept("mx:a.test", "bob", 1)
-    seen = await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), without_hops=[A]))
-    assert (found(seen), seen.left_hops) == (names, {A})
+    batch = await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), without_hops=[A]))
+    assert (found(batch), batch.left_hops) == (names, {A})
     after = Position(0, "", 0)
     assert (
         found(await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), after=after)))
@@ -129,7 +129,7 @@ async def test_a_look_for_a_sender_goes_along_its_own(spool, accept) -> None:
     )
 
 
-async def test_what_is_due_next(spool, make, clock) -> None:
+async def test_the_next_due_time(spool, make, clock) -> None:
     assert await spool.next_due_us(0) is None
     times = {}
     for level in PriorityLevel:
@@ -142,7 +142,7 @@ async def test_what_is_due_next(spool, make, clock) -> None:
     assert await spool.next_due_us(times[PriorityLevel.HIGH]) is None
 
 
-async def test_a_claim_is_taken_only_under_the_epoch_that_was_seen(
+async def test_an_entry_is_claimed_only_under_the_epoch_that_was_read(
     spool, accept, tmp_path, monkeypatch
 ) -> None:
     await accept("mx:a.test", "ann", 1)
@@ -154,15 +154,15 @@ async def test_a_claim_is_taken_only_under_the_epoch_that_was_seen(
         return result
 
     monkeypatch.setattr(spool_module, "find_due", slow)
-    seen = await spool.claim_due(NOW, 9, DueQuery())
-    assert seen.claims == ()
+    batch = await spool.claim_due(NOW, 9, DueQuery())
+    assert batch.claims == ()
     monkeypatch.setattr(spool_module, "find_due", find)
     (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert claim.epoch == 3
     assert (await spool.claim_due(NOW, 9, DueQuery())).claims == ()
 
 
-async def test_what_is_given_back_is_due_as_it_was(spool, accept, tmp_path) -> None:
+async def test_a_released_claim_is_due_as_before(spool, accept, tmp_path) -> None:
     await accept("mx:a.test", "ann", 1)
     columns = "SELECT state, due_us, retry_us, warn_us, lane FROM entry"
     before = raw(tmp_path, columns)
@@ -186,7 +186,9 @@ async def hold(spool, make, clock, tmp_path, *, retry_us: int | None) -> str:
     return message.id
 
 
-async def test_what_is_held_until_now_is_queued_again(spool, make, clock, tmp_path) -> None:
+async def test_a_held_entry_is_queued_again_at_its_release_time(
+    spool, make, clock, tmp_path
+) -> None:
     name = await hold(spool, make, clock, tmp_path, retry_us=clock.now_us + 500)
     assert found(await spool.claim_due(clock.now_us + 499, 9, DueQuery())) == []
     (claim,) = (await spool.claim_due(clock.now_us + 500, 9, DueQuery())).claims
@@ -198,7 +200,7 @@ async def test_what_is_held_until_now_is_queued_again(spool, make, clock, tmp_pa
     }  # fmt: skip
 
 
-async def test_what_is_held_comes_as_such_when_its_time_is_over(
+async def test_a_held_entry_is_claimed_as_held_when_it_expires(
     spool, make, clock, tmp_path
 ) -> None:
     name = await hold(spool, make, clock, tmp_path, retry_us=None)
@@ -222,7 +224,7 @@ async def test_what_is_held_comes_as_such_when_its_time_is_over(
         "DELETE FROM recipient WHERE message_id = ?",
     ],
 )
-async def test_what_cannot_be_read_is_held_and_the_others_go_on(
+async def test_an_unreadable_entry_is_held_and_the_others_are_claimed(
     spool, accept, tmp_path, damage: str
 ) -> None:
     broken, whole = await accept("mx:a.test", "ann", 2)
@@ -249,7 +251,7 @@ async def test_what_cannot_be_read_is_held_and_the_others_go_on(
         (claims._RECIPIENTS, ('[["a",1]]',), None),
     ],
 )
-async def test_no_look_scans_a_table_nor_sorts_what_waits(
+async def test_no_query_scans_a_table_or_sorts_waiting_entries(
     spool, tmp_path, sql: str, values: tuple, index: str | None
 ) -> None:
     plan = [row[3] for row in raw(tmp_path, f"EXPLAIN QUERY PLAN {sql}", *values)]
@@ -263,8 +265,8 @@ async def test_no_look_scans_a_table_nor_sorts_what_waits(
         assert all(f"USING COVERING INDEX {index} " in line for line in used)
 
 
-async def test_a_look_for_nothing_finds_nothing(spool, make, clock) -> None:
+async def test_a_query_with_limit_0_claims_nothing(spool, make, clock) -> None:
     await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)
-    look = DueQuery(PriorityLevel.NORMAL, next_hop=NextHop.parse("mx:a.test"))
-    assert (await spool.claim_due(clock.queue_us(), 0, look)).claims == ()
-    assert len((await spool.claim_due(clock.queue_us(), 1, look)).claims) == 1
+    query = DueQuery(PriorityLevel.NORMAL, next_hop=NextHop.parse("mx:a.test"))
+    assert (await spool.claim_due(clock.queue_us(), 0, query)).claims == ()
+    assert len((await spool.claim_due(clock.queue_us(), 1, query)).claims) == 1

@@ -1,4 +1,4 @@
-"""SQLite's log: brought into the database behind the answers, and never longer than readers make it."""
+"""Checkpoints of SQLite's write-ahead log: they run after the replies and bound its size."""
 
 import asyncio
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def connection(disk: FaultyDisk, path: Path) -> Iterator[apsw.Connection]:
-    """As the spool opens it, with one table."""
+    """A connection opened as the spool opens it, with one table."""
     with closing(apsw.Connection(str(path))) as connection:
         connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
         connection.execute("CREATE TABLE some (octets BLOB)")
@@ -64,20 +64,18 @@ def size_in_pages(path: Path) -> float:
 
 
 @pytest.mark.parametrize(("is_idle", "pages"), [(True, 20), (False, 50)])
-def test_a_log_that_has_grown_is_brought_into_the_database(
-    disk, connection, log, is_idle: bool, pages: int
-) -> None:
+def test_a_grown_log_is_checkpointed(disk, connection, log, is_idle: bool, pages: int) -> None:
     commit(log, connection, pages=pages - 10)
     log.checkpoint_if_grown(is_idle=is_idle)
     assert disk.syncs[""] == 0
     commit(log, connection, pages=10)
     log.checkpoint_if_grown(is_idle=is_idle)
     assert disk.syncs[""] == 1
-    log.checkpoint_if_grown(is_idle=is_idle)  # nothing has come since
+    log.checkpoint_if_grown(is_idle=is_idle)  # nothing was written since
     assert disk.syncs[""] == 1
 
 
-async def test_an_idle_writer_brings_it_in_though_it_has_not_grown_much(
+async def test_an_idle_writer_checkpoints_a_short_log(
     disk, open_spool, make, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(write_ahead_log, "_PAGES_IDLE", 20)
@@ -94,20 +92,20 @@ async def test_an_idle_writer_brings_it_in_though_it_has_not_grown_much(
     await spool.stop()
 
 
-def test_it_stays_small(connection, log, path: Path) -> None:
+def test_the_log_stays_small(connection, log, path: Path) -> None:
     for _ in range(40):
         commit(log, connection, pages=10)
         log.checkpoint_if_grown(is_idle=False)
     assert size_in_pages(path) < 70
 
 
-def test_a_commit_does_not_pay_for_it(disk, connection, log) -> None:
+def test_a_commit_does_not_wait_for_a_checkpoint(disk, connection, log) -> None:
     for _ in range(20):
         commit(log, connection, pages=10)
     assert disk.syncs == {"-wal": 20}
 
 
-def test_a_reader_keeps_it_long_and_it_is_short_again_behind_it(
+def test_the_log_grows_during_a_long_read_and_shrinks_after_it(
     connection, log, path: Path, capfd
 ) -> None:
     with closing(apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)) as reader:
@@ -126,7 +124,7 @@ def test_a_reader_keeps_it_long_and_it_is_short_again_behind_it(
     assert size_in_pages(path) <= 121
 
 
-def test_a_checkpoint_that_fails_takes_nothing_away_and_is_tried_again(
+def test_a_failed_checkpoint_loses_nothing_and_is_retried(
     disk, connection, log, path: Path
 ) -> None:
     disk.refuses("sync", suffix=".sqlite")
@@ -143,7 +141,7 @@ def test_a_checkpoint_that_fails_takes_nothing_away_and_is_tried_again(
     assert size_in_pages(path) < 200
 
 
-def test_what_a_dead_owner_left_is_synced_as_it_is(connection, path: Path) -> None:
+def test_the_log_of_a_dead_process_is_synced_as_it_is(connection, path: Path) -> None:
     connection.execute("INSERT INTO some VALUES (randomblob(3000000))")
     log = path.with_name(path.name + "-wal")
     before = log.read_bytes()
@@ -152,12 +150,12 @@ def test_what_a_dead_owner_left_is_synced_as_it_is(connection, path: Path) -> No
     assert log.read_bytes() == before
 
 
-def test_there_may_be_no_log(tmp_path: Path) -> None:
+def test_a_missing_log_is_allowed(tmp_path: Path) -> None:
     rewrite_log(tmp_path / "none.sqlite")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk/some.sqlite-wal").write_bytes(b"x")
     with read_only(tmp_path / "disk"), pytest.raises(SpoolUnavailableError, match=r"sqlite-wal"):

@@ -1,4 +1,4 @@
-"""Which entries of the queue are meant, and how they are listed."""
+"""Which entries a selector matches, and how they are listed."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from relay.clock import rfc3339
 from relay.spool.sqlite.database import CAPTURED_KEEP_S
 from relay.spool.sqlite.queue_list import EntrySelection
 from relay.spool.types import Key, Selector
-from tests.unit.spool.queue_admin.operator import ALL, HOUR_US, ordered
+from tests.unit.spool.queue_admin.operator import ALL, HOUR_US, command
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ async def test_selectors(spool, make, defer, clock, selector: Selector, found: s
             reverse_path="carol@example.test",
             submission_id="0123456789abcdef.1",
         ): "B",
-        (  # claimed, as if a connection had it
+        (  # claimed, as by a connection
             await spool.accept(make({"smtp://[::1]:25": ["z@[127.0.0.1]"]}, reverse_path=""))
         ).queue_id: "C",
     }
     listed = await spool.queue_admin.list(selector, limit=10)
     assert sorted(names[one["id"]] for one in listed) == [*found]
-    answer = await spool.queue_admin.execute(ordered("cancel", selector, dry_run=True))
+    answer = await spool.queue_admin.execute(command("cancel", selector, dry_run=True))
     assert sum(answer.counts.values()) == len(found)
 
 
@@ -71,16 +71,14 @@ async def test_ids_as_the_list_shows_them(spool, defer) -> None:
     listed = await spool.queue_admin.list(Selector(ids=(f"{queue_id}-2",)), limit=10)
     assert [one["entry"] for one in listed] == [2]
     answer = await spool.queue_admin.execute(
-        ordered("hold", Selector(ids=(f"{queue_id}-3", "x-2")))
+        command("hold", Selector(ids=(f"{queue_id}-3", "x-2")))
     )
     assert answer.unknown == (f"{queue_id}-3", "x-2")
     listed = await spool.queue_admin.list(Selector(ids=(f"{queue_id}-3", queue_id, "x-2")), limit=1)
     assert ([one["entry"] for one in listed], listed.unknown) == ([1], answer.unknown)
 
 
-async def test_a_walk_meets_every_entry_once_however_little_it_takes_at_a_time(
-    spool, make, defer, clock
-) -> None:
+async def test_a_scan_in_small_slices_finds_every_entry_once(spool, make, defer, clock) -> None:
     expected = []
     for number in range(25):
         hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}
@@ -99,14 +97,14 @@ async def test_a_walk_meets_every_entry_once_however_little_it_takes_at_a_time(
             found += await spool._queries.run(selection.step)
             late = late or await defer({"mx:a.test": ["y@late.test"]})
         assert found == wanted
-        await spool.queue_admin.execute(ordered("cancel", Selector(domain="late.test")))
+        await spool.queue_admin.execute(command("cancel", Selector(domain="late.test")))
 
 
 @pytest.mark.parametrize(
     "selector", [ALL, Selector(state="deferred"), Selector(next_hop="a.test")], ids=str
 )
-async def test_history_is_not_looked_at(spool, defer, tmp_path, selector) -> None:
-    """The walk reads the indexes of what lives, never the table."""
+async def test_a_selection_does_not_read_history(spool, defer, tmp_path, selector) -> None:
+    """The scan reads the indexes of live entries, never the table."""
     await defer()
     plans: list[str] = []
 
@@ -126,7 +124,7 @@ async def test_history_is_not_looked_at(spool, defer, tmp_path, selector) -> Non
     assert all("INDEX entry_" in one for one in looks), plans
 
 
-async def test_a_list_is_bounded_also_in_recipients(spool, make, monkeypatch) -> None:
+async def test_a_list_is_also_bounded_by_recipients(spool, make, monkeypatch) -> None:
     monkeypatch.setattr("relay.spool.sqlite.queue_admin.RECIPIENTS_MAX", 5)
     many = {"mx:a.test": [f"{number}@a.test" for number in range(4)]}
     for _ in range(3):
@@ -136,14 +134,14 @@ async def test_a_list_is_bounded_also_in_recipients(spool, make, monkeypatch) ->
     assert [one.get("recipients_cut", False) for one in listed] == [False, True, True]
 
 
-async def test_captured_mail_says_how_long_it_stays(spool, make, clock) -> None:
+async def test_captured_mail_lists_its_expiry(spool, make, clock) -> None:
     await spool.accept(make({"capture": ["a@a.test"]}))
     (one,) = await spool.queue_admin.list(ALL, limit=1)
     kept_us = clock.queue_us() + int(CAPTURED_KEEP_S * 1_000_000)
     assert one["expires"] == rfc3339(kept_us)
 
 
-async def test_times_are_told_on_the_wall_clock(spool, defer, clock) -> None:
+async def test_listed_times_are_wall_clock_times(spool, defer, clock) -> None:
     await defer()
     (before,) = await spool.queue_admin.list(ALL, limit=1)
     clock.jumped_us = 24 * HOUR_US

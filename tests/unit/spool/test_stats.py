@@ -1,4 +1,4 @@
-"""Figures: nothing is missed, a row that is lost is told, and what is long is read in slices."""
+"""Counts and statistics: complete, consistent, and read in slices; lost rows are reported."""
 
 import asyncio
 from pathlib import Path
@@ -26,7 +26,7 @@ TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
 
 @pytest.fixture
 def by_hand(tmp_path: Path):
-    """Run SQL on the spool's file, as somebody might beside a running relay."""
+    """Run SQL on the spool's file from another connection, next to the running spool."""
 
     def run(sql: str, *values: object) -> None:
         connection = apsw.Connection(str(tmp_path / "spool.sqlite"))
@@ -47,7 +47,7 @@ async def deferred(
 
 
 @pytest.mark.parametrize("entries_at_once", [1, 2, 3, 5000])
-async def test_every_state_and_lane_is_counted_once(
+async def test_every_state_and_priority_level_is_counted_once(
     spool, make, clock, monkeypatch, entries_at_once
 ):
     monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", entries_at_once)
@@ -70,12 +70,12 @@ async def test_every_state_and_lane_is_counted_once(
     assert counts.unaccounted == 0
 
 
-async def test_an_empty_spool_has_nothing(spool) -> None:
+async def test_an_empty_spool_counts_nothing(spool) -> None:
     counts = await spool.counts()
     assert (sum(counts.entries.values()), counts.oldest_us, counts.unaccounted) == (0, None, 0)
 
 
-@pytest.mark.parametrize("claimed", [True, False], ids=["in work", "waiting"])
+@pytest.mark.parametrize("claimed", [True, False], ids=["in delivery", "waiting"])
 @pytest.mark.parametrize(
     ("lost", "missing"),
     [
@@ -87,7 +87,9 @@ async def test_an_empty_spool_has_nothing(spool) -> None:
         ("UPDATE entry SET due_us = NULL, claimed = 0 WHERE message_id = ?", 2),
     ],
 )
-async def test_what_is_lost_is_unaccounted(spool, make, by_hand, lost, missing, claimed) -> None:
+async def test_recipients_of_a_lost_row_are_unaccounted(
+    spool, make, by_hand, lost, missing, claimed
+) -> None:
     await deferred(spool, make, hops=TWO)
     if claimed:
         message_id = (await spool.accept(make(TWO))).queue_id
@@ -98,8 +100,8 @@ async def test_what_is_lost_is_unaccounted(spool, make, by_hand, lost, missing, 
     assert (await spool.counts()).unaccounted == missing
 
 
-async def test_a_count_sees_one_moment(spool, make, monkeypatch) -> None:
-    """Mail that moves while it is counted is counted once."""
+async def test_a_count_reads_one_snapshot(spool, make, monkeypatch) -> None:
+    """Entries that change during the count are counted once."""
     monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", 1)
     claims = [(await spool.accept(make(TWO))).claims[0] for _ in range(20)]
     busy = True
@@ -122,8 +124,8 @@ async def test_a_count_sees_one_moment(spool, make, monkeypatch) -> None:
     assert len({sum(counts.entries.values()) for counts in seen}) > 1
 
 
-async def test_a_count_that_takes_too_long_gives_its_snapshot_up(spool, make, clock, monkeypatch):
-    """While it is kept, the log that everybody writes to only grows."""
+async def test_a_count_releases_its_snapshot_after_30_seconds(spool, make, clock, monkeypatch):
+    """An open snapshot lets the write-ahead log grow."""
     monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", 1)
     for _ in range(5):
         await spool.accept(make(TWO))
@@ -140,7 +142,7 @@ async def test_a_count_that_takes_too_long_gives_its_snapshot_up(spool, make, cl
     assert (await spool.counts()).entries["queued"] == 5
 
 
-async def test_no_snapshot_stays_behind(spool, make, by_hand) -> None:
+async def test_no_snapshot_stays_open_after_a_count(spool, make, by_hand) -> None:
     await spool.accept(make(TWO))
     await spool.counts()
     await spool.accept(make(TWO))
@@ -184,8 +186,10 @@ async def test_statistics(spool, make, clock) -> None:
     assert hops == [("capture", 1, 0), ("mx:a.test", 1, 1), ("mx:slow.test", 1, 0)]
 
 
-async def test_what_delivery_has_is_counted_with_what_waits(spool, make, clock) -> None:
-    """A queue that fits into delivery's window would look as if it had no next hops."""
+async def test_entries_in_the_active_queue_are_counted_with_waiting_ones(
+    spool, make, clock
+) -> None:
+    """Otherwise a queue that fits into the active queue would seem to have no next hops."""
     await deferred(spool, make, due_us=clock.queue_us(), hops=TWO)
     await deferred(spool, make, due_us=clock.queue_us(), hops=TWO)
     found = await spool.claim_due(clock.queue_us(), 1, DueQuery(PriorityLevel.NORMAL))
@@ -196,7 +200,7 @@ async def test_what_delivery_has_is_counted_with_what_waits(spool, make, clock) 
     assert figures["priorities"]["normal"] == {"entries": 2, "in_delivery": 1}
 
 
-async def test_statistics_have_the_times_that_people_read(spool, make, clock) -> None:
+async def test_statistics_have_wall_clock_times(spool, make, clock) -> None:
     await spool.accept(make(TWO))
     await deferred(spool, make, due_us=clock.queue_us(), hops={"mx:slow.test": ["a@slow.test"]})
     clock.jumped_us = 24 * 3600 * 1_000_000
@@ -206,13 +210,13 @@ async def test_statistics_have_the_times_that_people_read(spool, make, clock) ->
     assert figures["due"] == 1  # a jump makes nothing due
 
 
-async def test_statistics_of_nothing(spool) -> None:
+async def test_statistics_of_an_empty_spool(spool) -> None:
     figures = await spool.stats()
     assert (figures["due"], figures["oldest"], figures["next_hops"]) == (0, None, [])
 
 
-async def test_figures_read_no_history_and_no_table_of_entries(spool, tmp_path) -> None:
-    """By SQLite's own plan: indexes only, in their order."""
+async def test_counts_and_statistics_read_only_indexes(spool, tmp_path) -> None:
+    """The query plans use indexes only, in index order."""
     connection = apsw.Connection(str(tmp_path / "spool.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
     seen: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The spool keeps the time in which all its times are, and a start goes on from it."""
+"""The clock anchor in the spool: queue time continues from it after a restart."""
 
 from contextlib import closing
 from pathlib import Path
@@ -33,9 +33,9 @@ async def finished(spool: SqliteSpool, message: NewMessage) -> str:
     return claim.message.id
 
 
-async def test_commits_carry_it_once_a_second(path, spool, make, clock) -> None:
+async def test_a_commit_stores_the_clock_anchor_once_a_second(path, spool, make, clock) -> None:
     first = anchor_in(path)
-    assert first == clock.anchor()  # of the first commit, which a start makes
+    assert first == clock.anchor()  # of the first commit, made by start()
     clock.advance(0.5)
     await spool.accept(make())
     assert anchor_in(path) == first
@@ -45,7 +45,7 @@ async def test_commits_carry_it_once_a_second(path, spool, make, clock) -> None:
 
 
 @pytest.mark.parametrize("wrong_us", [400 * DAY, -400 * DAY])
-async def test_a_start_goes_on_with_it_whatever_the_clock_says(path, wrong_us) -> None:
+async def test_queue_time_continues_after_a_restart_with_a_wrong_wall_clock(path, wrong_us) -> None:
     now = {"wall": START + wrong_us, "elapsed": DAY}
     machine = Machine(lambda: now["wall"], lambda: now["elapsed"], "boot")
 
@@ -65,7 +65,7 @@ async def test_a_start_goes_on_with_it_whatever_the_clock_says(path, wrong_us) -
     spool.close()
 
 
-async def test_what_a_doubt_makes_old_stays(spool, make, clock) -> None:
+async def test_history_and_keys_are_kept_while_the_time_is_in_doubt(spool, make, clock) -> None:
     done = await finished(spool, make())
     await spool.accept(make(), submission_key="draft.1")
     clock.now_us += 400 * DAY
@@ -78,7 +78,9 @@ async def test_what_a_doubt_makes_old_stays(spool, make, clock) -> None:
 
 
 @pytest.mark.parametrize("offset_us", [400 * DAY, -400 * DAY])
-async def test_history_goes_though_its_ids_have_another_time(spool, make, clock, offset_us) -> None:
+async def test_history_is_pruned_when_the_wall_clock_differs_from_queue_time(
+    spool, make, clock, offset_us
+) -> None:
     clock.jumped_us = offset_us
     await finished(spool, make(received_us=clock.queue_us()))
     clock.advance(60)

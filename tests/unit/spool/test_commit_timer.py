@@ -1,0 +1,49 @@
+"""CommitTimer: the commit time that the pressure check and the metrics read."""
+
+import pytest
+
+from relay.clock import ManualClock
+from relay.spool.sqlite.writer import CommitTimer
+
+
+def committed(commit_timer: CommitTimer, clock: ManualClock, *times: float) -> None:
+    for seconds in times:
+        with commit_timer.commit():
+            clock.advance(seconds)
+
+
+@pytest.mark.parametrize(
+    ("times", "commit_s"),
+    [
+        ([], 0.0),
+        ([9.0], 0.0),  # one commit is too few
+        ([0.01] * 19 + [9.0], 0.01),
+        ([3.0] * 5, 3.0),
+        ([0.01] * 50 + [2.0] * 50, 2.0),
+        ([2.0] * 10 + [0.01] * 95, 0.01),
+    ],
+)
+def test_commit_time_is_the_95th_percentile(times, commit_s):
+    clock = ManualClock()
+    commit_timer = CommitTimer(clock)
+    committed(commit_timer, clock, *times)
+    assert commit_timer.commit_s() == pytest.approx(commit_s)
+
+
+def test_a_running_commit_counts_immediately():
+    clock = ManualClock()
+    commit_timer = CommitTimer(clock)
+    committed(commit_timer, clock, 0.01, 0.01)
+    with commit_timer.commit():
+        clock.advance(7)
+        assert commit_timer.commit_s() == 7
+    assert commit_timer.commit_s() == pytest.approx(0.01)
+
+
+def test_commit_times_are_forgotten_after_30_seconds():
+    clock = ManualClock()
+    commit_timer = CommitTimer(clock)
+    committed(commit_timer, clock, 4, 4, 4)
+    assert commit_timer.commit_s() == 4
+    clock.advance(31)
+    assert commit_timer.commit_s() == 0
