@@ -223,6 +223,16 @@ def test_module_names_are_specific():
     assert [str(p) for p in MODULES if p.stem in vague or p.stem.endswith("_utils")] == []
 
 
+def test_a_class_name_occurs_once():
+    """A reader who searches for a class finds one; two for the same concept become one."""
+    found: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(syntax(path)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(f"{path}:{node.lineno}")
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
 def test_only_the_command_line_prints():
     prints = [
         f"{path}:{node.lineno}"

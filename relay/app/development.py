@@ -116,7 +116,9 @@ async def develop(
     daemon.on_fault = stop.set
     try:
         await daemon.start()
-        done = await _unless(stop, _Session(daemon, folder, options=options, view=view).run())
+        done = await _unless(
+            stop, _DevelopmentRun(daemon, folder, options=options, view=view).run()
+        )
     finally:
         await daemon.stop()
     if daemon.fault:
@@ -160,7 +162,7 @@ async def _unless(stop: asyncio.Event, work: Any) -> bool:
     return done
 
 
-class _Session:
+class _DevelopmentRun:
     """The actions of the development relay between start and stop."""
 
     def __init__(

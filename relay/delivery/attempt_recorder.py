@@ -26,7 +26,6 @@ from relay.delivery.attempt_result import (
     unrecorded_result,
 )
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.dependencies import FailureReporter
 from relay.delivery.retry import RetrySchedule
 from relay.journeys.events import Event
 from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
@@ -42,7 +41,7 @@ from relay.message.outcome import (
 from relay.mime.dsn import ReportedMessage
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.types import Claim, NewMessage, Settlement, Spool, SpoolError
+from relay.spool.types import Claim, FailureReporter, NewMessage, Settlement, Spool, SpoolError
 
 T = TypeVar("T")
 _log = get_logger("delivery")

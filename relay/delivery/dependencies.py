@@ -4,18 +4,15 @@ relay/app passes the other rooms' objects in; tests pass fakes.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from typing import Protocol
 
-from relay.journeys.events import Event
 from relay.message.content import Content
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome, Relayed
-from relay.message.verdict import Source
-from relay.mime.dsn import ReportedMessage, ReportedRecipient
 from relay.routing import HopLimits, HopTls, Resolution
 from relay.smtp import Connection, Target, Timeouts
-from relay.spool.types import Claim, NewMessage
+from relay.spool.types import Claim
 
 
 class Scheduler(Protocol):
@@ -44,36 +41,6 @@ class Scheduler(Protocol):
 
     async def content_of(self, claim: Claim) -> Content:
         """The content of a claim. Raises SpoolError."""
-        ...
-
-
-class PlannedReports(Protocol):
-    """Reports to make durable, and the events that the original's journey gets for them."""
-
-    @property
-    def messages(self) -> tuple[NewMessage, ...]:
-        """The reports, already routed."""
-        ...
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """Step 7 of the original."""
-        ...
-
-
-class FailureReporter(Protocol):
-    """Decides which failure reports are sent."""
-
-    def failures(
-        self,
-        message: ReportedMessage,
-        *,
-        trusted: bool,
-        source: Source,
-        account: str,
-        recipients: Sequence[ReportedRecipient],
-    ) -> PlannedReports:
-        """The reports about these recipients; none where none may be sent."""
         ...
 
 

@@ -22,9 +22,9 @@ from relay.journeys.events import Event, Step
 from relay.message.content import Content, edit_header, memory_part, size_of
 from relay.message.envelope import Client, Envelope, domain_of
 from relay.message.nexthop import NextHop
-from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Source, Verdict
+from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Verdict
 from relay.mime import headers
-from relay.mime.dsn import ReportedMessage, ReportedRecipient
+from relay.mime.dsn import ReportedMessage
 from relay.mime.encoded_words import decode_words
 from relay.mime.headers import Priority, priority_of
 from relay.observe.logs import get_logger
@@ -34,8 +34,10 @@ from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTab
 from relay.spool.types import (
     Accepted,
     Claim,
+    FailureReporter,
     NewMessage,
     PriorityLevel,
+    ReportPlan,
     Spool,
     SpoolFullError,
     SpoolUnavailableError,
@@ -67,36 +69,6 @@ class PolicyRules(Protocol):
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:
         """Return the verdict. Any exception becomes 451 4.7.1."""
-        ...
-
-
-class PlannedReports(Protocol):
-    """The reports that are due at acceptance, with their events."""
-
-    @property
-    def messages(self) -> tuple[NewMessage, ...]:
-        """The reports, routed and ready for the spool."""
-        ...
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """The events, which belong to the original message."""
-        ...
-
-
-class FailureReporter(Protocol):
-    """Writes non-delivery reports: relay.reports' Reporter."""
-
-    def failures(
-        self,
-        message: ReportedMessage,
-        *,
-        trusted: bool,
-        source: Source,
-        account: str,
-        recipients: Sequence[ReportedRecipient],
-    ) -> PlannedReports:
-        """Decide who gets a report and write it."""
         ...
 
 
@@ -305,7 +277,7 @@ class Acceptance:
         account = self.accounts.by_address(envelope.reverse_path)
         return account.address if account else ""
 
-    def _reports(self, message: NewMessage, fan: FanOut, *, content: Content) -> PlannedReports:
+    def _reports(self, message: NewMessage, fan: FanOut, *, content: Content) -> ReportPlan:
         about = ReportedMessage(
             queue_id=message.id,
             reverse_path=message.reverse_path,

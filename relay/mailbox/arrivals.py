@@ -90,7 +90,7 @@ class ArrivingFile:
         self._size += len(octets)
 
 
-class Arrival(Generic[_Result]):
+class FileArrival(Generic[_Result]):
     """An api.Arrival."""
 
     def __init__(
@@ -125,7 +125,7 @@ class Arrival(Generic[_Result]):
         return result
 
 
-class Arrivals:
+class FileArrivals:
     """An api.Arrivals."""
 
     def __init__(
@@ -148,7 +148,7 @@ class Arrivals:
 
     async def submission(
         self, account: str, options: SendOptions, *, expected_bytes: int
-    ) -> Arrival[PendingSubmission]:
+    ) -> FileArrival[PendingSubmission]:
         """See api.Arrivals."""
         file = await self._run(self._begin_submission, account, options, expected_bytes)
 
@@ -157,11 +157,11 @@ class Arrivals:
             self._offer(submission)
             return submission
 
-        return Arrival(file, submitted, run=self._run)
+        return FileArrival(file, submitted, run=self._run)
 
     async def draft(
         self, account: str, folder_id: str, *, expected_bytes: int
-    ) -> Arrival[StoredMessage]:
+    ) -> FileArrival[StoredMessage]:
         """See api.Arrivals."""
         file = await self._run(self._begin_draft, account, folder_id, expected_bytes)
 
@@ -170,7 +170,7 @@ class Arrivals:
             folder = find_folder(mailbox, folder_id)
             return self._drafts.create_composed(file.finished(), mailbox, folder)
 
-        return Arrival(file, created, run=self._run)
+        return FileArrival(file, created, run=self._run)
 
     async def replacement(
         self,
@@ -179,7 +179,7 @@ class Arrivals:
         *,
         expected_bytes: int,
         condition: Precondition = NO_PRECONDITION,
-    ) -> Arrival[StoredMessage]:
+    ) -> FileArrival[StoredMessage]:
         """See api.Arrivals."""
         file = await self._run(
             self._begin_replacement, account, message_id, expected_bytes, condition=condition
@@ -194,7 +194,7 @@ class Arrivals:
                 draft = file.finished()
                 return self._drafts.replace(before, draft, flags=before.located.name.flags)
 
-        return Arrival(file, replaced, run=self._run)
+        return FileArrival(file, replaced, run=self._run)
 
     # -- in a thread
 

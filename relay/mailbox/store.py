@@ -17,7 +17,7 @@ from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.api import DeliveryResult
-from relay.mailbox.arrivals import Arrivals
+from relay.mailbox.arrivals import FileArrivals
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
 from relay.mailbox.folder_tree import FolderTree
@@ -123,7 +123,7 @@ class FileStore:
         self._moving = MessageMover(self._shared, self._stale_files)
         self._tree = FolderTree(folders, ids)
         self._writer = SubmissionWriter(self._shared, self._inbox, self._stale_files, log=log)
-        self.arrivals = Arrivals(
+        self.arrivals = FileArrivals(
             self._shared, self._stale_files, writer=self._writer,
             drafts=self._drafts, run=self._run, offer=self._offer,
         )  # fmt: skip

@@ -69,7 +69,7 @@ _decoder = msgspec.json.Decoder(_Facts)
 
 
 @dataclass(slots=True)
-class _Session:
+class _UploadSession:
     """A session; `kept` holds its place in the quota. Whoever changes it holds `lock`."""
 
     facts: _Facts
@@ -92,7 +92,7 @@ class Uploads:
         self._shared = dependencies
         self._attachments = attachments
         self._lock = threading.Lock()
-        self._sessions: dict[str, _Session] | None = None
+        self._sessions: dict[str, _UploadSession] | None = None
 
     def create(
         self,
@@ -128,7 +128,7 @@ class Uploads:
             except OSError:
                 kept.close()
                 raise
-            sessions[_digest(token)] = session = _Session(facts, 0, kept, threading.Lock())
+            sessions[_digest(token)] = session = _UploadSession(facts, 0, kept, threading.Lock())
             return _shown(session, self._shared.clock)
 
     def find(self, token: str) -> Upload:
@@ -180,7 +180,7 @@ class Uploads:
         with self._all():
             pass
 
-    def _attach(self, digest: str, session: _Session, limit_bytes: int) -> None:
+    def _attach(self, digest: str, session: _UploadSession, limit_bytes: int) -> None:
         facts = session.facts
         path = self._directory / f"{digest}@{session.received}"
         octets = FileOctets(path, 0, facts.attachment.size)
@@ -220,7 +220,7 @@ class Uploads:
     # -- on disk
 
     @contextmanager
-    def _all(self) -> Iterator[dict[str, _Session]]:
+    def _all(self) -> Iterator[dict[str, _UploadSession]]:
         """All sessions that have not expired; nobody else changes which there are."""
         with self._lock:
             if self._sessions is None:
@@ -231,7 +231,7 @@ class Uploads:
                     self._remove(self._sessions, digest)
             yield self._sessions
 
-    def _remove(self, sessions: dict[str, _Session], digest: str) -> None:
+    def _remove(self, sessions: dict[str, _UploadSession], digest: str) -> None:
         session = sessions.pop(digest)
         session.kept.close()
         remove(self._directory / f"{digest}@{session.received}")
@@ -245,7 +245,7 @@ class Uploads:
         written.rename(self._directory / (digest + _FACTS))
         self._shared.syncs.sync(self._directory)
 
-    def _loaded(self) -> dict[str, _Session]:
+    def _loaded(self) -> dict[str, _UploadSession]:
         """Find what an earlier process left, and remove what belongs to nothing."""
         received: dict[str, int] = {}
         names = list_names(self._directory)
@@ -253,7 +253,7 @@ class Uploads:
             digest, at, number = name.partition("@")
             if at and number.isdecimal():
                 received[digest] = int(number)
-        sessions: dict[str, _Session] = {}
+        sessions: dict[str, _UploadSession] = {}
         for name in names:
             if name.endswith(_FACTS):
                 digest = name.removesuffix(_FACTS)
@@ -263,7 +263,7 @@ class Uploads:
                     if not facts.is_attached:
                         with suppress(MailboxFullError, NoSuchItemError):
                             kept = self._reserved(facts)
-                    sessions[digest] = _Session(
+                    sessions[digest] = _UploadSession(
                         facts, received.get(digest, 0), kept, threading.Lock()
                     )
         for name in names:
@@ -283,7 +283,7 @@ class RangeWriter:
     """One range that is being taken. Blocking; abort() or finish() ends it."""
 
     def __init__(
-        self, base_name: Path, session: _Session, *, dependencies: StoreDependencies, start: int
+        self, base_name: Path, session: _UploadSession, *, dependencies: StoreDependencies, start: int
     ) -> None:
         """Raises UploadBusyError when the session stands elsewhere by now; OSError."""
         if start != session.received:
@@ -330,14 +330,14 @@ class RangeWriter:
             self._session.lock.release()
 
 
-def _found(sessions: dict[str, _Session], token: str) -> _Session:
+def _found(sessions: dict[str, _UploadSession], token: str) -> _UploadSession:
     session = sessions.get(_digest(token))
     if session is None:
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
     return session
 
 
-def _shown(session: _Session, clock: Clock) -> Upload:
+def _shown(session: _UploadSession, clock: Clock) -> Upload:
     facts = session.facts
     return Upload(
         account=facts.account,

@@ -260,7 +260,7 @@ class _AttachmentScanner:
             parts.append(_MimePart(start, body.end, body.depth, part_kind))
         return parts
 
-    def _delimiter_lines(self, boundary: bytes, body: _MimePart) -> Iterator["_BoundaryLine"]:
+    def _delimiter_lines(self, boundary: bytes, body: _MimePart) -> Iterator["_DelimiterLine"]:
         self._searched_octets_left -= body.end - body.start
         if self._searched_octets_left < 0:  # a part may be searched for several boundaries
             raise TooManyPartsError(f"more than {SEARCHES_MAX} searches of the whole message")
@@ -277,12 +277,12 @@ class _AttachmentScanner:
             line_end = body.end if line_end < 0 else line_end + 1
             rest = content[position:line_end].strip(b" \t\r\n")
             if rest in (b"", b"--"):
-                yield _BoundaryLine(max(found - 2, body.start), line_end, closing=rest == b"--")
+                yield _DelimiterLine(max(found - 2, body.start), line_end, closing=rest == b"--")
             position = line_end
 
 
 @dataclass(frozen=True, slots=True)
-class _BoundaryLine:
+class _DelimiterLine:
     """A boundary delimiter line, with the line end before it and its own."""
 
     start: int

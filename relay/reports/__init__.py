@@ -6,6 +6,6 @@ reverse-path, to untrusted senders, or against NOTIFY. A report that cannot be d
 postmaster.
 """
 
-from relay.reports.bounces import Reporter, ReportPlan
+from relay.reports.bounces import Reporter
 
-__all__ = ["ReportPlan", "Reporter"]
+__all__ = ["Reporter"]

@@ -18,7 +18,7 @@ from relay.message.verdict import Source
 from relay.mime.dsn import ReportedMessage, ReportedRecipient, write_dsn
 from relay.mime.headers import decoded
 from relay.observe.metrics import Metrics
-from relay.spool.types import NewEntry, NewMessage, NewRecipient
+from relay.spool.types import NewEntry, NewMessage, NewRecipient, ReportPlan
 
 POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
@@ -62,14 +62,6 @@ def decide_reports(
         # The sender does not know recipients that a rule added; the postmaster may.
         dead_letters=tuple(one for one in recipients if one.added_by),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ReportPlan:
-    """What to commit with the failure: report messages, and events of the failed message."""
-
-    messages: tuple[NewMessage, ...] = ()
-    events: tuple[Event, ...] = ()
 
 
 class Reporter:

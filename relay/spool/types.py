@@ -22,6 +22,7 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
 from relay.message.verdict import Source
+from relay.mime.dsn import ReportedMessage, ReportedRecipient
 
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_EPOCH = 1
@@ -182,6 +183,30 @@ class NewMessage:
     def level_of(self, entry: NewEntry) -> PriorityLevel:
         """Return the first priority level of one of its entries."""
         return self.priority if entry.level is None else entry.level
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPlan:
+    """What to commit with the failure: report messages, and events of the failed message."""
+
+    messages: tuple[NewMessage, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+class FailureReporter(Protocol):
+    """Decides which failures are reported, and writes the reports: relay.reports' Reporter."""
+
+    def failures(
+        self,
+        message: ReportedMessage,
+        *,
+        trusted: bool,
+        source: Source,
+        account: str,
+        recipients: Sequence[ReportedRecipient],
+    ) -> ReportPlan:
+        """Return the reports about these recipients; none where none may be sent."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

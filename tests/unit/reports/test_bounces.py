@@ -19,8 +19,9 @@ from relay.message.outcome import Evidence
 from relay.message.verdict import Source
 from relay.mime.dsn import ReportedMessage, ReportedRecipient
 from relay.observe.metrics import Metrics
-from relay.reports import Reporter, ReportPlan
+from relay.reports import Reporter
 from relay.reports.bounces import decide_reports
+from relay.spool.types import ReportPlan
 
 MX = NextHop(HopKind.MX, "example.com")
 HOUR_US = 3600 * 1_000_000
