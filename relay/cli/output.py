@@ -180,7 +180,7 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         f"unaccounted  {unaccounted}",
     ]
     hops = stats["next_hops"]
-    rows = [("NEXT HOP", "ENTRIES", "IN WORK", "DEFERRED", "OLDEST")] + [
+    rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [
         (
             one["next_hop"], str(one["entries"]), str(one["in_delivery"]), str(one["deferred"]),
             _age(one["oldest"], now_us),

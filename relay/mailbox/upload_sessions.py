@@ -283,7 +283,12 @@ class RangeWriter:
     """One range that is being taken. Blocking; abort() or finish() ends it."""
 
     def __init__(
-        self, base_name: Path, session: _UploadSession, *, dependencies: StoreDependencies, start: int
+        self,
+        base_name: Path,
+        session: _UploadSession,
+        *,
+        dependencies: StoreDependencies,
+        start: int,
     ) -> None:
         """Raises UploadBusyError when the session stands elsewhere by now; OSError."""
         if start != session.received:
