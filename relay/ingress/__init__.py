@@ -1,4 +1,4 @@
-"""The SMTP server, for clients and for pickup (end of step 3), and step 5 up to the 250.
+"""Step 5: the SMTP server, for clients and for pickup (end of step 3), up to the 250.
 
 A 250 to the final dot means that the message, its recipients and the reports that are already due
 are durable. Only CRLF.CRLF ends the data. Clients that are not trusted cannot relay. An internal
