@@ -1,7 +1,7 @@
 """The time of a world as the relay reads it.
 
-The relay's own code makes steady time of the world's clocks; the wall clock may jump, and be wrong
-for as long as a process lives. `Time` knows what steady time ought to be.
+The relay's own code computes queue time from the world's clocks. The wall clock may jump, or be
+wrong during the life of a process. `Time` has the correct queue time.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ BEGINNING_US = 1_700_000_000_000_000
 
 
 class Time:
-    """A world's clocks, and steady time as it ought to be: whatever the relay makes of it, it goes
-    on as the world's time does, but for starts of the machine that nobody could tell from a stop.
+    """A world's clocks, and the correct queue time: it advances with the world's time, except at
+    starts of the machine that cannot be distinguished from a stopped clock.
     """
 
     def __init__(self, world: Any) -> None:
         self._world = world
-        self.jumped_us = 0  # of the wall clock, until now
+        self.jumped_us = 0  # of the wall clock, so far
         self.wrong_us = 0  # of the wall clock, while this process lives
-        self.offset_us = 0  # of steady time
+        self.offset_us = 0  # of queue time
         self.boots = 0
         self._booted_us = 0
 
@@ -32,11 +32,11 @@ class Time:
         return self.passed_us() + self.jumped_us + self.wrong_us
 
     def queue_us(self) -> int:
-        """What the relay's clock has to say."""
+        """Return the queue time that the relay's clock must report."""
         return self.passed_us() + self.offset_us
 
     def steady_s(self) -> float:
-        """The same, in seconds since the world began."""
+        """Return queue time in seconds since the world began."""
         return float(self._world.time()) + self.offset_us / 1e6
 
     def boot(self) -> None:

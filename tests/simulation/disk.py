@@ -37,9 +37,9 @@ class Disk(apsw.VFS):
         self.home = folder
         self.full = False
         self.unreadable = False  # contents that did not come with a claim
-        self.spare_bytes = 0  # of a ballast that was given up while it is full
+        self.spare_bytes = 0  # of a reserve file released while the disk is full
         self.is_just_given = False  # and nothing was committed since
-        self.sync_fails = 0  # how many times more
+        self.sync_fails = 0  # how many more times
         self.failing_since_s: float | None = None  # since when no sync of the log succeeded
         self.forgets = False  # whether unsynced writes are written down
         self._unsynced: dict[str, list[tuple[int, bytes, int]]] = {}

@@ -260,7 +260,7 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
         for one in message.recipients:
             wanted = not one.notify or "FAILURE" in one.notify
             if one.state is RecipientState.EXPIRED and is_captured(message, one):
-                wanted = False  # whoever captures it knows
+                wanted = False  # an operator handles captured mail
             if (
                 one.state in (RecipientState.FAILED, RecipientState.EXPIRED)
                 and wanted
@@ -360,7 +360,7 @@ def no_backscatter(evidence: Evidence) -> Iterator[str]:
 
 
 def expiry_in_time(evidence: Evidence) -> Iterator[str]:
-    """6: nothing expires before its time, nor long behind it."""
+    """6: no entry expires before its time, or long after it."""
     for queue_id, expires_us, settled_s, spare_s in evidence.ledger.expiries:
         expires_s = (expires_us - BEGINNING_US) / 1e6
         if settled_s < expires_s - 0.001:
@@ -411,7 +411,7 @@ def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
 
 
 def delays_are_told_once(evidence: Evidence) -> Iterator[str]:
-    """6: whoever waits for late mail hears of each entry's delay once."""
+    """6: the sender of late mail gets one delay report for each entry."""
     for message in evidence.rows.messages.values():
         found_text = Counter(
             detail["entry"]
@@ -438,7 +438,7 @@ def keys_are_kept(evidence: Evidence) -> Iterator[str]:
 
 
 def events_tell_all(evidence: Evidence) -> Iterator[str]:
-    """9: events are in one order, and the states can be computed from them."""
+    """9: events are numbered in order, and the states can be computed from them."""
     for message in evidence.rows.messages.values():
         sequences = [sequence for sequence, _, _ in message.events]
         if sequences != list(range(1, len(sequences) + 1)):

@@ -26,15 +26,15 @@ from tests.simulation.waits import Waits
 from tests.simulation.world import World
 
 Key = tuple[str, int]
-CONTENTS_BYTES = 200_000  # of contents in memory, beside those that came with their claims
+CONTENTS_BYTES = 200_000  # of contents in memory, in addition to those of claims
 _MOMENT_S = 0.001
 _JUMP_US_MIN = 80_000_000_000
-_TASKS_BESIDE = 60  # listeners, workers of mailboxes, upkeep and what is about to end
+_TASKS_BESIDE = 60  # listeners, mailbox workers, maintenance and tasks about to end
 
 
 @dataclass
 class Try:
-    """One submission of a letter. `code` 0: no answer was heard."""
+    """One attempt to submit a letter. `code` is 0 when no reply was read."""
 
     token: str
     letter: Letter
@@ -62,12 +62,12 @@ class Ledger:
         # when an operator saw that an entry is in flight whose claim is not known here
         self._in_flight_since_s: dict[Key, float] = {}
         self.settlements: Counter[tuple[str, str]] = Counter()
-        # queue id, expires_us, when it was settled, how much later that may be; in steady time
+        # queue id, expires_us, when it was settled, how much later that may be; in queue time
         self.expiries: list[tuple[str, int, float, float]] = []
         self.rerouted_s: dict[str, float] = {}  # by queue id: what is captured outlives its message
         self.outages: list[tuple[float, float]] = []  # when nothing could be done
         # when no sync succeeded until the power was lost: any of what was written may be there
-        self.gaps: list[tuple[float, float]] = []  # of steady time, at starts of the machine
+        self.gaps: list[tuple[float, float]] = []  # of queue time, at starts of the machine
         self._tried: set[Key] = set()  # in this process
         self._kept_in_doubt: set[Key] = set()  # held or captured, and put back
         self.doubtful: list[tuple[float, float]] = []
@@ -85,7 +85,7 @@ class Ledger:
         self.waits = Waits(plan)
         self.operated: Counter[Key] = Counter()  # how often an operator changed an entry
         self.cancelled: set[Key] = set()  # as answered to an operator
-        self.unanswered: Counter[str] = Counter()  # orders for a message that nobody answered
+        self.unanswered: Counter[str] = Counter()  # commands for a message that were not answered
         self._in_flight: set[Key] = set()  # as answered to the operator, until they are settled
 
     # -- the spool's side
@@ -224,7 +224,7 @@ class Ledger:
             self.world.fault(f"invariant 6: {words}")
 
     def _judge_delay(self, settlement: Settlement) -> None:
-        """Invariant 6: what waits on behind its moment is reported to be late, and only then."""
+        """Invariant 6: an entry that waits after its warning time, and only it, is reported as delayed."""
         claim, waiting = settlement.claim, settlement.waiting
         reported = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
         now_us = self._concluded_us(settlement)
@@ -253,7 +253,7 @@ class Ledger:
             self.world.fault(f"invariant 6: {claim.key} expired by a clock, and was not tried")
 
     def resumed(self, before_s: float) -> None:
-        """A process has started; steady time was `before_s` until then."""
+        """Record the start of a process; queue time was `before_s` before it."""
         after_s = self.world.clocks.steady_s()
         if after_s > before_s:
             self.gaps.append((before_s, after_s))
@@ -262,7 +262,7 @@ class Ledger:
             self.world.reached["clock: a doubtful gap"] += 1
 
     def _concluded_us(self, settlement: Settlement) -> int:
-        """When the attempt ended, in steady time: it may take long to be written."""
+        """Return when the attempt ended, in queue time; the write may take longer."""
         clocks = self.world.clocks
         return settlement.at_us - (clocks.jumped_us + clocks.wrong_us - clocks.offset_us)
 

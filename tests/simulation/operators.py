@@ -1,7 +1,7 @@
-"""Operators, who hold, release, cancel, reroute and retry what they please.
+"""Operators that hold, release, cancel, reroute and retry random parts of the queue.
 
-What they do is by the seed's choice; reports are left alone. The answer to an operator is compared
-with what happens. Never; a spool that cannot is an answer too. See docs/names.md (Commands).
+The seed chooses the commands; reports are never selected. The answer to a command is compared with
+what happens. A SpoolError is a valid answer. See docs/names.md (Commands).
 """
 
 from collections.abc import Callable, Coroutine
@@ -16,14 +16,14 @@ from tests.simulation.world import World
 
 _HOLD_S = (60.0, 3000.0, 1e6)
 _LISTED_MAX = 1000
-_CLOCKS_US = 1_000_000  # by how much two readings of steady time may differ
+_CLOCKS_US = 1_000_000  # the maximum difference of two readings of queue time
 _WHO = "simulated operator"
 Work = Callable[[Any, Ledger, World], Coroutine[None, None, None]]
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def operate(node: Any, ledger: Ledger, world: World) -> None:
-    """Do something to some of the queue."""
+    """Execute a random command on a random part of the queue."""
     rng = world.rng
     operation = rng.choice(list(Operation))
     ids = _ids(ledger)
@@ -64,10 +64,10 @@ def ids_in_flight(node: Any, ledger: Ledger) -> list[str]:
 
 
 class Pause:
-    """An operator who holds some mail for a while and then has it go on as before."""
+    """An operator who holds some mail and later releases it as before."""
 
     def __init__(self) -> None:
-        self._before: dict[Key, tuple[int, int]] = {}  # attempts; and due when, in steady time
+        self._before: dict[Key, tuple[int, int]] = {}  # attempts, and the due time in queue time
         self._operated: dict[Key, int] = {}
 
     async def hold(self, node: Any, ledger: Ledger, world: World) -> None:
@@ -155,7 +155,7 @@ def _key(listed: dict[str, Any]) -> Key:
 
 
 def _ahead_us(node: Any) -> int:
-    """How far ahead of steady time the relay tells times."""
+    """Return how far the relay's reported times are ahead of queue time."""
     offset_us: int = node.clock.time_us() - node.clock.queue_us()
     return offset_us
 

@@ -1,7 +1,7 @@
-"""The order of things in a world: what is ready is taken up in an order of the seed's choice.
+"""The scheduling order of a world: the seed chooses which of the ready handles runs next.
 
-Tasks and threads may overtake, callbacks keep their order; a process that is dead takes no step.
-Sets of tasks and futures have one order. Raises EndlessError when time does not go on. See
+Tasks and threads may overtake each other; callbacks keep their order. A dead process does not run.
+Sets of tasks and futures iterate in the same order in every run. Raises EndlessError when time does not go on. See
 asyncio's private parts.
 """
 
@@ -14,15 +14,15 @@ from typing import Any
 
 from tests.simulation.life import LIFE, Life
 
-_TURNS_MAX = 3_000_000  # ten times what any world has
+_TURNS_MAX = 3_000_000  # ten times the number of any world
 
 
 class EndlessError(Exception):
-    """Something is ready again and again, and time does not go on."""
+    """Handles become ready endlessly, and time does not advance."""
 
 
 class Numbered:
-    """Sets of these have the same order in every run: their hash is no address in memory."""
+    """Sets of these have the same order in every run: their hash is not a memory address."""
 
     def __hash__(self) -> int:
         return self._number
@@ -56,7 +56,7 @@ class Job:
             return
         try:
             result = self.work(*self.args)
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits
+        except Exception as error:  # noqa: BLE001 - passed to the waiting caller
             self.done.set_exception(error)
         else:
             self.done.set_result(result)
@@ -64,7 +64,7 @@ class Job:
 
 @dataclass
 class Thread:
-    """Does the oldest of its jobs each time it is run."""
+    """Runs its oldest job at each call."""
 
     jobs: deque[Job] = field(default_factory=deque)
     keep: Any = None  # so that no other executor gets its id
@@ -74,7 +74,7 @@ class Thread:
 
 
 class Ready(deque[Any]):
-    """The handles that are ready: of tasks and threads any may be next, the rest keep their order."""
+    """The ready handles: any task or thread may be next; other handles keep their order."""
 
     def __init__(self, rng: Random, *, kill: Callable[[Life], None]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a spool's file has, for who judges: messages with their recipients, entries and events.
+"""The rows of a spool's file for the judges: messages with their recipients, entries and events.
 
-Reads only; the rows as they are, whatever the code of the spool makes of them. With apsw's
-exceptions. See relay/spool/sqlite/engine/schema.sql.
+Read-only, without the code of the spool. Raises the exceptions of apsw. See
+relay/spool/sqlite/schema.sql.
 """
 
 from collections.abc import Mapping

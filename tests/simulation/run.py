@@ -42,7 +42,7 @@ from tests.simulation.world import World
 
 _LOOK_S = 120.0
 _LOOKS_MAX = 200  # for an entry that is in flight
-_STARTS_MAX = 50  # each life leaves its disk behind; in all longer than a disk is full
+_STARTS_MAX = 50  # each life keeps its own disk; together longer than a disk is full
 Variant = Callable[[], AbstractContextManager[object]]
 
 
@@ -180,7 +180,7 @@ class _Play:
             tripwires.watched(self.world.fault, self.disk, on_prune=self.ledger.archive.update),
             self.disk.in_place(),
             patch.object(queue_scanner, "RESCAN_US", int(self.plan.walks_anew_s * 1e6)),
-            patch.object(clock, "_FOLLOWING_PARTS", 1 << 80),  # steady time is exactly the world's
+            patch.object(clock, "_FOLLOWING_PARTS", 1 << 80),  # queue time equals the world's time
             patch.object(TokenBucket, "wait_s", waits_s),
             patch.object(fcntl, "ioctl", ioctl),
         ):

@@ -38,7 +38,7 @@ class Letter:
     size_bytes: int
     fields: tuple[str, ...] = ()
     words: str = "hello"
-    leaves: bool = False  # the client goes away behind its first final dot
+    leaves: bool = False  # the client disconnects after its first final dot
     comes_back_s: float = 0.0  # how long it stays away then, at least
 
 
@@ -108,8 +108,8 @@ class Scenario:
     rate: str  # of a site, as settings have it
     warn_after_s: float  # 0: never
     history_s: float | None  # None: all of it is kept
-    walks_anew_s: float  # how often the queue is walked through, should anything have been missed
-    queue_entries: int  # from so many on nothing is taken
+    walks_anew_s: float  # interval of full queue scans, which find missed entries
+    queue_entries: int  # at this number of entries new mail is refused
     route_rate: str  # of the route to ROUTED
     full: tuple["Full", ...] = ()
     unresolved: dict[str, str] = field(default_factory=dict)  # domain: nxdomain | nullmx | servfail

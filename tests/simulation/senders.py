@@ -1,8 +1,8 @@
-"""Who sends: SMTP clients that repeat until they are answered, and a pickup with submission keys.
+"""The senders: SMTP clients that retry until they get a reply, and a pickup with submission keys.
 
-Every try has a token of its own, and pickup's always the same; what was answered is in the ledger
-the moment it is read. Never; a letter that gets no answer for a very long time is let go. See RFC
-5321 4.5.4.1 (a client's queue); RFC 3461 4.4 (ENVID).
+Each SMTP attempt has its own token; attempts of pickup share one. A reply is recorded in the ledger
+when it is read. A letter without a reply is given up after `patience_s`. See RFC 5321 4.5.4.1 (a
+client's queue); RFC 3461 4.4 (ENVID).
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Senders:
 
     world: World
     ledger: Ledger
-    patience_s: float  # how long any letter is tried
+    patience_s: float  # how long a letter is retried
     pickup_path: str = ""
 
     async def send(self, letter: Letter) -> None:

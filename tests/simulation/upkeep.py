@@ -1,7 +1,7 @@
-"""What the daemon does beside the mail: it measures pressure, counts, sweeps and prunes.
+"""Maintenance of the daemon: it measures pressure, counts, removes stale files and prunes.
 
-The relay's own code decides and works; the disk that is measured is the world's. A count that is
-not 0 is reported as a violation. See docs/design.md 4, 6, 7.1.
+The relay's own code does the work; the measured disk is the world's. A count of unaccounted
+recipients that is not 0 is a violation. See docs/design.md 4, 6, 7.1.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ BALLAST_BYTES = 1 << 20
 
 
 class SimulatedReserveFile(ReserveFile):
-    """Gives room on the world's disk while that is full."""
+    """Frees space on the world's disk when it is released while the disk is full."""
 
     def __init__(self, path: Path, disk: Any) -> None:
         super().__init__(path, size_bytes=BALLAST_BYTES, reserve_bytes=1)
@@ -40,7 +40,7 @@ class SimulatedReserveFile(ReserveFile):
 
 
 class Upkeep:
-    """Of one process; run() until cancelled."""
+    """The maintenance of one process; run() runs until cancelled."""
 
     def __init__(self, world: World, life: Life, plan: Scenario, *, spool: SqliteSpool) -> None:
         self.pressure = Pressure()
@@ -82,13 +82,13 @@ class Upkeep:
         await self.measure()
 
     async def count(self) -> None:
-        """Invariant 1, as relay_queue_unaccounted has it."""
+        """Check invariant 1 as relay_queue_unaccounted computes it."""
         found = await self._spool.counts()
         if found.unaccounted:
             self._world.fault(f"invariant 1: counted {found.unaccounted} unaccounted")
 
     async def measure(self) -> None:
-        """As app's monitor does, before anybody can call and then from time to time."""
+        """Measure as the daemon's monitor does: before the first connection, then periodically."""
         reserve_file, load = self._spool.reserve_file, self._spool.load()
         await asyncio.to_thread(reserve_file.make)
         room = disk_of(reserve_file.directory)

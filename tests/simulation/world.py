@@ -152,7 +152,7 @@ class World(Network):
         finally:
             sys.excepthook, sys.unraisablehook = shown, unraisable
 
-    # -- the order of things
+    # -- scheduling order
 
     def number(self) -> int:
         self._numbers += 1
