@@ -1,10 +1,9 @@
-"""The store as its callers know it, a Protocol for each; store.py is the Maildir++ behind them.
+"""The protocols of the mail store, one for each kind of caller. store.py implements them.
 
-MailStore is for graph (steps 1, 2), SubmissionStore for pickup (2 to 4), DeliveryStore for
-ingress and delivery (6). `account` is a mailbox's canonical address in all of them, lower case.
-Holds: every coroutine returns only when what it promises is on disk, directories fsynced.
-Fails: StoreError's children (types.py); after one, nothing is half-written.
-Standards: Maildir++; Graph's message and mailFolder.
+graph uses MailStore (steps 1 and 2), pickup SubmissionStore (2 to 4), ingress and delivery
+DeliveryStore (6). `account` is the canonical address of a mailbox, in lower case. A coroutine
+returns when its result is durable, directories included. Errors are StoreError's children
+(types.py); after one, nothing is half-written.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -33,7 +32,7 @@ from relay.mime.read_mime import AttachmentFacts
 
 
 class DeliveryResult(Enum):
-    """What came of a local delivery."""
+    """The result of a local delivery."""
 
     DELIVERED = "delivered"
     ALREADY_THERE = "already there"
@@ -43,41 +42,41 @@ _Finished_co = TypeVar("_Finished_co", covariant=True)
 
 
 class Arrival(Protocol[_Finished_co]):
-    """MIME on its way into a draft's file, block by block; one call at a time."""
+    """MIME that is received into a draft's file in blocks; one call at a time."""
 
     async def write(self, octets: bytes) -> None:
         """Append octets. Raises StoreUnavailableError."""
         ...
 
     async def finish(self) -> _Finished_co:
-        """Say that this was all: it is durable, and what it is meant for, when this returns.
+        """End the input and create, submit or replace the draft, durably.
 
         Raises what create_draft(), submit_new() and update() raise; then nothing is left.
         """
         ...
 
     def discard(self) -> None:
-        """Remove what came, unless it was finished. Returns at once."""
+        """Remove the received part, unless finish() was called. Returns at once."""
         ...
 
 
 class Arrivals(Protocol):
-    """Drafts of MIME that is not in memory. What is expected is what Content-Length lets expect;
-    a mailbox that it does not fit into is refused at once.
+    """Drafts from MIME that is too large for memory.
 
-    Each raises NoSuchItemError, MailboxFullError, StoreUnavailableError.
+    `expected_bytes` is from Content-Length. MIME that does not fit into the mailbox is rejected at
+    once. Each method raises NoSuchItemError, MailboxFullError, StoreUnavailableError.
     """
 
     async def submission(
         self, account: str, options: SendOptions, *, expected_bytes: int
     ) -> Arrival[PendingSubmission]:
-        """A submit_new()."""
+        """submit_new() in blocks."""
         ...
 
     async def draft(
         self, account: str, folder_id: str, *, expected_bytes: int
     ) -> Arrival[StoredMessage]:
-        """A create_draft()."""
+        """create_draft() in blocks."""
         ...
 
     async def replacement(
@@ -90,37 +89,37 @@ class Arrivals(Protocol):
     ) -> Arrival[StoredMessage]:
         """New MIME for a draft. Raises NotADraftError, BeingSentError, MessageChangedError as well.
 
-        The condition is checked when it begins and when it ends.
+        The condition is checked at the beginning and at the end.
         """
         ...
 
 
 class UploadRange(Protocol):
-    """A range of an upload on its way; one call at a time."""
+    """A range of an upload that is being received; one call at a time."""
 
     async def write(self, octets: bytes) -> None:
         """Append octets. Raises StoreUnavailableError."""
         ...
 
     async def finish(self) -> Upload:
-        """Say that this was all: it is durable when this returns. Raises StoreUnavailableError."""
+        """End the range and make it durable. Raises StoreUnavailableError."""
         ...
 
     def abort(self) -> None:
-        """Forget the range, unless it is finished. Returns at once."""
+        """Discard the range, unless finish() was called. Returns at once."""
         ...
 
 
 class AttachmentStore(Protocol):
-    """The attachments of messages, and what is uploaded to become one. `limit_bytes` is for all
-    attachments of a draft together.
+    """The attachments of messages, and upload sessions.
 
-    What adds or removes one raises NoSuchItemError, NotADraftError, BeingSentError,
+    `limit_bytes` applies to all attachments of a draft together. Methods that add or remove one
+    raise NoSuchItemError, NotADraftError, BeingSentError,
     AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
     """
 
     async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
-        """A message and its attachments, which can be read while they are held.
+        """A message and its attachments, readable as long as the result is referenced.
 
         Raises NoSuchItemError, StoreUnavailableError.
         """
@@ -139,44 +138,44 @@ class AttachmentStore(Protocol):
     async def create_upload(
         self, account: str, message_id: str, wanted: AttachmentFacts, *, limit_bytes: int
     ) -> NewUpload:
-        """Begin an upload for a draft, with a token. Raises TooManyUploadsError as well."""
+        """Create an upload session with a token. Also raises TooManyUploadsError."""
         ...
 
     async def find_upload(self, token: str) -> Upload:
-        """An upload that has not expired. Raises NoSuchItemError."""
+        """An upload session that has not expired. Raises NoSuchItemError."""
         ...
 
     async def upload_range(self, token: str, start: int) -> UploadRange:
-        """Take a range that begins where the upload stands.
+        """Begin a range at `start`, which must be the number of bytes received so far.
 
         Raises NoSuchItemError, UploadBusyError, StoreUnavailableError.
         """
         ...
 
     async def attach_upload(self, token: str, *, limit_bytes: int) -> Upload:
-        """Attach what was uploaded to its draft, once. Raises UploadBusyError as well."""
+        """Attach a complete upload to its draft, once. Also raises UploadBusyError."""
         ...
 
     async def remove_upload(self, token: str) -> None:
-        """Remove an upload. Raises NoSuchItemError, UploadBusyError."""
+        """Remove an upload session. Raises NoSuchItemError, UploadBusyError."""
         ...
 
 
 class MailStore(Protocol):
-    """All mailboxes under one root, as the front door has them.
+    """All mailboxes under one root, for the HTTP API.
 
-    What takes a `condition` checks it and acts in one step, under the message's lock, and raises
-    NoSuchItemError or MessageChangedError if it is not true.
+    Methods with a `condition` check it and act under the message's lock. They raise NoSuchItemError
+    or MessageChangedError if it is not true.
     """
 
     @property
     def arrivals(self) -> Arrivals:
-        """For what is too large for memory."""
+        """Drafts from MIME that is too large for memory."""
         ...
 
     @property
     def attachments(self) -> AttachmentStore:
-        """Attachments one by one."""
+        """Single attachments and upload sessions."""
         ...
 
     # -- steps 1 and 2
@@ -193,7 +192,7 @@ class MailStore(Protocol):
     async def submit_new(
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> PendingSubmission:
-        """Write a draft and its note: sendMail's steps 1 and 2.
+        """Write a draft and its pending submission: sendMail, steps 1 and 2.
 
         Raises MailboxFullError, StoreUnavailableError.
         """
@@ -209,30 +208,30 @@ class MailStore(Protocol):
     ) -> PendingSubmission:
         """Submit an existing draft: /send.
 
-        Raises NoSuchItemError, NotADraftError, BeingSentError and the above.
+        Also raises NoSuchItemError, NotADraftError, BeingSentError.
         """
         ...
 
     # -- reading and changing
 
     async def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
-        """One message, wherever it is (or only in `folder_id`). Raises NoSuchItemError."""
+        """One message, in any folder or only in `folder_id`. Raises NoSuchItemError."""
         ...
 
     async def query_messages(self, account: str, query: MessageQuery) -> Page:
-        """A page of the messages that were asked for; it may end before `top` when they are large.
+        """A page of the requested messages. It may end before `top` when they are large.
 
-        A caller that is cancelled stops the query. Raises NoSuchItemError for the folder,
+        Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
         StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
         StoreUnavailableError.
         """
         ...
 
     async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> ChangePage:
-        """What happened to the mailbox's messages behind the position `after`, whoever did it.
+        """The changes of the mailbox's messages after the position `after`, by any program.
 
-        Of "" nothing: its answer tells where the feed is now. Raises StalePositionError for a
-        position that is known no more: the caller lists everything and begins anew.
+        "" returns no changes, only the current position. Raises StalePositionError for a position
+        that is no longer known; the caller then lists all messages and starts again.
         """
         ...
 
@@ -244,7 +243,7 @@ class MailStore(Protocol):
         *,
         condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
-        """PATCH; properties without attachments keep those that are there.
+        """PATCH. Properties without attachments keep the existing attachments.
 
         Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError,
         StoreUnavailableError.
@@ -254,7 +253,7 @@ class MailStore(Protocol):
     async def delete(
         self, account: str, message_id: str, *, condition: Precondition = NO_PRECONDITION
     ) -> None:
-        """Move to Deleted Items; from there, or a folder within it, remove.
+        """Move a message to Deleted Items; remove it if it is already there or in a subfolder.
 
         Raises NoSuchItemError, BeingSentError.
         """
@@ -268,7 +267,7 @@ class MailStore(Protocol):
         *,
         condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
-        """Put a message into another folder; its id stays.
+        """Move a message to another folder. Its id does not change.
 
         Raises NoSuchItemError, BeingSentError, StoreUnavailableError.
         """
@@ -282,7 +281,7 @@ class MailStore(Protocol):
         *,
         condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
-        """Put a copy of a message, with an id of its own, into a folder.
+        """Copy a message to a folder. The copy has a new id.
 
         Raises NoSuchItemError, MailboxFullError, StoreUnavailableError.
         """
@@ -291,13 +290,13 @@ class MailStore(Protocol):
     async def remove_message(
         self, account: str, message_id: str, *, condition: Precondition = NO_PRECONDITION
     ) -> None:
-        """Remove a message for good, wherever it is. Raises NoSuchItemError, BeingSentError."""
+        """Remove a message permanently. Raises NoSuchItemError, BeingSentError."""
         ...
 
     async def mime(self, account: str, message_id: str) -> Content:
         """`$value`: MIME without the private block (a JSON draft is converted), Bcc kept.
 
-        A large one is in a file that stays open while the content is held.
+        A large message is read from a file that stays open while the content is referenced.
 
         Raises NoSuchItemError.
         """
@@ -306,38 +305,38 @@ class MailStore(Protocol):
     # -- folders
 
     async def list_folders(self, account: str) -> Sequence[Folder]:
-        """Every folder, well-known ones first. Makes the mailbox on first use."""
+        """Every folder, well-known ones first. Creates the mailbox on first use."""
         ...
 
     async def get_folder(self, account: str, folder_id: str) -> Folder:
-        """By id or well-known name, case-insensitively; "msgfolderroot" is above all of them.
+        """By id or well-known name, case-insensitively; "msgfolderroot" is the root.
 
         Raises NoSuchItemError.
         """
         ...
 
     async def create_folder(self, account: str, name: str, *, parent_id: str = "") -> Folder:
-        """Make a folder; `parent_id` "" is the mailbox's root.
+        """Create a folder; `parent_id` "" is the mailbox's root.
 
         Raises NoSuchItemError, FolderExistsError, FolderError, StoreUnavailableError.
         """
         ...
 
     async def rename_folder(self, account: str, folder_id: str, name: str) -> Folder:
-        """Give a folder another name; its id, and all within it, stay.
+        """Rename a folder. Its id and content do not change.
 
-        Raises ProtectedFolderError for a well-known one, and the above.
+        Raises ProtectedFolderError for a well-known folder, and what create_folder() raises.
         """
         ...
 
     async def move_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
-        """Put a folder with all within it into another one. Raises what rename_folder() does."""
+        """Move a folder and its content into another one. Raises what rename_folder() does."""
         ...
 
     async def delete_folder(
         self, account: str, folder_id: str, *, permanently: bool = False
     ) -> None:
-        """Move a folder to Deleted Items; from there, or `permanently`, remove it with all in it.
+        """Move a folder to Deleted Items. If it is there, or `permanently`, remove it.
 
         Raises NoSuchItemError, ProtectedFolderError, FolderError, StoreUnavailableError.
         """
@@ -345,32 +344,32 @@ class MailStore(Protocol):
 
 
 class SubmissionStore(Protocol):
-    """The notes of what was submitted, as pickup has them: steps 2 to 4."""
+    """The pending submissions, for pickup: steps 2 to 4."""
 
     def submissions(self) -> AsyncGenerator[PendingSubmission, None]:
-        """Notes in ready/, those there at start first, then each as it comes; never ends.
+        """The submissions in ready/: existing ones first, then new ones, without end.
 
-        While somebody reads them, deferred ones are made ready at their time.
+        While it is read, scheduled sends become ready at their time.
         """
         ...
 
     async def turn(self, submission: PendingSubmission) -> None:
-        """Return when the note may be taken up: at once but in a rush of submissions, soon then."""
+        """Wait until a submission may be started: briefly in a burst, else not at all."""
         ...
 
     async def submission_content(self, submission: PendingSubmission) -> Octets:
-        """The note's file, private block and all: what convert() wants.
+        """The submission's file with its private block, for convert().
 
         Raises NoSuchItemError, StoreUnavailableError.
         """
         ...
 
     def retry_submission(self, submission: PendingSubmission, delay_s: float) -> None:
-        """Put a note back: notes() yields it again after `delay_s` seconds."""
+        """Make submissions() yield a submission again after `delay_s` seconds."""
         ...
 
     async def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
-        """Step 4: move to Sent Items (or remove), record it, remove the note. Idempotent."""
+        """Step 4: move to Sent Items (or remove), record it, end the submission. Idempotent."""
         ...
 
     async def fail_submission(
@@ -381,23 +380,23 @@ class SubmissionStore(Protocol):
         report_to: str = "",
         to_corrupt: bool = False,
     ) -> None:
-        """Step 3 failed for good: the report goes into the Inbox, then the note goes.
+        """Step 3 failed permanently: deliver the report to the Inbox, remove the submission.
 
-        `report_to` is the mailbox for the report, the sender's where none is named. With
-        `to_corrupt` the note's file is kept in corrupt/, for people to look at. The draft stays in
-        Drafts, a plain draft again. Idempotent.
+        `report_to` is the mailbox for the report, by default the sender's. With `to_corrupt` the
+        submission's file is kept in corrupt/ for the operator. The draft stays in Drafts as a plain
+        draft. Idempotent.
 
-        Raises MailboxFullError when the report does not fit even into the room for reports; the
-        note is then as it was.
+        Raises MailboxFullError when the report does not fit even into the space reserved for
+        reports; the submission then does not change.
         """
         ...
 
 
 class DeliveryStore(Protocol):
-    """Mailboxes that mail is delivered to: step 6, and before it RCPT."""
+    """Local delivery (step 6), and the quota check at RCPT."""
 
     async def room(self, account: str, size: int) -> Room:
-        """Whether a message of `size` bytes fits under the quota: asked at RCPT."""
+        """Whether a message of `size` bytes fits the quota: for RCPT."""
         ...
 
     async def deliver(
@@ -409,11 +408,12 @@ class DeliveryStore(Protocol):
         over_quota: bool = False,
         is_repeat: bool = False,
     ) -> DeliveryResult:
-        """Put a message into the Inbox under a name made of `unique`.
+        """Deliver a message to the Inbox under a name made from `unique`.
 
-        The same again changes nothing. `unique` begins with a clock id (a queue id), whose time the
-        file's name tells. `over_quota` lets reports pass, within a bound. `is_repeat`: it may have
-        been delivered before, and renamed by a mail client; finding it by its content takes longer.
+        Repeating a delivery changes nothing. `unique` begins with a clock id (a queue id), whose
+        time is part of the file name. `over_quota` allows reports to exceed the quota, within a
+        bound. `is_repeat`: the message may have been delivered and then renamed by a mail client,
+        so it is also searched by its content, which takes longer.
         Raises MailboxFullError, ContentUnreadableError, StoreUnavailableError.
         """
         ...

@@ -1,10 +1,8 @@
-"""MIME that comes in blocks: written into the file that the draft will be, and nowhere held.
+"""Drafts from MIME that arrives in blocks and is written directly to the draft's file.
 
-On the path: steps 1 and 2 of what is too large for memory; the front door writes, and finishes.
-Holds: nobody sees the draft before it is whole and synced; after discard(), or after a crash and
-the next start, nothing of it is left.
-Fails: StoreError's children.
-Standards: docs/design.md 1 and 3.
+For messages that are too large for memory (steps 1 and 2). No reader sees the draft before it is
+complete and synced. After discard(), or after a crash and the next start, nothing of it is left.
+Methods raise StoreError's children. docs/design.md 1 and 3.
 """
 
 import asyncio
@@ -35,11 +33,11 @@ from relay.mailbox.types import (
 from relay.mime.read_header import HEADER_OCTETS_MAX
 
 _Result = TypeVar("_Result")
-_BEGINNING_BYTES = HEADER_OCTETS_MAX + 4  # a header that may be sent, and the blank line
+_BEGINNING_BYTES = HEADER_OCTETS_MAX + 4  # the largest header that may be sent, and the blank line
 
 
 class ArrivingFile:
-    """A draft's file while its MIME comes in. Blocking; one write at a time."""
+    """A draft's file while its MIME arrives. Blocking; one write at a time."""
 
     def __init__(self, path: Path, head: DraftHead) -> None:
         self.head = head
@@ -47,7 +45,7 @@ class ArrivingFile:
         self._size = 0
         self._beginning = b""
         self._is_discarded = False
-        # A request that is cut off leaves its last write to its thread; discard() waits for it.
+        # The last write of an interrupted request may still run in its thread; discard() waits.
         self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -65,19 +63,19 @@ class ArrivingFile:
                 self._append(octets)
 
     def finished(self) -> ComposedDraft:
-        """Say that this was all. The file is not synced."""
+        """Return the complete draft. The file is not synced."""
         file = FileOctets(self._path, 0, self._size)
         return self.head.arrived(file, self._beginning)
 
     def close(self) -> None:
-        """Close the file, which is somebody else's now."""
+        """Close the file, which is now the draft's."""
         with self._lock:
             if not self._is_discarded:
                 self._is_discarded = True
                 os.close(self._descriptor)
 
     def discard(self) -> None:
-        """Remove the file; nothing is written any more."""
+        """Remove the file; later writes do nothing."""
         with self._lock:
             if not self._is_discarded:
                 self._is_discarded = True
@@ -91,7 +89,7 @@ class ArrivingFile:
 
 
 class FileArrival(Generic[_Result]):
-    """An api.Arrival."""
+    """Implements api.Arrival."""
 
     def __init__(
         self, file: ArrivingFile, finish: Callable[[ArrivingFile], _Result], *, run: RunInThread
@@ -107,7 +105,9 @@ class FileArrival(Generic[_Result]):
 
     async def finish(self) -> _Result:
         """See api.Arrival."""
-        self._is_finishing = True  # from here on it goes on, whoever waits
+        self._is_finishing = (
+            True  # from here on it runs to its end, even if the caller is cancelled
+        )
         return await self._run(self._finished)
 
     def discard(self) -> None:
@@ -126,7 +126,7 @@ class FileArrival(Generic[_Result]):
 
 
 class FileArrivals:
-    """An api.Arrivals."""
+    """Implements api.Arrivals."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class FileArrivals:
         run: RunInThread,
         offer: Callable[[PendingSubmission], None],
     ) -> None:
-        """`offer` tells pickup of a note."""
+        """`offer` hands a submission to pickup."""
         self._shared = dependencies
         self._stale_files = stale_files
         self._writer = writer
@@ -190,7 +190,7 @@ class FileArrivals:
             with self._shared.stripes.of(message_id):
                 before = self._drafts.draft(mailbox, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
-                    raise BeingSentError("The draft was changed while its MIME came in.")
+                    raise BeingSentError("The draft was changed while its MIME arrived.")
                 draft = file.finished()
                 return self._drafts.replace(before, draft, flags=before.located.name.flags)
 
@@ -201,14 +201,14 @@ class FileArrivals:
     def _begin_submission(
         self, account: str, options: SendOptions, expected_bytes: int
     ) -> ArrivingFile:
-        self._ready(account, expected_bytes)
+        self._check_room(account, expected_bytes)
         self._shared.submissions.make()
         identity = self._shared.identity(account, options)
         path = self._shared.submissions.preparing / first_submission(identity)
         return ArrivingFile(path, draft_head(identity))
 
     def _begin_draft(self, account: str, folder_id: str, expected_bytes: int) -> ArrivingFile:
-        mailbox = self._ready(account, expected_bytes)
+        mailbox = self._check_room(account, expected_bytes)
         folder = find_folder(mailbox, folder_id)
         head = draft_head(self._shared.identity(account))
         return ArrivingFile(folder.path / "tmp" / head.base_name, head)
@@ -220,17 +220,16 @@ class FileArrivals:
         mailbox = self._shared.folders.mailbox(account)
         before = self._drafts.draft(mailbox, message_id, condition=condition)
         located = before.located
-        self._ready(account, expected_bytes - located.path.stat().st_size, messages=0)
+        self._check_room(account, expected_bytes - located.path.stat().st_size, messages=0)
         options = before.submission.options if before.submission else None
         identity = self._shared.identity(account, options)
         head = draft_head(next_identity(located, open_octets(located), identity))
-        own_name = (
-            f"{head.base_name}.{self._shared.ids.new()}"  # who is quicker writes this generation
-        )
+        # Unique: two requests may write the same generation, and the first to finish wins.
+        own_name = f"{head.base_name}.{self._shared.ids.new()}"
         return ArrivingFile(located.folder.path / "tmp" / own_name, head)
 
-    def _ready(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:
-        """Refuse what will not fit before it comes; return the mailbox."""
+    def _check_room(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:
+        """Reject a message that will not fit before it arrives; return the mailbox."""
         mailbox = self._shared.folders.mailbox(account)
         self._stale_files.clean(mailbox)
         quota, nothing = self._shared.quota, self._shared.ids.new()

@@ -1,9 +1,7 @@
-"""The attachments of stored messages: opened where they lie, and added to drafts and removed.
+"""The attachments of stored messages: open them, add them to drafts, remove them.
 
-On the path: graph's attachments, and uploads that are complete; pickup converts what comes of it.
-Holds: no attachment is in memory; a draft that changes is a new file, and the old one goes.
-Fails: StoreError's children, OSError.
-Standards: Graph's attachment resource type.
+No attachment is held in memory. A changed draft is a new file, and the old one is removed. Methods
+raise StoreError's children and OSError. Graph's attachment resource type.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,11 +35,11 @@ ATTACHMENTS_MAX = 250
 
 
 class _IsThereError(Exception):
-    """The attachment that was to be added is there."""
+    """The attachment to add already exists."""
 
 
 class Attachments:
-    """Blocking; the store calls it in its threads."""
+    """Reads and changes attachments. Blocking: the store calls it in its threads."""
 
     def __init__(self, dependencies: StoreDependencies, drafts: Drafts) -> None:
         self._shared = dependencies
@@ -94,7 +92,7 @@ class Attachments:
     def check(
         self, account: str, message_id: str, *, size_bytes: int, limit_bytes: int
     ) -> StoredMessage:
-        """Return a draft to which an attachment of that size could be added.
+        """Return the draft if an attachment of this size can be added.
 
         Raises what add() raises.
         """
@@ -116,7 +114,7 @@ class Attachments:
 
 
 def found_attachment(attachments: Sequence[OpenAttachment], attachment_id: str) -> OpenAttachment:
-    """Return the one with this id. Raises NoSuchItemError."""
+    """Return the attachment with this id. Raises NoSuchItemError."""
     for one in attachments:
         if one.attachment.id == attachment_id:
             return one
@@ -124,7 +122,7 @@ def found_attachment(attachments: Sequence[OpenAttachment], attachment_id: str) 
 
 
 def no_such_attachment(attachment_id: str) -> NoSuchItemError:
-    """Return the refusal of an id."""
+    """Return the error for an unknown attachment id."""
     return NoSuchItemError(f"The message has no attachment {attachment_id!r}.")
 
 

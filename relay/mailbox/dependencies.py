@@ -1,10 +1,4 @@
-"""What the parts of the store share, as one value.
-
-On the path: the store makes it once; whatever changes mailboxes works with it.
-Holds: nothing of its own.
-Fails: never.
-Standards: none.
-"""
+"""StoreDependencies: what the parts of the mail store share. The store creates it once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +17,7 @@ from relay.mailbox.types import Precondition, SendOptions
 
 @dataclass(frozen=True, slots=True)
 class StoreDependencies:
-    """`stripes` has a lock for each message: whoever changes one holds it."""
+    """`stripes` has a lock for each message, held by every change of the message."""
 
     clock: Clock
     ids: Ids
@@ -38,7 +32,7 @@ class StoreDependencies:
     scheduled: ScheduledSends
 
     def found(self, mailbox: Path, message_id: str, condition: Precondition) -> MessageFile:
-        """Return where a message is; its lock must be held if the condition is to stay true.
+        """Return a message's file. The condition stays true only while the caller holds its lock.
 
         Raises NoSuchItemError, also for a message in another folder; MessageChangedError.
         """
@@ -47,7 +41,7 @@ class StoreDependencies:
         return located
 
     def identity(self, account: str, options: SendOptions | None = None) -> DraftIdentity:
-        """Return the identity of a new draft, and of one that is sent with these options."""
+        """Return the identity of a new draft, or of one submitted with these options."""
         now_us = self.clock.time_us()
         options = options or SendOptions()
         return DraftIdentity(

@@ -1,9 +1,7 @@
-"""Create, change and delete messages, and read them: what the front door does to a mailbox.
+"""Create, read, query and change messages.
 
-On the path: graph, outside of sending; step 1 of a draft that is sent later.
-Holds: a file is never rewritten in place: a change is a new file, and then the old one goes.
-Fails: StoreError's children, OSError; after one, nothing is half-written.
-Standards: Maildir; Graph's message.
+A file is never rewritten in place: a change writes a new file and then removes the old one. Methods
+raise StoreError's children and OSError; after an error nothing is half-written.
 """
 
 from collections.abc import Callable
@@ -53,12 +51,12 @@ from relay.message.properties import MessageProperties
 from relay.mime.convert import render
 from relay.mime.read_mime import read_message
 
-_PAGE_BYTES = 128 * 1024 * 1024  # a page is held in memory several times over
+_PAGE_BYTES = 128 * 1024 * 1024  # memory holds a page several times
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """A draft that is to be changed: where it is, and its note if it waits for its time."""
+    """A draft before a change: its file, and its submission if it is a scheduled send."""
 
     mailbox: Path
     located: MessageFile
@@ -66,7 +64,7 @@ class Before:
 
 
 class Drafts:
-    """Blocking; the store calls it in its threads."""
+    """Reads and changes messages. Blocking: the store calls it in its threads."""
 
     def __init__(self, dependencies: StoreDependencies, stale_files: StaleFiles) -> None:
         self._shared = dependencies
@@ -84,7 +82,7 @@ class Drafts:
         )
 
     def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:
-        """Write a new draft; if it is written, then to the folder's tmp/."""
+        """Write a new draft. If its file is already written, it is in the folder's tmp/."""
         account = draft.account
         with self._shared.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name):
             located = self._write(draft, folder, flags=NEW_DRAFT)
@@ -97,7 +95,7 @@ class Drafts:
         return loaded(self._shared.index.get(mailbox, message_id, folder_id=folder_id))
 
     def query(self, account: str, query: MessageQuery, limit: QueryTimeLimit | None = None) -> Page:
-        """See MailStore.query_messages(). A page also ends early when the time is over."""
+        """See MailStore.query_messages(). A page also ends early when the time limit is reached."""
         limit = limit or QueryTimeLimit(self._shared.clock)
         limit.check()
         mailbox = self._shared.folders.mailbox(account)
@@ -114,16 +112,16 @@ class Drafts:
         return Page(tuple(messages), found.total, next_after if found.more else "")
 
     def _listed(self, mailbox: Path, located: MessageFile, folder_id: str) -> StoredMessage | None:
-        """Load a message of a listing, None if it is gone by now."""
+        """Load a message of a listing, None if it was removed in the meantime."""
         with suppress(FileNotFoundError):
             return loaded(located)
-        with suppress(FileNotFoundError, NoSuchItemError):  # renamed meanwhile
+        with suppress(FileNotFoundError, NoSuchItemError):  # renamed in the meantime
             return loaded(self._shared.index.get(mailbox, located.message_id, folder_id=folder_id))
         return None
 
     @retry_if_renamed
     def _shown(self, located: MessageFile) -> StoredMessage:
-        """Load a message that was just written, wherever it is by now."""
+        """Load a message that was just written, even if it was renamed or moved since."""
         with suppress(FileNotFoundError):
             return loaded(located)
         mailbox = located.folder.path.parent
@@ -175,10 +173,10 @@ class Drafts:
         message_id: str,
         make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
     ) -> StoredMessage:
-        """Put what `make` composes, with the identity that the draft has next, into its place.
+        """Replace a draft by what `make` composes from its file and its next identity.
 
         Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError, and what `make`
-        does.
+        raises.
         """
         mailbox = self._shared.folders.mailbox(account)
         self._stale_files.clean(mailbox)
@@ -204,9 +202,9 @@ class Drafts:
         return Before(mailbox, located, submission)
 
     def replace(self, before: Before, draft: ComposedDraft, *, flags: str) -> StoredMessage:
-        """Write a draft's next generation; the caller holds the message's lock.
+        """Write a draft's next generation. The caller holds the message's lock.
 
-        If it is written, then to the tmp/ of the draft's folder.
+        If its file is already written, it is in the tmp/ of the draft's folder.
         """
         located, submission = before.located, before.submission
         growth = draft.size - located.path.stat().st_size
@@ -217,13 +215,13 @@ class Drafts:
             if submission is None:
                 changed = self._write(draft, located.folder, flags=flags)
             else:
-                changed = self._write_waiting(draft, located, submission, flags=flags)
+                changed = self._write_scheduled(draft, located, submission, flags=flags)
         remove(located.path)
         if submission is not None:
             self._shared.scheduled.finish_replace(submission)
         return self._written(changed, draft)
 
-    def _write_waiting(
+    def _write_scheduled(
         self,
         draft: ComposedDraft,
         before: MessageFile,
@@ -231,7 +229,7 @@ class Drafts:
         *,
         flags: str,
     ) -> MessageFile:
-        """Write a draft anew whose note waits: the note becomes the new file before the draft does.
+        """Rewrite the draft of a scheduled send: first its submission becomes the new file.
 
         Raises BeingSentError.
         """
@@ -256,7 +254,8 @@ class Drafts:
     ) -> MessageFile:
         """Write a draft's file durably: tmp, fsync, link, fsync of the directory.
 
-        `on_written` is called with the file before it is put in its place; it may give it names.
+        `on_written` is called with the file before it is linked to its final name, and may create
+        other links to it.
         """
         directory = folder.path / "cur"
         temporary = draft.written or folder.path / "tmp" / draft.base_name
@@ -281,14 +280,14 @@ class Drafts:
         return located
 
     def _written(self, located: MessageFile, draft: ComposedDraft) -> StoredMessage:
-        """Return what was written, which a mail client may have renamed already."""
+        """Return the message just written, which a mail client may have renamed since."""
         if isinstance(draft.content, bytes):
             stored = MemoryOctets(draft.content)
             return load(located, stored, mtime_us=self._shared.clock.time_us())
         return self._shown(located)
 
     def _with_flags(self, located: MessageFile, flags: str) -> MessageFile:
-        """Rename a file for its flags; one in new/ goes to cur/."""
+        """Rename a file to have these flags. A file in new/ moves to cur/."""
         if flags == located.name.flags and located.directory.name == "cur":
             return located
         name = parse_name(f"{located.name.name_with_size}:2,{with_flags(flags)}")

@@ -1,9 +1,10 @@
-"""Local delivery: a message into new/, once, whatever is repeated.
+"""Local delivery: write a message to new/ exactly once, however often it is repeated.
 
-On the path: delivery's local entries (6) and pickup's reports end here.
-Holds: the same `unique` gives the same id and name; an id that was seen in any folder is delivered.
-Fails: MailboxFullError; OSError when the disk refuses, and then nothing is left.
-Standards: Maildir's delivery (tmp, link, fsync of file and directory; docs/design.md 1).
+delivery's local entries (step 6) and pickup's reports are delivered here. The same `unique` gives
+the same id and name, and an id that is in any folder of the mailbox counts as delivered. Raises
+MailboxFullError and OSError; after an error nothing is left.
+
+Maildir's delivery: tmp, link, fsync of file and directory. docs/design.md 1.
 """
 
 import threading
@@ -28,12 +29,12 @@ _IDS_REMEMBERED = 500_000
 
 
 class Inbox:
-    """Blocking; the store calls it in its threads."""
+    """Delivers to mailboxes. Blocking: the store calls it in its threads."""
 
     def __init__(self, dependencies: StoreDependencies, stale_files: StaleFiles) -> None:
         self._shared = dependencies
         self._stale_files = stale_files
-        self._stripes = Stripes()  # of its own: who delivers a report holds a shared one
+        self._stripes = Stripes()  # its own: the delivery of a report already holds a shared one
         self._delivered = DeliveredIds()
 
     def deliver(
@@ -54,7 +55,7 @@ class Inbox:
         temporary = mailbox / "tmp" / base_name
         with self._stripes.of(message_id):
             if self._is_there(mailbox, message_id, is_repeat=is_repeat):
-                # A crash may have come between the link and what follows it.
+                # A crash may have come after the link.
                 remove(temporary)
                 self._shared.syncs.sync(mailbox / "new")
                 return DeliveryResult.ALREADY_THERE
@@ -71,19 +72,19 @@ class Inbox:
         return DeliveryResult.DELIVERED
 
     def _is_there(self, mailbox: Path, message_id: str, *, is_repeat: bool) -> bool:
-        """Whether the message was delivered: by its name, for a repeat also by what is in it.
+        """Whether the message was delivered: by its name, for a repeat also by its content.
 
-        A mail client may have given the file a name of its own since the attempt before.
+        A mail client may have renamed the file since the previous attempt.
         """
         if self._delivered.has(mailbox, message_id):
             return True
         return is_repeat and self._shared.index.find(mailbox, message_id) is not None
 
     def _write(self, mailbox: Path, base_name: str, content: Content) -> None:
-        """Write the file durably. Raises FileExistsError if it is there already."""
+        """Write the file durably. Raises FileExistsError if it exists."""
         base = f"{base_name},S={size_of(content)}"
         temporary = mailbox / "tmp" / base_name
-        remove(temporary)  # what a crash left: this id's lock is ours
+        remove(temporary)  # left by a crash: this thread holds the lock of the id
         try:
             with named_in_order(write_file(temporary, content)):
                 place(temporary, mailbox / "new" / base)
@@ -98,9 +99,10 @@ class Inbox:
 
 
 class DeliveredIds:
-    """The ids that local delivery has put into mailboxes, each mailbox listed once a process.
+    """The ids of delivered messages. Each mailbox is listed once per process.
 
-    Enough, since only one process delivers: what another delivered was there before the listing.
+    That is sufficient because only one process delivers at a time: deliveries of an earlier process
+    precede the listing.
     """
 
     def __init__(self, limit: int = _IDS_REMEMBERED) -> None:
@@ -110,7 +112,7 @@ class DeliveredIds:
         self._count = 0
 
     def has(self, mailbox: Path, message_id: str) -> bool:
-        """Whether the id is, or once was, in any folder of the mailbox."""
+        """Whether the id is, or was, in any folder of the mailbox."""
         with self._lock:
             known = self._mailboxes.get(mailbox)
         if known is None:
@@ -118,7 +120,7 @@ class DeliveredIds:
         return message_id in known
 
     def add(self, mailbox: Path, message_id: str) -> None:
-        """Say that the id is there now."""
+        """Add a delivered id."""
         with self._lock:
             known = self._mailboxes.get(mailbox)
             if known is not None and message_id not in known:
@@ -132,7 +134,7 @@ class DeliveredIds:
                 self._count = 0
             known = self._mailboxes.setdefault(mailbox, set())
             self._count += len(listed - known)
-            known |= listed  # another thread may have listed it too, and added to it
+            known |= listed  # another thread may also have listed it, and added ids
             return known
 
 

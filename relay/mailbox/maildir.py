@@ -1,9 +1,9 @@
-"""Files that are durable: write, link, rename, remove, and fsync of directories that writers share.
+"""Durable file operations: write, link, rename, remove, and shared fsyncs of directories.
 
-On the path: every step of the store that must survive a crash goes through here, in its threads.
-Holds: nothing replaces a file; a directory's fsync counts for whoever changed it before it started.
-Fails: OSError from the primitives; storage_errors() makes StoreUnavailableError of it.
-Standards: Maildir; POSIX fsync.
+All steps of the store that must survive a crash use this module, in the store's threads. No
+operation replaces an existing message. An fsync of a directory covers every change made before it
+started, by any thread. The functions raise OSError; storage_errors() converts it to
+StoreUnavailableError. Maildir; POSIX fsync.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _Result = TypeVar("_Result")
 
 @contextlib.contextmanager
 def storage_errors() -> Iterator[None]:
-    """Raise StoreUnavailableError for what the disk refused."""
+    """Convert OSError to StoreUnavailableError."""
     try:
         yield
     except UnreadableError as error:
@@ -52,28 +52,28 @@ def storage_errors() -> Iterator[None]:
 def retry_if_renamed(
     action: Callable[_Parameters, _Result],
 ) -> Callable[_Parameters, _Result]:
-    """Repeat what lost its file: a mail client may change a file's flags, and so its name."""
+    """Repeat an action that raised FileNotFoundError: a change of flags renames a file."""
 
     @functools.wraps(action)
     def repeated(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         for _ in range(_LOOKS):
             with contextlib.suppress(FileNotFoundError):
                 return action(*args, **kwargs)
-        raise StoreUnavailableError("The message changes its name faster than it can be found.")
+        raise StoreUnavailableError("The message is renamed faster than it can be found.")
 
     return repeated
 
 
 def write_file(path: Path, content: Content) -> int:
-    """Write a new file and return its descriptor, not synced; nothing is left after an error.
+    """Write a new file and return its descriptor, not synced. After an error no file is left.
 
-    Raises UnreadableError where a large content's own file cannot be read.
+    Raises UnreadableError if the file of a large content cannot be read.
     """
     return _write(path, blocks(content))
 
 
 def write_synced(path: Path, content: Content) -> None:
-    """Write a new file and fsync it; nothing is left after an error, which is as write_file()'s."""
+    """Write a new file and fsync it. Errors are those of write_file()."""
     _write_synced(path, blocks(content))
 
 
@@ -106,7 +106,7 @@ def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def link(source: Path, target: Path) -> bool:
-    """Give `source` a second name; False where the file system cannot. Raises FileExistsError."""
+    """Create a hard link; False if the file system cannot. Raises FileExistsError."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -117,20 +117,20 @@ def link(source: Path, target: Path) -> bool:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give `source` a second name; where that is impossible, write a synced copy of it."""
+    """Create a hard link; if that is impossible, write a synced copy."""
     if not link(source, target):
         _copy(source, target)
 
 
 def place_again(source: Path, target: Path) -> bool:
-    """Give a message's file a second name in a folder; where no link can be, by tmp/ a synced copy.
+    """Link a message's file into a folder; if that is impossible, copy it through tmp/, synced.
 
     Return whether it is a link. Raises FileExistsError.
     """
     if link(source, target):
         return True
     temporary = target.parents[1] / "tmp" / target.name.partition(",")[0]
-    remove(temporary)  # what a crash left of a copy
+    remove(temporary)  # a copy left by a crash
     try:
         _copy(source, temporary)
         place(temporary, target)
@@ -145,7 +145,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def place(source: Path, target: Path) -> None:
-    """Give a finished file its final name, never replacing one; `source` may be left to remove.
+    """Give a finished file its final name, never replacing a file. `source` may remain.
 
     Raises FileExistsError.
     """
@@ -156,28 +156,28 @@ def place(source: Path, target: Path) -> None:
 
 
 def open_message(path: Path) -> BinaryIO:
-    """Open a message's file; a FIFO, a link or a directory in its place is nobody's message.
+    """Open a message's file.
 
-    Raises FileNotFoundError for those as well.
+    Raises FileNotFoundError also for a FIFO, a symbolic link or a directory.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
         if error.errno in _NO_FILE:
-            raise FileNotFoundError(errno.ENOENT, "It is no file", str(path)) from error
+            raise FileNotFoundError(errno.ENOENT, "Not a regular file", str(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise FileNotFoundError(errno.ENOENT, "It is no file", str(path))
+        raise FileNotFoundError(errno.ENOENT, "Not a regular file", str(path))
     return os.fdopen(descriptor, "rb")
 
 
 def rename(source: Path, target: Path) -> None:
     """Rename a message's file, replacing none.
 
-    Names are unique: what has this one already may be a second link of the same file, left by a
-    mail client's copy. Then the source goes; a rename between two links of one file does nothing.
+    Names are unique, so an existing target may be a second link to the same file, left by a mail
+    client. Then the source is removed, because a rename between two links of a file does nothing.
     Raises FileExistsError.
     """
     if not target.exists():
@@ -189,7 +189,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Unlink if it is there."""
+    """Unlink a file if it exists."""
     path.unlink(missing_ok=True)
 
 
@@ -202,9 +202,9 @@ def list_names(directory: Path) -> list[str]:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, each 0700 and durable in its parent.
+    """Create a directory and its parents, each 0700 and durable in its parent.
 
-    One whose parent could not be synced goes again, so that whoever tries next makes it durable.
+    A directory whose parent cannot be synced is removed, so that the next attempt syncs it.
     """
     if path.is_dir():
         return
@@ -230,7 +230,7 @@ def sync_directory(path: Path) -> None:
 
 @dataclass(slots=True)
 class _Rounds:
-    """The fsyncs of one directory, counted; at most one runs."""
+    """The counted fsyncs of one directory. At most one runs at a time."""
 
     condition: threading.Condition
     started: int = 0
@@ -240,11 +240,10 @@ class _Rounds:
 
 
 class SyncFailures:
-    """Counts the syncs that failed in this process, for those whose work was going on meanwhile.
+    """Counts failed syncs of this process, so that work in progress during a failure fails too.
 
-    A file system reports a failed commit once. Of what else was in that commit, a later fsync
-    says that it is durable (seen on ext4), so such an answer counts only for what was begun after
-    the failure.
+    A file system reports a failed commit once. A later fsync reports success for other changes of
+    the same commit (observed on ext4), so a success counts only for work begun after the failure.
     """
 
     def __init__(self) -> None:
@@ -252,24 +251,24 @@ class SyncFailures:
         self._begun = threading.local()
 
     def begin(self) -> None:
-        """Say that what this thread changes from here on is new."""
+        """Begin new work in this thread: earlier failures do not concern it."""
         self._begun.count = self._count
 
     def add(self) -> None:
-        """Count one. It need not be exact: any change is noticed."""
+        """Count a failure. The number need not be exact: any change of it is noticed."""
         self._count += 1
 
     def check(self) -> None:
         """Raise OSError if a sync has failed since this thread's work began."""
         if getattr(self._begun, "count", self._count) != self._count:
-            raise OSError(errno.EIO, "Another sync failed meanwhile")
+            raise OSError(errno.EIO, "Another sync failed in the meantime")
 
 
 SYNC_FAILURES = SyncFailures()
 
 
 def sync_descriptor(descriptor: int) -> None:
-    """Fsync a file or a directory; a failure is counted."""
+    """Fsync a file or a directory and count a failure."""
     try:
         os.fsync(descriptor)
     except OSError:
@@ -285,9 +284,9 @@ class DirectorySync:
         self._rounds: dict[Path, _Rounds] = {}
 
     def sync(self, directory: Path) -> None:
-        """Return when everything done in `directory` before this call is durable.
+        """Make all changes in `directory` before this call durable.
 
-        Raises OSError if this sync failed, or any since the caller's work began.
+        Raises OSError if this sync failed, or any other since the caller's work began.
         """
         with self._lock:
             rounds = self._rounds.setdefault(directory, _Rounds(threading.Condition(self._lock)))
@@ -308,7 +307,7 @@ class DirectorySync:
                     del self._rounds[directory]
 
     def _run_round(self, directory: Path, rounds: _Rounds) -> None:
-        """Run one fsync with the lock let go; a failure is kept for all who waited for it."""
+        """Run one fsync without the lock; keep a failure for all threads that wait for it."""
         rounds.started += 1
         number = rounds.started
         self._lock.release()
@@ -326,7 +325,7 @@ class DirectorySync:
 
 
 class Stripes:
-    """A fixed number of locks, one of them for each name: who works on one message works alone."""
+    """A fixed number of locks. Each name has one of them, which serializes work on a message."""
 
     def __init__(self, count: int = 256) -> None:
         self._locks = tuple(threading.Lock() for _ in range(count))
@@ -337,25 +336,25 @@ class Stripes:
 
 
 _MOUNTS = Path("/proc/self/mountinfo")
-_JOURNALS = Path(
-    "/proc/fs/jbd2"
-)  # of ext4's, by device and inode: one on a disk of its own has none
+# ext4 journals, by device and inode. A journal on a separate device is not listed.
+_JOURNALS = Path("/proc/fs/jbd2")
 _BLOCK_DEVICES = Path("/sys/dev/block")
-# With these the journal's commit does not flush what was written before it.
+# With these mount options a journal commit does not flush the data written before it.
 _LOOSE = re.compile(r"journal_async_commit|data=journal|rtdev=.*")
 _WAIT_WRITE_WAIT = 1 | 2 | 4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER
 
-_NOT_ALLOWED = (errno.ENOSYS, errno.EPERM)  # by a sandbox: a full sync does as well
+_NOT_ALLOWED = (errno.ENOSYS, errno.EPERM)  # in a sandbox: a full sync is equivalent
 
 _WriteBack = Callable[[int, int, int, int], int]
 
 
 @contextmanager
 def named_in_order(descriptor: int) -> Iterator[None]:
-    """Inside the block a new file may be given names; behind it the file is durable, and a name
-    when its directory is synced. Closes the descriptor.
+    """Inside the block the caller may link a new file; after it the file is durable.
 
-    Raises OSError, for the block's end as well: the names are the caller's to remove.
+    A link is durable when its directory is synced. No link becomes durable before the file's
+    content. Closes the descriptor. Raises OSError, also at the end of the block; the caller then
+    removes the links.
     """
     try:
         is_durable = not keeps_order(os.fstat(descriptor).st_dev)
@@ -372,9 +371,9 @@ def named_in_order(descriptor: int) -> Iterator[None]:
 
 @lru_cache(maxsize=64)
 def keeps_order(device: int) -> bool:
-    """Whether names that are given behind a write-back cannot be durable before what was written.
+    """Whether a link created after a write-back cannot become durable before the written data.
 
-    `device` is a file's st_dev. True is certain; False is all that is not known.
+    `device` is a file's st_dev. True is certain; False means unknown or no.
     """
     numbers = f"{os.major(device)}:{os.minor(device)}"
     try:
@@ -389,12 +388,12 @@ def keeps_order(device: int) -> bool:
 
 
 def is_ordered(mounts: str, numbers: str, *, device_name: str, journals: Collection[str]) -> bool:
-    """Decide keeps_order() by what the system tells.
+    """Decide keeps_order() from system information.
 
-    `mounts` is mountinfo, `numbers` the device's, `device_name` the kernel's name for it, and
-    `journals` those of ext4. On ext4 and XFS a write-back ends when block map and size are in the
-    journal's running transaction; names that come later are in no earlier one, and its commit
-    flushes the disk, which has the octets.
+    `mounts` is mountinfo, `numbers` the device numbers, `device_name` the kernel's name of the
+    device, `journals` the ext4 journals. On ext4 and XFS a write-back returns when block map and
+    size are in the journal's running transaction. Later links are in the same or a later
+    transaction, and its commit flushes the disk, which already has the data.
     """
     for line in mounts.splitlines():
         mount, _, of_system = line.partition(" - ")
@@ -409,7 +408,7 @@ def is_ordered(mounts: str, numbers: str, *, device_name: str, journals: Collect
 
 
 def _write_back(descriptor: int) -> None:
-    """Write all of a file's octets to the disk and wait for it; nothing is flushed."""
+    """Write a file's data to the disk and wait, without flushing the disk's cache."""
     assert _sync_file_range is not None
     if _sync_file_range(descriptor, 0, 0, _WAIT_WRITE_WAIT) == 0:
         return
@@ -421,7 +420,7 @@ def _write_back(descriptor: int) -> None:
 
 
 def _found() -> _WriteBack | None:
-    """The C library's sync_file_range(), None where it has none; it lets other threads work."""
+    """The C library's sync_file_range(), or None. The call releases the GIL."""
     function = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
     if function is not None:
         function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)

@@ -1,11 +1,13 @@
-"""What a crash left: submissions that nobody got a 202 for, and old files in tmp/.
+"""Remove stale files: interrupted submissions, and old files in tmp/.
 
-On the path: the front door, before it takes requests; whoever writes to a mailbox, the first time
-and then once a day.
-Holds: a draft whose note was ready, or that was there before its submission, is never touched.
-Only one process is the front door of a root: what is in the way at its start is nobody's work.
-Fails: OSError when the disk refuses; at a start that is logged, and tried again at the next.
-Standards: Maildir (a file in tmp/ that was not touched for 36 hours may go); docs/design.md 1.
+The API role removes interrupted submissions before it accepts requests. Only one process has that
+role for a mail root, so no other process can be using these files. A mailbox is cleaned before the
+first write of a process to it, and then once a day. A draft whose submission was ready, or that
+existed before its submission, is never removed.
+
+Methods raise OSError. At a start, errors are logged and the next start tries again.
+
+Maildir allows removing a file in tmp/ that was not accessed for 36 hours. docs/design.md 1.
 """
 
 import os
@@ -41,19 +43,19 @@ _log = get_logger("mailbox")
 
 
 class StaleFiles:
-    """Blocking; the store calls it in its threads."""
+    """Removes stale files. Blocking: the store calls it in its threads."""
 
     def __init__(self, dependencies: StoreDependencies, log: SubmissionLog) -> None:
         self._shared = dependencies
         self._log = log
         self._lock = threading.Lock()
-        # One path an account: whatever is forgotten would be cleaned under its writers' hands.
+        # One path per account, never forgotten: the first cleaning must not meet active writers.
         self._cleaned_s: dict[Path, float] = {}
 
     def remove_unfinished(self) -> int:
-        """Remove what is in preparing/, with the drafts that came with it; return how many.
+        """Remove the files in preparing/ and the drafts of the same requests; return their number.
 
-        What cannot be removed now stays for the next start: one broken mailbox stops no other.
+        A file that cannot be removed stays for the next start and does not block the others.
         """
         submissions = self._shared.submissions
         removed = 0
@@ -65,36 +67,36 @@ class StaleFiles:
                 _log.error("stale file kept", file=str(prepared.path), reason=str(error))
             else:
                 removed += 1
-        return removed  # not synced: what comes back with the power, the next start removes
+        return removed  # not synced: the next start removes what reappears after a power loss
 
     def _remove_one(self, prepared: PreparedFile) -> None:
         submissions = self._shared.submissions
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
             self._finish_change(prepared, block.origin)
-        is_cut_off = (
+        is_interrupted = (
             prepared.submission_id != ""
             and not prepared.is_change
             and submissions.find_submission(prepared.submission_id) is None
         )
-        if prepared.is_new and block is not None and is_cut_off:
+        if prepared.is_new and block is not None and is_interrupted:
             mailbox = self._shared.folders.mailbox(block.origin.account)
             located = self._shared.index.find_by_base_name(mailbox, block.origin.base_name)
             if located is not None and is_draft(located):
                 remove(located.path)
                 self._shared.syncs.sync(located.directory)
-        if is_cut_off:  # its steps 1 and 2 may be recorded already
+        if is_interrupted:  # its steps 1 and 2 may already be recorded
             with open_message(prepared.path) as file:
                 head = file.read(LARGE_BYTES)
             self._log.withdraw(submission_facts(head, prepared.submission_id))
         remove(prepared.path)
 
     def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
-        """Put a waiting draft's next generation in its place if its note says it already."""
+        """Finish an interrupted change of a scheduled draft if its submission was replaced."""
         submissions = self._shared.submissions
         submission = submissions.find_submission(prepared.submission_id)
-        said = read_block_of(submission) if submission else None
-        if said is None or said.origin.base_name != origin.base_name:
+        block = read_block_of(submission) if submission else None
+        if block is None or block.origin.base_name != origin.base_name:
             return
         mailbox = self._shared.folders.mailbox(origin.account)
         draft_id = draft_of(prepared.submission_id)
@@ -108,15 +110,15 @@ class StaleFiles:
         remove(before.path)
 
     def clean(self, mailbox: Path) -> None:
-        """Remove what is left in the mailbox, before this process writes there: once a day.
+        """Remove stale files of a mailbox, at most once a day; called before each write to it.
 
-        The first time that is half-written drafts and half-removed folders, whatever their age;
-        always what anybody left in any tmp/ for longer than 36 hours.
+        The first time, remove half-written drafts and half-removed folders of any age. Each time,
+        remove files of any program in any tmp/ that are older than 36 hours.
         """
         now_s = self._shared.clock.monotonic()
         if now_s - self._cleaned_s.get(mailbox, -_EVERY_S) < _EVERY_S:
             return
-        with self._lock:  # who comes second waits until the first time is over
+        with self._lock:  # a second caller waits until the first cleaning is complete
             cleaned_s = self._cleaned_s.get(mailbox)
             if cleaned_s is not None and now_s - cleaned_s < _EVERY_S:
                 return
@@ -139,10 +141,10 @@ def _remove_half_done(mailbox: Path) -> None:
 
 
 def _remove_old(directory: Path, old_s: float) -> None:
-    """Remove files that nobody wrote, linked or renamed since `old_s`."""
+    """Remove files that were not written, linked or renamed since `old_s`."""
     for name in list_names(directory):
         path = directory / name
-        with suppress(OSError):  # gone, or not ours to remove
+        with suppress(OSError):  # already removed, or not permitted
             status = os.lstat(path)
             if status.st_ctime < old_s and not stat.S_ISDIR(status.st_mode):
                 path.unlink()

@@ -1,9 +1,8 @@
-"""The store: the Protocols of api.py over Maildirs, its blocking work in threads of its own.
+"""FileStore: the protocols of api.py over Maildir++ directories.
 
-On the path: graph, pickup, ingress and delivery hold one of these, made by app.
-Holds: one hop to a thread a call; what a call promises is on disk when it returns.
-Fails: StoreError's children alone; errors of the disk become StoreUnavailableError.
-Standards: Maildir++; docs/design.md 3.
+app creates one; graph, pickup, ingress and delivery use it. Each call runs its blocking work in one
+thread of the store, and its results are durable when it returns. Calls raise only StoreError's
+children; errors of the disk become StoreUnavailableError. docs/design.md 3.
 """
 
 import asyncio
@@ -59,14 +58,14 @@ from relay.mailbox.upload_sessions import FileAttachments
 from relay.message.content import Content, Octets
 from relay.message.properties import MessageProperties
 
-_THREADS = 16  # they wait for fsyncs that they share: more of them, fewer fsyncs a message
+_THREADS = 16  # they share fsyncs: more threads, fewer fsyncs per message
 _QUERY_THREADS = 4
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
 class FileStore:
-    """A MailStore, a SubmissionStore and a DeliveryStore: api.py has what each method promises."""
+    """A MailStore, a SubmissionStore and a DeliveryStore: api.py specifies the methods."""
 
     def __init__(
         self,
@@ -130,14 +129,14 @@ class FileStore:
         self.attachments = FileAttachments(self._shared, self._drafts, run=self._run)
 
     async def remove_unfinished_submissions(self) -> int:
-        """Remove submissions that a crash cut off before their 202: the front door's, at its start.
+        """Remove submissions that a crash interrupted before their 202. Return their number.
 
-        Returns how many there were.
+        Only the API role calls it, at its start.
         """
         return await self._run(self._stale_files.remove_unfinished)
 
     async def keep_anchor(self) -> None:
-        """Write down the present moment, from which the next start continues. Raises StoreError."""
+        """Write the clock anchor, from which the next start continues. Raises StoreError."""
         await self._run(self._write_anchor)
 
     def _write_anchor(self) -> None:
@@ -145,7 +144,7 @@ class FileStore:
         ClockAnchorFile(submissions.preparing.parent).write(self._shared.clock.anchor())
 
     def close(self) -> None:
-        """Let the threads finish what they do, and end them."""
+        """End the threads after their current work."""
         for pool in (self._queries, self._actions):
             pool.close()
         self._index.close()
@@ -161,7 +160,7 @@ class FileStore:
     async def submit_new(
         self, account: str, content: MessageProperties | bytes, options: SendOptions
     ) -> PendingSubmission:
-        """Write a draft and its note."""
+        """Write a draft and submit it."""
         return await self._submitted(self._writer.submit_new, account, content, options)
 
     async def submit_draft(
@@ -191,7 +190,7 @@ class FileStore:
             limit.stop()
 
     async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> ChangePage:
-        """What happened behind a position of the feed."""
+        """The changes after a position of the change feed."""
         return await self._run_query(account, self._changes, account, after=after, limit=limit)
 
     async def update(
@@ -221,7 +220,7 @@ class FileStore:
         *,
         condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
-        """Put a message into another folder."""
+        """Move a message to another folder."""
         return await self._run(
             self._moving.move, account, message_id, destination_id, condition=condition
         )
@@ -234,7 +233,7 @@ class FileStore:
         *,
         condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
-        """Put a copy of a message into a folder."""
+        """Copy a message to a folder."""
         return await self._run(
             self._moving.copy, account, message_id, destination_id, condition=condition
         )
@@ -262,16 +261,16 @@ class FileStore:
         return await self._run(self._get_folder, account, folder_id)
 
     async def create_folder(self, account: str, name: str, *, parent_id: str = "") -> Folder:
-        """Make a folder."""
+        """Create a folder."""
         return await self._run(self._tree.create, account, name, parent_id)
 
     async def rename_folder(self, account: str, folder_id: str, name: str) -> Folder:
-        """Give a folder another name."""
+        """Rename a folder."""
         folder = await self._run(self._tree.rename, account, folder_id, name)
         return await self.get_folder(account, folder.id)
 
     async def move_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
-        """Put a folder into another one."""
+        """Move a folder into another one."""
         folder = await self._run(self._tree.move, account, folder_id, parent_id)
         return await self.get_folder(account, folder.id)
 
@@ -284,7 +283,7 @@ class FileStore:
     # -- pickup
 
     async def submissions(self) -> AsyncGenerator[PendingSubmission, None]:
-        """Notes in ready/, for ever; deferred ones as they come to their time."""
+        """Submissions in ready/, without end; scheduled sends at their time."""
         timer = asyncio.create_task(self._timer.run(), name="scheduled-sends")
         try:
             async for submission in self._pending.submissions():
@@ -294,27 +293,27 @@ class FileStore:
 
     @property
     def scheduled_count(self) -> int:
-        """About how many notes wait for their time."""
+        """The approximate number of scheduled sends."""
         return self._timer.count
 
     async def turn(self, submission: PendingSubmission) -> None:
-        """Wait for a note's turn in a rush of submissions."""
+        """Wait until the throttle lets pickup start a submission."""
         await self._throttle.turn((self._shared.clock.queue_us() - submission.ready_us) / 1_000_000)
 
     async def submission_content(self, submission: PendingSubmission) -> Octets:
-        """A note's file."""
+        """The content of a submission."""
         try:
             return await self._run(self._submission_content, submission)
-        except NoSuchItemError:  # a listing saw it just before it was done with
+        except NoSuchItemError:  # listed just before it was removed
             self._pending.done(submission)
             raise
 
     def retry_submission(self, submission: PendingSubmission, delay_s: float) -> None:
-        """Put a note back for later."""
+        """Hand a submission out again later."""
         self._pending.retry(submission, delay_s)
 
     async def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
-        """Step 4."""
+        """Step 4: file the original."""
         await self._run(self._writer.complete_submission, submission, queue_id=queue_id)
         self._pending.done(submission)
 
@@ -326,7 +325,7 @@ class FileStore:
         report_to: str = "",
         to_corrupt: bool = False,
     ) -> None:
-        """Report, and remove the note."""
+        """Deliver a report and remove the submission."""
         await self._run(
             self._writer.fail_submission,
             submission,
@@ -362,9 +361,9 @@ class FileStore:
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> PendingSubmission:
-        """Submit and tell pickup, which hears of it behind the answer and keeps no client waiting.
+        """Submit, then offer the submission to pickup without delaying the response.
 
-        If nobody waits for the answer any more, pickup finds the note when it lists.
+        If the caller is cancelled, pickup finds the submission when it lists ready/.
         """
         with self._throttle.submission():
             submission = await self._run(submit, *args, **kwargs)
@@ -378,9 +377,7 @@ class FileStore:
             self._pending.offer(submission)
 
     def _submission_content(self, submission: PendingSubmission) -> Octets:
-        with self._shared.stripes.of(
-            submission.draft_id
-        ):  # its submission may still fail and remove it
+        with self._shared.stripes.of(submission.draft_id):  # submit may still fail and remove it
             return content_of(submission)
 
     def _list_folders(self, account: str) -> list[Folder]:
@@ -425,7 +422,7 @@ class FileStore:
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
-        """Call in a thread of the store; errors of the disk become StoreUnavailableError."""
+        """Call in a thread of the store. OSError becomes StoreUnavailableError."""
         return await self._run_in(self._actions, function, *args, **kwargs)
 
     async def _run_query(
@@ -435,9 +432,9 @@ class FileStore:
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
-        """Do the same for work that may take long: no change that must be durable waits for it.
+        """Do the same for slow queries, in threads of their own so that no change waits for them.
 
-        The account has a share of the threads.
+        Each account has a share of the threads.
         """
         return await self._shares.run(
             account, lambda: self._run_in(self._queries, function, *args, **kwargs)

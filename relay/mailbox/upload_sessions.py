@@ -1,11 +1,9 @@
-"""Attachments that come in ranges: upload sessions, kept until they are complete or expire.
+"""Upload sessions: attachments that arrive in ranges, until they are complete or expire.
 
-On the path: beside step 1: a complete one becomes an attachment of its draft.
-Holds: what a range's answer says is on disk, synced: a restart goes on from there; a session's
-attachment has one id from the start, so that it is attached once, whatever is repeated. Its token
-is kept as a digest only. What is to come counts to the quota.
-Fails: StoreError's children; OSError when the disk refuses.
-Standards: Graph's uploadSession resource type.
+A range is durable when its response is sent, so a client continues there after a restart. The id of
+the attachment is chosen when the session is created, so a repeated last range attaches it only
+once. Only a digest of the token is stored. The bytes to come count toward the quota. Methods raise
+StoreError's children and OSError. Graph's uploadSession resource type.
 """
 
 import asyncio
@@ -48,15 +46,15 @@ from relay.mime.edit_draft import new_attachment
 from relay.mime.read_mime import AttachmentFacts
 from relay.mime.transfer_encoding import base64_size
 
-UPLOADS_MAX = 20  # of one account, not complete
+UPLOADS_MAX = 20  # incomplete ones per account
 EXPIRE_S = 86400.0
-_ATTACHED_EXPIRE_S = 3600.0  # for clients that send the last range again
+_ATTACHED_EXPIRE_S = 3600.0  # for clients that repeat the last range
 _FACTS = ".json"
 
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """A session as its file has it; `expires_us` is steady time."""
+    """The file format of a session. `expires_us` is queue time."""
 
     account: str
     message_id: str
@@ -70,7 +68,7 @@ _decoder = msgspec.json.Decoder(_Facts)
 
 @dataclass(slots=True)
 class _UploadSession:
-    """A session; `kept` holds its place in the quota. Whoever changes it holds `lock`."""
+    """A session. `kept` holds its quota reservation. Changes require `lock`."""
 
     facts: _Facts
     received: int
@@ -79,10 +77,10 @@ class _UploadSession:
 
 
 class Uploads:
-    """Blocking; the store calls it in its threads.
+    """The upload sessions on disk. Blocking: the store calls it in its threads.
 
-    A session is two files: ID.json, and ID@N with the first N bytes, and perhaps more of a range
-    that was cut off. ID is the token's digest.
+    A session is two files: ID.json, and ID@N with the first N bytes and possibly more bytes of an
+    interrupted range. ID is the token's digest.
     """
 
     def __init__(
@@ -118,8 +116,7 @@ class Uploads:
             ]
             if len(open_ones) >= UPLOADS_MAX:
                 raise TooManyUploadsError(
-                    f"There are {len(open_ones)} uploads that are not complete; finish or delete"
-                    " one first."
+                    f"There are {len(open_ones)} incomplete uploads; finish or delete one first."
                 )
             kept = self._reserved(facts)
             try:
@@ -141,7 +138,7 @@ class Uploads:
         with self._all() as sessions:
             session = _found(sessions, token)
         if not session.lock.acquire(blocking=False):
-            raise UploadBusyError("Another range of this upload is being taken.")
+            raise UploadBusyError("Another range of this upload is being received.")
         try:
             base_name = self._directory / _digest(token)
             return RangeWriter(base_name, session, dependencies=self._shared, start=start)
@@ -154,7 +151,7 @@ class Uploads:
         with self._all() as sessions:
             session = _found(sessions, token)
         if not session.lock.acquire(blocking=False):
-            raise UploadBusyError("Another range of this upload is being taken.")
+            raise UploadBusyError("Another range of this upload is being received.")
         try:
             if session.received < session.facts.attachment.size and not session.facts.is_attached:
                 raise UploadBusyError("The upload is not complete.")
@@ -169,14 +166,14 @@ class Uploads:
         with self._all() as sessions:
             session = _found(sessions, token)
             if not session.lock.acquire(blocking=False):
-                raise UploadBusyError("A range of this upload is being taken.")
+                raise UploadBusyError("A range of this upload is being received.")
             try:
                 self._remove(sessions, _digest(token))
             finally:
                 session.lock.release()
 
     def remove_expired(self) -> None:
-        """Remove sessions whose time is over: at the start, and from time to time."""
+        """Remove expired sessions: at the start, and periodically."""
         with self._all():
             pass
 
@@ -184,7 +181,7 @@ class Uploads:
         facts = session.facts
         path = self._directory / f"{digest}@{session.received}"
         octets = FileOctets(path, 0, facts.attachment.size)
-        session.kept.close()  # the draft's growth takes the place in the quota
+        session.kept.close()  # the growth of the draft is counted instead
         try:
             self._attachments.add(
                 facts.account,
@@ -202,7 +199,7 @@ class Uploads:
         remove(path)
 
     def _reserved(self, facts: _Facts) -> ExitStack:
-        """Keep room in the mailbox for what is to come. Raises MailboxFullError."""
+        """Reserve quota for the bytes to come. Raises MailboxFullError."""
         kept = ExitStack()
         mailbox = self._shared.folders.mailbox(facts.account)
         size_bytes = base64_size(facts.attachment.size)
@@ -221,7 +218,7 @@ class Uploads:
 
     @contextmanager
     def _all(self) -> Iterator[dict[str, _UploadSession]]:
-        """All sessions that have not expired; nobody else changes which there are."""
+        """All sessions that have not expired, under the lock of the set."""
         with self._lock:
             if self._sessions is None:
                 self._sessions = self._loaded()
@@ -238,7 +235,7 @@ class Uploads:
         remove(self._directory / (digest + _FACTS))
 
     def _write(self, digest: str, facts: _Facts) -> None:
-        """Write a session's facts durably; what was there is replaced at once."""
+        """Write a session's facts durably, replacing the file atomically."""
         written = self._directory / f"{digest}.new"
         remove(written)
         write_synced(written, msgspec.json.encode(facts))
@@ -246,7 +243,7 @@ class Uploads:
         self._shared.syncs.sync(self._directory)
 
     def _loaded(self) -> dict[str, _UploadSession]:
-        """Find what an earlier process left, and remove what belongs to nothing."""
+        """Load the sessions of an earlier process and remove files without a session."""
         received: dict[str, int] = {}
         names = list_names(self._directory)
         for name in names:
@@ -273,14 +270,14 @@ class Uploads:
         return sessions
 
     def _is_there(self, digest: str, received: int) -> bool:
-        """Whether what was confirmed of a session can be gone on from."""
+        """Whether the confirmed bytes of a session exist, so that it can continue."""
         with suppress(FileNotFoundError):
             return (self._directory / f"{digest}@{received}").stat().st_size >= received
         return received == 0
 
 
 class RangeWriter:
-    """One range that is being taken. Blocking; abort() or finish() ends it."""
+    """One range that is being received. Blocking; abort() or finish() ends it."""
 
     def __init__(
         self,
@@ -290,10 +287,10 @@ class RangeWriter:
         dependencies: StoreDependencies,
         start: int,
     ) -> None:
-        """Raises UploadBusyError when the session stands elsewhere by now; OSError."""
+        """Raises UploadBusyError if `start` is not the number of bytes received; OSError."""
         if start != session.received:
-            raise UploadBusyError("Another range of this upload has just come.")
-        self._stem = base_name
+            raise UploadBusyError("Another range of this upload has just arrived.")
+        self._base_name = base_name
         self._session = session
         self._shared = dependencies
         self._size = start
@@ -301,7 +298,7 @@ class RangeWriter:
         self._is_over = False
         path = base_name.with_name(f"{base_name.name}@{start}")
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.lseek(self._descriptor, start, os.SEEK_SET)  # an aborted range is written over
+        os.lseek(self._descriptor, start, os.SEEK_SET)  # overwrites an aborted range
 
     def write(self, octets: bytes) -> None:
         """Append octets. Raises OSError."""
@@ -311,20 +308,22 @@ class RangeWriter:
                 self._size += len(octets)
 
     def finish(self) -> Upload:
-        """Make the range durable and count it. Raises OSError; then it did not come."""
+        """Make the range durable and count it. After OSError it does not count."""
         with self._lock:
             try:
                 sync_descriptor(self._descriptor)
-                before = self._stem.with_name(f"{self._stem.name}@{self._session.received}")
-                before.rename(self._stem.with_name(f"{self._stem.name}@{self._size}"))
+                before = self._base_name.with_name(
+                    f"{self._base_name.name}@{self._session.received}"
+                )
+                before.rename(self._base_name.with_name(f"{self._base_name.name}@{self._size}"))
                 self._session.received = self._size
-                self._shared.syncs.sync(self._stem.parent)
+                self._shared.syncs.sync(self._base_name.parent)
                 return _shown(self._session, self._shared.clock)
             finally:
                 self._end()
 
     def abort(self) -> None:
-        """Forget the range, unless it is finished."""
+        """Discard the range, unless it is finished."""
         with self._lock:
             self._end()
 
@@ -367,7 +366,7 @@ def _read(path: Path) -> _Facts | None:
 
 
 class FileUploadRange:
-    """An api.UploadRange."""
+    """Implements api.UploadRange."""
 
     def __init__(self, taken: RangeWriter, run: RunInThread) -> None:
         self._taken = taken
@@ -380,7 +379,9 @@ class FileUploadRange:
 
     async def finish(self) -> Upload:
         """See api.UploadRange."""
-        self._is_finishing = True  # from here on it goes on, whoever waits
+        self._is_finishing = (
+            True  # from here on it runs to its end, even if the caller is cancelled
+        )
         return await self._run(self._taken.finish)
 
     def abort(self) -> None:
@@ -390,7 +391,7 @@ class FileUploadRange:
 
 
 class FileAttachments:
-    """An api.AttachmentStore."""
+    """Implements api.AttachmentStore."""
 
     def __init__(
         self, dependencies: StoreDependencies, drafts: Drafts, *, run: RunInThread
@@ -449,5 +450,5 @@ class FileAttachments:
         await self._run(self._uploads.remove, token)
 
     async def remove_expired(self) -> None:
-        """Remove uploads whose time is over: at the front door's start, and from time to time."""
+        """Remove expired uploads: at the start of the API role, and periodically."""
         await self._run(self._uploads.remove_expired)

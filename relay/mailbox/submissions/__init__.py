@@ -1,10 +1,8 @@
-"""Notes: the second names of drafts that were submitted, beside the mailboxes.
+"""Pending submissions: hard links to submitted drafts, in `.submissions/` under the mail root.
 
-On the path: step 2 makes one, deferred ones wait for their time, pickup takes them up (3), and
-step 4 removes them.
-Holds: `.submissions/` is the queue, memory only knows the first of it; a note is in work once.
-Fails: BeingSentError; OSError when the disk refuses.
-Standards: none; docs/design.md 1.
+`submit` writes them (step 2) and files the original (step 4), `scheduled` holds the scheduled sends
+until their time, `pending` hands the ready ones to pickup (step 3), `on_disk` is the directory.
+The directory is the queue; memory holds only its beginning.
 """
 
 from relay.mailbox.submissions.on_disk import (

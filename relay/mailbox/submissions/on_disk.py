@@ -1,9 +1,10 @@
-"""Notes on disk: the second names of submitted drafts, beside the mailboxes.
+"""The submission directory: one hard link to each submitted draft, in `.submissions/`.
 
-On the path: step 2 makes them; pickup reads those that are ready; step 4 removes them.
-Holds: a note is the exact snapshot that is sent; nothing is read from preparing/ but at start.
-Fails: OSError when the disk refuses; a note that cannot be read is moved to corrupt/, never lost.
-Standards: none; docs/design.md 1.
+A pending submission is the exact snapshot that will be sent, whatever happens to the draft. It is
+prepared in preparing/ and renamed to ready/, or to deferred/ when it is a scheduled send. Only a
+start reads preparing/. A file that cannot be read is moved to corrupt/ and never deleted.
+
+The functions raise OSError. docs/design.md 1 has the order of the operations.
 """
 
 import os
@@ -37,17 +38,17 @@ from relay.mime.draft import (
 from relay.observe.logs import get_logger
 
 FIRST_SUBMISSION = (
-    1  # the number of a draft that sendMail made: it goes if its note never got ready
+    1  # of a draft made by sendMail: the draft is removed if the submission never became ready
 )
 SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})(\+?)")
-_COPIED = "copied"  # a file of that name: notes here may be copies, not second names
+_COPIED = "copied"  # if this file exists, submissions may be copies and not hard links
 
 _ANCHOR = "clock"
 
 
 class _StoredAnchor(msgspec.Struct, frozen=True):
-    """An Anchor in its file, where the queue time is called `steady_us`."""
+    """The format of the anchor file, where the queue time is called `steady_us`."""
 
     steady_us: int
     wall_us: int
@@ -63,9 +64,10 @@ _log = get_logger("mailbox")
 
 @dataclass(frozen=True, slots=True)
 class PreparedFile:
-    """A file in preparing/. `is_new`: its draft was made by the same request; `is_change`: it is
-    the next generation of a draft whose note waits. `submission_id` is "" for what is neither a
-    submission nor a change of one.
+    """A file in preparing/.
+
+    `is_new`: the same request created the draft. `is_change`: the file is the next generation of
+    the draft of a scheduled send. `submission_id` is "" for any other file.
     """
 
     path: Path
@@ -75,16 +77,16 @@ class PreparedFile:
 
 
 class ClockAnchorFile:
-    """The anchor in `.submissions`, from which a start continues the time that notes' names have.
+    """The clock anchor in `.submissions`: a start continues the queue time of file names from it.
 
-    The spool has an anchor of its own: without this one, that decides.
+    The spool has its own anchor, which is used if this one is missing.
     """
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / _ANCHOR
 
     def read(self) -> Anchor | None:
-        """Return what was written last; None if that cannot be read."""
+        """Return the anchor written last, or None if it cannot be read."""
         try:
             stored = _anchor_decoder.decode(self._path.read_bytes())
         except (OSError, msgspec.MsgspecError):
@@ -92,7 +94,7 @@ class ClockAnchorFile:
         return Anchor(*msgspec.structs.astuple(stored))
 
     def write(self, anchor: Anchor) -> None:
-        """Replace it. Not synced: after a loss of power the one before is as good.
+        """Replace the anchor. It is not synced: after a power loss the previous one is sufficient.
 
         Raises OSError.
         """
@@ -115,25 +117,25 @@ class SubmissionDirectory:
         self._lock = threading.Lock()
 
     def make(self) -> None:
-        """Make the directories on first use."""
+        """Create the directories on first use."""
         if self._made:
             return
-        with self._lock:  # who comes second waits until they are durable
+        with self._lock:  # a second caller waits until they are durable
             if not self._made:
                 for directory in (self.preparing, self.ready, self.scheduled):
                     make_directory(directory)
                 self._made = True
 
     def ready_path(self, submission_id: str, ready_us: int) -> Path:
-        """The note's name once it is ready."""
+        """The path of a submission that is ready."""
         return self.ready / f"{submission_id}@{ready_us}"
 
     def scheduled_path(self, submission_id: str, due_us: int) -> Path:
-        """The note's name while it waits for its time."""
+        """The path of a scheduled send until its time."""
         return self.scheduled / f"{submission_id}@{due_us}"
 
     def prepare(self, source: Path, name: str) -> Path:
-        """Give a draft's file a second name in preparing/."""
+        """Create a hard link to a draft's file in preparing/, or a copy."""
         prepared = self.preparing / name
         link_or_copy(source, prepared)
         if prepared.stat().st_nlink == 1:
@@ -141,47 +143,47 @@ class SubmissionDirectory:
         return prepared
 
     def has_copies(self) -> bool:
-        """Whether say_copied() was called, ever."""
+        """Whether mark_copied() was ever called."""
         return self._copied.exists()
 
     def mark_copied(self) -> None:
-        """Remember for good that notes here may be copies: the number of links tells nothing."""
+        """Record durably that submissions may be copies, so that link counts are not evidence."""
         if not self._copied.exists():
             self._copied.touch(0o600)
             self._syncs.sync(self._copied.parent)
 
     def find(self, draft_id: str, file: Path) -> Path | None:
-        """The note of the draft in `file`, deferred or ready; None if it has none.
+        """The submission of the draft in `file`, scheduled or ready; None if it has none.
 
-        Nothing is listed for a file that has no second name: where notes are links, it has no note.
-        Raises FileNotFoundError when the file is gone.
+        A file with a single link has no submission, so no directory is listed for it, unless
+        submissions may be copies. Raises FileNotFoundError when the file does not exist.
         """
         if file.stat().st_nlink == 1 and not self._copied.exists():
             return None
         return _first(self.scheduled, f"{draft_id}.") or _first(self.ready, f"{draft_id}.")
 
     def is_ready(self, submission: Path) -> bool:
-        """Whether a note that find() gave is ready, not deferred."""
+        """Whether a path returned by find() is in ready/."""
         return submission.parent == self.ready
 
     def find_submission(self, submission_id: str) -> Path | None:
-        """The note of a submission, deferred or ready."""
+        """The path of a submission, scheduled or ready; None if it does not exist."""
         return _first(self.scheduled, f"{submission_id}@") or _first(
             self.ready, f"{submission_id}@"
         )
 
     def changed_ns(self) -> int:
-        """When ready/ last changed, by the file system's clock; 0 if it is not there yet."""
+        """When ready/ last changed, by the file system's clock; 0 if it does not exist yet."""
         return _changed_ns(self.ready)
 
     def scheduled_changed_ns(self) -> int:
-        """When deferred/ last changed, as changed_ns()."""
+        """When deferred/ last changed, like changed_ns()."""
         return _changed_ns(self.scheduled)
 
     def list_ready(self, known: Container[str], limit: int) -> list[PendingSubmission]:
-        """Up to `limit` notes that are not in `known`, longest ready first.
+        """Up to `limit` submissions that are not in `known`, longest ready first.
 
-        One that cannot be read keeps none of the others back: OSError when there are no others.
+        An unreadable file does not block the others. Raises OSError if no submission could be read.
         """
         waiting = []
         for name in list_names(self.ready):
@@ -203,7 +205,7 @@ class SubmissionDirectory:
         return found
 
     def list_scheduled(self) -> list[tuple[int, str]]:
-        """When each note in deferred/ is due, and its name; none is read."""
+        """The due time and file name of each scheduled send. No file is read."""
         names = list_names(self.scheduled)
         return [
             (int(match[3]), name)
@@ -212,8 +214,9 @@ class SubmissionDirectory:
         ]
 
     def read(self, path: Path) -> PendingSubmission | None:
-        """Return the note of a file in ready/ or deferred/; None if it is gone, or damaged and put
-        aside.
+        """Return the submission in a file of ready/ or deferred/.
+
+        None if the file does not exist, or was damaged and has been moved to corrupt/.
         """
         match = SUBMISSION_FILE_NAME.fullmatch(path.name)
         if match is None:
@@ -243,7 +246,7 @@ class SubmissionDirectory:
         )
 
     def prepared(self) -> list[PreparedFile]:
-        """What a crash left in preparing/."""
+        """The files in preparing/: at a start, those that a crash left."""
         found = []
         for name in list_names(self.preparing):
             match = _PREPARED.fullmatch(name)
@@ -254,23 +257,23 @@ class SubmissionDirectory:
         return found
 
     def remove_ready(self, submission: PendingSubmission) -> None:
-        """Unlink a note; the caller makes it durable."""
+        """Unlink a submission; the caller syncs the directory."""
         remove(submission.path)
 
     def sync(self, submission: PendingSubmission) -> None:
-        """Make a note durable where it is."""
+        """Sync the directory that a submission is in."""
         self._syncs.sync(submission.path.parent)
 
     def sync_ready(self) -> None:
-        """Make what happened in ready/ durable."""
+        """Sync ready/."""
         self._syncs.sync(self.ready)
 
     def sync_scheduled(self) -> None:
-        """Make what happened in deferred/ durable."""
+        """Sync deferred/."""
         self._syncs.sync(self.scheduled)
 
     def move_to_corrupt(self, path: Path) -> None:
-        """Move a note that nothing can be done with to corrupt/, for people to look at."""
+        """Move a file that cannot be processed to corrupt/, for the operator to inspect."""
         make_directory(self._corrupt)
         path.rename(self._corrupt / path.name)
         self._syncs.sync(self._corrupt)
@@ -278,12 +281,15 @@ class SubmissionDirectory:
 
 
 def content_of(submission: PendingSubmission) -> Octets:
-    """Return a note's file, in memory while it is small. Raises NoSuchItemError, OSError."""
+    """Return the content of a submission, in memory if it is small.
+
+    Raises NoSuchItemError, OSError.
+    """
     try:
         descriptor = os.open(submission.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NoSuchItemError(f"The submission {submission.submission_id} was removed.") from None
-    try:  # by few calls: behind each one a submission may have to wait for this thread
+    try:  # few system calls: after each one a submission may wait for this thread
         size_bytes = os.fstat(descriptor).st_size
         if size_bytes > LARGE_BYTES:
             return FileOctets(submission.path, 0, size_bytes)
@@ -293,12 +299,12 @@ def content_of(submission: PendingSubmission) -> Octets:
 
 
 def draft_of(file_name: str) -> str:
-    """Return the draft's id that a note's name begins with."""
+    """Return the draft's id, with which a submission's file name begins."""
     return file_name.partition(".")[0]
 
 
 def read_block_of(path: Path) -> PrivateBlock | None:
-    """Read the private block of a draft's file, and no more of it.
+    """Read only the private block of a draft's file.
 
     Raises OSError.
     """
@@ -318,7 +324,7 @@ def _changed_ns(directory: Path) -> int:
 
 
 def _first(directory: Path, beginning: str) -> Path | None:
-    """The first name that begins so; the directory is read only as far as that."""
+    """The first name with this beginning; the directory is read no further."""
     try:
         with os.scandir(directory) as entries:
             for entry in entries:

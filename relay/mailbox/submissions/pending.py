@@ -1,9 +1,8 @@
-"""Notes on their way to pickup: each is handed out once, and again only when it is put back.
+"""The queue of pending submissions between the store and pickup.
 
-On the path: submissions of this process are offered here; ready/ is listed for all others.
-Holds: a note is in work once; accounts take turns; memory is bounded, ready/ is the queue.
-Fails: never by itself; errors of listing ready/ are logged and the listing repeated.
-Standards: none.
+Submissions of this process are offered directly; ready/ is listed for all others. Each submission
+is handed out once, and again only after retry(). Accounts are served round robin. Memory is
+bounded; ready/ is the queue. Errors of listing ready/ are logged and the listing is repeated.
 """
 
 import asyncio
@@ -16,17 +15,18 @@ from relay.mailbox.types import PendingSubmission, StoreError
 from relay.observe.logs import get_logger
 
 SUBMISSIONS_IN_MEMORY_MAX = 10_000
-_SUBMISSIONS_PER_ACCOUNT_MAX = (
-    16  # beyond the limit an account that has fewer is not kept waiting by others
-)
+_SUBMISSIONS_PER_ACCOUNT_MAX = 16  # above the limit, accounts with fewer are still admitted
 LISTING_INTERVAL_S = 1.0
-_LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
+_LISTINGS_OF_ONE_STATE = 2  # the second finds changes within one tick of the file system's clock
 
 _log = get_logger("mailbox")
 
 
 class PendingSubmissions:
-    """What pickup has in work and what waits for it. Everything but offer() on the loop."""
+    """The submissions that pickup processes or that wait for it.
+
+    Only offer() may be called outside the event loop.
+    """
 
     def __init__(
         self,
@@ -36,15 +36,15 @@ class PendingSubmissions:
         interval_s: float = LISTING_INTERVAL_S,
         submissions_max: int = SUBMISSIONS_IN_MEMORY_MAX,
     ) -> None:
-        """`changed_ns` and `list_ready` ask the directory, off the loop."""
+        """`changed_ns` and `list_ready` query the directory in a thread."""
         self._changed_ns = changed_ns
         self._list_ready = list_ready
         self._interval_s = interval_s
         self._submissions_max = submissions_max
         self._waiting: dict[
             str, deque[PendingSubmission]
-        ] = {}  # by account, whose turn it is first
-        self._known: dict[str, str] = {}  # the account of each note, by submission id
+        ] = {}  # by account; the next account to serve is first
+        self._known: dict[str, str] = {}  # the account by submission id
         self._of_account: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -52,17 +52,17 @@ class PendingSubmissions:
         self._listings = 0
 
     def offer(self, submission: PendingSubmission) -> None:
-        """Hand over a new note, from any thread; without a reader the directory keeps it."""
+        """Add a new submission, from any thread; without a reader it stays in the directory."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._add, submission)
 
     def retry(self, submission: PendingSubmission, delay_s: float) -> None:
-        """Hand a note that is in work out again after `delay_s` seconds."""
+        """Hand a submission in progress out again after `delay_s` seconds."""
         if self._loop is not None and submission.submission_id in self._known:
             self._loop.call_later(delay_s, self._put_back, submission)
 
     def done(self, submission: PendingSubmission) -> None:
-        """Forget a note that is gone."""
+        """Forget a submission that was removed."""
         account = self._known.pop(submission.submission_id, None)
         if account is not None:
             self._of_account[account] -= 1
@@ -70,7 +70,7 @@ class PendingSubmissions:
                 del self._of_account[account]
 
     async def submissions(self) -> AsyncIterator[PendingSubmission]:
-        """Yield notes as they come, for ever; the longest ready of those that are there first."""
+        """Yield submissions without end; at the start, the longest ready first."""
         self._loop = asyncio.get_running_loop()
         next_listing_s = 0.0
         while True:
@@ -92,11 +92,11 @@ class PendingSubmissions:
         submissions = self._waiting.pop(account)
         submission = submissions.popleft()
         if submissions:
-            self._waiting[account] = submissions  # to the end of the line
+            self._waiting[account] = submissions  # to the end of the round
         return submission
 
     async def _list(self) -> None:
-        """List ready/ if it changed, or if there was more than memory may hold."""
+        """List ready/ if it changed, or if it had more entries than memory may hold."""
         try:
             changed_ns = await self._changed_ns()
             if changed_ns != self._listed_ns:
@@ -115,7 +115,7 @@ class PendingSubmissions:
 
     def _add(self, submission: PendingSubmission) -> None:
         if submission.submission_id in self._known or not self._has_room(submission.account):
-            self._listings = 0  # ready/ has more than is known here: it is to be listed again
+            self._listings = 0  # ready/ may have more than is known here: list it again
             return
         self._known[submission.submission_id] = submission.account
         self._of_account[submission.account] += 1
@@ -136,58 +136,64 @@ class PendingSubmissions:
         self._wake.set()
 
 
-# What a message costs behind its 202 is several times what it costs before: a rush that is
-# answered quickly is over sooner, and then all of the machine is there for what is waiting.
-SPACE_S = 0.05  # between two notes that are taken up in a rush
+# Processing after the 202 costs several times what the 202 itself costs. During a burst of requests
+# pickup therefore slows down, so that clients are answered sooner.
+SPACE_S = 0.05  # between two submissions that pickup starts during a burst
 OLD_SPACE_S = 0.005
-OLD_S = 10.0  # a note that has been ready for so long is old
-RUSH = 0.5  # the part of the time in which a submission is in work, over the last moments
+OLD_S = 10.0  # a submission that has been ready for this long is old
+RUSH = 0.5  # a burst: the recent fraction of time with a submit request in progress
 MOMENT_S = 0.02
 _STEP_S = 0.01
 
 
 class SubmissionThrottle:
-    """On one event loop. `now_s` is a clock that never goes back."""
+    """Slows pickup down during a burst of submit requests, on one event loop.
+
+    `now_s` is a monotonic clock.
+    """
 
     def __init__(self, now_s: Callable[[], float]) -> None:
         self._now_s = now_s
-        self._in_work = 0
-        self._level = 0.0  # the part of the time, at the last look
-        self._looked_s = now_s()
+        self._in_progress = 0
+        self._level = 0.0  # the fraction of time, when last updated
+        self._updated_s = now_s()
         self._next_s = -math.inf
         self._line = asyncio.Lock()
 
     @contextmanager
     def submission(self) -> Iterator[None]:
-        """Count a submission that is in work, and then as done."""
-        self._look()
-        self._in_work += 1
+        """Count a submit request as in progress inside the block."""
+        self._update()
+        self._in_progress += 1
         try:
             yield
         finally:
-            self._look()
-            self._in_work -= 1
+            self._update()
+            self._in_progress -= 1
 
     async def turn(self, age_s: float) -> None:
-        """Return when a note that has been ready for `age_s` may be taken up."""
+        """Wait until pickup may start a submission that has been ready for `age_s`."""
         if not self._line.locked() and self.take(age_s):
             return
         async with self._line:  # first come, first served
             for _ in range(round(SPACE_S / _STEP_S)):
                 if self.take(age_s):
                     break
-                await asyncio.sleep(_STEP_S)  # sleeps: a rush ends when nothing arrives
+                await asyncio.sleep(_STEP_S)  # sleeps: no event marks the end of a burst
 
     def take(self, age_s: float) -> bool:
-        """Whether a note that has been ready for `age_s` may be taken up now; then it is."""
-        self._look()
-        if self._level > RUSH and self._looked_s < self._next_s:
+        """Whether pickup may start a submission that has been ready for `age_s` now.
+
+        If so, it counts as started.
+        """
+        self._update()
+        if self._level > RUSH and self._updated_s < self._next_s:
             return False
-        self._next_s = self._looked_s + (SPACE_S if age_s < OLD_S else OLD_SPACE_S)
+        self._next_s = self._updated_s + (SPACE_S if age_s < OLD_S else OLD_SPACE_S)
         return True
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         now_s = self._now_s()
-        now = 1.0 if self._in_work else 0.0
-        self._level = now + (self._level - now) * math.exp((self._looked_s - now_s) / MOMENT_S)
-        self._looked_s = now_s
+        now = 1.0 if self._in_progress else 0.0
+        self._level = now + (self._level - now) * math.exp((self._updated_s - now_s) / MOMENT_S)
+        self._updated_s = now_s

@@ -1,10 +1,11 @@
-"""Drafts that wait for their time: cancelled, changed, and made ready when it comes.
+"""Scheduled sends: cancel them, change them, and make them ready at their time.
 
-On the path: between step 2 and step 3 of a deferred send; PATCH, DELETE and move ask here first.
-Holds: renaming the note to ready/ is the point of no return; before it, what is sent is what the
-    mailbox shows, and a draft that is gone is not sent.
-Fails: BeingSentError when pickup was quicker; OSError when the disk refuses.
-Standards: MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
+A scheduled send waits in `.submissions/deferred` between step 2 and step 3. PATCH, DELETE and move
+check here first. Renaming the submission to ready/ is the point of no return. Until then the
+message that will be sent is the one that the mailbox shows, and a draft that was removed is not
+sent. Methods raise BeingSentError when the submission is already ready, and OSError.
+
+MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ from relay.mime.draft import read_block
 from relay.observe.logs import get_logger
 
 _TRASHED = "T"
-_LOOKS = 2  # a listing may miss a file that is renamed meanwhile
+_LOOKS = 2  # a listing may miss a file that is renamed during it
 _BEING_SENT = "The message is being sent and cannot be changed until it is."
 
 _log = get_logger("mailbox")
@@ -46,14 +47,14 @@ _log = get_logger("mailbox")
 
 @dataclass(frozen=True, slots=True)
 class DueSubmissions:
-    """Notes that are ready now, and the names of those that have to be tried again."""
+    """Submissions that are ready now, and the file names of those to retry."""
 
     submissions: tuple[PendingSubmission, ...]
     kept: tuple[str, ...]
 
 
 class ScheduledSends:
-    """Blocking; the store's parts call it in its threads, holding the message's lock."""
+    """The scheduled sends on disk. Blocking: callers hold the message's lock."""
 
     def __init__(
         self,
@@ -75,18 +76,18 @@ class ScheduledSends:
         self._log = log
         self._on_scheduled = on_scheduled
         self._failed_syncs = 0
-        self._failures_made_up_for = 0
+        self._synced_failures = 0
 
     def scheduled_submission(
         self, message_id: str, located: MessageFile
     ) -> PendingSubmission | None:
-        """The deferred note of a message, None if it has none, and none comes back with the power.
+        """The scheduled send of a message. None: it has none, durably.
 
-        Raises BeingSentError when its note is ready.
+        Raises BeingSentError when its submission is ready.
         """
         path = self._directory.find(message_id, located.path)
         if path is None:
-            if self._failed_syncs != self._failures_made_up_for:
+            if self._failed_syncs != self._synced_failures:
                 self._sync_cancellations()
             return None
         if self._directory.is_ready(path) or (submission := self._directory.read(path)) is None:
@@ -94,7 +95,7 @@ class ScheduledSends:
         return submission
 
     def cancel_scheduled(self, message_id: str, located: MessageFile, *, reason: str) -> None:
-        """See to it that no note of a message will be sent: DELETE and move begin with this.
+        """Cancel the scheduled send of a message, if any. DELETE and move begin with this.
 
         Raises BeingSentError.
         """
@@ -102,7 +103,7 @@ class ScheduledSends:
             self.cancel(submission, reason=reason)
 
     def cancel(self, submission: PendingSubmission, *, reason: str) -> None:
-        """Take a note out of deferred/, for good. Raises BeingSentError."""
+        """Remove a submission from deferred/, durably. Raises BeingSentError."""
         at = rfc3339(self._clock.time_us())
         self._log.remark(submission.submission_id, {"cancelled": at, "reason": reason})
         try:
@@ -113,9 +114,10 @@ class ScheduledSends:
         self._sync_cancellations()
 
     def _sync_cancellations(self) -> None:
-        """Make it durable that notes are gone; a failure is remembered until a sync succeeds.
+        """Make cancellations durable. A failure is remembered until a sync succeeds.
 
-        A client that repeats a refused cancellation finds no note: its answer needs the sync too.
+        A client that repeats a failed cancellation finds no submission, and its response also
+        requires the sync.
         """
         failures = self._failed_syncs
         try:
@@ -123,9 +125,9 @@ class ScheduledSends:
         except OSError:
             self._failed_syncs += 1
             raise
-        self._failures_made_up_for = failures
+        self._synced_failures = failures
 
-    # -- a draft that is changed while it waits
+    # -- a scheduled draft that is changed
 
     def changed(
         self,
@@ -133,16 +135,17 @@ class ScheduledSends:
         before: Sequence[ExtendedProperty],
         after: Sequence[ExtendedProperty],
     ) -> PendingSubmission | None:
-        """Return the note with the options that a change of its draft asks for.
+        """Return the submission with the options that a change of its draft requests.
 
-        None, the note cancelled, when the change takes the time away. Raises BeingSentError.
+        If the change removes the send time, cancel the submission and return None.
+        Raises BeingSentError.
         """
         if before == after:
             return submission
         now_us = self._clock.time_us()
         old, new = (requested_send_options(one, now_us=now_us) for one in (before, after))
         if not new.scheduled_us:
-            self.cancel(submission, reason="its time was taken away")
+            self.cancel(submission, reason="its send time was removed")
             return None
         options = replace(submission.options, scheduled_us=new.scheduled_us)
         if new.delete_after_submit != old.delete_after_submit:
@@ -152,12 +155,11 @@ class ScheduledSends:
         return replace(submission, options=options)
 
     def replace(self, submission: PendingSubmission, file: Path, head: bytes) -> PendingSubmission:
-        """Let `file`, which begins with `head` (private block and header at least), be what is
-        sent, at the time in the note's options.
+        """Make `file` the message to send, at the time in the submission's options.
 
-        The draft is still to be put in its place, and then settled() to be called; should a crash
-        come between, the next start does both.
-        Raises BeingSentError.
+        `head` is the beginning of `file`, at least private block and header. The caller then puts
+        the draft into its folder and calls finish_replace(); after a crash between the two, the
+        next start does both. Raises BeingSentError.
         """
         changed = replace(
             submission,
@@ -170,12 +172,12 @@ class ScheduledSends:
         marker = self._directory.preparing / f"{submission.submission_id}+"
         spare = self._directory.preparing / f"{submission.submission_id}~"
         for path in (marker, spare):
-            remove(path)  # what a failure left
+            remove(path)  # left by a failure
         self._directory.prepare(file, marker.name)
         self._directory.prepare(file, spare.name)
         self._reached(CrashPoint.CHANGE_PREPARED)
         try:
-            submission.path.rename(changed.path)  # the time first: there are never two notes
+            submission.path.rename(changed.path)  # the time first: there are never two submissions
         except FileNotFoundError:
             remove(spare)
             remove(marker)
@@ -188,7 +190,9 @@ class ScheduledSends:
         return changed
 
     def undo_replace(self, submission: PendingSubmission, file: Path) -> None:
-        """Undo replace(): `file` is what is sent again, at the time in the note's name."""
+        """Undo replace(): `file` is the message to send again, at the time in the
+        submission's file name.
+        """
         SYNC_FAILURES.begin()
         after = self._directory.scheduled_path(
             submission.submission_id, submission.options.scheduled_us
@@ -206,15 +210,15 @@ class ScheduledSends:
         self.finish_replace(submission)
 
     def finish_replace(self, submission: PendingSubmission) -> None:
-        """Say that the mailbox shows what the note says."""
+        """End replace(): the draft in the mailbox is the submission's file again."""
         remove(self._directory.preparing / f"{submission.submission_id}+")
 
-    # -- when their time has come
+    # -- at their time
 
     def make_due_ready(self, names: Sequence[str]) -> DueSubmissions:
-        """Make deferred notes ready whose drafts are still there; durably, when this returns.
+        """Make scheduled sends ready whose drafts still exist; durable when this returns.
 
-        One that cannot be read, or whose mailbox is broken, keeps none of the others back.
+        One that cannot be read, or whose mailbox is broken, does not block the others.
         """
         submissions: list[PendingSubmission] = []
         kept: list[str] = []
@@ -230,7 +234,7 @@ class ScheduledSends:
                 kept.append(name)
         if submissions:
             self._directory.sync_ready()
-            self._directory.sync_scheduled()  # before pickup sees them: they must not come back
+            self._directory.sync_scheduled()  # before pickup sees them: they must not reappear here
             self._reached(CrashPoint.DUE_SUBMISSIONS_SYNCED)
         return DueSubmissions(tuple(submissions), tuple(kept))
 
@@ -257,9 +261,9 @@ class ScheduledSends:
         )
 
     def _is_in_drafts(self, submission: PendingSubmission) -> bool:
-        """Whether the draft is where the note's sender left it, by its base name.
+        """Whether the draft is still in Drafts, by its base name.
 
-        A mail client that changed the draft has written it under another name.
+        A mail client that changes a draft writes it under another name.
         """
         drafts = well_known_path(self._folders.mailbox(submission.account), WellKnown.DRAFTS)
         untouched = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
@@ -281,7 +285,7 @@ class ScheduledSends:
         return ""
 
     def _record(self, submission: PendingSubmission, head: bytes) -> None:
-        """Record steps 1 and 2 again, with the client of before: the last ones count."""
+        """Record steps 1 and 2 again, with the original client. The last events count."""
         facts = submission_facts(head, submission.submission_id)
         now_us = self._clock.time_us()
         block = read_block(head)
@@ -293,7 +297,7 @@ class ScheduledSends:
 
 
 def notified_detail(submission: PendingSubmission) -> dict[str, Any]:
-    """Return the detail of step 2: until when the note waits if it does, and its client."""
+    """Return the detail of step 2: the time of a scheduled send, and the client."""
     detail: dict[str, Any] = {}
     if submission.options.scheduled_us:
         detail["deferred_until"] = rfc3339(submission.options.scheduled_us)
@@ -304,16 +308,16 @@ def notified_detail(submission: PendingSubmission) -> dict[str, Any]:
 
 NAMES_IN_MEMORY_MAX = 10_000
 _WAIT_S_MAX = 60.0
-_AFTER_TROUBLE_S = 5.0
+_RETRY_S = 5.0
 _BATCH_SUBMISSIONS = 256
-_LISTINGS_OF_ONE_STATE = 2  # the second sees what came within a tick of the file system's clock
+_LISTINGS_OF_ONE_STATE = 2  # the second finds changes within one tick of the file system's clock
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledDirectory:
-    """deferred/ as the timer asks for it, off the loop.
+    """The queries of deferred/ by the timer, run in threads.
 
-    `changed_ns` is when it last changed; `listed` gives (due time in µs, name) of each note;
+    `changed_ns` returns when it last changed, `listed` (due time in µs, name) of each submission.
     `make_due_ready` makes the named ones ready, as far as that is possible now.
     """
 
@@ -323,7 +327,7 @@ class ScheduledDirectory:
 
 
 class ScheduleTimer:
-    """Everything but add() on the loop."""
+    """Makes scheduled sends ready at their time. Only add() may be called outside the loop."""
 
     def __init__(
         self,
@@ -334,41 +338,41 @@ class ScheduleTimer:
         wait_s_max: float = _WAIT_S_MAX,
         names_max: int = NAMES_IN_MEMORY_MAX,
     ) -> None:
-        """`on_ready` gets each note that has come to its time."""
+        """`on_ready` is called with each submission that became ready."""
         self._scheduled = scheduled
         self._clock = clock
         self._on_ready = on_ready
         self._wait_s_max = wait_s_max
         self._names_max = names_max
         self._earliest: list[tuple[int, str]] = []
-        self._beyond_us: int | None = None  # from this time on, deferred/ may have more than these
+        self._beyond_us: int | None = None  # from this time on, deferred/ may have more entries
         self._listed_ns = -1
         self._listings = 0
-        self._next_look_s = 0.0
-        self._missed: list[tuple[int, str]] = []  # what came while a listing ran
+        self._next_refresh_s = 0.0
+        self._missed: list[tuple[int, str]] = []  # added during a listing
         self._listing = False
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.count = 0  # about how many there are; right whenever deferred/ has been listed
+        self.count = 0  # approximate number; exact after each listing of deferred/
 
     def add(self, submission: PendingSubmission) -> None:
-        """Hand over a note that waits, from any thread; before run(), the directory keeps it."""
+        """Add a scheduled send, from any thread. Before run(), it only is in the directory."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(
                 self._add, submission.options.scheduled_us, submission.path.name
             )
 
     async def run(self) -> None:
-        """Bring each note up when it is due, until cancelled."""
+        """Make each scheduled send ready when it is due, until cancelled."""
         self._loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             try:
-                await self._look_again()
+                await self._refresh()
                 wait_s = await self._release_due()
             except StoreError as error:
                 _log.error("scheduled sends not listed", reason=str(error))
-                wait_s = _AFTER_TROUBLE_S
+                wait_s = _RETRY_S
             if wait_s > 0:
                 await self._sleep(wait_s)
 
@@ -379,18 +383,18 @@ class ScheduleTimer:
         except TimeoutError:
             pass
 
-    async def _look_again(self) -> None:
-        """List deferred/ from time to time if it changes, and when what was known of it is done."""
+    async def _refresh(self) -> None:
+        """List deferred/ periodically if it changed, and when all known entries are done."""
         now_s = self._clock.monotonic()
         exhausted = self._beyond_us is not None and not self._earliest
-        if now_s < self._next_look_s and not exhausted:
+        if now_s < self._next_refresh_s and not exhausted:
             return
         changed_ns = await self._scheduled.changed_ns()
         if changed_ns != self._listed_ns:
             self._listed_ns, self._listings = changed_ns, 0
         if self._listings < _LISTINGS_OF_ONE_STATE or exhausted:
             await self._list()
-        self._next_look_s = now_s + self._wait_s_max
+        self._next_refresh_s = now_s + self._wait_s_max
 
     async def _list(self) -> None:
         self._missed, self._listing = [], True
@@ -407,7 +411,7 @@ class ScheduleTimer:
         self._beyond_us = None if complete else self._earliest[-1][0]
 
     async def _release_due(self) -> float:
-        """Make the first of what is due ready; return how long to wait, 0 when there is more."""
+        """Make the first due sends ready. Return the time to wait, 0 when more may be due."""
         now_us = self._clock.time_us()
         due: list[tuple[int, str]] = []
         while self._earliest and self._earliest[0][0] <= now_us and len(due) < _BATCH_SUBMISSIONS:
@@ -417,23 +421,23 @@ class ScheduleTimer:
                 return (self._earliest[0][0] - now_us) / 1_000_000
             return self._wait_s_max
         try:
-            brought = await self._scheduled.make_due_ready([name for _, name in due])
+            result = await self._scheduled.make_due_ready([name for _, name in due])
         except BaseException:
             for one in due:
                 heapq.heappush(self._earliest, one)
             raise
-        self.count = max(0, self.count - len(due) + len(brought.kept))
-        self._try_again(brought.kept)
-        for submission in brought.submissions:
+        self.count = max(0, self.count - len(due) + len(result.kept))
+        self._retry(result.kept)
+        for submission in result.submissions:
             self._on_ready(submission)
         return 0.0
 
-    def _try_again(self, kept: Iterable[str]) -> None:
-        """Wait a little with what the disk refused; what is due meanwhile goes before it."""
-        next_us = self._clock.time_us() + int(_AFTER_TROUBLE_S * 1_000_000)
+    def _retry(self, kept: Iterable[str]) -> None:
+        """Retry failed sends after some seconds. Sends that are due earlier go first."""
+        next_us = self._clock.time_us() + int(_RETRY_S * 1_000_000)
         for name in kept:
             heapq.heappush(self._earliest, (next_us, name))
-            self._listings = 0  # they may hide that all else that was known is done
+            self._listings = 0  # they may hide that all other known entries are done
 
     def _add(self, due_us: int, name: str) -> None:
         self.count += 1

@@ -1,12 +1,11 @@
-"""Steps 1, 2 and 4 on disk: a draft and its note, the original filed, the note gone.
+"""Submit drafts (steps 1 and 2) and file the originals afterwards (step 4).
 
-On the path: graph's submissions come in; pickup's accepted and failed notes come back.
-Holds: the order of every fsync, link and rename is that of docs/design.md 1, each with its crash
-    point; all of it may be repeated after a crash at any of them.
-Fails: StoreError's children, OSError; after one, neither draft nor note of the submission is left,
-    and no loss of power brings the note back. Where the disk cannot promise that:
-    OutcomeUnknownError.
-Standards: none; docs/design.md 1 and 3.
+The order of every fsync, link and rename is that of docs/design.md 1, and each has a crash point.
+Everything can be repeated after a crash at any of them.
+
+Submitting raises StoreError's children and OSError. After an error neither the draft nor the
+pending submission is left, and no power loss brings the submission back. If the disk cannot
+guarantee that, OutcomeUnknownError is raised.
 """
 
 import os
@@ -63,12 +62,12 @@ from relay.mime.draft import read_private_block
 
 _REMOVALS = 3
 _MAILBOXES_REMEMBERED = 1000
-_DATE_US = 60_000_000  # an older draft is written anew: its Date is to say when it was sent
+_DATE_US = 60_000_000  # an older draft is rewritten, so that its Date is the time of sending
 _IN_DRAFTS = {"folder": str(WellKnown.DRAFTS)}
 
 
 class SubmissionWriter:
-    """Blocking; the store calls it in its threads."""
+    """Writes and ends submissions. Blocking: the store calls it in its threads."""
 
     def __init__(
         self,
@@ -95,13 +94,15 @@ class SubmissionWriter:
     def submit_composed(
         self, draft: ComposedDraft, identity: DraftIdentity, options: SendOptions
     ) -> PendingSubmission:
-        """Submit a new draft; if it is written, then to preparing/, under the submission's id."""
+        """Submit a new draft. If its file is already written, it is in preparing/ under the
+        submission's id.
+        """
         account = identity.account
         mailbox = self._shared.folders.mailbox(account)
         submission_id = first_submission(identity)
         with (
             self._shared.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name),
-            self._shared.stripes.of(identity.message_id),  # no PATCH before the note is ready
+            self._shared.stripes.of(identity.message_id),  # no PATCH before the submission is ready
         ):
             submission = self._new_submission(
                 draft.base_name, submission_id, account=account, options=options
@@ -129,7 +130,7 @@ class SubmissionWriter:
             ) is not None:
                 return _as_before(waiting, options)
             stored = open_octets(located)
-            # The time makes it grow from one send of a draft to the next.
+            # The queue time makes the ids of later sends of the same draft greater.
             submission_id = f"{message_id}.{self._shared.clock.queue_us()}"
             identity = self._shared.identity(account, options)
             block, _ = read_private_block(stored)
@@ -153,19 +154,19 @@ class SubmissionWriter:
                 draft.base_name, submission_id, account=account, options=options
             )
             self._write_and_submit(mailbox, draft, submission)
-            with suppress(OSError):  # it is being sent; what is left is the index's to remove
+            with suppress(OSError):  # it is being sent; the index removes the old file later
                 remove(located.path)
             return submission
 
     def _write_and_submit(
         self, mailbox: Path, draft: ComposedDraft, submission: PendingSubmission
     ) -> None:
-        """Write a draft and make its note ready; after an error nothing of either is left.
+        """Write a draft and make its submission ready. After an error neither is left.
 
-        Raises OutcomeUnknownError if the note may be left.
+        Raises OutcomeUnknownError if the submission may be left.
 
-        The file is written in preparing/ and linked into Drafts from there: a start finds what is
-        half done without looking into any mailbox, and there is no third name to be removed.
+        The file is written in preparing/ and linked into Drafts from there. A start therefore finds
+        unfinished submissions without reading any mailbox, and there is no third name to remove.
         """
         self._stale_files.clean(mailbox)
         self._shared.submissions.make()
@@ -202,14 +203,14 @@ class SubmissionWriter:
             raise
 
     def _place(self, prepared: Path, placed: Path) -> None:
-        """Give a prepared draft its name in the mailbox; where no link can be, a copy by tmp/."""
+        """Link a prepared draft into the mailbox; without hard links, copy it through tmp/."""
         if not place_again(prepared, placed):
             self._shared.submissions.mark_copied()
 
     def _submit_as_it_is(
         self, located: MessageFile, head: bytes, submission: PendingSubmission, *, created_us: int
     ) -> PendingSubmission:
-        """Submit a draft whose file says already all that a note must; it begins with `head`."""
+        """Submit a draft whose file needs no change. `head` is the beginning of the file."""
         self._shared.submissions.make()
         prepared = self._shared.submissions.preparing / submission.submission_id
         is_named = False
@@ -233,31 +234,30 @@ class SubmissionWriter:
     def _record_submission(
         self, submission: PendingSubmission, facts: SubmissionFacts, *, created_us: int
     ) -> None:
-        """Record steps 1 and 2 before pickup sees the note.
+        """Record steps 1 and 2 before pickup can see the submission.
 
-        A note that is ready always has them, and their times precede whatever pickup does.
+        Every ready submission has these events, and their times precede those of pickup.
         """
         created = Event(Step.CREATED, created_us, _IN_DRAFTS)
         notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), notified_detail(submission))
         self._log.append(facts, created, notified)
 
     def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
-        """Let pickup see the note."""
+        """Rename the submission to ready/ or deferred/, where pickup or the timer finds it."""
         os.rename(prepared, submission.path)  # noqa: PTH104 - Path.rename() parses the target again
         self._shared.crash.reached(CrashPoint.SUBMISSION_READY)
 
     def _remove_submission(
         self, prepared: Path, submission: PendingSubmission, *drafts: Path
     ) -> None:
-        """Remove the note of a submission that fails, and its draft, and make the removal durable.
+        """Remove a submission that failed and its draft, and make the removal durable.
 
-        Nothing is to be done while the file has the name that it was prepared under.
+        Does nothing while the file still has its name in preparing/.
 
-        Another's commit of the file system's journal may have made the name durable already. The
-        sync counts even after one that failed: the removal is a change of its own, which it has
-        to write.
-        Raises OutcomeUnknownError. A note that cannot be removed is left, with its draft: pickup
-        sends it.
+        A journal commit of the file system may already have made the name durable. A successful
+        sync counts even after an earlier one failed, because the removal is a new change that it
+        has to write. Raises OutcomeUnknownError. A submission that cannot be removed is left with
+        its draft, and pickup sends it.
         """
         if prepared.exists():
             return
@@ -274,14 +274,14 @@ class SubmissionWriter:
             ) from error
 
     def _withdraw(self, head: bytes, submission: PendingSubmission) -> None:
-        """Take steps 1 and 2 back, as far as the disk allows."""
+        """Withdraw the events of steps 1 and 2, as far as the disk allows."""
         with suppress(OSError):
             self._log.withdraw(submission_facts(head, submission.submission_id))
 
     def _new_submission(
         self, base_name: str, submission_id: str, *, account: str, options: SendOptions
     ) -> PendingSubmission:
-        """The note of a submission: ready now, or deferred until a time that is still to come."""
+        """A submission that is ready now, or scheduled if its send time is in the future."""
         submissions = self._shared.submissions
         if options.scheduled_us > self._shared.clock.time_us():
             at_us = options.scheduled_us
@@ -312,8 +312,8 @@ class SubmissionWriter:
             if not submission.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(
                 submission
             ):
-                # A crash may have left the file that the draft was written again from, which the
-                # index removes as long as both are in one folder.
+                # A crash may have left the previous generation of a rewritten draft. The index
+                # removes it while both files are in the same folder.
                 self._shared.index.find(mailbox, submission.draft_id)
             detail: dict[str, Any] = {"folder": None, "queue_id": queue_id}
             if submission.options.save_to_sent_items:
@@ -326,7 +326,8 @@ class SubmissionWriter:
             accepted = Event(Step.ACCEPTED, self._shared.clock.time_us(), detail)
             self._log.append(_facts_of(submission), accepted, queue_id=queue_id)
             self._shared.crash.reached(CrashPoint.STEP_RECORDED)
-            # Not synced: a note that comes back with the power is asked about by its key once more.
+            # Not synced: for a submission that reappears after a power loss, pickup asks for the
+            # result again with the same key.
             self._shared.submissions.remove_ready(submission)
             self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVED)
 
@@ -347,7 +348,7 @@ class SubmissionWriter:
                 mailbox = report_to or submission.account
                 self._inbox.deliver(
                     mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
-                )  # whether it is one cannot be known: a crash may have come before the note went
+                )  # it may be a repeat: a crash may have come before the submission was removed
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
             if to_corrupt:
                 self._shared.submissions.move_to_corrupt(submission.path)
@@ -357,7 +358,7 @@ class SubmissionWriter:
             self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
 
     def _sent_folder(self, mailbox: Path, submission: PendingSubmission) -> tuple[str, Path]:
-        """Id and path of the folder for the original: Sent Items if the one asked for is gone."""
+        """Id and path of the folder for the original: Sent Items if the other is missing."""
         if submission.options.sent_folder:
             with suppress(NoSuchItemError):
                 folder = find_folder(mailbox, submission.options.sent_folder)
@@ -367,11 +368,11 @@ class SubmissionWriter:
         return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
 
     def _save(self, mailbox: Path, submission: PendingSubmission, folder: Path) -> None:
-        """Move the original to a folder, or put the note's file there if the draft is gone."""
+        """Move the original to a folder, or the submission's file if the draft was removed."""
         sent = folder / "cur"
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
         base = f"{submission.base_name},S={submission.path.stat().st_size}"
-        try:  # where it is unless a mail client touched it: no directory is listed
+        try:  # its usual place, found without listing a directory
             (drafts / f"{base}:2,{NEW_DRAFT}").rename(sent / f"{base}:2,{SEEN}")
         except FileNotFoundError:
             drafts = self._find_and_save(mailbox, submission, sent / f"{base}:2,{SEEN}") or drafts
@@ -381,7 +382,7 @@ class SubmissionWriter:
     def _find_and_save(
         self, mailbox: Path, submission: PendingSubmission, target: Path
     ) -> Path | None:
-        """Save the original wherever it is; return the directory it was in."""
+        """Find the original, move it to `target`, and return the directory it was in."""
         located = self._shared.index.find_by_base_name(mailbox, submission.base_name)
         if located is None:
             with suppress(FileExistsError):
@@ -415,7 +416,7 @@ class SubmissionWriter:
 
 @lru_cache(maxsize=_MAILBOXES_REMEMBERED)
 def _drafts_of(mailbox: Path) -> Path:
-    """Where a mailbox's drafts are."""
+    """The directory with a mailbox's drafts."""
     return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
 
 
@@ -426,22 +427,22 @@ def _is_rewritten(submission: PendingSubmission) -> bool:
 
 
 def first_submission(identity: DraftIdentity) -> str:
-    """Return the id of a submission whose draft is made with it."""
+    """Return the id of the submission of a draft created by the same request."""
     return f"{identity.message_id}.{FIRST_SUBMISSION}"
 
 
 def _as_before(submission: PendingSubmission, options: SendOptions) -> PendingSubmission:
-    """Answer a second send of a draft that waits: nothing new if it says nothing new."""
+    """Accept a second send of a scheduled draft if its options are the same."""
     if submission.options != options:
         raise BeingSentError(
-            "The message waits to be sent. Take its time of sending away before you send it in "
-            "another way."
+            "The message is scheduled to be sent. Remove its send time before you send it with "
+            "other options."
         )
     return submission
 
 
 def _facts_of(submission: PendingSubmission) -> SubmissionFacts:
-    """Enough for a later step: the log joins it to the line of step 1."""
+    """The facts a later step needs: the log joins them to the line of step 1."""
     return SubmissionFacts(
         submission.submission_id, submission.draft_id, submission.account, submission.account
     )

@@ -1,4 +1,4 @@
-"""The store keeps the time that its notes' names have."""
+"""The store keeps the time that its submissions' names have."""
 
 import pytest
 
@@ -38,7 +38,7 @@ async def test_a_store_goes_on_with_it(tmp_path):
     store.close()
 
 
-async def test_a_disk_that_refuses_it_is_told(place):
+async def test_a_write_error_is_reported(place):
     store = place.store()
     (place.root / ".submissions").mkdir(parents=True, exist_ok=True)
     (place.root / ".submissions/clock.new").mkdir()

@@ -65,7 +65,7 @@ async def test_no_other_folder_is_found(store, folder_id):
         await store.get_folder(ALICE, folder_id)
 
 
-async def test_the_dead_letter_mailbox_is_beside_the_others(place, store):
+async def test_the_dead_letter_mailbox_is_outside_the_mail_root(place, store):
     await store.deliver(DEAD_LETTER, unique="u", content=b"Subject: x\r\n\r\n")
     assert len(list((place.root.parent / "dead-letter/new").iterdir())) == 1
 

@@ -28,7 +28,7 @@ from relay.message.content import BLOCK_BYTES
     [(errno.ENOSPC, "full"), (errno.EDQUOT, "full"), (errno.EROFS, "Read-only"),
      (errno.EACCES, "Permission"), (errno.EIO, "Input/output")],
 )  # fmt: skip
-def test_errors_of_the_disk_are_told(number, text):
+def test_disk_errors_are_reported(number, text):
     with pytest.raises(StoreUnavailableError, match=text), storage_errors():
         raise OSError(number, os.strerror(number))
 

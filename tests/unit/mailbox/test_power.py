@@ -51,7 +51,7 @@ async def test_in_preparing_it_goes_at_the_next_start(place, shortened, length):
 
 
 @pytest.mark.parametrize("length", [nothing, half_of_the_block])
-async def test_in_ready_it_is_put_aside_for_people_to_look_at(place, store, draft, shortened):
+async def test_in_ready_it_is_moved_to_corrupt(place, store, draft, shortened):
     whole = await store.submit_new(ALICE, draft(), SAVE)
     async with aclosing(place.store().submissions()) as submissions:
         assert (await anext(submissions)).submission_id == whole.submission_id

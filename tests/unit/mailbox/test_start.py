@@ -1,4 +1,4 @@
-"""A start finds what waits at once, however many mailboxes there are: nothing but notes is listed."""
+"""A start finds what waits at once, however many mailboxes there are: nothing but submissions is listed."""
 
 import asyncio
 import errno
@@ -90,7 +90,7 @@ async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, mon
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-async def test_what_a_crash_cut_off_behind_its_steps_is_withdrawn(
+async def test_a_submission_interrupted_after_its_steps_is_withdrawn(
     place, draft, monkeypatch, is_new
 ):
     store = place.store()
@@ -121,7 +121,7 @@ def killed(*_):
     raise KeyboardInterrupt
 
 
-async def test_a_note_that_cannot_be_read_keeps_no_start_from_the_others(place, draft, monkeypatch):
+async def test_an_unreadable_submission_blocks_no_other_at_the_start(place, draft, monkeypatch):
     before = place.store()
     first, second = [await before.submit_new(ALICE, draft(), SendOptions()) for _ in range(2)]
     really_open = os.open
@@ -140,7 +140,7 @@ async def test_a_note_that_cannot_be_read_keeps_no_start_from_the_others(place, 
     await submissions.aclose()
 
 
-async def test_what_is_no_file_is_no_note(place, draft):
+async def test_what_is_no_file_is_no_submission(place, draft):
     submission = await place.store().submit_new(ALICE, draft(), SendOptions())
     name, _, at = submission.path.name.partition(".")
     letters = set("abcd") - {name[-1]}

@@ -1,4 +1,4 @@
-"""In a rush of submissions notes are taken up one after a while; without one, at once."""
+"""In a burst of submit requests pickup starts submissions at intervals, else at once."""
 
 import asyncio
 
@@ -33,18 +33,18 @@ def submit(made, clock, *, takes_s, pause_s, lasts_s=1.0):
 
 
 def taken_at_once(made, age_s=YOUNG_S, most=100):
-    """How many notes may be taken up now, without a wait."""
+    """How many submissions may be taken up now, without a wait."""
     return next((count for count in range(most) if not made.take(age_s)), most)
 
 
-def test_nobody_waits_without_submissions(made):
+def test_there_is_no_wait_without_submissions(made):
     assert taken_at_once(made) == 100
 
 
 @pytest.mark.parametrize(
     ("takes_s", "pause_s"), [(0.0015, 0.005), (0.005, 0.02)], ids=["quick", "slow"]
 )
-def test_nobody_waits_for_submissions_now_and_then(made, clock, takes_s, pause_s):
+def test_there_is_no_wait_for_occasional_submissions(made, clock, takes_s, pause_s):
     for _ in submit(made, clock, takes_s=takes_s, pause_s=pause_s):
         assert taken_at_once(made) == 100
 
@@ -54,7 +54,7 @@ def test_nobody_waits_for_submissions_now_and_then(made, clock, takes_s, pause_s
     [(YOUNG_S, pending.SPACE_S), (OLD_S, pending.OLD_SPACE_S)],
     ids=["young", "old"],
 )
-def test_in_a_rush_notes_are_taken_up_one_after_a_while(made, clock, age_s, space_s):
+def test_in_a_burst_submissions_start_at_intervals(made, clock, age_s, space_s):
     for _ in submit(made, clock, takes_s=0.001, pause_s=0.0003, lasts_s=0.1):
         pass
     taken = sum(
@@ -63,20 +63,20 @@ def test_in_a_rush_notes_are_taken_up_one_after_a_while(made, clock, age_s, spac
     assert taken == pytest.approx(1 / space_s, rel=0.2)
 
 
-def test_the_first_note_of_a_slow_disk_does_not_wait(made, clock):
+def test_the_first_submission_of_a_slow_disk_does_not_wait(made, clock):
     with made.submission():
         clock.advance(1)
         assert taken_at_once(made) == 1
 
 
-async def test_a_note_has_its_turn_though_no_time_goes_by(made, clock):
+async def test_a_submission_starts_even_if_the_clock_stands_still(made, clock):
     with made.submission():
         clock.advance(1)
         async with asyncio.timeout(5):
             await asyncio.gather(*(made.turn(YOUNG_S) for _ in range(3)))
 
 
-async def test_the_end_of_a_rush_is_noticed(made, clock):
+async def test_the_end_of_a_burst_is_noticed(made, clock):
     with made.submission():
         clock.advance(1)
         await made.turn(YOUNG_S)

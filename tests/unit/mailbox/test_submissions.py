@@ -44,7 +44,7 @@ async def test_a_submission_is_a_draft_and_a_second_name_of_its_file(place, stor
     assert (await place.log.submission(submission.submission_id))["recipients"] == ["bob@b.test"]
 
 
-async def test_the_note_is_what_is_sent_whatever_happens_to_the_draft(place, store, draft):
+async def test_the_submission_is_what_is_sent_whatever_happens_to_the_draft(place, store, draft):
     submission = await store.submit_new(ALICE, draft(subject="first"), SAVE)
     for file in place.files(".Drafts"):
         file.unlink()
@@ -77,7 +77,7 @@ async def test_an_unsaved_message_is_removed(place, store, draft):
     assert told["steps"][-1]["detail"] == {"folder": None, "queue_id": "q"}
 
 
-async def test_a_draft_that_is_gone_is_saved_from_the_note(place, store, draft):
+async def test_a_removed_draft_is_filed_from_the_submission(place, store, draft):
     submission = await store.submit_new(ALICE, draft(), SAVE)
     content = submission.path.read_bytes()
     place.files(".Drafts")[0].unlink()
@@ -136,7 +136,7 @@ async def test_a_draft_is_sent_as_it_is(place, store, draft):
         await store.submit_draft(ALICE, "0000000000000000", SAVE)
 
 
-async def test_a_draft_is_written_anew_when_it_is_not_to_be_saved(place, store, draft):
+async def test_a_draft_is_rewritten_when_it_is_not_to_be_saved(place, store, draft):
     made = await store.create_draft(ALICE, draft())
     submission = await store.submit_draft(ALICE, made.id, FORGET)
     [file] = place.files(".Drafts")
@@ -171,13 +171,13 @@ async def test_each_send_of_a_draft_has_a_higher_number(place, store, draft):
     assert numbers == sorted(set(numbers))
 
 
-async def test_a_failed_note_leaves_one_report_and_a_plain_draft(place, store, draft):
+async def test_a_failed_submission_leaves_one_report_and_a_plain_draft(place, store, draft):
     place.quotas[ALICE] = 10_000
     submission = await store.submit_new(ALICE, draft(), SAVE)
     place.quotas[ALICE] = 1
     for _ in range(2):
         await store.fail_submission(submission, b"Subject: report\r\n\r\n")
-    submission.path.write_bytes(b"the crash came before the note went")
+    submission.path.write_bytes(b"the crash came before the submission went")
     await place.store().fail_submission(submission, b"Subject: report\r\n\r\n")
     [report] = place.files("")
     assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
@@ -185,7 +185,9 @@ async def test_a_failed_note_leaves_one_report_and_a_plain_draft(place, store, d
     assert (await store.get(ALICE, submission.draft_id)).is_draft
 
 
-async def test_a_report_without_room_leaves_the_note_until_it_goes_elsewhere(place, store, draft):
+async def test_a_report_without_room_leaves_the_submission_until_it_goes_elsewhere(
+    place, store, draft
+):
     place.message_quotas[ALICE] = 1
     submission = await store.submit_new(ALICE, draft(), SAVE)
     for number in range(110):
@@ -200,7 +202,7 @@ async def test_a_report_without_room_leaves_the_note_until_it_goes_elsewhere(pla
     assert (await store.get(ALICE, submission.draft_id)).is_draft
 
 
-async def test_without_hard_links_the_note_is_a_copy(place, store, draft, monkeypatch):
+async def test_without_hard_links_the_submission_is_a_copy(place, store, draft, monkeypatch):
     def refuse(source, target):
         raise OSError(errno.EXDEV, "no links")
 
@@ -244,7 +246,7 @@ async def test_a_failing_disk_leaves_nothing_half_written(
 
 
 async def first(store, count):
-    """The first `count` notes, or fewer if they do not come in time."""
+    """The first `count` submissions, or fewer if they do not come in time."""
     submissions = store.submissions()
     async with asyncio.timeout(10):
         for _ in range(count):
@@ -252,7 +254,7 @@ async def first(store, count):
     await submissions.aclose()
 
 
-async def test_notes_come_as_they_are_made_and_after_a_restart(place, store, draft):
+async def test_submissions_come_as_they_are_made_and_after_a_restart(place, store, draft):
     made = [await store.submit_new(ALICE, draft(), SAVE) for _ in range(2)]
     place.clock.advance(1)
     made.append(await store.submit_new(ALICE, draft(), FORGET))
@@ -263,7 +265,7 @@ async def test_notes_come_as_they_are_made_and_after_a_restart(place, store, dra
     assert found[-1] == made[-1]
 
 
-async def test_a_damaged_note_is_put_aside_and_stops_nobody(place, store, draft):
+async def test_a_damaged_submission_is_moved_to_corrupt_and_blocks_no_other(place, store, draft):
     submission = await store.submit_new(ALICE, draft(), SAVE)
     damaged = submission.path.with_name(f"0000000000000000.1@{submission.ready_us - 1}")
     damaged.write_bytes(b"Subject: no block\r\n\r\n")
@@ -274,7 +276,7 @@ async def test_a_damaged_note_is_put_aside_and_stops_nobody(place, store, draft)
         await store.submission_content(gone)
 
 
-async def test_a_note_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparing_too(
+async def test_a_submission_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparing_too(
     place, store, draft
 ):
     submission = await store.submit_new(ALICE, draft(), SAVE)
@@ -308,7 +310,7 @@ async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, mon
     assert len(place.files("")) == 1
 
 
-async def test_a_note_that_was_gone_when_it_was_read_is_forgotten(store, draft):
+async def test_a_submission_removed_before_it_is_read_is_forgotten(store, draft):
     submission = await store.submit_new(ALICE, draft(), SAVE)
     submissions = store.submissions()
     assert await anext(submissions) == submission
@@ -348,7 +350,7 @@ async def test_a_sync_that_fails_refuses_whatever_was_begun_before(
     assert len(place.submissions()) == 1
 
 
-async def test_a_new_submission_cannot_be_changed_before_its_note_is_ready(
+async def test_a_new_draft_cannot_be_changed_before_its_submission_is_ready(
     place, store, draft, monkeypatch
 ):
     changes = []
@@ -368,10 +370,10 @@ async def test_a_new_submission_cannot_be_changed_before_its_note_is_ready(
 
 
 @pytest.mark.parametrize("fails", [True, False])
-async def test_pickup_takes_no_note_whose_submission_may_still_fail(
+async def test_pickup_takes_no_submission_that_may_still_fail(
     place, store, draft, monkeypatch, fails
 ):
-    """A listing sees the note from its rename on; what makes that durable comes behind it."""
+    """A listing sees the submission from its rename on; what makes that durable comes behind it."""
     loop, taken = asyncio.get_running_loop(), []
 
     def reached(_, point):

@@ -1,4 +1,4 @@
-"""One timer for all deferred notes: bounded memory, clocks that jump, directories that others change."""
+"""One timer for all scheduled sends: bounded memory, clocks that jump, directories that others change."""
 
 import asyncio
 from pathlib import Path
@@ -89,7 +89,7 @@ async def run():
         task.cancel()
 
 
-async def test_notes_come_up_in_the_order_of_their_times(directory, run):
+async def test_scheduled_sends_become_ready_in_the_order_of_their_times(directory, run):
     for name, in_s in (("c", 3), ("a", 1), ("b", 2), ("never", 1000)):
         directory.put(name, in_s)
     await run(directory.timer())
@@ -107,7 +107,7 @@ async def test_a_clock_that_jumps_is_noticed(directory, run):
     assert timer.count == 0
 
 
-async def test_a_new_note_that_is_earlier_wakes_the_timer(directory, run):
+async def test_a_new_submission_that_is_earlier_wakes_the_timer(directory, run):
     directory.put("late", 1000)
     timer = await run(directory.timer(wait_s_max=3600))
     while not directory.listings:
@@ -157,14 +157,14 @@ async def test_a_directory_that_rests_is_not_listed_again(directory, run):
 
 
 async def test_trouble_with_the_disk_is_waited_out(directory, run, monkeypatch):
-    monkeypatch.setattr("relay.mailbox.submissions.scheduled._AFTER_TROUBLE_S", 0.001)
+    monkeypatch.setattr("relay.mailbox.submissions.scheduled._RETRY_S", 0.001)
     directory.put("a", 0)
     directory.trouble = 3
     await run(directory.timer())
     assert await directory.until_ready(1) == ["a"]
 
 
-async def test_a_note_that_came_while_the_directory_was_listed_is_kept(directory, run):
+async def test_a_submission_that_came_while_the_directory_was_listed_is_kept(directory, run):
     listed = directory.listed
 
     async def slowly():
@@ -180,7 +180,7 @@ async def test_a_note_that_came_while_the_directory_was_listed_is_kept(directory
     assert await directory.until_ready(1) == ["meanwhile"]
 
 
-async def test_what_the_disk_refuses_is_tried_again_and_keeps_nobody_back(directory, run):
+async def test_a_disk_error_is_retried_and_blocks_no_other_send(directory, run):
     for number in range(300):  # more than one batch
         directory.put(f"broken {number}", 0)
     directory.put("whole", 0.1)

@@ -64,7 +64,7 @@ async def brought_up(place, store):
     )
 
 
-async def test_a_deferred_submission_waits_and_is_seen_to_wait(place, store, waiting, due_us):
+async def test_a_scheduled_send_waits_and_is_seen_to_wait(place, store, waiting, due_us):
     assert place.submissions() == []
     assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
     [file] = place.files(".Drafts")
@@ -123,8 +123,10 @@ async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, wa
     assert detail["cancelled"] > detail["deferred_until"][:10]
 
 
-@pytest.mark.parametrize("broken", ["its mailbox", "its note"])
-async def test_one_that_cannot_come_up_keeps_nobody_back(place, store, draft, waiting, broken):
+@pytest.mark.parametrize("broken", ["its mailbox", "its submission"])
+async def test_a_send_that_cannot_become_ready_blocks_no_other(
+    place, store, draft, waiting, broken
+):
     due_us = waiting.options.scheduled_us
     theirs = await store.submit_new(BOB, draft(), SendOptions(scheduled_us=due_us))
     path = place.root / "example.test/alice" if broken == "its mailbox" else waiting.path
@@ -159,7 +161,7 @@ async def test_deleting_the_draft_cancels(place, store, waiting):
 async def test_taking_the_time_away_cancels_and_the_draft_can_be_sent(place, store, draft, waiting):
     await store.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new")))
     assert deferred(place) == []
-    assert (await step_2(place, waiting))["reason"] == "its time was taken away"
+    assert (await step_2(place, waiting))["reason"] == "its send time was removed"
     submission = await store.submit_draft(ALICE, waiting.draft_id, SendOptions())
     assert place.submissions() == [submission.path]
 
@@ -218,7 +220,7 @@ async def test_a_second_send_of_a_waiting_draft_is_the_first(place, store, waiti
     options = SendOptions(scheduled_us=due_us)
     assert await store.submit_draft(ALICE, waiting.draft_id, options) == waiting
     for other in (SendOptions(), replace(options, save_to_sent_items=False)):
-        with pytest.raises(BeingSentError, match="waits to be sent"):
+        with pytest.raises(BeingSentError, match="is scheduled to be sent"):
             await store.submit_draft(ALICE, waiting.draft_id, other)
     assert len(deferred(place)) == 1
 
@@ -236,7 +238,7 @@ async def test_what_is_ready_is_cancelled_no_more(place, store, draft, waiting):
     assert len(place.submissions()) == 1
 
 
-async def test_drafts_without_a_note_cost_no_listing(place, store, draft, monkeypatch):
+async def test_drafts_without_a_submission_cost_no_listing(place, store, draft, monkeypatch):
     made = await store.create_draft(ALICE, draft())
     listed = []
     scandir = os.scandir
@@ -246,7 +248,9 @@ async def test_drafts_without_a_note_cost_no_listing(place, store, draft, monkey
     assert [one for one in listed if "submissions" in one] == []
 
 
-async def test_notes_that_are_copies_are_found_as_well(place, store, draft, monkeypatch, due_us):
+async def test_submissions_that_are_copies_are_found_as_well(
+    place, store, draft, monkeypatch, due_us
+):
     def link(source, target, **more):
         raise OSError(errno.EPERM, "no links here")
 

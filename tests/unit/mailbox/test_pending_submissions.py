@@ -62,7 +62,7 @@ async def nothing_comes(submissions) -> bool:
     return False
 
 
-async def test_a_note_is_handed_out_once_however_often_it_is_seen(directory):
+async def test_a_submission_is_handed_out_once_however_often_it_is_listed(directory):
     directory.submissions = [submission(1), submission(2)]
     pending = directory.pending()
     submissions = pending.submissions()
@@ -71,7 +71,7 @@ async def test_a_note_is_handed_out_once_however_often_it_is_seen(directory):
     assert await nothing_comes(submissions)
 
 
-async def test_a_note_is_offered_from_any_thread(directory):
+async def test_a_submission_is_offered_from_any_thread(directory):
     pending = directory.pending(interval_s=3600)
     submissions = pending.submissions()
     reader = asyncio.create_task(take(submissions, 1))
@@ -81,7 +81,7 @@ async def test_a_note_is_offered_from_any_thread(directory):
     assert await reader == [submission(7)]
 
 
-async def test_notes_of_another_process_are_found(directory):
+async def test_submissions_of_another_process_are_found(directory):
     submissions = directory.pending().submissions()
     reader = asyncio.create_task(take(submissions, 1))
     while directory.listings < 2:
@@ -100,7 +100,7 @@ async def test_a_directory_that_rests_is_not_listed_again(directory):
     assert await reader == [submission(1)]
 
 
-async def test_a_note_comes_again_when_it_was_put_back(directory):
+async def test_a_submission_is_handed_out_again_after_retry(directory):
     directory.submissions = [submission(1)]
     pending = directory.pending()
     submissions = pending.submissions()
