@@ -1,13 +1,12 @@
 """The active queue: how many claims may be in memory, and which claims are there.
 
-Nothing in the queue can fill it. A sender, a next hop, or a sender at one next hop gets no more
-once it holds a fixed multiple of what is left free, in claims or in bytes. So others always find
-room, however much a stalled next hop holds (dynamic thresholds, Choudhury and Hahne 1998). The same
-rule holds within the share of a priority level that has a limit. Next hops that have not been
-reached yet have a quarter at most. What exceeds it goes to the level of unreachable next hops,
-except for senders with only a few claims there. Claims from the queue leave a reserve for mail that
-is accepted now; a sender that is full may have half of that reserve.
-See docs/design.md 5 and 7.8.
+No sender and no next hop can fill it. A sender, a next hop, or a sender at one next hop gets no
+more claims once it holds a fixed multiple of the free capacity, in claims or in bytes (dynamic
+thresholds, Choudhury and Hahne 1998). A stalled next hop therefore always leaves room for the
+others. The same rule applies within the share of a priority level that has a limit. Next hops that
+have not been reached yet have a quarter at most. Claims beyond that get the unreachable level,
+unless their sender has only a few claims there. Claims from the queue leave a reserve for mail that
+is accepted now; a sender that is full may have half of that reserve. See docs/design.md 5 and 7.8.
 """
 
 import heapq
@@ -45,7 +44,7 @@ _RECHECK_US = 5_000_000  # until a claim that was being delivered when it expire
 
 @dataclass(frozen=True, slots=True)
 class FreedCapacity:
-    """What was full, in all or within a priority level, and may have more again."""
+    """The next hops and senders that were full, in all or at a level, and have room again."""
 
     next_hop: NextHop | None = None
     sender: int | None = None
@@ -59,8 +58,8 @@ class ActiveQueue:
     """Counts claims and their inline content: in all, by next hop, by sender, by both, and by
     priority level.
 
-    A level with a limit shares that limit as the whole is shared. What is full there gets no more
-    claims of that level.
+    The limit of a level is shared by the same rule as the whole. A sender or next hop that is full
+    there gets no more claims of that level.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class ActiveQueue:
         return self._whole.pairs.full | part.pairs.full if part else self._whole.pairs.full
 
     def is_full_for(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
-        """Whether a sender gets no more at a next hop, which may get claims of others."""
+        """Whether a sender gets no more at a next hop; other senders may still get some there."""
         part = self._parts.get(level)
         return self._whole.is_full_for(next_hop, sender) or (
             part is not None and part.is_full_for(next_hop, sender)
@@ -161,7 +160,7 @@ class ActiveQueue:
             part.add(claim)
 
     def remove(self, claim: Claim) -> FreedCapacity:
-        """Remove a claim; return what may have more now."""
+        """Remove a claim; return the next hops and senders that have room again."""
         self._remove_unreached(claim)
         opened = self._whole.remove(claim)
         part = self._parts.get(claim.level)
@@ -221,7 +220,7 @@ class ActiveQueue:
 
 @dataclass(slots=True)
 class _Usage:
-    """What a next hop or a sender has in the active queue."""
+    """The claims and bytes that a next hop or a sender has in the active queue."""
 
     claims: int = 0
     size_bytes: int = 0
@@ -281,7 +280,7 @@ class _CapacityPart:
 
 
 class _UsageByName(Generic[Name]):
-    """What each next hop, or sender, or pair of both has, and which of them are full."""
+    """The usage of each next hop, or sender, or pair of both, and which of them are full."""
 
     def __init__(self, left: _Usage, weight: int) -> None:
         self._left = left
@@ -303,9 +302,8 @@ class _UsageByName(Generic[Name]):
             self.full.add(name)
 
     def remove(self, name: Name, size_bytes: int) -> bool:
-        """Remove a claim; return whether its name was full and may have more again.
-
-        It may have more at half of the limit, so that the next query finds a batch.
+        """Remove a claim; return whether its name was full and has room again. A full name has room
+        again at half of the limit, so that the next query can fetch a batch.
         """
         share = self._shares[name]
         share.claims -= 1

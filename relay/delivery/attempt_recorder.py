@@ -283,7 +283,7 @@ class AttemptRecorder:
 
 
 def _check_readable(content: LargeContent) -> None:
-    """Raise UnreadableError if the body is gone: the report goes without it then."""
+    """Raise UnreadableError if the body's file was removed: the report is then sent without it."""
     next(octets_in_blocks(content.body, block_bytes=1), b"")
 
 

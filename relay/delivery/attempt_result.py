@@ -120,7 +120,7 @@ def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     if claim.state in PARKED and waiting.due_us <= time.now_us:  # it may have expired, or may not
         waiting = replace(waiting, due_us=time.now_us + _UNSURE_EXPIRY_US)
     elif claim.retry_us is not None and claim.retry_us <= time.now_us:
-        # It is due for an attempt, which it gets before it expires: its due time stays.
+        # It is due and is attempted before it expires: its due time stays.
         waiting = replace(waiting, due_us=min(claim.due_us, waiting.due_us))
     return AttemptResult(time.at_us, waiting=waiting, events=late)
 
@@ -225,7 +225,7 @@ def _waiting(
     warn_us: int | None,
     now_us: int,
 ) -> EntrySchedule:
-    """The due time is never in the past: what has expired ends at the next check."""
+    """The due time is never in the past: an expired recipient ends at the next check."""
     ends_us = claim.due_us if claim.state is RecipientState.CAPTURED else claim.message.expires_us
     times = [time_us for time_us in (retry_us, warn_us, ends_us) if time_us is not None]
     return EntrySchedule(

@@ -1,11 +1,11 @@
 """Connection limits: how many outgoing connections there are in all, and which site gets the next.
 
 Each connection of each site holds a slot. A probe is a connection to a site that has not answered
-lately. Probes have half of the slots at most, and those to sites that were unreachable the last
-time a quarter, so that dead sites leave room for live ones. A site's first connection comes before
-another site's second, round robin among senders. Among probes, new mail comes before queued mail,
-and the sender with the fewest probes before others; a few slots are reserved for both. A probe that
-takes long ends when another one waits.
+lately. Probes use at most half of the slots, and probes of sites that were unreachable at the last
+attempt at most a quarter, so that dead sites leave room for live ones. A site's first connection
+comes before another site's second, round robin among senders. Among probes, new mail comes before
+queued mail, and the sender with the fewest probes before others; a few slots are reserved for both.
+A probe that takes long ends when another one waits.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _NOTHING: Counter[int] = Counter()
 
 
 class SiteStatus(Enum):
-    """What is known of a site before it is connected to."""
+    """What is known about a site before a connection is opened."""
 
     ANSWERED = auto()
     UNKNOWN = auto()  # not contacted lately
@@ -35,7 +35,7 @@ class SiteStatus(Enum):
 
 
 class SlotHolder(Protocol):
-    """A site: it holds slots. Tests have their own."""
+    """The holder of slots: a site, or a test's replacement for it."""
 
     def close_idle(self) -> bool:
         """Close one idle connection; return whether there was one."""
@@ -95,7 +95,7 @@ class ConnectionSlots:
             self._release(slot)
 
     def mark_answered(self, slot: Slot) -> None:
-        """Record that the site of a slot has answered: its slot is no probe any more."""
+        """Record that the site of a slot has answered: its slot no longer counts as a probe."""
         if slot.status is not SiteStatus.ANSWERED:
             self._count_out(slot)
             slot.status = SiteStatus.ANSWERED
@@ -117,8 +117,9 @@ class ConnectionSlots:
                 self._overdue.pop(id(slot), None)
 
     def use_earlier_turn(self, holder: SlotHolder, sender: int, *, is_new: bool) -> None:
-        """If a site waits for its first slot for another sender, and this sender comes earlier, let
-        it wait for this one. So a message does not wait for as long as its site's other mail.
+        """If a site waits for its first slot on behalf of another sender, and this sender has the
+        earlier turn, let the site wait on behalf of this one. Otherwise a message would wait as
+        long as the other mail of its site.
         """
         first = self._first_by_holder.get(id(holder))
         if first is None or (first.sender, first.is_new) == (sender, is_new):
@@ -134,7 +135,7 @@ class ConnectionSlots:
 
     @property
     def has_waiters(self) -> bool:
-        """Whether a site waits for a slot that another could release; then none stays idle."""
+        """Whether a site waits for a slot that another could release; idle ones are then closed."""
         if not self._first_by_holder:  # nearly always; called for each message
             return bool(self._waiting_more)
         return bool(self._waiting_more) or self._waiting_first_count > 0
@@ -164,7 +165,7 @@ class ConnectionSlots:
         except asyncio.CancelledError:
             if not slot.given.cancelled():
                 self._release(slot)
-            elif slot.is_given_up:  # and not in its line any more
+            elif slot.is_given_up:  # it was removed from its line already
                 pass
             elif name in self._first_by_holder and self._first_by_holder[name].value is slot:
                 self._waiting_first[slot.status].remove(self._first_by_holder.pop(name))
@@ -215,7 +216,7 @@ class ConnectionSlots:
 
     @property
     def _waiting_first_count(self) -> int:
-        """How many that wait for their first slot could have one if one were free."""
+        """How many holders that wait for their first slot could get it if one were free."""
         return sum(
             min(len(waiting), self._share_left(status))
             for status, waiting in self._waiting_first.items()
@@ -276,7 +277,7 @@ class ConnectionSlots:
                 del self._probes_of[slot.sender]
 
     def _pass_on(self) -> None:
-        """Give free slots to the next that wait."""
+        """Give free slots to the next holders that wait."""
         while sum(self._held.values()) < self._limit:
             slot = self._whose_turn()
             if slot is None:
@@ -290,7 +291,7 @@ class ConnectionSlots:
             slot.given.set_result(None)
 
     def _whose_turn(self) -> Slot | None:
-        """Take the next that waits: first slots round robin, then the holder with the fewest."""
+        """Take the next wait: first slots round robin, then the holder with the fewest slots."""
         for _ in range(len(self._next)):
             status = self._next[0]
             self._next.rotate(-1)
@@ -308,7 +309,7 @@ class ConnectionSlots:
         return slot
 
     def _next_first(self, status: SiteStatus) -> Slot | None:
-        """Take the next of this status that waits for its first slot, if there may be one more."""
+        """Take the next wait for a first slot of this status, if the status may have one more."""
         waiting = self._waiting_first[status]
         if not waiting or self._share_left(status) <= 0:
             return None

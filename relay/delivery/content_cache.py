@@ -1,8 +1,9 @@
 """The contents of claims being delivered, within a memory budget.
 
-Contents read from the spool, of large ones only the header, never exceed the budget, except for a
-single one that is larger. No next hop has more of it than it leaves free, except for its first
-content. So a stalled next hop leaves room for the others. See docs/design.md 7, invariant 8.
+The contents read from the spool (only the header of a large one) stay within the budget, except
+that a single content may be larger. A next hop uses at most as much of the budget as it leaves
+free, except for its first content. A stalled next hop therefore leaves room for the others. See
+docs/design.md 7, invariant 8.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from relay.spool.types import Claim
 
 
 class Scheduler(Protocol):
-    """What sites and the local delivery queue call of DeliveryScheduler."""
+    """The methods of DeliveryScheduler that sites and the local delivery queue call."""
 
     async def settle(
         self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
@@ -45,7 +45,7 @@ class Scheduler(Protocol):
 
 
 class HostResolver(Protocol):
-    """Next hop to hosts."""
+    """Resolves a next hop to its hosts."""
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Hosts in the order to try them, or why there are none."""
@@ -68,11 +68,11 @@ class LocalTable(Protocol):
         ...
 
     def limits_for(self, next_hop: NextHop) -> HopLimits:
-        """What its route allows it at most."""
+        """The limits of its route."""
         ...
 
     def tls_for(self, next_hop: NextHop) -> HopTls:
-        """What its route asks of its hosts."""
+        """The TLS that its route requires of its hosts."""
         ...
 
     def credentials_for(self, next_hop: NextHop) -> tuple[str, str] | None:

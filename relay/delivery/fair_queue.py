@@ -113,7 +113,7 @@ def _next_level(waiting: list[_LevelQueue]) -> _LevelQueue:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundRobinItem(Generic[T]):
-    """What waits, for which sender, and whether it is for mail that was just accepted."""
+    """An item that waits, its sender, and whether it is for mail that was just accepted."""
 
     value: T
     sender: int
@@ -151,8 +151,8 @@ class RoundRobin(Generic[T]):
         return (not item.is_new, ahead) < (not other.is_new, before)
 
     def candidates(self, held: Counter[int] = _NOTHING) -> list[RoundRobinItem[T]]:
-        """The next item, then the one to take if that one may not go. `held` is what senders
-        have already.
+        """The next item, then the alternative if that item cannot be taken now. `held` counts what
+        each sender holds already.
         """
         order = (False, True) if self._was_new else (True, False)
         return [self._lines[is_new].first(held) for is_new in order if self._lines[is_new]]

@@ -204,7 +204,7 @@ class HostSelection:
                     target, ehlo_name=options.ehlo_name, timeouts=options.timeouts
                 )
         except TimeoutError:
-            text = "no answer yet, and others waited to be asked"
+            text = "no answer yet; ended because other hosts waited for a connection attempt"
             peer = Peer(host.name)
             outcome = classify_session_failure(
                 SmtpStage.CONNECT, SessionFailure.TIMEOUT, text, peer=peer
@@ -213,7 +213,7 @@ class HostSelection:
             raise ConnectError(outcome, SmtpStage.CONNECT) from None
 
     def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
-        """Every address, those of the best host first; of equals that with the fewest sessions."""
+        """All addresses, the best host's first; among equals the host with the fewest sessions."""
         ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
         return [(host, address) for host in ordered for address in host.addresses]
 

@@ -2,8 +2,9 @@
 
 LocalDelivery puts one copy into a mailbox. Its file is named after the queue id and the recipient's
 number, so that a repeated delivery finds the first copy. LocalDeliveryQueue has the claims that
-wait and their workers. A delivery that is cut off is indeterminate: its repeat checks the mailbox
-first. An unknown user gets 550 5.1.1 here, if the account was removed after ingress accepted it.
+wait and their workers. A delivery that is cut off is indeterminate: the next attempt first looks
+for its copy in the mailbox. An unknown user gets 550 5.1.1 here, if the account was removed after
+ingress accepted it.
 """
 
 import asyncio

@@ -100,7 +100,7 @@ class LookupQueue:
             line.give_back(sender)
 
     def use_earlier_turn(self, claim: Claim, *, at_once: bool) -> None:
-        """If a lookup waits already, let it wait in this claim's place if that is earlier."""
+        """If a lookup waits already, move it to this claim's place if that is earlier."""
         for line in (self._new, self._down):
             line.use_earlier_turn(claim.next_hop, claim.sender, is_new=at_once)
 
@@ -217,7 +217,7 @@ class Sites:
         clock: Clock,
         connect: Connect,
     ) -> None:
-        """`claims_in_memory` is told where each claim waits."""
+        """`claims_in_memory` records where each claim waits."""
         self._scheduler = scheduler
         self._claims_in_memory = claims_in_memory
         self._resolver = resolver
@@ -228,7 +228,7 @@ class Sites:
         self._connect = connect
         self._sites: dict[SiteKey, Site] = {}
         self._resolved: dict[NextHop, _ResolvedSite] = {}
-        self._retry_now: dict[NextHop, None] = {}  # whose hosts' failures are forgotten once found
+        self._retry_now: dict[NextHop, None] = {}  # the lookup forgets their hosts' failures
         self._waiting: dict[NextHop, FairQueue] = {}
         self._lookups: dict[NextHop, asyncio.Task[None]] = {}
         self._settling: set[asyncio.Task[None]] = set()
@@ -273,7 +273,7 @@ class Sites:
                 resolved.site.retry_now()
 
     def close(self) -> list[Claim]:
-        """Take no more; return claims not begun. Connections end after their transaction."""
+        """Take no more claims; return those not begun. Connections end after their transaction."""
         not_begun = [claim for site in self._sites.values() for claim in site.close()]
         not_begun += [claim for waiting in self._waiting.values() for claim in waiting.drain()]
         for lookup in self._lookups.values():

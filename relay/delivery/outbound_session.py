@@ -40,7 +40,7 @@ class _Attempt:
     has_settled_some: bool = False
 
     def take_relayed(self) -> dict[int, Relayed]:
-        """Take out the recipients that the host has accepted the message for."""
+        """Take out the recipients for which the host has accepted the message."""
         outcomes = self.outcomes.items()
         taken = {key: outcome for key, outcome in outcomes if isinstance(outcome, Relayed)}
         for key in taken:

@@ -1,11 +1,11 @@
 """Fetch due claims from the spool while the active queue has room.
 
-There is no polling. QueueScanner has a timer for the next due time, and remembers what had no room.
-PriorityScan scans the due entries of one priority level in their order. An entry that it passed
-over belongs to a next hop or a sender that it remembers as left behind. When that one has room
-again, one query fetches its entries. So no row is read repeatedly and nothing due is forgotten.
-What is remembered is bounded: whatever exceeds the bound waits until the next scan from the start,
-which comes every RESCAN_US. See docs/design.md 5 and 7.8.
+There is no polling. QueueScanner has a timer for the next due time. PriorityScan scans the due
+entries of one priority level in their order. When the next hop or the sender of an entry is full,
+the scan passes over the entry and records that next hop or sender as left behind. When it has room
+again, one query fetches its entries. So no row is read repeatedly and no due entry is forgotten.
+The record is bounded by LEFT_BEHIND_MAX: entries beyond the bound wait for the next scan from the
+start, which is made every RESCAN_US. See docs/design.md 5 and 7.8.
 """
 
 from collections import deque
@@ -24,11 +24,11 @@ _NEVER_US = 1 << 62
 
 @dataclass(slots=True)
 class _HopLeftBehind:
-    """A next hop that was left behind. A cycle of queries goes once through its senders.
+    """A next hop that is left behind. A cycle of queries goes once through its senders.
 
     `blocked` are senders that were full, at this next hop or in all. When a cycle has found only
-    theirs, the next hop `is_parked` until one of them has room. `again`: senders that the cycle has
-    passed may have more.
+    entries of blocked senders, the next hop `is_parked` until one of them has room. `again`:
+    senders that the cycle has passed may have more entries to claim.
     """
 
     after_sender: int = -1
@@ -79,7 +79,7 @@ class PriorityScan:
         return bool(not self._has_ended or self._open_hops or self._open_senders)
 
     def next_query(self) -> DueQuery | None:
-        """The next query; None when nothing that is left has room."""
+        """The next query; None when no remaining entry has room."""
         for _ in range(len(self._query_kinds)):
             kind = self._query_kinds[0]
             self._query_kinds.rotate(-1)
@@ -119,7 +119,7 @@ class PriorityScan:
             self._added_meanwhile.append(entry)
 
     def capacity_freed(self, opened: FreedCapacity) -> None:
-        """Record that a next hop or a sender may have more again."""
+        """Record that a next hop or a sender has room again."""
         if opened.next_hop in self._hops:
             self._open_hop(opened.next_hop)
         if opened.pair is not None and opened.pair[0] in self._hops:
@@ -172,7 +172,7 @@ class PriorityScan:
                 )  # fmt: skip
         return None
 
-    # -- what is left behind
+    # -- next hops and senders that are left behind
     def _add_unclaimed(self, entry: _UnclaimedEntry) -> None:
         if self._after is None or entry.due_us > self._after.due_us:
             self.resume()
@@ -351,7 +351,7 @@ class QueueScanner:
         return True
 
     def capacity_freed(self, opened: FreedCapacity) -> None:
-        """Record what may have more now."""
+        """Record which next hops and senders have room again."""
         if opened is not NOTHING_FREED:  # nearly always
             for scan in self._scans.values():
                 scan.capacity_freed(opened)

@@ -50,7 +50,8 @@ class RetrySchedule:
         self, before: DeferralCause, names: Collection[str], *, now_us: int, expires_us: int
     ) -> Retry:
         """Compute the next attempt after one that ended with these deferral classes: the earliest
-        of their times, never later than `expires_us`. No names: recipients were not attempted.
+        of their times, never later than `expires_us`. `names` is empty if no recipient was
+        attempted.
         """
         causes = [self._following(before, name) for name in names or ("",)]
         cause = min(causes, key=self.step_s)

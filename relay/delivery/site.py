@@ -2,9 +2,9 @@
 
 Each connection is a worker that takes the next claim, attempts it and settles it. A site opens one
 connection first, as a probe; once that stands, as many as its ConcurrencyLimit allows. When no host
-gives a connection, all claims that wait share the outcome of that probe. A site with another
-connection that works is not unreachable: it takes no more connections for a while. A claim that
-waits for the message rate holds no connection longer than an idle connection is kept.
+gives a connection, all claims that wait share the outcome of that probe. A site of which another
+connection works is not unreachable: it opens no more connections for a while. A claim that waits
+for the message rate holds no connection longer than an idle connection is kept.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ class Site:
         self._host_selection.forget_failures()
 
     def close(self) -> list[Claim]:
-        """Take no more; return claims not begun. Connections end after their transaction."""
+        """Take no more claims; return those not begun. Connections end after their transaction."""
         self._closing = True
         if self._rate_timer is not None:
             self._rate_timer.cancel()
@@ -307,7 +307,7 @@ class Site:
             sessions=Counter(one.host for one in others),
             connected=frozenset(one.host for one in others if one.is_connected),
         )
-        # a fresh claim of the unreachable level came there for want of room: its hosts are unknown
+        # a fresh claim has the unreachable level for lack of room: its hosts may be reachable
         is_new = slot.status is SiteStatus.UNKNOWN or not (
             was_attempted or slot.status is SiteStatus.ANSWERED
         )
@@ -328,7 +328,7 @@ class Site:
 
     # -- failures to connect
     def _lower_limit(self, connections: int, outcome: Outcome) -> None:
-        """Take the failure as the site's limit: its other connections work."""
+        """Treat the failure as the site's connection limit, because its other connections work."""
         until_s = self.clock.monotonic() + self.options.unreachable_s
         self._concurrency.full_at(connections, until_s=until_s)
         reply = outcome.evidence.reply

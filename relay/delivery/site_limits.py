@@ -41,7 +41,7 @@ def parse_rate(text: str) -> Rate | None:
 
 
 class TokenBucket:
-    """A token bucket: what is left of a rate."""
+    """A token bucket: the messages that a rate allows now."""
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
@@ -101,8 +101,8 @@ class SiteOptions:
 class ConcurrencyLimit:
     """How many connections a site takes: at least 1, never more than the ceiling.
 
-    Grows by one with each success at first. After it fell once, it grows by one when as many
-    transactions succeeded as it allows connections.
+    Grows by one with each success at first. After its first decrease, it grows by one each time as
+    many transactions have succeeded as it allows connections.
     """
 
     def __init__(self, ceiling: int) -> None:
@@ -110,7 +110,7 @@ class ConcurrencyLimit:
         self._limit = min(INITIAL, ceiling)
         self._grows_fast = True
         self._successes = 0
-        self._of_before = 0  # results to come of transactions begun before the last fall
+        self._of_before = 0  # open results of transactions begun before the last decrease
         self._quiet_until_s = 0.0
 
     @property
@@ -152,8 +152,8 @@ class ConcurrencyLimit:
 
 
 def is_pushback(outcomes: Iterable[Outcome]) -> bool:
-    """Whether a host rejected a whole transaction because of its load: it closes, is gone, or says
-    "too many". Replies about single recipients do not count.
+    """Whether a host rejected a whole transaction because of its load: it closes the connection,
+    breaks it off, or replies "too many". Replies about single recipients do not count.
     """
     return any(_is_pushback(outcome) for outcome in outcomes)
 
