@@ -1,7 +1,7 @@
 """Handlers of /relay/v1: messages (journeys), the queue, and storage.
 
 An unknown message and another account's message are the same 404. A queue command needs the role
-operate; if its client disconnects, it stops, and what is done until then stays done.
+operate; if its client disconnects, it stops, and the changes made before that remain.
 """
 
 import asyncio

@@ -93,10 +93,10 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
     header = parse_header(header_octets)
     others: list[str] = []
     for field in originators(header_octets):
-        for person in field.addresses:
-            check_own(person, account, path=field.name)
-            if field.name == "From" and not account.owns(person.address):
-                others.append(person.address)
+        for originator in field.addresses:
+            check_own(originator, account, path=field.name)
+            if field.name == "From" and not account.owns(originator.address):
+                others.append(originator.address)
         if field.unread or not field.addresses:
             found = f" that can be read: {quoted(field.unread)}" if field.unread else ""
             message = f"Invalid MIME content: {field.name} has no address{found}."
@@ -133,11 +133,11 @@ def header_block(content: Content) -> bytes:
 def _check_addresses(recipients: MessageProperties) -> None:
     fields = (("To", recipients.to), ("Cc", recipients.cc), ("Bcc", recipients.bcc))
     for name, mailboxes in fields:
-        for person in mailboxes:
+        for recipient in mailboxes:
             try:
-                parse_mailbox(person.address, smtputf8=True)
+                parse_mailbox(recipient.address, smtputf8=True)
             except AddressError as error:
-                raise _invalid_recipient(name, person.address, str(error)) from None
+                raise _invalid_recipient(name, recipient.address, str(error)) from None
 
 
 def _invalid_recipient(field: str, found: str, reason: str) -> ApiError:

@@ -37,15 +37,15 @@ def read_originator(value: object, path: str) -> EmailAddress | None:
     return None if value is None else _recipient(value, path)
 
 
-def check_own(person: EmailAddress | None, account: Account, *, path: str) -> None:
-    """Raise ErrorSendAsDenied unless the account may send mail from `person`."""
-    if person is not None and not account.may_send_as(person.address):
+def check_own(originator: EmailAddress | None, account: Account, *, path: str) -> None:
+    """Raise ErrorSendAsDenied unless the account may send mail from `originator`."""
+    if originator is not None and not account.may_send_as(originator.address):
         raise ApiError(
             403,
             "ErrorSendAsDenied",
             f"{path}: the account {account.address} does not have the right to send mail from "
-            f"{quoted(person.address)}: it is neither its address nor an alias, and the account's "
-            "send_as does not list it.",
+            f"{quoted(originator.address)}: it is neither its address nor an alias, and the "
+            "account's send_as does not list it.",
         )
 
 

@@ -53,16 +53,18 @@ def _conversation_id(message: StoredMessage) -> str:
     return conversation_id(message.properties, own)
 
 
-def _recipient(person: EmailAddress) -> dict[str, Any]:
-    return {"emailAddress": {"name": person.name or person.address, "address": person.address}}
+def _recipient(recipient: EmailAddress) -> dict[str, Any]:
+    return {
+        "emailAddress": {"name": recipient.name or recipient.address, "address": recipient.address}
+    }
 
 
 def _recipients(recipients: tuple[EmailAddress, ...]) -> list[dict[str, Any]]:
-    return [_recipient(person) for person in recipients]
+    return [_recipient(recipient) for recipient in recipients]
 
 
-def _originator(person: EmailAddress | None) -> dict[str, Any] | None:
-    return None if person is None else _recipient(person)
+def _originator(originator: EmailAddress | None) -> dict[str, Any] | None:
+    return None if originator is None else _recipient(originator)
 
 
 def _date(field: str) -> Callable[[StoredMessage], str]:

@@ -16,8 +16,8 @@ from relay.accounts.passwords import client_of
 CONNECTIONS_MAX = 2000
 REQUESTS_MAX = 1000
 UNREAD_BYTES_MAX = 128 * 1024 * 1024
-UNREAD_GRACE_S = 10.0  # a response may stay unread so long before its connection is closed
-STALLED_GRACE_S = 10.0  # and a body may stall so long
+UNREAD_GRACE_S = 10.0  # how long a response may stay unread before its connection is closed
+STALLED_GRACE_S = 10.0  # how long a body may stall
 _SHARE = 2  # one address gets 1/2 of the requests and of the unread bytes
 
 NOT_COUNTED = ""  # the address of Unix sockets and proxies, which have no limit per address

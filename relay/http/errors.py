@@ -27,7 +27,7 @@ class ApiError(Exception):
 class UnansweredError(Exception):
     """The outcome of the request is unknown: the connection is closed without a response.
 
-    Any status would tell the client one of the two. The text is for the log.
+    Any status would claim either success or failure. The text is for the log.
     """
 
 

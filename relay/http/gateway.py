@@ -172,13 +172,13 @@ class Gateway:
             response = self._error_response(_shutdown_error(request), ids)
         except Exception:  # noqa: BLE001 - no traceback may leave the server
             _log.exception("request failed", request_id=ids.request_id, method=scope["method"])
-            message = f"The server made an error; its log has more under {ids.request_id}."
+            message = f"Internal error; the server's log has details under {ids.request_id}."
             response = self._error_response(ApiError(500, "InternalServerError", message), ids)
         finally:
             if request is not None:
                 request.release()
         if response is None:
-            assert request is not None, "only a request that was read can be left unanswered"
+            assert request is not None, "only a request that was read can have no response"
             await request.close()
             return
         if (
@@ -256,7 +256,7 @@ def _shutdown_error(request: HttpRequest | None) -> ApiError:
     if request is None or request.method == "GET" or not request.is_complete:
         return service_unavailable("ResourceUnhealthy", message, retry_after_s=_STOPPED_RETRY_S)
     if request.is_idempotent:
-        message += " What was done until then stays done; repeat the request for the rest."
+        message += " Changes made before that remain; repeat the request for the rest."
         return service_unavailable("ResourceUnhealthy", message, retry_after_s=_STOPPED_RETRY_S)
     return ApiError(500, "InternalServerError", f"{message} The request may have been carried out.")
 

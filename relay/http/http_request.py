@@ -28,7 +28,7 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
 _BLOCK_BYTES = 256 * 1024
 _DRAIN_TIMEOUT_S = 10.0
-_DRAIN_PAUSE_S = 1.0  # a client that sends nothing for so long waits for the response
+_DRAIN_PAUSE_S = 1.0  # after this time without data, the client is taken to wait for the response
 
 
 class ClientDisconnectedError(Exception):

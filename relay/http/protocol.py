@@ -80,7 +80,7 @@ def host_error(
 
 HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take a few KB
 HEADER_TIMEOUT_S = 30.0
-UNREAD_TIMEOUT_S = 60.0  # a client may read nothing of its response for so long
+UNREAD_TIMEOUT_S = 60.0  # how long a client may read nothing of its response
 BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
 HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even at the limit of requests
 

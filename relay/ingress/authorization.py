@@ -104,7 +104,7 @@ def sender_rejection(accounts: AccountLookup, login: str, reverse_path: str) -> 
     """
     account = accounts.by_address(login)
     if account is None or account.address != login:  # removed after the login
-        return f"530 5.7.0 The account {_shown(login)} is not there any more; log in again"
+        return f"530 5.7.0 The account {_shown(login)} does not exist any more; log in again"
     if not reverse_path or account.may_send_as(reverse_path):
         return ""
     return _rejection(f"<{_shown(reverse_path)}>", login)

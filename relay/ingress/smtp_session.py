@@ -162,7 +162,7 @@ class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
 class SessionDependencies:
     """What the sessions of a listener share.
 
-    `rejects_untrusted` says whether only those whom it trusts may begin a session now.
+    `rejects_untrusted` returns whether only trusted clients may begin a session now.
     """
 
     listener: ListenerDependencies

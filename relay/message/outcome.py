@@ -33,7 +33,7 @@ class DeferralClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The reply behind an outcome.
+    """The reply that an outcome is based on.
 
     `status` is the RFC 3463 code; `reply` the remote reply as "550 5.1.1 text", or a text of this
     relay; `host` the MTA's name ("" for this relay); `remote` whether a remote MTA sent the reply;

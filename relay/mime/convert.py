@@ -103,7 +103,7 @@ def convert_properties(
     """
     properties, body = block.properties, block.body
     if properties is None or body is None:
-        raise ConversionError("The draft's private block has no place of its body.")
+        raise ConversionError("The draft's private block does not say where the body is.")
     text = part_octets(stored.read(length + body.offset, body.length), body)
     tree = _tree(stored, block, length=length, text=text)
     fields = header_fields(

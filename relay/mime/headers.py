@@ -267,7 +267,7 @@ def _is_tagged(subject: str, tag: str) -> bool:
 
 
 def _without(content: bytes, unwanted: Iterable[HeaderField]) -> bytes:
-    """Remove the fields, which come in their order. The rest is joined once: linear time."""
+    """Remove the fields, which are sorted by position. The rest is joined once: linear time."""
     kept, position = [], 0
     for field in unwanted:
         kept.append(content[position : field.start])

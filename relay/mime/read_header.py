@@ -166,8 +166,8 @@ def split_fields(header: bytes) -> Iterator[tuple[bytes, bytes]]:
 def with_fields(
     fields: Sequence[tuple[bytes, bytes]], new: Sequence[tuple[bytes, bytes]]
 ) -> list[tuple[bytes, bytes]]:
-    """Return fields, as from split_fields(), with new ones appended, but before a line that is no
-    field: for most readers the header ends there.
+    """Return fields, as from split_fields(), with new ones added after the last field, or before
+    the first line that is not a field: for most readers the header ends there.
     """
     odd = (
         at
@@ -215,7 +215,7 @@ def check_mime(content: bytes) -> str | None:
 
 
 def check_header(header: bytes, blank: bytes) -> str | None:
-    """Return why a header section is none of a message that can be sent, or None if it is.
+    """Return why a message with this header section cannot be sent, or None if it can.
 
     `blank` is the empty line after it.
     """

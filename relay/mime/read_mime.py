@@ -96,16 +96,16 @@ def read_message(raw: bytes | Octets) -> ReadMessage:
     block, length = read_private_block(stored)
     if block is None or block.properties is None:
         message = read_mime(stored.part(length, stored.size - length))
-        return _with_beside(message, block.beside) if block and block.beside else message
+        return _with_properties(message, block.beside) if block and block.beside else message
     attachments = tuple(_facts(part) for part in block.attachments)
     return ReadMessage(read_properties(stored), attachments, block.origin.modified_us)
 
 
-def _with_beside(message: ReadMessage, beside: MimeDraftProperties) -> ReadMessage:
+def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadMessage:
     properties = replace(
         message.properties,
-        delivery_receipt=beside.delivery_receipt,
-        extended=beside.extended,
+        delivery_receipt=stored.delivery_receipt,
+        extended=stored.extended,
     )
     return replace(message, properties=properties)
 

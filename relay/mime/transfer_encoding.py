@@ -39,7 +39,7 @@ class Coding(Protocol):
     """A conversion of octets, chunk by chunk."""
 
     def cut(self, octets: bytes) -> int:
-        """Return how many octets can be converted before the next ones are known; 0 for none."""
+        """Return how many octets can be converted without those that follow; 0 for none."""
         ...
 
     def code(self, octets: bytes, *, last: bool) -> bytes:

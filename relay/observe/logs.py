@@ -59,7 +59,7 @@ def configure(
     descriptor: int = 2,
     level: Literal["info", "warning"] = "info",
 ) -> None:
-    """Set the form and the descriptor of the log; add the standard library's loggers to it.
+    """Set the format and the descriptor of the log; add the standard library's loggers to it.
 
     `environ_journal_stream` is JOURNAL_STREAM: if it names `descriptor`, systemd's journal stores
     time and priority. "auto" is pretty on a terminal, else logfmt. Events below `level` are
@@ -110,8 +110,8 @@ class LogSink:
 
     Before each line the descriptor is polled, without waiting. If it is not writable (a stopped
     pager, a full pipe, a stalled journal), the line is added to a bounded backlog, which is written
-    before the next line. When the backlog is full, new lines are dropped and counted, and the first
-    line after that has the number. A log without a reader never stops the mail.
+    before the next line. When the backlog is full, new lines are dropped and counted, and the next
+    line that is written has their number. A log without a reader never stops the mail.
     """
 
     def __init__(self) -> None:

@@ -284,5 +284,5 @@ def _read_answer(octets: bytes) -> ConvertedMessage:
     if error is not None:
         raise error
     if made is None:
-        raise ConversionUnfinishedError("it met a fault of the relay", fault)
+        raise ConversionUnfinishedError("it failed with an internal error", fault)
     return made

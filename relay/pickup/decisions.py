@@ -123,9 +123,7 @@ def key_expired(age_s: float, give_up_after_s: float) -> FinalFailure | None:
     """
     if age_s <= give_up_after_s + KEY_MARGIN_S:
         return None
-    reply = (
-        f"4.4.7 found after {_duration(age_s)}; it is unknown whether it was sent, so it is not now"
-    )
+    reply = f"4.4.7 found after {_duration(age_s)}; it may have been sent and is not sent again"
     return FinalFailure(Evidence("4.4.7", reply), unknown=True)
 
 

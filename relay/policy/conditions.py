@@ -242,7 +242,7 @@ class HeaderCondition:
             if not isinstance(table, dict) or set(table) != {"name", "matches"}:
                 raise ValueError(expected)
             if not isinstance(table["name"], str) or not headers.is_field_name(table["name"]):
-                raise ValueError(f"{expected}; this name is no field's name")
+                raise ValueError(f"{expected}; this name is not a field name")
         return cls(
             tuple((table["name"].lower(), Globs.of(_texts(table["matches"]))) for table in tables)
         )

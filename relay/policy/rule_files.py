@@ -480,6 +480,6 @@ def _duplicate_names(rules: Iterable[Rule]) -> list[Fault]:
     for rule in rules:
         other = first.setdefault(rule.name, rule)
         if other is not rule:
-            message = f"found the name of the rule at {other.file}:{other.line}, expected its own"
+            message = f"found the name of the rule at {other.file}:{other.line}, expected another"
             faults.append(Fault(rule.file, rule.line, f'rule "{rule.name}": name', message))
     return faults

@@ -148,7 +148,7 @@ def better_than_own(
 def addresses_of(four: Answer, six: Answer, rng: random.Random) -> tuple[str, ...] | NoAnswer:
     """Merge the answers for A and AAAA, alternating and IPv4 first; each in random order.
 
-    Empty if there are definitely none; NoAnswer if an answer is missing to know that.
+    Empty if there are definitely none; NoAnswer if that is unknown for lack of an answer.
     """
     families = []
     for answer in (four, six):

@@ -183,7 +183,7 @@ class NoResolver:
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Return a temporary failure for every next hop."""
-        return TemporaryFailure(f"development mode asks no DNS, so {next_hop} stays unknown")
+        return TemporaryFailure(f"{next_hop} was not looked up: development mode uses no DNS")
 
     async def close(self) -> None:
         """Do nothing."""

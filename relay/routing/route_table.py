@@ -118,8 +118,8 @@ def tls_of(route: Route) -> HopTls:
 def read_tls(routes: Sequence[tuple[Route, RouteAction]]) -> Mapping[NextHop, HopTls]:
     """Return the TLS that the routes require of each configured host.
 
-    Raises ValueError for two routes to one next hop that ask different things: the spool knows an
-    entry's next hop, and not its route.
+    Raises ValueError for two routes to one next hop that require different TLS: the spool has the
+    next hop of an entry, not its route.
     """
     found: dict[NextHop, HopTls] = {}
     for route, action in routes:
@@ -391,7 +391,7 @@ def _examine_mx(address: str, domain: str, *, routed: bool) -> RoutingResult:
 
 
 def literal_address(domain: str) -> str | None:
-    """Return the address in "[192.0.2.1]" or "[IPv6:2001:db8::1]", None for anything else."""
+    """Return the IP address in "[192.0.2.1]" or "[IPv6:2001:db8::1]", None for other text."""
     if not (domain.startswith("[") and domain.endswith("]")):
         return None
     inside = domain[1:-1]

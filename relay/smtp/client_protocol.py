@@ -28,7 +28,7 @@ class ReplyParser:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no part of a next reply has come."""
+        """Whether no part of the next reply has arrived."""
         return not self._rest and not self._texts
 
     def feed(self, data: bytes) -> list[Reply]:
@@ -112,7 +112,7 @@ class SmtpClientProtocol(asyncio.Protocol):
 
     # -- called by Connection
     def send(self, data: bytes, *, replies: int) -> None:
-        """Write `data`; the peer owes `replies` replies to it. Raises SmtpProtocolError."""
+        """Write `data`, to which the peer will send `replies` replies. Raises SmtpProtocolError."""
         if self._trouble is not None:
             raise self._trouble
         if self._transport.is_closing():
@@ -133,12 +133,12 @@ class SmtpClientProtocol(asyncio.Protocol):
         """Wait until the peer has taken most of the data. Raises SmtpProtocolError."""
         deadline = self._loop.time() + timeout_s
         while self._paused and self._trouble is None:
-            await self._woken(deadline, f"the peer took nothing for {timeout_s:g} s")
+            await self._woken(deadline, f"the peer read no data for {timeout_s:g} s")
         if self._trouble is not None:
             raise self._trouble
 
     def close(self) -> None:
-        """Close; drop unwritten bytes, which a stalled peer would keep for ever."""
+        """Close; discard unwritten bytes, which a stalled peer might never read."""
         self._fail(SmtpProtocolError(SessionFailure.LOST, "the connection is closed"))
         if self._shut:  # a closed TLS transport has no buffer size
             return

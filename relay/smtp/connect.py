@@ -237,7 +237,7 @@ class _SessionSetup:
         if protocol is None or transport is None or transport.is_closing():
             raise aiosmtplib.SMTPServerDisconnected("the host closed the connection")
         if protocol._buffer:  # noqa: SLF001  (the library offers no other way to see surplus bytes)
-            text = "the peer spoke before it was asked"
+            text = "the peer sent data before a command"
             outcome = classify_session_failure(
                 self._stage, SessionFailure.PROTOCOL, text, peer=self._peer()
             )
@@ -316,7 +316,7 @@ class _SessionSetup:
 
 
 def reason(error: BaseException) -> str:
-    """Return what went wrong with a connection in a few text, such as "connection refused"."""
+    """Return the error of a connection as a short text, such as "connection refused"."""
     if isinstance(error, ssl.SSLError):
         said = getattr(error, "verify_message", "") or (error.reason or "failed").replace("_", " ")
         return f"TLS: {said.lower()}"

@@ -1,7 +1,7 @@
 """An open SMTP session on which transactions follow each other.
 
-One transaction runs at a time. Trouble becomes outcomes; only what `before_dot` raises is passed
-on, after the connection is closed. See RFC 5321 3.3, 4.1.1.4 and 4.5.3.2, RFC 2920 (PIPELINING).
+One transaction runs at a time. Errors become outcomes; only an exception of `before_dot` is raised
+again, after the connection is closed. See RFC 5321 3.3, 4.1.1.4 and 4.5.3.2, RFC 2920 (PIPELINING).
 """
 
 import asyncio
@@ -79,9 +79,9 @@ class Connection:
         """Send one message to its recipients.
 
         `before_dot` is awaited before the final dot is written; for a small message before its
-        content, so that both are one write. `after_dot` is called when the dot has been given to
-        the system, before its reply is read. The connection is closed unless the result is
-        `reusable`, and when cancelled.
+        content, so that both are one write. `after_dot` is called when the dot has been passed to
+        the operating system, before its reply is read. The connection is closed unless the result
+        is `reusable`, and when cancelled.
         """
         assert not self._busy, "one transaction at a time"
         progress = TransactionProgress(
@@ -131,7 +131,7 @@ class Connection:
         self._protocol.close()
 
     async def _envelope(self, transaction: Transaction, progress: TransactionProgress) -> bool:
-        """MAIL, RCPT and DATA; return whether the peer waits for content and took a recipient."""
+        """MAIL, RCPT, DATA; return whether the peer waits for content and accepted a recipient."""
         if self.extensions.pipelining:
             go_ahead = await self._envelope_at_once(transaction, progress)
         else:

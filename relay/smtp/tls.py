@@ -88,7 +88,7 @@ def _names(certificate: Mapping[str, Any], kind: str) -> list[str]:
 
 
 def _matches(pattern: str, host: str) -> bool:
-    """RFC 9525 6.3: equal, or "*" for exactly one label at the front of at least two others."""
+    """RFC 9525 6.3: equal, or "*" for exactly one label, followed by at least two others."""
     if pattern == host:
         return bool(host)
     first, _, rest = pattern.partition(".")

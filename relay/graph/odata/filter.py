@@ -202,7 +202,7 @@ class _FilterBinder(Generic[Result]):
             raise _error(_first_token(subject), "a property")
         field = self._field(subject.token)
         if field.type is not FieldType.TEXT:
-            raise _error(subject.token, f"a property that is a text, as {call.name} wants one")
+            raise _error(subject.token, f"a property that is a text, which {call.name} requires")
         if not isinstance(literal, Literal):
             raise _error(_first_token(literal), FieldType.TEXT.value)
         return field.compare(Operator(call.name), _typed_value(field, literal))
@@ -217,7 +217,7 @@ class _FilterBinder(Generic[Result]):
             return items.any_of(self._always())
         inner = _FilterBinder(self._resource, _LambdaScope(expression.variable, items))
         tree = inner.tree(expression.body)
-        if expression.is_all:  # there is no item for which it is false
+        if expression.is_all:  # all(): there is no item for which the body is false
             return self._resource.negated(items.any_of(self._resource.negated(tree)))
         return items.any_of(tree)
 

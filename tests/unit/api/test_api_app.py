@@ -388,4 +388,4 @@ async def test_an_order_that_a_stop_breaks_off_may_be_given_again(world: World) 
     answer = await asking
     assert code(answer) == (503, "ResourceUnhealthy")
     assert answer.headers["retry-after"]
-    assert "What was done until then stays done" in answer.json()["error"]["message"]
+    assert "Changes made before that remain" in answer.json()["error"]["message"]

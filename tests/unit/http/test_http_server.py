@@ -297,7 +297,7 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
     assert (status_of(await taken), code_of(await taken)) == (500, "InternalServerError")
     assert (status_of(await again), code_of(await again)) == (503, "ResourceUnhealthy")
     assert b"\r\nretry-after: 5\r\n" in await again
-    assert b"stays done; repeat the request for the rest" in await again
+    assert b"remain; repeat the request for the rest" in await again
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(address.host, address.port)
 

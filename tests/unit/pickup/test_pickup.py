@@ -300,7 +300,7 @@ async def test_the_report_of_a_large_draft_in_corrupt_names_its_recipients(world
 @pytest.mark.parametrize(
     ("poison", "reason"),
     [
-        (b"raise", "it met a fault of the relay"),
+        (b"raise", "it failed with an internal error"),
         (b"crash", "it ended with signal 11"),
         (b"hang", "it did not end within 0.5 seconds"),
     ],
@@ -520,7 +520,7 @@ async def test_a_submission_older_than_its_key_is_not_sent(world):
         await world.store.ended()
     assert mx.sessions == 0
     ((_, recipients),) = world.reports.asked
-    assert "unknown whether it was sent" in recipients[0].evidence.reply
+    assert "may have been sent and is not sent again" in recipients[0].evidence.reply
 
 
 async def test_at_most_max_concurrent_submissions_are_in_progress(world):

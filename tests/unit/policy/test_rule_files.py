@@ -59,7 +59,7 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
         (rule(REJECT, when="{ direction = 'out' }"), 4, 'rule "r": when.direction', "one or more of inbound, outbound, internal"),
         (rule(REJECT, when="{ source = ['http'] }"), 4, 'rule "r": when.source', "one or more of graph, smtp, sendmail, report"),
         (rule(REJECT, when="{ header = { name = 'X' } }"), 4, 'rule "r": when.header', "expected a table with a field's name"),
-        (rule(REJECT, when="{ header = { name = 'X:', matches = '*' } }"), 4, 'rule "r": when.header', "no field's name"),
+        (rule(REJECT, when="{ header = { name = 'X:', matches = '*' } }"), 4, 'rule "r": when.header', "not a field name"),
         (rule("'x'"), 3, 'rule "r": then', 'found "x", expected a table with one action'),
         (rule("{ reject = '5.7.1 a', bcc = 'b@x.test' }"), 3, 'rule "r": then', "one action"),
         (rule("{ hold = true }"), 3, 'rule "r": then.hold', "found an unknown key"),

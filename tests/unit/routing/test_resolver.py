@@ -288,7 +288,7 @@ async def test_local_and_capture_have_no_hosts(dns):
 async def test_no_resolver_defers_and_says_why():
     found = await NoResolver().resolve(mx("three.test"))
     assert isinstance(found, TemporaryFailure)
-    assert "development mode asks no DNS" in found.text
+    assert "development mode uses no DNS" in found.text
 
 
 async def test_a_system_lookup_that_hangs_does_not_delay_others(dns, monkeypatch):

@@ -225,7 +225,7 @@ async def test_a_peer_that_takes_no_data_times_out(connected, message):
         connection = await connected(mx, timeouts=IN_NO_TIME)
         result = await connection.transact(message(content=b"x" * 20_000_000))
         assert kinds(result) == {0: Deferred}
-        assert "took nothing" in result.outcomes[0].evidence.reply
+        assert "read no data" in result.outcomes[0].evidence.reply
 
 
 @pytest.mark.parametrize(
