@@ -468,7 +468,7 @@ async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: S
 
 SYNCED_BY = frozenset(
     (
-        *("sync", "sync_ready", "sync_deferred", "sync_directory", "write_synced"),
+        *("sync", "sync_ready", "sync_scheduled", "sync_directory", "write_synced"),
         *("make_directory", "named_in_order", "place_again", "link_or_copy"),
     )
 )

@@ -220,7 +220,7 @@ def test_verify_reports_a_lost_row_while_the_relay_runs(remotes):
         assert repaired == ["ended as cancelled"]
         assert found["spool"]["unaccounted"] == 0
         refused = relay.cli("storage", "verify", "--recount", "alice@example.test")
-        assert (refused.returncode, "name none" in refused.stderr) == (USAGE, True)
+        assert (refused.returncode, "expected no ACCOUNT" in refused.stderr) == (USAGE, True)
 
 
 def test_an_unreadable_page_rejects_new_mail_and_is_reported(remotes):

@@ -143,7 +143,7 @@ def _answer_at_once(original: Any) -> Any:
 def _any_epoch(original: Any) -> Any:
     def settle(batch: Any, settlement: Any, *args: Any, **more: Any) -> Any:
         claim = settlement.claim
-        row = writer.cursor.execute(
+        row = batch.cursor.execute(
             "SELECT epoch FROM entry WHERE message_id = ? AND number = ?",
             (claim.message.id, claim.entry_id),
         ).fetchone()

@@ -274,8 +274,7 @@ def test_stats(relay, queued):
         "NEXT",
         "HOP",
         "ENTRIES",
-        "IN",
-        "WORK",
+        "ACTIVE",
         "DEFERRED",
         "OLDEST",
     ]
