@@ -323,7 +323,8 @@ def addresses(daemon: Daemon) -> dict[str, str]:
 
 def write_ready_file(path: Path, daemon: Daemon) -> None:
     """Write {"pid", "http": [...], "smtp": [...]} atomically."""
-    told = {"pid": os.getpid()} | {name: value.split() for name, value in addresses(daemon).items()}
+    listeners = {name: value.split() for name, value in addresses(daemon).items()}
+    facts = {"pid": os.getpid()} | listeners
     part = path.with_name(path.name + ".part")
-    part.write_bytes(msgspec.json.encode(told) + b"\n")
+    part.write_bytes(msgspec.json.encode(facts) + b"\n")
     part.replace(path)

@@ -117,7 +117,7 @@ class PressureMonitor:
     ) -> None:
         """`on_change` is called with every state whose levels differ from the previous ones.
 
-        `resident` tells how much memory the process has, in bytes.
+        `resident` returns the resident memory of the process in bytes.
         """
         self._pressure = pressure
         self._spool = spool

@@ -123,10 +123,10 @@ def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple
     return settings.policy.directory, settings.mailboxes.domains
 
 
-def _print(context: CommandContext, told: PolicyReport) -> None:
+def _print(context: CommandContext, report: PolicyReport) -> None:
     if context.json:
-        print_json(told.document)
+        print_json(report.document)
     else:
-        print_lines(list(told.lines))
-    if not told.good:
+        print_lines(list(report.lines))
+    if not report.good:
         raise CommandError(ExitCode.CONFIGURATION)

@@ -156,11 +156,11 @@ def show(context: CommandContext, key: str) -> None:
 def stats(context: CommandContext) -> None:
     """Count the queue: by state, by priority, by next hop."""
     clock = SystemClock()
-    told = OperatorClient(context.settings(), clock).stats()
+    found = OperatorClient(context.settings(), clock).stats()
     if context.json:
-        print_json(told)
+        print_json(found)
     else:
-        print_lines(stats_lines(told, now_us=clock.time_us()))
+        print_lines(stats_lines(found, now_us=clock.time_us()))
 
 
 @queue.command()

@@ -314,7 +314,7 @@ class _UsageByName(Generic[Name]):
             return False
         if share.claims and self._is_over_share(
             share, 2
-        ):  # without claims it would stay full for ever
+        ):  # without claims it would stay full forever
             return False
         self.full.remove(name)
         return True

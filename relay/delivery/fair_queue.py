@@ -3,7 +3,7 @@
 FairQueue has the claims that wait for a connection or a local delivery. RoundRobin has anything
 else that waits for a scarce resource: connection slots, DNS lookups. A sender with many does not
 delay the single message of another. A priority level that was passed over PASSED_OVER_MAX times
-goes first, so nothing waits for ever. The active queue bounds both.
+goes first, so nothing waits forever. The active queue bounds both.
 """
 
 from collections import Counter, OrderedDict, deque

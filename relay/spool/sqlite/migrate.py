@@ -112,7 +112,7 @@ def check_version(connection: apsw.Connection, path: Path) -> None:
 def bring_to_version(connection: apsw.Connection, path: Path, *, captured_keep_us: int) -> None:
     """Create a new file's tables, or migrate an older file.
 
-    Older schemas kept captured mail for ever; it now expires `captured_keep_us` after its arrival.
+    Older schemas kept captured mail forever; it now expires `captured_keep_us` after its arrival.
     """
     found = connection.pragma("user_version")
     if found == 0:
