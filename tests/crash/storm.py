@@ -155,8 +155,8 @@ class Storm:
         strangers = {subject for found in (came, *copies.values()) for subject in found} - known
         assert strangers == set(), f"nobody wrote {strangers}"
         mail = self.relay.folder / "mail"
-        notes = (one for one in mail.glob(".submissions/*/*") if one.parent.name != "log")
-        left = [str(path) for path in (*mail.rglob("tmp/*"), *notes)]
+        submissions = (one for one in mail.glob(".submissions/*/*") if one.parent.name != "log")
+        left = [str(path) for path in (*mail.rglob("tmp/*"), *submissions)]
         assert left == [], f"left over: {left}"
         assert self.relay.metric("relay_queue_unaccounted") == 0
         assert self.relay.faults() == []

@@ -1,4 +1,4 @@
-"""kill -9 at every named point between a request and the removal of its note.
+"""kill -9 at every named point between a request and the removal of its pending submission.
 
 A request answered with 202 is sent once and filed once; any other is sent once or never. See
 docs/design.md 1 and 7.1, 7.2, 7.7, 7.10.
@@ -110,13 +110,13 @@ def test_a_submission_restored_by_power_loss_is_not_sent_again(scene: Scene, sav
     relay = scene.relay.start(crash_at=CrashPoint.SUBMISSION_CONVERTED)
     send(relay, CrashPoint.SUBMISSION_CONVERTED, save=save)
     assert relay.wait_end() == -SIGKILL
-    [note] = relay.pending_submissions()
-    (kept := relay.folder / "kept").hardlink_to(note)
+    [pending] = relay.pending_submissions()
+    (kept := relay.folder / "kept").hardlink_to(pending)
     scene.open()
     relay.start()
     check_all_there(scene, ["first"], saved=save)
     relay.stop()
-    note.hardlink_to(kept)
+    pending.hardlink_to(kept)
     relay.start()
     check_all_there(scene, ["first"], saved=save)
     assert [one for one in steps(relay) if one != 6] == [1, 2, 3, 4, 5]
@@ -281,7 +281,7 @@ def test_a_kill_after_a_failure_bounces_once(scene: Scene, crashes: int) -> None
 
 
 def make_too_old_to_send(relay: RelayProcess) -> None:
-    """A note's name says since when it is ready; so old a key may be forgotten, so it is never sent."""
-    (note,) = relay.pending_submissions()
-    submission_id, _, ready_us = note.name.partition("@")
-    note.rename(note.with_name(f"{submission_id}@{int(ready_us) - TEN_DAYS_US}"))
+    """The name says since when it is ready. A key of that age may be forgotten, so it is never sent."""
+    (pending,) = relay.pending_submissions()
+    submission_id, _, ready_us = pending.name.partition("@")
+    pending.rename(pending.with_name(f"{submission_id}@{int(ready_us) - TEN_DAYS_US}"))

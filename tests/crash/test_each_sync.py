@@ -60,16 +60,16 @@ async def nothing(_: FileStore) -> None:
 
 
 async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Found:
-    """Start on what is left, let every deferred note come to its time, send and file all of it."""
+    """Start on what is left, let every scheduled submission come to its time, send and file all of it."""
     found, clock = Found(), ManualClock(clock.now_us + 1_000_000)
     with store_on(root, clock) as store:
         await store.remove_unfinished_submissions()
         await at_start(store)
         await store._make_due_ready([name for _, name in await store._list_scheduled()])
-        for note in await store._list_ready(frozenset(), 1000):
-            content = await store.submission_content(note)
+        for pending in await store._list_ready(frozenset(), 1000):
+            content = await store.submission_content(pending)
             found.sent[read_properties(content.read(0, content.size)).subject] += 1
-            await store.complete_submission(note, queue_id="q")
+            await store.complete_submission(pending, queue_id="q")
         page = await store.query_messages(ALICE, MessageQuery(top=100))
         for one in page.messages:
             whole = one.properties.body.replace("\r", "").startswith(BODY.replace("\r", ""))
@@ -185,28 +185,28 @@ async def copies(world: World) -> None:
 
 
 async def step_4(world: World) -> None:
-    note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await world.settled_store().complete_submission(note, queue_id="q")
-    # Its note may come back with the power, and is asked about by its key then.
+    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
+    await world.settled_store().complete_submission(pending, queue_id="q")
+    # The submission may come back with the power, and is asked about by its key then.
     await world.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
 
 
 async def step_4_without_a_folder(world: World) -> None:
-    note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
     shutil.rmtree(world.root / "example.test/alice/.Sent")
-    await world.settled_store().complete_submission(note, queue_id="q")
+    await world.settled_store().complete_submission(pending, queue_id="q")
     await world.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
 
 
 async def step_4_without_a_draft(world: World) -> None:
-    note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
     [file] = (world.root / "example.test/alice/.Drafts/cur").iterdir()
     file.unlink()
-    await world.settled_store().complete_submission(note, queue_id="q")
+    await world.settled_store().complete_submission(pending, queue_id="q")
     await world.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
@@ -225,15 +225,15 @@ async def sends_rewritten(world: World) -> None:
 
 
 async def failures(world: World) -> None:
-    note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await world.settled_store().fail_submission(note, mime("report"))
+    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
+    await world.settled_store().fail_submission(pending, mime("report"))
     await world.promised(("drafts", "asked"), ("inbox", "report, unread"))
 
 
 async def damaged_submissions(world: World) -> None:
-    note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    note.path.unlink()
-    note.path.write_bytes(b"")
+    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending.path.unlink()
+    pending.path.write_bytes(b"")
     assert await world.settled_store()._list_ready(frozenset(), 10) == []
     await world.promised(("drafts", "asked"), aside=1)
 
@@ -247,35 +247,37 @@ async def schedule_message(world: World, **properties: object) -> PendingSubmiss
 
 
 async def scheduled_sends(world: World) -> None:
-    note = await schedule_message(world)
+    pending = await schedule_message(world)
     await world.promised(("sentitems", "asked"), sent="asked")
     store = world.settled_store()
-    await store._make_due_ready([note.path.name])
+    await store._make_due_ready([pending.path.name])
     await world.promised(("sentitems", "asked"), sent="asked")
 
 
 async def changes_of_scheduled_sends(world: World) -> None:
-    note = await schedule_message(world)
+    pending = await schedule_message(world)
     later = until(world.clock.time_us() + 2 * HOUR_US)
     changed = MessageChange(properties=letter("changed", extended=later))
-    await world.settled_store().update(ALICE, note.draft_id, changed)
+    await world.settled_store().update(ALICE, pending.draft_id, changed)
     await world.promised(("sentitems", "changed"), sent="changed")
 
 
 async def cancelled_sends(world: World) -> None:
-    note = await schedule_message(world)
+    pending = await schedule_message(world)
     changed = MessageChange(properties=letter("asked"))
-    await world.settled_store().update(ALICE, note.draft_id, changed)
+    await world.settled_store().update(ALICE, pending.draft_id, changed)
     await world.promised(("drafts", "asked"))
 
 
 async def rejected_changes_of_scheduled_sends(world: World) -> None:
-    note = await schedule_message(world)
-    changed = MessageChange(properties=letter("changed", extended=until(note.options.scheduled_us)))
+    pending = await schedule_message(world)
+    changed = MessageChange(
+        properties=letter("changed", extended=until(pending.options.scheduled_us))
+    )
     store = world.settled_store()
     world.fails_at("drafts.py:_write", 1)
     with pytest.raises(StoreUnavailableError):
-        await store.update(ALICE, note.draft_id, changed)
+        await store.update(ALICE, pending.draft_id, changed)
     await world.check(lambda found: found.sent == Counter(["asked"]))
 
 
@@ -290,12 +292,12 @@ async def rejected_submissions(world: World) -> None:
 
 async def repeated_cancellations(world: World) -> None:
     """The first one is refused, and says nothing; the second one promises."""
-    note = await schedule_message(world)
+    pending = await schedule_message(world)
     store, changed = world.settled_store(), MessageChange(properties=letter("asked"))
     world.fails_at("scheduled.py", 0)
     with pytest.raises(StoreUnavailableError):
-        await store.update(ALICE, note.draft_id, changed)
-    await store.update(ALICE, note.draft_id, changed)
+        await store.update(ALICE, pending.draft_id, changed)
+    await store.update(ALICE, pending.draft_id, changed)
     await world.promised(("drafts", "asked"))
 
 
@@ -320,8 +322,8 @@ async def repeated_deliveries(world: World) -> None:
 
 
 async def leftovers(world: World) -> None:
-    note = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    note.path.rename(world.root / ".submissions/preparing" / note.submission_id)
+    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending.path.rename(world.root / ".submissions/preparing" / pending.submission_id)
     world.disk.settle()
     with store_on(world.root, world.clock) as again:
         await again.remove_unfinished_submissions()
@@ -329,11 +331,11 @@ async def leftovers(world: World) -> None:
 
 
 async def changes_that_were_cut_off(world: World) -> None:
-    note = await schedule_message(world)
+    pending = await schedule_message(world)
     world.dies_at = CrashPoint.SUBMISSION_REPLACED
-    changed = letter("changed", extended=until(note.options.scheduled_us))
+    changed = letter("changed", extended=until(pending.options.scheduled_us))
     with pytest.raises(KilledError):
-        await world.store.update(ALICE, note.draft_id, MessageChange(properties=changed))
+        await world.store.update(ALICE, pending.draft_id, MessageChange(properties=changed))
     world.disk.settle()
     with store_on(world.root, world.clock) as again:
         await again.remove_unfinished_submissions()
@@ -341,13 +343,13 @@ async def changes_that_were_cut_off(world: World) -> None:
 
 
 async def changes_after_a_start(world: World) -> None:
-    """A start knows that notes may be copies of their drafts."""
-    note = await schedule_message(world)
-    changed = letter("changed", extended=until(note.options.scheduled_us))
+    """A start knows that pending submissions may be copies of their drafts."""
+    pending = await schedule_message(world)
+    changed = letter("changed", extended=until(pending.options.scheduled_us))
     expected = Found(Counter(["changed"]), Counter([("sentitems", "changed")]))
     await world.check(
         lambda found: found == expected,
-        lambda store: store.update(ALICE, note.draft_id, MessageChange(properties=changed)),
+        lambda store: store.update(ALICE, pending.draft_id, MessageChange(properties=changed)),
     )
 
 
@@ -451,7 +453,7 @@ def until(due_us: int) -> tuple[ExtendedProperty, ...]:
 
 @pytest.fixture(params=[True, False], ids=["links", "no links"])
 def with_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the file system has hard links: without them, notes are copies."""
+    """Whether the file system has hard links: without them, pending submissions are copies."""
     if not request.param:
         monkeypatch.setattr(maildir, "link", lambda *_: False)
     return bool(request.param)
@@ -481,7 +483,7 @@ OF_FOLDERS = ("mailbox", "make_folder", "write_folder_id")
 
 
 def sync_sites() -> list[str]:
-    """Return every place in the store that syncs a file or a directory of messages or notes."""
+    """Return every place in the store that syncs a file or a directory of messages or pending submissions."""
     found = []
     for module in MODULES:
         path = Path(maildir.__file__).parent / module

@@ -75,7 +75,7 @@ DIRECTORIES = (
 
 
 def files(mail: Path) -> dict[str, bytes]:
-    """What each name of a draft, a note, or a message that was filed or delivered has in it."""
+    """What each name of a draft, a pending submission, or a message that was filed or delivered has in it."""
     places = [mail / name for name in DIRECTORIES if (mail / name).is_dir()]
     found = [path for place in places for path in place.iterdir()]
     return {str(path.relative_to(mail)): path.read_bytes() for path in found}
@@ -115,20 +115,20 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
         body = "0123456789abcde\n" * (rng.choice(LENGTHS) // 16)
         message = MessageProperties(subject="s", body=body, to=(EmailAddress("bob@b.test"),))
         due_us = 2**52 * (message_number % 4 == 3)
-        note = await store.submit_new(ALICE, message, SendOptions(scheduled_us=due_us))
-        [draft] = (home / ".Drafts/cur").glob(f"{note.base_name}*")
-        names = [history.promise(note.path), history.promise(draft)]
+        pending = await store.submit_new(ALICE, message, SendOptions(scheduled_us=due_us))
+        [draft] = (home / ".Drafts/cur").glob(f"{pending.base_name}*")
+        names = [history.promise(pending.path), history.promise(draft)]
         if message_number % 4 == 1:
             for name in names:
                 history.end(name)
-            await store.complete_submission(note, queue_id="q")
-            [filed] = (home / ".Sent/cur").glob(f"{note.base_name}*")
+            await store.complete_submission(pending, queue_id="q")
+            [filed] = (home / ".Sent/cur").glob(f"{pending.base_name}*")
             history.promise(filed)
         elif message_number % 4 == 3:
             for name in names:
                 history.end(name)
-            await store.delete(ALICE, note.draft_id)
-            [removed] = (home / ".Trash/cur").glob(f"{note.base_name}*")
+            await store.delete(ALICE, pending.draft_id)
+            [removed] = (home / ".Trash/cur").glob(f"{pending.base_name}*")
             history.promise(removed)
         unique = f"{number}.{message_number}"
         letter = f"Subject: {unique}\r\n\r\n{body}".encode()
@@ -185,7 +185,7 @@ async def test_accepted_data_survives_power_loss_and_no_name_lacks_content(
 
 
 class SyncsAnotherFile(CrashPoints):
-    """At the moment at which a note has its name and nothing is synced, another file is synced."""
+    """At the moment at which a pending submission has its name and nothing is synced, another file is synced."""
 
     def __init__(self, other: Path, disk: LoggedDisk) -> None:
         super().__init__()
@@ -244,8 +244,8 @@ async def test_no_submission_rejected_by_a_failing_disk_is_sent(
     rng = random.Random(4)
     for _ in range(LOSSES):
         there = after_loss(disk, disk.position(), rng).items()
-        notes = [octets for name, octets in there if "/ready/" in name]
-        subjects = {read_properties(octets).subject for octets in notes}
+        ready = [octets for name, octets in there if "/ready/" in name]
+        subjects = {read_properties(octets).subject for octets in ready}
         assert subjects & {*answers["refused"]} == set()
         assert accepted_before - subjects == set()
 

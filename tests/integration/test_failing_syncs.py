@@ -99,7 +99,7 @@ def test_no_202_while_drafts_cannot_be_synced(relay: RelayProcess) -> None:
         body = {"message": message(to=["alice@example.test"], subject="refused")}
         try:
             answer = relay.graph("POST", "/me/sendMail", body)
-        except http.client.RemoteDisconnected:  # nor can the removal of its note be synced
+        except http.client.RemoteDisconnected:  # nor can the removal of its submission be synced
             assert "request not answered" in relay.log
         else:
             assert answer.status == 503

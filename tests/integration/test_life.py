@@ -121,7 +121,7 @@ def test_a_port_in_use_prevents_the_start(relay: RelayProcess, remotes: Remotes)
 
 
 def test_a_mail_store_in_use_prevents_the_start(relay: RelayProcess, remotes: Remotes) -> None:
-    """With a state_dir of its own it would send the other's notes a second time."""
+    """With a state_dir of its own it would send the other's submissions a second time."""
     assert relay.process is not None
     second = remotes.relay(config={"mailboxes": {"root": str(relay.folder / "mail")}})
     second.start(wait=False)

@@ -121,7 +121,7 @@ def test_a_full_spool_disk_rejects_new_mail_and_delivers_the_queue(
             for address in rcpt.keys() - {"no@a.test"}:
                 received(remote, address)
             takes_mail(relay, remote)
-            until("the ballast", (place / "ballast").exists)
+            until("the reserve file", (place / "ballast").exists)
             assert [one for one in relay.faults() if "spool cannot settle" in one] == []
     finally:
         relay.close()

@@ -134,7 +134,9 @@ def test_every_202_is_delivered_once_whatever_the_clock_was(
     until("no submission is pending", lambda: not relay.pending_submissions(), timeout_s=60)
     until("the queue is empty", lambda: not relay.queue(), timeout_s=60)
     found = Counter(relay.subjects("bob"))
-    assert {one: found[one] for one in accepted} == dict.fromkeys(accepted, 1), f"{left} notes left"
+    assert {one: found[one] for one in accepted} == dict.fromkeys(accepted, 1), (
+        f"{left} submissions left"
+    )
     assert max(found.values()) == 1
     assert relay.subjects("alice") == []  # no report of any kind
 

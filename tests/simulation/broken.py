@@ -462,7 +462,7 @@ BROKEN = (
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
     Broken("no rates", _instead(TokenBucket, "wait_s", _nothing), "invariant 4", where=_slowed),
     Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4", where=_slowed_by_route),
-    Broken("new mail has the ballast", _instead(Writer, "submit", _like_outcomes), "invariant 10", where=_filled),
+    Broken("new mail has the reserve file", _instead(Writer, "submit", _like_outcomes), "invariant 10", where=_filled),
     Broken("new mail has what is kept", _instead(ReserveFile, "check_free_space", _nothing_kept), "invariant 10", where=_filled),
     Broken("backscatter", _instead(bounces, "decide_reports", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),

@@ -18,7 +18,7 @@ from tests.simulation.sites import MANNERS
 # No site of a world speaks TLS or asks for a password; nothing of ours breaks down.
 _UNREACHABLE = {DeferralClass.TLS, DeferralClass.AUTH, DeferralClass.INTERNAL}
 _ALWAYS_DONE = (Operation.CANCEL, CommandResult.UNCHANGED)  # whatever lives can be cancelled
-_PARTS_OF_LIFE = ("starting", "working", "stopping", "an order", "upkeep", "a report")
+_PARTS_OF_LIFE = ("starting", "working", "stopping", "an order", "maintenance", "a report")
 WANTED = (
     *(f"site: {manner.name}" for manner in MANNERS),
     *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),
@@ -31,7 +31,7 @@ WANTED = (
     *(f"death: {part}" for part in _PARTS_OF_LIFE),
     *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed")),
     *(f"pressure: {level.name}" for level in PressureLevel),
-    *(f"disk: {word}" for word in ("full", "a sync failed", "ballast given up")),
+    *(f"disk: {word}" for word in ("full", "a sync failed", "reserve file released")),
     *(f"answer: {word}" for word in ("250", "4yz", "5yz", "none")),
     "accepted: as no claim", "accepted: in a file", "accepted: in two versions", "accepted: large",
     "accepted: repeated",

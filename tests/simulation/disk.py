@@ -21,7 +21,7 @@ from tests.simulation.world import World
 VFS = "simulated"
 _SPOOL = "spool.sqlite"
 CONTENTS = f"{_SPOOL}-content"
-_BALLAST = "ballast"
+_RESERVE_FILE = "ballast"
 _SIZE_BYTES = 1 << 30
 _BLOCK_BYTES = 4096
 _BASE = apsw.vfs_names()[0]  # where files really are
@@ -64,8 +64,8 @@ class Disk(apsw.VFS):
                 if power_lost:
                     forget(new / name, self._unsynced.get(name, []), self.world.rng)
         self._move_note(last_commit_of(old / _SPOOL), last_commit_of(new / _SPOOL), power_lost)
-        if (old / _BALLAST).exists():
-            (old / _BALLAST).rename(new / _BALLAST)
+        if (old / _RESERVE_FILE).exists():
+            (old / _RESERVE_FILE).rename(new / _RESERVE_FILE)
         if (old / CONTENTS).exists():
             (new / CONTENTS).mkdir()
             for name in _names_in(old / CONTENTS):

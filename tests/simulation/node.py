@@ -40,8 +40,8 @@ from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
 from tests.simulation.ledger import Ledger, WatchedContents, Witness
 from tests.simulation.life import Death, Life
+from tests.simulation.maintenance import SimulatedMaintenance, SimulatedReserveFile
 from tests.simulation.scenario import HOME, PEOPLE, ROUTED, Scenario
-from tests.simulation.upkeep import SimulatedReserveFile, Upkeep
 from tests.simulation.world import World
 
 RELAY_IP = "192.0.2.1"
@@ -143,7 +143,7 @@ class Node:
             reserve_file=SimulatedReserveFile(home / "ballast", around.disk),
         )  # fmt: skip
         self.witness = Witness(self.spool, around.ledger, life, around.disk)
-        self.upkeep = Upkeep(world, life, scenario, spool=self.spool)
+        self.maintenance = SimulatedMaintenance(world, life, scenario, spool=self.spool)
         reporter = Reporter(
             hostname="relay.test", clock=self.clock, ids=ids,
             next_hop_for=self.table.next_hop_for, expire_after_s=scenario.expire_after_s,
@@ -162,7 +162,7 @@ class Node:
         self.acceptance = acceptance
         neighbours = IngressDependencies(
             hostname="relay.test", acceptance=acceptance, router=self.table, accounts=accounts,
-            quota=around.store, crash=Points(around.disk), pressure=self.upkeep.pressure,
+            quota=around.store, crash=Points(around.disk), pressure=self.maintenance.pressure,
         )  # fmt: skip
         listener = SmtpListener(
             listen=Address(RELAY_IP, SMTP_PORT), trusted_networks=("127.0.0.0/8",),
@@ -206,11 +206,11 @@ class Node:
         await self.spool.start()
         with self._disk.unnoticed():  # of the first life: no file was there before
             tripwires.lay(self._path)
-        await self.upkeep.measure()
+        await self.maintenance.measure()
         if self._commit_s:
             self.spool._writer._loop = _SlowDisk(self._world, self._commit_s)
         self._tasks.append(asyncio.create_task(self.scheduler.run()))
-        self._tasks.append(asyncio.create_task(self.upkeep.run()))
+        self._tasks.append(asyncio.create_task(self.maintenance.run()))
         for task in self._tasks:
             task.add_done_callback(self._ended)
         for server in self.servers:

@@ -39,8 +39,8 @@ CREATE TRIGGER tripwire_entry_gone BEFORE DELETE ON entry WHEN OLD.state <> 'fin
 BEGIN SELECT tripwire('1: a live entry was removed: ' || OLD.message_id); END;
 CREATE TRIGGER tripwire_recipient_gone BEFORE DELETE ON recipient WHEN OLD.state NOT IN ({_FINAL})
 BEGIN SELECT tripwire('1: a live recipient was removed: ' || OLD.message_id); END;
-CREATE TRIGGER tripwire_room AFTER INSERT ON message WHEN NEW.source <> 'report' AND ballast_given()
-BEGIN SELECT tripwire('10: the ballast was given up for new mail: ' || NEW.id); END;
+CREATE TRIGGER tripwire_room AFTER INSERT ON message WHEN NEW.source <> 'report' AND reserve_released()
+BEGIN SELECT tripwire('10: the reserve file was released for new mail: ' || NEW.id); END;
 CREATE TRIGGER tripwire_key BEFORE UPDATE OF message_id ON submission
 WHEN NEW.message_id <> OLD.message_id
 BEGIN SELECT tripwire('7: a submission became another: ' || OLD.key); END;
@@ -78,7 +78,7 @@ def watched(
 
     def register(connection: apsw.Connection) -> None:
         connection.create_scalar_function("tripwire", lambda words: tell(f"invariant {words}"), 1)
-        connection.create_scalar_function("ballast_given", lambda: disk.is_just_given, 0)
+        connection.create_scalar_function("reserve_released", lambda: disk.is_just_given, 0)
 
     write_counts, prune = Batch.write_counts, maintenance.prune
 

@@ -16,9 +16,9 @@ HANGS_S = 30
 calls_here: list[str] = []
 
 
-def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
+def convert(draft: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
     """Crash, hang or raise."""
-    content = note if isinstance(note, bytes) else note.read(0, note.size)
+    content = draft if isinstance(draft, bytes) else draft.read(0, draft.size)
     subject = content.partition(b"Subject: ")[2].partition(b"\r\n")[0]
     if subject == b"crash" and _in_a_child():
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -26,14 +26,14 @@ def convert(note: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMes
         raise ZeroDivisionError("an internal error")
     for _ in range(HANGS_S * 100 if subject == b"hang" else 0):
         time.sleep(0.01)
-    return convert_well(note, now_us=now_us, hostname=hostname)
+    return convert_well(draft, now_us=now_us, hostname=hostname)
 
 
-def only_in_a_child(note: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
+def only_in_a_child(draft: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
     """Record what is converted outside of a child process."""
     if not _in_a_child():
         calls_here.append(hostname)
-    return convert(note, now_us=now_us, hostname=hostname)
+    return convert(draft, now_us=now_us, hostname=hostname)
 
 
 def _in_a_child() -> bool:

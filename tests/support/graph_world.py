@@ -44,7 +44,7 @@ class MemoryStore:
     def __init__(self, clock: ManualClock) -> None:
         self.clock, self.ids = clock, Ids(clock)
         self.messages: dict[str, list[StoredMessage]] = {}
-        self.notes: list[tuple[PendingSubmission, MessageProperties | bytes]] = []
+        self.submissions: list[tuple[PendingSubmission, MessageProperties | bytes]] = []
         self.refuse: Exception | None = None
         self.written = 0
         self.folders = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
@@ -80,20 +80,20 @@ class MemoryStore:
 
     async def submit_new(self, account, content, options):
         draft = await self.create_draft(account, content)
-        return self._note(draft, content, account, options)
+        return self._submit(draft, content, account, options)
 
     async def submit_draft(self, account, message_id, options, *, condition=NO_PRECONDITION):
         if self.refuse:
             raise self.refuse
         draft = await self.get(account, message_id)
-        return self._note(draft, draft.properties, account, options)
+        return self._submit(draft, draft.properties, account, options)
 
-    def _note(self, draft, content, account, options: SendOptions) -> PendingSubmission:
+    def _submit(self, draft, content, account, options: SendOptions) -> PendingSubmission:
         submission_id = f"{draft.id}.1"
         now = self.clock.time_us()
-        note = PendingSubmission(submission_id, draft.id, account, "base", Path(), now, options)
-        self.notes.append((note, content))
-        return note
+        pending = PendingSubmission(submission_id, draft.id, account, "base", Path(), now, options)
+        self.submissions.append((pending, content))
+        return pending
 
     async def get(self, account, message_id, *, folder_id=""):
         for one in self.messages.get(account, []):
@@ -194,8 +194,8 @@ class World:
     @property
     def sent(self) -> MessageProperties | bytes:
         """Return the content of the only submission."""
-        assert len(self.store.notes) == 1
-        return self.store.notes[0][1]
+        assert len(self.store.submissions) == 1
+        return self.store.submissions[0][1]
 
     async def send(self, message: object, **parameters: object) -> httpx.Response:
         body = {"message": message, **parameters}

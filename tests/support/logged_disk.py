@@ -2,7 +2,7 @@
 
     with LoggedDisk(folder, size_bytes=...) as disk:
         ... make a file system on disk.file, mount it by loop, work, unmount ...
-    disk.after_loss(position, chance)     # a position is what disk.position() was at some moment
+    disk.after_loss(position, rng)     # a position is what disk.position() was at some moment
 
 What was flushed is in an image; of what was not, any part, each write as a whole or not at all.
 The test is skipped, with the reason, where there is no FUSE or nobody may mount. See the kernel's
@@ -79,7 +79,7 @@ class LoggedDisk:
         """Where in the disk's history we are."""
         return self._log.stat().st_size
 
-    def after_loss(self, position: int, chance: random.Random) -> bytearray:
+    def after_loss(self, position: int, rng: random.Random) -> bytearray:
         """The disk when the power went then; what was not flushed is there in part, or not."""
         image, unflushed = bytearray(self._size_bytes), []
         for write in self._history(position):
@@ -89,9 +89,9 @@ class LoggedDisk:
             for place, octets in unflushed:
                 image[place : place + len(octets)] = octets
             unflushed.clear()
-        kept = chance.choice((0.0, 0.3, 0.7, 1.0))
+        kept = rng.choice((0.0, 0.3, 0.7, 1.0))
         for place, octets in unflushed:
-            if chance.random() < kept:
+            if rng.random() < kept:
                 image[place : place + len(octets)] = octets
         return image
 

@@ -4,7 +4,7 @@
         ... open a spool, use it ...
         disk.refuses("sync")                # until disk.is_well()
         assert disk.syncs["-wal"] == 1
-    disk.after_loss_of_power(folder, chance)
+    disk.after_loss_of_power(folder, rng)
 
 A failed sync is reported once; what it should have written is clean for the system from then on,
 visible, and on the disk in part or not at all, unless it is written again. As SQLite's own layer
@@ -44,9 +44,9 @@ class _Image:
             _apply(self.octets, change)
         self.changes.clear()
 
-    def lose(self, chance: random.Random) -> None:
+    def lose(self, rng: random.Random) -> None:
         """Let some of the changes come to the disk, and the system forget that the others did not."""
-        some = [one for one in self.changes if chance.random() < 0.5]
+        some = [one for one in self.changes if rng.random() < 0.5]
         self.changes.clear()
         for change in some:
             _apply(self.octets, change)
@@ -64,11 +64,11 @@ def _apply(octets: bytearray, change: tuple[int, bytes | None]) -> None:
 class FaultyDisk(apsw.VFS):
     """SQLite's default disk inside the block. Faults are for files whose names end with `suffix`."""
 
-    def __init__(self, *, chance: random.Random | None = None) -> None:
+    def __init__(self, *, rng: random.Random | None = None) -> None:
         self.syncs: Counter[str] = Counter()  # by what stands behind the database's name
         self.refusals: Counter[str] = Counter()
         self.on_sync: Callable[[str], None] = lambda _suffix: None
-        self._chance = chance or random.Random(0)
+        self._rng = rng or random.Random(0)
         self._faults: dict[str, str] = {}
         self._images: dict[Path, _Image] = {}
         self._lock = threading.RLock()
@@ -104,12 +104,12 @@ class FaultyDisk(apsw.VFS):
         with self._lock:
             self._images = images
 
-    def after_loss_of_power(self, folder: Path, chance: random.Random) -> None:
+    def after_loss_of_power(self, folder: Path, rng: random.Random) -> None:
         """Put what is on the disk into `folder`, under the same names."""
         with self._lock:
             for path, image in self._images.items():
                 left = _Image(bytearray(image.octets), list(image.changes))
-                left.lose(chance)
+                left.lose(rng)
                 (folder / path.name).write_bytes(left.octets)
 
     # -- for SQLite
@@ -143,7 +143,7 @@ class FaultyDisk(apsw.VFS):
             self._check("sync", path)
         except apsw.Error:
             with self._lock:
-                self._images[path].lose(self._chance)
+                self._images[path].lose(self._rng)
             raise
         with self._lock:
             self._images[path].flush()

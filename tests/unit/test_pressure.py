@@ -99,7 +99,7 @@ def test_where_each_level_begins(changed, reason, level):
     assert levels(**changed).get(reason, PressureLevel.NORMAL) is level
 
 
-def test_the_ballasts_room_is_nobodys():
+def test_the_room_of_the_reserve_file_is_nobodys():
     free = {"spool": with_free(140 * MIB)}
     assert levels(**free) == {}
     assert levels(**free, kept_bytes=16 * MIB) == {PressureReason.SPOOL_DISK: PressureLevel.SLOW}

@@ -113,16 +113,16 @@ async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
 ) -> None:
     disk.refuses(fault)
     assert await running.send_mail("waits") == 202
-    notes = running.folder / "mail/.submissions/ready"
-    assert len(list(notes.iterdir())) == 1
+    ready = running.folder / "mail/.submissions/ready"
+    assert len(list(ready.iterdir())) == 1
     async with asyncio.timeout(SOON_S):
         while disk.refusals[fault] < 2:  # it was attempted, and again
             await asyncio.sleep(0.02)
-    assert len(list(notes.iterdir())) == 1
+    assert len(list(ready.iterdir())) == 1
     disk.is_well()
     await running.until_inbox_has("waits")
     async with asyncio.timeout(SOON_S):
-        while list(notes.iterdir()):
+        while list(ready.iterdir()):
             await asyncio.sleep(0.02)
         while any((counts := await running.daemon.spool.counts()).entries.values()):
             await asyncio.sleep(0.02)  # it is in the mailbox before it is settled

@@ -58,7 +58,7 @@ def world(tmp_path) -> World:
     return World(tmp_path)
 
 
-async def test_nothing_is_short_and_the_ballast_is_there(world):
+async def test_nothing_is_short_and_the_reserve_file_is_there(world):
     assert await world.measure() == replace(
         PressureState(), room_bytes=world.pressure.state.room_bytes
     )

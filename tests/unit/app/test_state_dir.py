@@ -35,15 +35,15 @@ def test_a_second_owner_gets_the_pid_of_the_first(tmp_path: Path) -> None:
 
 
 def test_a_mail_store_has_one_owner_whatever_their_state_dirs_are(tmp_path: Path) -> None:
-    notes = tmp_path / "mail" / ".submissions"
-    first = OwnerLock(tmp_path / "state" / "run", submissions=notes)
-    second = OwnerLock(tmp_path / "other" / "run", submissions=notes)
+    submissions = tmp_path / "mail" / ".submissions"
+    first = OwnerLock(tmp_path / "state" / "run", submissions=submissions)
+    second = OwnerLock(tmp_path / "other" / "run", submissions=submissions)
     first.take()
     with pytest.raises(AlreadyRunningError, match=f"mail is in use by process {os.getpid()}$"):
         second.take()
     OwnerLock(tmp_path / "other" / "run").take()  # nothing of it was kept
     first.give_back()
-    third = OwnerLock(tmp_path / "third" / "run", submissions=notes)
+    third = OwnerLock(tmp_path / "third" / "run", submissions=submissions)
     third.take()
     third.give_back()
 

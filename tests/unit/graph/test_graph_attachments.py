@@ -304,9 +304,9 @@ async def test_a_scheduled_draft_is_sent_with_attachments_added_later(on_disk: O
     assert (await on_disk.http.post(f"/messages/{message_id}/send")).status_code == 202
     added = await on_disk.http.post(f"/messages/{message_id}/attachments", json=PDF)
     assert added.status_code == 201
-    [note] = (on_disk.root / ".submissions/deferred").iterdir()
+    [scheduled] = (on_disk.root / ".submissions/deferred").iterdir()
     [file] = [path for path in on_disk.files() if path.parent.name == "cur"]
-    assert note.samefile(file)
+    assert scheduled.samefile(file)
     assert [one["name"] for one in await listed(on_disk, message_id)] == [TEXT["name"], PDF["name"]]
 
 

@@ -69,7 +69,7 @@ async def test_a_draft_may_lack_recipients_but_is_not_sent_so(world: World) -> N
     shown = await create(world, toRecipients=[], bccRecipients=None)
     answer = await world.http.post(f"/v1.0/me/messages/{shown['id']}/send")
     assert refused(answer, 400, "ErrorInvalidRecipients")
-    assert not world.store.notes
+    assert not world.store.submissions
 
 
 async def test_marks_given_at_creation(world: World) -> None:

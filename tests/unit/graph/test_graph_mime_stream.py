@@ -54,11 +54,11 @@ async def test_sent_mime_is_on_disk_unchanged(on_disk: OnDisk, is_chunked: bool)
     answer = await on_disk.http.post("/sendMail", content=content, headers=BOB)
     assert (answer.status_code, answer.content) == (202, b"")
     assert answer.headers["x-relay-internet-message-id"] == "<l@a.test>"
-    note, draft = sorted(on_disk.files(), key=lambda path: path.parent.name != "ready")
-    assert note.samefile(draft)
+    pending, draft = sorted(on_disk.files(), key=lambda path: path.parent.name != "ready")
+    assert pending.samefile(draft)
     assert draft.read_bytes().endswith(LARGE)
     assert f",S={draft.stat().st_size}:2,DS" in draft.name
-    assert note.parent.name == "ready"
+    assert pending.parent.name == "ready"
     shown = await on_disk.http.get(f"/messages/{answer.headers['x-relay-message-id']}", headers=BOB)
     assert (shown.json()["subject"], shown.json()["isDraft"]) == ("large", True)
 

@@ -359,8 +359,8 @@ async def test_mime_on_behalf_gets_the_sender_that_it_lacks(
     if path == "messages":
         answer = await mailbox.http.post(f"messages/{answer.json()['id']}/send")
     assert answer.status_code == 202, answer.text
-    (note,) = (mailbox.root / ".submissions/ready").iterdir()
-    made = convert(note.read_bytes(), now_us=0, hostname="h")
+    (pending,) = (mailbox.root / ".submissions/ready").iterdir()
+    made = convert(pending.read_bytes(), now_us=0, hostname="h")
     assert read_all(made.content).decode() == header + rest + added + body
     assert made.originator == reverse_path
 
@@ -393,8 +393,8 @@ async def test_mime_on_behalf_that_gets_an_attachment_keeps_it(
     if when != "changed later":
         assert (await mailbox.http.post(f"{path}/send")).status_code == 202
     where = "deferred" if when == "changed later" else "ready"
-    (note,) = (mailbox.root / ".submissions" / where).iterdir()
-    made = convert(note.read_bytes(), now_us=0, hostname="h")
+    (pending,) = (mailbox.root / ".submissions" / where).iterdir()
+    made = convert(pending.read_bytes(), now_us=0, hostname="h")
     sent = email.message_from_bytes(read_all(made.content))
     assert sent["sender"] == sender
     assert made.originator == (sender or sent["from"])

@@ -21,10 +21,10 @@ ITEM = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m"}
 
 async def test_answers_202_with_ids_and_no_body(world: World) -> None:
     answer = await world.send({"subject": "Hé", "toRecipients": to("carol@a.test")})
-    note, sent = world.store.notes[0]
+    pending, sent = world.store.submissions[0]
     assert (answer.status_code, answer.content) == (202, b"")
-    assert answer.headers["x-relay-message-id"] == note.draft_id
-    assert answer.headers["x-relay-submission-id"] == note.submission_id
+    assert answer.headers["x-relay-message-id"] == pending.draft_id
+    assert answer.headers["x-relay-submission-id"] == pending.submission_id
     assert answer.headers["x-relay-internet-message-id"] == sent.internet_message_id
     assert sent.internet_message_id.endswith("@relay.example.test>")
     assert world.crash.points == [CrashPoint.REQUEST_ANSWERED]
@@ -79,7 +79,7 @@ async def test_all_properties_arrive(world: World) -> None:
 async def test_save_to_sent_items(world: World, given: object, saved: bool) -> None:
     answer = await world.send({"toRecipients": to("c@a.test")}, saveToSentItems=given)
     assert answer.status_code == 202
-    assert world.store.notes[0][0].options.save_to_sent_items is saved
+    assert world.store.submissions[0][0].options.save_to_sent_items is saved
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ async def post(world: World, how: str, prefer: list[str], **parameters):
 async def test_a_preference_is_honoured_and_said_to_be(world, how, prefer, options, applied):
     answer = await post(world, how, prefer)
     assert answer.status_code == 202, answer.text
-    assert world.store.notes[0][0].options == options
+    assert world.store.submissions[0][0].options == options
     assert answer.headers.get("preference-applied") == applied
 
 
@@ -71,7 +71,7 @@ async def test_a_preference_is_honoured_and_said_to_be(world, how, prefer, optio
 async def test_a_wrong_preference_is_refused_before_anything_is_written(world, how, prefer, told):
     answer = await post(world, how, [prefer])
     assert told in refused(answer, 400, "ErrorInvalidRequest")
-    assert world.store.notes == []
+    assert world.store.submissions == []
     assert world.store.written == (1 if how == "draft" else 0)
 
 
@@ -85,7 +85,7 @@ async def test_a_wrong_preference_is_refused_before_anything_is_written(world, h
 )
 async def test_a_preference_beats_the_parameter(world, prefer, given, options):
     await post(world, "json", [prefer], saveToSentItems=given)
-    assert world.store.notes[0][0].options == options
+    assert world.store.submissions[0][0].options == options
 
 
 DUE_US = 1_800_000_000_000_000
@@ -119,7 +119,7 @@ async def test_a_draft_says_itself_how_it_is_sent(world, properties, prefer, opt
     headers = [("prefer", line) for line in prefer]
     answer = await world.http.post(f"/v1.0/me/messages/{draft.id}/send", headers=headers)
     assert answer.status_code == 202, answer.text
-    assert world.store.notes[0][0].options == options
+    assert world.store.submissions[0][0].options == options
 
 
 async def test_a_property_that_names_no_folder_is_refused(world):

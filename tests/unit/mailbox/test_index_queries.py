@@ -82,7 +82,7 @@ class Box:
         )  # fmt: skip
         self.drafts = self.store._drafts
         self.path = root / "mail/example.test/alice"
-        self.chance = random.Random(5)
+        self.rng = random.Random(5)
 
     def fill(self) -> None:
         for number in range(14):
@@ -100,30 +100,26 @@ class Box:
         assert len(self.messages) == 28
 
     def properties(self) -> MessageProperties:
-        attached = Attachment(
-            "House plan.pdf", "a/b", b"QQ==", 1, inline=self.chance.random() < 0.5
-        )
+        attached = Attachment("House plan.pdf", "a/b", b"QQ==", 1, inline=self.rng.random() < 0.5)
         return MessageProperties(
-            subject=self.chance.choice(SUBJECTS),
+            subject=self.rng.choice(SUBJECTS),
             body_type="html",
-            body=f"<p>{self.chance.choice(WORDS)}</p><style>house</style>{self.words()}",
+            body=f"<p>{self.rng.choice(WORDS)}</p><style>house</style>{self.words()}",
             from_=self.person(),
-            to=tuple(self.person() for _ in range(self.chance.randrange(3))),
-            cc=tuple(self.person() for _ in range(self.chance.randrange(2))),
-            bcc=tuple(self.person() for _ in range(self.chance.randrange(2))),
-            reply_to=tuple(self.person() for _ in range(self.chance.randrange(2))),
-            importance=self.chance.choice(("low", "normal", "high")),
-            categories=tuple(
-                self.chance.sample(("red", "Blue", "red wine"), self.chance.randrange(3))
-            ),
-            attachments=(attached,) if self.chance.random() < 0.4 else (),
+            to=tuple(self.person() for _ in range(self.rng.randrange(3))),
+            cc=tuple(self.person() for _ in range(self.rng.randrange(2))),
+            bcc=tuple(self.person() for _ in range(self.rng.randrange(2))),
+            reply_to=tuple(self.person() for _ in range(self.rng.randrange(2))),
+            importance=self.rng.choice(("low", "normal", "high")),
+            categories=tuple(self.rng.sample(("red", "Blue", "red wine"), self.rng.randrange(3))),
+            attachments=(attached,) if self.rng.random() < 0.4 else (),
         )
 
     def mime(self, number: int) -> EmailMessage:
         made = EmailMessage()
-        made["From"] = f"{self.chance.choice(NAMES) or 'Old'} <{self.chance.choice(ADDRESSES)}>"
-        made["To"] = ", ".join(self.chance.choice(ADDRESSES) for _ in range(2))
-        made["Subject"] = self.chance.choice(SUBJECTS)
+        made["From"] = f"{self.rng.choice(NAMES) or 'Old'} <{self.rng.choice(ADDRESSES)}>"
+        made["To"] = ", ".join(self.rng.choice(ADDRESSES) for _ in range(2))
+        made["Subject"] = self.rng.choice(SUBJECTS)
         made["Message-ID"] = f"<{number}@a.test>"
         if number % 2:
             made["Date"] = f"Mon, {number + 10} Jan 2023 10:00:00 +0100"
@@ -136,10 +132,10 @@ class Box:
         return made
 
     def words(self) -> str:
-        return " ".join(self.chance.choices(WORDS, k=4))
+        return " ".join(self.rng.choices(WORDS, k=4))
 
     def person(self) -> EmailAddress:
-        return EmailAddress(self.chance.choice(ADDRESSES), self.chance.choice(NAMES))
+        return EmailAddress(self.rng.choice(ADDRESSES), self.rng.choice(NAMES))
 
     def found(self, query: MessageQuery) -> list[str]:
         return [hit.located.message_id for hit in self.store._index.query(self.path, query).hits]

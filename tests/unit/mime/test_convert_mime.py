@@ -227,9 +227,9 @@ class CountedPart:
 )
 def test_only_the_headers_of_a_large_message_are_in_memory(part):
     content = large(part)
-    note = CountedOctets(write_mime_draft(content, ORIGIN))
+    draft = CountedOctets(write_mime_draft(content, ORIGIN))
     CountedOctets.longest = 0
-    made = convert(note, now_us=0, hostname="h")
+    made = convert(draft, now_us=0, hostname="h")
     assert isinstance(made.content, LargeContent)
     assert made.content.header == TO + MIXED[: MIXED.index(b"\r\n") + 2] + ADDED
     assert b"Bcc" not in made.content.header

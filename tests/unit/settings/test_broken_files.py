@@ -17,33 +17,33 @@ PIECES = [
 ]  # fmt: skip
 
 
-def damaged(text: str, chance: random.Random) -> str:
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randint(0, len(text))
-        match chance.randint(0, 2):
+def damaged(text: str, rng: random.Random) -> str:
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randint(0, len(text))
+        match rng.randint(0, 2):
             case 0:
-                text = text[:at] + chance.choice(PIECES) + text[at:]
+                text = text[:at] + rng.choice(PIECES) + text[at:]
             case 1:
-                text = text[:at] + text[at + chance.randint(1, 5) :]
+                text = text[:at] + text[at + rng.randint(1, 5) :]
             case _:
                 lines = text.split("\n")
-                number = chance.randrange(len(lines))
+                number = rng.randrange(len(lines))
                 key, equals, _ = lines[number].partition(" = ")
-                lines[number] = key + equals + chance.choice(PIECES)
+                lines[number] = key + equals + rng.choice(PIECES)
                 text = "\n".join(lines)
     return text
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_damaged_file_is_told_about(tmp_path, seed):
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     whole = (shipped("conf") / "relay.toml").read_text()
     whole = re.sub(r"^#(?! |$|tls|auth)", "", whole, flags=re.MULTILINE)
     whole = whole.replace('"submission"', '"relay"')
     file = tmp_path / "relay.toml"
     told = []
     for _ in range(60):
-        file.write_text(damaged(whole, chance), newline="")
+        file.write_text(damaged(whole, rng), newline="")
         try:
             load(file, {"A": "a\udcff"})
         except SettingsError as error:
@@ -54,14 +54,14 @@ def test_a_damaged_file_is_told_about(tmp_path, seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_key_of_a_file_that_is_toml_has_a_line(tmp_path, seed):
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     whole = re.sub(
         r"^#(?! |$)", "", (shipped("conf") / "relay.toml").read_text(), flags=re.MULTILINE
     )
     file: Path = tmp_path / "relay.toml"
     read = 0
     for _ in range(100):
-        text = damaged(whole, chance)
+        text = damaged(whole, rng)
         file.write_text(text, newline="")
         try:
             document = read_document(file)

@@ -198,7 +198,7 @@ async def test_after_a_power_loss_every_accepted_message_exists_and_no_refused_o
     rng = random.Random(seed)
     monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", rng.choice([40, 4000]))
     answered, path = Answers(), tmp_path / "spool.sqlite"
-    with FaultyDisk(chance=rng) as disk:
+    with FaultyDisk(rng=rng) as disk:
         monkeypatch.setattr("relay.spool.sqlite.spool.rewrite_log", rewriting_on(disk))
         for life in range(4):
             spool = SqliteSpool(

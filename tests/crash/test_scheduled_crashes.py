@@ -108,8 +108,8 @@ def test_a_kill_while_a_scheduled_message_is_changed(relay, point, sooner):
     assert len(relay.scheduled_submissions()) == 1
     (shown,) = relay.messages("drafts")
     assert shown["subject"] == ("first" if point in CHANGING[:2] else "second")
-    (note,) = relay.scheduled_submissions()
-    assert f"Subject: {shown['subject']}\r\n".encode() in note.read_bytes()
+    (scheduled,) = relay.scheduled_submissions()
+    assert f"Subject: {shown['subject']}\r\n".encode() in scheduled.read_bytes()
     send_now(relay, draft)
     until_sent(relay, shown["subject"])
 

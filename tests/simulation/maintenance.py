@@ -20,26 +20,26 @@ from tests.simulation.world import World
 
 _LOOK_S = 150.0
 _LOOKS_PER_COUNT = 4
-BALLAST_BYTES = 1 << 20
+RESERVE_BYTES = 1 << 20
 
 
 class SimulatedReserveFile(ReserveFile):
     """Frees space on the world's disk when it is released while the disk is full."""
 
     def __init__(self, path: Path, disk: Any) -> None:
-        super().__init__(path, size_bytes=BALLAST_BYTES, reserve_bytes=1)
+        super().__init__(path, size_bytes=RESERVE_BYTES, reserve_bytes=1)
         self._disk = disk
 
     def release(self) -> bool:
         given = super().release()
         if given and self._disk.full:
-            self._disk.world.reached["disk: ballast given up"] += 1
-            self._disk.spare_bytes += BALLAST_BYTES
+            self._disk.world.reached["disk: reserve file released"] += 1
+            self._disk.spare_bytes += RESERVE_BYTES
             self._disk.is_just_given = True
         return given
 
 
-class Upkeep:
+class SimulatedMaintenance:
     """The maintenance of one process; run() runs until cancelled."""
 
     def __init__(self, world: World, life: Life, plan: Scenario, *, spool: SqliteSpool) -> None:
@@ -61,15 +61,15 @@ class Upkeep:
                 try:
                     await self._look(counts=number % _LOOKS_PER_COUNT == 1)
                 except SpoolError as error:
-                    self._world.note("upkeep:", error)
+                    self._world.note("maintenance:", error)
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
-        self._life.doing.append("upkeep")
+        self._life.doing.append("maintenance")
         try:
             yield
         finally:
-            self._life.doing.remove("upkeep")
+            self._life.doing.remove("maintenance")
 
     async def _look(self, *, counts: bool) -> None:
         if counts:
