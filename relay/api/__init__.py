@@ -6,12 +6,11 @@ same as that of `relay trace`.
 """
 
 from relay.api.app import create_app, create_control_app
-from relay.api.dependencies import ApiDependencies, ChangeNotifier, JourneyReader
+from relay.api.dependencies import ApiDependencies, ChangeNotifier
 
 __all__ = [
     "ApiDependencies",
     "ChangeNotifier",
-    "JourneyReader",
     "create_app",
     "create_control_app",
 ]

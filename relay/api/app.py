@@ -5,13 +5,12 @@ else needs one, except on the control socket, where the file mode controls the a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.responses import Response
 
 from relay.accounts import AccountDirectory
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal, principal_of
-from relay.api.handlers import MessageHandlers, QueueHandlers, StorageHandlers
+from relay.api.handlers import Handlers
 from relay.api.request_parameters import QUEUE_PARAMETERS, single_values
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits, json_response
@@ -23,13 +22,6 @@ from relay.spool.types import SpoolError
 
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Handlers:
-    messages: MessageHandlers
-    queue: QueueHandlers
-    storage: StorageHandlers
 
 
 def create_app(
@@ -50,9 +42,7 @@ def create_control_app(dependencies: ApiDependencies) -> Gateway:
 def _application(
     dependencies: ApiDependencies, principal_for: Callable[[HttpRequest], Principal]
 ) -> Gateway:
-    handlers = _Handlers(
-        MessageHandlers(dependencies), QueueHandlers(dependencies), StorageHandlers(dependencies)
-    )
+    handlers = Handlers(dependencies)
 
     async def handle(request: HttpRequest) -> Response:
         try:
@@ -94,46 +84,43 @@ def _readiness(state: PressureState) -> str:
 
 
 async def _relay_v1(
-    request: HttpRequest, principal_for: Callable[[HttpRequest], Principal], handlers: _Handlers
+    request: HttpRequest, principal_for: Callable[[HttpRequest], Principal], handlers: Handlers
 ) -> Response:
     if tuple(map(str.lower, request.segments[:2])) != ("relay", "v1"):
         raise _not_found(request)
     principal = principal_for(request)
     match request.segments[2:]:
         case ("messages",):
-            _require_method(request, "GET")
-            query = single_values(request.query, ("limit", "state"))
-            return json_response(await handlers.messages.recent(query, principal))
+            query = _query(request, "GET", "limit", "state")
+            return json_response(await handlers.messages(query, principal))
         case ("messages", key):
-            _require_method(request, "GET")
-            single_values(request.query, ())
-            return json_response(await handlers.messages.one(key, principal))
+            _query(request, "GET")
+            return json_response(await handlers.message(key, principal))
         case ("messages", key, "wait"):
-            _require_method(request, "GET")
-            query = single_values(request.query, ("state", "timeout"))
-            return json_response(
-                await request.cancel_on_disconnect(handlers.messages.wait(key, query, principal))
-            )
+            query = _query(request, "GET", "state", "timeout")
+            wait = handlers.wait_for_message(key, query, principal)
+            return json_response(await request.cancel_on_disconnect(wait))
         case ("queue",):
-            _require_method(request, "GET")
-            query = single_values(request.query, QUEUE_PARAMETERS)
-            return await handlers.queue.list(query, principal)
+            query = _query(request, "GET", *QUEUE_PARAMETERS)
+            return await handlers.queue_list(query, principal)
         case ("queue", "stats"):
-            _require_method(request, "GET")
-            single_values(request.query, ())
-            return json_response(await handlers.queue.stats(principal))
+            _query(request, "GET")
+            return json_response(await handlers.queue_stats(principal))
         case ("storage", "prune"):
-            _require_method(request, "POST")
-            single_values(request.query, ())
-            return json_response(await handlers.storage.prune(request, principal))
+            _query(request, "POST")
+            return json_response(await handlers.prune(request, principal))
         case ("queue", operation) if operation in tuple(Operation):
-            _require_method(request, "POST")
-            single_values(request.query, ())
-            return json_response(
-                await handlers.queue.change(Operation(operation), request, principal)
-            )
+            _query(request, "POST")
+            changed = await handlers.change_queue(Operation(operation), request, principal)
+            return json_response(changed)
         case _:
             raise _not_found(request)
+
+
+def _query(request: HttpRequest, method: str, *allowed: str) -> dict[str, str]:
+    """Return the query parameters. Raises ApiError 405 for another method, 400 as single_values."""
+    _require_method(request, method)
+    return single_values(request.query, allowed)
 
 
 def _require_method(request: HttpRequest, method: str) -> None:

@@ -6,30 +6,16 @@ Also Principal: the role of the account or operator that makes a request.
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from relay.accounts import Account, Role
 from relay.clock import Clock
 from relay.http.errors import ApiError
+from relay.journeys.journey import Journeys
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
-
-
-class JourneyReader(Protocol):
-    """Reads the journeys of messages as JSON (docs/names.md)."""
-
-    async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
-        """Return the newest message that `key` names: an id of any kind, an address, or "last".
-
-        `account` restricts it to the messages of that account. Return None if there is none.
-        """
-        ...
-
-    async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest messages first; only those in `state` unless it is ""."""
-        ...
 
 
 class ChangeNotifier:
@@ -66,10 +52,6 @@ class ChangeNotifier:
             await event.wait()
 
 
-async def _no_history(_older_than_s: float | None, _dry_run: bool) -> Mapping[str, Any]:
-    return {"messages": 0, "submissions": 0, "kept": 0, "ended": True}
-
-
 @dataclass(frozen=True, slots=True)
 class ApiDependencies:
     """What the handlers need.
@@ -79,7 +61,7 @@ class ApiDependencies:
     or with the second argument only counts it.
     """
 
-    journeys: JourneyReader
+    journeys: Journeys
     queue_admin: QueueAdmin
     stats: Callable[[], Awaitable[Mapping[str, Any]]]
     way_to: Callable[[str], RouteLookup]
@@ -87,8 +69,8 @@ class ApiDependencies:
     metrics: Metrics
     ready: Callable[[], str]
     clock: Clock
-    pressure: Pressure = field(default_factory=Pressure)
-    prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]] = _no_history
+    pressure: Pressure
+    prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)

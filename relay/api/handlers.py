@@ -39,14 +39,21 @@ _PAUSE_S = 0.05  # a busy relay changes all the time, and each query reads the s
 _AGE_S_MAX = 1e9
 
 
-class MessageHandlers:
-    """The handlers of /messages."""
+class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    older_than_s: float | None = None
+    dry_run: bool = False
+
+
+class Handlers:
+    """The handlers of all paths that need a principal."""
 
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
         self._waiting = 0
 
-    async def recent(self, query: Mapping[str, str], principal: Principal) -> list[dict[str, Any]]:
+    async def messages(
+        self, query: Mapping[str, str], principal: Principal
+    ) -> list[dict[str, Any]]:
         """GET /messages?limit=&state=."""
         state = query.get("state", "")
         if state and state not in tuple(RecipientState):
@@ -55,14 +62,14 @@ class MessageHandlers:
             account=principal.account, state=state, limit=limit_of(query)
         )
 
-    async def one(self, key: str, principal: Principal) -> dict[str, Any]:
+    async def message(self, key: str, principal: Principal) -> dict[str, Any]:
         """GET /messages/{id}."""
         found = await self._find(key, principal)
         if found is None:
             raise _unknown(key)
         return found
 
-    async def wait(
+    async def wait_for_message(
         self, key: str, query: Mapping[str, str], principal: Principal
     ) -> dict[str, Any]:
         """GET /messages/{id}/wait?state=final&timeout=30: the journey, and `reached`.
@@ -112,14 +119,7 @@ class MessageHandlers:
             found = await self._dependencies.journeys.journey(f"<{key}>", account=principal.account)
         return found
 
-
-class QueueHandlers:
-    """The handlers of /queue."""
-
-    def __init__(self, dependencies: ApiDependencies) -> None:
-        self._dependencies = dependencies
-
-    async def list(self, query: Mapping[str, str], principal: Principal) -> Response:
+    async def queue_list(self, query: Mapping[str, str], principal: Principal) -> Response:
         """GET /queue?CONDITION=&limit=; a response header lists the unknown ids."""
         principal.check_may_read()
         listed = await self._dependencies.queue_admin.list(
@@ -128,12 +128,12 @@ class QueueHandlers:
         unknown = ",".join(quote(name, safe="") for name in listed.unknown)
         return json_response(listed, headers={UNKNOWN_HEADER: unknown} if unknown else None)
 
-    async def stats(self, principal: Principal) -> Mapping[str, Any]:
+    async def queue_stats(self, principal: Principal) -> Mapping[str, Any]:
         """GET /queue/stats."""
         principal.check_may_read()
         return await self._dependencies.stats()
 
-    async def change(
+    async def change_queue(
         self, operation: Operation, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
         """POST /queue/{operation}."""
@@ -153,18 +153,6 @@ class QueueHandlers:
         finally:
             self._dependencies.changes.notify()
         return changed.as_json()
-
-
-class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    older_than_s: float | None = None
-    dry_run: bool = False
-
-
-class StorageHandlers:
-    """The handler of /storage."""
-
-    def __init__(self, dependencies: ApiDependencies) -> None:
-        self._dependencies = dependencies
 
     async def prune(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
         """POST /storage/prune; the default of `older_than_s` is spool.keep."""

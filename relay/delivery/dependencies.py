@@ -10,7 +10,7 @@ from typing import Protocol
 from relay.message.content import Content
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome, Relayed
-from relay.routing import HopLimits, HopTls, Resolution
+from relay.routing import Resolution
 from relay.smtp import Connection, Target, Timeouts
 from relay.spool.types import Claim
 
@@ -57,24 +57,4 @@ class Connect(Protocol):
 
     async def __call__(self, target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Connection:
         """Open a connection that is ready for a transaction. Raises ConnectError."""
-        ...
-
-
-class LocalTable(Protocol):
-    """What delivery needs of the route table."""
-
-    def mailbox_for(self, address: str) -> str | None:
-        """The mailbox that takes mail for `address`, None if there is none."""
-        ...
-
-    def limits_for(self, next_hop: NextHop) -> HopLimits:
-        """The limits of its route."""
-        ...
-
-    def tls_for(self, next_hop: NextHop) -> HopTls:
-        """The TLS that its route requires of its hosts."""
-        ...
-
-    def credentials_for(self, next_hop: NextHop) -> tuple[str, str] | None:
-        """User and password for a next hop."""
         ...

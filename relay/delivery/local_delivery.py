@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
-from relay.delivery.dependencies import LocalTable, Scheduler
+from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import FairQueue
 from relay.mailbox.api import DeliveryResult, DeliveryStore
 from relay.mailbox.types import (
@@ -34,6 +34,7 @@ from relay.message.outcome import (
 )
 from relay.message.verdict import Source
 from relay.observe.logs import get_logger
+from relay.routing import RouteTable
 from relay.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")
@@ -44,7 +45,7 @@ _CUT_OFF = Evidence("4.3.0", "the relay was stopped while it delivered this")
 class LocalDelivery:
     """Delivers to mailboxes."""
 
-    def __init__(self, store: DeliveryStore, addresses: LocalTable) -> None:
+    def __init__(self, store: DeliveryStore, addresses: RouteTable) -> None:
         self._store = store
         self._addresses = addresses
 

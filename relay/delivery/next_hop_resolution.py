@@ -22,7 +22,7 @@ from relay.clock import Clock
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.dependencies import Connect, HostResolver, LocalTable, Scheduler
+from relay.delivery.dependencies import Connect, HostResolver, Scheduler
 from relay.delivery.fair_queue import FairQueue, RoundRobin, RoundRobinItem
 from relay.delivery.host_selection import HOSTS_MAX, ConnectFailure, HostKey, HostStatusCache
 from relay.delivery.site import Site
@@ -30,7 +30,7 @@ from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.observe.logs import get_logger
-from relay.routing import Hosts, TemporaryFailure, Unresolved, outcome_of
+from relay.routing import Hosts, RouteTable, TemporaryFailure, Unresolved, outcome_of
 from relay.settings.tree import TlsLevel
 from relay.spool.types import Claim, PriorityLevel
 
@@ -211,7 +211,7 @@ class Sites:
         claims_in_memory: ClaimsInMemory,
         *,
         resolver: HostResolver,
-        table: LocalTable,
+        table: RouteTable,
         slots: ConnectionSlots,
         options: SiteOptions,
         clock: Clock,

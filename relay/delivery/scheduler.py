@@ -17,7 +17,7 @@ from relay.delivery.attempt_recorder import AttemptRecorder, RecordedAttempt
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.dependencies import Connect, HostResolver, LocalTable
+from relay.delivery.dependencies import Connect, HostResolver
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
 from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner
@@ -27,6 +27,7 @@ from relay.message.content import Content
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome, Relayed
 from relay.observe.logs import RepeatedError, get_logger
+from relay.routing import RouteTable
 from relay.smtp import connect
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
@@ -51,7 +52,7 @@ class DeliveryScheduler:
         *,
         local: LocalDelivery,
         resolver: HostResolver,
-        table: LocalTable,
+        table: RouteTable,
         slots: ConnectionSlots,
         active_queue: ActiveQueue,
         options: SiteOptions,

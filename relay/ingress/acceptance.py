@@ -11,11 +11,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
+from relay.accounts import AccountDirectory
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
-from relay.ingress.authorization import AccountLookup, header_rejection
+from relay.ingress.authorization import header_rejection
 from relay.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
 from relay.ingress.fanout import FanOut, fan_out, pair_with_verdicts, reported_recipient
 from relay.journeys.events import Event, Step
@@ -29,7 +30,7 @@ from relay.mime.encoded_words import decode_words
 from relay.mime.headers import Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.policy import TooManyPartsError
+from relay.policy import RuleSet, TooManyPartsError
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTable, RoutingResult
 from relay.spool.types import (
     Accepted,
@@ -64,14 +65,6 @@ _NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
 _LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 
 
-class PolicyRules(Protocol):
-    """The mail-flow rules: relay.policy's RuleSet."""
-
-    def evaluate(self, message: ExaminedMessage) -> Verdict:
-        """Return the verdict. Any exception becomes 451 4.7.1."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Acceptance:
     """Takes responsibility for messages, or returns the reply that rejects them.
@@ -84,10 +77,10 @@ class Acceptance:
 
     hostname: str
     router: RouteTable
-    policy: Callable[[], PolicyRules]
+    policy: Callable[[], RuleSet]
     reporter: FailureReporter
     spool: Spool
-    accounts: AccountLookup
+    accounts: AccountDirectory
     clock: Clock
     ids: Ids
     metrics: Metrics

@@ -13,9 +13,8 @@ import binascii
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from relay.accounts import Account
+from relay.accounts import AccountDirectory
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.mime.read_header import originators
 
@@ -82,22 +81,7 @@ def _text(response: bytes) -> str:
         raise SmtpRejection("501 5.5.2 User and password must be UTF-8") from None
 
 
-class AccountLookup(Protocol):
-    """The accounts: relay.accounts.AccountDirectory."""
-
-    def by_address(self, address: str) -> Account | None:
-        """Return the account that gets mail for `address`."""
-        ...
-
-    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
-        """Return the account if the password is right; `client` is the client's IP address.
-
-        Raises LoginDelayedError.
-        """
-        ...
-
-
-def sender_rejection(accounts: AccountLookup, login: str, reverse_path: str) -> str:
+def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) -> str:
     """Return the reply if the account `login` may not use this reverse-path, else "".
 
     Every account may use the null reverse-path: mail clients send notifications with it (RFC 8098).
@@ -110,7 +94,7 @@ def sender_rejection(accounts: AccountLookup, login: str, reverse_path: str) -> 
     return _rejection(f"<{_shown(reverse_path)}>", login)
 
 
-def header_rejection(accounts: AccountLookup, login: str, header: bytes) -> str:
+def header_rejection(accounts: AccountDirectory, login: str, header: bytes) -> str:
     """Return the reply if the account `login` may not use the From and Sender fields, else ""."""
     account = accounts.by_address(login)
     if account is None or account.address != login:

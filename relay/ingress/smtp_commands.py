@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from relay.accounts import DEAD_LETTER, LoginDelayedError
+from relay.accounts import DEAD_LETTER, AccountDirectory, LoginDelayedError
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.ingress.authorization import AccountLookup, exchange, sender_rejection
+from relay.ingress.authorization import exchange, sender_rejection
 from relay.ingress.data import ContentReader, DataReply, Origin, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
 from relay.ingress.session_limits import MemoryBudget, SessionLimits
+from relay.mailbox.api import DeliveryStore
 from relay.mailbox.types import Room
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
@@ -82,14 +83,6 @@ class ClientConnection(Protocol):
         ...
 
 
-class MailboxQuota(Protocol):
-    """The mailbox quota: part of relay.mailbox's DeliveryStore."""
-
-    async def room(self, account: str, size: int) -> Room:
-        """Return whether a message of `size` bytes fits into the account's quota."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class ListenerDependencies:
     """What the command handlers of a listener share."""
@@ -100,8 +93,8 @@ class ListenerDependencies:
     max_recipients: int
     budget: MemoryBudget
     router: RouteTable
-    accounts: AccountLookup
-    quota: MailboxQuota
+    accounts: AccountDirectory
+    quota: DeliveryStore
     accept: Accept
     arrival: Callable[[], IncomingBody]
     crash: CrashPoints

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from relay.accounts import AccountDirectory
 from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
-from relay.ingress.authorization import AccountLookup
 from relay.ingress.data import DataReply, Origin, ReceivedContent
 from relay.ingress.session_limits import MemoryBudget, SessionCounter, SessionLimits
-from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies, MailboxQuota
+from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies
 from relay.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
+from relay.mailbox.api import DeliveryStore
 from relay.message.envelope import Envelope
 from relay.pressure import Pressure
 from relay.routing.route_table import RouteTable
@@ -42,8 +43,8 @@ class IngressDependencies:
     hostname: str
     acceptance: Acceptance
     router: RouteTable
-    accounts: AccountLookup
-    quota: MailboxQuota
+    accounts: AccountDirectory
+    quota: DeliveryStore
     crash: CrashPoints = field(default_factory=CrashPoints)
     pressure: Pressure = field(default_factory=Pressure)
 

@@ -94,6 +94,10 @@ class World:
         return await self.http.get(path, headers={"authorization": f"Bearer {token}"})
 
 
+async def no_history(_older_than_s: float | None, _dry_run: bool) -> dict[str, Any]:
+    raise AssertionError("no test of this module prunes")
+
+
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     records, changes = Records(), ChangeNotifier()
@@ -108,6 +112,7 @@ async def world() -> AsyncIterator[World]:
         ready=lambda: made.not_ready,
         clock=SystemClock(),
         pressure=(pressure := Pressure()),
+        prune=no_history,
     )
     app = create_app(dependencies, TokenAccounts(ACCOUNTS), hostname="relay.example.test")
     outside, inside = (

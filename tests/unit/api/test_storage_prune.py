@@ -11,6 +11,7 @@ from relay.accounts import Account, Role
 from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app
 from relay.clock import SystemClock
 from relay.observe.metrics import Metrics
+from relay.pressure import Pressure
 from tests.support.accounts import TokenAccounts
 
 ACCOUNTS = {role: Account(f"{role}@example.test", role=role) for role in Role}
@@ -30,6 +31,7 @@ def dependencies(asked) -> ApiDependencies:
     return ApiDependencies(
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats, way_to=sentinel.way_to,
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=prune,
+        pressure=Pressure(),
     )  # fmt: skip
 
 
