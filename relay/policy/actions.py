@@ -8,7 +8,7 @@ RFC 3463 (code of reject), RFC 5322 3.6 (fields), RFC 5321 4.4 (trace fields).
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.status import REPLY_TEXT_MAX, split_reply
@@ -55,39 +55,30 @@ class DiscardAction:
 
 
 @dataclass(frozen=True, slots=True)
-class RedirectAction:
+class AddressesAction:
+    """What all actions that add addresses have in common."""
+
+    addresses: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read addresses. Raises ValueError."""
+        return cls(_addresses(value))
+
+
+@dataclass(frozen=True, slots=True)
+class RedirectAction(AddressesAction):
     """Other addresses get the message instead of the recipient."""
 
-    addresses: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        """Read addresses. Raises ValueError."""
-        return cls(_addresses(value))
-
 
 @dataclass(frozen=True, slots=True)
-class BccAction:
+class BccAction(AddressesAction):
     """Other addresses get a copy that no header shows."""
 
-    addresses: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        """Read addresses. Raises ValueError."""
-        return cls(_addresses(value))
-
 
 @dataclass(frozen=True, slots=True)
-class CcAction:
+class CcAction(AddressesAction):
     """Other addresses get a copy; the Cc field of the matched recipients' copies shows them."""
-
-    addresses: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        """Read addresses. Raises ValueError."""
-        return cls(_addresses(value))
 
     def edit(self, head: bytes, message: ExaminedMessage) -> bytes:
         """Append those that are not yet recipients to the Cc field."""
@@ -172,15 +163,7 @@ HeaderEdit = CcAction | SetHeaderAction | RemoveHeaderAction | SubjectPrefixActi
 RuleAction = RejectAction | DiscardAction | RedirectAction | BccAction | HeaderEdit
 
 
-class ActionType(Protocol):
-    """An action's class, for the rule file loader."""
-
-    def parse(self, value: Any) -> RuleAction:
-        """Read the value of the key. Raises ValueError that says what was expected."""
-        ...
-
-
-ACTIONS: dict[str, ActionType] = {
+ACTIONS: dict[str, type[RuleAction]] = {
     "reject": RejectAction,
     "discard": DiscardAction,
     "redirect": RedirectAction,

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from relay.message.content import Content, memory_part, size_of
 from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Source
@@ -116,8 +116,8 @@ class MessageView:
 
 
 @dataclass(frozen=True, slots=True)
-class SenderCondition:
-    """The reverse-path matches a glob; the null reverse-path is written <>."""
+class GlobCondition:
+    """What all conditions on one text have in common."""
 
     globs: Globs
 
@@ -125,6 +125,11 @@ class SenderCondition:
     def parse(cls, value: Any) -> Self:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(_texts(value)))
+
+
+@dataclass(frozen=True, slots=True)
+class SenderCondition(GlobCondition):
+    """The reverse-path matches a glob; the null reverse-path is written <>."""
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -132,15 +137,8 @@ class SenderCondition:
 
 
 @dataclass(frozen=True, slots=True)
-class RecipientAddressCondition:
+class RecipientAddressCondition(GlobCondition):
     """The recipient's address matches a glob."""
-
-    globs: Globs
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        """Read globs. Raises ValueError."""
-        return cls(Globs.of(_texts(value)))
 
     def matches_recipient(self, _: MessageView, recipient: ExaminedRecipient) -> bool:
         """Return whether the condition matches."""
@@ -210,15 +208,8 @@ class SizeOverCondition:
 
 
 @dataclass(frozen=True, slots=True)
-class SubjectCondition:
+class SubjectCondition(GlobCondition):
     """The decoded Subject matches a glob."""
-
-    globs: Globs
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        """Read globs. Raises ValueError."""
-        return cls(Globs.of(_texts(value)))
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -253,10 +244,8 @@ class HeaderCondition:
 
 
 @dataclass(frozen=True, slots=True)
-class AttachmentNameCondition:
+class AttachmentNameCondition(GlobCondition):
     """The name of an attachment matches a glob, in any encoding and at any nesting."""
-
-    globs: Globs
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -280,16 +269,8 @@ RecipientCondition = RecipientAddressCondition | DirectionCondition
 Condition = MessageCondition | RecipientCondition
 
 
-class ConditionType(Protocol):
-    """A condition's class, for the rule file loader."""
-
-    def parse(self, value: Any) -> Condition:
-        """Read the value of the key. Raises ValueError that says what was expected."""
-        ...
-
-
 # In the order of evaluation: the most expensive ones come last.
-CONDITIONS: dict[str, ConditionType] = {
+CONDITIONS: dict[str, type[Condition]] = {
     "source": SourceCondition,
     "direction": DirectionCondition,
     "size_over": SizeOverCondition,

@@ -9,7 +9,7 @@ cannot be read.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -191,25 +191,14 @@ class _Evaluation:
             )
         ]
         additions = list(self._needed(recipients))
-        if len(self._views) == 1:
-            return self._verdict(recipients, additions, (self._message.content,))
         used = sorted(
             {0} | {each.content for each in recipients} | {each.content for each in additions}
         )
         place = {old: new for new, old in enumerate(used)}
         if len(used) < len(self._views):
-            recipients = [_moved(each, place) for each in recipients]
-            additions = [
-                AddedRecipient(each.address, each.rule, place[each.content]) for each in additions
-            ]
-        return self._verdict(recipients, additions, tuple(self._views[old].content for old in used))
-
-    def _verdict(
-        self,
-        recipients: list[RecipientVerdict],
-        additions: list[AddedRecipient],
-        contents: tuple[Content, ...],
-    ) -> Verdict:
+            recipients = [replace(each, content=place[each.content]) for each in recipients]
+            additions = [replace(each, content=place[each.content]) for each in additions]
+        contents = tuple(self._views[old].content for old in used)
         return Verdict(tuple(recipients), tuple(additions), contents, tuple(self._hits))
 
     def _matched(self, rule: Rule) -> list[int]:
@@ -320,11 +309,3 @@ def _header_end(content: bytes) -> int:
 
 def _contains(addresses: tuple[str, ...], address: str) -> bool:
     return any(each.casefold() == address.casefold() for each in addresses)
-
-
-def _moved(verdict: RecipientVerdict, place: dict[int, int]) -> RecipientVerdict:
-    if verdict.content == place[verdict.content]:
-        return verdict
-    return RecipientVerdict(
-        verdict.address, verdict.action, content=place[verdict.content], rule=verdict.rule
-    )

@@ -8,6 +8,7 @@ as ingress passes it to the engine (RFC 5322, RFC 2046 5.1.3).
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ from relay.settings.document import (
 )
 
 T = TypeVar("T")
+Word = TypeVar("Word", bound=StrEnum)
 NAME_CHARACTERS_MAX = 100  # it is a metric's label
 _RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop")
 SIZE_BYTES_MAX = 256 * 1024 * 1024
@@ -180,7 +182,7 @@ def read_rule(
         )
     rule = Rule(
         name=reader.required("name", _name, default=""),
-        mode=reader.key("mode", _mode, default=RuleMode.ENFORCE),
+        mode=reader.key("mode", _one_of(RuleMode), default=RuleMode.ENFORCE),
         when=_conditions(reader, "when"),
         unless=_conditions(reader, "unless"),
         actions=tuple(actions.values()),
@@ -202,7 +204,8 @@ def _conditions(reader: TableReader, key: str) -> ConditionSet:
     found: list[Condition] = []
     for name, kind in CONDITIONS.items():  # in this order, not that of the file
         if name in inner.table:
-            condition = inner.value(inner.table[name], (name,), kind.parse)
+            parse: Callable[[Any], Condition] = kind.parse
+            condition = inner.value(inner.table[name], (name,), parse)
             found += [condition] if condition else []
     return ConditionSet.of(found)
 
@@ -218,7 +221,8 @@ def _actions(reader: TableReader) -> dict[tuple[str, int], RuleAction]:
         name = _action_name(reader, index, item)
         if not name:
             continue
-        action = reader.value(item[name], ("then", index, name), ACTIONS[name].parse)
+        parse: Callable[[Any], RuleAction] = ACTIONS[name].parse
+        action = reader.value(item[name], ("then", index, name), parse)
         if action:
             found[name, index] = action
         if name in FINAL and index < len(raw) - 1:
@@ -247,10 +251,15 @@ def _name(value: Any) -> str:
     return name
 
 
-def _mode(value: Any) -> RuleMode:
-    if value not in list(RuleMode):
-        raise ValueError(f"one of {', '.join(RuleMode)}")
-    return RuleMode(value)
+def _one_of(words: type[Word]) -> Callable[[Any], Word]:
+    """Return a reader of one of `words`."""
+
+    def read(value: Any) -> Word:
+        if value not in list(words):
+            raise ValueError(f"one of {', '.join(words)}")
+        return words(value)
+
+    return read
 
 
 def read_test(
@@ -267,7 +276,7 @@ def read_test(
         sender=reader.required("from", _sender, default=""),
         recipients=tuple(reader.required("to", _recipients, default=[])),
         content=_content(reader, document.file.parent),
-        source=reader.key("source", _source, default=Source.SMTP),
+        source=reader.key("source", _one_of(Source), default=Source.SMTP),
         local=reader.key("local", _domains, default=None),
         expect=_expectation(reader),
         file=document.file,
@@ -290,7 +299,7 @@ def _expectation(reader: TableReader) -> ExpectedResult:
     inner = reader.subtable("expect")
     inner.check_keys(_EXPECTED)
     return ExpectedResult(
-        verdict=inner.required("verdict", _overall_verdict, default=OverallVerdict.ACCEPT),
+        verdict=inner.required("verdict", _one_of(OverallVerdict), default=OverallVerdict.ACCEPT),
         rules=inner.key("rules", _names, default=None),
         added=inner.key("added", _address_set, default=None),
         redirected=inner.key("redirected", _address_set, default=None),
@@ -381,18 +390,6 @@ def _size(value: Any) -> int:
     if size_bytes > SIZE_BYTES_MAX:
         raise ValueError(f"a size of at most {SIZE_BYTES_MAX} bytes")
     return size_bytes
-
-
-def _source(value: Any) -> Source:
-    if value not in list(Source):
-        raise ValueError(f"one of {', '.join(Source)}")
-    return Source(value)
-
-
-def _overall_verdict(value: Any) -> OverallVerdict:
-    if value not in list(OverallVerdict):
-        raise ValueError(f"one of {', '.join(OverallVerdict)}")
-    return OverallVerdict(value)
 
 
 def _domains(value: Any) -> frozenset[str]:

@@ -233,7 +233,7 @@ class RouteTable:
         self._limits_to = _limits_by_hop(actions, self._limits)
         self._route_for = lru_cache(_DOMAINS_KEPT)(self._find_route)
         self._routes: dict[str, tuple[int, RouteAction]] = {}
-        for number, (route, action) in enumerate(zip(routes, actions, strict=True)):
+        for number, (route, action) in enumerate(both):
             self._routes.setdefault(route.domain.lower(), (number, action))
 
     def examine(self, address: str) -> RoutingResult:
@@ -248,7 +248,7 @@ class RouteTable:
                 return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
         if domain in self._domains and _local_part(address) == "postmaster":
             return LocalRecipient(self.mailbox_for(address) or self._postmaster)
-        action = self._action_for(domain)
+        _, action = self._route_for(domain) or (0, None)
         match action:
             case None if domain in self._domains:
                 return self._examine_local(address)
@@ -309,10 +309,6 @@ class RouteTable:
         """Whether `domain` is local; rules check the sender with it."""
         return domain.lower() in self._domains
 
-    def _action_for(self, domain: str) -> RouteAction | None:
-        found = self._route_for(domain)
-        return found[1] if found else None
-
     def _find_route(self, domain: str) -> tuple[int, RouteAction] | None:
         """Find the first route among the few patterns that can match."""
         if not self._routes:
@@ -336,9 +332,8 @@ class RouteTable:
         return _rejected("5.1.1", address, "no such user here; check the spelling")
 
     def _examine_without_domain(self, address: str) -> RoutingResult:
-        if (
-            address.lower() == "postmaster"
-        ):  # RFC 5321 4.5.1: always accepted, also without a domain
+        # RFC 5321 4.5.1: postmaster is always accepted, also without a domain
+        if address.lower() == "postmaster":
             return LocalRecipient(self._postmaster)
         return _rejected("5.1.3", address, "this address has no domain; write user@domain")
 
