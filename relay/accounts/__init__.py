@@ -4,18 +4,3 @@ HTTP looks up the account of a bearer token, the SMTP server that of a login, ro
 of an address. The room reads accounts.toml once, at the start or a reload. Secrets are compared
 in constant time. Passwords are verified in threads, so that they do not block the event loop.
 """
-
-from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory, Role
-from relay.accounts.directory import DevelopmentAccounts, FileAccounts, load_accounts
-from relay.accounts.passwords import LoginDelayedError
-
-__all__ = [
-    "DEAD_LETTER",
-    "Account",
-    "AccountDirectory",
-    "DevelopmentAccounts",
-    "FileAccounts",
-    "LoginDelayedError",
-    "Role",
-    "load_accounts",
-]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from starlette.responses import Response
 
-from relay.accounts import AccountDirectory
+from relay.accounts.account import AccountDirectory
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal, principal_of
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import QUEUE_PARAMETERS, single_values

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from relay.accounts import Account, Role
+from relay.accounts.account import Account, Role
 from relay.clock import Clock
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys

@@ -12,43 +12,42 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from relay import api, graph
-from relay.accounts import DEAD_LETTER, AccountDirectory
+from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.app.configuration import parse_next_hop, route_table
 from relay.app.daemon import Daemon, Readiness
 from relay.app.pressure_monitor import PressureMonitor, bounds_of, raise_open_files_limit
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
-from relay.delivery import (
-    ACTIVE_QUEUE_BYTES,
-    ActiveQueue,
-    AttemptRecorder,
-    ConnectionSlots,
-    ContentCache,
-    DeferralCause,
-    DeliveryScheduler,
-    LocalDelivery,
-    RetrySchedule,
-    SiteOptions,
-    parse_rate,
-)
-from relay.http import CONNECTIONS_MAX, AllowedHosts, ConnectionLimits, HttpServer, PathRouter
-from relay.ingress import Acceptance, IngressDependencies, SmtpServer
+from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
+from relay.delivery.attempt_recorder import AttemptRecorder
+from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.content_cache import ContentCache
+from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.retry import DeferralCause, RetrySchedule
+from relay.delivery.scheduler import DeliveryScheduler
+from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
+from relay.http.gateway import PathRouter
+from relay.http.http_server import HttpServer
+from relay.http.protocol import AllowedHosts
+from relay.ingress.acceptance import Acceptance
+from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
-from relay.pickup import Pickup
-from relay.policy import RuleSet
+from relay.pickup.workers import Pickup
+from relay.policy.engine import RuleSet
 from relay.pressure import Pressure, PressureLevel, PressureReason
-from relay.reports import Reporter
-from relay.routing import NoResolver, Resolver
-from relay.settings import Settings
-from relay.settings.tree import Address, SmtpListener
-from relay.smtp import Timeouts
-from relay.spool import ReserveFile, SqliteSpool
+from relay.reports.bounces import Reporter
+from relay.routing.resolver import NoResolver, Resolver
+from relay.settings.tree import Address, Settings, SmtpListener
+from relay.smtp.connection import Timeouts
+from relay.spool.sqlite.disk_space import ReserveFile
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import Claim, PriorityLevel
 
 _SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after

@@ -8,15 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.accounts import Account, AccountDirectory, FileAccounts, load_accounts
+from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.directory import FileAccounts, load_accounts
 from relay.clock import Clock
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
-from relay.policy import RuleSet, load_rules
-from relay.routing import RouteTable
-from relay.routing.route_table import parse_action
-from relay.settings import Fault, Settings, SettingsError, load
+from relay.policy.engine import RuleSet
+from relay.policy.rule_files import load_rules
+from relay.routing.route_table import RouteTable, parse_action
+from relay.settings.document import Fault, SettingsError
+from relay.settings.reader import load
+from relay.settings.tree import Settings
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
 

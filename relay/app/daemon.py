@@ -33,18 +33,21 @@ from relay.app.maintenance import (
 from relay.app.pressure_monitor import PressureMonitor
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, wall_offset_us
-from relay.delivery import DeliveryScheduler
-from relay.http import HttpServer
-from relay.ingress import Acceptance, SmtpServer
+from relay.delivery.scheduler import DeliveryScheduler
+from relay.http.http_server import HttpServer
+from relay.ingress.acceptance import Acceptance
+from relay.ingress.smtp_server import SmtpServer
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.pickup import Pickup
-from relay.routing import NoResolver, Resolver
-from relay.settings import Settings, SettingsError
-from relay.spool import Retention, SqliteSpool
+from relay.pickup.workers import Pickup
+from relay.routing.resolver import NoResolver, Resolver
+from relay.settings.document import SettingsError
+from relay.settings.tree import Settings
+from relay.spool.sqlite.maintenance import Retention
+from relay.spool.sqlite.spool import SqliteSpool
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0

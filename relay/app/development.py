@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from relay.accounts import DevelopmentAccounts
-from relay.accounts.directory import DOMAIN
+from relay.accounts.directory import DOMAIN, DevelopmentAccounts
 from relay.app.compose import RelayDependencies, compose
 from relay.app.daemon import BrokenRelayError, Daemon, write_ready_file
 from relay.app.demonstration import DemonstratedMessage, Follower, demonstrate
 from relay.app.development_folder import DevelopmentFolder
-from relay.policy import load_rules
-from relay.routing import NoResolver
-from relay.settings import Settings, load, shipped
-from relay.settings.tree import Address
+from relay.policy.rule_files import load_rules
+from relay.routing.resolver import NoResolver
+from relay.settings.environment import shipped
+from relay.settings.reader import load
+from relay.settings.tree import Address, Settings
 
 _CONFIG = """\
 : its configuration, which the other commands find.

@@ -15,7 +15,8 @@ from relay.mailbox import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
-from relay.spool import Retention, SqliteSpool
+from relay.spool.sqlite.maintenance import Retention
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import SpoolError
 
 _log = get_logger("app")

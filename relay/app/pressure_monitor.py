@@ -28,8 +28,9 @@ from relay.pressure import (
     assess,
     describe,
 )
-from relay.settings import Settings
-from relay.spool import SqliteSpool, disk_of
+from relay.settings.tree import Settings
+from relay.spool.sqlite.disk_space import disk_of
+from relay.spool.sqlite.spool import SqliteSpool
 
 _STATM = Path("/proc/self/statm")
 _CGROUP = Path("/proc/self/cgroup")

@@ -12,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from relay.settings import Settings
+from relay.settings.tree import Settings
 
 _PID_BYTES_MAX = 32
 

@@ -12,7 +12,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush, print_json
 from relay.clock import SystemClock
-from relay.settings import read_environment
+from relay.settings.environment import read_environment
 
 
 @click.command()

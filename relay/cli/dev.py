@@ -25,7 +25,7 @@ from relay.cli.output import flush, print_json_line, printable, step_lines
 from relay.clock import SystemClock
 from relay.journeys.events import Step
 from relay.observe import logs
-from relay.settings import read_environment
+from relay.settings.environment import read_environment
 from relay.settings.tree import Address
 from relay.settings.values import is_ip, parse_address
 

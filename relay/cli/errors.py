@@ -14,7 +14,7 @@ from relay.app.commands.control import ControlError, ControlForbiddenError, Cont
 from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
 from relay.app.development_folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
-from relay.settings import SettingsError
+from relay.settings.document import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

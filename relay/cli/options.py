@@ -17,8 +17,10 @@ import click
 from relay.app.development_folder import running_config
 from relay.cli.errors import CommandError, ExitCode
 from relay.files import check_readable
-from relay.settings import Settings, load, read_environment
 from relay.settings.document import shown
+from relay.settings.environment import read_environment
+from relay.settings.reader import load
+from relay.settings.tree import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 _KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID

@@ -14,15 +14,13 @@ from relay.cli.output import print_json, print_lines
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
 from relay.mime.headers import header_size
-from relay.policy import (
+from relay.policy.rule_files import crlf, load_rules, read_rules
+from relay.policy.rule_tests import (
     PolicyReport,
-    crlf,
     examined_message,
     format_check,
     format_test_results,
     format_verdict,
-    load_rules,
-    read_rules,
     run_tests,
 )
 from relay.settings.document import shown

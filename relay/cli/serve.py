@@ -18,7 +18,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.clock import SystemClock
 from relay.observe import logs
-from relay.settings import read_environment
+from relay.settings.environment import read_environment
 
 
 @click.command()

@@ -24,8 +24,8 @@ from relay.cli.output import (
     verified_lines,
 )
 from relay.clock import SystemClock
-from relay.settings import read_environment
 from relay.settings.document import counted, shown
+from relay.settings.environment import read_environment
 from relay.settings.values import parse_duration
 
 _PROGRESS_MAILBOXES = 100

@@ -10,8 +10,9 @@ from typing import Protocol
 from relay.message.content import Content
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome, Relayed
-from relay.routing import Resolution
-from relay.smtp import Connection, Target, Timeouts
+from relay.routing.mx_hosts import Resolution
+from relay.smtp.connect import Target
+from relay.smtp.connection import Connection, Timeouts
 from relay.spool.types import Claim
 
 

@@ -23,8 +23,9 @@ from relay.message.outcome import (
     SmtpStage,
     classify_session_failure,
 )
-from relay.routing import Host, Hosts
-from relay.smtp import ConnectError, Connection, Target
+from relay.routing.mx_hosts import Host, Hosts
+from relay.smtp.connect import ConnectError, Target
+from relay.smtp.connection import Connection
 from relay.spool.types import Claim
 
 HOSTS_MAX = 20_000

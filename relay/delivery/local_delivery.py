@@ -34,7 +34,7 @@ from relay.message.outcome import (
 )
 from relay.message.verdict import Source
 from relay.observe.logs import get_logger
-from relay.routing import RouteTable
+from relay.routing.route_table import RouteTable
 from relay.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")

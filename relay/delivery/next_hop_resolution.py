@@ -30,7 +30,8 @@ from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.observe.logs import get_logger
-from relay.routing import Hosts, RouteTable, TemporaryFailure, Unresolved, outcome_of
+from relay.routing.mx_hosts import Hosts, TemporaryFailure, Unresolved, outcome_of
+from relay.routing.route_table import RouteTable
 from relay.settings.tree import TlsLevel
 from relay.spool.types import Claim, PriorityLevel
 

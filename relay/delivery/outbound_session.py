@@ -16,13 +16,9 @@ from relay.delivery.dependencies import Scheduler
 from relay.delivery.site_limits import is_pushback
 from relay.message.outcome import Evidence, Indeterminate, Outcome, Relayed
 from relay.observe.logs import get_logger
-from relay.smtp import (
-    ConnectError,
-    Connection,
-    Transaction,
-    TransactionRecipient,
-    TransactionResult,
-)
+from relay.smtp.connect import ConnectError
+from relay.smtp.connection import Connection
+from relay.smtp.transaction import Transaction, TransactionRecipient, TransactionResult
 from relay.spool.types import Claim, SpoolError
 
 _log = get_logger("delivery")

@@ -27,8 +27,8 @@ from relay.message.content import Content
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome, Relayed
 from relay.observe.logs import RepeatedError, get_logger
-from relay.routing import RouteTable
-from relay.smtp import connect
+from relay.routing.route_table import RouteTable
+from relay.smtp.connect import connect
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
 _log = get_logger("delivery")

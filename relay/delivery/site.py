@@ -23,8 +23,9 @@ from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.site_limits import ConcurrencyLimit, Rate, SiteOptions, TokenBucket, stricter
 from relay.message.outcome import Deferred, Outcome
 from relay.observe.logs import get_logger
-from relay.routing import Hosts
-from relay.smtp import ConnectError, Connection
+from relay.routing.mx_hosts import Hosts
+from relay.smtp.connect import ConnectError
+from relay.smtp.connection import Connection
 from relay.spool.types import Claim, PriorityLevel
 
 _log = get_logger("delivery")

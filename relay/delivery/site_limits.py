@@ -11,7 +11,7 @@ from pathlib import Path
 
 from relay.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
 from relay.settings.tree import TlsLevel
-from relay.smtp import Timeouts
+from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim
 
 _AT_ONCE = 10  # 1 / this of the messages may go at once

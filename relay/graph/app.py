@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from starlette.responses import Response
 
-from relay.accounts import AccountDirectory
+from relay.accounts.account import AccountDirectory
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.graph_request import GraphDependencies, GraphRequest, api_error

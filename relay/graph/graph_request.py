@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from starlette.responses import Response
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences

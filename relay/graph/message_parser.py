@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.graph.extended_properties import MULTIPLE, SINGLE, read_extended
 from relay.graph.json_values import (
     check_known_properties,

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.graph.graph_request import GraphRequest
 from relay.graph.recipients import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, UnansweredError, quoted

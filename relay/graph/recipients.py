@@ -8,7 +8,7 @@ listed in its `send_as` (403 ErrorSendAsDenied). RFC 5322 3.6.2.
 from collections.abc import Mapping
 from typing import Any
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.graph.json_values import (
     check_known_properties,
     read_array,

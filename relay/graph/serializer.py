@@ -6,7 +6,7 @@ Enumerations are in lower camel case and dates in UTC with Z, as strict clients 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.clock import rfc3339
 from relay.mailbox.types import Folder, StoredMessage
 from relay.message.conversation import conversation_id

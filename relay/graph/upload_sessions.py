@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.accounts import AccountDirectory
+from relay.accounts.account import AccountDirectory
 from relay.graph.graph_request import GraphDependencies
 from relay.graph.serializer import graph_date
 from relay.http.errors import ApiError, quoted

@@ -2,7 +2,7 @@
 
 from starlette.responses import Response
 
-from relay.accounts import Account, AccountDirectory
+from relay.accounts.account import Account, AccountDirectory
 from relay.graph.graph_request import GraphRequest, not_implemented
 from relay.graph.serializer import USER_PROPERTIES, user_json
 from relay.http.errors import ApiError, quoted

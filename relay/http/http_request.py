@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from relay.accounts import Account, AccountDirectory
+from relay.accounts.account import Account, AccountDirectory
 from relay.http.errors import ApiError, RequestIds, quoted, service_unavailable
 
 _Result = TypeVar("_Result")

@@ -8,16 +8,3 @@ error is a 4yz reply with a fixed text.
 MAIL, RCPT, DATA ...). `acceptance` runs step 5, `header_cleanup` edits the header (Received, Bcc),
 `fanout` sorts recipients into queue entries.
 """
-
-from relay.ingress.acceptance import Acceptance
-from relay.ingress.data import Origin
-from relay.ingress.session_limits import SessionLimits
-from relay.ingress.smtp_server import IngressDependencies, SmtpServer
-
-__all__ = [
-    "Acceptance",
-    "IngressDependencies",
-    "Origin",
-    "SessionLimits",
-    "SmtpServer",
-]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from relay.accounts import AccountDirectory
+from relay.accounts.account import AccountDirectory
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
 from relay.ingress.authorization import header_rejection
@@ -30,7 +30,8 @@ from relay.mime.encoded_words import decode_words
 from relay.mime.headers import Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.policy import RuleSet, TooManyPartsError
+from relay.policy.attachment_names import TooManyPartsError
+from relay.policy.engine import RuleSet
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTable, RoutingResult
 from relay.spool.types import (
     Accepted,

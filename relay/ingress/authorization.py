@@ -14,7 +14,7 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from relay.accounts import AccountDirectory
+from relay.accounts.account import AccountDirectory
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.mime.read_header import originators
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from relay.accounts import DEAD_LETTER, AccountDirectory, LoginDelayedError
+from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.accounts.passwords import LoginDelayedError
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.ingress.authorization import exchange, sender_rejection
 from relay.ingress.data import ContentReader, DataReply, Origin, ReceivedContent

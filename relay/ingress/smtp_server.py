@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from relay.accounts import AccountDirectory
+from relay.accounts.account import AccountDirectory
 from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply, Origin, ReceivedContent

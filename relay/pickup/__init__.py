@@ -8,7 +8,3 @@ submission is the same message.
 MIME in child processes, `smtp_client` submits on run/pickup.sock and has the circuit breaker,
 `decisions` has the pure decisions: outcome, retry delay, giving up.
 """
-
-from relay.pickup.workers import Pickup
-
-__all__ = ["Pickup"]

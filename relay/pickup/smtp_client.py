@@ -16,15 +16,9 @@ from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
 from relay.mime.convert import ConvertedMessage
 from relay.pickup.decisions import SubmissionDeferred, SubmissionOutcome, submission_outcome
-from relay.smtp import (
-    ConnectError,
-    Connection,
-    Target,
-    Timeouts,
-    Transaction,
-    TransactionRecipient,
-    connect,
-)
+from relay.smtp.connect import ConnectError, Target, connect
+from relay.smtp.connection import Connection, Timeouts
+from relay.smtp.transaction import Transaction, TransactionRecipient
 
 # The default of NOTIFY, and SUCCESS (RFC 3461 4.1).
 _WITH_SUCCESS = frozenset({Notify.SUCCESS, Notify.FAILURE, Notify.DELAY})

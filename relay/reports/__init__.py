@@ -5,7 +5,3 @@ recipients of a message that failed together. No report is sent about a report, 
 reverse-path, to untrusted senders, or against NOTIFY. A report that cannot be delivered goes to the
 postmaster.
 """
-
-from relay.reports.bounces import Reporter
-
-__all__ = ["Reporter"]

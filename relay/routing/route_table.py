@@ -12,8 +12,7 @@ from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 
-from relay.accounts import AccountDirectory
-from relay.accounts.account import DEAD_LETTER
+from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop

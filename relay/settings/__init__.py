@@ -4,18 +4,3 @@
 faults, it raises SettingsError with all of them and their line numbers. `tree` has every key with
 its type, limits and default.
 """
-
-from relay.settings.document import Fault, SettingsError
-from relay.settings.environment import Environment, read_environment, shipped
-from relay.settings.reader import load
-from relay.settings.tree import Settings
-
-__all__ = [
-    "Environment",
-    "Fault",
-    "Settings",
-    "SettingsError",
-    "load",
-    "read_environment",
-    "shipped",
-]

@@ -4,18 +4,3 @@ connect() opens a session with a target. A Connection runs transactions one afte
 wait has a time-out. Every reply is matched to its command; if that is impossible, the connection is
 closed. Each recipient gets an outcome of its own.
 """
-
-from relay.smtp.connect import ConnectError, Target, connect
-from relay.smtp.connection import Connection, Timeouts
-from relay.smtp.transaction import Transaction, TransactionRecipient, TransactionResult
-
-__all__ = [
-    "ConnectError",
-    "Connection",
-    "Target",
-    "Timeouts",
-    "Transaction",
-    "TransactionRecipient",
-    "TransactionResult",
-    "connect",
-]

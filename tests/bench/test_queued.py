@@ -7,7 +7,7 @@ import pytest
 from relay.clock import SystemClock
 from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
+from relay.spool.sqlite.spool import SqliteSpool
 from tests.bench.queued.figures import Figure, at
 from tests.bench.queued.filling import HOUR_US, Queued, copied, fill
 

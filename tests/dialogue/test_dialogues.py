@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from relay.ingress import SessionLimits
+from relay.ingress.session_limits import SessionLimits
 from relay.message.content import read_all
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 from tests.dialogue.script import Script, octets, read_script

@@ -14,22 +14,23 @@ from typing import Any
 from unittest.mock import patch
 
 from relay.clock import QueueTime
-from relay.delivery import DeliveryScheduler, attempt_result, outbound_session, retry, scheduler
+from relay.delivery import attempt_result, outbound_session, retry, scheduler
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.delivery.retry import RetrySchedule
+from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import TokenBucket
-from relay.ingress import Acceptance
+from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.reports import bounces
-from relay.routing import RouteTable
+from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
-from relay.spool import ReserveFile
 from relay.spool.sqlite import maintenance, queue_changes, transactions, writer
 from relay.spool.sqlite import spool as spool_module
+from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool import SqliteSpool

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.clock import DOUBT_US
-from relay.delivery import ContentCache
+from relay.delivery.content_cache import ContentCache
 from relay.delivery.site_limits import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.message.lifecycle import PARKED, RecipientState

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from relay.pressure import Bounds, Measurements, Pressure, assess
-from relay.spool import ReserveFile, SqliteSpool, disk_of
+from relay.spool.sqlite.disk_space import ReserveFile, disk_of
 from relay.spool.sqlite.maintenance import Retention
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import SpoolError
 from tests.simulation.life import Life
 from tests.simulation.scenario import Scenario

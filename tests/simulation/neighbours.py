@@ -13,8 +13,9 @@ from relay.mailbox.api import DeliveryResult
 from relay.mailbox.types import MailboxFullError, Room, StoreUnavailableError
 from relay.message.content import Content, LargeContent, octets_in_blocks
 from relay.message.nexthop import HopKind, NextHop
-from relay.policy import RuleSet, read_rules
-from relay.routing import Host, Hosts, NoSuchDomain, NullMx, Resolution, TemporaryFailure
+from relay.policy.engine import RuleSet
+from relay.policy.rule_files import read_rules
+from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, Resolution, TemporaryFailure
 from tests.simulation.ledger import Ledger
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import World

@@ -12,29 +12,26 @@ from unittest.mock import patch
 
 import apsw
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.clock import Ids
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.delivery import (
-    ActiveQueue,
-    AttemptRecorder,
-    ConnectionSlots,
-    DeferralCause,
-    DeliveryScheduler,
-    LocalDelivery,
-    RetrySchedule,
-    SiteOptions,
-    parse_rate,
-)
-from relay.ingress import Acceptance, IngressDependencies, SmtpServer
+from relay.delivery.active_queue import ActiveQueue
+from relay.delivery.attempt_recorder import AttemptRecorder
+from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.retry import DeferralCause, RetrySchedule
+from relay.delivery.scheduler import DeliveryScheduler
+from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.ingress.acceptance import Acceptance
+from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.observe.metrics import Metrics
-from relay.policy import RuleSet
-from relay.reports import Reporter
-from relay.routing import RouteTable
+from relay.policy.engine import RuleSet
+from relay.reports.bounces import Reporter
+from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener
-from relay.smtp import Timeouts
-from relay.spool import SqliteSpool
+from relay.smtp.connection import Timeouts
 from relay.spool.sqlite.last_commit import LastCommit
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock

@@ -22,8 +22,8 @@ import apsw
 
 from relay import clock
 from relay.clock import SystemClock
-from relay.delivery import parse_rate, queue_scanner
-from relay.delivery.site_limits import TokenBucket, stricter
+from relay.delivery import queue_scanner
+from relay.delivery.site_limits import TokenBucket, parse_rate, stricter
 from relay.observe.logs import configure
 from relay.spool.types import Selector, SpoolDamagedError, SpoolError
 from tests.simulation import coverage, invariants, operators, scenario, tripwires

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 
 from relay.message.outcome import Failed, Relayed
-from relay.smtp import ConnectError, Target, Transaction, TransactionRecipient, connect
+from relay.smtp.connect import ConnectError, Target, connect
+from relay.smtp.transaction import Transaction, TransactionRecipient
 from tests.simulation.ledger import Ledger, Try
 from tests.simulation.node import RELAY_IP, SMTP_PORT, TIMEOUTS
 from tests.simulation.scenario import Letter

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoint
 from relay.mailbox.query import MessageQuery

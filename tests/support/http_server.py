@@ -8,15 +8,11 @@ from contextlib import asynccontextmanager
 from starlette.responses import Response
 
 from relay.clock import ManualClock
-from relay.http import (
-    AllowedHosts,
-    ConnectionLimits,
-    Gateway,
-    HttpRequest,
-    HttpServer,
-    RequestLimits,
-    json_response,
-)
+from relay.http.connection_limits import ConnectionLimits
+from relay.http.gateway import Gateway, RequestLimits, json_response
+from relay.http.http_request import HttpRequest
+from relay.http.http_server import HttpServer
+from relay.http.protocol import AllowedHosts
 from relay.settings.tree import Address
 
 ANY_PORT = Address("127.0.0.1", 0)

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.clock import Ids, ManualClock
-from relay.ingress import Acceptance, IngressDependencies, SessionLimits, SmtpServer
+from relay.ingress.acceptance import Acceptance
+from relay.ingress.session_limits import SessionLimits
+from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.verdict import ExaminedMessage, RecipientVerdict, Verdict
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
-from relay.reports import Reporter
+from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener, TlsSettings
 from relay.spool.types import Accepted, Claim, NewMessage

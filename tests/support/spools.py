@@ -10,7 +10,7 @@ from relay.crashpoints import CrashPoints
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 
 _CLOCK = SystemClock()

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from relay.settings import load
+from relay.settings.reader import load
 from relay.settings.tree import Address, Settings
 
 TOP = Path(__file__).parents[2]

@@ -17,15 +17,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from relay.accounts import load_accounts
+from relay.accounts.directory import load_accounts
 from relay.app.configuration import route_table
 from relay.app.state_dir import is_running, open_to_others, owner_of, unusable_state, unwritable
 from relay.clock import Clock
-from relay.policy import PolicyError, load_rules
-from relay.routing import name_servers_answer
-from relay.settings import Settings, SettingsError, load
-from relay.settings.document import Document, Fault, KeyPath, read_document
-from relay.settings.tree import Address, TlsSettings
+from relay.policy.rule_files import PolicyError, load_rules
+from relay.routing.dns_client import name_servers_answer
+from relay.settings.document import Document, Fault, KeyPath, SettingsError, read_document
+from relay.settings.reader import load
+from relay.settings.tree import Address, Settings, TlsSettings
 from relay.settings.validation import host_of, is_loopback
 from relay.smtp.tls import certificate_matches, certificate_names
 from relay.spool.sqlite.migrate import check_files

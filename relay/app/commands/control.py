@@ -20,7 +20,7 @@ import msgspec
 from relay.app.state_dir import AlreadyRunningError
 from relay.clock import Clock
 from relay.journeys.journey import is_final
-from relay.settings import Settings
+from relay.settings.tree import Settings
 from relay.spool.queue_commands import UNKNOWN_HEADER, EntryList
 
 if TYPE_CHECKING:

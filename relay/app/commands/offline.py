@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from relay.accounts import load_accounts
+from relay.accounts.directory import load_accounts
 from relay.api.dependencies import OPERATOR
 from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.app.commands.control import ControlError
@@ -24,10 +24,11 @@ from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.observe.metrics import Metrics
-from relay.routing import RouteTable
-from relay.settings import Settings, read_environment
-from relay.spool import SqliteSpool
+from relay.routing.route_table import RouteTable
+from relay.settings.environment import read_environment
+from relay.settings.tree import Settings
 from relay.spool.queue_commands import Operation, ProgressCallback, QueueAdmin
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import spool_has_traces
 
 T = TypeVar("T")

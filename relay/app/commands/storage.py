@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 
-from relay.accounts import DEAD_LETTER, load_accounts
+from relay.accounts.account import DEAD_LETTER
+from relay.accounts.directory import load_accounts
 from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, is_running
 from relay.clock import Clock, rfc3339
 from relay.files import check_readable, fsync_path, link_or_copy
 from relay.mailbox.verify import StoreCounts, StoreFinding, Verifier, VerifierDependencies
-from relay.settings import Settings
+from relay.settings.tree import Settings
 from relay.spool.sqlite import backup
 from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool_files import spool_has_traces

@@ -5,9 +5,3 @@ Spool that other rooms use. `queue_admin` executes operator commands; `backup`, 
 `recover` serve `relay storage`. `writer`, `database`, `write_ahead_log` and `last_commit` make
 commits durable.
 """
-
-from relay.spool.sqlite.disk_space import ReserveFile, disk_of
-from relay.spool.sqlite.maintenance import Retention
-from relay.spool.sqlite.spool import SqliteSpool
-
-__all__ = ["ReserveFile", "Retention", "SqliteSpool", "disk_of"]

@@ -19,7 +19,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import (
     Claim,
     EntrySchedule,

@@ -6,11 +6,10 @@ from pathlib import Path
 import argon2
 import pytest
 
-from relay.accounts import DevelopmentAccounts, FileAccounts, Role, load_accounts
-from relay.accounts.account import AccountDirectory
-from relay.accounts.directory import ACCOUNTS_MAX
+from relay.accounts.account import AccountDirectory, Role
+from relay.accounts.directory import ACCOUNTS_MAX, DevelopmentAccounts, FileAccounts, load_accounts
 from relay.clock import ManualClock
-from relay.settings import SettingsError
+from relay.settings.document import SettingsError
 
 HASHED = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("pa55")
 TWO = f"""

@@ -9,11 +9,11 @@ from datetime import timedelta
 import pytest
 from argon2.exceptions import VerificationError
 
-from relay.accounts import LoginDelayedError
 from relay.accounts.passwords import (
     FREE_FAILURES_OF_CLIENT,
     WAITING_MAX,
     FailureTable,
+    LoginDelayedError,
     Password,
     PasswordChecker,
     client_of,

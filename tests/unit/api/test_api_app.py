@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import pytest
 
-from relay.accounts import Account, Role
+from relay.accounts.account import Account, Role
 from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app, handlers
 from relay.clock import SystemClock
 from relay.message.nexthop import NextHop

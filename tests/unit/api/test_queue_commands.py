@@ -7,7 +7,7 @@ import pytest
 
 from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.clock import ManualClock
-from relay.http import ApiError
+from relay.http.errors import ApiError
 from relay.message.nexthop import NextHop
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector

@@ -7,7 +7,7 @@ from unittest.mock import sentinel
 import httpx
 import pytest
 
-from relay.accounts import Account, Role
+from relay.accounts.account import Account, Role
 from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app
 from relay.clock import SystemClock
 from relay.observe.metrics import Metrics

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.accounts import load_accounts
+from relay.accounts.directory import load_accounts
 from relay.app.compose import RelayDependencies, compose
 from relay.app.daemon import Daemon
 from relay.clock import SystemClock
-from relay.policy import load_rules
-from relay.settings import Settings, load
+from relay.policy.rule_files import load_rules
+from relay.settings.reader import load
+from relay.settings.tree import Settings
 from tests.support.relay_config import account, changed, configuration, to_toml
 
 

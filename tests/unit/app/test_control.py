@@ -10,7 +10,10 @@ from starlette.responses import Response
 
 from relay.app.commands.control import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.clock import ManualClock
-from relay.http import ApiError, Gateway, HttpRequest, HttpServer, RequestLimits, json_response
+from relay.http.errors import ApiError
+from relay.http.gateway import Gateway, RequestLimits, json_response
+from relay.http.http_request import HttpRequest
+from relay.http.http_server import HttpServer
 from relay.settings.tree import Address
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.accounts import load_accounts
+from relay.accounts.directory import load_accounts
 from relay.app.commands.check import CheckResult, check_file
 from relay.app.development import write_config
 from relay.app.development_folder import ForeignFolderError, open_folder, running_config

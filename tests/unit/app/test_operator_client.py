@@ -19,7 +19,7 @@ from relay.app.commands.control import (
 )
 from relay.app.state_dir import OwnerLock
 from relay.clock import ManualClock
-from relay.settings import load
+from relay.settings.reader import load
 from relay.spool.types import Selector
 
 

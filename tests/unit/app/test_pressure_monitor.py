@@ -21,7 +21,7 @@ from relay.app.pressure_monitor import (
 from relay.clock import ManualClock
 from relay.observe.metrics import Metrics
 from relay.pressure import Bounds, Pressure, PressureLevel, PressureReason, PressureState
-from relay.spool import ReserveFile
+from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.types import SpoolLoad
 
 MIB = 1024 * 1024

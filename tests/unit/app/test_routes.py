@@ -2,9 +2,9 @@
 
 import pytest
 
-from relay.accounts import DevelopmentAccounts
+from relay.accounts.directory import DevelopmentAccounts
 from relay.app.configuration import parse_next_hop
-from relay.routing import RouteTable
+from relay.routing.route_table import RouteTable
 from relay.settings.tree import Route
 
 

@@ -16,7 +16,7 @@ from relay.app.state_dir import AlreadyRunningError, OwnerLock
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.storage import storage
 from relay.clock import SystemClock
-from relay.settings import Settings
+from relay.settings.tree import Settings
 
 NOBODY = 65534
 

@@ -11,7 +11,7 @@ from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterErro
 from relay.app.development_folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.errors import CommandError, ExitCode, report_error
-from relay.settings import Fault, SettingsError
+from relay.settings.document import Fault, SettingsError
 from relay.spool.types import SpoolError
 
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from relay.cli.root import cli
-from relay.settings import SettingsError
+from relay.settings.document import SettingsError
 
 
 def verbs(command=cli, words=()):

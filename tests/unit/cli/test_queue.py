@@ -17,7 +17,7 @@ from relay.cli.errors import INTERRUPTED, CommandError
 from relay.cli.output import changed_line, entry_lines, stats_lines, step_lines
 from relay.cli.root import cli
 from relay.clock import SystemClock
-from relay.settings import load
+from relay.settings.reader import load
 from tests.support.spools import new_message, spool_on
 
 DATA, TRY_LATER, CONFIGURATION = 65, 75, 78

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from relay.app import state_dir
-from relay.settings import load
+from relay.settings.reader import load
 
 CONFIG = """\
 hostname = "relay.example.test"

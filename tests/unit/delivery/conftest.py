@@ -7,26 +7,25 @@ import pytest
 
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
-from relay.delivery import (
-    ActiveQueue,
-    AttemptRecorder,
-    ConnectionSlots,
-    ContentCache,
-    DeliveryScheduler,
-    LocalDelivery,
-    RetrySchedule,
-    SiteOptions,
-)
-from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES
+from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
+from relay.delivery.attempt_recorder import AttemptRecorder
+from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.content_cache import ContentCache
 from relay.delivery.dependencies import Connect
+from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.retry import RetrySchedule
+from relay.delivery.scheduler import DeliveryScheduler
+from relay.delivery.site_limits import SiteOptions
 from relay.journeys.events import Event, Step
 from relay.mailbox.api import DeliveryResult
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
-from relay.routing import HopLimits, HopTls, Host, Hosts, Resolution
-from relay.smtp import Timeouts, connect
-from relay.spool import SqliteSpool
+from relay.routing.mx_hosts import Host, Hosts, Resolution
+from relay.routing.route_table import HopLimits, HopTls
+from relay.smtp.connect import connect
+from relay.smtp.connection import Timeouts
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import (
     Accepted,
     Claim,

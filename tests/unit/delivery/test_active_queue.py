@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from relay.delivery import ActiveQueue, ContentCache
+from relay.delivery.active_queue import ActiveQueue
+from relay.delivery.content_cache import ContentCache
 from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
 from relay.message.nexthop import LOCAL, NextHop
 from relay.spool.types import PriorityLevel

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from relay.message.outcome import Deferred
-from relay.routing import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
+from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 from tests.support.journeys import outcomes, states

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from relay.delivery import scheduler
 from relay.delivery.outbound_session import OutboundSession
-from relay.routing import TemporaryFailure
+from relay.routing.mx_hosts import TemporaryFailure
 from relay.spool.types import SpoolUnavailableError
 from tests.support.journeys import states
 from tests.support.remote_mx import RemoteMx

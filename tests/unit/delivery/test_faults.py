@@ -8,8 +8,8 @@ import pytest
 from relay.delivery import attempt_recorder as settlement_module
 from relay.delivery import attempt_result, connection_slots, next_hop_resolution, site
 from relay.delivery.outbound_session import OutboundSession
-from relay.routing import HopLimits
-from relay.smtp import connect
+from relay.routing.route_table import HopLimits
+from relay.smtp.connect import connect
 from relay.spool.types import Selector, Settlement
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx

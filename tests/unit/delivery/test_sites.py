@@ -8,8 +8,9 @@ import pytest
 from relay.delivery import connection_slots, next_hop_resolution
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass
-from relay.routing import HopLimits, HopTls, Host, Hosts, TemporaryFailure
-from relay.smtp import connect
+from relay.routing.mx_hosts import Host, Hosts, TemporaryFailure
+from relay.routing.route_table import HopLimits, HopTls
+from relay.smtp.connect import connect
 from relay.spool.types import PriorityLevel, SpoolError
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.graph.json_values import read_json_object
 from relay.graph.message_parser import SendMailParameters, parse_message, parse_send_mail
 from relay.graph.mime_body import check_content, check_mime_content
-from relay.http import ApiError
+from relay.http.errors import ApiError
 
 ALICE = Account("alice@example.test")
 PROPERTIES = [

@@ -13,7 +13,7 @@ import pytest
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app
-from relay.http import HttpServer
+from relay.http.http_server import HttpServer
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits

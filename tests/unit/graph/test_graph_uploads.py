@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.accounts import Account, AccountDirectory, DevelopmentAccounts, FileAccounts
+from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.directory import DevelopmentAccounts, FileAccounts
 from relay.clock import Ids, ManualClock
 from relay.crashpoints import CrashPoints
 from relay.graph import create_app

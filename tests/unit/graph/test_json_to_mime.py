@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.graph.message_parser import parse_message
 from relay.mailbox.messages import DraftIdentity, compose
 from relay.message.content import read_all

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from relay.graph.odata import message_condition
 from relay.graph.odata.expression import CHARACTERS_MAX, DEPTH_MAX, TERMS_MAX
-from relay.http import ApiError
+from relay.http.errors import ApiError
 from relay.mailbox.query import (
     AllOf,
     AnyItem,

@@ -9,7 +9,7 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.graph import create_app
-from relay.http import HttpServer
+from relay.http.http_server import HttpServer
 from relay.mailbox.types import OutcomeUnknownError
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.settings.tree import Address, HttpSettings

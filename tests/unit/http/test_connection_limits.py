@@ -4,10 +4,10 @@ from ipaddress import ip_network
 
 import pytest
 
-from relay.http import ConnectionLimits
 from relay.http.connection_limits import (
     STALLED_GRACE_S,
     UNREAD_GRACE_S,
+    ConnectionLimits,
     ConnectionState,
     ConnectionTable,
     HttpConnection,

@@ -13,20 +13,13 @@ from starlette.responses import Response
 
 from relay.app.commands.control import ControlClient
 from relay.clock import ManualClock
-from relay.http import (
-    AllowedHosts,
-    ApiError,
-    ConnectionLimits,
-    Gateway,
-    HttpRequest,
-    HttpServer,
-    PathRouter,
-    RequestLimits,
-    http_request,
-    json_response,
-    protocol,
-)
-from relay.http.gateway import StreamedResponse
+from relay.http import http_request, protocol
+from relay.http.connection_limits import ConnectionLimits
+from relay.http.errors import ApiError
+from relay.http.gateway import Gateway, PathRouter, RequestLimits, StreamedResponse, json_response
+from relay.http.http_request import HttpRequest
+from relay.http.http_server import HttpServer
+from relay.http.protocol import AllowedHosts
 from relay.settings.tree import Address
 from tests.support.http_server import (
     ANY_PORT,

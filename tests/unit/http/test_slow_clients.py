@@ -14,8 +14,11 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
-from relay.http import ConnectionLimits, HttpRequest, HttpServer, connection_limits, protocol
+from relay.http import connection_limits, protocol
+from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import BLOCK_BYTES, StreamedResponse
+from relay.http.http_request import HttpRequest
+from relay.http.http_server import HttpServer
 from relay.settings.tree import Address
 from tests.support.http_server import echo, request, serving, status_of, talk
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.ingress import Origin
+from relay.ingress.data import Origin
 from relay.journeys.events import Step
 from relay.message.envelope import Client, Envelope, ForwardPath
 from relay.message.lifecycle import RecipientState
@@ -18,7 +18,7 @@ from relay.message.verdict import (
     VerdictAction,
 )
 from relay.mime import headers
-from relay.policy import TooManyPartsError
+from relay.policy.attachment_names import TooManyPartsError
 from relay.spool.types import Claim, PriorityLevel
 from tests.support.ingress import NoRules, Relay
 

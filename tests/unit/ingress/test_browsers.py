@@ -9,7 +9,7 @@ import pytest
 import structlog.testing
 import uvloop
 
-from relay.ingress import SmtpServer
+from relay.ingress.smtp_server import SmtpServer
 from relay.settings.tree import Address
 from tests.support.ingress import Relay
 

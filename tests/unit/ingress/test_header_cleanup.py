@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.ingress import Origin
+from relay.ingress.data import Origin
 from relay.ingress.header_cleanup import clean_up
 from relay.message.content import edit_header, read_all
 from relay.message.envelope import Envelope, ForwardPath

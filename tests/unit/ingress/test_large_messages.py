@@ -7,11 +7,12 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
-from relay.ingress import SessionLimits
+from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LargeContent, read_all
 from relay.observe.metrics import Metrics
-from relay.policy import RuleSet, read_rules
-from relay.spool import SqliteSpool
+from relay.policy.engine import RuleSet
+from relay.policy.rule_files import read_rules
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import Selector, Spool
 from tests.support.events import until
 from tests.support.ingress import Client, Relay

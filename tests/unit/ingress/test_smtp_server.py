@@ -11,9 +11,9 @@ import weakref
 import pytest
 import structlog.testing
 
-from relay.accounts import load_accounts
+from relay.accounts.directory import load_accounts
 from relay.clock import ManualClock
-from relay.ingress import SessionLimits
+from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_session import SmtpSession
 from relay.observe import logs
 from relay.settings.tree import Address

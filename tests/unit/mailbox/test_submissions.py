@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.accounts import DEAD_LETTER
+from relay.accounts.account import DEAD_LETTER
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import (
     BeingSentError,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.accounts import DEAD_LETTER
+from relay.accounts.account import DEAD_LETTER
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
@@ -26,7 +26,8 @@ from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.convert import convert
 from relay.mime.draft import DraftOrigin
 from relay.observe.metrics import Metrics
-from relay.pickup import Pickup, conversion
+from relay.pickup import conversion
+from relay.pickup.workers import Pickup
 from tests.support import converters
 from tests.support.drafts import write_draft
 from tests.support.events import until

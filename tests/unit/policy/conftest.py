@@ -4,7 +4,8 @@ import pytest
 
 from relay.message.content import read_all
 from relay.message.verdict import Source
-from relay.policy import examined_message, read_rules
+from relay.policy.rule_files import read_rules
+from relay.policy.rule_tests import examined_message
 from tests.support.contents import as_large
 
 MAIL = b"From: a@in.test\r\nSubject: hello\r\nX-Old: 1\r\n\r\nbody\r\n"

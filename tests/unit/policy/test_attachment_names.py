@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import BLOCK_BYTES, LargeContent, MemoryOctets, UnreadableError
-from relay.policy import TooManyPartsError
 from relay.policy.attachment_names import (
     DELIMITERS_MAX,
     HEADER_OCTETS_MAX,
     PARTS_MAX,
     BlockwiseContent,
+    TooManyPartsError,
     attachment_names,
     normalised,
 )

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.message.verdict import Source, VerdictAction
-from relay.policy import OverallVerdict, examined_message, overall_verdict, read_rules
+from relay.policy.engine import OverallVerdict
+from relay.policy.rule_files import read_rules
+from relay.policy.rule_tests import examined_message, overall_verdict
 from tests.unit.policy.conftest import MAIL, rule
 
 REJECT = '{ reject = "5.7.1 no" }'

@@ -2,12 +2,8 @@
 
 import pytest
 
-from relay.policy import (
-    PolicyError,
-    RuleSet,
-    load_rules,
-    read_rules,
-)
+from relay.policy.engine import RuleSet
+from relay.policy.rule_files import PolicyError, load_rules, read_rules
 from tests.unit.policy.conftest import rule
 
 REJECT = '{ reject = "5.7.1 no" }'

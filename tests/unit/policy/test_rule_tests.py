@@ -4,14 +4,8 @@ import json
 
 import pytest
 
-from relay.policy import (
-    PolicyError,
-    format_check,
-    format_test_results,
-    format_verdict,
-    load_rules,
-    run_tests,
-)
+from relay.policy.rule_files import PolicyError, load_rules
+from relay.policy.rule_tests import format_check, format_test_results, format_verdict, run_tests
 from tests.unit.policy.conftest import rule
 
 CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"

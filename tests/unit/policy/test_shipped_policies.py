@@ -5,7 +5,9 @@ import time
 import pytest
 
 from relay.message.verdict import Source
-from relay.policy import OverallVerdict, examined_message, load_rules, overall_verdict
+from relay.policy.engine import OverallVerdict
+from relay.policy.rule_files import load_rules
+from relay.policy.rule_tests import examined_message, overall_verdict
 from relay.settings.environment import shipped
 
 PLAIN = (

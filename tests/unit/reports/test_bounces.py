@@ -19,8 +19,7 @@ from relay.message.outcome import Evidence
 from relay.message.verdict import Source
 from relay.mime.dsn import ReportedMessage, ReportedRecipient
 from relay.observe.metrics import Metrics
-from relay.reports import Reporter
-from relay.reports.bounces import decide_reports
+from relay.reports.bounces import Reporter, decide_reports
 from relay.spool.types import ReportPlan
 
 MX = NextHop(HopKind.MX, "example.com")

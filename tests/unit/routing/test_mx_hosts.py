@@ -7,15 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.outcome import DeferralClass, Deferred, Failed
-from relay.routing import (
+from relay.routing.mx_hosts import (
+    EXCHANGES_MAX,
+    Exchange,
     MailLoop,
     NoAddress,
     NoSuchDomain,
     NullMx,
     TemporaryFailure,
+    better_than_own,
+    by_preference,
     outcome_of,
 )
-from relay.routing.mx_hosts import EXCHANGES_MAX, Exchange, better_than_own, by_preference
 
 
 @pytest.mark.parametrize(

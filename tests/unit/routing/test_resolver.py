@@ -11,18 +11,17 @@ import uvloop
 
 from relay.clock import ManualClock
 from relay.message.nexthop import CAPTURE, HopKind, NextHop
-from relay.routing import (
+from relay.routing import resolver as resolver_module
+from relay.routing.mx_hosts import (
     Host,
     Hosts,
     MailLoop,
     NoAddress,
-    NoResolver,
     NoSuchDomain,
     NullMx,
-    Resolver,
     TemporaryFailure,
 )
-from relay.routing import resolver as resolver_module
+from relay.routing.resolver import NoResolver, Resolver
 from relay.settings.tree import Address
 from tests.support.dns_server import DnsServer
 

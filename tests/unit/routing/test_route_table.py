@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.accounts import Account
+from relay.accounts.account import Account
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
-from relay.routing import (
+from relay.routing.route_table import (
     HopLimits,
     HopTls,
     InvalidRecipient,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.settings import SettingsError, load, shipped
-from relay.settings.document import read_document
+from relay.settings.document import SettingsError, read_document
+from relay.settings.environment import shipped
+from relay.settings.reader import load
 
 PIECES = [
     '"', "'", '"""', "'''", "[", "]", "[[", "]]", "{", "}", ",", "=", ".", "\n", "\r\n", "#", "\\",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.settings import read_environment, shipped
+from relay.settings.environment import read_environment, shipped
 
 
 def test_the_file_is_the_one_asked_for_else_the_environment_s_else_the_system_s(monkeypatch):

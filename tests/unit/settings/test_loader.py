@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.settings import SettingsError, load
+from relay.settings.document import SettingsError
+from relay.settings.reader import load
 from relay.settings.tree import Address, RetryByClass, RouteAuth, SmtpListener
 from relay.settings.validation import verifies
 

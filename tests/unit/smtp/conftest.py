@@ -5,7 +5,9 @@ import asyncio
 import pytest
 import uvloop
 
-from relay.smtp import Target, Timeouts, Transaction, TransactionRecipient, connect
+from relay.smtp.connect import Target, connect
+from relay.smtp.connection import Timeouts
+from relay.smtp.transaction import Transaction, TransactionRecipient
 from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]

@@ -7,7 +7,8 @@ import ssl
 import pytest
 
 from relay.message.outcome import DeferralClass, Deferred, Failed, Relayed, SmtpStage
-from relay.smtp import ConnectError, Target, Timeouts, connect
+from relay.smtp.connect import ConnectError, Target, connect
+from relay.smtp.connection import Timeouts
 from tests.support.remote_mx import DROP, RemoteMx
 
 IN_NO_TIME = Timeouts(connect_s=0.1, command_s=0.1)

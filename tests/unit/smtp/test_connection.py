@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from relay.message.outcome import DeferralClass, Deferred, Failed, Indeterminate, Relayed
-from relay.smtp import Timeouts
+from relay.smtp.connection import Timeouts
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 STEP_BY_STEP = [word for word in EXTENSIONS if word != "PIPELINING"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.smtp import Target
+from relay.smtp.connect import Target
 from relay.smtp.tls import certificate_matches, certificate_names, is_loopback
 
 

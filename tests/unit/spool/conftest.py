@@ -8,7 +8,7 @@ from relay.crashpoints import CrashPoints
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 
 

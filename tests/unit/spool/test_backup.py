@@ -9,9 +9,9 @@ import apsw
 import pytest
 
 from relay.message.outcome import Evidence, Relayed
-from relay.spool import SqliteSpool
 from relay.spool.sqlite import backup, disk_space
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import Selector, Settlement, SpoolError, SpoolFormatError, SpoolFullError
 
 LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX

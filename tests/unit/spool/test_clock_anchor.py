@@ -10,8 +10,9 @@ from relay.clock import Anchor, Machine, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
-from relay.spool import Retention, SqliteSpool
 from relay.spool.sqlite.database import read_anchor
+from relay.spool.sqlite.maintenance import Retention
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewMessage, Settlement
 
 START, DAY = 1_700_000_000_000_000, 86_400_000_000

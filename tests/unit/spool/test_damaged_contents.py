@@ -11,9 +11,9 @@ from relay.delivery.content_cache import ContentCache
 from relay.files import FileOctets
 from relay.message.content import LargeContent, read_all
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool import SqliteSpool
 from relay.spool.sqlite import content_files
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import Claim, DueQuery, EntrySchedule, Settlement, SpoolError
 
 HEADER = b"Subject: large\r\n"

@@ -15,8 +15,8 @@ import pytest
 from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
 from relay.spool.sqlite import write_ahead_log
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import check_log
 from relay.spool.types import (
     Accepted,

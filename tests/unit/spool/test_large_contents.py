@@ -12,8 +12,8 @@ import pytest
 from relay.files import FileOctets
 from relay.message.content import LargeContent, MemoryOctets, read_all
 from relay.message.outcome import Evidence, Failed, Relayed
-from relay.spool import SqliteSpool
 from relay.spool.sqlite import content_files
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import (
     Settlement,
     SpoolError,

@@ -11,13 +11,13 @@ import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
 from relay.spool.sqlite import last_commit, write_ahead_log
 from relay.spool.sqlite.backup import back_up
 from relay.spool.sqlite.database import open_database
 from relay.spool.sqlite.last_commit import LastCommit, RecordedCommit, check_commits, read_recorded
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import last_commit_of
 from relay.spool.sqlite.write_ahead_log import log_of
 from relay.spool.types import Selector, SpoolDamagedError

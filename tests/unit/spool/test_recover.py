@@ -16,11 +16,11 @@ from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.observe.metrics import Metrics
-from relay.spool import SqliteSpool
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.database import read_anchor
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import (
     contents_of,
     damage_mark_of,

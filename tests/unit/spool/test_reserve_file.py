@@ -14,7 +14,8 @@ from relay.message.nexthop import LOCAL
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
-from relay.spool import ReserveFile, SqliteSpool
+from relay.spool.sqlite.disk_space import ReserveFile
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import DueQuery, NewEntry, NewRecipient, Settlement, SpoolFullError
 from tests.support.disks import filled, journaled_disk, small_disk
 
