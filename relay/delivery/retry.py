@@ -85,8 +85,9 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
     """Decide what to do with a claim.
 
     Held and captured claims are never attempted. A claim without an attempt gets one before it
-    expires, and so does one that came due while the relay was down. `started_us` is when this
-    relay started; `confirmed_us` is Clock.confirmed_us(), by which held and captured claims expire.
+    expires, and so does one that came due while the relay was down, or whose hold ended after a
+    doubtful expiry. `started_us` is when this relay started; `confirmed_us` is
+    Clock.confirmed_us(), by which held and captured claims expire.
     """
     ends_us = end_us(claim, started_us=started_us)
     is_parked = claim.state in PARKED
@@ -106,6 +107,9 @@ def end_us(claim: Claim, *, started_us: int) -> int | None:
         return claim.due_us  # kept for a time of its own, whatever the message's expiry
     if claim.state is RecipientState.HELD:
         return claim.message.expires_us
+    expires_us = claim.message.expires_us
     if claim.attempts == 0 or claim.due_us < started_us:
         return None
-    return claim.message.expires_us
+    if claim.state is RecipientState.QUEUED and (claim.retry_us or 0) > expires_us:
+        return None  # its hold ended after the expiry, which was doubtful until then
+    return expires_us

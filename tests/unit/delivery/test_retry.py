@@ -114,6 +114,8 @@ def expiring(at_us: int, **changes) -> Claim:
             ClaimAction.ATTEMPT,
         ),
         (expiring(PAST, due_us=STARTED - 1), ClaimAction.ATTEMPT),
+        (expiring(PAST, state=RecipientState.QUEUED), ClaimAction.EXPIRE),
+        (expiring(PAST, state=RecipientState.QUEUED, retry_us=PAST + 1), ClaimAction.ATTEMPT),
         (expiring(FUTURE, state=RecipientState.HELD, retry_us=None), ClaimAction.REQUEUE),
         (expiring(PAST, state=RecipientState.HELD, retry_us=None), ClaimAction.EXPIRE),
         (
