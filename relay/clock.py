@@ -5,17 +5,22 @@ is due and what expires is compared in queue time, which does not jump when the 
 changed: neither while the process runs nor between two processes, because a start continues from
 an anchor on disk.
 
+Relay waits for a time only through the Clock, so that a clock that can be advanced needs to replace
+nothing but its `call_later`. Time-outs of a peer, a child process or a disk are in real time.
+
 Ids are time-ordered, like those of RFC 9562 5.7.
 """
 
+import asyncio
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
 ID_LENGTH = 16
@@ -63,6 +68,14 @@ class ResumedTime:
     doubt_ends_us: int
 
 
+class Timer(Protocol):
+    """A call that waits for its time."""
+
+    def cancel(self) -> None:
+        """Do not call any more."""
+        ...
+
+
 class Clock(Protocol):
     """The time."""
 
@@ -101,6 +114,46 @@ class Clock(Protocol):
         """Processor time of the calling thread, in seconds."""
         ...
 
+    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call `callback` in the running event loop when `seconds` have passed."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Return when `seconds` have passed."""
+        ...
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        """Wait for `event`, for at most `seconds`; return whether it is set."""
+        ...
+
+
+class LoopTimers:
+    """The waits of a Clock, in the time of the running event loop."""
+
+    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """See Clock."""
+        return asyncio.get_running_loop().call_later(seconds, callback, *args)
+
+    async def sleep(self, seconds: float) -> None:
+        """See Clock."""
+        over = asyncio.Event()
+        timer = self.call_later(seconds, over.set)
+        try:
+            await over.wait()
+        finally:
+            timer.cancel()
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        """See Clock."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                timer = self.call_later(seconds, limit.reschedule, 0.0)
+                try:
+                    await event.wait()
+                finally:
+                    timer.cancel()
+        return event.is_set()
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -124,7 +177,7 @@ def this_machine() -> Machine:
     )
 
 
-class SystemClock:
+class SystemClock(LoopTimers):
     """A machine's clocks."""
 
     def __init__(self, machine: Machine | None = None) -> None:
@@ -181,8 +234,8 @@ class SystemClock:
 
 
 @dataclass
-class ManualClock:
-    """A clock that a test advances."""
+class ManualClock(LoopTimers):
+    """A clock that a test advances. Its waits take real time."""
 
     now_us: int = 1_700_000_000_000_000
     now_s: float = 1000.0

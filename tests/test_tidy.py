@@ -103,9 +103,66 @@ def test_sleeps_say_why_they_do_not_poll(path):
     bare = [
         f"{number}: {line.strip()}"
         for number, line in code_lines(path)
-        if re.search(r"asyncio\.sleep\((?!0\))", line) and "# sleeps: " not in line
+        if re.search(r"clock\.sleep\(", line) and "# sleeps: " not in line
     ]
     assert bare == []
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p != Path("relay/clock.py")], ids=str)
+def test_waits_for_a_time_go_through_the_clock(path):
+    assert waits_outside_the_clock((TOP / path).read_text()) == []
+
+
+def test_waits_outside_the_clock_are_found():
+    module = """
+async def right(self):
+    await asyncio.sleep(0)
+    await asyncio.wait(tasks)
+    await self._clock.sleep(pause_s)
+    self.timer = self.clock.call_later(pause_s, self.wake)
+    async with asyncio.timeout(1):  # real time: a peer
+        await self.reply
+    self.timer = loop.call_later(  # real time: a peer
+        1, self.end
+    )
+
+async def wrong(self):
+    await asyncio.sleep(pause_s)
+    async with asyncio.timeout(1):  # real time:
+        async with asyncio.timeout_at(1):
+            await asyncio.wait_for(self.reply, 1)
+    await asyncio.wait(tasks, timeout=1)
+    self.timer = loop.call_later(1, self.end)
+    asyncio.get_running_loop().call_at(1, self.end)
+    self.now_s = self._loop.time
+    from asyncio import sleep
+"""
+    assert waits_outside_the_clock(module) == [14, 15, 16, 17, 18, 19, 20, 21, 22]
+
+
+def waits_outside_the_clock(text: str) -> list[int]:
+    """Lines that wait for a time, or read the loop's, by asyncio itself and say no `# real time: `."""
+    own = {"sleep", "timeout", "timeout_at", "wait_for"}
+    found, allowed = set(), set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == "asyncio":
+            found |= {node.lineno for one in node.names if one.name in own}
+        elif isinstance(node, ast.Call) and ast.unparse(node) == "asyncio.sleep(0)":
+            allowed.add(node.lineno)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.wait":
+            found |= {node.lineno for one in node.keywords if one.arg == "timeout"}
+        elif isinstance(node, ast.Attribute):
+            of = ast.unparse(node.value)
+            is_loop = re.search(r"loop(\(\))?$", of)
+            if (
+                (of == "asyncio" and node.attr in own)
+                or (is_loop and node.attr == "time")
+                or (node.attr in ("call_later", "call_at") and not of.endswith("clock"))
+            ):
+                found.add(node.end_lineno)
+    lines = text.splitlines()
+    marked = {n for n, line in enumerate(lines, start=1) if re.search(r"# real time: \S", line)}
+    return sorted(found - allowed - marked)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

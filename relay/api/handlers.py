@@ -96,19 +96,19 @@ class Handlers:
     async def _wait(
         self, key: str, principal: Principal, *, state: str, timeout_s: float
     ) -> dict[str, Any] | None:
-        clock = self._dependencies.clock
-        deadline = clock.monotonic() + timeout_s
+        clock, loop = self._dependencies.clock, asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s  # real time: a client waits
         while True:
             seen = self._dependencies.changes.count
             found = await self._find(key, principal)
-            left_s = deadline - clock.monotonic()
+            left_s = deadline - loop.time()  # real time: a client waits
             is_over = found is not None and (has_reached(found, state) or is_final(found))
             if is_over or left_s <= 0:
                 return found
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left_s, _POLL_S)):
+                async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
                     await self._dependencies.changes.wait_beyond(seen)
-                    await asyncio.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
+                    await clock.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
 
     async def _find(self, key: str, principal: Principal) -> dict[str, Any] | None:
         if not key or len(key) > _KEY_CHARACTERS:

@@ -105,7 +105,7 @@ class Daemon:
         await self.store.remove_unfinished_submissions()
         await self.pressure.measure()  # a full relay rejects from the first connection on
         self._spawn(self.pressure.run(), "pressure")
-        self._spawn(write_clock_anchor(self.store), "clock")
+        self._spawn(write_clock_anchor(self.store, self.clock), "clock")
         self._spawn(self.scheduler.run(), "delivery")
         await self.pickup_server.start()
         for smtp_server in self.smtp_servers:
@@ -114,9 +114,9 @@ class Daemon:
         figures = MaintenanceGauges(self._sessions, lambda: self.store.scheduled_count)
         self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
-        self._spawn(prune_history(self.spool, self.store_log, keep=keep), "pruning")
-        self._spawn(sweep_contents(self.spool), "sweeping")
-        self._spawn(expire_uploads(self.store.attachments.remove_expired), "uploads")
+        self._spawn(prune_history(self.spool, self.store_log, self.clock, keep=keep), "pruning")
+        self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
+        self._spawn(expire_uploads(self.store.attachments.remove_expired, self.clock), "uploads")
         self.readiness.reason = ""
         for server in self.http_servers:
             await server.start()
@@ -143,14 +143,16 @@ class Daemon:
 
     async def _finish_submissions(self, grace_s: float) -> None:
         """Drain steps 1 to 4 in their order, because each needs the next."""
-        deadline = asyncio.get_running_loop().time() + grace_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s  # real time: the service manager waits
         await _all_of(*(one.stop(min(_HTTP_GRACE_S, grace_s)) for one in self.http_servers))
         if self._pickup_task is not None:
             self._pickup_task.cancel()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(deadline):  # real time: as above
                     await self.pickup.drain()
-        await self.pickup_server.drain(max(0.0, deadline - asyncio.get_running_loop().time()))
+        left_s = deadline - loop.time()  # real time: as above
+        await self.pickup_server.drain(max(0.0, left_s))
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:

@@ -61,7 +61,7 @@ class Follower:
             if until_settled is not None and self._settled >= until_settled:
                 return
             await self._daemon.changes.wait_beyond(count)
-            await asyncio.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
+            await self._daemon.clock.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
 
     async def update(self, *, quietly: bool = False) -> None:
         """Show new steps; with `quietly`, only mark them as shown."""
@@ -167,7 +167,7 @@ async def _wait(
 ) -> dict[str, Any]:
     found: dict[str, Any] | None = None
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
+        async with asyncio.timeout(_TIMEOUT_S):  # real time: a person waits
             while True:
                 seen = daemon.changes.count
                 found = await daemon.journeys.journey(key, account=None)
@@ -198,7 +198,7 @@ def _has_steps(journey: dict[str, Any], last: int) -> bool:
 async def _report_subject(daemon: Daemon) -> str:
     """Wait for the newest report in alice's Inbox and return its subject."""
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
+        async with asyncio.timeout(_TIMEOUT_S):  # real time: a person waits
             while True:
                 seen = daemon.changes.count
                 newest = MessageQuery(folder_id=WellKnown.INBOX, top=1)

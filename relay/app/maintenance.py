@@ -54,7 +54,7 @@ async def update_gauges(
             _log.exception("counting failed")
         took_s = clock.monotonic() - began
         pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
-        await asyncio.sleep(pause_s)  # sleeps: the interval between counts
+        await clock.sleep(pause_s)  # sleeps: the interval between counts
 
 
 async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
@@ -67,21 +67,23 @@ async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> Non
     metrics.queue_unaccounted.set(counts.unaccounted)
 
 
-async def prune_history(spool: SqliteSpool, log: SubmissionLog, *, keep: Retention) -> None:
+async def prune_history(
+    spool: SqliteSpool, log: SubmissionLog, clock: Clock, *, keep: Retention
+) -> None:
     """Remove expired history until cancelled, in small steps."""
     while True:
         try:
-            while await spool.maintenance.prune(keep):  # noqa: ASYNC110 - others write meanwhile
-                await asyncio.sleep(_PRUNE_PAUSE_S)  # sleeps: lets others write
+            while await spool.maintenance.prune(keep):
+                await clock.sleep(_PRUNE_PAUSE_S)  # sleeps: lets others write
             await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
         except (SpoolError, OSError) as error:
             _log.warning("history not pruned", error=str(error))
         except Exception:  # noqa: BLE001 - ours: pruning must go on
             _log.exception("pruning failed")
-        await asyncio.sleep(_PRUNE_S)  # sleeps: the interval between passes
+        await clock.sleep(_PRUNE_S)  # sleeps: the interval between passes
 
 
-async def write_clock_anchor(store: FileStore) -> None:
+async def write_clock_anchor(store: FileStore, clock: Clock) -> None:
     """Write the mail store's clock anchor until cancelled, and once more at the end."""
     fault = RepeatedError()
     try:
@@ -93,7 +95,7 @@ async def write_clock_anchor(store: FileStore) -> None:
                     _log.warning("the clock anchor cannot be written", error=str(error))
             else:
                 fault.clear()
-            await asyncio.sleep(_ANCHOR_S)  # sleeps: the interval between writes
+            await clock.sleep(_ANCHOR_S)  # sleeps: the interval between writes
     finally:
         with suppress(StoreError):
             await store.keep_anchor()
@@ -127,7 +129,7 @@ def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:
         )
 
 
-async def sweep_contents(spool: SqliteSpool) -> None:
+async def sweep_contents(spool: SqliteSpool, clock: Clock) -> None:
     """Remove content files without a message, such as a crash leaves, until cancelled."""
     while True:
         try:
@@ -137,10 +139,10 @@ async def sweep_contents(spool: SqliteSpool) -> None:
             _log.warning("stale contents not removed", error=str(error))
         except Exception:  # noqa: BLE001 - ours: the task must go on
             _log.exception("sweeping failed")
-        await asyncio.sleep(_DAY_S)  # sleeps: the interval between passes
+        await clock.sleep(_DAY_S)  # sleeps: the interval between passes
 
 
-async def expire_uploads(remove_expired: Callable[[], Awaitable[None]]) -> None:
+async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: Clock) -> None:
     """Remove expired upload sessions until cancelled."""
     while True:
         try:
@@ -149,4 +151,4 @@ async def expire_uploads(remove_expired: Callable[[], Awaitable[None]]) -> None:
             _log.warning("uploads not removed", error=str(error))
         except Exception:  # noqa: BLE001 - ours: the task must go on
             _log.exception("removing uploads failed")
-        await asyncio.sleep(_PRUNE_S)  # sleeps: the interval between passes
+        await clock.sleep(_PRUNE_S)  # sleeps: the interval between passes

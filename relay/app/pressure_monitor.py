@@ -141,7 +141,7 @@ class PressureMonitor:
                 await self.measure()
             except Exception:  # noqa: BLE001 - the state stays until the next measurement
                 _log.exception("pressure not measured")
-            await asyncio.sleep(INTERVAL_S)  # sleeps: free space changes without an event
+            await self._clock.sleep(INTERVAL_S)  # sleeps: free space changes without an event
 
     async def measure(self) -> None:
         """Measure once, and log changes."""
@@ -214,7 +214,7 @@ class _AskedDisk:
         if self._asking is None:
             self._asked_s = self._clock.monotonic()
             self._asking = asyncio.get_running_loop().run_in_executor(None, self._ask)
-        done, _ = await asyncio.wait({self._asking}, timeout=_ANSWER_S)
+        done, _ = await asyncio.wait({self._asking}, timeout=_ANSWER_S)  # real time: a disk
         if done:
             answer, self._asking = self._asking, None
             try:

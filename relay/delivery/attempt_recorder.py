@@ -9,7 +9,6 @@ and 7, invariants 1 and 5.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -209,9 +208,7 @@ class AttemptRecorder:
 
     async def _pause(self, pause_s: float) -> float:
         """Wait, or until stop_retrying(); return the next pause."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._stopped.wait()
+        await self._clock.wait(self._stopped, pause_s)
         return min(pause_s * 2, _PAUSE_S_MAX)
 
     async def _reports(

@@ -107,9 +107,11 @@ class ConnectionSlots:
         """End the block after PROBE_TIMEOUT_S if another probe waits for its slot; otherwise do not
         limit it. Raises TimeoutError.
         """
-        async with asyncio.timeout(None) as limit:
+        async with asyncio.timeout(None) as limit:  # real time: a peer answers
             loop = asyncio.get_running_loop()
-            timer = loop.call_later(PROBE_TIMEOUT_S, self._takes_long, slot, limit)
+            timer = loop.call_later(  # real time: as above
+                PROBE_TIMEOUT_S, self._takes_long, slot, limit
+            )
             try:
                 yield
             finally:
@@ -183,7 +185,7 @@ class ConnectionSlots:
         for name, (slot, limit) in self._overdue.items():
             if self._makes_room(slot):
                 del self._overdue[name]
-                limit.reschedule(asyncio.get_running_loop().time())
+                limit.reschedule(0.0)
                 return
 
     def _makes_room(self, probe: Slot) -> bool:

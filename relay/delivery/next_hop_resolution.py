@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from relay.clock import Clock
+from relay.clock import Clock, Timer
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
@@ -58,19 +58,19 @@ class LookupPacing:
         """`begin` starts one lookup and returns whether another one could start."""
         self._begin = begin
         self._clock = clock
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._last_s = self._last_busy_s = 0.0
 
     def go_on(self) -> None:
         """Start lookups until `begin` returns False."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(0, self._tick)
+            self._timer = self._clock.call_later(0, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
         if self._may_begin() and not self._begin():
             return
-        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+        self._timer = self._clock.call_later(_TICK_S, self._tick)
 
     def _may_begin(self) -> bool:
         now_s, busy_s = self._clock.monotonic(), self._clock.busy_s()

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
-from relay.clock import Clock
+from relay.clock import Clock, Timer
 from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder, RecordedAttempt
 from relay.delivery.attempt_result import internal_error_outcomes
@@ -76,7 +76,7 @@ class DeliveryScheduler:
         self._scanner = QueueScanner(spool, active_queue, clock, offer=self.offer)
         self._started_us = self._delayed_us = clock.queue_us()
         self._wake = asyncio.Event()
-        self._wake_timer: asyncio.TimerHandle | None = None
+        self._wake_timer: Timer | None = None
         self._scan_lock = asyncio.Lock()
         self._fault = RepeatedError()
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
@@ -165,12 +165,10 @@ class DeliveryScheduler:
                         _log.error("spool unreadable", error=str(error))
                     else:
                         _log.exception("internal error in the queue scan")
-                await asyncio.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
+                await self._clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
             else:
                 self._fault.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pause_s()):
-                    await self._wake.wait()
+            await self._clock.wait(self._wake, self._pause_s())
             self._wake.clear()
             if self._wake_timer is not None:
                 self._wake_timer.cancel()
@@ -182,7 +180,8 @@ class DeliveryScheduler:
         Attempts that are cut off then are released as well, or are indeterminate if their final dot
         was written. If the spool cannot be written, the next start recovers the claims.
         """
-        deadline_s = asyncio.get_running_loop().time() + grace_s
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + grace_s  # real time: attempts at peers end
         self._stopping = True
         self._scanner.stop()
         self._recorder.claims_reports = False
@@ -193,14 +192,14 @@ class DeliveryScheduler:
         self._local_queue.abort()
         for task in self._tasks:
             task.cancel()
-        await self._all_ended(asyncio.get_running_loop().time() + _AFTER_CANCEL_S)
+        await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
         self._recorder.stop_retrying()
-        await self._all_ended(asyncio.get_running_loop().time() + _AFTER_CANCEL_S)
+        await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
 
     async def _all_ended(self, deadline_s: float) -> None:
         """Wait until all connections and tasks have ended, with the tasks that they start."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline_s):
+            async with asyncio.timeout_at(deadline_s):  # real time: attempts at peers end
                 async with self._scan_lock:  # claims being fetched are released
                     pass
                 while busy := [*self._unfinished_tasks()]:
@@ -312,7 +311,7 @@ class DeliveryScheduler:
         if self._scanner.can_scan_batch:
             self._wake.set()
         elif self._wake_timer is None and self._scanner.can_scan:
-            self._wake_timer = asyncio.get_running_loop().call_later(_SCAN_DELAY_S, self._wake.set)
+            self._wake_timer = self._clock.call_later(_SCAN_DELAY_S, self._wake.set)
 
     def _note_requeued(self, claim: Claim, due_us: int) -> None:
         if self._scanner.requeued(claim, due_us):

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
-from relay.clock import Clock
+from relay.clock import Clock, Timer
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 from relay.delivery.dependencies import Connect, Scheduler
@@ -62,7 +62,7 @@ class Site:
         self._connections_max = self.options.connections_max
         self._concurrency = ConcurrencyLimit(self._connections_max)
         self._bucket = TokenBucket(self.options.rate) if self.options.rate else None
-        self._rate_timer: asyncio.TimerHandle | None = None
+        self._rate_timer: Timer | None = None
         self._closing = False
 
     def update_hosts(self, hosts: Hosts) -> None:
@@ -168,7 +168,7 @@ class Site:
         fault = None if worker.cancelled() else worker.exception()
         if fault is not None:  # an internal error may repeat: pause
             _log.error("internal error in a connection", site=self.name, exc_info=fault)
-            asyncio.get_running_loop().call_later(_AFTER_FAULT_S, self._ensure_connection)
+            self.clock.call_later(_AFTER_FAULT_S, self._ensure_connection)
             return
         self._ensure_connection()  # a claim may have been pushed while this worker ended
 
@@ -199,8 +199,7 @@ class Site:
         if wait_s <= 0:
             return False
         if self._rate_timer is None:
-            loop = asyncio.get_running_loop()
-            self._rate_timer = loop.call_later(wait_s, self._on_rate_timer)
+            self._rate_timer = self.clock.call_later(wait_s, self._on_rate_timer)
         return True
 
     def _on_rate_timer(self) -> None:
@@ -265,7 +264,7 @@ class Site:
             return False
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(waiter)
-        timer = asyncio.get_running_loop().call_later(self.options.idle_s, waiter.cancel)
+        timer = self.clock.call_later(self.options.idle_s, waiter.cancel)
         try:
             await waiter
         except asyncio.CancelledError:

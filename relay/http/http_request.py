@@ -102,7 +102,7 @@ class HttpRequest:
         if self._scope.get(BODY_COMPLETE):  # most bodies: no timer is needed
             return await self._read_all(limit)
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
+            async with asyncio.timeout(self._limits.timeout_s):  # real time: a client
                 return await self._read_all(limit)
         except TimeoutError:
             self._timed_out = True
@@ -131,18 +131,18 @@ class HttpRequest:
         self._reject_content_encoding()
         self._body_requested = True
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.stream_timeout_s
+        deadline = loop.time() + self._limits.stream_timeout_s  # real time: a client
         while not self._complete:
             chunks: list[bytes] = []
             size_bytes = 0
             while size_bytes < _BLOCK_BYTES and not self._complete:
                 try:
-                    idle_deadline = loop.time() + self._limits.idle_timeout_s
-                    async with asyncio.timeout_at(min(deadline, idle_deadline)):
+                    idle_end = loop.time() + self._limits.idle_timeout_s  # real time: a client
+                    async with asyncio.timeout_at(min(deadline, idle_end)):  # real time: a client
                         chunks.append(await self._next_chunk())
                 except TimeoutError:
                     self._timed_out = True
-                    raise self._timeout_error(is_idle=idle_deadline <= deadline) from None
+                    raise self._timeout_error(is_idle=idle_end <= deadline) from None
                 size_bytes += len(chunks[-1])
             yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -204,9 +204,9 @@ class HttpRequest:
 
     async def _discard_rest(self) -> bool:
         try:
-            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):  # real time: a client
                 while not self._complete:
-                    async with asyncio.timeout(_DRAIN_PAUSE_S):
+                    async with asyncio.timeout(_DRAIN_PAUSE_S):  # real time: a client
                         await self._next_chunk()
         except (TimeoutError, ClientDisconnectedError):
             return False

@@ -110,7 +110,7 @@ class HttpServer:
         await self._task
         cancelled = tuple(self._server.server_state.tasks)
         if cancelled:
-            await asyncio.wait(cancelled, timeout=_CANCELLED_GRACE_S)
+            await asyncio.wait(cancelled, timeout=_CANCELLED_GRACE_S)  # real time: clients
         self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -147,7 +147,7 @@ class _UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving on `sockets`."""
         loop = asyncio.get_running_loop()
-        connection_table = ConnectionTable(self._limits, loop.time)
+        connection_table = ConnectionTable(self._limits, loop.time)  # real time: clients
 
         def connection() -> BoundedProtocol:
             made = BoundedProtocol(self.config, self.server_state, {}, loop)

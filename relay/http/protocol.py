@@ -297,10 +297,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         self._unread_bytes = waiting_bytes or math.inf
-        self._read_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self._check_client_reads)
+        self._read_timer = self.loop.call_later(  # real time: a client
+            UNREAD_TIMEOUT_S, self._check_client_reads
+        )
 
     def _start_header_timeout(self) -> None:
-        self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+        self._header_timer = self.loop.call_later(  # real time: a client
+            HEADER_TIMEOUT_S, self.transport.close
+        )
 
     def _cancel_header_timeout(self) -> None:
         self._is_in_header = False

@@ -201,7 +201,7 @@ class Acceptance:
         try:
             if size_of(message.content) <= _INLINE_BYTES:
                 return rules.evaluate(message)
-            async with asyncio.timeout(self.policy_timeout_s):
+            async with asyncio.timeout(self.policy_timeout_s):  # real time: a thread
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self.threads, rules.evaluate, message)
         except TooManyPartsError:

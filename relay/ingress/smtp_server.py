@@ -146,11 +146,13 @@ class SmtpServer:
         for session in tuple(self._shared.sessions):
             session.abort()
         if self._acceptances:  # no 250 was sent for these, so one that hangs may be abandoned
-            await asyncio.wait(tuple(self._acceptances), timeout=_COMMIT_S)
+            await asyncio.wait(  # real time: a disk
+                tuple(self._acceptances), timeout=_COMMIT_S
+            )
 
     async def _wait_closed(self, timeout_s: float) -> None:
         if closed := {session.closed for session in self._shared.sessions}:
-            await asyncio.wait(closed, timeout=timeout_s)
+            await asyncio.wait(closed, timeout=timeout_s)  # real time: clients
 
     def _new_session(self) -> SmtpSession:
         return SmtpSession(self._shared)

@@ -208,7 +208,7 @@ class SmtpSession(_NoHooks, SMTP):
         self._replies: list[bytes] = []
         self._commands: SmtpCommandHandler | None = None
         self._waiting_since: float | None = None  # loop time; None while a command is in progress
-        self._began_s = self.loop.time()
+        self._began_s = self.loop.time()  # real time: a client
         self._counted = False
         self.closed = self.loop.create_future()
 
@@ -260,7 +260,7 @@ class SmtpSession(_NoHooks, SMTP):
 
     def _timeout_cb(self) -> None:
         """End the session if the client was idle for too long, else set the timer again."""
-        now = self.loop.time()
+        now = self.loop.time()  # real time: a client
         too_old = now - self._began_s >= self._shared.listener.limits.session_s
         silent_s = 0.0 if self._waiting_since is None else now - self._waiting_since
         if self.transport is None:
@@ -337,7 +337,7 @@ class SmtpSession(_NoHooks, SMTP):
     async def _more(self) -> bool:
         """Write the buffered replies, then wait for input."""
         await self._flush()
-        self._waiting_since = self.loop.time()
+        self._waiting_since = self.loop.time()  # real time: a client
         try:
             return await self._input.more()
         finally:
@@ -345,7 +345,8 @@ class SmtpSession(_NoHooks, SMTP):
 
     async def _flush(self) -> None:
         self._write()
-        self._waiting_since = self.loop.time()  # a client that does not read counts as idle
+        # a client that does not read counts as idle
+        self._waiting_since = self.loop.time()  # real time: a client
         try:
             await self._writer.drain()
         except OSError as error:
@@ -424,7 +425,7 @@ class SmtpSession(_NoHooks, SMTP):
     async def pause(self, seconds: float) -> None:
         """Wait, or until the client disconnects."""
         await self._flush()
-        await asyncio.wait({self.closed}, timeout=seconds)
+        await asyncio.wait({self.closed}, timeout=seconds)  # real time: a client
 
     # -- the transport
 
@@ -456,7 +457,9 @@ class SmtpSession(_NoHooks, SMTP):
         assert self._timeout_handle is not None
         self._timeout_handle.cancel()  # a timer keeps the session alive: cancel it
         last_reply_s = self._shared.listener.limits.last_reply_s
-        self._timeout_handle = self.loop.call_later(last_reply_s, self.abort)
+        self._timeout_handle = self.loop.call_later(  # real time: a client
+            last_reply_s, self.abort
+        )
 
     def _is_tls(self) -> bool:
         return bool(_tls_version(self._transport_of()))

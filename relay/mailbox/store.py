@@ -92,8 +92,8 @@ class FileStore:
         self._actions = ThreadPool(_THREADS, "mailbox")
         self._queries = ThreadPool(_QUERY_THREADS, "mailbox-query")
         self._shares = AccountQueues()
-        self._throttle = SubmissionThrottle(clock.monotonic)
-        self._pending = PendingSubmissions(self._changed_ns, self._list_ready)
+        self._throttle = SubmissionThrottle(clock)
+        self._pending = PendingSubmissions(self._changed_ns, self._list_ready, clock=clock)
         self._timer = ScheduleTimer(
             ScheduledDirectory(
                 self._scheduled_changed_ns, self._list_scheduled, self._make_due_ready),

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from relay.clock import Clock
+from relay.clock import Clock, Timer
 from relay.mailbox.types import PendingSubmission
 from relay.message.content import Octets
 from relay.mime.convert import ConvertedMessage
@@ -139,8 +139,7 @@ class ConversionPool:
     def _put_back(self, child: "_ConversionProcess") -> None:
         if child.is_usable and not self._is_closed:
             self._idle.append(child)
-            loop = asyncio.get_running_loop()
-            child.timer = loop.call_later(_IDLE_S, self._retire, child)
+            child.timer = self._clock.call_later(_IDLE_S, self._retire, child)
         else:
             self._end(child)
 
@@ -155,7 +154,8 @@ class ConversionPool:
         if self._is_closed:
             self._reap(_REAPED_AFTER_S)
         else:
-            asyncio.get_running_loop().call_later(_REAPED_AFTER_S, self._reap)
+            loop = asyncio.get_running_loop()
+            loop.call_later(_REAPED_AFTER_S, self._reap)  # real time: a child ends
 
     def _reap(self, wait_s: float = 0) -> None:
         self._killed = [one for one in self._killed if not one.has_ended(wait_s)]
@@ -165,7 +165,7 @@ class ConversionPool:
         function = f"{self._convert.__module__}:{self._convert.__name__}"
         child = _ConversionProcess(function, self._hostname)
         try:
-            async with asyncio.timeout(_START_LIMIT_S):
+            async with asyncio.timeout(_START_LIMIT_S):  # real time: a child starts
                 await child.started()
         except TimeoutError:
             reason = f"the conversion process was not ready within {_START_LIMIT_S:g} seconds"
@@ -179,7 +179,7 @@ class ConversionPool:
 class _ConversionProcess:
     """A process of relay.pickup.conversion_child, which converts one submission at a time."""
 
-    timer: asyncio.TimerHandle  # ends it after an idle time
+    timer: Timer  # ends it after an idle time
 
     def __init__(self, function: str, hostname: str) -> None:
         """Start it. Raises OSError."""
@@ -227,7 +227,7 @@ class _ConversionProcess:
         self._submissions += 1
         request = {"path": str(pending.path), "now_us": now_us, "cpu_s": int(limit_s) + 1}
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s):  # real time: a child converts
                 self._writer.write(json.dumps(request).encode() + b"\n")
                 length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
                 answer = await self._reader.readexactly(length)

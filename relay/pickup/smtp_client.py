@@ -9,9 +9,9 @@ RFC 6409 (submission), RFC 3461 4.4 (ENVID).
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
+from relay.clock import Clock, Timer
 from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
 from relay.mime.convert import ConvertedMessage
@@ -82,24 +82,22 @@ class SubmissionClient:
 class CircuitBreaker:
     """Pauses all workers while the server accepts nothing; closed at first."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._failed: set[str] = set()  # submission ids since the last success
         self._is_open = False
         self._probe: asyncio.Task[None] | None = None
         self._probe_delay_s = FIRST_PROBE_DELAY_S
-        self._next_probe_s = 0.0
+        self._probe_timer: Timer | None = None  # until the next probe may begin
         self._changed = asyncio.Event()
 
     async def acquire(self) -> None:
         """Wait until a submission may be attempted. The caller must call release()."""
         while self._is_open:
-            wait_s = self._next_probe_s - _now_s()
-            if self._probe is None and wait_s <= 0:
+            if self._probe is None and self._probe_timer is None:
                 self._probe = asyncio.current_task()
                 return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s if self._probe is None else None):
-                    await self._changed.wait()
+            await self._changed.wait()
 
     def release(self) -> None:
         """Record that this task's attempt has ended."""
@@ -113,7 +111,7 @@ class CircuitBreaker:
         self._probe_delay_s = FIRST_PROBE_DELAY_S
         if self._is_open:
             self._is_open = False
-            self._notify()
+            self._end_delay()
 
     def record_failure(self, submission_id: str, *, is_down: bool) -> None:
         """Record a temporary failure; `is_down`: no connection was possible."""
@@ -122,15 +120,22 @@ class CircuitBreaker:
         if self._is_open:
             if self._probe is asyncio.current_task():
                 self._probe_delay_s = min(LONGEST_PROBE_DELAY_S, 2 * self._probe_delay_s)
-                self._next_probe_s = _now_s() + self._probe_delay_s
+                self._delay_probe()
         elif is_down or len(self._failed) >= FAILURES_TO_OPEN:
             self._is_open = True
-            self._next_probe_s = _now_s() + self._probe_delay_s
+            self._delay_probe()
+
+    def _delay_probe(self) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+        self._probe_timer = self._clock.call_later(self._probe_delay_s, self._end_delay)
+
+    def _end_delay(self) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
+        self._notify()
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

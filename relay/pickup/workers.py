@@ -133,7 +133,7 @@ class Pickup:
         self._hostname = hostname
         self._waiting = metrics.pickup_waiting
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, hides nothing
-        self._breaker = CircuitBreaker()
+        self._breaker = CircuitBreaker(clock)
         self._conversion = ConversionPool(converter, hostname=hostname, clock=clock)
         self._processor = SubmissionProcessor(
             store=store,

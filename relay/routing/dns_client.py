@@ -68,7 +68,8 @@ class StubResolver:
         except dns.exception.DNSException:
             return NoName(), TTL_MAX_S  # not a valid DNS name
         try:
-            async with asyncio.timeout(self._timeout_s + ONE_SERVER_TIMEOUT_S):
+            limit_s = self._timeout_s + ONE_SERVER_TIMEOUT_S
+            async with asyncio.timeout(limit_s):  # real time: a name server
                 answer = await self._resolver.resolve(
                     absolute,
                     kind,

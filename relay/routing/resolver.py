@@ -167,7 +167,7 @@ class Resolver:
     async def _ask_system(self, name: str) -> Answer:
         """Use the system's lookup: /etc/hosts and others."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s):  # real time: a name server
                 found = await asyncio.get_running_loop().run_in_executor(
                     self._threads, _addresses_by_system, name
                 )

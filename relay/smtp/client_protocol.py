@@ -122,7 +122,7 @@ class SmtpClientProtocol(asyncio.Protocol):
 
     async def reply(self, timeout_s: float) -> Reply:
         """Return the reply to the oldest command without one. Raises SmtpProtocolError."""
-        deadline = self._loop.time() + timeout_s
+        deadline = self._loop.time() + timeout_s  # real time: a peer
         while not self._replies:
             if self._trouble is not None:
                 raise self._trouble
@@ -131,7 +131,7 @@ class SmtpClientProtocol(asyncio.Protocol):
 
     async def drained(self, timeout_s: float) -> None:
         """Wait until the peer has taken most of the data. Raises SmtpProtocolError."""
-        deadline = self._loop.time() + timeout_s
+        deadline = self._loop.time() + timeout_s  # real time: a peer
         while self._paused and self._trouble is None:
             await self._woken(deadline, f"the peer read no data for {timeout_s:g} s")
         if self._trouble is not None:
@@ -150,19 +150,20 @@ class SmtpClientProtocol(asyncio.Protocol):
 
     async def closed(self, timeout_s: float) -> None:
         """Wait until the transport is closed; after `timeout_s` abort it."""
-        done, _ = await asyncio.wait([self._closed], timeout=timeout_s)
+        done, _ = await asyncio.wait([self._closed], timeout=timeout_s)  # real time: a peer
         if not done:
             self._transport.abort()
 
     async def _woken(self, deadline: float, text: str) -> None:
         self._waiter = waiter = self._loop.create_future()
-        timer = self._loop.call_at(deadline, self._expire, waiter)
+        timer = self._loop.call_at(deadline, self._expire, waiter)  # real time: a peer
         try:
             await waiter
         finally:
             timer.cancel()
             self._waiter = None
-        if self._loop.time() >= deadline and not self._replies and self._trouble is None:
+        is_late = self._loop.time() >= deadline  # real time: a peer
+        if is_late and not self._replies and self._trouble is None:
             self._fail(SmtpProtocolError(SessionFailure.TIMEOUT, text))
 
     def _expire(self, waiter: asyncio.Future[None]) -> None:

@@ -332,7 +332,7 @@ async def _dialled(target: Target, timeout_s: float) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setblocking(False)
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s):  # real time: a peer
             await asyncio.get_running_loop().sock_connect(sock, (target.address, target.port))
     except TimeoutError:
         sock.close()

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
+from relay.clock import Clock
 from relay.mailbox.types import PendingSubmission, StoreError
 from relay.observe.logs import get_logger
 
@@ -33,12 +34,14 @@ class PendingSubmissions:
         changed_ns: Callable[[], Awaitable[int]],
         list_ready: Callable[[frozenset[str], int], Awaitable[list[PendingSubmission]]],
         *,
+        clock: Clock,
         interval_s: float = LISTING_INTERVAL_S,
         submissions_max: int = SUBMISSIONS_IN_MEMORY_MAX,
     ) -> None:
         """`changed_ns` and `list_ready` query the directory in a thread."""
         self._changed_ns = changed_ns
         self._list_ready = list_ready
+        self._clock = clock
         self._interval_s = interval_s
         self._submissions_max = submissions_max
         self._waiting: dict[
@@ -50,6 +53,7 @@ class PendingSubmissions:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listed_ns = -1
         self._listings = 0
+        self._must_list = True
 
     def offer(self, submission: PendingSubmission) -> None:
         """Add a new submission, from any thread; without a reader it stays in the directory."""
@@ -58,8 +62,8 @@ class PendingSubmissions:
 
     def retry(self, submission: PendingSubmission, delay_s: float) -> None:
         """Hand a submission in progress out again after `delay_s` seconds."""
-        if self._loop is not None and submission.submission_id in self._known:
-            self._loop.call_later(delay_s, self._put_back, submission)
+        if submission.submission_id in self._known:
+            self._clock.call_later(delay_s, self._put_back, submission)
 
     def done(self, submission: PendingSubmission) -> None:
         """Forget a submission that was removed."""
@@ -72,20 +76,20 @@ class PendingSubmissions:
     async def submissions(self) -> AsyncIterator[PendingSubmission]:
         """Yield submissions without end; at the start, the longest ready first."""
         self._loop = asyncio.get_running_loop()
-        next_listing_s = 0.0
         while True:
-            if (now_s := self._loop.time()) >= next_listing_s:
+            if self._must_list:
+                self._must_list = False
+                self._clock.call_later(self._interval_s, self._list_again)
                 await self._list()
-                next_listing_s = now_s + self._interval_s
-            if not self._waiting:
+            if not self._waiting and not self._must_list:
                 self._wake.clear()
-                try:
-                    async with asyncio.timeout(self._interval_s):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
+                await self._wake.wait()
             if self._waiting:
                 yield self._next()
+
+    def _list_again(self) -> None:
+        self._must_list = True
+        self._wake.set()
 
     def _next(self) -> PendingSubmission:
         account = next(iter(self._waiting))
@@ -147,16 +151,13 @@ _STEP_S = 0.01
 
 
 class SubmissionThrottle:
-    """Slows pickup down during a burst of submit requests, on one event loop.
+    """Slows pickup down during a burst of submit requests, on one event loop."""
 
-    `now_s` is a monotonic clock.
-    """
-
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._now_s = now_s
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._in_progress = 0
         self._level = 0.0  # the fraction of time, when last updated
-        self._updated_s = now_s()
+        self._updated_s = clock.monotonic()
         self._next_s = -math.inf
         self._line = asyncio.Lock()
 
@@ -179,7 +180,7 @@ class SubmissionThrottle:
             for _ in range(round(SPACE_S / _STEP_S)):
                 if self.take(age_s):
                     break
-                await asyncio.sleep(_STEP_S)  # sleeps: no event marks the end of a burst
+                await self._clock.sleep(_STEP_S)  # sleeps: no event marks the end of a burst
 
     def take(self, age_s: float) -> bool:
         """Whether pickup may start a submission that has been ready for `age_s` now.
@@ -193,7 +194,7 @@ class SubmissionThrottle:
         return True
 
     def _update(self) -> None:
-        now_s = self._now_s()
+        now_s = self._clock.monotonic()
         now = 1.0 if self._in_progress else 0.0
         self._level = now + (self._level - now) * math.exp((self._updated_s - now_s) / MOMENT_S)
         self._updated_s = now_s

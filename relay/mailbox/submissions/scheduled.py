@@ -374,14 +374,7 @@ class ScheduleTimer:
                 _log.error("scheduled sends not listed", reason=str(error))
                 wait_s = _RETRY_S
             if wait_s > 0:
-                await self._sleep(wait_s)
-
-    async def _sleep(self, wait_s: float) -> None:
-        try:
-            async with asyncio.timeout(min(wait_s, self._wait_s_max)):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
+                await self._clock.wait(self._wake, min(wait_s, self._wait_s_max))
 
     async def _refresh(self) -> None:
         """List deferred/ periodically if it changed, and when all known entries are done."""

@@ -187,7 +187,7 @@ class SqliteQueueAdmin:
                 _log.warning(
                     "withdrawn claims not released yet", claims=len(taken), error=str(error)
                 )
-                await asyncio.sleep(pause_s)  # sleeps: limits retries after a fault
+                await self._clock.sleep(pause_s)  # sleeps: limits retries after a fault
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
             else:
                 self._delivery.retry_now(())

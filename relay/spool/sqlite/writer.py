@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from relay.clock import Clock
+from relay.clock import Clock, Timer
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite.database import write_anchor
@@ -132,7 +132,7 @@ class Writer:
         self._jobs: deque[_Job] = deque()  # of earlier iterations: for the thread
         self._wake = threading.Semaphore(0)
         self._stopping = False
-        self._timer: asyncio.TimerHandle | None = None  # without a thread
+        self._timer: Timer | None = None  # without a thread
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
 
@@ -203,7 +203,7 @@ class Writer:
         """Without a thread: run the idle work later, as the waiting thread would."""
         assert self._loop is not None
         if self._log.idle_timeout_s is not None and self._timer is None and not self._stopping:
-            self._timer = self._loop.call_later(self._log.idle_timeout_s, self._do_idle_work)
+            self._timer = self._clock.call_later(self._log.idle_timeout_s, self._do_idle_work)
 
     def _do_idle_work(self) -> None:
         self._timer = None

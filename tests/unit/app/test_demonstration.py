@@ -7,6 +7,7 @@ import pytest
 
 from relay.api import ChangeNotifier
 from relay.app.demonstration import Follower, is_settled
+from relay.clock import ManualClock
 
 
 class Journeys:
@@ -47,7 +48,7 @@ def changes():
 
 @pytest.fixture
 def follower(journeys, changes, shown):
-    daemon = SimpleNamespace(journeys=journeys, changes=changes)
+    daemon = SimpleNamespace(journeys=journeys, changes=changes, clock=ManualClock())
     return Follower(daemon, lambda found, step: shown.append((found["id"], step["step"])))
 
 

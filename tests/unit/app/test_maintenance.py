@@ -79,7 +79,7 @@ async def test_gauges_continue_after_spool_errors() -> None:
 async def test_pruning_runs_in_batches_and_continues_after_errors() -> None:
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
     keep = Retention(86400 * 1.5)
-    await run_until_over(spool, maintenance.prune_history(spool, log, keep=keep))
+    await run_until_over(spool, maintenance.prune_history(spool, log, ManualClock(), keep=keep))
     assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]
 
@@ -87,7 +87,7 @@ async def test_pruning_runs_in_batches_and_continues_after_errors() -> None:
 async def test_sweeping_continues_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_DAY_S", 0.0)
     spool = Spool([3, SpoolError("busy"), ZeroDivisionError(), 0])
-    await run_until_over(spool, maintenance.sweep_contents(spool))
+    await run_until_over(spool, maintenance.sweep_contents(spool, ManualClock()))
     assert len(spool.asked) == 5
 
 
@@ -109,6 +109,6 @@ async def test_removing_expired_uploads_continues_after_errors(
             raise error
 
     monkeypatch.setattr(maintenance, "_PRUNE_S", 0.0)
-    keeping = asyncio.create_task(maintenance.expire_uploads(remove_expired))
+    keeping = asyncio.create_task(maintenance.expire_uploads(remove_expired, ManualClock()))
     await asyncio.wait_for(over.wait(), 5)
     keeping.cancel()

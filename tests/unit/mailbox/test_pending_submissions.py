@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.clock import ManualClock
 from relay.mailbox.submissions.pending import PendingSubmissions
 from relay.mailbox.types import PendingSubmission, StoreUnavailableError
 
@@ -38,9 +39,8 @@ class Directory:
         return [one for one in self.submissions if one.submission_id not in known][:limit]
 
     def pending(self, **more) -> PendingSubmissions:
-        return PendingSubmissions(
-            self.changed_ns, self.list_ready, **({"interval_s": 0.005} | more)
-        )
+        defaults = {"interval_s": 0.005, "clock": ManualClock()}
+        return PendingSubmissions(self.changed_ns, self.list_ready, **(defaults | more))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def clock():
 
 @pytest.fixture
 def made(clock):
-    return SubmissionThrottle(clock.monotonic)
+    return SubmissionThrottle(clock)
 
 
 def submit(made, clock, *, takes_s, pause_s, lasts_s=1.0):

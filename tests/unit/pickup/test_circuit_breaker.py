@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from relay.clock import ManualClock
 from relay.pickup import smtp_client as module
 from relay.pickup.smtp_client import FAILURES_TO_OPEN, CircuitBreaker
 
@@ -13,7 +14,7 @@ from relay.pickup.smtp_client import FAILURES_TO_OPEN, CircuitBreaker
 async def breaker(monkeypatch) -> CircuitBreaker:
     monkeypatch.setattr(module, "FIRST_PROBE_DELAY_S", 0.01)
     monkeypatch.setattr(module, "LONGEST_PROBE_DELAY_S", 0.02)
-    return CircuitBreaker()
+    return CircuitBreaker(ManualClock())
 
 
 async def is_closed(breaker: CircuitBreaker) -> bool:
