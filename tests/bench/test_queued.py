@@ -5,11 +5,9 @@ import asyncio
 import pytest
 
 from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
-from relay.observe.metrics import Metrics
-from relay.spool.sqlite.spool import SqliteSpool
 from tests.bench.queued.figures import Figure, at
 from tests.bench.queued.filling import HOUR_US, Queued, copied, fill
+from tests.support.spools import spool_on
 
 
 @pytest.mark.parametrize(
@@ -47,11 +45,7 @@ def test_a_filled_spool_has_its_queue_and_a_copy_has_it_at_its_own_time(tmp_path
 
     async def look() -> None:
         clock = SystemClock()
-        spool = SqliteSpool(
-            copy, clock=clock, crash=CrashPoints(""), metrics=Metrics(), submission_keep_s=1.0
-        )
-        await spool.start()
-        try:
+        async with spool_on(copy, clock) as spool:
             counts = await spool.counts()
             assert counts.entries == {"queued": 1, "deferred": 5, "held": 0, "captured": 0}
             assert counts.unaccounted == 0
@@ -59,7 +53,5 @@ def test_a_filled_spool_has_its_queue_and_a_copy_has_it_at_its_own_time(tmp_path
             due_us = await spool.next_due_us(now_us + 7 * HOUR_US // 2)
             assert due_us is not None
             assert due_us == pytest.approx(now_us + 4 * HOUR_US, abs=60_000_000)
-        finally:
-            await spool.stop()
 
     asyncio.run(look())

@@ -143,7 +143,7 @@ async def used(
 ) -> History:
     """Let some clients work at once; return what was promised to them."""
     history = History(mail, position)
-    with store_on(mail, SystemClock(), crash) as store:
+    with store_on(mail, SystemClock(), crash=crash) as store:
         history.begun = position()
         await asyncio.gather(*(one_client(store, history, number) for number in range(CLIENTS)))
         history.ended = position()

@@ -110,7 +110,7 @@ from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.message.nexthop import LOCAL
 from relay.message.verdict import Source
-from relay.spool import SqliteSpool
+from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 
 async def main():

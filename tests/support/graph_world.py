@@ -1,14 +1,19 @@
 """Fakes of the graph tests: a mail store in memory, accounts, and a client with alice's token."""
 
 import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from relay.accounts.account import Account
-from relay.clock import Ids, ManualClock
-from relay.crashpoints import CrashPoint
+from relay.clock import Clock, Ids, ManualClock
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.graph import create_app
+from relay.http.gateway import Gateway
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     NO_PRECONDITION,
@@ -17,6 +22,7 @@ from relay.mailbox.types import (
     NoSuchItemError,
     Page,
     PendingSubmission,
+    QuotaLimits,
     SendOptions,
     StalePositionError,
     StoredAttachment,
@@ -25,10 +31,13 @@ from relay.mailbox.types import (
 )
 from relay.message.properties import MessageProperties
 from relay.pressure import Pressure
+from relay.settings.tree import HttpSettings
 from tests.support.accounts import TokenAccounts
 from tests.support.conditions import facts_of, matches, order_key
+from tests.support.stores import store_on
 
 MAX_BODY = 64 * 1024
+AS_ALICE = {"authorization": "Bearer alice"}
 QUOTA_BYTES = 60_000  # alice's, on disk
 ACCOUNTS = TokenAccounts(
     {
@@ -153,6 +162,41 @@ class MemoryStore:
             if one.id == folder_id.lower():
                 return one
         raise NoSuchItemError("There is no such folder.")
+
+
+def graph_app(
+    store: Any,
+    clock: Clock,
+    *,
+    accounts: Any = ACCOUNTS,
+    crash: Any = None,
+    ready: Callable[[], str] = lambda: "",
+    pressure: Pressure | None = None,
+    **http: Any,
+) -> Gateway:
+    """Graph's application; `http` are settings other than these."""
+    http = {"public_url": "", "max_body": 1 << 20, "max_upload": 8 << 20} | http
+    return create_app(
+        store, accounts, clock=clock, hostname="relay.example.test", http=HttpSettings(**http),
+        crash=crash or CrashPoints(), ready=ready, pressure=pressure,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def graph_on_disk(
+    root: Path,
+    *,
+    limits_of: Callable[[str], QuotaLimits] = lambda _: QuotaLimits(),
+    **options: Any,
+) -> AsyncIterator["OnDisk"]:
+    """Graph's application on a mail store, and alice's client; `options` are those of graph_app()."""
+    clock = ManualClock()
+    with store_on(root, clock, limits_of=limits_of) as store:
+        transport = httpx.ASGITransport(graph_app(store, clock, **options))
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://h/v1.0/me", headers=AS_ALICE
+        ) as http:
+            yield OnDisk(http, root)
 
 
 @dataclass

@@ -1,11 +1,11 @@
-"""A spool file that a test fills while no relay runs on it."""
+"""A spool on a file, and messages for it."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from relay.clock import Ids, SystemClock
+from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
@@ -17,12 +17,16 @@ _CLOCK = SystemClock()
 _IDS = Ids(_CLOCK)
 
 
+def new_spool(path: Path, clock: Clock = _CLOCK, **options: Any) -> SqliteSpool:
+    """Open a spool that is not started; `options` are those of SqliteSpool."""
+    defaults = {"crash": CrashPoints(), "metrics": Metrics(), "submission_keep_s": 8 * 86400}
+    return SqliteSpool(path, clock=clock, **(defaults | options))
+
+
 @asynccontextmanager
-async def spool_on(path: Path) -> AsyncIterator[SqliteSpool]:
+async def spool_on(path: Path, clock: Clock = _CLOCK, **options: Any) -> AsyncIterator[SqliteSpool]:
     """Start a spool and stop it at the end."""
-    spool = SqliteSpool(
-        path, clock=_CLOCK, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60
-    )
+    spool = new_spool(path, clock, **options)
     await spool.start()
     try:
         yield spool

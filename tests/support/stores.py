@@ -1,6 +1,6 @@
 """A mail store on files, as a start of the relay opens it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,30 @@ from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 
 
-@contextmanager
-def store_on(root: Path, clock: Clock, crash: Any = None) -> Iterator[FileStore]:
-    """Open a store; `crash` replaces its crash points."""
-    log = SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
-    store = FileStore(
-        root, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log, hostname="h",
-        limits_of=lambda _: QuotaLimits(), dead_letter=root.parent / "dead",
+def open_log(root: Path, clock: Clock) -> SubmissionLog:
+    return SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
+
+
+def open_store(
+    root: Path,
+    clock: Clock,
+    *,
+    log: SubmissionLog,
+    crash: Any = None,
+    limits_of: Callable[[str], QuotaLimits] = lambda _: QuotaLimits(),
+) -> FileStore:
+    """Open a store, which the caller closes; `crash` replaces its crash points."""
+    return FileStore(
+        root, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log,
+        hostname="relay.example.test", limits_of=limits_of, dead_letter=root.parent / "dead-letter",
     )  # fmt: skip
+
+
+@contextmanager
+def store_on(root: Path, clock: Clock, **options: Any) -> Iterator[FileStore]:
+    """Open a store with a log; `options` are those of open_store()."""
+    log = open_log(root, clock)
+    store = open_store(root, clock, log=log, **options)
     try:
         yield store
     finally:

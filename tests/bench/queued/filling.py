@@ -13,13 +13,10 @@ from pathlib import Path
 import apsw
 
 from relay.clock import Ids, SystemClock
-from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.message.verdict import Source
-from relay.observe.metrics import Metrics
-from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import (
     Claim,
     EntrySchedule,
@@ -29,6 +26,7 @@ from relay.spool.types import (
     PriorityLevel,
     Settlement,
 )
+from tests.support.spools import new_spool
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
@@ -78,9 +76,7 @@ def copied(path: Path, target: Path, *, made_us: float, later_us: int = 0) -> No
 async def _fill(path: Path, queue: Iterator[Queued]) -> float:
     clock = SystemClock()
     now_us = clock.queue_us()
-    spool = SqliteSpool(
-        path, clock=clock, crash=CrashPoints(""), metrics=Metrics(), submission_keep_s=DAY_US / 1e6
-    )  # fmt: skip
+    spool = new_spool(path, clock)
     await spool.start()
     ids = Ids(clock)
     while some := list(islice(queue, _AT_ONCE)):

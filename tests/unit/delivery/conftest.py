@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from relay.clock import Ids, SystemClock
-from relay.crashpoints import CrashPoints
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
@@ -37,6 +36,7 @@ from relay.spool.types import (
     Selector,
     sender_key,
 )
+from tests.support.spools import new_spool
 from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]
@@ -129,10 +129,7 @@ class World:
 
     async def open(self) -> None:
         """Start only the spool, to fill the queue before delivery starts."""
-        self.spool = SqliteSpool(
-            self.folder / "spool.sqlite", clock=self.clock, crash=CrashPoints(),
-            metrics=self.metrics, submission_keep_s=86400,
-        )  # fmt: skip
+        self.spool = new_spool(self.folder / "spool.sqlite", self.clock, metrics=self.metrics)
         await self.spool.start()
 
     async def start(self) -> None:

@@ -10,15 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.clock import Ids, SystemClock
-from relay.crashpoints import CrashPoints
-from relay.graph import create_app
+from relay.clock import SystemClock
 from relay.http.http_server import HttpServer
-from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.store import FileStore
-from relay.mailbox.types import QuotaLimits
-from relay.settings.tree import Address, HttpSettings
-from tests.support.graph_world import ACCOUNTS, refused
+from relay.settings.tree import Address
+from tests.support.graph_world import graph_app, refused
+from tests.support.stores import open_log, open_store
 
 MESSAGES = 12
 BODY = ("a " * 35 + "\r\n") * 14_000  # 1 MB of one word: each phrase of it takes seconds to match
@@ -47,17 +44,10 @@ class Served:
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    clock, crash, root = SystemClock(), CrashPoints(), tmp_path / "mail"
-    log = SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
-    store = FileStore(
-        root, clock=clock, ids=Ids(clock), crash=crash, log=log, hostname="relay.example.test",
-        limits_of=lambda _: QuotaLimits(), dead_letter=tmp_path / "dead",
-    )  # fmt: skip
-    app = create_app(
-        store, ACCOUNTS, clock=clock, hostname="relay.example.test", crash=crash,
-        http=HttpSettings(public_url="", max_body=1 << 20, max_upload=8 << 20), ready=lambda: "",
-    )  # fmt: skip
-    server = HttpServer(app, [Address("127.0.0.1", 0)], clock=clock)
+    clock, root = SystemClock(), tmp_path / "mail"
+    log = open_log(root, clock)
+    store = open_store(root, clock, log=log)
+    server = HttpServer(graph_app(store, clock), [Address("127.0.0.1", 0)], clock=clock)
     await server.start()
     url = f"http://127.0.0.1:{server.bound[0].port}/v1.0/me"
     made = Served(store, root / "example.test/alice/cur", url)

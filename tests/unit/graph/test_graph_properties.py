@@ -12,18 +12,11 @@ import httpx
 import pytest
 
 from relay.accounts.account import Account
-from relay.clock import Ids, ManualClock
-from relay.crashpoints import CrashPoints
-from relay.graph import create_app
-from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.store import FileStore
-from relay.mailbox.types import QuotaLimits
 from relay.message.content import read_all
 from relay.mime.convert import ConvertedMessage, convert
-from relay.settings.tree import HttpSettings
 from tests.support.accounts import TokenAccounts
 from tests.support.drafts import read_attachments
-from tests.support.graph_world import refused, to
+from tests.support.graph_world import graph_on_disk, refused, to
 
 ALICE = Account(
     "alice@example.test",
@@ -78,32 +71,9 @@ class Mailbox:
 
 @pytest.fixture
 async def mailbox(tmp_path: Path) -> AsyncIterator[Mailbox]:
-    clock, crash, root = ManualClock(), CrashPoints(), tmp_path / "mail"
-    store = FileStore(
-        root,
-        clock=clock,
-        ids=Ids(clock),
-        crash=crash,
-        log=SubmissionLog(root / ".submissions/log", role="graph", clock=clock),
-        hostname="relay.example.test",
-        limits_of=lambda _: QuotaLimits(),
-        dead_letter=tmp_path / "dead",
-    )
-    app = create_app(
-        store,
-        TokenAccounts({"alice": ALICE}),  # type: ignore[arg-type]
-        clock=clock,
-        hostname="relay.example.test",
-        http=HttpSettings(public_url="", max_body=8 << 20, max_upload=8 << 20),
-        crash=crash,
-        ready=lambda: "",
-    )
-    headers = {"authorization": "Bearer alice"}
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://h/v1.0/me", headers=headers
-    ) as http:
-        yield Mailbox(http, root)
-    store.close()
+    accounts = TokenAccounts({"alice": ALICE})
+    async with graph_on_disk(tmp_path / "mail", accounts=accounts, max_body=8 << 20) as made:
+        yield Mailbox(made.http, made.root)
 
 
 def single(*properties: tuple[str, object]) -> list[dict[str, object]]:

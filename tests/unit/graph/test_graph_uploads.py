@@ -16,16 +16,13 @@ import pytest
 
 from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.directory import DevelopmentAccounts, FileAccounts
-from relay.clock import Ids, ManualClock
-from relay.crashpoints import CrashPoints
-from relay.graph import create_app
-from relay.journeys.submission_log import SubmissionLog
+from relay.clock import ManualClock
 from relay.mailbox import upload_sessions
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.mailbox.upload_sessions import EXPIRE_S, UPLOADS_MAX, Uploads
-from relay.settings.tree import HttpSettings
-from tests.support.graph_world import refused, to
+from tests.support.graph_world import graph_app, refused, to
+from tests.support.stores import open_log, open_store
 
 ALICE = "alice@example.test"
 MAX_UPLOAD = 3_000_000
@@ -46,29 +43,13 @@ class Place:
 
     async def restart(self) -> None:
         await self.close()
-        crash = CrashPoints()
-        self.store = FileStore(
-            self.root,
-            clock=self.clock,
-            ids=Ids(self.clock),
-            crash=crash,
-            log=SubmissionLog(self.root / ".submissions/log", role="graph", clock=self.clock),
-            hostname="relay.example.test",
+        self.store = open_store(
+            self.root, self.clock, log=open_log(self.root, self.clock),
             limits_of=lambda _account: QuotaLimits(self.quota_bytes),
-            dead_letter=self.root.parent / "dead",
-        )
-        app = create_app(
-            self.store,
-            self.accounts,
-            clock=self.clock,
-            hostname="relay.example.test",
-            http=HttpSettings(public_url="", max_upload=MAX_UPLOAD),
-            crash=crash,
-            ready=lambda: "",
-        )
-        transport = httpx.ASGITransport(app)
+        )  # fmt: skip
+        app = graph_app(self.store, self.clock, accounts=self.accounts, max_upload=MAX_UPLOAD)
         self.http = httpx.AsyncClient(
-            transport=transport, base_url="http://relay.test:8025/v1.0/me"
+            transport=httpx.ASGITransport(app), base_url="http://relay.test:8025/v1.0/me"
         )
 
     async def close(self) -> None:

@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from relay.clock import ManualClock
-from relay.graph import create_app
 from relay.http.http_server import HttpServer
 from relay.mailbox.types import OutcomeUnknownError
 from relay.message.properties import EmailAddress, MessageProperties
-from relay.settings.tree import Address, HttpSettings
-from tests.support.graph_world import ACCOUNTS, MAX_BODY, Crash, MemoryStore, to
+from relay.settings.tree import Address
+from tests.support.graph_world import MemoryStore, graph_app, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@b.test")}
 CALLS = ["sendMail", "sendMail in MIME", "send"]
@@ -21,16 +20,7 @@ CALLS = ["sendMail", "sendMail in MIME", "send"]
 
 @asynccontextmanager
 async def serving(store: MemoryStore) -> AsyncIterator[HttpServer]:
-    app = create_app(
-        store,  # type: ignore[arg-type]
-        ACCOUNTS,
-        clock=store.clock,
-        hostname="relay.example.test",
-        http=HttpSettings(public_url="", max_body=MAX_BODY, max_upload=8 << 20),
-        crash=Crash(),  # type: ignore[arg-type]
-        ready=lambda: "",
-    )
-    server = HttpServer(app, [Address("127.0.0.1", 0)])
+    server = HttpServer(graph_app(store, store.clock), [Address("127.0.0.1", 0)])
     await server.start()
     try:
         yield server

@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
-from relay.crashpoints import CrashPoints
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LargeContent, read_all
-from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import read_rules
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import Selector, Spool
 from tests.support.events import until
 from tests.support.ingress import Client, Relay
+from tests.support.spools import spool_on
 
 QUICK = SessionLimits(last_reply_s=0.2, large_bytes=1000)
 BODY = b"0123456789abcdef\r\n" * 200
@@ -47,13 +46,8 @@ def rules(tmp_path: Path) -> RuleSet:
 
 @pytest.fixture
 async def spool(tmp_path: Path):
-    spool = SqliteSpool(
-        tmp_path / "spool.sqlite", clock=ManualClock(), crash=CrashPoints(), metrics=Metrics(),
-        submission_keep_s=100,
-    )  # fmt: skip
-    await spool.start()
-    yield spool
-    await spool.stop()
+    async with spool_on(tmp_path / "spool.sqlite", ManualClock()) as spool:
+        yield spool
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from pathlib import Path
 import pytest
 
 from relay.clock import Ids, ManualClock
-from relay.crashpoints import CrashPoints
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.verdict import Source
-from relay.observe.metrics import Metrics
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
+from tests.support.spools import new_spool
 
 
 @pytest.fixture
@@ -24,9 +23,7 @@ def ids(clock: ManualClock) -> Ids:
 
 @pytest.fixture
 def open_spool(clock: ManualClock) -> Callable[[Path], SqliteSpool]:
-    return lambda path: SqliteSpool(
-        path, clock=clock, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=8 * 86400
-    )
+    return lambda path: new_spool(path, clock)
 
 
 @pytest.fixture

@@ -7,13 +7,12 @@ import apsw
 import pytest
 
 from relay.clock import Anchor, Machine, SystemClock
-from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
-from relay.observe.metrics import Metrics
 from relay.spool.sqlite.database import read_anchor
 from relay.spool.sqlite.maintenance import Retention
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewMessage, Settlement
+from tests.support.spools import new_spool
 
 START, DAY = 1_700_000_000_000_000, 86_400_000_000
 
@@ -52,9 +51,7 @@ async def test_queue_time_continues_after_a_restart_with_a_wrong_wall_clock(path
 
     def opened() -> tuple[SystemClock, SqliteSpool]:
         clock = SystemClock(machine)
-        return clock, SqliteSpool(
-            path, clock=clock, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60
-        )
+        return clock, new_spool(path, clock)
 
     clock, spool = opened()
     await spool.start()

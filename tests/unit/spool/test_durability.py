@@ -12,9 +12,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
-from relay.observe.metrics import Metrics
 from relay.spool.sqlite import write_ahead_log
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import check_log
@@ -26,6 +24,7 @@ from relay.spool.types import (
     SpoolFullError,
     SpoolUnavailableError,
 )
+from tests.support.spools import new_spool
 from tests.support.vfs import FaultyDisk
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
@@ -201,10 +200,7 @@ async def test_after_a_power_loss_every_accepted_message_exists_and_no_refused_o
     with FaultyDisk(rng=rng) as disk:
         monkeypatch.setattr("relay.spool.sqlite.spool.rewrite_log", rewriting_on(disk))
         for life in range(4):
-            spool = SqliteSpool(
-                path, clock=clock, crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60,
-                inline=True,
-            )  # fmt: skip
+            spool = new_spool(path, clock, inline=True)
             await spool.start()
             await live(spool, disk, make, answered=answered, rng=rng)
             left = tmp_path / f"left-{life}"

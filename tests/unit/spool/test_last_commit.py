@@ -10,7 +10,6 @@ import apsw
 import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.observe.metrics import Metrics
 from relay.spool.sqlite import last_commit, write_ahead_log
 from relay.spool.sqlite.backup import back_up
 from relay.spool.sqlite.database import open_database
@@ -21,6 +20,7 @@ from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import last_commit_of
 from relay.spool.sqlite.write_ahead_log import log_of
 from relay.spool.types import Selector, SpoolDamagedError
+from tests.support.spools import new_spool
 
 MESSAGES = 40
 FILES = ("", "-wal", "-content", ".last-commit")
@@ -175,9 +175,7 @@ async def test_a_kill_at_any_crash_point_is_not_reported_as_damage(
 
     async def live(place: Path, folder: Path, number: int) -> list[tuple[CrashPoint, Path]]:
         crash = Copying(place, folder, lose)
-        spool = SqliteSpool(
-            place, clock=clock, crash=crash, metrics=Metrics(), submission_keep_s=60, inline=True
-        )
+        spool = new_spool(place, clock, crash=crash, inline=True)
         await spool.start()
         await fill(spool, make, number)
         await spool.stop()

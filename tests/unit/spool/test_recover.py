@@ -12,7 +12,6 @@ import apsw
 import pytest
 
 from relay.clock import ManualClock
-from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.observe.metrics import Metrics
@@ -20,7 +19,6 @@ from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.database import read_anchor
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
-from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import (
     contents_of,
     damage_mark_of,
@@ -38,6 +36,7 @@ from relay.spool.types import (
     SpoolError,
     SpoolUnavailableError,
 )
+from tests.support.spools import new_spool
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
@@ -48,6 +47,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from relay.spool.sqlite import recover
+from tests.support.spools import new_spool
 
 act, left = getattr(recover, sys.argv[2]), int(sys.argv[3])
 
@@ -239,14 +239,8 @@ async def test_a_damaged_page_refuses_new_mail_and_delivery_continues(
     filled: Path, make, clock: ManualClock
 ) -> None:
     damage(filled, pages_of(filled, "submission")[1])
-
-    def opened(metrics: Metrics) -> SqliteSpool:
-        return SqliteSpool(
-            filled, clock=clock, crash=CrashPoints(), metrics=metrics, submission_keep_s=86400
-        )
-
     metrics = Metrics()
-    spool = opened(metrics)
+    spool = new_spool(filled, clock, metrics=metrics)
     await spool.start()
     clock.advance(3600)
     (claim, *others) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
@@ -265,7 +259,7 @@ async def test_a_damaged_page_refuses_new_mail_and_delivery_continues(
     await spool.stop()
 
     metrics = Metrics()
-    again = opened(metrics)  # the damage mark is on disk
+    again = new_spool(filled, clock, metrics=metrics)  # the damage mark is on disk
     await again.start()
     assert metrics.registry.get_sample_value("relay_spool_damaged") == 1
     with pytest.raises(SpoolUnavailableError):
@@ -273,7 +267,7 @@ async def test_a_damaged_page_refuses_new_mail_and_delivery_continues(
     await again.stop()
     assert not recover_spool(filled, stamp="now").is_whole
     assert not damage_mark_of(filled).exists()
-    repaired = opened(Metrics())
+    repaired = new_spool(filled, clock)
     await repaired.start()
     await repaired.accept(make())
     await repaired.stop()

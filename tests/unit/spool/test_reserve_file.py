@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
-from relay.crashpoints import CrashPoints
 from relay.message.nexthop import LOCAL
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.message.verdict import Source
-from relay.observe.metrics import Metrics
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import DueQuery, NewEntry, NewRecipient, Settlement, SpoolFullError
 from tests.support.disks import filled, journaled_disk, small_disk
+from tests.support.spools import new_spool
 
 MIB = 1024 * 1024
 NO = Failed(Evidence("5.1.1", "550 5.1.1 no such user", "mx.a.test", remote=True))
@@ -55,11 +54,8 @@ async def open_here(disk: Path, clock: ManualClock) -> AsyncIterator:
     opened = []
 
     async def open_here(size_bytes: int = SIZE) -> SqliteSpool:
-        spool = SqliteSpool(
-            disk / "spool.sqlite", clock=clock, crash=CrashPoints(), metrics=Metrics(),
-            submission_keep_s=8 * 86400,
-            reserve_file=ReserveFile(disk / "ballast", size_bytes=size_bytes, reserve_bytes=64 * MIB),
-        )  # fmt: skip
+        kept = ReserveFile(disk / "ballast", size_bytes=size_bytes, reserve_bytes=64 * MIB)
+        spool = new_spool(disk / "spool.sqlite", clock, reserve_file=kept)
         opened.append(spool)
         await spool.start()
         spool.reserve_file.make()
