@@ -71,16 +71,27 @@ async def prune_history(
     spool: SqliteSpool, log: SubmissionLog, clock: Clock, *, keep: Retention
 ) -> None:
     """Remove expired history until cancelled, in small steps."""
+
+    async def prune() -> None:
+        while await spool.maintenance.prune(keep):
+            await clock.sleep(_PRUNE_PAUSE_S)  # sleeps: lets others write
+        await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
+
+    await _repeat(prune, clock, interval_s=_PRUNE_S, fault="history not pruned")
+
+
+async def _repeat(
+    work: Callable[[], Awaitable[None]], clock: Clock, *, interval_s: float, fault: str
+) -> None:
+    """Run `work` at each interval until cancelled; log its errors as `fault`."""
     while True:
         try:
-            while await spool.maintenance.prune(keep):
-                await clock.sleep(_PRUNE_PAUSE_S)  # sleeps: lets others write
-            await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
-        except (SpoolError, OSError) as error:
-            _log.warning("history not pruned", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: pruning must go on
-            _log.exception("pruning failed")
-        await clock.sleep(_PRUNE_S)  # sleeps: the interval between passes
+            await work()
+        except (SpoolError, StoreError, OSError) as error:
+            _log.warning(fault, error=str(error))
+        except Exception:  # noqa: BLE001 - ours: the task must go on
+            _log.exception(fault)
+        await clock.sleep(interval_s)  # sleeps: the interval between passes
 
 
 async def write_clock_anchor(store: FileStore, clock: Clock) -> None:
@@ -131,24 +142,14 @@ def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:
 
 async def sweep_contents(spool: SqliteSpool, clock: Clock) -> None:
     """Remove content files without a message, such as a crash leaves, until cancelled."""
-    while True:
-        try:
-            if removed := await spool.maintenance.sweep():
-                _log.info("stale contents removed", files=removed)
-        except SpoolError as error:
-            _log.warning("stale contents not removed", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: the task must go on
-            _log.exception("sweeping failed")
-        await clock.sleep(_DAY_S)  # sleeps: the interval between passes
+
+    async def sweep() -> None:
+        if removed := await spool.maintenance.sweep():
+            _log.info("stale contents removed", files=removed)
+
+    await _repeat(sweep, clock, interval_s=_DAY_S, fault="stale contents not removed")
 
 
 async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: Clock) -> None:
     """Remove expired upload sessions until cancelled."""
-    while True:
-        try:
-            await remove_expired()
-        except StoreError as error:
-            _log.warning("uploads not removed", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: the task must go on
-            _log.exception("removing uploads failed")
-        await clock.sleep(_PRUNE_S)  # sleeps: the interval between passes
+    await _repeat(remove_expired, clock, interval_s=_PRUNE_S, fault="uploads not removed")

@@ -7,7 +7,7 @@ import functools
 import getpass
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +16,13 @@ import click
 
 from relay.app.development_folder import running_config
 from relay.cli.errors import CommandError, ExitCode
+from relay.cli.output import print_json, print_lines
 from relay.files import check_readable
 from relay.settings.document import shown
 from relay.settings.environment import read_environment
 from relay.settings.reader import load
 from relay.settings.tree import Settings
+from relay.settings.values import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 _KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID
@@ -32,6 +34,13 @@ class CommandContext:
 
     config: Path | None = None
     json: bool = False
+
+    def show(self, value: Any, lines: Callable[[], Sequence[str]]) -> None:
+        """Print `value` as JSON if --json is given, else the lines."""
+        if self.json:
+            print_json(value)
+        else:
+            print_lines(lines())
 
     def config_file(self) -> Path:
         """Return the file of --config, else of RELAY_CONFIG, else /etc/relay/relay.toml."""
@@ -83,6 +92,14 @@ class Key(click.ParamType[str]):
         if not (text and len(text) <= _KEY_CHARACTERS_MAX and text.isprintable()):
             self.fail(f'expected an id, an address or "last", found {shown(text)}', param, ctx)
         return text
+
+
+def older_than_s(text: str) -> float | None:
+    """Return the value of --older-than in seconds, None without it. Raises UsageError."""
+    try:
+        return parse_duration(text) if text else None
+    except ValueError as error:
+        raise click.UsageError(f"--older-than: found {shown(text)}, expected {error}") from None
 
 
 def unknown_message(verb: str, key: str, *, without_daemon: str) -> CommandError:

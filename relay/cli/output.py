@@ -26,7 +26,7 @@ def print_json_line(value: Any) -> None:
     click.echo(msgspec.json.encode(value))
 
 
-def print_lines(lines: list[str]) -> None:
+def print_lines(lines: Sequence[str]) -> None:
     """Print lines of text."""
     click.echo("\n".join(lines))
 

@@ -10,7 +10,6 @@ import click
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, group_options
-from relay.cli.output import print_json, print_lines
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
 from relay.mime.headers import header_size
@@ -122,9 +121,6 @@ def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple
 
 
 def _print(context: CommandContext, report: PolicyReport) -> None:
-    if context.json:
-        print_json(report.document)
-    else:
-        print_lines(list(report.lines))
+    context.show(report.document, lambda: list(report.lines))
     if not report.good:
         raise CommandError(ExitCode.CONFIGURATION)

@@ -23,6 +23,7 @@ from relay.cli.options import (
     Key,
     common_options,
     group_options,
+    older_than_s,
     unknown_message,
     user_name,
 )
@@ -38,7 +39,6 @@ from relay.cli.output import (
 )
 from relay.clock import SystemClock
 from relay.settings.document import shown
-from relay.settings.values import parse_duration
 from relay.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,16 +93,10 @@ def _with(command: F, *decorators: Callable[[F], F]) -> F:
 
 
 def _selector(conditions: dict[str, Any]) -> Selector:
-    older_than = conditions.pop("older_than")
-    try:
-        older_than_s = parse_duration(older_than) if older_than else None
-    except ValueError as error:
-        text = f"--older-than: found {shown(older_than)}, expected {error}"
-        raise click.UsageError(text) from None
     return Selector(
         ids=tuple(conditions.pop("ids")),
         state=conditions.pop("state"),
-        older_than_s=older_than_s,
+        older_than_s=older_than_s(conditions.pop("older_than")),
         all=conditions.pop("everything"),
         **{name: conditions.pop(name) for name in ("sender", "recipient", "domain", "next_hop")},
     )
@@ -127,10 +121,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
     An entry must match all conditions given; without any, all entries are listed.
     """
     entries = _client(context).queue_list(_selector(conditions))
-    if context.json:
-        print_json(entries)
-    else:
-        print_lines(entry_lines(entries))
+    context.show(entries, lambda: entry_lines(entries))
     _say_if_cut(entries)
     _refuse_unknown("list", entries.unknown)
 
@@ -145,10 +136,9 @@ def show(context: CommandContext, key: str) -> None:
     if found is None:
         raise unknown_message("queue show", key, without_daemon=client.without_daemon)
     entries = client.queue_list(Selector(ids=(found["id"],))) if found["id"] else []
-    if context.json:
-        print_json({**found, "entries": entries})
-    else:
-        print_lines([*journey_lines(found), "", *entry_lines(entries)])
+    context.show(
+        {**found, "entries": entries}, lambda: [*journey_lines(found), "", *entry_lines(entries)]
+    )
 
 
 @queue.command()
@@ -157,10 +147,7 @@ def stats(context: CommandContext) -> None:
     """Count the queue: by state, by priority, by next hop."""
     clock = SystemClock()
     found = OperatorClient(context.settings(), clock).stats()
-    if context.json:
-        print_json(found)
-    else:
-        print_lines(stats_lines(found, now_us=clock.time_us()))
+    context.show(found, lambda: stats_lines(found, now_us=clock.time_us()))
 
 
 @queue.command()

@@ -15,7 +15,6 @@ import click
 from relay.app.commands.send import DraftToSend, read_attachments, send_by_graph, send_by_smtp
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, user_name
-from relay.cli.output import print_json, print_lines
 from relay.settings.tree import Address, Settings
 
 
@@ -74,10 +73,7 @@ def send(
         body = _standard_input()
     draft = DraftToSend(sender, recipients, texts["subject"], body, read_attachments(attach))
     identity = _submit(settings, token, draft)
-    if context.json:
-        print_json({"id": identity})
-    else:
-        print_lines([identity])
+    context.show({"id": identity}, lambda: [identity])
 
 
 def _standard_input() -> str:

@@ -14,19 +14,17 @@ from relay.app.commands.storage import UnknownAccountError, VerifyOptions
 from relay.app.commands.storage import prune as pruned
 from relay.app.commands.storage import verify as verified
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, group_options
+from relay.cli.options import CommandContext, common_options, group_options, older_than_s
 from relay.cli.output import (
     backup_lines,
     finding_line,
     print_json,
-    print_lines,
     recover_lines,
     verified_lines,
 )
 from relay.clock import SystemClock
-from relay.settings.document import counted, shown
+from relay.settings.document import counted
 from relay.settings.environment import read_environment
-from relay.settings.values import parse_duration
 
 _PROGRESS_MAILBOXES = 100
 _PROGRESS_PAGES = 10_000
@@ -76,11 +74,7 @@ def verify(context: CommandContext, *, accounts: tuple[str, ...], **flags: bool)
         )
     except UnknownAccountError as error:
         raise CommandError(ExitCode.DATA, f"relay storage verify: {error}") from None
-    if context.json:
-        print_json(result.document)
-    else:
-        for line in verified_lines(result.document):
-            click.echo(line)
+    context.show(result.document, lambda: verified_lines(result.document))
     if result.counts.remaining:
         raise CommandError(ExitCode.DATA)
 
@@ -116,10 +110,7 @@ def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
             result = back_up(settings, directory, clock=SystemClock(), on_part=progress)
     except BackupRefusedError as error:
         raise CommandError(ExitCode.DATA, f"relay storage backup: {error}") from None
-    if context.json:
-        print_json(result)
-    else:
-        print_lines(backup_lines(result, str(directory), dry_run=dry_run))
+    context.show(result, lambda: backup_lines(result, str(directory), dry_run=dry_run))
 
 
 @storage.command()
@@ -131,12 +122,8 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
 
     Expired submission keys are removed as well. The queue and the mailboxes do not change.
     """
-    try:
-        older_than_s = parse_duration(older_than) if older_than else None
-    except ValueError as error:
-        text = f"--older-than: found {shown(older_than)}, expected {error}"
-        raise click.UsageError(text) from None
-    result = pruned(context.settings(), SystemClock(), older_than_s=older_than_s, dry_run=dry_run)
+    age_s = older_than_s(older_than)
+    result = pruned(context.settings(), SystemClock(), older_than_s=age_s, dry_run=dry_run)
     if context.json:
         print_json(result)
         return
@@ -163,10 +150,7 @@ def recover(context: CommandContext) -> None:
         result = recovered(context.settings(), SystemClock())
     except NothingToRecoverError as error:
         raise CommandError(ExitCode.DATA, f"relay storage recover: {error}") from None
-    if context.json:
-        print_json(result)
-    else:
-        print_lines(recover_lines(result))
+    context.show(result, lambda: recover_lines(result))
     if not result["whole"]:
         raise CommandError(ExitCode.DATA)
 

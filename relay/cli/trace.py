@@ -13,7 +13,7 @@ import click
 from relay.app.commands.control import OperatorClient
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, Key, common_options, unknown_message
-from relay.cli.output import flush, journey_lines, print_json, print_lines, printable
+from relay.cli.output import flush, journey_lines, printable
 from relay.clock import SystemClock
 from relay.journeys.journey import is_final
 from relay.message.lifecycle import FINAL, RecipientState
@@ -33,10 +33,7 @@ def trace(context: CommandContext, key: str) -> None:
     found = client.journey(key)
     if found is None:
         raise unknown_message("trace", key, without_daemon=client.without_daemon)
-    if context.json:
-        print_json(found)
-    else:
-        print_lines(journey_lines(found))
+    context.show(found, lambda: journey_lines(found))
 
 
 _WAITS_FOR = {
@@ -122,10 +119,7 @@ def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> 
         text = f"relay wait: no message appeared as {shown(key)} within {timeout_s:g} s"
         raise CommandError(ExitCode.TRY_LATER, text)
     reached = found.pop("reached")
-    if context.json:
-        print_json(found)
-    else:
-        print_lines(journey_lines(found))
+    context.show(found, lambda: journey_lines(found))
     if not reached:
         flush()  # the journey first
         entries = client.entries_of(found["id"]) if found["id"] else []
