@@ -90,9 +90,8 @@ def resubscribed(content: bytes, *, added: Sequence[str], changed: Mapping[str, 
         for old, new in changed.items()
     }
     kept = [new for line in lines if (new := renamed.get(line, line)) is not None]
-    wanted = (_line(name, separator) for name in added)
-    kept += [line for line in wanted if line not in kept]
-    return b"\n".join(kept) + b"\n"
+    kept += [_line(name, separator) for name in added]
+    return b"\n".join(dict.fromkeys(kept)) + b"\n"  # a line of another program may be the same
 
 
 def _line(directory: str, separator: bytes) -> bytes:

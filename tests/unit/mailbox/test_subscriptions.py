@@ -22,6 +22,7 @@ V2 = b"V\t2\n\n"
         (V2 + b"odd\x01t line\n", [".B"], {".A": ".C"}, V2 + b"odd\x01t line\nB\n"),
         (b"A\nA.B\n", [".C.D"], {".A.B": ".A.X"}, b"A\nA.X\nC.D\n"),
         (b"A", [".B"], {}, b"A\nB\n"),
+        (V2 + b"A\nB\nA\n", [], {".A": ".B"}, V2 + b"B\n"),
     ],
 )
 def test_a_change_touches_its_own_lines_only(before, added, changed, after):
