@@ -14,9 +14,10 @@ from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import FairQueue
-from relay.mailbox.api import DeliveryResult, DeliveryStore
+from relay.mailbox.api import DeliveryStore
 from relay.mailbox.types import (
     ContentUnreadableError,
+    DeliveryResult,
     MailboxFullError,
     MailboxTooSmallError,
     StoreUnavailableError,

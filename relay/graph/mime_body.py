@@ -16,7 +16,7 @@ from relay.accounts.account import Account
 from relay.graph.graph_request import GraphRequest
 from relay.graph.recipients import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, UnansweredError, quoted
-from relay.mailbox.api import Arrival
+from relay.mailbox.arrivals import Arrival
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import LARGE_BYTES, Content, blocks
 from relay.message.properties import MessageProperties

@@ -12,12 +12,13 @@ same time.
 `quota` limits mailboxes, `verify` is `relay storage verify`.
 """
 
-from relay.mailbox.api import DeliveryResult, DeliveryStore, MailStore, SubmissionStore
+from relay.mailbox.api import DeliveryStore, MailStore, SubmissionStore
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
     BeingSentError,
     ContentUnreadableError,
+    DeliveryResult,
     Folder,
     FolderError,
     FolderExistsError,

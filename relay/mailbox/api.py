@@ -7,158 +7,26 @@ returns when its result is durable, directories included. Errors are StoreError'
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     NO_PRECONDITION,
     ChangePage,
+    DeliveryResult,
     Folder,
     MessageChange,
-    NewUpload,
-    OpenedMessage,
     Page,
     PendingSubmission,
     Precondition,
     Room,
     SendOptions,
     StoredMessage,
-    Upload,
 )
+from relay.mailbox.upload_sessions import AttachmentStore
 from relay.message.content import Content, Octets
-from relay.message.properties import Attachment, MessageProperties
-from relay.mime.read_mime import AttachmentFacts
-
-
-class DeliveryResult(Enum):
-    """The result of a local delivery."""
-
-    DELIVERED = "delivered"
-    ALREADY_THERE = "already there"
-
-
-_Finished_co = TypeVar("_Finished_co", covariant=True)
-
-
-class Arrival(Protocol[_Finished_co]):
-    """MIME that is received into a draft's file in blocks; one call at a time."""
-
-    async def write(self, octets: bytes) -> None:
-        """Append octets. Raises StoreUnavailableError."""
-        ...
-
-    async def finish(self) -> _Finished_co:
-        """End the input and create, submit or replace the draft, durably.
-
-        Raises what create_draft(), submit_new() and update() raise; then nothing is left.
-        """
-        ...
-
-    def discard(self) -> None:
-        """Remove the received part, unless finish() was called. Returns at once."""
-        ...
-
-
-class Arrivals(Protocol):
-    """Drafts from MIME that is too large for memory.
-
-    `expected_bytes` is from Content-Length. MIME that does not fit into the mailbox is rejected at
-    once. Each method raises NoSuchItemError, MailboxFullError, StoreUnavailableError.
-    """
-
-    async def submission(
-        self, account: str, options: SendOptions, *, expected_bytes: int
-    ) -> Arrival[PendingSubmission]:
-        """submit_new() in blocks."""
-        ...
-
-    async def draft(
-        self, account: str, folder_id: str, *, expected_bytes: int
-    ) -> Arrival[StoredMessage]:
-        """create_draft() in blocks."""
-        ...
-
-    async def replacement(
-        self,
-        account: str,
-        message_id: str,
-        *,
-        expected_bytes: int,
-        condition: Precondition = NO_PRECONDITION,
-    ) -> Arrival[StoredMessage]:
-        """New MIME for a draft. Raises NotADraftError, BeingSentError, MessageChangedError as well.
-
-        The condition is checked at the beginning and at the end.
-        """
-        ...
-
-
-class UploadRange(Protocol):
-    """A range of an upload that is being received; one call at a time."""
-
-    async def write(self, octets: bytes) -> None:
-        """Append octets. Raises StoreUnavailableError."""
-        ...
-
-    async def finish(self) -> Upload:
-        """End the range and make it durable. Raises StoreUnavailableError."""
-        ...
-
-    def abort(self) -> None:
-        """Discard the range, unless finish() was called. Returns at once."""
-        ...
-
-
-class AttachmentStore(Protocol):
-    """The attachments of messages, and upload sessions.
-
-    `limit_bytes` applies to all attachments of a draft together. Methods that add or remove one
-    raise NoSuchItemError, NotADraftError, BeingSentError,
-    AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
-    """
-
-    async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
-        """A message and its attachments, readable as long as the result is referenced.
-
-        Raises NoSuchItemError, StoreUnavailableError.
-        """
-        ...
-
-    async def add(
-        self, account: str, message_id: str, attachment: Attachment, *, limit_bytes: int
-    ) -> str:
-        """Add one to a draft; return its id."""
-        ...
-
-    async def remove(self, account: str, message_id: str, attachment_id: str) -> None:
-        """Remove one from a draft."""
-        ...
-
-    async def create_upload(
-        self, account: str, message_id: str, wanted: AttachmentFacts, *, limit_bytes: int
-    ) -> NewUpload:
-        """Create an upload session with a token. Also raises TooManyUploadsError."""
-        ...
-
-    async def find_upload(self, token: str) -> Upload:
-        """An upload session that has not expired. Raises NoSuchItemError."""
-        ...
-
-    async def upload_range(self, token: str, start: int) -> UploadRange:
-        """Begin a range at `start`, which must be the number of bytes received so far.
-
-        Raises NoSuchItemError, UploadBusyError, StoreUnavailableError.
-        """
-        ...
-
-    async def attach_upload(self, token: str, *, limit_bytes: int) -> Upload:
-        """Attach a complete upload to its draft, once. Also raises UploadBusyError."""
-        ...
-
-    async def remove_upload(self, token: str) -> None:
-        """Remove an upload session. Raises NoSuchItemError, UploadBusyError."""
-        ...
+from relay.message.properties import MessageProperties
 
 
 class MailStore(Protocol):

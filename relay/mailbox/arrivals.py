@@ -21,7 +21,7 @@ from relay.mailbox.maildir import remove, retry_if_renamed
 from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity, open_octets
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions.submit import SubmissionWriter, first_submission
-from relay.mailbox.threads import RunInThread
+from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,
     BeingSentError,
@@ -62,17 +62,23 @@ class ArrivingFile:
                     self._beginning += octets[: _BEGINNING_BYTES - len(self._beginning)]
                 self._append(octets)
 
-    def finished(self) -> ComposedDraft:
-        """Return the complete draft. The file is not synced."""
-        file = FileOctets(self._path, 0, self._size)
-        return self.head.arrived(file, self._beginning)
+    def finish(self, store: Callable[[ComposedDraft], _Result]) -> _Result:
+        """Call `store` with the complete draft, whose file is not synced, and close the file.
 
-    def close(self) -> None:
-        """Close the file, which is now the draft's."""
+        After an error the file is removed.
+        """
+        try:
+            result = store(
+                self.head.arrived(FileOctets(self._path, 0, self._size), self._beginning)
+            )
+        except BaseException:
+            self.discard()
+            raise
         with self._lock:
             if not self._is_discarded:
                 self._is_discarded = True
                 os.close(self._descriptor)
+        return result
 
     def discard(self) -> None:
         """Remove the file; later writes do nothing."""
@@ -88,45 +94,44 @@ class ArrivingFile:
         self._size += len(octets)
 
 
-class FileArrival(Generic[_Result]):
-    """Implements api.Arrival."""
+class Arrival(Generic[_Result]):
+    """A file that is received in blocks; one call at a time.
+
+    write() appends octets; it and finish() raise StoreUnavailableError.
+    """
 
     def __init__(
-        self, file: ArrivingFile, finish: Callable[[ArrivingFile], _Result], *, run: RunInThread
+        self,
+        threads: ThreadPool,
+        *,
+        write: Callable[[bytes], None],
+        finish: Callable[[], _Result],
+        discard: Callable[[], None],
     ) -> None:
-        self._file = file
-        self._finish = finish
-        self._run = run
+        """The functions are called in threads. After an error `finish` discards the file itself."""
+        self.write = threads.in_thread(write)
+        self._finish = threads.in_thread(finish)
+        self._discard = discard
         self._is_finishing = False
 
-    async def write(self, octets: bytes) -> None:
-        """See api.Arrival."""
-        await self._run(self._file.write, octets)
-
     async def finish(self) -> _Result:
-        """See api.Arrival."""
-        self._is_finishing = (
-            True  # from here on it runs to its end, even if the caller is cancelled
-        )
-        return await self._run(self._finished)
+        """End the input and make it durable. Once begun, this ends, even if it is cancelled."""
+        self._is_finishing = True
+        return await self._finish()
 
     def discard(self) -> None:
-        """See api.Arrival."""
+        """Remove the received part, unless finish() was called. Returns at once."""
         if not self._is_finishing:
-            asyncio.get_running_loop().run_in_executor(None, self._file.discard)
-
-    def _finished(self) -> _Result:
-        try:
-            result = self._finish(self._file)
-        except BaseException:
-            self._file.discard()
-            raise
-        self._file.close()
-        return result
+            asyncio.get_running_loop().run_in_executor(None, self._discard)
 
 
-class FileArrivals:
-    """Implements api.Arrivals."""
+class Arrivals:
+    """Drafts from MIME that is too large for memory.
+
+    `expected_bytes` is from Content-Length. MIME that does not fit into the mailbox is rejected at
+    once. Each method raises NoSuchItemError, MailboxFullError, StoreUnavailableError; finish()
+    raises what create_draft(), submit_new() and update() raise.
+    """
 
     def __init__(
         self,
@@ -135,7 +140,7 @@ class FileArrivals:
         *,
         writer: SubmissionWriter,
         drafts: Drafts,
-        run: RunInThread,
+        threads: ThreadPool,
         offer: Callable[[PendingSubmission], None],
     ) -> None:
         """`offer` hands a submission to pickup."""
@@ -143,34 +148,33 @@ class FileArrivals:
         self._stale_files = stale_files
         self._writer = writer
         self._drafts = drafts
-        self._run = run
+        self._threads = threads
         self._offer = offer
 
     async def submission(
         self, account: str, options: SendOptions, *, expected_bytes: int
-    ) -> FileArrival[PendingSubmission]:
-        """See api.Arrivals."""
-        file = await self._run(self._begin_submission, account, options, expected_bytes)
+    ) -> Arrival[PendingSubmission]:
+        """submit_new() in blocks."""
+        file = await self._threads.run(self._begin_submission, account, options, expected_bytes)
 
-        def submitted(file: ArrivingFile) -> PendingSubmission:
-            submission = self._writer.submit_composed(file.finished(), file.head.identity, options)
+        def submit(draft: ComposedDraft) -> PendingSubmission:
+            submission = self._writer.submit_composed(draft, file.head.identity, options)
             self._offer(submission)
             return submission
 
-        return FileArrival(file, submitted, run=self._run)
+        return self._arrival(file, submit)
 
     async def draft(
         self, account: str, folder_id: str, *, expected_bytes: int
-    ) -> FileArrival[StoredMessage]:
-        """See api.Arrivals."""
-        file = await self._run(self._begin_draft, account, folder_id, expected_bytes)
+    ) -> Arrival[StoredMessage]:
+        """create_draft() in blocks."""
+        file = await self._threads.run(self._begin_draft, account, folder_id, expected_bytes)
 
-        def created(file: ArrivingFile) -> StoredMessage:
+        def create(draft: ComposedDraft) -> StoredMessage:
             mailbox = self._shared.folders.mailbox(account)
-            folder = find_folder(mailbox, folder_id)
-            return self._drafts.create_composed(file.finished(), mailbox, folder)
+            return self._drafts.create_composed(draft, mailbox, find_folder(mailbox, folder_id))
 
-        return FileArrival(file, created, run=self._run)
+        return self._arrival(file, create)
 
     async def replacement(
         self,
@@ -179,22 +183,34 @@ class FileArrivals:
         *,
         expected_bytes: int,
         condition: Precondition = NO_PRECONDITION,
-    ) -> FileArrival[StoredMessage]:
-        """See api.Arrivals."""
-        file = await self._run(
+    ) -> Arrival[StoredMessage]:
+        """New MIME for a draft. Raises NotADraftError, BeingSentError, MessageChangedError as well.
+
+        The condition is checked at the beginning and at the end.
+        """
+        file = await self._threads.run(
             self._begin_replacement, account, message_id, expected_bytes, condition=condition
         )
 
-        def replaced(file: ArrivingFile) -> StoredMessage:
+        def replace(draft: ComposedDraft) -> StoredMessage:
             mailbox = self._shared.folders.mailbox(account)
             with self._shared.stripes.of(message_id):
                 before = self._drafts.draft(mailbox, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME arrived.")
-                draft = file.finished()
                 return self._drafts.replace(before, draft, flags=before.located.name.flags)
 
-        return FileArrival(file, replaced, run=self._run)
+        return self._arrival(file, replace)
+
+    def _arrival(
+        self, file: ArrivingFile, store: Callable[[ComposedDraft], _Result]
+    ) -> Arrival[_Result]:
+        return Arrival(
+            self._threads,
+            write=file.write,
+            finish=lambda: file.finish(store),
+            discard=file.discard,
+        )
 
     # -- in a thread
 

@@ -46,8 +46,11 @@ class Attachments:
         self._drafts = drafts
 
     @retry_if_renamed
-    def opened(self, account: str, message_id: str, folder_id: str) -> OpenedMessage:
-        """See api.AttachmentStore.opened()."""
+    def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
+        """Return a message and its attachments, readable as long as the result is referenced.
+
+        Raises NoSuchItemError.
+        """
         mailbox = self._shared.folders.mailbox(account)
         located = self._shared.index.get(mailbox, message_id, folder_id=folder_id)
         octets = open_octets(located)
@@ -60,7 +63,7 @@ class Attachments:
     def add(
         self, account: str, message_id: str, new: DraftAttachment, *, limit_bytes: int
     ) -> StoredMessage:
-        """See api.AttachmentStore.add()."""
+        """Add an attachment to a draft; one with an id that the draft has changes nothing."""
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
             stored = open_octets(located)
@@ -73,10 +76,10 @@ class Attachments:
 
         with suppress(_IsThereError):
             return self._changed(account, message_id, make)
-        return self.opened(account, message_id, "").message
+        return self.opened(account, message_id).message
 
     def remove(self, account: str, message_id: str, attachment_id: str) -> StoredMessage:
-        """See api.AttachmentStore.remove()."""
+        """Remove an attachment from a draft."""
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
             stored = open_octets(located)

@@ -71,7 +71,7 @@ class Drafts:
         self._stale_files = stale_files
 
     def create(
-        self, account: str, content: MessageProperties | bytes, folder_id: str
+        self, account: str, content: MessageProperties | bytes, *, folder_id: str = "drafts"
     ) -> StoredMessage:
         """See MailStore.create_draft()."""
         mailbox = self._shared.folders.mailbox(account)
@@ -89,7 +89,7 @@ class Drafts:
         return self._written(located, draft)
 
     @retry_if_renamed
-    def get(self, account: str, message_id: str, folder_id: str) -> StoredMessage:
+    def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
         """See MailStore.get()."""
         mailbox = self._shared.folders.mailbox(account)
         return loaded(self._shared.index.get(mailbox, message_id, folder_id=folder_id))

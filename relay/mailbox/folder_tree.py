@@ -161,32 +161,30 @@ class FolderTree:
             return root_folder(mailbox, folders)
         return find_folder(mailbox, folder_id)
 
-    def create(self, account: str, display_name: str, parent_id: str) -> Folder:
+    def create(self, account: str, name: str, *, parent_id: str = "") -> Folder:
         """See MailStore.create_folder()."""
         mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             parent = _parent(mailbox, parent_id)
-            _reject_same_name(mailbox, parent, display_name)
+            _reject_same_name(mailbox, parent, name)
             if len(folder_directories(mailbox)) >= FOLDERS_MAX:
                 raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
-            directory = checked_directory(
-                directory_within(parent, encode_folder_name(display_name))
-            )
+            directory = checked_directory(directory_within(parent, encode_folder_name(name)))
             _reject_existing(mailbox, [directory])
             folder_id = f"f{self._ids.new()}"
             make_folder(mailbox / directory, folder_id)
             resubscribe(mailbox, added=[directory])
             return find_folder(mailbox, folder_id)
 
-    def rename(self, account: str, folder_id: str, display_name: str) -> Folder:
+    def rename(self, account: str, folder_id: str, name: str) -> Folder:
         """See MailStore.rename_folder()."""
         mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "renamed")
             parent = _parent(mailbox, folder.parent_id)
-            _reject_same_name(mailbox, parent, display_name, but=folder)
-            if folder.display_name != display_name:
-                self._relocate(folder, directory_within(parent, encode_folder_name(display_name)))
+            _reject_same_name(mailbox, parent, name, but=folder)
+            if folder.display_name != name:
+                self._relocate(folder, directory_within(parent, encode_folder_name(name)))
             return find_folder(mailbox, folder.id)
 
     def move(self, account: str, folder_id: str, parent_id: str) -> Folder:

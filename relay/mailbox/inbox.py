@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 
 from relay.crashpoints import CrashPoint
-from relay.mailbox.api import DeliveryResult
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import Stripes, list_names, named_in_order, place, remove, write_file
@@ -22,6 +21,7 @@ from relay.mailbox.message_file import (
     parse_name,
 )
 from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.types import DeliveryResult
 from relay.message.content import Content, edit_header, size_of
 from relay.mime.headers import with_relay_id
 

@@ -3,7 +3,8 @@
 Every call of the store that reads or writes the disk runs in a ThreadPool. Threads are started as
 needed, up to a maximum. A cancelled caller does not stop its call. A query ends soon after its
 time is over or its client has disconnected, and no account can occupy all threads. Raises what the
-call raises, RuntimeError after close(), QueryTooLongError and TooManyQueriesError.
+call raises, with StoreUnavailableError for OSError; RuntimeError after close(), QueryTooLongError
+and TooManyQueriesError.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from relay.clock import Clock
+from relay.mailbox.maildir import SYNC_FAILURES, storage_errors
 from relay.mailbox.types import QueryTooLongError, TooManyQueriesError
 
 QUERY_TIME_MAX_S = 10.0
@@ -24,19 +26,6 @@ QUERIES_WAITING_MAX = 64
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
-
-
-class RunInThread(Protocol):
-    """Call a function in a thread of the store; OSError becomes StoreUnavailableError."""
-
-    async def __call__(
-        self,
-        function: Callable[_Parameters, _Result],
-        *args: _Parameters.args,
-        **kwargs: _Parameters.kwargs,
-    ) -> _Result:
-        """Return the function's result."""
-        ...
 
 
 class ThreadPool:
@@ -50,8 +39,31 @@ class ThreadPool:
         self._pending = 0
         self._is_closed = False
 
-    async def run(self, call: Callable[[], _Result]) -> _Result:
-        """Call `call` in a thread and return its result."""
+    def in_thread(
+        self, function: Callable[_Parameters, _Result]
+    ) -> Callable[_Parameters, Coroutine[Any, Any, _Result]]:
+        """Return a function that runs `function` in a thread."""
+
+        def call(
+            *args: _Parameters.args, **kwargs: _Parameters.kwargs
+        ) -> Coroutine[Any, Any, _Result]:
+            return self.run(function, *args, **kwargs)
+
+        return call
+
+    async def run(
+        self,
+        function: Callable[_Parameters, _Result],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> _Result:
+        """Call `function` in a thread and return its result. OSError: StoreUnavailableError."""
+
+        def call() -> _Result:
+            SYNC_FAILURES.begin()
+            with storage_errors():
+                return function(*args, **kwargs)
+
         if self._is_closed:
             raise RuntimeError("the store is closed")
         loop = asyncio.get_running_loop()

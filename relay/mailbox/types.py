@@ -310,6 +310,13 @@ class Room(Enum):
     NEVER = "never"  # the message is larger than the quota
 
 
+class DeliveryResult(Enum):
+    """The result of a local delivery."""
+
+    DELIVERED = "delivered"
+    ALREADY_THERE = "already there"
+
+
 class ChangeKind(StrEnum):
     """What happened to a message."""
 

@@ -6,7 +6,6 @@ once. Only a digest of the token is stored. The bytes to come count toward the q
 StoreError's children and OSError. Graph's uploadSession resource type.
 """
 
-import asyncio
 import hashlib
 import os
 import secrets
@@ -20,6 +19,7 @@ import msgspec
 
 from relay.clock import Clock, wall_offset_us
 from relay.files import FileOctets, write_all
+from relay.mailbox.arrivals import Arrival
 from relay.mailbox.attachments import Attachments
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
@@ -30,12 +30,11 @@ from relay.mailbox.maildir import (
     sync_descriptor,
     write_synced,
 )
-from relay.mailbox.threads import RunInThread
+from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
     MailboxFullError,
     NewUpload,
     NoSuchItemError,
-    OpenedMessage,
     TooManyUploadsError,
     Upload,
     UploadBusyError,
@@ -98,10 +97,10 @@ class Uploads:
         message_id: str,
         wanted: AttachmentFacts,
         *,
-        token: str,
         limit_bytes: int,
-    ) -> Upload:
-        """See api.AttachmentStore.create_upload()."""
+    ) -> NewUpload:
+        """Create a session for a draft. Raises what check() raises and TooManyUploadsError."""
+        token = secrets.token_urlsafe()
         message = self._attachments.check(
             account, message_id, size_bytes=wanted.size, limit_bytes=limit_bytes
         )
@@ -126,15 +125,15 @@ class Uploads:
                 kept.close()
                 raise
             sessions[_digest(token)] = session = _UploadSession(facts, 0, kept, threading.Lock())
-            return _shown(session, self._shared.clock)
+            return NewUpload(token, _shown(session, self._shared.clock))
 
     def find(self, token: str) -> Upload:
-        """See api.AttachmentStore.find_upload()."""
+        """Return a session that has not expired. Raises NoSuchItemError."""
         with self._all() as sessions:
             return _shown(_found(sessions, token), self._shared.clock)
 
     def begin_range(self, token: str, start: int) -> "RangeWriter":
-        """See api.AttachmentStore.upload_range()."""
+        """Begin a range at `start`. Raises NoSuchItemError, UploadBusyError."""
         with self._all() as sessions:
             session = _found(sessions, token)
         if not session.lock.acquire(blocking=False):
@@ -147,7 +146,7 @@ class Uploads:
             raise
 
     def attach(self, token: str, *, limit_bytes: int) -> Upload:
-        """See api.AttachmentStore.attach_upload()."""
+        """Attach a complete upload to its draft, once. Also raises UploadBusyError."""
         with self._all() as sessions:
             session = _found(sessions, token)
         if not session.lock.acquire(blocking=False):
@@ -162,7 +161,7 @@ class Uploads:
             session.lock.release()
 
     def remove(self, token: str) -> None:
-        """See api.AttachmentStore.remove_upload()."""
+        """Remove a session. Raises NoSuchItemError, UploadBusyError."""
         with self._all() as sessions:
             session = _found(sessions, token)
             if not session.lock.acquire(blocking=False):
@@ -365,90 +364,49 @@ def _read(path: Path) -> _Facts | None:
         return None
 
 
-class FileUploadRange:
-    """Implements api.UploadRange."""
+class AttachmentStore:
+    """The attachments of messages, and upload sessions.
 
-    def __init__(self, taken: RangeWriter, run: RunInThread) -> None:
-        self._taken = taken
-        self._run = run
-        self._is_finishing = False
-
-    async def write(self, octets: bytes) -> None:
-        """See api.UploadRange."""
-        await self._run(self._taken.write, octets)
-
-    async def finish(self) -> Upload:
-        """See api.UploadRange."""
-        self._is_finishing = (
-            True  # from here on it runs to its end, even if the caller is cancelled
-        )
-        return await self._run(self._taken.finish)
-
-    def abort(self) -> None:
-        """See api.UploadRange."""
-        if not self._is_finishing:
-            asyncio.get_running_loop().run_in_executor(None, self._taken.abort)
-
-
-class FileAttachments:
-    """Implements api.AttachmentStore."""
+    `limit_bytes` applies to all attachments of a draft together. Methods that add or remove one
+    raise NoSuchItemError, NotADraftError, BeingSentError,
+    AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
+    """
 
     def __init__(
-        self, dependencies: StoreDependencies, drafts: Drafts, *, run: RunInThread
+        self, dependencies: StoreDependencies, drafts: Drafts, *, threads: ThreadPool
     ) -> None:
         self._attachments = Attachments(dependencies, drafts)
         directory = dependencies.submissions.ready.with_name("uploads")
         self._uploads = Uploads(directory, dependencies, self._attachments)
-        self._run = run
+        self._threads = threads
         self._new_id = dependencies.ids.new
-
-    async def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
-        """See api.AttachmentStore."""
-        return await self._run(self._attachments.opened, account, message_id, folder_id)
+        self.opened = threads.in_thread(self._attachments.opened)
+        self.remove = threads.in_thread(self._attachments.remove)
+        self.create_upload = threads.in_thread(self._uploads.create)
+        self.find_upload = threads.in_thread(self._uploads.find)
+        self.attach_upload = threads.in_thread(self._uploads.attach)
+        self.remove_upload = threads.in_thread(self._uploads.remove)
+        self.remove_expired = threads.in_thread(self._uploads.remove_expired)
 
     async def add(
         self, account: str, message_id: str, attachment: Attachment, *, limit_bytes: int
     ) -> str:
-        """See api.AttachmentStore."""
+        """Add one to a draft; return its id."""
         identity = self._new_id()
 
         def added() -> None:
             new = draft_attachment(attachment, identity=identity)
             self._attachments.add(account, message_id, new, limit_bytes=limit_bytes)
 
-        await self._run(added)
+        await self._threads.run(added)
         return identity
 
-    async def remove(self, account: str, message_id: str, attachment_id: str) -> None:
-        """See api.AttachmentStore."""
-        await self._run(self._attachments.remove, account, message_id, attachment_id)
+    async def upload_range(self, token: str, start: int) -> Arrival[Upload]:
+        """Begin a range at `start`, which must be the number of bytes received so far.
 
-    async def create_upload(
-        self, account: str, message_id: str, wanted: AttachmentFacts, *, limit_bytes: int
-    ) -> NewUpload:
-        """See api.AttachmentStore."""
-        token = secrets.token_urlsafe()
-        upload = await self._run(
-            self._uploads.create, account, message_id, wanted, token=token, limit_bytes=limit_bytes
+        Raises NoSuchItemError, UploadBusyError, StoreUnavailableError.
+        """
+        writer = await self._threads.run(self._uploads.begin_range, token, start)
+        return Arrival(
+            self._threads, write=writer.write, finish=writer.finish, discard=writer.abort
         )
-        return NewUpload(token, upload)
-
-    async def find_upload(self, token: str) -> Upload:
-        """See api.AttachmentStore."""
-        return await self._run(self._uploads.find, token)
-
-    async def upload_range(self, token: str, start: int) -> FileUploadRange:
-        """See api.AttachmentStore."""
-        return FileUploadRange(await self._run(self._uploads.begin_range, token, start), self._run)
-
-    async def attach_upload(self, token: str, *, limit_bytes: int) -> Upload:
-        """See api.AttachmentStore."""
-        return await self._run(self._uploads.attach, token, limit_bytes=limit_bytes)
-
-    async def remove_upload(self, token: str) -> None:
-        """See api.AttachmentStore."""
-        await self._run(self._uploads.remove, token)
-
-    async def remove_expired(self) -> None:
-        """Remove expired uploads: at the start of the API role, and periodically."""
-        await self._run(self._uploads.remove_expired)

@@ -65,8 +65,9 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
     with store_on(root, clock) as store:
         await store.remove_unfinished_submissions()
         await at_start(store)
-        await store._make_due_ready([name for _, name in await store._list_scheduled()])
-        for pending in await store._list_ready(frozenset(), 1000):
+        names = [name for _, name in store._shared.submissions.list_scheduled()]
+        await store._actions.run(store._shared.scheduled.make_due_ready, names)
+        for pending in await store._actions.run(store._shared.submissions.list_ready, (), 1000):
             content = await store.submission_content(pending)
             found.sent[read_properties(content.read(0, content.size)).subject] += 1
             await store.complete_submission(pending, queue_id="q")
@@ -234,7 +235,8 @@ async def damaged_submissions(world: World) -> None:
     pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
     pending.path.unlink()
     pending.path.write_bytes(b"")
-    assert await world.settled_store()._list_ready(frozenset(), 10) == []
+    store = world.settled_store()
+    assert await store._actions.run(store._shared.submissions.list_ready, (), 10) == []
     await world.promised(("drafts", "asked"), aside=1)
 
 
@@ -250,7 +252,7 @@ async def scheduled_sends(world: World) -> None:
     pending = await schedule_message(world)
     await world.promised(("sentitems", "asked"), sent="asked")
     store = world.settled_store()
-    await store._make_due_ready([pending.path.name])
+    await store._actions.run(store._shared.scheduled.make_due_ready, [pending.path.name])
     await world.promised(("sentitems", "asked"), sent="asked")
 
 

@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from relay.mailbox.api import DeliveryResult
-from relay.mailbox.types import MailboxFullError, Room, StoreUnavailableError
+from relay.mailbox.types import DeliveryResult, MailboxFullError, Room, StoreUnavailableError
 from relay.message.content import Content, LargeContent, octets_in_blocks
 from relay.message.nexthop import HopKind, NextHop
 from relay.policy.engine import RuleSet

@@ -16,7 +16,7 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions
 from relay.journeys.events import Event, Step
-from relay.mailbox.api import DeliveryResult
+from relay.mailbox.types import DeliveryResult
 from relay.message.nexthop import NextHop
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics

@@ -85,7 +85,7 @@ class FolderMachine(RuleBasedStateMachine):
     def create(self, name: str, number: int) -> None:
         parent = self.pick(number, roots=True)
         refused = self.is_running(name, parent)
-        made = self.agreed(lambda: self.tree.create("a@b", name, parent), refused=refused)
+        made = self.agreed(lambda: self.tree.create("a@b", name, parent_id=parent), refused=refused)
         if made is not None:
             self.model[made.id] = Known(name, parent)
             (made.path / "cur" / made.id).touch()

@@ -86,7 +86,7 @@ class Box:
 
     def fill(self) -> None:
         for number in range(14):
-            made = self.drafts.create(ALICE, self.properties(), "drafts")
+            made = self.drafts.create(ALICE, self.properties())
             flags = MessageChange(is_read=number % 3 > 0, flagged=number % 4 == 0)
             self.drafts.update(ALICE, made.id, flags)
             if number % 2:

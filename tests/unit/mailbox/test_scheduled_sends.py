@@ -59,9 +59,8 @@ async def come_to_time(place, store) -> list:
 
 async def brought_up(place, store):
     now_us = place.clock.time_us()
-    return await store._make_due_ready(
-        [name for at, name in await store._list_scheduled() if at <= now_us]
-    )
+    names = [name for at, name in store._shared.submissions.list_scheduled() if at <= now_us]
+    return await store._actions.run(store._shared.scheduled.make_due_ready, names)
 
 
 async def test_a_scheduled_send_waits_and_is_seen_to_wait(place, store, waiting, due_us):
