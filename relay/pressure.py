@@ -226,3 +226,25 @@ class Pressure:
         if state.room_bytes is not None and size_bytes > state.room_bytes:
             return "there is no room for a message of that size"
         return ""
+
+
+class MemoryBudget:
+    """Memory for the messages or bodies that are being received at once."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._left_bytes = limit_bytes
+
+    def has(self, size_bytes: int) -> bool:
+        """Return whether that much is available now, without taking it."""
+        return size_bytes <= self._left_bytes
+
+    def take(self, size_bytes: int) -> bool:
+        """Take that much and return True, or take nothing and return False."""
+        if size_bytes > self._left_bytes:
+            return False
+        self._left_bytes -= size_bytes
+        return True
+
+    def release(self, size_bytes: int) -> None:
+        """Release memory that was taken."""
+        self._left_bytes += size_bytes

@@ -21,12 +21,12 @@ from relay.clock import Clock, Ids, rfc3339
 from relay.http.errors import ApiError, RequestIds, UnansweredError, error_body, service_unavailable
 from relay.http.http_request import (
     ALLOW_RESPONSE,
-    BodyBudget,
     BodyLimits,
     ClientDisconnectedError,
     HttpRequest,
 )
 from relay.observe.logs import get_logger
+from relay.pressure import MemoryBudget
 
 BLOCK_BYTES = 64 * 1024
 # Sending this waits until the client has read most of what was sent before.
@@ -146,7 +146,7 @@ class Gateway:
         self._body_limits = BodyLimits(
             limit_bytes=limits.body_bytes,
             timeout_s=limits.read_timeout_s,
-            budget=BodyBudget(max(limits.held_bytes, limits.body_bytes)),
+            budget=MemoryBudget(max(limits.held_bytes, limits.body_bytes)),
             idle_timeout_s=limits.idle_timeout_s,
             stream_timeout_s=limits.stream_timeout_s,
         )

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope
 
 from relay.accounts.account import Account, AccountDirectory
 from relay.http.errors import ApiError, RequestIds, quoted, service_unavailable
+from relay.pressure import MemoryBudget
 
 _Result = TypeVar("_Result")
 
@@ -33,24 +34,6 @@ _DRAIN_PAUSE_S = 1.0  # after this time without data, the client is taken to wai
 
 class ClientDisconnectedError(Exception):
     """The client closed the connection before its request was complete."""
-
-
-class BodyBudget:
-    """Limits the bytes of request bodies that are in memory at once."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._left_bytes = limit_bytes
-
-    def reserve(self, size: int) -> bool:
-        """Reserve `size` bytes; return False if they do not fit."""
-        if size > self._left_bytes:
-            return False
-        self._left_bytes -= size
-        return True
-
-    def release(self, size: int) -> None:
-        """Release bytes that were reserved."""
-        self._left_bytes += size
 
 
 class HttpRequest:
@@ -231,7 +214,7 @@ class HttpRequest:
         return chunk
 
     def _reserve(self, size: int) -> None:
-        if not self._limits.budget.reserve(size):
+        if not self._limits.budget.take(size):
             raise service_unavailable(
                 "ResourceUnhealthy",
                 "Too many large requests are being read; try again.",
@@ -257,7 +240,7 @@ class BodyLimits:
 
     limit_bytes: int
     timeout_s: float
-    budget: BodyBudget
+    budget: MemoryBudget
     idle_timeout_s: float
     stream_timeout_s: float
 

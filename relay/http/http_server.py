@@ -32,16 +32,14 @@ class HttpServer:
         app: ASGIApp,
         addresses: Sequence[Address],
         *,
-        mode: int = 0o600,
         clock: Clock | None = None,
         limits: ConnectionLimits | None = None,
         hosts: AllowedHosts | None = None,
     ) -> None:
-        """Unix sockets get the file mode `mode`; `clock` dates the server's own errors. Requests
-        for hosts other than `hosts` are rejected.
+        """Unix sockets get the file mode 0600; `clock` dates the server's own errors. Requests for
+        hosts other than `hosts` are rejected.
         """
         self._addresses = tuple(addresses)
-        self._mode = mode
         self._sockets: list[socket.socket] = []
         self._paths: list[Path] = []
         self._task: asyncio.Task[None] | None = None
@@ -79,7 +77,7 @@ class HttpServer:
         """
         try:
             for address in self._addresses:
-                self._sockets.append(_tcp_listener(address, self._mode))
+                self._sockets.append(_tcp_listener(address))
                 if address.path:
                     self._paths.append(Path(address.path))
         except OSError:
@@ -170,9 +168,9 @@ class _UvicornServer(uvicorn.Server):
         self.accepting.set()
 
 
-def _tcp_listener(address: Address, mode: int) -> socket.socket:
+def _tcp_listener(address: Address) -> socket.socket:
     if address.path:
-        return _unix_listener(address.path, mode)
+        return _unix_listener(address.path)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     # with IPPROTO_TCP: asyncio sets TCP_NODELAY only then, and responses would wait 40 ms
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -189,12 +187,12 @@ def _tcp_listener(address: Address, mode: int) -> socket.socket:
     return listener
 
 
-def _unix_listener(path: str, mode: int) -> socket.socket:
-    """Bind with the umask set for `mode`; remove a stale socket file before."""
+def _unix_listener(path: str) -> socket.socket:
+    """Bind with the file mode 0600; remove a stale socket file before."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
-        before = os.umask(0o777 & ~mode)
+        before = os.umask(0o177)
         try:
             listener.bind(path)
         finally:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from relay.ingress.session_limits import MemoryBudget, SessionLimits
+from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.message.envelope import Client
 from relay.message.verdict import Source
 from relay.mime import headers
+from relay.pressure import MemoryBudget
 from relay.spool.types import IncomingBody
 
 HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the event loop

@@ -59,25 +59,3 @@ class SessionCounter:
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]
-
-
-class MemoryBudget:
-    """Memory for the messages that the sessions of a listener are receiving."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._left_bytes = limit_bytes
-
-    def has(self, size_bytes: int) -> bool:
-        """Return whether that much is available now, without taking it."""
-        return size_bytes <= self._left_bytes
-
-    def take(self, size_bytes: int) -> bool:
-        """Take that much and return True, or take nothing and return False."""
-        if size_bytes > self._left_bytes:
-            return False
-        self._left_bytes -= size_bytes
-        return True
-
-    def release(self, size_bytes: int) -> None:
-        """Release memory that was taken."""
-        self._left_bytes += size_bytes

@@ -22,11 +22,12 @@ from relay.crashpoints import CrashPoint, CrashPoints
 from relay.ingress.authorization import exchange, sender_rejection
 from relay.ingress.data import ContentReader, DataReply, Origin, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
-from relay.ingress.session_limits import MemoryBudget, SessionLimits
+from relay.ingress.session_limits import SessionLimits
 from relay.mailbox.api import DeliveryStore
 from relay.mailbox.types import Room
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
+from relay.pressure import MemoryBudget
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
 from relay.spool.types import IncomingBody
 

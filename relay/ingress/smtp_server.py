@@ -21,14 +21,15 @@ from relay.accounts.account import AccountDirectory
 from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply, Origin, ReceivedContent
-from relay.ingress.session_limits import MemoryBudget, SessionCounter, SessionLimits
+from relay.ingress.session_limits import SessionCounter, SessionLimits
 from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies
 from relay.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
 from relay.mailbox.api import DeliveryStore
 from relay.message.envelope import Envelope
-from relay.pressure import Pressure
+from relay.pressure import MemoryBudget, Pressure
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, SmtpListener, TlsSettings
+from relay.settings.validation import is_loopback
 
 _BACKLOG = 512
 _COMMIT_S = 5.0
@@ -159,7 +160,7 @@ class SmtpServer:
 
     def _listener_dependencies(self, *, pickup: bool) -> ListenerDependencies:
         listener, dependencies = self._listener, self._dependencies
-        on_this_machine = bool(listener.listen.path) or _is_loopback(listener.listen.host)
+        on_this_machine = is_loopback(listener.listen)
         requires_tls = listener.tls is not None and listener.tls.require
         return ListenerDependencies(
             hostname=dependencies.hostname,
@@ -239,12 +240,3 @@ def _bind_unix(path: Path) -> socket.socket:
         ) from error
     unix_socket.setblocking(False)
     return unix_socket
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

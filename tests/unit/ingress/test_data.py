@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from relay.ingress.data import ContentReader, ContentRejection
-from relay.ingress.session_limits import MemoryBudget, SessionLimits
+from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
+from relay.pressure import MemoryBudget
 from tests.support.ingress import MemoryArrival
 from tests.support.smuggling import SEQUENCES
 
