@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import collapse_rfc2231_value
-from typing import Protocol
 
 from relay.message.content import (
     BLOCK_BYTES,
@@ -48,33 +47,8 @@ _loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECAS
 _separators = re.compile(r"[/\\]")
 
 
-class SearchableContent(Protocol):
-    """A message that can be searched, such as bytes."""
-
-    def __len__(self) -> int:
-        """Return the size in octets."""
-        ...
-
-    def __getitem__(self, wanted: slice, /) -> bytes:
-        """Return the octets from start to stop; both are given."""
-        ...
-
-    def find(self, wanted: bytes, start: int, end: int, /) -> int:
-        """Return the first position of `wanted` between `start` and `end`, or -1."""
-        ...
-
-    def startswith(self, wanted: bytes, start: int, /) -> bool:
-        """Return whether `wanted` is at `start`."""
-        ...
-
-
-def searchable(content: Content) -> SearchableContent:
-    """Return a content that can be searched."""
-    return content if isinstance(content, bytes) else BlockwiseContent(content)
-
-
 class BlockwiseContent:
-    """A large content, read in blocks; the last block is kept."""
+    """A large content with the methods of bytes, read in blocks; the last block is kept."""
 
     def __init__(self, content: LargeContent, *, block_bytes: int = BLOCK_BYTES) -> None:
         self._pieces: tuple[Octets, ...] = (MemoryOctets(content.header), *content.body)
@@ -84,11 +58,11 @@ class BlockwiseContent:
         self._block_start = 0
 
     def __len__(self) -> int:
-        """See Searchable."""
+        """Return the size in octets."""
         return self._size
 
     def __getitem__(self, wanted: slice, /) -> bytes:
-        """See Searchable."""
+        """Return the octets from start to stop; both are given."""
         start, stop, _ = wanted.indices(self._size)
         if stop <= start:
             return b""
@@ -97,7 +71,7 @@ class BlockwiseContent:
         return self._read(start, stop - start)
 
     def find(self, wanted: bytes, start: int, end: int, /) -> int:
-        """See Searchable."""
+        """Return the first position of `wanted` between `start` and `end`, or -1."""
         end = min(end, self._size)
         if end - start < len(wanted):
             return -1
@@ -116,7 +90,7 @@ class BlockwiseContent:
             self._load(start, len(wanted))
 
     def startswith(self, wanted: bytes, start: int, /) -> bool:
-        """See Searchable."""
+        """Return whether `wanted` is at `start`."""
         if not self._block_start <= start <= self._block_end - len(wanted):
             self._load(start, len(wanted))
         return self._block.startswith(wanted, start - self._block_start)
@@ -158,7 +132,9 @@ def attachment_names(content: Content) -> tuple[str, ...]:
     header = known[: headers.header_size(known)].lower()
     if not any(hint in header for hint in _HINTS):
         return ()
-    return _AttachmentScanner(searchable(content)).names()
+    return _AttachmentScanner(
+        content if isinstance(content, bytes) else BlockwiseContent(content)
+    ).names()
 
 
 def normalised(name: str) -> str:
@@ -186,7 +162,7 @@ class _MimePart:
 class _AttachmentScanner:
     """Scans the parts of one message, with limits on the work."""
 
-    def __init__(self, content: SearchableContent) -> None:
+    def __init__(self, content: bytes | BlockwiseContent) -> None:
         self._content = content
         self._parts_left = PARTS_MAX
         self._header_octets_left = HEADER_OCTETS_MAX
