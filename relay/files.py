@@ -11,6 +11,8 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import BinaryIO
 
+from relay.pressure import Disk
+
 _BLOCK_BYTES = 1 << 20
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
@@ -43,6 +45,18 @@ def check_readable(path: Path) -> None:
     """Raise PermissionError for a file that exists and this user cannot read."""
     if path.exists() and not os.access(path, os.R_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def disk_of(path: Path) -> Disk:
+    """Return the file system of `path`. Raises OSError."""
+    found = os.statvfs(path)
+    return Disk(
+        size_bytes=found.f_blocks * found.f_frsize,
+        free_bytes=found.f_bavail * found.f_frsize,
+        files=found.f_files,
+        files_free=found.f_favail,
+        is_writable=not found.f_flag & os.ST_RDONLY,
+    )
 
 
 def write_all(descriptor: int, octets: bytes) -> None:

@@ -290,10 +290,23 @@ def test_a_class_name_occurs_once():
     assert {name: places for name, places in found.items() if len(places) > 1} == {}
 
 
+def test_only_the_spool_and_the_index_name_sqlite():
+    """What runs on a spool must not depend on its engine: relay.spool.open() and storage() choose it."""
+    own = ("relay/spool/", "relay/mailbox/index/", "relay/settings/")
+    found = [
+        f"{path}:{number}"
+        for path in MODULES
+        if not str(path).startswith(own)
+        for number, line in enumerate((TOP / path).read_text().splitlines(), start=1)
+        if re.search(r"sqlite|apsw|[\"']-wal\b|\bspool_file\b", line, re.IGNORECASE)
+    ]
+    assert found == []
+
+
 # Words of no standard, and the paths that may have them: names on disk, and prose not yet rewritten.
 OUTDATED_WORDS = {
     "anew": (),
-    "ballast": ("relay/app/compose.py", "relay/spool/sqlite/spool.py", "docs/operation.md"),
+    "ballast": ("relay/spool/sqlite/spool.py", "docs/operation.md"),
     "errand": (),
     "given back": (),
     "in work": (),

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from relay import api, graph
+from relay import api, graph, spool
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.app.configuration import parse_next_hop, route_table
 from relay.app.daemon import Daemon, Readiness
@@ -46,11 +46,8 @@ from relay.reports.bounces import Reporter
 from relay.routing.resolver import NoResolver, Resolver
 from relay.settings.tree import Address, Settings, SmtpListener
 from relay.smtp.connection import Timeouts
-from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import Claim, PriorityLevel
 
-_SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
 _DOWN_S_MAX = 30.0
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
 _PICKUP_SESSIONS_MAX = 64
@@ -121,15 +118,7 @@ class _Composer:
             hostname=settings.hostname, limits_of=self._limits_of,
             dead_letter=settings.state_dir / DEAD_LETTER,
         )  # fmt: skip
-        self.spool = SqliteSpool(
-            settings.spool_file, clock=clock, crash=self.crash, metrics=self.metrics,
-            submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
-            captured_keep_s=settings.spool.keep,
-            reserve_file=ReserveFile(
-                settings.spool_file.with_name("ballast"), size_bytes=settings.spool.reserve_size,
-                reserve_bytes=settings.pressure.disk_free,
-            ),
-        )  # fmt: skip
+        self.spool = spool.open(settings, clock=clock, crash=self.crash, metrics=self.metrics)
         undo.callback(self.spool.close)
         self.reporter = Reporter(
             hostname=settings.hostname, clock=clock, ids=self.ids,
@@ -281,7 +270,7 @@ class _Composer:
             journeys=journeys, queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=lambda text: parse_next_hop(text, lambda: self.table), changes=self.changes,
             metrics=self.metrics, clock=self.clock,
-            ready=lambda: self.readiness() or self.spool.damage.text, prune=self._prune,
+            ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
             pressure=self.pressure,
         )  # fmt: skip
         front_door = graph.create_app(

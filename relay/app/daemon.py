@@ -46,8 +46,7 @@ from relay.pickup.workers import Pickup
 from relay.routing.resolver import NoResolver, Resolver
 from relay.settings.document import SettingsError
 from relay.settings.tree import Settings
-from relay.spool.sqlite.maintenance import Retention
-from relay.spool.sqlite.spool import SqliteSpool
+from relay.spool.engine import Retention, SpoolEngine
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
@@ -73,7 +72,7 @@ class Daemon:
     lock: OwnerLock
     clock: Clock
     metrics: Metrics
-    spool: SqliteSpool
+    spool: SpoolEngine
     store: FileStore
     store_log: SubmissionLog
     scheduler: DeliveryScheduler

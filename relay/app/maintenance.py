@@ -15,8 +15,7 @@ from relay.mailbox import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.sqlite.maintenance import Retention
-from relay.spool.sqlite.spool import SqliteSpool
+from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.types import SpoolError
 
 _log = get_logger("app")
@@ -39,7 +38,7 @@ class MaintenanceGauges:
 
 
 async def update_gauges(
-    spool: SqliteSpool, metrics: Metrics, clock: Clock, *, figures: MaintenanceGauges
+    spool: SpoolEngine, metrics: Metrics, clock: Clock, *, figures: MaintenanceGauges
 ) -> None:
     """Set the gauges of the queue and of `figures` until cancelled."""
     while True:
@@ -57,7 +56,7 @@ async def update_gauges(
         await clock.sleep(pause_s)  # sleeps: the interval between counts
 
 
-async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> None:
+async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> None:
     """Set the gauges of the queue once. Raises SpoolError."""
     counts = await spool.counts()
     for state, number in counts.entries.items():
@@ -68,7 +67,7 @@ async def count_queue(spool: SqliteSpool, metrics: Metrics, clock: Clock) -> Non
 
 
 async def prune_history(
-    spool: SqliteSpool, log: SubmissionLog, clock: Clock, *, keep: Retention
+    spool: SpoolEngine, log: SubmissionLog, clock: Clock, *, keep: Retention
 ) -> None:
     """Remove expired history until cancelled, in small steps."""
 
@@ -140,7 +139,7 @@ def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:
         )
 
 
-async def sweep_contents(spool: SqliteSpool, clock: Clock) -> None:
+async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:
     """Remove content files without a message, such as a crash leaves, until cancelled."""
 
     async def sweep() -> None:

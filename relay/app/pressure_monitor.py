@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.clock import Clock, wall_offset_us
+from relay.files import disk_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.pressure import (
@@ -29,8 +30,7 @@ from relay.pressure import (
     describe,
 )
 from relay.settings.tree import Settings
-from relay.spool.sqlite.disk_space import disk_of
-from relay.spool.sqlite.spool import SqliteSpool
+from relay.spool.engine import SpoolEngine
 
 _STATM = Path("/proc/self/statm")
 _CGROUP = Path("/proc/self/cgroup")
@@ -107,7 +107,7 @@ class PressureMonitor:
     def __init__(
         self,
         pressure: Pressure,
-        spool: SqliteSpool,
+        spool: SpoolEngine,
         *,
         bounds: Bounds,
         mailboxes: Path,
@@ -124,7 +124,7 @@ class PressureMonitor:
         self._spool = spool
         self._bounds = bounds
         self._disks = (
-            _AskedDisk(lambda: _spool_disk(spool), clock),
+            _AskedDisk(spool.disk, clock),
             _AskedDisk(lambda: _nearest_disk(mailboxes), clock),
         )
         self._metrics = metrics
@@ -150,7 +150,7 @@ class PressureMonitor:
         figures = Measurements(
             spool=None if load.is_failing else spool_disk,
             mail=mail_disk,
-            kept_bytes=self._spool.reserve_file.missing_bytes,
+            kept_bytes=load.kept_bytes,
             queue_entries=load.entries,
             memory_bytes=self._resident(),
             commit_s=load.commit_s,
@@ -225,11 +225,6 @@ class _AskedDisk:
         elif self._clock.monotonic() - self._asked_s > _SILENT_S:
             self._answer = None
         return self._answer
-
-
-def _spool_disk(spool: SqliteSpool) -> Disk:
-    spool.reserve_file.make()
-    return disk_of(spool.reserve_file.directory)
 
 
 def _nearest_disk(path: Path) -> Disk:

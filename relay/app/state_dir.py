@@ -12,6 +12,7 @@ import os
 import stat
 from pathlib import Path
 
+from relay import spool
 from relay.settings.tree import Settings
 
 _PID_BYTES_MAX = 32
@@ -101,8 +102,7 @@ def unusable_state(settings: Settings) -> str:
         return fault
     if settings.run_dir.exists() and (fault := unwritable("state_dir", settings.run_dir)):
         return fault
-    spool = settings.spool_file
-    for file in (spool, spool.with_name(spool.name + "-wal"), settings.run_dir / "lock"):
+    for file in (*spool.storage(settings).files(), settings.run_dir / "lock"):
         if file.is_file() and not os.access(file, os.R_OK | os.W_OK):
             return f"state_dir: {file} cannot be written by this user"
     return ""

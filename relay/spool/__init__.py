@@ -1,9 +1,38 @@
-"""The durable queue: the Spool protocol (types.Spool) and its implementation on SQLite.
+"""The durable queue: the Spool protocol (types.Spool), and the engines that store it.
 
 The SMTP server commits a message to the spool before it replies 250 (step 5). Delivery claims due
-entries, attempts them and settles the result (step 6). It touches only its database and content
-files. The spool keeps the invariants 1, 3, 7 and 9 of docs/design.md.
+entries, attempts them and settles the result (step 6). It touches only its own files. The spool
+keeps the invariants 1, 3, 7 and 9 of docs/design.md.
 
-A process that needs only the values imports `types` or `queue_commands`, which do not load the
-SQLite implementation.
+open() and storage() choose the engine by `spool.url`; `engine` says what an engine must do. The
+only one is SQLite. It is imported on first use, so that a process that needs only the values does
+not load it.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from relay.clock import Clock
+    from relay.crashpoints import CrashPoints
+    from relay.observe.metrics import Metrics
+    from relay.settings.tree import Settings
+    from relay.spool.engine import SpoolEngine, SpoolStorage
+
+
+def open(  # noqa: A001 - called as spool.open()
+    settings: "Settings", *, clock: "Clock", crash: "CrashPoints", metrics: "Metrics"
+) -> "SpoolEngine":
+    """Open the spool, create it, or migrate it, and resume `clock` from it.
+
+    Only the holder of the owner lock may call it. Raises SpoolError.
+    """
+    from relay.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
+
+    return open_engine(settings, clock=clock, crash=crash, metrics=metrics)
+
+
+def storage(settings: "Settings") -> "SpoolStorage":
+    """Return the stored form of the spool; nothing is opened."""
+    from relay.spool.sqlite.storage import SqliteStorage  # noqa: PLC0415 - see above
+
+    return SqliteStorage(settings.spool_file)

@@ -153,6 +153,10 @@ class NoActiveClaims:
 class QueueAdmin(Protocol):
     """List and change the queue."""
 
+    def attend(self, delivery: ActiveClaims) -> None:
+        """From now on `delivery` holds claims in memory."""
+        ...
+
     async def list(self, selector: Selector, *, limit: int) -> EntryList:
         """Return entries that are not final, oldest first."""
         ...

@@ -95,7 +95,7 @@ class SpoolFormatError(SpoolError):
 
 
 class SpoolDamagedError(SpoolFormatError):
-    """SQLite cannot read the file, or a page of it. Nothing was changed."""
+    """The file, or a page of it, cannot be read. Nothing was changed."""
 
 
 class SpoolFullError(SpoolError):
@@ -371,13 +371,14 @@ class QueueCounts:
 class SpoolLoad:
     """Load of the spool. `entries` is the most recent count; `backlog` the used part of the writes
     that may wait for a commit; `commit_s` the present duration of a commit; `is_failing`: the last
-    commit failed.
+    commit failed; `kept_bytes` of its disk are free but reserved.
     """
 
     entries: int = 0
     backlog: float = 0.0
     commit_s: float = 0.0
     is_failing: bool = False
+    kept_bytes: int = 0
 
 
 class IncomingBody(Protocol):

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from relay.files import disk_of
 from relay.pressure import Bounds, Measurements, Pressure, assess
-from relay.spool.sqlite.disk_space import ReserveFile, disk_of
-from relay.spool.sqlite.maintenance import Retention
+from relay.spool.engine import Retention
+from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import SpoolError
 from tests.simulation.life import Life

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.app.configuration import route_table
 from relay.app.state_dir import is_running, open_to_others, owner_of, unusable_state, unwritable
@@ -28,8 +29,6 @@ from relay.settings.reader import load
 from relay.settings.tree import Address, Settings, TlsSettings
 from relay.settings.validation import host_of, is_loopback
 from relay.smtp.tls import certificate_matches, certificate_names
-from relay.spool.sqlite.migrate import check_files
-from relay.spool.sqlite.spool_files import damage_mark_of, spool_has_traces
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 SOON_S = 14 * 86400
@@ -435,25 +434,24 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
 
 def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Check that the spool can be opened; `relay storage verify` checks its content."""
-    database = settings.spool_file
+    stored = spool.storage(settings)
     try:
-        if spool_has_traces(database):
-            check_files(database, has_owner=is_running(settings.run_dir))
+        if exists := stored.exists():
+            stored.check(has_owner=is_running(settings.run_dir))
     except (SpoolError, OSError) as error:
         hint = "; see relay storage recover" if isinstance(error, SpoolDamagedError) else ""
         yield CheckFinding("spool", CheckResult.FAULT, f"spool.url: {error}{hint}")
         return
-    mark = damage_mark_of(database)
-    if mark.exists():
-        text = f"{database} is damaged and accepts no mail; see relay storage recover"
+    if stored.is_marked_damaged():
+        text = f"{stored} is damaged and accepts no mail; see relay storage recover"
         yield CheckFinding("spool", CheckResult.FAILED, text)
         return
     if not is_usable:
-        text = f"{database} cannot be opened: see state_dir"
+        text = f"{stored} cannot be opened: see state_dir"
         yield CheckFinding("spool", CheckResult.FAILED, text)
         return
-    made = "" if database.exists() else " (will be created)"
-    yield CheckFinding("spool", CheckResult.OK, f"{database}{made}")
+    made = "" if exists else " (will be created)"
+    yield CheckFinding("spool", CheckResult.OK, f"{stored}{made}")
 
 
 async def _dns(settings: Settings) -> CheckFinding:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.api.dependencies import OPERATOR
 from relay.api.request_parameters import CommandIssuer, read_queue_command
@@ -27,9 +28,8 @@ from relay.observe.metrics import Metrics
 from relay.routing.route_table import RouteTable
 from relay.settings.environment import read_environment
 from relay.settings.tree import Settings
+from relay.spool.engine import SpoolEngine
 from relay.spool.queue_commands import Operation, ProgressCallback, QueueAdmin
-from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.spool_files import spool_has_traces
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 class SpoolFiles:
     """The parts of an open spool that commands use."""
 
-    spool: SqliteSpool
+    spool: SpoolEngine
     journeys: Journeys
 
 
@@ -46,22 +46,19 @@ def with_spool_files(
     settings: Settings, clock: Clock, ask: Callable[[SpoolFiles], Awaitable[T]], *, nothing: T
 ) -> T:
     """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
-    if not spool_has_traces(settings.spool_file):
+    if not spool.storage(settings).exists():
         return nothing
 
     async def answer() -> T:
-        spool = SqliteSpool(
-            settings.spool_file, clock=clock, crash=CrashPoints(), metrics=Metrics(),
-            submission_keep_s=0, captured_keep_s=settings.spool.keep,
-        )  # fmt: skip
+        engine = spool.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
         log = SubmissionLog(
             settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock
         )
         try:
-            await spool.start()
-            return await ask(SpoolFiles(spool, Journeys(spool, log)))
+            await engine.start()
+            return await ask(SpoolFiles(engine, Journeys(engine, log)))
         finally:
-            await spool.stop()
+            await engine.stop()
 
     lock = OwnerLock(settings.run_dir)
     lock.take()

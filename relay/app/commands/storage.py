@@ -8,11 +8,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from relay import spool
 from relay.accounts.account import DEAD_LETTER
 from relay.accounts.directory import load_accounts
 from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
@@ -21,10 +23,7 @@ from relay.clock import Clock, rfc3339
 from relay.files import check_readable, fsync_path, link_or_copy
 from relay.mailbox.verify import StoreCounts, StoreFinding, Verifier, VerifierDependencies
 from relay.settings.tree import Settings
-from relay.spool.sqlite import backup
-from relay.spool.sqlite.recover import recover_spool
-from relay.spool.sqlite.spool_files import spool_has_traces
-from relay.spool.sqlite.verify import SpoolFinding, SpoolVerifier, VerifyMode
+from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
 from relay.spool.types import SpoolError
 
 _FINDINGS_MAX = 10_000  # of one document
@@ -70,7 +69,7 @@ def verify(
     boxes = settings.mailboxes
     check_readable(boxes.accounts)
     if not options.accounts:
-        check_readable(settings.spool_file)
+        _check_readable(spool.storage(settings))
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     findings: list[dict[str, Any]] = []
 
@@ -103,14 +102,14 @@ def verify(
                 raise UnknownAccountError(f"there is no account and no mailbox {name!r}")
             wanted.append(address)
         counts = verifier.run(list(dict.fromkeys(wanted)) if wanted else None)
-        spool = (
+        in_spool = (
             None
             if wanted
             else _verify_spool(
                 settings, options, clock=clock, is_owner=is_owner, found=found, counts=counts
             )
         )
-    return VerifyResult(counts, _document(counts, findings, spool))
+    return VerifyResult(counts, _document(counts, findings, in_spool))
 
 
 def _verify_spool(
@@ -122,7 +121,8 @@ def _verify_spool(
     found: Callable[[SpoolFinding], None],
     counts: StoreCounts,
 ) -> dict[str, int] | None:
-    if not spool_has_traces(settings.spool_file):
+    stored = spool.storage(settings)
+    if not stored.exists():
         return None
     if options.dry_run:
         mode = VerifyMode.READ_ONLY if is_running(settings.run_dir) else VerifyMode.DRY_RUN
@@ -134,15 +134,9 @@ def _verify_spool(
         counts.remaining += not finding.repaired
         found(finding)
 
-    verifier = SpoolVerifier(
-        settings.spool_file,
-        mode=mode,
-        full=options.full,
-        recount=options.recount,
-        clock=clock,
-        report=report,
+    return stored.verify(
+        mode=mode, full=options.full, recount=options.recount, clock=clock, report=report
     )
-    return verifier.run()
 
 
 @contextmanager
@@ -182,7 +176,7 @@ def _locked(settings: Settings, *, dry_run: bool) -> Iterator[bool]:
 
 
 def _document(
-    counts: StoreCounts, findings: list[dict[str, Any]], spool: dict[str, int] | None
+    counts: StoreCounts, findings: list[dict[str, Any]], in_spool: dict[str, int] | None
 ) -> dict[str, Any]:
     return {
         "mailboxes": counts.mailboxes,
@@ -190,7 +184,7 @@ def _document(
         "indexes": counts.indexes,
         "uploads": counts.uploads,
         "submissions": asdict(counts.submissions),
-        "spool": spool,
+        "spool": in_spool,
         "repaired": counts.repaired,
         "remaining": counts.remaining,
         "findings": findings,
@@ -259,15 +253,15 @@ class NothingToRecoverError(SpoolError):
 
 def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
     """Recover a damaged spool and return the result. Raises NothingToRecoverError, SpoolError."""
-    database = settings.spool_file
+    stored = spool.storage(settings)
     with as_owner(settings.state_dir):
-        if not spool_has_traces(database):
-            raise NothingToRecoverError(f"there is no {database}")
+        if not stored.exists():
+            raise NothingToRecoverError(f"there is no {stored}")
         lock = OwnerLock(settings.run_dir)
         lock.take()
         try:
             stamp = rfc3339(clock.time_us())[:19].replace(":", "").replace("-", "")
-            found = recover_spool(database, stamp=stamp)
+            found = stored.recover(stamp=stamp)
         finally:
             lock.give_back()
     return asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
@@ -284,7 +278,7 @@ class BackupRefusedError(Exception):
 
 def extent(settings: Settings) -> dict[str, Any]:
     """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
-    found = backup.backup_size(_spool_of(settings))
+    found = _existing_spool(settings).backup_size()
     dead_letters = sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))
     return {
         "database": {"bytes": found.database_bytes},
@@ -304,12 +298,12 @@ def back_up(
 
     Raises BackupRefusedError, SpoolError, OSError.
     """
-    database = _spool_of(settings)
+    stored = _existing_spool(settings)
     folder.mkdir(mode=0o700, exist_ok=True)
     if any(folder.iterdir()):
         raise BackupRefusedError(f"{folder} is not empty")
     made = rfc3339(clock.time_us())
-    copied = backup.back_up(database, folder, on_part=on_part)
+    copied = stored.back_up(folder, on_part=on_part)
     letters = _copy_letters(settings.state_dir / DEAD_LETTER, folder / DEAD_LETTER)
     files, content_bytes = _write_checksums(folder, contents=copied.contents)
     manifest = {
@@ -330,12 +324,17 @@ def back_up(
     return manifest
 
 
-def _spool_of(settings: Settings) -> Path:
-    database = settings.spool_file
-    if not spool_has_traces(database):
-        raise BackupRefusedError(f"there is no {database}")
-    check_readable(database)
-    return database
+def _existing_spool(settings: Settings) -> SpoolStorage:
+    stored = spool.storage(settings)
+    if not stored.exists():
+        raise BackupRefusedError(f"there is no {stored}")
+    _check_readable(stored)
+    return stored
+
+
+def _check_readable(stored: SpoolStorage) -> None:
+    for file in stored.files():
+        check_readable(file)
 
 
 def _letters(maildir: Path) -> Iterator[Path]:
@@ -370,16 +369,28 @@ def _write_checksums(folder: Path, *, contents: Path) -> tuple[int, int]:
     path = folder / CHECKSUMS
     with path.open("w") as sums:
         path.chmod(0o600)
-        for file, checksum in backup.checksums(folder):
+        for file in _files_in(folder):
             if file == path:
                 continue
-            sums.write(f"{checksum}  {file.relative_to(folder)}\n")
+            sums.write(f"{_checksum(file)}  {file.relative_to(folder)}\n")
             if file.parent == contents:
                 number += 1
                 size_bytes += file.stat().st_size
         sums.flush()
         os.fsync(sums.fileno())
     return number, size_bytes
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(place) / name
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _write_synced(path: Path, octets: bytes) -> None:

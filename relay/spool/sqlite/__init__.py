@@ -1,7 +1,7 @@
 """The spool on SQLite: one database file, one writer thread, several readers.
 
 `transactions` accepts and settles messages, `claims` finds and claims due entries, `spool` is the
-Spool that other rooms use. `queue_admin` executes operator commands; `backup`, `verify` and
-`recover` serve `relay storage`. `writer`, `database`, `write_ahead_log` and `last_commit` make
-commits durable.
+engine that other rooms use. `queue_admin` executes operator commands; `backup`, `verify` and
+`recover` serve `storage`. `writer`, `database`, `write_ahead_log` and `last_commit` make commits
+durable.
 """

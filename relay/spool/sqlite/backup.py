@@ -7,20 +7,17 @@ started.
 See docs/operation.md (Back-up).
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import apsw
 
-from relay.files import fsync_path, link_or_copy
+from relay.files import disk_of, fsync_path, link_or_copy
+from relay.spool.engine import BackupResult, BackupSize
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.database import fetch, fetch_one, open_database
-from relay.spool.sqlite.disk_space import disk_of
 from relay.spool.sqlite.spool_errors import (
     integrity_errors,
     translate_os_errors,
@@ -31,28 +28,8 @@ from relay.spool.sqlite.transactions import is_file_needed
 from relay.spool.types import SpoolDamagedError, SpoolFullError
 
 _SNAPSHOTS_MAX = 10
-_BLOCK_BYTES = 1 << 20
 _LIVE_ENTRIES = "SELECT state, count(*) FROM entry WHERE state <> 'final' GROUP BY state"
 _FILES = "SELECT file FROM content INDEXED BY content_file WHERE file IS NOT NULL ORDER BY file"
-
-
-@dataclass(frozen=True, slots=True)
-class BackupSize:
-    """How much there is to copy."""
-
-    database_bytes: int
-    contents: int
-    content_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class BackupResult:
-    """What the copy contains; `missing` are contents that the spool had lost before."""
-
-    database: Path
-    contents: Path
-    counts: dict[str, Any]
-    missing: tuple[str, ...] = field(default=())
 
 
 def backup_size(database: Path) -> BackupSize:
@@ -87,15 +64,6 @@ def back_up(
         fsync_path(contents_of(target))
         fsync_path(folder)
     return BackupResult(target, contents_of(target), _counts(target), missing)
-
-
-def checksums(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield every file below `folder` with its SHA-256."""
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(place) / name
-            yield path, _checksum(path)
 
 
 def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> tuple[str, ...]:
@@ -166,11 +134,3 @@ def _size_of(path: Path) -> int:
     with suppress(OSError):
         return path.stat().st_size
     return 0
-
-
-def _checksum(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb") as octets:
-        while block := octets.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -16,9 +16,9 @@ import os
 import threading
 from pathlib import Path
 
-from relay.files import write_all
+from relay.files import disk_of, write_all
 from relay.observe.logs import get_logger
-from relay.pressure import RESERVE_PARTS, Disk
+from relay.pressure import RESERVE_PARTS
 from relay.spool.types import SpoolError, SpoolFullError
 
 _log = get_logger("spool")
@@ -39,18 +39,6 @@ def check_free_space(
     reserve = min(reserve_bytes, found.f_blocks * found.f_frsize // RESERVE_PARTS)
     if found.f_bavail * found.f_frsize - size_bytes < reserve:
         raise SpoolFullError(f"{directory}: the disk is nearly full")
-
-
-def disk_of(path: Path) -> Disk:
-    """Return the file system of `path`. Raises OSError."""
-    found = os.statvfs(path)
-    return Disk(
-        size_bytes=found.f_blocks * found.f_frsize,
-        free_bytes=found.f_bavail * found.f_frsize,
-        files=found.f_files,
-        files_free=found.f_favail,
-        is_writable=not found.f_flag & os.ST_RDONLY,
-    )
 
 
 class ReserveFile:

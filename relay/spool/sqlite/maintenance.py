@@ -21,6 +21,7 @@ import apsw
 from relay.clock import Clock, first_id_after, wall_offset_us
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import PARKED
+from relay.spool.engine import Retention
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.content_files import ContentFiles
 from relay.spool.sqlite.database import LIVE_STATES, Reader, fetch, fetch_one
@@ -46,16 +47,6 @@ _CLAIMS_AT_ONCE = 500
 _NOT_RECORDED = "the relay was stopped before this attempt was recorded"
 _LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
 _WAITING = "message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long the history of a finished message is kept, from its arrival, and the size that the
-    spool's file may reach with it; 0: unlimited.
-    """
-
-    age_s: float
-    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,8 @@ See docs/operation.md (A damaged spool).
 """
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import apsw
 
 from relay.files import fsync_path, link_or_copy
 from relay.message.lifecycle import FINAL
+from relay.spool.engine import RecoveryResult
 from relay.spool.sqlite.database import (
     LIVE_STATES,
     fetch,
@@ -178,31 +177,6 @@ def _remove(connection: apsw.Connection | None, copy: Path) -> None:
         connection.close()
     for ending in _COMPANIONS:
         copy.with_name(copy.name + ending).unlink(missing_ok=True)
-
-
-@dataclass
-class RecoveryResult:
-    """The result: rows by table, and between which keys some could not be read.
-
-    `aside` is where the damaged files are, "" where nothing was wrong. An entry without recipients
-    is held. `recipients_lost` is from the counters, None where these are lost too.
-    """
-
-    faults: list[str]
-    aside: str = ""
-    rows: Counter[str] = field(default_factory=Counter)
-    holes: list[dict[str, Any]] = field(default_factory=list)
-    entries_waiting: int = 0
-    without_content: int = 0
-    without_recipients: int = 0
-    recipients_lost: int | None = 0
-    log_damaged: bool = False
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything could be read."""
-        lost = self.holes or self.without_content or self.without_recipients
-        return not (lost or self.log_damaged)
 
 
 def recover_spool(database: Path, *, stamp: str) -> RecoveryResult:

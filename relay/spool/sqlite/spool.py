@@ -15,9 +15,12 @@ import apsw
 
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
+from relay.files import disk_of
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
+from relay.pressure import Disk
+from relay.settings.tree import Settings
 from relay.spool.sqlite import queries, transactions
 from relay.spool.sqlite.claims import find_due, next_due_us, release_claims, take_claims
 from relay.spool.sqlite.content_files import (
@@ -55,12 +58,29 @@ from relay.spool.types import (
 
 T = TypeVar("T")
 _Files = Sequence[Sequence[StoredFile | None]]  # of each message's contents
+_SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
 _log = get_logger("spool")
 
 
+def open_engine(
+    settings: Settings, *, clock: Clock, crash: CrashPoints, metrics: Metrics
+) -> "SqliteSpool":
+    """See relay.spool.open()."""
+    path = settings.spool_file
+    return SqliteSpool(
+        path, clock=clock, crash=crash, metrics=metrics,
+        submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
+        captured_keep_s=settings.spool.keep,
+        reserve_file=ReserveFile(
+            path.with_name("ballast"), size_bytes=settings.spool.reserve_size,
+            reserve_bytes=settings.pressure.disk_free,
+        ),
+    )  # fmt: skip
+
+
 class SqliteSpool:
-    """A Spool. Open it only while holding the owner's lock: the start releases the claims of a dead
-    owner.
+    """A SpoolEngine. Open it only while holding the owner's lock: the start releases the claims of
+    a dead owner.
     """
 
     def __init__(
@@ -292,7 +312,17 @@ class SqliteSpool:
             backlog=self._writer.waiting / WAITING_MAX,
             commit_s=self._writer.commit_timer.commit_s(),
             is_failing=self._writer.is_failing,
+            kept_bytes=self.reserve_file.missing_bytes,
         )
+
+    def health(self) -> str:
+        """SpoolEngine.health."""
+        return self.damage.text
+
+    def disk(self) -> Disk:
+        """SpoolEngine.disk."""
+        self.reserve_file.make()
+        return disk_of(self.reserve_file.directory)
 
     async def counts(self) -> QueueCounts:
         """Spool.counts."""

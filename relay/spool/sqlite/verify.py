@@ -8,8 +8,6 @@ See docs/names.md (Commands) and docs/operation.md (Are the files in order?).
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from enum import Enum, StrEnum
 from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
@@ -23,6 +21,7 @@ from relay.files import FileOctets, fsync_path
 from relay.journeys.events import Event, Step
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
+from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import (
@@ -96,38 +95,6 @@ _COUNTS = {
     )
 }
 _ALL_COUNTS = (*_COUNTS, "unaccounted")
-
-
-class SpoolFault(StrEnum):
-    """What is wrong; docs/operation.md explains each."""
-
-    DAMAGED_SPOOL = "damaged-spool"
-    LOST_ROW = "lost-row"
-    LOST_CONTENT = "lost-content"
-    NEVER_DUE = "never-due"
-    UNNEEDED_CONTENT = "unneeded-content"
-    STALE_CONTENT = "stale-content"
-    COUNTERS = "counters"
-
-
-class VerifyMode(Enum):
-    """What may be done about a fault; the value is the text for its repair."""
-
-    REPAIR = "{}"
-    DRY_RUN = "would be {}"
-    READ_ONLY = "can be {} while no relay runs"  # the relay owns the file
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolFinding:
-    """A fault and what was done about it; `action` is "" where nothing can be done."""
-
-    kind: SpoolFault
-    where: str
-    found: str
-    expected: str
-    repaired: bool
-    action: str
 
 
 class SpoolVerifier:

@@ -9,7 +9,7 @@ from relay.app import maintenance
 from relay.clock import ManualClock
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
-from relay.spool.sqlite.maintenance import Retention
+from relay.spool.engine import Retention
 from relay.spool.types import QueueCounts, SpoolError
 
 COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)

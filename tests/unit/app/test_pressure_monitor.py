@@ -20,7 +20,7 @@ from relay.app.pressure_monitor import (
 )
 from relay.clock import ManualClock
 from relay.observe.metrics import Metrics
-from relay.pressure import Bounds, Pressure, PressureLevel, PressureReason, PressureState
+from relay.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.types import SpoolLoad
 
@@ -40,10 +40,17 @@ class World:
             "bounds": BOUNDS, "mailboxes": folder / "mail/not/there/yet",
             "on_change": self.reported.append, "resident": lambda: self.memory_bytes,
         }  # fmt: skip
-        spool = SimpleNamespace(load=lambda: self.load, reserve_file=self.reserve_file)
+        spool = SimpleNamespace(load=self.spool_load, disk=self.spool_disk)
         self.monitor = PressureMonitor(
             self.pressure, spool, metrics=self.metrics, clock=self.clock, **(options | changes)
         )
+
+    def spool_load(self) -> SpoolLoad:
+        return replace(self.load, kept_bytes=self.reserve_file.missing_bytes)
+
+    def spool_disk(self) -> Disk:
+        self.reserve_file.make()
+        return monitoring.disk_of(self.folder)
 
     async def measure(self) -> PressureState:
         await self.monitor.measure()

@@ -133,7 +133,7 @@ async def test_contents_are_copied_where_hard_links_are_impossible(
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(backup.os, "link", refuse)
+    monkeypatch.setattr("os.link", refuse)
     copied = await asyncio.to_thread(backup.back_up, path, folder)
     (file,) = copied.contents.iterdir()
     assert (file.read_bytes(), file.stat().st_nlink, file.stat().st_mode & 0o777) == (

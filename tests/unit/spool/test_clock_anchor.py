@@ -8,8 +8,8 @@ import pytest
 
 from relay.clock import Anchor, Machine, SystemClock
 from relay.message.outcome import Evidence, Relayed
+from relay.spool.engine import Retention
 from relay.spool.sqlite.database import read_anchor
-from relay.spool.sqlite.maintenance import Retention
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewMessage, Settlement
 from tests.support.spools import new_spool

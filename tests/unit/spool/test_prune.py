@@ -7,8 +7,8 @@ import pytest
 
 from relay.clock import Ids, ManualClock, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.spool.engine import Retention
 from relay.spool.sqlite import maintenance
-from relay.spool.sqlite.maintenance import Retention
 from relay.spool.types import EntrySchedule, Settlement
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))

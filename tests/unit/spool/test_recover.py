@@ -15,6 +15,7 @@ from relay.clock import ManualClock
 from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.observe.metrics import Metrics
+from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.database import read_anchor
 from relay.spool.sqlite.migrate import check_files
@@ -25,7 +26,7 @@ from relay.spool.sqlite.spool_files import (
     last_commit_of,
     recovery_mark_of,
 )
-from relay.spool.sqlite.verify import SpoolFault, SpoolFinding, SpoolVerifier, VerifyMode
+from relay.spool.sqlite.verify import SpoolVerifier
 from relay.spool.sqlite.write_ahead_log import log_of
 from relay.spool.types import (
     DueQuery,

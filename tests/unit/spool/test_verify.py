@@ -12,9 +12,10 @@ import pytest
 from relay.clock import ManualClock
 from relay.message.content import LargeContent
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.spool_files import damage_mark_of
-from relay.spool.sqlite.verify import SpoolFault, SpoolFinding, SpoolVerifier, VerifyMode
+from relay.spool.sqlite.verify import SpoolVerifier
 from relay.spool.types import DueQuery, EntrySchedule, Settlement
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))

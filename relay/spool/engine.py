@@ -1,0 +1,241 @@
+"""The interface of a spool engine: what the owner of a queue needs in addition to the Spool.
+
+relay.spool.open() returns the SpoolEngine that `spool.url` names; relay.spool.storage() returns its
+SpoolStorage, for commands that need no running queue. No room outside relay/spool knows the engine.
+
+To write another engine, implement both Protocols, choose it by the scheme of the URL in
+relay/spool/__init__.py, and add it to the fixture of tests/contract, which state what follows:
+
+- A coroutine returns after its change is durable. One that raises SpoolError changed nothing.
+- A claim is the right to one attempt. The epoch of an entry only increases, and a claim with an old
+  epoch cannot settle. Outcomes, events and reports of a settlement are one transaction.
+- A start records each claim of a dead owner as an indeterminate attempt that is due at once.
+- A submission key is remembered for a week longer than pickup tries to submit, and expires by
+  itself.
+- Accepted recipients are counted, and so are those in each final state. Pruning does not change
+  these counters: QueueCounts.unaccounted is 0 unless a row was lost.
+- Commits store the clock anchor, at most once a second; opening resumes the clock from it.
+- An entry or content that cannot be read is held or reported, never dropped. If the stored form is
+  damaged, no new mail is accepted; what can be read is still delivered.
+
+The caller holds the owner lock of the state_dir, so that a queue has one owner.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from relay.clock import Clock
+from relay.pressure import Disk
+from relay.spool.queue_commands import QueueAdmin
+from relay.spool.types import Spool, SpoolLoad
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long the history of a finished message is kept, from its arrival, and the size that the
+    stored form may reach with it; 0: unlimited.
+    """
+
+    age_s: float
+    size_bytes: int = 0
+
+
+class SpoolMaintenance(Protocol):
+    """Periodic work, in small transactions, so that mail does not wait for it."""
+
+    async def prune(self, keep: Retention) -> int:
+        """Remove some of the history of finished messages, oldest first, and some expired
+        submission keys; return how much, 0 when nothing is left.
+        """
+        ...
+
+    async def prune_many(self, age_s: float, *, dry_run: bool = False) -> dict[str, Any]:
+        """Remove, or with `dry_run` count, finished messages older than `age_s`, and submission
+        keys: the JSON of POST /storage/prune. Repeat until it has `ended`.
+        """
+        ...
+
+    async def sweep(self) -> int:
+        """Remove contents without a message, such as a crash leaves; return their number."""
+        ...
+
+
+class SpoolEngine(Spool, Protocol):
+    """An open spool, as its owner uses it. Call start() once, then stop() once."""
+
+    @property
+    def queue_admin(self) -> QueueAdmin:
+        """Lists and changes the queue for operators."""
+        ...
+
+    @property
+    def maintenance(self) -> SpoolMaintenance:
+        """Its periodic work."""
+        ...
+
+    async def start(self) -> int:
+        """Release the claims of a dead owner; return their number."""
+        ...
+
+    async def stop(self) -> None:
+        """Finish waiting writes and close; also for an engine that was not started."""
+        ...
+
+    def close(self) -> None:
+        """Close an engine that was not started."""
+        ...
+
+    def load(self) -> SpoolLoad:
+        """Return the load, without a disk access."""
+        ...
+
+    def health(self) -> str:
+        """Return why no new mail is accepted although there is room, or ""."""
+        ...
+
+    def disk(self) -> Disk:
+        """Return the disk that new mail fills, after its reserve was allocated again if there is
+        room. Blocks. Raises OSError.
+        """
+        ...
+
+    async def stats(self) -> dict[str, Any]:
+        """The JSON of `queue stats`."""
+        ...
+
+
+class SpoolFault(StrEnum):
+    """What is wrong; docs/operation.md explains each."""
+
+    DAMAGED_SPOOL = "damaged-spool"
+    LOST_ROW = "lost-row"
+    LOST_CONTENT = "lost-content"
+    NEVER_DUE = "never-due"
+    UNNEEDED_CONTENT = "unneeded-content"
+    STALE_CONTENT = "stale-content"
+    COUNTERS = "counters"
+
+
+class VerifyMode(Enum):
+    """What may be done about a fault; the value is the text for its repair."""
+
+    REPAIR = "{}"
+    DRY_RUN = "would be {}"
+    READ_ONLY = "can be {} while no relay runs"  # the relay owns the spool
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFinding:
+    """A fault and what was done about it; `action` is "" where nothing can be done."""
+
+    kind: SpoolFault
+    where: str
+    found: str
+    expected: str
+    repaired: bool
+    action: str
+
+
+@dataclass
+class RecoveryResult:
+    """The result: rows by table, and between which keys some could not be read.
+
+    `aside` is where the damaged files are, "" where nothing was wrong. An entry without recipients
+    is held. `recipients_lost` is from the counters, None where these are lost too.
+    """
+
+    faults: list[str]
+    aside: str = ""
+    rows: Counter[str] = field(default_factory=Counter)
+    holes: list[dict[str, Any]] = field(default_factory=list)
+    entries_waiting: int = 0
+    without_content: int = 0
+    without_recipients: int = 0
+    recipients_lost: int | None = 0
+    log_damaged: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything could be read."""
+        lost = self.holes or self.without_content or self.without_recipients
+        return not (lost or self.log_damaged)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupSize:
+    """How much there is to copy."""
+
+    database_bytes: int
+    contents: int
+    content_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """What the copy contains; `missing` are contents that the spool had lost before."""
+
+    database: Path
+    contents: Path
+    counts: Mapping[str, Any]
+    missing: Sequence[str] = ()
+
+
+class SpoolStorage(Protocol):
+    """The stored form of a spool: `relay storage` and `relay check` use it. Its text names it.
+
+    All methods raise SpoolError and OSError.
+    """
+
+    def files(self) -> Sequence[Path]:
+        """Return the files that the owner of the spool reads and writes; some may not exist."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether there is a spool, or anything that is left of one."""
+        ...
+
+    def is_marked_damaged(self) -> bool:
+        """Whether its owner has recorded that it is damaged."""
+        ...
+
+    def check(self, *, has_owner: bool) -> None:
+        """Check whether a start could open it, and change nothing. Raises SpoolFormatError,
+        SpoolDamagedError.
+        """
+        ...
+
+    def verify(
+        self,
+        *,
+        mode: VerifyMode,
+        full: bool,
+        recount: bool,
+        clock: Clock,
+        report: Callable[[SpoolFinding], None],
+    ) -> dict[str, int]:
+        """Check references, contents (with `full` every octet) and counters; call `report` with
+        each finding; return how many of each were checked. With `recount` counters are corrected.
+        """
+        ...
+
+    def recover(self, *, stamp: str) -> RecoveryResult:
+        """Copy what can be read of a damaged spool into a new one, while no relay runs. `stamp`
+        names the damaged files, which are kept. An interrupted recovery is continued.
+        """
+        ...
+
+    def backup_size(self) -> BackupSize:
+        """Return what back_up() would copy."""
+        ...
+
+    def back_up(self, folder: Path, *, on_part: Callable[[int, int], None]) -> BackupResult:
+        """Copy one snapshot, with its contents, into `folder`, an empty directory, while the owner
+        writes. `on_part` is called with the parts that are done, and their number.
+
+        The copy can replace the spool.
+        """
+        ...
