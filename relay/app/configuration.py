@@ -1,7 +1,7 @@
 """Load what a service runs with (settings, accounts, rules), reload it, and build its route table.
 
-A reload replaces rules and accounts only if all files are without faults. Faults raise
-SettingsError.
+A reload applies the reloadable keys (relay/settings/reloading.py), rules and accounts, and only if
+all files are without faults. Faults raise SettingsError.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from relay.policy.rule_files import load_rules
 from relay.routing.route_table import RouteTable, parse_action
 from relay.settings.document import Fault, SettingsError
 from relay.settings.reader import load
+from relay.settings.reloading import ChangedKey, apply_reloadable
 from relay.settings.tree import Settings
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
@@ -36,29 +37,47 @@ class Configuration:
 class ActiveConfiguration:
     """The configuration of the last successful load, and an AccountDirectory on top of it."""
 
-    def __init__(self, read: Callable[[], Configuration]) -> None:
-        """Load the configuration with `read`; raises what `read` raises."""
-        self._read = read
-        self._now = read()
+    def __init__(self, file: Path, environ: Mapping[str, str], *, clock: Clock) -> None:
+        """Load the configuration `file` and the files that it names. Raises SettingsError."""
+        self._file, self._environ, self._clock = file, environ, clock
+        settings = load(file, environ)
+        self._now = self._with_files(settings, routes=settings)
 
     @property
     def settings(self) -> Settings:
-        """The settings of the start; changes of relay.toml need a restart."""
+        """The settings of the start, with the reloadable keys of the last reload."""
         return self._now.settings
 
     def rules(self) -> RuleSet:
         """The active rules."""
         return self._now.rules
 
-    def reload(self) -> bool:
-        """Load again and replace rules and accounts; return whether the settings differ. Blocks.
+    def reload(self, on_restart_key: Callable[[ChangedKey], None]) -> None:
+        """Load again, and replace reloadable settings, rules and accounts. Blocks.
 
-        Raises SettingsError; then nothing has changed.
+        `on_restart_key` is called with each changed key that needs a restart, even if a later file
+        has a fault. Raises SettingsError; then nothing has changed.
         """
-        before, read = self._now, self._read()
-        self._now = Configuration(before.settings, read.accounts, read.rules)
+        before, read = self._now, load(self._file, self._environ)
+        settings, changes = apply_reloadable(before.settings, read)
+        for change in changes:
+            on_restart_key(change)
+        self._now = self._with_files(settings, routes=read)
         before.accounts.close()
-        return read.settings != before.settings
+
+    def _with_files(self, settings: Settings, *, routes: Settings) -> Configuration:
+        """Load the files that `settings` name, and check the routes of `routes`."""
+        boxes = settings.mailboxes
+        rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
+        accounts = load_accounts(
+            boxes.accounts, boxes.domains, clock=self._clock, environ=self._environ
+        )
+        try:
+            route_table(routes, accounts)
+        except ValueError as error:
+            accounts.close()
+            raise SettingsError([Fault(self._file, 0, "route", str(error))]) from None
+        return Configuration(settings, accounts, rules)
 
     def close(self) -> None:
         """Stop the threads of the accounts."""
@@ -145,17 +164,3 @@ def _ascii_domain(address: str) -> str:
         except AddressError:
             return ""
     return domain.lower()
-
-
-def read_configuration(file: Path, environ: Mapping[str, str], clock: Clock) -> Configuration:
-    """Load the configuration `file` and the files that it names. Raises SettingsError."""
-    settings = load(file, environ)
-    boxes = settings.mailboxes
-    rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
-    accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
-    try:
-        route_table(settings, accounts)
-    except ValueError as error:
-        accounts.close()
-        raise SettingsError([Fault(file, 0, "route", str(error))]) from None
-    return Configuration(settings, accounts, rules)

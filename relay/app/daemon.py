@@ -45,6 +45,7 @@ from relay.observe.metrics import Metrics
 from relay.pickup.workers import Pickup
 from relay.routing.resolver import NoResolver, Resolver
 from relay.settings.document import SettingsError
+from relay.settings.reloading import ChangedKey
 from relay.settings.tree import Settings
 from relay.spool.engine import Retention, SpoolEngine
 
@@ -297,7 +298,7 @@ class Reloader:
         while self._again:
             self._again = False
             try:
-                differs = await asyncio.to_thread(self._active.reload)
+                await asyncio.to_thread(self._active.reload, _log_restart_key)
             except SettingsError as error:
                 for fault in error.faults[:_FAULTS_SHOWN]:
                     _log.error("not reloaded", fault=str(fault))
@@ -306,8 +307,15 @@ class Reloader:
                 _log.exception("not reloaded: the previous configuration stays active")
             else:
                 _log.info("reloaded", rules=len(self._active.rules().rules))
-                if differs:
-                    _log.warning("relay.toml has changed: a restart is needed")
+
+
+def _log_restart_key(changed: ChangedKey) -> None:
+    _log.warning(
+        "a key of relay.toml has changed: a restart is needed",
+        key=changed.key,
+        old=changed.old,
+        new=changed.new,
+    )
 
 
 def tune_garbage_collector() -> None:

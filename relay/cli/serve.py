@@ -10,7 +10,7 @@ import click
 import uvloop
 
 from relay.app.compose import RelayDependencies, compose
-from relay.app.configuration import ActiveConfiguration, read_configuration
+from relay.app.configuration import ActiveConfiguration
 from relay.app.daemon import ServiceManager
 from relay.app.daemon import serve as run
 from relay.app.state_dir import unusable_state
@@ -31,11 +31,12 @@ from relay.settings.environment import read_environment
 def serve(context: CommandContext, ready_file: Path | None) -> None:
     """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery in one process.
 
-    SIGHUP reloads rules and accounts; a file with faults is logged and changes nothing.
+    SIGHUP reloads rules, accounts and some keys of relay.toml; the log names changed keys that need
+    a restart. A file with faults is logged and changes nothing.
     """
     environment = read_environment()
     file, clock = context.config_file(), SystemClock()
-    active = ActiveConfiguration(lambda: read_configuration(file, environment.variables, clock))
+    active = ActiveConfiguration(file, environment.variables, clock=clock)
     settings = active.settings
     if fault := unusable_state(settings):
         active.close()

@@ -1,5 +1,6 @@
 """SIGHUP reloads rules and accounts; a faulty file changes nothing."""
 
+import json
 import os
 import signal
 
@@ -76,6 +77,23 @@ def test_accounts_are_added_and_removed(relay):
     assert relay.stop() == 0
 
 
-def test_a_changed_configuration_logs_that_a_restart_is_needed(relay):
+def test_a_changed_key_that_needs_a_restart_is_logged_with_both_values(relay):
+    folder = relay.folder / "more-policies"
+    folder.mkdir()
+    (folder / "10-spam.toml").write_text(NO_SPAM)
+    changes = {"hostname": "other.example.test", "policy": {"directory": "more-policies"}}
+    relay.write_config(relay.config | changes)
+    hang_up(relay, "reloaded")
+    (line,) = [json.loads(one) for one in relay.log.splitlines() if "restart is needed" in one]
+    assert line["key"] == "hostname"
+    assert (line["old"], line["new"]) == ('"relay.example.test"', '"other.example.test"')
+    with relay.smtp() as client:
+        assert client.ehlo()[1].startswith(b"relay.example.test")  # the old value is in force
+    assert state_of(relay, "spam") == "failed"  # the new directory is
+
+
+def test_what_needs_a_restart_is_logged_although_another_file_has_a_fault(relay):
     relay.write_config(relay.config | {"hostname": "other.example.test"})
-    hang_up(relay, "a restart is needed")
+    (relay.folder / "policies" / "10-spam.toml").write_text(FAULTY)
+    hang_up(relay, "the previous configuration stays active")
+    assert "a restart is needed" in relay.log

@@ -1,0 +1,170 @@
+"""Which keys of relay.toml a reload (SIGHUP) applies, and which need a restart.
+
+Every key of the tree is in exactly one of the two sets, without the index of its table. A key that
+is added to the tree must be added here as well; docs/operation.md has them as a table.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
+
+from relay.settings.document import KeyPath, dotted, shown
+from relay.settings.tree import Address, Duration, Secret, Settings
+
+_VALUE_LENGTH_MAX = 300
+
+RELOADABLE: Final = frozenset({"mailboxes.accounts", "policy.directory"})
+
+RESTART_ONLY: Final = frozenset(
+    {
+        "hostname",
+        "state_dir",
+        "http.listen",
+        "http.public_url",
+        "http.proxy_networks",
+        "http.max_body",
+        "http.max_upload",
+        "smtp.listen",
+        "smtp.role",
+        "smtp.trusted_networks",
+        "smtp.max_message_size",
+        "smtp.max_recipients",
+        "smtp.max_sessions",
+        "smtp.timeout",
+        "smtp.tls.certificate",
+        "smtp.tls.key",
+        "smtp.tls.require",
+        "mailboxes.domains",
+        "mailboxes.root",
+        "mailboxes.catch_all",
+        "mailboxes.postmaster",
+        "pickup.give_up_after",
+        "pickup.max_concurrent",
+        "spool.url",
+        "spool.keep",
+        "spool.keep_size",
+        "spool.reserve_size",
+        "pressure.disk_free",
+        "pressure.queue_entries",
+        "pressure.memory",
+        "pressure.commit_latency",
+        "dns.nameservers",
+        "dns.timeout",
+        "delivery.port",
+        "delivery.tls",
+        "delivery.retry",
+        "delivery.retry_by_class.dns",
+        "delivery.retry_by_class.connect",
+        "delivery.retry_by_class.tls",
+        "delivery.retry_by_class.auth",
+        "delivery.retry_by_class.protocol",
+        "delivery.retry_by_class.site",
+        "delivery.retry_by_class.recipient",
+        "delivery.retry_by_class.mailbox",
+        "delivery.retry_by_class.content",
+        "delivery.retry_by_class.internal",
+        "delivery.delay_warning_after",
+        "delivery.expire_after",
+        "delivery.max_connections",
+        "delivery.max_connections_per_next_hop",
+        "delivery.max_rate_per_next_hop",
+        "delivery.connect_timeout",
+        "delivery.command_timeout",
+        "delivery.shutdown_grace",
+        "route.domain",
+        "route.next_hop",
+        "route.auth.user",
+        "route.auth.password_file",
+        "route.tls",
+        "route.ca",
+        "route.max_connections",
+        "route.max_rate",
+        "observe.metrics",
+        "observe.log",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedKey:
+    """A key whose new value needs a restart; the values as text, without secrets."""
+
+    key: str
+    old: str
+    new: str
+
+
+def keys_of(kind: type = Settings, prefix: str = "") -> Iterator[str]:
+    """Yield every key of the tree, such as "smtp.tls.key"; tables only by their keys."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        table = _table_of(hint)
+        if table is None:
+            yield prefix + name
+        else:
+            yield from keys_of(table, f"{prefix}{name}.")
+
+
+def apply_reloadable(active: Settings, read: Settings) -> tuple[Settings, tuple[ChangedKey, ...]]:
+    """Return `active` with the reloadable values of `read`, and the other keys that differ."""
+    changes: list[ChangedKey] = []
+    merged: Settings = _merge(active, read, (), changes=changes)
+    return merged, tuple(changes)
+
+
+def _merge(active: Any, read: Any, path: KeyPath, *, changes: list[ChangedKey]) -> Any:
+    """Merge two tables, or two arrays of tables by their index."""
+    if isinstance(active, tuple):
+        for index in range(min(len(active), len(read)), max(len(active), len(read))):
+            old, new = (one[index] if index < len(one) else None for one in (active, read))
+            changes.append(ChangedKey(dotted((*path, index)), _text(old), _text(new)))
+        both = zip(active, read, strict=False)
+        merged = [_merge(*pair, (*path, index), changes=changes) for index, pair in enumerate(both)]
+        return (*merged, *active[len(merged) :])
+    values = {}
+    for name, hint in get_type_hints(type(active), include_extras=True).items():
+        old, new, place = getattr(active, name), getattr(read, name), (*path, name)
+        if old == new:
+            continue
+        if _table_of(hint) is not None and None not in (old, new):
+            values[name] = _merge(old, new, place, changes=changes)
+        elif ".".join(one for one in place if isinstance(one, str)) in RELOADABLE:
+            values[name] = new
+        else:
+            changes.append(ChangedKey(dotted(place), _text(old, hint), _text(new, hint)))
+    return dataclasses.replace(active, **values)
+
+
+def _table_of(hint: Any) -> type | None:
+    """Return the class of the table, or of the tables of an array, that `hint` describes."""
+    if isinstance(hint, type):
+        is_table = dataclasses.is_dataclass(hint) and hint is not Address
+        return hint if is_table else None
+    if get_origin(hint) in (UnionType, Union, tuple):
+        return next(filter(None, map(_table_of, get_args(hint))), None)
+    return None
+
+
+def _text(value: Any, hint: Any = None) -> str:
+    """Return a value about as relay.toml has it; of a table, the keys that are not defaults."""
+    marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    if Secret in marks:
+        return "(not shown)"
+    if any(isinstance(mark, Duration) for mark in marks):
+        return f"{value:.12g}s"
+    if isinstance(value, tuple):
+        item = get_args(hint)[0] if get_origin(hint) is tuple else None
+        text = "[" + ", ".join(_text(one, item) for one in value) + "]"
+    elif dataclasses.is_dataclass(value) and not isinstance(value, Address):
+        hints = get_type_hints(type(value), include_extras=True)
+        pairs = (
+            f"{field.name} = {_text(getattr(value, field.name), hints[field.name])}"
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != field.default
+        )
+        text = "{ " + ", ".join(pairs) + " }"
+    else:
+        return shown(str(value) if isinstance(value, Path | Address) else value)
+    return text if len(text) <= _VALUE_LENGTH_MAX else f"{text[:_VALUE_LENGTH_MAX]}…"

@@ -1,0 +1,120 @@
+"""Every key is reloadable or needs a restart; a reload applies the first and names the others."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.settings.reader import load
+from relay.settings.reloading import (
+    RELOADABLE,
+    RESTART_ONLY,
+    ChangedKey,
+    apply_reloadable,
+    keys_of,
+)
+from relay.settings.tree import Settings, TlsSettings
+from tests.support.relay_config import changed, configuration, to_toml
+
+OPERATION = Path(__file__).parents[3] / "docs" / "operation.md"
+
+
+def misplaced(keys: Iterator[str]) -> list[str]:
+    """Keys that are in neither set or in both, and entries of the sets that are no keys."""
+    known = set(keys)
+    return sorted((known ^ (RELOADABLE | RESTART_ONLY)) | (RELOADABLE & RESTART_ONLY))
+
+
+def test_every_key_is_in_exactly_one_set() -> None:
+    assert misplaced(keys_of()) == []
+
+
+def test_a_new_key_and_one_in_both_sets_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Extended(Settings):
+        extra: TlsSettings | None = None
+
+    assert misplaced(keys_of(Extended)) == ["extra.certificate", "extra.key", "extra.require"]
+    monkeypatch.setitem(globals(), "RELOADABLE", RELOADABLE | {"hostname"})
+    assert misplaced(keys_of()) == ["hostname"]
+
+
+def rows() -> Iterator[str]:
+    """The table of docs/operation.md, one row for each table of relay.toml."""
+    tables: dict[str, tuple[list[str], list[str]]] = {}
+    for key in keys_of():
+        table, _, name = key.rpartition(".") if key.count(".") < 2 else key.partition(".")
+        columns = tables.setdefault(table, ([], []))
+        columns[key in RESTART_ONLY].append(f"`{name}`")
+    for table, (reloadable, restart) in tables.items():
+        brackets = f"`[[{table}]]`" if table in ("smtp", "route") else f"`[{table}]`"
+        name = brackets if table else "(top)"
+        applied = ", ".join(reloadable) or "-"
+        yield f"| {name} | {applied} | {', '.join(restart) or '-' if reloadable else 'all keys'} |"
+
+
+def test_the_documentation_has_every_key_in_its_column() -> None:
+    assert "\n".join(rows()) in OPERATION.read_text()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Any:
+    """Settings of the usual test configuration with some keys changed."""
+
+    def read(**changes: Any) -> Settings:
+        file = tmp_path / "relay.toml"
+        file.write_text(to_toml(changed(configuration(None, 25), changes)))
+        return load(file, {})
+
+    return read
+
+
+def test_only_reloadable_keys_are_applied(settings, tmp_path) -> None:
+    active = settings()
+    read = settings(
+        hostname="other.example.test", policy={"directory": "rules"}, spool={"keep": "3d"},
+        mailboxes={"accounts": "people.toml", "domains": ["other.test"]},
+    )  # fmt: skip
+    applied, changes = apply_reloadable(active, read)
+    assert applied.policy.directory == tmp_path / "rules"
+    assert applied.mailboxes.accounts == tmp_path / "people.toml"
+    kept = replace(
+        read, hostname=active.hostname, spool=active.spool,
+        mailboxes=replace(read.mailboxes, domains=active.mailboxes.domains),
+    )  # fmt: skip
+    assert applied == kept
+    assert changes == (
+        ChangedKey("hostname", '"relay.example.test"', '"other.example.test"'),
+        ChangedKey("mailboxes.domains", '["example.test"]', '["other.test"]'),
+        ChangedKey("spool.keep", "1209600s", "259200s"),
+    )
+
+
+def test_unchanged_settings_need_nothing(settings) -> None:
+    active = settings()
+    assert apply_reloadable(active, settings()) == (active, ())
+
+
+def test_keys_of_arrays_have_the_index_of_their_table(settings) -> None:
+    listeners = [
+        {"listen": "127.0.0.1:2525", "trusted_networks": ["192.0.2.0/24"]},
+        {"listen": "127.0.0.1:2526", "trusted_networks": ["192.0.2.0/24"], "max_sessions": 7},
+    ]
+    second = '{ listen = "127.0.0.1:2526", trusted_networks = ["192.0.2.0/24"], max_sessions = 7 }'
+    active, read = settings(smtp=listeners[1:]), settings(smtp=listeners)
+    applied, changes = apply_reloadable(active, read)
+    assert applied == active
+    assert changes == (
+        ChangedKey("smtp[1]", "nothing", second),
+        ChangedKey("smtp[0].listen", '"127.0.0.1:2526"', '"127.0.0.1:2525"'),
+        ChangedKey("smtp[0].max_sessions", "7", "500"),
+    )
+    _, changes = apply_reloadable(read, active)
+    assert changes[0] == ChangedKey("smtp[1]", second, "nothing")
+
+
+def test_secrets_are_not_shown(settings) -> None:
+    _, (change,) = apply_reloadable(settings(), settings(spool={"url": "sqlite:other.sqlite"}))
+    assert change == ChangedKey("spool.url", "(not shown)", "(not shown)")
