@@ -220,7 +220,7 @@ async def receive_in_blocks(
             finished = arrival.finish()
             return ReceivedMime(mime, await (await_submission(finished) if to_send else finished))
         finally:
-            arrival.discard()
+            await arrival.discard()
 
 
 async def await_submission(submission: Awaitable[_Result]) -> _Result:

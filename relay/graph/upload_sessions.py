@@ -111,7 +111,7 @@ async def _take(
             raise _wrong_length(size_bytes, length)
         return await upload_range.finish()
     finally:
-        upload_range.discard()
+        await upload_range.discard()
 
 
 async def _attached(dependencies: GraphDependencies, request: HttpRequest, token: str) -> Response:

@@ -119,10 +119,10 @@ class Arrival(Generic[_Result]):
         self._is_finishing = True
         return await self._finish()
 
-    def discard(self) -> None:
-        """Remove the received part, unless finish() was called. Returns at once."""
+    async def discard(self) -> None:
+        """Remove the received part, unless finish() was called; not stopped by a cancellation."""
         if not self._is_finishing:
-            asyncio.get_running_loop().run_in_executor(None, self._discard)
+            await asyncio.get_running_loop().run_in_executor(None, self._discard)
 
 
 class Arrivals:
