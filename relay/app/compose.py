@@ -198,7 +198,6 @@ class _Composer:
         )  # fmt: skip
         options = SiteOptions(
             ehlo_name=self.settings.hostname,
-            tls=delivery.tls,
             timeouts=Timeouts(
                 connect_s=delivery.connect_timeout,
                 command_s=delivery.command_timeout,

@@ -109,6 +109,7 @@ def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
         accounts,
         catch_all=boxes.catch_all,
         postmaster=boxes.postmaster,
+        tls=settings.delivery.tls,
     )
 
 

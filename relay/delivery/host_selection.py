@@ -23,6 +23,7 @@ from relay.message.outcome import (
     SmtpStage,
     classify_session_failure,
 )
+from relay.message.tls_policy import TlsPolicy
 from relay.routing.mx_hosts import Host, Hosts
 from relay.smtp.connect import ConnectError, Target
 from relay.smtp.connection import Connection
@@ -30,8 +31,8 @@ from relay.spool.types import Claim
 
 HOSTS_MAX = 20_000
 
-# address, port, how TLS is used, login: a failure with one of them says nothing about another
-HostKey = tuple[str, int, str, str]
+# address, port, TLS policy, login: a failure with one of them says nothing about another
+HostKey = tuple[str, int, TlsPolicy | None, str]
 ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 
@@ -99,7 +100,10 @@ class HostUse:
 
 
 class HostSelection:
-    """Connects to the best host that answers. `hosts` may be replaced by the same, reordered."""
+    """Connects to the best host that answers. `hosts` may be replaced by the same, reordered.
+
+    Each host has its TLS policy, as Sites has decided it.
+    """
 
     def __init__(
         self,
@@ -117,7 +121,6 @@ class HostSelection:
         self._host_status = host_status
         self._clock = clock
         self._connect = connect
-        self._tls_key = f"{options.tls} {options.implicit} {options.ca or ''} "
 
     def known_failure(self, claim: Claim) -> Deferred | None:
         """The last failure, if all hosts failed recently enough for `claim`."""
@@ -194,10 +197,11 @@ class HostSelection:
         *,
         probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
+        assert host.tls is not None
         options = self._options
         target = Target(
-            host=host.name, address=address, port=host.port, tls=options.tls,
-            implicit=options.implicit, ca=options.ca, credentials=self._credentials,
+            host=host.name, address=address, port=host.port, tls=host.tls,
+            credentials=self._credentials,
         )  # fmt: skip
         try:
             async with probe_timeout():
@@ -231,6 +235,4 @@ class HostSelection:
 
     def _key(self, host: Host, address: str) -> HostKey:
         login = self._credentials[0] if self._credentials else ""
-        # With "verify" the result depends on the host's name as well.
-        name = host.name if self._options.tls == "verify" else ""
-        return (address, host.port, f"{self._tls_key}{name}", login)
+        return (address, host.port, host.tls, login)

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from relay.clock import Clock, Timer
 from relay.delivery.active_queue import ClaimsInMemory
@@ -27,12 +26,12 @@ from relay.delivery.fair_queue import FairQueue, RoundRobin, RoundRobinItem
 from relay.delivery.host_selection import HOSTS_MAX, ConnectFailure, HostKey, HostStatusCache
 from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions, parse_rate
-from relay.message.nexthop import HopKind, NextHop
+from relay.message.nexthop import NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
+from relay.message.tls_policy import TlsPolicy
 from relay.observe.logs import get_logger
 from relay.routing.mx_hosts import Hosts, TemporaryFailure, Unresolved, outcome_of
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import TlsLevel
 from relay.spool.types import Claim, PriorityLevel
 
 _TICK_S = 0.002
@@ -47,8 +46,8 @@ _log = get_logger("delivery")
 _SITES_MAX = 4000
 _RESOLVED_MAX = 4000
 _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
-# names and ports, the TLS that is required (level, implicit, CA), and the login
-SiteKey = tuple[tuple[tuple[str, int], ...], TlsLevel, bool, Path | None, tuple[str, str] | None]
+# the name, port and TLS policy of each host, and the login
+SiteKey = tuple[tuple[tuple[str, int, TlsPolicy | None], ...], tuple[str, str] | None]
 
 
 class LookupPacing:
@@ -344,25 +343,27 @@ class Sites:
         settle = partial(self._scheduler.settle, reached=False)
         await asyncio.gather(*(settle(one, same_outcome(one, outcome)) for one in claims))
 
-    def _site(self, next_hop: NextHop, hosts: Hosts) -> Site:
+    def _site(self, next_hop: NextHop, found: Hosts) -> Site:
         """The site of these hosts: the same for every domain that they serve.
 
-        Next hops that require different TLS have sites, and connections, of their own.
+        Each host gets its TLS policy here. Under different policies, hosts are different sites with
+        connections of their own.
         """
         credentials = self._table.credentials_for(next_hop)
-        required = self._table.tls_for(next_hop)
-        tls = required.level or self._options.tls
-        implicit = next_hop.kind is HopKind.SMTPS
-        hosts_and_ports = tuple(sorted((host.name, host.port) for host in hosts.hosts))
-        key = (hosts_and_ports, tls, implicit, required.ca, credentials)
+        policy = self._table.tls_for(next_hop)
+        hosts = Hosts(
+            tuple(replace(host, tls=policy.for_host(host.name, host.tls)) for host in found.hosts)
+        )
+        by_name = sorted(hosts.hosts, key=lambda host: (host.name, host.port))
+        key = (tuple((host.name, host.port, host.tls) for host in by_name), credentials)
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= _SITES_MAX:
                 self._forget_unused()
             site = self._sites[key] = Site(
-                name=",".join(f"{name}:{port}" for name, port in hosts_and_ports[:3]),
+                name=",".join(f"{host.name}:{host.port}" for host in by_name[:3]),
                 hosts=hosts,
-                options=replace(self._options, tls=tls, implicit=implicit, ca=required.ca),
+                options=self._options,
                 credentials=credentials,
                 scheduler=self._scheduler,
                 slots=self._slots,
@@ -382,4 +383,4 @@ class Sites:
 
 def _host_key(next_hop: NextHop) -> HostKey:
     """The key in HostStatusCache of a next hop that cannot be resolved."""
-    return (str(next_hop), 0, "", "")
+    return (str(next_hop), 0, None, "")

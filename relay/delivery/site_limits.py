@@ -7,10 +7,8 @@ seconds of a monotonic clock.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from relay.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
-from relay.settings.tree import TlsLevel
 from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim
 
@@ -72,20 +70,17 @@ def stricter(one: Rate | None, other: Rate | None) -> Rate | None:
 
 @dataclass(frozen=True, slots=True)
 class SiteOptions:
-    """[delivery] for one site. `implicit` and `ca` are as in smtp.Target; `rate` None is no limit.
+    """[delivery] for one site; `rate` None is no limit.
 
     `unreachable_s` is how long a failure to connect counts for mail that was never attempted;
     `waited_s` is how long a claim has waited for this attempt.
     """
 
     ehlo_name: str
-    tls: TlsLevel
     timeouts: Timeouts
     connections_max: int
     unreachable_s: float
     idle_s: float = 5.0
-    implicit: bool = False
-    ca: Path | None = None
     rate: Rate | None = None
     waited_s: Callable[[Claim], float] = lambda _claim: 0.0
 

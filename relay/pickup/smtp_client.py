@@ -14,6 +14,7 @@ from pathlib import Path
 from relay.clock import Clock, Timer
 from relay.message.envelope import Notify
 from relay.message.outcome import Evidence
+from relay.message.tls_policy import TlsPolicy
 from relay.mime.convert import ConvertedMessage
 from relay.pickup.decisions import SubmissionDeferred, SubmissionOutcome, submission_outcome
 from relay.smtp.connect import ConnectError, Target, connect
@@ -32,7 +33,7 @@ class SubmissionClient:
     """Submits one message at a time and keeps its connection open."""
 
     def __init__(self, submit_path: Path, *, hostname: str) -> None:
-        self._target = Target(hostname, path=str(submit_path), tls="none")
+        self._target = Target(hostname, path=str(submit_path), tls=TlsPolicy("none"))
         self._hostname = hostname
         self._connection: Connection | None = None
 

@@ -14,6 +14,7 @@ from itertools import zip_longest
 from typing import assert_never
 
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.message.tls_policy import TlsPolicy
 
 EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs take 5 to 10
 ADDRESSES_MAX = 16  # addresses of one host
@@ -56,12 +57,13 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host to try, with its addresses in the order to try them."""
+    """A host to try, with its addresses in the order to try them; `tls` None is its next hop's."""
 
     name: str
     preference: int
     addresses: tuple[str, ...]
     port: int
+    tls: TlsPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

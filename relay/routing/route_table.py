@@ -7,17 +7,17 @@ dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from pathlib import Path
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.message.status import own_reply, split_reply
-from relay.settings.tree import Route, RouteAuth, TlsLevel
+from relay.message.tls_policy import TlsLevel, TlsPolicy
+from relay.settings.tree import Route, RouteAuth
 from relay.settings.validation import verifies
 
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
@@ -40,14 +40,6 @@ class RejectRoute:
 
 
 RouteAction = UseMx | RejectRoute | NextHop
-
-
-@dataclass(frozen=True, slots=True)
-class HopTls:
-    """The TLS that a next hop must have; `level` None is that of [delivery]."""
-
-    level: TlsLevel | None = None
-    ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +96,30 @@ def read_credentials(routes: Sequence[tuple[Route, RouteAction]]) -> Mapping[Nex
     return {hop: login for hop, login in logins.items() if login}
 
 
-def tls_of(route: Route) -> HopTls:
-    """Return the TLS that the route requires.
+def _tls_of(route: Route, default: TlsLevel) -> TlsPolicy:
+    """Return the TLS policy of the route's hosts.
 
     With a login the default is "verify", unless next_hop is a loopback address or localhost. Only
     the text of the route decides, so that no answer of the DNS lowers the level.
     """
     assert route.tls != "dane"  # rejected when the configuration is read
-    return HopTls("verify" if verifies(route) else route.tls, route.ca)
+    level = "verify" if verifies(route) else route.tls or default
+    return TlsPolicy(level, ca=route.ca)
 
 
-def read_tls(routes: Sequence[tuple[Route, RouteAction]]) -> Mapping[NextHop, HopTls]:
-    """Return the TLS that the routes require of each configured host.
+def _tls_by_hop(
+    routes: Sequence[tuple[Route, RouteAction]], policies: Sequence[TlsPolicy]
+) -> dict[NextHop, TlsPolicy]:
+    """Return the TLS policy of each configured host.
 
-    Raises ValueError for two routes to one next hop that require different TLS: the spool has the
+    Raises ValueError for two routes to one next hop with different policies: the spool has the
     next hop of an entry, not its route.
     """
-    found: dict[NextHop, HopTls] = {}
-    for route, action in routes:
+    found: dict[NextHop, TlsPolicy] = {}
+    for (route, action), policy in zip(routes, policies, strict=True):
         if not isinstance(action, NextHop) or not action.host:
             continue
-        asked = tls_of(route)
-        if found.setdefault(action, asked) != asked:
+        if found.setdefault(action, policy) != policy:
             raise ValueError(
                 f"route {route.domain!r}: another route to {action} has another tls or ca; give "
                 "the same to both, or the host a second name"
@@ -192,7 +186,6 @@ RoutingResult = LocalRecipient | RemoteRecipient | InvalidRecipient
 
 
 _NO_LIMITS = HopLimits()
-_DEFAULT_TLS = HopTls()
 
 
 class RouteTable:
@@ -213,8 +206,9 @@ class RouteTable:
         *,
         catch_all: str = "",
         postmaster: str = "",
+        tls: TlsLevel = "opportunistic",
     ) -> None:
-        """Make the table; password files are read here.
+        """Make the table; password files are read here. `tls` is for hosts without a route's.
 
         Raises ValueError for a route that cannot be understood, and for a catch_all or postmaster
         that is no account.
@@ -226,8 +220,9 @@ class RouteTable:
         actions = [_action_of(route) for route in routes]
         both = list(zip(routes, actions, strict=True))
         self._credentials = read_credentials(both)
-        self._tls_to = read_tls(both)
-        self._tls = [tls_of(route) for route in routes]
+        self._default_tls = TlsPolicy(tls)
+        self._tls = [_tls_of(route, tls) for route in routes]
+        self._tls_to = _tls_by_hop(both, self._tls)
         self._limits = [HopLimits(route.max_connections, route.max_rate) for route in routes]
         self._limits_to = _limits_by_hop(actions, self._limits)
         self._route_for = lru_cache(_DOMAINS_KEPT)(self._find_route)
@@ -286,16 +281,17 @@ class RouteTable:
         login = self._credentials.get(next_hop)
         return (login.user, login.password) if login else None
 
-    def tls_for(self, next_hop: NextHop) -> HopTls:
-        """Return the TLS that the route to a next hop requires.
+    def tls_for(self, next_hop: NextHop) -> TlsPolicy:
+        """Return the TLS policy of a next hop: that of its route, or the default.
 
         Mail that an operator reroutes to the MX of a routed domain has the default.
         """
         if next_hop.kind is not HopKind.MX:
-            return self._tls_to.get(next_hop, _DEFAULT_TLS)
+            found = self._tls_to.get(next_hop, self._default_tls)
+            return replace(found, implicit=next_hop.kind is HopKind.SMTPS)
         route = self._route_for(next_hop.host)
         uses_mx = route is not None and isinstance(route[1], UseMx)
-        return self._tls[route[0]] if route is not None and uses_mx else _DEFAULT_TLS
+        return self._tls[route[0]] if route is not None and uses_mx else self._default_tls
 
     def limits_for(self, next_hop: NextHop) -> HopLimits:
         """Return the limits for a next hop, of several routes to one host the strictest."""

@@ -174,7 +174,6 @@ class DnsSettings:
     timeout: PositiveSeconds = 10.0
 
 
-TlsLevel = Literal["none", "opportunistic", "required", "verify"]
 RetryList = tuple[PositiveSeconds, ...]
 Connections = Annotated[int, Between(1, 10_000)]
 Rate = Annotated[str, Form.RATE]

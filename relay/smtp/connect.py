@@ -11,7 +11,6 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import cast
 
 import aiosmtplib
@@ -28,7 +27,7 @@ from relay.message.outcome import (
     classify,
     classify_session_failure,
 )
-from relay.settings.tree import TlsLevel
+from relay.message.tls_policy import TlsLevel, TlsPolicy
 from relay.smtp.client_protocol import SmtpClientProtocol, joined, printable
 from relay.smtp.connection import Connection, Timeouts
 from relay.smtp.tls import (
@@ -46,18 +45,14 @@ from relay.smtp.transaction import Extensions
 class Target:
     """Where to connect: `host` is the name for reports and SNI, `address` the IP address.
 
-    With `path`, a Unix socket instead. `implicit` is TLS from the first byte. "verify" compares the
-    certificate with `host` and trusts the system's store, or the file `ca` alone; the other levels
-    accept any certificate.
+    With `path`, a Unix socket instead.
     """
 
     host: str
     address: str = ""
     port: int = 25
     path: str = ""
-    tls: TlsLevel = "opportunistic"
-    implicit: bool = False
-    ca: Path | None = None
+    tls: TlsPolicy = field(default_factory=TlsPolicy)
     credentials: tuple[str, str] | None = field(default=None, repr=False)
 
     @property
@@ -75,13 +70,14 @@ class Target:
     @property
     def level(self) -> TlsLevel:
         """The TLS level of the session: a password for another machine requires TLS."""
-        if self.tls == "verify":
+        level = self.tls.level
+        if level == "verify":
             return "verify"
-        if self.implicit:
+        if self.tls.implicit:
             return "required"
-        if self.tls == "opportunistic" and self.credentials is not None and not self.stays_here:
+        if level == "opportunistic" and self.credentials is not None and not self.stays_here:
             return "required"
-        return self.tls
+        return level
 
     def __str__(self) -> str:
         if self.path:
@@ -106,7 +102,7 @@ async def connect(target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Conn
     except ConnectError as error:
         if error.stage is not SmtpStage.STARTTLS or target.level != "opportunistic":
             raise
-    in_clear = replace(target, tls="none")  # RFC 7435: opportunistic
+    in_clear = replace(target, tls=TlsPolicy("none"))  # RFC 7435: opportunistic
     return await _SessionSetup(in_clear, ehlo_name, timeouts).session()
 
 
@@ -130,11 +126,11 @@ class _SessionSetup:
         if target.level != "verify":
             return unverified_context()
         try:
-            return verifying_context(target.ca)
+            return verifying_context(target.tls.ca)
         except OSError as error:
             is_read = isinstance(error, ssl.SSLError)
             why = "it holds no certificates" if is_read else reason(error)
-            raise self._no_tls(f"the CA file {target.ca} cannot be used: {why}") from error
+            raise self._no_tls(f"the CA file {target.tls.ca} cannot be used: {why}") from error
 
     async def session(self) -> Connection:
         """Raises ConnectError."""
@@ -162,7 +158,7 @@ class _SessionSetup:
     async def _open(self) -> None:
         """Connect by TCP or Unix socket, with implicit TLS if required, and read the banner."""
         target = self._target
-        use_tls = target.implicit
+        use_tls = target.tls.implicit
         if target.path:
             # One time-out for all: the socket is on this machine.
             await self._client.connect(
@@ -192,7 +188,7 @@ class _SessionSetup:
     async def _secure(self) -> None:
         """STARTTLS as the level says, then EHLO again (RFC 3207 4.2)."""
         target, level = self._target, self._target.level
-        if level == "none" or target.implicit:
+        if level == "none" or target.tls.implicit:
             return
         if not self._client.supports_extension("starttls"):
             if level == "opportunistic":
@@ -205,18 +201,21 @@ class _SessionSetup:
         await self._hello()
 
     def _check_name(self) -> None:
-        """Compare the certificate with the host's name. Raises ConnectError."""
+        """Compare the certificate with the names of the policy. Raises ConnectError."""
         target = self._target
         tls = self._tls()
         if target.level != "verify" or tls is None:
             return
-        host = target.host or target.address
+        names = target.tls.for_host(target.host or target.address).names
         certificate = tls.getpeercert() or {}
-        if not certificate_matches(certificate, host):
+        if not any(certificate_matches(certificate, name) for name in names):
             found = printable(certificate_names(certificate).encode("utf-8", "replace"))
-            name = host if ip_of(host) is None else f"the address {host}"
+            expected = " or ".join(
+                name if ip_of(name) is None else f"the address {name}" for name in names
+            )
             advice = "correct the certificate, or the route's next_hop"
-            raise self._no_tls(f"{target}: the certificate is for {found}, not {name}; {advice}")
+            text = f"the certificate is for {found}, not {expected}; {advice}"
+            raise self._no_tls(f"{target}: {text}")
 
     async def _log_in(self) -> None:
         target = self._target

@@ -132,7 +132,7 @@ class Node:
             Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"),
             Route(ROUTED, "mx", max_rate=scenario.route_rate),
         )  # fmt: skip
-        self.table = RouteTable(routes, [HOME], accounts)
+        self.table = RouteTable(routes, [HOME], accounts, tls="none")
         self.spool = SqliteSpool(
             self._path, clock=self.clock, crash=Points(around.disk),
             metrics=self.metrics, submission_keep_s=_KEEP_S,
@@ -183,7 +183,6 @@ class Node:
         )  # fmt: skip
         options = SiteOptions(
             ehlo_name="relay.test",
-            tls="none",
             timeouts=TIMEOUTS,
             connections_max=scenario.connections_per_site,
             rate=parse_rate(scenario.rate),

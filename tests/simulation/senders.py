@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from relay.message.outcome import Failed, Relayed
+from relay.message.tls_policy import TlsPolicy
 from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.transaction import Transaction, TransactionRecipient
 from tests.simulation.ledger import Ledger, Try
@@ -86,7 +87,7 @@ class Senders:
             letter.reverse_path, people, content(letter, token), envid=f"draft{letter.number}.1",
             whole=True,
         )  # fmt: skip
-        target = Target("relay.test", path=self.pickup_path, tls="none")
+        target = Target("relay.test", path=self.pickup_path, tls=TlsPolicy("none"))
         connection = None
         try:
             connection = await connect(target, ehlo_name="relay.test", timeouts=TIMEOUTS)

@@ -18,10 +18,11 @@ from relay.delivery.site_limits import SiteOptions
 from relay.journeys.events import Event, Step
 from relay.mailbox.types import DeliveryResult
 from relay.message.nexthop import NextHop
+from relay.message.tls_policy import TlsPolicy
 from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
 from relay.routing.mx_hosts import Host, Hosts, Resolution
-from relay.routing.route_table import HopLimits, HopTls
+from relay.routing.route_table import HopLimits
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.sqlite.spool import SqliteSpool
@@ -66,7 +67,7 @@ class Table:
     hosts: dict[str, Resolution] = field(default_factory=dict)
     mailboxes: set[str] = field(default_factory=set)
     limits: dict[str, HopLimits] = field(default_factory=dict)
-    tls: dict[str, HopTls] = field(default_factory=dict)
+    tls: dict[str, TlsPolicy] = field(default_factory=dict)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         return self.hosts[next_hop.host]
@@ -85,8 +86,8 @@ class Table:
     def limits_for(self, next_hop: NextHop) -> HopLimits:
         return self.limits.get(next_hop.host, HopLimits())
 
-    def tls_for(self, next_hop: NextHop) -> HopTls:
-        return self.tls.get(next_hop.host, HopTls())
+    def tls_for(self, next_hop: NextHop) -> TlsPolicy:
+        return self.tls.get(next_hop.host, TlsPolicy("none"))
 
     def credentials_for(self, next_hop: NextHop) -> None:
         return None
@@ -146,7 +147,7 @@ class World:
             clock=self.clock, metrics=self.metrics,
         )  # fmt: skip
         options = SiteOptions(
-            ehlo_name="relay.test", tls="none", timeouts=self.timeouts,
+            ehlo_name="relay.test", timeouts=self.timeouts,
             connections_max=self.connections_max, unreachable_s=self.unreachable_s, idle_s=self.idle_s,
             waited_s=lambda _claim: self.retry_s[0],
         )  # fmt: skip

@@ -2,10 +2,11 @@
 
 from relay.delivery.host_selection import ConnectFailure, HostStatusCache
 from relay.message.outcome import DeferralClass, Deferred, Evidence
+from relay.message.tls_policy import TlsPolicy
 
 GONE = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
-HERE = ("192.0.2.1", 25, "none", "")
-THERE = ("192.0.2.2", 25, "none", "")
+HERE = ("192.0.2.1", 25, TlsPolicy("none"), "")
+THERE = ("192.0.2.2", 25, TlsPolicy("none"), "")
 
 
 def test_the_last_result_counts_up_to_the_given_age() -> None:
@@ -34,9 +35,11 @@ def test_a_connect_failure_can_be_forgotten_and_an_answer_not() -> None:
 def test_the_least_recently_used_host_goes_first() -> None:
     memory = HostStatusCache(hosts_max=100)
     for number in range(1000):
-        memory.set_failed((str(number), 25, "none", ""), ConnectFailure(GONE, float(number)))
+        memory.set_failed(
+            (str(number), 25, TlsPolicy("none"), ""), ConnectFailure(GONE, float(number))
+        )
         memory.set_answered(HERE, float(number))
     assert len(memory) == 100
     assert memory.has_answered(HERE, since_s=999.0)
-    assert memory.failure(("999", 25, "none", ""), since_s=0.0) is not None
-    assert memory.failure(("900", 25, "none", ""), since_s=0.0) is None
+    assert memory.failure(("999", 25, TlsPolicy("none"), ""), since_s=0.0) is not None
+    assert memory.failure(("900", 25, TlsPolicy("none"), ""), since_s=0.0) is None

@@ -8,8 +8,9 @@ import pytest
 from relay.delivery import connection_slots, next_hop_resolution
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass
+from relay.message.tls_policy import TlsPolicy
 from relay.routing.mx_hosts import Host, Hosts, TemporaryFailure
-from relay.routing.route_table import HopLimits, HopTls
+from relay.routing.route_table import HopLimits
 from relay.smtp.connect import connect
 from relay.spool.types import PriorityLevel, SpoolError
 from tests.support.journeys import outcomes, states
@@ -434,7 +435,7 @@ async def test_a_connection_of_one_level_of_tls_is_for_no_other(world, certifica
     async with RemoteMx(tls=certificate.server_context()) as mx:
         hosts = Hosts((Host("mx.test", 0, (mx.host,), mx.port),))
         world.table.hosts = dict.fromkeys(("a.test", "b.test", "c.test"), hosts)
-        world.table.tls = {"b.test": HopTls("required"), "c.test": HopTls("verify")}
+        world.table.tls = {"b.test": TlsPolicy("required"), "c.test": TlsPolicy("verify")}
         world.idle_s, world.retry_s, world.unreachable_s = 60.0, (600.0,), 300.0
         await world.start()
         refused = await world.send("x@c.test")
@@ -453,11 +454,45 @@ async def test_a_connection_under_one_ca_is_not_for_another(world, authority, ce
         hosts = Hosts((Host("mx.test", 0, (mx.host,), mx.port),))
         world.table.hosts = dict.fromkeys(("a.test", "b.test"), hosts)
         world.table.tls = {
-            "a.test": HopTls("verify", authority.certificate),
-            "b.test": HopTls("verify", certificate.certificate),
+            "a.test": TlsPolicy("verify", ca=authority.certificate),
+            "b.test": TlsPolicy("verify", ca=certificate.certificate),
         }
         world.idle_s, world.retry_s = 60.0, (600.0,)
         await world.start()
         await world.done(await world.send("x@a.test"))
         await all_deferred(world, [await world.send("x@b.test")])
     assert [one.addresses for one in mx.envelopes] == [["x@a.test"]]
+
+
+async def test_a_policy_of_a_host_replaces_a_weaker_one_of_its_next_hop(world, authority) -> None:
+    """As DANE and MTA-STS will set it: for one MX host, or all, of a domain."""
+    tls = authority.issue("DNS:mx.test").server_context()
+    own = TlsPolicy("verify", ca=authority.certificate)
+    async with RemoteMx(tls=tls) as mx:
+        host = Host("mx.test", 0, (mx.host,), mx.port)
+        renamed = replace(host, tls=replace(own, names=("other.test",)))
+        world.table.hosts = {
+            "plain.test": Hosts((host,)),
+            "own.test": Hosts((replace(host, tls=own),)),
+            "renamed.test": Hosts((renamed,)),
+            "lower.test": Hosts((replace(host, tls=TlsPolicy("opportunistic")),)),
+            "route.test": Hosts((renamed,)),
+        }
+        world.table.tls = {"lower.test": TlsPolicy("required"), "route.test": own}
+        world.idle_s, world.retry_s, world.unreachable_s = 60.0, (600.0,), 300.0
+        await world.start()
+        refused = await world.send("x@renamed.test")
+        await all_deferred(world, [refused])
+        assert "is for mx.test, not other.test; " in str(await world.spool.journey(refused))
+        domains = ["plain.test", "own.test", "lower.test", "route.test"]
+        for name in ("x", "y"):
+            for domain in domains:
+                await world.done(await world.send(f"{name}@{domain}"))
+    arrived = [(one.addresses[0].partition("@")[2], one.session, one.tls) for one in mx.envelopes]
+    assert arrived[:4] == [
+        ("plain.test", 2, False),
+        ("own.test", 3, True),
+        ("lower.test", 4, True),
+        ("route.test", 3, True),  # the same policy as that of own.test: the same connection
+    ]
+    assert arrived[4:] == arrived[:4]

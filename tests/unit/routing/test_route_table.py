@@ -6,9 +6,9 @@ import pytest
 
 from relay.accounts.account import Account
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+from relay.message.tls_policy import TlsPolicy
 from relay.routing.route_table import (
     HopLimits,
-    HopTls,
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,
@@ -235,17 +235,18 @@ def test_a_next_hop_has_the_tls_of_its_route(tmp_path):
         Route("e.test", "smtps://h.test:465", tls="verify"),
         Route("f.test", "mx", tls="verify", ca=CA),
     ]
-    made = RouteTable(routes, [], Accounts())
+    made = RouteTable(routes, [], Accounts(), tls="none")
 
     def tls(hop):
         return made.tls_for(NextHop.parse(hop))
 
-    assert tls("smtp://h.test:587") == HopTls("verify", CA)
-    assert tls("smtp://h.test:25") == HopTls("required")
-    assert tls("smtps://h.test:465") == HopTls("verify")
-    assert tls("mx:f.test") == HopTls("verify", CA)
+    assert tls("smtp://h.test:587") == TlsPolicy("verify", ca=CA)
+    assert tls("smtp://h.test:25") == TlsPolicy("required")
+    assert tls("smtps://h.test:465") == TlsPolicy("verify", implicit=True)
+    assert tls("mx:f.test") == TlsPolicy("verify", ca=CA)
+    assert tls("smtps://z:1") == TlsPolicy("none", implicit=True)  # the client requires TLS
     for hop in ("smtp://127.0.0.1:25", "smtp://h.test:26", "mx:a.test", "mx:z.test", "smtp://z:1"):
-        assert tls(hop) == HopTls(), hop
+        assert tls(hop) == TlsPolicy("none"), hop
 
 
 def test_routes_to_one_next_hop_must_require_the_same_tls():

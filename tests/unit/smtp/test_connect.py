@@ -3,10 +3,12 @@
 import asyncio
 import socket
 import ssl
+from dataclasses import replace
 
 import pytest
 
 from relay.message.outcome import DeferralClass, Deferred, Failed, Relayed, SmtpStage
+from relay.message.tls_policy import TlsPolicy
 from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.connection import Timeouts
 from tests.support.remote_mx import DROP, RemoteMx
@@ -100,13 +102,13 @@ async def test_a_host_without_ehlo_gets_helo(connected, message):
 
 async def test_a_unix_socket_is_a_target(connected, message, tmp_path):
     async with RemoteMx(path=str(tmp_path / "s")) as mx:
-        connection = await connected(mx, tls="none")
+        connection = await connected(mx, tls=TlsPolicy("none"))
         result = await connection.transact(message())
         assert isinstance(result.outcomes[0], Relayed)
 
 
 async def test_a_missing_unix_socket_defers(connected, tmp_path):
-    error = await refusal(connected, RemoteMx(path=str(tmp_path / "s")), tls="none")
+    error = await refusal(connected, RemoteMx(path=str(tmp_path / "s")), tls=TlsPolicy("none"))
     assert error.outcome.evidence.status == "4.4.1"
 
 
@@ -114,7 +116,7 @@ async def test_a_missing_unix_socket_defers(connected, tmp_path):
 @pytest.mark.parametrize("tls", ["opportunistic", "required"])
 async def test_starttls_encrypts_and_a_second_ehlo_counts(connected, message, certificate, tls):
     async with RemoteMx(tls=certificate.server_context()) as mx:
-        connection = await connected(mx, tls=tls)
+        connection = await connected(mx, tls=TlsPolicy(tls))
         content = b"x" * 3_000_000 + b"\r\n"
         for body in (b"Subject: x\r\n\r\n", content):
             result = await connection.transact(message(content=body))
@@ -126,7 +128,7 @@ async def test_starttls_encrypts_and_a_second_ehlo_counts(connected, message, ce
 
 async def test_implicit_tls(connected, message, certificate):
     async with RemoteMx(tls=certificate.server_context(), implicit_tls=True) as mx:
-        connection = await connected(mx, implicit=True)
+        connection = await connected(mx, tls=TlsPolicy(implicit=True))
         await connection.transact(message())
         assert mx.received("b@y.test")[0].tls
         assert mx.commands[0] == "EHLO relay.test"
@@ -142,7 +144,7 @@ async def test_a_peer_that_closes_over_tls_is_noticed(connected, message, certif
 
 async def test_required_tls_that_is_not_offered_defers(connected):
     async with RemoteMx() as mx:
-        error = await refusal(connected, mx, tls="required")
+        error = await refusal(connected, mx, tls=TlsPolicy("required"))
     assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.4")
     assert not any(line.startswith("MAIL") for line in mx.commands)
 
@@ -151,16 +153,15 @@ async def test_required_tls_that_is_not_offered_defers(connected):
 async def test_broken_opportunistic_tls_is_retried_without_tls(connected, message, replies):
     no_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     async with RemoteMx(tls=no_certificate, replies=replies) as mx:
-        connection = await connected(mx, tls="opportunistic")
+        connection = await connected(mx, tls=TlsPolicy("opportunistic"))
         result = await connection.transact(message())
         assert isinstance(result.outcomes[0], Relayed)
         assert (mx.sessions, mx.envelopes[0].tls) == (2, False)
-        error = await refusal(connected, mx, tls="required")
+        error = await refusal(connected, mx, tls=TlsPolicy("required"))
         assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.5")
         assert mx.sessions == 3
 
 
-VERIFY = {"host": "mail.test", "tls": "verify"}
 LOGIN = ("me", "secret")
 
 
@@ -179,8 +180,8 @@ async def test_a_certificate_of_a_trusted_ca_for_the_host_is_verified(
     tls = authority.issue(*names).server_context()
     async with RemoteMx(tls=tls, implicit_tls=implicit, users={"me": "secret"}) as mx:
         connection = await connected(
-            mx, host=host, tls="verify", implicit=implicit, ca=authority.certificate,
-            credentials=LOGIN,
+            mx, host=host, credentials=LOGIN,
+            tls=TlsPolicy("verify", implicit=implicit, ca=authority.certificate),
         )  # fmt: skip
         result = await connection.transact(message())
     assert isinstance(result.outcomes[0], Relayed)
@@ -208,7 +209,11 @@ async def test_an_invalid_certificate_defers(connected, authority, names, days, 
     trusted = authority.certificate if ca else None
     async with RemoteMx(tls=tls, implicit_tls=implicit, users={"me": "secret"}) as mx:
         error = await refusal(
-            connected, mx, **VERIFY, implicit=implicit, ca=trusted, credentials=LOGIN
+            connected,
+            mx,
+            host="mail.test",
+            credentials=LOGIN,
+            tls=TlsPolicy("verify", implicit=implicit, ca=trusted),
         )
     outcome = error.outcome
     assert (outcome.kind, outcome.evidence.status) == (DeferralClass.TLS, "4.7.5")
@@ -217,24 +222,35 @@ async def test_an_invalid_certificate_defers(connected, authority, names, days, 
     assert not [line for line in mx.commands if line.startswith(("AUTH", "MAIL"))]
 
 
+async def test_the_policy_may_name_what_the_certificate_must_be_for(connected, authority):
+    tls = authority.issue("DNS:b.test").server_context()
+    policy = TlsPolicy("verify", ca=authority.certificate, names=("a.test", "b.test"))
+    async with RemoteMx(tls=tls) as mx:
+        assert (await connected(mx, host="mail.test", tls=policy)).peer.host == "mail.test"
+        wrong = replace(policy, names=("a.test", "192.0.2.1"))
+        error = await refusal(connected, mx, host="b.test", tls=wrong)
+    told = "the certificate is for b.test, not a.test or the address 192.0.2.1; "
+    assert error.outcome.evidence.reply.startswith(f"127.0.0.1:{mx.port}: {told}")
+
+
 async def test_a_self_signed_certificate_is_not_verified(connected, certificate):
     async with RemoteMx(tls=certificate.server_context()) as mx:
-        error = await refusal(connected, mx, tls="verify")
+        error = await refusal(connected, mx, tls=TlsPolicy("verify"))
     assert "the certificate is refused: self-signed certificate" in error.outcome.evidence.reply
 
 
 async def test_a_self_signed_certificate_in_the_ca_file_is_verified(connected, certificate):
     async with RemoteMx(tls=certificate.server_context()) as mx:
-        connection = await connected(mx, tls="verify", ca=certificate.certificate)
+        connection = await connected(mx, tls=TlsPolicy("verify", ca=certificate.certificate))
     assert connection.peer.tls
 
 
 async def test_a_missing_ca_file_defers(connected, certificate, tmp_path):
     async with RemoteMx(tls=certificate.server_context()) as mx:
-        error = await refusal(connected, mx, tls="verify", ca=tmp_path / "gone.pem")
+        error = await refusal(connected, mx, tls=TlsPolicy("verify", ca=tmp_path / "gone.pem"))
         assert "gone.pem cannot be used: no such file" in error.outcome.evidence.reply
         (tmp_path / "empty.pem").touch()
-        error = await refusal(connected, mx, tls="verify", ca=tmp_path / "empty.pem")
+        error = await refusal(connected, mx, tls=TlsPolicy("verify", ca=tmp_path / "empty.pem"))
         assert "empty.pem cannot be used: it holds no certificates" in error.outcome.evidence.reply
     assert error.outcome.kind is DeferralClass.TLS
     assert mx.sessions == 0
@@ -251,7 +267,7 @@ async def test_a_missing_ca_file_defers(connected, certificate, tmp_path):
 )
 async def test_no_password_is_sent_in_the_clear(connected, level, told):
     async with RemoteMx(users={"me": "secret"}) as mx:  # its name is none of loopback's
-        error = await refusal(connected, mx, tls=level, credentials=LOGIN)
+        error = await refusal(connected, mx, tls=TlsPolicy(level), credentials=LOGIN)
     assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.4")
     assert error.outcome.evidence.reply.startswith(f"127.0.0.1:{mx.port}: {told}")
     assert not [line for line in mx.commands if line.startswith(("AUTH", "MAIL"))]
@@ -261,7 +277,7 @@ async def test_no_password_is_sent_in_the_clear(connected, level, told):
 async def test_no_password_is_sent_in_the_clear_when_tls_breaks(connected, replies):
     no_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     async with RemoteMx(tls=no_certificate, replies=replies, users={"me": "secret"}) as mx:
-        error = await refusal(connected, mx, tls="opportunistic", credentials=LOGIN)
+        error = await refusal(connected, mx, tls=TlsPolicy("opportunistic"), credentials=LOGIN)
     assert error.outcome.kind is DeferralClass.TLS
     assert mx.sessions == 1
     assert not any(line.startswith("AUTH") for line in mx.commands)

@@ -9,6 +9,7 @@ import pytest
 from relay.files import FileOctets
 from relay.message.content import LARGE_BYTES, LargeContent
 from relay.message.outcome import DeferralClass, Deferred, Relayed
+from relay.message.tls_policy import TlsPolicy
 from relay.smtp import connection as connection_module
 from tests.support.remote_mx import DROP, RemoteMx
 
@@ -58,7 +59,7 @@ async def test_30_mb_arrive_octet_for_octet(connected, message, large, certifica
     assert content.size > 30_000_000
     options = {"tls": certificate.server_context(), "implicit_tls": True} if secure else {}
     async with RemoteMx(**options) as mx:
-        connection = await connected(mx, tls="none", implicit=secure)
+        connection = await connected(mx, tls=TlsPolicy("none", implicit=secure))
         result = await connection.transact(message(content=content))
         assert isinstance(result.outcomes[0], Relayed)
         [envelope] = mx.envelopes

@@ -2,6 +2,7 @@
 
 import pytest
 
+from relay.message.tls_policy import TlsPolicy
 from relay.smtp.connect import Target
 from relay.smtp.tls import certificate_matches, certificate_names, is_loopback
 
@@ -83,23 +84,23 @@ LOGIN = ("user", "secret")
 @pytest.mark.parametrize(
     ("fields", "level"),
     [
-        ({"tls": "none"}, "none"),
-        ({"tls": "opportunistic"}, "opportunistic"),
-        ({"tls": "opportunistic", "credentials": LOGIN}, "required"),
-        ({"tls": "opportunistic", "credentials": LOGIN, "address": "127.0.0.1"}, "required"),
-        ({"tls": "opportunistic", "credentials": LOGIN, "address": "127.0.0.1",
+        ({"tls": TlsPolicy("none")}, "none"),
+        ({"tls": TlsPolicy("opportunistic")}, "opportunistic"),
+        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN}, "required"),
+        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "127.0.0.1"}, "required"),
+        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "127.0.0.1",
           "host": "localhost"}, "opportunistic"),
-        ({"tls": "opportunistic", "credentials": LOGIN, "address": "192.0.2.1",
+        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "192.0.2.1",
           "host": "localhost"}, "required"),
-        ({"tls": "opportunistic", "credentials": LOGIN, "address": "192.0.2.1",
+        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "192.0.2.1",
           "host": "127.0.0.1"}, "required"),
-        ({"tls": "opportunistic", "credentials": LOGIN, "address": "127.0.0.11",
+        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "127.0.0.11",
           "host": "127.0.0.11"}, "opportunistic"),
-        ({"tls": "required", "credentials": LOGIN}, "required"),
-        ({"tls": "verify"}, "verify"),
-        ({"tls": "verify", "implicit": True}, "verify"),
-        ({"tls": "none", "implicit": True}, "required"),
-        ({"tls": "opportunistic", "implicit": True}, "required"),
+        ({"tls": TlsPolicy("required"), "credentials": LOGIN}, "required"),
+        ({"tls": TlsPolicy("verify")}, "verify"),
+        ({"tls": TlsPolicy("verify", implicit=True)}, "verify"),
+        ({"tls": TlsPolicy("none", implicit=True)}, "required"),
+        ({"tls": TlsPolicy("opportunistic", implicit=True)}, "required"),
     ],
 )  # fmt: skip
 def test_the_tls_level_of_a_session(fields, level):
