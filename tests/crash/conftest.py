@@ -12,7 +12,7 @@ from tests.support.remotes import Remotes
 
 
 @dataclass
-class Scene:
+class HeldRemote:
     """The remote greets nobody before open(), so no transaction can be cut off after its final dot."""
 
     remotes: Remotes
@@ -25,13 +25,13 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def held() -> Iterator[HeldRemote]:
     with Remotes() as remotes:
         gate = asyncio.Event()
         remote = remotes.start("a.test", gates={"CONNECT": gate})
         relay = remotes.relay()
         try:
-            yield Scene(remotes, remote, relay, gate)
+            yield HeldRemote(remotes, remote, relay, gate)
         finally:
             relay.close()
 

@@ -75,7 +75,7 @@ class Arrived:
 
 
 class QueueStorm:
-    """The world around one relay."""
+    """A relay, its senders and its sites."""
 
     def __init__(self, remotes: Remotes, rng: random.Random) -> None:
         self.rng = rng

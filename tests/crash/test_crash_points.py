@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from relay.crashpoints import CrashPoint
-from tests.crash.conftest import Scene
+from tests.crash.conftest import HeldRemote
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
 from tests.support.reports import report_about, reports_of
@@ -45,9 +45,9 @@ def send(relay: RelayProcess, point: CrashPoint, **options: Any) -> str:
         return ""
 
 
-def check_all_there(scene: Scene, subjects: list[str], *, saved: bool = True) -> None:
+def check_all_there(held: HeldRemote, subjects: list[str], *, saved: bool = True) -> None:
     """Each of these messages is wherever it must be once, and nothing else is anywhere."""
-    relay, remote = scene.relay, scene.remote
+    relay, remote = held.relay, held.remote
     until("no submission is pending", lambda: not relay.pending_submissions())
     until(
         "all is delivered", lambda: not relay.queue() and len(relay.maildir("bob")) >= len(subjects)
@@ -73,20 +73,20 @@ def files_in(relay: RelayProcess, folder: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("point", SENT)
-def test_a_kill_at_each_point_sends_once_or_never(scene: Scene, point: CrashPoint) -> None:
-    relay = scene.relay.start(crash_at=point)
+def test_a_kill_at_each_point_sends_once_or_never(held: HeldRemote, point: CrashPoint) -> None:
+    relay = held.relay.start(crash_at=point)
     identity = send(relay, point)
     assert relay.wait_end() == -SIGKILL
     if POINTS.index(point) < ANSWERED:
         assert identity == "", "a 202 was promised before all was durable"
     if point is CrashPoint.REQUEST_ANSWERED:
         assert identity
-    scene.open()
+    held.open()
     relay.start()
     first = [] if POINTS.index(point) < SUBMISSION_READY else ["first"]
     check_steps(relay, once=bool(first))
     relay.send_mail(subject="second", **RECIPIENTS)
-    check_all_there(scene, [*first, "second"])
+    check_all_there(held, [*first, "second"])
     assert files_in(relay, ".Drafts") == []
 
 
@@ -105,33 +105,35 @@ def steps(relay: RelayProcess) -> list[int]:
 
 
 @pytest.mark.parametrize("save", [True, False])
-def test_a_submission_restored_by_power_loss_is_not_sent_again(scene: Scene, save: bool) -> None:
+def test_a_submission_restored_by_power_loss_is_not_sent_again(
+    held: HeldRemote, save: bool
+) -> None:
     """Its removal is not synced: what a loss of power may leave is made by hand."""
-    relay = scene.relay.start(crash_at=CrashPoint.SUBMISSION_CONVERTED)
+    relay = held.relay.start(crash_at=CrashPoint.SUBMISSION_CONVERTED)
     send(relay, CrashPoint.SUBMISSION_CONVERTED, save=save)
     assert relay.wait_end() == -SIGKILL
     [pending] = relay.pending_submissions()
     (kept := relay.folder / "kept").hardlink_to(pending)
-    scene.open()
+    held.open()
     relay.start()
-    check_all_there(scene, ["first"], saved=save)
+    check_all_there(held, ["first"], saved=save)
     relay.stop()
     pending.hardlink_to(kept)
     relay.start()
-    check_all_there(scene, ["first"], saved=save)
+    check_all_there(held, ["first"], saved=save)
     assert [one for one in steps(relay) if one != 6] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("point", PASSED_AGAIN)
-def test_two_kills_at_the_same_point_send_once(scene: Scene, point: CrashPoint) -> None:
-    relay = scene.relay.start(crash_at=point)
+def test_two_kills_at_the_same_point_send_once(held: HeldRemote, point: CrashPoint) -> None:
+    relay = held.relay.start(crash_at=point)
     send(relay, point)
     assert relay.wait_end() == -SIGKILL
     relay.start(crash_at=point, wait=False)
     assert relay.wait_end() == -SIGKILL
-    scene.open()
+    held.open()
     relay.start()
-    check_all_there(scene, ["first"])
+    check_all_there(held, ["first"])
 
 
 @pytest.mark.parametrize(
@@ -142,34 +144,36 @@ def test_two_kills_at_the_same_point_send_once(scene: Scene, point: CrashPoint) 
         (CrashPoint.SUBMISSION_SENT, CrashPoint.STEP_RECORDED),
     ],
 )
-def test_kills_at_two_points_send_once(scene: Scene, first: CrashPoint, second: CrashPoint) -> None:
-    relay = scene.relay.start(crash_at=first)
+def test_kills_at_two_points_send_once(
+    held: HeldRemote, first: CrashPoint, second: CrashPoint
+) -> None:
+    relay = held.relay.start(crash_at=first)
     send(relay, first)
     assert relay.wait_end() == -SIGKILL
     relay.start(crash_at=second, wait=False)
     assert relay.wait_end() == -SIGKILL
-    scene.open()
+    held.open()
     relay.start()
-    check_all_there(scene, ["first"])
+    check_all_there(held, ["first"])
 
 
 @pytest.mark.parametrize(
     "point", [point for point in PASSED_AGAIN[-5:] if point is not CrashPoint.SENT_DIRECTORY_SYNCED]
 )
-def test_a_kill_with_save_to_sent_items_false(scene: Scene, point: CrashPoint) -> None:
-    relay = scene.relay.start(crash_at=point)
+def test_a_kill_with_save_to_sent_items_false(held: HeldRemote, point: CrashPoint) -> None:
+    relay = held.relay.start(crash_at=point)
     send(relay, point, save=False)
     assert relay.wait_end() == -SIGKILL
-    scene.open()
+    held.open()
     relay.start()
-    check_all_there(scene, ["first"], saved=False)
+    check_all_there(held, ["first"], saved=False)
 
 
 @pytest.mark.parametrize("point", PASSED_AGAIN[-5:])
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_kill_with_another_sent_folder(scene: Scene, point: CrashPoint, gone: bool) -> None:
+def test_a_kill_with_another_sent_folder(held: HeldRemote, point: CrashPoint, gone: bool) -> None:
     """The folder may be removed by another program while the relay is down: then it is Sent Items."""
-    relay = scene.relay.start(crash_at=point)
+    relay = held.relay.start(crash_at=point)
     folder = relay.graph("POST", "/me/mailFolders", {"displayName": "Projects"}).json()["id"]
     headers = {"Prefer": f"relay.sent-folder={folder}"}
     body = {"message": message(subject="first", **RECIPIENTS)}
@@ -179,7 +183,7 @@ def test_a_kill_with_another_sent_folder(scene: Scene, point: CrashPoint, gone: 
     is_filed = POINTS.index(point) >= POINTS.index(CrashPoint.ORIGINAL_FILED)
     if gone and not is_filed:
         shutil.rmtree(relay.folder / "mail/example.test/alice/.Projects")
-    scene.open()
+    held.open()
     relay.start()
     until("no submission is pending", lambda: not relay.pending_submissions())
     there = "sentitems" if gone and not is_filed else folder
@@ -202,18 +206,18 @@ def test_a_kill_with_another_sent_folder(scene: Scene, point: CrashPoint, gone: 
         (CrashPoint.SUBMISSION_REMOVED, True),
     ],
 )
-def test_a_kill_while_a_draft_is_sent(scene: Scene, point: CrashPoint, sent: bool) -> None:
-    relay = scene.relay.start(crash_at=point)
+def test_a_kill_while_a_draft_is_sent(held: HeldRemote, point: CrashPoint, sent: bool) -> None:
+    relay = held.relay.start(crash_at=point)
     draft = relay.graph("POST", "/me/messages", message(subject="first", **RECIPIENTS)).json()["id"]
     with suppress(OSError, http.client.HTTPException):
         relay.graph("POST", f"/me/messages/{draft}/send")
     assert relay.wait_end() == -SIGKILL
-    scene.open()
+    held.open()
     relay.start()
     if not sent:
         assert [one["id"] for one in relay.messages("drafts")] == [draft]
         assert relay.graph("POST", f"/me/messages/{draft}/send").status == 202
-    check_all_there(scene, ["first"])
+    check_all_there(held, ["first"])
     assert relay.graph("GET", f"/me/messages/{draft}").json()["isDraft"] is False
 
 
@@ -228,20 +232,20 @@ def test_a_kill_while_a_draft_is_sent(scene: Scene, point: CrashPoint, sent: boo
     ],
 )
 def test_a_kill_while_a_mail_clients_draft_is_sent(
-    scene: Scene, point: CrashPoint, sent: bool
+    held: HeldRemote, point: CrashPoint, sent: bool
 ) -> None:
-    relay = scene.relay.start(crash_at=point)
+    relay = held.relay.start(crash_at=point)
     write_draft_as_a_mail_client_does(relay)
     (draft,) = relay.messages("drafts")
     with suppress(OSError, http.client.HTTPException):
         relay.graph("POST", f"/me/messages/{draft['id']}/send")
     assert relay.wait_end() == -SIGKILL
-    scene.open()
+    held.open()
     relay.start()
     if not sent:
         (draft,) = relay.messages("drafts")
         assert relay.graph("POST", f"/me/messages/{draft['id']}/send").status == 202
-    check_all_there(scene, ["first"])
+    check_all_there(held, ["first"])
 
 
 def write_draft_as_a_mail_client_does(relay: RelayProcess) -> None:
@@ -256,15 +260,15 @@ def write_draft_as_a_mail_client_does(relay: RelayProcess) -> None:
 
 
 @pytest.mark.parametrize("crashes", [1, 2])
-def test_a_kill_after_a_failure_bounces_once(scene: Scene, crashes: int) -> None:
-    relay = scene.relay.start(crash_at=CrashPoint.REQUEST_ANSWERED)
+def test_a_kill_after_a_failure_bounces_once(held: HeldRemote, crashes: int) -> None:
+    relay = held.relay.start(crash_at=CrashPoint.REQUEST_ANSWERED)
     draft = send(relay, CrashPoint.REQUEST_ANSWERED)
     assert relay.wait_end() == -SIGKILL
     make_too_old_to_send(relay)
     for _ in range(crashes):
         relay.start(crash_at=AFTER_A_FAILURE, wait=False)
         assert relay.wait_end() == -SIGKILL
-    scene.open()
+    held.open()
     relay.start()
     until("no submission is pending", lambda: not relay.pending_submissions())
     report = report_about(relay, "x@a.test")
@@ -273,7 +277,7 @@ def test_a_kill_after_a_failure_bounces_once(scene: Scene, crashes: int) -> None
     assert {one["status"] for one in report.recipients.values()} == {"4.4.7"}
     assert {one["action"] for one in report.recipients.values()} == {"delayed"}
     assert relay.states("last") == dict.fromkeys(report.recipients, "expired")
-    assert scene.remote.envelopes == []
+    assert held.remote.envelopes == []
     assert relay.maildir("bob") == relay.maildir("alice", "Sent") == []
     changed = relay.graph("PATCH", f"/me/messages/{draft}", {"subject": "a draft again"})
     assert changed.status == 200

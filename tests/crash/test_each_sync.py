@@ -82,7 +82,7 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
     return found
 
 
-class World:
+class PowerLossTrial:
     """A store on a disk that forgets; after each promise every loss of power is tried."""
 
     def __init__(self, folder: Path, disk: ForgetfulDisk) -> None:
@@ -137,225 +137,225 @@ def mime(subject: str) -> bytes:
 
 
 @contextmanager
-def world_on(folder: Path) -> Iterator[World]:
+def trial_on(folder: Path) -> Iterator[PowerLossTrial]:
     with ForgetfulDisk(folder / "mail") as disk:
-        world = World(folder, disk)
-        with store_on(world.root, world.clock, crash=world) as world.store:
-            yield world
+        trial = PowerLossTrial(folder, disk)
+        with store_on(trial.root, trial.clock, crash=trial) as trial.store:
+            yield trial
 
 
-async def first_submission(world: World) -> None:
-    await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await world.promised(("sentitems", "asked"), sent="asked")
+async def first_submission(trial: PowerLossTrial) -> None:
+    await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    await trial.promised(("sentitems", "asked"), sent="asked")
 
 
-async def drafts(world: World) -> None:
-    made = await world.store.create_draft(ALICE, letter("draft"))
-    await world.promised(("drafts", "draft"))
-    await world.store.update(ALICE, made.id, MessageChange(properties=letter("changed")))
-    await world.promised(("drafts", "changed"))
+async def drafts(trial: PowerLossTrial) -> None:
+    made = await trial.store.create_draft(ALICE, letter("draft"))
+    await trial.promised(("drafts", "draft"))
+    await trial.store.update(ALICE, made.id, MessageChange(properties=letter("changed")))
+    await trial.promised(("drafts", "changed"))
 
 
-async def moves(world: World) -> None:
-    made = await world.store.create_draft(ALICE, letter("draft"))
-    store = world.settled_store()
+async def moves(trial: PowerLossTrial) -> None:
+    made = await trial.store.create_draft(ALICE, letter("draft"))
+    store = trial.settled_store()
     await store.move_message(ALICE, made.id, "archive")
-    await world.promised(("archive", "draft"))
+    await trial.promised(("archive", "draft"))
     await store.delete(ALICE, made.id)
-    await world.promised(("deleteditems", "draft"))
+    await trial.promised(("deleteditems", "draft"))
     await store.delete(ALICE, made.id)
-    await world.promised()
+    await trial.promised()
 
 
-async def repeated_deletes(world: World) -> None:
+async def repeated_deletes(trial: PowerLossTrial) -> None:
     """The first one is refused: the second one must not take the message for deleted already."""
-    made = await world.store.create_draft(ALICE, letter("draft"))
+    made = await trial.store.create_draft(ALICE, letter("draft"))
     for number in (0, 1):
-        store = world.settled_store()
-        world.fails_at("moving.py:_moved", number)
+        store = trial.settled_store()
+        trial.fails_at("moving.py:_moved", number)
         with pytest.raises(StoreUnavailableError):
             await store.delete(ALICE, made.id)
     await store.delete(ALICE, made.id)
-    await world.promised(("deleteditems", "draft"))
+    await trial.promised(("deleteditems", "draft"))
 
 
-async def copies(world: World) -> None:
-    made = await world.store.create_draft(ALICE, letter("draft"))
-    await world.settled_store().copy_message(ALICE, made.id, "archive")
-    await world.promised(("drafts", "draft"), ("archive", "draft"))
+async def copies(trial: PowerLossTrial) -> None:
+    made = await trial.store.create_draft(ALICE, letter("draft"))
+    await trial.settled_store().copy_message(ALICE, made.id, "archive")
+    await trial.promised(("drafts", "draft"), ("archive", "draft"))
 
 
-async def step_4(world: World) -> None:
-    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await world.settled_store().complete_submission(pending, queue_id="q")
+async def step_4(trial: PowerLossTrial) -> None:
+    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    await trial.settled_store().complete_submission(pending, queue_id="q")
     # The submission may come back with the power, and is asked about by its key then.
-    await world.check(
+    await trial.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
 
 
-async def step_4_without_a_folder(world: World) -> None:
-    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    shutil.rmtree(world.root / "example.test/alice/.Sent")
-    await world.settled_store().complete_submission(pending, queue_id="q")
-    await world.check(
+async def step_4_without_a_folder(trial: PowerLossTrial) -> None:
+    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    shutil.rmtree(trial.root / "example.test/alice/.Sent")
+    await trial.settled_store().complete_submission(pending, queue_id="q")
+    await trial.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
 
 
-async def step_4_without_a_draft(world: World) -> None:
-    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    [file] = (world.root / "example.test/alice/.Drafts/cur").iterdir()
+async def step_4_without_a_draft(trial: PowerLossTrial) -> None:
+    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    [file] = (trial.root / "example.test/alice/.Drafts/cur").iterdir()
     file.unlink()
-    await world.settled_store().complete_submission(pending, queue_id="q")
-    await world.check(
+    await trial.settled_store().complete_submission(pending, queue_id="q")
+    await trial.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
 
 
-async def sends(world: World) -> None:
-    made = await world.store.create_draft(ALICE, letter("asked"))
-    await world.settled_store().submit_draft(ALICE, made.id, SendOptions())
-    await world.promised(("sentitems", "asked"), sent="asked")
+async def sends(trial: PowerLossTrial) -> None:
+    made = await trial.store.create_draft(ALICE, letter("asked"))
+    await trial.settled_store().submit_draft(ALICE, made.id, SendOptions())
+    await trial.promised(("sentitems", "asked"), sent="asked")
 
 
-async def sends_rewritten(world: World) -> None:
-    made = await world.store.create_draft(ALICE, letter("asked"))
-    await world.settled_store().submit_draft(ALICE, made.id, SendOptions(sent_folder="archive"))
-    await world.promised(("archive", "asked"), sent="asked")
+async def sends_rewritten(trial: PowerLossTrial) -> None:
+    made = await trial.store.create_draft(ALICE, letter("asked"))
+    await trial.settled_store().submit_draft(ALICE, made.id, SendOptions(sent_folder="archive"))
+    await trial.promised(("archive", "asked"), sent="asked")
 
 
-async def failures(world: World) -> None:
-    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await world.settled_store().fail_submission(pending, mime("report"))
-    await world.promised(("drafts", "asked"), ("inbox", "report, unread"))
+async def failures(trial: PowerLossTrial) -> None:
+    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    await trial.settled_store().fail_submission(pending, mime("report"))
+    await trial.promised(("drafts", "asked"), ("inbox", "report, unread"))
 
 
-async def damaged_submissions(world: World) -> None:
-    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
+async def damaged_submissions(trial: PowerLossTrial) -> None:
+    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
     pending.path.unlink()
     pending.path.write_bytes(b"")
-    store = world.settled_store()
+    store = trial.settled_store()
     assert await store._actions.run(store._shared.submissions.list_ready, (), 10) == []
-    await world.promised(("drafts", "asked"), aside=1)
+    await trial.promised(("drafts", "asked"), aside=1)
 
 
-async def schedule_message(world: World, **properties: object) -> PendingSubmission:
+async def schedule_message(trial: PowerLossTrial, **properties: object) -> PendingSubmission:
     """Submit a message that waits for an hour."""
-    due_us = world.clock.time_us() + HOUR_US
+    due_us = trial.clock.time_us() + HOUR_US
     options = SendOptions(scheduled_us=due_us)
     asked = letter("asked", extended=until(due_us), **properties)
-    return await world.store.submit_new(ALICE, asked, options)
+    return await trial.store.submit_new(ALICE, asked, options)
 
 
-async def scheduled_sends(world: World) -> None:
-    pending = await schedule_message(world)
-    await world.promised(("sentitems", "asked"), sent="asked")
-    store = world.settled_store()
+async def scheduled_sends(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
+    await trial.promised(("sentitems", "asked"), sent="asked")
+    store = trial.settled_store()
     await store._actions.run(store._shared.scheduled.make_due_ready, [pending.path.name])
-    await world.promised(("sentitems", "asked"), sent="asked")
+    await trial.promised(("sentitems", "asked"), sent="asked")
 
 
-async def changes_of_scheduled_sends(world: World) -> None:
-    pending = await schedule_message(world)
-    later = until(world.clock.time_us() + 2 * HOUR_US)
+async def changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
+    later = until(trial.clock.time_us() + 2 * HOUR_US)
     changed = MessageChange(properties=letter("changed", extended=later))
-    await world.settled_store().update(ALICE, pending.draft_id, changed)
-    await world.promised(("sentitems", "changed"), sent="changed")
+    await trial.settled_store().update(ALICE, pending.draft_id, changed)
+    await trial.promised(("sentitems", "changed"), sent="changed")
 
 
-async def cancelled_sends(world: World) -> None:
-    pending = await schedule_message(world)
+async def cancelled_sends(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
     changed = MessageChange(properties=letter("asked"))
-    await world.settled_store().update(ALICE, pending.draft_id, changed)
-    await world.promised(("drafts", "asked"))
+    await trial.settled_store().update(ALICE, pending.draft_id, changed)
+    await trial.promised(("drafts", "asked"))
 
 
-async def rejected_changes_of_scheduled_sends(world: World) -> None:
-    pending = await schedule_message(world)
+async def rejected_changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
     changed = MessageChange(
         properties=letter("changed", extended=until(pending.options.scheduled_us))
     )
-    store = world.settled_store()
-    world.fails_at("drafts.py:_write", 1)
+    store = trial.settled_store()
+    trial.fails_at("drafts.py:_write", 1)
     with pytest.raises(StoreUnavailableError):
         await store.update(ALICE, pending.draft_id, changed)
-    await world.check(lambda found: found.sent == Counter(["asked"]))
+    await trial.check(lambda found: found.sent == Counter(["asked"]))
 
 
-async def rejected_submissions(world: World) -> None:
-    await world.store.list_folders(ALICE)
-    store = world.settled_store()
-    world.fails_at("submit.py:_write_and_submit", 1)
+async def rejected_submissions(trial: PowerLossTrial) -> None:
+    await trial.store.list_folders(ALICE)
+    store = trial.settled_store()
+    trial.fails_at("submit.py:_write_and_submit", 1)
     with pytest.raises(StoreUnavailableError):
         await store.submit_new(ALICE, letter("asked"), SendOptions())
-    await world.check(lambda found: found.sent.total() == 0)
+    await trial.check(lambda found: found.sent.total() == 0)
 
 
-async def repeated_cancellations(world: World) -> None:
+async def repeated_cancellations(trial: PowerLossTrial) -> None:
     """The first one is refused, and says nothing; the second one promises."""
-    pending = await schedule_message(world)
-    store, changed = world.settled_store(), MessageChange(properties=letter("asked"))
-    world.fails_at("scheduled.py", 0)
+    pending = await schedule_message(trial)
+    store, changed = trial.settled_store(), MessageChange(properties=letter("asked"))
+    trial.fails_at("scheduled.py", 0)
     with pytest.raises(StoreUnavailableError):
         await store.update(ALICE, pending.draft_id, changed)
     await store.update(ALICE, pending.draft_id, changed)
-    await world.promised(("drafts", "asked"))
+    await trial.promised(("drafts", "asked"))
 
 
-async def deliveries(world: World) -> None:
-    await world.store.deliver(ALICE, unique="1", content=mime("letter"))
-    await world.promised(("inbox", "letter, unread"))
-    page = await world.store.query_messages(ALICE, MessageQuery())
-    store, identity = world.settled_store(), page.messages[0].id
+async def deliveries(trial: PowerLossTrial) -> None:
+    await trial.store.deliver(ALICE, unique="1", content=mime("letter"))
+    await trial.promised(("inbox", "letter, unread"))
+    page = await trial.store.query_messages(ALICE, MessageQuery())
+    store, identity = trial.settled_store(), page.messages[0].id
     await store.update(ALICE, identity, MessageChange(is_read=True))
-    await world.promised(("inbox", "letter"))
+    await trial.promised(("inbox", "letter"))
 
 
-async def repeated_deliveries(world: World) -> None:
-    await world.store.list_folders(ALICE)
-    store = world.settled_store()
-    world.fails_at("inbox.py:_write", 1, "is never reached")
+async def repeated_deliveries(trial: PowerLossTrial) -> None:
+    await trial.store.list_folders(ALICE)
+    store = trial.settled_store()
+    trial.fails_at("inbox.py:_write", 1, "is never reached")
     with pytest.raises(KilledError):
         await store.deliver(ALICE, unique="1", content=mime("letter"))
-    with store_on(world.root, world.clock) as again:
+    with store_on(trial.root, trial.clock) as again:
         await again.deliver(ALICE, unique="1", content=mime("letter"))
-    await world.promised(("inbox", "letter, unread"))
+    await trial.promised(("inbox", "letter, unread"))
 
 
-async def leftovers(world: World) -> None:
-    pending = await world.store.submit_new(ALICE, letter("asked"), SendOptions())
-    pending.path.rename(world.root / ".submissions/preparing" / pending.submission_id)
-    world.disk.settle()
-    with store_on(world.root, world.clock) as again:
+async def leftovers(trial: PowerLossTrial) -> None:
+    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending.path.rename(trial.root / ".submissions/preparing" / pending.submission_id)
+    trial.disk.settle()
+    with store_on(trial.root, trial.clock) as again:
         await again.remove_unfinished_submissions()
-    await world.promised()
+    await trial.promised()
 
 
-async def changes_that_were_cut_off(world: World) -> None:
-    pending = await schedule_message(world)
-    world.dies_at = CrashPoint.SUBMISSION_REPLACED
+async def changes_that_were_cut_off(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
+    trial.dies_at = CrashPoint.SUBMISSION_REPLACED
     changed = letter("changed", extended=until(pending.options.scheduled_us))
     with pytest.raises(KilledError):
-        await world.store.update(ALICE, pending.draft_id, MessageChange(properties=changed))
-    world.disk.settle()
-    with store_on(world.root, world.clock) as again:
+        await trial.store.update(ALICE, pending.draft_id, MessageChange(properties=changed))
+    trial.disk.settle()
+    with store_on(trial.root, trial.clock) as again:
         await again.remove_unfinished_submissions()
-    await world.promised(("sentitems", "changed"), sent="changed")
+    await trial.promised(("sentitems", "changed"), sent="changed")
 
 
-async def changes_after_a_start(world: World) -> None:
+async def changes_after_a_start(trial: PowerLossTrial) -> None:
     """A start knows that pending submissions may be copies of their drafts."""
-    pending = await schedule_message(world)
+    pending = await schedule_message(trial)
     changed = letter("changed", extended=until(pending.options.scheduled_us))
     expected = Found(Counter(["changed"]), Counter([("sentitems", "changed")]))
-    await world.check(
+    await trial.check(
         lambda found: found == expected,
         lambda store: store.update(ALICE, pending.draft_id, MessageChange(properties=changed)),
     )
 
 
-Scenario = Callable[[World], Awaitable[None]]
+Scenario = Callable[[PowerLossTrial], Awaitable[None]]
 SCENARIOS: tuple[Scenario, ...] = (
     *(
         first_submission,
@@ -410,14 +410,14 @@ async def test_no_rejected_submission_is_sent(
     monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
     answers = []
     while answers[-1:] != ["accepted"]:
-        with world_on(tmp_path / str(len(answers))) as world:
-            monkeypatch.setattr(maildir, "_write_back", world.disk.write_back)
-            draft = await world.store.create_draft(ALICE, letter("asked"))
-            await world.store.submit_new(ALICE, letter("before"), SendOptions())
-            world.disk.fate = failing(len(answers), fault)
-            answers.append(await answer(submit(world.store, draft.id, due_us)))
+        with trial_on(tmp_path / str(len(answers))) as trial:
+            monkeypatch.setattr(maildir, "_write_back", trial.disk.write_back)
+            draft = await trial.store.create_draft(ALICE, letter("asked"))
+            await trial.store.submit_new(ALICE, letter("before"), SendOptions())
+            trial.disk.fate = failing(len(answers), fault)
+            answers.append(await answer(submit(trial.store, draft.id, due_us)))
             if answers[-1] == "refused":
-                await world.check(lambda found: "asked" not in found.sent)
+                await trial.check(lambda found: "asked" not in found.sent)
     if fault == "once":
         assert set(answers) == {"refused", "accepted"}
     else:
@@ -464,8 +464,8 @@ def with_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.__name__)
 @pytest.mark.usefixtures("with_links")
 async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: Scenario) -> None:
-    with world_on(tmp_path) as world:
-        await scenario(world)
+    with trial_on(tmp_path) as trial:
+        await scenario(trial)
 
 
 # -- each sync
@@ -513,10 +513,10 @@ def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, Scena
             patch.setattr(maildir, "keeps_order", lambda _: False)
             if not links:
                 patch.setattr(maildir, "link", lambda *_: False)
-            with world_on(tmp_path_factory.mktemp(f"world-{number}")) as world:
-                world.is_dry_run = True
-                asyncio.run(scenario(world))
-                found[links, scenario] = set(world.disk.sites)
+            with trial_on(tmp_path_factory.mktemp(f"trial-{number}")) as trial:
+                trial.is_dry_run = True
+                asyncio.run(scenario(trial))
+                found[links, scenario] = set(trial.disk.sites)
     return found
 
 
@@ -527,12 +527,12 @@ def test_every_sync_is_necessary(
     reaching = [one for one, sites in sites_of.items() if site in sites]
     assert reaching, "no scenario reaches it"
     for number, (links, scenario) in enumerate(reaching):
-        with monkeypatch.context() as patch, world_on(tmp_path / str(number)) as world:
+        with monkeypatch.context() as patch, trial_on(tmp_path / str(number)) as trial:
             if not links:
                 patch.setattr(maildir, "link", lambda *_: False)
-            world.disk.fate = lambda asked: "is left out" if asked == site else "works"
+            trial.disk.fate = lambda asked: "is left out" if asked == site else "works"
             try:
-                asyncio.run(scenario(world))
+                asyncio.run(scenario(trial))
             except PromiseBrokenError:
                 return
     names = sorted({scenario.__name__ for _, scenario in reaching})

@@ -13,7 +13,7 @@ import pytest
 
 from relay.crashpoints import CrashPoint
 from relay.message.content import LARGE_BYTES
-from tests.crash.conftest import Scene
+from tests.crash.conftest import HeldRemote
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.crash
@@ -52,8 +52,8 @@ def body_of(content: bytes) -> str:
         (CrashPoint.SMTP_REPLIED, True),
     ],
 )
-def test_a_kill_around_the_commit(scene: Scene, point: CrashPoint, accepted: bool) -> None:
-    relay, remote = scene.relay.start(crash_at=point), scene.remote
+def test_a_kill_around_the_commit(held: HeldRemote, point: CrashPoint, accepted: bool) -> None:
+    relay, remote = held.relay.start(crash_at=point), held.remote
     heard_250 = submit(relay)
     assert accepted or not heard_250
     assert relay.wait_end() == -SIGKILL
@@ -64,7 +64,7 @@ def test_a_kill_around_the_commit(scene: Scene, point: CrashPoint, accepted: boo
         assert submit(relay)
     (name,) = until("unneeded files are removed", lambda: len(stored(relay)) == 1 and stored(relay))
     assert not name.startswith("arriving")
-    scene.open()
+    held.open()
     until("all is delivered", lambda: not relay.queue() and relay.subjects("bob") == ["large"])
     (copy,) = remote.envelopes
     (path,) = (relay.folder / "mail/example.test/bob/new").iterdir()
@@ -74,8 +74,8 @@ def test_a_kill_around_the_commit(scene: Scene, point: CrashPoint, accepted: boo
     assert relay.faults() == []
 
 
-def test_a_kill_during_data(scene: Scene) -> None:
-    relay = scene.relay.start()
+def test_a_kill_during_data(held: HeldRemote) -> None:
+    relay = held.relay.start()
     with (
         socket.create_connection(relay.smtp_address(), timeout=60) as client,
         client.makefile("rb") as replies,

@@ -11,7 +11,7 @@ from tests.support.remotes import Remotes
 
 
 @dataclass(frozen=True)
-class World:
+class SharedRelay:
     """`a` takes all, `b` knows no nobody@b.test, `c` greylists each pair of addresses once."""
 
     remotes: Remotes
@@ -28,16 +28,16 @@ def remotes() -> Iterator[Remotes]:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def shared() -> Iterator[SharedRelay]:
     with Remotes() as remotes:
         a = remotes.start("a.test")
         b = remotes.start("b.test", rcpt={"nobody@b.test": "550 5.1.1 No such user here"})
         c = remotes.start("c.test", greylist=True)
         with remotes.relay() as relay:
-            yield World(remotes, a, b, c, relay)
+            yield SharedRelay(remotes, a, b, c, relay)
 
 
 @pytest.fixture
-def relay(world: World) -> RelayProcess:
+def relay(shared: SharedRelay) -> RelayProcess:
     """The module's relay."""
-    return world.relay
+    return shared.relay

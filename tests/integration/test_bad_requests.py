@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import World
+from tests.integration.conftest import SharedRelay
 from tests.support.graph_client import message, people
 from tests.support.graph_client import message as valid
 from tests.support.relay_process import RelayProcess, until
@@ -161,9 +161,9 @@ def test_a_body_over_the_limit_is_rejected(relay: RelayProcess) -> None:
     assert files(relay) == before
 
 
-def test_the_relay_still_delivers(world: World) -> None:
-    identity = world.relay.send_mail(to=["well@a.test"], subject="well")
-    world.relay.until_final(identity)
-    until("no submission is pending", lambda: not world.relay.pending_submissions())
-    assert world.relay.faults() == []
-    assert [one for one in world.a.envelopes if "x@b.test" in one.addresses] == []
+def test_the_relay_still_delivers(shared: SharedRelay) -> None:
+    identity = shared.relay.send_mail(to=["well@a.test"], subject="well")
+    shared.relay.until_final(identity)
+    until("no submission is pending", lambda: not shared.relay.pending_submissions())
+    assert shared.relay.faults() == []
+    assert [one for one in shared.a.envelopes if "x@b.test" in one.addresses] == []

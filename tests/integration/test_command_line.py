@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import World
+from tests.integration.conftest import SharedRelay
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
 OK, USAGE, DATA, UNAVAILABLE, TRY_LATER, NO_PERMISSION, CONFIGURATION = 0, 64, 65, 69, 75, 77, 78
 
 
-def test_send_wait_trace_queue(world: World) -> None:
-    relay = world.relay
+def test_send_wait_trace_queue(shared: SharedRelay) -> None:
+    relay = shared.relay
     attachment = relay.folder / "notes.txt"
     attachment.write_text("notes")
     sent = relay.cli_json(
@@ -24,7 +24,7 @@ def test_send_wait_trace_queue(world: World) -> None:
     waited = relay.cli_json("wait", sent["id"])
     assert waited["state"] == "relayed"
     assert waited["graph_id"] == sent["id"]
-    assert b"notes.txt" in received(world.a, "sent@a.test").content
+    assert b"notes.txt" in received(shared.a, "sent@a.test").content
     until("step 4 is recorded", lambda: len(relay.journey(sent["id"])["steps"]) == 6)
     traced = relay.cli_json("trace", "last")
     assert traced == relay.journey(sent["id"])
@@ -38,13 +38,13 @@ def test_send_wait_trace_queue(world: World) -> None:
     )
 
 
-def test_send_by_smtp_from_standard_input(world: World) -> None:
+def test_send_by_smtp_from_standard_input(shared: SharedRelay) -> None:
     words = ("send", "--from", "bob@example.test", "--to", "stdin@a.test")
-    config = ("--config", str(world.relay.client_config()))
-    done = world.relay.cli(*words, *config, stdin="from a pipe\n")
+    config = ("--config", str(shared.relay.client_config()))
+    done = shared.relay.cli(*words, *config, stdin="from a pipe\n")
     assert (done.returncode, done.stderr) == (OK, "")
-    assert world.relay.until_final(done.stdout.strip())["state"] == "relayed"
-    assert b"from a pipe" in received(world.a, "stdin@a.test").content
+    assert shared.relay.until_final(done.stdout.strip())["state"] == "relayed"
+    assert b"from a pipe" in received(shared.a, "stdin@a.test").content
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,22 @@
 import base64
 from typing import Any
 
-from tests.integration.conftest import World
+from tests.integration.conftest import SharedRelay
 from tests.support.remotes import received
 
 HEADERS = {"content-type": "text/plain"}
 ADDED = (b"received:", b"return-path:")
 
 
-def send(world: World, content: bytes) -> str:
-    answer = world.relay.graph("POST", "/me/sendMail", base64.b64encode(content), headers=HEADERS)
+def send(shared: SharedRelay, content: bytes) -> str:
+    answer = shared.relay.graph("POST", "/me/sendMail", base64.b64encode(content), headers=HEADERS)
     assert answer.status == 202, answer
     return answer.headers["x-relay-message-id"]
 
 
-def arrived(world: World, address: str) -> bytes:
+def arrived(shared: SharedRelay, address: str) -> bytes:
     """What came in, without its trace fields."""
-    content = received(world.a, address).content
+    content = received(shared.a, address).content
     while content.lower().startswith(ADDED):
         line_end = content.index(b"\r\n")
         while content[line_end + 2 : line_end + 3] in (b" ", b"\t"):
@@ -27,8 +27,8 @@ def arrived(world: World, address: str) -> bytes:
     return content
 
 
-def defects(world: World, identity: str) -> Any:
-    journey = world.relay.until_final(identity)
+def defects(shared: SharedRelay, identity: str) -> Any:
+    journey = shared.relay.until_final(identity)
     (converted,) = (one for one in journey["steps"] if one["step"] == 3)
     return converted["detail"].get("defects", [])
 
@@ -42,41 +42,43 @@ def head(name: bytes) -> bytes:
     )
 
 
-def test_an_invalid_header_line_hides_no_recipient_and_keeps_bcc_secret(world: World) -> None:
+def test_an_invalid_header_line_hides_no_recipient_and_keeps_bcc_secret(
+    shared: SharedRelay,
+) -> None:
     content = head(b"junk") + b"some junk\r\nBcc: junk-hidden@a.test\r\nSubject: x\r\n\r\nbody\r\n"
-    identity = send(world, content)
-    assert arrived(world, "junk@a.test") == content.replace(b"Bcc: junk-hidden@a.test\r\n", b"")
-    assert received(world.a, "junk-hidden@a.test").addresses
-    assert defects(world, identity) == ["a line in a header that is not a field: 'some junk'"]
+    identity = send(shared, content)
+    assert arrived(shared, "junk@a.test") == content.replace(b"Bcc: junk-hidden@a.test\r\n", b"")
+    assert received(shared.a, "junk-hidden@a.test").addresses
+    assert defects(shared, identity) == ["a line in a header that is not a field: 'some junk'"]
 
 
-def test_a_missing_closing_boundary_is_relayed_unchanged(world: World) -> None:
+def test_a_missing_closing_boundary_is_relayed_unchanged(shared: SharedRelay) -> None:
     content = (
         head(b"open") + b"Content-Type: multipart/mixed; boundary=b\r\n\r\npreamble\r\n--b\r\n\r\n"
         b"text\xfc\r\n--b\r\nContent-Type: multipart/alternative\r\n\r\nno boundary\r\n"
     )
-    identity = send(world, content)
-    assert arrived(world, "open@a.test") == content
-    assert defects(world, identity) == [
+    identity = send(shared, content)
+    assert arrived(shared, "open@a.test") == content
+    assert defects(shared, identity) == [
         "octets of 8 bits where the encoding is 7bit",
         "multipart/alternative without a boundary",
         "multipart/mixed without its closing boundary",
     ]
 
 
-def test_long_lines_and_nul_are_re_encoded(world: World) -> None:
+def test_long_lines_and_nul_are_re_encoded(shared: SharedRelay) -> None:
     long = b"x" * 70_000
     content = (
         head(b"long") + b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\n"
         + long + b"\r\n--b\r\nContent-Type: a/b\r\n\r\nnul\0nul\r\n--b--\r\n"
     )  # fmt: skip
-    identity = send(world, content)
-    lines = arrived(world, "long@a.test").split(b"\r\n")
+    identity = send(shared, content)
+    lines = arrived(shared, "long@a.test").split(b"\r\n")
     assert max(map(len, lines)) <= 76
     joined = b"\r\n".join(lines)
     assert joined.replace(b"=\r\n", b"").count(long) == 1
     assert base64.b64encode(b"nul\0nul") in joined
-    assert defects(world, identity) == [
+    assert defects(shared, identity) == [
         "a NUL in a body",
         "a line of more than 998 octets in text/plain, encoded again",
         "a NUL in a/b, encoded again",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.integration.conftest import World
+from tests.integration.conftest import SharedRelay
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import received
@@ -28,8 +28,8 @@ def pickup_stalled(relay: RelayProcess) -> Iterator[None]:
         away.rename(socket)
 
 
-def test_a_draft_being_sent_cannot_be_changed(world: World) -> None:
-    relay = world.relay  # its pickup has no connection yet
+def test_a_draft_being_sent_cannot_be_changed(shared: SharedRelay) -> None:
+    relay = shared.relay  # its pickup has no connection yet
     draft = create(relay, to=["stalled@a.test"], subject="as it was")
     with pickup_stalled(relay):
         assert relay.graph("POST", f"/me/messages/{draft}/send").status == 202
@@ -42,20 +42,20 @@ def test_a_draft_being_sent_cannot_be_changed(world: World) -> None:
             assert answer.status == 409, f"{method} {path}: {answer.status}"
             assert "being sent" in answer.message
         assert len(relay.pending_submissions()) == 1
-        assert world.a.received("stalled@a.test") == []
-    assert b"Subject: as it was" in received(world.a, "stalled@a.test").content
+        assert shared.a.received("stalled@a.test") == []
+    assert b"Subject: as it was" in received(shared.a, "stalled@a.test").content
     until("filed", lambda: "as it was" in relay.subjects("alice", "Sent"))
 
 
-def test_create_change_send(world: World) -> None:
-    relay = world.relay
+def test_create_change_send(shared: SharedRelay) -> None:
+    relay = shared.relay
     draft = create(relay, to=["draft@a.test"], subject="one", text="first")
     change = {"subject": "two", "body": {"contentType": "text", "content": "second"}}
     changed = relay.graph("PATCH", f"/me/messages/{draft}", change)
     assert (changed.status, changed.json()["id"], changed.json()["subject"]) == (200, draft, "two")
     assert [one["subject"] for one in relay.messages("drafts")] == ["two"]
     assert relay.graph("POST", f"/me/messages/{draft}/send").status == 202
-    content = received(world.a, "draft@a.test").content
+    content = received(shared.a, "draft@a.test").content
     assert b"Subject: two\r\n" in content
     assert b"second" in content
     until("filed", lambda: relay.graph("GET", f"/me/messages/{draft}").json()["isDraft"] is False)
@@ -64,16 +64,16 @@ def test_create_change_send(world: World) -> None:
     assert relay.graph("POST", f"/me/messages/{draft}/send").status == 400
 
 
-def test_value_is_what_was_sent(world: World) -> None:
-    draft = create(world.relay, to=["value@a.test"], bcc=["value-bcc@a.test"], subject="value")
-    shown = world.relay.graph("GET", f"/me/messages/{draft}/$value")
+def test_value_is_what_was_sent(shared: SharedRelay) -> None:
+    draft = create(shared.relay, to=["value@a.test"], bcc=["value-bcc@a.test"], subject="value")
+    shown = shared.relay.graph("GET", f"/me/messages/{draft}/$value")
     assert shown.status == 200
     assert b"Subject: value\r\n" in shown.body
     assert b"x-relay" not in shown.body.lower()
 
 
-def test_a_draft_of_a_mail_client_is_sent(world: World) -> None:
-    relay = world.relay
+def test_a_draft_of_a_mail_client_is_sent(shared: SharedRelay) -> None:
+    relay = shared.relay
     relay.messages("drafts")  # makes the folders
     drafts = relay.folder / "mail/example.test/alice/.Drafts"
     (drafts / "cur/1700000000.P1Q1.laptop:2,DS").write_bytes(
@@ -81,13 +81,13 @@ def test_a_draft_of_a_mail_client_is_sent(world: World) -> None:
     )
     (draft,) = [one for one in relay.messages("drafts") if one["subject"] == "by a client"]
     assert relay.graph("POST", f"/me/messages/{draft['id']}/send").status == 202
-    assert b"Subject: by a client\r\n" in received(world.a, "client@a.test").content
+    assert b"Subject: by a client\r\n" in received(shared.a, "client@a.test").content
     until("filed", lambda: "by a client" in relay.subjects("alice", "Sent"))
     assert "by a client" not in relay.subjects("alice", "Drafts")
 
 
-def test_ids_of_another_mailbox_do_not_exist(world: World) -> None:
-    draft = create(world.relay, to=["foreign@a.test"], subject="foreign")
+def test_ids_of_another_mailbox_do_not_exist(shared: SharedRelay) -> None:
+    draft = create(shared.relay, to=["foreign@a.test"], subject="foreign")
     for method, path, body in (
         ("GET", "", None),
         ("GET", "/$value", None),
@@ -95,17 +95,17 @@ def test_ids_of_another_mailbox_do_not_exist(world: World) -> None:
         ("DELETE", "", None),
         ("POST", "/send", None),
     ):
-        answer = world.relay.graph(method, f"/me/messages/{draft}{path}", body, token="bob")
+        answer = shared.relay.graph(method, f"/me/messages/{draft}{path}", body, token="bob")
         assert (answer.status, answer.code) == (404, "ErrorItemNotFound"), f"{method} {path}"
     assert (
-        world.relay.graph("GET", f"/users/alice@example.test/messages/{draft}", token="bob").status
+        shared.relay.graph("GET", f"/users/alice@example.test/messages/{draft}", token="bob").status
         == 403
     )
-    assert world.relay.graph("GET", f"/me/messages/{draft}").json()["subject"] == "foreign"
+    assert shared.relay.graph("GET", f"/me/messages/{draft}").json()["subject"] == "foreign"
 
 
-def test_a_deleted_draft_is_not_sent(world: World) -> None:
-    draft = create(world.relay, to=["deleted@a.test"], subject="deleted")
-    assert world.relay.graph("DELETE", f"/me/messages/{draft}").status == 204
-    assert "deleted" not in world.relay.subjects("alice", "Drafts")
-    assert "deleted" in world.relay.subjects("alice", "Trash")
+def test_a_deleted_draft_is_not_sent(shared: SharedRelay) -> None:
+    draft = create(shared.relay, to=["deleted@a.test"], subject="deleted")
+    assert shared.relay.graph("DELETE", f"/me/messages/{draft}").status == 204
+    assert "deleted" not in shared.relay.subjects("alice", "Drafts")
+    assert "deleted" in shared.relay.subjects("alice", "Trash")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import World
+from tests.integration.conftest import SharedRelay
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import received
 
@@ -44,22 +44,22 @@ def send(relay: RelayProcess, content: str, prefix: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_html_does_not_delay_other_accounts(world: World, kind: str) -> None:
-    relay = world.relay
+def test_hostile_html_does_not_delay_other_accounts(shared: SharedRelay, kind: str) -> None:
+    relay = shared.relay
     for address in send(relay, HARMLESS, f"warm-{kind}-"):
-        received(world.a, address)
+        received(shared.a, address)
     before = threads(relay)
     hostile = send(relay, HOSTILE[kind], f"hostile-{kind}-")
     relay.send_mail(token="bob", to=[f"good-{kind}@a.test"], **html(HARMLESS))
-    content = received(world.a, f"good-{kind}@a.test").content
+    content = received(shared.a, f"good-{kind}@a.test").content
     assert b"\r\nGood news\r\n" in content
     for address in hostile:  # it is the recipient's program that has to show it
-        assert b"seen" in received(world.a, address).content.replace(b"=\r\n", b"")
+        assert b"seen" in received(shared.a, address).content.replace(b"=\r\n", b"")
     until("the threads have ended", lambda: threads(relay) <= before + 3)  # pools may have grown
 
 
-def test_hostile_html_in_a_patch_does_not_delay_other_requests(world: World) -> None:
-    relay = world.relay
+def test_hostile_html_in_a_patch_does_not_delay_other_requests(shared: SharedRelay) -> None:
+    relay = shared.relay
     mime = b"From: alice@example.test\r\nTo: patched@a.test\r\nContent-Type: text/html\r\n\r\n<p>a"
     headers = {"Content-Type": "text/plain"}
     draft = relay.graph("POST", "/me/messages", b64encode(mime), headers=headers)
@@ -76,11 +76,11 @@ def test_hostile_html_in_a_patch_does_not_delay_other_requests(world: World) -> 
     assert "seen" in relay.graph("GET", path).json()["body"]["content"]
 
 
-def test_an_invalid_character_reference_is_replaced(world: World) -> None:
-    relay = world.relay
+def test_an_invalid_character_reference_is_replaced(shared: SharedRelay) -> None:
+    relay = shared.relay
     content = f"<p>a&#{'9' * 5000};b</p>"
     relay.send_mail(to=["number@a.test"], subject="number", **html(content))
-    sent = email.message_from_bytes(received(world.a, "number@a.test").content, policy=SMTP)
+    sent = email.message_from_bytes(received(shared.a, "number@a.test").content, policy=SMTP)
     text = sent.get_body(("plain",))
     assert text is not None
     assert text.get_content().strip() == "a\ufffdb"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import World
+from tests.integration.conftest import SharedRelay
 from tests.support.relay_config import changed, configuration
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -28,15 +28,15 @@ METRICS = (
 
 
 # -- how it is
-def test_every_metric_is_exposed(world: World) -> None:
-    identity = world.relay.send_mail(to=["metric@a.test", "nobody@b.test", "bob@example.test"])
-    world.relay.until_final(identity)
-    exposition = world.relay.exposition()
+def test_every_metric_is_exposed(shared: SharedRelay) -> None:
+    identity = shared.relay.send_mail(to=["metric@a.test", "nobody@b.test", "bob@example.test"])
+    shared.relay.until_final(identity)
+    exposition = shared.relay.exposition()
     for name in METRICS:
         assert re.search(
             rf"^# TYPE relay_{name.removesuffix('_total')}(_total)? ", exposition, re.MULTILINE
         ), name
-    metric = world.relay.metric
+    metric = shared.relay.metric
     until("the report went", lambda: metric("relay_messages_accepted_total", via="report") == 1)
     assert metric("relay_messages_accepted_total", via="graph") == 1
     for outcome in ("relayed", "failed"):

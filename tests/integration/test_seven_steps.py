@@ -6,7 +6,7 @@ import email.policy
 import re
 from email.message import EmailMessage
 
-from tests.integration.conftest import World
+from tests.integration.conftest import SharedRelay
 from tests.support.graph_client import message
 from tests.support.relay_process import until
 from tests.support.remotes import received
@@ -23,8 +23,8 @@ MIME = (
 )
 
 
-def test_json_through_all_seven_steps(world: World) -> None:
-    relay = world.relay
+def test_json_through_all_seven_steps(shared: SharedRelay) -> None:
+    relay = shared.relay
     identity = relay.send_mail(
         to=["carol@a.test", "slow@c.test"],
         cc=["bob@example.test", "nobody@b.test"],
@@ -48,20 +48,20 @@ def test_json_through_all_seven_steps(world: World) -> None:
         "bob@example.test": "delivered",
         "nobody@b.test": "failed",
     }
-    assert_right_content(received(world.a, "carol@a.test").content)
-    assert received(world.a, "carol@a.test") is received(world.a, "dave@a.test")
-    received(world.c, "slow@c.test")
-    assert_report(world, journey["message_id"])
-    assert_filed_with_bcc(world, identity)
+    assert_right_content(received(shared.a, "carol@a.test").content)
+    assert received(shared.a, "carol@a.test") is received(shared.a, "dave@a.test")
+    received(shared.c, "slow@c.test")
+    assert_report(shared, journey["message_id"])
+    assert_filed_with_bcc(shared, identity)
     (copy,) = relay.maildir("bob")
     assert copy["bcc"] is None
     assert b"dave@a.test" not in bytes(copy)
 
 
-def test_the_journey_has_seven_steps_in_order(world: World) -> None:
-    identity = world.relay.send_mail(to=["again@c.test", "nobody@b.test"], subject="journey")
-    until("step 4 is recorded", lambda: 4 in steps(world, identity))
-    journey = world.relay.until_final(identity)
+def test_the_journey_has_seven_steps_in_order(shared: SharedRelay) -> None:
+    identity = shared.relay.send_mail(to=["again@c.test", "nobody@b.test"], subject="journey")
+    until("step 4 is recorded", lambda: 4 in steps(shared, identity))
+    journey = shared.relay.until_final(identity)
     names = {one["step"]: one["name"] for one in journey["steps"]}
     assert names == {
         1: "created",
@@ -72,7 +72,7 @@ def test_the_journey_has_seven_steps_in_order(world: World) -> None:
         6: "delivery",
         7: "report",
     }
-    assert steps(world, identity) == sorted(steps(world, identity))
+    assert steps(shared, identity) == sorted(steps(shared, identity))
     assert all(
         re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z", one["at"]) for one in journey["steps"]
     )
@@ -81,8 +81,8 @@ def test_the_journey_has_seven_steps_in_order(world: World) -> None:
     assert again["attempts"][0]["reply"].startswith("451 4.7.1")
 
 
-def steps(world: World, identity: str) -> list[int]:
-    return [one["step"] for one in world.relay.journey(identity)["steps"]]
+def steps(shared: SharedRelay, identity: str) -> list[int]:
+    return [one["step"] for one in shared.relay.journey(identity)["steps"]]
 
 
 def assert_right_content(content: bytes) -> None:
@@ -105,8 +105,8 @@ def assert_right_content(content: bytes) -> None:
     assert files == {FILE: FILE_CONTENT}
 
 
-def assert_report(world: World, message_id: str) -> None:
-    report = report_about(world.relay, "nobody@b.test")
+def assert_report(shared: SharedRelay, message_id: str) -> None:
+    report = report_about(shared.relay, "nobody@b.test")
     assert report.recipients.keys() == {"nobody@b.test"}
     reported = report.recipients["nobody@b.test"]
     assert (reported["action"], reported["status"]) == ("failed", "5.1.1")
@@ -120,8 +120,8 @@ def assert_report(world: World, message_id: str) -> None:
     assert report.failed_addresses == {"nobody@b.test"}
 
 
-def assert_filed_with_bcc(world: World, identity: str) -> None:
-    relay = world.relay
+def assert_filed_with_bcc(shared: SharedRelay, identity: str) -> None:
+    relay = shared.relay
     until("Drafts is empty", lambda: not relay.messages("drafts"))
     assert relay.maildir("alice", "Drafts") == []
     assert [one["id"] for one in relay.messages("sentitems")] == [identity]
@@ -130,11 +130,11 @@ def assert_filed_with_bcc(world: World, identity: str) -> None:
     assert (sent["isDraft"], sent["hasAttachments"]) == (False, True)
 
 
-def test_mime_is_relayed_unchanged(world: World) -> None:
+def test_mime_is_relayed_unchanged(shared: SharedRelay) -> None:
     headers = {"Content-Type": "text/plain"}
-    answer = world.relay.graph("POST", "/me/sendMail", base64.b64encode(MIME), headers=headers)
+    answer = shared.relay.graph("POST", "/me/sendMail", base64.b64encode(MIME), headers=headers)
     assert (answer.status, answer.body) == (202, b"")
-    envelope = received(world.a, "mime-hidden@a.test")
+    envelope = received(shared.a, "mime-hidden@a.test")
     assert sorted(envelope.addresses) == ["mime-hidden@a.test", "mime@a.test"]
     sent_head, _, sent_body = MIME.partition(b"\r\n\r\n")
     head, _, body = envelope.content.partition(b"\r\n\r\n")
@@ -144,37 +144,37 @@ def test_mime_is_relayed_unchanged(world: World) -> None:
     added = head.removesuffix(without_bcc)
     assert re.match(rb"received: ", added, re.IGNORECASE)
     assert len(re.findall(rb"(?m)^\S", added)) == 1, "more than a trace field was added"
-    until("filed", lambda: "=?utf-8?q?Sch=C3=B6n?=" in world.relay.subjects("alice", "Sent"))
+    until("filed", lambda: "=?utf-8?q?Sch=C3=B6n?=" in shared.relay.subjects("alice", "Sent"))
 
 
-def test_save_to_sent_items_false_leaves_no_copy(world: World) -> None:
-    identity = world.relay.send_mail(to=["unsaved@a.test"], subject="unsaved", save=False)
-    world.relay.until_final(identity)
-    until("the submission is removed", lambda: not world.relay.pending_submissions())
-    assert world.relay.graph("GET", f"/me/messages/{identity}").status == 404
-    home = world.relay.folder / "mail/example.test/alice"
+def test_save_to_sent_items_false_leaves_no_copy(shared: SharedRelay) -> None:
+    identity = shared.relay.send_mail(to=["unsaved@a.test"], subject="unsaved", save=False)
+    shared.relay.until_final(identity)
+    until("the submission is removed", lambda: not shared.relay.pending_submissions())
+    assert shared.relay.graph("GET", f"/me/messages/{identity}").status == 404
+    home = shared.relay.folder / "mail/example.test/alice"
     files = [path for path in home.rglob("*") if path.is_file()]
     assert not [path for path in files if b"unsaved@a.test" in path.read_bytes()]
 
 
-def test_other_users_cannot_see_the_message(world: World) -> None:
-    identity = world.relay.send_mail(to=["private@a.test"])
-    journey = world.relay.until_final(identity)
+def test_other_users_cannot_see_the_message(shared: SharedRelay) -> None:
+    identity = shared.relay.send_mail(to=["private@a.test"])
+    journey = shared.relay.until_final(identity)
     for key in (identity, journey["id"], journey["submission_id"]):
         path = f"/relay/v1/messages/{key}"
-        assert world.relay.graph("GET", path, token="").status == 401
-        assert world.relay.graph("GET", path, token="bob").status == 404
-        assert world.relay.graph("GET", path, token="alice").json()["id"] == journey["id"]
-    assert world.relay.graph("GET", f"/me/messages/{identity}", token="bob").status == 404
+        assert shared.relay.graph("GET", path, token="").status == 401
+        assert shared.relay.graph("GET", path, token="bob").status == 404
+        assert shared.relay.graph("GET", path, token="alice").json()["id"] == journey["id"]
+    assert shared.relay.graph("GET", f"/me/messages/{identity}", token="bob").status == 404
 
 
-def test_parameter_names_in_any_case(world: World) -> None:
+def test_parameter_names_in_any_case(shared: SharedRelay) -> None:
     body = {"Message": message(to=["case@a.test"]), "SaveToSentItems": False}
-    assert world.relay.graph("POST", "/users/alice@example.test/sendMail", body).status == 202
-    received(world.a, "case@a.test")
+    assert shared.relay.graph("POST", "/users/alice@example.test/sendMail", body).status == 202
+    received(shared.a, "case@a.test")
 
 
-def test_no_message_is_unaccounted_for(world: World) -> None:
-    until("the queue is empty", lambda: not world.relay.queue())
-    until("counted", lambda: world.relay.metric("relay_queue_unaccounted") == 0)
-    assert world.relay.faults() == []
+def test_no_message_is_unaccounted_for(shared: SharedRelay) -> None:
+    until("the queue is empty", lambda: not shared.relay.queue())
+    until("counted", lambda: shared.relay.metric("relay_queue_unaccounted") == 0)
+    assert shared.relay.faults() == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import World
+from tests.integration.conftest import SharedRelay
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.tls import Certificate, certificate
@@ -50,7 +50,7 @@ def test_spellings_of_one_mailbox_get_one_copy(relay: RelayProcess) -> None:
     assert relay.subjects("alice").count("one copy") == 1
 
 
-def test_bcc_fields_are_removed(world: World) -> None:
+def test_bcc_fields_are_removed(shared: SharedRelay) -> None:
     content = (
         b"Return-Path: <forged@a.test>\r\n"
         b"From:  alice@example.test \r\n"
@@ -62,17 +62,17 @@ def test_bcc_fields_are_removed(world: World) -> None:
         b"\r\n"
         b"Bcc: text of the body\r\n"
     )
-    with world.relay.smtp() as session:
+    with shared.relay.smtp() as session:
         session.sendmail("alice@example.test", ["dropped@a.test"], content)
-    _, _, sent = received(world.a, "dropped@a.test").content.partition(b"\r\nFrom:")
+    _, _, sent = received(shared.a, "dropped@a.test").content.partition(b"\r\nFrom:")
     head, _, body = sent.partition(b"\r\n\r\n")
     kept = b"  alice@example.test \r\nX-Odd:\tkept  as it is \r\nSubject: =?utf-8?q?kept?="
     assert head == kept
     assert body == b"Bcc: text of the body\r\n"
 
 
-def test_a_session_continues_after_errors(world: World) -> None:
-    with world.relay.smtp() as session:
+def test_a_session_continues_after_errors(shared: SharedRelay) -> None:
+    with shared.relay.smtp() as session:
         for command, code in (
             ("MAIL FROM:<a@b.test>", 503),  # no EHLO yet
             ("EHLO client.test", 250),
@@ -92,7 +92,7 @@ def test_a_session_continues_after_errors(world: World) -> None:
         session.sendmail(
             "alice@example.test", ["alive@a.test"], b"Subject: alive\r\n\r\n.\r\n..\r\n"
         )
-    assert received(world.a, "alive@a.test").content.endswith(b"\r\n\r\n.\r\n..\r\n")
+    assert received(shared.a, "alive@a.test").content.endswith(b"\r\n\r\n.\r\n..\r\n")
 
 
 def test_recipients_over_the_limit_are_deferred(remotes: Remotes) -> None:
@@ -239,6 +239,8 @@ def test_implicit_tls_submission(submission: tuple[Remotes, RelayProcess]) -> No
         assert session.mail("alice@example.test")[0] == 250
 
 
-def test_the_relay_logged_no_fault(world: World, submission: tuple[Remotes, RelayProcess]) -> None:
-    assert world.relay.faults() == []
+def test_the_relay_logged_no_fault(
+    shared: SharedRelay, submission: tuple[Remotes, RelayProcess]
+) -> None:
+    assert shared.relay.faults() == []
     assert submission[1].faults() == []

@@ -23,7 +23,7 @@ MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
 START = 1_700_000_000 * SECOND
 
 
-class World:
+class TwoClocks:
     """A wall clock and the time that passes, read once a second for so long."""
 
     def __init__(self) -> None:
@@ -45,50 +45,50 @@ class World:
 
 
 @pytest.fixture
-def world():
-    world = World()
-    yield world
-    assert world.seen == sorted(world.seen), "steady time went back"
+def clocks():
+    clocks = TwoClocks()
+    yield clocks
+    assert clocks.seen == sorted(clocks.seen), "steady time went back"
 
 
-def test_it_is_the_wall_clock_while_nothing_happens(world):
-    assert world.pass_by(HOUR) == world.wall
+def test_it_is_the_wall_clock_while_nothing_happens(clocks):
+    assert clocks.pass_by(HOUR) == clocks.wall
 
 
 @pytest.mark.parametrize("speed", [0.9995, 1.0005, 0.95, 1.05])
-def test_a_clock_that_is_slewed_is_followed(world, speed):
-    assert abs(world.pass_by(HOUR, wall_speed=speed) - world.wall) <= SECOND
+def test_a_clock_that_is_slewed_is_followed(clocks, speed):
+    assert abs(clocks.pass_by(HOUR, wall_speed=speed) - clocks.wall) <= SECOND
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY, 30 * DAY, -30 * DAY, HOUR, -HOUR])
-def test_a_jump_is_met_in_ten_times_its_length(world, jump):
-    world.wall += jump
-    before = world.seen[-1]
-    assert world.read() == before  # nothing comes due by it
-    passed = world.pass_by(10 * MINUTE) - before
+def test_a_jump_is_met_in_ten_times_its_length(clocks, jump):
+    clocks.wall += jump
+    before = clocks.seen[-1]
+    assert clocks.read() == before  # nothing comes due by it
+    passed = clocks.pass_by(10 * MINUTE) - before
     assert abs(passed - 10 * MINUTE) <= MINUTE  # a tenth faster or slower
-    world.pass_by(10 * abs(jump), step=MINUTE)
-    assert world.seen[-1] == world.wall
+    clocks.pass_by(10 * abs(jump), step=MINUTE)
+    assert clocks.seen[-1] == clocks.wall
 
 
-def test_a_jump_that_is_taken_back_leaves_nothing(world):
-    world.wall += DAY
-    world.pass_by(10 * MINUTE)
-    world.wall -= DAY
-    assert world.pass_by(2 * HOUR) == world.wall
+def test_a_jump_that_is_taken_back_leaves_nothing(clocks):
+    clocks.wall += DAY
+    clocks.pass_by(10 * MINUTE)
+    clocks.wall -= DAY
+    assert clocks.pass_by(2 * HOUR) == clocks.wall
 
 
-def test_what_the_machine_slept_has_passed(world):
-    world.elapsed += 8 * HOUR  # a clock that goes on in suspend
-    world.wall += 8 * HOUR
-    assert world.read() == world.wall
+def test_what_the_machine_slept_has_passed(clocks):
+    clocks.elapsed += 8 * HOUR  # a clock that goes on in suspend
+    clocks.wall += 8 * HOUR
+    assert clocks.read() == clocks.wall
 
 
-def test_elapsed_time_that_goes_back_is_no_time(world):
-    world.elapsed -= DAY
-    assert world.read() == START
-    world.elapsed += SECOND
-    assert world.read() <= START + SECOND
+def test_elapsed_time_that_goes_back_is_no_time(clocks):
+    clocks.elapsed -= DAY
+    assert clocks.read() == START
+    clocks.elapsed += SECOND
+    assert clocks.read() <= START + SECOND
 
 
 def test_the_systems_clock_keeps_both_together():

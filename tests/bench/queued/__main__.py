@@ -20,7 +20,7 @@ from tests.bench.queued.figures import Figure
 from tests.bench.queued.names import names
 from tests.bench.queued.setting import Setting
 from tests.bench.queued.spools import SPOOLS, fill_all
-from tests.bench.queued.traffic import World
+from tests.bench.queued.traffic import Sinks
 
 SCENARIOS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "million": million.measure,
@@ -34,10 +34,10 @@ def main() -> int:
     given = arguments()
     with tempfile.TemporaryDirectory(dir=given.directory, prefix="q") as name:
         folder = Path(name)
-        with World() as world, names() as dns:
+        with Sinks() as sinks, names() as dns:
             wanted = [spool for one in given.only for spool in SPOOLS.get(one, ())]
             setting = Setting(
-                folder=folder, command=given.relay, world=world, dns=dns, scale=given.scale,
+                folder=folder, command=given.relay, sinks=sinks, dns=dns, scale=given.scale,
                 rounds=given.rounds, filled=fill_all(given.filled or folder / "filled", wanted, given.scale),
             )  # fmt: skip
             found = []

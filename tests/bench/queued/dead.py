@@ -59,8 +59,8 @@ def _p99(setting: Setting, name: str, *, spool: str) -> float:
         time.sleep(_SETTLED_S)
         count = int(_RATE * max(5.0, _SECONDS * setting.scale))
         load = Load(f"live-{name}", relay.smtp_port, count, _LIVE, rate=_RATE)
-        sent = setting.world.send(load)[0]
-        arrived = setting.world.arrivals(stamps(load), 60.0)
+        sent = setting.sinks.send(load)[0]
+        arrived = setting.sinks.arrivals(stamps(load), 60.0)
         if sent.refused or None in arrived:
             raise SystemExit(f"{arrived.count(None)} did not arrive, refused: {sent.refused[:3]}")
         took_s = [

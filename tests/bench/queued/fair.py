@@ -50,11 +50,11 @@ def measure(setting: Setting) -> Iterator[Figure]:
         relay.remove()
     with setting.empty("fair-running") as relay:
         load = Load("bulk", relay.smtp_port, 1_000_000, ["x@slow.test"], sender=_BULK)
-        setting.world.begin(load)
+        setting.sinks.begin(load)
         time.sleep(_BACKLOG_S)
         targets = _CASES["slow"][1]
         yield from _others(setting, relay, targets, text="one slow domain, still coming in")
-        setting.world.end()
+        setting.sinks.end()
     relay.remove()
 
 
@@ -67,8 +67,8 @@ def _others(
         if target.endswith("@example.test"):
             worst_s = _local(setting, relay, load)
         else:
-            sent = setting.world.send(load)[0]
-            arrived = setting.world.arrivals(stamps(load), _PATIENCE_S)
+            sent = setting.sinks.send(load)[0]
+            arrived = setting.sinks.arrivals(stamps(load), _PATIENCE_S)
             worst_s = max(
                 (_PATIENCE_S if there is None else there - accepted)
                 for there, accepted in zip(arrived, sent.answered_s, strict=True)
@@ -83,7 +83,7 @@ def _local(setting: Setting, relay: Instance, load: Load) -> float:
     for number in range(load.count):
         one = Load(f"{load.name}-{number}", load.port, 1, load.recipients, sender=load.sender)
         seen = _names(new)
-        sent = setting.world.send(one)[0]
+        sent = setting.sinks.send(one)[0]
         deadline_s = sent.answered_s[0] + _PATIENCE_S
         while not _has_stamp(new, seen, one.name) and time.monotonic() < deadline_s:
             time.sleep(0.02)

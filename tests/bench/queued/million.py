@@ -18,7 +18,7 @@ from tests.bench.queued.figures import Figure
 from tests.bench.queued.filling import DAY_US, HOUR_US, Queued
 from tests.bench.queued.instance import Instance
 from tests.bench.queued.setting import Setting
-from tests.bench.queued.traffic import Load, World, stamps
+from tests.bench.queued.traffic import Load, Sinks, stamps
 
 RECIPIENTS_PER_ENTRY = 5
 _LIVE = [f"user{n}@live{n % 100}.test" for n in range(100)]
@@ -64,7 +64,7 @@ def _first_delivery(setting: Setting) -> Iterator[Figure]:
     empty_s: list[float] = []
     for number in range(_STARTS):
         relay = setting.full(f"start{number}")
-        took_s.append(_until_arrival(relay, setting.world))
+        took_s.append(_until_arrival(relay, setting.sinks))
         relay.stop()
         relay.remove()
         with setting.empty("ready") as relay:
@@ -78,25 +78,25 @@ def _first_delivery(setting: Setting) -> Iterator[Figure]:
     relay.start()
     for _ in range(_STARTS):
         load = Load("before-the-kill", relay.smtp_port, 1_000_000, _LIVE)
-        setting.world.begin(load)  # until it is killed, so that something is left to deliver
+        setting.sinks.begin(load)  # until it is killed, so that something is left to deliver
         time.sleep(_LOAD_S)
         relay.kill()
-        setting.world.end()
+        setting.sinks.end()
         log = relay.folder / "state" / "spool.sqlite-wal"
         note = f"{log.stat().st_size / 1e6:.0f} MB of log"
-        took_s.append(_until_arrival(relay, setting.world))
+        took_s.append(_until_arrival(relay, setting.sinks))
     yield Figure("the same after kill -9", statistics.median(took_s), "s", most=2.0, note=note)
     relay.stop()
     relay.remove()
 
 
-def _until_arrival(relay: Instance, world: World) -> float:
+def _until_arrival(relay: Instance, sinks: Sinks) -> float:
     """From the start of the process until any of the messages that are due comes to its host."""
-    world.forget()
+    sinks.forget()
     relay.start()
-    if not world.until_arrival(_ARRIVAL_S):
+    if not sinks.until_arrival(_ARRIVAL_S):
         raise SystemExit(f"no delivery within {_ARRIVAL_S:g} s of the start")
-    return world.first_arrival_s() - relay.began_s
+    return sinks.first_arrival_s() - relay.began_s
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def _rates(setting: Setting) -> Iterator[Figure]:
 def _round(setting: Setting, relay: Instance, name: str, count: int) -> _Round:
     load = Load(name, relay.smtp_port, count, _LIVE)
     cpu_s = relay.cpu_s()
-    sent = setting.world.send(load)[0]
-    arrived = setting.world.arrivals(stamps(load), _ARRIVAL_S)
+    sent = setting.sinks.send(load)[0]
+    arrived = setting.sinks.arrivals(stamps(load), _ARRIVAL_S)
     if sent.refused or None in arrived:
         raise SystemExit(f"{arrived.count(None)} did not arrive, refused: {sent.refused[:3]}")
     began_s = min(sent.began_s)
@@ -177,7 +177,7 @@ def _work(setting: Setting) -> Iterator[Figure]:
     before = relay.metric("relay_attempts_total")
     count = int(_WORK_S * _WORK_RATE * setting.scale)
     load = Load("work", relay.smtp_port, count, _LIVE, rate=_WORK_RATE)
-    setting.world.send(load)
+    setting.sinks.send(load)
     attempts = relay.metric("relay_attempts_total") - before
     more = relay.resident_mb() - grown_mb["empty"]
     yield Figure(

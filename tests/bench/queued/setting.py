@@ -1,4 +1,4 @@
-"""What every scenario runs in: folders, the world, the DNS, and how much is asked of them.
+"""What every scenario runs in: folders, clients and sinks, the DNS, and how much is asked of them.
 
 Each relay has a folder of its own, with a copy of a filled spool or without one.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.bench.queued.filling import copied
 from tests.bench.queued.instance import Instance
-from tests.bench.queued.traffic import World
+from tests.bench.queued.traffic import Sinks
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Setting:
 
     folder: Path
     command: Sequence[str]
-    world: World
+    sinks: Sinks
     dns: str
     filled: dict[str, Filled]
     scale: float
@@ -40,7 +40,7 @@ class Setting:
     def empty(self, name: str) -> Instance:
         """A relay without a queue."""
         return Instance(
-            self.folder / name, command=self.command, dns=self.dns, port=self.world.port
+            self.folder / name, command=self.command, dns=self.dns, port=self.sinks.port
         )  # fmt: skip
 
     def full(self, name: str, *, spool: str = "million", later_us: int = 0) -> Instance:

@@ -16,7 +16,7 @@ from tests.bench.queued.figures import Figure
 from tests.bench.queued.instance import Instance
 from tests.bench.queued.names import LIVE
 from tests.bench.queued.setting import Setting
-from tests.bench.queued.traffic import Load, World, stamps
+from tests.bench.queued.traffic import Load, Sinks, stamps
 
 SENDERS = 64
 _LIVE = [f"user@live{number}.test" for number in range(LIVE)]
@@ -58,9 +58,9 @@ def _shared(
         count = setting.messages if sessions > 1 else _TURNS * _IN_A_TURN
         load = Load(f"{name}{sessions}", relay.smtp_port, count, recipients, sessions=sessions)
         before = syncs()
-        setting.world.send(load)
+        setting.sinks.send(load)
         if recipients is _LIVE:
-            setting.world.arrivals(stamps(load), 60.0)
+            setting.sinks.arrivals(stamps(load), 60.0)
         if bounds is not None:
             text = f"messages for each of the {what}, {sessions} sender{'s' * (sessions > 1)}"
             yield Figure(f"{text}, {name}", count / (syncs() - before), "", **bounds)
@@ -81,7 +81,7 @@ def _waited(setting: Setting, relay: Instance) -> Iterator[Figure]:
             if not sender:
                 some = _machine(relay.folder / "file")
             else:
-                some = _pauses(setting.world, relay, name=f"alone{turn}", sender=sender)
+                some = _pauses(setting.sinks, relay, name=f"alone{turn}", sender=sender)
             if turn:  # the first is to warm up
                 pauses.extend(some)
     accepted_s, refused_s, sync_s = (statistics.median(one) for one in found.values())
@@ -103,7 +103,7 @@ def _machine(path: Path) -> list[float]:
     return took_s
 
 
-def _pauses(world: World, relay: Instance, *, name: str, sender: str) -> list[float]:
+def _pauses(sinks: Sinks, relay: Instance, *, name: str, sender: str) -> list[float]:
     """From final dot to reply, in sessions so short that refusals do not end them."""
     pauses: list[float] = []
     while len(pauses) < _IN_A_TURN:
@@ -111,6 +111,6 @@ def _pauses(world: World, relay: Instance, *, name: str, sender: str) -> list[fl
             f"{name}-{sender}-{len(pauses)}", relay.smtp_port, _IN_A_SESSION, _CAPTURED,
             sender=sender, sessions=1,
         )  # fmt: skip
-        sent = world.send(load)[0]
+        sent = sinks.send(load)[0]
         pauses += [end - dot for end, dot in zip(sent.answered_s, sent.dot_s, strict=True)]
     return pauses

@@ -1,4 +1,4 @@
-"""The world around a relay, in a process of its own: clients that send, servers that take.
+"""Clients and sinks around a relay, in a process of its own: clients that send, servers that take.
 
 Times are time.monotonic(), which all processes of a machine share. What the child raises is raised
 in the caller. See RFC 5321, 2920.
@@ -68,8 +68,8 @@ class Sent:
     refused: list[str] = field(default_factory=list)
 
 
-class World:
-    """`with World() as world`: sinks at every address of DELAY_S and black holes, at `port`."""
+class Sinks:
+    """`with Sinks() as sinks`: sinks at every address of DELAY_S and black holes, at `port`."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")

@@ -82,7 +82,7 @@ class Records:
 
 
 @dataclass
-class World:
+class ApiClients:
     http: httpx.AsyncClient
     control: httpx.AsyncClient
     records: Records
@@ -99,7 +99,7 @@ async def no_history(_older_than_s: float | None, _dry_run: bool) -> dict[str, A
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
+async def api() -> AsyncIterator[ApiClients]:
     records, changes = Records(), ChangeNotifier()
     records.allowed.set()
     dependencies = ApiDependencies(
@@ -123,7 +123,7 @@ async def world() -> AsyncIterator[World]:
         httpx.AsyncClient(transport=outside, base_url="http://relay.test") as http,
         httpx.AsyncClient(transport=inside, base_url="http://localhost") as control,
     ):
-        made = World(http, control, records, changes, pressure=pressure)
+        made = ApiClients(http, control, records, changes, pressure=pressure)
         yield made
 
 
@@ -132,37 +132,39 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("path", ["/messages", "/messages/q1", "/messages/q1/wait", "/queue"])
-async def test_a_token_is_required(world: World, path: str) -> None:
-    assert code(await world.http.get("/relay/v1" + path)) == (401, "InvalidAuthenticationToken")
+async def test_a_token_is_required(api: ApiClients, path: str) -> None:
+    assert code(await api.http.get("/relay/v1" + path)) == (401, "InvalidAuthenticationToken")
 
 
 @pytest.mark.parametrize(
     ("token", "seen"), [("alice", True), ("bob", False), ("watcher", True), ("operator", True)]
 )
-async def test_an_account_sees_its_own_messages_only(world: World, token: str, seen: bool) -> None:
+async def test_an_account_sees_its_own_messages_only(
+    api: ApiClients, token: str, seen: bool
+) -> None:
     journey = a_journey("relayed")
-    world.records.known["q1"] = ("alice@example.test", journey)
-    answer = await world.get("/relay/v1/messages/q1", token)
+    api.records.known["q1"] = ("alice@example.test", journey)
+    answer = await api.get("/relay/v1/messages/q1", token)
     if seen:
         assert (answer.status_code, answer.json()) == (200, journey)
     else:
         assert code(answer) == (404, "ErrorItemNotFound")
-        never = await world.get("/relay/v1/messages/q2", token)
+        never = await api.get("/relay/v1/messages/q2", token)
         assert answer.json()["error"]["code"] == never.json()["error"]["code"]
-    recent = (await world.get("/relay/v1/messages", token)).json()
+    recent = (await api.get("/relay/v1/messages", token)).json()
     assert recent == ([journey] if seen else [])
 
 
 @pytest.mark.parametrize("name", ["%3Cm%2Fx@a.test%3E", "m%2Fx@a.test"])
-async def test_a_message_id_with_or_without_brackets(world: World, name: str) -> None:
-    world.records.known["<m/x@a.test>"] = ("alice@example.test", a_journey("queued"))
-    assert (await world.get(f"/relay/v1/messages/{name}")).status_code == 200
+async def test_a_message_id_with_or_without_brackets(api: ApiClients, name: str) -> None:
+    api.records.known["<m/x@a.test>"] = ("alice@example.test", a_journey("queued"))
+    assert (await api.get(f"/relay/v1/messages/{name}")).status_code == 200
 
 
-async def test_the_newest_messages(world: World) -> None:
-    await world.get("/relay/v1/messages?limit=5&state=deferred")
-    await world.get("/relay/v1/messages", "watcher")
-    assert world.records.asked == [("alice@example.test", "deferred", 5), (None, "", 100)]
+async def test_the_newest_messages(api: ApiClients) -> None:
+    await api.get("/relay/v1/messages?limit=5&state=deferred")
+    await api.get("/relay/v1/messages", "watcher")
+    assert api.records.asked == [("alice@example.test", "deferred", 5), (None, "", 100)]
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,8 @@ async def test_the_newest_messages(world: World) -> None:
         ("/queue/stats?x=1", "x"),
     ],
 )
-async def test_bad_parameters_are_named(world: World, path: str, named: str) -> None:
-    answer = await world.get("/relay/v1" + path, "operator")
+async def test_bad_parameters_are_named(api: ApiClients, path: str, named: str) -> None:
+    answer = await api.get("/relay/v1" + path, "operator")
     assert code(answer) == (400, "BadRequest")
     assert named in answer.json()["error"]["message"]
 
@@ -202,43 +204,43 @@ async def test_bad_parameters_are_named(world: World, path: str, named: str) -> 
     ],
 )
 async def test_waiting_says_whether_it_got_there(
-    world: World, states: list[str], state: str, reached: bool
+    api: ApiClients, states: list[str], state: str, reached: bool
 ) -> None:
-    world.records.known["q1"] = ("alice@example.test", a_journey(*states))
-    answer = await world.get(f"/relay/v1/messages/q1/wait?state={state}&timeout=0")
+    api.records.known["q1"] = ("alice@example.test", a_journey(*states))
+    answer = await api.get(f"/relay/v1/messages/q1/wait?state={state}&timeout=0")
     assert answer.json() == {**a_journey(*states), "reached": reached}
 
 
-async def test_wait_ends_when_the_message_is_final_in_another_state(world: World) -> None:
-    world.records.known["q1"] = ("alice@example.test", a_journey("failed", "delivered"))
+async def test_wait_ends_when_the_message_is_final_in_another_state(api: ApiClients) -> None:
+    api.records.known["q1"] = ("alice@example.test", a_journey("failed", "delivered"))
     async with asyncio.timeout(10):
-        answer = await world.get("/relay/v1/messages/q1/wait?state=relayed&timeout=60")
+        answer = await api.get("/relay/v1/messages/q1/wait?state=relayed&timeout=60")
     assert answer.json()["reached"] is False
 
 
-async def test_waiting_wakes_on_a_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_wakes_on_a_change(api: ApiClients, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "_POLL_S", 60.0)
-    wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=60"))
-    await world.records.looks.get()
-    world.records.known["q1"] = ("alice@example.test", a_journey("deferred"))
-    world.changes.notify()
-    await world.records.looks.get()
+    wait = asyncio.create_task(api.get("/relay/v1/messages/q1/wait?timeout=60"))
+    await api.records.looks.get()
+    api.records.known["q1"] = ("alice@example.test", a_journey("deferred"))
+    api.changes.notify()
+    await api.records.looks.get()
     assert not wait.done()
-    world.records.known["q1"] = ("alice@example.test", a_journey("delivered"))
-    world.changes.notify()
+    api.records.known["q1"] = ("alice@example.test", a_journey("delivered"))
+    api.changes.notify()
     async with asyncio.timeout(10):
         answer = await wait
     assert answer.json()["reached"] is True
 
 
-async def test_wait_does_not_query_at_every_change(world: World) -> None:
-    wait = asyncio.create_task(world.get("/relay/v1/messages/q1/wait?timeout=0.3"))
-    await world.records.looks.get()
+async def test_wait_does_not_query_at_every_change(api: ApiClients) -> None:
+    wait = asyncio.create_task(api.get("/relay/v1/messages/q1/wait?timeout=0.3"))
+    await api.records.looks.get()
     while not wait.done():
-        world.changes.notify()
+        api.changes.notify()
         await asyncio.sleep(0)
     # each look for "q1" is one; a busy loop makes thousands of them
-    assert world.records.looks.qsize() < 20
+    assert api.records.looks.qsize() < 20
 
 
 async def test_a_change_during_a_query_is_not_missed() -> None:
@@ -263,8 +265,8 @@ async def test_a_change_in_a_thread_wakes_waiters() -> None:
         await waiting
 
 
-async def test_wait_times_out(world: World) -> None:
-    answer = await world.get("/relay/v1/messages/q1/wait?timeout=0.05")
+async def test_wait_times_out(api: ApiClients) -> None:
+    answer = await api.get("/relay/v1/messages/q1/wait?timeout=0.05")
     assert code(answer) == (404, "ErrorItemNotFound")
 
 
@@ -273,43 +275,43 @@ async def test_wait_times_out(world: World) -> None:
     [("alice", 403, 403), ("watcher", 200, 403), ("operator", 200, 200)],
 )
 async def test_roles_of_the_queue(
-    world: World, token: str, read_status: int, change_status: int
+    api: ApiClients, token: str, read_status: int, change_status: int
 ) -> None:
-    assert (await world.get("/relay/v1/queue", token)).status_code == read_status
-    assert (await world.get("/relay/v1/queue/stats", token)).status_code == read_status
+    assert (await api.get("/relay/v1/queue", token)).status_code == read_status
+    assert (await api.get("/relay/v1/queue/stats", token)).status_code == read_status
     headers = {"authorization": f"Bearer {token}"}
     for operation in ("retry", "hold", "release", "cancel", "reroute"):
         body = {"all": True} | ({"to": "mx:a.test"} if operation == "reroute" else {})
-        answer = await world.http.post(f"/relay/v1/queue/{operation}", json=body, headers=headers)
+        answer = await api.http.post(f"/relay/v1/queue/{operation}", json=body, headers=headers)
         assert answer.status_code == change_status
-    orders = [one for one in world.records.asked if isinstance(one[0], QueueCommand)]
+    orders = [one for one in api.records.asked if isinstance(one[0], QueueCommand)]
     assert len(orders) == (5 if change_status == 200 else 0)
 
 
-async def test_a_list_names_the_ids_that_nothing_has_in_a_header(world: World) -> None:
-    answer = await world.get("/relay/v1/queue?id=q1,%3Cx%40y%3E,%C3%BC%0a", "watcher")
+async def test_a_list_names_the_ids_that_nothing_has_in_a_header(api: ApiClients) -> None:
+    answer = await api.get("/relay/v1/queue?id=q1,%3Cx%40y%3E,%C3%BC%0a", "watcher")
     assert (answer.status_code, answer.json()) == (200, [{"id": "q1", "entry": 1}])
     assert answer.headers["x-relay-unknown"] == "%3Cx%40y%3E,%C3%BC%0A"
-    assert "x-relay-unknown" not in (await world.get("/relay/v1/queue?id=q1", "watcher")).headers
+    assert "x-relay-unknown" not in (await api.get("/relay/v1/queue?id=q1", "watcher")).headers
 
 
-async def test_an_id_of_a_list_may_have_a_comma(world: World) -> None:
+async def test_an_id_of_a_list_may_have_a_comma(api: ApiClients) -> None:
     ids = ("<a,b%2C@c>", "q1")
     query = urlencode({"id": ",".join(quote(one, safe="") for one in ids)})
-    assert (await world.get(f"/relay/v1/queue?{query}", "watcher")).status_code == 200
-    ((selector, _),) = world.records.asked
+    assert (await api.get(f"/relay/v1/queue?{query}", "watcher")).status_code == 200
+    ((selector, _),) = api.records.asked
     assert selector == Selector(ids=ids)
 
 
-async def test_the_control_socket_is_an_operator(world: World) -> None:
-    await world.control.get("/relay/v1/queue?id=q1,q2&domain=a.test&older_than=60&limit=7")
+async def test_the_control_socket_is_an_operator(api: ApiClients) -> None:
+    await api.control.get("/relay/v1/queue?id=q1,q2&domain=a.test&older_than=60&limit=7")
     body = {"sender": "a@b.test", "older_than_s": 5, "dry_run": True, "reason": " why "}
-    answer = await world.control.post("/relay/v1/queue/hold", json=body)
+    answer = await api.control.post("/relay/v1/queue/hold", json=body)
     assert answer.json() == {
         "matched": 3, "done": 3, "unchanged": 0, "in_flight": 0, "dry_run": False, "unknown": [],
         "entries": [{"id": "q1", "entry": 1}],
     }  # fmt: skip
-    listed, (order,) = world.records.asked
+    listed, (order,) = api.records.asked
     assert listed == (Selector(ids=("q1", "q2"), domain="a.test", older_than_s=60.0), 7)
     assert order == QueueCommand(
         Operation.HOLD,
@@ -318,49 +320,49 @@ async def test_the_control_socket_is_an_operator(world: World) -> None:
         why="why",
         dry_run=True,
     )
-    world.records.known["last"] = ("alice@example.test", a_journey("queued"))
-    assert (await world.control.get("/relay/v1/messages/last")).status_code == 200
+    api.records.known["last"] = ("alice@example.test", a_journey("queued"))
+    assert (await api.control.get("/relay/v1/messages/last")).status_code == 200
 
 
 async def test_the_issuer_of_a_command_is_the_token_or_the_operators_user(
-    world: World,
+    api: ApiClients,
 ) -> None:
     body = {"all": True, "who": "olga"}
-    assert (await world.control.post("/relay/v1/queue/cancel", json=body)).status_code == 200
+    assert (await api.control.post("/relay/v1/queue/cancel", json=body)).status_code == 200
     headers = {"authorization": "Bearer operator"}
-    answer = await world.http.post("/relay/v1/queue/cancel", json=body, headers=headers)
+    answer = await api.http.post("/relay/v1/queue/cancel", json=body, headers=headers)
     assert code(answer) == (403, "ErrorAccessDenied")
     del body["who"]
-    await world.http.post("/relay/v1/queue/cancel", json=body, headers=headers)
-    assert [one.who for (one,) in world.records.asked] == ["olga", "operator@example.test"]
+    await api.http.post("/relay/v1/queue/cancel", json=body, headers=headers)
+    assert [one.who for (one,) in api.records.asked] == ["olga", "operator@example.test"]
 
 
-async def test_a_queue_command_wakes_waiters(world: World) -> None:
-    before = world.changes.count
-    await world.control.post("/relay/v1/queue/cancel", json={"all": True})
-    assert world.changes.count > before
+async def test_a_queue_command_wakes_waiters(api: ApiClients) -> None:
+    before = api.changes.count
+    await api.control.post("/relay/v1/queue/cancel", json={"all": True})
+    assert api.changes.count > before
 
 
-async def test_the_spool_is_not_there(world: World) -> None:
-    world.records.fault = SpoolUnavailableError("The spool is locked.")
-    answer = await world.control.get("/relay/v1/queue")
+async def test_the_spool_is_not_there(api: ApiClients) -> None:
+    api.records.fault = SpoolUnavailableError("The spool is locked.")
+    answer = await api.control.get("/relay/v1/queue")
     assert code(answer) == (503, "ResourceUnhealthy")
     assert answer.headers["retry-after"] == "5"
 
 
-async def test_health_readiness_and_metrics_need_no_token(world: World) -> None:
-    assert (await world.http.get("/healthz")).text == "ok\n"
-    assert (await world.http.get("/readyz")).text == "ready\n"
-    world.not_ready = "starting"
-    late = await world.http.get("/readyz")
+async def test_health_readiness_and_metrics_need_no_token(api: ApiClients) -> None:
+    assert (await api.http.get("/healthz")).text == "ok\n"
+    assert (await api.http.get("/readyz")).text == "ready\n"
+    api.not_ready = "starting"
+    late = await api.http.get("/readyz")
     assert (late.status_code, late.text) == (503, "starting\n")
-    world.not_ready = ""
-    world.pressure.state = PressureState(
+    api.not_ready = ""
+    api.pressure.state = PressureState(
         {PressureReason.QUEUE: PressureLevel.REFUSE, PressureReason.MEMORY: PressureLevel.SLOW}
     )
-    short = await world.http.get("/readyz")  # mail is still read, and delivered
+    short = await api.http.get("/readyz")  # mail is still read, and delivered
     assert (short.status_code, short.text) == (200, "ready; refuse: queue\n")
-    metrics = await world.http.get("/metrics")
+    metrics = await api.http.get("/metrics")
     assert "relay_queue_unaccounted 0.0" in metrics.text
     assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
@@ -379,15 +381,15 @@ async def test_health_readiness_and_metrics_need_no_token(world: World) -> None:
         ("POST", "/metrics", 405),
     ],
 )
-async def test_what_is_not_there(world: World, method: str, path: str, status: int) -> None:
+async def test_what_is_not_there(api: ApiClients, method: str, path: str, status: int) -> None:
     headers = {"authorization": "Bearer operator"}
-    assert (await world.http.request(method, path, headers=headers)).status_code == status
+    assert (await api.http.request(method, path, headers=headers)).status_code == status
 
 
-async def test_an_order_that_a_stop_breaks_off_may_be_given_again(world: World) -> None:
-    world.records.allowed.clear()
-    asking = asyncio.create_task(world.control.post("/relay/v1/queue/hold", json={"all": True}))
-    while not world.records.asked:
+async def test_an_order_that_a_stop_breaks_off_may_be_given_again(api: ApiClients) -> None:
+    api.records.allowed.clear()
+    asking = asyncio.create_task(api.control.post("/relay/v1/queue/hold", json={"all": True}))
+    while not api.records.asked:
         await asyncio.sleep(0)
     asking.cancel()  # as the server does with what is still in work when its grace time is over
     answer = await asking

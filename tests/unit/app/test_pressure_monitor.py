@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 BOUNDS = Bounds(disk_free=1024, queue_entries=1000, memory=100 * MIB, commit_latency_s=5.0)
 
 
-class World:
+class WatchedDisk:
     """A monitor of figures that a test sets, on the disk of a folder."""
 
     def __init__(self, folder, **changes):
@@ -61,19 +61,21 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path) -> World:
-    return World(tmp_path)
+def watched(tmp_path) -> WatchedDisk:
+    return WatchedDisk(tmp_path)
 
 
-async def test_nothing_is_short_and_the_reserve_file_is_there(world):
-    assert await world.measure() == replace(
-        PressureState(), room_bytes=world.pressure.state.room_bytes
+async def test_nothing_is_short_and_the_reserve_file_is_there(watched):
+    assert await watched.measure() == replace(
+        PressureState(), room_bytes=watched.pressure.state.room_bytes
     )
-    assert world.pressure.state.room_bytes > MIB
-    assert (world.folder / "ballast").stat().st_size == MIB
-    assert world.reported == []
-    assert world.metric("relay_pressure_level") == 0
-    assert {world.metric("relay_pressure_reason", reason=str(one)) for one in PressureReason} == {0}
+    assert watched.pressure.state.room_bytes > MIB
+    assert (watched.folder / "ballast").stat().st_size == MIB
+    assert watched.reported == []
+    assert watched.metric("relay_pressure_level") == 0
+    assert {watched.metric("relay_pressure_reason", reason=str(one)) for one in PressureReason} == {
+        0
+    }
 
 
 @pytest.mark.parametrize(
@@ -85,40 +87,40 @@ async def test_nothing_is_short_and_the_reserve_file_is_there(world):
         ({"memory_bytes": 100 * MIB}, PressureReason.MEMORY),
     ],
 )
-async def test_each_transition_is_logged_once_and_reverts(world, change, reason):
-    before = {name: getattr(world, name) for name in change}
-    await world.measure()
+async def test_each_transition_is_logged_once_and_reverts(watched, change, reason):
+    before = {name: getattr(watched, name) for name in change}
+    await watched.measure()
     for name, value in change.items():
-        setattr(world, name, value)
+        setattr(watched, name, value)
     with capture_logs() as logs:
         for _ in range(3):
-            await world.measure()
+            await watched.measure()
         for name, value in before.items():
-            setattr(world, name, value)
-        assert world.metric("relay_pressure_level") == 2
-        assert world.metric("relay_pressure_reason", reason=str(reason)) == 2
+            setattr(watched, name, value)
+        assert watched.metric("relay_pressure_level") == 2
+        assert watched.metric("relay_pressure_reason", reason=str(reason)) == 2
         for _ in range(3):
-            await world.measure()
-    assert [state.levels for state in world.reported] == [{reason: PressureLevel.REFUSE}, {}]
+            await watched.measure()
+    assert [state.levels for state in watched.reported] == [{reason: PressureLevel.REFUSE}, {}]
     reported = [(one["log_level"], one["state"], one["reasons"]) for one in logs]
     assert reported == [("warning", "refuse", f"{reason}=refuse"), ("info", "normal", "")]
-    assert world.metric("relay_pressure_level") == 0
+    assert watched.metric("relay_pressure_level") == 0
 
 
-async def test_rising_pressure_is_a_warning_and_falling_pressure_is_info(world):
+async def test_rising_pressure_is_a_warning_and_falling_pressure_is_info(watched):
     levels = []
     for entries in (0, 950, 1000, 850, 0):
-        world.load = SpoolLoad(entries=entries)
+        watched.load = SpoolLoad(entries=entries)
         with capture_logs() as logs:
-            await world.measure()
+            await watched.measure()
         levels += [(one["log_level"], one["state"]) for one in logs]
     assert levels == [
         ("warning", "slow"), ("warning", "refuse"), ("info", "slow"), ("info", "normal"),
     ]  # fmt: skip
 
 
-async def test_a_hanging_disk_does_not_block_the_monitor(world, monkeypatch):
-    await world.measure()
+async def test_a_hanging_disk_does_not_block_the_monitor(watched, monkeypatch):
+    await watched.measure()
     monkeypatch.setattr(monitoring, "_ANSWER_S", 0.01)
     answers, real, asked = threading.Event(), monitoring.disk_of, []
 
@@ -128,50 +130,50 @@ async def test_a_hanging_disk_does_not_block_the_monitor(world, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(monitoring, "disk_of", silent)
-    assert (await world.measure()).level is PressureLevel.NORMAL  # as at its last answer
-    world.clock.advance(11)
-    state = await world.measure()
+    assert (await watched.measure()).level is PressureLevel.NORMAL  # as at its last answer
+    watched.clock.advance(11)
+    state = await watched.measure()
     assert state.reasons == (PressureReason.SPOOL_DISK, PressureReason.MAIL_DISK)
     assert len(asked) == 2  # once each, however often it is looked
     answers.set()
     async with asyncio.timeout(5):
-        while (await world.measure()).levels:
+        while (await watched.measure()).levels:
             pass
 
 
-async def test_a_disk_error_counts_as_full(world, monkeypatch):
+async def test_a_disk_error_counts_as_full(watched, monkeypatch):
     def gone(path):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
         patched.setattr(monitoring, "disk_of", gone)
-        assert (await world.measure()).queue is PressureLevel.REFUSE
-    assert (await world.measure()).level is PressureLevel.NORMAL
+        assert (await watched.measure()).queue is PressureLevel.REFUSE
+    assert (await watched.measure()).level is PressureLevel.NORMAL
 
 
-async def test_a_clock_jump_is_logged_once_and_when_it_ends(world):
+async def test_a_clock_jump_is_logged_once_and_when_it_ends(watched):
     day_us = 86400 * 1_000_000
     with capture_logs() as logs:
         for jumped_us in (0, 59_000_000, day_us, day_us, 61_000_000, 0, -day_us, 0):
-            world.clock.jumped_us = jumped_us
-            await world.measure()
+            watched.clock.jumped_us = jumped_us
+            await watched.measure()
     reported = [(one["log_level"], one.get("seconds")) for one in logs]
     assert reported == [("warning", 86400.0), ("info", None), ("warning", -86400.0), ("info", None)]
-    world.clock.jumped_us = day_us
-    await world.measure()
-    assert world.metric("relay_clock_jump_seconds") == 86400
+    watched.clock.jumped_us = day_us
+    await watched.measure()
+    assert watched.metric("relay_clock_jump_seconds") == 86400
 
 
-async def test_an_internal_error_does_not_end_the_monitor(world, monkeypatch):
+async def test_an_internal_error_does_not_end_the_monitor(watched, monkeypatch):
     looked = asyncio.Event()
 
     def broken():
         looked.set()
         raise ZeroDivisionError
 
-    world.monitor._resident = broken
+    watched.monitor._resident = broken
     monkeypatch.setattr(monitoring, "INTERVAL_S", 0)
-    task = asyncio.create_task(world.monitor.run())
+    task = asyncio.create_task(watched.monitor.run())
     async with asyncio.timeout(5):
         for _ in range(2):
             await looked.wait()
@@ -199,13 +201,13 @@ def test_memory_limit_of_a_control_group(tmp_path, monkeypatch):
     assert (memory_limit_bytes(), unbounded > MIB) == (MIB, True)
 
 
-async def test_free_memory_is_returned_to_the_system(world, monkeypatch):
+async def test_free_memory_is_returned_to_the_system(watched, monkeypatch):
     given = []
-    monkeypatch.setattr(monitoring, "trim_memory", lambda: given.append(world.clock.now_s))
+    monkeypatch.setattr(monitoring, "trim_memory", lambda: given.append(watched.clock.now_s))
     for memory_bytes in (0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
-        world.memory_bytes = memory_bytes
-        await world.measure()
-        world.clock.advance(5)
+        watched.memory_bytes = memory_bytes
+        await watched.measure()
+        watched.clock.advance(5)
     assert [at - given[0] for at in given] == [0, 10]
 
 

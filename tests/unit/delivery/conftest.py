@@ -108,7 +108,7 @@ class Store:
         return DeliveryResult.DELIVERED
 
 
-class World:
+class RunningDelivery:
     """Delivery with a real spool and real sockets, and fakes for the other rooms."""
 
     def __init__(self, folder: Path) -> None:
@@ -240,7 +240,7 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
-    yield world
-    await world.stop()
+async def delivery(tmp_path: Path) -> AsyncIterator[RunningDelivery]:
+    delivery = RunningDelivery(tmp_path)
+    yield delivery
+    await delivery.stop()

@@ -13,323 +13,327 @@ from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, RemoteMx
 
 
-async def test_each_recipient_keeps_its_own_reply(world) -> None:
+async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
     replies = {"b@a.test": ["450 4.2.1 later", "250 2.1.5 ok"], "c@a.test": "550 5.1.1 who?"}
     async with RemoteMx(rcpt=replies) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        journey = await world.done(await world.send("a@a.test", "b@a.test", "c@a.test"))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send("a@a.test", "b@a.test", "c@a.test"))
     assert states(journey) == {"a@a.test": "relayed", "b@a.test": "relayed", "c@a.test": "failed"}
     assert outcomes(journey, "b@a.test") == ["deferred", "relayed"]
     assert outcomes(journey, "a@a.test") == ["relayed"]
     assert [one.addresses for one in mx.envelopes] == [["a@a.test"], ["b@a.test"]]
-    assert world.reporter.failures_reported == [("c@a.test", "5.1.1")]
+    assert delivery.reporter.failures_reported == [("c@a.test", "5.1.1")]
     assert [step["step"] for step in journey["steps"]] == [6, 7, 6]
 
 
-async def test_a_connection_is_reused(world) -> None:
+async def test_a_connection_is_reused(delivery) -> None:
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        world.connections_max = 1
-        await world.start()
-        for queue_id in [await world.send(f"{n}@a.test") for n in range(10)]:
-            await world.done(queue_id)
+        delivery.table.at("a.test", mx)
+        delivery.connections_max = 1
+        await delivery.start()
+        for queue_id in [await delivery.send(f"{n}@a.test") for n in range(10)]:
+            await delivery.done(queue_id)
         assert len(mx.envelopes) == 10
         assert {one.session for one in mx.envelopes} == {1}
 
 
-async def test_a_site_gets_up_to_its_limit_of_connections(world) -> None:
+async def test_a_site_gets_up_to_its_limit_of_connections(delivery) -> None:
     gate = asyncio.Event()
     gate.set()
     async with RemoteMx(gates={"DOT": gate}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        for queue_id in [await world.send(f"{n}@a.test") for n in range(20)]:
-            await world.done(queue_id)
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        for queue_id in [await delivery.send(f"{n}@a.test") for n in range(20)]:
+            await delivery.done(queue_id)
         gate.clear()
-        ids = [await world.send(f"{n}@a.test") for n in range(40)]
+        ids = [await delivery.send(f"{n}@a.test") for n in range(40)]
         async with asyncio.timeout(15):
             while mx.most_open < 20:
                 await asyncio.sleep(0)
         gate.set()
         for queue_id in ids:
-            await world.done(queue_id)
+            await delivery.done(queue_id)
         assert mx.most_open == 20
 
 
 async def test_the_global_connection_limit_holds_and_idle_connections_close_for_others(
-    world,
+    delivery,
 ) -> None:
     async with RemoteMx() as one, RemoteMx() as two:
-        world.table.at("a.test", one)
-        world.table.at("b.test", two)
-        world.connections_in_all = 1
-        await world.start()
+        delivery.table.at("a.test", one)
+        delivery.table.at("b.test", two)
+        delivery.connections_in_all = 1
+        await delivery.start()
         for address in ("x@a.test", "y@b.test", "z@a.test"):
-            journey = await world.done(await world.send(address))
+            journey = await delivery.done(await delivery.send(address))
             assert states(journey) == {address: "relayed"}
-        gauge = world.metrics.registry.get_sample_value("relay_connections", {"state": "outgoing"})
+        gauge = delivery.metrics.registry.get_sample_value(
+            "relay_connections", {"state": "outgoing"}
+        )
         assert gauge == 1
 
 
-async def test_a_stalled_site_does_not_delay_another(world) -> None:
+async def test_a_stalled_site_does_not_delay_another(delivery) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"CONNECT": never}) as stalled, RemoteMx() as mx:
-        world.table.at("stalled.test", stalled)
-        world.table.at("a.test", mx)
-        await world.start()
-        stuck = await world.send("x@stalled.test")
+        delivery.table.at("stalled.test", stalled)
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        stuck = await delivery.send("x@stalled.test")
         await stalled.reached("CONNECT")
-        journey = await world.done(await world.send("y@a.test"))
+        journey = await delivery.done(await delivery.send("y@a.test"))
         assert states(journey) == {"y@a.test": "relayed"}
-        assert states(await world.spool.journey(stuck)) == {"x@stalled.test": "queued"}
+        assert states(await delivery.spool.journey(stuck)) == {"x@stalled.test": "queued"}
 
 
 @pytest.mark.parametrize("claim", [True, False])
-async def test_a_long_queue_for_a_stalled_site_leaves_room_for_others(world, claim: bool) -> None:
+async def test_a_long_queue_for_a_stalled_site_leaves_room_for_others(
+    delivery, claim: bool
+) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"CONNECT": never}) as stalled, RemoteMx() as mx:
-        world.table.at("stalled.test", stalled)
-        world.table.at("a.test", mx)
-        world.window_claims = 20
-        world.timeouts = replace(world.timeouts, command_s=60)  # no end of the stall saves us
-        await world.start()
+        delivery.table.at("stalled.test", stalled)
+        delivery.table.at("a.test", mx)
+        delivery.window_claims = 20
+        delivery.timeouts = replace(delivery.timeouts, command_s=60)  # no end of the stall saves us
+        await delivery.start()
         for number in range(60):
-            may_claim = claim and world.has_room_for("mx:stalled.test")
-            await world.send(f"{number}@stalled.test", claim=may_claim)
+            may_claim = claim and delivery.has_room_for("mx:stalled.test")
+            await delivery.send(f"{number}@stalled.test", claim=may_claim)
         await stalled.reached("CONNECT")
         for address in ("y@a.test", "z@a.test"):
-            journey = await world.done(await world.send(address, claim=False))
+            journey = await delivery.done(await delivery.send(address, claim=False))
             assert states(journey) == {address: "relayed"}
 
 
-async def test_a_queue_longer_than_the_active_queue_is_delivered_whole_once(world) -> None:
+async def test_a_queue_longer_than_the_active_queue_is_delivered_whole_once(delivery) -> None:
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        world.window_claims = 8
-        await world.start()
-        for queue_id in [await world.send(f"{n}@a.test", claim=False) for n in range(60)]:
-            await world.done(queue_id)
+        delivery.table.at("a.test", mx)
+        delivery.window_claims = 8
+        await delivery.start()
+        for queue_id in [await delivery.send(f"{n}@a.test", claim=False) for n in range(60)]:
+            await delivery.done(queue_id)
         assert len(mx.envelopes) == 60
 
 
-async def test_equal_hosts_share_even_a_slow_stream(world) -> None:
+async def test_equal_hosts_share_even_a_slow_stream(delivery) -> None:
     async with RemoteMx() as one, RemoteMx() as two, RemoteMx() as worse:
         preferences = ((one, 10), (two, 10), (worse, 20))
-        world.table.hosts["a.test"] = Hosts(
+        delivery.table.hosts["a.test"] = Hosts(
             tuple(
                 Host(f"mx{mx.port}.a.test", preference, (mx.host,), mx.port)
                 for mx, preference in preferences
             )
         )
-        await world.start()
+        await delivery.start()
         for number in range(6):
-            await world.done(await world.send(f"{number}@a.test"))
+            await delivery.done(await delivery.send(f"{number}@a.test"))
     assert (len(one.envelopes), len(two.envelopes), len(worse.envelopes)) == (3, 3, 0)
     assert (one.sessions, two.sessions) == (1, 1)
 
 
-async def test_the_second_mx_is_tried_when_the_first_refuses_the_connection(world) -> None:
+async def test_the_second_mx_is_tried_when_the_first_refuses_the_connection(delivery) -> None:
     async with RemoteMx(replies={"CONNECT": "421 4.3.2 busy"}) as first, RemoteMx() as second:
-        world.table.at("a.test", first, second)
-        await world.start()
-        journey = await world.done(await world.send("x@a.test"))
+        delivery.table.at("a.test", first, second)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send("x@a.test"))
     assert journey["recipients"][0]["attempts"][0]["host"] == "mx1.a.test"
     assert len(second.envelopes) == 1
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
 async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
-    world, stage: str
+    delivery, stage: str
 ) -> None:
     scripts = {stage: [DROP, "250 ok"]} if stage not in ("CONNECT", "DATA") else {}
     async with RemoteMx(replies=scripts or {stage: DROP}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        queue_id = await world.send("x@a.test")
-        await world.changed.get()
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test")
+        await delivery.changed.get()
         mx.replies = {}
-        journey = await world.done(queue_id)
+        journey = await delivery.done(queue_id)
     assert outcomes(journey, "x@a.test")[0] == "deferred"
     assert outcomes(journey, "x@a.test")[-1] == "relayed"
     assert len(mx.received("x@a.test")) == 1
 
 
-async def test_a_connection_lost_after_the_dot_is_indeterminate_and_retried(world) -> None:
+async def test_a_connection_lost_after_the_dot_is_indeterminate_and_retried(delivery) -> None:
     async with RemoteMx(replies={"DOT": [DROP, "250 2.0.0 ok"]}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        journey = await world.done(await world.send("x@a.test"))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send("x@a.test"))
     assert outcomes(journey, "x@a.test") == ["indeterminate", "relayed"]
     assert len(mx.envelopes) == 2
 
 
-async def test_expiry_reports_the_last_reply(world) -> None:
+async def test_expiry_reports_the_last_reply(delivery) -> None:
     async with RemoteMx(replies={"RCPT": "450 4.2.1 never today"}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        journey = await world.done(await world.send("x@a.test", expire_s=0.3))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send("x@a.test", expire_s=0.3))
     assert states(journey) == {"x@a.test": "expired"}
     assert "450 4.2.1 never today" in journey["recipients"][0]["reply"]
-    assert world.reporter.failures_reported == [("x@a.test", "5.4.7")]
+    assert delivery.reporter.failures_reported == [("x@a.test", "5.4.7")]
 
 
 @pytest.mark.parametrize("resolution", [NullMx("a.test"), NoSuchDomain("a.test")])
-async def test_a_definite_dns_failure_bounces(world, resolution) -> None:
-    world.table.hosts["a.test"] = resolution
-    await world.start()
-    journey = await world.done(await world.send("x@a.test"))
+async def test_a_definite_dns_failure_bounces(delivery, resolution) -> None:
+    delivery.table.hosts["a.test"] = resolution
+    await delivery.start()
+    journey = await delivery.done(await delivery.send("x@a.test"))
     assert states(journey) == {"x@a.test": "failed"}
     assert journey["recipients"][0]["status"] == outcome_of(resolution).evidence.status
 
 
-async def test_servfail_defers(world) -> None:
-    world.table.hosts["a.test"] = TemporaryFailure("SERVFAIL")
-    await world.start()
-    queue_id = await world.send("x@a.test")
-    await world.changed.get()
-    assert states(await world.spool.journey(queue_id)) == {"x@a.test": "deferred"}
+async def test_servfail_defers(delivery) -> None:
+    delivery.table.hosts["a.test"] = TemporaryFailure("SERVFAIL")
+    await delivery.start()
+    queue_id = await delivery.send("x@a.test")
+    await delivery.changed.get()
+    assert states(await delivery.spool.journey(queue_id)) == {"x@a.test": "deferred"}
     assert isinstance(outcome_of(TemporaryFailure("SERVFAIL")), Deferred)
 
 
-async def test_local_and_remote_of_one_message(world) -> None:
-    world.table.mailboxes.add("bob@example.test")
+async def test_local_and_remote_of_one_message(delivery) -> None:
+    delivery.table.mailboxes.add("bob@example.test")
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        journey = await world.done(await world.send("bob@example.test", "x@a.test"))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send("bob@example.test", "x@a.test"))
     assert states(journey) == {"bob@example.test": "delivered", "x@a.test": "relayed"}
-    (content,) = world.store.inboxes.values()
+    (content,) = delivery.store.inboxes.values()
     assert content.startswith(b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@example")
 
 
-async def test_unclaimed_mail_is_fetched_by_the_due_index(world) -> None:
+async def test_unclaimed_mail_is_fetched_by_the_due_index(delivery) -> None:
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        ids = [await world.send(f"{n}@a.test", claim=False) for n in range(30)]
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        ids = [await delivery.send(f"{n}@a.test", claim=False) for n in range(30)]
         for queue_id in ids:
-            await world.done(queue_id)
+            await delivery.done(queue_id)
         assert len(mx.envelopes) == 30
 
 
-async def test_a_hold_ends_at_its_time(world) -> None:
+async def test_a_hold_ends_at_its_time(delivery) -> None:
     async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
-        world.table.at("a.test", mx)
-        world.retry_s = (3600.0,)
-        await world.start()
-        world.spool.queue_admin.attend(world.scheduler)
-        queue_id = await world.send("x@a.test", expire_s=7200)
-        await world.changed.get()
-        until_us = world.clock.queue_us() + 200_000
+        delivery.table.at("a.test", mx)
+        delivery.retry_s = (3600.0,)
+        await delivery.start()
+        delivery.spool.queue_admin.attend(delivery.scheduler)
+        queue_id = await delivery.send("x@a.test", expire_s=7200)
+        await delivery.changed.get()
+        until_us = delivery.clock.queue_us() + 200_000
         held = Selector(ids=(queue_id,))
-        await world.spool.queue_admin.execute(
+        await delivery.spool.queue_admin.execute(
             QueueCommand(Operation.HOLD, held, "op", until_us=until_us)
         )
-        journey = await world.done(queue_id)
+        journey = await delivery.done(queue_id)
     assert outcomes(journey, "x@a.test") == ["deferred", "relayed"]
 
 
-async def test_drain_finishes_transactions_and_releases_the_rest(world) -> None:
+async def test_drain_finishes_transactions_and_releases_the_rest(delivery) -> None:
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
-        world.table.at("a.test", mx)
-        world.connections_max = 1
-        await world.start()
-        first, second = [await world.send(f"{n}@a.test") for n in range(2)]
+        delivery.table.at("a.test", mx)
+        delivery.connections_max = 1
+        await delivery.start()
+        first, second = [await delivery.send(f"{n}@a.test") for n in range(2)]
         await mx.reached("DOT")
-        draining = asyncio.create_task(world.scheduler.drain(5.0))
+        draining = asyncio.create_task(delivery.scheduler.drain(5.0))
         await asyncio.sleep(0)
         gate.set()
         await draining
-        assert states(await world.spool.journey(first)) == {"0@a.test": "relayed"}
-        assert states(await world.spool.journey(second)) == {"1@a.test": "queued"}
-        (entry,) = await world.claim_due()
+        assert states(await delivery.spool.journey(first)) == {"0@a.test": "relayed"}
+        assert states(await delivery.spool.journey(second)) == {"1@a.test": "queued"}
+        (entry,) = await delivery.claim_due()
         assert entry.message.id == second
         assert len(mx.envelopes) == 1
 
 
-async def test_recipients_over_the_remote_limit_go_into_further_transactions(world) -> None:
+async def test_recipients_over_the_remote_limit_go_into_further_transactions(delivery) -> None:
     full = ["250 ok"] * 30 + ["452 4.5.3 too many"] * 20 + ["250 ok"]
     async with RemoteMx(replies={"RCPT": full}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        journey = await world.done(await world.send(*(f"{n}@a.test" for n in range(50))))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
     assert set(states(journey).values()) == {"relayed"}
     assert [len(one.addresses) for one in mx.envelopes] == [30, 20]
     assert {len(one["attempts"]) for one in journey["recipients"]} == {1}
 
 
-async def test_relayed_recipients_are_settled_before_the_next_final_dot(world) -> None:
+async def test_relayed_recipients_are_settled_before_the_next_final_dot(delivery) -> None:
     full = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["250 ok", "550 5.1.1 no"]
     async with RemoteMx(replies={"RCPT": full}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        settle, settled = world.spool.settle, []
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        settle, settled = delivery.spool.settle, []
 
         async def watched(settlement, **options):
             answer = await settle(settlement, **options)
             settled.append((len(mx.envelopes), sorted(settlement.outcomes), answer[0]))
             return answer
 
-        world.spool.settle = watched
-        journey = await world.done(await world.send(*(f"{n}@a.test" for n in range(5))))
+        delivery.spool.settle = watched
+        journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(5))))
     assert settled == [(1, [1, 2, 3], True), (2, [4, 5], True)]
     assert list(states(journey).values()) == ["relayed"] * 4 + ["failed"]
     assert [len(one["attempts"]) for one in journey["recipients"]] == [1] * 5
-    counts = await world.spool.counts()
+    counts = await delivery.spool.counts()
     assert (counts.unaccounted, sum(counts.entries.values())) == (0, 0)
 
 
-async def test_a_remote_with_invalid_replies_is_deferred(world) -> None:
+async def test_a_remote_with_invalid_replies_is_deferred(delivery) -> None:
     async with RemoteMx(replies={"MAIL": "what is this\r\n999 no", "DOT": "250 ok"}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        queue_id = await world.send("x@a.test")
-        await world.changed.get()
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test")
+        await delivery.changed.get()
         mx.replies = {}
-        journey = await world.done(queue_id)
+        journey = await delivery.done(queue_id)
     assert outcomes(journey, "x@a.test")[0] == "deferred"
     assert states(journey) == {"x@a.test": "relayed"}
 
 
-async def test_an_unreachable_site_is_probed_by_one_connection(world) -> None:
+async def test_an_unreachable_site_is_probed_by_one_connection(delivery) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"CONNECT": never}) as stalled:
-        world.table.at("stalled.test", stalled)
-        await world.start()
-        ids = [await world.send(f"{n}@stalled.test") for n in range(30)]
+        delivery.table.at("stalled.test", stalled)
+        await delivery.start()
+        ids = [await delivery.send(f"{n}@stalled.test") for n in range(30)]
         for _ in ids:  # the probe timed out: what waited shares its outcome
-            await world.changed.get()
+            await delivery.changed.get()
         assert stalled.most_open == 1
-        journey = await world.spool.journey(ids[-1])
+        journey = await delivery.spool.journey(ids[-1])
         assert states(journey) == {"29@stalled.test": "deferred"}
 
 
 @pytest.mark.parametrize("refusal", ["421 4.7.0 too many", "554 5.7.1 too many", DROP])
-async def test_a_site_that_takes_few_connections_loses_no_mail(world, refusal: str) -> None:
+async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal: str) -> None:
     gate = asyncio.Event()
     scripts = {"CONNECT": ["220 hello", "220 hello", refusal]}
     async with RemoteMx(replies=scripts, gates={"DOT": gate}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        ids = [await world.send(f"{n}@a.test") for n in range(12)]
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        ids = [await delivery.send(f"{n}@a.test") for n in range(12)]
         async with asyncio.timeout(5):
             while mx.sessions < 3:
                 await asyncio.sleep(0)
         gate.set()
-        journeys = [await world.done(queue_id) for queue_id in ids]
+        journeys = [await delivery.done(queue_id) for queue_id in ids]
     assert {one["state"] for one in journeys} == {"relayed"}
     assert {len(one["recipients"][0]["attempts"]) for one in journeys} == {1}
 
 
-async def test_an_idle_connection_takes_the_claim_of_a_failed_connection(world) -> None:
+async def test_an_idle_connection_takes_the_claim_of_a_failed_connection(delivery) -> None:
     async with RemoteMx(replies={"CONNECT": ["220 hello", "554 5.7.1 too many"]}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        await world.done(await world.send("first@a.test"))  # its connection is idle now
-        ids = [await world.send(f"{n}@a.test") for n in range(2)]
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        await delivery.done(await delivery.send("first@a.test"))  # its connection is idle now
+        ids = [await delivery.send(f"{n}@a.test") for n in range(2)]
         for queue_id in ids:
-            journey = await world.done(queue_id)
+            journey = await delivery.done(queue_id)
             assert journey["state"] == "relayed"
         assert {one.session for one in mx.envelopes} == {1}

@@ -18,54 +18,54 @@ SOON_S = 2.0
 
 
 @pytest.mark.parametrize("stage", ["RCPT", "DOT"])
-async def test_a_failing_spool_does_not_block_a_stop(world, monkeypatch, stage: str) -> None:
+async def test_a_failing_spool_does_not_block_a_stop(delivery, monkeypatch, stage: str) -> None:
     async def refuse(*_, **__):
         raise SpoolUnavailableError("the disk is read-only")
 
     never = asyncio.Event()
     async with RemoteMx(gates={stage: never}) as mx:
-        world.table.at("a.test", mx)
-        world.connections_max = 1
-        await world.start()
-        await world.send("x@a.test")
-        await world.send("y@a.test")  # waits: it would be released first
+        delivery.table.at("a.test", mx)
+        delivery.connections_max = 1
+        await delivery.start()
+        await delivery.send("x@a.test")
+        await delivery.send("y@a.test")  # waits: it would be released first
         await mx.reached(stage)
-        monkeypatch.setattr(world.spool, "release", refuse)
-        monkeypatch.setattr(world.spool, "settle", refuse)
+        monkeypatch.setattr(delivery.spool, "release", refuse)
+        monkeypatch.setattr(delivery.spool, "settle", refuse)
         async with asyncio.timeout(SOON_S):
-            await world.scheduler.drain(0.05)
+            await delivery.scheduler.drain(0.05)
 
 
 @pytest.mark.parametrize("where", ["at the end of a connection", "with an unreachable host"])
-async def test_a_stop_ends_the_retries_of_a_failing_spool(world, monkeypatch, where) -> None:
+async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, monkeypatch, where) -> None:
     async with RemoteMx() as mx:
-        world.idle_s = 0.01
+        delivery.idle_s = 0.01
         if where == "with an unreachable host":
-            world.table.hosts["a.test"] = TemporaryFailure("no answer")
+            delivery.table.hosts["a.test"] = TemporaryFailure("no answer")
         else:
-            world.table.at("a.test", mx)
-        await world.start()
-        asked = refuse_to_settle(world, monkeypatch)
+            delivery.table.at("a.test", mx)
+        await delivery.start()
+        asked = refuse_to_settle(delivery, monkeypatch)
         with capture_logs() as lines:
-            queue_ids = [await world.send(f"x{number}@a.test") for number in range(3)]
+            queue_ids = [await delivery.send(f"x{number}@a.test") for number in range(3)]
             async with asyncio.timeout(SOON_S):
                 while asked.total() < 4:  # somebody was refused, and asks again
                     await asyncio.sleep(0.01)
             before = asyncio.all_tasks()
-            await world.scheduler.drain(0.05)
+            await delivery.scheduler.drain(0.05)
         left = [one for one in asyncio.all_tasks() & before if "settle" in repr(one)]
         assert left == []
-        assert world.scheduler._background == set()
+        assert delivery.scheduler._background == set()
         told = [one["event"] for one in lines]
         assert told.count("spool cannot settle") == 1, "they are one fault"
         assert told.count("claim left unsettled") == len(asked)
         monkeypatch.undo()
         assert {*asked} <= {*queue_ids}
-        due = {one.message.id for one in await world.claim_due()}
+        due = {one.message.id for one in await delivery.claim_due()}
         assert not due & {*asked}, "they are as they were: the next start finds them"
 
 
-def refuse_to_settle(world, monkeypatch) -> Counter[str]:
+def refuse_to_settle(delivery, monkeypatch) -> Counter[str]:
     """Let every settlement fail; return how often each message was tried."""
     asked: Counter[str] = Counter()
 
@@ -73,19 +73,19 @@ def refuse_to_settle(world, monkeypatch) -> Counter[str]:
         asked[settlement.claim.message.id] += 1
         raise SpoolUnavailableError("the disk is full")
 
-    monkeypatch.setattr(world.spool, "settle", settle)
+    monkeypatch.setattr(delivery.spool, "settle", settle)
     return asked
 
 
 async def test_relayed_recipients_are_settled_before_the_others_of_the_attempt(
-    world, monkeypatch
+    delivery, monkeypatch
 ) -> None:
     """The others need no final dot, so that nothing else waits. Put back first, the entry would be
     another's, and who has the message would get it again.
     """
     many = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["450 4.2.1 later"] * 2 + ["250 ok"]
-    await world.open()
-    settle, in_time = world.spool.settle, []
+    await delivery.open()
+    settle, in_time = delivery.spool.settle, []
 
     async def refuse_once(settlement, **more):
         if settlement.goes_on and not in_time:
@@ -95,21 +95,23 @@ async def test_relayed_recipients_are_settled_before_the_others_of_the_attempt(
         in_time.append(answer[0])
         return answer
 
-    monkeypatch.setattr(world.spool, "settle", refuse_once)
+    monkeypatch.setattr(delivery.spool, "settle", refuse_once)
     async with RemoteMx(replies={"RCPT": many}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
+        delivery.table.at("a.test", mx)
+        await delivery.start()
         people = [f"{number}@a.test" for number in range(5)]
-        journey = await world.done(await world.send(*people))
+        journey = await delivery.done(await delivery.send(*people))
     assert set(states(journey).values()) == {"relayed"}
     assert [one.addresses for one in mx.envelopes] == [people[:3], people[3:]]
     assert in_time == [None, True, True, True]
 
 
-async def test_a_final_dot_waits_for_every_settlement_of_its_connection(world, monkeypatch) -> None:
+async def test_a_final_dot_waits_for_every_settlement_of_its_connection(
+    delivery, monkeypatch
+) -> None:
     """Also for the first of two, though the second needed no final dot and could be done sooner."""
-    await world.open()
-    settle, before_dot = world.spool.settle, OutboundSession._before_dot
+    await delivery.open()
+    settle, before_dot = delivery.spool.settle, OutboundSession._before_dot
     overtaken, again, waited = asyncio.Event(), asyncio.Event(), []
 
     async def settle_first_later(settlement, **more):
@@ -134,19 +136,19 @@ async def test_a_final_dot_waits_for_every_settlement_of_its_connection(world, m
         again.set()
         await waiting
 
-    monkeypatch.setattr(world.spool, "settle", settle_first_later)
+    monkeypatch.setattr(delivery.spool, "settle", settle_first_later)
     monkeypatch.setattr(OutboundSession, "_before_dot", watched)
     async with RemoteMx(rcpt={"refused@a.test": "550 5.1.1 no"}) as mx:
-        world.table.at("a.test", mx)
-        world.connections_max = 1
-        await world.start()
-        names = [await world.send(f"{who}@a.test") for who in ("first", "refused", "third")]
+        delivery.table.at("a.test", mx)
+        delivery.connections_max = 1
+        await delivery.start()
+        names = [await delivery.send(f"{who}@a.test") for who in ("first", "refused", "third")]
         for name in names:
-            await world.done(name)
+            await delivery.done(name)
     assert waited == [True]
 
 
-async def test_an_unreadable_spool_is_logged_once(world, monkeypatch) -> None:
+async def test_an_unreadable_spool_is_logged_once(delivery, monkeypatch) -> None:
     asked = []
 
     async def run() -> None:
@@ -154,12 +156,12 @@ async def test_an_unreadable_spool_is_logged_once(world, monkeypatch) -> None:
         raise SpoolUnavailableError("the disk is full")
 
     monkeypatch.setattr(scheduler, "_AFTER_FAULT_S", 0.001)
-    await world.open()
-    world.compose()
-    monkeypatch.setattr(world.scheduler._scanner, "run", run)
-    monkeypatch.setattr(world.scheduler, "_pause_s", lambda: 0.001)
+    await delivery.open()
+    delivery.compose()
+    monkeypatch.setattr(delivery.scheduler._scanner, "run", run)
+    monkeypatch.setattr(delivery.scheduler, "_pause_s", lambda: 0.001)
     with capture_logs() as lines:
-        world.run()
+        delivery.run()
         async with asyncio.timeout(SOON_S):
             while len(asked) < 5:
                 await asyncio.sleep(0.001)

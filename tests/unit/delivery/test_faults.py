@@ -17,30 +17,30 @@ from tests.support.remote_mx import RemoteMx
 SOON_S = 2.0
 
 
-async def test_an_internal_error_of_the_resolver_defers(world) -> None:
-    await world.start()
-    queue_id = await world.send("x@unheard.test")  # the table of this world raises KeyError
-    await world.changed.get()
-    assert states(await world.spool.journey(queue_id)) == {"x@unheard.test": "deferred"}
+async def test_an_internal_error_of_the_resolver_defers(delivery) -> None:
+    await delivery.start()
+    queue_id = await delivery.send("x@unheard.test")  # its table raises KeyError
+    await delivery.changed.get()
+    assert states(await delivery.spool.journey(queue_id)) == {"x@unheard.test": "deferred"}
 
 
-async def test_an_internal_error_of_the_route_table_defers(world, monkeypatch) -> None:
+async def test_an_internal_error_of_the_route_table_defers(delivery, monkeypatch) -> None:
     def break_off(_next_hop) -> None:
         raise KeyError("ours")
 
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        monkeypatch.setattr(world.table, "limits_for", break_off)
-        await world.start()
-        queue_id = await world.send("x@a.test")
-        await world.changed.get()
-        assert states(await world.spool.journey(queue_id)) == {"x@a.test": "deferred"}
+        delivery.table.at("a.test", mx)
+        monkeypatch.setattr(delivery.table, "limits_for", break_off)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test")
+        await delivery.changed.get()
+        assert states(await delivery.spool.journey(queue_id)) == {"x@a.test": "deferred"}
         monkeypatch.undo()
-        assert states(await world.done(queue_id)) == {"x@a.test": "relayed"}
+        assert states(await delivery.done(queue_id)) == {"x@a.test": "relayed"}
 
 
 async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
-    world, monkeypatch
+    delivery, monkeypatch
 ) -> None:
     told = []
 
@@ -50,12 +50,12 @@ async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
             raise ValueError("what a content")
         return world_failures(message, **_)
 
-    world_failures = world.reporter.failures
-    monkeypatch.setattr(world.reporter, "failures", failures)
+    world_failures = delivery.reporter.failures
+    monkeypatch.setattr(delivery.reporter, "failures", failures)
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        journey = await world.done(await world.send("x@a.test"))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send("x@a.test"))
     assert states(journey) == {"x@a.test": "failed"}
     assert told[0] != told[1]
     assert b"could not be read" in told[1]
@@ -67,10 +67,10 @@ def soon(monkeypatch) -> None:
     monkeypatch.setattr(attempt_result, "_UNRECORDED_US", 0)
 
 
-async def breaking_off(world, monkeypatch, times: int) -> list[Settlement]:
+async def breaking_off(delivery, monkeypatch, times: int) -> list[Settlement]:
     """Let the first `times` settlements fail with an internal error; return all settlements."""
-    await world.open()
-    settle, asked = world.spool.settle, []
+    await delivery.open()
+    settle, asked = delivery.spool.settle, []
 
     async def break_off(settlement, **more):
         asked.append(settlement)
@@ -78,89 +78,93 @@ async def breaking_off(world, monkeypatch, times: int) -> list[Settlement]:
             raise ValueError("ours")
         return await settle(settlement, **more)
 
-    monkeypatch.setattr(world.spool, "settle", break_off)
+    monkeypatch.setattr(delivery.spool, "settle", break_off)
     monkeypatch.setattr(settlement_module, "_PAUSE_S_FIRST", 0.001)
     return asked
 
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_deferral_that_cannot_be_settled_is_retried_without_a_restart(
-    world, monkeypatch, soon, times: int
+    delivery, monkeypatch, soon, times: int
 ) -> None:
-    asked = await breaking_off(world, monkeypatch, times)
+    asked = await breaking_off(delivery, monkeypatch, times)
     async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        left = world.active_queue.claims_left
-        journey = await world.done(await world.send("x@a.test"))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        left = delivery.active_queue.claims_left
+        journey = await delivery.done(await delivery.send("x@a.test"))
         assert states(journey) == {"x@a.test": "relayed"}
         assert len(asked) > times
-        assert world.active_queue.claims_left == left
+        assert delivery.active_queue.claims_left == left
 
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_delivery_that_cannot_be_settled_is_held_as_indeterminate(
-    world, monkeypatch, soon, times: int
+    delivery, monkeypatch, soon, times: int
 ) -> None:
     """A retry would send it again each time that the error recurs."""
-    await breaking_off(world, monkeypatch, times)
+    await breaking_off(delivery, monkeypatch, times)
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        queue_id = await world.send("x@a.test")
-        await world.changed.get()
-        journey = await world.spool.journey(queue_id)
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test")
+        await delivery.changed.get()
+        journey = await delivery.spool.journey(queue_id)
         assert outcomes(journey, "x@a.test") == ["indeterminate"]
-        (entry,) = await world.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
+        (entry,) = await delivery.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
         assert entry["state"] == "held"
         assert len(mx.envelopes) == 1
 
 
-async def test_a_failure_whose_bounce_cannot_be_made_is_retried(world, monkeypatch, soon) -> None:
+async def test_a_failure_whose_bounce_cannot_be_made_is_retried(
+    delivery, monkeypatch, soon
+) -> None:
     def failures(message, **more):
         told.append(message.content)
         if len(told) <= 2:
             raise ValueError("nothing can be reported")
         return world_failures(message, **more)
 
-    told, world_failures = [], world.reporter.failures
-    monkeypatch.setattr(world.reporter, "failures", failures)
+    told, world_failures = [], delivery.reporter.failures
+    monkeypatch.setattr(delivery.reporter, "failures", failures)
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        left = world.active_queue.claims_left
-        journey = await world.done(await world.send("x@a.test"))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        left = delivery.active_queue.claims_left
+        journey = await delivery.done(await delivery.send("x@a.test"))
         assert states(journey) == {"x@a.test": "failed"}
         assert outcomes(journey, "x@a.test") == ["deferred", "failed"]
-        assert world.active_queue.claims_left == left
+        assert delivery.active_queue.claims_left == left
 
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_an_expiry_that_cannot_be_settled_is_retried(
-    world, monkeypatch, soon, times: int
+    delivery, monkeypatch, soon, times: int
 ) -> None:
-    await breaking_off(world, monkeypatch, times)
-    await world.start()
-    queue_id = await world.send("x@unheard.test", expire_s=0.0, claim=False)
-    assert states(await world.done(queue_id)) == {"x@unheard.test": "expired"}
+    await breaking_off(delivery, monkeypatch, times)
+    await delivery.start()
+    queue_id = await delivery.send("x@unheard.test", expire_s=0.0, claim=False)
+    assert states(await delivery.done(queue_id)) == {"x@unheard.test": "expired"}
 
 
 async def test_an_internal_error_after_a_settlement_does_not_settle_it_again(
-    world, monkeypatch
+    delivery, monkeypatch
 ) -> None:
     def break_off(*_) -> None:
         raise ValueError("ours")
 
-    asked = await breaking_off(world, monkeypatch, 0)
-    monkeypatch.setattr(world.metrics.delivery_seconds, "observe", break_off)
+    asked = await breaking_off(delivery, monkeypatch, 0)
+    monkeypatch.setattr(delivery.metrics.delivery_seconds, "observe", break_off)
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        assert states(await world.done(await world.send("x@a.test"))) == {"x@a.test": "relayed"}
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        assert states(await delivery.done(await delivery.send("x@a.test"))) == {
+            "x@a.test": "relayed"
+        }
     assert len(asked) == 1
 
 
-async def test_an_internal_error_of_on_change_leaves_no_claim_behind(world, monkeypatch) -> None:
+async def test_an_internal_error_of_on_change_leaves_no_claim_behind(delivery, monkeypatch) -> None:
     """If workers ended, waiting claims would have none."""
 
     def break_off(queue_id: str) -> None:
@@ -168,14 +172,14 @@ async def test_an_internal_error_of_on_change_leaves_no_claim_behind(world, monk
         raise ValueError("ours")
 
     heard: list[str] = []
-    world.table.mailboxes |= {"bob@b.test"}
-    await world.open()
-    world.compose()
-    monkeypatch.setattr(world.scheduler, "_on_change", break_off)
-    sent = {await world.send("bob@b.test", claim=False) for _ in range(40)}
-    world.run()  # more at once than there are workers
+    delivery.table.mailboxes |= {"bob@b.test"}
+    await delivery.open()
+    delivery.compose()
+    monkeypatch.setattr(delivery.scheduler, "_on_change", break_off)
+    sent = {await delivery.send("bob@b.test", claim=False) for _ in range(40)}
+    delivery.run()  # more at once than there are workers
     async with asyncio.timeout(SOON_S * 5):
-        while set(heard) != sent or world.left():
+        while set(heard) != sent or delivery.left():
             await asyncio.sleep(0.01)
 
 
@@ -199,111 +203,113 @@ async def test_a_settlement_follows_a_failed_one() -> None:
     assert done
 
 
-async def test_a_stop_ends_settlements_that_fail(world, monkeypatch) -> None:
-    await breaking_off(world, monkeypatch, 1 << 30)
+async def test_a_stop_ends_settlements_that_fail(delivery, monkeypatch) -> None:
+    await breaking_off(delivery, monkeypatch, 1 << 30)
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        await world.send("x@a.test")
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        await delivery.send("x@a.test")
         await mx.reached("DOT")
         async with asyncio.timeout(SOON_S + 2):
-            await world.scheduler.drain(0.05)
+            await delivery.scheduler.drain(0.05)
         monkeypatch.undo()
 
 
-async def test_resolved_next_hops_are_bounded(world, monkeypatch) -> None:
+async def test_resolved_next_hops_are_bounded(delivery, monkeypatch) -> None:
     monkeypatch.setattr(next_hop_resolution, "_RESOLVED_MAX", 3)
     async with RemoteMx() as mx:
-        await world.start()
+        await delivery.start()
         for number in range(8):
             domain = f"{number}.test"
-            world.table.at(domain, mx)
-            world.table.hosts[domain] = world.table.hosts["0.test"]  # one site for all of them
-            await world.done(await world.send(f"x@{domain}"))
-        assert len(world.scheduler._sites._resolved) <= 3
-        assert len(world.scheduler._sites._sites) == 1
+            delivery.table.at(domain, mx)
+            delivery.table.hosts[domain] = delivery.table.hosts[
+                "0.test"
+            ]  # one site for all of them
+            await delivery.done(await delivery.send(f"x@{domain}"))
+        assert len(delivery.scheduler._sites._resolved) <= 3
+        assert len(delivery.scheduler._sites._sites) == 1
 
 
-async def test_a_connection_does_not_stay_idle_while_another_site_waits(world) -> None:
+async def test_a_connection_does_not_stay_idle_while_another_site_waits(delivery) -> None:
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as one, RemoteMx() as two:
-        world.table.at("a.test", one)
-        world.table.at("b.test", two)
-        world.connections_in_all = 1
-        world.idle_s = 60.0
-        await world.start()
-        first = await world.send("x@a.test")
+        delivery.table.at("a.test", one)
+        delivery.table.at("b.test", two)
+        delivery.connections_in_all = 1
+        delivery.idle_s = 60.0
+        await delivery.start()
+        first = await delivery.send("x@a.test")
         await one.reached("DOT")
-        second = await world.send("y@b.test")
+        second = await delivery.send("y@b.test")
         async with asyncio.timeout(SOON_S):
-            while not world.slots.has_waiters:
+            while not delivery.slots.has_waiters:
                 await asyncio.sleep(0)
             gate.set()
-            assert states(await world.done(first)) == {"x@a.test": "relayed"}
-            assert states(await world.done(second)) == {"y@b.test": "relayed"}
+            assert states(await delivery.done(first)) == {"x@a.test": "relayed"}
+            assert states(await delivery.done(second)) == {"y@b.test": "relayed"}
 
 
-async def test_an_attempt_cut_off_before_its_dot_does_not_count(world) -> None:
+async def test_an_attempt_cut_off_before_its_dot_does_not_count(delivery) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"RCPT": never}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        queue_id = await world.send("x@a.test")
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test")
         await mx.reached("RCPT")
-        await world.scheduler.drain(0.05)
-        journey = await world.spool.journey(queue_id)
+        await delivery.scheduler.drain(0.05)
+        journey = await delivery.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}
         assert journey["recipients"][0]["attempts"] == []
-        (claim,) = await world.claim_due()
+        (claim,) = await delivery.claim_due()
         assert claim.attempts == 0
 
 
-async def test_an_attempt_cut_off_after_its_dot_is_indeterminate(world) -> None:
+async def test_an_attempt_cut_off_after_its_dot_is_indeterminate(delivery) -> None:
     never = asyncio.Event()
     async with RemoteMx(gates={"DOT": never}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        queue_id = await world.send("x@a.test", "y@a.test")
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test", "y@a.test")
         await mx.reached("DOT")
-        await world.scheduler.drain(0.05)
-        journey = await world.spool.journey(queue_id)
+        await delivery.scheduler.drain(0.05)
+        journey = await delivery.spool.journey(queue_id)
         assert set(states(journey).values()) == {"deferred"}
         assert outcomes(journey, "x@a.test") == ["indeterminate"]
-        (entry,) = await world.spool.queue_admin.list(Selector(all=True), limit=10)
+        (entry,) = await delivery.spool.queue_admin.list(Selector(all=True), limit=10)
         assert entry["attempts"] == 1
         assert entry["due"] is not None
 
 
-async def test_mail_accepted_while_delivery_drains_is_released(world) -> None:
-    world.table.mailboxes.add("bob@example.test")
-    await world.start()
-    await world.scheduler.drain(0.0)
-    assert not world.has_room_for("mx:a.test")
-    await world.send("x@a.test", "bob@example.test")  # its claims were made before
-    await asyncio.gather(*world.scheduler._tasks)
-    claims = await world.claim_due()
+async def test_mail_accepted_while_delivery_drains_is_released(delivery) -> None:
+    delivery.table.mailboxes.add("bob@example.test")
+    await delivery.start()
+    await delivery.scheduler.drain(0.0)
+    assert not delivery.has_room_for("mx:a.test")
+    await delivery.send("x@a.test", "bob@example.test")  # its claims were made before
+    await asyncio.gather(*delivery.scheduler._tasks)
+    claims = await delivery.claim_due()
     assert [claim.attempts for claim in claims] == [0, 0]
-    assert world.store.inboxes == {}
+    assert delivery.store.inboxes == {}
 
 
-async def test_a_drain_does_not_wait_for_name_servers(world, monkeypatch) -> None:
+async def test_a_drain_does_not_wait_for_name_servers(delivery, monkeypatch) -> None:
     asked = asyncio.Event()
 
     async def resolve(_next_hop) -> None:
         asked.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(world.table, "resolve", resolve)
-    await world.start()
-    await world.send("x@a.test")
+    monkeypatch.setattr(delivery.table, "resolve", resolve)
+    await delivery.start()
+    await delivery.send("x@a.test")
     await asked.wait()
     async with asyncio.timeout(SOON_S):
-        await world.scheduler.drain(60.0)
-    assert len(await world.claim_due()) == 1
+        await delivery.scheduler.drain(60.0)
+    assert len(await delivery.claim_due()) == 1
 
 
 async def test_a_connection_that_fails_at_once_is_reopened_after_a_pause(
-    world, monkeypatch
+    delivery, monkeypatch
 ) -> None:
     faults = []
 
@@ -312,20 +318,20 @@ async def test_a_connection_that_fails_at_once_is_reopened_after_a_pause(
         raise RuntimeError("ours")
 
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
+        delivery.table.at("a.test", mx)
         monkeypatch.setattr(site, "_AFTER_FAULT_S", 0.2)
         monkeypatch.setattr(site.HostSelection, "has_answered", has_answered)
-        await world.start()
-        queue_id = await world.send("x@a.test")
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test")
         async with asyncio.timeout(SOON_S):
             while len(faults) < 2:
                 await asyncio.sleep(0.05)  # a hundred of them otherwise
         assert len(faults) == 2
         monkeypatch.undo()
-        assert states(await world.done(queue_id)) == {"x@a.test": "relayed"}
+        assert states(await delivery.done(queue_id)) == {"x@a.test": "relayed"}
 
 
-async def test_a_claim_without_a_connection_while_delivery_drains_is_released(world) -> None:
+async def test_a_claim_without_a_connection_while_delivery_drains_is_released(delivery) -> None:
     """The second connection is refused while the first is busy: its claim would wait for that one,
     if the site were not closed.
     """
@@ -340,64 +346,66 @@ async def test_a_claim_without_a_connection_while_delivery_drains_is_released(wo
             target = replace(target, port=1)
         return await connect(target, **options)
 
-    world.connect = refuse_second
+    delivery.connect = refuse_second
     async with RemoteMx(gates={"DOT": never}) as mx:
-        world.table.at("a.test", mx)
-        world.connections_max = 2
-        await world.start()
-        await world.send("x@a.test")
+        delivery.table.at("a.test", mx)
+        delivery.connections_max = 2
+        await delivery.start()
+        await delivery.send("x@a.test")
         await mx.reached("DOT")
-        queue_id = await world.send("y@a.test")
+        queue_id = await delivery.send("y@a.test")
         await second.wait()
-        draining = asyncio.create_task(world.scheduler.drain(0.3))
+        draining = asyncio.create_task(delivery.scheduler.drain(0.3))
         await asyncio.sleep(0)
         may_refuse.set()
         await draining
-        journey = await world.spool.journey(queue_id)
+        journey = await delivery.spool.journey(queue_id)
         assert states(journey) == {"y@a.test": "queued"}
-        waiting = {claim.message.id: claim.attempts for claim in await world.claim_due()}
+        waiting = {claim.message.id: claim.attempts for claim in await delivery.claim_due()}
         assert waiting[queue_id] == 0
 
 
-async def test_a_connection_that_sends_quit_counts_against_the_limit(world, monkeypatch) -> None:
+async def test_a_connection_that_sends_quit_counts_against_the_limit(delivery, monkeypatch) -> None:
     monkeypatch.setattr(connection_slots, "_SERVED_MAX", 1)
     goodbye, busy, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    world.timeouts = replace(world.timeouts, quit_s=60)
+    delivery.timeouts = replace(delivery.timeouts, quit_s=60)
     async with (
         RemoteMx(gates={"QUIT": goodbye, "DOT": waits}) as mx,
         RemoteMx(gates={"DOT": busy}) as other,
         RemoteMx() as third,
     ):
         for domain, server in (("a.test", mx), ("b.test", other), ("c.test", third)):
-            world.table.at(domain, server)
-        world.table.limits["a.test"] = HopLimits(1)
-        world.connections_in_all = 3
-        await world.start()
+            delivery.table.at(domain, server)
+        delivery.table.limits["a.test"] = HopLimits(1)
+        delivery.connections_in_all = 3
+        await delivery.start()
         for sender in range(2):
-            await world.send("x@b.test", account=f"{sender}")
+            await delivery.send("x@b.test", account=f"{sender}")
         await other.reached("DOT")
-        first = await world.send("1@a.test")
+        first = await delivery.send("1@a.test")
         await mx.reached("DOT")
-        third_id = await world.send("x@c.test")  # has no connection: one is asked back
+        third_id = await delivery.send("x@c.test")  # has no connection: one is asked back
         async with asyncio.timeout(SOON_S):
-            while not world.slots.has_waiters:
+            while not delivery.slots.has_waiters:
                 await asyncio.sleep(0)
             waits.set()
-            await world.done(first)
+            await delivery.done(first)
             await mx.reached("QUIT")
-            second = await world.send("2@a.test")
+            second = await delivery.send("2@a.test")
             busy.set()
-            await world.done(third_id)
+            await delivery.done(third_id)
             while third.open:  # from then on there is a connection for whoever wants one
                 await asyncio.sleep(0)
             for _ in range(200):
                 await asyncio.sleep(0)
             goodbye.set()
-            await world.done(second)
+            await delivery.done(second)
     assert mx.most_open == 1
 
 
-async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(world, monkeypatch) -> None:
+async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(
+    delivery, monkeypatch
+) -> None:
     push, faults = next_hop_resolution.Sites.push, []
 
     def break_once(self, claim) -> None:
@@ -408,20 +416,22 @@ async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(world, mo
 
     monkeypatch.setattr(next_hop_resolution.Sites, "push", break_once)
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        await world.open()
-        ids = [await world.send(f"{n}@a.test", claim=False) for n in range(3)]
-        await world.start()
-        journeys = [await world.done(queue_id) for queue_id in ids]
+        delivery.table.at("a.test", mx)
+        await delivery.open()
+        ids = [await delivery.send(f"{n}@a.test", claim=False) for n in range(3)]
+        await delivery.start()
+        journeys = [await delivery.done(queue_id) for queue_id in ids]
         told = [outcomes(journey, f"{n}@a.test") for n, journey in enumerate(journeys)]
         assert sorted(told) == [["deferred", "relayed"], ["relayed"], ["relayed"]]
         assert len(mx.envelopes) == 3
 
 
-async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(world, monkeypatch) -> None:
+async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(
+    delivery, monkeypatch
+) -> None:
     """The thread of the store goes on: the message may be in the mailbox after the stop."""
-    world.table.mailboxes |= {"ann@example.test", "bob@example.test", "cid@example.test"}
-    deliver, begun = world.store.deliver, asyncio.Event()
+    delivery.table.mailboxes |= {"ann@example.test", "bob@example.test", "cid@example.test"}
+    deliver, begun = delivery.store.deliver, asyncio.Event()
 
     async def stall(account, **more):
         if account == "bob@example.test":
@@ -429,12 +439,12 @@ async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(world, mo
             await asyncio.Event().wait()
         return await deliver(account, **more)
 
-    monkeypatch.setattr(world.store, "deliver", stall)
-    await world.start()
-    queue_id = await world.send("ann@example.test", "bob@example.test", "cid@example.test")
+    monkeypatch.setattr(delivery.store, "deliver", stall)
+    await delivery.start()
+    queue_id = await delivery.send("ann@example.test", "bob@example.test", "cid@example.test")
     await begun.wait()
-    await world.scheduler.drain(0.05)
-    journey = await world.spool.journey(queue_id)
+    await delivery.scheduler.drain(0.05)
+    journey = await delivery.spool.journey(queue_id)
     assert states(journey) == {
         "ann@example.test": "delivered",
         "bob@example.test": "deferred",
@@ -443,7 +453,7 @@ async def test_a_local_delivery_cut_off_by_a_stop_makes_no_second_copy(world, mo
     assert outcomes(journey, "bob@example.test") == ["indeterminate"]
 
 
-async def test_an_unreachable_host_keeps_no_content_in_memory(world) -> None:
+async def test_an_unreachable_host_keeps_no_content_in_memory(delivery) -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def dead(target, **options):
@@ -451,11 +461,11 @@ async def test_an_unreachable_host_keeps_no_content_in_memory(world) -> None:
         await answer.wait()
         return await connect(replace(target, port=1), **options)
 
-    world.connect = dead
+    delivery.connect = dead
     async with RemoteMx() as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        await world.send("x@a.test", claim=False)  # its content is in the spool only
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        await delivery.send("x@a.test", claim=False)  # its content is in the spool only
         await asked.wait()
-        assert world.scheduler._contents._held == {}
+        assert delivery.scheduler._contents._held == {}
         answer.set()

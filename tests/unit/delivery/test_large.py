@@ -37,73 +37,73 @@ def digest(content):
     return made.hexdigest()
 
 
-def body_files(world):
-    return list((world.folder / "spool.sqlite-content").iterdir())
+def body_files(delivery):
+    return list((delivery.folder / "spool.sqlite-content").iterdir())
 
 
-async def test_one_body_goes_to_hosts_and_mailboxes(world, large) -> None:
-    world.table.mailboxes.add("bob@here.test")
+async def test_one_body_goes_to_hosts_and_mailboxes(delivery, large) -> None:
+    delivery.table.mailboxes.add("bob@here.test")
     content = large()
     expected = digest(content)
     async with RemoteMx() as one, RemoteMx() as two:
-        world.table.at("a.test", one)
-        world.table.at("b.test", two)
-        await world.start()
-        queue_id = await world.send("x@a.test", "y@b.test", "bob@here.test", contents=(content,))
-        journey = await world.done(queue_id)
+        delivery.table.at("a.test", one)
+        delivery.table.at("b.test", two)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test", "y@b.test", "bob@here.test", contents=(content,))
+        journey = await delivery.done(queue_id)
         assert set(states(journey).values()) == {"relayed", "delivered"}
         assert {digest(mx.envelopes[0].content) for mx in (one, two)} == {expected}
-    [delivered] = world.store.inboxes.values()
+    [delivered] = delivery.store.inboxes.values()
     assert isinstance(delivered, LargeContent)
     head = b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@here.test\r\n"
     assert delivered.header == head + content.header
     assert delivered.body[0].size == content.body[0].size
-    assert not world.scheduler._contents._held
+    assert not delivery.scheduler._contents._held
 
 
 @pytest.mark.parametrize("claim", [True, False], ids=["accepted", "due"])
-async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(world, large, claim) -> None:
+async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(delivery, large, claim) -> None:
     gate = asyncio.Event()
-    world.retry_s = (60.0,)
+    delivery.retry_s = (60.0,)
     async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        queue_id = await world.send("x@a.test", contents=(large(50_000),), claim=claim)
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test", contents=(large(50_000),), claim=claim)
         await mx.reached("DATA")
-        for path in body_files(world):
+        for path in body_files(delivery):
             path.unlink()
         gate.set()
         async with asyncio.timeout(5):
-            assert await world.changed.get() == queue_id
-        journey = await world.spool.journey(queue_id)
+            assert await delivery.changed.get() == queue_id
+        journey = await delivery.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "deferred"}
         assert mx.envelopes == []
-        [listed] = await world.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
+        [listed] = await delivery.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
         assert "451 4.3.0 the message cannot be read: No such file" in str(listed)
 
 
 @pytest.mark.parametrize("lost", [False, True])
 async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
-    world, large, monkeypatch, lost
+    delivery, large, monkeypatch, lost
 ):
     told = []
-    failures = world.reporter.failures
+    failures = delivery.reporter.failures
 
     def listening(message, **about):
         told.append(message.content)
         return failures(message, **about)
 
-    monkeypatch.setattr(world.reporter, "failures", listening)
+    monkeypatch.setattr(delivery.reporter, "failures", listening)
     gate = asyncio.Event()
     async with RemoteMx(replies={"DOT": "552 5.3.4 too large"}, gates={"DOT": gate}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        queue_id = await world.send("x@a.test", contents=(large(),))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test", contents=(large(),))
         await mx.reached("DOT")
-        for path in body_files(world) if lost else ():
+        for path in body_files(delivery) if lost else ():
             path.unlink()
         gate.set()
-        journey = await world.done(queue_id)
+        journey = await delivery.done(queue_id)
     assert outcomes(journey, "x@a.test") == ["failed"]
     [content] = told
     if lost:  # a report of a body that is gone could never be written
@@ -113,37 +113,39 @@ async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
         assert content.header.startswith(b"Subject: large\r\n")
 
 
-async def test_many_large_messages_do_not_wait_for_memory(world, large, monkeypatch) -> None:
+async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monkeypatch) -> None:
     monkeypatch.setattr(contents_module, "LARGE_BYTES", 1)  # what is reserved before it is read
-    world.timeouts = replace(world.timeouts, dot_s=60)  # no end of a wait lets the next one in
+    delivery.timeouts = replace(
+        delivery.timeouts, dot_s=60
+    )  # no end of a wait lets the next one in
     gate = asyncio.Event()
     async with RemoteMx(gates={"DOT": gate}) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        world.scheduler._contents._budget = 1000  # headers of all, and not one body
-        ids = [await world.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        delivery.scheduler._contents._budget = 1000  # headers of all, and not one body
+        ids = [await delivery.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
         async with asyncio.timeout(5):
             while len(mx.envelopes) < 4:
                 await asyncio.sleep(0)
         gate.set()
         for queue_id in ids:
-            assert set(states(await world.done(queue_id)).values()) == {"relayed"}
+            assert set(states(await delivery.done(queue_id)).values()) == {"relayed"}
 
 
-async def test_a_stop_midway_releases_the_message(world, large) -> None:
+async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
     gate = asyncio.Event()
-    world.timeouts = replace(world.timeouts, block_s=60)
+    delivery.timeouts = replace(delivery.timeouts, block_s=60)
     async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
-        world.table.at("a.test", mx)
-        await world.start()
-        queue_id = await world.send("x@a.test", contents=(large(50_000),))
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test", contents=(large(50_000),))
         await mx.reached("DATA")
-        await world.scheduler.drain(0.05)
+        await delivery.scheduler.drain(0.05)
         gate.set()
-        journey = await world.spool.journey(queue_id)
+        journey = await delivery.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}
         assert outcomes(journey, "x@a.test") == []
-        assert await world.spool.next_due_us(0) is not None
+        assert await delivery.spool.next_due_us(0) is not None
         async with asyncio.timeout(5):
             while mx.open:
                 await asyncio.sleep(0)

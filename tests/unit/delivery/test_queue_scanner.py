@@ -97,7 +97,7 @@ class Queue:
         return next_due_us(self.cursor, after_us)
 
 
-class World:
+class ScannedQueue:
     """A queue scanner as the scheduler runs it, without sites."""
 
     def __init__(self, *, claims_max: int) -> None:
@@ -161,22 +161,22 @@ ACTS = st.lists(
 )  # fmt: skip
 
 
-def act(world: World, what: tuple) -> None:
+def act(scanned: ScannedQueue, what: tuple) -> None:
     match what:
         case ("accept", hop, sender, level, times, late_us):
             for _ in range(times):
-                world.accept(hop, sender, level, late_us=late_us)
+                scanned.accept(hop, sender, level, late_us=late_us)
         case ("done", index, times):
-            for _ in range(min(times, len(world.claims))):
-                world.settle(index)
+            for _ in range(min(times, len(scanned.claims))):
+                scanned.settle(index)
         case ("defer", index, steps):
-            if world.claims:
-                world.settle(index, world.clock.now_us + steps * STEP_US)
+            if scanned.claims:
+                scanned.settle(index, scanned.clock.now_us + steps * STEP_US)
         case ("wait", steps):
-            world.clock.advance(steps)
+            scanned.clock.advance(steps)
         case ("anew",):
-            world.scanner.restart()
-            world.is_awake = True
+            scanned.scanner.restart()
+            scanned.is_awake = True
 
 
 @pytest.fixture
@@ -192,28 +192,28 @@ def narrow(monkeypatch) -> None:
 @given(acts=ACTS, meanwhile=ACTS, claims_max=st.sampled_from([1, 4, 16, 40]))
 def test_each_due_entry_is_claimed_once(acts: list, meanwhile: list, claims_max: int) -> None:
     async def story() -> None:
-        world = World(claims_max=claims_max)
+        scanned = ScannedQueue(claims_max=claims_max)
         interruptions = iter([one for one in meanwhile if one[0] != "wait"])
 
         def interrupt() -> None:
             if (what := next(interruptions, None)) is not None:
-                act(world, what)
+                act(scanned, what)
 
-        world.queue.meanwhile = interrupt
+        scanned.queue.meanwhile = interrupt
         for index, what in enumerate(acts):
-            act(world, what)
+            act(scanned, what)
             if index % 2:
-                await world.run()
+                await scanned.run()
         while True:  # a relay that delivers at last
-            await world.run()
-            if not world.claims:
-                if world.queue.due(1 << 61) == []:
+            await scanned.run()
+            if not scanned.claims:
+                if scanned.queue.due(1 << 61) == []:
                     break
-                assert not world.queue.due(world.clock.now_us), "something due was forgotten"
-                world.clock.now_us = world.scanner.next_run_us
-                assert world.queue.due(world.clock.now_us), "waits for what is not there"
+                assert not scanned.queue.due(scanned.clock.now_us), "something due was forgotten"
+                scanned.clock.now_us = scanned.scanner.next_run_us
+                assert scanned.queue.due(scanned.clock.now_us), "waits for what is not there"
                 continue
-            world.settle(0)
+            scanned.settle(0)
 
     asyncio.run(story())
 
@@ -223,15 +223,15 @@ def test_each_due_entry_is_claimed_once(acts: list, meanwhile: list, claims_max:
 @given(acts=ACTS)
 def test_no_entry_that_has_room_is_left_waiting(acts: list) -> None:
     async def story() -> None:
-        world = World(claims_max=64)
+        scanned = ScannedQueue(claims_max=64)
         for what in acts:
-            act(world, what)
-        await world.run()
-        waiting = world.queue.due(world.clock.now_us)
+            act(scanned, what)
+        await scanned.run()
+        waiting = scanned.queue.due(scanned.clock.now_us)
         for name in waiting:
             sql = "SELECT next_hop, sender, lane FROM entry WHERE message_id = ?"
-            hop, sender, level = world.queue.cursor.execute(sql, (name,)).fetchone()
-            active_queue = world.active_queue
+            hop, sender, level = scanned.queue.cursor.execute(sql, (name,)).fetchone()
+            active_queue = scanned.active_queue
             assert not (
                 active_queue.batch_size(PriorityLevel(level))
                 and active_queue.has_room_for(NextHop.parse(hop), sender, level)
@@ -241,43 +241,43 @@ def test_no_entry_that_has_room_is_left_waiting(acts: list) -> None:
 
 
 async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others() -> None:
-    world = World(claims_max=200)
+    scanned = ScannedQueue(claims_max=200)
     for _ in range(10_000):
-        world.queue.add("mx:slow.test", "bulk", due_us=world.clock.now_us - 2)
-    world.queue.add("mx:slow.test", "single", due_us=world.clock.now_us - 1)
-    world.queue.add("mx:live.test", "bulk", due_us=world.clock.now_us - 1)
-    await world.run()
-    assert {"010001", "010002"} <= set(world.claimed)
-    assert 90 < len(world.claims) < 130  # about half of the window
-    queries = len(world.queue.queries)
+        scanned.queue.add("mx:slow.test", "bulk", due_us=scanned.clock.now_us - 2)
+    scanned.queue.add("mx:slow.test", "single", due_us=scanned.clock.now_us - 1)
+    scanned.queue.add("mx:live.test", "bulk", due_us=scanned.clock.now_us - 1)
+    await scanned.run()
+    assert {"010001", "010002"} <= set(scanned.claimed)
+    assert 90 < len(scanned.claims) < 130  # about half of the window
+    queries = len(scanned.queue.queries)
     assert queries < 10_000 / spool_claims.ROWS_MAX + 20
     for _ in range(20):  # each makes room, none reads the queue again
-        world.settle(0)
-        await world.run()
-    for look in world.queue.queries[queries:]:
+        scanned.settle(0)
+        await scanned.run()
+    for look in scanned.queue.queries[queries:]:
         assert look.next_hop == NextHop.parse("mx:slow.test") or look.after is not None
 
 
 async def test_a_bulk_over_many_next_hops_leaves_room_for_another_sender() -> None:
-    world = World(claims_max=200)
+    scanned = ScannedQueue(claims_max=200)
     for number in range(3000):
-        world.queue.add(f"mx:{number}.test", "bulk", due_us=world.clock.now_us - 2)
-    world.queue.add("mx:0.test", "single", due_us=world.clock.now_us - 1)
-    await world.run()
-    assert "003001" in world.claimed
+        scanned.queue.add(f"mx:{number}.test", "bulk", due_us=scanned.clock.now_us - 2)
+    scanned.queue.add("mx:0.test", "single", due_us=scanned.clock.now_us - 1)
+    await scanned.run()
+    assert "003001" in scanned.claimed
 
 
 async def test_every_priority_level_is_scanned_within_its_part() -> None:
-    world = World(claims_max=160)
+    scanned = ScannedQueue(claims_max=160)
     for level in PriorityLevel:
         for number in range(300):
-            world.queue.add(f"mx:{number}.test", f"{number}", due_us=1, level=level)
-    await world.run()
-    levels = [claim.level for claim in world.claims]
+            scanned.queue.add(f"mx:{number}.test", f"{number}", due_us=1, level=level)
+    await scanned.run()
+    levels = [claim.level for claim in scanned.claims]
     assert levels.count(PriorityLevel.UNREACHABLE) in range(10, 41)
     assert levels.count(PriorityLevel.LOW) in range(10, 81)
     assert levels[0] is PriorityLevel.HIGH
-    assert world.active_queue.claims_left == 10  # the reserve
+    assert scanned.active_queue.claims_left == 10  # the reserve
 
 
 def test_new_entries_of_a_sender_that_a_cycle_has_passed_start_another_cycle() -> None:
@@ -301,28 +301,28 @@ def test_new_entries_of_a_sender_that_a_cycle_has_passed_start_another_cycle() -
 
 
 async def test_entries_that_an_operator_makes_due_are_found() -> None:
-    world = World(claims_max=20)
-    world.queue.add("mx:a.test", "ann", due_us=world.clock.now_us + 10**12)
-    await world.run()
-    assert world.claims == []
-    world.queue.cursor.execute("UPDATE entry SET due_us = 1")
-    world.scanner.restart()
-    await world.run()
-    assert world.claimed == ["000001"]
+    scanned = ScannedQueue(claims_max=20)
+    scanned.queue.add("mx:a.test", "ann", due_us=scanned.clock.now_us + 10**12)
+    await scanned.run()
+    assert scanned.claims == []
+    scanned.queue.cursor.execute("UPDATE entry SET due_us = 1")
+    scanned.scanner.restart()
+    await scanned.run()
+    assert scanned.claimed == ["000001"]
 
 
 async def test_a_spool_error_loses_no_entry() -> None:
-    world = World(claims_max=20)
+    scanned = ScannedQueue(claims_max=20)
     for number in range(5):
-        world.queue.add(f"mx:{number}.test", "ann", due_us=1)
+        scanned.queue.add(f"mx:{number}.test", "ann", due_us=1)
 
     def fail() -> None:
-        world.queue.meanwhile = lambda: None
+        scanned.queue.meanwhile = lambda: None
         raise apsw.BusyError("locked")
 
-    world.queue.meanwhile = fail
+    scanned.queue.meanwhile = fail
     with pytest.raises(apsw.BusyError):
-        await world.run()
-    world.is_awake = True
-    await world.run()
-    assert len(world.claimed) == 5
+        await scanned.run()
+    scanned.is_awake = True
+    await scanned.run()
+    assert len(scanned.claimed) == 5

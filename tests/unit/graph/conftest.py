@@ -10,21 +10,21 @@ from relay.accounts.directory import DevelopmentAccounts
 from relay.clock import ManualClock
 from relay.mailbox.types import QuotaLimits
 from relay.pressure import Pressure
-from tests.support.graph_world import (
+from tests.support.graph_fakes import (
     AS_ALICE,
     MAX_BODY,
     QUOTA_BYTES,
     Crash,
+    GraphInMemory,
     MemoryStore,
     OnDisk,
-    World,
     graph_app,
     graph_on_disk,
 )
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
+async def graph() -> AsyncIterator[GraphInMemory]:
     store, crash, pressure = MemoryStore(ManualClock()), Crash(), Pressure()
     app = graph_app(
         store, store.clock, crash=crash, ready=lambda: made.not_ready, pressure=pressure,
@@ -33,7 +33,7 @@ async def world() -> AsyncIterator[World]:
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://relay.test:8025", headers=AS_ALICE
     ) as http:
-        made = World(http, store, crash, pressure)
+        made = GraphInMemory(http, store, crash, pressure)
         yield made
 
 

@@ -2,22 +2,22 @@
 
 import pytest
 
-from tests.support.graph_world import World, refused
+from tests.support.graph_fakes import GraphInMemory, refused
 
 
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer ", "Basic YWxpY2U6YWxpY2U=", "Bearer mallory", "alice"]
 )
-async def test_a_request_without_a_known_token_is_401(world: World, header: str) -> None:
+async def test_a_request_without_a_known_token_is_401(graph: GraphInMemory, header: str) -> None:
     headers = {"authorization": header}
-    answer = await world.http.post("/v1.0/me/sendMail", json={}, headers=headers)
+    answer = await graph.http.post("/v1.0/me/sendMail", json={}, headers=headers)
     assert refused(answer, 401, "InvalidAuthenticationToken")
     assert answer.headers["www-authenticate"] == 'Bearer realm="relay.example.test"'
     assert "mallory" not in answer.text
 
 
-async def test_the_scheme_matches_in_any_case(world: World) -> None:
-    answer = await world.http.get("/v1.0/me", headers={"authorization": "bEARER  alice"})
+async def test_the_scheme_matches_in_any_case(graph: GraphInMemory) -> None:
+    answer = await graph.http.get("/v1.0/me", headers={"authorization": "bEARER  alice"})
     assert answer.status_code == 200
 
 
@@ -39,8 +39,8 @@ async def test_the_scheme_matches_in_any_case(world: World) -> None:
         ("/v1.0/me/sendMail", 405, "Request_BadRequest"),
     ],
 )
-async def test_what_is_not_there(world: World, path: str, status: int, code: str) -> None:
-    assert refused(await world.http.get(path), status, code)
+async def test_what_is_not_there(graph: GraphInMemory, path: str, status: int, code: str) -> None:
+    assert refused(await graph.http.get(path), status, code)
 
 
 @pytest.mark.parametrize(
@@ -70,28 +70,28 @@ async def test_what_is_not_there(world: World, path: str, status: int, code: str
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_resource_that_is_not_implemented_is_501(
-    world: World, method: str, path: str, what: str
+    graph: GraphInMemory, method: str, path: str, what: str
 ) -> None:
     url = f"/v1.0/me/{path}".replace("/me/..", "")
-    message = refused(await world.http.request(method, url), 501, "NotImplemented")
+    message = refused(await graph.http.request(method, url), 501, "NotImplemented")
     assert message == f"{what} is not implemented."
 
 
-async def test_405_has_allow(world: World) -> None:
-    answer = await world.http.put("/v1.0/me/messages/x")
+async def test_405_has_allow(graph: GraphInMemory) -> None:
+    answer = await graph.http.put("/v1.0/me/messages/x")
     assert answer.headers["allow"] == "GET, PATCH, DELETE"
 
 
-async def test_not_ready(world: World) -> None:
-    world.not_ready = "The spool is being opened."
-    answer = await world.http.get("/v1.0/me")
+async def test_not_ready(graph: GraphInMemory) -> None:
+    graph.not_ready = "The spool is being opened."
+    answer = await graph.http.get("/v1.0/me")
     assert refused(answer, 503, "ResourceUnhealthy") == "The spool is being opened."
     assert answer.headers["retry-after"] == "5"
 
 
 @pytest.mark.parametrize("path", ["/v1.0/me", "/v1.0/users/alice@example.test", "/beta//me/"])
-async def test_the_user(world: World, path: str) -> None:
-    user = (await world.http.get(path)).json()
+async def test_the_user(graph: GraphInMemory, path: str) -> None:
+    user = (await graph.http.get(path)).json()
     assert user.pop("@odata.context").endswith("/$metadata#users/$entity")
     assert user == {
         "id": "alice@example.test",
@@ -104,8 +104,8 @@ async def test_the_user(world: World, path: str) -> None:
 @pytest.mark.parametrize(
     ("given", "echoed"), [("my-id-1", True), ("x" * 129, False), ("a b", False), ("", False)]
 )
-async def test_client_request_id(world: World, given: str, echoed: bool) -> None:
-    answer = await world.http.get("/v1.0/me", headers={"client-request-id": given})
+async def test_client_request_id(graph: GraphInMemory, given: str, echoed: bool) -> None:
+    answer = await graph.http.get("/v1.0/me", headers={"client-request-id": given})
     expected = given if echoed else answer.headers["request-id"]
     assert answer.headers["client-request-id"] == expected
     assert answer.headers["date"] == "Tue, 14 Nov 2023 22:13:20 GMT"

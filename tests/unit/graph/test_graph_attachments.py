@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.graph_world import OnDisk, refused, to
+from tests.support.graph_fakes import OnDisk, refused, to
 
 PDF = {
     "@odata.type": "#microsoft.graph.fileAttachment",

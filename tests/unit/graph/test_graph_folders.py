@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.graph_world import OnDisk, World, refused, to
+from tests.support.graph_fakes import GraphInMemory, OnDisk, refused, to
 
 ROOTS = ["inbox", "drafts", "sentitems", "deleteditems", "junkemail", "archive", "outbox"]
 
@@ -235,7 +235,7 @@ async def test_of_many_that_make_one_folder_one_succeeds(on_disk: OnDisk) -> Non
     assert sorted(one.status_code for one in answers) == [201] + [409] * 7
 
 
-async def test_a_get_of_an_action_says_which_methods_there_are(world: World) -> None:
-    answer = await world.http.get("/v1.0/me/mailFolders/inbox/move")
+async def test_a_get_of_an_action_says_which_methods_there_are(graph: GraphInMemory) -> None:
+    answer = await graph.http.get("/v1.0/me/mailFolders/inbox/move")
     assert refused(answer, 405, "Request_BadRequest")
     assert answer.headers["allow"] == "POST"

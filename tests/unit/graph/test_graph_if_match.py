@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.graph_world import OnDisk, refused, to
+from tests.support.graph_fakes import OnDisk, refused, to
 
 MIME = "UzogbWltZQ0KDQpiDQo="
 CALLS = {

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.graph_world import World, refused, to
+from tests.support.graph_fakes import GraphInMemory, refused, to
 
 MESSAGES = "/v1.0/me/messages"
 PEOPLE = ("carol@a.test", "dave@b.test", "erin@a.test")
 
 
-async def filled(world: World, count: int = 12) -> list[dict[str, Any]]:
+async def filled(graph: GraphInMemory, count: int = 12) -> list[dict[str, Any]]:
     """Messages one minute apart, oldest first, as JSON."""
     made = []
     for number in range(count):
@@ -23,19 +23,19 @@ async def filled(world: World, count: int = 12) -> list[dict[str, Any]]:
             "isRead": number % 2 == 0,
             "categories": ["Red"] if number % 4 == 0 else [],
         }
-        answer = await world.http.post(MESSAGES, json=message)
+        answer = await graph.http.post(MESSAGES, json=message)
         assert answer.status_code == 201, answer.text
         made.append(answer.json())
-        world.store.clock.advance(60)
+        graph.store.clock.advance(60)
     return made
 
 
-async def listed(world: World, query: str = "", *, path: str = MESSAGES) -> list[int]:
+async def listed(graph: GraphInMemory, query: str = "", *, path: str = MESSAGES) -> list[int]:
     """Return the numbers of the listed messages, over all pages."""
     url: str | None = f"{path}?{query}"
     numbers: list[int] = []
     while url:
-        answer = await world.http.get(url)
+        answer = await graph.http.get(url)
         assert answer.status_code == 200, answer.text
         numbers += [int(one["subject"].split()[1]) for one in answer.json()["value"]]
         url = answer.json().get("@odata.nextLink")
@@ -64,15 +64,15 @@ async def listed(world: World, query: str = "", *, path: str = MESSAGES) -> list
         ('$search="to:dave"&$top=1', [10, 7, 4, 1]),
     ],
 )  # fmt: skip
-async def test_the_messages_of_a_list(world: World, query: str, numbers: list[int]) -> None:
-    await filled(world)
-    assert await listed(world, query) == numbers
+async def test_the_messages_of_a_list(graph: GraphInMemory, query: str, numbers: list[int]) -> None:
+    await filled(graph)
+    assert await listed(graph, query) == numbers
     inside = "/v1.0/me/mailFolders/Drafts/messages"
-    assert await listed(world, query, path=inside) == numbers
+    assert await listed(graph, query, path=inside) == numbers
 
 
-async def test_the_next_link_carries_every_option(world: World) -> None:
-    await filled(world)
+async def test_the_next_link_carries_every_option(graph: GraphInMemory) -> None:
+    await filled(graph)
     options = {
         "$select": "id,subject",
         "$filter": "contains(subject,'&') eq false and subject ne 'it''s 100% +1'",
@@ -80,23 +80,23 @@ async def test_the_next_link_carries_every_option(world: World) -> None:
         "$orderby": "subject desc,id",
         "$count": "true",
     }
-    answer = (await world.http.get(MESSAGES, params=options | {"$top": "5", "$skip": "1"})).json()
+    answer = (await graph.http.get(MESSAGES, params=options | {"$top": "5", "$skip": "1"})).json()
     assert answer["@odata.count"] == 12
     assert all(set(one) == {"@odata.etag", "id", "subject"} for one in answer["value"])
     link = answer["@odata.nextLink"]
     assert link.startswith("http://relay.test:8025/v1.0/me/messages?$select=id,subject&$filter=")
-    query = dict(world.http.build_request("GET", link).url.params)
+    query = dict(graph.http.build_request("GET", link).url.params)
     assert query == options | {"$top": "5", "$skiptoken": "6"}
-    rest = (await world.http.get(link)).json()
+    rest = (await graph.http.get(link)).json()
     assert (rest["@odata.count"], len(rest["value"])) == (12, 5)
 
 
-async def test_the_default_of_top_is_10(world: World) -> None:
-    await filled(world)
-    page = (await world.http.get(MESSAGES)).json()
+async def test_the_default_of_top_is_10(graph: GraphInMemory) -> None:
+    await filled(graph)
+    page = (await graph.http.get(MESSAGES)).json()
     assert len(page["value"]) == 10
     assert "@odata.count" not in page
-    assert "preference-applied" not in (await world.http.get(MESSAGES)).headers
+    assert "preference-applied" not in (await graph.http.get(MESSAGES)).headers
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ async def test_the_default_of_top_is_10(world: World) -> None:
     ],
 )
 async def test_the_preferred_size_of_a_page(
-    world: World, prefer: str, query: str, size: int, applied: str | None
+    graph: GraphInMemory, prefer: str, query: str, size: int, applied: str | None
 ) -> None:
-    await filled(world)
-    answer = await world.http.get(MESSAGES + query, headers={"prefer": prefer})
+    await filled(graph)
+    answer = await graph.http.get(MESSAGES + query, headers={"prefer": prefer})
     page = answer.json()
     assert (len(page["value"]), answer.headers.get("preference-applied")) == (size, applied)
     if "@odata.nextLink" in page:  # the next page is no larger, whatever its request prefers
-        rest = (await world.http.get(page["@odata.nextLink"])).json()
+        rest = (await graph.http.get(page["@odata.nextLink"])).json()
         assert len(rest["value"]) == min(size, 12 - size)
 
 
@@ -136,9 +136,9 @@ async def test_the_preferred_size_of_a_page(
         ("?$filter=isRead&$search=word7", "0"),
     ],
 )
-async def test_the_count_alone(world: World, path: str, query: str, count: str) -> None:
-    await filled(world)
-    answer = await world.http.get(f"{path}/$count{query}")
+async def test_the_count_alone(graph: GraphInMemory, path: str, query: str, count: str) -> None:
+    await filled(graph)
+    answer = await graph.http.get(f"{path}/$count{query}")
     assert (answer.status_code, answer.text) == (200, count)
     assert answer.headers["content-type"] == "text/plain"
 
@@ -170,9 +170,9 @@ async def test_the_count_alone(world: World, path: str, query: str, count: str) 
     ],
 )
 async def test_options_that_cannot_be_honoured_are_named(
-    world: World, query: str, named: str
+    graph: GraphInMemory, query: str, named: str
 ) -> None:
-    answer = await world.http.get(f"{MESSAGES}?{query}")
+    answer = await graph.http.get(f"{MESSAGES}?{query}")
     assert named in refused(answer, 400, "BadRequest")
 
 
@@ -185,16 +185,16 @@ async def test_options_that_cannot_be_honoured_are_named(
     ],
 )
 async def test_properties_that_cannot_be_filtered_by_have_graphs_codes(
-    world: World, query: str, code: str
+    graph: GraphInMemory, query: str, code: str
 ) -> None:
-    refused(await world.http.get(f"{MESSAGES}?{query}"), 400, code)
+    refused(await graph.http.get(f"{MESSAGES}?{query}"), 400, code)
 
 
 @pytest.mark.parametrize(
     "path", [f"{MESSAGES}/$count?$top=1", f"{MESSAGES}/x?$filter=isRead", "/v1.0/me?$count=true"]
 )
-async def test_other_paths_take_none_of_it(world: World, path: str) -> None:
-    assert "not supported here" in refused(await world.http.get(path), 400, "BadRequest")
+async def test_other_paths_take_none_of_it(graph: GraphInMemory, path: str) -> None:
+    assert "not supported here" in refused(await graph.http.get(path), 400, "BadRequest")
 
 
 # -- folders
@@ -203,11 +203,11 @@ FOLDERS = "/v1.0/me/mailFolders"
 IDS = ["inbox", "drafts", "sentitems", "deleteditems", "junkemail", "archive"]
 
 
-async def folders(world: World, query: str) -> list[str]:
+async def folders(graph: GraphInMemory, query: str) -> list[str]:
     url: str | None = f"{FOLDERS}?{query}"
     ids: list[str] = []
     while url:
-        answer = await world.http.get(url)
+        answer = await graph.http.get(url)
         assert answer.status_code == 200, answer.text
         ids += [one["id"] for one in answer.json()["value"]]
         url = answer.json().get("@odata.nextLink")
@@ -233,27 +233,27 @@ async def folders(world: World, query: str) -> list[str]:
         ("$skip=4", ["junkemail", "archive"]),
     ],
 )  # fmt: skip
-async def test_the_folders_of_a_list(world: World, query: str, expected: list[str]) -> None:
-    world.store.folders = [one for one in world.store.folders if one.id in IDS]
-    assert await folders(world, query) == expected
+async def test_the_folders_of_a_list(graph: GraphInMemory, query: str, expected: list[str]) -> None:
+    graph.store.folders = [one for one in graph.store.folders if one.id in IDS]
+    assert await folders(graph, query) == expected
 
 
-async def test_folders_by_several_keys(world: World) -> None:
+async def test_folders_by_several_keys(graph: GraphInMemory) -> None:
     totals = dict(zip(IDS, (3, 1, 3, 1, 3, 2), strict=True))
-    world.store.folders = [
-        replace(one, total=totals[one.id]) for one in world.store.folders if one.id in IDS
+    graph.store.folders = [
+        replace(one, total=totals[one.id]) for one in graph.store.folders if one.id in IDS
     ]
     up = ["deleteditems", "drafts", "archive", "inbox", "junkemail", "sentitems"]
     down = ["drafts", "deleteditems", "archive", "sentitems", "junkemail", "inbox"]
-    assert await folders(world, "$orderby=totalItemCount,displayName") == up
-    assert await folders(world, "$orderby=totalItemCount,displayName desc") == down
+    assert await folders(graph, "$orderby=totalItemCount,displayName") == up
+    assert await folders(graph, "$orderby=totalItemCount,displayName desc") == down
 
 
-async def test_folders_are_counted_before_they_are_paged(world: World) -> None:
-    page = (await world.http.get(f"{FOLDERS}?$count=true&$top=1&$filter=id ne 'inbox'")).json()
-    assert page["@odata.count"] == len(world.store.folders) - 1
+async def test_folders_are_counted_before_they_are_paged(graph: GraphInMemory) -> None:
+    page = (await graph.http.get(f"{FOLDERS}?$count=true&$top=1&$filter=id ne 'inbox'")).json()
+    assert page["@odata.count"] == len(graph.store.folders) - 1
     assert "$count=true" in page["@odata.nextLink"]
-    assert (await world.http.get(page["@odata.nextLink"])).json()["@odata.count"]
+    assert (await graph.http.get(page["@odata.nextLink"])).json()["@odata.count"]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +269,6 @@ async def test_folders_are_counted_before_they_are_paged(world: World) -> None:
     ],
 )
 async def test_options_of_folders_that_cannot_be_honoured(
-    world: World, query: str, named: str
+    graph: GraphInMemory, query: str, named: str
 ) -> None:
-    assert named in refused(await world.http.get(f"{FOLDERS}?{query}"), 400, "BadRequest")
+    assert named in refused(await graph.http.get(f"{FOLDERS}?{query}"), 400, "BadRequest")

@@ -14,7 +14,7 @@ from relay.clock import SystemClock
 from relay.http.http_server import HttpServer
 from relay.mailbox.store import FileStore
 from relay.settings.tree import Address
-from tests.support.graph_world import graph_app, refused
+from tests.support.graph_fakes import graph_app, refused
 from tests.support.stores import open_log, open_store
 
 MESSAGES = 12

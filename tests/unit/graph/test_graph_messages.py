@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from relay.mailbox.types import BeingSentError, NotADraftError
-from tests.support.graph_world import World, refused, to
+from tests.support.graph_fakes import GraphInMemory, refused, to
 
 DRAFT = {
     "subject": "Größe",
@@ -18,20 +18,22 @@ DRAFT = {
 INLINE = {"name": "a.png", "contentBytes": "aGVsbG8=", "isInline": True}
 
 
-async def create(world: World, path: str = "/v1.0/me/messages", **more: Any) -> dict[str, Any]:
-    answer = await world.http.post(path, json=DRAFT | more)
+async def create(
+    graph: GraphInMemory, path: str = "/v1.0/me/messages", **more: Any
+) -> dict[str, Any]:
+    answer = await graph.http.post(path, json=DRAFT | more)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
-async def test_a_draft_shows_all_its_properties(world: World) -> None:
-    shown = await create(world)
+async def test_a_draft_shows_all_its_properties(graph: GraphInMemory) -> None:
+    shown = await create(graph)
     assert shown.pop("@odata.context").startswith("http://relay.test:8025/v1.0/$metadata#")
     conversation = shown.pop("conversationId")
     now = "2023-11-14T22:13:20Z"
     assert shown == {
         "@odata.etag": 'W/"key1"',
-        "id": world.store.messages["alice@example.test"][0].id,
+        "id": graph.store.messages["alice@example.test"][0].id,
         "createdDateTime": now,
         "lastModifiedDateTime": now,
         "changeKey": "key1",
@@ -55,51 +57,53 @@ async def test_a_draft_shows_all_its_properties(world: World) -> None:
         "replyTo": [],
         "flag": {"flagStatus": "notFlagged"},
     }
-    again = (await world.http.get(f"/v1.0/me/messages/{shown['id']}")).json()
+    again = (await graph.http.get(f"/v1.0/me/messages/{shown['id']}")).json()
     assert again["conversationId"] == conversation
 
 
 @pytest.mark.parametrize(("inline", "counted"), [(True, False), (False, True)])
-async def test_inline_attachments_do_not_count(world: World, inline: bool, counted: bool) -> None:
-    shown = await create(world, attachments=[INLINE | {"isInline": inline}])
+async def test_inline_attachments_do_not_count(
+    graph: GraphInMemory, inline: bool, counted: bool
+) -> None:
+    shown = await create(graph, attachments=[INLINE | {"isInline": inline}])
     assert shown["hasAttachments"] is counted
 
 
-async def test_a_draft_may_lack_recipients_but_is_not_sent_so(world: World) -> None:
-    shown = await create(world, toRecipients=[], bccRecipients=None)
-    answer = await world.http.post(f"/v1.0/me/messages/{shown['id']}/send")
+async def test_a_draft_may_lack_recipients_but_is_not_sent_so(graph: GraphInMemory) -> None:
+    shown = await create(graph, toRecipients=[], bccRecipients=None)
+    answer = await graph.http.post(f"/v1.0/me/messages/{shown['id']}/send")
     assert refused(answer, 400, "ErrorInvalidRecipients")
-    assert not world.store.submissions
+    assert not graph.store.submissions
 
 
-async def test_marks_given_at_creation(world: World) -> None:
-    shown = await create(world, isRead=False, flag={"flagStatus": "Flagged"})
+async def test_marks_given_at_creation(graph: GraphInMemory) -> None:
+    shown = await create(graph, isRead=False, flag={"flagStatus": "Flagged"})
     assert (shown["isRead"], shown["flag"]) == (False, {"flagStatus": "flagged"})
 
 
-async def test_a_draft_of_mime(world: World) -> None:
+async def test_a_draft_of_mime(graph: GraphInMemory) -> None:
     body = base64.b64encode(b"Subject: no recipients yet\r\n\r\n")
     headers = {"content-type": "text/plain"}
-    answer = await world.http.post("/v1.0/me/messages", content=body, headers=headers)
+    answer = await graph.http.post("/v1.0/me/messages", content=body, headers=headers)
     assert (answer.status_code, answer.json()["isDraft"]) == (201, True)
 
 
 @pytest.mark.parametrize("folder", ["drafts", "Drafts", "archive"])
-async def test_a_draft_in_a_folder(world: World, folder: str) -> None:
+async def test_a_draft_in_a_folder(graph: GraphInMemory, folder: str) -> None:
     path = f"/v1.0/me/mailFolders/{folder}/messages"
-    shown = await create(world, path)
+    shown = await create(graph, path)
     assert shown["parentFolderId"] == folder.lower()
-    assert (await world.http.get(f"{path}/{shown['id']}")).status_code == 200
+    assert (await graph.http.get(f"{path}/{shown['id']}")).status_code == 200
     other = f"/v1.0/me/mailFolders/inbox/messages/{shown['id']}"
     for method in ("GET", "DELETE"):
-        assert refused(await world.http.request(method, other), 404, "ErrorItemNotFound")
-    assert (await world.http.get(f"{path}/{shown['id']}/$value")).content.startswith(b"Subject")
+        assert refused(await graph.http.request(method, other), 404, "ErrorItemNotFound")
+    assert (await graph.http.get(f"{path}/{shown['id']}/$value")).content.startswith(b"Subject")
 
 
-async def test_patch_changes_only_the_given_properties(world: World) -> None:
-    shown = await create(world)
+async def test_patch_changes_only_the_given_properties(graph: GraphInMemory) -> None:
+    shown = await create(graph)
     change = {"@odata.type": "#microsoft.graph.message", "subject": "new", "isRead": False}
-    answer = await world.http.patch(f"/v1.0/me/messages/{shown['id']}", json=change)
+    answer = await graph.http.patch(f"/v1.0/me/messages/{shown['id']}", json=change)
     changed = answer.json()
     assert (changed["subject"], changed["isRead"]) == ("new", False)
     assert changed["body"] == shown["body"]
@@ -119,12 +123,12 @@ async def test_patch_changes_only_the_given_properties(world: World) -> None:
     ],
 )
 async def test_a_bad_patch_changes_nothing(
-    world: World, change: dict[str, Any], status: int, code: str, named: str
+    graph: GraphInMemory, change: dict[str, Any], status: int, code: str, named: str
 ) -> None:
-    shown = await create(world)
-    answer = await world.http.patch(f"/v1.0/me/messages/{shown['id']}", json=change)
+    shown = await create(graph)
+    answer = await graph.http.patch(f"/v1.0/me/messages/{shown['id']}", json=change)
     assert named in refused(answer, status, code)
-    assert world.store.written == 1
+    assert graph.store.written == 1
 
 
 @pytest.mark.parametrize(
@@ -136,43 +140,43 @@ async def test_a_bad_patch_changes_nothing(
 )
 @pytest.mark.parametrize("method", ["PATCH", "DELETE", "POST"])
 async def test_the_store_says_no(
-    world: World, error: Exception, status: int, code: str, method: str
+    graph: GraphInMemory, error: Exception, status: int, code: str, method: str
 ) -> None:
-    shown = await create(world)
-    world.store.refuse = error
+    shown = await create(graph)
+    graph.store.refuse = error
     path = f"/v1.0/me/messages/{shown['id']}" + ("/send" if method == "POST" else "")
     body = {"subject": "x"} if method == "PATCH" else None
-    answer = await world.http.request(method, path, json=body)
+    answer = await graph.http.request(method, path, json=body)
     assert refused(answer, status, code) == str(error)
 
 
-async def test_send_and_delete(world: World) -> None:
-    shown = await create(world)
+async def test_send_and_delete(graph: GraphInMemory) -> None:
+    shown = await create(graph)
     path = f"/v1.0/me/messages/{shown['id']}"
-    sent = await world.http.post(f"{path}/microsoft.graph.send", content=b"")
+    sent = await graph.http.post(f"{path}/microsoft.graph.send", content=b"")
     assert (sent.status_code, sent.content) == (202, b"")
     assert sent.headers["x-relay-message-id"] == shown["id"]
     assert sent.headers["x-relay-internet-message-id"] == "<d1@a.test>"
-    deleted = await world.http.delete(path)
+    deleted = await graph.http.delete(path)
     assert (deleted.status_code, deleted.content) == (204, b"")
-    assert refused(await world.http.get(path), 404, "ErrorItemNotFound")
+    assert refused(await graph.http.get(path), 404, "ErrorItemNotFound")
 
 
-async def test_another_accounts_message_is_unknown(world: World) -> None:
-    shown = await create(world)
+async def test_another_accounts_message_is_unknown(graph: GraphInMemory) -> None:
+    shown = await create(graph)
     headers = {"authorization": "Bearer bob"}
     for method in ("GET", "PATCH", "DELETE"):
         path = f"/v1.0/me/messages/{shown['id']}"
-        answer = await world.http.request(method, path, json={"subject": "x"}, headers=headers)
+        answer = await graph.http.request(method, path, json={"subject": "x"}, headers=headers)
         assert refused(answer, 404, "ErrorItemNotFound")
 
 
-async def test_folders(world: World) -> None:
-    page = (await world.http.get("/v1.0/me/mailFolders?$top=2")).json()
+async def test_folders(graph: GraphInMemory) -> None:
+    page = (await graph.http.get("/v1.0/me/mailFolders?$top=2")).json()
     assert [one["id"] for one in page["value"]] == ["inbox", "drafts"]
-    rest = (await world.http.get(page["@odata.nextLink"])).json()
+    rest = (await graph.http.get(page["@odata.nextLink"])).json()
     assert rest["value"][0]["id"] == "sentitems"
-    one = (await world.http.get("/v1.0/me/mailFolders/SentItems")).json()
+    one = (await graph.http.get("/v1.0/me/mailFolders/SentItems")).json()
     one.pop("@odata.context")
     assert one == {
         "id": "sentitems",
@@ -185,8 +189,8 @@ async def test_folders(world: World) -> None:
     }
 
 
-async def test_properties_without_a_value_can_be_selected(world: World) -> None:
-    created = (await world.http.post("/v1.0/me/messages", json={"subject": "x"})).json()
+async def test_properties_without_a_value_can_be_selected(graph: GraphInMemory) -> None:
+    created = (await graph.http.post("/v1.0/me/messages", json={"subject": "x"})).json()
     query = "$select=subject,webLink,inferenceClassification,conversationIndex"
-    shown = (await world.http.get(f"/v1.0/me/messages/{created['id']}?{query}")).json()
+    shown = (await graph.http.get(f"/v1.0/me/messages/{created['id']}?{query}")).json()
     assert {name for name in shown if "@" not in name} == {"id", "subject"}

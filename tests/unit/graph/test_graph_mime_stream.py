@@ -19,7 +19,7 @@ from relay.graph.graph_request import (
 )
 from relay.graph.mime_body import Base64Decoder, Base64Error
 from relay.http.errors import ApiError
-from tests.support.graph_world import OnDisk, refused
+from tests.support.graph_fakes import OnDisk, refused
 
 LIMIT = 8 << 20  # on_disk's max_upload
 HEADER = b"To: c@a.test\r\nBcc: d@a.test\r\nSubject: large\r\nMessage-ID: <l@a.test>\r\n\r\n"

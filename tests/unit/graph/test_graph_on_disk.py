@@ -7,7 +7,7 @@ from email.message import EmailMessage
 
 import pytest
 
-from tests.support.graph_world import QUOTA_BYTES, OnDisk, refused, to
+from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, refused, to
 
 FILE = {
     "@odata.type": "#microsoft.graph.fileAttachment",

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.pressure import PressureLevel, PressureReason, PressureState
-from tests.support.graph_world import World, refused, to
+from tests.support.graph_fakes import GraphInMemory, refused, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@y.test")}
 SEND = ("POST", "/me/sendMail", {"message": MESSAGE})
@@ -54,34 +54,34 @@ MAILBOXES = ("ErrorInsufficientResources", 507, SENDING | KEEPING)
     ],
 )
 async def test_intake_is_rejected_under_pressure(
-    world: World, reason, code, status, stopped
+    graph: GraphInMemory, reason, code, status, stopped
 ) -> None:
-    draft = (await world.http.post("/v1.0/me/messages", json=MESSAGE)).json()["id"]
-    world.pressure.state = PressureState({reason: PressureLevel.REFUSE})
+    draft = (await graph.http.post("/v1.0/me/messages", json=MESSAGE)).json()["id"]
+    graph.pressure.state = PressureState({reason: PressureLevel.REFUSE})
     found = set()
     for name, (method, path, body) in calls(draft).items():
-        answer = await world.http.request(method, f"/v1.0{path}", json=body)
+        answer = await graph.http.request(method, f"/v1.0{path}", json=body)
         if answer.status_code in (503, 507):
             found.add(name)
             assert "Nothing new is taken now" in refused(answer, status, code)
             assert int(answer.headers["retry-after"]) > 0
     assert found == stopped
-    assert world.store.submissions == []
+    assert graph.store.submissions == []
 
 
-async def test_pressure_slow_does_not_reject_accounts(world: World) -> None:
-    world.pressure.state = PressureState(dict.fromkeys(PressureReason, PressureLevel.SLOW))
-    assert (await world.send(MESSAGE)).status_code == 202
+async def test_pressure_slow_does_not_reject_accounts(graph: GraphInMemory) -> None:
+    graph.pressure.state = PressureState(dict.fromkeys(PressureReason, PressureLevel.SLOW))
+    assert (await graph.send(MESSAGE)).status_code == 202
 
 
-async def test_it_ends_with_its_reason(world: World) -> None:
-    world.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
-    assert (await world.send(MESSAGE)).status_code == 503
-    world.pressure.state = PressureState()
-    assert (await world.send(MESSAGE)).status_code == 202
+async def test_it_ends_with_its_reason(graph: GraphInMemory) -> None:
+    graph.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
+    assert (await graph.send(MESSAGE)).status_code == 503
+    graph.pressure.state = PressureState()
+    assert (await graph.send(MESSAGE)).status_code == 202
 
 
-async def test_without_a_token_pressure_is_not_disclosed(world: World) -> None:
-    world.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
-    world.http.headers["authorization"] = "Bearer wrong"
-    assert (await world.send(MESSAGE)).status_code == 401
+async def test_without_a_token_pressure_is_not_disclosed(graph: GraphInMemory) -> None:
+    graph.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
+    graph.http.headers["authorization"] = "Bearer wrong"
+    assert (await graph.send(MESSAGE)).status_code == 401

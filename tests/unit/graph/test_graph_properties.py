@@ -16,7 +16,7 @@ from relay.message.content import read_all
 from relay.mime.convert import ConvertedMessage, convert
 from tests.support.accounts import TokenAccounts
 from tests.support.drafts import read_attachments
-from tests.support.graph_world import graph_on_disk, refused, to
+from tests.support.graph_fakes import graph_on_disk, refused, to
 
 ALICE = Account(
     "alice@example.test",

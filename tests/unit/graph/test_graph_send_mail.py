@@ -8,7 +8,7 @@ import pytest
 from relay.crashpoints import CrashPoint
 from relay.mailbox.types import MailboxFullError, StoreUnavailableError
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
-from tests.support.graph_world import MAX_BODY, World, refused, to
+from tests.support.graph_fakes import MAX_BODY, GraphInMemory, refused, to
 
 FILE = {
     "@odata.type": "#microsoft.graph.fileAttachment",
@@ -19,19 +19,19 @@ FILE = {
 ITEM = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m"}
 
 
-async def test_answers_202_with_ids_and_no_body(world: World) -> None:
-    answer = await world.send({"subject": "Hé", "toRecipients": to("carol@a.test")})
-    pending, sent = world.store.submissions[0]
+async def test_answers_202_with_ids_and_no_body(graph: GraphInMemory) -> None:
+    answer = await graph.send({"subject": "Hé", "toRecipients": to("carol@a.test")})
+    pending, sent = graph.store.submissions[0]
     assert (answer.status_code, answer.content) == (202, b"")
     assert answer.headers["x-relay-message-id"] == pending.draft_id
     assert answer.headers["x-relay-submission-id"] == pending.submission_id
     assert answer.headers["x-relay-internet-message-id"] == sent.internet_message_id
     assert sent.internet_message_id.endswith("@relay.example.test>")
-    assert world.crash.points == [CrashPoint.REQUEST_ANSWERED]
+    assert graph.crash.points == [CrashPoint.REQUEST_ANSWERED]
 
 
-async def test_all_properties_arrive(world: World) -> None:
-    answer = await world.send(
+async def test_all_properties_arrive(graph: GraphInMemory) -> None:
+    answer = await graph.send(
         {
             "@odata.type": "#microsoft.graph.message",
             "subject": "s",
@@ -53,7 +53,7 @@ async def test_all_properties_arrive(world: World) -> None:
         }
     )
     assert answer.status_code == 202, answer.text
-    assert world.sent == MessageProperties(
+    assert graph.sent == MessageProperties(
         subject="s",
         body_type="html",
         body="<b>x</b>\r\n.\r\n",
@@ -76,10 +76,10 @@ async def test_all_properties_arrive(world: World) -> None:
     ("given", "saved"),
     [(True, True), (False, False), ("false", False), ("True", True), (None, True)],
 )
-async def test_save_to_sent_items(world: World, given: object, saved: bool) -> None:
-    answer = await world.send({"toRecipients": to("c@a.test")}, saveToSentItems=given)
+async def test_save_to_sent_items(graph: GraphInMemory, given: object, saved: bool) -> None:
+    answer = await graph.send({"toRecipients": to("c@a.test")}, saveToSentItems=given)
     assert answer.status_code == 202
-    assert world.store.submissions[0][0].options.save_to_sent_items is saved
+    assert graph.store.submissions[0][0].options.save_to_sent_items is saved
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ async def test_save_to_sent_items(world: World, given: object, saved: bool) -> N
         "/v1.0/users/ALIAS@example.test/sendmail/",
     ],
 )
-async def test_paths_and_parameter_names_match_in_any_case(world: World, path: str) -> None:
+async def test_paths_and_parameter_names_match_in_any_case(graph: GraphInMemory, path: str) -> None:
     body = {"Message": {"toRecipients": to("c@a.test")}, "SaveToSentItems": False}
-    answer = await world.http.post(path, json=body)
+    answer = await graph.http.post(path, json=body)
     assert answer.status_code == 202, answer.text
 
 
@@ -167,13 +167,13 @@ BAD_MESSAGES: list[tuple[dict[str, Any], int, str, str]] = [
 
 @pytest.mark.parametrize(("message", "status", "code", "named"), BAD_MESSAGES)
 async def test_a_bad_message_is_refused_by_name(
-    world: World, message: dict[str, Any], status: int, code: str, named: str
+    graph: GraphInMemory, message: dict[str, Any], status: int, code: str, named: str
 ) -> None:
     if "toRecipients" not in message and message and "ccRecipients" not in message:
         message = {"toRecipients": to("c@a.test"), **message}
-    answer = await world.send(message)
+    answer = await graph.send(message)
     assert named in refused(answer, status, code)
-    assert world.store.written == 0
+    assert graph.store.written == 0
 
 
 @pytest.mark.parametrize(
@@ -193,22 +193,22 @@ async def test_a_bad_message_is_refused_by_name(
         (b'{"message":{},"saveToSentItems":"no"}', "RequestBodyRead"),
     ],
 )
-async def test_a_body_that_is_no_request(world: World, body: bytes, code: str) -> None:
+async def test_a_body_that_is_no_request(graph: GraphInMemory, body: bytes, code: str) -> None:
     headers = {"content-type": "application/json; charset=utf-8"}
-    answer = await world.http.post("/v1.0/me/sendMail", content=body, headers=headers)
+    answer = await graph.http.post("/v1.0/me/sendMail", content=body, headers=headers)
     assert refused(answer, 400, code)
-    assert world.store.written == 0
+    assert graph.store.written == 0
 
 
-async def test_a_body_of_another_type(world: World) -> None:
-    answer = await world.http.post("/v1.0/me/sendMail", data={"subject": "x"})
+async def test_a_body_of_another_type(graph: GraphInMemory) -> None:
+    answer = await graph.http.post("/v1.0/me/sendMail", data={"subject": "x"})
     assert "application/json" in refused(answer, 415, "UnsupportedMediaType")
 
 
-async def test_too_large_a_body(world: World) -> None:
-    answer = await world.send({"body": {"content": "x" * MAX_BODY}})
+async def test_too_large_a_body(graph: GraphInMemory) -> None:
+    answer = await graph.send({"body": {"content": "x" * MAX_BODY}})
     assert str(MAX_BODY) in refused(answer, 413, "RequestEntityTooLarge")
-    assert world.store.written == 0
+    assert graph.store.written == 0
 
 
 MIME = (
@@ -216,16 +216,16 @@ MIME = (
 )
 
 
-async def test_mime_is_kept_byte_for_byte(world: World) -> None:
+async def test_mime_is_kept_byte_for_byte(graph: GraphInMemory) -> None:
     content = MIME + bytes(range(128, 256)) * 3
-    answer = await world.send_mime(content)
+    answer = await graph.send_mime(content)
     assert (answer.status_code, answer.content) == (202, b"")
     assert answer.headers["x-relay-internet-message-id"] == "<m@a.test>"
-    assert world.sent == content
+    assert graph.sent == content
 
 
-async def test_mime_without_message_id_has_no_message_id_header(world: World) -> None:
-    answer = await world.send_mime(b"To: carol@a.test\r\n\r\nhi\r\n")
+async def test_mime_without_message_id_has_no_message_id_header(graph: GraphInMemory) -> None:
+    answer = await graph.send_mime(b"To: carol@a.test\r\n\r\nhi\r\n")
     assert answer.status_code == 202
     assert "x-relay-internet-message-id" not in answer.headers
 
@@ -253,11 +253,13 @@ async def test_mime_without_message_id_has_no_message_id_header(world: World) ->
         (base64.b64encode(b"From: nobody\nTo: a@b.test\n\n"), 400, "ErrorMimeContentInvalid"),
     ],
 )
-async def test_bad_mime_is_refused(world: World, body: bytes, status: int, code: str) -> None:
+async def test_bad_mime_is_refused(
+    graph: GraphInMemory, body: bytes, status: int, code: str
+) -> None:
     headers = {"content-type": "text/plain"}
-    answer = await world.http.post("/v1.0/me/sendMail", content=body, headers=headers)
+    answer = await graph.http.post("/v1.0/me/sendMail", content=body, headers=headers)
     assert refused(answer, status, code)
-    assert world.store.written == 0
+    assert graph.store.written == 0
 
 
 @pytest.mark.parametrize(
@@ -269,11 +271,11 @@ async def test_bad_mime_is_refused(world: World, body: bytes, status: int, code:
     ],
 )
 async def test_errors_of_the_store(
-    world: World, error: Exception, status: int, code: str, retry_after: str | None
+    graph: GraphInMemory, error: Exception, status: int, code: str, retry_after: str | None
 ) -> None:
-    world.store.refuse = error
-    answer = await world.send({"toRecipients": to("c@a.test")})
+    graph.store.refuse = error
+    answer = await graph.send({"toRecipients": to("c@a.test")})
     message = refused(answer, status, code)
     assert answer.headers.get("retry-after") == retry_after
     assert "secret" not in message
-    assert not world.crash.points
+    assert not graph.crash.points

@@ -11,23 +11,23 @@ from relay.message.extended_properties import (
     SENT_MAIL_ENTRY_ID,
 )
 from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
-from tests.support.graph_world import World, refused, to
+from tests.support.graph_fakes import GraphInMemory, refused, to
 
 MESSAGE = {"toRecipients": to("c@a.test")}
 MIME = b"VG86IGNAYS50ZXN0DQpTdWJqZWN0OiB4DQoNCmhpDQo="  # To: c@a.test
 SAVE, FORGET, ARCHIVE = SendOptions(), SendOptions(save_to_sent_items=False), SendOptions(sent_folder="archive")  # fmt: skip
 
 
-async def post(world: World, how: str, prefer: list[str], **parameters):
+async def post(graph: GraphInMemory, how: str, prefer: list[str], **parameters):
     headers = [("prefer", line) for line in prefer]
     if how == "mime":
         headers.append(("content-type", "text/plain"))
-        return await world.http.post("/v1.0/me/sendMail", content=MIME, headers=headers)
+        return await graph.http.post("/v1.0/me/sendMail", content=MIME, headers=headers)
     if how == "json":
         body = {"message": MESSAGE, **parameters}
-        return await world.http.post("/v1.0/me/sendMail", json=body, headers=headers)
-    draft = await world.http.post("/v1.0/me/messages", json=MESSAGE)
-    return await world.http.post(f"/v1.0/me/messages/{draft.json()['id']}/send", headers=headers)
+        return await graph.http.post("/v1.0/me/sendMail", json=body, headers=headers)
+    draft = await graph.http.post("/v1.0/me/messages", json=MESSAGE)
+    return await graph.http.post(f"/v1.0/me/messages/{draft.json()['id']}/send", headers=headers)
 
 
 @pytest.mark.parametrize("how", ["json", "mime", "draft"])
@@ -45,10 +45,10 @@ async def post(world: World, how: str, prefer: list[str], **parameters):
         (["return=minimal", "relay.save-to-sent-items=true, relay.sent-folder=archive"], ARCHIVE, "relay.save-to-sent-items=true, relay.sent-folder=archive"),
     ],
 )  # fmt: skip
-async def test_a_preference_is_honoured_and_said_to_be(world, how, prefer, options, applied):
-    answer = await post(world, how, prefer)
+async def test_a_preference_is_honoured_and_said_to_be(graph, how, prefer, options, applied):
+    answer = await post(graph, how, prefer)
     assert answer.status_code == 202, answer.text
-    assert world.store.submissions[0][0].options == options
+    assert graph.store.submissions[0][0].options == options
     assert answer.headers.get("preference-applied") == applied
 
 
@@ -68,11 +68,11 @@ async def test_a_preference_is_honoured_and_said_to_be(world, how, prefer, optio
         ("relay.save-to-sent-item=false", "'relay.save-to-sent-item' is not a preference"),
     ],
 )
-async def test_a_wrong_preference_is_refused_before_anything_is_written(world, how, prefer, told):
-    answer = await post(world, how, [prefer])
+async def test_a_wrong_preference_is_refused_before_anything_is_written(graph, how, prefer, told):
+    answer = await post(graph, how, [prefer])
     assert told in refused(answer, 400, "ErrorInvalidRequest")
-    assert world.store.submissions == []
-    assert world.store.written == (1 if how == "draft" else 0)
+    assert graph.store.submissions == []
+    assert graph.store.written == (1 if how == "draft" else 0)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ async def test_a_wrong_preference_is_refused_before_anything_is_written(world, h
         ("relay.sent-folder=archive", False, ARCHIVE),
     ],
 )
-async def test_a_preference_beats_the_parameter(world, prefer, given, options):
-    await post(world, "json", [prefer], saveToSentItems=given)
-    assert world.store.submissions[0][0].options == options
+async def test_a_preference_beats_the_parameter(graph, prefer, given, options):
+    await post(graph, "json", [prefer], saveToSentItems=given)
+    assert graph.store.submissions[0][0].options == options
 
 
 DUE_US = 1_800_000_000_000_000
@@ -111,19 +111,19 @@ def sent_folder(value: str) -> ExtendedProperty:
         ([NOWHERE], ["relay.sent-folder=archive"], ARCHIVE),
     ],
 )  # fmt: skip
-async def test_a_draft_says_itself_how_it_is_sent(world, properties, prefer, options):
-    draft = await world.store.create_draft(
+async def test_a_draft_says_itself_how_it_is_sent(graph, properties, prefer, options):
+    draft = await graph.store.create_draft(
         "alice@example.test",
         MessageProperties(to=(EmailAddress("c@a.test"),), extended=tuple(properties)),
     )
     headers = [("prefer", line) for line in prefer]
-    answer = await world.http.post(f"/v1.0/me/messages/{draft.id}/send", headers=headers)
+    answer = await graph.http.post(f"/v1.0/me/messages/{draft.id}/send", headers=headers)
     assert answer.status_code == 202, answer.text
-    assert world.store.submissions[0][0].options == options
+    assert graph.store.submissions[0][0].options == options
 
 
-async def test_a_property_that_names_no_folder_is_refused(world):
+async def test_a_property_that_names_no_folder_is_refused(graph):
     properties = MessageProperties(to=(EmailAddress("c@a.test"),), extended=(NOWHERE,))
-    draft = await world.store.create_draft("alice@example.test", properties)
-    answer = await world.http.post(f"/v1.0/me/messages/{draft.id}/send")
+    draft = await graph.store.create_draft("alice@example.test", properties)
+    answer = await graph.http.post(f"/v1.0/me/messages/{draft.id}/send")
     assert "Binary 0x0E0A: there is no folder" in refused(answer, 400, "ErrorInvalidRequest")

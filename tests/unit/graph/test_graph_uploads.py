@@ -22,7 +22,7 @@ from relay.mailbox import upload_sessions
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.mailbox.upload_sessions import EXPIRE_S, UPLOADS_MAX, RangeWriter, Uploads
-from tests.support.graph_world import graph_app, refused, to
+from tests.support.graph_fakes import graph_app, refused, to
 from tests.support.stores import open_log, open_store
 
 ALICE = "alice@example.test"

@@ -12,7 +12,7 @@ from relay.http.http_server import HttpServer
 from relay.mailbox.types import OutcomeUnknownError
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.settings.tree import Address
-from tests.support.graph_world import MemoryStore, graph_app, to
+from tests.support.graph_fakes import MemoryStore, graph_app, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@b.test")}
 CALLS = ["sendMail", "sendMail in MIME", "send"]

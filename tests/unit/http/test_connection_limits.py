@@ -17,7 +17,7 @@ from relay.http.connection_limits import (
 HEAVY, LIGHT = "192.0.2.1", "192.0.2.2"
 
 
-class World:
+class LimitedConnections:
     """A ConnectionTable with a clock, and the names of the closed connections."""
 
     def __init__(self, **limits: int | tuple[str, ...]) -> None:
@@ -47,140 +47,140 @@ class World:
 def test_the_oldest_idle_connection_of_the_heaviest_address_is_closed(
     stages: tuple[ConnectionState, ...], first: str
 ) -> None:
-    world = World(connections=4)
-    world.add(LIGHT, "light", ConnectionState.IDLE)
+    limited = LimitedConnections(connections=4)
+    limited.add(LIGHT, "light", ConnectionState.IDLE)
     for number, state in enumerate(stages):
-        world.add(HEAVY, str(number), state)
-    world.now_s = UNREAD_GRACE_S
-    world.add("192.0.2.3", "new")
-    assert world.closed == [first]
+        limited.add(HEAVY, str(number), state)
+    limited.now_s = UNREAD_GRACE_S
+    limited.add("192.0.2.3", "new")
+    assert limited.closed == [first]
 
 
 def test_a_new_connection_is_rejected_if_all_are_busy() -> None:
-    world = World(connections=2)
-    connections = [world.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(2)]
-    assert world.connection_table.add(LIGHT, lambda: None) is None
-    world.connection_table.set_state(
+    limited = LimitedConnections(connections=2)
+    connections = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(2)]
+    assert limited.connection_table.add(LIGHT, lambda: None) is None
+    limited.connection_table.set_state(
         connections[1], ConnectionState.UNREAD
     )  # for less than the time of grace
-    assert world.connection_table.add(LIGHT, lambda: None) is None
-    world.connection_table.remove(connections[0])
-    world.connection_table.remove(connections[0])
-    world.add(LIGHT, "new")
-    assert world.connection_table.add(LIGHT, lambda: None) is not None
-    assert world.closed == ["new"]
+    assert limited.connection_table.add(LIGHT, lambda: None) is None
+    limited.connection_table.remove(connections[0])
+    limited.connection_table.remove(connections[0])
+    limited.add(LIGHT, "new")
+    assert limited.connection_table.add(LIGHT, lambda: None) is not None
+    assert limited.closed == ["new"]
 
 
 def test_connections_of_proxies_are_closed_last() -> None:
-    world = World(connections=4, proxy_networks=("198.51.100.0/24",))
+    limited = LimitedConnections(connections=4, proxy_networks=("198.51.100.0/24",))
     for number in range(3):
-        world.add("198.51.100.7", f"proxy {number}", ConnectionState.IDLE)
-    world.add(LIGHT, "light", ConnectionState.IDLE)
-    world.add("", "unix")
-    assert world.closed == ["light"]
-    world.add("", "unix", ConnectionState.BUSY)
-    assert world.closed == ["light", "proxy 0"]
+        limited.add("198.51.100.7", f"proxy {number}", ConnectionState.IDLE)
+    limited.add(LIGHT, "light", ConnectionState.IDLE)
+    limited.add("", "unix")
+    assert limited.closed == ["light"]
+    limited.add("", "unix", ConnectionState.BUSY)
+    assert limited.closed == ["light", "proxy 0"]
 
 
 def test_one_address_has_half_of_the_requests() -> None:
-    world = World(requests=4)
-    operation = [world.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(2)]
-    more, light = world.add(HEAVY, "more"), world.add(LIGHT, "light")
-    assert not world.connection_table.may_start_request(more)
-    assert world.connection_table.may_start_request(light)
-    assert world.connection_table.may_start_request(
+    limited = LimitedConnections(requests=4)
+    operation = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(2)]
+    more, light = limited.add(HEAVY, "more"), limited.add(LIGHT, "light")
+    assert not limited.connection_table.may_start_request(more)
+    assert limited.connection_table.may_start_request(light)
+    assert limited.connection_table.may_start_request(
         operation[0]
     )  # a further one on the same connection
-    world.connection_table.set_state(operation[0], ConnectionState.UNREAD)
-    assert not world.connection_table.may_start_request(more)
-    world.now_s = UNREAD_GRACE_S
-    assert world.connection_table.may_start_request(more)
-    assert world.closed == ["0"]
+    limited.connection_table.set_state(operation[0], ConnectionState.UNREAD)
+    assert not limited.connection_table.may_start_request(more)
+    limited.now_s = UNREAD_GRACE_S
+    assert limited.connection_table.may_start_request(more)
+    assert limited.closed == ["0"]
 
 
 def test_requests_of_all_are_bounded() -> None:
-    world = World(requests=2, proxy_networks=("198.51.100.0/24",))
+    limited = LimitedConnections(requests=2, proxy_networks=("198.51.100.0/24",))
     for number in range(2):
-        connection = world.add("198.51.100.7", str(number))
-        assert world.connection_table.may_start_request(connection)
-        world.connection_table.set_state(connection, ConnectionState.BUSY)
-    assert not world.connection_table.may_start_request(world.add(LIGHT, "light"))
+        connection = limited.add("198.51.100.7", str(number))
+        assert limited.connection_table.may_start_request(connection)
+        limited.connection_table.set_state(connection, ConnectionState.BUSY)
+    assert not limited.connection_table.may_start_request(limited.add(LIGHT, "light"))
 
 
 def test_a_stalled_body_is_closed_for_a_request() -> None:
-    world = World(requests=4)
+    limited = LimitedConnections(requests=4)
     for number in range(4):
         host = HEAVY if number < 2 else LIGHT
-        world.connection_table.set_state(
-            world.add(host, str(number), ConnectionState.BUSY), ConnectionState.RECEIVING
+        limited.connection_table.set_state(
+            limited.add(host, str(number), ConnectionState.BUSY), ConnectionState.RECEIVING
         )
-    flowing = world.add("192.0.2.4", "flowing")
-    other = world.add("192.0.2.3", "other")
-    world.now_s = STALLED_GRACE_S - 1
-    assert not world.connection_table.may_start_request(other)
-    world.now_s = STALLED_GRACE_S
-    assert world.connection_table.may_start_request(flowing)
-    world.connection_table.set_state(flowing, ConnectionState.RECEIVING)
-    assert world.connection_table.may_start_request(other)
-    world.connection_table.set_state(other, ConnectionState.BUSY)
-    assert world.closed == ["0", "2"]
+    flowing = limited.add("192.0.2.4", "flowing")
+    other = limited.add("192.0.2.3", "other")
+    limited.now_s = STALLED_GRACE_S - 1
+    assert not limited.connection_table.may_start_request(other)
+    limited.now_s = STALLED_GRACE_S
+    assert limited.connection_table.may_start_request(flowing)
+    limited.connection_table.set_state(flowing, ConnectionState.RECEIVING)
+    assert limited.connection_table.may_start_request(other)
+    limited.connection_table.set_state(other, ConnectionState.BUSY)
+    assert limited.closed == ["0", "2"]
 
 
 def test_a_body_that_arrives_is_not_closed() -> None:
-    world = World(requests=2)
+    limited = LimitedConnections(requests=2)
     slow, stalled = (
-        world.add(HEAVY, name, ConnectionState.RECEIVING) for name in ("slow", "stalled")
+        limited.add(HEAVY, name, ConnectionState.RECEIVING) for name in ("slow", "stalled")
     )
-    world.now_s = STALLED_GRACE_S
-    world.connection_table.body_received(slow)
-    world.connection_table.body_received(stalled)
-    world.now_s = 1.5 * STALLED_GRACE_S
-    world.connection_table.body_received(slow)
-    world.now_s = 2 * STALLED_GRACE_S
-    assert world.connection_table.may_start_request(world.add(LIGHT, "light"))
-    assert world.closed == ["stalled"]
-    assert not world.connection_table.may_start_request(world.add(HEAVY, "another"))
+    limited.now_s = STALLED_GRACE_S
+    limited.connection_table.body_received(slow)
+    limited.connection_table.body_received(stalled)
+    limited.now_s = 1.5 * STALLED_GRACE_S
+    limited.connection_table.body_received(slow)
+    limited.now_s = 2 * STALLED_GRACE_S
+    assert limited.connection_table.may_start_request(limited.add(LIGHT, "light"))
+    assert limited.closed == ["stalled"]
+    assert not limited.connection_table.may_start_request(limited.add(HEAVY, "another"))
 
 
 def test_unread_bytes_are_counted_until_read() -> None:
-    world = World(unread_bytes=100)
-    one, two = (world.add(HEAVY, name, ConnectionState.BUSY) for name in ("one", "two"))
-    other = world.add(LIGHT, "other", ConnectionState.BUSY)
-    may_answer = world.connection_table.may_send_response
+    limited = LimitedConnections(unread_bytes=100)
+    one, two = (limited.add(HEAVY, name, ConnectionState.BUSY) for name in ("one", "two"))
+    other = limited.add(LIGHT, "other", ConnectionState.BUSY)
+    may_answer = limited.connection_table.may_send_response
     assert may_answer(one, 45, may_be_refused=True)
     assert not may_answer(two, 6, may_be_refused=True)
     assert may_answer(other, 50, may_be_refused=True)
-    world.connection_table.set_buffered_bytes(one, 3)
-    world.connection_table.response_sent(one)
+    limited.connection_table.set_buffered_bytes(one, 3)
+    limited.connection_table.response_sent(one)
     assert may_answer(two, 47, may_be_refused=True)
     assert not may_answer(other, 48, may_be_refused=True)  # of all
-    world.connection_table.set_buffered_bytes(one, 0)
-    world.connection_table.remove(two)
-    world.connection_table.response_sent(other)
+    limited.connection_table.set_buffered_bytes(one, 0)
+    limited.connection_table.remove(two)
+    limited.connection_table.response_sent(other)
     assert may_answer(other, 1000, may_be_refused=True)  # alone
-    assert world.closed == []
+    assert limited.closed == []
 
 
 def test_the_response_to_a_change_closes_unread_connections() -> None:
-    world = World(unread_bytes=100)
-    connections = [world.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(3)]
+    limited = LimitedConnections(unread_bytes=100)
+    connections = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(3)]
     for connection in connections[:2]:
-        assert world.connection_table.may_send_response(connection, 25, may_be_refused=True)
-        world.connection_table.set_state(connection, ConnectionState.UNREAD)
-    assert world.connection_table.may_send_response(connections[2], 20, may_be_refused=False)
-    assert world.closed == ["0"]
+        assert limited.connection_table.may_send_response(connection, 25, may_be_refused=True)
+        limited.connection_table.set_state(connection, ConnectionState.UNREAD)
+    assert limited.connection_table.may_send_response(connections[2], 20, may_be_refused=False)
+    assert limited.closed == ["0"]
 
 
 def test_responses_over_the_limit_are_closed_when_they_wait() -> None:
-    world = World(unread_bytes=100)
-    connections = [world.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(4)]
+    limited = LimitedConnections(unread_bytes=100)
+    connections = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(4)]
     for connection in connections:
-        assert world.connection_table.may_send_response(connection, 25, may_be_refused=False)
+        assert limited.connection_table.may_send_response(connection, 25, may_be_refused=False)
     for connection in connections:
-        world.connection_table.set_buffered_bytes(connection, 0)
-        world.connection_table.set_buffered_bytes(connection, 1)
-        world.connection_table.set_state(connection, ConnectionState.UNREAD)
-    assert world.closed == ["0", "1", "2"]
+        limited.connection_table.set_buffered_bytes(connection, 0)
+        limited.connection_table.set_buffered_bytes(connection, 1)
+        limited.connection_table.set_state(connection, ConnectionState.UNREAD)
+    assert limited.closed == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

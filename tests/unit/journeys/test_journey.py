@@ -70,7 +70,7 @@ class Store:
 
 
 @dataclass
-class World:
+class KnownJourneys:
     spool: Spool = field(default_factory=Spool)
     store: Store = field(default_factory=Store)
 
@@ -97,8 +97,8 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def known() -> KnownJourneys:
+    return KnownJourneys()
 
 
 def test_steps_are_in_their_order_whichever_half_tells_them() -> None:
@@ -142,58 +142,60 @@ def test_history_of_the_store_that_is_gone_leaves_the_graph_id() -> None:
     assert join(None, None) is None
 
 
-async def test_a_submission_is_found_by_each_of_its_names(world: World) -> None:
-    graph_id = world.submit(accepted=True)
-    world.submit(accepted=False)
-    (queue_id,) = world.spool.halves
+async def test_a_submission_is_found_by_each_of_its_names(known: KnownJourneys) -> None:
+    graph_id = known.submit(accepted=True)
+    known.submit(accepted=False)
+    (queue_id,) = known.spool.halves
     for key in (graph_id, f"{graph_id}.1", queue_id):
-        found = await world.journeys.journey(key, account=None)
+        found = await known.journeys.journey(key, account=None)
         assert found is not None
         assert (found["graph_id"], found["id"]) == (graph_id, queue_id), key
         assert [step["step"] for step in found["steps"]] == [1, 2, 5, 6]
 
 
-async def test_the_newest_come_first_from_both_halves_each_once(world: World) -> None:
-    first, second = world.submit(accepted=True), world.receive()
-    third, fourth = world.submit(accepted=False), world.submit(accepted=True)
-    recent = await world.journeys.recent(account=None, state="", limit=10)
+async def test_the_newest_come_first_from_both_halves_each_once(known: KnownJourneys) -> None:
+    first, second = known.submit(accepted=True), known.receive()
+    third, fourth = known.submit(accepted=False), known.submit(accepted=True)
+    recent = await known.journeys.recent(account=None, state="", limit=10)
     assert [one["graph_id"] or one["id"] for one in recent] == [fourth, third, second, first]
-    last = await world.journeys.journey("last", account=None)
+    last = await known.journeys.journey("last", account=None)
     assert last is not None
     assert last["graph_id"] == fourth
-    waiting = await world.journeys.recent(account=None, state="queued", limit=10)
+    waiting = await known.journeys.recent(account=None, state="queued", limit=10)
     assert [one["graph_id"] for one in waiting] == [third]
 
 
 @pytest.mark.parametrize("key", ["last", "alice@x"])
-async def test_the_newest_of_an_address_may_be_in_either_half(world: World, key: str) -> None:
+async def test_the_newest_of_an_address_may_be_in_either_half(
+    known: KnownJourneys, key: str
+) -> None:
     for accepted in (True, False, True):
-        graph_id = world.submit(accepted=accepted)
-        found = await world.journeys.journey(key, account=None)
+        graph_id = known.submit(accepted=accepted)
+        found = await known.journeys.journey(key, account=None)
         assert found is not None
         assert found["graph_id"] == graph_id
 
 
-async def test_an_old_draft_that_was_just_sent_is_the_newest(world: World) -> None:
+async def test_an_old_draft_that_was_just_sent_is_the_newest(known: KnownJourneys) -> None:
     draft = IDS.new()
-    world.store.halves[f"{draft}.1"] = store_half(f"{draft}.1", 1, 2)
+    known.store.halves[f"{draft}.1"] = store_half(f"{draft}.1", 1, 2)
     queue_id = IDS.new()
-    world.spool.halves[queue_id] = spool_half(queue_id, f"{draft}.1", 5)
+    known.spool.halves[queue_id] = spool_half(queue_id, f"{draft}.1", 5)
     CLOCK.advance(1)
-    world.submit(accepted=True)
+    known.submit(accepted=True)
     CLOCK.advance(1)
-    world.store.halves[f"{draft}.2"] = store_half(f"{draft}.2", 1, 2)
+    known.store.halves[f"{draft}.2"] = store_half(f"{draft}.2", 1, 2)
     for key in ("last", "alice@x", draft):
-        found = await world.journeys.journey(key, account=None)
+        found = await known.journeys.journey(key, account=None)
         assert found is not None
         assert (found["submission_id"], found["id"]) == (f"{draft}.2", None), key
 
 
-async def test_an_account_sees_its_own_only(world: World) -> None:
-    alices = world.submit(accepted=True)
-    carols = world.submit(accepted=True, account="carol@x")
-    assert await world.journeys.journey(carols, account="alice@x") is None
-    last = await world.journeys.journey("last", account="alice@x")
+async def test_an_account_sees_its_own_only(known: KnownJourneys) -> None:
+    alices = known.submit(accepted=True)
+    carols = known.submit(accepted=True, account="carol@x")
+    assert await known.journeys.journey(carols, account="alice@x") is None
+    last = await known.journeys.journey("last", account="alice@x")
     assert last is not None
     assert last["graph_id"] == alices
 

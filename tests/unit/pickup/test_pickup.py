@@ -120,8 +120,8 @@ class Crash(CrashPoints):
         self.passed.append(str(point))
 
 
-class World:
-    """The dependencies of a Pickup; `async with world.running():` runs and drains it."""
+class PickupFakes:
+    """The dependencies of a Pickup; `async with fakes.running():` runs and drains it."""
 
     def __init__(self, tmp_path):
         self.clock = ManualClock()
@@ -166,35 +166,35 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path):
-    return World(tmp_path)
+async def fakes(tmp_path):
+    return PickupFakes(tmp_path)
 
 
-async def test_a_submission_is_converted_submitted_and_filed(world):
-    pending = world.submit()
+async def test_a_submission_is_converted_submitted_and_filed(fakes):
+    pending = fakes.submit()
     replies = {"DOT": "250 2.0.0 Ok: queued as 0abc9"}
-    async with RemoteMx(path=world.path, replies=replies) as mx, world.running():
-        await world.store.ended()
-    assert world.store.filed == {pending.submission_id: "0abc9"}
+    async with RemoteMx(path=fakes.path, replies=replies) as mx, fakes.running():
+        await fakes.store.ended()
+    assert fakes.store.filed == {pending.submission_id: "0abc9"}
     (envelope,) = mx.envelopes
     assert envelope.reverse_path == "alice@example.test"
     assert envelope.addresses == ["b@y.test", "c@y.test"]
     assert envelope.parameters["ENVID"] == pending.submission_id
     assert not {"RET", "NOTIFY"} & (set(envelope.parameters) | set(envelope.recipients[0][1]))
     assert envelope.content.endswith(b"\r\n\r\nhello\r\n")
-    assert world.crash.passed == ["submission-converted", "submission-sent", "submission-accepted"]
-    assert world.waiting == 0
-    journey = await world.log.submission(pending.submission_id)
+    assert fakes.crash.passed == ["submission-converted", "submission-sent", "submission-accepted"]
+    assert fakes.waiting == 0
+    journey = await fakes.log.submission(pending.submission_id)
     (step,) = journey["steps"]
     assert (step["step"], step["detail"]["recipients"]) == (3, 2)
 
 
-async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(world):
+async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(fakes):
     alice = EmailAddress("alice@example.test")
     wanted = MessageProperties(from_=alice, to=(EmailAddress("b@y.test"),), delivery_receipt=True)
-    world.submit(content=write_draft(wanted, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
-    async with RemoteMx(path=world.path) as mx, world.running():
-        await world.store.ended()
+    fakes.submit(content=write_draft(wanted, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
+    async with RemoteMx(path=fakes.path) as mx, fakes.running():
+        await fakes.store.ended()
     assert mx.envelopes[0].recipients == [("b@y.test", {"NOTIFY": "DELAY,FAILURE,SUCCESS"})]
 
 
@@ -204,95 +204,95 @@ async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(worl
      {"MAIL": ["421 4.3.2 down", "250 ok"]}, {"CONNECT": ["554 5.3.2 no", "220 hi"]}, {"EHLO": ["250 mx", "250-mx\r\n250 DSN"]},
      {"RCPT": ["250 ok", "452 4.5.3 too many", "250 ok"]}],
 )  # fmt: skip
-async def test_a_temporary_failure_is_retried_with_the_same_key(world, replies):
-    pending = world.submit()
-    async with RemoteMx(path=world.path, replies=replies) as mx, world.running():
-        await world.store.ended()
-        assert set(world.store.filed) == {pending.submission_id}
-        assert len(world.store.delays) == 1
+async def test_a_temporary_failure_is_retried_with_the_same_key(fakes, replies):
+    pending = fakes.submit()
+    async with RemoteMx(path=fakes.path, replies=replies) as mx, fakes.running():
+        await fakes.store.ended()
+        assert set(fakes.store.filed) == {pending.submission_id}
+        assert len(fakes.store.delays) == 1
         accepted = [one for one in mx.envelopes if one.answered == 250]
         assert [one.addresses for one in accepted] == [["b@y.test", "c@y.test"]]
         assert {one.parameters["ENVID"] for one in mx.envelopes} == {pending.submission_id}
-    assert world.waiting == 0
+    assert fakes.waiting == 0
 
 
-async def test_it_retries_with_growing_delays_while_the_server_is_down(world):
-    world.submit()
-    async with world.running():
-        await until(lambda: len(world.store.delays) >= 3)
-        assert world.waiting == 1
-        async with RemoteMx(path=world.path):
-            await world.store.ended()
-    assert world.store.delays[0] < world.store.delays[1] < world.store.delays[2]
+async def test_it_retries_with_growing_delays_while_the_server_is_down(fakes):
+    fakes.submit()
+    async with fakes.running():
+        await until(lambda: len(fakes.store.delays) >= 3)
+        assert fakes.waiting == 1
+        async with RemoteMx(path=fakes.path):
+            await fakes.store.ended()
+    assert fakes.store.delays[0] < fakes.store.delays[1] < fakes.store.delays[2]
 
 
 @pytest.mark.parametrize("replies", [{"DOT": "554 5.6.0 not this"}, {"RCPT": "554 5.6.0 not this"}])
-async def test_a_permanent_rejection_is_reported_in_the_inbox(world, replies):
-    pending = world.submit()
-    async with RemoteMx(path=world.path, replies=replies), world.running():
-        await world.store.ended()
-    assert world.store.failed == {pending.submission_id: b"report"}
-    ((message, recipients),) = world.reports.asked
+async def test_a_permanent_rejection_is_reported_in_the_inbox(fakes, replies):
+    pending = fakes.submit()
+    async with RemoteMx(path=fakes.path, replies=replies), fakes.running():
+        await fakes.store.ended()
+    assert fakes.store.failed == {pending.submission_id: b"report"}
+    ((message, recipients),) = fakes.reports.asked
     assert (message.reverse_path, message.envid) == ("alice@example.test", pending.submission_id)
     assert b"Subject: x" in message.content
     assert [one.address for one in recipients] == ["b@y.test", "c@y.test"]
     evidence = recipients[0].evidence
     assert (evidence.status, evidence.reply) == ("5.6.0", "554 5.6.0 not this")
     assert (evidence.host, evidence.remote) == ("", False)
-    steps = (await world.log.submission(pending.submission_id))["steps"]
+    steps = (await fakes.log.submission(pending.submission_id))["steps"]
     assert [step["step"] for step in steps] == [3, 7]
-    assert world.waiting == 0
+    assert fakes.waiting == 0
 
 
 @pytest.mark.parametrize("full", [(), (POSTMASTER,)])
-async def test_a_report_for_a_full_mailbox_goes_to_the_postmaster_or_dead_letter(world, full):
-    pending = world.submit()
-    world.store.full = {pending.account, *full}
-    async with RemoteMx(path=world.path, replies={"RCPT": "554 5.6.0 not this"}), world.running():
-        await world.store.ended()
-    assert world.store.failed == {pending.submission_id: b"report"}
-    assert world.store.reported_to[pending.submission_id] == (DEAD_LETTER if full else POSTMASTER)
-    assert (world.store.delays, world.waiting) == ([], 0)
-    counted = world.metrics.registry.get_sample_value
+async def test_a_report_for_a_full_mailbox_goes_to_the_postmaster_or_dead_letter(fakes, full):
+    pending = fakes.submit()
+    fakes.store.full = {pending.account, *full}
+    async with RemoteMx(path=fakes.path, replies={"RCPT": "554 5.6.0 not this"}), fakes.running():
+        await fakes.store.ended()
+    assert fakes.store.failed == {pending.submission_id: b"report"}
+    assert fakes.store.reported_to[pending.submission_id] == (DEAD_LETTER if full else POSTMASTER)
+    assert (fakes.store.delays, fakes.waiting) == ([], 0)
+    counted = fakes.metrics.registry.get_sample_value
     assert counted("relay_reports_total", {"kind": "dead-letter"}) == 1
-    *_, last = (await world.log.submission(pending.submission_id))["steps"]
+    *_, last = (await fakes.log.submission(pending.submission_id))["steps"]
     assert (last["step"], last["detail"]["to"]) == (7, "postmaster")
     assert "is full" in last["detail"]["reason"]
 
 
-async def test_a_draft_that_cannot_be_converted_is_reported(world):
-    world.submit(content=b"From: alice@example.test\r\nSubject: to nobody\r\n\r\nhello\r\n")
-    async with RemoteMx(path=world.path) as mx, world.running():
-        await world.store.ended()
-    ((_, recipients),) = world.reports.asked
+async def test_a_draft_that_cannot_be_converted_is_reported(fakes):
+    fakes.submit(content=b"From: alice@example.test\r\nSubject: to nobody\r\n\r\nhello\r\n")
+    async with RemoteMx(path=fakes.path) as mx, fakes.running():
+        await fakes.store.ended()
+    ((_, recipients),) = fakes.reports.asked
     assert [one.address for one in recipients] == ["alice@example.test"]
     assert recipients[0].evidence.status == "5.6.3"
     assert "no recipients" in recipients[0].evidence.reply
     assert mx.envelopes == []
 
 
-async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(world):
+async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(fakes):
     alice, nobody = (
         EmailAddress("alice@example.test"),
         EmailAddress("b@y.test>\r\nRCPT TO:<c@y.test"),
     )
     origin = DraftOrigin(alice.address, "base", "<i@h>", 1, 1)
-    world.submit(content=write_draft(MessageProperties(from_=alice, to=(nobody,)), origin))
-    async with RemoteMx(path=world.path) as mx, world.running():
-        await world.store.ended()
-    ((_, recipients),) = world.reports.asked
+    fakes.submit(content=write_draft(MessageProperties(from_=alice, to=(nobody,)), origin))
+    async with RemoteMx(path=fakes.path) as mx, fakes.running():
+        await fakes.store.ended()
+    ((_, recipients),) = fakes.reports.asked
     assert [one.address for one in recipients] == ["b@y.test> RCPT TO:<c@y.test"]
     assert mx.envelopes == []
 
 
-async def test_the_report_of_a_large_draft_in_corrupt_names_its_recipients(world):
+async def test_the_report_of_a_large_draft_in_corrupt_names_its_recipients(fakes):
     alice, bob = EmailAddress("alice@example.test"), EmailAddress("b@y.test")
     asked = MessageProperties(from_=alice, to=(bob,), subject="raise", body="x" * LARGE_BYTES)
-    world.submit(content=write_draft(asked, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
-    started = world.running(converter=converters.convert)
-    async with RemoteMx(path=world.path), started:
-        await world.store.ended()
-    ((message, recipients),) = world.reports.asked
+    fakes.submit(content=write_draft(asked, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
+    started = fakes.running(converter=converters.convert)
+    async with RemoteMx(path=fakes.path), started:
+        await fakes.store.ended()
+    ((message, recipients),) = fakes.reports.asked
     assert [one.address for one in recipients] == [bob.address]
     assert b"Subject: raise" in message.content.header
     assert b"X-Relay" not in message.content.header
@@ -307,54 +307,54 @@ async def test_the_report_of_a_large_draft_in_corrupt_names_its_recipients(world
     ],
 )
 async def test_a_conversion_that_crashes_or_hangs_does_not_stop_other_submissions(
-    world, monkeypatch, poison, reason
+    fakes, monkeypatch, poison, reason
 ):
     monkeypatch.setattr(conversion, "_LIMIT_S", 0.2)
     monkeypatch.setattr(conversion, "_LIMIT_S_PER_MIB", 0)
     monkeypatch.setattr(conversion, "_ALONE_LIMIT_S", 0.5)
     monkeypatch.setattr(conversion, "_ALONE_LIMIT_S_PER_MIB", 0)
-    bad = world.submit(1, content=b"Subject: %s\r\nTo: b@y.test\r\n\r\n" % poison)
-    good = world.submit(2)
-    started = world.running(max_concurrent=1, converter=converters.convert)
-    async with RemoteMx(path=world.path), started:
-        await world.store.ended(2)
-    assert set(world.store.filed) == {good.submission_id}
-    assert world.store.to_corrupt == [bad.submission_id]
-    assert world.store.delays == []
-    ((_, recipients),) = world.reports.asked
+    bad = fakes.submit(1, content=b"Subject: %s\r\nTo: b@y.test\r\n\r\n" % poison)
+    good = fakes.submit(2)
+    started = fakes.running(max_concurrent=1, converter=converters.convert)
+    async with RemoteMx(path=fakes.path), started:
+        await fakes.store.ended(2)
+    assert set(fakes.store.filed) == {good.submission_id}
+    assert fakes.store.to_corrupt == [bad.submission_id]
+    assert fakes.store.delays == []
+    ((_, recipients),) = fakes.reports.asked
     assert recipients[0].evidence.status == "5.6.0"
     assert reason in recipients[0].evidence.reply
 
 
-async def test_mime_and_html_are_parsed_only_in_child_processes(world):
+async def test_mime_and_html_are_parsed_only_in_child_processes(fakes):
     """A parser that crashes or hangs must not stop the relay."""
     converters.calls_here.clear()
     alice = EmailAddress("alice@example.test")
     plain = MessageProperties(from_=alice, to=(EmailAddress("b@y.test"),))
     origin = DraftOrigin(alice.address, "base", "<i@h>", 1, 1)
-    world.submit(1)
-    world.submit(2, content=write_draft(replace(plain, body_type="html"), origin))
-    async with RemoteMx(path=world.path), world.running(converter=converters.only_in_a_child):
-        await world.store.ended(2)
+    fakes.submit(1)
+    fakes.submit(2, content=write_draft(replace(plain, body_type="html"), origin))
+    async with RemoteMx(path=fakes.path), fakes.running(converter=converters.only_in_a_child):
+        await fakes.store.ended(2)
         assert converters.calls_here == []
-        world.submit(3, content=write_draft(plain, origin))
-        await world.store.ended(3)
+        fakes.submit(3, content=write_draft(plain, origin))
+        await fakes.store.ended(3)
     assert len(converters.calls_here) == 1
-    assert len(world.store.filed) == 3
+    assert len(fakes.store.filed) == 3
 
 
-async def test_conversions_that_hang_do_not_delay_other_accounts(world):
+async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
     """Twenty of one account do not occupy all workers, processes or threads."""
     threads = set(threading.enumerate())
     for number in range(20):
-        world.submit(number, content=b"Subject: hang\r\nTo: b@y.test\r\n\r\n")
-    started = world.running(max_concurrent=4, converter=converters.convert)
-    async with RemoteMx(path=world.path), started:
+        fakes.submit(number, content=b"Subject: hang\r\nTo: b@y.test\r\n\r\n")
+    started = fakes.running(max_concurrent=4, converter=converters.convert)
+    async with RemoteMx(path=fakes.path), started:
         await until(_children)
-        others = [world.submit(21 + one, account="bob@example.test") for one in range(5)]
-        await world.store.ended(5)
-        assert set(world.store.filed) == {one.submission_id for one in others}
-        assert world.store.failed == {}
+        others = [fakes.submit(21 + one, account="bob@example.test") for one in range(5)]
+        await fakes.store.ended(5)
+        assert set(fakes.store.filed) == {one.submission_id for one in others}
+        assert fakes.store.failed == {}
         assert len(_children()) <= 3  # two shared processes, and one for long conversions
         assert set(threading.enumerate()) <= threads
     await until(lambda: not _children())
@@ -385,26 +385,26 @@ async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkey
     assert _children() == set()
 
 
-async def test_a_conversion_process_is_reused(world):
-    async with RemoteMx(path=world.path), world.running():
-        world.submit(1)
-        await world.store.ended(1)
+async def test_a_conversion_process_is_reused(fakes):
+    async with RemoteMx(path=fakes.path), fakes.running():
+        fakes.submit(1)
+        await fakes.store.ended(1)
         first = _children()
-        world.submit(2)
-        await world.store.ended(2)
+        fakes.submit(2)
+        await fakes.store.ended(2)
         assert _children() == first
         assert len(first) == 1
 
 
-async def test_an_idle_conversion_process_that_is_killed_is_replaced(world):
-    async with RemoteMx(path=world.path), world.running():
-        world.submit(1)
-        await world.store.ended(1)
+async def test_an_idle_conversion_process_that_is_killed_is_replaced(fakes):
+    async with RemoteMx(path=fakes.path), fakes.running():
+        fakes.submit(1)
+        await fakes.store.ended(1)
         (child,) = _children()
         os.kill(child, signal.SIGKILL)
-        world.submit(2)
-        await world.store.ended(2)
-    assert len(world.store.filed) == 2
+        fakes.submit(2)
+        await fakes.store.ended(2)
+    assert len(fakes.store.filed) == 2
 
 
 def _children():
@@ -421,200 +421,200 @@ def _children():
 @pytest.mark.parametrize(
     "error_once", [StoreUnavailableError("disk"), OSError("disk"), ZeroDivisionError("a bug")]
 )
-async def test_an_error_of_the_store_retries_the_submission(world, error_once):
-    pending = world.submit()
-    world.store.error_once = error_once
-    async with RemoteMx(path=world.path), world.running():
-        await world.store.ended()
-    assert set(world.store.filed) == {pending.submission_id}
-    assert len(world.store.delays) == 1
+async def test_an_error_of_the_store_retries_the_submission(fakes, error_once):
+    pending = fakes.submit()
+    fakes.store.error_once = error_once
+    async with RemoteMx(path=fakes.path), fakes.running():
+        await fakes.store.ended()
+    assert set(fakes.store.filed) == {pending.submission_id}
+    assert len(fakes.store.delays) == 1
 
 
-async def test_a_submission_that_no_longer_exists_has_ended(world):
-    world.submit(1)
-    world.store.error_once = NoSuchItemError("filed already")
-    world.submit(2)
-    async with RemoteMx(path=world.path) as mx, world.running(max_concurrent=1):
-        await world.store.ended()
-    assert (len(mx.envelopes), world.store.delays, world.waiting) == (1, [], 0)
+async def test_a_submission_that_no_longer_exists_has_ended(fakes):
+    fakes.submit(1)
+    fakes.store.error_once = NoSuchItemError("filed already")
+    fakes.submit(2)
+    async with RemoteMx(path=fakes.path) as mx, fakes.running(max_concurrent=1):
+        await fakes.store.ended()
+    assert (len(mx.envelopes), fakes.store.delays, fakes.waiting) == (1, [], 0)
 
 
-async def test_a_large_message_is_submitted(world):
+async def test_a_large_message_is_submitted(fakes):
     content = MIME + b"x" * 70 + (b"\r\n" + b"y" * 70) * 20_000
-    world.submit(content=content)
-    async with RemoteMx(path=world.path) as mx, world.running():
-        await world.store.ended()
+    fakes.submit(content=content)
+    async with RemoteMx(path=fakes.path) as mx, fakes.running():
+        await fakes.store.ended()
     assert mx.envelopes[0].content.endswith(content[len(MIME) :] + b"\r\n")
 
 
-async def test_it_gives_up_after_a_day_with_a_bounce(world):
-    world.submit(age_s=DAY_S + 60)
-    async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}) as mx, world.running():
-        await world.store.ended()
+async def test_it_gives_up_after_a_day_with_a_bounce(fakes):
+    fakes.submit(age_s=DAY_S + 60)
+    async with RemoteMx(path=fakes.path, replies={"DOT": "451 4.3.0 busy"}) as mx, fakes.running():
+        await fakes.store.ended()
         assert len(mx.envelopes) == 1
-    ((_, recipients),) = world.reports.asked
+    ((_, recipients),) = fakes.reports.asked
     assert recipients[0].evidence.status == "5.4.7"
     assert recipients[0].action == "failed"
     assert "451 4.3.0 busy" in recipients[0].evidence.reply
 
 
-async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(world):
+async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(fakes):
     """An attempt that ended after the final dot may have been accepted."""
-    world.submit()
-    world.clock.advance(-60)
+    fakes.submit()
+    fakes.clock.advance(-60)
     replies = {"DOT": [DROP, "451 4.3.0 busy"]}
-    async with RemoteMx(path=world.path, replies=replies), world.running():
-        await until(lambda: world.store.delays)
-        world.clock.advance(DAY_S + 120)
-        await world.store.ended()
-    ((_, recipients),) = world.reports.asked
+    async with RemoteMx(path=fakes.path, replies=replies), fakes.running():
+        await until(lambda: fakes.store.delays)
+        fakes.clock.advance(DAY_S + 120)
+        await fakes.store.ended()
+    ((_, recipients),) = fakes.reports.asked
     assert recipients[0].action == "delayed"
     assert "unknown whether the message was sent" in recipients[0].evidence.reply
 
 
 @pytest.mark.parametrize(("before", "action"), [(True, "delayed"), (False, "failed")])
 async def test_giving_up_after_an_attempt_of_an_earlier_process_reports_unknown(
-    world, before, action
+    fakes, before, action
 ):
-    pending = world.submit(age_s=DAY_S + 60)
+    pending = fakes.submit(age_s=DAY_S + 60)
     if before:
         facts = SubmissionFacts(
             pending.submission_id, pending.draft_id, pending.account, pending.account
         )
         for step in (Step.CREATED, Step.CONVERTED):
-            world.log.append(facts, Event(step, pending.ready_us + 1))
-    async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}), world.running():
-        await world.store.ended()
-    ((_, recipients),) = world.reports.asked
+            fakes.log.append(facts, Event(step, pending.ready_us + 1))
+    async with RemoteMx(path=fakes.path, replies={"DOT": "451 4.3.0 busy"}), fakes.running():
+        await fakes.store.ended()
+    ((_, recipients),) = fakes.reports.asked
     assert recipients[0].action == action
 
 
-async def test_a_retry_that_succeeds_after_an_uncertain_attempt_is_filed(world):
-    pending = world.submit()
+async def test_a_retry_that_succeeds_after_an_uncertain_attempt_is_filed(fakes):
+    pending = fakes.submit()
     replies = {"DOT": [DROP, "250 2.0.0 Ok: queued as 0abc9"]}
-    async with RemoteMx(path=world.path, replies=replies), world.running():
-        await world.store.ended()
-    assert world.store.filed == {pending.submission_id: "0abc9"}
-    assert world.reports.asked == []
+    async with RemoteMx(path=fakes.path, replies=replies), fakes.running():
+        await fakes.store.ended()
+    assert fakes.store.filed == {pending.submission_id: "0abc9"}
+    assert fakes.reports.asked == []
 
 
-async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(world):
+async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(fakes):
     """Without the circuit breaker, forty submissions would all be retried."""
     for number in range(40):
-        world.submit(number)
+        fakes.submit(number)
     replies = {"MAIL": ["451 4.3.0 no"] * 9 + ["250 ok"]}
-    async with RemoteMx(path=world.path, replies=replies), world.running(max_concurrent=4):
-        await until(lambda: len(world.store.delays) >= 4)
+    async with RemoteMx(path=fakes.path, replies=replies), fakes.running(max_concurrent=4):
+        await until(lambda: len(fakes.store.delays) >= 4)
         loop = asyncio.get_running_loop()
         soon = loop.time() + 0.5
         while loop.time() < soon:
             await asyncio.sleep(0.01)
-        assert len(world.store.delays) <= 8
-        await world.store.ended(40)
-    assert len(world.store.filed) == 40
-    assert len(world.store.delays) == 9
+        assert len(fakes.store.delays) <= 8
+        await fakes.store.ended(40)
+    assert len(fakes.store.filed) == 40
+    assert len(fakes.store.delays) == 9
 
 
-async def test_a_submission_older_than_its_key_is_not_sent(world):
-    world.submit(age_s=8 * DAY_S + 60)
-    async with RemoteMx(path=world.path) as mx, world.running():
-        await world.store.ended()
+async def test_a_submission_older_than_its_key_is_not_sent(fakes):
+    fakes.submit(age_s=8 * DAY_S + 60)
+    async with RemoteMx(path=fakes.path) as mx, fakes.running():
+        await fakes.store.ended()
     assert mx.sessions == 0
-    ((_, recipients),) = world.reports.asked
+    ((_, recipients),) = fakes.reports.asked
     assert "may have been sent and is not sent again" in recipients[0].evidence.reply
 
 
-async def test_at_most_max_concurrent_submissions_are_in_progress(world):
+async def test_at_most_max_concurrent_submissions_are_in_progress(fakes):
     for number in range(9):
-        world.submit(number)
+        fakes.submit(number)
     gate = asyncio.Event()
     async with (
-        RemoteMx(path=world.path, gates={"DOT": gate}) as mx,
-        world.running(max_concurrent=3),
+        RemoteMx(path=fakes.path, gates={"DOT": gate}) as mx,
+        fakes.running(max_concurrent=3),
     ):
         await until(lambda: len(mx.envelopes) >= 3)
-        assert world.waiting == 9
+        assert fakes.waiting == 9
         gate.set()
-        await world.store.ended(9)
+        await fakes.store.ended(9)
         assert (mx.most_open, mx.sessions, len(mx.envelopes)) == (3, 3, 9)
 
 
-async def test_drain_finishes_submissions_in_progress(world):
-    world.submit()
+async def test_drain_finishes_submissions_in_progress(fakes):
+    fakes.submit()
     gate = asyncio.Event()
-    async with RemoteMx(path=world.path, gates={"DOT": gate}) as mx:
-        async with world.running():
+    async with RemoteMx(path=fakes.path, gates={"DOT": gate}) as mx:
+        async with fakes.running():
             await mx.reached("DOT")
             asyncio.get_running_loop().call_later(0.05, gate.set)
-        assert len(world.store.filed) == 1  # drain() waited
+        assert len(fakes.store.filed) == 1  # drain() waited
         assert mx.commands[-1] == "QUIT"
 
 
-async def test_a_connection_closed_while_idle_is_replaced_without_a_retry(world):
+async def test_a_connection_closed_while_idle_is_replaced_without_a_retry(fakes):
     async with (
-        RemoteMx(path=world.path, replies={"MAIL": ["250 ok", DROP, "250 ok"]}),
-        world.running(max_concurrent=1),
+        RemoteMx(path=fakes.path, replies={"MAIL": ["250 ok", DROP, "250 ok"]}),
+        fakes.running(max_concurrent=1),
     ):
-        world.submit(1)
-        await world.store.ended(1)
-        world.submit(2)
-        await world.store.ended(2)
-    assert world.store.delays == []
+        fakes.submit(1)
+        await fakes.store.ended(1)
+        fakes.submit(2)
+        await fakes.store.ended(2)
+    assert fakes.store.delays == []
 
 
-async def test_a_server_without_dsn_is_not_used(world):
-    world.submit(age_s=2 * DAY_S)
+async def test_a_server_without_dsn_is_not_used(fakes):
+    fakes.submit(age_s=2 * DAY_S)
     extensions = [word for word in EXTENSIONS if word != "DSN"]
-    async with RemoteMx(path=world.path, extensions=extensions) as mx, world.running():
-        await world.store.ended()
+    async with RemoteMx(path=fakes.path, extensions=extensions) as mx, fakes.running():
+        await fakes.store.ended()
     assert mx.envelopes == []
-    assert len(world.store.failed) == 1
+    assert len(fakes.store.failed) == 1
 
 
-async def test_limit_concurrency_reduces_the_submissions_in_progress(world):
+async def test_limit_concurrency_reduces_the_submissions_in_progress(fakes):
     gate = asyncio.Event()
     async with (
-        RemoteMx(path=world.path, gates={"DOT": gate}) as mx,
-        world.running(max_concurrent=4) as pickup,
+        RemoteMx(path=fakes.path, gates={"DOT": gate}) as mx,
+        fakes.running(max_concurrent=4) as pickup,
     ):
         pickup.limit_concurrency(0)  # means 1: one must probe whether there is room again
         for number in range(8):
-            world.submit(number)
+            fakes.submit(number)
         await mx.reached("DOT")
         assert len(mx.envelopes) == 1
         gate.set()
-        await world.store.ended(8)
+        await fakes.store.ended(8)
         assert mx.most_open == 1
         gate.clear()
         pickup.limit_concurrency(4)
         for number in range(8, 16):
-            world.submit(number)
+            fakes.submit(number)
         await until(lambda: mx.most_open >= 4)
         gate.set()
-        await world.store.ended(16)
+        await fakes.store.ended(16)
         assert mx.most_open == 4
 
 
-async def test_a_submission_of_uncertain_age_is_submitted(world):
-    pending = world.submit(age_s=400 * DAY_S)
-    world.clock.doubtful_us = int(400 * DAY_S * 1e6)
-    async with RemoteMx(path=world.path), world.running():
-        await world.store.ended()
-    assert set(world.store.filed) == {pending.submission_id}
-    assert not world.store.failed
+async def test_a_submission_of_uncertain_age_is_submitted(fakes):
+    pending = fakes.submit(age_s=400 * DAY_S)
+    fakes.clock.doubtful_us = int(400 * DAY_S * 1e6)
+    async with RemoteMx(path=fakes.path), fakes.running():
+        await fakes.store.ended()
+    assert set(fakes.store.filed) == {pending.submission_id}
+    assert not fakes.store.failed
 
 
 @pytest.mark.parametrize(
     "earlier_s", [-60, 400 * DAY_S], ids=["before", "by a clock that was ahead"]
 )
-async def test_an_attempt_recorded_by_an_earlier_process_ends_as_unknown(world, earlier_s):
-    pending = world.submit(age_s=2 * DAY_S)
+async def test_an_attempt_recorded_by_an_earlier_process_ends_as_unknown(fakes, earlier_s):
+    pending = fakes.submit(age_s=2 * DAY_S)
     facts = SubmissionFacts(
         pending.submission_id, pending.draft_id, pending.account, pending.account
     )
-    at_us = world.clock.time_us() + int(earlier_s * 1e6)
-    world.log.append(facts, Event(Step.CONVERTED, at_us, {}))
-    async with RemoteMx(path=world.path, replies={"DOT": "451 4.3.0 busy"}), world.running():
-        await world.store.ended()
-    ((_, recipients),) = world.reports.asked
+    at_us = fakes.clock.time_us() + int(earlier_s * 1e6)
+    fakes.log.append(facts, Event(Step.CONVERTED, at_us, {}))
+    async with RemoteMx(path=fakes.path, replies={"DOT": "451 4.3.0 busy"}), fakes.running():
+        await fakes.store.ended()
+    ((_, recipients),) = fakes.reports.asked
     assert recipients[0].evidence.status == "4.4.7"

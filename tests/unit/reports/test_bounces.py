@@ -39,7 +39,7 @@ def recipient(address="bob@example.net", **about):
     return ReportedRecipient(address, "", Evidence("5.1.1", "550 5.1.1 no"), **about)
 
 
-class World:
+class CountedReporter:
     """A reporter with its clock and metrics; `hops` are the only addresses with a next hop."""
 
     def __init__(self):
@@ -76,20 +76,20 @@ class World:
 
 
 @pytest.fixture
-def world():
-    return World()
+def reporter():
+    return CountedReporter()
 
 
-def test_one_bounce_for_all_failed_recipients(world):
-    plan = world.failures([recipient(), recipient("carol@example.net")])
+def test_one_bounce_for_all_failed_recipients(reporter):
+    plan = reporter.failures([recipient(), recipient("carol@example.net")])
     (report,) = plan.messages
     found = scan_message(email.message_from_bytes(report.contents[0]))
     assert found == {b"bob@example.net", b"carol@example.net"}
-    assert world.counted() == {"failure": 1}
+    assert reporter.counted() == {"failure": 1}
 
 
-def test_a_bounce_is_routed_to_the_sender_with_the_null_reverse_path(world):
-    (report,) = world.failures([recipient()]).messages
+def test_a_bounce_is_routed_to_the_sender_with_the_null_reverse_path(reporter):
+    (report,) = reporter.failures([recipient()]).messages
     assert report.reverse_path == ""
     assert report.source is Source.REPORT
     assert report.trusted
@@ -100,25 +100,25 @@ def test_a_bounce_is_routed_to_the_sender_with_the_null_reverse_path(world):
     assert to.notify == {Notify.NEVER}
     assert to.state is RecipientState.QUEUED
     assert report.final_recipients == ()
-    assert report.received_us == world.clock.time_us()
+    assert report.received_us == reporter.clock.time_us()
     assert report.expires_us == report.received_us + HOUR_US
     assert report.account == "alice@example.com"
     assert not report.eight_bit
     assert not report.smtputf8
 
 
-def test_the_envelope_of_a_bounce_matches_its_header(world):
-    (report,) = world.failures([recipient()]).messages
+def test_the_envelope_of_a_bounce_matches_its_header(reporter):
+    (report,) = reporter.failures([recipient()]).messages
     parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
     assert report.message_id == parsed["message-id"]
     assert report.subject == parsed["subject"] == "Undeliverable: Hello"
 
 
-def test_the_failed_message_gets_an_event_and_the_report_its_own(world):
-    plan = world.failures([recipient(), recipient("carol@example.net")])
+def test_the_failed_message_gets_an_event_and_the_report_its_own(reporter):
+    plan = reporter.failures([recipient(), recipient("carol@example.net")])
     (event,) = plan.events
     assert event.step is Step.REPORT
-    assert event.at_us == world.clock.time_us()
+    assert event.at_us == reporter.clock.time_us()
     assert event.detail == {
         "report_id": plan.messages[0].id,
         "to": "alice@example.com",
@@ -130,7 +130,7 @@ def test_the_failed_message_gets_an_event_and_the_report_its_own(world):
     assert first.detail["about"] == MESSAGE.queue_id
     assert (
         len(
-            world.failures([recipient(f"u{n}@x.org") for n in range(500)])
+            reporter.failures([recipient(f"u{n}@x.org") for n in range(500)])
             .events[0]
             .detail["recipients"]
         )
@@ -138,29 +138,29 @@ def test_the_failed_message_gets_an_event_and_the_report_its_own(world):
     )
 
 
-def test_eight_bit_and_smtputf8_go_into_the_envelope(world):
+def test_eight_bit_and_smtputf8_go_into_the_envelope(reporter):
     content = "Subject: Grüße\r\n\r\nÄ\r\n".encode()
     message = ReportedMessage(
         queue_id="q", reverse_path="älice@example.com", envid="", ret="", arrival_us=0, client="",
         content=content,
     )  # fmt: skip
-    (report,) = world.failures([recipient()], message).messages
+    (report,) = reporter.failures([recipient()], message).messages
     assert report.eight_bit
     assert report.smtputf8
 
 
 @pytest.mark.parametrize("who", [{"trusted": False}, {"message": "null"}])
-def test_no_bounce_is_sent(world, who):
+def test_no_bounce_is_sent(reporter, who):
     if who.pop("message", None):
         who["message"] = ReportedMessage(
             queue_id="q", reverse_path="", envid="", ret="", arrival_us=0, client="", content=b""
         )
-    assert world.failures([recipient()], **who) == ReportPlan()
-    assert world.counted() == {}
+    assert reporter.failures([recipient()], **who) == ReportPlan()
+    assert reporter.counted() == {}
 
 
-def test_a_failed_copy_of_a_rule_goes_to_the_postmaster_and_not_to_the_sender(world):
-    plan = world.failures([recipient(), recipient("copy@example.net", added_by="a rule")])
+def test_a_failed_copy_of_a_rule_goes_to_the_postmaster_and_not_to_the_sender(reporter):
+    plan = reporter.failures([recipient(), recipient("copy@example.net", added_by="a rule")])
     report, letter = plan.messages
     assert b"copy@example.net" not in report.contents[0]
     assert letter.contents == (MESSAGE.content,)
@@ -169,38 +169,38 @@ def test_a_failed_copy_of_a_rule_goes_to_the_postmaster_and_not_to_the_sender(wo
     assert letter.account == ""
     assert letter.source is Source.REPORT
     assert [event.detail["kind"] for event in plan.events] == ["failure"]
-    assert world.counted() == {"failure": 1, "dead-letter": 1}
+    assert reporter.counted() == {"failure": 1, "dead-letter": 1}
 
 
-def test_a_failed_bounce_becomes_a_dead_letter_and_never_a_bounce(world):
-    plan = world.failures([recipient()], source=Source.REPORT)
+def test_a_failed_bounce_becomes_a_dead_letter_and_never_a_bounce(reporter):
+    plan = reporter.failures([recipient()], source=Source.REPORT)
     (letter,) = plan.messages
     assert letter.contents == (MESSAGE.content,)
     assert letter.message_id == "<orig@example.com>"
     assert letter.entries[0].recipients[0].address == "postmaster"
     assert plan.events[0].detail["kind"] == "dead-letter"
-    assert world.counted() == {"dead-letter": 1}
+    assert reporter.counted() == {"dead-letter": 1}
 
 
-def test_a_large_content_becomes_a_dead_letter_from_its_file(world):
+def test_a_large_content_becomes_a_dead_letter_from_its_file(reporter):
     large = LargeContent(MESSAGE.content[:-6], (MemoryOctets(b"\r\n\xff\r\n"),), eight_bit=True)
     failed = recipient(added_by="a rule")
-    (letter,) = world.failures([failed], replace(MESSAGE, content=large)).messages
+    (letter,) = reporter.failures([failed], replace(MESSAGE, content=large)).messages
     assert letter.contents == (large,)
     assert letter.eight_bit
     assert (letter.message_id, letter.subject) == ("<orig@example.com>", "Hello")
 
 
-def test_a_bounce_that_fails_at_the_postmaster_is_dropped(world):
-    plan = world.failures([recipient("postmaster")], source=Source.REPORT)
+def test_a_bounce_that_fails_at_the_postmaster_is_dropped(reporter):
+    plan = reporter.failures([recipient("postmaster")], source=Source.REPORT)
     assert plan.messages == ()
     assert plan.events[0].detail == {"kind": "dropped", "recipients": ["postmaster"]}
-    assert world.counted() == {"dropped": 1}
+    assert reporter.counted() == {"dropped": 1}
 
 
-def test_repeated_failures_cause_no_endless_bounces(world):
+def test_repeated_failures_cause_no_endless_bounces(reporter):
     """Each failure causes less: bounce, dead letter, nothing."""
-    waiting, made = list(world.failures([recipient()]).messages), 0
+    waiting, made = list(reporter.failures([recipient()]).messages), 0
     while waiting:
         failed = waiting.pop()
         made += 1
@@ -210,32 +210,32 @@ def test_repeated_failures_cause_no_endless_bounces(world):
             client="", content=failed.contents[0],
         )  # fmt: skip
         again = [recipient(one.address, notify=one.notify) for one in failed.entries[0].recipients]
-        waiting += world.failures(again, about, source=failed.source).messages
+        waiting += reporter.failures(again, about, source=failed.source).messages
     assert made == 2
 
 
-def test_a_bounce_to_an_invalid_sender_becomes_a_dead_letter(world):
-    world.hops.clear()
-    plan = world.failures([recipient()])
+def test_a_bounce_to_an_invalid_sender_becomes_a_dead_letter(reporter):
+    reporter.hops.clear()
+    plan = reporter.failures([recipient()])
     (letter,) = plan.messages
     assert b"multipart/report" in letter.contents[0]
     assert letter.entries[0].next_hop == LOCAL
     assert letter.account == ""
     assert plan.events[0].detail["to"] == "postmaster"
-    assert world.counted() == {"dead-letter": 1}
+    assert reporter.counted() == {"dead-letter": 1}
 
 
-def test_every_message_has_its_own_id(world):
-    plan = world.failures([recipient(), recipient("c@x.org", added_by="r")])
+def test_every_message_has_its_own_id(reporter):
+    plan = reporter.failures([recipient(), recipient("c@x.org", added_by="r")])
     ids = {message.id for message in plan.messages} | {
-        m.id for m in world.failures([recipient()]).messages
+        m.id for m in reporter.failures([recipient()]).messages
     }
     assert len(ids) == 3
     assert all(len(one) == 16 for one in ids)
 
 
-def test_the_inbox_report_is_the_same_with_its_return_path(world):
-    octets = world.reporter.inbox_report(MESSAGE, [recipient()])
+def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
+    octets = reporter.reporter.inbox_report(MESSAGE, [recipient()])
     parsed = email.message_from_bytes(octets, policy=email.policy.default)
     assert octets.startswith(
         b"Return-Path: <>\r\nFrom: Mail Delivery System <MAILER-DAEMON@relay.example.com>\r\n"
@@ -243,21 +243,21 @@ def test_the_inbox_report_is_the_same_with_its_return_path(world):
     assert not parsed.defects
     assert parsed["to"] == "alice@example.com"
     assert scan_message(email.message_from_bytes(octets)) == {b"bob@example.net"}
-    assert world.counted() == {"failure": 1}
+    assert reporter.counted() == {"failure": 1}
 
 
 @pytest.mark.parametrize("days", [1, -1])
-def test_after_a_clock_jump_a_bounce_expires_by_queue_time_and_shows_wall_time(world, days):
-    world.clock.jumped_us = days * 24 * HOUR_US
-    (report,) = world.failures([recipient()]).messages
-    assert report.received_us == world.clock.queue_us()
-    assert report.expires_us == world.clock.queue_us() + HOUR_US
+def test_after_a_clock_jump_a_bounce_expires_by_queue_time_and_shows_wall_time(reporter, days):
+    reporter.clock.jumped_us = days * 24 * HOUR_US
+    (report,) = reporter.failures([recipient()]).messages
+    assert report.received_us == reporter.clock.queue_us()
+    assert report.expires_us == reporter.clock.queue_us() + HOUR_US
     parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
     status = next(part for part in parsed.walk() if part.get_content_type().endswith("status"))
     arrival = status.get_payload()[0]["Arrival-Date"]
     arrived = email.utils.parsedate_to_datetime(str(arrival)).timestamp()
-    assert arrived * 1_000_000 == MESSAGE.arrival_us + world.clock.jumped_us
-    assert parsed["Date"].datetime.timestamp() == world.clock.time_us() // 1_000_000
+    assert arrived * 1_000_000 == MESSAGE.arrival_us + reporter.clock.jumped_us
+    assert parsed["Date"].datetime.timestamp() == reporter.clock.time_us() // 1_000_000
 
 
 BOB = recipient()

@@ -226,7 +226,7 @@ class Crash:
 
 
 @dataclass
-class World:
+class GraphInMemory:
     """Graph's application, its dependencies, and a client with alice's token."""
 
     http: httpx.AsyncClient
