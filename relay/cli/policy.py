@@ -12,7 +12,6 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, group_options
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.verdict import Source
-from relay.mime.headers import header_size
 from relay.policy.rule_files import crlf, load_rules, read_rules
 from relay.policy.rule_tests import (
     PolicyReport,
@@ -104,11 +103,11 @@ def try_(
     folder, domains = _place(context, None)
     rules = read_rules(folder)
     content = crlf(file.read_bytes())
-    if not header_size(content):
-        raise CommandError(ExitCode.DATA, f"relay policy try: {file} has no header")
     subject = examined_message(
         sender, recipients, content, source=Source(source), local_domains=domains
     )
+    if not subject.content.header.fields:
+        raise CommandError(ExitCode.DATA, f"relay policy try: {file} has no header")
     _print(context, format_verdict(rules, rules.evaluate(subject)))
 
 

@@ -19,9 +19,9 @@ from relay.http.errors import ApiError, UnansweredError, quoted
 from relay.mailbox.arrivals import Arrival
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import LARGE_BYTES, Content, blocks
+from relay.message.header import BLANK_LINE, Header
 from relay.message.properties import MessageProperties
 from relay.mime.read_header import (
-    BLANK_LINE,
     HEADER_OCTETS_MAX,
     check_mime,
     header_section,
@@ -92,7 +92,7 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
     header_octets = header_section(content)
     header = parse_header(header_octets)
     others: list[str] = []
-    for field in originators(header_octets):
+    for field in originators(Header.parse(header_octets)):
         for originator in field.addresses:
             check_own(originator, account, path=field.name)
             if field.name == "From" and not account.owns(originator.address):

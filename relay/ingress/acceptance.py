@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from relay.accounts.account import AccountDirectory
@@ -20,14 +21,14 @@ from relay.ingress.authorization import header_rejection
 from relay.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
 from relay.ingress.fanout import FanOut, fan_out, pair_with_verdicts, reported_recipient
 from relay.journeys.events import Event, Step
-from relay.message.content import Content, edit_header, memory_part, size_of
+from relay.message.content import Content, memory_part, size_of
 from relay.message.envelope import Client, Envelope, domain_of
+from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import NextHop
 from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Verdict
-from relay.mime import headers
 from relay.mime.dsn import ReportedMessage
 from relay.mime.encoded_words import decode_words
-from relay.mime.headers import Priority, priority_of
+from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy.attachment_names import TooManyPartsError
@@ -119,28 +120,16 @@ class Acceptance:
             return _LOCAL_ERROR
 
     async def _accept(self, envelope: Envelope, content: Content, origin: Origin) -> DataReply:
-        known = memory_part(content)
-        if headers.header_size(known) > HEADER_BYTES_MAX:
-            return _LONG_HEADER
-        if header_cleanup.is_looping(known, RECEIVED_MAX):
-            return _LOOP
-        if origin.login and (rejection := await self._author_rejection(known, origin)):
-            return DataReply(rejection)
         queue_id, now_us = self.ids.new(), self.clock.queue_us()
-        content = edit_header(
-            content,
-            lambda content: header_cleanup.clean_up(
-                content,
-                envelope,
-                origin,
-                hostname=self.hostname,
-                queue_id=queue_id,
-                time_us=self.clock.time_us(),
-            ),
-        )
+        prepared = partial(self._prepared, envelope, content, origin, queue_id=queue_id)
+        known = memory_part(content)
+        is_quick = len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]
+        parsed = prepared() if is_quick else await asyncio.to_thread(prepared)
+        if isinstance(parsed, DataReply):
+            return parsed
         examinations = [self.router.examine(path.address) for path in envelope.forward_paths]
         verdict = await self._evaluate(
-            self._policy_input(envelope, content, origin, examinations=examinations)
+            self._policy_input(envelope, parsed, origin, examinations=examinations)
         )
         if isinstance(verdict, DataReply):
             return verdict
@@ -153,28 +142,49 @@ class Acceptance:
             verdict, fan, self.clock.time_us(), client=None if origin.pickup else origin.client
         )
         message = self._message(
-            envelope, origin, fan, content=content, event=event, queue_id=queue_id, time_us=now_us
+            envelope,
+            origin,
+            fan,
+            header=parsed.header,
+            event=event,
+            queue_id=queue_id,
+            time_us=now_us,
         )
         if not fan.rejected:
             return await self._commit(message, (), origin.client)
-        plan = self._reports(message, fan, content=content)
+        plan = self._reports(message, fan, content=parsed.joined())
         message = replace(message, events=(event, *plan.events))
         return await self._commit(message, plan.messages, origin.client)
 
-    async def _author_rejection(self, known: bytes, origin: Origin) -> str:
-        """Return the reply if the account may not send as this author, else "".
+    def _prepared(
+        self, envelope: Envelope, content: Content, origin: Origin, *, queue_id: str
+    ) -> ParsedContent | DataReply:
+        """Return the content with its header cleaned up, or the reply that rejects it.
 
-        A long header is read in a thread.
+        This splits the header into fields, for everything that follows.
         """
-        header = known[: headers.header_size(known)]
-        if len(header) <= _QUICK_HEADER_BYTES:
-            return header_rejection(self.accounts, origin.login, header)
-        return await asyncio.to_thread(header_rejection, self.accounts, origin.login, header)
+        parsed = ParsedContent.of(content)
+        header = parsed.header
+        if header.size > HEADER_BYTES_MAX:
+            return _LONG_HEADER
+        if header_cleanup.is_looping(header, RECEIVED_MAX):
+            return _LOOP
+        if origin.login and (rejection := header_rejection(self.accounts, origin.login, header)):
+            return DataReply(rejection)
+        header = header_cleanup.clean_up(
+            header,
+            envelope,
+            origin,
+            hostname=self.hostname,
+            queue_id=queue_id,
+            time_us=self.clock.time_us(),
+        )
+        return replace(parsed, header=header)
 
     def _policy_input(
         self,
         envelope: Envelope,
-        content: Content,
+        content: ParsedContent,
         origin: Origin,
         *,
         examinations: Sequence[RoutingResult],
@@ -199,7 +209,7 @@ class Acceptance:
             return Verdict((), (), (message.content,), ())
         rules = self.policy()
         try:
-            if size_of(message.content) <= _INLINE_BYTES:
+            if message.content.size <= _INLINE_BYTES:
                 return rules.evaluate(message)
             async with asyncio.timeout(self.policy_timeout_s):  # real time: a thread
                 loop = asyncio.get_running_loop()
@@ -207,7 +217,7 @@ class Acceptance:
         except TooManyPartsError:
             return _TOO_MANY_PARTS
         except TimeoutError:
-            _log.error("policy timed out", size_bytes=size_of(message.content))
+            _log.error("policy timed out", size_bytes=message.content.size)
         except Exception:  # noqa: BLE001 -- no message may bypass a rule that fails
             _log.exception("policy failed")
         return _NO_POLICY
@@ -218,14 +228,13 @@ class Acceptance:
         origin: Origin,
         fan: FanOut,
         *,
-        content: Content,
+        header: Header,
         event: Event,
         queue_id: str,
         time_us: int,
     ) -> NewMessage:
-        """Return the message for the spool; `content` is the one that the rules evaluated."""
+        """Return the message for the spool; `header` is the one that the rules evaluated."""
         address = f" [{origin.ip}]" if origin.ip else ""
-        known = memory_part(content)
         return NewMessage(
             id=queue_id,
             reverse_path=envelope.reverse_path,
@@ -233,7 +242,7 @@ class Acceptance:
             trusted=origin.trusted,
             received_us=time_us,
             expires_us=time_us + int(self.expire_after_s * 1_000_000),
-            contents=fan.contents,
+            contents=tuple(each.joined() for each in fan.contents),
             entries=fan.entries,
             final_recipients=fan.final_recipients,
             account=self._account_of(envelope, origin),
@@ -243,8 +252,8 @@ class Acceptance:
             smtputf8=envelope.smtputf8,
             eight_bit=envelope.eight_bit,
             client="" if origin.pickup else f"{origin.helo}{address}",
-            message_id=_message_id(known),
-            subject=_subject(known),
+            message_id=_message_id(header),
+            subject=_subject(header),
             events=(event,),
             priority=self._priority(origin, fan),
             warn_us=self._warn_us(envelope, origin, time_us),
@@ -254,7 +263,7 @@ class Acceptance:
         """Return the priority in the header, after the rules; only trusted clients have one."""
         if not origin.trusted:
             return PriorityLevel.NORMAL
-        priority = priority_of(memory_part(fan.contents[0]))
+        priority = priority_of(fan.contents[0].header)
         return PriorityLevel.NORMAL if priority is Priority.NORMAL else PriorityLevel(priority)
 
     def _warn_us(self, envelope: Envelope, origin: Origin, received_us: int) -> int | None:
@@ -353,14 +362,14 @@ class Acceptance:
             self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()
 
 
-def _message_id(content: bytes) -> str:
-    found = headers.first(content, "Message-ID") or b""
-    return found[: headers.LINE_OCTETS_MAX].decode("utf-8", "replace")
+def _message_id(header: Header) -> str:
+    found = header.first("Message-ID") or b""
+    return found[:LINE_OCTETS_MAX].decode("utf-8", "replace")
 
 
-def _subject(content: bytes) -> str:
+def _subject(header: Header) -> str:
     """Return the Subject for the trace, bounded: it may be 1 MiB of encoded words."""
-    found = headers.first(content, "Subject") or b""
+    found = header.first("Subject") or b""
     return decode_words(found[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from relay.accounts.account import AccountDirectory
 from relay.ingress.esmtp_parameters import SmtpRejection
+from relay.message.header import Header
 from relay.mime.read_header import originators
 
 Ask = Callable[[str], Awaitable[str]]
@@ -94,7 +95,7 @@ def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) 
     return _rejection(f"<{_shown(reverse_path)}>", login)
 
 
-def header_rejection(accounts: AccountDirectory, login: str, header: bytes) -> str:
+def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> str:
     """Return the reply if the account `login` may not use the From and Sender fields, else ""."""
     account = accounts.by_address(login)
     if account is None or account.address != login:

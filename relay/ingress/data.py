@@ -15,8 +15,8 @@ from enum import StrEnum
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.message.envelope import Client
+from relay.message.header import header_end
 from relay.message.verdict import Source
-from relay.mime import headers
 from relay.pressure import MemoryBudget
 from relay.spool.types import IncomingBody
 
@@ -232,14 +232,14 @@ class ContentReader:
     def _split_large(self) -> None:
         """Separate the header from the part of the body that has arrived."""
         begun = b"".join(self._chunks)
-        header_end = headers.header_size(begun)
-        if header_end == len(begun):
+        end = header_end(begun).header
+        if end and _CRLF + _CRLF not in begun:
             self.reject(ContentRejection.LONG_HEADER)
             return
-        body = begun[header_end:]
+        body = begun[end:]
         # A content without a header gets one later; the blank line that must follow is added here.
         self._chunks = [body] if body.startswith(_CRLF) else [_CRLF, body]
-        self._header = begun[:header_end]
+        self._header = begun[:end]
         self._eight_bit = not body.isascii()
 
     def _hold(self, size_bytes: int) -> None:

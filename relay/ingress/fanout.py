@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from relay.message.content import Content
 from relay.message.envelope import ForwardPath, Notify
+from relay.message.header import ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
@@ -42,7 +42,7 @@ class RoutedRecipient:
 class FanOut:
     """The result for one message; `contents` has those in use, or else the original."""
 
-    contents: tuple[Content, ...]
+    contents: tuple[ParsedContent, ...]
     entries: tuple[NewEntry, ...]
     final_recipients: tuple[NewRecipient, ...]
 

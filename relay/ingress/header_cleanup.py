@@ -1,7 +1,7 @@
 """Clean up the header of an arriving message: drop Bcc, add Received, complete missing fields.
 
 As Postfix's cleanup(8) and message_drop_headers. acceptance calls it before the mail rules see the
-message. The body and all other fields stay octet for octet; a content without a header gets one.
+message. All other fields stay octet for octet; a content without a header gets one.
 
 RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
 Message-ID).
@@ -9,6 +9,7 @@ Message-ID).
 
 from relay.ingress.data import Origin
 from relay.message.envelope import Envelope
+from relay.message.header import Header
 from relay.message.properties import EmailAddress
 from relay.mime import headers
 from relay.mime.write_header import address_list_field
@@ -16,29 +17,30 @@ from relay.mime.write_header import address_list_field
 # Bcc names hidden recipients, the final delivery writes Return-Path, and Content-Length is wrong
 # once the content changes.
 _DROPPED = ("Bcc", "Content-Length", "Resent-Bcc", "Return-Path")
+_PRIVATE_PREFIX = "X-Relay-"  # a client could forge them
 
 
-def is_looping(content: bytes, received_max: int) -> bool:
-    """Return whether the header has more than `received_max` Received fields."""
-    return headers.count(content, "Received") > received_max
+def is_looping(header: Header, received_max: int) -> bool:
+    """Return whether a header has more than `received_max` Received fields."""
+    return header.count("Received") > received_max
 
 
 def clean_up(
-    content: bytes,
+    header: Header,
     envelope: Envelope,
     origin: Origin,
     *,
     hostname: str,
     queue_id: str,
     time_us: int,
-) -> bytes:
-    """Return `content` with this hop's Received, without X-Relay-*, Bcc, Resent-Bcc, Return-Path
+) -> Header:
+    """Return a header with this hop's Received, without X-Relay-*, Bcc, Resent-Bcc, Return-Path
     and Content-Length fields.
 
     Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
     logged in also gets a missing From.
     """
-    content = headers.strip_private(headers.remove(content, _DROPPED))
+    header = header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
     new = headers.received(
         helo=origin.helo,
         ip=origin.ip,
@@ -54,10 +56,10 @@ def clean_up(
         recipient=envelope.forward_paths[0].address if len(envelope.forward_paths) == 1 else "",
     )
     if origin.trusted:
-        if headers.first(content, "Date") is None:
+        if "Date" not in header:
             new += headers.field("Date", headers.date_field(time_us))
-        if headers.first(content, "Message-ID") is None:
+        if "Message-ID" not in header:
             new += headers.field("Message-ID", f"<{queue_id}@{hostname}>")
-    if origin.login and headers.first(content, "From") is None:
+    if origin.login and "From" not in header:
         new += address_list_field("From", [EmailAddress(origin.login)]).encode()
-    return headers.prepend(content, new)
+    return header.prepend(new)

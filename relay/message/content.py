@@ -120,18 +120,14 @@ def is_eight_bit(content: Content) -> bool:
 
 
 def memory_part(content: Content) -> bytes:
-    """Return what is in memory of a content: all of it, or the header section of a large one.
-
-    The reading functions of relay.mime.headers accept either.
-    """
+    """Return what is in memory of a content: all of it, or the header section of a large one."""
     return content if isinstance(content, bytes) else content.header
 
 
 def edit_header(content: Content, edit: Callable[[bytes], bytes]) -> Content:
-    """Return a content whose header was changed by `edit`, a function of relay.mime.headers.
+    """Return a content whose first lines were changed by `edit`, without splitting its header.
 
-    For a large content `edit` gets the blank line too: it separates an empty header from a missing
-    one.
+    For a large content `edit` gets the header and the blank line.
     """
     if isinstance(content, bytes):
         return edit(content)

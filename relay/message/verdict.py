@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from relay.message.content import Content
+from relay.message.header import ParsedContent
 
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
 
@@ -41,7 +41,7 @@ class ExaminedMessage:
     reverse_path: str
     sender_local: bool
     recipients: tuple[ExaminedRecipient, ...]
-    content: Content
+    content: ParsedContent
     source: Source
 
 
@@ -104,5 +104,5 @@ class Verdict:
 
     recipients: tuple[RecipientVerdict, ...]
     additions: tuple[AddedRecipient, ...]
-    contents: tuple[Content, ...]
+    contents: tuple[ParsedContent, ...]
     hits: tuple[RuleHit, ...]

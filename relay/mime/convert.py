@@ -30,6 +30,7 @@ from relay.message.content import (
     is_eight_bit,
     memory_part,
 )
+from relay.message.header import with_crlf
 from relay.message.properties import EmailAddress
 from relay.mime.convert_mime import RepairedMime, convert_mime
 from relay.mime.draft import (
@@ -50,7 +51,6 @@ from relay.mime.read_header import (
     read_text,
     read_token,
     unreadable_addresses,
-    with_crlf,
 )
 from relay.mime.structure import read_structure
 from relay.mime.transfer_encoding import coded_text

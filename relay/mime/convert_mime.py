@@ -20,10 +20,11 @@ from relay.message.content import (
     octets_in_blocks,
     read_all,
 )
+from relay.message.header import MBOX_LINES, Header, cleaned
 from relay.message.properties import EmailAddress
 from relay.mime.draft import DraftOrigin
 from relay.mime.headers import date_field
-from relay.mime.read_header import MBOX_LINES, cleaned, read_addresses, split_fields, with_fields
+from relay.mime.read_header import read_addresses
 from relay.mime.structure import LINE_OCTETS_MAX, BodyCounter, Entity, Structure
 from relay.mime.transfer_encoding import (
     Base64Coding,
@@ -38,8 +39,8 @@ from relay.mime.write_header import CRLF, address_list_field, raw_field
 
 _CRLF = CRLF.encode()
 _WHITE = (b" ", b"\t")
-_HIDDEN = frozenset((b"bcc", b"resent-bcc"))
-_ENCODING = b"content-transfer-encoding"
+_HIDDEN = ("Bcc", "Resent-Bcc")
+_ENCODING = "Content-Transfer-Encoding"
 _IDENTITY = frozenset(("7bit", "8bit", "binary"))
 _COMPOSITE = ("multipart/", "message/")
 _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
@@ -96,9 +97,9 @@ class _MimeRepair:
             body = self._body(entity)
             fields = self._fields(entity, body.encoding if body else "")
             if entity is message:
-                header = self._message_header(fields, is_encoded=body is not None)
+                header = self._message_header(fields, is_encoded=body is not None).octets
             else:
-                self._put_header(entity, b"".join(field for _, field in fields), body)
+                self._put_header(entity, fields.octets, body)
                 eight_bit = eight_bit or not entity.header.isascii()
             if body is not None:
                 self._put(entity.body_start, entity.end, body.octets)
@@ -138,37 +139,33 @@ class _MimeRepair:
 
     # -- headers
 
-    def _message_header(self, fields: list[tuple[bytes, bytes]], *, is_encoded: bool) -> bytes:
+    def _message_header(self, header: Header, *, is_encoded: bool) -> Header:
         """Return the header of the message without Bcc and with the fields that it lacked."""
-        if fields and fields[0][1].startswith(MBOX_LINES) and not fields[0][0]:
+        name, line = header.fields[0] if header.fields else (b"", b"")
+        if not name and line.startswith(MBOX_LINES):
             self._defects["the line before the header was removed"] = None
-            fields = fields[1:]
-        names = {name for name, _ in fields}
+            header = Header(header.fields[1:])
         missing = ""
-        if b"from" not in names:
+        if "From" not in header:
             missing += address_list_field("From", [EmailAddress(self._origin.account)])
         if self._sender is not None:
             missing += address_list_field("Sender", [self._sender])
-        if b"date" not in names:
+        if "Date" not in header:
             missing += raw_field("Date", date_field(self._origin.modified_us))
-        if b"message-id" not in names:
+        if "Message-ID" not in header:
             missing += raw_field("Message-ID", self._origin.message_id)
-        if is_encoded and b"mime-version" not in names:
+        if is_encoded and "MIME-Version" not in header:
             missing += raw_field("MIME-Version", "1.0")
-        kept = [one for one in fields if one[0] not in _HIDDEN]
-        return b"".join(field for _, field in with_fields(kept, [(b"", missing.encode())]))
+        return header.remove(_HIDDEN).append(missing.encode())
 
-    def _fields(self, entity: Entity, encoding: str) -> list[tuple[bytes, bytes]]:
+    def _fields(self, entity: Entity, encoding: str) -> Header:
         """Return the fields of an entity, long lines folded, with `encoding` unless it is ""."""
-        wanted = raw_field("Content-Transfer-Encoding", encoding).encode() if encoding else b""
-        fields = []
-        for name, field in split_fields(cleaned(entity.header)):
-            if encoding and name == _ENCODING:
-                fields.append((name, wanted))
-                wanted = b""
-            else:
-                fields.append((name, field if entity.protected else self._folded(field)))
-        return with_fields(fields, [(_ENCODING, wanted)]) if wanted else fields
+        header = Header.parse(cleaned(entity.header))
+        if not entity.protected:
+            header = Header(tuple([(name, self._folded(line)) for name, line in header.fields]))
+        if not encoding:
+            return header
+        return header.set(_ENCODING, raw_field(_ENCODING, encoding).encode())
 
     def _folded(self, field: bytes) -> bytes:
         """Fold lines that are too long before white space, if there is any."""

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from relay.message.content import Content, memory_part
+from relay.message.content import Content
 from relay.message.envelope import Notify, domain_of, encode_utf8_address
+from relay.message.header import Header, ParsedContent
 from relay.message.outcome import Evidence
 from relay.message.status import ascii_folded, explain, one_line, split_reply
 from relay.mime.headers import (
@@ -21,12 +22,7 @@ from relay.mime.headers import (
     date_field,
     decoded,
     field,
-    fields,
-    first,
     fold,
-    header_size,
-    remove,
-    strip_private,
 )
 
 RETURNED_OCTETS_MAX = 50_000  # as Postfix's bounce_size_limit
@@ -112,15 +108,17 @@ def write_dsn(
     It must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
     reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary are made from it.
     """
+    original = _original(message.content)
     parts = (
-        _text_part(message, recipients, hostname),
+        _text_part(message, recipients, hostname, header=original.header),
         _status_part(message, recipients, hostname),
-        _returned_part(message),
+        _returned_part(message, original),
     )
     written = [part.written() for part in parts]
     boundary = _boundary(report_id, written)
     delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
-    head = _header(message, recipients, _Identity(hostname, report_id, now_us))
+    identity = _Identity(hostname, report_id, now_us)
+    head = _header(message, recipients, identity, original=original.header)
     label = b"" if all(map(bytes.isascii, written)) else b"Content-Transfer-Encoding: 8bit\r\n"
     content_type = (
         "MIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;\r\n"
@@ -158,7 +156,11 @@ def _is_unknown(recipients: Sequence[ReportedRecipient]) -> bool:
 
 
 def _header(
-    message: ReportedMessage, recipients: Sequence[ReportedRecipient], identity: _Identity
+    message: ReportedMessage,
+    recipients: Sequence[ReportedRecipient],
+    identity: _Identity,
+    *,
+    original: Header,
 ) -> bytes:
     hostname = identity.hostname
     failed = [
@@ -166,15 +168,14 @@ def _header(
         for recipient in recipients
         if recipient.address.isascii() and recipient.action is DsnAction.FAILED
     ]
-    content = memory_part(message.content)
-    subject = decoded(content, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
+    subject = decoded(original, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
     lines = [
         field("From", f"Mail Delivery System <MAILER-DAEMON@{hostname}>"),
         fold("To", f"<{message.reverse_path}>"),
         field("Subject", f"{_WORDINGS[_is_unknown(recipients)].title}: {subject}"),
         field("Date", date_field(identity.now_us)),
         field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
-        *_thread_fields(content),
+        *_thread_fields(original),
         field("Auto-Submitted", "auto-replied"),
     ]
     if failed:  # Exim's field, for programs; addresses that are not ASCII are left out
@@ -182,12 +183,12 @@ def _header(
     return b"".join(lines)
 
 
-def _thread_fields(content: bytes) -> Iterator[bytes]:
+def _thread_fields(header: Header) -> Iterator[bytes]:
     """Yield the fields that put the DSN into the original's conversation."""
-    original = _message_id.search(first(content, "message-id") or b"")
-    known = _message_id.findall(first(content, "references") or b"")
+    original = _message_id.search(header.first("message-id") or b"")
+    known = _message_id.findall(header.first("references") or b"")
     if not known:
-        known = _message_id.findall(first(content, "in-reply-to") or b"")[:1]
+        known = _message_id.findall(header.first("in-reply-to") or b"")[:1]
     if len(known) > _REFERENCES_MAX:
         known = [known[0], *known[1 - _REFERENCES_MAX :]]
     if original:
@@ -195,16 +196,20 @@ def _thread_fields(content: bytes) -> Iterator[bytes]:
         known.append(original.group())
     if known:
         yield field("References", b" ".join(known).decode("ascii"))
-    topic = decoded(content, "thread-topic")[:_SUBJECT_CHARACTERS_MAX]
+    topic = decoded(header, "thread-topic")[:_SUBJECT_CHARACTERS_MAX]
     if topic:
         yield field("Thread-Topic", topic)
-    index = (first(content, "thread-index") or b"").replace(b" ", b"")
+    index = (header.first("thread-index") or b"").replace(b" ", b"")
     if _thread_index(index):
         yield field("Thread-Index", index.decode("ascii"))
 
 
 def _text_part(
-    message: ReportedMessage, recipients: Sequence[ReportedRecipient], hostname: str
+    message: ReportedMessage,
+    recipients: Sequence[ReportedRecipient],
+    hostname: str,
+    *,
+    header: Header,
 ) -> _ReportPart:
     lines = [_WORDINGS[_is_unknown(recipients)].opening, ""]
     for recipient in recipients[:_SHOWN_RECIPIENTS_MAX]:
@@ -222,7 +227,7 @@ def _text_part(
     lines.append(f"  Reporting server: {hostname}")
     if message.queue_id:  # a submission that was not queued has none
         lines.append(f"  Queue id: {message.queue_id}")
-    original = _message_id.search(first(memory_part(message.content), "message-id") or b"")
+    original = _message_id.search(header.first("message-id") or b"")
     if original:
         lines.append(f"  Original Message-ID: {original.group().decode('ascii')}")
     text = "\r\n".join((*lines, "")).encode("utf-8", "replace")
@@ -289,30 +294,38 @@ def _typed_address(kind: str, address: str, international: bool) -> str:
     return f"{kind};{address}"
 
 
-def _returned_part(message: ReportedMessage) -> _ReportPart:
-    content = memory_part(message.content)
-    if b"\r" not in content:  # a draft that a mail client wrote with LF line ends
-        content = content.replace(b"\n", b"\r\n")
-    content = remove(strip_private(content), ("bcc", "resent-bcc"))
-    header = content[: header_size(content)]
+def _original(content: Content) -> ParsedContent:
+    """Return the original without the fields that its recipients must not see."""
+    if isinstance(content, bytes) and b"\r" not in content:
+        content = content.replace(b"\n", b"\r\n")  # a draft that a mail client wrote
+    parsed = ParsedContent.of(content)
+    header = parsed.header.remove(("Bcc", "Resent-Bcc"), prefix="X-Relay-")
+    return dataclasses.replace(parsed, header=header)
+
+
+def _returned_part(message: ReportedMessage, original: ParsedContent) -> _ReportPart:
+    header, content = original.header.octets, original.joined()
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
     full_max = RETURNED_FULL_OCTETS_MAX if message.ret == "FULL" else RETURNED_OCTETS_MAX
-    is_whole = isinstance(message.content, bytes)
-    if is_whole and message.ret != "HDRS" and len(content) <= full_max and _fits_smtp(content):
+    if (
+        isinstance(content, bytes)
+        and message.ret != "HDRS"
+        and len(content) <= full_max
+        and _fits_smtp(content)
+    ):
         return _ReportPart("message/global" if as_global else "message/rfc822", content)
-    kept = _returned_header(content)
+    kept = _returned_header(original.header)
     return _ReportPart("message/global-headers" if as_global else "text/rfc822-headers", kept)
 
 
-def _returned_header(content: bytes) -> bytes:
+def _returned_header(header: Header) -> bytes:
     """Return the fields that SMTP can carry, up to a limit."""
     kept, size = [], 0
-    for found in fields(content):
-        size += found.end - found.start
+    for name, octets in header.fields:
+        size += len(octets)
         if size > _RETURNED_HEADER_OCTETS_MAX:
             break
-        octets = content[found.start : found.end]
-        if _fits_smtp(octets):
+        if name and _fits_smtp(octets):
             kept.append(octets)
     return b"".join(kept)
 

@@ -18,17 +18,11 @@ from operator import itemgetter
 
 from relay.message.content import MemoryOctets, Octets, octets_in_blocks
 from relay.message.extended_properties import extended_header_fields
+from relay.message.header import BYTE_ORDER_MARK, Header, cleaned, with_crlf
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, StoredPart, base64_lines, read_private_block
 from relay.mime.html_text import html_to_text
-from relay.mime.read_header import (
-    BYTE_ORDER_MARK,
-    cleaned,
-    split_fields,
-    unreadable_addresses,
-    with_crlf,
-    with_fields,
-)
+from relay.mime.read_header import unreadable_addresses
 from relay.mime.read_mime import (
     TEXT_OCTETS_MAX,
     AttachedOctets,
@@ -91,9 +85,7 @@ class MimeEdits:
         # a NUL in a name, or a byte order mark, would hide a field
         is_odd = b"\0" in message.header or message.header.startswith(BYTE_ORDER_MARK)
         header = cleaned(message.header) if is_odd else message.header
-        if header and not header.endswith((b"\r", b"\n")):
-            header += CRLF
-        self.fields = list(split_fields(header))
+        self.fields = list(Header.parse(header).fields)
         self._places: list[tuple[int, int, tuple[bytes | range, ...]]] = []
         self._ends_of_lines: set[int] = set()
 
@@ -109,7 +101,7 @@ class MimeEdits:
             mine = [one for one in new if one[0] == name]
             kept += mine
             new = [one for one in new if one[0] != name]
-        self.fields = with_fields(kept, new)
+        self.fields = list(Header(tuple(kept)).append(b"".join(line for _, line in new)).fields)
 
     def replace(self, start: int, end: int, *instead: bytes | range) -> None:
         """Replace the range from start to end by octets and ranges of the content."""
@@ -339,7 +331,7 @@ class _BodyChange:
 
 
 def _fields_of(entity: Entity) -> Fields:
-    return [one for one in split_fields(cleaned(entity.header)) if one[0]]
+    return [one for one in Header.parse(cleaned(entity.header)).fields if one[0]]
 
 
 def _field(name: str, value: str) -> tuple[bytes, bytes]:
@@ -394,7 +386,7 @@ def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
     shown = replace(properties, internet_message_headers=())  # they repeat all fields
     fields = header_fields(shown, message_id=properties.internet_message_id, date_us=0)
     header = address_list_field("Bcc", properties.bcc) + fields
-    return list(split_fields(header.encode()))
+    return list(Header.parse(header.encode()).fields)
 
 
 def stored_attachments(stored: Octets) -> tuple[DraftAttachment, ...]:

@@ -1,16 +1,13 @@
-"""Read the header of any message: split it into fields, and read the fields as Graph's properties.
+"""Read the fields of any header as Graph's properties.
 
-All readers of a header that may be damaged use this module, so that the reader of recipients and
-the code that removes Bcc see the same fields. A line that is not a field does not end the header; a
-NUL or a bare CR hides no field. For damaged fields the readers return what can be read. Nothing
-raises; unreadable_addresses() reports what was skipped in a field of recipients.
-For a message in transit, which has CRLF line ends, relay.mime.headers is faster.
-RFC 5322 2.1, 2.2, 4.5; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
+relay.message.header splits the header. For damaged fields the readers return what can be read.
+Nothing raises; unreadable_addresses() reports what was skipped in a field of recipients.
+RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC
 from email import utils
@@ -20,25 +17,18 @@ from email.utils import parsedate_to_datetime
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.conversation import message_ids
+from relay.message.header import (
+    BYTE_ORDER_MARK,
+    Header,
+    cleaned,
+    header_end,
+    malformed_recipients,
+)
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.encoded_words import decode_words
 
 HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
-_SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # a header without an end is refused long before
 _CONTENT_FIELD_CHARACTERS_MAX = 8192  # `email` is quadratic in a field's parameters
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8: some programs write it before every text
-MBOX_LINES = (b"From ", b">From ")  # before a message that was in an mbox file
-_STAYS_FIRST = (*MBOX_LINES, b" ", b"\t")  # after a field, white space continues the field
-_FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]+)[ \t]*:")
-# Other readers do not take these lines for fields either, but their author meant recipients.
-_MEANT_RECIPIENTS = re.compile(
-    rb"[^A-Za-z:]{0,9}(?:(?:resent-)?(?:to|b?cc)[^A-Za-z0-9:-]{0,9}:|bcc[^A-Za-z0-9:-])",
-    re.IGNORECASE,
-)
-# Any of the three line ends, the longest match, so that CRLF is not taken for two.
-_EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
-BLANK_LINE = re.compile(rb"(?>\r\n|[\r\n])\0*(?>\r\n|[\r\n])")  # with the line end before it
-LINE_END = re.compile(rb"(?>\r\n|[\r\n])")
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
 _AT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|\(')  # starts of quoted strings and comments
@@ -88,119 +78,18 @@ class _RawHeaderPolicy(Compat32):
 _POLICY = _RawHeaderPolicy()
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderEnd:
-    """The end of a header section, with its last line end, and the beginning of the body.
-
-    The blank line is between them. If it is missing, they are the same place.
-    """
-
-    header: int
-    body: int
-
-
-def header_end(content: bytes) -> HeaderEnd:
-    """Find the end of a message's header section.
-
-    A line that is not a field does not end the header: it goes on to the blank line, so that no
-    field is lost. Lines after the last field are the body of a message without a blank line.
-    """
-    if empty := _EMPTY.match(content):
-        return HeaderEnd(0, empty.end())
-    blank = BLANK_LINE.search(content, 0, _SEARCHED_OCTETS_MAX)
-    if blank is None:
-        end = len(content)
-        last = fields_end(content[:_SEARCHED_OCTETS_MAX])
-        return (
-            HeaderEnd(last, last) if last < min(end, _SEARCHED_OCTETS_MAX) else HeaderEnd(end, end)
-        )
-    line_end = LINE_END.match(content, blank.start())
-    assert line_end is not None
-    last = fields_end(content[: line_end.end()])
-    return HeaderEnd(last, blank.end() if last == line_end.end() else last)
-
-
-def fields_end(header: bytes) -> int:
-    """Return where the last field of a section ends: its length, unless other lines follow."""
-    end = position = 0
-    in_field = False
-    for line in header.splitlines(keepends=True):
-        position += len(line)
-        bare = line.replace(b"\0", b"")
-        if bare[:1] not in (b" ", b"\t"):
-            in_field = bool(_FIELD_START.match(bare) or _MEANT_RECIPIENTS.match(bare))
-        if in_field:
-            end = position
-    return end
-
-
-def with_crlf(content: bytes) -> bytes:
-    """Convert every line end to CRLF, without a copy if all are CRLF already."""
-    pairs = content.count(b"\r\n")
-    if pairs == content.count(b"\n") == content.count(b"\r"):
-        return content
-    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return content.replace(b"\n", b"\r\n")
-
-
-def cleaned(header: bytes) -> bytes:
-    """Return a header section with CRLF after every line, without NULs and byte order mark."""
-    header = with_crlf(header.replace(b"\0", b"").removeprefix(BYTE_ORDER_MARK))
-    return header + b"\r\n" if header and not header.endswith(b"\r\n") else header
-
-
-def split_fields(header: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (lower-case name, field with its continuation lines); b"" for other lines."""
-    field: list[bytes] = []
-    for line in header.splitlines(keepends=True):
-        if field and line[:1] in (b" ", b"\t"):
-            field.append(line)
-            continue
-        if field:
-            yield _name_of(field[0]), b"".join(field)
-        field = [line]
-    if field:
-        yield _name_of(field[0]), b"".join(field)
-
-
-def with_fields(
-    fields: Sequence[tuple[bytes, bytes]], new: Sequence[tuple[bytes, bytes]]
-) -> list[tuple[bytes, bytes]]:
-    """Return fields, as from split_fields(), with new ones added after the last field, or before
-    the first line that is not a field: for most readers the header ends there.
-    """
-    odd = (
-        at
-        for at, (name, line) in enumerate(fields)
-        if not name and (at > 0 or not line.startswith(_STAYS_FIRST))
-    )
-    place = next(odd, len(fields))
-    return [*fields[:place], *new, *fields[place:]]
-
-
 def parse_header(header: bytes) -> "Message[str, str]":
     """Parse a header section: values as they are, lines that are not fields skipped.
 
     Octets that are not ASCII are surrogates in the values.
     """
     message: Message[str, str] = Message(policy=_POLICY)
-    for name, field in split_fields(cleaned(header)):
+    for name, field in Header.parse(cleaned(header)).fields:
         if name:
             plain = field.removeprefix(BYTE_ORDER_MARK)
             name_text, _, value = plain.decode("ascii", "surrogateescape").partition(":")
             message.set_raw(name_text.rstrip(" \t"), value.lstrip(" \t").rstrip("\r\n"))
     return message
-
-
-def malformed_recipients(header: bytes) -> bytes:
-    """Return a line that was meant as a field of recipients but is not a field, b"" if none."""
-    lines = (line for name, line in split_fields(cleaned(header)) if not name)
-    return next(filter(_MEANT_RECIPIENTS.match, lines), b"")
-
-
-def _name_of(line: bytes) -> bytes:
-    match = _FIELD_START.match(line)
-    return match[1].lower() if match else b""
 
 
 def check_mime(content: bytes) -> str | None:
@@ -310,10 +199,10 @@ class Originators:
     unread: str
 
 
-def originators(header: bytes) -> Iterator[Originators]:
-    """Yield each From and each Sender field of a header section."""
+def originators(header: Header) -> Iterator[Originators]:
+    """Yield each From and each Sender field of a header."""
     size = 0
-    for name, octets in split_fields(cleaned(header)):
+    for name, octets in header.fields:
         if name not in (b"from", b"sender"):
             continue
         shown = name.decode().capitalize()

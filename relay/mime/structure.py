@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from email.message import Message
 
 from relay.message.content import BLOCK_BYTES, Octets, octets_in_blocks
-from relay.mime.read_header import (
+from relay.message.header import (
     BLANK_LINE,
     BYTE_ORDER_MARK,
-    HEADER_OCTETS_MAX,
     LINE_END,
+    Header,
     cleaned,
     fields_end,
-    parse_header,
-    split_fields,
 )
+from relay.mime.read_header import HEADER_OCTETS_MAX, parse_header
 
 LINE_OCTETS_MAX = 998  # RFC 5322 2.1.1, without the line end
 ENTITIES_MAX = 1000
@@ -336,7 +335,7 @@ class StructureReader:
 
     def _describe(self, entity: _OpenEntity) -> None:
         """Set the properties of an entity from its header."""
-        for name, line in split_fields(cleaned(entity.header)):
+        for name, line in Header.parse(cleaned(entity.header)).fields:
             if not name:
                 shown = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
                 self._defect(f"a line in a header that is not a field: {shown!r}")

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from relay.message.content import Octets, SpanOfOctets, octets_in_blocks
+from relay.message.header import with_crlf
 from relay.mime.draft import base64_lines, has_line_over
-from relay.mime.read_header import with_crlf
 
 _CHUNK_OCTETS = 57 * 1024  # whole lines of base64; the size of a chunk
 _LOOKAHEAD_OCTETS = 4096

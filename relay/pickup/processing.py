@@ -17,13 +17,13 @@ from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.api import SubmissionStore
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
+from relay.message.header import header_end
 from relay.message.outcome import Evidence
 from relay.message.properties import MessageProperties
 from relay.message.status import one_line
 from relay.mime.convert import ConversionError, ConvertedMessage
 from relay.mime.draft import read_private_block
 from relay.mime.dsn import DsnAction, ReportedMessage, ReportedRecipient
-from relay.mime.read_header import header_end
 from relay.mime.read_mime import read_message
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from relay.message.address import AddressError, parse_mailbox
+from relay.message.header import Header
 from relay.message.status import REPLY_TEXT_MAX, split_reply
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
@@ -80,19 +81,19 @@ class BccAction(AddressesAction):
 class CcAction(AddressesAction):
     """Other addresses get a copy; the Cc field of the matched recipients' copies shows them."""
 
-    def edit(self, head: bytes, message: ExaminedMessage) -> bytes:
+    def edit(self, header: Header, message: ExaminedMessage) -> Header:
         """Append those that are not yet recipients to the Cc field."""
         present = {recipient.address.casefold() for recipient in message.recipients}
         shown = [each for each in self.addresses if each.casefold() not in present]
         if not shown:
-            return head
+            return header
         new = ",\r\n ".join(shown).encode()
-        for field in headers.fields(head):
-            if field.name == b"cc":
-                old = head[: field.end].rstrip()
-                comma = b"" if old.endswith(b":") else b","
-                return old + comma + b"\r\n " + new + b"\r\n" + head[field.end :]
-        return headers.append(head, b"Cc: " + new + b"\r\n")
+        found = header.first_octets("Cc")
+        if found is None:
+            return header.append(b"Cc: " + new + b"\r\n")
+        old = found.rstrip()
+        comma = b"" if old.endswith(b":") else b","
+        return header.replace_first("Cc", old + comma + b"\r\n " + new + b"\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,9 @@ class SetHeaderAction:
             raise ValueError(f"a value that a field can hold: {error}") from None
         return cls(value["name"], value["value"])
 
-    def edit(self, head: bytes, _: ExaminedMessage) -> bytes:
+    def edit(self, header: Header, _: ExaminedMessage) -> Header:
         """Replace the field or append it."""
-        return headers.set_field(head, self.name, self.value)
+        return headers.set_field(header, self.name, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,9 @@ class RemoveHeaderAction:
             _check_name(name)
         return cls(tuple(names))
 
-    def edit(self, head: bytes, _: ExaminedMessage) -> bytes:
+    def edit(self, header: Header, _: ExaminedMessage) -> Header:
         """Remove the fields."""
-        return headers.remove(head, self.names)
+        return header.remove(self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +155,9 @@ class SubjectPrefixAction:
             raise ValueError('one line of text, "[EXTERNAL]"')
         return cls(value.strip())
 
-    def edit(self, head: bytes, _: ExaminedMessage) -> bytes:
+    def edit(self, header: Header, _: ExaminedMessage) -> Header:
         """Add the tag, if it is missing."""
-        return headers.prefix_subject(head, self.tag)
+        return headers.prefix_subject(header, self.tag)
 
 
 HeaderEdit = CcAction | SetHeaderAction | RemoveHeaderAction | SubjectPrefixAction

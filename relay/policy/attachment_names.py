@@ -20,14 +20,12 @@ from email.utils import collapse_rfc2231_value
 
 from relay.message.content import (
     BLOCK_BYTES,
-    Content,
     LargeContent,
     MemoryOctets,
     Octets,
     UnreadableError,
-    memory_part,
 )
-from relay.mime import headers
+from relay.message.header import Header, ParsedContent
 from relay.mime.encoded_words import decode_words
 
 PARTS_MAX = 10_000
@@ -123,17 +121,17 @@ class TooManyPartsError(Exception):
     """The message has more parts, nesting or part headers than real mail has."""
 
 
-def attachment_names(content: Content) -> tuple[str, ...]:
+def attachment_names(content: ParsedContent) -> tuple[str, ...]:
     """Return the normalised names in the order of the parts.
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    known = memory_part(content)
-    header = known[: headers.header_size(known)].lower()
+    header = content.header.octets.lower()
     if not any(hint in header for hint in _HINTS):
         return ()
+    whole = content.joined()
     return _AttachmentScanner(
-        content if isinstance(content, bytes) else BlockwiseContent(content)
+        whole if isinstance(whole, bytes) else BlockwiseContent(whole)
     ).names()
 
 
@@ -193,18 +191,18 @@ class _AttachmentScanner:
         names: list[str] = []
         types: list[bytes] = []
         if b"content-" in head.lower():
-            for field in headers.fields(head):
-                if field.name not in _FIELDS:
+            for field_name, octets in Header.parse(head).fields:
+                if field_name not in _FIELDS:
                     continue
-                value = head[field.value_start : field.end]
+                value = octets.partition(b":")[2]
                 if len(value) > FIELD_OCTETS_MAX or value.count(b";") > PARAMETERS_MAX:
                     raise TooManyPartsError(
                         f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX}"
                         " parameters"
                     )
                 if b"name" in value.lower():
-                    names += _names(field.name, value)
-                if field.name == b"content-type":
+                    names += _names(field_name, value)
+                if field_name == b"content-type":
                     types.append(value)
         body = _MimePart(body_start, part.end, part.depth + 1)
         inner = [each for kind in types or [part.kind] for each in self._inner(kind, body)]

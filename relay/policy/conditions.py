@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
-from relay.message.content import Content, memory_part, size_of
+from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Source
 from relay.mime import headers
 from relay.mime.encoded_words import decode_words
@@ -71,21 +71,19 @@ class Globs:
 class MessageView:
     """A message for conditions: `message` as received, `content` after earlier rules."""
 
-    def __init__(self, message: ExaminedMessage, content: Content) -> None:
+    def __init__(self, message: ExaminedMessage, content: ParsedContent) -> None:
         self.message = message
         self.content = content
-        self._in_sight = memory_part(content)
         # Not cached_property, which takes a lock before Python 3.12.
         self._subject: str | None = None
         self._attachment_names: tuple[str, ...] | None = None
-        self._lowered_header: bytes | None = None
         self._values: dict[str, tuple[str, ...]] = {}
 
     @property
     def subject(self) -> str:
         """The decoded Subject."""
         if self._subject is None:
-            self._subject = headers.decoded(self._in_sight, "Subject")
+            self._subject = headers.decoded(self.content.header, "Subject")
         return self._subject
 
     @property
@@ -96,23 +94,12 @@ class MessageView:
         return self._attachment_names
 
     def header(self, name: str) -> tuple[str, ...]:
-        """Return the values of all fields called `name` (lower case), unfolded and decoded."""
+        """Return the values of all fields called `name`, unfolded and decoded."""
         found = self._values.get(name)
         if found is None:
-            found = self._values[name] = self._find(name.encode())
+            values = self.content.header.values(name)[:FIELDS_MAX]
+            found = self._values[name] = tuple(map(decode_words, values))
         return found
-
-    def _find(self, name: bytes) -> tuple[str, ...]:
-        content = self._in_sight
-        if self._lowered_header is None:
-            self._lowered_header = content[: headers.header_size(content)].lower()
-        if name not in self._lowered_header:
-            return ()
-        return tuple(
-            decode_words(content[field.value_start : field.end].replace(b"\r\n", b"").strip(b" \t"))
-            for field in headers.fields(content)
-            if field.name == name
-        )[:FIELDS_MAX]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +191,7 @@ class SizeOverCondition:
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        return size_of(view.content) > self.size_bytes
+        return view.content.size > self.size_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from relay.message.content import Content, LargeContent, edit_header
+from relay.message.header import ParsedContent
 from relay.message.verdict import (
     AddedRecipient,
     ExaminedMessage,
@@ -228,7 +228,7 @@ class _Evaluation:
         for each in matched:
             self._contents[each] = changed[self._contents[each]]
 
-    def _content(self, content: Content) -> int:
+    def _content(self, content: ParsedContent) -> int:
         """Return the index of a content; equal contents have one index."""
         for index, view in enumerate(self._views):
             if view.content == content:
@@ -282,29 +282,14 @@ class _Evaluation:
                 yield addition
 
 
-def _edited(content: Content, edits: Sequence[HeaderEdit], message: ExaminedMessage) -> Content:
+def _edited(
+    content: ParsedContent, edits: Sequence[HeaderEdit], message: ExaminedMessage
+) -> ParsedContent:
     """Return the content with an edited header, or the same object if nothing changes."""
-
-    def edit(head: bytes) -> bytes:
-        for action in edits:
-            head = action.edit(head, message)
-        return head
-
-    if isinstance(content, LargeContent):
-        new = edit_header(content, edit)
-        return content if new == content else new
-    end = _header_end(content)
-    old_head = content[:end]
-    head = edit(old_head)
-    return content if head == old_head else head + content[end:]
-
-
-def _header_end(content: bytes) -> int:
-    """Return where the body starts."""
-    if content.startswith(b"\r\n"):
-        return 2
-    blank = content.find(b"\r\n\r\n")
-    return len(content) if blank < 0 else blank + 4
+    header = content.header
+    for action in edits:
+        header = action.edit(header, message)
+    return content if header == content.header else replace(content, header=header)
 
 
 def _contains(addresses: tuple[str, ...], address: str) -> bool:

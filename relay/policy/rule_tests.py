@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relay.message.content import memory_part
 from relay.message.envelope import domain_of
+from relay.message.header import ParsedContent
 from relay.message.verdict import (
     ExaminedMessage,
     ExaminedRecipient,
@@ -54,7 +54,7 @@ def examined_message(
         recipients=tuple(
             ExaminedRecipient(each, domain_of(each) in local_domains) for each in recipients
         ),
-        content=content,
+        content=ParsedContent.of(content),
         source=source,
     )
 
@@ -113,7 +113,7 @@ def _subjects(verdict: Verdict) -> set[str]:
     """Return the subjects of the delivered copies."""
     used = {each.content for each in verdict.recipients if each.action is VerdictAction.DELIVER}
     used |= {each.content for each in verdict.additions}
-    return {headers.decoded(memory_part(verdict.contents[each]), "Subject") for each in used}
+    return {headers.decoded(verdict.contents[each].header, "Subject") for each in used}
 
 
 def _quoted(names: Collection[str]) -> str:
@@ -215,9 +215,7 @@ def format_verdict(rules: RuleSet, verdict: Verdict) -> PolicyReport:
             {"address": each.address, "rule": each.rule, "content": each.content}
             for each in verdict.additions
         ],
-        "subjects": [
-            headers.decoded(memory_part(content), "Subject") for content in verdict.contents
-        ],
+        "subjects": [headers.decoded(content.header, "Subject") for content in verdict.contents],
     }
     return PolicyReport((*lines, f"verdict: {overall}"), document)
 

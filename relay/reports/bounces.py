@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from relay.clock import Clock, Ids, wall_offset_us
 from relay.journeys.events import Event, Step
-from relay.message.content import Content, is_eight_bit, memory_part
+from relay.message.content import Content, is_eight_bit
 from relay.message.envelope import Notify, wants_failure_report
+from relay.message.header import Header
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.verdict import Source
 from relay.mime.dsn import ReportedMessage, ReportedRecipient, write_dsn
@@ -163,7 +164,7 @@ class Reporter:
     ) -> NewMessage:
         """Return `content` as a routed message for one recipient: it skips policy."""
         now_us = self._clock.queue_us()
-        header = memory_part(content)
+        header = Header.of(content)
         routed = {
             "rules": [],
             "next_hops": {str(route.next_hop): [route.address]},

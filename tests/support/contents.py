@@ -4,20 +4,20 @@ The octets are the same, the body in two pieces.
 """
 
 from relay.message.content import Content, LargeContent, MemoryOctets
-from relay.mime import headers
+from relay.message.header import header_end
 from relay.mime.read_mime import read_attachments
 from relay.mime.transfer_encoding import decoded_blocks
 
 
 def as_large(content: bytes) -> Content:
     """Return `content` as a large one; unchanged without a blank line where the header ends."""
-    header_end = headers.header_size(content)
-    body = content[header_end:]
+    end = header_end(content).header
+    body = content[end:]
     if not body.startswith(b"\r\n"):
         return content
     half = len(body) // 2
     pieces = (MemoryOctets(body[:half]), MemoryOctets(body[half:]))
-    return LargeContent(content[:header_end], pieces, eight_bit=not body.isascii())
+    return LargeContent(content[:end], pieces, eight_bit=not body.isascii())
 
 
 def attached_octets(content: bytes) -> list[bytes]:

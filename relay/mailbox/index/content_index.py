@@ -30,17 +30,15 @@ from relay.mailbox.query import Collection
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreUnavailableError
 from relay.message.conversation import conversation_id
+from relay.message.header import Header, cleaned, header_end
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
 from relay.mime.html_text import without_tags
 from relay.mime.read_header import (
-    cleaned,
     date_us_of,
-    header_end,
     parse_header,
     read_addresses,
     read_properties_of_header,
-    split_fields,
 )
 from relay.mime.read_mime import read_mime
 
@@ -182,7 +180,7 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int]:
     """Return the indexed properties of a header, and its date."""
     addresses: dict[bytes, bytes] = {}
     others = []
-    for name, field in split_fields(cleaned(header)):
+    for name, field in Header.parse(cleaned(header)).fields:
         if name in _ADDRESS_FIELDS:
             addresses[name] = addresses.get(name, b"") + field
         elif name in _OTHERS:

@@ -23,7 +23,7 @@ from zlib import crc32
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import FileOctets, fsync_path, write_all
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
-from relay.mime import headers
+from relay.message.header import header_end
 from relay.spool.sqlite.spool_errors import translate_os_errors
 from relay.spool.sqlite.spool_files import ARRIVING
 from relay.spool.types import SpoolError
@@ -309,7 +309,7 @@ def _names(message_id: str, contents: Sequence[Content], only: Container[int]) -
 
 def _divided(whole: FileOctets) -> LargeContent:
     """Return a large content whose file includes the header, as schema 1 stored it."""
-    header_end = headers.header_size(whole.read(0, 2 * LARGE_BYTES))
-    body = whole.part(header_end, whole.size - header_end)
+    end = header_end(whole.read(0, 2 * LARGE_BYTES)).header
+    body = whole.part(end, whole.size - end)
     eight_bit = not all(block.isascii() for block in octets_in_blocks((body,)))
-    return LargeContent(whole.read(0, header_end), (body,), eight_bit)
+    return LargeContent(whole.read(0, end), (body,), eight_bit)

@@ -127,8 +127,8 @@ async def test_a_rule_can_change_the_priority():
     class Bulk(Rules):
         def evaluate(self, subject):
             verdict = super().evaluate(subject)
-            content = headers.set_field(subject.content, "Precedence", "bulk")
-            return replace(verdict, contents=(content,))
+            header = headers.set_field(subject.content.header, "Precedence", "bulk")
+            return replace(verdict, contents=(replace(subject.content, header=header),))
 
     relay = Relay(rules=Bulk())
     await accept(relay, envelope("bob@example.test"), TRUSTED, b"Importance: high\r\n" + CONTENT)
@@ -244,7 +244,7 @@ async def test_rules_see_valid_recipients_and_the_cleaned_up_content():
         ("x@b.test", False),
     ]
     assert (asked.sender_local, asked.source) == (True, Source.GRAPH)
-    assert asked.content == relay.spool.accepted[0].contents[0]
+    assert asked.content.joined() == relay.spool.accepted[0].contents[0]
 
 
 @pytest.mark.parametrize(("origin", "is_local"), [(TRUSTED, True), (UNTRUSTED, False)])

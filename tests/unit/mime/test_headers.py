@@ -1,13 +1,15 @@
-"""Header edits on bytes, the priority and the relay's id: every other octet stays."""
+"""Headers: where one ends, its fields, edits that keep every other octet, priority, relay's id."""
 
 import email
 import email.policy
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.message.header import Header, HeaderEnd, ParsedContent, cleaned, header_end
 from relay.mime import headers
 from relay.mime.headers import ID_WITHIN_BYTES, Priority, priority_of, read_relay_id, with_relay_id
 
@@ -28,15 +30,22 @@ ODD = [
 ]  # fmt: skip
 
 
+def edited(content, edit):
+    """Return a content after an edit of its header."""
+    parsed = ParsedContent.of(content)
+    return replace(parsed, header=edit(parsed.header)).joined()
+
+
 def test_where_the_header_ends():
-    assert MESSAGE[headers.header_size(MESSAGE) :].startswith(b"\r\nSubject: not a field")
-    assert headers.header_size(b"\r\nbody") == 0
-    assert headers.header_size(b" folded first\r\nA: b\r\n\r\n") == 0
-    assert headers.header_size(b"A: b\r\n") == 6
+    assert MESSAGE[header_end(MESSAGE).header :].startswith(b"\r\nSubject: not a field")
+    assert header_end(b"\r\nbody") == HeaderEnd(0, 2)
+    assert header_end(b" folded first\r\nA: b\r\n\r\n") == HeaderEnd(21, 23)
+    assert header_end(b"A: b\r\n") == HeaderEnd(6, 6)
+    assert header_end(b"A: b\r\nno field\r\n\r\n") == HeaderEnd(6, 6)
 
 
-def test_fields_with_their_places():
-    found = [(field.name, MESSAGE[field.start : field.end]) for field in headers.fields(MESSAGE)]
+def test_fields_and_their_octets():
+    found = Header.of(MESSAGE).fields
     assert [name for name, _ in found] == [
         b"received",
         b"subject",
@@ -44,18 +53,22 @@ def test_fields_with_their_places():
         b"to",
         b"received",
     ]
-    assert b"".join(octets for _, octets in found) == MESSAGE[: headers.header_size(MESSAGE)]
+    assert b"".join(octets for _, octets in found) == MESSAGE[: header_end(MESSAGE).header]
 
 
 def test_reading():
-    assert headers.first(MESSAGE, "Received") == b"from a\tby b; now"
-    assert headers.first(MESSAGE, "to") == b"bob@example.net"
-    assert headers.first(MESSAGE, "cc") is None
-    assert headers.first(MESSAGE, "relay-draft") is None
-    assert headers.decoded(MESSAGE, "subject") == "Grüße from äö"
-    assert headers.decoded(MESSAGE, "cc") == ""
-    assert headers.count(MESSAGE, "received") == 2
-    assert headers.count(MESSAGE, "x-relay-body") == 0
+    header = Header.of(MESSAGE)
+    assert header.first("Received") == b"from a\tby b; now"
+    assert header.first("to") == b"bob@example.net"
+    assert header.first_octets("TO") == b"TO : bob@example.net\r\n"
+    assert header.first("cc") is header.first_octets("cc") is None
+    assert header.first("relay-draft") is None
+    assert headers.decoded(header, "subject") == "Grüße from äö"
+    assert headers.decoded(header, "cc") == ""
+    assert header.count("received") == 2
+    assert header.values("received") == [b"from a\tby b; now", b"from c by d; then"]
+    assert header.count("x-relay-body") == 0
+    assert header.size == len(header.octets) == header_end(MESSAGE).header
 
 
 @pytest.mark.parametrize(
@@ -76,71 +89,101 @@ def test_reading():
     ],
 )
 def test_decoded_text(raw, shown):
-    decoded = headers.decoded(b"Subject: " + raw + b"\r\n\r\n", "subject")
+    decoded = headers.decoded(Header.of(b"Subject: " + raw + b"\r\n\r\n"), "subject")
     assert decoded == shown
 
 
+def prepended(content, octets=b"A: b\r\n"):
+    return edited(content, lambda header: header.prepend(octets))
+
+
 def test_prepend():
-    assert headers.prepend(MESSAGE, b"A: b\r\n") == b"A: b\r\n" + MESSAGE
-    assert headers.prepend(b"\r\nbody", b"A: b\r\n") == b"A: b\r\n\r\nbody"
-    assert headers.prepend(b"body", b"A: b\r\n") == b"A: b\r\n\r\nbody"
-    assert headers.prepend(b" folds\r\n", b"A: b\r\n") == b"A: b\r\n\r\n folds\r\n"
+    assert prepended(MESSAGE) == b"A: b\r\n" + MESSAGE
+    assert prepended(b"\r\nbody") == b"A: b\r\n\r\nbody"
+    assert prepended(b"body") == b"A: b\r\n\r\nbody"
+    assert prepended(b" folds\r\n") == b"A: b\r\n\r\n folds\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "named"),
+    [
+        (b" , eve@example.org\r\n more\r\n", b"X-Mailbox-Line:  , eve@example.org\r\n more\r\n"),
+        (b"From alice Mon\r\n", b"X-Mailbox-Line: From alice Mon\r\n"),
+        (b"no field\r\n", b"no field\r\n"),
+        (b"\xef\xbb\xbf", b""),
+    ],
+)
+def test_a_new_field_is_neither_continued_nor_hidden_by_the_first_line(first, named):
+    content = first + b"Subject: x\r\nBcc: c@d.test\r\n\r\nbody"
+    assert prepended(content) == b"A: b\r\n" + named + b"Subject: x\r\nBcc: c@d.test\r\n\r\nbody"
+    assert Header.of(prepended(content)).first("bcc") == b"c@d.test"
+    removed = edited(content, lambda header: header.remove(["Bcc"]))
+    assert removed == first + b"Subject: x\r\n\r\nbody"
 
 
 def test_remove_keeps_all_other_octets():
-    removed = headers.remove(MESSAGE, ["Received", "to"])
+    removed = edited(MESSAGE, lambda header: header.remove(["Received", "to"]))
     assert removed == MESSAGE.replace(b"Received: from a\r\n\tby b; now\r\n", b"").replace(
         b"TO : bob@example.net\r\n", b""
     ).replace(b"received: from c by d; then\r\n", b"")
-    assert headers.remove(MESSAGE, ["cc", "rom"]) == MESSAGE
+    header = Header.of(MESSAGE)
+    assert header.remove(["cc", "rom"]) is header
+
+
+def without_private(content):
+    return edited(content, lambda header: header.remove((), prefix="X-Relay-"))
 
 
 def test_arriving_x_relay_fields_are_removed():
-    assert headers.strip_private(MESSAGE) == MESSAGE.replace(
-        b"X-Relay-Draft: 1\r\n  folded\r\n", b""
-    )
+    assert without_private(MESSAGE) == MESSAGE.replace(b"X-Relay-Draft: 1\r\n  folded\r\n", b"")
     for forged in (b"X-RELAY-A: 1", b"x-relay-a : 1", b"X-Relay-:\r\n 1"):
-        assert headers.strip_private(forged + b"\r\nA: b\r\n\r\n") == b"A: b\r\n\r\n"
-        assert headers.strip_private(b"A: b\r\nrubbish\r\n" + forged + b"\r\n\r\n") == (
+        assert without_private(forged + b"\r\nA: b\r\n\r\n") == b"A: b\r\n\r\n"
+        assert without_private(b"A: b\r\nrubbish\r\n" + forged + b"\r\n\r\n") == (
             b"A: b\r\nrubbish\r\n\r\n"
         )
 
 
+def with_field(content, name, value):
+    return edited(content, lambda header: headers.set_field(header, name, value))
+
+
 def test_set_field_replaces_the_first_and_removes_the_others():
-    changed = headers.set_field(MESSAGE, "Received", "new")
+    changed = with_field(MESSAGE, "Received", "new")
     assert changed == MESSAGE.replace(
         b"Received: from a\r\n\tby b; now\r\n", b"Received: new\r\n"
     ).replace(b"received: from c by d; then\r\n", b"")
 
 
 def test_set_field_removes_a_megabyte_of_others_in_linear_time():
-    many = b"A: b\r\nrubbish\r\n" * 50_000 + b"\r\ntext"
+    many = b"A: b\r\nrubbish\r\n" * 50_000 + b"C: d\r\n\r\ntext"
     began = time.process_time()
-    changed = headers.set_field(many, "A", "c")
+    changed = with_field(many, "A", "c")
     assert time.process_time() - began < 1  # joined one by one it took seconds
-    assert changed == b"A: c\r\n" + b"rubbish\r\n" * 50_000 + b"\r\ntext"
+    assert changed == b"A: c\r\n" + b"rubbish\r\n" * 50_000 + b"C: d\r\n\r\ntext"
 
 
-def test_set_field_appends_at_the_end_of_the_header():
-    assert headers.set_field(b"A: b\r\n\r\nx", "C", "d") == b"A: b\r\nC: d\r\n\r\nx"
-    assert headers.set_field(b"A: b", "C", "d") == b"A: b\r\nC: d\r\n"
-    assert headers.set_field(b"body", "C", "d") == b"C: d\r\n\r\nbody"
+def test_set_field_appends_after_the_last_field_that_every_reader_sees():
+    assert with_field(b"A: b\r\n\r\nx", "C", "d") == b"A: b\r\nC: d\r\n\r\nx"
+    assert with_field(b"A: b", "C", "d") == b"A: b\r\nC: d\r\n"
+    assert with_field(b"body", "C", "d") == b"C: d\r\n\r\nbody"
+    odd = b"A: b\r\nodd\r\nE: f\r\n\r\n"
+    assert with_field(odd, "C", "d") == b"A: b\r\nC: d\r\nodd\r\nE: f\r\n\r\n"
 
 
 @pytest.mark.parametrize("value", ["a\r\nBcc: x", "a\nb", "a\rb", "a\0b"])
 def test_no_value_injects_a_field(value):
     for act in (
         headers.set_field,
-        lambda content, _, value: headers.prefix_subject(content, value),
+        lambda header, _, value: headers.prefix_subject(header, value),
     ):
         with pytest.raises(ValueError, match="CR, LF or NUL"):
-            act(MESSAGE, "X-A", value)
+            act(Header.of(MESSAGE), "X-A", value)
 
 
 @pytest.mark.parametrize("name", ["", "A B", "A:", "Ä", "A\r\nB", "A" * 127])
 def test_bad_names(name):
     with pytest.raises(ValueError, match="field name"):
-        headers.set_field(MESSAGE, name, "x")
+        headers.set_field(Header.of(MESSAGE), name, "x")
 
 
 texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=400)
@@ -154,9 +197,13 @@ def test_any_value_reads_as_it_was_written_and_fits_in_lines(value):
     assert all(part[:1] in (b" ", b"S", b"") for part in line.split(b"\r\n"))
     if "=?" not in value:
         content = line + b"\r\n"
-        assert headers.decoded(content, "subject") == value.strip()
+        assert headers.decoded(Header.parse(line), "subject") == value.strip()
         parsed = email.message_from_bytes(content, policy=email.policy.default)
         assert str(parsed["subject"]).split() == value.split()
+
+
+def with_tag(content, tag):
+    return edited(content, lambda header: headers.prefix_subject(header, tag))
 
 
 def test_long_lines_are_folded_at_78_where_possible():
@@ -185,39 +232,86 @@ def test_long_lines_are_folded_at_78_where_possible():
 def test_prefix_subject(before, after):
     content = b"A: b\r\nSubject: " + before + b"\r\nC: d\r\n\r\nbody"
     expected = content if after is None else b"A: b\r\n" + after + b"C: d\r\n\r\nbody"
-    tagged = headers.prefix_subject(content, "[EXT] ")
+    tagged = with_tag(content, "[EXT] ")
     assert tagged == expected
-    assert headers.prefix_subject(tagged, "[EXT] ") == tagged
+    assert with_tag(tagged, "[EXT] ") == tagged
 
 
 def test_prefix_subject_in_other_scripts_and_without_a_subject():
-    tagged = headers.prefix_subject(b"Subject: =?utf-8?B?w6Q=?=\r\n\r\n", "[Größe]")
-    assert headers.decoded(tagged, "subject") == "[Größe] ä"
-    assert headers.prefix_subject(tagged, "[Größe]") == tagged
-    assert headers.prefix_subject(b"A: b\r\n\r\nx", "[EXT]") == b"A: b\r\nSubject: [EXT]\r\n\r\nx"
-    apples = headers.prefix_subject(b"Subject: Apples\r\n\r\n", "A")
+    tagged = with_tag(b"Subject: =?utf-8?B?w6Q=?=\r\n\r\n", "[Größe]")
+    assert headers.decoded(Header.of(tagged), "subject") == "[Größe] ä"
+    assert with_tag(tagged, "[Größe]") == tagged
+    assert with_tag(b"A: b\r\n\r\nx", "[EXT]") == b"A: b\r\nSubject: [EXT]\r\n\r\nx"
+    apples = with_tag(b"Subject: Apples\r\n\r\n", "A")
     assert apples == b"Subject: A Apples\r\n\r\n"
-    assert headers.prefix_subject(apples, "") == apples
+    assert with_tag(apples, "") == apples
 
 
 @pytest.mark.parametrize("content", ODD)
 def test_damaged_content_never_raises_and_keeps_its_octets(content):
-    list(headers.fields(content))
-    assert 0 <= headers.header_size(content) <= len(content)
-    assert headers.count(content, "a") <= 1
-    headers.decoded(content, "a")
-    assert headers.strip_private(content) == content
-    assert headers.prepend(content, b"X: y\r\n").endswith(content)
-    changed = headers.set_field(content, "X-New", "y")
-    assert headers.first(changed, "x-new") == b"y"
+    header = Header.of(content)
+    assert 0 <= header_end(content).header <= len(content)
+    assert header.count("a") <= 1
+    headers.decoded(header, "a")
+    assert header.remove((), prefix="X-Relay-") is header
+    assert prepended(content, b"X: y\r\n").startswith(b"X: y\r\n")
+    assert (
+        prepended(content, b"X: y\r\n")
+        .rstrip(b"\r\n")
+        .endswith(ParsedContent.of(content).joined().rstrip(b"\r\n"))
+    )
+    changed = with_field(content, "X-New", "y")
+    assert Header.of(changed).first("x-new") == b"y"
     assert len(changed) - len(content) in range(len(b"X-New: y\r\n"), len(b"X-New: y\r\n") + 3)
 
 
-@given(st.binary(max_size=300))
+LINES = st.sampled_from(
+    [b"A: b", b"bcc : c@d.test", b"From: a@b.test", b"From a Mon", b" folded", b"odd", b"bcc x",
+     b"\xef\xbb\xbfBcc: x", b"B\0cc: x", b"\0", b"", b"\xff: x", b"A:"]
+)  # fmt: skip
+ENDS = st.sampled_from([b"\r\n"] * 4 + [b"\n", b"\r", b""])
+CONTENTS = st.one_of(
+    st.binary(max_size=300),
+    st.lists(st.tuples(LINES, ENDS).map(b"".join), max_size=8).map(b"".join),
+)
+
+
+@given(CONTENTS)
 def test_any_octets_are_handled(content):
-    list(headers.fields(content))
-    assert headers.first(headers.set_field(content, "X-New", "y"), "x-new") == b"y"
-    headers.prefix_subject(content, "[EXT]")
+    parsed = ParsedContent.of(content)
+    end = header_end(content)
+    assert parsed.size == len(parsed.joined())
+    body = content[end.body :]
+    assert parsed.joined().endswith(content[end.header :])
+    assert parsed.header.octets.rstrip(b"\r\n") == content[: end.header].rstrip(b"\r\n")
+    for changed in (with_field(content, "X-New", "y"), with_tag(content, "[EXT]")):
+        again = header_end(changed)
+        assert changed[again.body :] == body
+    assert Header.of(with_field(content, "X-New", "y")).first("x-new") == b"y"
+
+
+@given(CONTENTS)
+def test_no_edit_makes_a_recipient_or_an_author_appear(content):
+    """What is removed is in no header that another reader finds, also with fields before it."""
+    removed = edited(content, lambda header: header.remove(["Bcc", "From"]))
+    for result in (removed, prepended(removed, b"Received: x\r\n")):
+        header = Header.of(result)
+        assert "bcc" not in header
+        assert "from" not in header
+        email.message_from_bytes(cleaned(result))  # reads no more fields than Header
+        assert email.message_from_bytes(cleaned(result)).get_all("bcc") is None
+
+
+@given(CONTENTS)
+def test_plain_and_damaged_headers_are_split_alike(content):
+    """A long header takes the other path than a short one."""
+    section = content[: header_end(content).header]
+    filling = b"X-Filling: " + b"x" * 900 + b"\r\n"
+    long = Header.parse(
+        section + (b"" if section.endswith((b"\r", b"\n")) else b"\r\n") + filling * 80
+    )
+    if section:
+        assert long.fields[:-80] == Header.parse(section).fields
 
 
 @pytest.mark.parametrize(
@@ -257,7 +351,7 @@ def test_received_shows_no_recipient_by_default_and_allows_no_injection():
     )  # fmt: skip
     assert b" for " not in line
     assert line.startswith(b"Received: from evil???Bcc:?x ([IPv6:fe80::1])\r\n\tby r ")
-    assert headers.count(line + b"\r\n", "bcc") == 0
+    assert "bcc" not in Header.parse(line)
 
 
 def test_dates():
@@ -297,7 +391,8 @@ def test_dates():
     ],
 )
 def test_priority_of_a_header(fields: str, expected: Priority) -> None:
-    assert priority_of(f"From: a@a.test\r\n{fields}\r\n\r\nbody".encode()) is expected
+    content = f"From: a@a.test\r\n{fields}\r\n\r\nbody".encode()
+    assert priority_of(Header.of(content)) is expected
 
 
 @pytest.mark.parametrize(
@@ -305,7 +400,7 @@ def test_priority_of_a_header(fields: str, expected: Priority) -> None:
     [b"", b"\r\nImportance: high\r\n", b"From: a\r\n\r\nImportance: high\r\n", b"\xff: \0"],
 )
 def test_the_body_does_not_set_the_priority(content: bytes) -> None:
-    assert priority_of(content) is Priority.NORMAL
+    assert priority_of(Header.of(content)) is Priority.NORMAL
 
 
 ID = "l123456789abcdef"

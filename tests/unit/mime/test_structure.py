@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import MemoryOctets
-from relay.mime.read_header import header_end
+from relay.message.header import header_end
 from relay.mime.structure import DEPTH_MAX, ENTITIES_MAX, read_structure, structure_of
 
 LINES = st.lists(

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from relay.message.content import read_all
+from relay.message.header import ParsedContent
 from relay.message.verdict import Source
 from relay.policy.rule_files import read_rules
 from relay.policy.rule_tests import examined_message
@@ -30,9 +31,11 @@ def evaluate(rules_of, request):
     def run(*texts, sender="a@in.test", to=("b@out.test",), content=MAIL, source=Source.SMTP):
         subject = examined_message(sender, to, content, source=source, local_domains={"in.test"})
         if request.param:
-            subject = replace(subject, content=as_large(content))
+            subject = replace(subject, content=ParsedContent.of(as_large(content)))
         verdict = rules_of(*texts).evaluate(subject)
-        return replace(verdict, contents=tuple(map(read_all, verdict.contents)))
+        return replace(
+            verdict, contents=tuple(read_all(each.joined()) for each in verdict.contents)
+        )
 
     return run
 

@@ -4,9 +4,16 @@ import json
 
 import pytest
 
+from relay.message.verdict import Source
 from relay.policy.rule_files import PolicyError, load_rules
-from relay.policy.rule_tests import format_check, format_test_results, format_verdict, run_tests
-from tests.unit.policy.conftest import rule
+from relay.policy.rule_tests import (
+    examined_message,
+    format_check,
+    format_test_results,
+    format_verdict,
+    run_tests,
+)
+from tests.unit.policy.conftest import MAIL, rule
 
 CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"
 REJECT = '{ reject = "5.7.1 no" }'
@@ -21,9 +28,11 @@ RULES = (
 )
 
 
-def test_try_lists_each_rule_and_each_recipient(evaluate, rules_of):
+def test_try_lists_each_rule_and_each_recipient(rules_of):
+    rules = rules_of(RULES)
     to = [f"{name}@out.test" for name in "bcde"]
-    output = format_verdict(rules_of(RULES), evaluate(RULES, to=to))
+    message = examined_message("a@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
+    output = format_verdict(rules, rules.evaluate(message))
     assert output.lines == (
         "tag: match for b@out.test, c@out.test, d@out.test, e@out.test -> would subject_prefix",
         "log: match for b@out.test, c@out.test, d@out.test, e@out.test -> bcc",

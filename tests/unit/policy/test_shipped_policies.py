@@ -28,7 +28,7 @@ def plain(to):
 @pytest.mark.parametrize("to", ["b@out.test", "b@in.test"])
 def test_plain_mail_is_unchanged(rules, to):
     verdict = rules.evaluate(plain(to))
-    assert (verdict.contents, verdict.hits) == ((PLAIN,), ())
+    assert ([each.joined() for each in verdict.contents], verdict.hits) == ([PLAIN], ())
     assert overall_verdict(verdict) is OverallVerdict.ACCEPT
 
 
