@@ -8,14 +8,10 @@ import apsw
 import pytest
 
 from relay.message.lifecycle import RecipientState
-from relay.message.outcome import Evidence, Relayed
 from relay.spool.sqlite import maintenance
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.types import (
-    DueQuery,
-    EntrySchedule,
     NewRecipient,
-    Settlement,
     SpoolUnavailableError,
 )
 
@@ -34,54 +30,6 @@ def files(tmp_path: Path) -> Path:
 
 def names(files: Path) -> list[str]:
     return [path.name for path in files.iterdir()]
-
-
-async def test_claims_of_a_dead_process_are_indeterminate_attempts(
-    path: Path, make, clock, open_spool
-) -> None:
-    dead = open_spool(path)
-    await dead.start()
-    claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
-    await dead.settle(
-        Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, EntrySchedule(6, 6))
-    )
-    await dead.claim_due(6, 10, DueQuery())
-    await dead.stop()
-    alive = open_spool(path)
-    assert await alive.start() == 1
-    (taken,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
-    journey = await alive.journey(claim.message.id)
-    await alive.stop()
-    assert taken.epoch > claim.epoch
-    assert taken.attempts == 2  # it counts, so that a message that crashes the process expires too
-    assert [one.address for one in taken.recipients] == ["y@a.test"]
-    done, cut_off = journey["recipients"]
-    assert (done["state"], done["attempts"]) == ("relayed", [])
-    assert cut_off["state"] == "deferred"
-    assert [one["outcome"] for one in cut_off["attempts"]] == ["indeterminate"]
-
-
-async def test_recipients_settled_before_the_crash_are_not_indeterminate(
-    path: Path, make, clock, open_spool
-) -> None:
-    dead = open_spool(path)
-    await dead.start()
-    claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
-    taken = Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, goes_on=True)
-    assert await dead.settle(taken) == (True, ())
-    assert await dead.settle(replace(taken, claim=replace(claim, epoch=claim.epoch + 1))) == (
-        False,
-        (),
-    )
-    await dead.stop()
-    alive = open_spool(path)
-    assert await alive.start() == 1
-    assert await alive.settle(taken) == (False, ())  # the new process owns it
-    (again,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
-    journey = await alive.journey(claim.message.id)
-    await alive.stop()
-    assert [one.address for one in again.recipients] == ["y@a.test"]
-    assert [one["state"] for one in journey["recipients"]] == ["relayed", "deferred"]
 
 
 async def test_abandoned_held_and_captured_entries_keep_their_state(
@@ -186,11 +134,3 @@ async def test_a_failed_acceptance_leaves_no_file(spool, make, files: Path) -> N
     with pytest.raises(UnicodeEncodeError):
         await spool.accept(replace(message, subject="\ud800"))  # no such text can be stored
     assert names(files) == []
-
-
-async def test_an_opened_spool_can_be_stopped_without_a_start(path: Path, open_spool) -> None:
-    spool = open_spool(path)
-    await spool.stop()
-    again = open_spool(path)
-    assert await again.start() == 0
-    await again.stop()

@@ -1,20 +1,16 @@
 """The spool's Protocol, on the real SQLite file."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
 
-from relay.journeys.events import Event, Step
 from relay.message.lifecycle import RecipientState
-from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
+from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.types import (
-    DueBatch,
     DueQuery,
-    EntrySchedule,
     NewRecipient,
     Selector,
     Settlement,
@@ -23,89 +19,9 @@ from relay.spool.types import (
 )
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+
+
 NO = Failed(Evidence("5.1.1", "550 5.1.1 no such user", "mx.a.test", remote=True))
-
-
-async def test_accept_gives_claims_with_content(spool, make) -> None:
-    message = make({"mx:a.test": ["x@a.test", "y@a.test"], "local": ["bob@example.test"]})
-    accepted = await spool.accept(message)
-    assert accepted.queue_id == message.id
-    assert not accepted.repeated
-    assert [str(claim.next_hop) for claim in accepted.claims] == ["mx:a.test", "local"]
-    assert [one.id for claim in accepted.claims for one in claim.recipients] == [1, 2, 3]
-    assert accepted.claims[0].content == message.contents[0]
-    assert await spool.read_content(accepted.claims[0].content_id) == message.contents[0]
-
-
-async def test_the_same_submission_key_is_the_same_message(spool, make) -> None:
-    first = await spool.accept(make(), submission_key="draft.1")
-    again = await spool.accept(make(), submission_key="draft.1")
-    assert again.repeated
-    assert again.queue_id == first.queue_id
-    assert again.claims == ()
-    assert len(await spool.queue_admin.list(Selector(all=True), limit=10)) == 1
-
-
-async def test_settling_every_recipient_ends_the_entry_and_its_content(spool, make) -> None:
-    claim = (await spool.accept(make())).claims[0]
-    held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
-    assert held
-    assert await spool.queue_admin.list(Selector(all=True), limit=10) == []
-    with pytest.raises(SpoolError):
-        await spool.read_content(claim.content_id)
-    journey = await spool.journey(claim.message.id)
-    assert journey is not None
-    assert journey["state"] == "relayed"
-    assert journey["recipients"][0]["reply"] == "250 2.0.0 ok"
-
-
-async def test_a_shared_content_stays_until_its_last_entry_ends(spool, make) -> None:
-    claims = (
-        await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}))
-    ).claims
-    await spool.settle(Settlement(claims[0], 5, {1: OK}))
-    assert await spool.read_content(claims[1].content_id)
-    await spool.settle(Settlement(claims[1], 6, {2: OK}))
-    with pytest.raises(SpoolError):
-        await spool.read_content(claims[1].content_id)
-
-
-async def test_a_deferred_recipient_is_claimed_again_when_due_alone(spool, make, clock) -> None:
-    claim = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
-    due_us = clock.time_us() + 60_000_000
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, EntrySchedule(due_us, due_us)))
-    assert await spool.next_due_us(0) == due_us
-    assert await spool.claim_due(due_us - 1, 10, DueQuery()) == DueBatch()
-    (again,) = (await spool.claim_due(due_us, 10, DueQuery())).claims
-    assert [one.address for one in again.recipients] == ["y@a.test"]
-    assert again.recipients[0].reply == "450 4.2.0 later"
-    assert again.attempts == 1
-    assert again.content is None
-    assert again.epoch > claim.epoch
-    assert await spool.claim_due(due_us, 10, DueQuery()) == DueBatch()
-
-
-async def test_a_fenced_claim_cannot_settle(spool, make, clock) -> None:
-    claim = (await spool.accept(make())).claims[0]
-    await spool.release([claim])
-    (stolen,) = (await spool.claim_due(clock.time_us(), 10, DueQuery())).claims
-    assert (await spool.settle(Settlement(claim, 5, {1: NO})))[0] is False
-    assert (await spool.settle(Settlement(stolen, 5, {1: OK})))[0] is True
-
-
-async def test_failure_and_report_are_one_transaction(spool, make) -> None:
-    claim = (await spool.accept(make())).claims[0]
-    report = make({"local": ["alice@example.test"]}, reverse_path="", content=b"report")
-    event = Event(Step.REPORT, 7, {"report_id": report.id})
-    held, claims = await spool.settle(
-        Settlement(claim, 5, {1: NO}, reports=(report,), events=(event,))
-    )
-    assert held
-    assert [one.message.id for one in claims] == [report.id]
-    journey = await spool.journey(claim.message.id)
-    assert journey is not None
-    assert [step["step"] for step in journey["steps"]] == [7]
 
 
 async def test_large_contents_are_files_and_are_removed_with_their_entry(
@@ -150,53 +66,6 @@ async def test_concurrent_accepts_share_commits(spool, make) -> None:
     assert samples["relay_commit_batch_size_count"] < 50
 
 
-async def test_one_failed_operation_does_not_fail_its_batch(spool, make) -> None:
-    message = make()
-    twin = replace(message, subject="the same id")
-    answers = await asyncio.gather(
-        spool.accept(message), spool.accept(twin), spool.accept(make()), return_exceptions=True
-    )
-    assert [isinstance(one, SpoolError) for one in answers] == [False, True, False]
-
-
-async def test_a_message_is_found_by_each_of_its_ids(spool, make) -> None:
-    message = make(submission_id="0123456789abcdef.1", message_id="<m@x>")
-    await spool.accept(message)
-    await spool.accept(make(account="carol@example.test", reverse_path="carol@example.test"))
-    for key in (
-        message.id,
-        f"{message.id}-1",
-        "0123456789abcdef",
-        "0123456789abcdef.1",
-        "<m@x>",
-        "m@x",
-        "alice@example.test",
-    ):
-        assert await spool.find_queue_ids(key, account=None, limit=5) == [message.id], key
-    assert await spool.find_queue_ids("last", account="alice@example.test", limit=1) == [message.id]
-    assert await spool.find_queue_ids(message.id, account="carol@example.test", limit=1) == []
-    assert len(await spool.find_queue_ids("x@a.test", account=None, limit=5)) == 2
-
-
-async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make) -> None:
-    message = make()
-    entry = message.entries[0]
-    added = NewRecipient("audit@example.test", added_by="copy to audit")
-    message = replace(message, entries=(replace(entry, recipients=(*entry.recipients, added)),))
-    claim = (await spool.accept(message)).claims[0]
-    detail = {"host": "mx", "recipients": [
-        {"number": n, "outcome": "relayed", "status": "2.0.0", "reply": "250"} for n in (1, 2)
-    ]}  # fmt: skip
-    event = Event(Step.DELIVERY, 5, detail)
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: NO}, events=(event,)))
-    journey = await spool.journey(message.id)
-    assert journey is not None
-    assert [one["address"] for one in journey["recipients"]] == ["x@a.test"]
-    assert journey["state"] == "relayed"
-    assert len(journey["recipients"][0]["attempts"]) == 1
-    assert [one["number"] for one in journey["steps"][0]["detail"]["recipients"]] == [1]
-
-
 async def test_an_unreadable_entry_does_not_block_others(
     spool, make, clock, tmp_path: Path
 ) -> None:
@@ -210,19 +79,6 @@ async def test_an_unreadable_entry_does_not_block_others(
     listed = await spool.queue_admin.list(Selector(all=True), limit=10)
     assert {one["id"] for one in listed} == {damaged, whole}
     assert (await spool.counts()).unaccounted == 0
-
-
-async def test_local_delivery_is_a_final_state(spool, make) -> None:
-    claim = (await spool.accept(make({"local": ["bob@example.test"]}))).claims[0]
-    await spool.settle(Settlement(claim, 5, {1: Delivered(Evidence("2.1.5", "250 2.1.5 ok"))}))
-    journey = await spool.journey(claim.message.id)
-    assert journey is not None
-    assert journey["state"] == "delivered"
-
-
-async def test_a_spool_that_was_never_started_can_be_stopped(open_spool, tmp_path: Path) -> None:
-    spool = open_spool(tmp_path / "spool.sqlite")
-    await asyncio.wait_for(spool.stop(), 5)
 
 
 async def test_other_users_cannot_read_the_files(spool, make, tmp_path: Path) -> None:

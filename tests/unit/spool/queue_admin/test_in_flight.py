@@ -2,44 +2,11 @@
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import replace
 
 import pytest
 
-from relay.spool.types import DueQuery, Key, Selector, Settlement, SpoolUnavailableError
-from tests.unit.spool.queue_admin.operator import ALL, OK, command, operations, reroute
-
-
-@pytest.mark.parametrize(
-    "queue_command", [command("hold"), command("cancel"), reroute("mx:b.test")]
-)
-async def test_waiting_entries_are_changed_and_entries_in_flight_are_reported(
-    spool, make, active_claims, queue_command
-) -> None:
-    waiting, in_flight = [(await spool.accept(make())).claims[0] for _ in range(2)]
-    active_claims.waiting.add(waiting.key)
-    rehearsed = await spool.queue_admin.execute(replace(queue_command, dry_run=True))
-    answer = await spool.queue_admin.execute(queue_command)
-    assert rehearsed.counts == answer.counts
-    for changed in (rehearsed, answer):
-        reported = {one["id"]: one["result"] for one in changed.entries}
-        assert reported == {waiting.message.id: "done", in_flight.message.id: "in flight"}
-    assert answer.as_json()["in_flight"] == 1
-    assert await spool.settle(Settlement(waiting, 5, {1: OK})) == (False, ()), "its epoch is over"
-    held, _ = await spool.settle(Settlement(in_flight, 5, {1: OK}))
-    assert held
-
-
-async def test_an_unchanged_entry_is_returned_to_the_queue(
-    spool, make, active_claims, clock
-) -> None:
-    (claim,) = (await spool.accept(make())).claims
-    active_claims.waiting.add(claim.key)
-    answer = await spool.queue_admin.execute(command("release"))
-    assert [one["note"] for one in answer.entries] == ["it is not held"]
-    (again,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
-    assert again.key == claim.key
-    assert again.epoch > claim.epoch
+from relay.spool.types import DueQuery, Key, Selector, SpoolUnavailableError
+from tests.support.operator import ALL, command
 
 
 async def test_a_claim_made_during_a_command_is_withdrawn_too(
@@ -93,18 +60,6 @@ async def test_a_failed_change_releases_its_claims(
             await asyncio.wait(spool.queue_admin._releasing)
     (again,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
     assert again.key == claim.key
-
-
-async def test_two_concurrent_operators_change_each_entry_once(spool, defer, make) -> None:
-    queue_ids = [await defer() for _ in range(40)]
-    answers = await asyncio.gather(
-        *(spool.queue_admin.execute(command(one)) for one in ("hold", "cancel", "hold", "cancel"))
-    )
-    assert sum(one.as_json()["done"] for one in answers) <= 2 * len(queue_ids)
-    for queue_id in queue_ids:
-        reported = [one["operation"] for one in await operations(spool, queue_id)]
-        assert reported in (["hold", "cancel"], ["cancel"])
-    assert (await spool.counts()).unaccounted == 0
 
 
 async def test_a_large_command_runs_in_slices_and_mail_is_accepted_between_them(

@@ -13,7 +13,7 @@ from relay.spool.queue_commands import (
     states_before,
 )
 from relay.spool.types import Selector
-from tests.unit.spool.queue_admin.operator import command, own_mx
+from tests.support.operator import command, own_mx
 
 
 @pytest.mark.parametrize("operation", Operation)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from relay.message.nexthop import CAPTURE
-from tests.unit.spool.queue_admin.operator import ALL, command, own_mx, reroute
+from tests.support.operator import ALL, command, own_mx, reroute
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""What any spool engine must do (relay/spool/engine.py); each test runs on each engine."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from relay import spool as spools
+from relay.clock import Clock, ManualClock
+from relay.crashpoints import CrashPoints
+from relay.observe.metrics import Metrics
+from relay.settings.tree import Settings, SpoolSettings
+from relay.spool.engine import SpoolEngine
+from tests.support.spool_fixtures import *  # noqa: F403
+
+URLS = {"sqlite": "sqlite:spool.sqlite"}
+
+
+@pytest.fixture(params=URLS)
+def open_spool(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock
+) -> Callable[..., SpoolEngine]:
+    """Return a function that opens the spool of this test, as the next owner does."""
+    settings = Settings("relay.test", tmp_path, spool=SpoolSettings(URLS[request.param]))
+
+    def open_spool(of: Clock = clock) -> SpoolEngine:
+        return spools.open(settings, clock=of, crash=CrashPoints(), metrics=Metrics())
+
+    return open_spool
+
+
+@pytest.fixture
+async def spool(open_spool) -> AsyncIterator[SpoolEngine]:
+    spool = open_spool()
+    await spool.start()
+    yield spool
+    await spool.stop()

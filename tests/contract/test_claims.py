@@ -1,0 +1,115 @@
+"""Queries for due entries: in order, round robin; and the claims they take."""
+
+import pytest
+
+from relay.message.nexthop import NextHop
+from relay.message.outcome import DeferralClass, Deferred, Evidence
+from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
+    Position,
+    PriorityLevel,
+    Settlement,
+    sender_key,
+)
+
+A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
+
+
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+
+
+NOW = 10**18  # after the due time of every entry in these tests
+
+
+@pytest.fixture
+def accept(spool, make, clock):
+    """Accept unclaimed messages, each one microsecond later, and return their ids."""
+
+    async def accept(hop: str, sender: str, count: int = 1, **changes) -> list[str]:
+        names = []
+        for _ in range(count):
+            clock.now_us += 1
+            message = make({hop: ["x@a.test"]}, account=sender, **changes)
+            names.append((await spool.accept(message, claim=False)).queue_id)
+        return names
+
+    return accept
+
+
+def found(batch) -> list[str]:
+    return [claim.message.id for claim in batch.claims]
+
+
+async def test_a_priority_level_is_scanned_from_its_oldest_entry(spool, accept) -> None:
+    names = await accept("mx:a.test", "ann", 5)
+    batch = await spool.claim_due(NOW, 2, DueQuery())
+    assert (found(batch), batch.ended) == (names[:2], False)
+    batch = await spool.claim_due(NOW, 9, DueQuery(after=batch.reached))
+    assert (found(batch), batch.ended) == (names[2:], True)
+
+
+async def test_a_query_claims_from_one_priority_level_only(spool, accept) -> None:
+    names = {level: await accept("mx:a.test", "ann", priority=level) for level in PriorityLevel}
+    for level in PriorityLevel:
+        batch = await spool.claim_due(NOW, 9, DueQuery(level))
+        assert found(batch) == names[level]
+        assert [claim.level for claim in batch.claims] == [level]
+
+
+async def test_excluded_entries_are_reported_and_left(spool, accept) -> None:
+    await accept("mx:a.test", "ann", 3)
+    others = await accept("mx:b.test", "ann", 1)
+    await accept("mx:b.test", "bob", 1)
+    await accept("mx:c.test", "cid", 1)
+    pair = (NextHop.parse("mx:c.test"), sender_key("cid"))
+    query = DueQuery(without_hops=[A], without_senders=[sender_key("bob")], without_pairs=[pair])
+    batch = await spool.claim_due(NOW, 9, query)
+    assert found(batch) == others
+    assert batch.left_hops == {A, pair[0]}
+    assert batch.left_senders == {sender_key("bob")}
+    assert batch.ended
+
+
+async def test_the_senders_of_a_next_hop_are_claimed_round_robin(spool, accept) -> None:
+    bulk = await accept("mx:a.test", "bulk", 50)
+    single = await accept("mx:a.test", "single")
+    batch = await spool.claim_due(NOW, 10, DueQuery(next_hop=A))
+    assert sorted(found(batch)) == sorted([*bulk[:5], *single])
+    assert (batch.ended, batch.reached_sender) == (False, -1)  # the bulk sender has more
+    query = DueQuery(next_hop=A, without_senders=[sender_key("bulk")])
+    batch = await spool.claim_due(NOW, 10, query)
+    assert (found(batch), batch.ended, batch.left_senders) == ([], True, {sender_key("bulk")})
+
+
+async def test_a_query_for_a_sender_finds_only_its_entries(spool, accept) -> None:
+    await accept("mx:a.test", "ann", 2)
+    names = await accept("mx:b.test", "bob", 2)
+    left = await accept("mx:a.test", "bob", 1)
+    batch = await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), without_hops=[A]))
+    assert (found(batch), batch.left_hops) == (names, {A})
+    after = Position(0, "", 0)
+    assert (
+        found(await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), after=after)))
+        == left
+    )
+
+
+async def test_the_next_due_time(spool, make, clock) -> None:
+    assert await spool.next_due_us(0) is None
+    times = {}
+    for level in PriorityLevel:
+        claim = (await spool.accept(make(priority=level))).claims[0]
+        times[level] = clock.now_us + 1000 * (9 - level)
+        waiting = EntrySchedule(times[level], times[level], level)
+        await spool.settle(Settlement(claim, 5, {1: LATER}, waiting))
+    assert await spool.next_due_us(0) == times[PriorityLevel.UNREACHABLE]
+    assert await spool.next_due_us(times[PriorityLevel.UNREACHABLE]) == times[PriorityLevel.LOW]
+    assert await spool.next_due_us(times[PriorityLevel.HIGH]) is None
+
+
+async def test_a_query_with_limit_0_claims_nothing(spool, make, clock) -> None:
+    await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)
+    query = DueQuery(PriorityLevel.NORMAL, next_hop=NextHop.parse("mx:a.test"))
+    assert (await spool.claim_due(clock.queue_us(), 0, query)).claims == ()
+    assert len((await spool.claim_due(clock.queue_us(), 1, query)).claims) == 1

@@ -1,0 +1,171 @@
+"""What retry, hold, release, cancel and reroute do to entries, and what is recorded."""
+
+from dataclasses import replace
+
+import pytest
+
+from relay.clock import rfc3339
+from relay.journeys.events import Event, Step
+from relay.message.lifecycle import RecipientState
+from relay.message.nexthop import CAPTURE, NextHop
+from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
+    NewRecipient,
+    PriorityLevel,
+    Selector,
+    Settlement,
+)
+from tests.support.operator import (
+    ALL,
+    HOUR_US,
+    LATER,
+    OK,
+    command,
+    operations,
+    own_mx,
+    reroute,
+)
+
+# -- retry
+
+
+async def test_a_retry_is_due_now(spool, defer, clock, active_claims) -> None:
+    queue_id = await defer()
+    answer = await spool.queue_admin.execute(command("retry", dry_run=True))
+    assert (answer.as_json()["done"], answer.dry_run) == (1, True)
+    assert (
+        await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
+    ).claims == ()
+    assert active_claims.retried_hops == []
+    answer = await spool.queue_admin.execute(command("retry", why="they are back"))
+    (one,) = answer.entries
+    assert (one["id"], one["result"], one["due"]) == (queue_id, "done", rfc3339(clock.time_us()))
+    assert active_claims.retried_hops == [NextHop.parse("mx:a.test")]
+    assert await operations(spool, queue_id) == [
+        {"operation": "retry", "entries": [1], "who": "olga", "why": "they are back"}
+    ]
+    again = await spool.queue_admin.execute(command("retry"))
+    assert again.entries[0]["note"] == "it is due already"
+    seen = await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
+    assert len(seen.claims) == 1
+    assert len(await operations(spool, queue_id)) == 1
+
+
+async def test_a_retry_does_not_change_an_entry_being_delivered(spool, make, active_claims) -> None:
+    claim = (await spool.accept(make())).claims[0]
+    active_claims.waiting.add(claim.key)
+    answer = await spool.queue_admin.execute(command("retry", dry_run=True))
+    assert [one["result"] for one in answer.entries] == ["in flight"]
+    answer = await spool.queue_admin.execute(command("retry"))
+    assert [one["result"] for one in answer.entries] == ["in flight"]
+    assert active_claims.waiting == {claim.key}
+    held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
+    assert held
+
+
+@pytest.mark.parametrize("hold_again", [False, True])
+async def test_a_release_restores_the_state_before_the_hold(
+    spool, defer, clock, hold_again
+) -> None:
+    queue_id = await defer()
+    (before,) = await spool.queue_admin.list(ALL, limit=1)
+    await spool.queue_admin.execute(command("hold"))
+    clock.advance(60)
+    if hold_again:
+        until_us = clock.queue_us() + HOUR_US // 2
+        await spool.queue_admin.execute(command("hold", until_us=until_us))
+    answer = await spool.queue_admin.execute(command("release", as_before=True))
+    assert answer.entries[0]["due"] == before["due"]
+    assert answer.entries[0]["state"] == before["state"] == "deferred"
+    assert answer.entries[0]["recipients"] == before["recipients"]
+    assert (await operations(spool, queue_id))[-1]["deferred"] == [1]
+    await spool.queue_admin.execute(command("hold"))
+    clock.advance(7200)  # entries due during the hold are due now
+    answer = await spool.queue_admin.execute(command("release", as_before=True))
+    assert answer.entries[0]["due"] == rfc3339(clock.time_us())
+
+
+async def test_a_released_entry_without_attempts_is_queued(spool, make) -> None:
+    queue_id = (await spool.accept(make(), claim=False)).queue_id
+    await spool.queue_admin.execute(command("hold"))
+    (one,) = (await spool.queue_admin.execute(command("release", as_before=True))).entries
+    assert (one["state"], one["recipients"][0]["state"]) == ("queued", "queued")
+    assert "deferred" not in (await operations(spool, queue_id))[-1]
+
+
+async def test_a_held_entry_expires(spool, defer, clock) -> None:
+    queue_id = await defer()
+    await spool.queue_admin.execute(command("hold", until_us=clock.queue_us() + 10 * HOUR_US))
+    clock.advance(3601)
+    (claim,) = (
+        await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
+    ).claims
+    assert (claim.state, len(claim.recipients)) == (RecipientState.HELD, 1)
+    await spool.settle(Settlement(claim, 5, {}, expired={1: LATER}))
+    assert (await spool.journey(queue_id))["state"] == "expired"
+    assert (await spool.counts()).unaccounted == 0
+
+
+async def test_an_entry_held_by_the_relay_has_a_reason(spool, make, clock) -> None:
+    (claim,) = (await spool.accept(make())).claims
+    waiting = EntrySchedule(None, claim.message.expires_us)
+    detail = {"entry": 1, "recipients": [], "held": "it cannot be read"}
+    event = Event(Step.DELIVERY, 5, detail)
+    await spool.settle(Settlement(claim, 5, {1: LATER}, waiting, events=(event,), held=True))
+    (one,) = await spool.queue_admin.list(Selector(state="held"), limit=10)
+    assert (one["reason"], one["due"]) == ("relay: it cannot be read", None)
+    (one,) = (await spool.queue_admin.execute(command("release"))).entries
+    assert (one["state"], one["due"]) == ("queued", rfc3339(clock.time_us()))
+
+
+async def test_operations_on_recipients_added_by_policy_are_not_shown(spool, make) -> None:
+    message = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["audit@b.test"]})
+    first, second = message.entries
+    added = (NewRecipient("audit@b.test", added_by="copy to audit"),)
+    message = replace(message, entries=(first, replace(second, recipients=added)))
+    await spool.accept(message, claim=False)
+    await spool.queue_admin.execute(command("hold", Selector(domain="b.test")))
+    assert await operations(spool, message.id) == []
+    await spool.queue_admin.execute(command("cancel"))
+    (cancel,) = await operations(spool, message.id)
+    assert (cancel["operation"], cancel["entries"]) == ("cancel", [1])
+
+
+async def test_delivered_recipients_are_not_cancelled(spool, make) -> None:
+    (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims
+    waiting = EntrySchedule(claim.message.expires_us, claim.message.expires_us)
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, waiting))
+    await spool.queue_admin.execute(command("cancel"))
+    journey = await spool.journey(claim.message.id)
+    assert [one["state"] for one in journey["recipients"]] == ["relayed", "cancelled"]
+    assert (await spool.counts()).unaccounted == 0
+
+
+async def test_captured_mail_is_rerouted_by_an_operator(spool, make, clock) -> None:
+    await spool.accept(make({"capture": ["x@a.test"]}))
+    for operation in ("retry", "release", "hold"):
+        (one,) = (await spool.queue_admin.execute(command(operation))).entries
+        assert (one["result"], one["state"]) == ("unchanged", "captured"), operation
+    assert "reroute" in one["note"] or "stays here" in one["note"]
+    queue_command = command("reroute", to=lambda _: CAPTURE, to_text="default")
+    (one,) = (await spool.queue_admin.execute(queue_command)).entries
+    assert one["note"] == "none of its recipients has a mailbox or a next hop there"
+    (one,) = (await spool.queue_admin.execute(reroute("mx:a.test"))).entries
+    assert (one["state"], one["recipients"][0]["state"]) == ("queued", "queued")
+    (claim,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
+    assert str(claim.next_hop) == "mx:a.test"
+
+
+async def test_a_rerouted_held_entry_stays_held(spool, defer) -> None:
+    await defer()
+    await spool.queue_admin.execute(command("hold"))
+    (one,) = (await spool.queue_admin.execute(reroute("mx:b.test"))).entries
+    assert (one["state"], one["next_hop"], one["due"]) == ("held", "mx:b.test", None)
+
+
+async def test_an_entry_is_split_when_all_recipients_get_other_next_hops(spool, defer) -> None:
+    await defer({"smtp://smart.test:25": ["x@a.test", "y@b.test"]})
+    answer = await spool.queue_admin.execute(command("reroute", to=own_mx, to_text="mx"))
+    assert [one["next_hop"] for one in answer.entries] == ["mx:a.test", "mx:b.test"]
+    assert [one["entry"] for one in answer.entries] == [1, 2]

@@ -1,0 +1,90 @@
+"""Which entries a selector matches, and how they are listed."""
+
+import pytest
+
+from relay.clock import rfc3339
+from relay.spool.sqlite.database import CAPTURED_KEEP_S
+from relay.spool.types import Selector
+from tests.support.operator import ALL, HOUR_US, command
+
+
+@pytest.mark.parametrize(
+    ("selector", "found"),
+    [
+        (ALL, "ABC"),
+        (Selector(sender="carol@*"), "B"),
+        (Selector(sender="<>"), "C"),
+        (Selector(recipient="X@a.test"), "A"),
+        (Selector(domain="b.test"), "B"),
+        (Selector(domain="*.test"), "AB"),
+        (Selector(domain="[127.0.0.1]"), "C"),
+        (Selector(next_hop="b.test"), "B"),
+        (Selector(next_hop="mx:*"), "AB"),
+        (Selector(next_hop="*.test"), "AB"),
+        (Selector(next_hop="SMTP://[::1]:25"), "C"),
+        (Selector(next_hop="smtp://*"), "C"),
+        (Selector(next_hop="?x:a.test"), "A"),
+        (Selector(next_hop="nowhere"), ""),
+        (Selector(state="deferred"), "AB"),
+        (Selector(state="queued"), "C"),
+        (Selector(state="held"), ""),
+        (Selector(state="deferred", next_hop="a.test"), "A"),
+        (Selector(older_than_s=10), "A"),
+        (Selector(older_than_s=100), ""),
+        (Selector(ids=("nothing",)), ""),
+        (Selector(ids=("<m@x>",)), "A"),
+        (Selector(ids=("m@x",)), "A"),
+        (Selector(ids=("0123456789abcdef",)), "B"),
+        (Selector(ids=("0123456789abcdef.1",)), "B"),
+        (Selector(ids=("0123456789abcdef.1", "m@x", "m@x")), "AB"),
+        (Selector(ids=("m@x",), sender="carol@*"), ""),
+    ],
+)
+async def test_selectors(spool, make, defer, clock, selector: Selector, found: str) -> None:
+    first = await defer({"mx:a.test": ["x@a.test"]}, message_id="<m@x>")
+    clock.advance(60)
+    names = {
+        first: "A",
+        await defer(
+            {"mx:b.test": ["y@b.test"]},
+            reverse_path="carol@example.test",
+            submission_id="0123456789abcdef.1",
+        ): "B",
+        (  # claimed, as by a connection
+            await spool.accept(make({"smtp://[::1]:25": ["z@[127.0.0.1]"]}, reverse_path=""))
+        ).queue_id: "C",
+    }
+    listed = await spool.queue_admin.list(selector, limit=10)
+    assert sorted(names[one["id"]] for one in listed) == [*found]
+    answer = await spool.queue_admin.execute(command("cancel", selector, dry_run=True))
+    assert sum(answer.counts.values()) == len(found)
+
+
+async def test_ids_as_the_list_shows_them(spool, defer) -> None:
+    queue_id = await defer({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]})
+    listed = await spool.queue_admin.list(Selector(ids=(queue_id,)), limit=10)
+    assert [one["entry"] for one in listed] == [1, 2]
+    listed = await spool.queue_admin.list(Selector(ids=(f"{queue_id}-2",)), limit=10)
+    assert [one["entry"] for one in listed] == [2]
+    answer = await spool.queue_admin.execute(
+        command("hold", Selector(ids=(f"{queue_id}-3", "x-2")))
+    )
+    assert answer.unknown == (f"{queue_id}-3", "x-2")
+    listed = await spool.queue_admin.list(Selector(ids=(f"{queue_id}-3", queue_id, "x-2")), limit=1)
+    assert ([one["entry"] for one in listed], listed.unknown) == ([1], answer.unknown)
+
+
+async def test_captured_mail_lists_its_expiry(spool, make, clock) -> None:
+    await spool.accept(make({"capture": ["a@a.test"]}))
+    (one,) = await spool.queue_admin.list(ALL, limit=1)
+    kept_us = clock.queue_us() + int(CAPTURED_KEEP_S * 1_000_000)
+    assert one["expires"] == rfc3339(kept_us)
+
+
+async def test_listed_times_are_wall_clock_times(spool, defer, clock) -> None:
+    await defer()
+    (before,) = await spool.queue_admin.list(ALL, limit=1)
+    clock.jumped_us = 24 * HOUR_US
+    (after,) = await spool.queue_admin.list(ALL, limit=1)
+    assert before["due"][8:10] != after["due"][8:10]
+    assert before["due"][11:] == after["due"][11:]

@@ -1,0 +1,72 @@
+"""What a new owner finds: claims of a dead one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from relay.message.outcome import Evidence, Relayed
+from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
+    Settlement,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, open_spool) -> None:
+    dead = open_spool()
+    await dead.start()
+    claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
+    await dead.settle(
+        Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, EntrySchedule(6, 6))
+    )
+    await dead.claim_due(6, 10, DueQuery())
+    await dead.stop()
+    alive = open_spool()
+    assert await alive.start() == 1
+    (taken,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
+    journey = await alive.journey(claim.message.id)
+    await alive.stop()
+    assert taken.epoch > claim.epoch
+    assert taken.attempts == 2  # it counts, so that a message that crashes the process expires too
+    assert [one.address for one in taken.recipients] == ["y@a.test"]
+    done, cut_off = journey["recipients"]
+    assert (done["state"], done["attempts"]) == ("relayed", [])
+    assert cut_off["state"] == "deferred"
+    assert [one["outcome"] for one in cut_off["attempts"]] == ["indeterminate"]
+
+
+async def test_recipients_settled_before_the_crash_are_not_indeterminate(
+    make, clock, open_spool
+) -> None:
+    dead = open_spool()
+    await dead.start()
+    claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
+    taken = Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, goes_on=True)
+    assert await dead.settle(taken) == (True, ())
+    assert await dead.settle(replace(taken, claim=replace(claim, epoch=claim.epoch + 1))) == (
+        False,
+        (),
+    )
+    await dead.stop()
+    alive = open_spool()
+    assert await alive.start() == 1
+    assert await alive.settle(taken) == (False, ())  # the new process owns it
+    (again,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
+    journey = await alive.journey(claim.message.id)
+    await alive.stop()
+    assert [one.address for one in again.recipients] == ["y@a.test"]
+    assert [one["state"] for one in journey["recipients"]] == ["relayed", "deferred"]
+
+
+async def test_an_opened_spool_can_be_stopped_without_a_start(open_spool) -> None:
+    spool = open_spool()
+    await spool.stop()
+    again = open_spool()
+    assert await again.start() == 0
+    await again.stop()

@@ -1,0 +1,94 @@
+"""Counts and statistics of the queue."""
+
+from relay.message.outcome import DeferralClass, Deferred, Evidence
+from relay.spool.types import (
+    DueQuery,
+    EntrySchedule,
+    PriorityLevel,
+    Settlement,
+)
+
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+
+
+TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
+
+
+async def deferred(
+    spool, make, *, level: PriorityLevel = PriorityLevel.NORMAL, due_us: int = 10**18, **changes
+) -> str:
+    (claim,) = (await spool.accept(make(**changes))).claims
+    outcomes = {one.id: LATER for one in claim.recipients}
+    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us, level)))
+    return claim.message.id
+
+
+async def test_an_empty_spool_counts_nothing(spool) -> None:
+    counts = await spool.counts()
+    assert (sum(counts.entries.values()), counts.oldest_us, counts.unaccounted) == (0, None, 0)
+
+
+async def test_statistics(spool, make, clock) -> None:
+    oldest = clock.time_us()
+    now_us = clock.queue_us()
+    await deferred(spool, make, due_us=now_us, hops={"mx:slow.test": ["a@slow.test"]})
+    clock.advance(60)
+    for _ in range(2):
+        await deferred(
+            spool, make, level=PriorityLevel.UNREACHABLE, hops={"mx:down.test": ["b@down.test"]}
+        )
+    (claim,) = (await spool.accept(make({"mx:down.test": ["c@down.test", "d@down.test"]}))).claims
+    await spool.release([claim])
+    await spool.accept(make(TWO))
+    await spool.accept(make({"capture": ["z@c.test"]}))
+    figures = await spool.stats()
+    assert figures["entries"] == {"queued": 2, "deferred": 3, "held": 0, "captured": 1}
+    assert figures["priorities"] == {
+        "high": {"entries": 0, "in_delivery": 0},
+        "normal": {"entries": 4, "in_delivery": 1},
+        "low": {"entries": 0, "in_delivery": 0},
+        "unreachable": {"entries": 2, "in_delivery": 0},
+    }
+    assert (figures["in_delivery"], figures["due"], figures["recipients"]) == (1, 2, 8)
+    assert figures["oldest"] == "2023-11-14T22:13:20.000000Z"
+    assert oldest == 1_700_000_000_000_000
+    assert figures["unaccounted"] == 0
+    first, *others = figures["next_hops"]
+    assert first == {
+        "next_hop": "mx:down.test",
+        "entries": 3,
+        "in_delivery": 0,
+        "deferred": 2,
+        "oldest": "2023-11-14T22:14:20.000000Z",
+    }
+    hops = sorted((one["next_hop"], one["entries"], one["in_delivery"]) for one in others)
+    assert hops == [("capture", 1, 0), ("mx:a.test", 1, 1), ("mx:slow.test", 1, 0)]
+
+
+async def test_entries_in_the_active_queue_are_counted_with_waiting_ones(
+    spool, make, clock
+) -> None:
+    """Otherwise a queue that fits into the active queue would seem to have no next hops."""
+    await deferred(spool, make, due_us=clock.queue_us(), hops=TWO)
+    await deferred(spool, make, due_us=clock.queue_us(), hops=TWO)
+    found = await spool.claim_due(clock.queue_us(), 1, DueQuery(PriorityLevel.NORMAL))
+    assert len(found.claims) == 1
+    figures = await spool.stats()
+    (hop,) = figures["next_hops"]
+    assert (hop["entries"], hop["in_delivery"], hop["deferred"]) == (2, 1, 2)
+    assert figures["priorities"]["normal"] == {"entries": 2, "in_delivery": 1}
+
+
+async def test_statistics_have_wall_clock_times(spool, make, clock) -> None:
+    await spool.accept(make(TWO))
+    await deferred(spool, make, due_us=clock.queue_us(), hops={"mx:slow.test": ["a@slow.test"]})
+    clock.jumped_us = 24 * 3600 * 1_000_000
+    figures = await spool.stats()
+    assert figures["oldest"] == "2023-11-15T22:13:20.000000Z"
+    assert {one["oldest"] for one in figures["next_hops"]} == {"2023-11-15T22:13:20.000000Z"}
+    assert figures["due"] == 1  # a jump makes nothing due
+
+
+async def test_statistics_of_an_empty_spool(spool) -> None:
+    figures = await spool.stats()
+    assert (figures["due"], figures["oldest"], figures["next_hops"]) == (0, None, [])

@@ -1,0 +1,79 @@
+"""Fixtures of tests on a spool; the fixture `spool` is that of the tests that import them."""
+
+import pytest
+
+from relay.clock import Ids, ManualClock
+from relay.message.nexthop import LOCAL, NextHop
+from relay.message.verdict import Source
+from relay.spool.types import (
+    EntrySchedule,
+    NewEntry,
+    NewMessage,
+    NewRecipient,
+    PriorityLevel,
+    Settlement,
+)
+from tests.support.operator import HOUR_US, LATER, FakeActiveClaims
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def make(clock: ManualClock):
+    """Return a function that builds a message for the given next hops: {"a.test": ["x@a.test"], "local": [...]}."""
+    ids = Ids(clock)
+
+    def make(
+        hops: dict[str, list[str]] | None = None,
+        content: bytes = b"Subject: s\r\n\r\nbody\r\n",
+        **changes,
+    ) -> NewMessage:
+        hops = {"mx:a.test": ["x@a.test"]} if hops is None else hops
+        entries = tuple(
+            NewEntry(
+                LOCAL if hop == "local" else NextHop.parse(hop),
+                tuple(NewRecipient(address) for address in addresses),
+            )
+            for hop, addresses in hops.items()
+        )
+        values = {
+            "id": ids.new(), "reverse_path": "alice@example.test", "source": Source.SMTP,
+            "trusted": True, "received_us": clock.time_us(),
+            "expires_us": clock.time_us() + 3600_000_000, "contents": (content,),
+            "entries": entries, "account": "alice@example.test",
+        }  # fmt: skip
+        return NewMessage(**(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def active_claims(spool) -> FakeActiveClaims:
+    active_claims = FakeActiveClaims()
+    spool.queue_admin.attend(active_claims)
+    return active_claims
+
+
+@pytest.fixture
+def defer(spool, make, clock):
+    """Accept a message and defer all its entries by one hour."""
+
+    async def defer(hops=None, **changes) -> str:
+        accepted = await spool.accept(make(hops, **changes))
+        for claim in accepted.claims:
+            retry_us = clock.queue_us() + HOUR_US
+            outcomes = {one.id: LATER for one in claim.recipients}
+            await spool.settle(
+                Settlement(
+                    claim,
+                    5,
+                    outcomes,
+                    EntrySchedule(retry_us, retry_us, PriorityLevel.UNREACHABLE, "dns", 3),
+                )
+            )
+        return accepted.queue_id
+
+    return defer
