@@ -206,9 +206,7 @@ class _Composer:
             connections_max=delivery.max_connections_per_next_hop,
             rate=parse_rate(delivery.max_rate_per_next_hop),
             unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
-            waited_s=lambda claim: schedule.step_s(
-                DeferralCause(claim.cause, claim.cause_attempts)
-            ),
+            waited_s=schedule.waited_s,
         )
         return DeliveryScheduler(
             self.spool, recorder, contents, local=LocalDelivery(self.store, self.table),

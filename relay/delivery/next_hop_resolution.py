@@ -23,7 +23,13 @@ from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.dependencies import Connect, HostResolver, Scheduler
 from relay.delivery.fair_queue import FairQueue, RoundRobin, RoundRobinItem
-from relay.delivery.host_selection import HOSTS_MAX, ConnectFailure, HostKey, HostStatusCache
+from relay.delivery.host_selection import (
+    HOSTS_MAX,
+    ConnectFailure,
+    HostKey,
+    HostSelection,
+    HostStatusCache,
+)
 from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.message.nexthop import NextHop
@@ -362,16 +368,16 @@ class Sites:
                 self._forget_unused()
             site = self._sites[key] = Site(
                 name=",".join(f"{host.name}:{host.port}" for host in by_name[:3]),
-                hosts=hosts,
+                host_selection=HostSelection(
+                    hosts, self._options, credentials=credentials, host_status=self._host_status,
+                    clock=self._clock, connect=self._connect,
+                ),
                 options=self._options,
-                credentials=credentials,
                 scheduler=self._scheduler,
                 slots=self._slots,
                 clock=self._clock,
-                connect=self._connect,
-                host_status=self._host_status,
-            )
-        site.update_hosts(hosts)
+            )  # fmt: skip
+        site.host_selection.hosts = hosts  # the same in a new order, with new addresses
         limits = self._table.limits_for(next_hop)
         site.apply_limits(limits.connections_max, parse_rate(limits.rate))
         return site

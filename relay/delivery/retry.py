@@ -65,6 +65,10 @@ class RetrySchedule:
         steps = self._list(cause.name)
         return steps[min(cause.attempts, len(steps)) - 1]
 
+    def waited_s(self, claim: Claim) -> float:
+        """The wait that ended with this claim, without the jitter."""
+        return self.step_s(DeferralCause(claim.cause, claim.cause_attempts))
+
     def _following(self, before: DeferralCause, name: str) -> DeferralCause:
         same = self._list(before.name) is self._list(name)
         return DeferralCause(name, before.attempts + 1 if same else 1)

@@ -16,14 +16,13 @@ from functools import partial
 from relay.clock import Clock, Timer
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
-from relay.delivery.dependencies import Connect, Scheduler
+from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import FairQueue
-from relay.delivery.host_selection import HostSelection, HostStatusCache, HostUse
+from relay.delivery.host_selection import HostSelection, HostUse
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.site_limits import ConcurrencyLimit, Rate, SiteOptions, TokenBucket, stricter
 from relay.message.outcome import Deferred, Outcome
 from relay.observe.logs import get_logger
-from relay.routing.mx_hosts import Hosts
 from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection
 from relay.spool.types import Claim, PriorityLevel
@@ -38,14 +37,11 @@ class Site:
     """One site."""
 
     name: str
-    hosts: Hosts
+    host_selection: HostSelection
     options: SiteOptions
-    credentials: tuple[str, str] | None
     scheduler: Scheduler
     slots: ConnectionSlots
     clock: Clock
-    connect: Connect
-    host_status: HostStatusCache = field(default_factory=HostStatusCache)
     ready: FairQueue = field(default_factory=FairQueue)
 
     def __post_init__(self) -> None:
@@ -55,19 +51,11 @@ class Site:
         self._closing_workers: set[asyncio.Task[None]] = set()
         self._sessions: set[OutboundSession] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._host_selection = HostSelection(
-            self.hosts, self.options, credentials=self.credentials, host_status=self.host_status,
-            clock=self.clock, connect=self.connect,
-        )  # fmt: skip
         self._connections_max = self.options.connections_max
         self._concurrency = ConcurrencyLimit(self._connections_max)
         self._bucket = TokenBucket(self.options.rate) if self.options.rate else None
         self._rate_timer: Timer | None = None
         self._closing = False
-
-    def update_hosts(self, hosts: Hosts) -> None:
-        """Take the same hosts in a new order."""
-        self.hosts = self._host_selection.hosts = hosts
 
     def apply_limits(self, connections_max: int | None, rate: Rate | None) -> None:
         """Apply these limits as well, each if it is stricter."""
@@ -92,15 +80,15 @@ class Site:
 
     def has_known_failure_for(self, claim: Claim) -> bool:
         """Whether a known failure would settle the claim, without another lookup."""
-        return not self._is_connected and self._host_selection.known_failure(claim) is not None
+        return not self._is_connected and self.host_selection.known_failure(claim) is not None
 
     def has_answered(self) -> bool:
         """Whether it is connected, or was lately."""
-        return self._is_connected or self._host_selection.has_answered()
+        return self._is_connected or self.host_selection.has_answered()
 
     def retry_now(self) -> None:
         """Forget failures to connect."""
-        self._host_selection.forget_failures()
+        self.host_selection.forget_failures()
 
     def close(self) -> list[Claim]:
         """Take no more claims; return those not begun. Connections end after their transaction."""
@@ -148,9 +136,9 @@ class Site:
 
     def _has_unused_equal_host(self) -> bool:
         """Whether there are fewer connections than hosts as good as the best."""
-        if len(self.workers) >= len(self.hosts.hosts):  # nearly always
+        if len(self.workers) >= len(self.host_selection.hosts.hosts):  # nearly always
             return False
-        return len(self.workers) < self._host_selection.count_of_best()
+        return len(self.workers) < self.host_selection.count_of_best()
 
     def _open_worker(self) -> bool:
         if self._closing or len(self.workers) - len(self._closing_workers) >= self._limit():
@@ -312,7 +300,7 @@ class Site:
             was_attempted or slot.status is SiteStatus.ANSWERED
         )
         probe_timeout = partial(self.slots.probe_timeout, slot) if is_new else nullcontext
-        connection = await self._host_selection.connect(
+        connection = await self.host_selection.connect(
             use, session.set_host, probe_timeout=probe_timeout
         )
         self.slots.mark_answered(slot)
@@ -357,7 +345,7 @@ class Site:
             return
         known: list[tuple[Claim, Outcome]] = []
         for claim in list(self.ready):
-            outcome = self._host_selection.known_failure(claim)
+            outcome = self.host_selection.known_failure(claim)
             if outcome is not None:
                 self.ready.remove(claim.key)
                 known.append((claim, outcome))

@@ -187,9 +187,7 @@ class Node:
             connections_max=scenario.connections_per_site,
             rate=parse_rate(scenario.rate),
             unreachable_s=min(30.0, schedule.step_s(DeferralCause()) / 2),
-            waited_s=lambda claim: schedule.step_s(
-                DeferralCause(claim.cause, claim.cause_attempts)
-            ),
+            waited_s=schedule.waited_s,
         )
         return DeliveryScheduler(
             self.witness, recorder, contents, local=LocalDelivery(around.store, self.table),
