@@ -4,8 +4,10 @@
 is deleted. A recovery that was interrupted is continued by the next one; until then no process
 opens the spool. Rows are copied as they are, so that entries being delivered are attempted again.
 
-Where the first page or the log is damaged, a copy of the file with a repaired header or log is
-read instead (SQLite file format 1.3 and 4).
+In this order: recover_spool() moves the damaged files aside (_move_damaged) and fills a new spool
+(_fill): it opens the damaged database, copies each table from both ends and by the keys that other
+tables have, takes the contents, and counts again. Where the first page or the log is damaged, a
+copy of the file with a repaired header or log is read (SQLite file format 1.3 and 4).
 
 See docs/operation.md (A damaged spool).
 """
@@ -51,8 +53,9 @@ _PAGE_SIZE = slice(16, 18)
 _FORMATS = slice(18, 20)  # for writing and for reading
 _WITH_LOG = b"\x02\x02"
 _PAGES_AND_FREE = slice(28, 40)  # the number of pages, and the free list: empty
-_SCHEMA = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema ORDER BY 1, 2"
-_COMPANIONS = ("", "-wal", "-shm")
+_SCHEMA = "SELECT name, type, tbl_name, rootpage, sql FROM sqlite_schema ORDER BY 1, 2"
+_ACCEPT_ANY_SCHEMA = "PRAGMA writable_schema = ON"  # otherwise SQLite opens no damaged schema
+_DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _SPOOL_SUFFIXES = ("", "-wal", "-shm", "-content", ".damage", ".last-commit")
 _TABLES = {  # and their primary keys
     "message": ("id",),
@@ -83,100 +86,6 @@ _COUNT_LIVE = (
     " AND e.number = r.entry JOIN message m ON m.id = r.message_id"
     f" WHERE e.state <> 'final' AND r.state IN {LIVE_STATES}"
 )
-
-
-@contextmanager
-def with_new_head(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]:
-    """Open a copy of `damaged` that has the header, or else the whole first page, of `new`.
-
-    `new` is an empty spool without a log. The copy is removed afterwards.
-    """
-    copy = _copy_path(new)
-    connection = None
-    try:
-        connection = _open_copy(damaged, new, copy)
-        yield connection
-    finally:
-        _remove(connection, copy)
-
-
-@contextmanager
-def with_whole_log(damaged: Path, new: Path) -> Iterator[apsw.Connection | None]:
-    """Open a copy of `damaged` whose log consists of the good frames.
-
-    What a lost frame had changed is as it was before; the rows on its page may be lost.
-    """
-    copy = _copy_path(new)
-    connection = None
-    try:
-        shutil.copyfile(damaged if is_openable(damaged) else new, copy)
-        copy.chmod(0o600)  # there is mail in it
-        write_repaired_log(log_of(damaged), log_of(copy), size=_page_size(new))
-        with suppress(apsw.Error):
-            connection = apsw.Connection(str(copy))
-            connection.execute(
-                "PRAGMA writable_schema = ON"
-            )  # otherwise SQLite does not open a damaged schema
-        yield connection
-    finally:
-        _remove(connection, copy)
-
-
-def _open_copy(damaged: Path, new: Path, copy: Path) -> apsw.Connection | None:
-    size = _page_size(new)
-    with new.open("rb") as file:
-        page = file.read(size)
-    if not damaged.exists() or damaged.stat().st_size < 2 * size:
-        return None
-    _copy(damaged, copy)
-    with closing(apsw.Connection(str(new), flags=apsw.SQLITE_OPEN_READONLY)) as made:
-        expected = made.execute(_SCHEMA).fetchall()
-    with copy.open("rb") as file:
-        own = file.read(size)
-    for first in (page[:_HEADER_BYTES] + own[_HEADER_BYTES:], page):
-        _write_first(copy, first, pages=damaged.stat().st_size // size)
-        with suppress(apsw.Error):
-            connection = apsw.Connection(str(copy))
-            with suppress(apsw.Error):
-                if connection.execute(_SCHEMA).fetchall() == expected:
-                    return connection
-            connection.close()
-    return None
-
-
-def _copy(damaged: Path, copy: Path) -> None:
-    for ending in _COMPANIONS[:2]:
-        source, target = (one.with_name(one.name + ending) for one in (damaged, copy))
-        target.unlink(missing_ok=True)
-        if source.exists():
-            shutil.copyfile(source, target)
-            target.chmod(0o600)  # there is mail in it
-
-
-def _write_first(copy: Path, first: bytes, *, pages: int) -> None:
-    """Write a first page into the copy, with the number of pages of the file."""
-    changed = bytearray(first)
-    changed[_PAGES_AND_FREE] = pages.to_bytes(4, "big") + bytes(8)
-    if copy.with_name(copy.name + "-wal").exists():
-        changed[_FORMATS] = _WITH_LOG
-    with copy.open("r+b") as file:
-        file.write(changed)
-
-
-def _page_size(new: Path) -> int:
-    with new.open("rb") as file:
-        return int.from_bytes(file.read(_HEADER_BYTES)[_PAGE_SIZE], "big")
-
-
-def _copy_path(new: Path) -> Path:
-    return new.with_name(new.name + ".headed")
-
-
-def _remove(connection: apsw.Connection | None, copy: Path) -> None:
-    if connection is not None:
-        connection.close()
-    for ending in _COMPANIONS:
-        copy.with_name(copy.name + ending).unlink(missing_ok=True)
 
 
 def recover_spool(database: Path, *, stamp: str) -> RecoveryResult:
@@ -229,7 +138,7 @@ def _move_damaged(database: Path, damaged: Path) -> None:
 def _fill(database: Path, damaged: Path, found: RecoveryResult) -> None:
     """Create the new spool under another name; rename it when it is complete and synced."""
     part = database.with_name(database.name + ".salvaged")
-    for ending in ("", "-wal", "-shm", "-journal"):
+    for ending in _DATABASE_SUFFIXES:
         part.with_name(part.name + ending).unlink(missing_ok=True)
     contents = contents_of(database)
     contents.mkdir(mode=0o700, exist_ok=True)
@@ -240,7 +149,7 @@ def _fill(database: Path, damaged: Path, found: RecoveryResult) -> None:
             if source is not None:
                 _copy_all(source, target, found)
             else:
-                found.holes += [_all_of(table) for table in _TABLES]
+                found.holes += [{"table": one, "after": None, "before": None} for one in _TABLES]
         _take_contents(target, contents_of(damaged), contents, found=found)
         _recount(target, found)
     fsync_path(contents)
@@ -250,20 +159,27 @@ def _fill(database: Path, damaged: Path, found: RecoveryResult) -> None:
 
 
 @contextmanager
-def _readable(damaged: Path, part: Path, found: RecoveryResult) -> Iterator[apsw.Connection | None]:
-    """Open the damaged file, or a copy with a repaired header or log."""
-    found.log_damaged = _is_commit_lost(damaged)
+def _readable(damaged: Path, new: Path, found: RecoveryResult) -> Iterator[apsw.Connection | None]:
+    """Open the damaged database, else a repaired copy of it; None where nothing can be read.
+
+    `new` is an empty spool without a log. The copy is removed afterwards.
+    """
     is_log_alone = not is_openable(damaged) and log_of(damaged).exists()
-    if is_log_alone or log_damage(damaged):
-        found.log_damaged = True
-        with with_whole_log(damaged, part) as copy:
-            yield copy
-    elif (source := _open_damaged(damaged)) is not None:
-        with closing(source):
-            yield source
-    else:
-        with with_new_head(damaged, part) as copy:
-            yield copy
+    needs_log = is_log_alone or bool(log_damage(damaged))
+    found.log_damaged = needs_log or _is_commit_lost(damaged)
+    copy = new.with_name(new.name + ".repaired")
+    source = None
+    try:
+        if needs_log:
+            source = _open_with_good_frames(damaged, new, copy)
+        else:
+            source = _open_as_it_is(damaged) or _open_with_new_header(damaged, new, copy)
+        yield source
+    finally:
+        if source is not None:
+            source.close()
+        for ending in _DATABASE_SUFFIXES:
+            copy.with_name(copy.name + ending).unlink(missing_ok=True)
 
 
 def _is_commit_lost(damaged: Path) -> bool:
@@ -275,22 +191,81 @@ def _is_commit_lost(damaged: Path) -> bool:
     return False
 
 
-def _all_of(table: str) -> dict[str, Any]:
-    return {"table": table, "after": None, "before": None}
-
-
-def _open_damaged(path: Path) -> apsw.Connection | None:
-    """Open the damaged file; None where SQLite does not accept it."""
+def _open_as_it_is(path: Path) -> apsw.Connection | None:
     with suppress(apsw.Error):
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         with suppress(apsw.Error):
-            connection.execute(
-                "PRAGMA writable_schema = ON"
-            )  # otherwise SQLite does not open a truncated file
+            connection.execute(_ACCEPT_ANY_SCHEMA)
             if connection.pragma("user_version") == SCHEMA_VERSION:
                 return connection
         connection.close()
     return None
+
+
+def _open_with_good_frames(damaged: Path, new: Path, copy: Path) -> apsw.Connection | None:
+    """Open a copy whose log has only the good frames of the damaged one.
+
+    SQLite ends a log at its first bad frame. What a lost frame had changed is as it was before; the
+    rows on its page may be lost. A database that is missing is replaced by `new`.
+    """
+    _copy_privately(damaged if is_openable(damaged) else new, copy)
+    write_repaired_log(log_of(damaged), log_of(copy), size=_page_size(new))
+    with suppress(apsw.Error):
+        connection = apsw.Connection(str(copy))
+        connection.execute(_ACCEPT_ANY_SCHEMA)
+        return connection
+    return None
+
+
+def _open_with_new_header(damaged: Path, new: Path, copy: Path) -> apsw.Connection | None:
+    """Open a copy that has the header of `new`, or else its whole first page.
+
+    The first page leads to the tables. That of `new` is right only if the database was created by
+    this version, with the tables at the same places: the pages that follow must then have the same
+    schema.
+    """
+    size = _page_size(new)
+    if not damaged.exists() or damaged.stat().st_size < 2 * size:
+        return None
+    _copy_privately(damaged, copy)
+    if log_of(damaged).exists():
+        _copy_privately(log_of(damaged), log_of(copy))
+    with closing(apsw.Connection(str(new), flags=apsw.SQLITE_OPEN_READONLY)) as made:
+        expected = made.execute(_SCHEMA).fetchall()
+    with new.open("rb") as one, damaged.open("rb") as other:
+        first, own = one.read(size), other.read(size)
+    for page, is_own in ((first[:_HEADER_BYTES] + own[_HEADER_BYTES:], True), (first, False)):
+        _write_first_page(copy, page)
+        with suppress(apsw.Error):
+            connection = apsw.Connection(str(copy))
+            with suppress(apsw.Error):
+                schema = connection.execute(_SCHEMA).fetchall()
+                if schema == expected or (is_own and _TABLES.keys() <= {row[0] for row in schema}):
+                    return connection
+            connection.close()
+    return None
+
+
+def _write_first_page(copy: Path, page: bytes) -> None:
+    """Write the first page with the number of pages of the file, and without a free list."""
+    changed = bytearray(page)
+    pages = copy.stat().st_size // len(page)
+    changed[_PAGES_AND_FREE] = pages.to_bytes(4, "big") + bytes(8)
+    if log_of(copy).exists():
+        changed[_FORMATS] = _WITH_LOG
+    with copy.open("r+b") as file:
+        file.write(changed)
+
+
+def _page_size(new: Path) -> int:
+    with new.open("rb") as file:
+        return int.from_bytes(file.read(_HEADER_BYTES)[_PAGE_SIZE], "big")
+
+
+def _copy_privately(source: Path, target: Path) -> None:
+    """Copy a file of the spool. It has mail in it: only its owner may read the copy."""
+    shutil.copyfile(source, target)
+    target.chmod(0o600)
 
 
 def _copy_all(source: apsw.Connection, target: apsw.Connection, found: RecoveryResult) -> None:

@@ -44,6 +44,7 @@ LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
 MESSAGES = 400
 PAGE = 4096
+SCHEMAS = Path(__file__).parent / "schemas"
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -202,7 +203,21 @@ async def test_a_database_with_a_damaged_first_page_is_recovered(
     found = recover_spool(filled, stamp="now")
     assert (found.is_whole, found.recipients_lost) == (True, 0)
     assert await listed(open_spool, filled) == before
-    assert list(filled.parent.glob("*headed*")) == []
+    assert list(filled.parent.glob("*repaired*")) == []
+
+
+@pytest.mark.parametrize("schema", sorted(SCHEMAS.iterdir()), ids=lambda one: one.stem)
+async def test_a_migrated_database_with_a_damaged_header_is_recovered(
+    path: Path, open_spool, schema: Path
+) -> None:
+    """Its tables are at other pages than those of a new database."""
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute(schema.read_text())  # noqa: ASYNC240
+    before = await listed(open_spool, path)
+    lose_the_header(path)
+    found = recover_spool(path, stamp="now")
+    assert (found.holes, found.recipients_lost) == ([], 0)
+    assert await listed(open_spool, path) == before != {}
 
 
 async def test_an_empty_spool_replaces_an_unreadable_one(filled, open_spool) -> None:
