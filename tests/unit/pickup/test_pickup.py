@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +35,15 @@ from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 DAY_S = 86400.0
 POSTMASTER = "postmaster@example.test"
 MIME = b"From: alice@example.test\r\nTo: b@y.test\r\nCc: c@y.test\r\nSubject: x\r\n\r\nhello\r\n"
+
+
+ALICE = EmailAddress("alice@example.test")
+
+
+def draft(to="b@y.test", **fields):
+    """A draft of Alice, as the store writes it."""
+    properties = MessageProperties(from_=ALICE, to=(EmailAddress(to),), **fields)
+    return write_draft(properties, DraftOrigin(ALICE.address, "base", "<i@h>", 1, 1))
 
 
 class Store:
@@ -108,6 +116,16 @@ class Reports:
         self.asked.append((message, list(recipients)))
         return b"report"
 
+    @property
+    def recipients(self):
+        """Those of the only report."""
+        ((_, recipients),) = self.asked
+        return recipients
+
+    @property
+    def evidence(self):
+        return self.recipients[0].evidence
+
 
 class Crash(CrashPoints):
     """Records the crash points instead of dying."""
@@ -129,7 +147,6 @@ class PickupFakes:
         self.crash, self.metrics = Crash(), Metrics()
         self.folder, self.path = tmp_path, str(tmp_path / "pickup.sock")
         self.log = SubmissionLog(tmp_path / "log", role="pickup", clock=self.clock)
-        self.drained = False
 
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
@@ -157,12 +174,32 @@ class PickupFakes:
             await pickup.drain()
             self.log.close()
 
+    @contextlib.asynccontextmanager
+    async def with_server(self, *, max_concurrent=2, converter=convert, **server):
+        """Run with a server, a RemoteMx(**server), which is yielded."""
+        running = self.running(max_concurrent=max_concurrent, converter=converter)
+        async with RemoteMx(path=self.path, **server) as mx, running:
+            yield mx
+
+    async def run_until_ended(self, count=1, **options):
+        """Run until `count` submissions have ended; return the server."""
+        async with self.with_server(**options) as mx:
+            await self.store.ended(count)
+        return mx
+
     @property
     def waiting(self):
         return self.metrics.registry.get_sample_value("relay_pickup_waiting")
 
     def submit(self, number=1, *, age_s=0.0, **fields):
         return self.store.submit(number, ready_us=self.clock.time_us() - int(age_s * 1e6), **fields)
+
+    def record(self, pending, step, at_us):
+        """Log a step of an earlier process."""
+        facts = SubmissionFacts(
+            pending.submission_id, pending.draft_id, pending.account, pending.account
+        )
+        self.log.append(facts, Event(step, at_us))
 
 
 @pytest.fixture
@@ -172,9 +209,7 @@ async def fakes(tmp_path):
 
 async def test_a_submission_is_converted_submitted_and_filed(fakes):
     pending = fakes.submit()
-    replies = {"DOT": "250 2.0.0 Ok: queued as 0abc9"}
-    async with RemoteMx(path=fakes.path, replies=replies) as mx, fakes.running():
-        await fakes.store.ended()
+    mx = await fakes.run_until_ended(replies={"DOT": "250 2.0.0 Ok: queued as 0abc9"})
     assert fakes.store.filed == {pending.submission_id: "0abc9"}
     (envelope,) = mx.envelopes
     assert envelope.reverse_path == "alice@example.test"
@@ -190,11 +225,8 @@ async def test_a_submission_is_converted_submitted_and_filed(fakes):
 
 
 async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(fakes):
-    alice = EmailAddress("alice@example.test")
-    wanted = MessageProperties(from_=alice, to=(EmailAddress("b@y.test"),), delivery_receipt=True)
-    fakes.submit(content=write_draft(wanted, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
-    async with RemoteMx(path=fakes.path) as mx, fakes.running():
-        await fakes.store.ended()
+    fakes.submit(content=draft(delivery_receipt=True))
+    mx = await fakes.run_until_ended()
     assert mx.envelopes[0].recipients == [("b@y.test", {"NOTIFY": "DELAY,FAILURE,SUCCESS"})]
 
 
@@ -206,13 +238,12 @@ async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(fake
 )  # fmt: skip
 async def test_a_temporary_failure_is_retried_with_the_same_key(fakes, replies):
     pending = fakes.submit()
-    async with RemoteMx(path=fakes.path, replies=replies) as mx, fakes.running():
-        await fakes.store.ended()
-        assert set(fakes.store.filed) == {pending.submission_id}
-        assert len(fakes.store.delays) == 1
-        accepted = [one for one in mx.envelopes if one.answered == 250]
-        assert [one.addresses for one in accepted] == [["b@y.test", "c@y.test"]]
-        assert {one.parameters["ENVID"] for one in mx.envelopes} == {pending.submission_id}
+    mx = await fakes.run_until_ended(replies=replies)
+    assert set(fakes.store.filed) == {pending.submission_id}
+    assert len(fakes.store.delays) == 1
+    accepted = [one for one in mx.envelopes if one.answered == 250]
+    assert [one.addresses for one in accepted] == [["b@y.test", "c@y.test"]]
+    assert {one.parameters["ENVID"] for one in mx.envelopes} == {pending.submission_id}
     assert fakes.waiting == 0
 
 
@@ -229,8 +260,7 @@ async def test_it_retries_with_growing_delays_while_the_server_is_down(fakes):
 @pytest.mark.parametrize("replies", [{"DOT": "554 5.6.0 not this"}, {"RCPT": "554 5.6.0 not this"}])
 async def test_a_permanent_rejection_is_reported_in_the_inbox(fakes, replies):
     pending = fakes.submit()
-    async with RemoteMx(path=fakes.path, replies=replies), fakes.running():
-        await fakes.store.ended()
+    await fakes.run_until_ended(replies=replies)
     assert fakes.store.failed == {pending.submission_id: b"report"}
     ((message, recipients),) = fakes.reports.asked
     assert (message.reverse_path, message.envid) == ("alice@example.test", pending.submission_id)
@@ -248,8 +278,7 @@ async def test_a_permanent_rejection_is_reported_in_the_inbox(fakes, replies):
 async def test_a_report_for_a_full_mailbox_goes_to_the_postmaster_or_dead_letter(fakes, full):
     pending = fakes.submit()
     fakes.store.full = {pending.account, *full}
-    async with RemoteMx(path=fakes.path, replies={"RCPT": "554 5.6.0 not this"}), fakes.running():
-        await fakes.store.ended()
+    await fakes.run_until_ended(replies={"RCPT": "554 5.6.0 not this"})
     assert fakes.store.failed == {pending.submission_id: b"report"}
     assert fakes.store.reported_to[pending.submission_id] == (DEAD_LETTER if full else POSTMASTER)
     assert (fakes.store.delays, fakes.waiting) == ([], 0)
@@ -262,38 +291,25 @@ async def test_a_report_for_a_full_mailbox_goes_to_the_postmaster_or_dead_letter
 
 async def test_a_draft_that_cannot_be_converted_is_reported(fakes):
     fakes.submit(content=b"From: alice@example.test\r\nSubject: to nobody\r\n\r\nhello\r\n")
-    async with RemoteMx(path=fakes.path) as mx, fakes.running():
-        await fakes.store.ended()
-    ((_, recipients),) = fakes.reports.asked
-    assert [one.address for one in recipients] == ["alice@example.test"]
-    assert recipients[0].evidence.status == "5.6.3"
-    assert "no recipients" in recipients[0].evidence.reply
+    mx = await fakes.run_until_ended()
+    assert [one.address for one in fakes.reports.recipients] == ["alice@example.test"]
+    assert fakes.reports.evidence.status == "5.6.3"
+    assert "no recipients" in fakes.reports.evidence.reply
     assert mx.envelopes == []
 
 
 async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(fakes):
-    alice, nobody = (
-        EmailAddress("alice@example.test"),
-        EmailAddress("b@y.test>\r\nRCPT TO:<c@y.test"),
-    )
-    origin = DraftOrigin(alice.address, "base", "<i@h>", 1, 1)
-    fakes.submit(content=write_draft(MessageProperties(from_=alice, to=(nobody,)), origin))
-    async with RemoteMx(path=fakes.path) as mx, fakes.running():
-        await fakes.store.ended()
-    ((_, recipients),) = fakes.reports.asked
-    assert [one.address for one in recipients] == ["b@y.test> RCPT TO:<c@y.test"]
+    fakes.submit(content=draft("b@y.test>\r\nRCPT TO:<c@y.test"))
+    mx = await fakes.run_until_ended()
+    assert [one.address for one in fakes.reports.recipients] == ["b@y.test> RCPT TO:<c@y.test"]
     assert mx.envelopes == []
 
 
 async def test_the_report_of_a_large_draft_in_corrupt_names_its_recipients(fakes):
-    alice, bob = EmailAddress("alice@example.test"), EmailAddress("b@y.test")
-    asked = MessageProperties(from_=alice, to=(bob,), subject="raise", body="x" * LARGE_BYTES)
-    fakes.submit(content=write_draft(asked, DraftOrigin(alice.address, "base", "<i@h>", 1, 1)))
-    started = fakes.running(converter=converters.convert)
-    async with RemoteMx(path=fakes.path), started:
-        await fakes.store.ended()
+    fakes.submit(content=draft(subject="raise", body="x" * LARGE_BYTES))
+    await fakes.run_until_ended(converter=converters.convert)
     ((message, recipients),) = fakes.reports.asked
-    assert [one.address for one in recipients] == [bob.address]
+    assert [one.address for one in recipients] == ["b@y.test"]
     assert b"Subject: raise" in message.content.header
     assert b"X-Relay" not in message.content.header
 
@@ -315,29 +331,23 @@ async def test_a_conversion_that_crashes_or_hangs_does_not_stop_other_submission
     monkeypatch.setattr(conversion, "_ALONE_LIMIT_S_PER_MIB", 0)
     bad = fakes.submit(1, content=b"Subject: %s\r\nTo: b@y.test\r\n\r\n" % poison)
     good = fakes.submit(2)
-    started = fakes.running(max_concurrent=1, converter=converters.convert)
-    async with RemoteMx(path=fakes.path), started:
-        await fakes.store.ended(2)
+    await fakes.run_until_ended(2, max_concurrent=1, converter=converters.convert)
     assert set(fakes.store.filed) == {good.submission_id}
     assert fakes.store.to_corrupt == [bad.submission_id]
     assert fakes.store.delays == []
-    ((_, recipients),) = fakes.reports.asked
-    assert recipients[0].evidence.status == "5.6.0"
-    assert reason in recipients[0].evidence.reply
+    assert fakes.reports.evidence.status == "5.6.0"
+    assert reason in fakes.reports.evidence.reply
 
 
 async def test_mime_and_html_are_parsed_only_in_child_processes(fakes):
     """A parser that crashes or hangs must not stop the relay."""
     converters.calls_here.clear()
-    alice = EmailAddress("alice@example.test")
-    plain = MessageProperties(from_=alice, to=(EmailAddress("b@y.test"),))
-    origin = DraftOrigin(alice.address, "base", "<i@h>", 1, 1)
     fakes.submit(1)
-    fakes.submit(2, content=write_draft(replace(plain, body_type="html"), origin))
-    async with RemoteMx(path=fakes.path), fakes.running(converter=converters.only_in_a_child):
+    fakes.submit(2, content=draft(body_type="html"))
+    async with fakes.with_server(converter=converters.only_in_a_child):
         await fakes.store.ended(2)
         assert converters.calls_here == []
-        fakes.submit(3, content=write_draft(plain, origin))
+        fakes.submit(3, content=draft())
         await fakes.store.ended(3)
     assert len(converters.calls_here) == 1
     assert len(fakes.store.filed) == 3
@@ -348,8 +358,7 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
     threads = set(threading.enumerate())
     for number in range(20):
         fakes.submit(number, content=b"Subject: hang\r\nTo: b@y.test\r\n\r\n")
-    started = fakes.running(max_concurrent=4, converter=converters.convert)
-    async with RemoteMx(path=fakes.path), started:
+    async with fakes.with_server(max_concurrent=4, converter=converters.convert):
         await until(_children)
         others = [fakes.submit(21 + one, account="bob@example.test") for one in range(5)]
         await fakes.store.ended(5)
@@ -386,7 +395,7 @@ async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkey
 
 
 async def test_a_conversion_process_is_reused(fakes):
-    async with RemoteMx(path=fakes.path), fakes.running():
+    async with fakes.with_server():
         fakes.submit(1)
         await fakes.store.ended(1)
         first = _children()
@@ -397,7 +406,7 @@ async def test_a_conversion_process_is_reused(fakes):
 
 
 async def test_an_idle_conversion_process_that_is_killed_is_replaced(fakes):
-    async with RemoteMx(path=fakes.path), fakes.running():
+    async with fakes.with_server():
         fakes.submit(1)
         await fakes.store.ended(1)
         (child,) = _children()
@@ -424,8 +433,7 @@ def _children():
 async def test_an_error_of_the_store_retries_the_submission(fakes, error_once):
     pending = fakes.submit()
     fakes.store.error_once = error_once
-    async with RemoteMx(path=fakes.path), fakes.running():
-        await fakes.store.ended()
+    await fakes.run_until_ended()
     assert set(fakes.store.filed) == {pending.submission_id}
     assert len(fakes.store.delays) == 1
 
@@ -434,28 +442,24 @@ async def test_a_submission_that_no_longer_exists_has_ended(fakes):
     fakes.submit(1)
     fakes.store.error_once = NoSuchItemError("filed already")
     fakes.submit(2)
-    async with RemoteMx(path=fakes.path) as mx, fakes.running(max_concurrent=1):
-        await fakes.store.ended()
+    mx = await fakes.run_until_ended(max_concurrent=1)
     assert (len(mx.envelopes), fakes.store.delays, fakes.waiting) == (1, [], 0)
 
 
 async def test_a_large_message_is_submitted(fakes):
     content = MIME + b"x" * 70 + (b"\r\n" + b"y" * 70) * 20_000
     fakes.submit(content=content)
-    async with RemoteMx(path=fakes.path) as mx, fakes.running():
-        await fakes.store.ended()
+    mx = await fakes.run_until_ended()
     assert mx.envelopes[0].content.endswith(content[len(MIME) :] + b"\r\n")
 
 
 async def test_it_gives_up_after_a_day_with_a_bounce(fakes):
     fakes.submit(age_s=DAY_S + 60)
-    async with RemoteMx(path=fakes.path, replies={"DOT": "451 4.3.0 busy"}) as mx, fakes.running():
-        await fakes.store.ended()
-        assert len(mx.envelopes) == 1
-    ((_, recipients),) = fakes.reports.asked
-    assert recipients[0].evidence.status == "5.4.7"
-    assert recipients[0].action == "failed"
-    assert "451 4.3.0 busy" in recipients[0].evidence.reply
+    mx = await fakes.run_until_ended(replies={"DOT": "451 4.3.0 busy"})
+    assert len(mx.envelopes) == 1
+    assert fakes.reports.evidence.status == "5.4.7"
+    assert fakes.reports.recipients[0].action == "failed"
+    assert "451 4.3.0 busy" in fakes.reports.evidence.reply
 
 
 async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(fakes):
@@ -463,13 +467,12 @@ async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(f
     fakes.submit()
     fakes.clock.advance(-60)
     replies = {"DOT": [DROP, "451 4.3.0 busy"]}
-    async with RemoteMx(path=fakes.path, replies=replies), fakes.running():
+    async with fakes.with_server(replies=replies):
         await until(lambda: fakes.store.delays)
         fakes.clock.advance(DAY_S + 120)
         await fakes.store.ended()
-    ((_, recipients),) = fakes.reports.asked
-    assert recipients[0].action == "delayed"
-    assert "unknown whether the message was sent" in recipients[0].evidence.reply
+    assert fakes.reports.recipients[0].action == "delayed"
+    assert "unknown whether the message was sent" in fakes.reports.evidence.reply
 
 
 @pytest.mark.parametrize(("before", "action"), [(True, "delayed"), (False, "failed")])
@@ -478,22 +481,15 @@ async def test_giving_up_after_an_attempt_of_an_earlier_process_reports_unknown(
 ):
     pending = fakes.submit(age_s=DAY_S + 60)
     if before:
-        facts = SubmissionFacts(
-            pending.submission_id, pending.draft_id, pending.account, pending.account
-        )
-        for step in (Step.CREATED, Step.CONVERTED):
-            fakes.log.append(facts, Event(step, pending.ready_us + 1))
-    async with RemoteMx(path=fakes.path, replies={"DOT": "451 4.3.0 busy"}), fakes.running():
-        await fakes.store.ended()
-    ((_, recipients),) = fakes.reports.asked
-    assert recipients[0].action == action
+        fakes.record(pending, Step.CREATED, pending.ready_us + 1)
+        fakes.record(pending, Step.CONVERTED, pending.ready_us + 1)
+    await fakes.run_until_ended(replies={"DOT": "451 4.3.0 busy"})
+    assert fakes.reports.recipients[0].action == action
 
 
 async def test_a_retry_that_succeeds_after_an_uncertain_attempt_is_filed(fakes):
     pending = fakes.submit()
-    replies = {"DOT": [DROP, "250 2.0.0 Ok: queued as 0abc9"]}
-    async with RemoteMx(path=fakes.path, replies=replies), fakes.running():
-        await fakes.store.ended()
+    await fakes.run_until_ended(replies={"DOT": [DROP, "250 2.0.0 Ok: queued as 0abc9"]})
     assert fakes.store.filed == {pending.submission_id: "0abc9"}
     assert fakes.reports.asked == []
 
@@ -503,7 +499,7 @@ async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(fa
     for number in range(40):
         fakes.submit(number)
     replies = {"MAIL": ["451 4.3.0 no"] * 9 + ["250 ok"]}
-    async with RemoteMx(path=fakes.path, replies=replies), fakes.running(max_concurrent=4):
+    async with fakes.with_server(max_concurrent=4, replies=replies):
         await until(lambda: len(fakes.store.delays) >= 4)
         loop = asyncio.get_running_loop()
         soon = loop.time() + 0.5
@@ -517,21 +513,16 @@ async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(fa
 
 async def test_a_submission_older_than_its_key_is_not_sent(fakes):
     fakes.submit(age_s=8 * DAY_S + 60)
-    async with RemoteMx(path=fakes.path) as mx, fakes.running():
-        await fakes.store.ended()
+    mx = await fakes.run_until_ended()
     assert mx.sessions == 0
-    ((_, recipients),) = fakes.reports.asked
-    assert "may have been sent and is not sent again" in recipients[0].evidence.reply
+    assert "may have been sent and is not sent again" in fakes.reports.evidence.reply
 
 
 async def test_at_most_max_concurrent_submissions_are_in_progress(fakes):
     for number in range(9):
         fakes.submit(number)
     gate = asyncio.Event()
-    async with (
-        RemoteMx(path=fakes.path, gates={"DOT": gate}) as mx,
-        fakes.running(max_concurrent=3),
-    ):
+    async with fakes.with_server(max_concurrent=3, gates={"DOT": gate}) as mx:
         await until(lambda: len(mx.envelopes) >= 3)
         assert fakes.waiting == 9
         gate.set()
@@ -542,19 +533,15 @@ async def test_at_most_max_concurrent_submissions_are_in_progress(fakes):
 async def test_drain_finishes_submissions_in_progress(fakes):
     fakes.submit()
     gate = asyncio.Event()
-    async with RemoteMx(path=fakes.path, gates={"DOT": gate}) as mx:
-        async with fakes.running():
-            await mx.reached("DOT")
-            asyncio.get_running_loop().call_later(0.05, gate.set)
-        assert len(fakes.store.filed) == 1  # drain() waited
-        assert mx.commands[-1] == "QUIT"
+    async with fakes.with_server(gates={"DOT": gate}) as mx:
+        await mx.reached("DOT")
+        asyncio.get_running_loop().call_later(0.05, gate.set)
+    assert len(fakes.store.filed) == 1  # drain() waited
+    assert mx.commands[-1] == "QUIT"
 
 
 async def test_a_connection_closed_while_idle_is_replaced_without_a_retry(fakes):
-    async with (
-        RemoteMx(path=fakes.path, replies={"MAIL": ["250 ok", DROP, "250 ok"]}),
-        fakes.running(max_concurrent=1),
-    ):
+    async with fakes.with_server(max_concurrent=1, replies={"MAIL": ["250 ok", DROP, "250 ok"]}):
         fakes.submit(1)
         await fakes.store.ended(1)
         fakes.submit(2)
@@ -564,9 +551,7 @@ async def test_a_connection_closed_while_idle_is_replaced_without_a_retry(fakes)
 
 async def test_a_server_without_dsn_is_not_used(fakes):
     fakes.submit(age_s=2 * DAY_S)
-    extensions = [word for word in EXTENSIONS if word != "DSN"]
-    async with RemoteMx(path=fakes.path, extensions=extensions) as mx, fakes.running():
-        await fakes.store.ended()
+    mx = await fakes.run_until_ended(extensions=[word for word in EXTENSIONS if word != "DSN"])
     assert mx.envelopes == []
     assert len(fakes.store.failed) == 1
 
@@ -598,8 +583,7 @@ async def test_limit_concurrency_reduces_the_submissions_in_progress(fakes):
 async def test_a_submission_of_uncertain_age_is_submitted(fakes):
     pending = fakes.submit(age_s=400 * DAY_S)
     fakes.clock.doubtful_us = int(400 * DAY_S * 1e6)
-    async with RemoteMx(path=fakes.path), fakes.running():
-        await fakes.store.ended()
+    await fakes.run_until_ended()
     assert set(fakes.store.filed) == {pending.submission_id}
     assert not fakes.store.failed
 
@@ -609,12 +593,6 @@ async def test_a_submission_of_uncertain_age_is_submitted(fakes):
 )
 async def test_an_attempt_recorded_by_an_earlier_process_ends_as_unknown(fakes, earlier_s):
     pending = fakes.submit(age_s=2 * DAY_S)
-    facts = SubmissionFacts(
-        pending.submission_id, pending.draft_id, pending.account, pending.account
-    )
-    at_us = fakes.clock.time_us() + int(earlier_s * 1e6)
-    fakes.log.append(facts, Event(Step.CONVERTED, at_us, {}))
-    async with RemoteMx(path=fakes.path, replies={"DOT": "451 4.3.0 busy"}), fakes.running():
-        await fakes.store.ended()
-    ((_, recipients),) = fakes.reports.asked
-    assert recipients[0].evidence.status == "4.4.7"
+    fakes.record(pending, Step.CONVERTED, fakes.clock.time_us() + int(earlier_s * 1e6))
+    await fakes.run_until_ended(replies={"DOT": "451 4.3.0 busy"})
+    assert fakes.reports.evidence.status == "4.4.7"
