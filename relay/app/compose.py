@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from relay import api, graph, spool
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
-from relay.app.configuration import parse_next_hop, route_table
+from relay.app.configuration import parse_next_hop, route_table, server_certificates
 from relay.app.daemon import Daemon, Readiness
 from relay.app.pressure_monitor import PressureMonitor, bounds_of, raise_open_files_limit
 from relay.app.state_dir import OwnerLock
+from relay.certificates import ServerCertificate
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
@@ -61,6 +62,7 @@ class RelayDependencies:
 
     `rules` gives those in force. Without `resolver`, the configured name servers. With `hosts`, the
     front door answers only requests for these, for loopback names and for http.public_url.
+    `certificates` has one or None for each SMTP listener; () means those that the settings name.
     """
 
     accounts: AccountDirectory
@@ -69,6 +71,7 @@ class RelayDependencies:
     resolver: NoResolver | None = None
     log_role: str = "relay"
     hosts: Sequence[str] | None = None
+    certificates: Sequence[ServerCertificate | None] = ()
 
 
 def compose(
@@ -150,7 +153,7 @@ class _Composer:
             resolver=self.resolver,
             acceptance=acceptance,
             pickup_server=self._pickup_server(neighbours),
-            smtp_servers=[SmtpServer(one, neighbours) for one in self.settings.smtp],
+            smtp_servers=self._smtp_servers(neighbours),
             pickup=pickup,
             http_servers=self._http_servers(journeys),
             journeys=journeys,
@@ -236,6 +239,13 @@ class _Composer:
     def _accepted(self, claims: Sequence[Claim]) -> None:
         self.scheduler.offer(claims)
         self.changes.notify()
+
+    def _smtp_servers(self, neighbours: IngressDependencies) -> list[SmtpServer]:
+        certificates = self.sources.certificates or server_certificates(self.settings)
+        return [
+            SmtpServer(listener, neighbours, certificate=certificate)
+            for listener, certificate in zip(self.settings.smtp, certificates, strict=True)
+        ]
 
     def _pickup_server(self, neighbours: IngressDependencies) -> SmtpServer:
         listener = SmtpListener(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.directory import FileAccounts, load_accounts
+from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
@@ -42,6 +43,7 @@ class ActiveConfiguration:
         self._file, self._environ, self._clock = file, environ, clock
         settings = load(file, environ)
         self._now = self._with_files(settings, routes=settings)
+        self.certificates = server_certificates(settings)
 
     @property
     def settings(self) -> Settings:
@@ -52,8 +54,10 @@ class ActiveConfiguration:
         """The active rules."""
         return self._now.rules
 
-    def reload(self, on_restart_key: Callable[[ChangedKey], None]) -> None:
-        """Load again, and replace reloadable settings, rules and accounts. Blocks.
+    def reload(self, on_restart_key: Callable[[ChangedKey], None]) -> int:
+        """Load again, and replace reloadable settings, rules, accounts and certificates. Blocks.
+
+        Return the number of listeners that have a new certificate.
 
         `on_restart_key` is called with each changed key that needs a restart, even if a later file
         has a fault. Raises SettingsError; then nothing has changed.
@@ -62,8 +66,30 @@ class ActiveConfiguration:
         settings, changes = apply_reloadable(before.settings, read)
         for change in changes:
             on_restart_key(change)
+        pairs = self._new_pairs(settings)
         self._now = self._with_files(settings, routes=read)
         before.accounts.close()
+        for certificate, pair in pairs:
+            certificate.use(pair)
+        return len(pairs)
+
+    def _new_pairs(self, settings: Settings) -> list[tuple[ServerCertificate, CheckedPair]]:
+        """Return the certificates whose files were replaced, and what they are to use."""
+        found = []
+        now_s = self._clock.time_us() / 1_000_000
+        for number, listener in enumerate(settings.smtp):
+            certificate, tls = self.certificates[number], listener.tls
+            if certificate is None or tls is None:
+                continue
+            try:
+                pair = certificate.new_pair(tls.certificate, tls.key, now_s=now_s)
+            except CertificateError as error:
+                text = f'found "{tls.certificate}", expected a valid one: {error}'
+                fault = Fault(self._file, 0, f"smtp[{number}].tls.certificate", text)
+                raise SettingsError([fault]) from None
+            if pair is not None:
+                found.append((certificate, pair))
+        return found
 
     def _with_files(self, settings: Settings, *, routes: Settings) -> Configuration:
         """Load the files that `settings` name, and check the routes of `routes`."""
@@ -95,6 +121,14 @@ class ActiveConfiguration:
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """See AccountDirectory."""
         return await self._now.accounts.by_password(user, password, client=client)
+
+
+def server_certificates(settings: Settings) -> tuple[ServerCertificate | None, ...]:
+    """Load the certificate of each SMTP listener. Raises CertificateError."""
+    return tuple(
+        ServerCertificate(one.tls.certificate, one.tls.key) if one.tls else None
+        for one in settings.smtp
+    )
 
 
 _NEXT_HOP_EXPECTED = "default, mx, mx:DOMAIN, local, smtp://HOST:PORT or smtps://HOST:PORT"

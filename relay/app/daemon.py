@@ -298,7 +298,7 @@ class Reloader:
         while self._again:
             self._again = False
             try:
-                await asyncio.to_thread(self._active.reload, _log_restart_key)
+                renewed = await asyncio.to_thread(self._active.reload, _log_restart_key)
             except SettingsError as error:
                 for fault in error.faults[:_FAULTS_SHOWN]:
                     _log.error("not reloaded", fault=str(fault))
@@ -306,7 +306,8 @@ class Reloader:
             except Exception:  # noqa: BLE001 - a failed reload must not end the service
                 _log.exception("not reloaded: the previous configuration stays active")
             else:
-                _log.info("reloaded", rules=len(self._active.rules().rules))
+                rules = len(self._active.rules().rules)
+                _log.info("reloaded", rules=rules, new_certificates=renewed)
 
 
 def _log_restart_key(changed: ChangedKey) -> None:

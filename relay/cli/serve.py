@@ -47,7 +47,12 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
         environ_journal_stream=environment.journal_stream,
         color=not environment.no_color,
     )
-    sources = RelayDependencies(active, active.rules, crash_at=environment.crash_at)
+    sources = RelayDependencies(
+        active,
+        active.rules,
+        crash_at=environment.crash_at,
+        certificates=active.certificates,
+    )
 
     async def serve_until_stopped() -> None:
         try:

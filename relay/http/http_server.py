@@ -5,11 +5,8 @@ The daemon keeps its signal handlers. stop() lets running requests finish within
 
 import asyncio
 import contextlib
-import errno
-import os
 import socket
 from collections.abc import Generator, Sequence
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -18,6 +15,7 @@ from relay.clock import Clock, SystemClock
 from relay.http.connection_limits import ConnectionLimits, ConnectionTable
 from relay.http.protocol import AllowedHosts, BoundedProtocol
 from relay.settings.tree import Address
+from relay.sockets import Listener, open_listener
 
 _BACKLOG = 1024
 _KEEP_ALIVE_S = 75
@@ -36,12 +34,11 @@ class HttpServer:
         limits: ConnectionLimits | None = None,
         hosts: AllowedHosts | None = None,
     ) -> None:
-        """Unix sockets get the file mode 0600; `clock` dates the server's own errors. Requests for
+        """`clock` dates the server's own errors. Requests for
         hosts other than `hosts` are rejected.
         """
         self._addresses = tuple(addresses)
-        self._sockets: list[socket.socket] = []
-        self._paths: list[Path] = []
+        self._listeners: list[Listener] = []
         self._task: asyncio.Task[None] | None = None
         self._server = _UvicornServer(
             uvicorn.Config(
@@ -68,7 +65,7 @@ class HttpServer:
     @property
     def bound(self) -> tuple[Address, ...]:
         """The addresses in use, with the real number for a port of 0."""
-        return tuple(map(_bound, self._sockets))
+        return tuple(one.address for one in self._listeners)
 
     def bind(self) -> None:
         """Bind every address.
@@ -77,18 +74,17 @@ class HttpServer:
         """
         try:
             for address in self._addresses:
-                self._sockets.append(_tcp_listener(address))
-                if address.path:
-                    self._paths.append(Path(address.path))
+                self._listeners.append(open_listener(address, backlog=_BACKLOG))
         except OSError:
             self._close_sockets()
             raise
 
     async def start(self) -> None:
         """Start to accept connections. Raises the exception that made the start fail."""
-        if not self._sockets:
+        if not self._listeners:
             self.bind()
-        self._task = asyncio.create_task(self._server.serve(self._sockets), name="http server")
+        sockets = [each for one in self._listeners for each in one.sockets]
+        self._task = asyncio.create_task(self._server.serve(sockets), name="http server")
         ready = asyncio.create_task(self._server.accepting.wait())
         try:
             await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
@@ -112,12 +108,9 @@ class HttpServer:
         self._close_sockets()
 
     def _close_sockets(self) -> None:
-        for listener in self._sockets:
+        for listener in self._listeners:
             listener.close()
-        self._sockets.clear()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-        self._paths.clear()
+        self._listeners.clear()
 
 
 class _UvicornServer(uvicorn.Server):
@@ -166,59 +159,3 @@ class _UvicornServer(uvicorn.Server):
             self.servers.append(server)
         self.started = True
         self.accepting.set()
-
-
-def _tcp_listener(address: Address) -> socket.socket:
-    if address.path:
-        return _unix_listener(address.path)
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # with IPPROTO_TCP: asyncio sets TCP_NODELAY only then, and responses would wait 40 ms
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((address.host, address.port))
-        listener.listen(_BACKLOG)  # now, so that a port in use is detected before anything starts
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from None
-    return listener
-
-
-def _unix_listener(path: str) -> socket.socket:
-    """Bind with the file mode 0600; remove a stale socket file before."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_stale(path)
-        before = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        text = f"cannot listen on unix:{path}: {error.strerror or error}"
-        raise OSError(error.errno or errno.EINVAL, text) from None
-    return listener
-
-
-def _remove_stale(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            Path(path).unlink(missing_ok=True)
-            return
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-
-
-def _bound(listener: socket.socket) -> Address:
-    name = listener.getsockname()
-    return Address(path=name) if isinstance(name, str) else Address(name[0], name[1])

@@ -1,23 +1,15 @@
 """Listen for SMTP on one socket, and stop gracefully.
 
-relay/app makes one SmtpServer per [[smtp]] and one for pickup. A Unix socket has mode 0600 before a
-client can connect. The acceptance of a message continues if its client disconnects.
-
-RFC 5321 3.8; RFC 8314 3.3 (implicit TLS); RFC 9325 (TLS 1.2 and later).
+relay/app makes one SmtpServer per [[smtp]] and one for pickup. The acceptance of a message
+continues if its client disconnects. RFC 5321 3.8; RFC 8314 3.3 (implicit TLS).
 """
 
 import asyncio
-import contextlib
-import errno
-import os
-import socket
-import ssl
-import stat
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 from relay.accounts.account import AccountDirectory
+from relay.certificates import ServerCertificate
 from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply, Origin, ReceivedContent
@@ -28,8 +20,9 @@ from relay.mailbox.api import DeliveryStore
 from relay.message.envelope import Envelope
 from relay.pressure import MemoryBudget, Pressure
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import Address, SmtpListener, TlsSettings
+from relay.settings.tree import Address, SmtpListener
 from relay.settings.validation import is_loopback
+from relay.sockets import Listener, open_listener
 
 _BACKLOG = 512
 _COMMIT_S = 5.0
@@ -60,17 +53,19 @@ class SmtpServer:
         *,
         pickup: bool = False,
         limits: SessionLimits | None = None,
+        certificate: ServerCertificate | None = None,
     ) -> None:
-        """Read the certificate and the networks; nothing listens yet.
+        """Read the networks; nothing listens yet. `certificate` is that of `listener.tls`.
 
-        Raises ValueError for a network, OSError or ssl.SSLError for a certificate.
+        Raises ValueError for a network.
         """
         self._listener = listener
         self._dependencies = dependencies
         self._limits = limits or SessionLimits()
         self._networks = [ip_network(text) for text in listener.trusted_networks]
-        self._tls_context = tls_context(listener.tls) if listener.tls else None
-        self._server: asyncio.Server | None = None
+        self._tls_context = certificate.context if certificate else None
+        self._opened: Listener | None = None
+        self._servers: list[asyncio.Server] = []
         self._acceptances: set[asyncio.Task[DataReply]] = set()
         self._shared = SessionDependencies(
             listener=self._listener_dependencies(pickup=pickup),
@@ -87,10 +82,7 @@ class SmtpServer:
     @property
     def address(self) -> Address:
         """The address it listens on, with the actual port."""
-        wanted = self._listener.listen
-        if self._server is None or wanted.path:
-            return wanted
-        return Address(wanted.host, int(self._server.sockets[0].getsockname()[1]))
+        return self._opened.address if self._opened else self._listener.listen
 
     @property
     def sessions(self) -> int:
@@ -98,42 +90,29 @@ class SmtpServer:
         return self._shared.count.sessions
 
     async def start(self) -> None:
-        """Listen. A stale Unix socket is replaced: the caller holds run/lock.
-
-        Raises OSError that names the address.
-        """
+        """Listen. Raises OSError that names the address."""
         loop = asyncio.get_running_loop()
-        wanted = self._listener.listen
-        if wanted.path:
-            unix_socket = _bind_unix(Path(wanted.path))
-            self._server = await loop.create_unix_server(
-                self._new_session, sock=unix_socket, backlog=_BACKLOG
-            )
-            return
+        self._opened = open_listener(self._listener.listen, backlog=_BACKLOG)
         implicit_tls = self._tls_context if self._listener.role == "submissions" else None
-        try:
-            self._server = await loop.create_server(
+        create = loop.create_unix_server if self._listener.listen.path else loop.create_server
+        for one in self._opened.sockets:
+            server = await create(
                 self._new_session,
-                wanted.host,
-                wanted.port,
+                sock=one,
                 ssl=implicit_tls,
                 ssl_handshake_timeout=TLS_HANDSHAKE_S if implicit_tls else None,
                 backlog=_BACKLOG,
             )
-        except OSError as error:
-            is_lookup = isinstance(
-                error, socket.gaierror
-            )  # its error numbers are not those of errno
-            reason = error.strerror if is_lookup else os.strerror(error.errno or errno.EINVAL)
-            raise OSError(error.errno, f"cannot listen on {wanted}: {reason}") from error
+            self._servers.append(server)
 
     def stop_listening(self) -> None:
         """Accept no more connections; open sessions continue."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-            if self._listener.listen.path:
-                Path(self._listener.listen.path).unlink(missing_ok=True)
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     async def drain(self, grace_s: float) -> None:
         """Stop. Open transactions may finish within `grace_s`, commits a little later."""
@@ -210,33 +189,3 @@ class SmtpServer:
             return False  # a TCP client that disconnected before its address was read
         address = ip_address((ip or _LOOPBACK).partition("%")[0])
         return any(address in network for network in self._networks)
-
-
-def tls_context(tls: TlsSettings) -> ssl.SSLContext:
-    """Return the context for a listener's certificate.
-
-    Raises OSError or ssl.SSLError when the files cannot be used.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.certificate, tls.key)
-    return context
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    """Bind. No client can connect before listen(), so the mode is set in time."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise FileExistsError(f"{path} exists and is not a socket")
-        path.unlink()
-    unix_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        unix_socket.bind(str(path))
-        path.chmod(0o600)
-    except OSError as error:
-        unix_socket.close()
-        raise OSError(
-            error.errno, f"cannot listen on unix:{path}: {error.strerror or error}"
-        ) from error
-    unix_socket.setblocking(False)
-    return unix_socket

@@ -7,6 +7,7 @@ is added to the tree must be added here as well; docs/operation.md has them as a
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
@@ -16,7 +17,9 @@ from relay.settings.tree import Address, Duration, Secret, Settings
 
 _VALUE_LENGTH_MAX = 300
 
-RELOADABLE: Final = frozenset({"mailboxes.accounts", "policy.directory"})
+RELOADABLE: Final = frozenset(
+    {"mailboxes.accounts", "policy.directory", "smtp.tls.certificate", "smtp.tls.key"}
+)
 
 RESTART_ONLY: Final = frozenset(
     {
@@ -34,8 +37,6 @@ RESTART_ONLY: Final = frozenset(
         "smtp.max_recipients",
         "smtp.max_sessions",
         "smtp.timeout",
-        "smtp.tls.certificate",
-        "smtp.tls.key",
         "smtp.tls.require",
         "mailboxes.domains",
         "mailboxes.root",
@@ -115,14 +116,20 @@ def apply_reloadable(active: Settings, read: Settings) -> tuple[Settings, tuple[
 
 
 def _merge(active: Any, read: Any, path: KeyPath, *, changes: list[ChangedKey]) -> Any:
-    """Merge two tables, or two arrays of tables by their index."""
+    """Merge two tables, or two arrays of tables by their index.
+
+    A table of an array whose first key differs is another one: nothing of it is applied.
+    """
     if isinstance(active, tuple):
-        for index in range(min(len(active), len(read)), max(len(active), len(read))):
-            old, new = (one[index] if index < len(one) else None for one in (active, read))
-            changes.append(ChangedKey(dotted((*path, index)), _text(old), _text(new)))
-        both = zip(active, read, strict=False)
-        merged = [_merge(*pair, (*path, index), changes=changes) for index, pair in enumerate(both)]
-        return (*merged, *active[len(merged) :])
+        merged = []
+        for index, (old, new) in enumerate(zip_longest(active, read)):
+            place = (*path, index)
+            if old and new and _first_value(old) == _first_value(new):
+                merged.append(_merge(old, new, place, changes=changes))
+                continue
+            changes.append(ChangedKey(dotted(place), _text(old), _text(new)))
+            merged += [old] if old else []
+        return tuple(merged)
     values = {}
     for name, hint in get_type_hints(type(active), include_extras=True).items():
         old, new, place = getattr(active, name), getattr(read, name), (*path, name)
@@ -135,6 +142,10 @@ def _merge(active: Any, read: Any, path: KeyPath, *, changes: list[ChangedKey]) 
         else:
             changes.append(ChangedKey(dotted(place), _text(old, hint), _text(new, hint)))
     return dataclasses.replace(active, **values)
+
+
+def _first_value(table: Any) -> Any:
+    return getattr(table, dataclasses.fields(table)[0].name)
 
 
 def _table_of(hint: Any) -> type | None:

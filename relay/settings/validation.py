@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from relay.certificates import CertificateError, load_pair
 from relay.settings.document import KeyPath
 from relay.settings.tree import (
     Address,
@@ -111,15 +112,10 @@ def _certificate(path: KeyPath, tls: TlsSettings) -> Found:
     yield from unreadable
     if unreadable:
         return
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # without a password OpenSSL would prompt for one
-        context.load_cert_chain(tls.certificate, tls.key, password="-")  # noqa: S106
-    except (ssl.SSLError, ValueError, OSError) as error:
-        reason = getattr(error, "reason", None) or "not PEM"
-        if reason == "KEY_VALUES_MISMATCH":
-            reason += ": this key belongs to another certificate"
-        expected = f"a PEM certificate chain and its key, without a password ({reason})"
+        load_pair(tls.certificate, tls.key)
+    except CertificateError as error:
+        expected = f"a PEM certificate chain and its key, without a password ({error})"
         yield (*path, "certificate"), expected
 
 

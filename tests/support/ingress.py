@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from relay.accounts.account import Account
+from relay.certificates import ServerCertificate
 from relay.clock import Ids, ManualClock
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.session_limits import SessionLimits
@@ -188,7 +189,11 @@ class Relay:
         )
         settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))
         quick = limits or SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)
-        return SmtpServer(settings, neighbours, pickup=pickup, limits=quick)
+        tls = settings.tls
+        return SmtpServer(
+            settings, neighbours, pickup=pickup, limits=quick,
+            certificate=ServerCertificate(tls.certificate, tls.key) if tls else None,
+        )  # fmt: skip
 
 
 def make_certificate(directory: Path) -> TlsSettings:

@@ -21,6 +21,7 @@ from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.app.configuration import route_table
 from relay.app.state_dir import is_running, open_to_others, owner_of, unusable_state, unwritable
+from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
 from relay.policy.rule_files import PolicyError, load_rules
 from relay.routing.dns_client import name_servers_answer
@@ -29,13 +30,12 @@ from relay.settings.reader import load
 from relay.settings.tree import Address, Settings, TlsSettings
 from relay.settings.validation import host_of, is_loopback
 from relay.smtp.tls import certificate_matches, certificate_names
+from relay.sockets import LACKING_ADDRESS
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 SOON_S = 14 * 86400
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 _LISTENING_UNIX = "00010000"  # SO_ACCEPTCON in /proc/net/unix
-_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME; the clock passed in decides
-_HANDSHAKE_ROUNDS_MAX = 10
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
@@ -74,24 +74,22 @@ def smtp_listeners(settings: Settings) -> list[CheckedListener]:
 
 
 # -- ports
-def port_fault(address: Address, run_dir: Path, *, is_http: bool = False) -> str:
+def port_fault(address: Address, run_dir: Path) -> str:
     """Return what is expected if a relay cannot listen at `address`, or "".
 
-    An address used by the running relay of this `run_dir` is not a fault. HTTP uses one address
-    of a host name, SMTP all of them.
+    An address used by the running relay of this `run_dir` is not a fault.
     """
     if address.path:
         return _unix_fault(Path(address.path), run_dir)
     if not address.port:
         return ""
-    one_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         places = socket.getaddrinfo(
-            address.host, address.port, family=one_family if is_http else socket.AF_UNSPEC,
-            type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE,
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE,
         )  # fmt: skip
     except (OSError, UnicodeError):
         return "an address of this machine, or a name that has one"
+    lacking = []
     for family, _, _, _, place in places:
         error = _bind_error(family, place)
         if error == errno.EADDRINUSE:
@@ -104,8 +102,12 @@ def port_fault(address: Address, run_dir: Path, *, is_http: bool = False) -> str
                 "a port that this user may bind: a port below 1024 needs the capability "
                 "CAP_NET_BIND_SERVICE, which the shipped unit gives"
             )
-        if error:
+        if error in LACKING_ADDRESS:
+            lacking.append(error)
+        elif error:
             return f"an address of this machine ({os.strerror(error).lower()})"
+    if len(lacking) == len(places):
+        return f"an address of this machine ({os.strerror(lacking[0]).lower()})"
     return ""
 
 
@@ -206,7 +208,9 @@ def assess_listener(listener: CheckedListener, hostname: str, now_s: float) -> C
     """Return what prevents clients from verifying the certificate of a listener."""
     assert listener.tls is not None
     try:
-        certificate = _certificate_of_handshake(listener.tls)
+        tls = listener.tls
+        server = load_pair(tls.certificate, tls.key)
+        certificate = certificate_of_handshake(server, tls.certificate)
     except ssl.SSLCertVerificationError as error:
         return CertificateFinding(f"found one that clients reject: {error.verify_message}")
     except OSError as error:
@@ -249,32 +253,6 @@ def _names(listener: CheckedListener, hostname: str) -> list[str]:
     if not listener.is_open:
         names.append("localhost")
     return list(dict.fromkeys(names))
-
-
-def _certificate_of_handshake(tls: TlsSettings) -> Mapping[str, Any]:
-    """Return the certificate as a client gets it in a TLS handshake in memory.
-
-    Raises OSError, ssl.SSLError.
-    """
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(tls.certificate, tls.key, password="-")  # noqa: S106 - for no prompt
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.load_verify_locations(cafile=tls.certificate)
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
-    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = client.wrap_bio(to_client, to_server)
-    answering = server.wrap_bio(to_server, to_client, server_side=True)
-    for _ in range(_HANDSHAKE_ROUNDS_MAX):
-        waiting = 0
-        for side in (asking, answering):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                waiting += 1
-        if not waiting:
-            break
-    return asking.getpeercert() or {}
 
 
 class CheckResult(StrEnum):
@@ -359,7 +337,7 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Ch
     http, smtp = http_listeners(settings), smtp_listeners(settings)
     is_free = True
     for one in (*http, *smtp):
-        if expected := port_fault(one.address, settings.run_dir, is_http=one in http):
+        if expected := port_fault(one.address, settings.run_dir):
             is_free = False
             text = f'found "{one.address}", expected {expected}'
             yield CheckFinding("listeners", CheckResult.FAULT, str(place.fault(one.key, text)))

@@ -102,17 +102,21 @@ def test_keys_of_arrays_have_the_index_of_their_table(settings) -> None:
         {"listen": "127.0.0.1:2525", "trusted_networks": ["192.0.2.0/24"]},
         {"listen": "127.0.0.1:2526", "trusted_networks": ["192.0.2.0/24"], "max_sessions": 7},
     ]
+    first = '{ listen = "127.0.0.1:2525", trusted_networks = ["192.0.2.0/24"] }'
     second = '{ listen = "127.0.0.1:2526", trusted_networks = ["192.0.2.0/24"], max_sessions = 7 }'
     active, read = settings(smtp=listeners[1:]), settings(smtp=listeners)
     applied, changes = apply_reloadable(active, read)
     assert applied == active
     assert changes == (
+        ChangedKey("smtp[0]", second, first),
         ChangedKey("smtp[1]", "nothing", second),
-        ChangedKey("smtp[0].listen", '"127.0.0.1:2526"', '"127.0.0.1:2525"'),
-        ChangedKey("smtp[0].max_sessions", "7", "500"),
     )
-    _, changes = apply_reloadable(read, active)
-    assert changes[0] == ChangedKey("smtp[1]", second, "nothing")
+    applied, changes = apply_reloadable(read, active)
+    assert applied == read
+    assert changes[1] == ChangedKey("smtp[1]", second, "nothing")
+    more_sessions = [listeners[0] | {"max_sessions": 9}, listeners[1]]
+    _, changes = apply_reloadable(read, settings(smtp=more_sessions))
+    assert changes == (ChangedKey("smtp[0].max_sessions", "500", "9"),)
 
 
 def test_secrets_are_not_shown(settings) -> None:

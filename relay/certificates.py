@@ -1,0 +1,114 @@
+"""Certificates of listeners: load and check a pair, and replace it while sessions continue.
+
+A pair is a PEM certificate chain and its key. RFC 9325: TLS 1.2 and later.
+"""
+
+import hashlib
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_HANDSHAKE_ROUNDS_MAX = 10
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME: the caller has the time
+_NO_PASSWORD = "-"  # noqa: S105 - without one OpenSSL would prompt
+
+
+class CertificateError(OSError):
+    """A pair cannot be used; the text is the reason."""
+
+
+def load_pair(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return a server's context with this pair. Raises CertificateError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key, password=_NO_PASSWORD)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or "not PEM"
+        if reason == "KEY_VALUES_MISMATCH":
+            reason += ": this key belongs to another certificate"
+        raise CertificateError(reason) from None
+    except OSError as error:
+        raise CertificateError(f"{certificate} or {key}: {error.strerror or error}") from None
+    return context
+
+
+def certificate_of_handshake(server: ssl.SSLContext, certificate: Path) -> Mapping[str, Any]:
+    """Return the certificate of `server` as a client gets it, in a TLS handshake in memory.
+
+    `certificate` is its file. Raises OSError, ssl.SSLError.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(cafile=certificate)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(to_client, to_server)
+    answering = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(_HANDSHAKE_ROUNDS_MAX):
+        waiting = 0
+        for side in (asking, answering):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                waiting += 1
+        if not waiting:
+            break
+    return asking.getpeercert() or {}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPair:
+    """A pair that clients can verify; `digest` is that of its files."""
+
+    context: ssl.SSLContext
+    digest: bytes
+
+
+class ServerCertificate:
+    """The certificate of one listener. `context` is for all its handshakes.
+
+    At each handshake, `context` gives way to the context of the pair that is in use then. Sessions
+    keep what they began with.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        """Raises CertificateError. An expired pair is used: `relay check` reports it."""
+        self._digest = _digest(certificate, key)
+        self._current = load_pair(certificate, key)
+        self.context = load_pair(certificate, key)
+        self.context.sni_callback = self._choose
+
+    def new_pair(self, certificate: Path, key: Path, *, now_s: float) -> CheckedPair | None:
+        """Return the pair in these files for use(), None if it is in use already.
+
+        Raises CertificateError if it cannot be used, or has expired at `now_s`.
+        """
+        digest = _digest(certificate, key)
+        if digest == self._digest:
+            return None
+        context = load_pair(certificate, key)
+        try:
+            shown = certificate_of_handshake(context, certificate)
+        except OSError as error:
+            raise CertificateError(f"it fails in a handshake: {error.strerror or error}") from None
+        if not shown or ssl.cert_time_to_seconds(shown["notAfter"]) <= now_s:
+            raise CertificateError(f"it expired on {shown.get('notAfter', 'an unknown date')}")
+        return CheckedPair(context, digest)
+
+    def use(self, pair: CheckedPair) -> None:
+        """Use this pair for handshakes from now on."""
+        self._current, self._digest = pair.context, pair.digest
+
+    def _choose(self, session: ssl.SSLObject, _name: str, _context: ssl.SSLContext) -> None:
+        """Called at each ClientHello, also without a server name."""
+        session.context = self._current
+
+
+def _digest(certificate: Path, key: Path) -> bytes:
+    try:
+        return b"".join(hashlib.sha256(one.read_bytes()).digest() for one in (certificate, key))
+    except OSError as error:
+        raise CertificateError(f"{certificate} or {key}: {error.strerror}") from None

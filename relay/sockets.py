@@ -1,0 +1,129 @@
+"""Open the sockets of listeners, for SMTP and HTTP alike: nothing else in Relay binds.
+
+An address is HOST:PORT or unix:PATH. A host name means all its addresses on this machine; port 0
+is one free port for all of them. Another kind of address is one more case in open_listener().
+"""
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.settings.tree import Address
+
+LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_PROBE_S = 1.0
+_MODE = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Sockets that listen; `address` has the actual port. close() removes a Unix socket's file."""
+
+    address: Address
+    sockets: tuple[socket.socket, ...]
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for one in self.sockets:
+            one.close()
+        if self.address.path:
+            Path(self.address.path).unlink(missing_ok=True)
+
+
+def open_listener(address: Address, *, backlog: int) -> Listener:
+    """Bind and listen; a Unix socket has the file mode 0600 before a client can connect.
+
+    A stale Unix socket is replaced, one that answers is not. Raises OSError that names the address.
+    """
+    try:
+        if address.path:
+            return Listener(address, (_unix_socket(Path(address.path), backlog),))
+        sockets = _tcp_sockets(address, backlog)
+    except OSError as error:
+        is_lookup = isinstance(error, socket.gaierror)  # its numbers are not those of errno
+        reason = error.strerror if is_lookup or not error.errno else os.strerror(error.errno)
+        kind = FileExistsError if isinstance(error, FileExistsError) else OSError
+        text = f"cannot listen on {address}: {reason or error}"
+        raise kind(error.errno or errno.EINVAL, text) from error
+    return Listener(Address(address.host, _port(sockets[0])), tuple(sockets))
+
+
+def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
+    """Return a socket for each address of the host; those that the machine lacks are left out."""
+    places = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    lacking = None
+    try:
+        for family, _, _, _, place in dict.fromkeys(places):
+            port = _port(sockets[0]) if sockets else address.port
+            try:
+                sockets.append(_tcp_socket(family, (place[0], port, *place[2:]), backlog))
+            except OSError as error:
+                if error.errno not in LACKING_ADDRESS:
+                    raise
+                lacking = error
+        if lacking is not None and not sockets:
+            raise lacking
+    except OSError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
+
+
+def _tcp_socket(family: int, place: tuple[object, ...], backlog: int) -> socket.socket:
+    # with IPPROTO_TCP: asyncio sets TCP_NODELAY only then, and responses would wait 40 ms
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(place)
+        made.listen(backlog)  # now, so that a port in use is detected before anything starts
+        made.setblocking(False)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _port(bound: socket.socket) -> int:
+    return int(bound.getsockname()[1])
+
+
+def _unix_socket(path: Path, backlog: int) -> socket.socket:
+    _remove_stale(path)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.bind(str(path))
+        path.chmod(_MODE)  # no client can connect before listen()
+        made.listen(backlog)
+        made.setblocking(False)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody listens on."""
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise FileExistsError(0, "it exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_S)
+        with suppress(FileNotFoundError):
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+                return
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -1,0 +1,152 @@
+"""SIGHUP replaces certificates while sessions go on; a pair that cannot be used changes nothing."""
+
+import contextlib
+import os
+import shutil
+import signal
+import smtplib
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.relay_process import RelayProcess, until
+from tests.support.tls import Authority, Certificate, authority
+
+__all__ = ["authority"]
+
+SESSIONS = 200
+STARTTLS, IMPLICIT = 0, 1  # the listeners
+
+
+@dataclass(frozen=True)
+class Served:
+    """A relay with a pair of files, and the CA that issues them."""
+
+    relay: RelayProcess
+    authority: Authority
+    folder: Path
+
+    def put(self, made: Certificate, *, key: Certificate | None = None) -> None:
+        """Make `made` the pair of the configuration; `key` has another key."""
+        shutil.copy(made.certificate, self.folder / "certificate.pem")
+        shutil.copy((key or made).key, self.folder / "key.pem")
+
+    def session(self, listener: int) -> smtplib.SMTP:
+        context = ssl.create_default_context(cafile=str(self.authority.certificate))
+        host, port = self.relay.smtp_address(listener)
+        if listener == IMPLICIT:
+            return smtplib.SMTP_SSL(host, port, "client.test", timeout=20, context=context)
+        session = smtplib.SMTP(host, port, "client.test", timeout=20)
+        session.starttls(context=context)
+        return session
+
+    def shown(self, listener: int) -> bytes | None:
+        """The certificate of a new session."""
+        with self.session(listener) as session:
+            return session.sock.getpeercert(binary_form=True)
+
+    def hang_up(self, word: str) -> str:
+        """Send SIGHUP, wait until the log says `word`, and return the new lines."""
+        before = len(self.relay.log)
+        os.kill(self.relay.process.pid, signal.SIGHUP)
+        until(f"{word} in the log", lambda: word in self.relay.log[before:])
+        return self.relay.log[before:]
+
+
+def der(made: Certificate) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(made.certificate.read_text())
+
+
+@pytest.fixture
+def issued(authority: Authority) -> tuple[Certificate, Certificate]:
+    return authority.issue("IP:127.0.0.1"), authority.issue("IP:127.0.0.1", "DNS:new.test")
+
+
+@pytest.fixture
+def served(authority, issued, tmp_path: Path) -> Iterator[Served]:
+    tls = {"certificate": str(tmp_path / "certificate.pem"), "key": str(tmp_path / "key.pem")}
+    trusted = {"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.1/32"], "tls": tls}
+    config = {"smtp": [trusted, trusted | {"role": "submissions"}]}
+    for source, target in ((issued[0].certificate, "certificate.pem"), (issued[0].key, "key.pem")):
+        shutil.copy(source, tmp_path / target)
+    with RelayProcess(config=config) as relay:
+        yield Served(relay, authority, tmp_path)
+
+
+def test_a_certificate_is_replaced_under_200_open_sessions(served, issued) -> None:
+    old, new = issued
+    with contextlib.ExitStack() as opened:
+        sessions = [opened.enter_context(served.session(number % 2)) for number in range(SESSIONS)]
+        served.put(new)
+        served.hang_up("reloaded")
+        assert [served.shown(one) for one in (STARTTLS, IMPLICIT)] == [der(new), der(new)]
+        for session in sessions:
+            assert session.sock.getpeercert(binary_form=True) == der(old)
+            assert session.noop()[0] == 250
+        for session in sessions[-2:]:  # one of each listener
+            session.login("alice@example.test", "alice")
+            session.sendmail("alice@example.test", "bob@example.test", "Subject: still here\n\n.\n")
+
+
+def test_a_client_that_names_a_server_gets_the_new_certificate(served, issued) -> None:
+    """The other clients name none: an IP address is no server name."""
+    served.put(issued[1])
+    served.hang_up("reloaded")
+    context = ssl.create_default_context(cafile=str(served.authority.certificate))
+    address = served.relay.smtp_address(IMPLICIT)
+    with (
+        socket.create_connection(address, timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname="new.test") as session,
+    ):
+        assert session.getpeercert(binary_form=True) == der(issued[1])
+        assert session.recv(3) == b"220"
+
+
+def mismatched(served: Served, new: Certificate) -> str:
+    served.put(new, key=served.authority.issue("DNS:third.test"))
+    return "KEY_VALUES_MISMATCH: this key belongs to another certificate"
+
+
+def missing(served: Served, _new: Certificate) -> str:
+    (served.folder / "key.pem").unlink()
+    return "the path of an existing file"
+
+
+def expired(served: Served, _new: Certificate) -> str:
+    served.put(served.authority.issue("IP:127.0.0.1", days=-1))
+    return "it expired on"
+
+
+@pytest.mark.parametrize("spoil", [mismatched, missing, expired])
+def test_a_bad_pair_is_refused_and_the_old_one_stays(served, issued, spoil) -> None:
+    old, new = issued
+    why = spoil(served, new)
+    lines = served.hang_up("the previous configuration stays active")
+    assert "not reloaded" in lines
+    assert "smtp[0].tls." in lines
+    assert why in lines
+    assert [served.shown(one) for one in (STARTTLS, IMPLICIT)] == [der(old), der(old)]
+    served.put(new)
+    served.hang_up("reloaded")
+    assert served.shown(IMPLICIT) == der(new)
+
+
+def test_an_expired_pair_that_is_in_use_hinders_no_reload(served, issued) -> None:
+    served.put(served.authority.issue("IP:127.0.0.1", days=-1))
+    served.relay.restart()
+    assert '"new_certificates":0' in served.hang_up("reloaded")
+    served.put(issued[1])
+    assert '"new_certificates":2' in served.hang_up("reloaded")
+
+
+def test_another_path_is_used_after_a_reload(served, issued) -> None:
+    new = issued[1]
+    tls = {"certificate": str(new.certificate), "key": str(new.key)}
+    config = served.relay.config
+    served.relay.write_config(config | {"smtp": [one | {"tls": tls} for one in config["smtp"]]})
+    assert "a restart is needed" not in served.hang_up("reloaded")
+    assert [served.shown(one) for one in (STARTTLS, IMPLICIT)] == [der(new), der(new)]

@@ -1,0 +1,71 @@
+"""Listeners: all addresses of a name, stale and live Unix sockets, errors that name the address."""
+
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.settings.tree import Address
+from relay.sockets import Listener, open_listener
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Listener]]:
+    listeners: list[Listener] = []
+    yield listeners
+    for one in listeners:
+        one.close()
+
+
+def test_a_name_means_all_its_addresses_with_one_port(opened, monkeypatch) -> None:
+    two = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))
+        for host in ("127.0.0.1", "127.0.0.2")
+    ]
+    lacking = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [lacking, *two, two[0]])
+    opened.append(open_listener(Address("two.test", 0), backlog=1))
+    port = opened[0].address.port
+    assert opened[0].address == Address("two.test", port)
+    assert [one.getsockname() for one in opened[0].sockets] == [
+        ("127.0.0.1", port),
+        ("127.0.0.2", port),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [lacking])
+    with pytest.raises(
+        OSError, match=r"^\[Errno \d+\] cannot listen on lacking\.test:0: Cannot assign"
+    ):
+        open_listener(Address("lacking.test", 0), backlog=1)
+
+
+def test_a_port_in_use_closes_the_sockets_that_were_open(opened) -> None:
+    opened.append(open_listener(Address("127.0.0.1", 0), backlog=1))
+    taken = opened[0].address
+    with pytest.raises(OSError, match=f"cannot listen on {taken}: Address already in use"):
+        open_listener(taken, backlog=1)
+
+
+def test_a_stale_unix_socket_is_replaced_and_its_file_is_private(opened, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+        stale.bind(str(path))
+    opened.append(open_listener(Address(path=str(path)), backlog=1))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(path))
+    opened.pop().close()
+    assert not path.exists()
+
+
+def test_a_unix_socket_that_answers_and_a_file_stay(opened, tmp_path: Path) -> None:
+    address = Address(path=str(tmp_path / "s"))
+    opened.append(open_listener(address, backlog=1))
+    with pytest.raises(OSError, match=f"cannot listen on {address}: Address already in use"):
+        open_listener(address, backlog=1)
+    file = tmp_path / "precious"
+    file.write_text("text")
+    with pytest.raises(FileExistsError, match="it exists and is not a socket"):
+        open_listener(Address(path=str(file)), backlog=1)
+    assert file.read_text() == "text"
