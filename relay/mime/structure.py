@@ -1,9 +1,9 @@
 """Read the structure of a MIME message from blocks: its entities, and where each of them is.
 
-Conversion and the mailbox's readers use it for contents of any size. Reading is linear in the size
-of the message, whatever it contains. Bodies are neither kept nor decoded. Nothing raises on damaged
-MIME: it is listed in `defects` and read as lenient mail programs read it. Positions count from the
-first octet of the message.
+Conversion, the mailbox's readers and the rules use it for contents of any size. Reading is linear
+in the size of the message, whatever it contains. Bodies are neither kept nor decoded. Nothing
+raises on damaged MIME: it is listed in `defects` and read as lenient mail programs read it.
+Positions count from the first octet of the message.
 RFC 2045 2.4 (entity), 2.8 (7bit); RFC 2046 5.1 (multipart), 5.2.1 (message); RFC 1847 (signed,
 encrypted); RFC 5322 2.1.1 (line lengths).
 """
@@ -30,12 +30,14 @@ ENTITIES_MAX = 1000
 DEPTH_MAX = 50
 _MESSAGE_HEADER_OCTETS_MAX = 1024 * 1024
 _HEADERS_OCTETS_MAX = 4 * 1024 * 1024  # of all headers together: they are kept in memory
-_FALSE_DELIMITERS_MAX = 1_000_000
+FALSE_DELIMITERS_MAX = 1_000_000
 _PADDING_OCTETS_MAX = 200  # of white space after a boundary
 _DEFECTS_MAX = 20
 _SHOWN_CHARACTERS = 60
 _NO_BLANK = "no blank line between header and body"
+_PARAMETERS_MAX = 100  # of a Content-Type: the library's parser is quadratic in them
 _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
+_TOO_PADDED = re.compile(rb"(?:--)?[ \t]{%d}" % (_PADDING_OCTETS_MAX + 1))
 _VISIBLE = re.compile(r"[!-~]+")
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|\([^()]*\)')
 _IDENTITY = frozenset(("7bit", "8bit", "binary"))
@@ -104,11 +106,15 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """All entities in the order of their starts; the first is the message itself."""
+    """All entities in the order of their starts; the first is the message itself.
+
+    `is_complete`: no part is left unread because of a limit.
+    """
 
     entities: tuple[Entity, ...]
     size: int
     defects: tuple[str, ...] = ()
+    is_complete: bool = True
 
     @property
     def message(self) -> Entity:
@@ -175,6 +181,20 @@ class BodyCounter:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LooseReading:
+    """One way to read a message where programs differ, to find what any of them shows.
+
+    `last`: of several Content-Types the last counts, not the first. `comments`: parentheses are a
+    part of the value. `ends_late`: a header ends at its blank line, not after its last field. In
+    all of them an attached message is read whatever its transfer encoding.
+    """
+
+    last: bool = False
+    comments: bool = True
+    ends_late: bool = True
+
+
 def read_structure(content: bytes | Octets) -> Structure:
     """Read a whole message. Reading blocks; raises OSError where the octets cannot be read."""
     if isinstance(content, bytes):
@@ -182,9 +202,9 @@ def read_structure(content: bytes | Octets) -> Structure:
     return structure_of(octets_in_blocks([content]))
 
 
-def structure_of(blocks: Iterable[bytes]) -> Structure:
+def structure_of(blocks: Iterable[bytes], reading: LooseReading | None = None) -> Structure:
     """Read a message that comes in blocks of any sizes."""
-    reader = StructureReader()
+    reader = StructureReader(reading)
     for block in blocks:
         reader.feed(block)
     return reader.close()
@@ -252,7 +272,9 @@ class StructureReader:
     delimiter. The message starts as if after a line end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reading: LooseReading | None = None) -> None:
+        self._reading = reading
+        self._is_complete = True
         self._held = b"\n"
         self._offset = -1  # of the first octet in the buffer
         self._entities = [_OpenEntity(-1, 0, 0, 0)]
@@ -281,7 +303,8 @@ class StructureReader:
             pass
         size = self._offset + len(self._held)
         self._leave(0, end=size)
-        return Structure(tuple(one.ended() for one in self._entities), size, tuple(self._defects))
+        entities = tuple(one.ended() for one in self._entities)
+        return Structure(entities, size, tuple(self._defects), self._is_complete)
 
     def _step(self, *, final: bool) -> bool:
         """Process one header or delimiter; False when more octets are needed, or at the end."""
@@ -306,7 +329,7 @@ class StructureReader:
             self._defect(_NO_BLANK)
             self._enter(entity, end, end)  # the delimiter is found again in the body
         elif end > limit:
-            self._defect("a header that is too long")
+            self._leave_unread("a header that is too long")
             place = max(self._held.rfind(b"\n", 1, limit) + 1, 1)
             self._enter(entity, place, place)
         elif final:
@@ -320,7 +343,7 @@ class StructureReader:
     def _enter(self, entity: _OpenEntity, header_end: int, body_start: int) -> None:
         """Store the header and start the body: after the last field if there is no blank line."""
         last = 1 + fields_end(self._held[1:header_end])
-        if last < header_end:
+        if last < header_end and not (self._reading and self._reading.ends_late):
             self._defect(_NO_BLANK)
             header_end = body_start = last
         entity.header = self._held[1:header_end]
@@ -344,7 +367,12 @@ class StructureReader:
         if entity.header.startswith(BYTE_ORDER_MARK):
             self._defect("a byte order mark before a header")
         fields = parse_header(entity.header)
-        entity.content_type = kind = _content_type(fields, entity.default_type)
+        if self._reading is None:
+            kind = _content_type(fields, entity.default_type)
+            boundary = _boundary(fields) if kind.startswith("multipart/") else b""
+        else:
+            kind, boundary = self._type_as_read(fields, entity.default_type, self._reading)
+        entity.content_type = kind
         entity.encoding = _encoding(fields)
         if entity.encoding not in _ENCODINGS:
             shown = entity.encoding[:_SHOWN_CHARACTERS]
@@ -354,15 +382,32 @@ class StructureReader:
             return
         if entity.encoding not in _IDENTITY:
             self._defect(f"{kind} with a transfer encoding of its own")
-        boundary = _boundary(fields) if is_multipart else b""
         if is_multipart and not boundary:
             self._defect(f"{kind} without a boundary")
         elif entity.depth >= DEPTH_MAX:
-            self._defect(f"parts more than {DEPTH_MAX} deep")
+            self._leave_unread(f"parts more than {DEPTH_MAX} deep")
         elif is_multipart:
             entity.boundary = boundary
-        else:  # with a transfer encoding it is a leaf
-            entity.is_message = entity.encoding in _IDENTITY and self._has_room()
+        elif entity.encoding in _IDENTITY or self._reading is not None:
+            entity.is_message = self._has_room()  # with a transfer encoding it is a leaf
+
+    def _type_as_read(
+        self, fields: "Message[str, str]", default: str, reading: LooseReading
+    ) -> tuple[str, bytes]:
+        """Return type and boundary as a program finds them that does not check the type's form."""
+        values = [str(one) for one in fields.get_all("content-type", [default])]
+        value = values[-1 if reading.last else 0]
+        if not reading.comments:
+            value = _COMMENT.sub(r"\1", value)
+        kind = value.partition(";")[0].strip().lower()
+        if not kind.startswith("multipart/"):
+            return kind, b""
+        if value.count(";") > _PARAMETERS_MAX:
+            self._leave_unread(f"a type with more than {_PARAMETERS_MAX} parameters")
+            return kind, b""
+        one: Message[str, str] = Message()
+        one["Content-Type"] = value
+        return kind, _raw_boundary(one)
 
     # -- bodies
 
@@ -446,9 +491,11 @@ class StructureReader:
                 is_pair = self._held[max(position - 1, 0) : position + 1] == b"\r\n"
                 start = position - 1 if is_pair else position
                 return _BoundaryLine(level, start, ended.end(), closing=ended[1] is not None)
+            if _TOO_PADDED.match(self._held, position + len(wanted)):
+                self._leave_unread("too much white space after a boundary")
             position += 1
             self._false_delimiters += 1
-            if self._false_delimiters > _FALSE_DELIMITERS_MAX:
+            if self._false_delimiters > FALSE_DELIMITERS_MAX:
                 self._stop("too many lines that look like delimiters")
                 return None
         self._looked_for[wanted] = self._offset + max(limit, 0)
@@ -492,7 +539,11 @@ class StructureReader:
 
     def _stop(self, reason: str) -> None:
         self._searching = False
-        self._defect(f"{reason}: the rest is not read")
+        self._leave_unread(f"{reason}: the rest is not read")
+
+    def _leave_unread(self, defect: str) -> None:
+        self._is_complete = False
+        self._defect(defect)
 
     def _defect(self, text: str) -> None:
         if len(self._defects) < _DEFECTS_MAX:
@@ -514,9 +565,16 @@ def _encoding(fields: "Message[str, str]") -> str:
 
 def _boundary(fields: "Message[str, str]") -> bytes:
     with contextlib.suppress(Exception):
-        given = fields.get_boundary("")
+        given = _raw_boundary(fields)
         value = str(fields["content-type"])
         if "(" in value:
             fields.replace_header("content-type", _COMMENT.sub(r"\1", value))
-        return (fields.get_boundary("") or given).encode("utf-8", "surrogateescape")
+            return _raw_boundary(fields) or given
+        return given
+    return b""
+
+
+def _raw_boundary(fields: "Message[str, str]") -> bytes:
+    with contextlib.suppress(Exception):
+        return (fields.get_boundary("") or "").encode("utf-8", "surrogateescape")
     return b""
