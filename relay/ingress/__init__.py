@@ -5,6 +5,7 @@ are durable. Only CRLF.CRLF ends the data. Clients that are not trusted cannot r
 error is a 4yz reply with a fixed text.
 
 `smtp_server` is a listener, `smtp_session` a connection, `smtp_commands` has the commands (EHLO,
-MAIL, RCPT, DATA ...). `acceptance` runs step 5, `header_cleanup` edits the header (Received, Bcc),
-`fanout` sorts recipients into queue entries.
+MAIL, RCPT, DATA ...), `authentication` the AUTH exchange and its failures. `send_as` checks which
+addresses an account may use. `acceptance` runs step 5, `header_cleanup` edits the header (Received,
+Bcc), `fanout` sorts recipients into queue entries.
 """

@@ -17,9 +17,9 @@ from typing import Any
 from relay.accounts.account import AccountDirectory
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
-from relay.ingress.authorization import header_rejection
 from relay.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
 from relay.ingress.fanout import FanOut, fan_out, pair_with_verdicts, reported_recipient
+from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, memory_part, size_of
 from relay.message.envelope import Client, Envelope, domain_of

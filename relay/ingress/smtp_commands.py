@@ -1,15 +1,14 @@
 """The SMTP commands: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA and the others, each with its reply.
 
-One handler is the state of one session: command order, authentication, one transaction at a time.
-RCPT is rejected here for an unknown user or domain (the reply text is in
-relay/routing/route_table.py), for relaying by an untrusted client, for a full mailbox, and beyond
-the limit of recipients per message (max_recipients). MAIL and DATA enforce the size limit. Too many
-rejected commands end the session with 421.
+One handler is the state of one session: command order, one transaction at a time. The AUTH exchange
+is in authentication, the check of a sender address in send_as. RCPT is rejected here for an unknown
+user or domain (the reply text is in relay/routing/route_table.py), for relaying by an untrusted
+client, for a full mailbox, and beyond the limit of recipients per message (max_recipients). MAIL
+and DATA enforce the size limit. Too many rejected commands end the session with 421.
 
 RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531.
 """
 
-import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from enum import StrEnum
 from typing import Protocol
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
-from relay.accounts.passwords import LoginDelayedError
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.ingress.authorization import exchange, sender_rejection
+from relay.ingress.authentication import AUTH_OFFER, Authentication
 from relay.ingress.data import ContentReader, DataReply, Origin, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
+from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits
 from relay.mailbox.api import DeliveryStore
 from relay.mailbox.types import Room
@@ -34,7 +33,6 @@ from relay.spool.types import IncomingBody
 _log = get_logger("ingress")
 
 SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"
-_USER_CHARACTERS_MAX = 128  # of the user name in the log
 _HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
@@ -127,13 +125,11 @@ class SmtpCommandHandler:
         self._tls = tls
         self._helo = ""
         self._extended = False
-        self._login = ""
+        self._authentication = Authentication(listener.accounts, listener.limits, ip=ip)
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._errors = 0
         self._junk_commands = 0
-        self._auth_failures = 0
-        self._auth_user = ""
         self.closing = False
         self.draining = False
 
@@ -155,7 +151,7 @@ class SmtpCommandHandler:
         except SmtpRejection as rejection:
             reply = str(rejection)
         if reply.startswith(("4", "5")) and verb in _LOGGED_VERBS:
-            user = {"user": self._auth_user} if verb == "AUTH" else {}
+            user = {"user": self._authentication.user} if verb == "AUTH" else {}
             _log.info("rejected", qid="NOQUEUE", client=self._ip, verb=verb, **user, reply=reply)
         return self.count(reply, verb=verb)
 
@@ -192,7 +188,7 @@ class SmtpCommandHandler:
 
     @property
     def _is_trusted(self) -> bool:
-        return self._trusted_network or bool(self._login)
+        return self._trusted_network or bool(self._authentication.login)
 
     async def _do(self, verb: str, argument: str) -> str:
         command = _COMMANDS.get(verb)
@@ -229,7 +225,7 @@ class SmtpCommandHandler:
         if self._listener.offers_tls and not self._tls:
             offers.append("STARTTLS")
         if self._offers_auth:
-            offers.append("AUTH PLAIN LOGIN")
+            offers.append(AUTH_OFFER)
         return "\r\n".join((*(f"250-{offer}" for offer in offers), "250 DSN"))
 
     def _greet(self, name: str, *, extended: bool) -> None:
@@ -270,7 +266,8 @@ class SmtpCommandHandler:
             return "502 5.5.1 STARTTLS is not offered here"
         # RFC 3207 4.2: discard what was sent before TLS; an attacker may have sent it.
         self._tls = await self._client.start_tls()
-        self._helo, self._extended, self._login = "", False, ""
+        self._helo, self._extended = "", False
+        self._authentication.login = ""
         self._reset()
         return ""
 
@@ -281,10 +278,11 @@ class SmtpCommandHandler:
 
     async def auth(self, argument: str) -> str:
         """RFC 4954 4."""
-        self._auth_user = ""
+        authentication = self._authentication
+        authentication.user = ""
         if not self._extended:
             return "503 5.5.1 Send EHLO first"
-        if self._login:
+        if authentication.login:
             return "503 5.5.1 You are authenticated already"
         if self._mail is not None:
             return "503 5.5.1 Authenticate before MAIL"
@@ -292,25 +290,10 @@ class SmtpCommandHandler:
             if self._listener.offers_tls and not self._tls:
                 return "538 5.7.11 Use STARTTLS before AUTH"
             return "502 5.5.1 AUTH is not offered here"
-        credentials = await exchange(argument, self._client.ask)
-        self._auth_user = credentials.user[:_USER_CHARACTERS_MAX]
-        rejection = "535 5.7.8 User or password is wrong"
-        try:
-            account = await self._listener.accounts.by_password(
-                credentials.user, credentials.password, client=self._ip
-            )
-        except LoginDelayedError as delayed:
-            account, rejection = None, _delayed_reply(delayed)
-            if delayed.__cause__ is not None:
-                _log.error("password not checked", client=self._ip, error=delayed.__cause__)
-        if account is not None:
-            self._login = account.address
-            return "235 2.7.0 Authentication successful"
-        self._auth_failures += 1
-        await self._client.pause(self._listener.limits.auth_failure_delay_s * self._auth_failures)
-        if self._auth_failures >= self._listener.limits.auth_failures:
-            return self._close_with("421 4.7.0 Too many failed logins, closing the connection")
-        return rejection
+        reply = await authentication.authenticate(
+            argument, ask=self._client.ask, pause=self._client.pause
+        )
+        return self._close_with(reply) if authentication.is_exhausted else reply
 
     async def mail(self, argument: str) -> str:
         """RFC 5321 4.1.1.2. Checks AUTH, the sender address, SIZE and pressure."""
@@ -321,10 +304,9 @@ class SmtpCommandHandler:
         if self._listener.requires_auth and not self._is_trusted:
             return "530 5.7.0 Authentication required"
         mail = parse_mail(argument, extended=self._extended)
-        if self._login:
-            accounts = self._listener.accounts
-            if rejection := sender_rejection(accounts, self._login, mail.reverse_path):
-                return rejection
+        login, accounts = self._authentication.login, self._listener.accounts
+        if login and (rejection := sender_rejection(accounts, login, mail.reverse_path)):
+            return rejection
         if mail.size_bytes > (limit := self._listener.max_message_bytes):
             return f"552 5.3.4 The message is larger than {limit} octets"
         if not self._listener.budget.has(min(mail.size_bytes, self._listener.limits.large_bytes)):
@@ -434,7 +416,7 @@ class SmtpCommandHandler:
             helo=self._helo,
             extended=self._extended,
             tls=self._tls,
-            login=self._login,
+            login=self._authentication.login,
             trusted=self._is_trusted,
             pickup=self._listener.pickup,
         )
@@ -450,11 +432,6 @@ class SmtpCommandHandler:
     def _close_with(self, reply: str) -> str:
         self.closing = True
         return reply
-
-
-def _delayed_reply(delayed: LoginDelayedError) -> str:
-    seconds = math.ceil(delayed.retry_after_s)
-    return f"454 4.7.0 {delayed}, try again in {seconds} second{'' if seconds == 1 else 's'}"
 
 
 def _check_utf8(argument: str) -> None:

@@ -1,0 +1,135 @@
+"""The AUTH command: PLAIN and LOGIN, the password check, failures, and the login of one session.
+
+smtp_commands decides whether AUTH is offered and possible now; `Authentication` does the rest. What
+the account may then send as is in send_as. Of an exchange, only the user name is kept and logged.
+
+RFC 4954 4 (AUTH); RFC 4616 (PLAIN); draft-murchison-sasl-login (LOGIN).
+"""
+
+import binascii
+import math
+from base64 import b64decode
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from relay.accounts.account import AccountDirectory
+from relay.accounts.passwords import LoginDelayedError
+from relay.ingress.esmtp_parameters import SmtpRejection
+from relay.ingress.session_limits import SessionLimits
+from relay.observe.logs import get_logger
+
+AUTH_OFFER = "AUTH PLAIN LOGIN"  # the line of EHLO
+Ask = Callable[[str], Awaitable[str]]
+_USER_NAME = "334 VXNlcm5hbWU6"  # "Username:"
+_PASSWORD = "334 UGFzc3dvcmQ6"  # noqa: S105 -- the prompt "Password:", which is no secret
+_USER_CHARACTERS_MAX = 128  # of the user name in the log
+_log = get_logger("ingress")
+
+
+@dataclass(frozen=True, slots=True)
+class AuthCredentials:
+    """The user and the password that a client sent."""
+
+    user: str
+    password: str = field(repr=False)
+
+
+class Authentication:
+    """The AUTH state of one session.
+
+    `login` is the address of the account that logged in, or "". `user` is the user name of the last
+    exchange, for the log.
+    """
+
+    def __init__(self, accounts: AccountDirectory, limits: SessionLimits, *, ip: str) -> None:
+        self._accounts = accounts
+        self._limits = limits
+        self._ip = ip
+        self._failures = 0
+        self.login = ""
+        self.user = ""
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether too many logins failed: the session must end."""
+        return self._failures >= self._limits.auth_failures
+
+    async def authenticate(
+        self, argument: str, *, ask: Ask, pause: Callable[[float], Awaitable[None]]
+    ) -> str:
+        """Execute `AUTH <argument>` and return the reply, after a pause if the login failed.
+
+        `ask` sends a 334 and returns the answer. Raises SmtpRejection; that is no failed login.
+        """
+        credentials = await _exchange(argument, ask)
+        self.user = credentials.user[:_USER_CHARACTERS_MAX]
+        rejection = "535 5.7.8 User or password is wrong"
+        try:
+            account = await self._accounts.by_password(
+                credentials.user, credentials.password, client=self._ip
+            )
+        except LoginDelayedError as delayed:
+            account, rejection = None, _delayed_reply(delayed)
+            if delayed.__cause__ is not None:
+                _log.error("password not checked", client=self._ip, error=delayed.__cause__)
+        if account is not None:
+            self.login = account.address
+            return "235 2.7.0 Authentication successful"
+        self._failures += 1
+        await pause(self._limits.auth_failure_delay_s * self._failures)
+        if self.is_exhausted:
+            return "421 4.7.0 Too many failed logins, closing the connection"
+        return rejection
+
+
+async def _exchange(argument: str, ask: Ask) -> AuthCredentials:
+    """Run the SASL exchange of `AUTH <argument>`; `ask` sends a 334 and returns the answer.
+
+    Raises SmtpRejection.
+    """
+    mechanism, _, initial = argument.partition(" ")
+    initial = initial.strip(" ")
+    match mechanism.upper():
+        case "PLAIN":
+            return _plain(_decoded(initial or await ask("334 ")))
+        case "LOGIN":
+            user = _decoded(initial or await ask(_USER_NAME))
+            password = _decoded(await ask(_PASSWORD))
+            return AuthCredentials(_text(user), _text(password))
+        case "":
+            raise SmtpRejection("501 5.5.4 Syntax: AUTH PLAIN or AUTH LOGIN")
+        case _:
+            raise SmtpRejection("504 5.5.4 This mechanism is not supported, use PLAIN or LOGIN")
+
+
+def _plain(response: bytes) -> AuthCredentials:
+    parts = _text(response).split("\0")
+    if len(parts) != 3:
+        raise SmtpRejection("501 5.5.2 AUTH PLAIN: expected authorization id NUL user NUL password")
+    acting_for, user, password = parts
+    if acting_for and acting_for.lower() != user.lower():
+        raise SmtpRejection("535 5.7.8 No account may act for another one")
+    return AuthCredentials(user, password)
+
+
+def _decoded(response: str) -> bytes:
+    if response == "*":
+        raise SmtpRejection("501 5.7.0 Authentication cancelled")
+    if response == "=":  # RFC 4954 4: an empty initial response
+        return b""
+    try:
+        return b64decode(response.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise SmtpRejection("501 5.5.2 The response is not base64") from None
+
+
+def _text(response: bytes) -> str:
+    try:
+        return response.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SmtpRejection("501 5.5.2 User and password must be UTF-8") from None
+
+
+def _delayed_reply(delayed: LoginDelayedError) -> str:
+    seconds = math.ceil(delayed.retry_after_s)
+    return f"454 4.7.0 {delayed}, try again in {seconds} second{'' if seconds == 1 else 's'}"

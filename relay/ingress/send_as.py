@@ -1,0 +1,59 @@
+"""Authorize the sender addresses of an account ("send as").
+
+An account that logged in may use its own addresses and those in its send_as, in the reverse-path
+and in the From and Sender fields. HTTP has the same rule (Account.may_send_as). A From or Sender
+that cannot be parsed is rejected, because another program might read another author there.
+
+RFC 6409 4.2, 6.1 (553 5.7.1); RFC 5322 3.6.2 (From, Sender).
+"""
+
+from relay.accounts.account import AccountDirectory
+from relay.message.header import Header
+from relay.mime.read_header import originators
+
+_SHOWN_CHARACTERS_MAX = 120
+_ADVICE = "use its own address, an alias, or an address that its send_as lists"
+
+
+def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) -> str:
+    """Return the reply if the account `login` may not use this reverse-path, else "".
+
+    Every account may use the null reverse-path: mail clients send notifications with it (RFC 8098).
+    """
+    account = accounts.by_address(login)
+    if account is None or account.address != login:  # removed after the login
+        return f"530 5.7.0 The account {_shown(login)} does not exist any more; log in again"
+    if not reverse_path or account.may_send_as(reverse_path):
+        return ""
+    return _rejection(f"<{_shown(reverse_path)}>", login)
+
+
+def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> str:
+    """Return the reply if the account `login` may not use the From and Sender fields, else ""."""
+    account = accounts.by_address(login)
+    if account is None or account.address != login:
+        return sender_rejection(accounts, login, "")
+    for header_field in originators(header):
+        for person in header_field.addresses:
+            if not account.may_send_as(person.address):
+                return _rejection(f"<{_shown(person.address)}> in {header_field.name}", login)
+        if header_field.unread or not header_field.addresses:
+            found = _shown(header_field.unread) if header_field.unread else "no address"
+            return (
+                f"553 5.7.1 Found {found} in {header_field.name}, expected only addresses of the "
+                f"account {_shown(login)}; {_ADVICE}, and put a name with special characters in "
+                "quotes"
+            )
+    return ""
+
+
+def _rejection(found: str, login: str) -> str:
+    return (
+        f"553 5.7.1 {found}: the account {_shown(login)} may not send from this address; {_ADVICE}"
+    )
+
+
+def _shown(text: str) -> str:
+    """Return text from the client as printable ASCII of bounded length."""
+    clipped = text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
+    return clipped.encode("unicode_escape").decode("ascii")
