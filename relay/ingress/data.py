@@ -1,11 +1,11 @@
-"""Receive the content of DATA: find its end, undo dot-stuffing, reject malformed or large content.
+"""Check and keep the content of a message while it is received, whatever its framing.
 
-Only CRLF.CRLF ends the data (SMTP smuggling), however the data is cut into blocks. Bare CR, bare
-LF, NUL, overlong lines and messages over the size limit are rejected. 8-bit data is accepted. A
-rejected content is still read to its end, so that the session can continue. Memory is bounded: of a
-large message, only the header and the part of the body that is not written yet are in memory.
+Bare CR, bare LF, NUL, overlong lines and messages over the size limit are rejected. 8-bit data is
+accepted. A rejected content is still received to its end, so that the session can continue. Memory
+is bounded: of a large message, only the header and the part of the body that is not written yet are
+in memory. framing.py finds the end of the content.
 
-RFC 5321 2.3.8, 4.1.1.4, 4.5.2 (transparency), 4.5.3.1.6; RFC 1870 6.
+RFC 5321 2.3.8, 4.5.3.1.6; RFC 1870 6.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,7 @@ from relay.spool.types import IncomingBody
 
 HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the event loop
 _CRLF = b"\r\n"
-_DOT = b"\r\n."
-_END = _DOT + _CRLF
-_CHUNK_BYTES = 64  # Python's overhead per chunk: a client may send line by line
+_CHUNK_BYTES = 64  # Python's overhead per chunk
 
 
 class ContentRejection(StrEnum):
@@ -88,14 +86,11 @@ class ReceivedContent:
     release: Callable[[], None]
 
 
-class ContentReader:
-    """Takes blocks of any size and processes whole blocks, never single lines.
-
-    A block is processed up to its last CRLF; an incomplete line is kept for the next block. Data
-    starts as if after a CRLF, so that the first line is like every other.
+class ContentCollector:
+    """Takes the content in blocks of any size and processes whole blocks, never single lines.
 
     A content larger than `limits.large_bytes` is split into header and body. From then on, when
-    `needs_spill` is true after feed(), the caller must call spill() before it feeds more.
+    `needs_spill` is true after add(), the caller must call spill() before it adds more.
     """
 
     def __init__(
@@ -113,7 +108,7 @@ class ContentReader:
         self._new_arrival = arrival
         self._large_bytes = limits.large_bytes
         self._chunks: list[bytes] = []
-        self._rest = _CRLF
+        self._line_bytes = 0  # of the line that is not complete yet
         self._held_bytes = 0
         self._ended = False
         # Of a large content:
@@ -123,29 +118,18 @@ class ContentReader:
         self.size_bytes = 0
         self.rejection: ContentRejection | None = None
 
-    def feed(self, block: bytes) -> bytes | None:
-        """Take a block. Return what follows the end of data, or None before the end of data."""
-        data = self._rest + block
-        # One search finds both the end of data and doubled dots.
-        dot = data.find(_DOT)
-        end = data.find(_END, dot) if dot >= 0 else -1
-        cut = end if end >= 0 else data.rfind(_CRLF)
-        if self.rejection is None:
-            self._take(data[:cut] if cut > 0 else b"", dotted=0 <= dot < cut)
-        if end >= 0:
-            if self.size_bytes:
-                self._chunks.append(_CRLF)
-            self._ended = True
-            return data[end + len(_END) :]
-        self._rest = data[max(cut, 0) :]
-        # After the CRLF, the incomplete line may already have its own CR.
-        if self.rejection is None and len(self._rest) > len(_CRLF) + self._line_max_bytes + 1:
+    def add(self, octets: bytes, *, is_last: bool) -> None:
+        """Check and keep the next octets, which do not end between CR and LF."""
+        self._ended = is_last
+        if self.rejection is not None or not octets:
+            return
+        line_ends = octets.count(_CRLF)
+        if octets.count(b"\n") != line_ends or octets.count(b"\r") != line_ends or b"\0" in octets:
+            self.reject(ContentRejection.BARE)
+        elif self._has_long_line(octets):
             self.reject(ContentRejection.LONG_LINE)
-        if self.rejection is not None:
-            self._rest = self._rest[
-                1 - len(_END) :
-            ]  # enough to find an end of data that is cut here
-        return None
+        else:
+            self._keep(octets)
 
     @property
     def needs_spill(self) -> bool:
@@ -163,10 +147,7 @@ class ContentReader:
         self._hold(len(self._header or b""))
 
     def hand_over(self) -> ReceivedContent:
-        """Return the content without dot-stuffing; it ends in CRLF, or is empty.
-
-        The caller must release it. The reader keeps nothing.
-        """
+        """Return the content, which the caller must release. The collector keeps nothing."""
         content: Content
         if self._header is None or self._arrival is None:
             content = b"".join(self._chunks)
@@ -184,7 +165,7 @@ class ContentReader:
         return ReceivedContent(content, release)
 
     def release(self) -> None:
-        """Release memory and disk, unless hand_over() was called. The reader is finished."""
+        """Release memory and disk, unless hand_over() was called. The collector is finished."""
         self._chunks.clear()
         self._header = None
         self._budget.release(self._held_bytes)
@@ -198,42 +179,47 @@ class ContentReader:
         self.release()
         self.rejection = rejection
 
-    def _take(self, lines: bytes, *, dotted: bool) -> None:
-        """Check complete lines: each has the CRLF before it, not the one after it.
+    def _has_long_line(self, octets: bytes) -> bool:
+        """Return whether a line is too long, with one search per `line_max_bytes` of data."""
+        at, line_max_bytes = -self._line_bytes, self._line_max_bytes
+        while len(octets) - at > line_max_bytes:
+            line_end = octets.rfind(b"\n", max(at, 0), at + line_max_bytes + len(_CRLF))
+            if line_end < 0:
+                return True
+            at = line_end + 1
+        line_end = octets.rfind(b"\n", max(at, 0))
+        self._line_bytes = len(octets) - (at if line_end < 0 else line_end + 1)
+        return False
 
-        `dotted`: some lines may begin with a dot.
-        """
-        line_ends = lines.count(_CRLF)
-        if lines.count(b"\n") != line_ends or lines.count(b"\r") != line_ends or b"\0" in lines:
-            self.reject(ContentRejection.BARE)
-        elif _has_long_line(lines, self._line_max_bytes):
-            self.reject(ContentRejection.LONG_LINE)
-        elif lines:
-            self._keep(lines.replace(_DOT, _CRLF) if dotted else lines)
-
-    def _keep(self, lines: bytes) -> None:
-        if self.size_bytes + len(lines) > self._size_max_bytes:
+    def _keep(self, octets: bytes) -> None:
+        # A small chunk is extended: a client may send octet by octet.
+        extends = bool(self._chunks) and len(self._chunks[-1]) < _CHUNK_BYTES
+        held_bytes = len(octets) if extends else len(octets) + _CHUNK_BYTES
+        if self.size_bytes + len(octets) > self._size_max_bytes:
             self.reject(ContentRejection.TOO_BIG)
-        elif not self._budget.take(len(lines) + _CHUNK_BYTES):
+        elif not self._budget.take(held_bytes):
             self.reject(ContentRejection.NO_ROOM)
         else:
-            self._held_bytes += len(lines) + _CHUNK_BYTES
-            self._chunks.append(lines if self.size_bytes else lines[len(_CRLF) :])
-            self.size_bytes += len(lines)
+            self._held_bytes += held_bytes
+            if extends:
+                self._chunks[-1] += octets
+            else:
+                self._chunks.append(octets)
+            self.size_bytes += len(octets)
             if self.size_bytes > self._large_bytes:
-                self._keep_large(lines)
+                self._keep_large(octets)
 
-    def _keep_large(self, lines: bytes) -> None:
+    def _keep_large(self, octets: bytes) -> None:
         if self._header is None:
             self._split_large()
         else:
-            self._eight_bit = self._eight_bit or not lines.isascii()
+            self._eight_bit = self._eight_bit or not octets.isascii()
 
     def _split_large(self) -> None:
         """Separate the header from the part of the body that has arrived."""
         begun = b"".join(self._chunks)
         end = header_end(begun).header
-        if end and _CRLF + _CRLF not in begun:
+        if end > self._large_bytes or (end and _CRLF + _CRLF not in begun):
             self.reject(ContentRejection.LONG_HEADER)
             return
         body = begun[end:]
@@ -246,14 +232,3 @@ class ContentReader:
         """Release memory, except for `size_bytes`."""
         self._budget.release(self._held_bytes - size_bytes)
         self._held_bytes = size_bytes
-
-
-def _has_long_line(lines: bytes, line_max_bytes: int) -> bool:
-    """Return whether a line is longer, with one search per `line_max_bytes` of data."""
-    at = len(_CRLF)
-    while len(lines) - at > line_max_bytes:
-        line_end = lines.rfind(b"\n", at, at + line_max_bytes + len(_CRLF))
-        if line_end < 0:
-            return True
-        at = line_end + 1
-    return False

@@ -18,7 +18,7 @@ from typing import Protocol
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.ingress.authentication import AUTH_OFFER, Authentication
-from relay.ingress.data import ContentReader, DataReply, Origin, ReceivedContent
+from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
 from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits
@@ -70,8 +70,8 @@ class ClientConnection(Protocol):
         """Write a reply and return the client's next line. Raises SmtpRejection if malformed."""
         ...
 
-    async def read_content(self, reader: ContentReader) -> bool:
-        """Reply 354 and feed `reader` up to the end of data; False if the client disconnects."""
+    async def read_content(self, content: ContentCollector) -> bool:
+        """Reply 354 and collect the content of DATA; False if the client disconnects."""
         ...
 
     async def start_tls(self) -> str:
@@ -375,24 +375,26 @@ class SmtpCommandHandler:
         if not self._forward_paths:
             return "554 5.5.1 No valid recipients"
         listener = self._listener
-        reader = ContentReader(
+        content = ContentCollector(
             size_max_bytes=listener.max_message_bytes,
             limits=listener.limits,
             budget=listener.budget,
             arrival=listener.arrival,
         )
         try:
-            if not await self._client.read_content(reader):
+            if not await self._client.read_content(content):
                 return ""
             envelope, declared_bytes = self._envelope(self._mail), self._mail.size_bytes
             self._reset()
-            if reader.rejection is not None:
-                return reader.rejection
-            if rejection := await self._size_rejection(envelope, declared_bytes, reader.size_bytes):
+            if content.rejection is not None:
+                return content.rejection
+            if rejection := await self._size_rejection(
+                envelope, declared_bytes, content.size_bytes
+            ):
                 return rejection
-            decision = await listener.accept(envelope, reader.hand_over(), self._origin())
+            decision = await listener.accept(envelope, content.hand_over(), self._origin())
         finally:
-            reader.release()
+            content.release()
         if not decision.queue_id:
             return decision.reply
         self._errors = self._junk_commands = 0

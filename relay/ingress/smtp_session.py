@@ -20,8 +20,9 @@ from typing import cast
 
 from aiosmtpd.smtp import SMTP
 
-from relay.ingress.data import ContentReader, ContentRejection
+from relay.ingress.data import ContentCollector, ContentRejection
 from relay.ingress.esmtp_parameters import SmtpRejection
+from relay.ingress.framing import DotFraming
 from relay.ingress.session_limits import SessionCounter
 from relay.ingress.smtp_commands import (
     SHUTTING_DOWN,
@@ -383,28 +384,30 @@ class SmtpSession(_NoHooks, SMTP):
             raise SmtpRejection(line)
         return line.decode("utf-8", "replace")
 
-    async def read_content(self, reader: ContentReader) -> bool:
-        """Reply 354 and feed `reader` up to the end of data; False if the client disconnects."""
+    async def read_content(self, content: ContentCollector) -> bool:
+        """Reply 354 and collect the content of DATA; False if the client disconnects."""
         self._put("354 End data with <CR><LF>.<CR><LF>")
+        framing = DotFraming()
         while True:
             if self._input.is_empty and not await self._more():
                 return False
-            rest = reader.feed(self._input.take_all())
-            if reader.needs_spill:
-                await self._spill(reader)
+            octets, rest = framing.take(self._input.take_all())
+            content.add(octets, is_last=rest is not None)
+            if content.needs_spill:
+                await self._spill(content)
             if rest is not None:
                 self._input.put_back(rest)
                 return True
 
-    async def _spill(self, reader: ContentReader) -> None:
+    async def _spill(self, content: ContentCollector) -> None:
         """Write a part of a large body to its file; the client waits."""
         try:
-            await reader.spill()
+            await content.spill()
         except SpoolFullError:
-            reader.reject(ContentRejection.QUEUE_FULL)
+            content.reject(ContentRejection.QUEUE_FULL)
         except SpoolUnavailableError as error:
             _log.warning("spool unavailable", error=error)
-            reader.reject(ContentRejection.LOCAL_ERROR)
+            content.reject(ContentRejection.LOCAL_ERROR)
 
     async def start_tls(self) -> str:
         """Reply 220, discard pipelined input, do the handshake; return the TLS version."""

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from relay.ingress.data import ContentReader, ContentRejection
+from relay.ingress.data import ContentCollector, ContentRejection
+from relay.ingress.framing import DotFraming
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
 from relay.pressure import MemoryBudget
@@ -26,10 +27,23 @@ PLAIN = {
 }
 
 
-def reader(
+class Receiver(ContentCollector):
+    """A collector with the framing of DATA before it, as in SmtpSession.read_content()."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.framing = DotFraming()
+
+    def feed(self, block: bytes) -> bytes | None:
+        octets, rest = self.framing.take(block)
+        self.add(octets, is_last=rest is not None)
+        return rest
+
+
+def receiver(
     *, size_max_bytes=1000, line=100, budget=None, arrival=MemoryArrival, large_bytes=1000
-) -> ContentReader:
-    return ContentReader(
+) -> Receiver:
+    return Receiver(
         size_max_bytes=size_max_bytes,
         limits=SessionLimits(text_line_bytes=line, large_bytes=large_bytes),
         budget=budget or MemoryBudget(10_000),
@@ -37,7 +51,7 @@ def reader(
     )
 
 
-def feed_in_blocks(one: ContentReader, data: bytes, block_bytes: int) -> bytes | None:
+def feed_in_blocks(one: Receiver, data: bytes, block_bytes: int) -> bytes | None:
     """Return what follows the end of data, with the blocks not fed; None without an end."""
     for at in range(0, len(data), block_bytes):
         rest = one.feed(data[at : at + block_bytes])
@@ -51,7 +65,7 @@ def feed_in_blocks(one: ContentReader, data: bytes, block_bytes: int) -> bytes |
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 4, 5, 7, 1000])
 @pytest.mark.parametrize(("sent", "meant"), PLAIN.values(), ids=PLAIN)
 def test_content_does_not_depend_on_the_block_size(sent, meant, block_bytes):
-    one = reader()
+    one = receiver()
     assert feed_in_blocks(one, sent + b"NOOP\r\n", block_bytes) == b"NOOP\r\n"
     assert one.rejection is None
     assert one.hand_over().content == meant
@@ -61,7 +75,7 @@ def test_content_does_not_depend_on_the_block_size(sent, meant, block_bytes):
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 1000])
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
 def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
-    one = reader()
+    one = receiver()
     hidden = b"MAIL FROM:<evil@other.test>\r\n"
     rest = feed_in_blocks(one, b"a" + sequence + hidden + b"\r\n.\r\nQUIT\r\n", block_bytes)
     assert rest == b"QUIT\r\n"
@@ -81,43 +95,86 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
         (b"12345678\r\n" * 100, None),
         (b"12345678\r\n" * 100 + b"\r\n", ContentRejection.TOO_BIG),
         (b"..345678\r\n" * 111, None),  # 999 octets without the stuffed dots
+        (b"." + b"." * 100 + b"\r\n", None),  # a doubled dot is no part of the line
+        (b"." + b"." * 101 + b"\r\n", ContentRejection.LONG_LINE),
     ],
 )
 def test_line_length_and_message_size_limits(lines, rejection, block_bytes):
-    one = reader()
+    one = receiver()
     assert feed_in_blocks(one, lines + b".\r\n", block_bytes) == b""
     assert one.rejection is rejection
 
 
+@pytest.mark.parametrize("cut", range(1, 14))
+def test_content_of_data_is_never_cut_between_cr_and_lf(cut):
+    framing = DotFraming()
+    sent = b"a\r\n\r\n..b\r\nc\r\n.\r\n"
+    (first, no_rest), (second, rest) = framing.take(sent[:cut]), framing.take(sent[cut:])
+    assert not first.endswith(b"\r")
+    assert (first + second, no_rest, rest) == (b"a\r\n\r\n.b\r\nc\r\n", None, b"")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "rejection"),
+    [
+        ((b"x" * 60, b"x" * 40 + b"\r\n"), None),
+        ((b"x" * 60, b"x" * 41), ContentRejection.LONG_LINE),
+        ((b"a\r\n" + b"x" * 60, b"x" * 40, b"\r\n" + b"x" * 100), None),
+        ((b".\r\n.", b".\r\n", b"no line end"), None),
+        ((b"a\n",), ContentRejection.BARE),
+        ((b"a\r\n", b"\nb\r\n"), ContentRejection.BARE),
+        ((b"a", b"\0"), ContentRejection.BARE),
+    ],
+)
+def test_content_is_checked_whatever_its_framing(blocks, rejection):
+    one = receiver()
+    for number, block in enumerate(blocks, start=1):
+        one.add(block, is_last=number == len(blocks))
+    assert one.rejection is rejection
+    assert one.hand_over().content == (b"" if rejection else b"".join(blocks))
+
+
 def test_rejected_content_is_not_kept():
-    one = reader(size_max_bytes=1000)
+    one = receiver(size_max_bytes=1000)
     for _ in range(1000):
         assert one.feed(b"12345678\r\n" * 10) is None
         assert one.size_bytes <= 1000
-        assert sum(map(len, one._chunks)) + len(one._rest) <= 1200
+        assert sum(map(len, one._chunks)) + len(one.framing._rest) <= 1200
     assert one.feed(b".\r\n") == b""
     assert one.rejection is ContentRejection.TOO_BIG
 
 
 def test_memory_is_taken_from_the_budget_and_released():
     budget = MemoryBudget(250)
-    readers = [reader(budget=budget) for _ in range(3)]
-    for one in readers[:2]:
+    receivers = [receiver(budget=budget) for _ in range(3)]
+    for one in receivers[:2]:
         assert one.feed(b"x" * 98 + b"\r\n.\r\n") == b""
-    assert [one.rejection for one in readers] == [None, ContentRejection.NO_ROOM, None]
-    readers[0].release()
+    assert [one.rejection for one in receivers] == [None, ContentRejection.NO_ROOM, None]
+    receivers[0].release()
     assert budget.has(250)
     assert not budget.has(251)
-    readers[0].release()
+    receivers[0].release()
     assert not budget.has(251), "given back twice"
 
 
-def test_each_line_sent_alone_counts_its_overhead():
-    one = reader(budget=MemoryBudget(1000))
-    for _ in range(100):
-        one.feed(b"a\r\n")
+def test_lines_sent_alone_count_their_overhead():
+    one = receiver(budget=MemoryBudget(1000))
+    for _ in range(14):
+        one.feed(b"x" * 62 + b"\r\n")  # 896 octets
     assert one.rejection is ContentRejection.NO_ROOM
     assert one.size_bytes == 0
+
+
+def test_octets_sent_alone_share_their_overhead():
+    budget = MemoryBudget(2000)
+    one = receiver(budget=budget)
+    for _ in range(300):
+        for octet in (b"a", b"\r", b"\n"):
+            one.feed(octet)
+    assert one.rejection is None
+    assert not budget.has(2000 - 900)
+    one.release()
+    assert budget.has(2000)
 
 
 HEADER = b"Subject: large\r\nX-Folded: a\r\n b\r\n"
@@ -138,7 +195,7 @@ def test_large_content_does_not_depend_on_the_block_size(
     sent, header, eight_bit, block_bytes, monkeypatch
 ):
     monkeypatch.setattr("relay.ingress.data.BLOCK_BYTES", 30 + block_bytes)
-    one = reader(large_bytes=70)
+    one = receiver(large_bytes=70)
     assert feed_in_blocks(one, sent + b".\r\nNOOP\r\n", block_bytes) == b"NOOP\r\n"
     content = one.hand_over().content
     assert isinstance(content, LargeContent)
@@ -148,7 +205,7 @@ def test_large_content_does_not_depend_on_the_block_size(
 
 
 def test_large_content_without_a_header_gets_a_blank_line():
-    one = reader(large_bytes=50)
+    one = receiver(large_bytes=50)
     assert feed_in_blocks(one, b"no field\r\n" * 20 + b".\r\n", 7) == b""
     content = one.hand_over().content
     assert (content.header, read_all(content)) == (b"", b"\r\n" + b"no field\r\n" * 20)
@@ -156,7 +213,7 @@ def test_large_content_without_a_header_gets_a_blank_line():
 
 @pytest.mark.parametrize(("size_bytes", "is_large"), [(100, False), (101, True)])
 def test_only_content_over_the_limit_is_large(size_bytes, is_large):
-    one = reader(large_bytes=100)
+    one = receiver(large_bytes=100)
     sent = b"A: b\r\n\r\n" + b"x" * (size_bytes - 10) + b"\r\n.\r\n"
     assert feed_in_blocks(one, sent, 1000) == b""
     assert one.size_bytes == size_bytes
@@ -165,7 +222,7 @@ def test_only_content_over_the_limit_is_large(size_bytes, is_large):
 
 @pytest.mark.parametrize("block_bytes", [1, 64, 1000])
 def test_a_header_over_the_limit_is_rejected(block_bytes):
-    one = reader(large_bytes=200)
+    one = receiver(large_bytes=200)
     assert feed_in_blocks(one, b"X-Filling: x\r\n" * 30 + b"\r\n.\r\n", block_bytes) == b""
     assert one.rejection is ContentRejection.LONG_HEADER
 
@@ -180,7 +237,7 @@ def test_a_header_over_the_limit_is_rejected(block_bytes):
 )
 def test_the_file_of_rejected_content_is_removed_at_once(bad, rejection):
     arrival = MemoryArrival()
-    one = reader(arrival=lambda: arrival, large_bytes=20)
+    one = receiver(arrival=lambda: arrival, large_bytes=20)
     one.feed(b"A: b\r\n\r\n" + b"text\r\n" * 10)
     asyncio.run(one.spill())
     assert arrival.written
@@ -193,7 +250,7 @@ def test_the_file_of_rejected_content_is_removed_at_once(bad, rejection):
 
 def test_large_content_uses_memory_only_for_its_buffers():
     budget = MemoryBudget(LARGE_BYTES + 4 * BLOCK_BYTES)
-    one = reader(size_max_bytes=10**9, line=10**6, budget=budget, large_bytes=LARGE_BYTES)
+    one = receiver(size_max_bytes=10**9, line=10**6, budget=budget, large_bytes=LARGE_BYTES)
     block = b"0123456789abcdef" * 4 * 1024 + b"\r\n"
     one.feed(b"A: b\r\n\r\n")
     for _ in range(100):
@@ -214,7 +271,7 @@ def test_large_content_uses_memory_only_for_its_buffers():
 
 def test_content_that_was_handed_over_is_released_by_the_receiver():
     arrival = MemoryArrival()
-    one = reader(arrival=lambda: arrival, large_bytes=20)
+    one = receiver(arrival=lambda: arrival, large_bytes=20)
     feed_in_blocks(one, b"A: b\r\n\r\n" + b"text\r\n" * 10 + b".\r\n", 1000)
     received = one.hand_over()
     one.release()
