@@ -187,7 +187,8 @@ class LooseReading:
 
     `last`: of several Content-Types the last counts, not the first. `comments`: parentheses are a
     part of the value. `ends_late`: a header ends at its blank line, not after its last field. In
-    all of them an attached message is read whatever its transfer encoding.
+    all of them an attached message is read whatever its transfer encoding. The message has CRLF
+    line ends; bodies are not counted.
     """
 
     last: bool = False
@@ -291,7 +292,7 @@ class StructureReader:
         """Process the next octets."""
         for start in range(0, len(block), BLOCK_BYTES):
             piece = block[start : start + BLOCK_BYTES]
-            if not self._bare_returns:
+            if self._reading is None and not self._bare_returns:
                 self._bare_returns = piece.count(b"\r") != piece.count(b"\r\n")
             self._held += piece
             while self._step(final=False):
@@ -522,7 +523,8 @@ class StructureReader:
     def _count(self, end: int) -> None:
         """Count the buffer up to `end` as text of the innermost entity, and drop it."""
         if end > 1:
-            self._innermost.tally.add(self._held[1:end], self._held[:1])
+            if self._reading is None:
+                self._innermost.tally.add(self._held[1:end], self._held[:1])
             self._skip(end)
 
     def _skip(self, end: int) -> None:
