@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 import async_solipsism
 from async_solipsism.socket import Socket, socketpair
 
+from relay.settings import tree as settings
+from relay.sockets import Listener
 from tests.simulation.life import LIFE, Life
 
 Address = tuple[str, int]  # of a Unix socket: its path, and 0
@@ -118,17 +120,20 @@ class Network(async_solipsism.EventLoop):
         return transport, protocol
 
     async def create_server(
-        self, protocol_factory: Any, host: Any = None, port: Any = None, **more: Any
+        self,
+        protocol_factory: Any,
+        host: Any = None,
+        port: Any = None,
+        *,
+        sock: "ListeningSocket | None" = None,
+        **more: Any,
     ) -> "Listening":
-        return self._listen((host, port), protocol_factory)
+        return self._listen(sock.address if sock else (host, port), protocol_factory)
 
     async def create_unix_server(
-        self, protocol_factory: Any, path: Any = None, *, sock: Any = None, **more: Any
+        self, protocol_factory: Any, *, sock: "ListeningSocket", **more: Any
     ) -> "Listening":
-        if sock is not None:
-            path = sock.getsockname()
-            sock.close()
-        return self._listen((str(path), 0), protocol_factory)
+        return self._listen(sock.address, protocol_factory)
 
     def _listen(self, address: Address, factory: Any) -> "Listening":
         life = LIFE.get()
@@ -146,6 +151,22 @@ class Listening:
 
     def close(self) -> None:
         self.world.hosts.pop(self.address, None)
+
+
+@dataclass
+class ListeningSocket:
+    """A socket of the relay's listener in a world."""
+
+    address: Address
+
+    def close(self) -> None:
+        """Its Listening is closed as well."""
+
+
+def open_listener(address: settings.Address, *, backlog: int) -> Listener:
+    """Open a listener of the relay in a world, instead of relay.sockets.open_listener()."""
+    made = ListeningSocket((address.path or address.host, address.port))
+    return Listener(address, (made,))  # type: ignore[arg-type]
 
 
 def ioctl(descriptor: Any, _request: int, _argument: bytes) -> bytes:

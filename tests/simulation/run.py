@@ -24,6 +24,7 @@ from relay import clock
 from relay.clock import SystemClock
 from relay.delivery import queue_scanner
 from relay.delivery.site_limits import TokenBucket, parse_rate, stricter
+from relay.ingress import smtp_server
 from relay.observe.logs import configure
 from relay.spool.types import Selector, SpoolDamagedError, SpoolError
 from tests.simulation import coverage, invariants, operators, scenario, tripwires
@@ -31,7 +32,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import Life
 from tests.simulation.neighbours import Mailboxes, Names, address, host_name, rules
-from tests.simulation.network import ioctl
+from tests.simulation.network import ioctl, open_listener
 from tests.simulation.node import Node, VerifierDependencies
 from tests.simulation.order import EndlessError
 from tests.simulation.rows import anchored_boot, read_rows
@@ -183,6 +184,7 @@ class _Play:
             patch.object(clock, "_FOLLOWING_PARTS", 1 << 80),  # queue time equals the world's time
             patch.object(TokenBucket, "wait_s", waits_s),
             patch.object(fcntl, "ioctl", ioctl),
+            patch.object(smtp_server, "open_listener", open_listener),
         ):
             yield
 
