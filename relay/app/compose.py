@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,6 +47,7 @@ from relay.pressure import Pressure, PressureLevel, PressureReason
 from relay.reports.bounces import Reporter
 from relay.routing.resolver import NoResolver, Resolver
 from relay.settings.tree import Address, Settings, SmtpListener
+from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim, PriorityLevel
 
@@ -199,13 +201,12 @@ class _Composer:
             self.spool, contents, self.reporter, clock=self.clock, metrics=self.metrics,
             schedule=schedule,
         )  # fmt: skip
+        timeouts = Timeouts(
+            connect_s=delivery.connect_timeout,
+            command_s=delivery.command_timeout,
+            data_s=min(delivery.command_timeout, Timeouts().data_s),
+        )
         options = SiteOptions(
-            ehlo_name=self.settings.hostname,
-            timeouts=Timeouts(
-                connect_s=delivery.connect_timeout,
-                command_s=delivery.command_timeout,
-                data_s=min(delivery.command_timeout, Timeouts().data_s),
-            ),
             connections_max=delivery.max_connections_per_next_hop,
             rate=parse_rate(delivery.max_rate_per_next_hop),
             unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
@@ -216,6 +217,7 @@ class _Composer:
             resolver=self.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(delivery.max_connections, self.metrics.connections),
             active_queue=ActiveQueue(),
+            connect=partial(connect, ehlo_name=self.settings.hostname, timeouts=timeouts),
             on_change=lambda _queue_id: self.changes.notify(),
         )  # fmt: skip
 

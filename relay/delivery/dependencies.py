@@ -4,7 +4,7 @@ relay/app passes the other rooms' objects in; tests pass fakes.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Protocol
 
 from relay.message.content import Content
@@ -12,7 +12,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome, Relayed
 from relay.routing.mx_hosts import Resolution
 from relay.smtp.connect import Target
-from relay.smtp.connection import Connection, Timeouts
+from relay.smtp.connection import Connection
 from relay.spool.types import Claim
 
 
@@ -53,9 +53,5 @@ class HostResolver(Protocol):
         ...
 
 
-class Connect(Protocol):
-    """smtp.connect, or a simulated network's."""
-
-    async def __call__(self, target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Connection:
-        """Open a connection that is ready for a transaction. Raises ConnectError."""
-        ...
+# Opens a connection that is ready for a transaction. Raises ConnectError.
+Connect = Callable[[Target], Awaitable[Connection]]

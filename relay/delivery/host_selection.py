@@ -198,16 +198,13 @@ class HostSelection:
         probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
         assert host.tls is not None
-        options = self._options
         target = Target(
             host=host.name, address=address, port=host.port, tls=host.tls,
             credentials=self._credentials,
         )  # fmt: skip
         try:
             async with probe_timeout():
-                return await self._connect(
-                    target, ehlo_name=options.ehlo_name, timeouts=options.timeouts
-                )
+                return await self._connect(target)
         except TimeoutError:
             text = "no answer yet; ended because other hosts waited for a connection attempt"
             peer = Peer(host.name)

@@ -28,7 +28,6 @@ from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import Outcome, Relayed
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.route_table import RouteTable
-from relay.smtp.connect import connect
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
 _log = get_logger("delivery")
@@ -57,7 +56,7 @@ class DeliveryScheduler:
         active_queue: ActiveQueue,
         options: SiteOptions,
         clock: Clock,
-        connect: Connect = connect,
+        connect: Connect,
         on_change: Callable[[str], None] = lambda _queue_id: None,
     ) -> None:
         """`on_change` is called with the queue id of each message whose state has changed."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from relay.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
-from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim
 
 _AT_ONCE = 10  # 1 / this of the messages may go at once
@@ -76,8 +75,6 @@ class SiteOptions:
     `waited_s` is how long a claim has waited for this attempt.
     """
 
-    ehlo_name: str
-    timeouts: Timeouts
     connections_max: int
     unreachable_s: float
     idle_s: float = 5.0

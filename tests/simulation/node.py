@@ -6,6 +6,7 @@ Real rooms; only name servers, mailboxes and the network are the world's. As rel
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +30,7 @@ from relay.policy.engine import RuleSet
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener
+from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool import SqliteSpool
@@ -182,8 +184,6 @@ class Node:
             schedule=schedule,
         )  # fmt: skip
         options = SiteOptions(
-            ehlo_name="relay.test",
-            timeouts=TIMEOUTS,
             connections_max=scenario.connections_per_site,
             rate=parse_rate(scenario.rate),
             unreachable_s=min(30.0, schedule.step_s(DeferralCause()) / 2),
@@ -194,6 +194,7 @@ class Node:
             resolver=around.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
             active_queue=ActiveQueue(claims_max=scenario.window_claims),
+            connect=partial(connect, ehlo_name="relay.test", timeouts=TIMEOUTS),
         )  # fmt: skip
 
     async def start(self) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.dependencies import Connect
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
@@ -125,7 +125,7 @@ class RunningDelivery:
         self.window_claims = 2000
         self.idle_s = 0.3
         self.unreachable_s = 0.02
-        self.connect: Connect = connect
+        self.connect = connect  # a test may put another one in its place
         self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
 
     async def open(self) -> None:
@@ -147,7 +147,6 @@ class RunningDelivery:
             clock=self.clock, metrics=self.metrics,
         )  # fmt: skip
         options = SiteOptions(
-            ehlo_name="relay.test", timeouts=self.timeouts,
             connections_max=self.connections_max, unreachable_s=self.unreachable_s, idle_s=self.idle_s,
             waited_s=lambda _claim: self.retry_s[0],
         )  # fmt: skip
@@ -158,7 +157,7 @@ class RunningDelivery:
             self.spool, recorder, contents, local=LocalDelivery(self.store, self.table),
             resolver=self.table, table=self.table, options=options, clock=self.clock,
             slots=self.slots, active_queue=self.active_queue, on_change=self.changed.put_nowait,
-            connect=self.connect,
+            connect=partial(self.connect, ehlo_name="relay.test", timeouts=self.timeouts),
         )  # fmt: skip
 
     def run(self) -> None:
