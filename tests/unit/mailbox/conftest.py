@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import Ids, ManualClock
-from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import SubmissionLog
+from relay.clock import ManualClock
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import EmailAddress, MessageProperties
+from tests.support.stores import open_log, open_store
 
 ALICE = "alice@example.test"
 
@@ -27,19 +26,10 @@ class Place:
     stores: list[FileStore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.log = SubmissionLog(self.root / ".submissions/log", role="graph", clock=self.clock)
+        self.log = open_log(self.root, self.clock)
 
     def store(self) -> FileStore:
-        made = FileStore(
-            self.root,
-            clock=self.clock,
-            ids=Ids(self.clock),
-            crash=CrashPoints(),
-            log=self.log,
-            hostname="relay.example.test",
-            limits_of=self.limits_of,
-            dead_letter=self.root.parent / "dead-letter",
-        )
+        made = open_store(self.root, self.clock, log=self.log, limits_of=self.limits_of)
         self.stores.append(made)
         return made
 

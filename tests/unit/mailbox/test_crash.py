@@ -4,28 +4,27 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from relay.crashpoints import CrashPoint
 from relay.mailbox import SendOptions
 
+TOP = Path(__file__).parents[3]  # for the children, which import tests.support
 ALICE = "alice@example.test"
 PARENT_OF_CHILDREN = """
 import asyncio, json, os, sys, traceback
 from pathlib import Path
-from relay.clock import Ids, SystemClock
+from relay.clock import SystemClock
 from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox import FileStore, SendOptions
-from relay.mailbox.types import QuotaLimits
+from relay.mailbox import SendOptions
 from relay.message.properties import EmailAddress, MessageProperties
+from tests.support.stores import open_log, open_store
 
 async def main(root, point, deed, save, told):
     clock = SystemClock()
-    log = SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
-    store = FileStore(root, clock=clock, ids=Ids(clock), crash=CrashPoints(point), log=log,
-                      hostname="h", limits_of=lambda _: QuotaLimits(), dead_letter=root / "dead")
+    store = open_store(root, clock, log=open_log(root, clock), crash=CrashPoints(point))
     await store.remove_unfinished_submissions()
     if deed == "submit":
         message = MessageProperties(subject="s", to=(EmailAddress("bob@b.test"),))
@@ -79,7 +78,7 @@ PROMISED_FROM = CrashPoint.SUBMISSION_READY  # what is ready is sent, promised o
 def parent() -> Iterator[subprocess.Popen]:
     """A process without threads that forks the children: they need no imports of their own."""
     command = [sys.executable, "-W", "error", "-c", PARENT_OF_CHILDREN]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=TOP) as process:
         yield process
         process.stdin.close()
 

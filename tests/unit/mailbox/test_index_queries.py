@@ -6,14 +6,13 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from email.message import EmailMessage
 from email.policy import SMTP
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.clock import Ids, ManualClock
-from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import SubmissionLog
+from relay.clock import ManualClock
 from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,
@@ -30,7 +29,7 @@ from relay.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.mailbox.types import MessageChange, QuotaLimits, StalePositionError, StoredMessage
+from relay.mailbox.types import MessageChange, StalePositionError, StoredMessage
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from tests.support.conditions import (
     any_items,
@@ -40,28 +39,15 @@ from tests.support.conditions import (
     order_key,
     trees,
 )
+from tests.support.stores import store_on
 
 ALICE = "alice@example.test"
 SUBJECTS = ("invoice", "Invoice 2", "Grüße", "GRÜSSE", "100%", "a_b", "", "re: invoice", "ÿ")
 NAMES = ("Zoë", "bob", "Carol O'Neil", "")
 ADDRESSES = ("bob@b.test", "BOB@b.test", "carol@c.test", "zoe@a.test")
 WORDS = ("invoice", "house", "grüße", "x1", "naïve")
-TEXTS = st.sampled_from(
-    [
-        *SUBJECTS,
-        *NAMES,
-        *ADDRESSES,
-        "inv",
-        "ss",
-        "b",
-        "voice",
-        "b.test",
-        "red",
-        "Blue",
-        "inbox",
-        "dr",
-    ]
-)
+PARTS = ("inv", "ss", "b", "voice", "b.test", "red", "Blue", "inbox", "dr")
+TEXTS = st.sampled_from([*SUBJECTS, *NAMES, *ADDRESSES, *PARTS])
 TIMES = st.integers(0, 40).map(lambda number: (1_600_000_000 + number * 50) * 1_000_000)
 SETTINGS = settings(
     max_examples=150,
@@ -73,15 +59,9 @@ SETTINGS = settings(
 class Box:
     """A mailbox with drafts of all kinds and mail of others."""
 
-    def __init__(self, root) -> None:
-        self.clock = ManualClock(now_us=1_600_001_000_000_000)
-        self.log = SubmissionLog(root / "log", role="graph", clock=self.clock)
-        self.store = FileStore(
-            root / "mail", clock=self.clock, ids=Ids(self.clock), crash=CrashPoints(), log=self.log,
-            hostname="h", limits_of=lambda _: QuotaLimits(), dead_letter=root / "dead",
-        )  # fmt: skip
-        self.drafts = self.store._drafts
-        self.path = root / "mail/example.test/alice"
+    def __init__(self, root: Path, clock: ManualClock, store: FileStore) -> None:
+        self.clock, self.store, self.drafts = clock, store, store._drafts
+        self.path = root / "example.test/alice"
         self.rng = random.Random(5)
 
     def fill(self) -> None:
@@ -146,11 +126,11 @@ class Box:
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory) -> Iterator[Box]:
-    made = Box(tmp_path_factory.mktemp("queries"))
-    made.fill()
-    yield made
-    made.store.close()
-    made.log.close()
+    root, clock = tmp_path_factory.mktemp("queries") / "mail", ManualClock(1_600_001_000_000_000)
+    with store_on(root, clock) as store:
+        made = Box(root, clock, store)
+        made.fill()
+        yield made
 
 
 words = st.builds(
