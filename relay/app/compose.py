@@ -41,7 +41,7 @@ from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
-from relay.pickup.workers import Pickup
+from relay.pickup.dispatch import Pickup
 from relay.policy.engine import RuleSet
 from relay.pressure import Pressure, PressureLevel, PressureReason
 from relay.reports.bounces import Reporter

@@ -42,7 +42,7 @@ from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.pickup.workers import Pickup
+from relay.pickup.dispatch import Pickup
 from relay.routing.resolver import NoResolver, Resolver
 from relay.settings.document import SettingsError
 from relay.settings.reloading import ChangedKey

@@ -6,7 +6,7 @@ returns when its result is durable, directories included. Errors are StoreError'
 (types.py); after one, nothing is half-written.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from relay.mailbox.arrivals import Arrivals
@@ -214,15 +214,28 @@ class MailStore(Protocol):
 class SubmissionStore(Protocol):
     """The pending submissions, for pickup: steps 2 to 4."""
 
-    def submissions(self) -> AsyncGenerator[PendingSubmission, None]:
-        """The submissions in ready/: existing ones first, then new ones, without end.
+    @property
+    def pending_count(self) -> int:
+        """The number of submissions in memory: those that wait and those in progress."""
+        ...
 
-        While it is read, scheduled sends become ready at their time.
+    async def watch_submissions(self, on_ready: Callable[[], None]) -> None:
+        """Find submissions in ready/, and make scheduled sends ready at their time, without end.
+
+        `on_ready` is called on the event loop when take_submission() may return another one.
         """
         ...
 
-    async def turn(self, submission: PendingSubmission) -> None:
-        """Wait until a submission may be started: briefly in a burst, else not at all."""
+    def take_submission(self, may_start: Callable[[str], bool]) -> PendingSubmission | None:
+        """The next submission of an account for which `may_start` is true; None if there is none.
+
+        Round robin among accounts. Each submission is returned once, and again after
+        retry_submission().
+        """
+        ...
+
+    def is_rush(self) -> bool:
+        """Whether submit requests were in progress for most of the recent time."""
         ...
 
     async def submission_content(self, submission: PendingSubmission) -> Octets:
@@ -233,7 +246,7 @@ class SubmissionStore(Protocol):
         ...
 
     def retry_submission(self, submission: PendingSubmission, delay_s: float) -> None:
-        """Make submissions() yield a submission again after `delay_s` seconds."""
+        """Make take_submission() return a submission again after `delay_s` seconds."""
         ...
 
     async def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:

@@ -7,7 +7,7 @@ _bind_calls(). docs/design.md 3.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -31,7 +31,7 @@ from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions import SubmissionDirectory, content_of
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
-from relay.mailbox.submissions.pending import PendingSubmissions, SubmissionThrottle
+from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
 from relay.mailbox.submissions.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer
 from relay.mailbox.submissions.submit import SubmissionWriter
 from relay.mailbox.threads import AccountQueues, QueryTimeLimit, ThreadPool
@@ -97,7 +97,7 @@ class FileStore:
         self._actions = ThreadPool(_THREADS, "mailbox")
         self._queries = ThreadPool(_QUERY_THREADS, "mailbox-query")
         self._shares = AccountQueues()
-        self._throttle = SubmissionThrottle(clock)
+        self._rush = RushMeter(clock)
         in_thread = self._actions.in_thread
         self._pending = PendingSubmissions(
             in_thread(submissions.changed_ns), in_thread(submissions.list_ready), clock=clock
@@ -119,7 +119,7 @@ class FileStore:
         self._bind_calls()
 
     def _bind_calls(self) -> None:
-        """Set the calls that have no work outside of a thread."""
+        """Set the calls that only run in a thread, and those of the queue for pickup."""
         in_thread = self._actions.in_thread
         self.remove_unfinished_submissions = in_thread(self._stale_files.remove_unfinished)
         self.keep_anchor = in_thread(self._write_anchor)
@@ -137,6 +137,9 @@ class FileStore:
         self.create_folder = in_thread(self._tree.create)
         self.delete_folder = in_thread(self._tree.delete)
         self.deliver = in_thread(self._inbox.deliver)
+        self.is_rush = self._rush.is_rush
+        self.take_submission = self._pending.take
+        self.retry_submission = self._pending.retry
 
     def close(self) -> None:
         """End the threads after their current work."""
@@ -180,23 +183,23 @@ class FileStore:
 
     # -- pickup
 
-    async def submissions(self) -> AsyncGenerator[PendingSubmission, None]:
-        """Submissions in ready/, without end; scheduled sends at their time."""
+    async def watch_submissions(self, on_ready: Callable[[], None]) -> None:
+        """Find submissions in ready/, and make scheduled sends ready at their time."""
         timer = asyncio.create_task(self._timer.run(), name="scheduled-sends")
         try:
-            async for submission in self._pending.submissions():
-                yield submission
+            await self._pending.watch(on_ready)
         finally:
             timer.cancel()
+
+    @property
+    def pending_count(self) -> int:
+        """The number of submissions in pickup's memory."""
+        return len(self._pending)
 
     @property
     def scheduled_count(self) -> int:
         """The approximate number of scheduled sends."""
         return self._timer.count
-
-    async def turn(self, submission: PendingSubmission) -> None:
-        """Wait until the throttle lets pickup start a submission."""
-        await self._throttle.turn((self._shared.clock.queue_us() - submission.ready_us) / 1_000_000)
 
     async def submission_content(self, submission: PendingSubmission) -> Octets:
         """The content of a submission."""
@@ -205,10 +208,6 @@ class FileStore:
         except NoSuchItemError:  # listed just before it was removed
             self._pending.done(submission)
             raise
-
-    def retry_submission(self, submission: PendingSubmission, delay_s: float) -> None:
-        """Hand a submission out again later."""
-        self._pending.retry(submission, delay_s)
 
     async def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """Step 4: file the original."""
@@ -254,7 +253,7 @@ class FileStore:
         async def submitted(
             *args: _Parameters.args, **kwargs: _Parameters.kwargs
         ) -> PendingSubmission:
-            with self._throttle.submission():
+            with self._rush.submission():
                 submission = await self._actions.run(submit, *args, **kwargs)
             self._offer(submission)
             return submission

@@ -4,7 +4,7 @@ A submission ends with its original filed in Sent Items, or with a report in the
 until then it is retried. The submission id is the key of the message in the spool, so a repeated
 submission is the same message.
 
-`workers` takes submissions from the store, `processing` handles one of them, `conversion` makes
-MIME in child processes, `smtp_client` submits on run/pickup.sock and has the circuit breaker,
+`dispatch` takes submissions from the store when `gate` is open, `processing` makes one attempt with
+one of them, `conversion` makes MIME in child processes, `smtp_client` submits on run/pickup.sock,
 `decisions` has the pure decisions: outcome, retry delay, giving up.
 """

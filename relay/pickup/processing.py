@@ -36,7 +36,8 @@ from relay.pickup.decisions import (
     give_up,
     key_expired,
 )
-from relay.pickup.smtp_client import CircuitBreaker, SubmissionClient
+from relay.pickup.gate import Gate
+from relay.pickup.smtp_client import SubmissionClient
 
 _DEFECTS_MAX = 20
 _HEADER_BYTES_MAX = 64 * 1024
@@ -64,7 +65,7 @@ class EarlierAttempts:
 
 @dataclass(frozen=True, slots=True)
 class SubmissionProcessor:
-    """Processes submissions; shared by all workers.
+    """Processes submissions; shared by all attempts.
 
     `postmaster` is the mailbox for reports that do not fit into the sender's. `started_us` is the
     start of this process, which does not know the results of attempts before it.
@@ -74,7 +75,7 @@ class SubmissionProcessor:
     reports: InboxReporter
     postmaster: str
     conversion: ConversionPool
-    breaker: CircuitBreaker
+    gate: Gate
     log: SubmissionLog
     clock: Clock
     crash: CrashPoints
@@ -130,14 +131,14 @@ class SubmissionProcessor:
         outcome = await client.submit(message, submission_id=pending.submission_id, after_dot=sent)
         match outcome:
             case SubmissionAccepted(queue_id):
-                self.breaker.record_success()
+                self.gate.record_success()
                 self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
                 await self.store.complete_submission(pending, queue_id=queue_id)
             case SubmissionRejected(evidence):
-                self.breaker.record_success()
+                self.gate.record_success()
                 await self._fail(pending, message, FinalFailure(evidence))
             case SubmissionDeferred(evidence):
-                self.breaker.record_failure(pending.submission_id, is_down=outcome.is_down)
+                self.gate.record_failure(pending.submission_id, is_down=outcome.is_down)
                 age_s = self._age_s(pending)
                 if age_s <= self.give_up_after_s:
                     return outcome

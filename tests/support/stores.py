@@ -1,6 +1,7 @@
 """A mail store on files, as a start of the relay opens it."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
-from relay.mailbox.types import QuotaLimits
+from relay.mailbox.types import PendingSubmission, QuotaLimits
 
 
 def open_log(root: Path, clock: Clock) -> SubmissionLog:
@@ -41,3 +42,17 @@ def store_on(root: Path, clock: Clock, **options: Any) -> Iterator[FileStore]:
     finally:
         store.close()
         log.close()
+
+
+async def ready_submissions(store: Any) -> AsyncGenerator[PendingSubmission, None]:
+    """Take the submissions that are ready, without end, as pickup does."""
+    ready = asyncio.Event()
+    watching = asyncio.create_task(store.watch_submissions(ready.set))
+    try:
+        while True:
+            ready.clear()
+            while (submission := store.take_submission(lambda _: True)) is not None:
+                yield submission
+            await ready.wait()
+    finally:
+        watching.cancel()

@@ -1,4 +1,4 @@
-"""The queue of pending submissions between the store and pickup.
+"""The queue of pending submissions, from which pickup takes; how fast new ones come.
 
 Submissions of this process are offered directly; ready/ is listed for all others. Each submission
 is handed out once, and again only after retry(). Accounts are served round robin. Memory is
@@ -7,13 +7,14 @@ bounded; ready/ is the queue. Errors of listing ready/ are logged and the listin
 
 import asyncio
 import math
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from relay.clock import Clock
 from relay.mailbox.types import PendingSubmission, StoreError
 from relay.observe.logs import get_logger
+from relay.round_robin import RoundRobinQueue
 
 SUBMISSIONS_IN_MEMORY_MAX = 10_000
 _SUBMISSIONS_PER_ACCOUNT_MAX = 16  # above the limit, accounts with fewer are still admitted
@@ -44,21 +45,36 @@ class PendingSubmissions:
         self._clock = clock
         self._interval_s = interval_s
         self._submissions_max = submissions_max
-        self._waiting: dict[
-            str, deque[PendingSubmission]
-        ] = {}  # by account; the next account to serve is first
+        self._waiting: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
         self._known: dict[str, str] = {}  # the account by submission id
         self._of_account: Counter[str] = Counter()
-        self._wake = asyncio.Event()
+        self._on_ready: Callable[[], None] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listed_ns = -1
         self._listings = 0
-        self._must_list = True
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    async def watch(self, on_ready: Callable[[], None]) -> None:
+        """List ready/ when it changes, until cancelled; `on_ready`: take() may have more."""
+        self._loop = asyncio.get_running_loop()
+        self._on_ready = on_ready
+        while True:
+            await self._list()
+            await self._clock.sleep(self._interval_s)  # sleeps: other processes give no notice
+
+    def take(self, may_start: Callable[[str], bool]) -> PendingSubmission | None:
+        """Hand out the next submission of an account that may start one.
+
+        At the start, the longest ready is first. The caller must call retry() or done().
+        """
+        return self._waiting.pop(may_start)
 
     def offer(self, submission: PendingSubmission) -> None:
-        """Add a new submission, from any thread; without a reader it stays in the directory."""
+        """Add a new submission, from any thread; before watch() it stays in the directory."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._add, submission)
+            self._loop.call_soon_threadsafe(self._add, [submission])
 
     def retry(self, submission: PendingSubmission, delay_s: float) -> None:
         """Hand a submission in progress out again after `delay_s` seconds."""
@@ -72,32 +88,6 @@ class PendingSubmissions:
             self._of_account[account] -= 1
             if not self._of_account[account]:
                 del self._of_account[account]
-
-    async def submissions(self) -> AsyncIterator[PendingSubmission]:
-        """Yield submissions without end; at the start, the longest ready first."""
-        self._loop = asyncio.get_running_loop()
-        while True:
-            if self._must_list:
-                self._must_list = False
-                self._clock.call_later(self._interval_s, self._list_again)
-                await self._list()
-            if not self._waiting and not self._must_list:
-                self._wake.clear()
-                await self._wake.wait()
-            if self._waiting:
-                yield self._next()
-
-    def _list_again(self) -> None:
-        self._must_list = True
-        self._wake.set()
-
-    def _next(self) -> PendingSubmission:
-        account = next(iter(self._waiting))
-        submissions = self._waiting.pop(account)
-        submission = submissions.popleft()
-        if submissions:
-            self._waiting[account] = submissions  # to the end of the round
-        return submission
 
     async def _list(self) -> None:
         """List ready/ if it changed, or if it had more entries than memory may hold."""
@@ -114,16 +104,17 @@ class PendingSubmissions:
             return
         if len(found) < room:
             self._listings += 1
-        for submission in found:
-            self._add(submission)
+        self._add(found)
 
-    def _add(self, submission: PendingSubmission) -> None:
-        if submission.submission_id in self._known or not self._has_room(submission.account):
-            self._listings = 0  # ready/ may have more than is known here: list it again
-            return
-        self._known[submission.submission_id] = submission.account
-        self._of_account[submission.account] += 1
-        self._wait(submission)
+    def _add(self, submissions: Iterable[PendingSubmission]) -> None:
+        for one in submissions:
+            if one.submission_id in self._known or not self._has_room(one.account):
+                self._listings = 0  # ready/ may have more than is known here: list it again
+                continue
+            self._known[one.submission_id] = one.account
+            self._of_account[one.account] += 1
+            self._waiting.push(one.account, one)
+        self._on_ready()
 
     def _has_room(self, account: str) -> bool:
         if len(self._known) < self._submissions_max:
@@ -133,33 +124,22 @@ class PendingSubmissions:
 
     def _put_back(self, submission: PendingSubmission) -> None:
         if submission.submission_id in self._known:
-            self._wait(submission)
-
-    def _wait(self, submission: PendingSubmission) -> None:
-        self._waiting.setdefault(submission.account, deque()).append(submission)
-        self._wake.set()
+            self._waiting.push(submission.account, submission)
+            self._on_ready()
 
 
-# Processing after the 202 costs several times what the 202 itself costs. During a burst of requests
-# pickup therefore slows down, so that clients are answered sooner.
-SPACE_S = 0.05  # between two submissions that pickup starts during a burst
-OLD_SPACE_S = 0.005
-OLD_S = 10.0  # a submission that has been ready for this long is old
-RUSH = 0.5  # a burst: the recent fraction of time with a submit request in progress
+RUSH = 0.5  # the recent fraction of time with a submit request in progress
 MOMENT_S = 0.02
-_STEP_S = 0.01
 
 
-class SubmissionThrottle:
-    """Slows pickup down during a burst of submit requests, on one event loop."""
+class RushMeter:
+    """Measures whether submit requests come in a rush, on one event loop."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._in_progress = 0
         self._level = 0.0  # the fraction of time, when last updated
         self._updated_s = clock.monotonic()
-        self._next_s = -math.inf
-        self._line = asyncio.Lock()
 
     @contextmanager
     def submission(self) -> Iterator[None]:
@@ -172,26 +152,10 @@ class SubmissionThrottle:
             self._update()
             self._in_progress -= 1
 
-    async def turn(self, age_s: float) -> None:
-        """Wait until pickup may start a submission that has been ready for `age_s`."""
-        if not self._line.locked() and self.take(age_s):
-            return
-        async with self._line:  # first come, first served
-            for _ in range(round(SPACE_S / _STEP_S)):
-                if self.take(age_s):
-                    break
-                await self._clock.sleep(_STEP_S)  # sleeps: no event marks the end of a burst
-
-    def take(self, age_s: float) -> bool:
-        """Whether pickup may start a submission that has been ready for `age_s` now.
-
-        If so, it counts as started.
-        """
+    def is_rush(self) -> bool:
+        """Whether requests were in progress for most of the recent time."""
         self._update()
-        if self._level > RUSH and self._updated_s < self._next_s:
-            return False
-        self._next_s = self._updated_s + (SPACE_S if age_s < OLD_S else OLD_SPACE_S)
-        return True
+        return self._level > RUSH
 
     def _update(self) -> None:
         now_s = self._clock.monotonic()

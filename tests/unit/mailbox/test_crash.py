@@ -20,7 +20,7 @@ from relay.clock import SystemClock
 from relay.crashpoints import CrashPoints
 from relay.mailbox import SendOptions
 from relay.message.properties import EmailAddress, MessageProperties
-from tests.support.stores import open_log, open_store
+from tests.support.stores import open_log, open_store, ready_submissions
 
 async def main(root, point, deed, save, told):
     clock = SystemClock()
@@ -31,7 +31,7 @@ async def main(root, point, deed, save, told):
         await store.submit_new("alice@example.test", message, SendOptions(save == "save"))
         os.write(told, b"202")
     left = len(list((root / ".submissions/ready").glob("*")))
-    submissions = store.submissions()
+    submissions = ready_submissions(store)
     for _ in range(left):
         submission = await anext(submissions)
         if deed == "fail":

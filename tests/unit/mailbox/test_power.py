@@ -8,6 +8,7 @@ import pytest
 from relay.mailbox import SendOptions
 from relay.mime.convert import ConversionError, convert
 from relay.mime.draft import private_block_length
+from tests.support.stores import ready_submissions
 
 ALICE = "alice@example.test"
 SAVE = SendOptions()
@@ -53,7 +54,7 @@ async def test_in_preparing_it_goes_at_the_next_start(place, shortened, length):
 @pytest.mark.parametrize("length", [nothing, half_of_the_block])
 async def test_in_ready_it_is_moved_to_corrupt(place, store, draft, shortened):
     whole = await store.submit_new(ALICE, draft(), SAVE)
-    async with aclosing(place.store().submissions()) as submissions:
+    async with aclosing(ready_submissions(place.store())) as submissions:
         assert (await anext(submissions)).submission_id == whole.submission_id
     assert place.submissions() == [whole.path]
     assert (place.root / ".submissions/corrupt" / shortened.path.name).exists()

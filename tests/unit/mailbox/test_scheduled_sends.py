@@ -17,6 +17,7 @@ from relay.message.extended_properties import (
 )
 from relay.message.properties import ExtendedProperty
 from relay.mime.draft import read_properties
+from tests.support.stores import ready_submissions
 
 ALICE = "alice@example.test"
 BOB = "bob@example.test"
@@ -85,7 +86,7 @@ async def test_a_time_in_the_past_is_now(place, store, draft):
 
 async def test_what_is_due_is_ready_since_then(place, store, waiting):
     place.clock.advance(3600)
-    submissions = store.submissions()
+    submissions = ready_submissions(store)
     async with asyncio.timeout(10):
         submission = await anext(submissions)
     await submissions.aclose()

@@ -12,6 +12,7 @@ import pytest
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import SendOptions
 from relay.mailbox.submissions.submit import SubmissionWriter
+from tests.support.stores import ready_submissions
 
 ALICE = "alice@example.test"
 HOUR_US = 3_600_000_000
@@ -45,7 +46,7 @@ async def test_no_mailbox_is_looked_into(place, draft, listings):
     listings.seen = []
     after = place.store()
     await after.remove_unfinished_submissions()
-    submissions = after.submissions()
+    submissions = ready_submissions(after)
     async with asyncio.timeout(10):
         found = [await anext(submissions) for _ in sent]
         while after.scheduled_count < len(later):
@@ -132,7 +133,7 @@ async def test_an_unreadable_submission_blocks_no_other_at_the_start(place, draf
         return really_open(path, *more, **named)
 
     monkeypatch.setattr(os, "open", failing)
-    submissions = place.store().submissions()
+    submissions = ready_submissions(place.store())
     async with asyncio.timeout(10):
         assert (await anext(submissions)).submission_id == second.submission_id
         monkeypatch.undo()
@@ -148,7 +149,7 @@ async def test_what_is_no_file_is_no_submission(place, draft):
     os.mkfifo(strangers[0])
     strangers[1].mkdir()
     strangers[2].symlink_to(submission.path)
-    submissions = place.store().submissions()
+    submissions = ready_submissions(place.store())
     async with asyncio.timeout(10):
         assert (await anext(submissions)).submission_id == submission.submission_id
     await submissions.aclose()

@@ -25,6 +25,7 @@ from relay.mailbox.maildir import SYNC_FAILURES, Stripes
 from relay.mailbox.query import MessageQuery
 from relay.mime.convert import convert
 from relay.mime.draft import read_properties
+from tests.support.stores import ready_submissions
 
 ALICE = "alice@example.test"
 SAVE, FORGET = SendOptions(), SendOptions(save_to_sent_items=False)
@@ -247,7 +248,7 @@ async def test_a_failing_disk_leaves_nothing_half_written(
 
 async def first(store, count):
     """The first `count` submissions, or fewer if they do not come in time."""
-    submissions = store.submissions()
+    submissions = ready_submissions(store)
     async with asyncio.timeout(10):
         for _ in range(count):
             yield await anext(submissions)
@@ -312,7 +313,7 @@ async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, mon
 
 async def test_a_submission_removed_before_it_is_read_is_forgotten(store, draft):
     submission = await store.submit_new(ALICE, draft(), SAVE)
-    submissions = store.submissions()
+    submissions = ready_submissions(store)
     assert await anext(submissions) == submission
     submission.path.unlink()
     with pytest.raises(NoSuchItemError):

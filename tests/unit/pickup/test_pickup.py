@@ -26,7 +26,8 @@ from relay.mime.convert import convert
 from relay.mime.draft import DraftOrigin
 from relay.observe.metrics import Metrics
 from relay.pickup import conversion
-from relay.pickup.workers import Pickup
+from relay.pickup.dispatch import Pickup
+from relay.round_robin import RoundRobinQueue
 from tests.support import converters
 from tests.support.drafts import write_draft
 from tests.support.events import until
@@ -54,7 +55,8 @@ class Store:
         self.error_once, self.to_corrupt = None, []
         self.full, self.reported_to = set(), {}
         self.folder = folder
-        self._queue = asyncio.Queue()
+        self._pending, self._waiting = set(), RoundRobinQueue()
+        self._on_ready = lambda: None
         self._changed = asyncio.Condition()
 
     def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
@@ -64,25 +66,36 @@ class Store:
         )  # fmt: skip
         pending.path.write_bytes(content)
         self.contents[pending.submission_id] = content
-        self._queue.put_nowait(pending)
+        self._pending.add(pending.submission_id)
+        self._make_ready(pending)
         return pending
 
-    async def submissions(self):
-        while True:
-            yield await self._queue.get()
+    @property
+    def pending_count(self):
+        return len(self._pending)
 
-    async def turn(self, pending):
-        pass
+    async def watch_submissions(self, on_ready):
+        self._on_ready = on_ready
+        on_ready()
+        await asyncio.Event().wait()
+
+    def take_submission(self, may_start):
+        return self._waiting.pop(may_start)
+
+    def is_rush(self):
+        return False
 
     async def submission_content(self, pending):
         if self.error_once is not None:
             error, self.error_once = self.error_once, None
+            if isinstance(error, NoSuchItemError):
+                self._pending.discard(pending.submission_id)
             raise error
         return MemoryOctets(self.contents[pending.submission_id])
 
     def retry_submission(self, pending, delay_s):
         self.delays.append(delay_s)
-        asyncio.get_running_loop().call_later(0.01, self._queue.put_nowait, pending)
+        asyncio.get_running_loop().call_later(0.01, self._make_ready, pending)
 
     async def complete_submission(self, pending, *, queue_id):
         await self._end(self.filed, pending, queue_id)
@@ -96,7 +109,12 @@ class Store:
             self.to_corrupt.append(pending.submission_id)
         await self._end(self.failed, pending, report)
 
+    def _make_ready(self, pending):
+        self._waiting.push(pending.account, pending)
+        self._on_ready()
+
     async def _end(self, ends, pending, value):
+        self._pending.discard(pending.submission_id)
         async with self._changed:
             ends[pending.submission_id] = value
             self._changed.notify_all()

@@ -1,0 +1,199 @@
+"""Take pending submissions in fair order, when the gate is open, and bring each to its end.
+
+The store has the queue, gate.py all limits of the pace. Submissions whose conversion takes long are
+processed one at a time, apart from the others. An error with one submission does not stop the
+others. An exception of the store's queue ends run().
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from relay.clock import Clock
+from relay.crashpoints import CrashPoints
+from relay.journeys.submission_log import SubmissionLog
+from relay.mailbox.api import SubmissionStore
+from relay.mailbox.types import PendingSubmission, StoreError
+from relay.message.outcome import Evidence
+from relay.mime.convert import convert
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
+from relay.pickup.conversion import ConversionPool, ConversionUnfinishedError, ConvertFunction
+from relay.pickup.decisions import SubmissionDeferred, retry_delay_s
+from relay.pickup.gate import Gate
+from relay.pickup.processing import EarlierAttempts, InboxReporter, SubmissionProcessor
+from relay.pickup.smtp_client import SubmissionClient
+from relay.round_robin import RoundRobinQueue
+
+SOCKET_NAME = "pickup.sock"
+_SLOW_MAX = 4096  # further ones are retried later
+_log = get_logger("pickup")
+
+
+class Pickup:
+    """Takes the store's pending submissions and processes a few at a time."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names each of them
+        self,
+        store: SubmissionStore,
+        *,
+        run_dir: Path,
+        hostname: str,
+        reports: InboxReporter,
+        postmaster: str,
+        log: SubmissionLog,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
+        give_up_after_s: float,
+        max_concurrent: int,
+        rng: random.Random | None = None,
+        converter: ConvertFunction = convert,
+    ) -> None:
+        """`run_dir` has the pickup socket; `rng` spreads the retries.
+
+        `postmaster` is the mailbox for reports that do not fit into the sender's.
+        """
+        self._store = store
+        self._submit_path = run_dir / SOCKET_NAME
+        self._hostname = hostname
+        metrics.pickup_waiting.set_function(lambda: store.pending_count)
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, hides nothing
+        self._gate = Gate(
+            clock,
+            concurrency=max_concurrent,
+            is_rush=store.is_rush,
+            on_reopened=self._start_more,
+        )
+        self._conversion = ConversionPool(converter, hostname=hostname, clock=clock)
+        self._processor = SubmissionProcessor(
+            store=store,
+            reports=reports,
+            postmaster=postmaster,
+            conversion=self._conversion,
+            gate=self._gate,
+            log=log,
+            clock=clock,
+            crash=crash,
+            metrics=metrics,
+            give_up_after_s=give_up_after_s,
+            started_us=clock.time_us(),
+        )
+        self._attempts: dict[str, EarlierAttempts] = {}  # by submission id, of those to be retried
+        self._slow: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
+        self._slow_task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each submission in progress
+        self._idle_clients: list[SubmissionClient] = []
+        self._is_running = False
+
+    async def run(self) -> None:
+        """Run until cancelled. Submissions in progress continue: call drain() afterwards."""
+        self._is_running = True
+        try:
+            await self._store.watch_submissions(self._start_more)
+        finally:
+            self._is_running = False
+
+    def limit_concurrency(self, submissions: int) -> None:
+        """Process at most `submissions` of an account at once (at least one), and one more of all
+        accounts. Those in progress continue.
+        """
+        self._gate.limit_concurrency(max(1, submissions))
+
+    async def drain(self) -> None:
+        """Finish the submissions in progress and close the connections; if cancelled, drop them.
+
+        What is dropped is safe: it is still pending, and a repeat is the same message.
+        """
+        self._is_running = False
+        tasks = set(self._tasks)
+        if self._slow_task is not None:
+            self._slow_task.cancel()
+            tasks.add(self._slow_task)
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(client.close() for client in self._idle_clients))
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._conversion.close()
+
+    def _start_more(self) -> None:
+        """Start the submissions that may start now.
+
+        Called when a submission is ready, when one has ended, and when the gate has reopened.
+        """
+        while self._is_running and self._gate.is_open():
+            pending = self._store.take_submission(self._gate.may_start)
+            if pending is None:
+                return
+            self._gate.started(pending)
+            task = asyncio.create_task(self._work_on(pending), name="pickup")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work_on(self, pending: PendingSubmission) -> None:
+        try:
+            await self._process(pending)
+        finally:
+            self._gate.ended(pending)
+            self._start_more()
+
+    async def _work_on_slow(self) -> None:
+        """Process submissions whose conversion takes long, one at a time, apart from the others.
+
+        The gate does not count them, or others would wait for their conversion. While the server
+        accepts nothing, one submission may be attempted in vain. drain() does not wait for them.
+        """
+        while (pending := self._slow.pop()) is not None:
+            await self._process(pending, alone=True)
+
+    @contextmanager
+    def _idle_client(self) -> Iterator[SubmissionClient]:
+        """A client that no other submission uses inside the block."""
+        if self._idle_clients:
+            client = self._idle_clients.pop()
+        else:
+            client = SubmissionClient(self._submit_path, hostname=self._hostname)
+        try:
+            yield client
+        finally:
+            self._idle_clients.append(client)
+
+    async def _process(self, pending: PendingSubmission, *, alone: bool = False) -> None:
+        """Make one attempt. The submission then has ended, is retried, or waits as a slow one."""
+        earlier = self._attempts.get(pending.submission_id, EarlierAttempts())
+        try:
+            with self._idle_client() as client:
+                deferred = await self._processor.process(pending, client, earlier, alone=alone)
+        except ConversionUnfinishedError as error:
+            reason = error.fault or str(error)
+            _log.warning(
+                "conversion not finished", submission_id=pending.submission_id, reason=reason
+            )
+            if len(self._slow) < _SLOW_MAX:
+                self._slow.push(pending.account, pending)
+                if self._is_running and (self._slow_task is None or self._slow_task.done()):
+                    self._slow_task = asyncio.create_task(self._work_on_slow(), name="pickup-slow")
+                return
+            deferred = SubmissionDeferred(
+                Evidence("4.3.0", "4.3.0 too many long conversions are waiting")
+            )
+        except (StoreError, OSError) as error:
+            deferred = SubmissionDeferred(Evidence("4.3.0", str(error)))
+        except Exception:  # noqa: BLE001 - an error with one must not stop the others
+            _log.exception("submission failed unexpectedly", submission_id=pending.submission_id)
+            deferred = SubmissionDeferred(Evidence("4.3.0", "internal error"))
+        if deferred is None:
+            self._attempts.pop(pending.submission_id, None)
+            return
+        earlier = EarlierAttempts(earlier.failures + 1, earlier.uncertain or deferred.uncertain)
+        self._attempts[pending.submission_id] = earlier
+        pause_s = retry_delay_s(earlier.failures, self._rng.random())
+        reply = deferred.evidence.reply
+        _log.info(
+            "submission deferred", submission_id=pending.submission_id, reply=reply, pause_s=pause_s
+        )
+        self._store.retry_submission(pending, pause_s)
