@@ -370,15 +370,10 @@ async def test_an_announced_upload_counts_towards_the_quota(place: Place) -> Non
         ({"name": "x", "size": True}, 400, "RequestBodyRead", "size"),
         ({"name": "x", "size": "many"}, 400, "RequestBodyRead", "size"),
         ({"name": "x", "size": 5, "colour": 1}, 400, "RequestBodyRead", "colour"),
-        (
-            {"name": "x", "size": 5, "attachmentType": "item"},
-            501,
-            "NotImplemented",
-            "attachmentType",
-        ),
+        ({"name": "x", "size": 5, "attachmentType": "item"}, 501, "NotImplemented", "attachmentType"),
         ({"name": "x\r\ny", "size": 5}, 400, "ErrorInvalidRequest", "name"),
     ],
-)
+)  # fmt: skip
 async def test_a_session_that_makes_no_sense(
     place: Place, item: Any, status: int, code: str, named: str
 ) -> None:
