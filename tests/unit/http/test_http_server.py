@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -32,10 +33,17 @@ from tests.support.http_server import (
     talk,
 )
 
+Handler = Callable[[HttpRequest], Awaitable[Response]]
+
+
+async def ask(*sent: bytes, handler: Handler = echo, **options: Any) -> bytes:
+    """What a server answers."""
+    async with serving(handler, **options) as server:
+        return await talk(server, *sent)
+
 
 async def test_answers_have_ids_and_one_date() -> None:
-    async with serving() as server:
-        answer = await talk(server, request(b"12345"))
+    answer = await ask(request(b"12345"))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert json.loads(body) == {"method": "POST", "path": ["x"], "size": 5}
     names = [line.partition(b":")[0] for line in head.split(b"\r\n")]
@@ -59,32 +67,9 @@ async def test_body_limit_whatever_content_length_says(size: int) -> None:
         assert code_of(declared) == code_of(undeclared) == "RequestEntityTooLarge"
 
 
-async def test_a_client_that_expects_continue_is_refused_before_it_sends() -> None:
-    head = request(b"", "Expect: 100-continue", length=LIMIT + 1)
-    async with serving() as server:
-        answer = await talk(server, head)
-    assert (status_of(answer), code_of(answer)) == (413, "RequestEntityTooLarge")
-
-
-async def test_a_client_that_declares_too_much_and_stops_is_answered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http_request, "_DRAIN_PAUSE_S", 0.05)
-    async with serving() as server:
-        answer = await talk(server, request(b"abc", length=LIMIT + 1))
-    assert (status_of(answer), code_of(answer)) == (413, "RequestEntityTooLarge")
-
-
-async def test_a_body_many_times_the_limit_is_read_past() -> None:
-    async with serving() as server:
-        answer = await talk(server, request(b"x" * (LIMIT * 20)))
-    assert (status_of(answer), code_of(answer)) == (413, "RequestEntityTooLarge")
-
-
 @pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("identity", 200), ("", 200)])
 async def test_a_compressed_body_is_refused_by_name(coding: str, status: int) -> None:
-    async with serving() as server:
-        answer = await talk(server, request(b"abc", f"Content-Encoding: {coding}"))
+    answer = await ask(request(b"abc", f"Content-Encoding: {coding}"))
     assert status_of(answer) == status
     assert (b"accept-encoding: identity\r\n" in answer) == (status == 415)
 
@@ -94,16 +79,14 @@ async def test_a_compressed_body_is_refused_by_name(coding: str, status: int) ->
 async def test_an_offer_to_upgrade_is_passed_over(offer: str, body: bytes) -> None:
     fields = ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {offer}", "HTTP2-Settings: AAMA")
     offering = request(body, *fields).replace(b"Connection: close\r\n", b"")
-    async with serving() as server:
-        answer = await talk(server, offering + offering, request(b"last"))
+    answer = await ask(offering + offering, request(b"last"))
     sizes = [int(size) for size in re.findall(rb'"size":(\d+)', answer)]
     assert sizes == [len(body), len(body), len(b"last")]
 
 
 async def test_an_upgrade_offer_with_a_body_in_pieces() -> None:
     offering = request(b"abcdef", "Connection: Upgrade", "Upgrade: h2c")
-    async with serving() as server:
-        answer = await talk(server, *(bytes([octet]) for octet in offering))
+    answer = await ask(*(bytes([octet]) for octet in offering))
     assert (status_of(answer), answer.count(b'"size":6')) == (200, 1)
 
 
@@ -123,12 +106,6 @@ async def test_a_request_in_work_gets_its_own_answer_whatever_follows() -> None:
         go_on.set()
         answer = await talking
     assert (answer.count(b"HTTP/1.1"), status_of(answer)) == (1, 200)
-
-
-async def test_a_body_that_does_not_arrive_in_time() -> None:
-    async with serving(read_timeout_s=0.05) as server:
-        answer = await talk(server, request(b"abc", length=10))
-    assert (status_of(answer), code_of(answer)) == (408, "RequestTimeout")
 
 
 async def test_all_bodies_together_keep_a_budget() -> None:
@@ -168,28 +145,46 @@ async def test_requests_in_work_are_bounded() -> None:
     assert (status_of(refused), code_of(refused)) == (503, "ResourceUnhealthy")
 
 
+TOO_LARGE, LONG_HEADER = (413, "RequestEntityTooLarge"), (431, "RequestHeaderFieldsTooLarge")
+CONNECT = b"CONNECT a.test:25 HTTP/1.1\r\nHost: a.test:25\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    ("sent", "status", "code"),
+    ("sent", "expected"),
     [
-        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 431, "RequestHeaderFieldsTooLarge"),
-        (
-            b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 12_000 + b"\r\n",
-            431,
-            "RequestHeaderFieldsTooLarge",
-        ),
-        (b"\x16\x03\x01 this is TLS\r\n\r\n", 400, "BadRequest"),
-        (b"CONNECT a.test:25 HTTP/1.1\r\nHost: a.test:25\r\n\r\n", 400, "BadRequest"),
-        (b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "BadRequest"),
+        (request(b"", "Expect: 100-continue", length=LIMIT + 1), TOO_LARGE),
+        (request(b"x" * (LIMIT * 20)), TOO_LARGE),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", LONG_HEADER),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 12_000 + b"\r\n", LONG_HEADER),
+        (b"\x16\x03\x01 this is TLS\r\n\r\n", (400, "BadRequest")),
+        (CONNECT, (400, "BadRequest")),
+        (b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", (400, "BadRequest")),
     ],
-)
-async def test_long_headers_and_invalid_http_are_rejected(
-    sent: bytes, status: int, code: str
+    ids=[
+        "Continue is expected, nothing is sent", "many times the limit", "a long target",
+        "many fields", "TLS", "CONNECT", "a length that is no number",
+    ],
+)  # fmt: skip
+async def test_large_and_invalid_requests_are_refused(
+    sent: bytes, expected: tuple[int, str]
 ) -> None:
-    async with serving() as server:
-        answer = await talk(server, sent)
-    assert (status_of(answer), code_of(answer)) == (status, code)
+    answer = await ask(sent)
+    assert (status_of(answer), code_of(answer)) == expected
     for name in (b"\r\nrequest-id: ", b"\r\nclient-request-id: ", b"\r\ndate: "):
         assert answer.count(name) == 1
+
+
+async def test_a_client_that_declares_too_much_and_stops_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_request, "_DRAIN_PAUSE_S", 0.05)
+    answer = await ask(request(b"abc", length=LIMIT + 1))
+    assert (status_of(answer), code_of(answer)) == TOO_LARGE
+
+
+async def test_a_body_that_does_not_arrive_in_time() -> None:
+    answer = await ask(request(b"abc", length=10), read_timeout_s=0.05)
+    assert (status_of(answer), code_of(answer)) == (408, "RequestTimeout")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nA: b\r\n", b"\r\n"])
@@ -243,8 +238,7 @@ async def test_an_exception_in_a_handler_is_not_disclosed() -> None:
     async def broken(_: HttpRequest) -> Response:
         raise ValueError("the secret path")
 
-    async with serving(broken) as server:
-        answer = await talk(server, request())
+    answer = await ask(request(), handler=broken)
     assert (status_of(answer), code_of(answer)) == (500, "InternalServerError")
     assert b"secret" not in answer
 
@@ -307,7 +301,12 @@ async def test_a_client_that_disconnects_releases_everything() -> None:
         assert status_of(await talk(server, request(b"x" * LIMIT))) == 200
 
 
-async def test_work_is_given_up_when_its_client_hangs_up() -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [request(b"body"), b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n" * 2],
+    ids=["one request", "a pipelined request after it"],
+)
+async def test_work_is_given_up_when_its_client_hangs_up(sent: bytes) -> None:
     begun, given_up = asyncio.Event(), asyncio.Event()
 
     async def endless() -> Response:
@@ -321,29 +320,9 @@ async def test_work_is_given_up_when_its_client_hangs_up() -> None:
     async with serving(lambda call: call.cancel_on_disconnect(endless())) as server:
         address = server.bound[0]
         _, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(request(b"body"))
+        writer.write(sent)
         await begun.wait()
         assert not given_up.is_set()
-        writer.close()
-        await asyncio.wait_for(given_up.wait(), 5)
-
-
-async def test_a_disconnect_after_a_pipelined_request_is_detected() -> None:
-    begun, given_up = asyncio.Event(), asyncio.Event()
-
-    async def endless() -> Response:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            given_up.set()
-        return Response()
-
-    async with serving(lambda call: call.cancel_on_disconnect(endless())) as server:
-        address = server.bound[0]
-        _, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
-        await begun.wait()
         writer.close()
         await asyncio.wait_for(given_up.wait(), 5)
 
@@ -367,8 +346,7 @@ async def test_a_disconnect_after_a_pipelined_request_is_detected() -> None:
 )
 async def test_a_request_names_its_host_once(version: str, hosts: list[str], status: int) -> None:
     lines = [f"GET /x HTTP/{version}", *(f"Host: {host}" for host in hosts), "Connection: close"]
-    async with serving() as server:
-        answer = await talk(server, "\r\n".join([*lines, "", ""]).encode())
+    answer = await ask("\r\n".join([*lines, "", ""]).encode())
     assert status_of(answer) == status
     if status == 400:
         assert code_of(answer) == "BadRequest"
@@ -387,8 +365,7 @@ async def test_a_request_names_its_host_once(version: str, hosts: list[str], sta
 )
 async def test_where_hosts_are_named_others_are_misdirected(host: str, status: int) -> None:
     asked = f"GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
-    async with serving(hosts=AllowedHosts(frozenset(("mail.test", "[fd00::1]")))) as server:
-        answer = await talk(server, asked)
+    answer = await ask(asked, hosts=AllowedHosts(frozenset(("mail.test", "[fd00::1]"))))
     assert status_of(answer) == status
     if status == 421:
         assert code_of(answer) == "MisdirectedRequest"
@@ -425,7 +402,7 @@ async def test_dispatch_by_first_segment() -> None:
     async def named(call: HttpRequest) -> Response:
         return json_response("named")
 
-    def gateway(handler: Callable[[HttpRequest], Awaitable[Response]]) -> Gateway:
+    def gateway(handler: Handler) -> Gateway:
         return Gateway(handler, clock=ManualClock(), limits=RequestLimits(LIMIT, LIMIT))
 
     server = HttpServer(PathRouter({"v1.0": gateway(named)}, otherwise=gateway(echo)), [ANY_PORT])
@@ -463,8 +440,7 @@ PUT = b"PUT / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n
 
 async def test_a_body_in_blocks_may_be_larger_than_one_that_is_held() -> None:
     size = 10 * LIMIT
-    async with serving(measured) as server:
-        answer = await talk(server, PUT % size, bytes(size))
+    answer = await ask(PUT % size, bytes(size), handler=measured)
     sizes = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert (status_of(answer), sum(sizes)) == (200, size)
     assert max(sizes) < 512 * 1024
@@ -488,8 +464,7 @@ async def test_a_slow_and_steady_body_is_not_cut_off() -> None:
     "limits", [{"idle_timeout_s": 0.05}, {"stream_timeout_s": 0.05}], ids=["idle", "in all"]
 )
 async def test_a_body_in_blocks_that_stalls_is_ended(limits: dict[str, float]) -> None:
-    async with serving(measured, **limits) as server:
-        answer = await talk(server, PUT % 100 + b"x" * 10)
+    answer = await ask(PUT % 100 + b"x" * 10, handler=measured, **limits)
     assert (status_of(answer), code_of(answer)) == (408, "RequestTimeout")
     assert b"connection: close" in answer.lower()
 
@@ -497,9 +472,7 @@ async def test_a_body_in_blocks_that_stalls_is_ended(limits: dict[str, float]) -
 # -- answers that are read while they are sent
 
 
-def streamed(
-    blocks: list[bytes | OSError], **options: int
-) -> Callable[[HttpRequest], Awaitable[Response]]:
+def streamed(blocks: list[bytes | OSError], **options: int) -> Handler:
     def limits() -> Iterator[bytes]:
         for block in blocks:
             if isinstance(block, OSError):
@@ -517,8 +490,7 @@ GET = b"%b / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 
 async def test_an_answer_is_sent_as_it_is_read() -> None:
     blocks: list[bytes | OSError] = [b"a" * 300_000, b"", b"b" * 5]
-    async with serving(streamed(blocks, size_bytes=300_005)) as server:
-        answer = await talk(server, GET % b"GET")
+    answer = await ask(GET % b"GET", handler=streamed(blocks, size_bytes=300_005))
     assert answer.endswith(b"aaabbbbb")
     assert b"content-length: 300005\r\n" in answer
     async with serving(streamed(blocks)) as server:
@@ -532,7 +504,6 @@ async def test_an_answer_is_sent_as_it_is_read() -> None:
 
 async def test_a_response_that_cannot_be_read_is_incomplete() -> None:
     blocks: list[bytes | OSError] = [b"a" * 300_000, OSError("gone")]
-    async with serving(streamed(blocks)) as server:
-        answer = await talk(server, GET % b"GET")
+    answer = await ask(GET % b"GET", handler=streamed(blocks))
     assert status_of(answer) == 200
     assert not answer.endswith(b"0\r\n\r\n")
