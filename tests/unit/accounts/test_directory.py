@@ -31,14 +31,8 @@ token = "plain:bob-token"
 SENDERS = [
     *("alice@example.test", "INFO@example.test", "office@elsewhere.test"),
     *("anybody@Shared.test", "*@shared.test"),
-    *(
-        "bob@example.test",
-        "x@elsewhere.test",
-        "a@b.shared.test",
-        "a@notshared.test",
-        "shared.test",
-        "",
-    ),
+    *("bob@example.test", "x@elsewhere.test", "a@b.shared.test", "a@notshared.test"),
+    *("shared.test", ""),
 ]
 
 
@@ -145,7 +139,7 @@ async def test_by_password(tmp_path, user, password, owner):
 
 
 async def test_an_account_without_password_or_token_cannot_log_in(tmp_path):
-    accounts = load(tmp_path, '[[account]]\naddress = "a@example.test"\n')
+    accounts = load(tmp_path, AN_ACCOUNT)
     assert accounts.by_token("") is None
     assert await accounts.by_password("a@example.test", "", client="") is None
     accounts.close()
@@ -193,28 +187,39 @@ send_as = ["bob@example.test", "nobody"]
     assert 'did you mean "account"?' in told
 
 
-@pytest.mark.parametrize("second", ["plain:same", f"sha256:{hashlib.sha256(b'same').hexdigest()}"])
-def test_two_accounts_with_one_token(tmp_path, second):
-    told = faults(
-        tmp_path,
-        '[[account]]\naddress = "a@example.test"\ntoken = "plain:same"\n'
-        f'[[account]]\naddress = "b@example.test"\ntoken = "{second}"\n',
-    )
-    assert "accounts.toml:6: account[1].token: found a token, expected one of its own" in told
+AN_ACCOUNT = '[[account]]\naddress = "a@example.test"\n'
+SAME_TOKEN = (
+    f'{AN_ACCOUNT}token = "plain:same"\n[[account]]\naddress = "b@example.test"\ntoken = "{{}}"\n'
+)
+ONE_OF_ITS_OWN = "accounts.toml:6: account[1].token: found a token, expected one of its own"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (SAME_TOKEN.format("plain:same"), [ONE_OF_ITS_OWN]),
+        (SAME_TOKEN.format(f"sha256:{hashlib.sha256(b'same').hexdigest()}"), [ONE_OF_ITS_OWN]),
+        (f"{AN_ACCOUNT}password = 31415926\n",
+         ["accounts.toml:3: account[0].password: found something else, expected a text"]),
+        (f'{AN_ACCOUNT}password = "{HASHED.replace("m=8,", "m=9999999,")}"\n', ["at most 1 GiB"]),
+        (TWO.replace('"*@shared.test"', '"all*@shared.test"'),
+         ["account[0].send_as[1]: found", '"*@DOMAIN" for all of a domain']),
+    ],
+    ids=["same token", "same hash of a token", "no text", "a hash that would eat the machine",
+         "a star for part of a local part"],
+)  # fmt: skip
+def test_one_fault_is_told_without_secrets(tmp_path, text, expected):
+    told = faults(tmp_path, text)
+    assert [one for one in expected if one not in told] == []
+    assert "31415926" not in told
 
 
 def test_secrets_come_from_the_environment_and_stay_there(tmp_path):
-    text = '[[account]]\naddress = "a@example.test"\ntoken = "${env:TOKEN}"\n'
+    text = AN_ACCOUNT + 'token = "${env:TOKEN}"\n'
     accounts = load(tmp_path, text, TOKEN="plain:from-outside")
     assert accounts.by_token("from-outside").address == "a@example.test"
     assert not accounts.warnings()
     assert "oops" not in faults(tmp_path, text, TOKEN="oops")
-
-
-def test_a_secret_of_the_wrong_type_is_not_shown_either(tmp_path):
-    told = faults(tmp_path, '[[account]]\naddress = "a@example.test"\npassword = 31415926\n')
-    assert "accounts.toml:3: account[0].password: found something else, expected a text" in told
-    assert "31415926" not in told
 
 
 def test_plain_secrets_are_warned_of(tmp_path):
@@ -224,20 +229,13 @@ def test_plain_secrets_are_warned_of(tmp_path):
     assert "account[0]" not in warnings
 
 
-def test_a_hash_that_would_eat_the_machine_is_a_fault(tmp_path):
-    greedy = HASHED.replace("m=8,", "m=9999999,")
-    text = f'[[account]]\naddress = "a@example.test"\npassword = "{greedy}"\n'
-    assert "at most 1 GiB" in faults(tmp_path, text)
-
-
 async def test_in_development_a_login_makes_an_account_but_mail_does_not():
     accounts: AccountDirectory = DevelopmentAccounts()
     assert accounts.by_address("carol@example.test") is None
     assert accounts.by_token("carol").address == "carol@example.test"
     assert accounts.by_address("Carol+x@example.test").address == "carol@example.test"
-    assert (
-        await accounts.by_password("dave@example.test", "dave", client="")
-    ).address == "dave@example.test"
+    dave = await accounts.by_password("dave@example.test", "dave", client="")
+    assert dave.address == "dave@example.test"
     assert await accounts.by_password("erin", "wrong", client="") is None
     assert accounts.by_address("erin@example.test") is None
     assert accounts.by_token("alice@EXAMPLE.test") == accounts.by_address("alice@example.test")
@@ -253,9 +251,3 @@ def test_in_development_the_number_of_accounts_is_bounded():
     made = [accounts.by_token(f"user{number}") for number in range(ACCOUNTS_MAX + 5)]
     assert made.count(None) == 5 + 2  # alice and bob were there
     assert accounts.by_token("bob") is not None
-
-
-def test_a_star_stands_for_a_whole_local_part(tmp_path):
-    told = faults(tmp_path, TWO.replace('"*@shared.test"', '"all*@shared.test"'))
-    assert "account[0].send_as[1]: found" in told
-    assert '"*@DOMAIN" for all of a domain' in told

@@ -73,6 +73,11 @@ def login(checker, stored) -> Callable:
     return log_in
 
 
+async def guess_thrice(login, client: str) -> None:
+    for guess in ("a", "b", "c"):
+        assert await login(guess, client) is False
+
+
 async def test_a_success_is_remembered_for_a_minute(login, clock, stored):
     assert await login("right", HOME) is True
     assert await login("right", HOME) is True
@@ -92,8 +97,7 @@ async def test_a_remembered_success_is_no_success_of_others(login, stored):
 
 @pytest.mark.parametrize("client", [HOME, OFFICE, "127.0.0.1", "::1", ""])
 async def test_guessers_wait_ever_longer(login, clock, stored, client):
-    for guess in ("a", "b", "c"):
-        assert await login(guess, client) is False
+    await guess_thrice(login, client)
     waits = []
     for number in range(8):
         waits.append(await login("right", client))
@@ -113,16 +117,14 @@ async def test_a_stranger_does_not_lock_a_user_out_from_other_addresses(login):
 
 async def test_what_is_remembered_cannot_be_guessed_without_a_wait(login, clock, stored):
     assert await login("right", HOME) is True
-    for guess in ("a", "b", "c"):
-        assert await login(guess, HOME) is False
+    await guess_thrice(login, HOME)
     assert await login("right", HOME) == SECOND
     clock.advance(1.1)
     assert await login("right", HOME) is True
 
 
 async def test_a_right_password_after_the_back_off_ends_it(login, clock):
-    for guess in ("a", "b", "c"):
-        await login(guess, HOME)
+    await guess_thrice(login, HOME)
     clock.advance(1.1)
     assert await login("right", HOME) is True
     clock.advance(61)
@@ -156,8 +158,7 @@ async def test_who_has_logged_in_before_does_not_wait_for_neighbours(login, cloc
     clock.advance(3600)
     await fail_for_many(login, OFFICE)
     assert await login("right", OFFICE) is True
-    for guess in ("a", "b", "c"):  # what it bought is no way to guess for ever
-        assert await login(guess, OFFICE) is False
+    await guess_thrice(login, OFFICE)  # what it bought is no way to guess for ever
     assert await login("right", OFFICE) == SECOND
 
 
