@@ -6,7 +6,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -70,11 +70,28 @@ def files(tmp_path):
         return findings
 
     found.folder = tmp_path
+    found.faults = lambda config: of(found(relay=config), CheckResult.FAULT)
     return found
 
 
 def of(findings, verdict):
     return [(one.what, one.text) for one in findings if one.verdict is verdict]
+
+
+@contextmanager
+def running(state_dir):
+    """As if this process were the relay of that directory."""
+    lock = OwnerLock(state_dir / "run")
+    lock.take()
+    try:
+        yield
+    finally:
+        lock.give_back()
+
+
+def places(warnings):
+    """The keys that the warnings name."""
+    return [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings]
 
 
 def test_a_good_set_has_no_fault(files):
@@ -124,12 +141,8 @@ def test_plain_secrets_cause_a_warning(files):
 
 def test_a_folder_that_is_a_file_is_a_fault(files):
     (files.folder / "state").touch()
-    assert of(files(), CheckResult.FAULT) == [
-        (
-            "state_dir",
-            f"state_dir: {files.folder}/state is not a directory that this user can write",
-        )
-    ]
+    expected = f"state_dir: {files.folder}/state is not a directory that this user can write"
+    assert of(files(), CheckResult.FAULT) == [("state_dir", expected)]
 
 
 @pytest.fixture
@@ -148,7 +161,7 @@ def taken():
     ],
 )
 def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key):
-    faults = of(files(relay=CONFIG.replace(old, new.format(taken))), CheckResult.FAULT)
+    faults = files.faults(CONFIG.replace(old, new.format(taken)))
     expected = f'found "{taken}", expected a free address: another program listens there'
     ((what, text),) = faults
     assert what == "listeners"
@@ -158,46 +171,34 @@ def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key)
 def test_a_port_is_free_again_after_the_check(files, taken):
     config = CONFIG.replace("127.0.0.1:0", taken.replace("127.0.0.1", "127.0.0.2"))
     for _ in range(2):
-        assert of(files(relay=config), CheckResult.FAULT) == []
+        assert files.faults(config) == []
     with socket.create_server(("127.0.0.2", int(taken.rpartition(":")[2]))):
-        assert len(of(files(relay=config), CheckResult.FAULT)) == 1
+        assert len(files.faults(config)) == 1
 
 
 def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monkeypatch):
-    lock = OwnerLock(files.folder / "state/run")
     config = CONFIG.replace("127.0.0.1:0", taken)
-    lock.take()  # by this process, which listens there
-    try:
-        assert of(files(relay=config), CheckResult.FAULT) == []
+    with running(files.folder / "state"):  # this process, which listens there
+        assert files.faults(config) == []
         monkeypatch.setattr(check, "owner_of", lambda _run_dir: "1")  # which does not
-        assert len(of(files(relay=config), CheckResult.FAULT)) == (1 if os.geteuid() == 0 else 0)
-    finally:
-        lock.give_back()
+        assert len(files.faults(config)) == (1 if os.geteuid() == 0 else 0)
     monkeypatch.undo()
     monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 0.05)
-    assert len(of(files(relay=config), CheckResult.FAULT)) == 1
+    assert len(files.faults(config)) == 1
 
 
 def test_a_port_that_another_process_has_at_another_address_is_no_fault(files):
-    lock = OwnerLock(files.folder / "state/run")
-    lock.take()
-    try:
-        with socket.create_server(("0.0.0.0", 0)) as own:
-            port = own.getsockname()[1]
-            config = CONFIG.replace("127.0.0.1:0", f"0.0.0.0:{port}")
-            with subprocess.Popen(
-                [sys.executable, "-c", OTHER, str(port)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            ) as other:
-                if other.stdout.readline() != b"listens\n":
-                    pytest.skip("no IPv6 here")
-                assert of(files(relay=config), CheckResult.FAULT) == []
-                own.close()
-                assert of(files(relay=config), CheckResult.FAULT) == []
-                other.stdin.close()
-    finally:
-        lock.give_back()
+    with running(files.folder / "state"), socket.create_server(("0.0.0.0", 0)) as own:
+        port = own.getsockname()[1]
+        config = CONFIG.replace("127.0.0.1:0", f"0.0.0.0:{port}")
+        command = [sys.executable, "-c", OTHER, str(port)]
+        with subprocess.Popen(command, stdin=-1, stdout=-1) as other:
+            if other.stdout.readline() != b"listens\n":
+                pytest.skip("no IPv6 here")
+            assert files.faults(config) == []
+            own.close()
+            assert files.faults(config) == []
+            other.stdin.close()
 
 
 OTHER = """
@@ -213,7 +214,7 @@ sys.stdin.read()
 
 def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
     monkeypatch.setattr(check, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
-    ((what, text),) = of(files(relay=CONFIG.replace(":0", ":25")), CheckResult.FAULT)
+    ((what, text),) = files.faults(CONFIG.replace(":0", ":25"))
     assert what == "listeners"
     assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
     assert "CAP_NET_BIND_SERVICE" in text
@@ -221,28 +222,28 @@ def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
 
 def test_an_address_of_another_machine_is_a_fault(files):
     config = CONFIG.replace("127.0.0.1:0", "192.0.2.1:8025")
-    ((what, text),) = of(files(relay=config), CheckResult.FAULT)
+    ((what, text),) = files.faults(config)
     assert (what, "expected an address of this machine" in text) == ("listeners", True)
 
 
 def test_unix_sockets_are_checked(files, tmp_path):
     config = CONFIG.replace("127.0.0.1:0", "unix:http.sock")
     place = files.folder / "http.sock"
-    assert of(files(relay=config), CheckResult.FAULT) == []
+    assert files.faults(config) == []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place))
         listener.listen()
-        ((_, text),) = of(files(relay=config), CheckResult.FAULT)
+        ((_, text),) = files.faults(config)
         assert "expected a free socket: another program listens there" in text
-    assert of(files(relay=config), CheckResult.FAULT) == []  # it is left behind, and replaced
+    assert files.faults(config) == []  # it is left behind, and replaced
     place.unlink()
     place.touch()
-    ((_, text),) = of(files(relay=config), CheckResult.FAULT)
+    ((_, text),) = files.faults(config)
     assert "expected the path of a socket" in text
     ours = CONFIG.replace("127.0.0.1:0", "unix:state/http.sock")  # where a start makes the folder
-    assert of(files(relay=ours), CheckResult.FAULT) == []
+    assert files.faults(ours) == []
     nowhere = CONFIG.replace("127.0.0.1:0", "unix:nowhere/http.sock")
-    ((_, text),) = of(files(relay=nowhere), CheckResult.FAULT)
+    ((_, text),) = files.faults(nowhere)
     assert "expected a socket in a directory that this user can write" in text
 
 
@@ -271,7 +272,7 @@ def with_certificate(certificate):
 )
 def test_a_certificate_that_clients_reject_is_a_fault(files, authority, names, days, expected_text):
     made = authority.issue(*names, days=days)
-    ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.FAULT)
+    ((what, text),) = files.faults(with_certificate(made))
     assert what == "certificates"
     assert f"relay.toml:11: smtp[0].tls.certificate: {expected_text}" in text
 
@@ -279,7 +280,7 @@ def test_a_certificate_that_clients_reject_is_a_fault(files, authority, names, d
 def test_a_certificate_of_another_key_is_a_fault(files, authority):
     made = authority.issue("DNS:relay.example.test", days=30)
     config = with_certificate(made).replace(str(made.key), str(authority.directory / "ca.key"))
-    ((what, text),) = of(files(relay=config), CheckResult.FAULT)
+    ((what, text),) = files.faults(config)
     assert what == "configuration"
     assert "smtp[0].tls.certificate: " in text
     assert "this key belongs to another certificate" in text
@@ -317,8 +318,7 @@ def test_plain_http_for_other_machines_causes_a_warning(files):
     config = CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')
     config = config.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')
     warnings = of(files(relay=config), CheckResult.WARNING)
-    places = [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings]
-    assert places == ["http.listen[0]", "observe.metrics"]
+    assert places(warnings) == ["http.listen[0]", "observe.metrics"]
     assert 'found "0.0.0.0:0", where tokens and mail are sent in clear text' in warnings[0][1]
 
 
@@ -359,8 +359,7 @@ def test_secrets_that_others_can_read_cause_a_warning(files, authority):
             file.chmod(mode)
         warnings = of(files(relay=config), CheckResult.WARNING)
         assert len(warnings) == count
-    keys = ["route[0].auth.password_file", "smtp[0].tls.key"]
-    assert [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings] == keys
+    assert places(warnings) == ["route[0].auth.password_file", "smtp[0].tls.key"]
     assert f"found mode 0604 of {made.key}: others can read it (chmod o-rwx)" in warnings[1][1]
     made.key.chmod(0o600)
 
@@ -370,9 +369,7 @@ def test_folders_that_others_can_write_cause_a_warning(files):
         (files.folder / name).mkdir()
         (files.folder / name).chmod(0o777)
     warnings = of(files(), CheckResult.WARNING)
-    assert [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings] == [
-        "state_dir", "mailboxes.root",
-    ]  # fmt: skip
+    assert places(warnings) == ["state_dir", "mailboxes.root"]
     assert "found mode 0777 of" in warnings[0][1]
 
 
@@ -407,12 +404,8 @@ def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
     [found] = [one for one in files() if one.what == "spool"]
     assert found.verdict is CheckResult.FAULT
     assert f"spool.url: {log} is damaged: SQLite reads 0 of its" in found.text
-    lock = OwnerLock(folder / "run")
-    lock.take()
-    try:
+    with running(folder):
         [found] = [one for one in files() if one.what == "spool"]
-    finally:
-        lock.give_back()
     assert found.verdict is CheckResult.OK
 
 
