@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.graph_fakes import OnDisk, refused, to
+from tests.support.graph_fakes import OnDisk, post_mime, refused, to
 
 PDF = {
     "@odata.type": "#microsoft.graph.fileAttachment",
@@ -48,9 +48,7 @@ async def draft(on_disk: OnDisk, *attachments: dict[str, Any], **more: Any) -> s
 
 
 async def mime_draft(on_disk: OnDisk, content: bytes = MIME) -> str:
-    headers = {"content-type": "text/plain"}
-    body = base64.b64encode(content)
-    answer = await on_disk.http.post("/messages", content=body, headers=headers)
+    answer = await post_mime(on_disk.http, "/messages", content)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 

@@ -1,12 +1,11 @@
 """Drafts and folders: create, show, list, change, send, delete."""
 
-import base64
 from typing import Any
 
 import pytest
 
 from relay.mailbox.types import BeingSentError, NotADraftError
-from tests.support.graph_fakes import GraphInMemory, refused, to
+from tests.support.graph_fakes import GraphInMemory, post_mime, refused, to
 
 DRAFT = {
     "subject": "Größe",
@@ -82,9 +81,8 @@ async def test_marks_given_at_creation(graph: GraphInMemory) -> None:
 
 
 async def test_a_draft_of_mime(graph: GraphInMemory) -> None:
-    body = base64.b64encode(b"Subject: no recipients yet\r\n\r\n")
-    headers = {"content-type": "text/plain"}
-    answer = await graph.http.post("/v1.0/me/messages", content=body, headers=headers)
+    content = b"Subject: no recipients yet\r\n\r\n"
+    answer = await post_mime(graph.http, "/v1.0/me/messages", content)
     assert (answer.status_code, answer.json()["isDraft"]) == (201, True)
 
 

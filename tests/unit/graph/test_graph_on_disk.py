@@ -1,13 +1,12 @@
 """Graph's application with the mail store on disk: responses match the files."""
 
-import base64
 import email
 import email.policy
 from email.message import EmailMessage
 
 import pytest
 
-from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, refused, to
+from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, post_mime, refused, to
 
 FILE = {
     "@odata.type": "#microsoft.graph.fileAttachment",
@@ -67,10 +66,7 @@ async def test_a_draft_lives_its_life(on_disk: OnDisk) -> None:
 
 async def test_mime_is_on_the_disk_as_it_came(on_disk: OnDisk) -> None:
     content = b"to:  c@a.test\r\nBCC: d@a.test\r\nSubject: odd\r\n\r\n.\r\n\xff"
-    headers = {"content-type": "text/plain"}
-    answer = await on_disk.http.post(
-        "/sendMail", content=base64.b64encode(content), headers=headers
-    )
+    answer = await post_mime(on_disk.http, "/sendMail", content)
     assert answer.status_code == 202
     drafts = [path for path in on_disk.files() if path.parent.parent.name == ".Drafts"]
     assert len(drafts) == 1
@@ -150,8 +146,7 @@ async def test_mime_without_an_author_is_from_the_owner_wherever_it_is_shown(
 ) -> None:
     http = on_disk.http
     content = b"Subject: mine\r\nTo: c@a.test\r\n\r\nbody\r\n"
-    headers = {"content-type": "text/plain"}
-    made = await http.post("/messages", content=base64.b64encode(content), headers=headers)
+    made = await post_mime(http, "/messages", content)
     one = f"/messages/{made.json()['id']}"
     owner = {"emailAddress": {"name": "alice@example.test", "address": "alice@example.test"}}
     for query in (

@@ -16,7 +16,7 @@ from relay.message.content import read_all
 from relay.mime.convert import ConvertedMessage, convert
 from tests.support.accounts import TokenAccounts
 from tests.support.drafts import read_attachments
-from tests.support.graph_fakes import graph_on_disk, refused, to
+from tests.support.graph_fakes import graph_on_disk, post_mime, refused, to
 
 ALICE = Account(
     "alice@example.test",
@@ -245,9 +245,7 @@ async def test_send_as_rejects_an_address_that_is_not_listed(
         answer = await mailbox.http.post("messages", json=message)
         assert "send_as" in refused(answer, 403, "ErrorSendAsDenied")
     mime = f"From: {address}\r\nTo: bob@example.test\r\n\r\nx".encode()
-    answer = await mailbox.http.post(
-        "sendMail", content=base64.b64encode(mime), headers={"content-type": "text/plain"}
-    )
+    answer = await post_mime(mailbox.http, "sendMail", mime)
     assert "send_as" in refused(answer, 403, "ErrorSendAsDenied")
 
 
@@ -262,9 +260,7 @@ async def test_send_as_rejects_an_address_that_is_not_listed(
 )
 async def test_an_author_that_cannot_be_read_is_refused(mailbox: Mailbox, header: str) -> None:
     mime = f"{header}\r\nTo: bob@example.test\r\n\r\nx".encode()
-    answer = await mailbox.http.post(
-        "sendMail", content=base64.b64encode(mime), headers={"content-type": "text/plain"}
-    )
+    answer = await post_mime(mailbox.http, "sendMail", mime)
     assert "has no address" in refused(answer, 400, "ErrorMimeContentInvalid")
 
 
@@ -279,9 +275,7 @@ async def test_send_as_ignores_the_tag_of_an_address(mailbox: Mailbox) -> None:
 
 async def test_mime_may_be_from_an_address_in_send_as(mailbox: Mailbox) -> None:
     mime = b"From: office@example.test\r\nSender: alice@example.test\r\nTo: b@b.test\r\n\r\nx\r\n"
-    answer = await mailbox.http.post(
-        "messages", content=base64.b64encode(mime), headers={"content-type": "text/plain"}
-    )
+    answer = await post_mime(mailbox.http, "messages", mime)
     assert answer.status_code == 201
     assert mailbox.converted().originator == "alice@example.test"
 
@@ -323,9 +317,7 @@ async def test_mime_on_behalf_gets_the_sender_that_it_lacks(
 ) -> None:
     rest = "To: b@b.test\r\nDate: Mon, 2 Jan 2006 15:04:05 -0700\r\nMessage-ID: <x@y>\r\n"
     body = "\r\n" + "x" * 68 + "\r\n" + "more text\r\n" * (size // 11)
-    content = base64.b64encode((header + rest + body).encode())
-    headers = {"content-type": "text/plain"}
-    answer = await mailbox.http.post(path, content=content, headers=headers)
+    answer = await post_mime(mailbox.http, path, (header + rest + body).encode())
     if path == "messages":
         answer = await mailbox.http.post(f"messages/{answer.json()['id']}/send")
     assert answer.status_code == 202, answer.text
@@ -348,16 +340,15 @@ async def test_mime_on_behalf_gets_the_sender_that_it_lacks(
 async def test_mime_on_behalf_that_gets_an_attachment_keeps_it(
     mailbox: Mailbox, header: str, sender: str | None, *, when: str
 ) -> None:
-    content = base64.b64encode((header + "To: b@b.test\r\n\r\nhi\r\n").encode())
-    headers = {"content-type": "text/plain"}
-    made = (await mailbox.http.post("messages", content=content, headers=headers)).json()
+    mime = f"{header}To: b@b.test\r\n\r\nhi\r\n".encode()
+    made = (await post_mime(mailbox.http, "messages", mime)).json()
     path = f"messages/{made['id']}"
     if when == "changed later":
         due = {"id": "SystemTime 0x3FEF", "value": "2099-01-01T00:00:00Z"}
         await mailbox.patch(made["id"], singleValueExtendedProperties=[due])
         assert (await mailbox.http.post(f"{path}/send")).status_code == 202
-    attached = await mailbox.http.post(f"{path}/attachments", json=FILE)
-    assert attached.status_code == 201, attached.text
+    answer = await mailbox.http.post(f"{path}/attachments", json=FILE)
+    assert answer.status_code == 201, answer.text
     if when == "later":
         await mailbox.patch(made["id"], subject="changed")
     if when != "changed later":
@@ -371,12 +362,12 @@ async def test_mime_on_behalf_that_gets_an_attachment_keeps_it(
     assert len(sent.get_payload()) == 2
 
 
+def attached(name: str, message: dict) -> dict:
+    return {"@odata.type": "#microsoft.graph.itemAttachment", "name": name, "item": message}
+
+
 async def test_a_message_can_be_attached_to_a_message(mailbox: Mailbox) -> None:
-    innermost = {
-        "@odata.type": "#microsoft.graph.itemAttachment",
-        "name": "innermost",
-        "item": {"@odata.type": "#microsoft.graph.message", "subject": "third"},
-    }
+    third = {"@odata.type": "#microsoft.graph.message", "subject": "third"}
     item = {
         "@odata.type": "#microsoft.graph.message",
         "id": "AAMk",
@@ -387,11 +378,11 @@ async def test_a_message_can_be_attached_to_a_message(mailbox: Mailbox) -> None:
         "body": {"contentType": "html", "content": "<p>Maß</p>"},
         "sentDateTime": "2026-11-19T10:00:00Z",
         "internetMessageId": "<second@elsewhere.test>",
-        "attachments": [FILE, innermost],
+        "attachments": [FILE, attached("innermost", third)],
     }
-    attached = {"@odata.type": "#microsoft.graph.ItemAttachment", "name": "Zweite", "item": item}
+    outer = attached("Zweite", item) | {"@odata.type": "#microsoft.graph.ItemAttachment"}
     made = await mailbox.draft(
-        subject="first", toRecipients=to("bob@example.test"), attachments=[attached, FILE]
+        subject="first", toRecipients=to("bob@example.test"), attachments=[outer, FILE]
     )
     assert made["hasAttachments"] is True
     (kept, _) = read_attachments(mailbox.raw())
@@ -429,8 +420,7 @@ async def test_an_attached_message_is_ascii_whatever_addresses_it_has(mailbox: M
         "isDeliveryReceiptRequested": False,
         "body": {"contentType": "text", "content": "x"},
     }
-    attached = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": item}
-    await mailbox.draft(toRecipients=to("bob@example.test"), attachments=[attached])
+    await mailbox.draft(toRecipients=to("bob@example.test"), attachments=[attached("m", item)])
     made = mailbox.converted()
     assert (read_all(made.content).isascii(), made.smtputf8, made.eight_bit) == (True, False, False)
     (part,) = mailbox.sent().iter_attachments()
@@ -446,8 +436,7 @@ async def test_an_attached_message_is_ascii_whatever_addresses_it_has(mailbox: M
 async def test_messages_within_messages_have_an_end(mailbox: Mailbox) -> None:
     message: dict = {"subject": "innermost"}
     for _ in range(12):
-        attached = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": message}
-        message = {"attachments": [attached]}
+        message = {"attachments": [attached("m", message)]}
     answer = await mailbox.http.post("messages", json=message)
     assert "at most 10 messages" in refused(answer, 400, "RequestBodyRead")
 
@@ -455,8 +444,7 @@ async def test_messages_within_messages_have_an_end(mailbox: Mailbox) -> None:
 async def test_every_message_within_has_a_boundary_of_its_own(mailbox: Mailbox) -> None:
     message: dict = {"subject": "0", "attachments": [FILE]}
     for depth in range(1, 5):
-        attached = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m", "item": message}
-        message = {"subject": str(depth), "attachments": [attached, FILE]}
+        message = {"subject": str(depth), "attachments": [attached("m", message), FILE]}
     await mailbox.draft(**message, toRecipients=to("bob@example.test"))
     inner = mailbox.sent()
     boundaries = [inner.get_boundary()]
