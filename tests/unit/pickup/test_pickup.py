@@ -169,19 +169,11 @@ class PickupFakes:
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
         pickup = Pickup(
-            self.store,
-            run_dir=self.folder,
-            hostname="relay.test",
-            reports=self.reports,
-            postmaster=POSTMASTER,
-            log=self.log,
-            clock=self.clock,
-            crash=self.crash,
-            metrics=self.metrics,
-            give_up_after_s=DAY_S,
-            max_concurrent=max_concurrent,
+            self.store, run_dir=self.folder, hostname="relay.test", reports=self.reports,
+            postmaster=POSTMASTER, log=self.log, clock=self.clock, crash=self.crash,
+            metrics=self.metrics, give_up_after_s=DAY_S, max_concurrent=max_concurrent,
             converter=converter,
-        )
+        )  # fmt: skip
         task = asyncio.create_task(pickup.run())
         try:
             yield pickup
@@ -412,25 +404,17 @@ async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkey
     assert _children() == set()
 
 
-async def test_a_conversion_process_is_reused(fakes):
-    async with fakes.with_server():
-        fakes.submit(1)
-        await fakes.store.ended(1)
-        first = _children()
-        fakes.submit(2)
-        await fakes.store.ended(2)
-        assert _children() == first
-        assert len(first) == 1
-
-
-async def test_an_idle_conversion_process_that_is_killed_is_replaced(fakes):
+@pytest.mark.parametrize("killed", [False, True], ids=["idle", "killed while idle"])
+async def test_a_conversion_process_is_reused_until_it_is_killed(fakes, killed):
     async with fakes.with_server():
         fakes.submit(1)
         await fakes.store.ended(1)
         (child,) = _children()
-        os.kill(child, signal.SIGKILL)
+        if killed:
+            os.kill(child, signal.SIGKILL)
         fakes.submit(2)
         await fakes.store.ended(2)
+        assert (_children() == {child}) is not killed
     assert len(fakes.store.filed) == 2
 
 
