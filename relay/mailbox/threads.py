@@ -12,9 +12,9 @@ import math
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from relay.clock import Clock
 from relay.mailbox.maildir import SYNC_FAILURES, storage_errors
@@ -140,7 +140,7 @@ class AccountQueues:
     """Runs up to 2 queries of each account at once; further ones wait in order. One event loop."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, _AccountQueue] = {}
+        self._queues: WeakValueDictionary[str, _AccountQueue] = WeakValueDictionary()
 
     async def run(self, account: str, query: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
         """Await `query()` when fewer than 2 queries of the account run.
@@ -148,9 +148,7 @@ class AccountQueues:
         After the caller is cancelled, `query()` runs on and counts until it ends. Raises
         TooManyQueriesError.
         """
-        queue = self._queues.setdefault(
-            account, _AccountQueue(asyncio.Semaphore(QUERIES_PER_ACCOUNT_MAX))
-        )
+        queue = self._queues.setdefault(account, _AccountQueue())
         if queue.count >= QUERIES_PER_ACCOUNT_MAX + QUERIES_WAITING_MAX:
             raise TooManyQueriesError(
                 f"The mailbox has {queue.count} queries running or waiting; the maximum is"
@@ -160,26 +158,21 @@ class AccountQueues:
         try:
             await queue.semaphore.acquire()
         except BaseException:
-            self._release(account, queue)
+            queue.count -= 1
             raise
 
         def ended(_: object) -> None:
             queue.semaphore.release()
-            self._release(account, queue)
+            queue.count -= 1
 
         running = asyncio.ensure_future(query())
         running.add_done_callback(ended)
         return await asyncio.shield(running)
 
-    def _release(self, account: str, queue: "_AccountQueue") -> None:
-        queue.count -= 1
-        if not queue.count:
-            del self._queues[account]
 
-
-@dataclass(slots=True)
 class _AccountQueue:
     """An account's semaphore, and how many of its queries run or wait."""
 
-    semaphore: asyncio.Semaphore
-    count: int = 0
+    def __init__(self) -> None:
+        self.semaphore = asyncio.Semaphore(QUERIES_PER_ACCOUNT_MAX)
+        self.count = 0
