@@ -6,11 +6,12 @@ delay the single message of another. A priority level that was passed over PASSE
 goes first, so nothing waits forever. The active queue bounds both.
 """
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from relay.round_robin import RoundRobinQueue
 from relay.spool.types import Claim, Key, PriorityLevel
 
 PASSED_OVER_MAX = 8  # claims of better levels that may go before one of this level
@@ -23,7 +24,8 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._claims: dict[Key, Claim] = {}
-        self._levels = {level: _LevelQueue() for level in PriorityLevel}
+        self._levels = {level: RoundRobinQueue[int, Key]() for level in PriorityLevel}
+        self._passed_over = dict.fromkeys(PriorityLevel, 0)
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -36,28 +38,29 @@ class FairQueue:
         """Add a claim after those of its level and sender."""
         key = claim.key
         self._claims[key] = claim
-        self._levels[claim.level].push(key, claim)
+        self._levels[claim.level].push(claim.sender, key)
 
     def pop(self) -> Claim | None:
         """Take the next claim; None if there is none."""
         if not self._claims:  # called after each message
             return None
-        waiting = [level for level in self._levels.values() if level.by_sender]
+        waiting = [level for level, queue in self._levels.items() if queue]
         ours = waiting[0]
         if len(waiting) > 1:  # nearly never
-            ours = _next_level(waiting)
+            ours = self._next_of(waiting)
             for level in waiting:
-                level.passed_over += 1
-        ours.passed_over = 0
-        key, claim = ours.pop()
-        del self._claims[key]
-        return claim
+                self._passed_over[level] += 1
+        self._passed_over[ours] = 0
+        queue = self._levels[ours]
+        return self._claims.pop(queue.pop(next(iter(queue))))
 
     @property
     def first(self) -> Claim | None:
         """The next claim, without taking it."""
-        waiting = [level for level in self._levels.values() if level.by_sender]
-        return _next_level(waiting).first if waiting else None
+        if not self._claims:
+            return None
+        queue = self._levels[self._next_of([one for one, queue in self._levels.items() if queue])]
+        return self._claims[next(iter(queue.items(next(iter(queue)))))]
 
     def get(self, key: Key) -> Claim | None:
         """The claim of this entry, without taking it; None if it does not wait here."""
@@ -67,7 +70,7 @@ class FairQueue:
         """Take the claim of this entry; None if it does not wait here."""
         claim = self._claims.pop(key, None)
         if claim is not None:
-            self._levels[claim.level].remove(key, claim)
+            self._levels[claim.level].remove(claim.sender, key)
         return claim
 
     def drain(self) -> list[Claim]:
@@ -77,38 +80,10 @@ class FairQueue:
             taken.append(claim)
         return taken
 
-
-class _LevelQueue:
-    """The claims of one priority level; the next sender comes first."""
-
-    def __init__(self) -> None:
-        self.by_sender: OrderedDict[int, OrderedDict[Key, Claim]] = OrderedDict()
-        self.passed_over = 0
-
-    def push(self, key: Key, claim: Claim) -> None:
-        self.by_sender.setdefault(claim.sender, OrderedDict())[key] = claim
-
-    @property
-    def first(self) -> Claim:
-        return next(iter(next(iter(self.by_sender.values())).values()))
-
-    def pop(self) -> tuple[Key, Claim]:
-        sender, waiting = self.by_sender.popitem(last=False)
-        key_and_claim = waiting.popitem(last=False)
-        if waiting:
-            self.by_sender[sender] = waiting
-        return key_and_claim
-
-    def remove(self, key: Key, claim: Claim) -> None:
-        waiting = self.by_sender[claim.sender]
-        del waiting[key]
-        if not waiting:
-            del self.by_sender[claim.sender]
-
-
-def _next_level(waiting: list[_LevelQueue]) -> _LevelQueue:
-    """The next priority level, of those that have claims."""
-    return next((one for one in waiting if one.passed_over >= PASSED_OVER_MAX), waiting[0])
+    def _next_of(self, waiting: list[PriorityLevel]) -> PriorityLevel:
+        """The next priority level, of those that have claims."""
+        passed_over = (one for one in waiting if self._passed_over[one] >= PASSED_OVER_MAX)
+        return next(passed_over, waiting[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,13 +100,13 @@ class RoundRobin(Generic[T]):
 
     Items for new mail come before items for the queue, but not twice in a row while both wait.
     The sender that holds least comes first, then round robin, then first in first out.
-    take() and remove() raise KeyError or ValueError for an item that does not wait.
+    take() and remove() raise KeyError for an item that does not wait.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[bool, _SenderQueues[T]] = {
-            True: _SenderQueues(),
-            False: _SenderQueues(),
+        self._lines: dict[bool, RoundRobinQueue[int, RoundRobinItem[T]]] = {
+            True: RoundRobinQueue(),
+            False: RoundRobinQueue(),
         }  # new mail, the queue
         self._was_new = False
 
@@ -140,14 +115,14 @@ class RoundRobin(Generic[T]):
 
     def push(self, item: RoundRobinItem[T]) -> None:
         """Add an item after those of its sender and kind."""
-        self._lines[item.is_new].push(item)
+        self._lines[item.is_new].push(item.sender, item)
 
     def is_before(self, item: RoundRobinItem[T], other: RoundRobinItem[T]) -> bool:
         """Whether `item`, which does not wait here, would come before `other`, which does. Only the
         order within their senders counts.
         """
-        ahead = self._lines[item.is_new].length_of(item.sender)
-        before = self._lines[other.is_new].index(other)
+        ahead = len(self._lines[item.is_new].items(item.sender))
+        before = [*self._lines[other.is_new].items(other.sender)].index(other)
         return (not item.is_new, ahead) < (not other.is_new, before)
 
     def candidates(self, held: Counter[int] = _NOTHING) -> list[RoundRobinItem[T]]:
@@ -155,50 +130,19 @@ class RoundRobin(Generic[T]):
         each sender holds already.
         """
         order = (False, True) if self._was_new else (True, False)
-        return [self._lines[is_new].first(held) for is_new in order if self._lines[is_new]]
+        return [_first(self._lines[is_new], held) for is_new in order if self._lines[is_new]]
 
     def take(self, item: RoundRobinItem[T]) -> None:
-        """Take an item: its sender goes to the end of the round."""
+        """Take an item of candidates(): its sender goes to the end of the round."""
         self._was_new = item.is_new
-        self._lines[item.is_new].take(item)
+        taken = self._lines[item.is_new].pop(item.sender)
+        assert taken is item
 
     def remove(self, item: RoundRobinItem[T]) -> None:
         """Remove an item that is not wanted any more."""
-        self._lines[item.is_new].remove(item)
+        self._lines[item.is_new].remove(item.sender, item)
 
 
-class _SenderQueues(Generic[T]):
-    def __init__(self) -> None:
-        self._by_sender: OrderedDict[int, deque[RoundRobinItem[T]]] = OrderedDict()
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def push(self, item: RoundRobinItem[T]) -> None:
-        self._by_sender.setdefault(item.sender, deque()).append(item)
-        self._length += 1
-
-    def length_of(self, sender: int) -> int:
-        return len(self._by_sender.get(sender, ()))
-
-    def index(self, item: RoundRobinItem[T]) -> int:
-        return self._by_sender[item.sender].index(item)
-
-    def first(self, held: Counter[int]) -> RoundRobinItem[T]:
-        sender = next(iter(self._by_sender))
-        if held:
-            sender = min(self._by_sender, key=held.__getitem__)
-        return self._by_sender[sender][0]
-
-    def take(self, item: RoundRobinItem[T]) -> None:
-        self.remove(item)
-        if item.sender in self._by_sender:
-            self._by_sender.move_to_end(item.sender)
-
-    def remove(self, item: RoundRobinItem[T]) -> None:
-        waiting = self._by_sender[item.sender]
-        waiting.remove(item)
-        if not waiting:
-            del self._by_sender[item.sender]
-        self._length -= 1
+def _first(line: RoundRobinQueue[int, RoundRobinItem[T]], held: Counter[int]) -> RoundRobinItem[T]:
+    sender = min(line, key=held.__getitem__) if held else next(iter(line))
+    return next(iter(line.items(sender)))

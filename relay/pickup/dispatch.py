@@ -147,8 +147,8 @@ class Pickup:
         The gate does not count them, or others would wait for their conversion. While the server
         accepts nothing, one submission may be attempted in vain. drain() does not wait for them.
         """
-        while (pending := self._slow.pop()) is not None:
-            await self._process(pending, alone=True)
+        while self._slow:
+            await self._process(self._slow.pop(next(iter(self._slow))), alone=True)
 
     @contextmanager
     def _idle_client(self) -> Iterator[SubmissionClient]:

@@ -1,5 +1,7 @@
 """The round robin: first in first out for each key, and keys take turns."""
 
+import pytest
+
 from relay.round_robin import RoundRobinQueue
 
 
@@ -11,20 +13,32 @@ def filled(*words: str) -> RoundRobinQueue[str, str]:
     return queue
 
 
+def order(queue: RoundRobinQueue[str, str]) -> list[str]:
+    return [queue.pop(next(iter(queue))) for _ in range(len(queue))]
+
+
 def test_a_key_with_many_items_does_not_delay_another():
-    queue = filled("a1", "a2", "a3", "b1", "c1")
-    assert [queue.pop() for _ in range(6)] == ["a1", "b1", "c1", "a2", "a3", None]
+    assert order(filled("a1", "a2", "a3", "b1", "c1")) == ["a1", "b1", "c1", "a2", "a3"]
 
 
-def test_its_length_counts_what_waits():
-    queue = filled("a1", "a2", "b1")
-    assert len(queue) == 3
-    queue.pop()
-    assert len(queue) == 2
-
-
-def test_a_key_that_may_not_be_taken_keeps_its_place():
+def test_a_key_that_is_passed_over_keeps_its_place():
     queue = filled("a1", "b1", "b2", "c1")
-    assert queue.pop(lambda key: key != "a") == "b1"
-    assert queue.pop(lambda key: key == "d") is None
-    assert [queue.pop() for _ in range(3)] == ["a1", "c1", "b2"]
+    assert queue.pop("b") == "b1"
+    assert order(queue) == ["a1", "c1", "b2"]
+
+
+def test_a_removed_item_does_not_come_and_its_key_keeps_its_place():
+    queue = filled("a1", "a2", "b1", "c1")
+    queue.remove("a", "a1")
+    queue.remove("b", "b1")
+    assert (len(queue), [*queue.items("a")], [*queue.items("b")]) == (2, ["a2"], [])
+    assert order(queue) == ["a2", "c1"]
+    assert not queue
+
+
+@pytest.mark.parametrize("item", ["a2", "b1"])
+def test_what_does_not_wait_is_not_removed(item):
+    queue = filled("a1")
+    with pytest.raises(KeyError):
+        queue.remove(item[0], item)
+    assert len(queue) == 1

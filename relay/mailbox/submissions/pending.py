@@ -69,7 +69,8 @@ class PendingSubmissions:
 
         At the start, the longest ready is first. The caller must call retry() or done().
         """
-        return self._waiting.pop(may_start)
+        account = next(filter(may_start, self._waiting), None)
+        return None if account is None else self._waiting.pop(account)
 
     def offer(self, submission: PendingSubmission) -> None:
         """Add a new submission, from any thread; before watch() it stays in the directory."""

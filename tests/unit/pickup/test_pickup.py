@@ -80,7 +80,8 @@ class Store:
         await asyncio.Event().wait()
 
     def take_submission(self, may_start):
-        return self._waiting.pop(may_start)
+        account = next(filter(may_start, self._waiting), None)
+        return None if account is None else self._waiting.pop(account)
 
     def is_rush(self):
         return False
