@@ -14,6 +14,7 @@ from relay.clock import ManualClock
 from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.mailbox.submissions.pending import PendingSubmissions
 from relay.mailbox.types import (
     MailboxFullError,
     NoSuchItemError,
@@ -27,7 +28,6 @@ from relay.mime.draft import DraftOrigin
 from relay.observe.metrics import Metrics
 from relay.pickup import conversion
 from relay.pickup.dispatch import Pickup
-from relay.round_robin import RoundRobinQueue
 from tests.support import converters
 from tests.support.drafts import write_draft
 from tests.support.events import until
@@ -36,8 +36,6 @@ from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 DAY_S = 86400.0
 POSTMASTER = "postmaster@example.test"
 MIME = b"From: alice@example.test\r\nTo: b@y.test\r\nCc: c@y.test\r\nSubject: x\r\n\r\nhello\r\n"
-
-
 ALICE = EmailAddress("alice@example.test")
 
 
@@ -51,52 +49,44 @@ class Store:
     """A SubmissionStore without mailboxes. Retries return at once; their delays are recorded."""
 
     def __init__(self, folder):
-        self.contents, self.filed, self.failed, self.delays = {}, {}, {}, []
+        self.filed, self.failed, self.delays = {}, {}, []
         self.error_once, self.to_corrupt = None, []
         self.full, self.reported_to = set(), {}
         self.folder = folder
-        self._pending, self._waiting = set(), RoundRobinQueue()
-        self._on_ready = lambda: None
+        self._ready, self.is_in_rush, self.is_rush = [], False, lambda: self.is_in_rush
+        self._pending = PendingSubmissions(self._changed_ns, self._list_ready, clock=ManualClock())
+        self.watch_submissions, self.take_submission = self._pending.watch, self._pending.take
         self._changed = asyncio.Condition()
 
     def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
-        pending = PendingSubmission(
-            f"draft{number}.1", f"draft{number}", account, "base", self.folder / f"draft{number}.1",
-            ready_us=ready_us,
-        )  # fmt: skip
-        pending.path.write_bytes(content)
-        self.contents[pending.submission_id] = content
-        self._pending.add(pending.submission_id)
-        self._make_ready(pending)
+        draft, path = f"draft{number}", self.folder / f"draft{number}.1"
+        pending = PendingSubmission(path.name, draft, account, "base", path, ready_us=ready_us)
+        path.write_bytes(content)
+        self._ready.append(pending)
+        self._pending.offer(pending)
         return pending
+
+    async def _changed_ns(self):
+        return len(self._ready)
+
+    async def _list_ready(self, known, limit):
+        return [one for one in self._ready if one.submission_id not in known][:limit]
 
     @property
     def pending_count(self):
         return len(self._pending)
 
-    async def watch_submissions(self, on_ready):
-        self._on_ready = on_ready
-        on_ready()
-        await asyncio.Event().wait()
-
-    def take_submission(self, may_start):
-        account = next(filter(may_start, self._waiting), None)
-        return None if account is None else self._waiting.pop(account)
-
-    def is_rush(self):
-        return False
-
     async def submission_content(self, pending):
         if self.error_once is not None:
             error, self.error_once = self.error_once, None
             if isinstance(error, NoSuchItemError):
-                self._pending.discard(pending.submission_id)
+                self._forget(pending)
             raise error
-        return MemoryOctets(self.contents[pending.submission_id])
+        return MemoryOctets(pending.path.read_bytes())
 
     def retry_submission(self, pending, delay_s):
         self.delays.append(delay_s)
-        asyncio.get_running_loop().call_later(0.01, self._make_ready, pending)
+        self._pending.retry(pending, 0.01)
 
     async def complete_submission(self, pending, *, queue_id):
         await self._end(self.filed, pending, queue_id)
@@ -110,12 +100,12 @@ class Store:
             self.to_corrupt.append(pending.submission_id)
         await self._end(self.failed, pending, report)
 
-    def _make_ready(self, pending):
-        self._waiting.push(pending.account, pending)
-        self._on_ready()
+    def _forget(self, pending):
+        self._ready.remove(pending)
+        self._pending.done(pending)
 
     async def _end(self, ends, pending, value):
-        self._pending.discard(pending.submission_id)
+        self._forget(pending)
         async with self._changed:
             ends[pending.submission_id] = value
             self._changed.notify_all()
@@ -389,7 +379,7 @@ async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkey
 
     def converted(number, **fields):
         pending = store.submit(number, **fields)
-        content = MemoryOctets(store.contents[pending.submission_id])
+        content = MemoryOctets(pending.path.read_bytes())
         return asyncio.create_task(converting.convert(pending, content))
 
     hang = b"Subject: hang\r\nTo: b@y.test\r\n\r\n"
@@ -561,10 +551,8 @@ async def test_a_server_without_dsn_is_not_used(fakes):
 
 async def test_limit_concurrency_reduces_the_submissions_in_progress(fakes):
     gate = asyncio.Event()
-    async with (
-        RemoteMx(path=fakes.path, gates={"DOT": gate}) as mx,
-        fakes.running(max_concurrent=4) as pickup,
-    ):
+    server = RemoteMx(path=fakes.path, gates={"DOT": gate})
+    async with server as mx, fakes.running(max_concurrent=4) as pickup:
         pickup.limit_concurrency(0)  # means 1: one must probe whether there is room again
         for number in range(8):
             fakes.submit(number)
@@ -581,6 +569,17 @@ async def test_limit_concurrency_reduces_the_submissions_in_progress(fakes):
         gate.set()
         await fakes.store.ended(16)
         assert mx.most_open == 4
+
+
+async def test_in_a_rush_submissions_do_not_start_at_once(fakes):
+    fakes.store.is_in_rush = True
+    for number in range(3):
+        fakes.submit(number)
+    async with fakes.with_server() as mx:
+        await fakes.store.ended()
+        assert (len(mx.envelopes), mx.sessions) == (1, 1)
+        fakes.store.is_in_rush = False
+        await fakes.store.ended(3)
 
 
 async def test_a_submission_of_uncertain_age_is_submitted(fakes):
