@@ -11,7 +11,7 @@ import click
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, group_options
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.verdict import Source
+from relay.message.envelope import Source
 from relay.policy.rule_files import crlf, load_rules, read_rules
 from relay.policy.rule_tests import (
     PolicyReport,

@@ -37,10 +37,10 @@ from relay.message.outcome import (
     Outcome,
     Relayed,
 )
-from relay.mime.dsn import ReportedMessage
+from relay.mime.dsn import ReportKind
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.types import Claim, FailureReporter, NewMessage, Settlement, Spool, SpoolError
+from relay.spool.types import Claim, NewMessage, ReportWriter, Settlement, Spool, SpoolError
 
 T = TypeVar("T")
 _log = get_logger("delivery")
@@ -64,7 +64,7 @@ class AttemptRecorder:
         self,
         spool: Spool,
         contents: ContentCache,
-        reporter: FailureReporter,
+        reporter: ReportWriter,
         *,
         schedule: RetrySchedule,
         clock: Clock,
@@ -232,16 +232,9 @@ class AttemptRecorder:
     def _plan_reports(
         self, claim: Claim, result: AttemptResult, content: Content
     ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
-        message = claim.message
-        reported = ReportedMessage(
-            queue_id=message.id, reverse_path=message.reverse_path, envid=message.envid,
-            ret=message.ret, arrival_us=message.received_us, client=message.client,
-            content=content,
-        )  # fmt: skip
-        plan = self._reporter.failures(
-            reported, trusted=message.trusted, source=message.source, account=message.account,
-            recipients=result.failed,
-        )  # fmt: skip
+        plan = self._reporter.reports(
+            ReportKind.FAILED, claim.message, result.failed, content=content
+        )
         return plan.messages, plan.events
 
     def _count_and_log(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
@@ -273,7 +266,7 @@ class AttemptRecorder:
                 self._metrics.delivery_seconds.observe(max(0.0, delay_s))
             evidence = outcome.evidence
             _log.info(
-                "recipient", qid=claim.message.id, to=recipient.address, status=name,
+                "recipient", qid=claim.message.id, to=recipient.path.address, status=name,
                 relay=evidence.host or str(claim.next_hop), delay_s=round(delay_s, 3),
                 dsn=evidence.status, reply=evidence.reply,
             )  # fmt: skip

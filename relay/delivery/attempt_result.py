@@ -240,7 +240,7 @@ def _warning(
     """When the delay notice is due; and its event, if it is due now."""
     if claim.warn_us is None or time.now_us < claim.warn_us:
         return claim.warn_us, ()
-    addresses = [one.address for one in late if not one.added_by]  # the sender sees no others
+    addresses = [one.path.address for one in late if not one.added_by]  # the sender sees no others
     if not addresses:
         return None, ()
     detail = {
@@ -288,7 +288,7 @@ def _recipient_detail(
 ) -> dict[str, Any]:
     return {
         "number": recipient.id,
-        "address": recipient.address,
+        "address": recipient.path.address,
         "outcome": str(outcome),
         "status": evidence.status,
         "reply": evidence.reply[:_REPLY_CHARACTERS_MAX],
@@ -299,10 +299,8 @@ def _reported(
     claim: Claim, recipient: ClaimedRecipient, evidence: Evidence, *, at_us: int
 ) -> ReportedRecipient:
     return ReportedRecipient(
-        address=recipient.address,
-        orcpt=recipient.orcpt,
-        evidence=evidence,
-        notify=recipient.notify,
+        recipient.path,
+        evidence,
         added_by=recipient.added_by,
         last_attempt_us=at_us,
         log_id=f"{claim.message.id}-{claim.entry_id}",

@@ -23,6 +23,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
 )
 from relay.message.content import Content, edit_header
+from relay.message.envelope import Source
 from relay.message.outcome import (
     INTERNAL_ERROR,
     DeferralClass,
@@ -33,7 +34,6 @@ from relay.message.outcome import (
     Indeterminate,
     Outcome,
 )
-from relay.message.verdict import Source
 from relay.observe.logs import get_logger
 from relay.routing.route_table import RouteTable
 from relay.spool.types import Claim, ClaimedRecipient, SpoolError
@@ -57,7 +57,7 @@ class LocalDelivery:
         """
         groups: dict[str | int, list[ClaimedRecipient]] = {}
         for recipient in claim.recipients:
-            key = self._addresses.mailbox_for(recipient.address) or recipient.id
+            key = self._addresses.mailbox_for(recipient.path.address) or recipient.id
             groups.setdefault(key, []).append(recipient)
         return list(groups.values())
 
@@ -70,12 +70,13 @@ class LocalDelivery:
         the group shares each outcome.
         """
         recipient = min(recipients, key=lambda one: one.id)
-        mailbox = self._addresses.mailbox_for(recipient.address)
+        mailbox = self._addresses.mailbox_for(recipient.path.address)
         if mailbox is None:
-            reply = f"550 5.1.1 <{recipient.address}>: no such user here"
+            reply = f"550 5.1.1 <{recipient.path.address}>: no such user here"
             return Failed(Evidence("5.1.1", reply))
         head = (
-            f"Return-Path: <{claim.message.reverse_path}>\r\nDelivered-To: {recipient.address}\r\n"
+            f"Return-Path: <{claim.message.envelope.reverse_path}>\r\n"
+            f"Delivered-To: {recipient.path.address}\r\n"
         ).encode()
         try:
             result = await self._store.deliver(

@@ -18,7 +18,7 @@ from relay.message.outcome import Evidence, Indeterminate, Outcome, Relayed
 from relay.observe.logs import get_logger
 from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection
-from relay.smtp.transaction import Transaction, TransactionRecipient, TransactionResult
+from relay.smtp.transaction import Transaction, TransactionResult
 from relay.spool.types import Claim, SpoolError
 
 _log = get_logger("delivery")
@@ -102,12 +102,8 @@ class OutboundSession:
             return
         left = claim.recipients
         for _ in range(_AGAIN_MAX):
-            transaction = Transaction(
-                claim.message.reverse_path,
-                tuple(TransactionRecipient(one.address, one.notify, one.orcpt) for one in left),
-                content, envid=claim.message.envid, ret=claim.message.ret,
-                smtputf8=claim.message.smtputf8, eight_bit=claim.message.eight_bit,
-            )  # fmt: skip
+            paths = tuple(one.path for one in left)
+            transaction = Transaction(claim.message.envelope, paths, content)
             try:
                 result = await self._transact(transaction)
             except ConnectError as error:

@@ -320,7 +320,7 @@ class QueueScanner:
     def add_unclaimed(self, message: NewMessage) -> bool:
         """Record a message that was accepted and not claimed; return whether it has room now."""
         has_room = False
-        sender, due_us = message.sender_key, message.received_us
+        sender, due_us = message.sender_key, message.facts.received_us
         for entry in message.entries:
             level = message.level_of(entry)
             if entry.next_hop.kind is HopKind.CAPTURE:

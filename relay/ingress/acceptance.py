@@ -18,15 +18,15 @@ from relay.accounts.account import AccountDirectory
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
 from relay.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
-from relay.ingress.fanout import FanOut, fan_out, pair_with_verdicts, reported_recipient
+from relay.ingress.fanout import FanOut, fan_out, reported_recipient
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, memory_part, size_of
-from relay.message.envelope import Client, Envelope, domain_of
-from relay.message.header import Header, ParsedContent
+from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
+from relay.message.header import Header, ParsedContent, outgoing
 from relay.message.nexthop import NextHop
-from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Verdict
-from relay.mime.dsn import ReportedMessage
+from relay.message.verdict import ExaminedMessage, Verdict
+from relay.mime.dsn import ReportKind
 from relay.mime.encoded_words import decode_words
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
@@ -37,10 +37,9 @@ from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTab
 from relay.spool.types import (
     Accepted,
     Claim,
-    FailureReporter,
     NewMessage,
     PriorityLevel,
-    ReportPlan,
+    ReportWriter,
     Spool,
     SpoolFullError,
     SpoolUnavailableError,
@@ -80,7 +79,7 @@ class Acceptance:
     hostname: str
     router: RouteTable
     policy: Callable[[], RuleSet]
-    reporter: FailureReporter
+    reporter: ReportWriter
     spool: Spool
     accounts: AccountDirectory
     clock: Clock
@@ -106,10 +105,12 @@ class Acceptance:
         """Stop the threads without waiting for them."""
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-    async def accept(self, envelope: Envelope, content: Content, origin: Origin) -> DataReply:
+    async def accept(
+        self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
+    ) -> DataReply:
         """Return the reply to the final dot; if it has a queue id, the message is durable."""
         try:
-            return await self._accept(envelope, content, origin)
+            return await self._accept(envelope, paths, content, origin=origin)
         except SpoolFullError:
             return _NO_ROOM
         except SpoolUnavailableError as error:
@@ -119,22 +120,25 @@ class Acceptance:
             _log.exception("acceptance failed", client=origin.ip)
             return _LOCAL_ERROR
 
-    async def _accept(self, envelope: Envelope, content: Content, origin: Origin) -> DataReply:
+    async def _accept(
+        self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
+    ) -> DataReply:
         queue_id, now_us = self.ids.new(), self.clock.queue_us()
-        prepared = partial(self._prepared, envelope, content, origin, queue_id=queue_id)
+        prepared = partial(
+            self._prepared, envelope, paths, content, origin=origin, queue_id=queue_id
+        )
         known = memory_part(content)
         is_quick = len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]
         parsed = prepared() if is_quick else await asyncio.to_thread(prepared)
         if isinstance(parsed, DataReply):
             return parsed
-        examinations = [self.router.examine(path.address) for path in envelope.forward_paths]
+        examinations = [self.router.examine(path.address) for path in paths]
         verdict = await self._evaluate(
-            self._policy_input(envelope, parsed, origin, examinations=examinations)
+            self._policy_input(envelope, paths, parsed, origin=origin, examinations=examinations)
         )
         if isinstance(verdict, DataReply):
             return verdict
-        routed = pair_with_verdicts(envelope.forward_paths, examinations, verdict)
-        fan = fan_out(routed, verdict, self.router.examine)
+        fan = fan_out(paths, examinations, verdict, examine=self.router.examine)
         self._count_rules(verdict)
         if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
             return DataReply(fan.rejected[0].reply)
@@ -152,12 +156,21 @@ class Acceptance:
         )
         if not fan.rejected:
             return await self._commit(message, (), origin.client)
-        plan = self._reports(message, fan, content=parsed.joined())
+        rejected = [reported_recipient(each) for each in fan.rejected]
+        plan = self.reporter.reports(
+            ReportKind.FAILED, message.facts, rejected, content=parsed.joined()
+        )
         message = replace(message, events=(event, *plan.events))
         return await self._commit(message, plan.messages, origin.client)
 
     def _prepared(
-        self, envelope: Envelope, content: Content, origin: Origin, *, queue_id: str
+        self,
+        envelope: Envelope,
+        paths: Sequence[ForwardPath],
+        content: Content,
+        *,
+        origin: Origin,
+        queue_id: str,
     ) -> ParsedContent | DataReply:
         """Return the content with its header cleaned up, or the reply that rejects it.
 
@@ -174,7 +187,8 @@ class Acceptance:
         header = header_cleanup.clean_up(
             header,
             envelope,
-            origin,
+            paths,
+            origin=origin,
             hostname=self.hostname,
             queue_id=queue_id,
             time_us=self.clock.time_us(),
@@ -184,20 +198,25 @@ class Acceptance:
     def _policy_input(
         self,
         envelope: Envelope,
+        paths: Sequence[ForwardPath],
         content: ParsedContent,
-        origin: Origin,
         *,
+        origin: Origin,
         examinations: Sequence[RoutingResult],
     ) -> ExaminedMessage:
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
+        valid = [
+            (path.address, found)
+            for path, found in zip(paths, examinations, strict=True)
+            if not isinstance(found, InvalidRecipient)
+        ]
         return ExaminedMessage(
             reverse_path=envelope.reverse_path,
             sender_local=claims_local and origin.trusted,
-            recipients=tuple(
-                ExaminedRecipient(path.address, isinstance(found, LocalRecipient))
-                for path, found in zip(envelope.forward_paths, examinations, strict=True)
-                if not isinstance(found, InvalidRecipient)
+            recipients=tuple([address for address, _ in valid]),
+            local=frozenset(
+                [address for address, found in valid if isinstance(found, LocalRecipient)]
             ),
             content=content,
             source=origin.source,
@@ -235,25 +254,26 @@ class Acceptance:
     ) -> NewMessage:
         """Return the message for the spool; `header` is the one that the rules evaluated."""
         address = f" [{origin.ip}]" if origin.ip else ""
-        return NewMessage(
+        contents = tuple([outgoing(each) for each in fan.contents])
+        facts = MessageFacts(
             id=queue_id,
-            reverse_path=envelope.reverse_path,
+            envelope=envelope,
             source=origin.source,
             trusted=origin.trusted,
             received_us=time_us,
             expires_us=time_us + int(self.expire_after_s * 1_000_000),
-            contents=tuple(each.joined() for each in fan.contents),
-            entries=fan.entries,
-            final_recipients=fan.final_recipients,
+            size=size_of(contents[0]),
             account=self._account_of(envelope, origin),
             submission_id=envelope.envid if origin.pickup else "",
-            envid=envelope.envid,
-            ret=envelope.ret,
-            smtputf8=envelope.smtputf8,
-            eight_bit=envelope.eight_bit,
             client="" if origin.pickup else f"{origin.helo}{address}",
             message_id=_message_id(header),
             subject=_subject(header),
+        )
+        return NewMessage(
+            facts,
+            contents=contents,
+            entries=fan.entries,
+            final_recipients=fan.final_recipients,
             events=(event,),
             priority=self._priority(origin, fan),
             warn_us=self._warn_us(envelope, origin, time_us),
@@ -280,24 +300,6 @@ class Acceptance:
         account = self.accounts.by_address(envelope.reverse_path)
         return account.address if account else ""
 
-    def _reports(self, message: NewMessage, fan: FanOut, *, content: Content) -> ReportPlan:
-        about = ReportedMessage(
-            queue_id=message.id,
-            reverse_path=message.reverse_path,
-            envid=message.envid,
-            ret=message.ret,
-            arrival_us=message.received_us,
-            client=message.client,
-            content=content,
-        )
-        return self.reporter.failures(
-            about,
-            trusted=message.trusted,
-            source=message.source,
-            account=message.account,
-            recipients=[reported_recipient(each) for each in fan.rejected],
-        )
-
     async def _commit(
         self, message: NewMessage, reports: Sequence[NewMessage], client: Client
     ) -> DataReply:
@@ -313,7 +315,7 @@ class Acceptance:
         accepted = await self.spool.accept(
             message,
             reports=reports,
-            submission_key=message.submission_id,
+            submission_key=message.facts.submission_id,
             claim=claim,
         )
         if not accepted.repeated:
@@ -334,19 +336,20 @@ class Acceptance:
 
     def _log_accepted(self, message: NewMessage, client: Client) -> None:
         """Log one line per message, with Postfix's terms where they apply."""
+        facts = message.facts
         count = sum(len(entry.recipients) for entry in message.entries)
         _log.info(
             "accepted",
-            qid=message.id,
-            sender=message.reverse_path,
+            qid=facts.id,
+            sender=facts.envelope.reverse_path,
             recipients=count + len(message.final_recipients),
-            size_bytes=size_of(message.contents[0]),
-            via=message.source,
+            size_bytes=facts.size,
+            via=facts.source,
             client=client.address,
-            helo="" if message.submission_id else client.helo,
-            login=client.account or message.account if message.submission_id else client.account,
+            helo="" if facts.submission_id else client.helo,
+            login=client.account or facts.account if facts.submission_id else client.account,
             tls=client.tls,
-            message_id=message.message_id,
+            message_id=facts.message_id,
         )
 
     def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
@@ -381,7 +384,7 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
     """
     next_hops: dict[str, list[str]] = {}
     for entry in fan.entries:
-        addresses = [each.address for each in entry.recipients if not each.added_by]
+        addresses = [each.path.address for each in entry.recipients if not each.added_by]
         if addresses:
             next_hops.setdefault(str(entry.next_hop), []).extend(addresses)
     rejected = [each for each in fan.rejected if not each.added_by]
@@ -393,7 +396,7 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
         detail["client"] = client.as_json()
     if rejected:
         detail["refused"] = [
-            {"address": each.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
+            {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
         ]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
         "refused": len(rejected)

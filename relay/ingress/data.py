@@ -14,9 +14,8 @@ from enum import StrEnum
 
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
-from relay.message.envelope import Client
+from relay.message.envelope import Client, Source
 from relay.message.header import header_end
-from relay.message.verdict import Source
 from relay.pressure import MemoryBudget
 from relay.spool.types import IncomingBody
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from relay.message.address import NEEDS_SMTPUTF8, AddressError, excerpt, parse_path
 from relay.message.envelope import (
+    Envelope,
     ForwardPath,
     decode_xtext,
     parse_envid,
@@ -33,12 +34,8 @@ class SmtpRejection(Exception):  # noqa: N818 -- a reply, not an internal error
 class MailArgument:
     """The argument of MAIL; `size_bytes` is 0 if SIZE was not given."""
 
-    reverse_path: str
+    envelope: Envelope
     size_bytes: int = 0
-    eight_bit: bool = False
-    smtputf8: bool = False
-    ret: str = ""
-    envid: str = ""
 
 
 def parse_mail(argument: str, *, extended: bool) -> MailArgument:
@@ -57,7 +54,7 @@ def parse_mail(argument: str, *, extended: bool) -> MailArgument:
         )
     if not rest:
         _check_ascii(reverse_path, smtputf8=False)
-        return MailArgument(reverse_path)
+        return MailArgument(Envelope(reverse_path))
     given = _parameters(rest, known=_MAIL_KEYWORDS if extended else frozenset())
     smtputf8 = "SMTPUTF8" in given
     _check_ascii(reverse_path, smtputf8=smtputf8)
@@ -70,14 +67,14 @@ def parse_mail(argument: str, *, extended: bool) -> MailArgument:
     try:
         if given.get("AUTH", "<>") != "<>" and not decode_xtext(given["AUTH"]):
             raise SmtpRejection("501 5.5.4 AUTH: expected a mailbox as xtext, or <>")
-        return MailArgument(
+        envelope = Envelope(
             reverse_path,
-            size_bytes=int(size),
-            eight_bit=body == "8BITMIME",
-            smtputf8=smtputf8,
             ret=parse_ret(given["RET"]) if "RET" in given else "",
             envid=parse_envid(given["ENVID"]) if "ENVID" in given else "",
+            smtputf8=smtputf8,
+            eight_bit=body == "8BITMIME",
         )
+        return MailArgument(envelope, size_bytes=int(size))
     except ValueError as error:
         raise SmtpRejection(f"501 5.5.4 {error}") from error
 

@@ -30,15 +30,6 @@ _NEVER = frozenset({Notify.NEVER})
 
 
 @dataclass(frozen=True, slots=True)
-class RoutedRecipient:
-    """A recipient with its routing result and the verdict of the rules."""
-
-    path: ForwardPath
-    examination: RoutingResult
-    verdict: RecipientVerdict
-
-
-@dataclass(frozen=True, slots=True)
 class FanOut:
     """The result for one message; `contents` has those in use, or else the original."""
 
@@ -59,42 +50,38 @@ class FanOut:
         return not in_entries and all(each.state is RecipientState.FAILED for each in given)
 
 
-def pair_with_verdicts(
-    paths: Sequence[ForwardPath], examinations: Sequence[RoutingResult], verdict: Verdict
-) -> tuple[RoutedRecipient, ...]:
-    """Pair each recipient with its verdict: `verdict` has one per valid recipient, in order."""
-    verdicts = iter(verdict.recipients)
-    unasked = RecipientVerdict("")  # rules do not see invalid recipients
-    return tuple(
-        RoutedRecipient(
-            path, found, unasked if isinstance(found, InvalidRecipient) else next(verdicts)
-        )
-        for path, found in zip(paths, examinations, strict=True)
-    )
-
-
 def fan_out(
-    routed: Sequence[RoutedRecipient], verdict: Verdict, examine: Callable[[str], RoutingResult]
+    paths: Sequence[ForwardPath],
+    examinations: Sequence[RoutingResult],
+    verdict: Verdict,
+    *,
+    examine: Callable[[str], RoutingResult],
 ) -> FanOut:
-    """Sort recipients into entries; `examine` routes those that a rule added."""
+    """Sort recipients into entries; `examine` routes those that a rule added.
+
+    There is one of `examinations` for each path. `verdict` has one for each valid recipient, in the
+    same order: rules do not see invalid recipients.
+    """
     buckets: dict[tuple[NextHop, int], list[NewRecipient]] = {}
     final: list[NewRecipient] = []
-    for position, each in enumerate(routed, 1):
-        path, found = each.path, each.examination
-        start = NewRecipient(path.address, notify=path.notify, orcpt=path.orcpt, position=position)
+    verdicts = iter(verdict.recipients)
+    for position, (path, found) in enumerate(zip(paths, examinations, strict=True), 1):
+        start = NewRecipient(path, position=position)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(start, found.status, found.text))
-        elif (final_state := _final_state(start, each.verdict)) is not None:
+            continue
+        decided = next(verdicts)
+        if (final_state := _final_state(start, decided)) is not None:
             final.append(final_state)
         else:
-            _put(buckets, found, start, content=each.verdict.content)
-    served = {each.address for bucket in buckets.values() for each in bucket}
+            _put(buckets, found, start, content=decided.content)
+    served = {each.path.address for bucket in buckets.values() for each in bucket}
     for addition in verdict.additions:
         if addition.address in served:
             continue
         served.add(addition.address)
         found = examine(addition.address)
-        added = NewRecipient(addition.address, notify=_NEVER, added_by=addition.rule)
+        added = NewRecipient(ForwardPath(addition.address, _NEVER), added_by=addition.rule)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(added, found.status, found.text))
         else:
@@ -112,13 +99,8 @@ def fan_out(
 
 def reported_recipient(recipient: NewRecipient) -> ReportedRecipient:
     """Return a rejected recipient for a report."""
-    return ReportedRecipient(
-        address=recipient.address,
-        orcpt=recipient.orcpt,
-        evidence=Evidence(status=recipient.status, reply=recipient.reply),
-        notify=recipient.notify,
-        added_by=recipient.added_by,
-    )
+    evidence = Evidence(status=recipient.status, reply=recipient.reply)
+    return ReportedRecipient(recipient.path, evidence, added_by=recipient.added_by)
 
 
 def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient | None:

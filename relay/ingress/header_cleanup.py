@@ -7,8 +7,10 @@ RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 640
 Message-ID).
 """
 
+from collections.abc import Sequence
+
 from relay.ingress.data import Origin
-from relay.message.envelope import Envelope
+from relay.message.envelope import Envelope, ForwardPath
 from relay.message.header import Header
 from relay.message.properties import EmailAddress
 from relay.mime import headers
@@ -28,8 +30,9 @@ def is_looping(header: Header, received_max: int) -> bool:
 def clean_up(
     header: Header,
     envelope: Envelope,
-    origin: Origin,
+    paths: Sequence[ForwardPath],
     *,
+    origin: Origin,
     hostname: str,
     queue_id: str,
     time_us: int,
@@ -53,7 +56,7 @@ def clean_up(
         ),
         queue_id=queue_id,
         time_us=time_us,
-        recipient=envelope.forward_paths[0].address if len(envelope.forward_paths) == 1 else "",
+        recipient=paths[0].address if len(paths) == 1 else "",
     )
     if origin.trusted:
         if "Date" not in header:

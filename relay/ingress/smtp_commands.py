@@ -10,7 +10,7 @@ RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -45,7 +45,6 @@ _HTTP_HOST = "HOST:"
 _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
 _EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"
 _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
-Accept = Callable[[Envelope, ReceivedContent, Origin], Awaitable[DataReply]]
 
 
 class LineError(StrEnum):
@@ -80,6 +79,21 @@ class ClientConnection(Protocol):
 
     async def pause(self, seconds: float) -> None:
         """Wait, or until the client disconnects."""
+        ...
+
+
+class Accept(Protocol):
+    """Accepts a received message; the returned reply is for the final dot."""
+
+    def __call__(
+        self,
+        envelope: Envelope,
+        paths: Sequence[ForwardPath],
+        received: ReceivedContent,
+        *,
+        origin: Origin,
+    ) -> Awaitable[DataReply]:
+        """Take the responsibility for the message, or return the reply that rejects it."""
         ...
 
 
@@ -305,7 +319,8 @@ class SmtpCommandHandler:
             return "530 5.7.0 Authentication required"
         mail = parse_mail(argument, extended=self._extended)
         login, accounts = self._authentication.login, self._listener.accounts
-        if login and (rejection := sender_rejection(accounts, login, mail.reverse_path)):
+        reverse_path = mail.envelope.reverse_path
+        if login and (rejection := sender_rejection(accounts, login, reverse_path)):
             return rejection
         if mail.size_bytes > (limit := self._listener.max_message_bytes):
             return f"552 5.3.4 The message is larger than {limit} octets"
@@ -321,7 +336,7 @@ class SmtpCommandHandler:
         if self._mail is None:
             return "503 5.5.1 Send MAIL first"
         mail = self._mail
-        path = parse_rcpt(argument, extended=self._extended, smtputf8=mail.smtputf8)
+        path = parse_rcpt(argument, extended=self._extended, smtputf8=mail.envelope.smtputf8)
         if path.address in self._forward_paths:
             return "250 2.1.5 Ok, named already"
         if len(self._forward_paths) >= self._listener.max_recipients:
@@ -355,12 +370,12 @@ class SmtpCommandHandler:
         return ""
 
     async def _size_rejection(
-        self, envelope: Envelope, declared_bytes: int, size_bytes: int
+        self, paths: Sequence[ForwardPath], declared_bytes: int, size_bytes: int
     ) -> str:
         """Return the reply if no recipient accepts more than the declared SIZE, else ""."""
         rejection = ""
         if size_bytes > declared_bytes:
-            for path in envelope.forward_paths:
+            for path in paths:
                 rejection = await self._recipient_rejection(path.address, size_bytes)
                 if not rejection:
                     break
@@ -384,15 +399,16 @@ class SmtpCommandHandler:
         try:
             if not await self._client.read_content(content):
                 return ""
-            envelope, declared_bytes = self._envelope(self._mail), self._mail.size_bytes
+            mail, paths = self._mail, tuple(self._forward_paths.values())
             self._reset()
             if content.rejection is not None:
                 return content.rejection
-            if rejection := await self._size_rejection(
-                envelope, declared_bytes, content.size_bytes
-            ):
+            size_bytes = content.size_bytes
+            if rejection := await self._size_rejection(paths, mail.size_bytes, size_bytes):
                 return rejection
-            decision = await listener.accept(envelope, content.hand_over(), self._origin())
+            decision = await listener.accept(
+                mail.envelope, paths, content.hand_over(), origin=self._origin()
+            )
         finally:
             content.release()
         if not decision.queue_id:
@@ -401,16 +417,6 @@ class SmtpCommandHandler:
         await self._client.send(decision.reply)
         listener.crash.reached(CrashPoint.SMTP_REPLIED)
         return ""
-
-    def _envelope(self, mail: MailArgument) -> Envelope:
-        return Envelope(
-            reverse_path=mail.reverse_path,
-            forward_paths=tuple(self._forward_paths.values()),
-            ret=mail.ret,
-            envid=mail.envid,
-            smtputf8=mail.smtputf8,
-            eight_bit=mail.eight_bit,
-        )
 
     def _origin(self) -> Origin:
         return Origin(

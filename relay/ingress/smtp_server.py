@@ -5,6 +5,7 @@ continues if its client disconnects. RFC 5321 3.8; RFC 8314 3.3 (implicit TLS).
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
@@ -17,7 +18,7 @@ from relay.ingress.session_limits import SessionCounter, SessionLimits
 from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies
 from relay.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
 from relay.mailbox.api import DeliveryStore
-from relay.message.envelope import Envelope
+from relay.message.envelope import Envelope, ForwardPath
 from relay.pressure import MemoryBudget, Pressure
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, SmtpListener
@@ -163,13 +164,20 @@ class SmtpServer:
         )
 
     async def _accept(
-        self, envelope: Envelope, received: ReceivedContent, origin: Origin
+        self,
+        envelope: Envelope,
+        paths: Sequence[ForwardPath],
+        received: ReceivedContent,
+        *,
+        origin: Origin,
     ) -> DataReply:
         """Run the acceptance in its own task: it continues if the client disconnects.
 
         The task therefore releases what was received.
         """
-        accepting = self._dependencies.acceptance.accept(envelope, received.content, origin)
+        accepting = self._dependencies.acceptance.accept(
+            envelope, paths, received.content, origin=origin
+        )
         task = asyncio.get_running_loop().create_task(accepting)
         task.add_done_callback(lambda _: received.release())
         self._acceptances.add(task)

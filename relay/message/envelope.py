@@ -1,7 +1,8 @@
-"""The envelope of a message, and its DSN parameters in MAIL and RCPT (RFC 3461).
+"""The envelope of a message (MAIL and RCPT with their parameters), and the facts about a message.
 
-Ingress makes an Envelope from MAIL and RCPT, the spool stores it, delivery sends it. Addresses are
-without angle brackets; "" is the null reverse-path; domains are lower case.
+Ingress makes an Envelope from MAIL and a ForwardPath from each RCPT, the spool stores them,
+delivery sends them, and reports are about them. Addresses are without angle brackets; "" is the
+null reverse-path; domains are lower case.
 The second half reads and writes xtext, NOTIFY, ORCPT, RET and ENVID. Case is kept, decoded values
 are printable, and decoding is the inverse of encoding. The parsers raise ValueError with the
 parameter, the value found and the value expected.
@@ -39,17 +40,50 @@ class ForwardPath:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """MAIL FROM with its parameters, and the forward-paths in the order of RCPT.
+    """The envelope without its recipients: MAIL FROM with its parameters.
 
     `ret` is "FULL", "HDRS" or ""; `envid` is decoded; `eight_bit` is BODY=8BITMIME.
     """
 
     reverse_path: str
-    forward_paths: tuple[ForwardPath, ...]
     ret: str = ""
     envid: str = ""
     smtputf8: bool = False
     eight_bit: bool = False
+
+
+class Source(StrEnum):
+    """How a message was accepted: the `source` condition and the `via` label of metrics."""
+
+    GRAPH = "graph"
+    SMTP = "smtp"
+    SENDMAIL = "sendmail"
+    REPORT = "report"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFacts:
+    """What is known about an accepted message, without its recipients and content.
+
+    `id` is the queue id, "" for a submission that was not queued. `trusted`: the client logged in
+    or is in a listed network. `account` owns the message's trace: the authenticated account or the
+    sender's; "" for strangers. `submission_id` is set for pickup's submissions; `client` is
+    "name [address]" for Received-From-MTA. `size` is that of the original content in octets. Times
+    are microseconds in queue time (Clock.queue_us).
+    """
+
+    id: str
+    envelope: Envelope
+    source: Source
+    trusted: bool
+    received_us: int
+    expires_us: int = 0
+    size: int = 0
+    account: str = ""
+    submission_id: str = ""
+    client: str = ""
+    message_id: str = ""
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +107,6 @@ class Client:
             "account": self.account,
             "tls": self.tls,
         }
-
-
-def wants_failure_report(notify: frozenset[Notify]) -> bool:
-    """Return whether NOTIFY asks for a DSN on failure: absent, or with FAILURE (RFC 3461 4.1)."""
-    return not notify or Notify.FAILURE in notify
 
 
 def domain_of(address: str) -> str:

@@ -56,9 +56,10 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A remote SMTP host accepted the message."""
+    """A remote SMTP host accepted the message. `offers_dsn`: it sends delivery reports itself."""
 
     evidence: Evidence
+    offers_dsn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The remote host: its name, and the TLS version or "" without TLS."""
+    """The remote host: its name, the TLS version or "" without TLS, and whether it offers DSN."""
 
     host: str
     tls: str = ""
+    offers_dsn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ def classify(stage: SmtpStage, reply: Reply, peer: Peer) -> Outcome | None:
     if severity == row.success:
         if stage is not SmtpStage.DOT:
             return None
-        return Relayed(_evidence(status_of(stage, reply), reply, peer))
+        return Relayed(_evidence(status_of(stage, reply), reply, peer), peer.offers_dsn)
     if severity not in (4, 5):
         text = f"{reply} is not an answer to {stage}"
         return classify_session_failure(stage, SessionFailure.PROTOCOL, text, peer=peer)

@@ -127,10 +127,13 @@ def one_line(text: str) -> str:
     return _controls.sub(" ", text).strip()
 
 
-def explain(status: str, domain: str) -> str:
-    """Return a sentence for the reader of a DSN about a permanent or given-up (class 4) failure."""
+def explain(status: str, domain: str, *, is_over: bool = True) -> str:
+    """Return a sentence for the reader of a DSN about a failure.
+
+    `is_over`: there are no further attempts, also after a temporary (class 4) failure.
+    """
     kind, _, detail = status.partition(".")
     subject = detail.partition(".")[0]
     sentence = _SENTENCES.get(detail) or _SENTENCES.get(f"{subject}.0", _GENERAL)
     text = sentence.format(domain=domain or "the recipient's domain")
-    return f"{text} {_GAVE_UP}" if kind == "4" else text
+    return f"{text} {_GAVE_UP}" if kind == "4" and is_over else text

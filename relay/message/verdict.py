@@ -9,26 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
-
-
-class Source(StrEnum):
-    """How a message was accepted: the `source` condition and the `via` label of metrics."""
-
-    GRAPH = "graph"
-    SMTP = "smtp"
-    SENDMAIL = "sendmail"
-    REPORT = "report"
-
-
-@dataclass(frozen=True, slots=True)
-class ExaminedRecipient:
-    """A recipient, and whether routing says that it is local."""
-
-    address: str
-    local: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +20,13 @@ class ExaminedMessage:
     """The message that the rules examine. `content` has CRLF line ends.
 
     `sender_local`: the domain of the reverse-path is local and the session was trusted.
+    `recipients` are the addresses of valid recipients; `local` are those with a mailbox here.
     """
 
     reverse_path: str
     sender_local: bool
-    recipients: tuple[ExaminedRecipient, ...]
+    recipients: tuple[str, ...]
+    local: frozenset[str]
     content: ParsedContent
     source: Source
 

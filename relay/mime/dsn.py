@@ -1,7 +1,7 @@
-"""Write delivery status notifications (bounces), and the values that they are built from.
+"""Write delivery status notifications (bounces), and the recipients that they report.
 
-Delivery, ingress and pickup fill in ReportedMessage and ReportedRecipient; the reports room decides
-who gets a DSN and calls write_dsn(). Lines end in CRLF. The original is returned octet for octet
+Delivery, ingress and pickup fill in ReportedRecipient; the reports room decides who gets a DSN and
+calls write_dsn(). Lines end in CRLF. The original is returned octet for octet
 but without Bcc; a large content, or one that SMTP cannot carry, is returned as its header.
 RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international).
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from relay.message.content import Content
-from relay.message.envelope import Notify, domain_of, encode_utf8_address
+from relay.message.envelope import ForwardPath, MessageFacts, domain_of, encode_utf8_address
 from relay.message.header import Header, ParsedContent
 from relay.message.outcome import Evidence
 from relay.message.status import ascii_folded, explain, one_line, split_reply
@@ -36,15 +36,25 @@ _message_id = re.compile(rb"<[!-;=?-~]{1,250}>")
 _thread_index = re.compile(rb"[A-Za-z0-9+/=]{1,500}").fullmatch
 
 
-class DsnAction(StrEnum):
-    """The Action field (RFC 3464 2.3.3).
+class ReportKind(StrEnum):
+    """What a report says about its recipients; also the name in events and metrics."""
 
-    DELAYED also reports a submission that ended without an answer after the final dot: it is
-    unknown whether the message was accepted.
-    """
+    FAILED = "failure"
+    UNKNOWN = "unknown"  # an attempt ended without an answer: the message may have been accepted
+    DELAYED = "delayed"  # not delivered yet, and still attempted
+    DELIVERED = "delivered"
+    RELAYED = "relayed"  # to a host that sends no reports
+    EXPANDED = "expanded"  # delivered to a list, and sent to its members
 
-    FAILED = "failed"
-    DELAYED = "delayed"
+    @property
+    def action(self) -> str:
+        """The Action field (RFC 3464 2.3.3), which has no word for UNKNOWN."""
+        return _ACTIONS.get(self, self.value)
+
+
+_ACTIONS = {ReportKind.FAILED: "failed", ReportKind.UNKNOWN: "delayed"}
+_FAILURES = frozenset({ReportKind.FAILED, ReportKind.UNKNOWN})
+_SUCCESSES = frozenset({ReportKind.DELIVERED, ReportKind.RELAYED, ReportKind.EXPANDED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +64,11 @@ class ReportedRecipient:
     `added_by` is the policy rule that added the recipient: the sender gets no DSN about it.
     """
 
-    address: str
-    orcpt: str
+    path: ForwardPath
     evidence: Evidence
-    notify: frozenset[Notify] = frozenset()
     added_by: str = ""
-    action: DsnAction = DsnAction.FAILED
     last_attempt_us: int = 0
     log_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ReportedMessage:
-    """The message a report is about. `client` is "name [address]" for Received-From-MTA or "".
-
-    `arrival_us` is queue time; the reports room converts it to wall-clock time. Of a large
-    `content` only the header is read.
-    """
-
-    queue_id: str
-    reverse_path: str
-    envid: str
-    ret: str
-    arrival_us: int
-    client: str
-    content: Content = dataclasses.field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,29 +86,32 @@ class _ReportPart:
 
 
 def write_dsn(
-    message: ReportedMessage,
+    kind: ReportKind,
+    message: MessageFacts,
     recipients: Sequence[ReportedRecipient],
     *,
+    content: Content,
     hostname: str,
     report_id: str,
     now_us: int,
 ) -> bytes:
-    """Return one DSN about all failed `recipients` of `message`, to its reverse-path.
+    """Return one DSN about `recipients` of `message`, to its reverse-path.
 
+    `message.received_us` is wall-clock time here. Of a large `content` only the header is read.
     It must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
     reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary are made from it.
     """
-    original = _original(message.content)
+    original = _original(content)
     parts = (
-        _text_part(message, recipients, hostname, header=original.header),
-        _status_part(message, recipients, hostname),
-        _returned_part(message, original),
+        _text_part(kind, message, recipients, hostname=hostname, header=original.header),
+        _status_part(kind, message, recipients, hostname=hostname),
+        _returned_part(kind, message, original),
     )
     written = [part.written() for part in parts]
     boundary = _boundary(report_id, written)
     delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
     identity = _Identity(hostname, report_id, now_us)
-    head = _header(message, recipients, identity, original=original.header)
+    head = _header(kind, message, recipients, identity=identity, original=original.header)
     label = b"" if all(map(bytes.isascii, written)) else b"Content-Transfer-Encoding: 8bit\r\n"
     content_type = (
         "MIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;\r\n"
@@ -137,48 +130,54 @@ class _Identity:
 
 @dataclass(frozen=True, slots=True)
 class _Wording:
-    """The first words of a DSN, by whether it is known that delivery failed."""
+    """The first words of a DSN."""
 
     title: str
     opening: str
 
 
 _WORDINGS = {
-    False: _Wording("Undeliverable", "Delivery has failed to these recipients:"),
-    True: _Wording(
+    ReportKind.FAILED: _Wording("Undeliverable", "Delivery has failed to these recipients:"),
+    ReportKind.UNKNOWN: _Wording(
         "Unknown whether sent", "It is unknown whether the message was sent to these recipients:"
+    ),
+    ReportKind.DELAYED: _Wording(
+        "Delayed", "Delivery to these recipients is delayed. It is still being attempted:"
+    ),
+    ReportKind.DELIVERED: _Wording("Delivered", "The message was delivered to these recipients:"),
+    ReportKind.RELAYED: _Wording(
+        "Relayed",
+        "The message was accepted by the mail systems of these recipients. They send no further"
+        " delivery reports:",
+    ),
+    ReportKind.EXPANDED: _Wording(
+        "Expanded", "The message was delivered to these lists and sent on to their members:"
     ),
 }
 
 
-def _is_unknown(recipients: Sequence[ReportedRecipient]) -> bool:
-    return all(recipient.action is DsnAction.DELAYED for recipient in recipients)
-
-
 def _header(
-    message: ReportedMessage,
+    kind: ReportKind,
+    message: MessageFacts,
     recipients: Sequence[ReportedRecipient],
-    identity: _Identity,
     *,
+    identity: _Identity,
     original: Header,
 ) -> bytes:
     hostname = identity.hostname
-    failed = [
-        recipient.address
-        for recipient in recipients
-        if recipient.address.isascii() and recipient.action is DsnAction.FAILED
-    ]
     subject = decoded(original, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
     lines = [
         field("From", f"Mail Delivery System <MAILER-DAEMON@{hostname}>"),
-        fold("To", f"<{message.reverse_path}>"),
-        field("Subject", f"{_WORDINGS[_is_unknown(recipients)].title}: {subject}"),
+        fold("To", f"<{message.envelope.reverse_path}>"),
+        field("Subject", f"{_WORDINGS[kind].title}: {subject}"),
         field("Date", date_field(identity.now_us)),
         field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
         *_thread_fields(original),
         field("Auto-Submitted", "auto-replied"),
     ]
-    if failed:  # Exim's field, for programs; addresses that are not ASCII are left out
+    # Exim's field, for programs; addresses that are not ASCII are left out
+    failed = [one.path.address for one in recipients if one.path.address.isascii()]
+    if failed and kind is ReportKind.FAILED:
         lines.append(field("X-Failed-Recipients", ", ".join(failed[:_SHOWN_RECIPIENTS_MAX])))
     return b"".join(lines)
 
@@ -205,18 +204,22 @@ def _thread_fields(header: Header) -> Iterator[bytes]:
 
 
 def _text_part(
-    message: ReportedMessage,
+    kind: ReportKind,
+    message: MessageFacts,
     recipients: Sequence[ReportedRecipient],
-    hostname: str,
     *,
+    hostname: str,
     header: Header,
 ) -> _ReportPart:
-    lines = [_WORDINGS[_is_unknown(recipients)].opening, ""]
+    lines = [_WORDINGS[kind].opening, ""]
     for recipient in recipients[:_SHOWN_RECIPIENTS_MAX]:
         evidence = recipient.evidence
         speaker = one_line(evidence.host) if evidence.remote and evidence.host else hostname
-        lines.append(f"  {recipient.address}")
-        lines.append(f"    {explain(evidence.status, domain_of(recipient.address))}")
+        address = recipient.path.address
+        lines.append(f"  {address}")
+        if kind not in _SUCCESSES:
+            is_over = kind is not ReportKind.DELAYED
+            lines.append(f"    {explain(evidence.status, domain_of(address), is_over=is_over)}")
         if evidence.reply:
             lines.append(f"    {speaker} said: {_clipped(evidence.reply)}")
         lines.append("")
@@ -225,8 +228,8 @@ def _text_part(
         lines += [f"  and {more} more, all listed in the second part of this report.", ""]
     lines.append("Diagnostic information for administrators")
     lines.append(f"  Reporting server: {hostname}")
-    if message.queue_id:  # a submission that was not queued has none
-        lines.append(f"  Queue id: {message.queue_id}")
+    if message.id:  # a submission that was not queued has none
+        lines.append(f"  Queue id: {message.id}")
     original = _message_id.search(header.first("message-id") or b"")
     if original:
         lines.append(f"  Original Message-ID: {original.group().decode('ascii')}")
@@ -235,12 +238,16 @@ def _text_part(
 
 
 def _status_part(
-    message: ReportedMessage, recipients: Sequence[ReportedRecipient], hostname: str
+    kind: ReportKind,
+    message: MessageFacts,
+    recipients: Sequence[ReportedRecipient],
+    *,
+    hostname: str,
 ) -> _ReportPart:
     """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
     international = _is_international(message)
     blocks = [_message_block(message, hostname)]
-    blocks += [_recipient_block(recipient, international) for recipient in recipients]
+    blocks += [_recipient_block(kind, recipient, international) for recipient in recipients]
     written = (
         b"".join(
             fold(name, _clipped(value) if international else ascii_folded(_clipped(value)))
@@ -248,30 +255,33 @@ def _status_part(
         )
         for block in blocks
     )
-    kind = "global-delivery-status" if international else "delivery-status"
-    return _ReportPart(f"message/{kind}", b"\r\n".join(written))
+    subtype = "global-delivery-status" if international else "delivery-status"
+    return _ReportPart(f"message/{subtype}", b"\r\n".join(written))
 
 
-def _message_block(message: ReportedMessage, hostname: str) -> list[tuple[str, str]]:
-    block = [("Original-Envelope-Id", message.envid)] if message.envid else []
+def _message_block(message: MessageFacts, hostname: str) -> list[tuple[str, str]]:
+    envid = message.envelope.envid
+    block = [("Original-Envelope-Id", envid)] if envid else []
     block.append(("Reporting-MTA", f"dns; {hostname}"))
     client = message.client.partition(" ")[0]
     if client:
         block.append(("Received-From-MTA", f"dns; {client}"))
-    block.append(("Arrival-Date", date_field(message.arrival_us)))
+    block.append(("Arrival-Date", date_field(message.received_us)))
     return block
 
 
-def _recipient_block(recipient: ReportedRecipient, international: bool) -> list[tuple[str, str]]:
-    evidence = recipient.evidence
+def _recipient_block(
+    report: ReportKind, recipient: ReportedRecipient, international: bool
+) -> list[tuple[str, str]]:
+    path, evidence = recipient.path, recipient.evidence
     block = []
-    if recipient.orcpt:
-        kind, _, address = recipient.orcpt.partition(";")
+    if path.orcpt:
+        kind, _, address = path.orcpt.partition(";")
         block.append(("Original-Recipient", _typed_address(kind, address, international)))
-    kind = "rfc822" if recipient.address.isascii() else "utf-8"
+    kind = "rfc822" if path.address.isascii() else "utf-8"
     block += [
-        ("Final-Recipient", _typed_address(kind, recipient.address, international)),
-        ("Action", recipient.action),
+        ("Final-Recipient", _typed_address(kind, path.address, international)),
+        ("Action", report.action),
         ("Status", evidence.status),
     ]
     if evidence.remote and evidence.host:
@@ -303,13 +313,15 @@ def _original(content: Content) -> ParsedContent:
     return dataclasses.replace(parsed, header=header)
 
 
-def _returned_part(message: ReportedMessage, original: ParsedContent) -> _ReportPart:
+def _returned_part(kind: ReportKind, message: MessageFacts, original: ParsedContent) -> _ReportPart:
     header, content = original.header.octets, original.joined()
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
-    full_max = RETURNED_FULL_OCTETS_MAX if message.ret == "FULL" else RETURNED_OCTETS_MAX
+    # RET is about failures; other reports return the header (RFC 3461 4.3).
+    ret = message.envelope.ret if kind in _FAILURES else "HDRS"
+    full_max = RETURNED_FULL_OCTETS_MAX if ret == "FULL" else RETURNED_OCTETS_MAX
     if (
         isinstance(content, bytes)
-        and message.ret != "HDRS"
+        and ret != "HDRS"
         and len(content) <= full_max
         and _fits_smtp(content)
     ):
@@ -346,9 +358,9 @@ def _is_utf8(octets: bytes) -> bool:
     return True
 
 
-def _is_international(message: ReportedMessage) -> bool:
+def _is_international(message: MessageFacts) -> bool:
     """Return whether the DSN needs SMTPUTF8: its own recipient is not ASCII."""
-    return not message.reverse_path.isascii()
+    return not message.envelope.reverse_path.isascii()
 
 
 def _boundary(report_id: str, parts: Sequence[bytes]) -> str:

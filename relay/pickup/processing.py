@@ -17,13 +17,14 @@ from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.api import SubmissionStore
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.header import header_end
 from relay.message.outcome import Evidence
 from relay.message.properties import MessageProperties
 from relay.message.status import one_line
 from relay.mime.convert import ConversionError, ConvertedMessage
 from relay.mime.draft import read_private_block
-from relay.mime.dsn import DsnAction, ReportedMessage, ReportedRecipient
+from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.read_mime import read_message
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -49,7 +50,12 @@ class InboxReporter(Protocol):
     """Writes non-delivery reports: relay.reports' Reporter."""
 
     def inbox_report(
-        self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
     ) -> bytes:
         """Return the non-delivery report as a message for an Inbox."""
         ...
@@ -179,30 +185,22 @@ class SubmissionProcessor:
     ) -> None:
         """End the submission: report, event, then removal."""
         now_us = self.clock.time_us()
-        about = ReportedMessage(
-            queue_id="",
-            reverse_path=pending.account,
-            envid=pending.submission_id,
-            ret="",
-            arrival_us=pending.ready_us,
-            client="",
-            content=message.content,
+        about = MessageFacts(
+            id="",
+            envelope=Envelope(pending.account, envid=pending.submission_id),
+            source=Source.GRAPH,
+            trusted=True,
+            received_us=pending.ready_us,
         )
         recipients = [
-            ReportedRecipient(
-                address,
-                "",
-                end.evidence,
-                action=DsnAction.DELAYED if end.unknown else DsnAction.FAILED,
-                last_attempt_us=now_us,
-            )
+            ReportedRecipient(ForwardPath(address), end.evidence, last_attempt_us=now_us)
             for address in message.recipients
         ]
-        report = self.reports.inbox_report(about, recipients)
-        kind, key = ("unknown", "unknown") if end.unknown else ("failure", "failed")
+        kind = ReportKind.UNKNOWN if end.unknown else ReportKind.FAILED
+        report = self.reports.inbox_report(kind, about, recipients, content=message.content)
         reply = end.evidence.reply
-        self._record(pending, Step.CONVERTED, {key: reply})
-        detail = {"kind": kind, "to": pending.account, "reply": reply}
+        self._record(pending, Step.CONVERTED, {"unknown" if end.unknown else "failed": reply})
+        detail = {"kind": str(kind), "to": pending.account, "reply": reply}
         self._record(pending, Step.REPORT, detail)
         try:
             await self.store.fail_submission(pending, report, to_corrupt=to_corrupt)

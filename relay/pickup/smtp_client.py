@@ -9,14 +9,14 @@ RFC 6409 (submission), RFC 3461 4.4 (ENVID).
 from collections.abc import Callable
 from pathlib import Path
 
-from relay.message.envelope import Notify
+from relay.message.envelope import Envelope, ForwardPath, Notify
 from relay.message.outcome import Evidence
 from relay.message.tls_policy import TlsPolicy
 from relay.mime.convert import ConvertedMessage
 from relay.pickup.decisions import SubmissionDeferred, SubmissionOutcome, submission_outcome
 from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.connection import Connection, Timeouts
-from relay.smtp.transaction import Transaction, TransactionRecipient
+from relay.smtp.transaction import Transaction
 
 # The default of NOTIFY, and SUCCESS (RFC 3461 4.1).
 _WITH_SUCCESS = frozenset({Notify.SUCCESS, Notify.FAILURE, Notify.DELAY})
@@ -37,14 +37,14 @@ class SubmissionClient:
         """Submit `message` with the key `submission_id`. It is safe to repeat this."""
         notify = _WITH_SUCCESS if message.notify_success else frozenset()
         transaction = Transaction(
-            reverse_path=message.originator,
-            recipients=tuple(
-                TransactionRecipient(address, notify) for address in message.recipients
+            Envelope(
+                message.originator,
+                envid=submission_id,
+                smtputf8=message.smtputf8,
+                eight_bit=message.eight_bit,
             ),
+            recipients=tuple(ForwardPath(address, notify) for address in message.recipients),
             content=message.content,
-            envid=submission_id,
-            smtputf8=message.smtputf8,
-            eight_bit=message.eight_bit,
             whole=True,
         )
         while True:

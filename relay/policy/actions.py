@@ -83,7 +83,7 @@ class CcAction(AddressesAction):
 
     def edit(self, header: Header, message: ExaminedMessage) -> Header:
         """Append those that are not yet recipients to the Cc field."""
-        present = {recipient.address.casefold() for recipient in message.recipients}
+        present = {recipient.casefold() for recipient in message.recipients}
         shown = [each for each in self.addresses if each.casefold() not in present]
         if not shown:
             return header

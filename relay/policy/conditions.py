@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+from relay.message.envelope import Source
 from relay.message.header import ParsedContent
-from relay.message.verdict import ExaminedMessage, ExaminedRecipient, Source
+from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
 from relay.mime.encoded_words import decode_words
 from relay.policy.attachment_names import attachment_names
@@ -127,9 +128,9 @@ class SenderCondition(GlobCondition):
 class RecipientAddressCondition(GlobCondition):
     """The recipient's address matches a glob."""
 
-    def matches_recipient(self, _: MessageView, recipient: ExaminedRecipient) -> bool:
+    def matches_recipient(self, _: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
-        return self.globs.match(recipient.address)
+        return self.globs.match(recipient)
 
 
 class MailDirection(StrEnum):
@@ -151,9 +152,9 @@ class DirectionCondition:
         """Read one or more of inbound, outbound, internal. Raises ValueError."""
         return cls(frozenset(MailDirection(each) for each in _words(value, MailDirection)))
 
-    def matches_recipient(self, view: MessageView, recipient: ExaminedRecipient) -> bool:
+    def matches_recipient(self, view: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
-        if not recipient.local:
+        if recipient not in view.message.local:
             return MailDirection.OUTBOUND in self.directions
         return (
             MailDirection.INTERNAL if view.message.sender_local else MailDirection.INBOUND

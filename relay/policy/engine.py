@@ -14,14 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
+from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 from relay.message.verdict import (
     AddedRecipient,
     ExaminedMessage,
-    ExaminedRecipient,
     RecipientVerdict,
     RuleHit,
-    Source,
     Verdict,
     VerdictAction,
 )
@@ -86,7 +85,7 @@ class Rule:
         unless = self.unless.on_message
         return not unless or not any(each.matches(view) for each in unless)
 
-    def matches_recipient(self, view: MessageView, recipient: ExaminedRecipient) -> bool:
+    def matches_recipient(self, view: MessageView, recipient: str) -> bool:
         """Return whether a rule that matches this content also matches this recipient."""
         for each in self.when.on_recipient:
             if not each.matches_recipient(view, recipient):
@@ -171,7 +170,7 @@ class _Evaluation:
         matched = self._matched(rule)
         if not matched:
             return
-        addresses = tuple(self._message.recipients[each].address for each in matched)
+        addresses = tuple(self._message.recipients[each] for each in matched)
         self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses))
         if rule.mode is RuleMode.AUDIT:
             return
@@ -185,7 +184,7 @@ class _Evaluation:
     def verdict(self) -> Verdict:
         """Return the result, with only those contents that are used."""
         recipients = [
-            decided or RecipientVerdict(recipient.address, content=content)
+            decided or RecipientVerdict(recipient, content=content)
             for recipient, decided, content in zip(
                 self._message.recipients, self._decided, self._contents, strict=True
             )
@@ -247,7 +246,7 @@ class _Evaluation:
     def _decide(self, rule: Rule, matched: list[int]) -> None:
         """Decide the matched recipients, if the rule's last action is final."""
         for index in matched if rule.actions else ():
-            address = self._message.recipients[index].address
+            address = self._message.recipients[index]
             match rule.actions[-1]:
                 case RejectAction(status, text):
                     decided = RecipientVerdict(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.verdict import Source
+from relay.message.envelope import Source
 from relay.mime import headers
 from relay.mime.write_header import parameter
 from relay.policy.actions import ACTIONS, FINAL, RuleAction

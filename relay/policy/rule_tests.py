@@ -10,13 +10,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relay.message.envelope import domain_of
+from relay.message.envelope import Source, domain_of
 from relay.message.header import ParsedContent
 from relay.message.verdict import (
     ExaminedMessage,
-    ExaminedRecipient,
     RecipientVerdict,
-    Source,
     Verdict,
     VerdictAction,
 )
@@ -51,9 +49,8 @@ def examined_message(
     return ExaminedMessage(
         reverse_path=sender,
         sender_local=domain_of(sender) in local_domains,
-        recipients=tuple(
-            ExaminedRecipient(each, domain_of(each) in local_domains) for each in recipients
-        ),
+        recipients=tuple(recipients),
+        local=frozenset(each for each in recipients if domain_of(each) in local_domains),
         content=ParsedContent.of(content),
         source=source,
     )

@@ -1,4 +1,4 @@
-"""Bounces: who gets a report on failed recipients, and the report as a message for the spool.
+"""Bounces and other reports: who gets one, and the report as a message for the spool.
 
 decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 4.1 and 6.1).
 Reporter writes the report (RFC 3464) and routes it: it has the null reverse-path (RFC 5321 4.5.5),
@@ -8,15 +8,15 @@ together with the failure; pickup puts the report on a failed step 3 into the In
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from relay.clock import Clock, Ids, wall_offset_us
 from relay.journeys.events import Event, Step
-from relay.message.content import Content, is_eight_bit
-from relay.message.envelope import Notify, wants_failure_report
-from relay.message.header import Header
+from relay.message.content import Content, is_eight_bit, size_of
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
+from relay.message.header import ParsedContent, outgoing
 from relay.message.nexthop import LOCAL, NextHop
-from relay.message.verdict import Source
-from relay.mime.dsn import ReportedMessage, ReportedRecipient, write_dsn
+from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
 from relay.mime.headers import decoded
 from relay.observe.metrics import Metrics
 from relay.spool.types import NewEntry, NewMessage, NewRecipient, ReportPlan
@@ -28,7 +28,7 @@ _SUBJECT_CHARACTERS_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class ReportDecision:
-    """The failed recipients by what is done about them.
+    """The recipients by what is done about them.
 
     `reported` go into the report to the reverse-path. `dead_letters` cause a copy of the message
     to the postmaster. `dropped` are reports that failed at the postmaster. Recipients in none of
@@ -41,28 +41,44 @@ class ReportDecision:
 
 
 def decide_reports(
-    recipients: Sequence[ReportedRecipient], *, reverse_path: str, trusted: bool, source: Source
+    kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
 ) -> ReportDecision:
-    """Sort the failed `recipients` of one message.
+    """Sort the `recipients` of one message.
 
-    `trusted`: the sender was authenticated or in a listed network. Others get no reports, because a
-    reverse-path is easily forged (backscatter).
+    Senders that are not trusted get no reports, because a reverse-path is easily forged
+    (backscatter). There are no reports about reports; one that fails becomes a dead letter.
     """
-    if source is Source.REPORT:
+    is_failure = kind is ReportKind.FAILED
+    if message.source is Source.REPORT:
+        at_postmaster = [one.path.address == POSTMASTER for one in recipients]
+        pairs = list(zip(recipients, at_postmaster, strict=True)) if is_failure else []
         return ReportDecision(
-            dead_letters=tuple(one for one in recipients if one.address != POSTMASTER),
-            dropped=tuple(one for one in recipients if one.address == POSTMASTER),
+            dead_letters=tuple(one for one, is_there in pairs if not is_there),
+            dropped=tuple(one for one, is_there in pairs if is_there),
         )
-    may_report = trusted and bool(reverse_path)
+    may_report = message.trusted and bool(message.envelope.reverse_path)
     return ReportDecision(
         reported=tuple(
             one
             for one in recipients
-            if may_report and not one.added_by and wants_failure_report(one.notify)
+            if may_report and not one.added_by and _is_wanted(kind, one.path.notify)
         ),
         # The sender does not know recipients that a rule added; the postmaster may.
-        dead_letters=tuple(one for one in recipients if one.added_by),
+        dead_letters=tuple(one for one in recipients if is_failure and one.added_by),
     )
+
+
+def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
+    """Return whether NOTIFY asks for this kind; its default is failure and delay (RFC 3461 4.1)."""
+    match kind:
+        case ReportKind.FAILED | ReportKind.UNKNOWN:
+            return not notify or Notify.FAILURE in notify
+        case ReportKind.DELAYED:
+            return not notify or Notify.DELAY in notify
+        case ReportKind.DELIVERED | ReportKind.RELAYED | ReportKind.EXPANDED:
+            return Notify.SUCCESS in notify
+        case _:
+            assert_never(kind)
 
 
 class Reporter:
@@ -86,35 +102,32 @@ class Reporter:
         self._expire_after_us = int(expire_after_s * 1_000_000)
         self._metrics = metrics
 
-    def failures(
+    def reports(
         self,
-        message: ReportedMessage,
-        *,
-        trusted: bool,
-        source: Source,
-        account: str,
+        kind: ReportKind,
+        message: MessageFacts,
         recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
     ) -> ReportPlan:
-        """Return what to commit for failed `recipients`: at most one report and one dead letter.
+        """Return what to commit about `recipients`: at most one report and one dead letter.
 
-        `account` may see the trace of the failed message and of the report; a dead letter is for
+        The account of the message may see its trace and that of the report; a dead letter is for
         operators only. Recipients that a rule added leave no event, because the sender sees the
         trace.
         """
-        decision = decide_reports(
-            recipients, reverse_path=message.reverse_path, trusted=trusted, source=source
-        )
+        decision = decide_reports(kind, message, recipients)
         messages: list[NewMessage] = []
         events: list[Event] = []
         if decision.reported:
-            report, event = self._report(message, decision.reported, account=account)
+            report, event = self._report(kind, message, decision.reported, content=content)
             messages.append(report)
             events.append(event)
         if decision.dead_letters:
-            letter = self._message(message.content, _TO_POSTMASTER, about=message)
+            letter = self._message(content, _TO_POSTMASTER, about=message)
             messages.append(letter)
             self._count("dead-letter")
-            if source is Source.REPORT:
+            if message.source is Source.REPORT:
                 events.append(_event(letter, "dead-letter", decision.dead_letters))
         if decision.dropped:
             self._count("dropped")
@@ -123,68 +136,91 @@ class Reporter:
         return ReportPlan(tuple(messages), tuple(events))
 
     def inbox_report(
-        self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
     ) -> bytes:
         """Return the report on a submission that failed in step 3, for the Inbox.
 
         It has the Return-Path that final delivery would add (RFC 5321 4.4).
         """
-        self._count("failure")
-        return b"Return-Path: <>\r\n" + self._written(message, recipients)
+        self._count(kind)
+        return b"Return-Path: <>\r\n" + self._written(kind, message, recipients, content=content)
 
     def _report(
         self,
-        message: ReportedMessage,
+        kind: ReportKind,
+        message: MessageFacts,
         recipients: Sequence[ReportedRecipient],
         *,
-        account: str,
+        content: Content,
     ) -> tuple[NewMessage, Event]:
-        next_hop = self._next_hop_for(message.reverse_path)
+        reverse_path = message.envelope.reverse_path
+        next_hop = self._next_hop_for(reverse_path)
         if next_hop is None:  # the sender's own address has no next hop
-            route, kind, account = _TO_POSTMASTER, "dead-letter", ""
+            route, label, account = _TO_POSTMASTER, "dead-letter", ""
         else:
-            route, kind = _Route(message.reverse_path, next_hop), "failure"
-        self._count(kind)
-        content = self._written(message, recipients)
-        report = self._message(content, route, about=message, account=account)
-        return report, _event(report, kind, recipients)
+            route, label, account = _Route(reverse_path, next_hop), str(kind), message.account
+        self._count(label)
+        written = self._written(kind, message, recipients, content=content)
+        report = self._message(written, route, about=message, account=account)
+        return report, _event(report, label, recipients)
 
-    def _written(self, message: ReportedMessage, recipients: Sequence[ReportedRecipient]) -> bytes:
-        arrival_us = message.arrival_us + wall_offset_us(self._clock)
+    def _written(
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
+    ) -> bytes:
+        received_us = message.received_us + wall_offset_us(self._clock)
         return write_dsn(
-            replace(message, arrival_us=arrival_us),
+            kind,
+            replace(message, received_us=received_us),
             recipients,
+            content=content,
             hostname=self._hostname,
             report_id=self._ids.new(),
             now_us=self._clock.time_us(),
         )
 
     def _message(
-        self, content: Content, route: "_Route", *, about: ReportedMessage, account: str = ""
+        self, content: Content, route: "_Route", *, about: MessageFacts, account: str = ""
     ) -> NewMessage:
         """Return `content` as a routed message for one recipient: it skips policy."""
         now_us = self._clock.queue_us()
-        header = Header.of(content)
+        parsed = ParsedContent.of(content)
+        header, content = parsed.header, outgoing(parsed)
         routed = {
             "rules": [],
             "next_hops": {str(route.next_hop): [route.address]},
-            "about": about.queue_id,
+            "about": about.id,
         }
-        recipient = NewRecipient(route.address, notify=frozenset({Notify.NEVER}))
-        return NewMessage(
+        facts = MessageFacts(
             id=self._ids.new(),
-            reverse_path="",
+            envelope=Envelope(
+                reverse_path="",
+                smtputf8=not route.address.isascii(),
+                eight_bit=is_eight_bit(content),
+            ),
             source=Source.REPORT,
             trusted=True,
             received_us=now_us,
             expires_us=now_us + self._expire_after_us,
-            contents=(content,),
-            entries=(NewEntry(route.next_hop, (recipient,)),),
+            size=size_of(content),
             account=account,
-            smtputf8=not route.address.isascii(),
-            eight_bit=is_eight_bit(content),
             message_id=decoded(header, "message-id"),
             subject=decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX],
+        )
+        recipient = NewRecipient(ForwardPath(route.address, notify=frozenset({Notify.NEVER})))
+        return NewMessage(
+            facts,
+            contents=(content,),
+            entries=(NewEntry(route.next_hop, (recipient,)),),
             events=(Event(Step.POLICY_AND_ROUTING, self._clock.time_us(), routed),),
         )
 
@@ -204,8 +240,8 @@ _TO_POSTMASTER = _Route(POSTMASTER, LOCAL)
 def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient]) -> Event:
     """Return the event about `made` for the trace of the failed message."""
     detail = {
-        "report_id": made.id,
-        "to": made.entries[0].recipients[0].address,
+        "report_id": made.facts.id,
+        "to": made.entries[0].recipients[0].path.address,
         "kind": kind,
         "recipients": _named(recipients),
     }
@@ -213,4 +249,4 @@ def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient])
 
 
 def _named(recipients: Sequence[ReportedRecipient]) -> list[str]:
-    return [recipient.address for recipient in recipients[:_NAMED_MAX]]
+    return [recipient.path.address for recipient in recipients[:_NAMED_MAX]]

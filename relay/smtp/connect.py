@@ -243,7 +243,7 @@ class _SessionSetup:
             raise ConnectError(cast("Deferred", outcome), self._stage)
         extensions = Extensions.offered(self._client.esmtp_extensions)
         stream = cast("asyncio.Transport", transport)
-        peer = self._peer()
+        peer = replace(self._peer(), offers_dsn=extensions.dsn)
         wire = SmtpClientProtocol(stream)
         stream.set_protocol(wire)
         return Connection(wire, peer=peer, extensions=extensions, timeouts=self._timeouts)

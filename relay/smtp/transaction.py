@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from relay.message.content import Content, is_eight_bit, memory_part, size_of
-from relay.message.envelope import Notify, encode_orcpt, encode_xtext
+from relay.message.envelope import Envelope, ForwardPath, encode_orcpt, encode_xtext
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
@@ -37,29 +37,17 @@ QUIT = b"QUIT\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class TransactionRecipient:
-    """One RCPT TO; `orcpt` is decoded with its type ("rfc822;Bob@example.net") or ""."""
-
-    address: str
-    notify: frozenset[Notify] = frozenset()
-    orcpt: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Transaction:
-    """One message to send. `content` has CRLF line ends and is not dot-stuffed; `envid` is decoded.
+    """One message to send. `content` has CRLF line ends and is not dot-stuffed.
 
-    `smtputf8` and `eight_bit` are what the client declared; the content decides what is needed.
-    With `whole` the message goes to all its recipients or, unless every RCPT is accepted, to none.
+    `smtputf8` and `eight_bit` of the envelope are what the client declared; the content decides
+    what is needed. With `whole` the message goes to all its recipients or, unless every RCPT is
+    accepted, to none.
     """
 
-    reverse_path: str
-    recipients: tuple[TransactionRecipient, ...]
+    envelope: Envelope
+    recipients: tuple[ForwardPath, ...]
     content: Content = field(repr=False)
-    envid: str = ""
-    ret: str = ""
-    smtputf8: bool = False
-    eight_bit: bool = False
     whole: bool = False
 
 
@@ -255,28 +243,28 @@ def needs_smtputf8(transaction: Transaction) -> bool:
     if not all(map(str.isascii, _addresses(transaction))):
         return True
     content = memory_part(transaction.content)
-    if not transaction.smtputf8 or content.isascii():
+    if not transaction.envelope.smtputf8 or content.isascii():
         return False
     return not content.partition(b"\r\n\r\n")[0].isascii()
 
 
 def mail_command(transaction: Transaction, offered: Extensions) -> bytes:
     """Return MAIL FROM with SIZE, BODY, SMTPUTF8, RET and ENVID as far as the peer offers them."""
-    parts = [f"MAIL FROM:<{transaction.reverse_path}>"]
+    parts = [f"MAIL FROM:<{transaction.envelope.reverse_path}>"]
     if offered.size:
         parts.append(f"SIZE={size_of(transaction.content)}")
-    if offered.eight_bit and (transaction.eight_bit or is_eight_bit(transaction.content)):
+    if offered.eight_bit and (transaction.envelope.eight_bit or is_eight_bit(transaction.content)):
         parts.append("BODY=8BITMIME")
     if offered.smtputf8 and needs_smtputf8(transaction):
         parts.append("SMTPUTF8")
-    if offered.dsn and transaction.ret:
-        parts.append(f"RET={transaction.ret}")
-    if offered.dsn and transaction.envid:
-        parts += _parameter("ENVID", encode_xtext, transaction.envid)
+    if offered.dsn and transaction.envelope.ret:
+        parts.append(f"RET={transaction.envelope.ret}")
+    if offered.dsn and transaction.envelope.envid:
+        parts += _parameter("ENVID", encode_xtext, transaction.envelope.envid)
     return _line(parts)
 
 
-def rcpt_command(recipient: TransactionRecipient, offered: Extensions) -> bytes:
+def rcpt_command(recipient: ForwardPath, offered: Extensions) -> bytes:
     """Return RCPT TO, with NOTIFY and ORCPT if the peer offers DSN."""
     parts = [f"RCPT TO:<{recipient.address}>"]
     if offered.dsn and recipient.notify:
@@ -308,7 +296,7 @@ def dot_stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _addresses(transaction: Transaction) -> Iterator[str]:
-    yield transaction.reverse_path
+    yield transaction.envelope.reverse_path
     for recipient in transaction.recipients:
         yield recipient.address
 

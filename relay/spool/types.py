@@ -17,12 +17,11 @@ from typing import Any, Protocol
 
 from relay.journeys.events import Event
 from relay.message.content import Content, Octets
-from relay.message.envelope import Notify
+from relay.message.envelope import ForwardPath, MessageFacts
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
-from relay.message.verdict import Source
-from relay.mime.dsn import ReportedMessage, ReportedRecipient
+from relay.mime.dsn import ReportedRecipient, ReportKind
 
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_EPOCH = 1
@@ -117,9 +116,7 @@ class NewRecipient:
     journey.
     """
 
-    address: str
-    notify: frozenset[Notify] = frozenset()
-    orcpt: str = ""
+    path: ForwardPath
     state: RecipientState = RecipientState.QUEUED
     status: str = ""
     reply: str = ""
@@ -146,31 +143,15 @@ class NewMessage:
     """Everything that one transaction makes durable: message, contents, entries, and recipients
     that are final already.
 
-    `account` owns the message's trace: the authenticated account or the sender's; "" for strangers.
-    `submission_id` is set for pickup's submissions; `client` is "name [address]" for
-    Received-From-MTA. `warn_us` is when the sender gets a delay warning, None for never; times are
-    queue time (Clock.queue_us). The caller keeps the body of a large content; accepting it links it
-    into the spool, or copies it.
+    `warn_us` is when the sender gets a delay warning in queue time (Clock.queue_us), None for
+    never. The caller keeps the body of a large content; accepting it links it into the spool, or
+    copies it.
     """
 
-    id: str
-    reverse_path: str
-    source: Source
-    trusted: bool
-    received_us: int
-    expires_us: int
+    facts: MessageFacts
     contents: tuple[Content, ...]
     entries: tuple[NewEntry, ...]
     final_recipients: tuple[NewRecipient, ...] = ()
-    account: str = ""
-    submission_id: str = ""
-    envid: str = ""
-    ret: str = ""
-    smtputf8: bool = False
-    eight_bit: bool = False
-    client: str = ""
-    message_id: str = ""
-    subject: str = ""
     events: tuple[Event, ...] = ()
     priority: PriorityLevel = PriorityLevel.NORMAL
     warn_us: int | None = None
@@ -178,7 +159,7 @@ class NewMessage:
     @property
     def sender_key(self) -> int:
         """The key for the round robin among senders: from the account, or the reverse-path."""
-        return sender_key(self.account or self.reverse_path)
+        return sender_key(self.facts.account or self.facts.envelope.reverse_path)
 
     def level_of(self, entry: NewEntry) -> PriorityLevel:
         """Return the first priority level of one of its entries."""
@@ -193,42 +174,19 @@ class ReportPlan:
     events: tuple[Event, ...] = ()
 
 
-class FailureReporter(Protocol):
-    """Decides which failures are reported, and writes the reports: relay.reports' Reporter."""
+class ReportWriter(Protocol):
+    """Decides what is reported, and writes the reports: relay.reports' Reporter."""
 
-    def failures(
+    def reports(
         self,
-        message: ReportedMessage,
-        *,
-        trusted: bool,
-        source: Source,
-        account: str,
+        kind: ReportKind,
+        message: MessageFacts,
         recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
     ) -> ReportPlan:
         """Return the reports about these recipients; none where none may be sent."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class MessageFacts:
-    """The row of a message, without its contents; fields as in NewMessage."""
-
-    id: str
-    reverse_path: str
-    source: Source
-    trusted: bool
-    received_us: int
-    expires_us: int
-    size: int
-    account: str
-    submission_id: str
-    envid: str
-    ret: str
-    smtputf8: bool
-    eight_bit: bool
-    client: str
-    message_id: str
-    subject: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +198,8 @@ class ClaimedRecipient:
     """
 
     id: int
-    address: str
-    notify: frozenset[Notify]
-    orcpt: str
-    added_by: str
+    path: ForwardPath
+    added_by: str = ""
     status: str = ""
     reply: str = ""
 

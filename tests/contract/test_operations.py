@@ -6,6 +6,7 @@ import pytest
 
 from relay.clock import rfc3339
 from relay.journeys.events import Event, Step
+from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import CAPTURE, NextHop
 from relay.spool.types import (
@@ -122,13 +123,13 @@ async def test_an_entry_held_by_the_relay_has_a_reason(spool, make, clock) -> No
 async def test_operations_on_recipients_added_by_policy_are_not_shown(spool, make) -> None:
     message = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["audit@b.test"]})
     first, second = message.entries
-    added = (NewRecipient("audit@b.test", added_by="copy to audit"),)
+    added = (NewRecipient(ForwardPath("audit@b.test"), added_by="copy to audit"),)
     message = replace(message, entries=(first, replace(second, recipients=added)))
     await spool.accept(message, claim=False)
     await spool.queue_admin.execute(command("hold", Selector(domain="b.test")))
-    assert await operations(spool, message.id) == []
+    assert await operations(spool, message.facts.id) == []
     await spool.queue_admin.execute(command("cancel"))
-    (cancel,) = await operations(spool, message.id)
+    (cancel,) = await operations(spool, message.facts.id)
     assert (cancel["operation"], cancel["entries"]) == ("cancel", [1])
 
 

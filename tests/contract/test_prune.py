@@ -88,7 +88,7 @@ async def test_captured_mail_has_its_own_expiry(spool, make, clock) -> None:
     assert accepted.claims == ()
     assert (await spool.counts()).entries["captured"] == 1
     due_us = await spool.next_due_us()
-    assert due_us == message.received_us + 14 * 86400 * 1_000_000
+    assert due_us == message.facts.received_us + 14 * 86400 * 1_000_000
 
 
 async def test_a_waiting_message_is_not_pruned(spool, make, clock) -> None:

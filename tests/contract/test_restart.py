@@ -34,7 +34,7 @@ async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, 
     await alive.stop()
     assert taken.epoch > claim.epoch
     assert taken.attempts == 2  # it counts, so that a message that crashes the process expires too
-    assert [one.address for one in taken.recipients] == ["y@a.test"]
+    assert [one.path.address for one in taken.recipients] == ["y@a.test"]
     done, cut_off = journey["recipients"]
     assert (done["state"], done["attempts"]) == ("relayed", [])
     assert cut_off["state"] == "deferred"
@@ -60,7 +60,7 @@ async def test_recipients_settled_before_the_crash_are_not_indeterminate(
     (again,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
     journey = await alive.journey(claim.message.id)
     await alive.stop()
-    assert [one.address for one in again.recipients] == ["y@a.test"]
+    assert [one.path.address for one in again.recipients] == ["y@a.test"]
     assert [one["state"] for one in journey["recipients"]] == ["relayed", "deferred"]
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from relay.journeys.events import Event, Step
+from relay.message.envelope import ForwardPath
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
 from relay.spool.types import (
     DueBatch,
@@ -16,6 +17,7 @@ from relay.spool.types import (
     Settlement,
     SpoolError,
 )
+from tests.support.spools import changed_message
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 
@@ -29,7 +31,7 @@ NO = Failed(Evidence("5.1.1", "550 5.1.1 no such user", "mx.a.test", remote=True
 async def test_accept_gives_claims_with_content(spool, make) -> None:
     message = make({"mx:a.test": ["x@a.test", "y@a.test"], "local": ["bob@example.test"]})
     accepted = await spool.accept(message)
-    assert accepted.queue_id == message.id
+    assert accepted.queue_id == message.facts.id
     assert not accepted.repeated
     assert [str(claim.next_hop) for claim in accepted.claims] == ["mx:a.test", "local"]
     assert [one.id for claim in accepted.claims for one in claim.recipients] == [1, 2, 3]
@@ -77,7 +79,7 @@ async def test_a_deferred_recipient_is_claimed_again_when_due_alone(spool, make,
     assert await spool.next_due_us(0) == due_us
     assert await spool.claim_due(due_us - 1, 10, DueQuery()) == DueBatch()
     (again,) = (await spool.claim_due(due_us, 10, DueQuery())).claims
-    assert [one.address for one in again.recipients] == ["y@a.test"]
+    assert [one.path.address for one in again.recipients] == ["y@a.test"]
     assert again.recipients[0].reply == "450 4.2.0 later"
     assert again.attempts == 1
     assert again.content is None
@@ -96,12 +98,12 @@ async def test_a_fenced_claim_cannot_settle(spool, make, clock) -> None:
 async def test_failure_and_report_are_one_transaction(spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
     report = make({"local": ["alice@example.test"]}, reverse_path="", content=b"report")
-    event = Event(Step.REPORT, 7, {"report_id": report.id})
+    event = Event(Step.REPORT, 7, {"report_id": report.facts.id})
     held, claims = await spool.settle(
         Settlement(claim, 5, {1: NO}, reports=(report,), events=(event,))
     )
     assert held
-    assert [one.message.id for one in claims] == [report.id]
+    assert [one.message.id for one in claims] == [report.facts.id]
     journey = await spool.journey(claim.message.id)
     assert journey is not None
     assert [step["step"] for step in journey["steps"]] == [7]
@@ -109,7 +111,7 @@ async def test_failure_and_report_are_one_transaction(spool, make) -> None:
 
 async def test_one_failed_operation_does_not_fail_its_batch(spool, make) -> None:
     message = make()
-    twin = replace(message, subject="the same id")
+    twin = changed_message(message, subject="the same id")
     answers = await asyncio.gather(
         spool.accept(message), spool.accept(twin), spool.accept(make()), return_exceptions=True
     )
@@ -121,24 +123,26 @@ async def test_a_message_is_found_by_each_of_its_ids(spool, make) -> None:
     await spool.accept(message)
     await spool.accept(make(account="carol@example.test", reverse_path="carol@example.test"))
     for key in (
-        message.id,
-        f"{message.id}-1",
+        message.facts.id,
+        f"{message.facts.id}-1",
         "0123456789abcdef",
         "0123456789abcdef.1",
         "<m@x>",
         "m@x",
         "alice@example.test",
     ):
-        assert await spool.find_queue_ids(key, account=None, limit=5) == [message.id], key
-    assert await spool.find_queue_ids("last", account="alice@example.test", limit=1) == [message.id]
-    assert await spool.find_queue_ids(message.id, account="carol@example.test", limit=1) == []
+        assert await spool.find_queue_ids(key, account=None, limit=5) == [message.facts.id], key
+    assert await spool.find_queue_ids("last", account="alice@example.test", limit=1) == [
+        message.facts.id
+    ]
+    assert await spool.find_queue_ids(message.facts.id, account="carol@example.test", limit=1) == []
     assert len(await spool.find_queue_ids("x@a.test", account=None, limit=5)) == 2
 
 
 async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make) -> None:
     message = make()
     entry = message.entries[0]
-    added = NewRecipient("audit@example.test", added_by="copy to audit")
+    added = NewRecipient(ForwardPath("audit@example.test"), added_by="copy to audit")
     message = replace(message, entries=(replace(entry, recipients=(*entry.recipients, added)),))
     claim = (await spool.accept(message)).claims[0]
     detail = {"host": "mx", "recipients": [
@@ -146,7 +150,7 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     ]}  # fmt: skip
     event = Event(Step.DELIVERY, 5, detail)
     await spool.settle(Settlement(claim, 5, {1: OK, 2: NO}, events=(event,)))
-    journey = await spool.journey(message.id)
+    journey = await spool.journey(message.facts.id)
     assert journey is not None
     assert [one["address"] for one in journey["recipients"]] == ["x@a.test"]
     assert journey["state"] == "relayed"

@@ -109,7 +109,7 @@ from relay.clock import SystemClock
 from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.message.nexthop import LOCAL
-from relay.message.verdict import Source
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
 
@@ -117,9 +117,9 @@ async def main():
     path = pathlib.Path(sys.argv[1]) / "state/spool.sqlite"
     spool = SqliteSpool(path, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(), submission_keep_s=60)
     await spool.start()
-    entry = NewEntry(LOCAL, (NewRecipient("bob@example.test"),))
+    entry = NewEntry(LOCAL, (NewRecipient(ForwardPath("bob@example.test")),))
     await spool.accept(NewMessage(
-        id="1", reverse_path="", source=Source.SMTP, trusted=True, received_us=1, expires_us=2,
+        MessageFacts("1", Envelope(""), Source.SMTP, trusted=True, received_us=1, expires_us=2),
         contents=(b"x" * 200_000,), entries=(entry,),
     ))
     sys.stdout.write("250 2.0.0 Ok: queued")

@@ -136,7 +136,8 @@ def _answer_at_once(original: Any) -> Any:
     async def commit(self: Acceptance, message: Any, reports: Any, client: Any) -> DataReply:
         task = asyncio.get_running_loop().create_task(original(self, message, reports, client))
         task.add_done_callback(lambda done: done.exception())
-        return DataReply(f"250 2.0.0 Ok: queued as {message.id}", message.id)
+        queue_id = message.facts.id
+        return DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
 
     return commit
 
@@ -200,8 +201,9 @@ def _without_key(original: Any) -> Any:
 
 def _never_expiring(original: Any) -> Any:
     async def accept(self: SqliteSpool, message: Any, **more: Any) -> Any:
-        later = replace(message, expires_us=message.expires_us + 100 * 86_400_000_000)
-        return await original(self, later, **more)
+        expires_us = message.facts.expires_us + 100 * 86_400_000_000
+        facts = replace(message.facts, expires_us=expires_us)
+        return await original(self, replace(message, facts=facts), **more)
 
     return accept
 
@@ -239,8 +241,8 @@ def _ten_times(original: Any) -> Any:
 
 
 def _to_anybody(original: Any) -> Any:
-    def decide_reports(recipients: Any, **more: Any) -> Any:
-        return original(recipients, **{**more, "trusted": True})
+    def decide_reports(kind: Any, message: Any, recipients: Any) -> Any:
+        return original(kind, replace(message, trusted=True), recipients)
 
     return decide_reports
 

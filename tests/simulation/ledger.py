@@ -212,7 +212,7 @@ class Ledger:
     def _settled_people(self, claim: Claim, numbers: Collection[int]) -> None:
         for recipient in claim.recipients:
             if recipient.id in numbers:
-                self.settlements[claim.message.id, recipient.address] += 1
+                self.settlements[claim.message.id, recipient.path.address] += 1
 
     def _judge_wait(self, settlement: Settlement) -> None:
         """Invariant 6: the next attempt is due as the retry lists say."""

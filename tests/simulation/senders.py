@@ -9,10 +9,11 @@ import asyncio
 import re
 from dataclasses import dataclass
 
+from relay.message.envelope import Envelope, ForwardPath
 from relay.message.outcome import Failed, Relayed
 from relay.message.tls_policy import TlsPolicy
 from relay.smtp.connect import ConnectError, Target, connect
-from relay.smtp.transaction import Transaction, TransactionRecipient
+from relay.smtp.transaction import Transaction
 from tests.simulation.ledger import Ledger, Try
 from tests.simulation.node import RELAY_IP, SMTP_PORT, TIMEOUTS
 from tests.simulation.scenario import Letter
@@ -82,11 +83,9 @@ class Senders:
         token = f"T{letter.number}"
         attempt = Try(token, letter)
         self.ledger.tries.append(attempt)
-        people = tuple(TransactionRecipient(address) for address, _ in letter.recipients)
-        transaction = Transaction(
-            letter.reverse_path, people, content(letter, token), envid=f"draft{letter.number}.1",
-            whole=True,
-        )  # fmt: skip
+        paths = tuple(ForwardPath(address) for address, _ in letter.recipients)
+        envelope = Envelope(letter.reverse_path, envid=f"draft{letter.number}.1")
+        transaction = Transaction(envelope, paths, content(letter, token), whole=True)
         target = Target("relay.test", path=self.pickup_path, tls=TlsPolicy("none"))
         connection = None
         try:

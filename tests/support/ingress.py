@@ -90,10 +90,10 @@ class MemorySpool:
         if submission_key in self.keys:
             return Accepted(self.keys[submission_key], repeated=True)
         if submission_key:
-            self.keys[submission_key] = message.id
+            self.keys[submission_key] = message.facts.id
         self.accepted.append(message)
         self.reports.extend(reports)
-        return Accepted(message.id)
+        return Accepted(message.facts.id)
 
 
 class FakeAccounts:
@@ -130,7 +130,7 @@ class FakeQuota:
 
 class NoRules:
     def evaluate(self, subject: ExaminedMessage) -> Verdict:
-        kept = tuple(RecipientVerdict(each.address) for each in subject.recipients)
+        kept = tuple(RecipientVerdict(each) for each in subject.recipients)
         return Verdict(kept, (), (subject.content,), ())
 
 

@@ -3,17 +3,9 @@
 import pytest
 
 from relay.clock import Ids, ManualClock
-from relay.message.nexthop import LOCAL, NextHop
-from relay.message.verdict import Source
-from relay.spool.types import (
-    EntrySchedule,
-    NewEntry,
-    NewMessage,
-    NewRecipient,
-    PriorityLevel,
-    Settlement,
-)
+from relay.spool.types import EntrySchedule, NewMessage, PriorityLevel, Settlement
 from tests.support.operator import HOUR_US, LATER, FakeActiveClaims
+from tests.support.spools import message_of
 
 
 @pytest.fixture
@@ -32,20 +24,8 @@ def make(clock: ManualClock):
         **changes,
     ) -> NewMessage:
         hops = {"mx:a.test": ["x@a.test"]} if hops is None else hops
-        entries = tuple(
-            NewEntry(
-                LOCAL if hop == "local" else NextHop.parse(hop),
-                tuple(NewRecipient(address) for address in addresses),
-            )
-            for hop, addresses in hops.items()
-        )
-        values = {
-            "id": ids.new(), "reverse_path": "alice@example.test", "source": Source.SMTP,
-            "trusted": True, "received_us": clock.time_us(),
-            "expires_us": clock.time_us() + 3600_000_000, "contents": (content,),
-            "entries": entries, "account": "alice@example.test",
-        }  # fmt: skip
-        return NewMessage(**(values | changes))
+        values = {"contents": (content,), "account": "alice@example.test"} | changes
+        return message_of(hops.items(), queue_id=ids.new(), now_us=clock.time_us(), **values)
 
     return make
 

@@ -1,14 +1,16 @@
 """A spool on a file, and messages for it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
+from relay.message.content import size_of
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.nexthop import NextHop
-from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import NewEntry, NewMessage, NewRecipient
@@ -36,13 +38,44 @@ async def spool_on(path: Path, clock: Clock = _CLOCK, **options: Any) -> AsyncIt
 
 def new_message(hops: Sequence[tuple[str, str]], **changes: Any) -> NewMessage:
     """Return a message with one entry for each (next hop, address); it expires in an hour."""
-    now_us = _CLOCK.queue_us()
-    values = {
-        "id": _IDS.new(), "reverse_path": "alice@example.test", "source": Source.SMTP,
+    entries = [(hop, [address]) for hop, address in hops]
+    return message_of(entries, queue_id=_IDS.new(), now_us=_CLOCK.queue_us(), **changes)
+
+
+def message_of(
+    hops: Iterable[tuple[str, Iterable[str]]], *, queue_id: str, now_us: int, **changes: Any
+) -> NewMessage:
+    """Return a message with one entry for each (next hop, addresses).
+
+    `changes` are fields of Envelope, MessageFacts or NewMessage.
+    """
+    values: dict[str, Any] = {
+        "id": queue_id, "reverse_path": "alice@example.test", "source": Source.SMTP,
         "trusted": True, "received_us": now_us, "expires_us": now_us + 3600 * 1_000_000,
         "contents": (b"Subject: s\r\n\r\nHello.\r\n",),
         "entries": tuple(
-            NewEntry(NextHop.parse(hop), (NewRecipient(address),)) for hop, address in hops
+            NewEntry(NextHop.parse(hop), tuple(NewRecipient(ForwardPath(one)) for one in addresses))
+            for hop, addresses in hops
         ),
     }  # fmt: skip
-    return NewMessage(**(values | changes))
+    values |= changes
+    values.setdefault("size", size_of(values["contents"][0]))
+    values["envelope"] = _taken(Envelope, values)
+    values["facts"] = _taken(MessageFacts, values)
+    return NewMessage(**values)
+
+
+def changed_message(message: NewMessage, **changes: Any) -> NewMessage:
+    """Return a message with other values for fields of Envelope, MessageFacts or NewMessage."""
+    envelope = replace(message.facts.envelope, **_fields_of(Envelope, changes))
+    facts = replace(message.facts, **(_fields_of(MessageFacts, changes) | {"envelope": envelope}))
+    return replace(message, **(_fields_of(NewMessage, changes) | {"facts": facts}))
+
+
+def _fields_of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {one.name: values[one.name] for one in fields(kind) if one.name in values}
+
+
+def _taken(kind: type[Any], values: dict[str, Any]) -> Any:
+    """Return an object of the values that are its fields, and remove these."""
+    return kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.name in values})

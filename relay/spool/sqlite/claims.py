@@ -16,7 +16,7 @@ import apsw
 import msgspec
 
 from relay.journeys.events import Event, Step
-from relay.message.envelope import Notify
+from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import NextHop
 from relay.observe.logs import get_logger
@@ -217,7 +217,8 @@ def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
     return Claim(
         entry_id=row[17], epoch=row[18], message=read_facts(row), next_hop=NextHop.parse(row[19]),
         recipients=tuple(
-            ClaimedRecipient(one[0], one[1], _parse_notify(one[2]), *one[3:]) for one in recipients
+            ClaimedRecipient(one[0], ForwardPath(one[1], _parse_notify(one[2]), one[3]), *one[4:])
+            for one in recipients
         ),
         attempts=row[20], content_id=row[21], content_size=row[22] or 0,
         state=RecipientState(row[23]), retry_us=row[24], due_us=row[25],

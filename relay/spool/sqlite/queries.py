@@ -56,7 +56,7 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
         "account": facts.account,
         "submission_id": facts.submission_id or None,
         "message_id": facts.message_id,
-        "sender": facts.reverse_path,
+        "sender": facts.envelope.reverse_path,
         "subject": facts.subject,
         "state": str(message_state([RecipientState(one[2]) for one in shown])),
         "steps": steps,

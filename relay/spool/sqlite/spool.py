@@ -218,7 +218,7 @@ class SqliteSpool:
         else:
             self._files.committed(files)
             for one in messages:
-                self._metrics.accepted.labels(one.source).inc()
+                self._metrics.accepted.labels(one.facts.source).inc()
         return accepted
 
     async def settle(
@@ -245,7 +245,7 @@ class SqliteSpool:
             await self._remove(files)
         self._files.committed(files)
         for report in settlement.reports if recorded.in_time else ():
-            self._metrics.accepted.labels(report.source).inc()
+            self._metrics.accepted.labels(report.facts.source).inc()
         return recorded.in_time, recorded.claims
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
@@ -345,7 +345,9 @@ class SqliteSpool:
                 used = {entry.content for entry in message.entries}
                 large = {index for index in used if is_in_file(message.contents[index])}
                 if large:
-                    write = partial(self._files.write, message.id, message.contents, only=large)
+                    write = partial(
+                        self._files.write, message.facts.id, message.contents, only=large
+                    )
                     files.append(await asyncio.to_thread(write))
                 else:
                     files.append((None,) * len(message.contents))

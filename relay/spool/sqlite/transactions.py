@@ -18,6 +18,7 @@ import msgspec
 
 from relay.journeys.events import Event
 from relay.message.content import Content, size_of
+from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.lifecycle import FINAL, RecipientState, check_transition
 from relay.message.nexthop import HopKind
 from relay.message.outcome import (
@@ -28,7 +29,6 @@ from relay.message.outcome import (
     Outcome,
     Relayed,
 )
-from relay.message.verdict import Source
 from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import LIVE_STATES, fetch_one
 from relay.spool.sqlite.writer import Batch
@@ -37,7 +37,6 @@ from relay.spool.types import (
     Claim,
     ClaimedRecipient,
     EntrySchedule,
-    MessageFacts,
     NewEntry,
     NewMessage,
     NewRecipient,
@@ -91,14 +90,14 @@ def accept(
             return Accepted(known[0], repeated=True)
         batch.cursor.execute(
             "INSERT INTO submission VALUES (?,?,?)",
-            (submission_key, first.id, submission_expires_us),
+            (submission_key, first.facts.id, submission_expires_us),
         )
     claims: list[Claim] = []
     for message, names in zip(messages, files, strict=True):
         claims += _insert_message(
             batch, message, names, claim=claim, captured_keep_us=captured_keep_us
         )
-    return Accepted(first.id, tuple(claims))
+    return Accepted(first.facts.id, tuple(claims))
 
 
 def settle(
@@ -175,7 +174,7 @@ def _insert_message(
     captured_keep_us: int,
 ) -> list[Claim]:
     cursor = batch.cursor
-    facts = facts_of(message)
+    facts = message.facts
     cursor.execute(_MESSAGE, _message_row(facts))
     used = {entry.content for entry in message.entries}
     content_ids: dict[int, int] = {}
@@ -187,7 +186,7 @@ def _insert_message(
     numbers = _numbers(message)
     for recipient in message.final_recipients:
         number = recipient.position or next(numbers)
-        rows.append(_recipient_row(message.id, recipient, entry=0, number=number))
+        rows.append(_recipient_row(facts.id, recipient, entry=0, number=number))
         batch.counts[recipient.state] += 1
     claims: list[Claim] = []
     for position, entry in enumerate(message.entries, 1):
@@ -202,8 +201,8 @@ def _insert_message(
             number = recipient.position or next(numbers)
             if entry.next_hop.kind is HopKind.CAPTURE:
                 recipient = replace(recipient, state=RecipientState.CAPTURED)  # noqa: PLW2901
-            rows.append(_recipient_row(message.id, recipient, entry=position, number=number))
-            recipients.append(_claimed_recipient(number, recipient))
+            rows.append(_recipient_row(facts.id, recipient, entry=position, number=number))
+            recipients.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
         if claimed:
             content = message.contents[entry.content]
             keep = content if isinstance(content, bytes) and not files[entry.content] else None
@@ -211,13 +210,13 @@ def _insert_message(
                 Claim(
                     entry_id=position, epoch=1, message=facts, next_hop=entry.next_hop,
                     recipients=tuple(recipients), attempts=0, content_id=content_id,
-                    content_size=size_of(content), content=keep, retry_us=message.received_us,
-                    due_us=message.received_us, level=message.level_of(entry),
+                    content_size=size_of(content), content=keep, retry_us=facts.received_us,
+                    due_us=facts.received_us, level=message.level_of(entry),
                     sender=message.sender_key, warn_us=message.warn_us, priority=message.priority,
                 )
             )  # fmt: skip
     cursor.executemany(_RECIPIENT, rows)
-    _insert_events(cursor, message.id, message.events)
+    _insert_events(cursor, facts.id, message.events)
     batch.counts[ACCEPTED_COUNTER] += len(rows)
     return claims
 
@@ -241,9 +240,9 @@ def _insert_entry(
 ) -> None:
     captured = entry.next_hop.kind is HopKind.CAPTURE
     state = RecipientState.CAPTURED if captured else RecipientState.QUEUED
-    due_us = message.received_us + (captured_keep_us if captured else 0)
+    due_us = message.facts.received_us + (captured_keep_us if captured else 0)
     row = (
-        message.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us,
+        message.facts.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us,
         None if captured else due_us, message.level_of(entry), message.sender_key,
         None if captured else message.warn_us, message.priority,
     )  # fmt: skip
@@ -319,22 +318,13 @@ def is_file_needed(cursor: apsw.Cursor, name: str) -> bool:
 def read_facts(row: Sequence[Any]) -> MessageFacts:
     """The first 16 columns of a message row."""
     return MessageFacts(
-        id=row[0], reverse_path=row[1], source=Source(row[2]), trusted=bool(row[3]),
-        received_us=row[4], expires_us=row[5], size=row[6], account=row[7],
-        submission_id=row[8], envid=row[9], ret=row[10], smtputf8=bool(row[11]),
-        eight_bit=bool(row[12]), client=row[13], message_id=row[14], subject=row[15],
-    )  # fmt: skip
-
-
-def facts_of(message: NewMessage) -> MessageFacts:
-    """Return the row of a message, without its contents."""
-    return MessageFacts(
-        id=message.id, reverse_path=message.reverse_path, source=message.source,
-        trusted=message.trusted, received_us=message.received_us, expires_us=message.expires_us,
-        size=size_of(message.contents[0]), account=message.account,
-        submission_id=message.submission_id, envid=message.envid, ret=message.ret,
-        smtputf8=message.smtputf8, eight_bit=message.eight_bit, client=message.client,
-        message_id=message.message_id, subject=message.subject,
+        id=row[0],
+        envelope=Envelope(
+            row[1], envid=row[9], ret=row[10], smtputf8=bool(row[11]), eight_bit=bool(row[12])
+        ),
+        source=Source(row[2]), trusted=bool(row[3]), received_us=row[4], expires_us=row[5],
+        size=row[6], account=row[7], submission_id=row[8], client=row[13], message_id=row[14],
+        subject=row[15],
     )  # fmt: skip
 
 
@@ -350,27 +340,23 @@ def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
 
 
 def _message_row(facts: MessageFacts) -> tuple[Any, ...]:
+    mail = facts.envelope
     return (
-        facts.id, facts.reverse_path, facts.source, int(facts.trusted), facts.received_us,
-        facts.expires_us, facts.size, facts.account, facts.submission_id, facts.envid, facts.ret,
-        int(facts.smtputf8), int(facts.eight_bit), facts.client, facts.message_id, facts.subject,
+        facts.id, mail.reverse_path, facts.source, int(facts.trusted), facts.received_us,
+        facts.expires_us, facts.size, facts.account, facts.submission_id, mail.envid, mail.ret,
+        int(mail.smtputf8), int(mail.eight_bit), facts.client, facts.message_id, facts.subject,
     )  # fmt: skip
 
 
 def _recipient_row(
     message_id: str, recipient: NewRecipient, *, entry: int, number: int
 ) -> tuple[Any, ...]:
+    path = recipient.path
     return (
-        message_id, entry, number, recipient.address, ",".join(sorted(recipient.notify)),
-        recipient.orcpt, recipient.state, recipient.status, recipient.reply, recipient.added_by,
+        message_id, entry, number, path.address, ",".join(sorted(path.notify)),
+        path.orcpt, recipient.state, recipient.status, recipient.reply, recipient.added_by,
         "\n".join(recipient.successors),
     )  # fmt: skip
-
-
-def _claimed_recipient(number: int, recipient: NewRecipient) -> ClaimedRecipient:
-    return ClaimedRecipient(
-        number, recipient.address, recipient.notify, recipient.orcpt, recipient.added_by
-    )
 
 
 def _state_after(outcome: Outcome) -> RecipientState:

@@ -14,9 +14,9 @@ import apsw
 
 from relay.clock import Ids, SystemClock
 from relay.journeys.events import Event, Step
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.message.verdict import Source
 from relay.spool.types import (
     Claim,
     EntrySchedule,
@@ -103,12 +103,15 @@ def _message(queued: Queued, queue_id: str, now_us: int) -> NewMessage:
         f"X-Stamp: {queued.stamp}\r\nFrom: <{queued.sender}>\r\nSubject: queued\r\n"
         f"Message-ID: <{queue_id}@bench.test>\r\n\r\n"
     ).encode() + _TEXT * 5
-    people = tuple(NewRecipient(address) for address in queued.recipients)
+    recipients = tuple(NewRecipient(ForwardPath(address)) for address in queued.recipients)
+    facts = MessageFacts(
+        queue_id, Envelope(queued.sender), Source.SMTP, trusted=False, received_us=now_us,
+        expires_us=now_us + 5 * DAY_US, size=len(content), client="bench [127.0.0.1]",
+        message_id=f"<{queue_id}@bench.test>", subject="queued",
+    )  # fmt: skip
     return NewMessage(
-        id=queue_id, reverse_path=queued.sender, source=Source.SMTP, trusted=False,
-        received_us=now_us, expires_us=now_us + 5 * DAY_US, contents=(content,),
-        entries=(NewEntry(NextHop.parse(queued.next_hop), people),),
-        client="bench [127.0.0.1]", message_id=f"<{queue_id}@bench.test>", subject="queued",
+        facts, contents=(content,),
+        entries=(NewEntry(NextHop.parse(queued.next_hop), recipients),),
         events=(Event(Step.POLICY_AND_ROUTING, now_us, {"verdict": "accept"}),),
         warn_us=now_us + 5 * DAY_US,
     )  # fmt: skip
@@ -117,7 +120,7 @@ def _message(queued: Queued, queue_id: str, now_us: int) -> NewMessage:
 def _deferred(claim: Claim, queued: Queued, now_us: int) -> Settlement:
     due_us = now_us + (queued.due_in_us or 0)
     reported = [
-        {"number": one.id, "address": one.address, "outcome": "deferred",
+        {"number": one.id, "address": one.path.address, "outcome": "deferred",
          "status": _REFUSED.status, "reply": _REFUSED.reply}
         for one in claim.recipients
     ]  # fmt: skip

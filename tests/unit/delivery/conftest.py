@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from relay.journeys.events import Event, Step
 from relay.mailbox.types import DeliveryResult
 from relay.message.nexthop import NextHop
 from relay.message.tls_policy import TlsPolicy
-from relay.message.verdict import Source
 from relay.observe.metrics import Metrics
 from relay.routing.mx_hosts import Host, Hosts, Resolution
 from relay.routing.route_table import HopLimits
@@ -30,14 +29,12 @@ from relay.spool.types import (
     Accepted,
     Claim,
     DueQuery,
-    NewEntry,
     NewMessage,
-    NewRecipient,
     PriorityLevel,
     Selector,
     sender_key,
 )
-from tests.support.spools import new_spool
+from tests.support.spools import message_of, new_spool
 from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]
@@ -55,9 +52,9 @@ class RecordingReporter:
 
     failures_reported: list[tuple[str, str]] = field(default_factory=list)
 
-    def failures(self, message, *, trusted, source, account, recipients) -> Plan:
-        self.failures_reported += [(one.address, one.evidence.status) for one in recipients]
-        return Plan(events=(Event(Step.REPORT, message.arrival_us, {}),))
+    def reports(self, kind, message, recipients, *, content) -> Plan:
+        self.failures_reported += [(one.path.address, one.evidence.status) for one in recipients]
+        return Plan(events=(Event(Step.REPORT, message.received_us, {}),))
 
 
 @dataclass
@@ -196,21 +193,21 @@ class RunningDelivery:
         **changes,
     ) -> str:  # fmt: skip
         """Accept a message and offer it; addresses of one domain make one entry."""
-        hops: dict[str, list[NewRecipient]] = {}
+        hops: dict[str, list[str]] = {}
         for address in addresses:
             domain = address.partition("@")[2]
             hop = "local" if address in self.table.mailboxes else f"mx:{domain}"
-            hops.setdefault(hop, []).append(NewRecipient(address))
+            hops.setdefault(hop, []).append(address)
         now_us = self.clock.queue_us()
-        entries = tuple(
-            NewEntry(NextHop.parse(hop), tuple(who), level=level) for hop, who in hops.items()
-        )
         values = {
-            "id": self.ids.new(), "reverse_path": "alice@example.test", "source": Source.SMTP,
-            "trusted": True, "received_us": now_us, "expires_us": now_us + int(expire_s * 1e6),
-            "contents": (b"Subject: s\r\n\r\nbody\r\n",), "entries": entries,
-        }  # fmt: skip
-        message = NewMessage(**(values | changes))
+            "expires_us": now_us + int(expire_s * 1e6),
+            "contents": (b"Subject: s\r\n\r\nbody\r\n",),
+        }
+        message = message_of(
+            hops.items(), queue_id=self.ids.new(), now_us=now_us, **(values | changes)
+        )
+        entries = tuple(replace(entry, level=level) for entry in message.entries)
+        message = replace(message, entries=entries)
         accepted: Accepted = await self.spool.accept(message, claim=claim)
         if claim:
             self.scheduler.offer(accepted.claims)

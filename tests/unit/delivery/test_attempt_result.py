@@ -50,7 +50,7 @@ def test_a_recipient_without_an_attempt_waits_with_the_deferred() -> None:
 def test_an_entry_with_all_recipients_final_is_not_due_again() -> None:
     result = concluded(a_claim(count=2), {1: OK, 2: NO})
     assert result.waiting is None
-    assert [one.address for one in result.failed] == ["2@a.test"]
+    assert [one.path.address for one in result.failed] == ["2@a.test"]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ async def test_a_final_dot_waits_for_every_settlement_of_its_connection(
     overtaken, again, waited = asyncio.Event(), asyncio.Event(), []
 
     async def settle_first_later(settlement, **more):
-        (address,) = (one.address for one in settlement.claim.recipients)
+        (address,) = (one.path.address for one in settlement.claim.recipients)
         if address == "first@a.test":
             await again.wait()
         answer = await settle(settlement, **more)

@@ -7,13 +7,11 @@ import pytest
 
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.fair_queue import PASSED_OVER_MAX, FairQueue, RoundRobin, RoundRobinItem
+from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.nexthop import NextHop
-from relay.message.verdict import Source
-from relay.spool.types import Claim, MessageFacts, PriorityLevel, sender_key
+from relay.spool.types import Claim, PriorityLevel, sender_key
 
-FACTS = MessageFacts(
-    "q", "", Source.SMTP, True, 0, 10**15, 10, "", "", "", "", False, False, "", "", ""
-)
+FACTS = MessageFacts("q", Envelope(""), Source.SMTP, True, 0, 10**15)
 HOP = NextHop.parse("mx:a.test")
 
 

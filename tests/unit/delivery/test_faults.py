@@ -44,14 +44,14 @@ async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
 ) -> None:
     told = []
 
-    def failures(message, **_):
-        told.append(message.content)
+    def reports(kind, message, recipients, *, content):
+        told.append(content)
         if len(told) == 1:
             raise ValueError("what a content")
-        return world_failures(message, **_)
+        return unbroken(kind, message, recipients, content=content)
 
-    world_failures = delivery.reporter.failures
-    monkeypatch.setattr(delivery.reporter, "failures", failures)
+    unbroken = delivery.reporter.reports
+    monkeypatch.setattr(delivery.reporter, "reports", reports)
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
@@ -119,14 +119,14 @@ async def test_a_delivery_that_cannot_be_settled_is_held_as_indeterminate(
 async def test_a_failure_whose_bounce_cannot_be_made_is_retried(
     delivery, monkeypatch, soon
 ) -> None:
-    def failures(message, **more):
-        told.append(message.content)
+    def reports(kind, message, recipients, *, content):
+        told.append(content)
         if len(told) <= 2:
             raise ValueError("nothing can be reported")
-        return world_failures(message, **more)
+        return unbroken(kind, message, recipients, content=content)
 
-    told, world_failures = [], delivery.reporter.failures
-    monkeypatch.setattr(delivery.reporter, "failures", failures)
+    told, unbroken = [], delivery.reporter.reports
+    monkeypatch.setattr(delivery.reporter, "reports", reports)
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()

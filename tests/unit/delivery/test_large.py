@@ -87,13 +87,13 @@ async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
     delivery, large, monkeypatch, lost
 ):
     told = []
-    failures = delivery.reporter.failures
+    reports = delivery.reporter.reports
 
-    def listening(message, **about):
-        told.append(message.content)
-        return failures(message, **about)
+    def listening(kind, message, recipients, *, content):
+        told.append(content)
+        return reports(kind, message, recipients, content=content)
 
-    monkeypatch.setattr(delivery.reporter, "failures", listening)
+    monkeypatch.setattr(delivery.reporter, "reports", listening)
     gate = asyncio.Event()
     async with RemoteMx(replies={"DOT": "552 5.3.4 too large"}, gates={"DOT": gate}) as mx:
         delivery.table.at("a.test", mx)

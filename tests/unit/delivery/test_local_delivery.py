@@ -6,8 +6,9 @@ import pytest
 
 from relay.delivery.local_delivery import LocalDelivery
 from relay.mailbox.types import MailboxFullError, MailboxTooSmallError, StoreUnavailableError
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.outcome import Deferred, Failed
-from relay.message.verdict import Source
+from relay.spool.types import ClaimedRecipient
 
 
 @pytest.mark.parametrize(
@@ -24,9 +25,9 @@ async def test_a_mailbox_error_defers_or_bounces(error, kind, status, code):
             raise error
 
     addresses = SimpleNamespace(mailbox_for=lambda address: address)
-    message = SimpleNamespace(id="m", reverse_path="a@b.test", source=Source.SMTP)
+    message = MessageFacts("m", Envelope("a@b.test"), Source.SMTP, trusted=True, received_us=0)
     claim = SimpleNamespace(message=message, attempts=0, attempt=1)
-    recipient = SimpleNamespace(id=1, address="bob@b.test", added_by="", attempts=0)
+    recipient = ClaimedRecipient(1, ForwardPath("bob@b.test"))
     outcome = await LocalDelivery(Refusing(), addresses).deliver(claim, [recipient], b"\r\n")
     assert isinstance(outcome, kind)
     assert outcome.evidence.status == status

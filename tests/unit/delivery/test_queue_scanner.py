@@ -14,7 +14,6 @@ from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.message.nexthop import NextHop
-from relay.message.verdict import Source
 from relay.spool.sqlite import claims as spool_claims
 from relay.spool.sqlite.claims import find_due, next_due_us, take_claims
 from relay.spool.sqlite.writer import Batch
@@ -22,13 +21,12 @@ from relay.spool.types import (
     Claim,
     DueBatch,
     DueQuery,
-    NewEntry,
     NewMessage,
-    NewRecipient,
     Position,
     PriorityLevel,
     sender_key,
 )
+from tests.support.spools import message_of
 
 STEP_US = 1_000_000
 
@@ -63,10 +61,9 @@ class Queue:
         self.cursor.execute(
             "INSERT INTO recipient VALUES (?,1,1,'x@a.test','','','queued','','','','')", (name,)
         )
-        entry = NewEntry(NextHop.parse(hop), (NewRecipient("x@a.test"),))
-        return NewMessage(
-            name, sender, Source.SMTP, True, due_us, due_us + 10**15, (b"",), (entry,),
-            account=sender, priority=level,
+        return message_of(
+            [(hop, ["x@a.test"])], queue_id=name, now_us=due_us, expires_us=due_us + 10**15,
+            reverse_path=sender, account=sender, priority=level,
         )  # fmt: skip
 
     def settle(self, claim: Claim, due_us: int | None) -> None:

@@ -5,12 +5,12 @@ from dataclasses import fields, replace
 import pytest
 
 from relay.delivery.retry import ClaimAction, DeferralCause, RetrySchedule, claim_action, end_us
+from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass
-from relay.message.verdict import Source
 from relay.settings.tree import RetryByClass
-from relay.spool.types import Claim, MessageFacts
+from relay.spool.types import Claim
 
 SECOND_US = 1_000_000
 NEVER_US = 10**15
@@ -86,9 +86,7 @@ def test_every_deferral_class_can_have_a_retry_list() -> None:
 
 
 STARTED, NOW, PAST, FUTURE = 100, 1000, 500, 2000
-FACTS = MessageFacts(
-    "q", "", Source.SMTP, True, 0, PAST, 10, "", "", "", "", False, False, "", "", ""
-)
+FACTS = MessageFacts("q", Envelope(""), Source.SMTP, True, 0, PAST)
 CLAIM = Claim(
     1, 1, FACTS, NextHop.parse("mx:a.test"), (), 1, 1, 10,
     state=RecipientState.DEFERRED, retry_us=PAST, due_us=PAST,

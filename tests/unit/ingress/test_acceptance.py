@@ -7,13 +7,12 @@ import pytest
 
 from relay.ingress.data import Origin
 from relay.journeys.events import Step
-from relay.message.envelope import Client, Envelope, ForwardPath
+from relay.message.envelope import Client, Envelope, ForwardPath, Source
 from relay.message.lifecycle import RecipientState
 from relay.message.verdict import (
     AddedRecipient,
     RecipientVerdict,
     RuleHit,
-    Source,
     Verdict,
     VerdictAction,
 )
@@ -30,8 +29,11 @@ UNTRUSTED = replace(TRUSTED, ip="192.0.2.1", trusted=False)
 PICKUP = Origin(ip="", helo="relay", trusted=True, pickup=True)
 
 
-def envelope(*addresses: str, sender: str = "alice@example.test", envid: str = "") -> Envelope:
-    return Envelope(sender, tuple(map(ForwardPath, addresses)), envid=envid)
+Sent = tuple[Envelope, tuple[ForwardPath, ...]]
+
+
+def envelope(*addresses: str, sender: str = "alice@example.test", envid: str = "") -> Sent:
+    return Envelope(sender, envid=envid), tuple(map(ForwardPath, addresses))
 
 
 class Rules:
@@ -46,19 +48,19 @@ class Rules:
         if self.fault:
             raise self.fault
         verdicts = tuple(
-            RecipientVerdict(each.address, VerdictAction.REJECT, 0, "r", "5.7.1", "Not today")
-            if each.address in self.rejected
-            else RecipientVerdict(each.address)
+            RecipientVerdict(each, VerdictAction.REJECT, 0, "r", "5.7.1", "Not today")
+            if each in self.rejected
+            else RecipientVerdict(each)
             for each in subject.recipients
         )
         hits = (RuleHit("r", "enforce", "reject", self.rejected),) if self.rejected else ()
         return Verdict(verdicts, tuple(self.additions), (subject.content,), hits)
 
 
-async def accept(relay: Relay, one: Envelope, origin: Origin = TRUSTED, content: bytes = CONTENT):
+async def accept(relay: Relay, one: Sent, origin: Origin = TRUSTED, content: bytes = CONTENT):
     acceptance = relay.acceptance()
     try:
-        return await acceptance.accept(one, content, origin)
+        return await acceptance.accept(*one, content, origin=origin)
     finally:
         acceptance.close()
 
@@ -68,17 +70,17 @@ async def test_the_message_that_is_committed():
     one = envelope("bob@example.test", "x@b.test", "y@b.test", envid="e1")
     decision = await accept(relay, one)
     (message,) = relay.spool.accepted
-    assert decision.reply == f"250 2.0.0 Ok: queued as {message.id}"
-    assert decision.queue_id == message.id
-    assert message.source is Source.SMTP
-    assert (message.account, message.submission_id, message.envid) == (
+    assert decision.reply == f"250 2.0.0 Ok: queued as {message.facts.id}"
+    assert decision.queue_id == message.facts.id
+    assert message.facts.source is Source.SMTP
+    assert (message.facts.account, message.facts.submission_id, message.facts.envelope.envid) == (
         "alice@example.test",
         "",
         "e1",
     )
-    assert message.client == "client.test [127.0.0.1]"
-    assert (message.subject, message.message_id) == ("hello", "<m@example.test>")
-    assert message.expires_us - message.received_us == 3600_000_000
+    assert message.facts.client == "client.test [127.0.0.1]"
+    assert (message.facts.subject, message.facts.message_id) == ("hello", "<m@example.test>")
+    assert message.facts.expires_us - message.facts.received_us == 3600_000_000
     assert {str(entry.next_hop): len(entry.recipients) for entry in message.entries} == {
         "local": 1,
         "mx:b.test": 2,
@@ -105,7 +107,7 @@ async def test_the_message_that_is_committed():
 async def test_the_account_of_a_message(origin, sender, account):
     relay = Relay()
     await accept(relay, envelope("bob@example.test", sender=sender), origin)
-    assert relay.spool.accepted[0].account == account
+    assert relay.spool.accepted[0].facts.account == account
 
 
 @pytest.mark.parametrize(
@@ -149,10 +151,10 @@ async def test_a_rule_can_change_the_priority():
 async def test_when_a_delay_report_is_due(origin, sender, after_s, warned_s):
     relay = Relay()
     acceptance = replace(relay.acceptance(), delay_warning_after_s=after_s)
-    await acceptance.accept(envelope("bob@example.test", sender=sender), CONTENT, origin)
+    await acceptance.accept(*envelope("bob@example.test", sender=sender), CONTENT, origin=origin)
     acceptance.close()
     (message,) = relay.spool.accepted
-    expected = None if warned_s is None else message.received_us + warned_s * 1_000_000
+    expected = None if warned_s is None else message.facts.received_us + warned_s * 1_000_000
     assert message.warn_us == expected
 
 
@@ -181,13 +183,13 @@ async def test_rejected_recipients_of_a_submission_by_pickup_bounce():
     decision = await accept(relay, envelope("x@b.test", "nobody@example.test", envid="d.1"), PICKUP)
     assert decision.reply.startswith("250 2.0.0 ")
     (message,), (report,) = relay.spool.accepted, relay.spool.reports
-    assert (message.source, message.submission_id) == (Source.GRAPH, "d.1")
-    assert {each.address: each.reply for each in message.final_recipients} == {
+    assert (message.facts.source, message.facts.submission_id) == (Source.GRAPH, "d.1")
+    assert {each.path.address: each.reply for each in message.final_recipients} == {
         "x@b.test": "550 5.7.1 Not today",
         "nobody@example.test": "550 5.1.1 <nobody@example.test>: no such user here;"
         " check the spelling",
     }
-    assert report.entries[0].recipients[0].address == "alice@example.test"
+    assert report.entries[0].recipients[0].path.address == "alice@example.test"
     assert b"x@b.test" in report.contents[0]
     assert relay.metrics.recipients.labels(outcome="failed")._value.get() == 2
 
@@ -222,8 +224,8 @@ async def test_subject_and_message_id_in_the_trace_are_bounded():
     content = b"Message-ID: <" + b"m" * 2000 + b">\r\nSubject: " + words + b"\r\n\r\ntext\r\n"
     await accept(relay, envelope("bob@example.test"), content=content)
     (message,) = relay.spool.accepted
-    assert message.subject == "\U0001f600" * 200
-    assert len(message.message_id) == 998
+    assert message.facts.subject == "\U0001f600" * 200
+    assert len(message.facts.message_id) == 998
 
 
 async def test_recipients_added_by_a_rule_are_not_in_the_event():
@@ -239,10 +241,8 @@ async def test_rules_see_valid_recipients_and_the_cleaned_up_content():
     relay = Relay(rules=rules)
     await accept(relay, envelope("nobody@example.test", "bob@example.test", "x@b.test"), PICKUP)
     asked = rules.evaluated
-    assert [(each.address, each.local) for each in asked.recipients] == [
-        ("bob@example.test", True),
-        ("x@b.test", False),
-    ]
+    assert asked.recipients == ("bob@example.test", "x@b.test")
+    assert asked.local == {"bob@example.test"}
     assert (asked.sender_local, asked.source) == (True, Source.GRAPH)
     assert asked.content.joined() == relay.spool.accepted[0].contents[0]
 
@@ -284,7 +284,7 @@ async def test_rules_that_time_out_defer_the_message_with_451():
     acceptance = relay.acceptance(policy_timeout_s=0.05)
     try:
         decision = await acceptance.accept(
-            envelope("bob@example.test"), CONTENT + b"x" * 100_000, TRUSTED
+            *envelope("bob@example.test"), CONTENT + b"x" * 100_000, origin=TRUSTED
         )
     finally:
         release.set()
@@ -310,7 +310,7 @@ async def test_an_error_in_passing_on_claims_does_not_change_the_250():
         raise ZeroDivisionError
 
     acceptance = relay.acceptance(on_accepted=take)
-    decision = await acceptance.accept(envelope("bob@example.test"), CONTENT, TRUSTED)
+    decision = await acceptance.accept(*envelope("bob@example.test"), CONTENT, origin=TRUSTED)
     acceptance.close()
     assert decision.reply.startswith("250 ")
     assert len(passed_on) == 1
@@ -328,7 +328,7 @@ async def test_a_message_with_many_next_hops_is_committed_without_claims(domains
     relay.spool.accept = accept_watched
     acceptance = relay.acceptance(on_waiting=waiting.extend)
     one = envelope(*(f"x@{number}.test" for number in range(domains)))
-    decision = await acceptance.accept(one, CONTENT, TRUSTED)
+    decision = await acceptance.accept(*one, CONTENT, origin=TRUSTED)
     acceptance.close()
     assert decision.reply.startswith("250 ")
     assert asked == [claimed]

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
-from relay.message.envelope import ForwardPath, Notify
+from relay.message.envelope import Envelope, ForwardPath, Notify
 
 A = "a@example.test"
 F, S, D = Notify.FAILURE, Notify.SUCCESS, Notify.DELAY
@@ -12,20 +12,23 @@ F, S, D = Notify.FAILURE, Notify.SUCCESS, Notify.DELAY
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("FROM:<>", MailArgument("")),
-        ("from:<a@EXAMPLE.test>", MailArgument(A)),
-        ("FROM:<a@example.test> SIZE=1234", MailArgument(A, size_bytes=1234)),
-        ("FROM:<a@example.test> size=0", MailArgument(A)),
-        ("FROM:<a@example.test> BODY=8BITMIME", MailArgument(A, eight_bit=True)),
-        ("FROM:<a@example.test> BODY=7bit", MailArgument(A)),
-        ("FROM:<a@example.test> SMTPUTF8", MailArgument(A, smtputf8=True)),
-        ("FROM:<ä@example.test> SMTPUTF8", MailArgument("ä@example.test", smtputf8=True)),
-        ("FROM:<a@example.test> RET=HDRS", MailArgument(A, ret="HDRS")),
-        ("FROM:<a@example.test> RET=full", MailArgument(A, ret="FULL")),
-        ("FROM:<a@example.test> ENVID=QqXx+2B1", MailArgument(A, envid="QqXx+1")),
-        ("FROM:<a@example.test> AUTH=<>", MailArgument(A)),
-        ("FROM:<a@example.test> AUTH=e+3Dmc2@example.com", MailArgument(A)),
-        ("FROM:<a@example.test>  RET=FULL  ENVID=x ", MailArgument(A, ret="FULL", envid="x")),
+        ("FROM:<>", MailArgument(Envelope(""))),
+        ("from:<a@EXAMPLE.test>", MailArgument(Envelope(A))),
+        ("FROM:<a@example.test> SIZE=1234", MailArgument(Envelope(A), size_bytes=1234)),
+        ("FROM:<a@example.test> size=0", MailArgument(Envelope(A))),
+        ("FROM:<a@example.test> BODY=8BITMIME", MailArgument(Envelope(A, eight_bit=True))),
+        ("FROM:<a@example.test> BODY=7bit", MailArgument(Envelope(A))),
+        ("FROM:<a@example.test> SMTPUTF8", MailArgument(Envelope(A, smtputf8=True))),
+        ("FROM:<ä@example.test> SMTPUTF8", MailArgument(Envelope("ä@example.test", smtputf8=True))),
+        ("FROM:<a@example.test> RET=HDRS", MailArgument(Envelope(A, ret="HDRS"))),
+        ("FROM:<a@example.test> RET=full", MailArgument(Envelope(A, ret="FULL"))),
+        ("FROM:<a@example.test> ENVID=QqXx+2B1", MailArgument(Envelope(A, envid="QqXx+1"))),
+        ("FROM:<a@example.test> AUTH=<>", MailArgument(Envelope(A))),
+        ("FROM:<a@example.test> AUTH=e+3Dmc2@example.com", MailArgument(Envelope(A))),
+        (
+            "FROM:<a@example.test>  RET=FULL  ENVID=x ",
+            MailArgument(Envelope(A, ret="FULL", envid="x")),
+        ),
     ],
 )
 def test_valid_mail_arguments(argument, expected):
@@ -114,7 +117,7 @@ def test_rejected_rcpt_arguments(argument, reply):
 
 
 def test_parameters_are_rejected_after_helo():
-    assert parse_mail("FROM:<a@example.test>", extended=False) == MailArgument(A)
+    assert parse_mail("FROM:<a@example.test>", extended=False) == MailArgument(Envelope(A))
     with pytest.raises(SmtpRejection, match="555"):
         parse_mail("FROM:<a@example.test> SIZE=1", extended=False)
     with pytest.raises(SmtpRejection, match="555"):

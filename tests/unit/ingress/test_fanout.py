@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.ingress.fanout import fan_out, pair_with_verdicts, reported_recipient
+from relay.ingress.fanout import fan_out, reported_recipient
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, HopKind, NextHop
@@ -33,7 +33,7 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
         if not isinstance(one, InvalidRecipient)
     ]
     verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
-    return fan_out(pair_with_verdicts(paths, found, verdict), verdict, examine)
+    return fan_out(paths, found, verdict, examine=examine)
 
 
 def keep(address: str, content: int = 0) -> RecipientVerdict:
@@ -51,7 +51,7 @@ def buckets(result) -> list:
         (
             entry.next_hop,
             result.contents[entry.content],
-            [each.address for each in entry.recipients],
+            [each.path.address for each in entry.recipients],
         )
         for entry in result.entries
     ]
@@ -102,8 +102,8 @@ def test_recipients_in_a_final_state(verdict, state, status, reply):
     result = fan(verdict, notify=frozenset({Notify.FAILURE}))
     (recipient,) = result.final_recipients
     assert (recipient.state, recipient.status, recipient.reply) == (state, status, reply)
-    assert recipient.notify == {Notify.FAILURE}
-    assert recipient.orcpt == f"rfc822;{verdict.address}"
+    assert recipient.path.notify == {Notify.FAILURE}
+    assert recipient.path.orcpt == f"rfc822;{verdict.address}"
     assert result.entries == ()
     assert result.contents == (b"zero",)
     assert result.rejected == ((recipient,) if state is RecipientState.FAILED else ())
@@ -119,7 +119,7 @@ def test_a_redirect_names_its_successors_which_get_no_reports():
     assert (old.state, old.successors) == (RecipientState.REDIRECTED, ("y@c.test",))
     assert buckets(result) == [(MX_C, b"one", ["y@c.test"])]
     (new,) = result.entries[0].recipients
-    assert (new.notify, new.added_by) == (frozenset({Notify.NEVER}), "r")
+    assert (new.path.notify, new.added_by) == (frozenset({Notify.NEVER}), "r")
     assert not result.rejects_all
 
 

@@ -19,8 +19,8 @@ def cleaned_up(content: Content, origin: Origin = TRUSTED, *addresses: str) -> b
     parsed = ParsedContent.of(content)
     header = clean_up(
         parsed.header,
-        one,
-        origin,
+        *one,
+        origin=origin,
         hostname="relay.test",
         queue_id="q1",
         time_us=1_700_000_000_000_000,

@@ -86,9 +86,10 @@ async def accepted(header: bytes, origin: Origin = ALICE) -> tuple[str, bytes]:
     """Send it; return the reply and the content in the spool."""
     relay = Relay()
     acceptance = relay.acceptance()
-    envelope = Envelope("alice@example.test", (ForwardPath("x@b.test"),))
+    envelope, paths = Envelope("alice@example.test"), (ForwardPath("x@b.test"),)
     try:
-        decision = await acceptance.accept(envelope, header + b"\r\n\r\ntext\r\n", origin)
+        content = header + b"\r\n\r\ntext\r\n"
+        decision = await acceptance.accept(envelope, paths, content, origin=origin)
     finally:
         acceptance.close()
     contents = [read_all(message.contents[0]) for message in relay.spool.accepted]

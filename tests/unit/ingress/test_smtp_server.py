@@ -233,9 +233,9 @@ async def test_the_pickup_socket_accepts_all_recipients_and_bounces_failures(
         queue_ids.append((await client.say(MESSAGE)).rpartition(" ")[2])
     assert queue_ids[0] == queue_ids[1]
     (message,) = relay.spool.accepted
-    assert (message.submission_id, message.account) == ("abc.1", "alice@example.test")
+    assert (message.facts.submission_id, message.facts.account) == ("abc.1", "alice@example.test")
     assert [each.status for each in message.final_recipients] == ["5.1.1"]
-    assert [each.entries[0].recipients[0].address for each in relay.spool.reports] == [
+    assert [each.entries[0].recipients[0].path.address for each in relay.spool.reports] == [
         "alice@example.test"
     ]
 

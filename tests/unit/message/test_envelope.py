@@ -14,23 +14,7 @@ from relay.message.envelope import (
     parse_notify,
     parse_orcpt,
     parse_ret,
-    wants_failure_report,
 )
-
-
-@pytest.mark.parametrize(
-    ("notify", "wanted"),
-    [
-        ((), True),
-        ((Notify.FAILURE,), True),
-        ((Notify.SUCCESS, Notify.FAILURE), True),
-        ((Notify.NEVER,), False),
-        ((Notify.SUCCESS,), False),
-        ((Notify.DELAY,), False),
-    ],
-)
-def test_notify_decides_about_a_failure_dsn(notify, wanted):
-    assert wants_failure_report(frozenset(notify)) is wanted
 
 
 @pytest.mark.parametrize(

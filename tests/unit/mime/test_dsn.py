@@ -9,12 +9,13 @@ import pytest
 from flufl.bounce import scan_message
 
 from relay.message.content import LargeContent
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.outcome import Evidence
 from relay.mime.dsn import (
     RETURNED_FULL_OCTETS_MAX,
     RETURNED_OCTETS_MAX,
-    ReportedMessage,
     ReportedRecipient,
+    ReportKind,
     write_dsn,
 )
 
@@ -34,65 +35,76 @@ ORIGINAL = (
     b"\r\n"
     b"Hello Bob\r\n.\r\nFrom here on"
 )
-MESSAGE = ReportedMessage(
-    queue_id="01jd3q8z6f000000",
-    reverse_path="alice@example.com",
-    envid="QQ314159",
-    ret="",
-    arrival_us=ARRIVED,
+MESSAGE = MessageFacts(
+    "01jd3q8z6f000000",
+    Envelope("alice@example.com", envid="QQ314159"),
+    Source.SMTP,
+    trusted=True,
+    received_us=ARRIVED,
     client="client.example.com [192.0.2.7]",
-    content=ORIGINAL,
 )
+HEADER_ONLY = replace(MESSAGE, envelope=replace(MESSAGE.envelope, ret="HDRS"))
 UNKNOWN = ReportedRecipient(
-    "bob@example.net",
-    "rfc822;Bob@example.net",
+    ForwardPath("bob@example.net", orcpt="rfc822;Bob@example.net"),
     Evidence("5.1.1", "550 5.1.1 <bob@example.net>: User unknown", "mx1.example.net", remote=True),
     last_attempt_us=ARRIVED + SECOND,
     log_id="01jd3q8z6f000000-1",
 )
 FULL = ReportedRecipient(
-    "carol@example.net",
-    "",
+    ForwardPath("carol@example.net"),
     Evidence("5.2.2", "552 5.2.2 Over quota", "mx1.example.net", remote=True),
     last_attempt_us=ARRIVED + SECOND,
 )
 REJECTED = ReportedRecipient(
-    "dave@example.net", "", Evidence("5.7.1", "550 5.7.1 No attachments of this kind")
+    ForwardPath("dave@example.net"), Evidence("5.7.1", "550 5.7.1 No attachments of this kind")
 )
 EXPIRED = ReportedRecipient(
-    "erin@b.test", "", Evidence("4.4.1", "no host of b.test answered"), last_attempt_us=ARRIVED
+    ForwardPath("erin@b.test"),
+    Evidence("4.4.1", "no host of b.test answered"),
+    last_attempt_us=ARRIVED,
 )
 NOBODY = ReportedRecipient(
-    "nobody@example.com", "", Evidence("5.1.1", "550 5.1.1 no such user here")
+    ForwardPath("nobody@example.com"), Evidence("5.1.1", "550 5.1.1 no such user here")
 )
 LATIN1 = (
     b"Subject: =?iso-8859-1?Q?Gr=FC=DFe?= aus =?utf-8?B?S8O2bG4=?=\r\nMessage-ID: <l@x>\r\n"
     b"Content-Type: text/plain; charset=iso-8859-1\r\n\r\nGr\xfc\xdfe\r\n"
 )
 INTERNATIONAL = replace(
-    MESSAGE,
-    reverse_path="älice@bücher.example",
-    content="Subject: Grüße\r\nFrom: <älice@bücher.example>\r\n\r\nÄ\r\n".encode(),
+    MESSAGE, envelope=replace(MESSAGE.envelope, reverse_path="älice@bücher.example")
 )
-UNICODE = ReportedRecipient("bøb@example.net", "utf-8;Bøb@example.net", Evidence("5.1.1", "no"))
+UTF8 = "Subject: Grüße\r\nFrom: <älice@bücher.example>\r\n\r\nÄ\r\n".encode()
+UNICODE = ReportedRecipient(
+    ForwardPath("bøb@example.net", orcpt="utf-8;Bøb@example.net"), Evidence("5.1.1", "no")
+)
 
 CASES = {
-    "mixed": (MESSAGE, [UNKNOWN, FULL]),
-    "local": (replace(MESSAGE, envid="", client=""), [NOBODY, REJECTED, EXPIRED]),
-    "headers": (replace(MESSAGE, ret="HDRS"), [UNKNOWN]),
-    "eight-bit": (replace(MESSAGE, content=LATIN1), [UNKNOWN]),
-    "international": (INTERNATIONAL, [UNICODE, UNKNOWN]),
+    "mixed": (MESSAGE, ORIGINAL, [UNKNOWN, FULL]),
+    "local": (
+        replace(MESSAGE, envelope=Envelope("alice@example.com"), client=""),
+        ORIGINAL,
+        [NOBODY, REJECTED, EXPIRED],
+    ),
+    "headers": (HEADER_ONLY, ORIGINAL, [UNKNOWN]),
+    "eight-bit": (MESSAGE, LATIN1, [UNKNOWN]),
+    "international": (INTERNATIONAL, UTF8, [UNICODE, UNKNOWN]),
 }
 
 
-def report(message=MESSAGE, recipients=(UNKNOWN,)):
+def report(message=MESSAGE, content=ORIGINAL, recipients=(UNKNOWN,), kind=ReportKind.FAILED):
     return write_dsn(
+        kind,
         message,
         recipients,
+        content=content,
         hostname="relay.example.com",
         report_id="01jd3q8zreport00",
         now_us=ARRIVED + 2 * SECOND,
     )
+
+
+def with_ret(ret):
+    return replace(MESSAGE, envelope=replace(MESSAGE.envelope, ret=ret))
 
 
 def parsed(octets):
@@ -126,8 +138,7 @@ def test_golden_bounces(name, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_python_reads_it_without_a_defect(name):
-    message, recipients = CASES[name]
-    found = parsed(report(message, recipients))
+    found = parsed(report(*CASES[name]))
     assert not found.defects
     assert not any(header.defects for header in found.values() if found["to"].isascii())
     assert found.get_content_type() == "multipart/report"
@@ -139,9 +150,8 @@ def test_python_reads_it_without_a_defect(name):
 
 @pytest.mark.parametrize("name", ["mixed", "local", "headers", "eight-bit"])
 def test_flufl_bounce_finds_exactly_the_failed_recipients(name):
-    message, recipients = CASES[name]
-    found = scan_message(email.message_from_bytes(report(message, recipients)))
-    assert {address.decode().lower() for address in found} == {one.address for one in recipients}
+    found = scan_message(email.message_from_bytes(report(*CASES[name])))
+    assert {one.decode().lower() for one in found} == {one.path.address for one in CASES[name][2]}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -198,7 +208,7 @@ def test_a_bounce_is_in_the_conversation_of_the_original():
 
 def test_long_references_keep_the_root_and_the_latest():
     many = b" ".join(b"<%d@x>" % number for number in range(100))
-    found = parsed(report(replace(MESSAGE, content=b"References: " + many + b"\r\n\r\n")))
+    found = parsed(report(content=b"References: " + many + b"\r\n\r\n"))
     references = found["references"].split()
     assert references[0] == "<0@x>"
     assert references[-1] == "<99@x>"
@@ -233,7 +243,7 @@ def test_large_originals_are_returned_as_their_header(ret, size, kind):
     head = b"Subject: large\r\n\r\n"
     body = (b"x" * 98 + b"\r\n") * (size // 100) + b"y" * 100
     content = (head + body)[:size]
-    written = report(replace(MESSAGE, ret=ret, content=content))
+    written = report(with_ret(ret), content)
     assert parts(written)[2].get_content_type() == kind
     assert len(written) < size + 5000
 
@@ -253,19 +263,19 @@ class Untouchable:
 def test_of_a_content_in_a_file_only_the_header_is_read(ret):
     header = ORIGINAL.partition(b"\r\n\r\n")[0] + b"\r\n"
     content = LargeContent(header, (Untouchable(),), eight_bit=True)
-    written = report(replace(MESSAGE, ret=ret, content=content))
+    written = report(with_ret(ret), content)
     third = parts(written)[2]
     assert third.get_content_type() == "text/rfc822-headers"
     assert "Message-ID: <orig-123@example.com>" in third.get_content()
     assert b"mallory" not in written
     assert parsed(written)["subject"] == "Undeliverable: Quarterly report"
     assert parsed(written)["in-reply-to"] == "<orig-123@example.com>"
-    assert written == report(replace(MESSAGE, ret="HDRS"))
+    assert written == report(HEADER_ONLY)
 
 
 @pytest.mark.parametrize("damage", [b"\0", b"a\nb", b"a\rb", b"x" * 999])
 def test_what_smtp_cannot_carry_is_left_out(damage):
-    written = report(replace(MESSAGE, content=b"A: b\r\nX: " + damage + b"\r\n\r\n" + damage))
+    written = report(content=b"A: b\r\nX: " + damage + b"\r\n\r\n" + damage)
     third = parts(written)[2]
     assert third.get_content_type() == "text/rfc822-headers"
     assert third.get_content().startswith("A: b")
@@ -284,7 +294,7 @@ def test_eight_bit_originals_are_labelled():
 
 def test_a_draft_with_lf_line_ends_is_returned_with_crlf():
     draft = b"X-Relay-Draft: 1\nSubject: Hello\nBcc: eve@example.org\n\nBcc: no field\n"
-    written = report(replace(MESSAGE, queue_id="", content=draft))
+    written = report(replace(MESSAGE, id=""), draft)
     assert returned(written) == b"Subject: Hello\r\n\r\nBcc: no field\r\n"
     assert parsed(written)["subject"] == "Undeliverable: Hello"
     assert b"Queue id" not in written
@@ -292,13 +302,13 @@ def test_a_draft_with_lf_line_ends_is_returned_with_crlf():
 
 def test_the_boundary_does_not_occur_in_the_original():
     forged = b"A: b\r\n\r\n--=_dsn_01jd3q8zreport00\r\n--=_dsn_01jd3q8zreport00_1--\r\n"
-    written = report(replace(MESSAGE, content=forged))
+    written = report(content=forged)
     assert len(parts(written)) == 3
     assert returned(written) == forged
 
 
 def test_non_ascii_addresses():
-    about_unicode = blocks(report(MESSAGE, [UNICODE]))[1]
+    about_unicode = blocks(report(recipients=[UNICODE]))[1]
     assert about_unicode["Final-Recipient"] == r"utf-8;b\x{F8}b@example.net"
     assert about_unicode["Original-Recipient"] == r"utf-8;B\x{F8}b@example.net"
     written = report(*CASES["international"])
@@ -311,22 +321,61 @@ def test_non_ascii_addresses():
 def test_a_hostile_reply_adds_no_line():
     evil = "550 no\r\nAction: delivered\r\n\r\nFinal-Recipient: rfc822;x\x00\x85" + "y" * 5000
     hostile = replace(UNKNOWN, evidence=Evidence("5.0.0", evil, "mx\r\nX: y", remote=True))
-    written = report(MESSAGE, [hostile])
+    written = report(recipients=[hostile])
     assert len(blocks(written)) == 2
     assert blocks(written)[1]["Action"] == "failed"
     assert max(map(len, written.split(b"\r\n"))) <= 998
 
 
 def test_the_second_part_has_all_of_many_recipients():
-    crowd = [replace(UNKNOWN, address=f"user{number}@example.net") for number in range(150)]
-    written = report(MESSAGE, crowd)
+    crowd = [
+        replace(UNKNOWN, path=ForwardPath(f"user{number}@example.net")) for number in range(150)
+    ]
+    written = report(recipients=crowd)
     assert len(blocks(written)) == 151
     assert "and 50 more" in parts(written)[0].get_content()
 
 
 @pytest.mark.parametrize("content", [b"", b"body only", b"\r\n", b"\xff: x", b"Subject: \xff\r\n"])
 def test_originals_that_are_not_messages(content):
-    found = parsed(report(replace(MESSAGE, content=content)))
+    found = parsed(report(content=content))
     assert found["subject"].startswith("Undeliverable: ")
     assert found["in-reply-to"] is None
     assert len(list(found.iter_parts())) == 3
+
+
+RELAYED = ReportedRecipient(
+    ForwardPath("bob@example.net", orcpt="rfc822;Bob@example.net"),
+    Evidence("2.1.5", "250 2.1.5 Ok", "mx1.example.net", remote=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "action", "subject", "recipient"),
+    [
+        (ReportKind.FAILED, "failed", "Undeliverable", UNKNOWN),
+        (ReportKind.UNKNOWN, "delayed", "Unknown whether sent", EXPIRED),
+        (ReportKind.DELAYED, "delayed", "Delayed", EXPIRED),
+        (ReportKind.DELIVERED, "delivered", "Delivered", RELAYED),
+        (ReportKind.RELAYED, "relayed", "Relayed", RELAYED),
+        (ReportKind.EXPANDED, "expanded", "Expanded", RELAYED),
+    ],
+)
+def test_each_kind_of_report(kind, action, subject, recipient):
+    """Only a report of a failure names failed recipients, says that it gave up, and may return the
+    whole original (RFC 3461 4.3).
+    """
+    written = report(with_ret("FULL"), recipients=[recipient], kind=kind)
+    found = parsed(written)
+    assert not found.defects
+    assert found["subject"] == f"{subject}: Quarterly report"
+    assert blocks(written)[1]["Action"] == action
+    is_over = kind in (ReportKind.FAILED, ReportKind.UNKNOWN)
+    assert ("X-Failed-Recipients" in found) is (kind is ReportKind.FAILED)
+    returned_kind = "message/rfc822" if is_over else "text/rfc822-headers"
+    assert parts(written)[2].get_content_type() == returned_kind
+    text = parts(written)[0].get_content()
+    assert ("has now been given up" in text) is (kind is ReportKind.UNKNOWN)
+    assert ("could not be" in text or "not found" in text or "did not answer" in text) is (
+        recipient is not RELAYED
+    )

@@ -22,6 +22,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
 )
 from relay.message.content import LARGE_BYTES, MemoryOctets
+from relay.message.envelope import Envelope
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.convert import convert
 from relay.mime.draft import DraftOrigin
@@ -121,14 +122,14 @@ class Reports:
     def __init__(self):
         self.asked = []
 
-    def inbox_report(self, message, recipients):
-        self.asked.append((message, list(recipients)))
+    def inbox_report(self, kind, message, recipients, *, content):
+        self.asked.append((kind, message, content, list(recipients)))
         return b"report"
 
     @property
     def recipients(self):
         """Those of the only report."""
-        ((_, recipients),) = self.asked
+        ((_, _, _, recipients),) = self.asked
         return recipients
 
     @property
@@ -263,10 +264,10 @@ async def test_a_permanent_rejection_is_reported_in_the_inbox(fakes, replies):
     pending = fakes.submit()
     await fakes.run_until_ended(replies=replies)
     assert fakes.store.failed == {pending.submission_id: b"report"}
-    ((message, recipients),) = fakes.reports.asked
-    assert (message.reverse_path, message.envid) == ("alice@example.test", pending.submission_id)
-    assert b"Subject: x" in message.content
-    assert [one.address for one in recipients] == ["b@y.test", "c@y.test"]
+    ((_, message, content, recipients),) = fakes.reports.asked
+    assert message.envelope == Envelope("alice@example.test", envid=pending.submission_id)
+    assert b"Subject: x" in content
+    assert [one.path.address for one in recipients] == ["b@y.test", "c@y.test"]
     evidence = recipients[0].evidence
     assert (evidence.status, evidence.reply) == ("5.6.0", "554 5.6.0 not this")
     assert (evidence.host, evidence.remote) == ("", False)
@@ -293,7 +294,7 @@ async def test_a_report_for_a_full_mailbox_goes_to_the_postmaster_or_dead_letter
 async def test_a_draft_that_cannot_be_converted_is_reported(fakes):
     fakes.submit(content=b"From: alice@example.test\r\nSubject: to nobody\r\n\r\nhello\r\n")
     mx = await fakes.run_until_ended()
-    assert [one.address for one in fakes.reports.recipients] == ["alice@example.test"]
+    assert [one.path.address for one in fakes.reports.recipients] == ["alice@example.test"]
     assert fakes.reports.evidence.status == "5.6.3"
     assert "no recipients" in fakes.reports.evidence.reply
     assert mx.envelopes == []
@@ -302,17 +303,17 @@ async def test_a_draft_that_cannot_be_converted_is_reported(fakes):
 async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(fakes):
     fakes.submit(content=draft("b@y.test>\r\nRCPT TO:<c@y.test"))
     mx = await fakes.run_until_ended()
-    assert [one.address for one in fakes.reports.recipients] == ["b@y.test> RCPT TO:<c@y.test"]
+    assert [one.path.address for one in fakes.reports.recipients] == ["b@y.test> RCPT TO:<c@y.test"]
     assert mx.envelopes == []
 
 
 async def test_the_report_of_a_large_draft_in_corrupt_names_its_recipients(fakes):
     fakes.submit(content=draft(subject="raise", body="x" * LARGE_BYTES))
     await fakes.run_until_ended(converter=converters.convert)
-    ((message, recipients),) = fakes.reports.asked
-    assert [one.address for one in recipients] == ["b@y.test"]
-    assert b"Subject: raise" in message.content.header
-    assert b"X-Relay" not in message.content.header
+    ((_, _, content, recipients),) = fakes.reports.asked
+    assert [one.path.address for one in recipients] == ["b@y.test"]
+    assert b"Subject: raise" in content.header
+    assert b"X-Relay" not in content.header
 
 
 @pytest.mark.parametrize(
@@ -451,7 +452,7 @@ async def test_it_gives_up_after_a_day_with_a_bounce(fakes):
     mx = await fakes.run_until_ended(replies={"DOT": "451 4.3.0 busy"})
     assert len(mx.envelopes) == 1
     assert fakes.reports.evidence.status == "5.4.7"
-    assert fakes.reports.recipients[0].action == "failed"
+    assert fakes.reports.asked[0][0].action == "failed"
     assert "451 4.3.0 busy" in fakes.reports.evidence.reply
 
 
@@ -464,7 +465,7 @@ async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(f
         await until(lambda: fakes.store.delays)
         fakes.clock.advance(DAY_S + 120)
         await fakes.store.ended()
-    assert fakes.reports.recipients[0].action == "delayed"
+    assert fakes.reports.asked[0][0].action == "delayed"
     assert "unknown whether the message was sent" in fakes.reports.evidence.reply
 
 
@@ -477,7 +478,7 @@ async def test_giving_up_after_an_attempt_of_an_earlier_process_reports_unknown(
         fakes.record(pending, Step.CREATED, pending.ready_us + 1)
         fakes.record(pending, Step.CONVERTED, pending.ready_us + 1)
     await fakes.run_until_ended(replies={"DOT": "451 4.3.0 busy"})
-    assert fakes.reports.recipients[0].action == action
+    assert fakes.reports.asked[0][0].action == action
 
 
 async def test_a_retry_that_succeeds_after_an_uncertain_attempt_is_filed(fakes):

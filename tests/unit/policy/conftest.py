@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from relay.message.content import read_all
+from relay.message.envelope import Source
 from relay.message.header import ParsedContent
-from relay.message.verdict import Source
 from relay.policy.rule_files import read_rules
 from relay.policy.rule_tests import examined_message
 from tests.support.contents import as_large

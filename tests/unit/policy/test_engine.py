@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.message.verdict import Source, VerdictAction
+from relay.message.envelope import Source
+from relay.message.verdict import VerdictAction
 from relay.policy.engine import OverallVerdict
 from relay.policy.rule_files import read_rules
 from relay.policy.rule_tests import examined_message, overall_verdict

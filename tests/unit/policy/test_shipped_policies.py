@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from relay.message.verdict import Source
+from relay.message.envelope import Source
 from relay.policy.engine import OverallVerdict
 from relay.policy.rule_files import load_rules
 from relay.policy.rule_tests import examined_message, overall_verdict

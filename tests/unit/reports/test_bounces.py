@@ -12,31 +12,32 @@ from flufl.bounce import scan_message
 from relay.clock import Ids, ManualClock
 from relay.journeys.events import Step
 from relay.message.content import LargeContent, MemoryOctets
-from relay.message.envelope import Notify
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, HopKind, NextHop
 from relay.message.outcome import Evidence
-from relay.message.verdict import Source
-from relay.mime.dsn import ReportedMessage, ReportedRecipient
+from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter, decide_reports
 from relay.spool.types import ReportPlan
 
 MX = NextHop(HopKind.MX, "example.com")
 HOUR_US = 3600 * 1_000_000
-MESSAGE = ReportedMessage(
-    queue_id="01jd3q8z6f000000",
-    reverse_path="alice@example.com",
-    envid="",
-    ret="",
-    arrival_us=1_700_000_000_000_000,
-    client="",
-    content=b"Subject: Hello\r\nMessage-ID: <orig@example.com>\r\n\r\nHi\r\n",
+MESSAGE = MessageFacts(
+    "01jd3q8z6f000000",
+    Envelope("alice@example.com"),
+    Source.SMTP,
+    trusted=True,
+    received_us=1_700_000_000_000_000,
+    account="alice@example.com",
 )
+CONTENT = b"Subject: Hello\r\nMessage-ID: <orig@example.com>\r\n\r\nHi\r\n"
+FROM_A_REPORT = replace(MESSAGE, source=Source.REPORT)
 
 
-def recipient(address="bob@example.net", **about):
-    return ReportedRecipient(address, "", Evidence("5.1.1", "550 5.1.1 no"), **about)
+def recipient(address="bob@example.net", notify=frozenset(), **about):
+    path = ForwardPath(address, notify)
+    return ReportedRecipient(path, Evidence("5.1.1", "550 5.1.1 no"), **about)
 
 
 class CountedReporter:
@@ -60,14 +61,8 @@ class CountedReporter:
         self._made += 1
         return self._made.to_bytes(length, "big")
 
-    def failures(self, recipients, message=MESSAGE, *, trusted=True, source=Source.SMTP):
-        return self.reporter.failures(
-            message,
-            trusted=trusted,
-            source=source,
-            account="alice@example.com",
-            recipients=recipients,
-        )
+    def failures(self, recipients, message=MESSAGE, content=CONTENT):
+        return self.reporter.reports(ReportKind.FAILED, message, recipients, content=content)
 
     def counted(self):
         """How many reports by kind."""
@@ -90,28 +85,26 @@ def test_one_bounce_for_all_failed_recipients(reporter):
 
 def test_a_bounce_is_routed_to_the_sender_with_the_null_reverse_path(reporter):
     (report,) = reporter.failures([recipient()]).messages
-    assert report.reverse_path == ""
-    assert report.source is Source.REPORT
-    assert report.trusted
+    assert report.facts.envelope == Envelope("")
+    assert report.facts.source is Source.REPORT
+    assert report.facts.trusted
     (entry,) = report.entries
     assert entry.next_hop == MX
     (to,) = entry.recipients
-    assert to.address == "alice@example.com"
-    assert to.notify == {Notify.NEVER}
+    assert to.path == ForwardPath("alice@example.com", frozenset({Notify.NEVER}))
     assert to.state is RecipientState.QUEUED
     assert report.final_recipients == ()
-    assert report.received_us == reporter.clock.time_us()
-    assert report.expires_us == report.received_us + HOUR_US
-    assert report.account == "alice@example.com"
-    assert not report.eight_bit
-    assert not report.smtputf8
+    assert report.facts.received_us == reporter.clock.time_us()
+    assert report.facts.expires_us == report.facts.received_us + HOUR_US
+    assert report.facts.account == "alice@example.com"
+    assert report.facts.size == len(report.contents[0])
 
 
 def test_the_envelope_of_a_bounce_matches_its_header(reporter):
     (report,) = reporter.failures([recipient()]).messages
     parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
-    assert report.message_id == parsed["message-id"]
-    assert report.subject == parsed["subject"] == "Undeliverable: Hello"
+    assert report.facts.message_id == parsed["message-id"]
+    assert report.facts.subject == parsed["subject"] == "Undeliverable: Hello"
 
 
 def test_the_failed_message_gets_an_event_and_the_report_its_own(reporter):
@@ -120,14 +113,14 @@ def test_the_failed_message_gets_an_event_and_the_report_its_own(reporter):
     assert event.step is Step.REPORT
     assert event.at_us == reporter.clock.time_us()
     assert event.detail == {
-        "report_id": plan.messages[0].id,
+        "report_id": plan.messages[0].facts.id,
         "to": "alice@example.com",
         "kind": "failure",
         "recipients": ["bob@example.net", "carol@example.net"],
     }
     (first,) = plan.messages[0].events
     assert first.step is Step.POLICY_AND_ROUTING
-    assert first.detail["about"] == MESSAGE.queue_id
+    assert first.detail["about"] == MESSAGE.id
     assert (
         len(
             reporter.failures([recipient(f"u{n}@x.org") for n in range(500)])
@@ -140,22 +133,14 @@ def test_the_failed_message_gets_an_event_and_the_report_its_own(reporter):
 
 def test_eight_bit_and_smtputf8_go_into_the_envelope(reporter):
     content = "Subject: Grüße\r\n\r\nÄ\r\n".encode()
-    message = ReportedMessage(
-        queue_id="q", reverse_path="älice@example.com", envid="", ret="", arrival_us=0, client="",
-        content=content,
-    )  # fmt: skip
-    (report,) = reporter.failures([recipient()], message).messages
-    assert report.eight_bit
-    assert report.smtputf8
+    message = replace(MESSAGE, envelope=Envelope("älice@example.com"))
+    (report,) = reporter.failures([recipient()], message, content).messages
+    assert report.facts.envelope == Envelope("", smtputf8=True, eight_bit=True)
 
 
-@pytest.mark.parametrize("who", [{"trusted": False}, {"message": "null"}])
-def test_no_bounce_is_sent(reporter, who):
-    if who.pop("message", None):
-        who["message"] = ReportedMessage(
-            queue_id="q", reverse_path="", envid="", ret="", arrival_us=0, client="", content=b""
-        )
-    assert reporter.failures([recipient()], **who) == ReportPlan()
+@pytest.mark.parametrize("about", [{"trusted": False}, {"envelope": Envelope("")}])
+def test_no_bounce_is_sent(reporter, about):
+    assert reporter.failures([recipient()], replace(MESSAGE, **about)) == ReportPlan()
     assert reporter.counted() == {}
 
 
@@ -163,36 +148,36 @@ def test_a_failed_copy_of_a_rule_goes_to_the_postmaster_and_not_to_the_sender(re
     plan = reporter.failures([recipient(), recipient("copy@example.net", added_by="a rule")])
     report, letter = plan.messages
     assert b"copy@example.net" not in report.contents[0]
-    assert letter.contents == (MESSAGE.content,)
+    assert letter.contents == (CONTENT,)
     assert letter.entries[0].next_hop == LOCAL
-    assert letter.entries[0].recipients[0].address == "postmaster"
-    assert letter.account == ""
-    assert letter.source is Source.REPORT
+    assert letter.entries[0].recipients[0].path.address == "postmaster"
+    assert letter.facts.account == ""
+    assert letter.facts.source is Source.REPORT
     assert [event.detail["kind"] for event in plan.events] == ["failure"]
     assert reporter.counted() == {"failure": 1, "dead-letter": 1}
 
 
 def test_a_failed_bounce_becomes_a_dead_letter_and_never_a_bounce(reporter):
-    plan = reporter.failures([recipient()], source=Source.REPORT)
+    plan = reporter.failures([recipient()], FROM_A_REPORT)
     (letter,) = plan.messages
-    assert letter.contents == (MESSAGE.content,)
-    assert letter.message_id == "<orig@example.com>"
-    assert letter.entries[0].recipients[0].address == "postmaster"
+    assert letter.contents == (CONTENT,)
+    assert letter.facts.message_id == "<orig@example.com>"
+    assert letter.entries[0].recipients[0].path.address == "postmaster"
     assert plan.events[0].detail["kind"] == "dead-letter"
     assert reporter.counted() == {"dead-letter": 1}
 
 
 def test_a_large_content_becomes_a_dead_letter_from_its_file(reporter):
-    large = LargeContent(MESSAGE.content[:-6], (MemoryOctets(b"\r\n\xff\r\n"),), eight_bit=True)
+    large = LargeContent(CONTENT[:-6], (MemoryOctets(b"\r\n\xff\r\n"),), eight_bit=True)
     failed = recipient(added_by="a rule")
-    (letter,) = reporter.failures([failed], replace(MESSAGE, content=large)).messages
+    (letter,) = reporter.failures([failed], content=large).messages
     assert letter.contents == (large,)
-    assert letter.eight_bit
-    assert (letter.message_id, letter.subject) == ("<orig@example.com>", "Hello")
+    assert letter.facts.envelope.eight_bit
+    assert (letter.facts.message_id, letter.facts.subject) == ("<orig@example.com>", "Hello")
 
 
 def test_a_bounce_that_fails_at_the_postmaster_is_dropped(reporter):
-    plan = reporter.failures([recipient("postmaster")], source=Source.REPORT)
+    plan = reporter.failures([recipient("postmaster")], FROM_A_REPORT)
     assert plan.messages == ()
     assert plan.events[0].detail == {"kind": "dropped", "recipients": ["postmaster"]}
     assert reporter.counted() == {"dropped": 1}
@@ -205,12 +190,9 @@ def test_repeated_failures_cause_no_endless_bounces(reporter):
         failed = waiting.pop()
         made += 1
         assert made < 10
-        about = ReportedMessage(
-            queue_id=failed.id, reverse_path=failed.reverse_path, envid="", ret="", arrival_us=0,
-            client="", content=failed.contents[0],
-        )  # fmt: skip
-        again = [recipient(one.address, notify=one.notify) for one in failed.entries[0].recipients]
-        waiting += reporter.failures(again, about, source=failed.source).messages
+        (one,) = failed.entries[0].recipients
+        again = [recipient(one.path.address, one.path.notify)]
+        waiting += reporter.failures(again, failed.facts, failed.contents[0]).messages
     assert made == 2
 
 
@@ -220,22 +202,23 @@ def test_a_bounce_to_an_invalid_sender_becomes_a_dead_letter(reporter):
     (letter,) = plan.messages
     assert b"multipart/report" in letter.contents[0]
     assert letter.entries[0].next_hop == LOCAL
-    assert letter.account == ""
+    assert letter.facts.account == ""
     assert plan.events[0].detail["to"] == "postmaster"
     assert reporter.counted() == {"dead-letter": 1}
 
 
 def test_every_message_has_its_own_id(reporter):
     plan = reporter.failures([recipient(), recipient("c@x.org", added_by="r")])
-    ids = {message.id for message in plan.messages} | {
-        m.id for m in reporter.failures([recipient()]).messages
-    }
+    others = reporter.failures([recipient()])
+    ids = {message.facts.id for message in (*plan.messages, *others.messages)}
     assert len(ids) == 3
     assert all(len(one) == 16 for one in ids)
 
 
 def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
-    octets = reporter.reporter.inbox_report(MESSAGE, [recipient()])
+    octets = reporter.reporter.inbox_report(
+        ReportKind.FAILED, MESSAGE, [recipient()], content=CONTENT
+    )
     parsed = email.message_from_bytes(octets, policy=email.policy.default)
     assert octets.startswith(
         b"Return-Path: <>\r\nFrom: Mail Delivery System <MAILER-DAEMON@relay.example.com>\r\n"
@@ -250,13 +233,13 @@ def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
 def test_after_a_clock_jump_a_bounce_expires_by_queue_time_and_shows_wall_time(reporter, days):
     reporter.clock.jumped_us = days * 24 * HOUR_US
     (report,) = reporter.failures([recipient()]).messages
-    assert report.received_us == reporter.clock.queue_us()
-    assert report.expires_us == reporter.clock.queue_us() + HOUR_US
+    assert report.facts.received_us == reporter.clock.queue_us()
+    assert report.facts.expires_us == reporter.clock.queue_us() + HOUR_US
     parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
     status = next(part for part in parsed.walk() if part.get_content_type().endswith("status"))
     arrival = status.get_payload()[0]["Arrival-Date"]
     arrived = email.utils.parsedate_to_datetime(str(arrival)).timestamp()
-    assert arrived * 1_000_000 == MESSAGE.arrival_us + reporter.clock.jumped_us
+    assert arrived * 1_000_000 == MESSAGE.received_us + reporter.clock.jumped_us
     assert parsed["Date"].datetime.timestamp() == reporter.clock.time_us() // 1_000_000
 
 
@@ -268,8 +251,16 @@ ADDED = recipient("copy@example.net", added_by="a rule", notify=frozenset({Notif
 POSTMASTER = recipient("postmaster")
 
 
-def groups(recipients, *, reverse_path="alice@example.com", trusted=True, source=Source.SMTP):
-    decision = decide_reports(recipients, reverse_path=reverse_path, trusted=trusted, source=source)
+def groups(
+    recipients,
+    *,
+    reverse_path="alice@example.com",
+    trusted=True,
+    source=Source.SMTP,
+    kind=ReportKind.FAILED,
+):
+    facts = MessageFacts("q", Envelope(reverse_path), source, trusted, 0)
+    decision = decide_reports(kind, facts, recipients)
     return decision.reported, decision.dead_letters, decision.dropped
 
 
@@ -277,6 +268,39 @@ def groups(recipients, *, reverse_path="alice@example.com", trusted=True, source
 def test_a_trusted_sender_gets_a_bounce_by_notify(source):
     everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
     assert groups(everybody, source=source) == ((BOB, ASKED), (ADDED,), ())
+
+
+@pytest.mark.parametrize(
+    ("notify", "wanted"),
+    [
+        ((), True),
+        ((Notify.FAILURE,), True),
+        ((Notify.SUCCESS, Notify.FAILURE), True),
+        ((Notify.NEVER,), False),
+        ((Notify.SUCCESS,), False),
+        ((Notify.DELAY,), False),
+    ],
+)
+def test_notify_decides_about_a_bounce(notify, wanted):
+    one = recipient(notify=frozenset(notify))
+    assert groups([one]) == (((one,) if wanted else ()), (), ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "reported"),
+    [
+        (ReportKind.UNKNOWN, (BOB, ASKED)),
+        (ReportKind.DELAYED, (BOB, SUCCESS_ONLY)),
+        (ReportKind.DELIVERED, (SUCCESS_ONLY,)),
+        (ReportKind.RELAYED, (SUCCESS_ONLY,)),
+        (ReportKind.EXPANDED, (SUCCESS_ONLY,)),
+    ],
+)
+def test_other_reports_by_notify_and_none_about_recipients_of_rules_or_reports(kind, reported):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
+    assert groups(everybody, kind=kind) == (reported, (), ())
+    assert groups(everybody, kind=kind, trusted=False) == ((), (), ())
+    assert groups(everybody, kind=kind, source=Source.REPORT) == ((), (), ())
 
 
 @pytest.mark.parametrize(
@@ -305,7 +329,7 @@ def test_no_recipient_is_in_two_groups_and_no_bounce_is_about_a_bounce(
 ):
     everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED, POSTMASTER]
     decided = groups(everybody, reverse_path=reverse_path, trusted=trusted, source=source)
-    flat = [one.address for group in decided for one in group]
+    flat = [one.path.address for group in decided for one in group]
     assert len(flat) == len(set(flat))
     if source is Source.REPORT or not trusted or not reverse_path:
         assert decided[0] == ()

@@ -5,9 +5,10 @@ import asyncio
 import pytest
 import uvloop
 
+from relay.message.envelope import Envelope, ForwardPath
 from relay.smtp.connect import Target, connect
 from relay.smtp.connection import Timeouts
-from relay.smtp.transaction import Transaction, TransactionRecipient
+from relay.smtp.transaction import Transaction
 from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]
@@ -40,7 +41,8 @@ def message():
     """`message("a@y.test", ...)` is a transaction for these recipients."""
 
     def make(*addresses, content=b"Subject: x\r\n\r\n.dot\r\n", **fields):
-        people = tuple(TransactionRecipient(address) for address in addresses or ("b@y.test",))
-        return Transaction("a@x.test", people, content, **fields)
+        paths = tuple(ForwardPath(address) for address in addresses or ("b@y.test",))
+        whole = fields.pop("whole", False)
+        return Transaction(Envelope("a@x.test", **fields), paths, content, whole=whole)
 
     return make

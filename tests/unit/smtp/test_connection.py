@@ -37,6 +37,16 @@ async def test_each_recipient_has_an_outcome_of_its_own(connected, message, exte
         assert envelope.content == one.content
 
 
+@pytest.mark.parametrize("offers_dsn", [True, False])
+async def test_a_relayed_recipient_shows_whether_the_host_offers_dsn(
+    connected, message, offers_dsn
+):
+    extensions = [word for word in EXTENSIONS if offers_dsn or word != "DSN"]
+    async with RemoteMx(extensions=extensions) as mx:
+        result = await (await connected(mx)).transact(message("good@y.test"))
+        assert result.outcomes[0].offers_dsn is offers_dsn
+
+
 @both_ways
 async def test_a_connection_is_reused_for_the_next_transaction(connected, message, extensions):
     async with RemoteMx(extensions=extensions, rcpt={"no@y.test": "550 5.1.1 no"}) as mx:

@@ -5,11 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import LargeContent, MemoryOctets
-from relay.message.envelope import Notify
+from relay.message.envelope import Envelope, ForwardPath, Notify
 from relay.smtp.transaction import (
     Extensions,
     Transaction,
-    TransactionRecipient,
     dot_stuffed,
     mail_command,
     rcpt_command,
@@ -28,7 +27,10 @@ def large(header=b"Subject: x\r\n", body=b"\r\nhi\r\n", *, eight_bit=False):
 
 
 def transaction(content=b"Subject: x\r\n\r\nhi\r\n", address="b@y.test", **fields):
-    return Transaction("a@x.test", (TransactionRecipient(address),), content, **fields)
+    whole = fields.pop("whole", False)
+    return Transaction(
+        Envelope("a@x.test", **fields), (ForwardPath(address),), content, whole=whole
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,15 +61,15 @@ def test_mail_has_the_parameters_that_the_peer_offers(fields, parameters):
 @pytest.mark.parametrize(
     ("recipient", "parameters"),
     [
-        (TransactionRecipient("b@y.test"), ""),
-        (TransactionRecipient("b@y.test", frozenset({Notify.NEVER})), " NOTIFY=NEVER"),
+        (ForwardPath("b@y.test"), ""),
+        (ForwardPath("b@y.test", frozenset({Notify.NEVER})), " NOTIFY=NEVER"),
         (
-            TransactionRecipient(
+            ForwardPath(
                 "b@y.test", frozenset({Notify.SUCCESS, Notify.FAILURE}), "rfc822;B+1@y.test"
             ),
             " NOTIFY=FAILURE,SUCCESS ORCPT=rfc822;B+2B1@y.test",
         ),
-        (TransactionRecipient("b@y.test", orcpt="rfc822;not ascii é"), ""),
+        (ForwardPath("b@y.test", orcpt="rfc822;not ascii é"), ""),
     ],
 )
 def test_rcpt_has_its_dsn_parameters_where_dsn_is_offered(recipient, parameters):

@@ -113,11 +113,11 @@ async def hold(spool, make, clock, tmp_path, *, retry_us: int | None) -> str:
     """A message that was deferred, then held by an operator."""
     message = make(expires_us=clock.now_us + 1000)
     claim = (await spool.accept(message)).claims[0]
-    due_us = min(message.expires_us, retry_us or message.expires_us)
+    due_us = min(message.facts.expires_us, retry_us or message.facts.expires_us)
     await spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
     raw(tmp_path, "UPDATE entry SET state = 'held', retry_us = ?, due_us = ?", retry_us, due_us)
     raw(tmp_path, "UPDATE recipient SET state = 'held'")
-    return message.id
+    return message.facts.id
 
 
 async def test_a_held_entry_is_queued_again_at_its_release_time(
@@ -141,7 +141,7 @@ async def test_a_held_entry_is_claimed_as_held_when_it_expires(
     assert found(await spool.claim_due(clock.now_us + 999, 9, DueQuery())) == []
     (claim,) = (await spool.claim_due(clock.now_us + 1000, 9, DueQuery())).claims
     assert claim.state is RecipientState.HELD
-    assert [one.address for one in claim.recipients] == ["x@a.test"]
+    assert [one.path.address for one in claim.recipients] == ["x@a.test"]
     over = Failed(Evidence("5.4.7", "expired"))
     assert (await spool.settle(Settlement(claim, 5, {}, expired={1: over})))[0]
     assert states(await spool.journey(name)) == {"x@a.test": "expired"}

@@ -136,7 +136,7 @@ async def test_without_a_log_rewrite_a_commit_with_a_failed_fsync_returns(
     message = make()
     with pytest.raises(SpoolUnavailableError):
         await spool.accept(message)
-    assert seen_after_a_crash(tmp_path / "spool.sqlite", tmp_path / "copy") == {message.id}
+    assert seen_after_a_crash(tmp_path / "spool.sqlite", tmp_path / "copy") == {message.facts.id}
 
 
 async def test_mail_is_refused_while_fsync_fails_and_the_disk_is_checked_again(
@@ -241,9 +241,9 @@ async def live(
                 try:
                     accepted = await spool.accept(message)
                 except SpoolError:
-                    answered.refused.add(message.id)
+                    answered.refused.add(message.facts.id)
                     continue
-                answered.accepted.add(message.id)
+                answered.accepted.add(message.facts.id)
                 if rng.random() < 0.5:
                     with suppress(SpoolError):
                         await spool.settle(Settlement(accepted.claims[0], 5, {1: OK}))

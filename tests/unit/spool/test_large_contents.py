@@ -84,14 +84,14 @@ async def test_a_file_is_removed_with_the_last_entry_of_any_version(
     message = make(contents=(content, other), entries=entries)
     claims = (await spool.accept(message)).claims
     assert len({claim.content_id for claim in claims}) == 2
-    assert f"{message.id}-0" in names(files)
-    assert f"{message.id}-1" not in names(files)
+    assert f"{message.facts.id}-0" in names(files)
+    assert f"{message.facts.id}-1" not in names(files)
     assert read_all(await spool.read_content(claims[2].content_id)).startswith(b"X-Tag: yes\r\n")
     for number in (0, 2):
         await spool.settle(Settlement(claims[number], 5, {claims[number].recipients[0].id: OK}))
     assert read_all(await spool.read_content(claims[1].content_id)) == HEADER + BODY
     await spool.settle(Settlement(claims[1], 5, {2: OK}))
-    await gone(files / f"{message.id}-0")
+    await gone(files / f"{message.facts.id}-0")
 
 
 async def test_discarding_keeps_an_accepted_body(spool, make, files: Path) -> None:
@@ -213,4 +213,4 @@ async def test_the_body_is_synced_before_the_transaction_references_it(
     monkeypatch.setattr(content_files.os, "fsync", fsync)
     monkeypatch.setattr(spool._files._crash, "reached", lambda _: at_point.append(list(synced)))
     await spool.accept(message)
-    assert at_point[0] == [f"{message.id}-0", files.name]
+    assert at_point[0] == [f"{message.facts.id}-0", files.name]

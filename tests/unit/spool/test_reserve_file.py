@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from relay.clock import ManualClock
+from relay.message.envelope import ForwardPath, Source
 from relay.message.nexthop import LOCAL
 from relay.message.outcome import Evidence, Failed, Relayed
-from relay.message.verdict import Source
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import DueQuery, NewEntry, NewRecipient, Settlement, SpoolFullError
@@ -67,7 +67,7 @@ async def open_here(disk: Path, clock: ManualClock) -> AsyncIterator:
 
 def failed(claim, make, size_bytes: int, *, reports: int = 1) -> Settlement:
     """A permanent failure with bounces of `size_bytes` each."""
-    entries = (NewEntry(LOCAL, (NewRecipient("alice@example.test"),)),)
+    entries = (NewEntry(LOCAL, (NewRecipient(ForwardPath("alice@example.test")),)),)
     bounces = tuple(
         make(
             contents=(b"Subject: report\r\n\r\n" + b"x" * size_bytes,),

@@ -1,12 +1,12 @@
 """What a new owner finds and leaves: claims of a dead one, files that no entry needs."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
 
+from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.spool.sqlite import maintenance
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
@@ -14,6 +14,7 @@ from relay.spool.types import (
     NewRecipient,
     SpoolUnavailableError,
 )
+from tests.support.spools import changed_message
 
 LARGE = b"x" * (INLINE_BYTES_MAX + 1)
 
@@ -115,7 +116,9 @@ async def test_arriving_bodies_are_kept_and_those_before_a_crash_are_removed(
 
 
 async def test_a_content_without_an_entry_is_not_stored(spool, make, files: Path) -> None:
-    refused = NewRecipient("x@a.test", state=RecipientState.FAILED, status="5.7.1", reply="550")
+    refused = NewRecipient(
+        ForwardPath("x@a.test"), state=RecipientState.FAILED, status="5.7.1", reply="550"
+    )
     await spool.accept(make({}, content=LARGE, final_recipients=(refused,)))
     assert names(files) == []
 
@@ -132,5 +135,5 @@ async def test_a_failed_acceptance_leaves_no_file(spool, make, files: Path) -> N
     await spool.accept(make(), submission_key="once")
     await spool.accept(message, submission_key="once")
     with pytest.raises(UnicodeEncodeError):
-        await spool.accept(replace(message, subject="\ud800"))  # no such text can be stored
+        await spool.accept(changed_message(message, subject="\ud800"))  # no such text can be stored
     assert names(files) == []

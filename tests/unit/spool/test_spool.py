@@ -6,6 +6,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
@@ -43,7 +44,7 @@ async def test_unaccounted_is_zero_and_rises_when_a_row_is_lost(
     spool, make, tmp_path: Path
 ) -> None:
     final = NewRecipient(
-        "bad@example.test", state=RecipientState.FAILED, status="5.1.1", reply="550"
+        ForwardPath("bad@example.test"), state=RecipientState.FAILED, status="5.1.1", reply="550"
     )
     await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}, final_recipients=(final,)))
     claim = (await spool.accept(make())).claims[0]

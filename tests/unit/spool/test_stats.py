@@ -6,6 +6,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.sqlite import stats
@@ -63,7 +64,7 @@ async def test_every_state_and_priority_level_is_counted_once(
     (done,) = (await spool.accept(make())).claims
     await spool.settle(Settlement(done, 5, {1: OK}))
     refused = NewRecipient(
-        "bad@example.test", state=RecipientState.FAILED, status="5.7.1", reply="550"
+        ForwardPath("bad@example.test"), state=RecipientState.FAILED, status="5.7.1", reply="550"
     )
     await spool.accept(make({}, final_recipients=(refused,)))
     counts = await spool.counts()
