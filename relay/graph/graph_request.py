@@ -6,10 +6,10 @@ The account is the bearer token's, and the mailbox in the path belongs to it.
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
@@ -19,7 +19,7 @@ from relay.accounts.account import Account
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
-from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 from relay.mailbox.api import MailStore
@@ -48,6 +48,7 @@ _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
+_Result = TypeVar("_Result")
 
 
 class StreamedBodies:
@@ -235,6 +236,18 @@ def change_keys(if_match: str) -> frozenset[str]:
 def _unsupported(kind: str, expected: str) -> ApiError:
     message = f"Content-Type: found {quoted(kind)}, expected {expected}."
     return ApiError(415, "UnsupportedMediaType", message)
+
+
+async def await_submission(submission: Awaitable[_Result]) -> _Result:
+    """Await a submission. It continues if this is cancelled, so that no response would be correct.
+
+    Raises UnansweredError then.
+    """
+    try:
+        return await submission
+    except asyncio.CancelledError:
+        message = "The server stopped during a submission. Whether it will be sent is unknown."
+        raise UnansweredError(message) from None
 
 
 def api_error(error: StoreError) -> ApiError:

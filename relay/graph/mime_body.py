@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from relay.accounts.account import Account
-from relay.graph.graph_request import GraphRequest
+from relay.graph.graph_request import GraphRequest, await_submission
 from relay.graph.recipients import check_has_recipients, check_own, check_recipients_count
-from relay.http.errors import ApiError, UnansweredError, quoted
+from relay.http.errors import ApiError, quoted
 from relay.mailbox.arrivals import Arrival
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import LARGE_BYTES, Content, blocks
-from relay.message.header import BLANK_LINE, Header
+from relay.message.header import BLANK_LINE, Header, header_section
 from relay.message.properties import MessageProperties
 from relay.mime.read_header import (
     HEADER_OCTETS_MAX,
     check_mime,
-    header_section,
     originators,
     parse_header,
     read_addresses,
@@ -221,18 +220,6 @@ async def receive_in_blocks(
             return ReceivedMime(mime, await (await_submission(finished) if to_send else finished))
         finally:
             await arrival.discard()
-
-
-async def await_submission(submission: Awaitable[_Result]) -> _Result:
-    """Await a submission. It continues if this is cancelled, so that no response would be correct.
-
-    Raises UnansweredError then.
-    """
-    try:
-        return await submission
-    except asyncio.CancelledError:
-        message = "The server stopped during a submission. Whether it will be sent is unknown."
-        raise UnansweredError(message) from None
 
 
 async def _decoded(request: GraphRequest, limit_bytes: int) -> AsyncGenerator[bytes, None]:

@@ -13,13 +13,12 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from relay.crashpoints import CrashPoint
-from relay.graph.graph_request import GraphRequest
+from relay.graph.graph_request import GraphRequest, await_submission
 from relay.graph.json_values import read_json_object
 from relay.graph.message_parser import parse_send_mail
 from relay.graph.mime_body import (
     MimeConsumer,
     MimeMessage,
-    await_submission,
     check_mime_content,
     header_block,
     receive_mime,

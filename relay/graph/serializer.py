@@ -1,4 +1,4 @@
-"""JSON of the message, mailFolder and user resources: one table of properties each.
+"""JSON of the message and mailFolder resources: one table of properties each.
 
 Enumerations are in lower camel case and dates in UTC with Z, as strict clients require.
 """
@@ -6,7 +6,6 @@ Enumerations are in lower camel case and dates in UTC with Z, as strict clients 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from relay.accounts.account import Account
 from relay.clock import rfc3339
 from relay.mailbox.types import Folder, StoredMessage
 from relay.message.conversation import conversation_id
@@ -27,20 +26,6 @@ def folder_json(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
     """Return a mail folder's JSON."""
     wanted = ("id", *select) if select else _FOLDER_BY_DEFAULT
     return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
-
-
-def user_json(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
-    """Return a user's JSON; the id is the address."""
-    shown = {
-        "id": account.address,
-        "displayName": account.address.rpartition("@")[0],
-        "mail": account.address,
-        "userPrincipalName": account.address,
-    }
-    return {name: value for name, value in shown.items() if not select or name in ("id", *select)}
-
-
-USER_PROPERTIES = frozenset({"id", "displayName", "mail", "userPrincipalName"})
 
 
 def graph_date(time_us: int) -> str:

@@ -30,7 +30,7 @@ from relay.message.content import (
     size_of,
 )
 from relay.message.conversation import new_index, thread_of
-from relay.message.header import header_end
+from relay.message.header import header_end, header_section
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import (
     DraftAttachment,
@@ -49,7 +49,6 @@ from relay.mime.edit_draft import (
     stored_attachments,
     without_redundant_headers,
 )
-from relay.mime.read_header import header_section
 from relay.mime.read_mime import AttachmentFacts, read_message, read_mime
 from relay.mime.write_header import is_message_id
 

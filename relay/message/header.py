@@ -71,6 +71,15 @@ def header_end(content: bytes) -> HeaderEnd:
     return HeaderEnd(last, blank.end() if last == line_end.end() else last)
 
 
+def header_section(content: bytes) -> bytes:
+    """Return the header section, without the empty line that ends it."""
+    end = header_end(content)
+    header = content[: end.header]
+    if end.body == end.header:
+        return header
+    return header.removesuffix(b"\n").removesuffix(b"\r")
+
+
 def fields_end(header: bytes) -> int:
     """Return where the last field of a section ends: its length, unless other lines follow."""
     end = position = 0

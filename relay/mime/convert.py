@@ -30,7 +30,7 @@ from relay.message.content import (
     is_eight_bit,
     memory_part,
 )
-from relay.message.header import with_crlf
+from relay.message.header import header_section, with_crlf
 from relay.message.properties import EmailAddress
 from relay.mime.convert_mime import RepairedMime, convert_mime
 from relay.mime.draft import (
@@ -46,7 +46,6 @@ from relay.mime.draft import (
 from relay.mime.html_text import html_to_text, unescaped
 from relay.mime.read_header import (
     check_header,
-    header_section,
     read_addresses,
     read_text,
     read_token,

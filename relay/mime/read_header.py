@@ -121,15 +121,6 @@ def check_header(header: bytes, blank: bytes) -> str | None:
     return None
 
 
-def header_section(content: bytes) -> bytes:
-    """Return the header section, without the empty line that ends it."""
-    end = header_end(content)
-    header = content[: end.header]
-    if end.body == end.header:
-        return header
-    return header.removesuffix(b"\n").removesuffix(b"\r")
-
-
 def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
     """Return all properties that a header has: all but body and attachments."""
     in_reply_to = message_ids(read_token(fields, "in-reply-to"))

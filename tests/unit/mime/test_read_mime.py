@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.message.header import header_section
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.mime.draft import DraftOrigin
 from relay.mime.read_header import (
     check_mime,
-    header_section,
     parse_header,
     read_addresses,
     unreadable_addresses,
