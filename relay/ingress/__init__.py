@@ -6,7 +6,7 @@ error is a 4yz reply with a fixed text.
 
 `smtp_server` is a listener, `smtp_session` a connection, `smtp_commands` has the commands (EHLO,
 MAIL, RCPT, DATA ...), `authentication` the AUTH exchange and its failures. `send_as` checks which
-addresses an account may use. `framing` finds the end of a content, `data` checks and keeps it.
+addresses an account may use. `data` finds the end of a content, checks it and keeps it.
 `acceptance` runs step 5, `header_cleanup` edits the header (Received, Bcc), `fanout` sorts
 recipients into queue entries.
 """

@@ -20,9 +20,8 @@ from typing import cast
 
 from aiosmtpd.smtp import SMTP
 
-from relay.ingress.data import ContentCollector, ContentRejection
+from relay.ingress.data import ContentCollector, ContentRejection, DotFraming
 from relay.ingress.esmtp_parameters import SmtpRejection
-from relay.ingress.framing import DotFraming
 from relay.ingress.session_limits import SessionCounter
 from relay.ingress.smtp_commands import (
     SHUTTING_DOWN,

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from relay.ingress.data import ContentCollector, ContentRejection
-from relay.ingress.framing import DotFraming
+from relay.ingress.data import ContentCollector, ContentRejection, DotFraming
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
 from relay.pressure import MemoryBudget
