@@ -406,7 +406,7 @@ class Witness:
             if accepted.queue_id in self._ledger.archive:
                 world.reached["accepted: repeated, behind its history"] += 1
         elif was_full and self._disk.full:
-            world.fault(f"invariant 10: {message.id} was taken on while the disk is full")
+            world.fault(f"invariant 10: {message.facts.id} was taken on while the disk is full")
         if len({entry.content for entry in message.entries}) > 1:
             world.reached["accepted: in two versions"] += 1
         if not accepted.claims and message.entries:
