@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from relay.delivery.fair_queue import FairQueue
+from relay.delivery.fair_queue import ClaimQueue
 from relay.message.nexthop import HopKind, NextHop
 from relay.spool.types import Claim, Key, PriorityLevel
 
@@ -334,11 +334,11 @@ class ClaimsInMemory:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[Key, FairQueue] = {}
+        self._queues: dict[Key, ClaimQueue] = {}
         self._expiries: dict[Key, int] = {}
         self._heap: list[tuple[int, Key]] = []
 
-    def track(self, claim: Claim, queue: FairQueue) -> None:
+    def track(self, claim: Claim, queue: ClaimQueue) -> None:
         """Record that the claim is in `queue`, or is about to be."""
         self._queues[claim.key] = queue
 

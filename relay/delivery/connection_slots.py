@@ -18,7 +18,7 @@ from typing import Protocol
 
 from prometheus_client import Gauge
 
-from relay.delivery.fair_queue import RoundRobin, RoundRobinItem
+from relay.delivery.fair_queue import SlotQueue, SlotRequest
 
 PROBE_TIMEOUT_S = 3.0  # for a probe while another one waits
 _SERVED_MAX = 50  # transactions, after which a connection makes room for a site that has none
@@ -68,10 +68,10 @@ class ConnectionSlots:
         self._held = dict.fromkeys(SiteStatus, 0)
         self._probes_of: Counter[int] = Counter()  # by sender
         self._overdue: dict[int, tuple[Slot, asyncio.Timeout]] = {}  # probes, by slot
-        self._waiting_first = {status: RoundRobin[Slot]() for status in SiteStatus}
+        self._waiting_first = {status: SlotQueue[Slot]() for status in SiteStatus}
         self._next = deque(SiteStatus)  # which status comes next
         self._first_by_holder: dict[
-            int, RoundRobinItem[Slot]
+            int, SlotRequest[Slot]
         ] = {}  # by holder: the wait for its first slot
         self._waiting_more: dict[int, deque[Slot]] = {}  # by holder: its other waits
         self._holders: dict[int, tuple[SlotHolder, int]] = {}
@@ -127,7 +127,7 @@ class ConnectionSlots:
         if first is None or (first.sender, first.is_new) == (sender, is_new):
             return
         slot = first.value
-        line, item = self._waiting_first[slot.status], RoundRobinItem(slot, sender, is_new)
+        line, item = self._waiting_first[slot.status], SlotRequest(slot, sender, is_new)
         if line.is_before(item, first):
             line.remove(first)
             line.push(item)
@@ -199,9 +199,7 @@ class ConnectionSlots:
         return is_one_less and len(self._waiting_first[SiteStatus.UNREACHABLE]) > 0
 
     def _wait_for_first(self, slot: Slot) -> None:
-        item = self._first_by_holder[id(slot.holder)] = RoundRobinItem(
-            slot, slot.sender, slot.is_new
-        )
+        item = self._first_by_holder[id(slot.holder)] = SlotRequest(slot, slot.sender, slot.is_new)
         self._waiting_first[slot.status].push(item)
 
     def _wait_for_first_again(self, holder: SlotHolder) -> None:

@@ -1,8 +1,8 @@
 """Fair queues: urgent claims first, round robin among senders.
 
-FairQueue has the claims that wait for a connection or a local delivery. RoundRobin has anything
-else that waits for a scarce resource: connection slots, DNS lookups. A sender with many does not
-delay the single message of another. A priority level that was passed over PASSED_OVER_MAX times
+ClaimQueue has the claims that wait for a connection or a local delivery. SlotQueue has the requests
+that wait for a connection slot or a slot for a DNS lookup. A sender with many does not delay the
+single message of another. A priority level that was passed over PASSED_OVER_MAX times
 goes first, so nothing waits forever. The active queue bounds both.
 """
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 _NOTHING: Counter[int] = Counter()
 
 
-class FairQueue:
+class ClaimQueue:
     """Claims by priority level; round robin among its senders, first in first out for each."""
 
     def __init__(self) -> None:
@@ -87,24 +87,24 @@ class FairQueue:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RoundRobinItem(Generic[T]):
-    """An item that waits, its sender, and whether it is for mail that was just accepted."""
+class SlotRequest(Generic[T]):
+    """A request for a slot, its sender, and whether it is for mail that was just accepted."""
 
     value: T
     sender: int
     is_new: bool
 
 
-class RoundRobin(Generic[T]):
-    """Items that wait, each of them once.
+class SlotQueue(Generic[T]):
+    """Requests that wait for a slot, each of them once.
 
-    Items for new mail come before items for the queue, but not twice in a row while both wait.
+    Requests for new mail come before those for the queue, but not twice in a row while both wait.
     The sender that holds least comes first, then round robin, then first in first out.
-    take() and remove() raise KeyError for an item that does not wait.
+    take() and remove() raise KeyError for a request that does not wait.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[bool, RoundRobinQueue[int, RoundRobinItem[T]]] = {
+        self._lines: dict[bool, RoundRobinQueue[int, SlotRequest[T]]] = {
             True: RoundRobinQueue(),
             False: RoundRobinQueue(),
         }  # new mail, the queue
@@ -113,11 +113,11 @@ class RoundRobin(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def push(self, item: RoundRobinItem[T]) -> None:
+    def push(self, item: SlotRequest[T]) -> None:
         """Add an item after those of its sender and kind."""
         self._lines[item.is_new].push(item.sender, item)
 
-    def is_before(self, item: RoundRobinItem[T], other: RoundRobinItem[T]) -> bool:
+    def is_before(self, item: SlotRequest[T], other: SlotRequest[T]) -> bool:
         """Whether `item`, which does not wait here, would come before `other`, which does. Only the
         order within their senders counts.
         """
@@ -125,24 +125,24 @@ class RoundRobin(Generic[T]):
         before = [*self._lines[other.is_new].items(other.sender)].index(other)
         return (not item.is_new, ahead) < (not other.is_new, before)
 
-    def candidates(self, held: Counter[int] = _NOTHING) -> list[RoundRobinItem[T]]:
+    def candidates(self, held: Counter[int] = _NOTHING) -> list[SlotRequest[T]]:
         """The next item, then the alternative if that item cannot be taken now. `held` counts what
         each sender holds already.
         """
         order = (False, True) if self._was_new else (True, False)
         return [_first(self._lines[is_new], held) for is_new in order if self._lines[is_new]]
 
-    def take(self, item: RoundRobinItem[T]) -> None:
+    def take(self, item: SlotRequest[T]) -> None:
         """Take an item of candidates(): its sender goes to the end of the round."""
         self._was_new = item.is_new
         taken = self._lines[item.is_new].pop(item.sender)
         assert taken is item
 
-    def remove(self, item: RoundRobinItem[T]) -> None:
+    def remove(self, item: SlotRequest[T]) -> None:
         """Remove an item that is not wanted any more."""
         self._lines[item.is_new].remove(item.sender, item)
 
 
-def _first(line: RoundRobinQueue[int, RoundRobinItem[T]], held: Counter[int]) -> RoundRobinItem[T]:
+def _first(line: RoundRobinQueue[int, SlotRequest[T]], held: Counter[int]) -> SlotRequest[T]:
     sender = min(line, key=held.__getitem__) if held else next(iter(line))
     return next(iter(line.items(sender)))

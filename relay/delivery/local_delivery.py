@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler
-from relay.delivery.fair_queue import FairQueue
+from relay.delivery.fair_queue import ClaimQueue
 from relay.mailbox.api import DeliveryStore
 from relay.mailbox.types import (
     ContentUnreadableError,
@@ -109,7 +109,7 @@ class LocalDeliveryQueue:
     def __init__(self, local: LocalDelivery, scheduler: Scheduler) -> None:
         self._local = local
         self._scheduler = scheduler
-        self.ready = FairQueue()
+        self.ready = ClaimQueue()
         self.workers: dict[asyncio.Task[None], None] = {}  # in the order of their start
 
     def push(self, claim: Claim) -> None:

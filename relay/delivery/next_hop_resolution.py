@@ -22,7 +22,7 @@ from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.dependencies import Connect, HostResolver, Scheduler
-from relay.delivery.fair_queue import FairQueue, RoundRobin, RoundRobinItem
+from relay.delivery.fair_queue import ClaimQueue, SlotQueue, SlotRequest
 from relay.delivery.host_selection import (
     HOSTS_MAX,
     ConnectFailure,
@@ -118,8 +118,8 @@ class _LookupSlots:
         self._left = limit
         self._reserve = limit // _RESERVED_PART
         self._held_by_sender: Counter[int] = Counter()
-        self._waiting: RoundRobin[asyncio.Future[int]] = RoundRobin()
-        self._items: dict[NextHop, RoundRobinItem[asyncio.Future[int]]] = {}  # that wait
+        self._waiting: SlotQueue[asyncio.Future[int]] = SlotQueue()
+        self._items: dict[NextHop, SlotRequest[asyncio.Future[int]]] = {}  # that wait
         self._pacing = LookupPacing(self._begin_one, clock)
 
     async def take(self, next_hop: NextHop, sender: int, *, is_new: bool) -> int:
@@ -128,7 +128,7 @@ class _LookupSlots:
             self._give(sender)
             return sender
         given: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._wait(next_hop, RoundRobinItem(given, sender, is_new))
+        self._wait(next_hop, SlotRequest(given, sender, is_new))
         try:
             return await given
         except asyncio.CancelledError:
@@ -142,12 +142,12 @@ class _LookupSlots:
         item = self._items.get(next_hop)
         if item is None or item.value.done():
             return
-        other = RoundRobinItem(item.value, sender, is_new)
+        other = SlotRequest(item.value, sender, is_new)
         if self._waiting.is_before(other, item):
             self._waiting.remove(item)
             self._wait(next_hop, other)
 
-    def _wait(self, next_hop: NextHop, item: RoundRobinItem[asyncio.Future[int]]) -> None:
+    def _wait(self, next_hop: NextHop, item: SlotRequest[asyncio.Future[int]]) -> None:
         self._items[next_hop] = item
         self._waiting.push(item)
         self._begin_urgent()
@@ -173,7 +173,7 @@ class _LookupSlots:
                 return
             self._begin(first)
 
-    def _first(self) -> RoundRobinItem[asyncio.Future[int]] | None:
+    def _first(self) -> SlotRequest[asyncio.Future[int]] | None:
         """The next lookup that has a slot."""
         waiting = self._waiting
         while cancelled := [
@@ -185,7 +185,7 @@ class _LookupSlots:
                 return item
         return None
 
-    def _begin(self, item: RoundRobinItem[asyncio.Future[int]]) -> None:
+    def _begin(self, item: SlotRequest[asyncio.Future[int]]) -> None:
         self._waiting.take(item)
         self._give(item.sender)
         item.value.set_result(item.sender)
@@ -235,7 +235,7 @@ class Sites:
         self._sites: dict[SiteKey, Site] = {}
         self._resolved: dict[NextHop, _ResolvedSite] = {}
         self._retry_now: dict[NextHop, None] = {}  # the lookup forgets their hosts' failures
-        self._waiting: dict[NextHop, FairQueue] = {}
+        self._waiting: dict[NextHop, ClaimQueue] = {}
         self._lookups: dict[NextHop, asyncio.Task[None]] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._lookup_queue = LookupQueue(clock)
@@ -257,7 +257,7 @@ class Sites:
             task.add_done_callback(self._settling.discard)
             return
         if waiting is None:
-            waiting = self._waiting[claim.next_hop] = FairQueue()
+            waiting = self._waiting[claim.next_hop] = ClaimQueue()
             lookup = asyncio.get_running_loop().create_task(self._find_site(claim))
             self._lookups[claim.next_hop] = lookup
             lookup.add_done_callback(self._settling.discard)

@@ -17,7 +17,7 @@ from relay.clock import Clock, Timer
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 from relay.delivery.dependencies import Scheduler
-from relay.delivery.fair_queue import FairQueue
+from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import HostSelection, HostUse
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.site_limits import ConcurrencyLimit, Rate, SiteOptions, TokenBucket, stricter
@@ -42,7 +42,7 @@ class Site:
     scheduler: Scheduler
     slots: ConnectionSlots
     clock: Clock
-    ready: FairQueue = field(default_factory=FairQueue)
+    ready: ClaimQueue = field(default_factory=ClaimQueue)
 
     def __post_init__(self) -> None:
         self.workers: dict[

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from relay.delivery.active_queue import ClaimsInMemory
-from relay.delivery.fair_queue import PASSED_OVER_MAX, FairQueue, RoundRobin, RoundRobinItem
+from relay.delivery.fair_queue import PASSED_OVER_MAX, ClaimQueue, SlotQueue, SlotRequest
 from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.nexthop import NextHop
 from relay.spool.types import Claim, PriorityLevel, sender_key
@@ -23,14 +23,14 @@ def a_claim(
     )
 
 
-def filled(*claims: Claim) -> FairQueue:
-    queue = FairQueue()
+def filled(*claims: Claim) -> ClaimQueue:
+    queue = ClaimQueue()
     for claim in claims:
         queue.push(claim)
     return queue
 
 
-def order(queue: FairQueue) -> list[str]:
+def order(queue: ClaimQueue) -> list[str]:
     return [claim.message.id for claim in queue.drain()]
 
 
@@ -93,7 +93,7 @@ def test_only_a_waiting_claim_can_be_taken_from_memory() -> None:
 
 
 def test_a_waiting_claim_expires_on_time_and_a_busy_one_when_it_waits_again() -> None:
-    claims_in_memory, queue = ClaimsInMemory(), FairQueue()
+    claims_in_memory, queue = ClaimsInMemory(), ClaimQueue()
     claims = {name: a_claim(name) for name in ("late", "soon", "works", "settled")}
     for end_us, name in ((30, "late"), (10, "soon"), (20, "works"), (5, "settled")):
         queue.push(claims[name])
@@ -114,7 +114,7 @@ def test_a_waiting_claim_expires_on_time_and_a_busy_one_when_it_waits_again() ->
 
 
 def test_settled_claims_leave_no_expiries_behind() -> None:
-    claims_in_memory, queue = ClaimsInMemory(), FairQueue()
+    claims_in_memory, queue = ClaimsInMemory(), ClaimQueue()
     for number in range(10_000):
         claim = a_claim(str(number))
         claims_in_memory.track(claim, queue)
@@ -124,15 +124,15 @@ def test_settled_claims_leave_no_expiries_behind() -> None:
     assert (claims_in_memory._queues, claims_in_memory._expiries) == ({}, {})
 
 
-def some(words: str) -> dict[str, RoundRobinItem[str]]:
+def some(words: str) -> dict[str, SlotRequest[str]]:
     """`a1` is for the sender 1; with a `+` in front it is for new mail."""
     return {
-        word: RoundRobinItem(word.strip("+"), int(word[-1]), is_new=word.startswith("+"))
+        word: SlotRequest(word.strip("+"), int(word[-1]), is_new=word.startswith("+"))
         for word in words.split()
     }
 
 
-def taken(turns: RoundRobin[str], held: Counter[int] | None = None) -> str:
+def taken(turns: SlotQueue[str], held: Counter[int] | None = None) -> str:
     order = []
     while turns:
         turn = turns.candidates(held or Counter())[0]
@@ -152,7 +152,7 @@ def taken(turns: RoundRobin[str], held: Counter[int] | None = None) -> str:
     ],
 )
 def test_round_robin_order(waiting: str, held: str, order: str) -> None:
-    turns: RoundRobin[str] = RoundRobin()
+    turns: SlotQueue[str] = SlotQueue()
     for turn in some(waiting).values():
         turns.push(turn)
     assert len(turns) == len(waiting.split())
@@ -161,7 +161,7 @@ def test_round_robin_order(waiting: str, held: str, order: str) -> None:
 
 
 def test_an_item_that_may_not_go_leaves_its_turn_to_the_next() -> None:
-    turns: RoundRobin[str] = RoundRobin()
+    turns: SlotQueue[str] = SlotQueue()
     waiting = some("a1 +b2")
     for turn in waiting.values():
         turns.push(turn)
@@ -182,7 +182,7 @@ def test_an_item_that_may_not_go_leaves_its_turn_to_the_next() -> None:
     ],
 )
 def test_is_before(one: str, other: str, is_before: bool) -> None:
-    turns: RoundRobin[str] = RoundRobin()
+    turns: SlotQueue[str] = SlotQueue()
     waiting = some("a1 b1 c1 +d3")
     for turn in waiting.values():
         turns.push(turn)
