@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socketserver
 import threading
@@ -56,8 +57,11 @@ def daemon(settings, clock):
             clock.advance(float(query.get("timeout", 0)))
             answer = self.answers.pop(0)
             if answer is KeyboardInterrupt:
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                self.rfile.read(1)  # until the client has gone
+                # Python may miss a signal that arrives just before a blocking call: send it again.
+                gone: list[int] = []
+                while not gone:
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    gone = select.select([self.connection], [], [], 1.0)[0]
                 return
             status, value, *fields = answer
             self.send_response(status)
