@@ -7,7 +7,9 @@ of the errors can be shown to users. See Graph's message and mailFolder, and Mai
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
+from typing import Any
 
+from relay.clock import rfc3339
 from relay.message.content import Octets
 from relay.message.envelope import Client
 from relay.message.properties import MessageProperties
@@ -237,6 +239,15 @@ class SendOptions:
     scheduled_us: int = 0
     on_behalf_of: str = ""
     client: Client | None = field(default=None, compare=False)
+
+    def notified_detail(self) -> dict[str, Any]:
+        """Return the detail of step 2: the time of a scheduled send, and the client."""
+        detail: dict[str, Any] = {}
+        if self.scheduled_us:
+            detail["deferred_until"] = rfc3339(self.scheduled_us)
+        if self.client is not None:
+            detail["client"] = self.client.as_json()
+        return detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
@@ -292,18 +291,8 @@ class ScheduledSends:
         created_us = block.origin.created_us if block else now_us
         known = self._log.client_of(submission.submission_id)
         self._log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
-        detail = notified_detail(submission) | ({"client": known} if known else {})
+        detail = submission.options.notified_detail() | ({"client": known} if known else {})
         self._log.append(facts, Event(Step.NOTIFIED, now_us, detail))
-
-
-def notified_detail(submission: PendingSubmission) -> dict[str, Any]:
-    """Return the detail of step 2: the time of a scheduled send, and the client."""
-    detail: dict[str, Any] = {}
-    if submission.options.scheduled_us:
-        detail["deferred_until"] = rfc3339(submission.options.scheduled_us)
-    if submission.options.client is not None:
-        detail["client"] = submission.options.client.as_json()
-    return detail
 
 
 NAMES_IN_MEMORY_MAX = 10_000

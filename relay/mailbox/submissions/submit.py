@@ -44,7 +44,6 @@ from relay.mailbox.messages import (
 )
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions import FIRST_SUBMISSION, draft_of
-from relay.mailbox.submissions.scheduled import notified_detail
 from relay.mailbox.types import (
     NO_PRECONDITION,
     BeingSentError,
@@ -239,7 +238,9 @@ class SubmissionWriter:
         Every ready submission has these events, and their times precede those of pickup.
         """
         created = Event(Step.CREATED, created_us, _IN_DRAFTS)
-        notified = Event(Step.NOTIFIED, self._shared.clock.time_us(), notified_detail(submission))
+        notified = Event(
+            Step.NOTIFIED, self._shared.clock.time_us(), submission.options.notified_detail()
+        )
         self._log.append(facts, created, notified)
 
     def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
