@@ -76,6 +76,15 @@ def test_flow_names_every_crash_point_and_no_other():
     assert named - {"RELAY_CRASH_AT"} == {point.name for point in CrashPoint}
 
 
+def test_flow_lists_modules_that_exist():
+    listed = re.findall(
+        r"`(\w+)`: ([a-z_]+(?:/[a-z_]+)*(?:, [a-z_]+(?:/[a-z_]+)*)*)", FLOW.read_text()
+    )
+    paths = [f"relay/{room}/{one}.py" for room, names in listed for one in names.split(", ")]
+    assert len(paths) > 70
+    assert [one for one in paths if not (TOP / one).exists()] == []
+
+
 def test_flow_can_be_read_in_one_go():
     assert len(FLOW.read_text().splitlines()) <= 250
 
