@@ -1,8 +1,9 @@
 """The conditions of mail-flow rules: each key of `when` and `unless` is a class in CONDITIONS.
 
-To add a condition, write a frozen dataclass with parse() and matches(), or matches_recipient() if
-it is evaluated per recipient, and add it to CONDITIONS. All other conditions are evaluated once per
-content. They are pure. parse() raises ValueError that says what was expected.
+To add a condition, write a frozen dataclass with parse() and matches(), and add it to
+MessageCondition and CONDITIONS: it is evaluated once per content. One that is evaluated per
+recipient has matches_recipient() and is added to RecipientCondition. Conditions are pure. parse()
+raises ValueError that says what was expected.
 
 Globs are matched in linear time, without regard to case; only * and ? are special, so "[EXTERNAL]*"
 is literal. MessageView reads each fact of a message once, when a condition first needs it.
