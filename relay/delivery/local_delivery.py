@@ -50,27 +50,31 @@ class LocalDelivery:
         self._store = store
         self._addresses = addresses
 
-    def by_mailbox(self, claim: Claim) -> list[list[ClaimedRecipient]]:
-        """Return the recipients of a claim, grouped by mailbox.
+    def by_mailbox(self, claim: Claim) -> list[tuple[str | None, list[ClaimedRecipient]]]:
+        """Return the recipients of a claim, grouped by mailbox; each unknown one has None.
 
         A group gets one copy and one outcome: `bob@`, `BOB@` and `bob+tag@` are one mailbox.
         """
-        groups: dict[str | int, list[ClaimedRecipient]] = {}
+        groups: dict[str | int, tuple[str | None, list[ClaimedRecipient]]] = {}
         for recipient in claim.recipients:
-            key = self._addresses.mailbox_for(recipient.path.address) or recipient.id
-            groups.setdefault(key, []).append(recipient)
+            mailbox = self._addresses.mailbox_for(recipient.path.address)
+            groups.setdefault(mailbox or recipient.id, (mailbox, []))[1].append(recipient)
         return list(groups.values())
 
     async def deliver(
-        self, claim: Claim, recipients: Sequence[ClaimedRecipient], content: Content
+        self,
+        claim: Claim,
+        mailbox: str | None,
+        recipients: Sequence[ClaimedRecipient],
+        *,
+        content: Content,
     ) -> Outcome:
-        """Put one copy into the Inbox of `recipients`, a group of by_mailbox().
+        """Put one copy into the Inbox of `mailbox` for `recipients`, a group of by_mailbox().
 
         The copy is named after the first recipient, which is the same in every attempt, because
         the group shares each outcome.
         """
         recipient = min(recipients, key=lambda one: one.id)
-        mailbox = self._addresses.mailbox_for(recipient.path.address)
         if mailbox is None:
             reply = f"550 5.1.1 <{recipient.path.address}>: no such user here"
             return Failed(Evidence("5.1.1", reply))
@@ -151,9 +155,9 @@ class LocalDeliveryQueue:
         except SpoolError as error:
             outcomes |= unreadable(claim, error)
             return
-        for recipients in self._local.by_mailbox(claim):
+        for mailbox, recipients in self._local.by_mailbox(claim):
             outcome: Outcome = Indeterminate(_CUT_OFF)
             try:
-                outcome = await self._local.deliver(claim, recipients, content)
+                outcome = await self._local.deliver(claim, mailbox, recipients, content=content)
             finally:
                 outcomes |= dict.fromkeys((one.id for one in recipients), outcome)

@@ -26,9 +26,11 @@ async def test_a_mailbox_error_defers_or_bounces(error, kind, status, code):
 
     addresses = SimpleNamespace(mailbox_for=lambda address: address)
     message = MessageFacts("m", Envelope("a@b.test"), Source.SMTP, trusted=True, received_us=0)
-    claim = SimpleNamespace(message=message, attempts=0, attempt=1)
     recipient = ClaimedRecipient(1, ForwardPath("bob@b.test"))
-    outcome = await LocalDelivery(Refusing(), addresses).deliver(claim, [recipient], b"\r\n")
+    claim = SimpleNamespace(message=message, recipients=(recipient,), attempts=0, attempt=1)
+    local = LocalDelivery(Refusing(), addresses)
+    ((mailbox, group),) = local.by_mailbox(claim)
+    outcome = await local.deliver(claim, mailbox, group, content=b"\r\n")
     assert isinstance(outcome, kind)
     assert outcome.evidence.status == status
     assert outcome.evidence.reply.startswith(f"{code} {status} ")
