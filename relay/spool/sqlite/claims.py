@@ -21,7 +21,7 @@ from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import NextHop
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
-from relay.spool.sqlite.transactions import append_events, read_facts
+from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, append_events, read_facts
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Claim,
@@ -65,11 +65,9 @@ _NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
 ) + ")"  # fmt: skip
 _KEYS = "FROM json_each(?) k CROSS JOIN"
 _FACTS = (
-    "SELECT m.id, m.reverse_path, m.source, m.trusted, m.received_us, m.expires_us, m.size,"
-    " m.account, m.submission_id, m.envid, m.ret, m.smtputf8, m.eight_bit, m.client,"
-    " m.message_id, m.subject, e.message_id, e.number, e.epoch, e.next_hop, e.attempts,"
-    " e.content_id, c.size, e.state, e.retry_us, e.due_us, e.lane, e.sender, e.cause,"
-    f" e.cause_attempts, e.warn_us, e.priority {_KEYS} entry e"
+    "SELECT e.message_id, e.number, e.epoch, e.next_hop, e.attempts, e.content_id, c.size, e.state,"
+    " e.retry_us, e.due_us, e.lane, e.sender, e.cause, e.cause_attempts, e.warn_us, e.priority,"
+    f" {', '.join(f'm.{column}' for column in MESSAGE_COLUMNS)} {_KEYS} entry e"
     " ON e.message_id = k.value ->> 0 AND e.number = k.value ->> 1"
     " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
 )
@@ -135,7 +133,7 @@ def _read_claims(
     claims: list[Claim] = []
     damaged: dict[Key, str] = {}
     for row in fetch(cursor, _FACTS, (wanted,)):
-        key = (row[16], row[17])
+        key = (row[0], row[1])
         try:
             claims.append(_claim(row, recipients.get(key, ())))
         except (TypeError, ValueError) as error:
@@ -210,21 +208,21 @@ def _scan_next_hop(
 
 def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
     """Raises TypeError or ValueError for inconsistent rows."""
-    if row[0] is None:
+    facts = row[16:]
+    if facts[0] is None:
         raise ValueError("its message is missing")
     if not recipients:
         raise ValueError("its recipients are missing")
     return Claim(
-        entry_id=row[17], epoch=row[18], message=read_facts(row), next_hop=NextHop.parse(row[19]),
+        entry_id=row[1], epoch=row[2], message=read_facts(facts), next_hop=NextHop.parse(row[3]),
         recipients=tuple(
             ClaimedRecipient(one[0], ForwardPath(one[1], _parse_notify(one[2]), one[3]), *one[4:])
             for one in recipients
         ),
-        attempts=row[20], content_id=row[21], content_size=row[22] or 0,
-        state=RecipientState(row[23]), retry_us=row[24], due_us=row[25],
-        level=PriorityLevel(row[26]), sender=row[27], cause=row[28], cause_attempts=row[29],
-        warn_us=row[30],
-        priority=PriorityLevel(row[31]),
+        attempts=row[4], content_id=row[5], content_size=row[6] or 0,
+        state=RecipientState(row[7]), retry_us=row[8], due_us=row[9],
+        level=PriorityLevel(row[10]), sender=row[11], cause=row[12], cause_attempts=row[13],
+        warn_us=row[14], priority=PriorityLevel(row[15]),
     )  # fmt: skip
 
 

@@ -14,15 +14,18 @@ from relay.clock import ID_LENGTH, rfc3339
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import RecipientState, message_state
 from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.sqlite.transactions import read_facts
+from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 
 SCAN_MAX = 20_000
+_MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 
 
 def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
     """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
-    row = fetch_one(cursor, "SELECT * FROM message WHERE id = ?", (queue_id,))
+    row = fetch_one(
+        cursor, f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?", (queue_id,)
+    )
     if row is None:
         return None
     facts = read_facts(row)

@@ -44,7 +44,15 @@ from relay.spool.types import (
     Settlement,
 )
 
-_MESSAGE = "INSERT INTO message VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+# The columns of a message, in the order of _message_row() and read_facts().
+MESSAGE_COLUMNS = (
+    "id", "reverse_path", "source", "trusted", "received_us", "expires_us", "size", "account",
+    "submission_id", "envid", "ret", "smtputf8", "eight_bit", "client", "message_id", "subject",
+)  # fmt: skip
+_MESSAGE = (
+    f"INSERT INTO message ({','.join(MESSAGE_COLUMNS)})"
+    f" VALUES ({','.join('?' * len(MESSAGE_COLUMNS))})"
+)
 _CONTENT = "INSERT INTO content (size, data, file, header, eight_bit, crc32) VALUES (?,?,?,?,?,?)"
 _ENTRY = (
     "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
@@ -316,7 +324,7 @@ def is_file_needed(cursor: apsw.Cursor, name: str) -> bool:
 
 
 def read_facts(row: Sequence[Any]) -> MessageFacts:
-    """The first 16 columns of a message row."""
+    """Return the facts in a row of MESSAGE_COLUMNS."""
     return MessageFacts(
         id=row[0],
         envelope=Envelope(
