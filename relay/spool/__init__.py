@@ -4,9 +4,9 @@ The SMTP server commits a message to the spool before it replies 250 (step 5). D
 entries, attempts them and settles the result (step 6). It touches only its own files. The spool
 keeps the invariants 1, 3, 7 and 9 of docs/design.md.
 
-open() and storage() choose the engine by `spool.url`; `engine` says what an engine must do. The
-only one is SQLite. It is imported on first use, so that a process that needs only the values does
-not load it.
+`engine` says what an engine must do; open() and storage() return one. The only one is SQLite, and
+`spool.url` accepts no other scheme. It is imported on first use, so that a process that needs only
+the values does not load it.
 """
 
 from typing import TYPE_CHECKING
