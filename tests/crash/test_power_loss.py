@@ -27,7 +27,7 @@ from relay.mailbox.types import OutcomeUnknownError, StoreUnavailableError
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import read_properties
 from tests.support.logged_disk import LoggedDisk
-from tests.support.stores import store_on
+from tests.support.stores import HOSTNAME, store_on
 
 pytestmark = pytest.mark.crash
 
@@ -133,7 +133,7 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
         unique = f"{number}.{message_number}"
         letter = f"Subject: {unique}\r\n\r\n{body}".encode()
         await store.deliver(ALICE, unique=unique, content=letter)
-        base_name = delivered_base_name(unique, hostname="h")
+        base_name = delivered_base_name(unique, hostname=HOSTNAME)
         [delivered] = (home / "new").glob(f"{base_name}*")
         history.promise(delivered)
 

@@ -12,6 +12,8 @@ from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import PendingSubmission, QuotaLimits
 
+HOSTNAME = "relay.example.test"
+
 
 def open_log(root: Path, clock: Clock) -> SubmissionLog:
     return SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
@@ -28,7 +30,7 @@ def open_store(
     """Open a store, which the caller closes; `crash` replaces its crash points."""
     return FileStore(
         root, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log,
-        hostname="relay.example.test", limits_of=limits_of, dead_letter=root.parent / "dead-letter",
+        hostname=HOSTNAME, limits_of=limits_of, dead_letter=root.parent / "dead-letter",
     )  # fmt: skip
 
 
