@@ -1,7 +1,5 @@
 """Queries for due entries: in order, round robin; and the claims they take."""
 
-import pytest
-
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.types import (
@@ -12,48 +10,26 @@ from relay.spool.types import (
     Settlement,
     sender_key,
 )
+from tests.support.spools import ids_of
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
-
-
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
-
-
 NOW = 10**18  # after the due time of every entry in these tests
-
-
-@pytest.fixture
-def accept(spool, make, clock):
-    """Accept unclaimed messages, each one microsecond later, and return their ids."""
-
-    async def accept(hop: str, sender: str, count: int = 1, **changes) -> list[str]:
-        names = []
-        for _ in range(count):
-            clock.now_us += 1
-            message = make({hop: ["x@a.test"]}, account=sender, **changes)
-            names.append((await spool.accept(message, claim=False)).queue_id)
-        return names
-
-    return accept
-
-
-def found(batch) -> list[str]:
-    return [claim.message.id for claim in batch.claims]
 
 
 async def test_a_priority_level_is_scanned_from_its_oldest_entry(spool, accept) -> None:
     names = await accept("mx:a.test", "ann", 5)
     batch = await spool.claim_due(NOW, 2, DueQuery())
-    assert (found(batch), batch.ended) == (names[:2], False)
+    assert (ids_of(batch), batch.ended) == (names[:2], False)
     batch = await spool.claim_due(NOW, 9, DueQuery(after=batch.reached))
-    assert (found(batch), batch.ended) == (names[2:], True)
+    assert (ids_of(batch), batch.ended) == (names[2:], True)
 
 
 async def test_a_query_claims_from_one_priority_level_only(spool, accept) -> None:
     names = {level: await accept("mx:a.test", "ann", priority=level) for level in PriorityLevel}
     for level in PriorityLevel:
         batch = await spool.claim_due(NOW, 9, DueQuery(level))
-        assert found(batch) == names[level]
+        assert ids_of(batch) == names[level]
         assert [claim.level for claim in batch.claims] == [level]
 
 
@@ -65,7 +41,7 @@ async def test_excluded_entries_are_reported_and_left(spool, accept) -> None:
     pair = (NextHop.parse("mx:c.test"), sender_key("cid"))
     query = DueQuery(without_hops=[A], without_senders=[sender_key("bob")], without_pairs=[pair])
     batch = await spool.claim_due(NOW, 9, query)
-    assert found(batch) == others
+    assert ids_of(batch) == others
     assert batch.left_hops == {A, pair[0]}
     assert batch.left_senders == {sender_key("bob")}
     assert batch.ended
@@ -75,11 +51,11 @@ async def test_the_senders_of_a_next_hop_are_claimed_round_robin(spool, accept) 
     bulk = await accept("mx:a.test", "bulk", 50)
     single = await accept("mx:a.test", "single")
     batch = await spool.claim_due(NOW, 10, DueQuery(next_hop=A))
-    assert sorted(found(batch)) == sorted([*bulk[:5], *single])
+    assert sorted(ids_of(batch)) == sorted([*bulk[:5], *single])
     assert (batch.ended, batch.reached_sender) == (False, -1)  # the bulk sender has more
     query = DueQuery(next_hop=A, without_senders=[sender_key("bulk")])
     batch = await spool.claim_due(NOW, 10, query)
-    assert (found(batch), batch.ended, batch.left_senders) == ([], True, {sender_key("bulk")})
+    assert (ids_of(batch), batch.ended, batch.left_senders) == ([], True, {sender_key("bulk")})
 
 
 async def test_a_query_for_a_sender_finds_only_its_entries(spool, accept) -> None:
@@ -87,10 +63,10 @@ async def test_a_query_for_a_sender_finds_only_its_entries(spool, accept) -> Non
     names = await accept("mx:b.test", "bob", 2)
     left = await accept("mx:a.test", "bob", 1)
     batch = await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), without_hops=[A]))
-    assert (found(batch), batch.left_hops) == (names, {A})
+    assert (ids_of(batch), batch.left_hops) == (names, {A})
     after = Position(0, "", 0)
     assert (
-        found(await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), after=after)))
+        ids_of(await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), after=after)))
         == left
     )
 

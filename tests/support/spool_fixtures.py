@@ -57,3 +57,18 @@ def defer(spool, make, clock):
         return accepted.queue_id
 
     return defer
+
+
+@pytest.fixture
+def accept(spool, make, clock):
+    """Accept unclaimed messages, each one microsecond later, and return their ids."""
+
+    async def accept(hop: str, sender: str, count: int = 1, **changes) -> list[str]:
+        names = []
+        for _ in range(count):
+            clock.now_us += 1
+            message = make({hop: ["x@a.test"]}, account=sender, **changes)
+            names.append((await spool.accept(message, claim=False)).queue_id)
+        return names
+
+    return accept

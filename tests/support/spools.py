@@ -13,7 +13,7 @@ from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.types import NewEntry, NewMessage, NewRecipient
+from relay.spool.types import DueBatch, NewEntry, NewMessage, NewRecipient
 
 _CLOCK = SystemClock()
 _IDS = Ids(_CLOCK)
@@ -79,3 +79,8 @@ def _fields_of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 def _taken(kind: type[Any], values: dict[str, Any]) -> Any:
     """Return an object of the values that are its fields, and remove these."""
     return kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.name in values})
+
+
+def ids_of(batch: DueBatch) -> list[str]:
+    """Return the queue ids of the claims."""
+    return [claim.message.id for claim in batch.claims]

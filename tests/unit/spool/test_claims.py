@@ -16,33 +16,11 @@ from relay.spool.types import (
     Settlement,
 )
 from tests.support.journeys import states
+from tests.support.spools import ids_of
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
-
-
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
-
-
 NOW = 10**18  # after the due time of every entry in these tests
-
-
-@pytest.fixture
-def accept(spool, make, clock):
-    """Accept unclaimed messages, each one microsecond later, and return their ids."""
-
-    async def accept(hop: str, sender: str, count: int = 1, **changes) -> list[str]:
-        names = []
-        for _ in range(count):
-            clock.now_us += 1
-            message = make({hop: ["x@a.test"]}, account=sender, **changes)
-            names.append((await spool.accept(message, claim=False)).queue_id)
-        return names
-
-    return accept
-
-
-def found(batch) -> list[str]:
-    return [claim.message.id for claim in batch.claims]
 
 
 def raw(tmp_path, sql: str, *values) -> list:
@@ -54,9 +32,9 @@ async def test_a_query_reads_a_bounded_number_of_rows(spool, accept, monkeypatch
     await accept("mx:a.test", "ann", 6)
     after_others = await accept("mx:b.test", "ann", 1)
     batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A]))
-    assert (found(batch), batch.ended, batch.left_hops) == ([], False, {A})
+    assert (ids_of(batch), batch.ended, batch.left_hops) == ([], False, {A})
     batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A], after=batch.reached))
-    assert (found(batch), batch.ended) == (after_others, True)
+    assert (ids_of(batch), batch.ended) == (after_others, True)
 
 
 async def test_a_query_for_a_next_hop_continues_after_its_last_sender(
@@ -67,7 +45,7 @@ async def test_a_query_for_a_next_hop_continues_after_its_last_sender(
     query, got, queries = DueQuery(next_hop=A), [], 0
     while True:
         batch = await spool.claim_due(NOW, 2, query)
-        got += found(batch)
+        got += ids_of(batch)
         queries += 1
         if batch.ended:
             break
@@ -124,7 +102,7 @@ async def test_a_held_entry_is_queued_again_at_its_release_time(
     spool, make, clock, tmp_path
 ) -> None:
     name = await hold(spool, make, clock, tmp_path, retry_us=clock.now_us + 500)
-    assert found(await spool.claim_due(clock.now_us + 499, 9, DueQuery())) == []
+    assert ids_of(await spool.claim_due(clock.now_us + 499, 9, DueQuery())) == []
     (claim,) = (await spool.claim_due(clock.now_us + 500, 9, DueQuery())).claims
     assert (claim.state, claim.message.id) == (RecipientState.QUEUED, name)
     journey = await spool.journey(name)
@@ -138,7 +116,7 @@ async def test_a_held_entry_is_claimed_as_held_when_it_expires(
     spool, make, clock, tmp_path
 ) -> None:
     name = await hold(spool, make, clock, tmp_path, retry_us=None)
-    assert found(await spool.claim_due(clock.now_us + 999, 9, DueQuery())) == []
+    assert ids_of(await spool.claim_due(clock.now_us + 999, 9, DueQuery())) == []
     (claim,) = (await spool.claim_due(clock.now_us + 1000, 9, DueQuery())).claims
     assert claim.state is RecipientState.HELD
     assert [one.path.address for one in claim.recipients] == ["x@a.test"]
@@ -163,12 +141,12 @@ async def test_an_unreadable_entry_is_held_and_the_others_are_claimed(
 ) -> None:
     broken, whole = await accept("mx:a.test", "ann", 2)
     raw(tmp_path, damage, broken)
-    assert found(await spool.claim_due(NOW, 9, DueQuery())) == [whole]
+    assert ids_of(await spool.claim_due(NOW, 9, DueQuery())) == [whole]
     sql = "SELECT state, claimed, due_us FROM entry WHERE message_id = ?"
     assert raw(tmp_path, sql, broken) == [("held", 0, NEVER_US)]
     (event,) = raw(tmp_path, "SELECT detail FROM event WHERE message_id = ?", broken)
     assert '"why":"damaged: ' in event[0]
-    assert found(await spool.claim_due(NOW, 9, DueQuery())) == []
+    assert ids_of(await spool.claim_due(NOW, 9, DueQuery())) == []
     listed = await spool.queue_admin.list(Selector(all=True), limit=10)
     assert broken in {one["id"] for one in listed}
 
