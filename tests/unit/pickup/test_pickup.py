@@ -128,8 +128,7 @@ class Reports:
 
     @property
     def recipients(self):
-        """Those of the only report."""
-        ((_, _, _, recipients),) = self.asked
+        ((_, _, _, recipients),) = self.asked  # of the only report
         return recipients
 
     @property
