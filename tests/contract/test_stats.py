@@ -1,26 +1,12 @@
 """Counts and statistics of the queue."""
 
-from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.types import (
     DueQuery,
-    EntrySchedule,
     PriorityLevel,
-    Settlement,
 )
-
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
-
+from tests.support.operator import deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
-
-
-async def deferred(
-    spool, make, *, level: PriorityLevel = PriorityLevel.NORMAL, due_us: int = 10**18, **changes
-) -> str:
-    (claim,) = (await spool.accept(make(**changes))).claims
-    outcomes = {one.id: LATER for one in claim.recipients}
-    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us, level)))
-    return claim.message.id
 
 
 async def test_an_empty_spool_counts_nothing(spool) -> None:

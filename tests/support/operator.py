@@ -10,7 +10,7 @@ from relay.message.envelope import domain_of
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import Key, Selector
+from relay.spool.types import EntrySchedule, Key, PriorityLevel, Selector, Settlement
 
 ALL = Selector(all=True)
 HOUR_US = 3600_000_000
@@ -69,3 +69,18 @@ async def columns(tmp_path: Path, *names: str) -> list[tuple[Any, ...]]:
 async def operations(spool, queue_id: str) -> list[dict[str, Any]]:
     journey = await spool.journey(queue_id)
     return [one["detail"] for one in journey["steps"] if "operation" in one["detail"]]
+
+
+async def deferred(
+    spool: Any,
+    make: Any,
+    *,
+    level: PriorityLevel = PriorityLevel.NORMAL,
+    due_us: int = 10**18,
+    **changes: Any,
+) -> str:
+    """Accept a message, defer all its recipients, and return its queue id."""
+    (claim,) = (await spool.accept(make(**changes))).claims
+    outcomes = {one.id: LATER for one in claim.recipients}
+    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us, level)))
+    return claim.message.id

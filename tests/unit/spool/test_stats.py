@@ -17,6 +17,7 @@ from relay.spool.types import (
     Settlement,
     SpoolUnavailableError,
 )
+from tests.support.operator import deferred
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 
@@ -38,15 +39,6 @@ def by_hand(tmp_path: Path):
         connection.close()
 
     return run
-
-
-async def deferred(
-    spool, make, *, level: PriorityLevel = PriorityLevel.NORMAL, due_us: int = 10**18, **changes
-) -> str:
-    (claim,) = (await spool.accept(make(**changes))).claims
-    outcomes = {one.id: LATER for one in claim.recipients}
-    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us, level)))
-    return claim.message.id
 
 
 @pytest.mark.parametrize("entries_at_once", [1, 2, 3, 5000])
