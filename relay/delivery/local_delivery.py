@@ -119,15 +119,23 @@ class LocalDeliveryQueue:
     def push(self, claim: Claim) -> None:
         """Add a claim; start a worker if there are fewer than the limit."""
         self.ready.push(claim)
-        if len(self.workers) < _AT_ONCE:
-            worker = asyncio.get_running_loop().create_task(self._work())
-            self.workers[worker] = None
-            worker.add_done_callback(self.workers.pop)
+        self._ensure_worker()
 
     def abort(self) -> None:
         """Cancel the deliveries in progress."""
         for worker in self.workers:
             worker.cancel()
+
+    def _ensure_worker(self) -> None:
+        """Start a worker if a claim waits and there are fewer workers than the limit."""
+        if self.ready and len(self.workers) < _AT_ONCE:
+            worker = asyncio.get_running_loop().create_task(self._work())
+            self.workers[worker] = None
+            worker.add_done_callback(self._worker_ended)
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        self.workers.pop(worker)
+        self._ensure_worker()  # a claim may have been pushed while this worker ended
 
     async def _work(self) -> None:
         while (claim := self.ready.pop()) is not None:

@@ -163,6 +163,30 @@ async def test_a_bulk_of_local_mail_does_not_delay_another_sender(delivery, monk
     assert order.index("single@example.test") <= 4
 
 
+async def test_a_local_claim_that_comes_while_the_last_worker_ends_is_delivered(
+    delivery, monkeypatch
+) -> None:
+    """The worker has found no more claims, but the event loop has not reported its end."""
+    monkeypatch.setattr(local_delivery, "_AT_ONCE", 1)
+    delivery.table.mailboxes.add("bob@example.test")
+    await delivery.open()
+    sent = [await delivery.send("bob@example.test", claim=False) for _ in range(2)]
+    delivery.compose()
+    first, second = await delivery.claim_due()
+    settle = delivery.scheduler.settle
+
+    async def settle_then_offer(claim, outcomes) -> None:
+        await settle(claim, outcomes)
+        if claim is first:
+            asyncio.get_running_loop().call_soon(delivery.scheduler.offer, [second])
+
+    monkeypatch.setattr(delivery.scheduler, "settle", settle_then_offer)
+    delivery.run()
+    delivery.scheduler.offer([first])
+    for queue_id in sent:
+        await settled(delivery, queue_id)
+
+
 @pytest.mark.parametrize("hops", [1, 30])
 async def test_a_bulk_in_the_queue_does_not_delay_another_sender(delivery, hops: int) -> None:
     """One slow site, or many stalled next hops; the queue exists at the start."""
