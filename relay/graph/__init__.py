@@ -4,11 +4,11 @@ A request is checked completely and passed to the mail store, which writes the d
 submission (steps 1 and 2). The 202 is sent when both are durable. An error response names the
 field, the found and the expected value, and means that nothing was written.
 
-`routes` finds the handler of a request: messages, send_mail, mail_folders, attachments,
-upload_sessions, users. `message_parser` reads JSON, `mime_body` MIME, `query_options` and `odata`
-the query; `serializer` writes the response.
+`app` authorizes a request, `routes` finds its handler: messages, send_mail, mail_folders,
+attachments, upload_sessions, users. `message_parser` reads JSON, `mime_body` MIME, `query_options`
+and `odata` the query; `serializer` writes the response.
 """
 
-from relay.graph.routes import create_app
+from relay.graph.app import create_app
 
 __all__ = ["create_app"]

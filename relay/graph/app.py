@@ -1,0 +1,138 @@
+"""The ASGI application for /v1.0 and /beta: authorize a request, find its mailbox and its route.
+
+That happens, and intake under pressure is rejected, before the body is read.
+"""
+
+from collections.abc import Callable
+
+from starlette.responses import Response
+
+from relay.accounts.account import Account, AccountDirectory
+from relay.clock import Clock, Ids
+from relay.crashpoints import CrashPoints
+from relay.graph.graph_request import GraphDependencies, GraphRequest, api_error, not_implemented
+from relay.graph.routes import Intake, find_route, with_keys
+from relay.graph.upload_sessions import serve_upload
+from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
+from relay.http.gateway import Gateway, RequestLimits
+from relay.http.http_request import HttpRequest, bearer_account
+from relay.mailbox.api import MailStore
+from relay.mailbox.types import OutcomeUnknownError, StoreError
+from relay.pressure import (
+    MAILBOX_REASONS,
+    QUEUE_REASONS,
+    Pressure,
+    PressureReason,
+    PressureState,
+    describe,
+)
+from relay.settings.tree import HttpSettings
+
+_HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
+_READY_RETRY_S = 5
+_RETRY_S = 30
+_UPLOAD = ("v1.0", "uploads", "{token}")
+_OUTSIDE_MAILBOXES = {"$batch": "$batch", "subscriptions": "The resource subscription"}
+
+
+def create_app(
+    store: MailStore,
+    accounts: AccountDirectory,
+    *,
+    clock: Clock,
+    hostname: str,
+    http: HttpSettings,
+    crash: CrashPoints,
+    ready: Callable[[], str],
+    pressure: Pressure | None = None,
+) -> Gateway:
+    """Return the application for /v1.0 and /beta.
+
+    `http` gives the limits and the public URL. `ready` returns "", or the reason for a 503. Under
+    `pressure` requests that add messages or content are rejected.
+    """
+    pressure = pressure or Pressure()
+    dependencies = GraphDependencies(
+        store=store,
+        clock=clock,
+        ids=Ids(clock),
+        hostname=hostname,
+        public_url=http.public_url,
+        crash=crash,
+        max_upload=http.max_upload,
+    )
+
+    async def handle(request: HttpRequest) -> Response:
+        segments = with_keys(request.segments)
+        is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
+        if not is_upload:
+            account = bearer_account(request.headers, accounts, realm=hostname)
+        if reason := ready():
+            raise service_unavailable("ResourceUnhealthy", reason, retry_after_s=_READY_RETRY_S)
+        try:
+            if is_upload:  # the URL's own token authorizes it
+                if request.method == "PUT":
+                    check_pressure(pressure.state, Intake.CONTENT)
+                return await serve_upload(dependencies, request, segments[2], accounts=accounts)
+            rest = _path_in_mailbox(segments[1:], account, accounts)
+            match = find_route(request.method, rest)
+            check_pressure(pressure.state, match.operation.intake)
+            return await match.operation.handler(
+                GraphRequest(dependencies, request, account, match.path_parameters)
+            )
+        except OutcomeUnknownError as error:
+            raise UnansweredError(str(error)) from error
+        except StoreError as error:
+            raise api_error(error) from error
+
+    limits = RequestLimits(body_bytes=http.max_body, held_bytes=_HELD_BODIES * http.max_body)
+    return Gateway(handle, clock=clock, limits=limits)
+
+
+_REJECTED_FOR = {
+    Intake.NOTHING: frozenset[PressureReason](),
+    Intake.CONTENT: MAILBOX_REASONS | {PressureReason.MEMORY},
+    Intake.MESSAGE: MAILBOX_REASONS | QUEUE_REASONS,
+}
+
+
+def check_pressure(state: PressureState, intake: Intake) -> None:
+    """Raise ApiError if the relay does not accept this intake at the present pressure level.
+
+    507 if the disk of the mailboxes is full (RFC 4918 11.5), else 503; both with Retry-After.
+    Reading, moving and deleting are possible at every level.
+    """
+    if (reason := state.refusing(_REJECTED_FOR[intake])) is None:
+        return
+    message = f"Nothing new is taken now: {describe(reason)}. Try again later."
+    if reason in MAILBOX_REASONS:
+        headers = {"retry-after": str(_RETRY_S)}
+        raise ApiError(507, "ErrorInsufficientResources", message, headers=headers)
+    raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
+
+
+def _path_in_mailbox(
+    segments: tuple[str, ...], account: Account, accounts: AccountDirectory
+) -> tuple[str, ...]:
+    """Return the rest of the path after /me or /users/{address}.
+
+    Raises ApiError: 403 for another account's mailbox, 404 for an unknown user or path, 501 for
+    resources outside of mailboxes.
+    """
+    first = segments[0].lower() if segments else ""
+    if first == "me":
+        return segments[1:]
+    if first in _OUTSIDE_MAILBOXES:
+        raise not_implemented(_OUTSIDE_MAILBOXES[first])
+    if first != "users" or len(segments) == 1:
+        path = "/".join(segments)
+        message = f"Resource not found for the path {quoted(path)}; mail is under /me and /users/…."
+        raise ApiError(404, "ResourceNotFound", message)
+    owner = accounts.by_address(segments[1])
+    if owner is None:
+        message = f"The requested user {quoted(segments[1])} is invalid."
+        raise ApiError(404, "ErrorInvalidUser", message)
+    if owner.address != account.address:
+        message = "Access is denied. Check credentials and try again."
+        raise ApiError(403, "ErrorAccessDenied", message)
+    return segments[2:]
