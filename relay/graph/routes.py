@@ -29,35 +29,35 @@ class Intake(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class GraphOperation:
     """What a request for a path and method does: its handler, and what it adds."""
 
     handler: Handler
     intake: Intake = Intake.NOTHING
 
 
-def _reads(handler: Handler) -> Operation:
-    return Operation(handler)
+def _reads(handler: Handler) -> GraphOperation:
+    return GraphOperation(handler)
 
 
-def _changes(handler: Handler) -> Operation:
+def _changes(handler: Handler) -> GraphOperation:
     """A change that is possible under pressure: clients make them to read mail and free space."""
-    return Operation(handler)
+    return GraphOperation(handler)
 
 
-def _adds(handler: Handler) -> Operation:
-    return Operation(handler, Intake.CONTENT)
+def _adds(handler: Handler) -> GraphOperation:
+    return GraphOperation(handler, Intake.CONTENT)
 
 
-def _sends(handler: Handler) -> Operation:
-    return Operation(handler, Intake.MESSAGE)
+def _sends(handler: Handler) -> GraphOperation:
+    return GraphOperation(handler, Intake.MESSAGE)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteMatch:
     """The operation, and the values of the {parameters} in its path."""
 
-    operation: Operation
+    operation: GraphOperation
     path_parameters: Mapping[str, str]
 
 
@@ -127,21 +127,21 @@ def _pattern(path: str) -> tuple[str, ...]:
     return tuple(path.split("/")) if path else ()
 
 
-_ONE_MESSAGE: Mapping[str, Operation] = {
+_ONE_MESSAGE: Mapping[str, GraphOperation] = {
     "GET": _reads(messages.get_message),
     "PATCH": _changes(messages.change_message),
     "DELETE": _changes(messages.delete_message),
 }
-_MESSAGES: Mapping[str, Operation] = {
+_MESSAGES: Mapping[str, GraphOperation] = {
     "GET": _reads(messages.list_messages),
     "POST": _adds(messages.create_message),
 }
-_ONE_FOLDER: Mapping[str, Operation] = {
+_ONE_FOLDER: Mapping[str, GraphOperation] = {
     "GET": _reads(mail_folders.get_folder),
     "PATCH": _changes(mail_folders.change_folder),
     "DELETE": _changes(mail_folders.delete_folder),
 }
-_MESSAGE_ROUTES: Mapping[str, Mapping[str, Operation]] = {
+_MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "messages": _MESSAGES,
     "messages/$count": {"GET": _reads(messages.count_messages)},
     "messages/{message}": _ONE_MESSAGE,
@@ -166,7 +166,7 @@ _MESSAGE_ROUTES: Mapping[str, Mapping[str, Operation]] = {
         "PUT": _adds(messages.replace_mime),
     },
 }
-_FOLDER_ROUTES: Mapping[str, Mapping[str, Operation]] = {
+_FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailfolders": {
         "GET": _reads(mail_folders.list_folders),
         "POST": _changes(mail_folders.create_folder),
@@ -212,7 +212,7 @@ _NOT_IMPLEMENTED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("contacts/*", "contactfolders/*"), "The resource contact"),
 }
-_ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, Operation] | str], ...] = (
+_ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, GraphOperation] | str], ...] = (
     (_pattern(""), {"GET": _reads(users.get_user)}),
     (_pattern("sendmail"), {"POST": _sends(send_mail.send_mail)}),
     *((_pattern(path), what) for path, what in _NOT_IMPLEMENTED.items()),
