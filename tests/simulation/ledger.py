@@ -5,7 +5,8 @@ fault at once where no later look could find it. See docs/design.md 7.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -398,24 +399,34 @@ class Witness:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._spool, name)
 
+    @contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Fail the world for an error of a judge, which the relay would take for one of the spool."""
+        try:
+            yield
+        except Exception as error:
+            self._ledger.world.fault(f"a judge failed: {error!r}")
+            raise
+
     async def accept(self, message: Any, **more: Any) -> Accepted:
         world, was_full = self._ledger.world, self._disk.full
         accepted = await self._spool.accept(message, **more)
-        if accepted.repeated:
-            world.reached["accepted: repeated"] += 1
-            if accepted.queue_id in self._ledger.archive:
-                world.reached["accepted: repeated, behind its history"] += 1
-        elif was_full and self._disk.full:
-            world.fault(f"invariant 10: {message.facts.id} was taken on while the disk is full")
-        if len({entry.content for entry in message.entries}) > 1:
-            world.reached["accepted: in two versions"] += 1
-        if not accepted.claims and message.entries:
-            world.reached["accepted: as no claim"] += 1
-        if any(isinstance(one, LargeContent) for one in message.contents):
-            world.reached["accepted: large"] += 1
-        elif any(is_in_file(one) for one in message.contents):
-            world.reached["accepted: in a file"] += 1
-        self._ledger.claimed(accepted.claims, self._life)
+        with self._judging():
+            if accepted.repeated:
+                world.reached["accepted: repeated"] += 1
+                if accepted.queue_id in self._ledger.archive:
+                    world.reached["accepted: repeated, behind its history"] += 1
+            elif was_full and self._disk.full:
+                world.fault(f"invariant 10: {message.facts.id} was taken on while the disk is full")
+            if len({entry.content for entry in message.entries}) > 1:
+                world.reached["accepted: in two versions"] += 1
+            if not accepted.claims and message.entries:
+                world.reached["accepted: as no claim"] += 1
+            if any(isinstance(one, LargeContent) for one in message.contents):
+                world.reached["accepted: large"] += 1
+            elif any(is_in_file(one) for one in message.contents):
+                world.reached["accepted: in a file"] += 1
+            self._ledger.claimed(accepted.claims, self._life)
         return accepted
 
     async def settle(self, settlement: Settlement, **more: Any) -> Any:
@@ -428,15 +439,17 @@ class Witness:
         finally:
             if settlement.reports:
                 self._life.doing.remove("a report")
-        self._ledger.settled(settlement, held=held, was_fenced=was_fenced)
-        self._ledger.claimed(claims, self._life)
+        with self._judging():
+            self._ledger.settled(settlement, held=held, was_fenced=was_fenced)
+            self._ledger.claimed(claims, self._life)
         return held, claims
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         kind = "sender" if look.sender is not None else "next hop" if look.next_hop else "onward"
         self._ledger.world.reached[f"look: {kind}"] += 1
         seen: DueBatch = await self._spool.claim_due(now_us, limit, look)
-        self._ledger.claimed(seen.claims, self._life)
+        with self._judging():
+            self._ledger.claimed(seen.claims, self._life)
         return seen
 
     async def read_content(self, content_id: int, **more: Any) -> Content:
