@@ -77,9 +77,8 @@ def create_app(
             rest = _path_in_mailbox(segments[1:], account, accounts)
             match = find_route(request.method, rest)
             check_pressure(pressure.state, match.operation.intake)
-            return await match.operation.handler(
-                GraphRequest(dependencies, request, account, match.path_parameters)
-            )
+            graph_request = GraphRequest(dependencies, request, account, match.path_parameters)
+            return graph_request.add_applied(await match.operation.handler(graph_request))
         except OutcomeUnknownError as error:
             raise UnansweredError(str(error)) from error
         except StoreError as error:

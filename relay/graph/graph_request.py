@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import tzinfo
 from typing import Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
@@ -40,6 +41,7 @@ from relay.mailbox.types import (
     TooManyUploadsError,
     UploadBusyError,
 )
+from relay.message.time_zones import time_zone
 
 STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
 STREAMED_BODIES_PER_ACCOUNT_MAX = 8
@@ -94,12 +96,16 @@ class GraphDependencies:
 
 @dataclass(frozen=True, slots=True)
 class GraphRequest:
-    """One request to one mailbox. `path_parameters` are the values of the route's {parameters}."""
+    """One request to one mailbox. `path_parameters` are the values of the route's {parameters}.
+
+    A handler adds to `applied` each preference that it applies; add_applied() sends all of them.
+    """
 
     dependencies: GraphDependencies
     http: HttpRequest
     account: Account
     path_parameters: Mapping[str, str]
+    applied: list[str] = field(default_factory=list)
 
     @property
     def mailbox(self) -> str:
@@ -133,13 +139,42 @@ class GraphRequest:
         """Read the query options. Raises ApiError 400 for one that is not `allowed`."""
         return parse_options(self.http.query, allowed=allowed, known=known)
 
-    def collection_options(
-        self, allowed: Collection[str], known: Collection[str]
-    ) -> "CollectionOptions":
+    def collection_options(self, allowed: Collection[str], known: Collection[str]) -> QueryOptions:
         """Read the query options and the preferred page size of a list. Raises ApiError 400."""
-        page_size = max_page_size(preferences(self.http.headers.getlist("prefer")))
+        page_size = max_page_size(self.preferences)
         options = parse_options(self.http.query, allowed=allowed, known=known, page_size=page_size)
-        return CollectionOptions(options, page_size)
+        if page_size is not None:
+            self.applied.append(f"odata.maxpagesize={page_size}")
+        return options
+
+    @property
+    def preferences(self) -> Mapping[str, str]:
+        """The preferences in the Prefer header, by lower-case name (RFC 7240)."""
+        lines = self.http.headers.getlist("prefer")
+        return preferences(lines) if lines else {}
+
+    async def time_zone(self) -> tzinfo:
+        """The time zone in force: of `Prefer: outlook.timezone`, or the mailbox's (default UTC).
+
+        Raises ApiError 400 for an unknown zone in the preference.
+        """
+        preferred = self.preferences.get("outlook.timezone")
+        if not preferred:
+            settings = await self.dependencies.store.mailbox_settings(self.mailbox)
+            return time_zone(settings.time_zone)
+        try:
+            zone = time_zone(preferred)
+        except ValueError as error:
+            message = f"A valid TimeZone value must be specified. outlook.timezone: {error}."
+            raise ApiError(400, "TimeZoneNotSupportedException", message) from None
+        self.applied.append(f'outlook.timezone="{preferred}"')
+        return zone
+
+    def add_applied(self, response: Response) -> Response:
+        """Name the preferences that were applied in the response, and return it."""
+        if self.applied:
+            response.headers["preference-applied"] = ", ".join(dict.fromkeys(self.applied))
+        return response
 
     def url(self) -> str:
         """Return the request's absolute URL without its query."""
@@ -187,32 +222,21 @@ class GraphRequest:
         return self.http.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-@dataclass(frozen=True, slots=True)
-class CollectionOptions:
-    """The query options of a list, and the page size that the Prefer header asks for."""
-
-    options: QueryOptions
-    page_size: int | None
-
-    def response(
-        self,
-        context: Mapping[str, Any],
-        items: Sequence[Mapping[str, Any]],
-        *,
-        total: int | None,
-        next_link: str,
-    ) -> Response:
-        """Return a page of the list; `total` is None unless $count asks for it."""
-        body = dict(context)
-        if total is not None:
-            body["@odata.count"] = total
-        body["value"] = items
-        if next_link:
-            body["@odata.nextLink"] = next_link
-        headers = {}
-        if self.page_size is not None:
-            headers["preference-applied"] = f"odata.maxpagesize={self.page_size}"
-        return json_response(body, headers=headers)
+def collection_response(
+    context: Mapping[str, Any],
+    items: Sequence[Mapping[str, Any]],
+    *,
+    total: int | None = None,
+    next_link: str = "",
+) -> Response:
+    """Return a page of a list; `total` is None unless $count asks for it."""
+    body = dict(context)
+    if total is not None:
+        body["@odata.count"] = total
+    body["value"] = items
+    if next_link:
+        body["@odata.nextLink"] = next_link
+    return json_response(body)
 
 
 def change_keys(if_match: str) -> frozenset[str]:

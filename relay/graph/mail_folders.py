@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.graph_request import GraphRequest
+from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.json_values import (
     destination_id,
     is_annotation,
@@ -107,8 +107,7 @@ async def remove_folder(request: GraphRequest) -> Response:
 
 def _list_page(request: GraphRequest, folders: Sequence[Folder]) -> Response:
     """Return the page of `folders` that the query options select."""
-    collection = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES)
-    options = collection.options
+    options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES)
     selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
     page = selected[options.skip : options.skip + options.top]
     items = [folder_json(one, options.select) for one in page]
@@ -118,7 +117,7 @@ def _list_page(request: GraphRequest, folders: Sequence[Folder]) -> Response:
     within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
     context = request.context(f"users('{quote(request.mailbox)}')/mailFolders{within}")
     total = len(selected) if options.count else None
-    return collection.response(context, items, total=total, next_link=link)
+    return collection_response(context, items, total=total, next_link=link)
 
 
 async def _delete(request: GraphRequest, *, permanently: bool) -> Response:

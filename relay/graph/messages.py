@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.graph.extended_properties import parse_expand
-from relay.graph.graph_request import GraphRequest
+from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.json_values import destination_id, read_json_object
 from relay.graph.message_parser import ParsedMessage, parse_message
 from relay.graph.mime_body import MimeConsumer, receive_in_blocks, receive_mime
@@ -214,14 +214,13 @@ async def list_messages(request: GraphRequest) -> Response:
     @odata.nextLink repeats every option. Following it returns each message that stays in the list
     once, even if new mail arrives in between.
     """
-    collection = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES)
-    options = collection.options
+    options = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES)
     expand = parse_expand(options.expand)
     page = await _query(request, options)
     items = [message_json(one, options.select) | expand.to_json(one) for one in page.messages]
     link = options.next_link(request.url(), skiptoken=page.next_after) if page.next_after else ""
     context = request.context(messages_context(request))
-    return collection.response(context, items, total=page.total, next_link=link)
+    return collection_response(context, items, total=page.total, next_link=link)
 
 
 async def count_messages(request: GraphRequest) -> Response:

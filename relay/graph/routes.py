@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from starlette.responses import Response
 
-from relay.graph import attachments, mail_folders, messages, send_mail, users
+from relay.graph import attachments, mail_folders, mailbox_settings, messages, send_mail, users
 from relay.graph.graph_request import GraphRequest, not_implemented
 from relay.http.errors import ApiError, quoted
 
@@ -179,6 +179,13 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailfolders/{folder}/move": {"POST": _changes(mail_folders.move_folder)},
     "mailfolders/{folder}/permanentdelete": {"POST": _changes(mail_folders.remove_folder)},
 }
+_SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
+    "mailboxsettings": {
+        "GET": _reads(mailbox_settings.get_settings),
+        "PATCH": _changes(mailbox_settings.change_settings),
+    },
+    "mailboxsettings/{setting}": {"GET": _reads(mailbox_settings.get_setting)},
+}
 _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
     "messages/delta": "A delta query",
     "messages/delta()": "A delta query",
@@ -203,7 +210,6 @@ _NOT_IMPLEMENTED: Mapping[str, str] = {
         f"mailfolders/{{folder}}/{path}": what
         for path, what in _NOT_IMPLEMENTED_MESSAGE_ROUTES.items()
     },
-    "mailboxsettings/*": "The resource mailboxSettings",
     "inferenceclassification/*": "The resource inferenceClassification",
     "outlook/*": "The resource outlookUser",
     "getmailtips": "getMailTips",
@@ -215,6 +221,7 @@ _NOT_IMPLEMENTED: Mapping[str, str] = {
 _ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, GraphOperation] | str], ...] = (
     (_pattern(""), {"GET": _reads(users.get_user)}),
     (_pattern("sendmail"), {"POST": _sends(send_mail.send_mail)}),
+    *((_pattern(path), by_method) for path, by_method in _SETTINGS_ROUTES.items()),
     *((_pattern(path), what) for path, what in _NOT_IMPLEMENTED.items()),
     *((_pattern(path), by_method) for path, by_method in _MESSAGE_ROUTES.items()),
     *((_pattern(path), by_method) for path, by_method in _FOLDER_ROUTES.items()),

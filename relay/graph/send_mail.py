@@ -23,7 +23,6 @@ from relay.graph.mime_body import (
     header_block,
     receive_mime,
 )
-from relay.graph.query_options import preferences
 from relay.graph.recipients import author_on_behalf, check_has_recipients, check_own
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.folders import ROOT_ID
@@ -59,19 +58,15 @@ async def send_mail(request: GraphRequest) -> Response:
         )
     properties = MessageProperties(**fields)
     check_has_recipients(properties)
-    options, applied = await send_options(
-        request, properties.extended, save=parameters.save_to_sent_items
-    )
+    options = await send_options(request, properties.extended, save=parameters.save_to_sent_items)
     submission = await await_submission(
         request.dependencies.store.submit_new(request.mailbox, properties, options)
     )
-    return _accepted(
-        request, submission, internet_message_id=properties.internet_message_id, headers=applied
-    )
+    return _accepted(request, submission, internet_message_id=properties.internet_message_id)
 
 
 async def _send_mime(request: GraphRequest) -> Response:
-    options, applied = await send_options(request, ())
+    options = await send_options(request, ())
     store, mailbox = request.dependencies.store, request.mailbox
 
     def options_for(message: MimeMessage) -> SendOptions:
@@ -87,7 +82,7 @@ async def _send_mime(request: GraphRequest) -> Response:
     )
     received = await receive_mime(request, consumer, to_send=True)
     message_id = received.message.internet_message_id
-    return _accepted(request, received.result, internet_message_id=message_id, headers=applied)
+    return _accepted(request, received.result, internet_message_id=message_id)
 
 
 async def send_draft(request: GraphRequest) -> Response:
@@ -107,25 +102,16 @@ async def send_draft(request: GraphRequest) -> Response:
     check_has_recipients(draft.properties)
     check_own(draft.properties.from_, request.account, path="from")
     check_own(draft.properties.sender, request.account, path="sender")
-    options, applied = await send_options(request, draft.properties.extended)
+    options = await send_options(request, draft.properties.extended)
     options = replace(options, on_behalf_of=on_behalf_of)
     submission = await await_submission(
         store.submit_draft(request.mailbox, draft.id, options, condition=request.condition)
     )
-    return _accepted(
-        request,
-        submission,
-        internet_message_id=draft.properties.internet_message_id,
-        headers=applied,
-    )
+    return _accepted(request, submission, internet_message_id=draft.properties.internet_message_id)
 
 
 def _accepted(
-    request: GraphRequest,
-    submission: PendingSubmission,
-    *,
-    internet_message_id: str,
-    headers: Mapping[str, str],
+    request: GraphRequest, submission: PendingSubmission, *, internet_message_id: str
 ) -> Response:
     async def answered() -> None:
         request.dependencies.crash.reached(CrashPoint.REQUEST_ANSWERED)
@@ -133,7 +119,6 @@ def _accepted(
     headers = {
         "x-relay-message-id": submission.draft_id,
         "x-relay-submission-id": submission.submission_id,
-        **headers,
     }
     # MIME may have none: the conversion adds one
     if internet_message_id and internet_message_id.isascii() and internet_message_id.isprintable():
@@ -145,23 +130,21 @@ def _accepted(
 class SendPreferences:
     """Relay's preferences in the Prefer header (RFC 7240); `applied` is for Preference-Applied."""
 
-    save: bool | None
-    folder: str
-    applied: str
+    save: bool | None = None
+    folder: str = ""
+    applied: tuple[str, ...] = ()
 
 
 async def send_options(
     request: GraphRequest, extended: Sequence[ExtendedProperty], *, save: bool = True
-) -> tuple[SendOptions, dict[str, str]]:
-    """Return the options of a submission, and header fields for the response.
+) -> SendOptions:
+    """Return the options of a submission.
 
     `save` is saveToSentItems. The Prefer header overrides it, and the extended properties of the
     message (MS-OXOMSG 2.2.3: PidTagDeleteAfterSubmit, PidTagSentMailEntryId). Raises ApiError 400.
     """
-    lines = request.http.headers.getlist("prefer")
-    preferred = (
-        read_send_preferences(preferences(lines)) if lines else SendPreferences(None, "", "")
-    )
+    given = request.preferences
+    preferred = read_send_preferences(given) if given else SendPreferences()
     wishes = (
         requested_send_options(extended, now_us=request.dependencies.clock.time_us())
         if extended
@@ -176,13 +159,13 @@ async def send_options(
         save = True
     elif preferred.save is False or (wishes and wishes.delete_after_submit):
         save = False
-    options = SendOptions(
+    request.applied.extend(preferred.applied)
+    return SendOptions(
         save_to_sent_items=save,
         sent_folder=folder if save else "",
         scheduled_us=wishes.scheduled_us if wishes else 0,
         client=Client(request.http.client_address, account=request.account.address),
     )
-    return options, {"preference-applied": preferred.applied} if preferred.applied else {}
 
 
 def read_send_preferences(given: Mapping[str, str]) -> SendPreferences:
@@ -203,7 +186,7 @@ def read_send_preferences(given: Mapping[str, str]) -> SendPreferences:
     applied = [] if save is None else [f"{_SAVE}={str(save).lower()}"]
     if folder:
         applied.append(f'{_FOLDER}="{folder}"' if not folder.isalnum() else f"{_FOLDER}={folder}")
-    return SendPreferences(save, folder or "", ", ".join(applied))
+    return SendPreferences(save, folder or "", tuple(applied))
 
 
 async def _sent_folder(request: GraphRequest, identifiers: Sequence[str], *, where: str) -> str:

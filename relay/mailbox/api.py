@@ -11,6 +11,7 @@ from typing import Protocol
 
 from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.query import MessageQuery
+from relay.mailbox.settings_file import UserSettings
 from relay.mailbox.types import (
     NO_PRECONDITION,
     ChangePage,
@@ -208,6 +209,16 @@ class MailStore(Protocol):
 
         Raises NoSuchItemError, ProtectedFolderError, FolderError, StoreUnavailableError.
         """
+        ...
+
+    # -- settings
+
+    async def mailbox_settings(self, account: str) -> UserSettings:
+        """What the user has set, or the defaults. Raises StoreUnavailableError."""
+        ...
+
+    async def write_mailbox_settings(self, account: str, settings: UserSettings) -> None:
+        """Replace all settings. Raises StoreUnavailableError."""
         ...
 
 

@@ -28,6 +28,7 @@ from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.moving import MessageMover
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.quota import Quota
+from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions import SubmissionDirectory, content_of
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
@@ -137,6 +138,9 @@ class FileStore:
         self.create_folder = in_thread(self._tree.create)
         self.delete_folder = in_thread(self._tree.delete)
         self.deliver = in_thread(self._inbox.deliver)
+        settings = SettingsFiles(self._shared.folders, self._shared.stripes)
+        self.mailbox_settings = in_thread(settings.read)
+        self.write_mailbox_settings = in_thread(settings.write)
         self.is_rush = self._rush.is_rush
         self.take_submission = self._pending.take
         self.retry_submission = self._pending.retry

@@ -20,6 +20,7 @@ from relay.clock import ManualClock
 from relay.crashpoints import CrashPoint
 from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.query import MessageQuery
+from relay.mailbox.settings_file import UserSettings
 from relay.mailbox.types import (
     MessageChange,
     OutcomeUnknownError,
@@ -355,6 +356,19 @@ async def changes_after_a_start(trial: PowerLossTrial) -> None:
     )
 
 
+async def changes_of_settings(trial: PowerLossTrial) -> None:
+    await trial.store.list_folders(ALICE)
+    for zone in ("Asia/Tokyo", "Europe/Berlin"):
+        store, settings = trial.settled_store(), UserSettings(time_zone=zone)
+        await store.write_mailbox_settings(ALICE, settings)
+
+        async def kept(after: FileStore, expected: UserSettings = settings) -> None:
+            if await after.mailbox_settings(ALICE) != expected:
+                raise PromiseBrokenError
+
+        await trial.check(lambda _: True, kept)
+
+
 Scenario = Callable[[PowerLossTrial], Awaitable[None]]
 SCENARIOS: tuple[Scenario, ...] = (
     *(
@@ -370,7 +384,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
     *(rejected_changes_of_scheduled_sends, deliveries, repeated_deliveries, leftovers),
-    *(changes_that_were_cut_off, changes_after_a_start),
+    *(changes_that_were_cut_off, changes_after_a_start, changes_of_settings),
 )
 
 
@@ -478,7 +492,7 @@ SYNCED_BY = frozenset(
 )
 MODULES = (
     *("drafts.py", "inbox.py", "stale_files.py", "moving.py", "submissions/submit.py"),
-    *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py"),
+    *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py", "settings_file.py"),
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
 OF_FOLDERS = ("mailbox", "make_folder", "write_folder_id")

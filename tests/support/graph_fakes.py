@@ -15,6 +15,7 @@ from relay.crashpoints import CrashPoint, CrashPoints
 from relay.graph import create_app
 from relay.http.gateway import Gateway
 from relay.mailbox.query import MessageQuery
+from relay.mailbox.settings_file import UserSettings
 from relay.mailbox.types import (
     NO_PRECONDITION,
     Folder,
@@ -57,6 +58,7 @@ class MemoryStore:
         self.refuse: Exception | None = None
         self.written = 0
         self.folders = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
+        self.settings = UserSettings()
 
     async def create_draft(self, account, content, *, folder_id="drafts"):
         if self.refuse:
@@ -153,6 +155,15 @@ class MemoryStore:
     async def mime(self, account, message_id):
         await self.get(account, message_id)
         return b"Subject: as MIME\r\n\r\n"
+
+    async def mailbox_settings(self, account):
+        return self.settings
+
+    async def write_mailbox_settings(self, account, settings):
+        if self.refuse:
+            raise self.refuse
+        self.written += 1
+        self.settings = settings
 
     async def list_folders(self, account):
         return self.folders

@@ -61,7 +61,6 @@ async def test_what_is_not_there(graph: GraphInMemory, path: str, status: int, c
         ("mailFolders/x/copy", "copy of a mailFolder"),
         ("mailFolders/x/childFolders/y/copy", "copy of a mailFolder"),
         ("mailFolders/inbox/messageRules", "The resource messageRule"),
-        ("mailboxSettings/timeZone", "The resource mailboxSettings"),
         ("calendar/events", "The resource calendar"),
         ("contacts", "The resource contact"),
         ("../$batch", "$batch"),

@@ -1,0 +1,258 @@
+"""Handlers of the mailboxSettings resource: time zone, language, working hours and formats.
+
+Relay stores what a user sets and uses the time zone. Automatic replies do not exist: they are
+always disabled, and a request that would enable them or store a text for them is a 501.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import time
+from typing import Any
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from relay.graph.graph_request import GraphRequest
+from relay.graph.json_values import (
+    check_known_properties,
+    invalid_value,
+    is_annotation,
+    one_of,
+    read_array,
+    read_header_text,
+    read_json_object,
+    read_object,
+    read_string,
+    unknown_property,
+    unsupported,
+)
+from relay.http.errors import ApiError, quoted
+from relay.http.gateway import json_response
+from relay.mailbox.settings_file import UserSettings, WorkingHours
+from relay.mailbox.types import WellKnown
+from relay.message.time_zones import time_zone
+
+_RESOURCE = "microsoft.graph.mailboxSettings"
+_TEXT_CHARACTERS = 64
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,4}")
+_TIME_OF_DAY = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,12}))?)?", re.ASCII)
+_WEEK = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
+_MEETINGS = "sendToDelegateOnly"
+_NO_TIME = {"dateTime": "1970-01-01T00:00:00.0000000", "timeZone": "UTC"}
+_AUTOMATIC_REPLIES: Mapping[str, Any] = {
+    "status": "disabled",
+    "externalAudience": "none",
+    "internalReplyMessage": "",
+    "externalReplyMessage": "",
+    "scheduledStartDateTime": _NO_TIME,
+    "scheduledEndDateTime": _NO_TIME,
+}
+
+
+async def get_settings(request: GraphRequest) -> Response:
+    """GET mailboxSettings: return all settings, or those of $select."""
+    options = request.options({"select"}, _SHOWN)
+    settings = await request.dependencies.store.mailbox_settings(request.mailbox)
+    return _settings_response(request, settings, options.select or tuple(_SHOWN))
+
+
+async def get_setting(request: GraphRequest) -> Response:
+    """GET one setting: an object, or a `value`."""
+    request.options()
+    wanted = request.path_parameters["setting"].lower()
+    name = next((name for name in _SHOWN if name.lower() == wanted), None)
+    if name is None:
+        message = f"Resource not found for the segment {quoted(wanted)} of mailboxSettings."
+        raise ApiError(404, "ResourceNotFound", message)
+    shown = _SHOWN[name](await request.dependencies.store.mailbox_settings(request.mailbox))
+    body = shown if isinstance(shown, Mapping) else {"value": shown}
+    return json_response({**request.context(f"{_context(request)}/{name}"), **body})
+
+
+async def change_settings(request: GraphRequest) -> Response:
+    """PATCH mailboxSettings: replace the given settings, and return all of them."""
+    request.options()
+    body = read_json_object(await request.http.body())
+    store = request.dependencies.store
+    async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
+        before = await store.mailbox_settings(request.mailbox)
+        settings = changed_settings(before, body)
+        if settings != before:
+            await store.write_mailbox_settings(request.mailbox, settings)
+    return _settings_response(request, settings, tuple(_SHOWN))
+
+
+def _settings_response(
+    request: GraphRequest, settings: UserSettings, names: tuple[str, ...]
+) -> Response:
+    shown = {name: _SHOWN[name](settings) for name in names}
+    return json_response({**request.context(_context(request)), **shown})
+
+
+def _context(request: GraphRequest) -> str:
+    return f"users('{quote(request.mailbox)}')/mailboxSettings"
+
+
+def _working_hours_json(settings: UserSettings) -> dict[str, Any]:
+    hours = settings.working_hours
+    return {
+        "daysOfWeek": list(hours.days),
+        "startTime": f"{hours.start:%H:%M:%S.%f}0",
+        "endTime": f"{hours.end:%H:%M:%S.%f}0",
+        "timeZone": {"name": hours.time_zone or settings.time_zone},
+    }
+
+
+_SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
+    "archiveFolder": lambda _: WellKnown.ARCHIVE,
+    "timeZone": lambda settings: settings.time_zone,
+    "delegateMeetingMessageDeliveryOptions": lambda _: _MEETINGS,
+    "dateFormat": lambda settings: settings.date_format,
+    "timeFormat": lambda settings: settings.time_format,
+    "userPurpose": lambda _: "user",
+    "automaticRepliesSetting": lambda _: dict(_AUTOMATIC_REPLIES),
+    "language": lambda settings: {
+        "locale": settings.language,
+        "displayName": settings.language_name,
+    },
+    "workingHours": _working_hours_json,
+}
+_READ_ONLY = frozenset(("archiveFolder", "userPurpose"))  # clients send them back; ignored
+
+
+def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSettings:
+    """Return the settings after a PATCH. null sets the default. Raises ApiError 400, 501."""
+    fields: dict[str, Any] = {}
+    for name, value in body.items():
+        match name:
+            case "timeZone":
+                fields["time_zone"] = _zone(value, name)
+            case "dateFormat":
+                fields["date_format"] = _format(value, name, default=_DEFAULTS.date_format)
+            case "timeFormat":
+                fields["time_format"] = _format(value, name, default=_DEFAULTS.time_format)
+            case "language":
+                fields |= _language(value)
+            case "workingHours":
+                fields["working_hours"] = _working_hours(before.working_hours, value)
+            case "automaticRepliesSetting":
+                _check_automatic_replies(value)
+            case "delegateMeetingMessageDeliveryOptions":
+                if read_string(value, name).lower() not in ("", _MEETINGS.lower()):
+                    raise unsupported(name, "calendars and their delegates are not implemented")
+            case _ if name not in _READ_ONLY and not is_annotation(name):
+                raise unknown_property(name, _RESOURCE)
+    return replace(before, **fields)
+
+
+_DEFAULTS = UserSettings()
+
+
+def _zone(value: object, path: str) -> str:
+    name = read_header_text(value, path, longest=_TEXT_CHARACTERS) or _DEFAULTS.time_zone
+    try:
+        time_zone(name)
+    except ValueError as error:
+        message = f"Time Zone settings provided are invalid. {path}: {error}."
+        raise ApiError(400, "InvalidTimeZone", message) from None
+    return name
+
+
+def _format(value: object, path: str, *, default: str) -> str:
+    return read_header_text(value, path, longest=_TEXT_CHARACTERS).strip() or default
+
+
+def _language(value: object) -> dict[str, str]:
+    given = {} if value is None else read_object(value, "language")
+    check_known_properties(
+        given, ("locale", "displayName"), path="language", resource="microsoft.graph.localeInfo"
+    )
+    locale = read_string(given.get("locale"), "language.locale")
+    if not locale:
+        return {"language": _DEFAULTS.language, "language_name": _DEFAULTS.language_name}
+    if not _LANGUAGE.fullmatch(locale):
+        raise invalid_value("language.locale", locale, "a language such as en-US")
+    name = read_header_text(
+        given.get("displayName"), "language.displayName", longest=_TEXT_CHARACTERS
+    )
+    is_default = locale.lower() == _DEFAULTS.language.lower()
+    return {
+        "language": locale,
+        "language_name": name or (_DEFAULTS.language_name if is_default else locale),
+    }
+
+
+def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
+    if value is None:
+        return WorkingHours()
+    path = "workingHours"
+    given = read_object(value, path)
+    check_known_properties(
+        given,
+        ("daysOfWeek", "startTime", "endTime", "timeZone"),
+        path=path,
+        resource="microsoft.graph.workingHours",
+    )
+    fields: dict[str, Any] = {}
+    if "daysOfWeek" in given:
+        days = read_array(given["daysOfWeek"], f"{path}.daysOfWeek", most=len(_WEEK))
+        named = [one_of(day, f"{path}.daysOfWeek[{at}]", _WEEK) for at, day in enumerate(days)]
+        fields["days"] = tuple(dict.fromkeys(named))
+    for name, field in (("startTime", "start"), ("endTime", "end")):
+        if given.get(name) is not None:
+            fields[field] = _time_of_day(given[name], f"{path}.{name}")
+    if "timeZone" in given:
+        fields["time_zone"] = _working_zone(given["timeZone"], f"{path}.timeZone")
+    hours = replace(before, **fields)
+    if hours.start >= hours.end:
+        message = (
+            f"Start Time should occur before End Time. {path}: found {hours.start} to {hours.end}."
+        )
+        raise ApiError(400, "ErrorInvalidTimeSettings", message)
+    return hours
+
+
+def _working_zone(value: object, path: str) -> str:
+    if value is None:
+        return ""
+    given = read_object(value, path)
+    if str(given.get("@odata.type", "")).endswith("customTimeZone") or "bias" in given:
+        raise unsupported(path, "customTimeZone is not implemented, only zones with a name")
+    check_known_properties(given, ("name",), path=path, resource="microsoft.graph.timeZoneBase")
+    return _zone(given.get("name"), f"{path}.name")
+
+
+def _time_of_day(value: object, path: str) -> time:
+    text = read_string(value, path)
+    if match := _TIME_OF_DAY.fullmatch(text):
+        microsecond = int((match[4] or "").ljust(6, "0")[:6])
+        try:
+            return time(int(match[1]), int(match[2]), int(match[3] or 0), microsecond)
+        except ValueError:
+            pass
+    message = f"Cannot convert the literal {quoted(text)} to the expected type 'Edm.TimeOfDay'."
+    raise ApiError(400, "RequestBodyRead", f"{message} {path}: expected a time such as 08:00:00.")
+
+
+def _check_automatic_replies(value: object) -> None:
+    """Accept what leaves automatic replies disabled and loses no text. Raises ApiError 400, 501."""
+    if value is None:
+        return
+    path = "automaticRepliesSetting"
+    given = read_object(value, path)
+    check_known_properties(
+        given,
+        tuple(_AUTOMATIC_REPLIES),
+        path=path,
+        resource="microsoft.graph.automaticRepliesSetting",
+    )
+    choices = ("disabled", "alwaysenabled", "scheduled")
+    status = one_of(given.get("status") or "disabled", f"{path}.status", choices)
+    messages = (
+        read_string(given.get(name), f"{path}.{name}").strip()
+        for name in ("internalReplyMessage", "externalReplyMessage")
+    )
+    if status != "disabled" or any(messages):
+        raise unsupported(path, "automatic replies are not implemented; the status is disabled")

@@ -1,0 +1,83 @@
+"""The settings of a mailbox: the file `relay-settings` next to the Maildir's files.
+
+The file is replaced in one step and is durable when a write returns. A missing file gives the
+defaults; so does one that cannot be read as settings, with a line in the log. No mail program
+knows the file. Graph's mailboxSettings.
+"""
+
+from dataclasses import dataclass
+from datetime import time
+
+import msgspec
+
+from relay.mailbox.folders import Folders
+from relay.mailbox.maildir import Stripes, open_message, remove, sync_directory, write_synced
+from relay.message.time_zones import time_zone
+from relay.observe.logs import get_logger
+
+FILE_NAME = "relay-settings"
+_BYTES_MAX = 64 * 1024  # what Graph accepts is a few KiB at most
+
+_log = get_logger("mailbox")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingHours:
+    """The hours of a working day; `time_zone` "" is that of the mailbox."""
+
+    days: tuple[str, ...] = ("monday", "tuesday", "wednesday", "thursday", "friday")
+    start: time = time(8)
+    end: time = time(17)
+    time_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserSettings:
+    """What a user has set. The zones are names that time_zone() knows, `language` is an RFC 5646
+    tag with the name that clients show. The formats are .NET's patterns, for clients only.
+    """
+
+    time_zone: str = "UTC"
+    language: str = "en-US"
+    language_name: str = "English (United States)"
+    date_format: str = "M/d/yyyy"
+    time_format: str = "h:mm tt"
+    working_hours: WorkingHours = WorkingHours()
+
+
+class SettingsFiles:
+    """The settings of all mailboxes."""
+
+    def __init__(self, folders: Folders, stripes: Stripes) -> None:
+        self._folders = folders
+        self._stripes = stripes
+
+    def read(self, account: str) -> UserSettings:
+        """Return the settings of a mailbox, or the defaults. Raises OSError."""
+        path = self._folders.mailbox(account) / FILE_NAME
+        try:
+            with open_message(path) as file:
+                octets = file.read(_BYTES_MAX)
+        except FileNotFoundError:
+            return UserSettings()
+        try:
+            settings = msgspec.json.decode(octets, type=UserSettings)
+            for name in (settings.time_zone, settings.working_hours.time_zone or "UTC"):
+                time_zone(name)
+        except ValueError as error:  # msgspec's errors are ValueErrors
+            _log.warning("settings unreadable", file=str(path), reason=str(error))
+            return UserSettings()
+        return settings
+
+    def write(self, account: str, settings: UserSettings) -> None:
+        """Replace the settings of a mailbox, durably. Raises OSError."""
+        mailbox = self._folders.mailbox(account)
+        fresh = mailbox / f"{FILE_NAME}.new"
+        with self._stripes.of(str(fresh)):
+            remove(fresh)  # left by a crash
+            try:
+                write_synced(fresh, msgspec.json.format(msgspec.json.encode(settings)))
+                fresh.rename(mailbox / FILE_NAME)
+            finally:
+                remove(fresh)
+            sync_directory(mailbox)
