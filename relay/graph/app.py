@@ -10,6 +10,7 @@ from starlette.responses import Response
 from relay.accounts.account import Account, AccountDirectory
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
+from relay.graph.batch import BatchHandler
 from relay.graph.graph_request import GraphDependencies, GraphRequest, api_error, not_implemented
 from relay.graph.routes import Intake, find_route, with_keys
 from relay.graph.upload_sessions import serve_upload
@@ -32,7 +33,7 @@ _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5
 _RETRY_S = 30
 _UPLOAD = ("v1.0", "uploads", "{token}")
-_OUTSIDE_MAILBOXES = {"$batch": "$batch", "subscriptions": "The resource subscription"}
+_OUTSIDE_MAILBOXES = {"subscriptions": "The resource subscription"}
 
 
 def create_app(
@@ -74,6 +75,8 @@ def create_app(
                 if request.method == "PUT":
                     check_pressure(pressure.state, Intake.CONTENT)
                 return await serve_upload(dependencies, request, segments[2], accounts=accounts)
+            if len(segments) == 2 and segments[1].lower() == "$batch":
+                return await batches.handle(request)
             rest = _path_in_mailbox(segments[1:], account, accounts)
             match = find_route(request.method, rest)
             check_pressure(pressure.state, match.operation.intake)
@@ -85,7 +88,13 @@ def create_app(
             raise api_error(error) from error
 
     limits = RequestLimits(body_bytes=http.max_body, held_bytes=_HELD_BODIES * http.max_body)
-    return Gateway(handle, clock=clock, limits=limits)
+    gateway = Gateway(handle, clock=clock, limits=limits)
+    batches = BatchHandler(
+        gateway.respond_to,
+        clock=clock,
+        base_url=lambda request: request.base_url(http.public_url, hostname),
+    )
+    return gateway
 
 
 _REJECTED_FOR = {

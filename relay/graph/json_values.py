@@ -52,8 +52,7 @@ def read_json_object(body: bytes) -> dict[str, Any]:
 
     Raises ApiError 400 UnableToDeserializePostBody.
     """
-    if _has_too_many_values(body):
-        raise _unreadable(f"it has more than {_VALUES_MAX} values")
+    check_number_of_values(body)
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
@@ -67,6 +66,12 @@ def read_json_object(body: bytes) -> dict[str, Any]:
             return value
         reason = f"expected an object, found {quoted(value)}"
     raise _unreadable(reason)
+
+
+def check_number_of_values(body: bytes) -> None:
+    """Raise ApiError 400 for JSON whose values would take many times its size in memory."""
+    if _has_too_many_values(body):
+        raise _unreadable(f"it has more than {_VALUES_MAX} values")
 
 
 def _has_too_many_values(body: bytes) -> bool:

@@ -55,6 +55,18 @@ class StreamedResponse(Response):
         else:
             self.headers["content-length"] = str(size_bytes)
 
+    async def collect(self, limit_bytes: int) -> bytes | None:
+        """Return the body in whole; None if it is longer than `limit_bytes`. Raises OSError."""
+        blocks = iter(self._blocks)
+        parts: list[bytes] = []
+        size_bytes = 0
+        while block := await asyncio.to_thread(_next_block, blocks):
+            size_bytes += len(block)
+            if size_bytes > limit_bytes:
+                return None
+            parts.append(block)
+        return b"".join(parts)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response (ASGI)."""
         start = {
@@ -156,24 +168,17 @@ class Gateway:
         assert scope["type"] == "http", "the server is set up for HTTP alone"
         ids = self._request_ids(scope)
         request: HttpRequest | None = None
-        response: Response | None = None
         is_cancelled = False
         try:
             request = HttpRequest(scope, receive, ids=ids, limits=self._body_limits)
-            response = await self._handler(request)
+            response = await self._respond(request)
         except ApiError as error:
             response = self._error_response(error, ids)
         except ClientDisconnectedError:
             return
-        except UnansweredError as error:
-            _log.error("request not answered", request_id=ids.request_id, reason=str(error))
         except asyncio.CancelledError:  # the server stops and the grace time has passed
             is_cancelled = True
             response = self._error_response(_shutdown_error(request), ids)
-        except Exception:  # noqa: BLE001 - no traceback may leave the server
-            _log.exception("request failed", request_id=ids.request_id, method=scope["method"])
-            message = f"Internal error; the server's log has details under {ids.request_id}."
-            response = self._error_response(ApiError(500, "InternalServerError", message), ids)
         finally:
             if request is not None:
                 request.release()
@@ -197,6 +202,41 @@ class Gateway:
             (b"x-content-type-options", b"nosniff"),
         )
         await response(scope, receive, partial(_send_in_blocks, send) if is_large else send)
+
+    async def respond_to(self, scope: Scope, receive: Receive) -> Response | None:
+        """Handle a request that is part of another one, with its limits and its error responses.
+
+        None if its outcome is unknown.
+        """
+        ids = self._request_ids(scope)
+        try:
+            request = HttpRequest(scope, receive, ids=ids, limits=self._body_limits)
+        except ApiError as error:
+            return self._error_response(error, ids)
+        try:
+            response = await self._respond(request)
+        finally:
+            request.release()
+        if response is not None:
+            response.headers["request-id"] = ids.request_id
+        return response
+
+    async def _respond(self, request: HttpRequest) -> Response | None:
+        """Call the handler; an error becomes its response, an unknown outcome None."""
+        ids = request.ids
+        try:
+            return await self._handler(request)
+        except ApiError as error:
+            return self._error_response(error, ids)
+        except ClientDisconnectedError:
+            raise
+        except UnansweredError as error:
+            _log.error("request not answered", request_id=ids.request_id, reason=str(error))
+            return None
+        except Exception:  # noqa: BLE001 - no traceback may leave the server
+            _log.exception("request failed", request_id=ids.request_id, method=request.method)
+            message = f"Internal error; the server's log has details under {ids.request_id}."
+            return self._error_response(ApiError(500, "InternalServerError", message), ids)
 
     def _date_header(self) -> bytes:
         second = self._clock.time_us() // 1_000_000

@@ -7,7 +7,7 @@ one is in memory. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1; RFC 6750.
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -24,6 +24,7 @@ _Result = TypeVar("_Result")
 BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
 CLOSE = "relay.close"  # scope key: a function that closes the connection
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
+_IS_PART = "relay.is_part"  # scope key: the request is part of a batch
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
@@ -64,6 +65,31 @@ class HttpRequest:
             return public_url.rstrip("/")
         host = self.headers.get("host", "")
         return f"{self._scope['scheme']}://{host if _HOST.fullmatch(host) else fallback_host}"
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the request is part of a batch."""
+        return _IS_PART in self._scope
+
+    def part_scope(
+        self, method: str, target: bytes, *, headers: Sequence[tuple[bytes, bytes]]
+    ) -> Scope:
+        """Return the ASGI scope of a request that is part of this one, by the same client.
+
+        `target` is its path and query. Its body is complete, and it has no connection of its own.
+        """
+        path, _, query = target.partition(b"?")
+        own = {
+            "method": method,
+            "path": path.decode("ascii"),
+            "raw_path": path,
+            "query_string": query,
+            "headers": headers,
+            BODY_COMPLETE: True,
+            _IS_PART: True,
+        }
+        kept = {k: v for k, v in self._scope.items() if k not in (CLOSE, ALLOW_RESPONSE)}
+        return {**kept, **own}
 
     @property
     def client_address(self) -> str:

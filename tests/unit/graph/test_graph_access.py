@@ -63,7 +63,6 @@ async def test_what_is_not_there(graph: GraphInMemory, path: str, status: int, c
         ("mailFolders/inbox/messageRules", "The resource messageRule"),
         ("calendar/events", "The resource calendar"),
         ("contacts", "The resource contact"),
-        ("../$batch", "$batch"),
         ("../subscriptions/1", "The resource subscription"),
     ],
 )
