@@ -14,10 +14,12 @@ from relay.mailbox.maildir import retry_if_renamed
 from relay.mailbox.messages import (
     ComposedDraft,
     DraftIdentity,
+    attachment_ids,
     loaded,
     open_octets,
     stored_attachment,
-    with_attachments,
+    with_attachment,
+    without_attachment,
 )
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
@@ -28,7 +30,7 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.mime.draft import DraftAttachment
-from relay.mime.edit_draft import NotEditableError, check_rewritable, stored_attachments
+from relay.mime.edit_draft import NotEditableError
 from relay.mime.read_mime import read_attachments
 
 ATTACHMENTS_MAX = 250
@@ -67,12 +69,11 @@ class Attachments:
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
             stored = open_octets(located)
-            kept = stored_attachments(stored)
-            if any(one.part.id == new.part.id for one in kept):
+            kept = read_attachments(stored)
+            if new.part.id in attachment_ids(kept):
                 raise _IsThereError
-            _check_room(kept, new, limit_bytes)
-            check_rewritable(stored)
-            return with_attachments(located, stored, identity, attachments=(*kept, new))
+            _check_sizes([one.facts.size for one in kept], new.part.size, limit_bytes)
+            return with_attachment(located, stored, identity, new=new)
 
         with suppress(_IsThereError):
             return self._changed(account, message_id, make)
@@ -83,12 +84,11 @@ class Attachments:
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
             stored = open_octets(located)
-            kept = stored_attachments(stored)
-            rest = tuple(one for one in kept if one.part.id != attachment_id)
-            if len(rest) == len(kept):
+            ids = attachment_ids(read_attachments(stored))
+            if attachment_id not in ids:
                 raise no_such_attachment(attachment_id)
-            check_rewritable(stored)
-            return with_attachments(located, stored, identity, attachments=rest)
+            number = ids.index(attachment_id)
+            return without_attachment(located, stored, identity, number=number)
 
         return self._changed(account, message_id, make)
 
@@ -127,10 +127,6 @@ def found_attachment(attachments: Sequence[OpenAttachment], attachment_id: str) 
 def no_such_attachment(attachment_id: str) -> NoSuchItemError:
     """Return the error for an unknown attachment id."""
     return NoSuchItemError(f"The message has no attachment {attachment_id!r}.")
-
-
-def _check_room(kept: Sequence[DraftAttachment], new: DraftAttachment, limit_bytes: int) -> None:
-    _check_sizes([one.part.size for one in kept], new.part.size, limit_bytes)
 
 
 def _check_sizes(sizes: Sequence[int], new: int, limit_bytes: int) -> None:

@@ -36,6 +36,7 @@ from relay.mime.draft import (
     DraftAttachment,
     DraftOrigin,
     MimeDraftProperties,
+    PrivateBlock,
     draft_content,
     mime_draft_block,
     private_block_length,
@@ -43,13 +44,19 @@ from relay.mime.draft import (
     read_private_block,
     with_defaults,
 )
+from relay.mime.edit_attachments import add_part, remove_part
 from relay.mime.edit_draft import (
     NotEditableError,
     changed_mime,
     stored_attachments,
-    without_redundant_headers,
 )
-from relay.mime.read_mime import AttachmentFacts, read_message, read_mime
+from relay.mime.read_mime import (
+    AttachedOctets,
+    AttachmentFacts,
+    read_attachments,
+    read_message,
+    read_mime,
+)
 from relay.mime.write_header import is_message_id
 
 
@@ -297,27 +304,59 @@ def next_generation(
         content = join_octets(changed_mime(content, before, change))
     except NotEditableError as error:
         raise NotADraftError(str(error)) from None
-    mime_properties = MimeDraftProperties(change.delivery_receipt, change.extended)
+    mime_properties = MimeDraftProperties(
+        change.delivery_receipt,
+        change.extended,
+        block.beside.attachment_ids if block and block.beside else (),
+    )
     return compose(content, identity, mime_properties=mime_properties)
 
 
-def with_attachments(
-    located: MessageFile,
-    stored: Octets,
-    identity: DraftIdentity,
-    *,
-    attachments: Sequence[DraftAttachment],
+def with_attachment(
+    located: MessageFile, stored: Octets, identity: DraftIdentity, *, new: DraftAttachment
 ) -> ComposedDraft:
-    """Compose a draft's next generation with exactly these attachments.
+    """Compose a draft's next generation with one more attachment. MIME stays MIME.
 
-    A draft from MIME becomes a draft from properties. Reading blocks; raises OSError.
+    Reading blocks; raises NotEditableError and OSError.
     """
     identity = next_identity(located, stored, identity)
-    properties = read_message(stored).properties
-    block, _ = read_private_block(stored)
-    if block is None or block.is_mime:
-        properties = without_redundant_headers(properties)
-    return compose(properties, identity, attachments)
+    block, length = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        kept = stored_attachments(stored)
+        return compose(read_message(stored).properties, identity, (*kept, new))
+    added = add_part(stored.part(length, stored.size - length), new)
+    ids = attachment_ids(read_attachments(stored))
+    ids.insert(added.number, new.part.id)
+    return compose(added.content, identity, mime_properties=_with_ids(block, ids))
+
+
+def without_attachment(
+    located: MessageFile, stored: Octets, identity: DraftIdentity, *, number: int
+) -> ComposedDraft:
+    """Compose a draft's next generation without the attachment of this index.
+
+    Reading blocks; raises NotEditableError and OSError.
+    """
+    identity = next_identity(located, stored, identity)
+    block, length = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        rest = list(stored_attachments(stored))
+        del rest[number]
+        return compose(read_message(stored).properties, identity, rest)
+    content = remove_part(stored.part(length, stored.size - length), number)
+    ids = attachment_ids(read_attachments(stored))
+    del ids[number]
+    return compose(content, identity, mime_properties=_with_ids(block, ids))
+
+
+def attachment_ids(attachments: Sequence[AttachedOctets]) -> list[str]:
+    """Return the ids of a file's attachments."""
+    return [stored_attachment(one.facts, at).id for at, one in enumerate(attachments)]
+
+
+def _with_ids(block: PrivateBlock | None, ids: Sequence[str]) -> MimeDraftProperties:
+    properties = block.beside if block and block.beside else MimeDraftProperties()
+    return replace(properties, attachment_ids=tuple(ids))
 
 
 def next_identity(located: MessageFile, stored: Octets, identity: DraftIdentity) -> DraftIdentity:

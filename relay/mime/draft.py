@@ -100,10 +100,14 @@ class StoredPart:
 
 @dataclass(frozen=True, slots=True)
 class MimeDraftProperties:
-    """Properties of a MIME draft that have no header field."""
+    """Properties of a MIME draft that have no header field.
+
+    `attachment_ids` are the ids in the order of the attachments, once one was added or removed.
+    """
 
     delivery_receipt: bool = False
     extended: tuple[ExtendedProperty, ...] = ()
+    attachment_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

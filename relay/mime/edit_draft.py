@@ -4,8 +4,9 @@ changed_mime() changes only the fields and the body that a PATCH names. Other oc
 are: attachments and inline parts are spliced, so that of a large draft only the headers and the new
 text are in memory. Where the HTML body has a text alternative, the alternative is written again.
 
-stored_attachments() returns the attachments of a stored file for a draft that is written again from
-its properties. They are read in blocks while the new file is written.
+stored_attachments() returns the attachments of a draft that is written again from its properties.
+They are read in blocks while the new file is written. relay.mime.edit_attachments changes those of
+MIME.
 
 Raises NotEditableError where the body is signed or encrypted, and OSError where the file cannot be
 read. Standards: RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC 1847.
@@ -16,29 +17,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
-from relay.message.content import MemoryOctets, Octets, octets_in_blocks
+from relay.message.content import MemoryOctets, Octets
 from relay.message.extended_properties import extended_header_fields
 from relay.message.header import BYTE_ORDER_MARK, Header, cleaned, with_crlf
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, StoredPart, base64_lines, read_private_block
 from relay.mime.html_text import html_to_text
-from relay.mime.read_header import unreadable_addresses
 from relay.mime.read_mime import (
-    TEXT_OCTETS_MAX,
-    AttachedOctets,
     AttachmentFacts,
     SortedLeaves,
-    read_attachments,
     sorted_leaves,
 )
-from relay.mime.structure import BodyCounter, Entity, Structure, read_structure
+from relay.mime.structure import Entity, Structure, read_structure
 from relay.mime.transfer_encoding import (
     Base64Octets,
     CodedText,
-    QuotedPrintableDecoding,
-    RewrappedBase64,
     coded_text,
-    recode,
 )
 from relay.mime.write_header import address_list_field, header_fields, raw_field
 
@@ -65,12 +59,6 @@ _FIELDS_OF: Mapping[str, Sequence[str]] = {
     "references": ("References",),
     "conversation_index": ("Thread-Index",),
 }
-_NOT_KEPT = frozenset(
-    ("resent-bcc", *(name.lower() for names in _FIELDS_OF.values() for name in names))
-)
-_PROTECTED_TYPES = frozenset(("application/pkcs7-mime", "application/x-pkcs7-mime"))
-_MESSAGE = "message/rfc822"
-_SHOWN_CHARACTERS = 100
 
 
 class MimeEdits:
@@ -371,16 +359,6 @@ def changed_mime(
     return edits.applied(content)
 
 
-def without_redundant_headers(properties: MessageProperties) -> MessageProperties:
-    """Return properties read from MIME for a draft of properties.
-
-    internetMessageHeaders that repeat a property, and Resent-Bcc, are removed.
-    """
-    headers = properties.internet_message_headers
-    kept = tuple(one for one in headers if one[0].lower() not in _NOT_KEPT)
-    return replace(properties, internet_message_headers=kept)
-
-
 def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
     """Return all header fields of the properties, with their names in lower case."""
     shown = replace(properties, internet_message_headers=())  # they repeat all fields
@@ -390,78 +368,23 @@ def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
 
 
 def stored_attachments(stored: Octets) -> tuple[DraftAttachment, ...]:
-    """Return the attachments of a file of a mailbox for a new file; each gets a stored id.
+    """Return the attachments of a draft of properties for a new file; each gets a stored id.
 
     Reading blocks; raises OSError.
     """
     block, length = read_private_block(stored)
-    if block is not None and block.properties is not None:
-        return tuple(
-            DraftAttachment(
-                replace(part, id=part.id or str(number)),
-                stored.part(length + part.offset, part.length),
-            )
-            for number, part in enumerate(block.attachments)
+    return tuple(
+        DraftAttachment(
+            replace(part, id=part.id or str(number)),
+            stored.part(length + part.offset, part.length),
         )
-    return tuple(_from_mime(one, number) for number, one in enumerate(read_attachments(stored)))
-
-
-def check_rewritable(stored: Octets) -> None:
-    """Raise NotEditableError for MIME that would lose something if written from properties.
-
-    Reading blocks; raises OSError.
-    """
-    block, length = read_private_block(stored)
-    if block is not None and block.properties is not None:
-        return
-    structure = read_structure(stored.part(length, stored.size - length))
-    leaves = sorted_leaves(structure)
-    if structure.message.content_type in _PROTECTED_TYPES or any(
-        one.protected for one in structure.entities
-    ):
-        raise NotEditableError(
-            "The attachments of a signed or encrypted message cannot be changed."
-        )
-    header = structure.message.fields()
-    for name in ("To", "Cc", "Bcc"):
-        if unread := unreadable_addresses(header, name):
-            shown = unread[:_SHOWN_CHARACTERS]
-            raise NotEditableError(f"The attachments cannot be changed while {name} has {shown!r}.")
-    for leaf in (leaves.html, leaves.text):
-        if leaf is not None and leaf.entity.body.size > TEXT_OCTETS_MAX:
-            raise NotEditableError(
-                "The message's text is too large for its attachments to be changed."
-            )
+        for number, part in enumerate(block.attachments if block else ())
+    )
 
 
 def new_attachment(facts: AttachmentFacts, octets: Octets) -> DraftAttachment:
     """Return a file as a new attachment; it is encoded while it is read."""
-    return DraftAttachment(_part(facts), Base64Octets(octets))
-
-
-def _from_mime(one: AttachedOctets, number: int) -> DraftAttachment:
-    part = replace(_part(one.facts), id=str(number))
-    if one.facts.item:
-        text = BodyCounter()
-        for block in octets_in_blocks([one.octets]):
-            text.add(block, b"")
-        statistics = text.statistics()
-        if statistics.has_crlf_only and not statistics.nul and not statistics.long_line:
-            part = replace(
-                part, item=True, base64=False, content_type=_MESSAGE, eight_bit=statistics.eight_bit
-            )
-            return DraftAttachment(part, one.octets)
-    if one.encoding == "base64":
-        return DraftAttachment(part, recode(one.octets, RewrappedBase64()))
-    if one.encoding == "quoted-printable":
-        decoded = recode(one.octets, QuotedPrintableDecoding())
-        return DraftAttachment(part, Base64Octets(decoded))
-    return DraftAttachment(part, Base64Octets(one.octets))
-
-
-def _part(facts: AttachmentFacts) -> StoredPart:
-    """Return the part of an attachment in base64, which message/rfc822 does not allow."""
-    return StoredPart(
+    part = StoredPart(
         offset=0,
         length=0,
         base64=True,
@@ -472,3 +395,4 @@ def _part(facts: AttachmentFacts) -> StoredPart:
         content_id=facts.content_id,
         id=facts.id,
     )
+    return DraftAttachment(part, Base64Octets(octets))

@@ -107,7 +107,19 @@ def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadM
         delivery_receipt=stored.delivery_receipt,
         extended=stored.extended,
     )
-    return replace(message, properties=properties)
+    attachments = tuple(
+        replace(one, id=identity)
+        for one, identity in zip(
+            message.attachments, _ids(stored, len(message.attachments)), strict=True
+        )
+    )
+    return replace(message, properties=properties, attachments=attachments)
+
+
+def _ids(stored: MimeDraftProperties | None, count: int) -> tuple[str, ...]:
+    """Return the stored ids of that many attachments, "" for each if there are none."""
+    found = stored.attachment_ids if stored else ()
+    return found if len(found) == count else ("",) * count
 
 
 def read_mime(content: bytes | Octets) -> ReadMessage:
@@ -140,7 +152,12 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
     """
     block, length = read_private_block(stored)
     if block is None or block.properties is None:
-        return _attached_to_mime(stored.part(length, stored.size - length))
+        attached = _attached_to_mime(stored.part(length, stored.size - length))
+        ids = _ids(block.beside if block else None, len(attached))
+        return tuple(
+            replace(one, facts=replace(one.facts, id=identity))
+            for one, identity in zip(attached, ids, strict=True)
+        )
     return tuple(
         AttachedOctets(
             _facts(part),
