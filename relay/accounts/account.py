@@ -4,11 +4,26 @@ Addresses are in lower case, local parts as well: mailboxes are matched without 
 (RFC 5321 2.3.11).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 DEAD_LETTER = "dead-letter"  # the Maildir in state_dir if no postmaster is configured
+
+
+class Scope(StrEnum):
+    """A permission of an account's tokens in the Graph API, named as Graph names it."""
+
+    MAIL_READ = "Mail.Read"
+    MAIL_READ_WRITE = "Mail.ReadWrite"
+    MAIL_SEND = "Mail.Send"
+    MAILBOX_SETTINGS_READ = "MailboxSettings.Read"
+    MAILBOX_SETTINGS_READ_WRITE = "MailboxSettings.ReadWrite"
+    USER_READ = "User.Read"
+
+
+ALL_SCOPES = frozenset(Scope)
 
 
 class Role(StrEnum):
@@ -32,7 +47,8 @@ class Account:
     `quota` is in bytes, `quota_messages` a number; None means no limit. `aliases` are further
     addresses of the mailbox. `send_as` are other addresses that it may send from; `*@domain` is a
     whole domain. `reserved` are the addresses with a tag (local+tag) that belong to an account by
-    name.
+    name. `scopes` limit what its tokens may do in the Graph API. `acts_for` are the accounts whose
+    mailboxes its tokens may open there, in the form of `send_as`.
     """
 
     address: str
@@ -42,6 +58,8 @@ class Account:
     send_as: tuple[str, ...] = ()
     quota_messages: int | None = None
     reserved: frozenset[str] = frozenset()
+    scopes: frozenset[Scope] = ALL_SCOPES
+    acts_for: tuple[str, ...] = ()
 
     def owns(self, address: str) -> bool:
         """Whether `address` belongs to this account, with or without a tag."""
@@ -50,10 +68,29 @@ class Account:
 
     def may_send_as(self, address: str) -> bool:
         """Whether it may send mail from `address`, its own or one that `send_as` lists."""
-        if self.owns(address):
-            return True
-        _, at, domain = address.lower().rpartition("@")
-        return address.lower() in self.send_as or f"*{at}{domain}" in self.send_as
+        return self.owns(address) or _is_listed(address, self.send_as)
+
+    def may_open(self, owner: "Account") -> bool:
+        """Whether its tokens may open the mailbox of `owner`: its own, or one in `acts_for`.
+
+        An alias of `owner` in `acts_for` has no effect.
+        """
+        return owner.address == self.address or _is_listed(owner.address, self.acts_for)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredClient:
+    """A client id of the token endpoint. `secret_digest` changes with the client's secret."""
+
+    client_id: str
+    account: Account
+    secret_digest: bytes
+
+
+def _is_listed(address: str, listed: Collection[str]) -> bool:
+    """Whether a list of addresses and `*@domain` contains `address`."""
+    _, at, domain = address.lower().rpartition("@")
+    return address.lower() in listed or f"*{at}{domain}" in listed
 
 
 class AccountDirectory(Protocol):
@@ -76,4 +113,14 @@ class AccountDirectory(Protocol):
         Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError if
         the password is not checked now.
         """
+        ...
+
+    def by_client_id(self, client_id: str) -> RegisteredClient | None:
+        """Return the client, or None. Case-insensitive, because most client ids are GUIDs."""
+        ...
+
+    async def by_client_secret(
+        self, client_id: str, secret: str, *, client: str
+    ) -> RegisteredClient | None:
+        """Return the client if this is its secret, or None; as by_password()."""
         ...

@@ -1,20 +1,20 @@
-"""The accounts of accounts.toml, and those of the development relay.
+"""The accounts of accounts.toml.
 
-Each address, alias and token belongs to one account, and others must not be able to read the
-file. load_accounts() raises SettingsError with all faults of the file (RFC 5321 2.3.11; RFC 5233
-for tags).
+Each address, alias, token and client id belongs to one account, and others must not be able to read
+the file. load_accounts() raises SettingsError with all faults of the file (RFC 5321 2.3.11; RFC
+5233 for tags).
 """
 
-import contextlib
 import hmac
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from relay.accounts.account import Account, Role, untagged
+from relay.accounts.account import ALL_SCOPES, Account, RegisteredClient, Role, Scope, untagged
 from relay.accounts.passwords import (
     Password,
     PasswordChecker,
@@ -36,7 +36,6 @@ from relay.settings.document import (
 )
 from relay.settings.reader import DocumentReader
 from relay.settings.tree import Between, Bytes, Mailbox, Secret
-from relay.settings.values import parse_mailbox
 
 _NOBODY = Password(
     # makes a check for an unknown user as slow as for a known one
@@ -45,6 +44,15 @@ _NOBODY = Password(
 )
 _TOKEN_LENGTH_MAX = 4096
 _USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
+_CLIENT_ID = re.compile(r"[!-~]{1,128}")
+_SCOPE_NAMES = Literal[
+    "Mail.Read",
+    "Mail.ReadWrite",
+    "Mail.Send",
+    "MailboxSettings.Read",
+    "MailboxSettings.ReadWrite",
+    "User.Read",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,10 @@ class _Entry:
     quota: Bytes | None = None
     quota_messages: Annotated[int, Between(1, 1_000_000_000)] | None = None
     role: Literal["user", "read", "operate"] = "user"
+    client_id: str = ""
+    client_secret: Annotated[str, Secret] = ""
+    scopes: tuple[_SCOPE_NAMES, ...] | None = None
+    acts_for: tuple[Mailbox, ...] = ()
 
 
 class FileAccounts:
@@ -69,6 +81,7 @@ class FileAccounts:
         self._by_address: dict[str, Account] = {}
         self._by_token: dict[bytes, tuple[bytes, Account]] = {}
         self._passwords: dict[str, Password] = {}
+        self._clients: dict[str, tuple[RegisteredClient, Password]] = {}
         self._warnings: list[str] = []
         self._checker = PasswordChecker(clock, rng=rng)
 
@@ -102,6 +115,25 @@ class FileAccounts:
         is_right = await self._checker.check(name, stored or _NOBODY, password, client=client)
         return account if is_right and stored else None
 
+    def by_client_id(self, client_id: str) -> RegisteredClient | None:
+        """See AccountDirectory."""
+        client, _ = self._clients.get(client_id.lower(), (None, None))
+        return client
+
+    async def by_client_secret(
+        self, client_id: str, secret: str, *, client: str
+    ) -> RegisteredClient | None:
+        """Return the client if this is its secret, or None.
+
+        An unknown client takes as much time, and is delayed as much, as a known one. Raises
+        LoginDelayedError.
+        """
+        name = client_id[:_USER_LENGTH_MAX].lower()
+        found, stored = self._clients.get(name, (None, _NOBODY))
+        # the name cannot be a user's: it has a space
+        is_right = await self._checker.check(f"client {name}", stored, secret, client=client)
+        return found if is_right else None
+
     def warnings(self) -> Sequence[str]:
         """Return the warnings of `relay check` about secrets in plain text."""
         return tuple(self._warnings)
@@ -119,6 +151,10 @@ class FileAccounts:
             self._passwords[account.address] = password
         if token:
             self._by_token[token] = (token, account)
+
+    def add_client(self, client: RegisteredClient, secret: Password) -> None:
+        """Add a client of the token endpoint, whose id is unique."""
+        self._clients[client.client_id.lower()] = (client, secret)
 
     def warn(self, warning: str) -> None:
         """Add a warning for `relay check`."""
@@ -150,6 +186,13 @@ def load_accounts(
     return loading.accounts
 
 
+_HASHED_FORMS = {
+    "password": "$argon2id$...",
+    "token": "sha256:HEX",
+    "client_secret": "$argon2id$...",
+}
+
+
 class _Loading:
     """Converts entries to accounts and detects duplicates."""
 
@@ -165,34 +208,34 @@ class _Loading:
         self._reserved = reserved
         self._document = document
         self._domains = domains
-        self._taken: dict[str | bytes, KeyPath] = {}
+        self._taken: dict[str | bytes | tuple[str, str], KeyPath] = {}
 
     def take(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
         """Add the account; yield its faults."""
         for path, address in _addresses(place, entry):
-            if address.rpartition("@")[2] not in self._domains:
-                expected = "an address in one of mailboxes.domains"
-                yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
+            yield from self._check_domain(path, address)
             yield from self._claim(path, address, shown(address))
-        for number, address in enumerate(entry.send_as):
-            local_part = address.rpartition("@")[0]
-            if "*" in local_part and local_part != "*":
-                expected = 'an address, or "*@DOMAIN" for all of a domain'
-                path = (*place, "send_as", number)
-                yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
-        password, token = None, None
+        for name in ("send_as", "acts_for"):
+            for number, address in enumerate(getattr(entry, name)):
+                yield from self._check_pattern((*place, name, number), address)
+        for number, address in enumerate(entry.acts_for):
+            yield from self._check_domain((*place, "acts_for", number), address)
+        password, token, secret = None, None, None
         try:
             password = parse_password(entry.password) if entry.password else None
         except ValueError as error:
-            path = (*place, "password")
-            yield self._document.fault(path, f"found something else, expected {error}")
+            yield self._secret_fault((*place, "password"), error)
         try:
             token = parse_token(entry.token) if entry.token else None
         except ValueError as error:
-            path = (*place, "token")
-            yield self._document.fault(path, f"found something else, expected {error}")
+            yield self._secret_fault((*place, "token"), error)
+        try:
+            secret = parse_password(entry.client_secret) if entry.client_secret else None
+        except ValueError as error:
+            yield self._secret_fault((*place, "client_secret"), error)
         if token:
             yield from self._claim((*place, "token"), token, "a token")
+        yield from self._check_client(place, entry)
         self._warn_of_plain(place, entry)
         account = Account(
             entry.address,
@@ -202,17 +245,50 @@ class _Loading:
             send_as=entry.send_as,
             quota_messages=entry.quota_messages,
             reserved=self._reserved,
+            scopes=ALL_SCOPES if entry.scopes is None else frozenset(map(Scope, entry.scopes)),
+            acts_for=entry.acts_for,
         )
         self.accounts.add(account, password=password, token=token)
+        if secret:
+            client = RegisteredClient(entry.client_id, account, digest_of(entry.client_secret))
+            self.accounts.add_client(client, secret)
 
-    def _claim(self, path: KeyPath, value: str | bytes, found: str) -> Iterator[Fault]:
+    def _check_domain(self, path: KeyPath, address: str) -> Iterator[Fault]:
+        if address.rpartition("@")[2] not in self._domains:
+            expected = "an address in one of mailboxes.domains"
+            yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
+
+    def _check_pattern(self, path: KeyPath, address: str) -> Iterator[Fault]:
+        local_part = address.rpartition("@")[0]
+        if "*" in local_part and local_part != "*":
+            expected = 'an address, or "*@DOMAIN" for all of a domain'
+            yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
+
+    def _check_client(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
+        path = (*place, "client_id")
+        if entry.client_id and not _CLIENT_ID.fullmatch(entry.client_id):
+            expected = "1 to 128 ASCII characters without spaces"
+            yield self._document.fault(path, f"found {shown(entry.client_id)}, expected {expected}")
+        elif entry.client_id:
+            yield from self._claim(path, ("client", entry.client_id.lower()), "a client id")
+        if bool(entry.client_id) != bool(entry.client_secret):
+            found, missing = ("client_id", "client_secret")[:: 1 if entry.client_id else -1]
+            message = f"found no {missing}, expected one: a {found} does not work alone"
+            yield self._document.fault((*place, found), message)
+
+    def _secret_fault(self, path: KeyPath, error: ValueError) -> Fault:
+        return self._document.fault(path, f"found something else, expected {error}")
+
+    def _claim(
+        self, path: KeyPath, value: str | bytes | tuple[str, str], found: str
+    ) -> Iterator[Fault]:
         earlier = self._taken.setdefault(value, path)
         if earlier != path:
             where = f"{dotted(earlier)} in line {self._document.line(earlier)} has the same"
             yield self._document.fault(path, f"found {found}, expected one of its own: {where}")
 
     def _warn_of_plain(self, place: KeyPath, entry: _Entry) -> None:
-        for name, form in (("password", "$argon2id$..."), ("token", "sha256:HEX")):
+        for name, form in _HASHED_FORMS.items():
             path = (*place, name)
             if is_plain(str(self._document.value(path))) and getattr(entry, name):
                 message = f"found a plain secret; {form} keeps it from readers of the file"
@@ -230,50 +306,3 @@ def _permission_faults(path: Path) -> Iterator[Fault]:
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         message = f"found mode {mode:04o}, expected a file that others cannot read (chmod o-rwx)"
         yield Fault(path, 0, "", message)
-
-
-DOMAIN = "example.test"
-NAMES = ("alice", "bob")
-ACCOUNTS_MAX = 1000
-
-
-class DevelopmentAccounts:
-    """The accounts of `relay dev` (an AccountDirectory). Nothing is secret: for loopback only."""
-
-    def __init__(self) -> None:
-        self._accounts: dict[str, Account] = {}
-        for name in NAMES:
-            self._named(name)
-
-    def by_token(self, token: str) -> Account | None:
-        """Return the account that the token names by local part or address; create it if needed."""
-        return self._named(token)
-
-    def by_address(self, address: str) -> Account | None:
-        """Return the existing account of `address`, or None."""
-        local_part, _, domain = address.lower().rpartition("@")
-        if domain != DOMAIN:
-            return None
-        return self._accounts.get(local_part) or self._accounts.get(local_part.partition("+")[0])
-
-    async def by_password(
-        self,
-        user: str,
-        password: str,
-        *,
-        client: str = "",  # noqa: ARG002 -- no password is secret here, so guesses need no delay
-    ) -> Account | None:
-        """Return the account `user`, whose password is its name; create it if needed."""
-        name = user.lower().removesuffix(f"@{DOMAIN}")
-        return self._named(name) if password.lower() in (name, f"{name}@{DOMAIN}") else None
-
-    def _named(self, name: str) -> Account | None:
-        local_part = name.lower().removesuffix(f"@{DOMAIN}")
-        known = self._accounts.get(local_part)
-        if known or "@" in local_part or len(self._accounts) >= ACCOUNTS_MAX:
-            return known
-        with contextlib.suppress(ValueError):
-            account = Account(parse_mailbox(f"{local_part}@{DOMAIN}"), role=Role.USER)
-            self._accounts[local_part] = account
-            return account
-        return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.account import Account, AccountDirectory, RegisteredClient
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock
@@ -121,6 +121,16 @@ class ActiveConfiguration:
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """See AccountDirectory."""
         return await self._now.accounts.by_password(user, password, client=client)
+
+    def by_client_id(self, client_id: str) -> RegisteredClient | None:
+        """See AccountDirectory."""
+        return self._now.accounts.by_client_id(client_id)
+
+    async def by_client_secret(
+        self, client_id: str, secret: str, *, client: str
+    ) -> RegisteredClient | None:
+        """See AccountDirectory."""
+        return await self._now.accounts.by_client_secret(client_id, secret, client=client)
 
 
 def server_certificates(settings: Settings) -> tuple[ServerCertificate | None, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from relay.accounts.directory import DOMAIN
+from relay.accounts.development import DOMAIN
 from relay.app.commands.send import DraftToSend, send_by_graph
 from relay.app.daemon import Daemon
 from relay.journeys.events import Step

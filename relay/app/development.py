@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from relay.accounts.directory import DOMAIN, DevelopmentAccounts
+from relay.accounts.development import DOMAIN, DevelopmentAccounts
 from relay.app.compose import RelayDependencies, compose
 from relay.app.daemon import BrokenRelayError, Daemon, write_ready_file
 from relay.app.demonstration import DemonstratedMessage, Follower, demonstrate

@@ -3,16 +3,16 @@
 That happens, and intake under pressure is rejected, before the body is read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from starlette.responses import Response
 
-from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.account import Account, AccountDirectory, Scope
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.batch import BatchHandler
 from relay.graph.graph_request import GraphDependencies, GraphRequest, api_error, not_implemented
-from relay.graph.routes import Intake, find_route, with_keys
+from relay.graph.routes import Intake, RouteMatch, find_route, with_keys
 from relay.graph.upload_sessions import serve_upload
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
@@ -67,7 +67,7 @@ def create_app(
         segments = with_keys(request.segments)
         is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
         if not is_upload:
-            account = bearer_account(request.headers, accounts, realm=hostname)
+            caller = bearer_account(request.headers, accounts, realm=hostname)
         if reason := ready():
             raise service_unavailable("ResourceUnhealthy", reason, retry_after_s=_READY_RETRY_S)
         try:
@@ -77,10 +77,8 @@ def create_app(
                 return await serve_upload(dependencies, request, segments[2], accounts=accounts)
             if len(segments) == 2 and segments[1].lower() == "$batch":
                 return await batches.handle(request)
-            rest = _path_in_mailbox(segments[1:], account, accounts)
-            match = find_route(request.method, rest)
+            match, graph_request = _in_mailbox(dependencies, request, caller, accounts=accounts)
             check_pressure(pressure.state, match.operation.intake)
-            graph_request = GraphRequest(dependencies, request, account, match.path_parameters)
             return graph_request.add_applied(await match.operation.handler(graph_request))
         except OutcomeUnknownError as error:
             raise UnansweredError(str(error)) from error
@@ -119,17 +117,40 @@ def check_pressure(state: PressureState, intake: Intake) -> None:
     raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
 
 
-def _path_in_mailbox(
-    segments: tuple[str, ...], account: Account, accounts: AccountDirectory
-) -> tuple[str, ...]:
-    """Return the rest of the path after /me or /users/{address}.
+def _in_mailbox(
+    dependencies: GraphDependencies,
+    request: HttpRequest,
+    caller: Account,
+    *,
+    accounts: AccountDirectory,
+) -> tuple[RouteMatch, GraphRequest]:
+    """Return the operation in a mailbox that the caller requests. Raises ApiError."""
+    account, rest = _find_mailbox(with_keys(request.segments)[1:], caller, accounts)
+    match = find_route(request.method, rest)
+    _check_scopes(caller, match.operation.scopes)
+    parameters = match.path_parameters
+    return match, GraphRequest(dependencies, request, account, parameters, caller=caller)
 
-    Raises ApiError: 403 for another account's mailbox, 404 for an unknown user or path, 501 for
-    resources outside of mailboxes.
+
+def _check_scopes(caller: Account, needed: Collection[Scope]) -> None:
+    """Raise ApiError 403 unless the caller's tokens have one of the scopes."""
+    if caller.scopes.isdisjoint(needed):
+        found = ", ".join(sorted(caller.scopes)) or "no scopes"
+        message = f"Access is denied: found {found}, expected the permission {' or '.join(needed)}."
+        raise ApiError(403, "ErrorAccessDenied", message)
+
+
+def _find_mailbox(
+    segments: tuple[str, ...], caller: Account, accounts: AccountDirectory
+) -> tuple[Account, tuple[str, ...]]:
+    """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
+
+    Raises ApiError: 403 for a mailbox that the caller may not open and for one that does not exist,
+    404 for an unknown path, 501 for resources outside of mailboxes.
     """
     first = segments[0].lower() if segments else ""
     if first == "me":
-        return segments[1:]
+        return caller, segments[1:]
     if first in _OUTSIDE_MAILBOXES:
         raise not_implemented(_OUTSIDE_MAILBOXES[first])
     if first != "users" or len(segments) == 1:
@@ -137,10 +158,7 @@ def _path_in_mailbox(
         message = f"Resource not found for the path {quoted(path)}; mail is under /me and /users/…."
         raise ApiError(404, "ResourceNotFound", message)
     owner = accounts.by_address(segments[1])
-    if owner is None:
-        message = f"The requested user {quoted(segments[1])} is invalid."
-        raise ApiError(404, "ErrorInvalidUser", message)
-    if owner.address != account.address:
+    if owner is None or not caller.may_open(owner):  # the same answer: it reveals no addresses
         message = "Access is denied. Check credentials and try again."
         raise ApiError(403, "ErrorAccessDenied", message)
-    return segments[2:]
+    return owner, segments[2:]

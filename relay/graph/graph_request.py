@@ -1,7 +1,4 @@
-"""A request to one mailbox, what its handler needs, and the errors of the mail store.
-
-The account is the bearer token's, and the mailbox in the path belongs to it.
-"""
+"""A request to one mailbox, what its handler needs, and the errors of the mail store."""
 
 import asyncio
 import re
@@ -98,6 +95,8 @@ class GraphDependencies:
 class GraphRequest:
     """One request to one mailbox. `path_parameters` are the values of the route's {parameters}.
 
+    `account` is the mailbox's: its addresses may be used in From. `caller` is the bearer token's,
+    usually the same; limits and records of clients are by caller.
     A handler adds to `applied` each preference that it applies; add_applied() sends all of them.
     """
 
@@ -105,6 +104,7 @@ class GraphRequest:
     http: HttpRequest
     account: Account
     path_parameters: Mapping[str, str]
+    caller: Account
     applied: list[str] = field(default_factory=list)
 
     @property

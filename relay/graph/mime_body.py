@@ -197,7 +197,7 @@ async def receive_in_blocks(
     expected_bytes = declared_bytes * 2 // 3 if is_base64 else declared_bytes
     if expected_bytes > limit_bytes:
         raise _too_large(limit_bytes)
-    with request.dependencies.streamed_bodies.acquire(request.mailbox):
+    with request.dependencies.streamed_bodies.acquire(request.caller.address):
         content = _decoded(request, limit_bytes) if is_base64 else _counted(request, limit_bytes)
         head = b""
         async for block in content:

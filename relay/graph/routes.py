@@ -11,6 +11,7 @@ from enum import Enum, auto
 
 from starlette.responses import Response
 
+from relay.accounts.account import Scope
 from relay.graph import attachments, mail_folders, mailbox_settings, messages, send_mail, users
 from relay.graph.graph_request import GraphRequest, not_implemented
 from relay.http.errors import ApiError, quoted
@@ -28,29 +29,40 @@ class Intake(Enum):
     MESSAGE = auto()
 
 
+MAY_READ = (Scope.MAIL_READ, Scope.MAIL_READ_WRITE)
+MAY_CHANGE = (Scope.MAIL_READ_WRITE,)
+MAY_SEND = (Scope.MAIL_SEND,)
+MAY_READ_USER = (Scope.USER_READ,)
+MAY_READ_SETTINGS = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
+MAY_CHANGE_SETTINGS = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
+
+
 @dataclass(frozen=True, slots=True)
 class GraphOperation:
-    """What a request for a path and method does: its handler, and what it adds."""
+    """What a request for a path and method does: its handler, what it adds, and the scopes of which
+    the caller must have one. The first is the one with the least rights.
+    """
 
     handler: Handler
+    scopes: tuple[Scope, ...]
     intake: Intake = Intake.NOTHING
 
 
-def _reads(handler: Handler) -> GraphOperation:
-    return GraphOperation(handler)
+def _reads(handler: Handler, scopes: tuple[Scope, ...] = MAY_READ) -> GraphOperation:
+    return GraphOperation(handler, scopes)
 
 
-def _changes(handler: Handler) -> GraphOperation:
+def _changes(handler: Handler, scopes: tuple[Scope, ...] = MAY_CHANGE) -> GraphOperation:
     """A change that is possible under pressure: clients make them to read mail and free space."""
-    return GraphOperation(handler)
+    return GraphOperation(handler, scopes)
 
 
 def _adds(handler: Handler) -> GraphOperation:
-    return GraphOperation(handler, Intake.CONTENT)
+    return GraphOperation(handler, MAY_CHANGE, Intake.CONTENT)
 
 
 def _sends(handler: Handler) -> GraphOperation:
-    return GraphOperation(handler, Intake.MESSAGE)
+    return GraphOperation(handler, MAY_SEND, Intake.MESSAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +193,12 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
 }
 _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailboxsettings": {
-        "GET": _reads(mailbox_settings.get_settings),
-        "PATCH": _changes(mailbox_settings.change_settings),
+        "GET": _reads(mailbox_settings.get_settings, MAY_READ_SETTINGS),
+        "PATCH": _changes(mailbox_settings.change_settings, MAY_CHANGE_SETTINGS),
     },
-    "mailboxsettings/{setting}": {"GET": _reads(mailbox_settings.get_setting)},
+    "mailboxsettings/{setting}": {
+        "GET": _reads(mailbox_settings.get_setting, MAY_READ_SETTINGS),
+    },
 }
 _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
     "messages/delta": "A delta query",
@@ -219,7 +233,7 @@ _NOT_IMPLEMENTED: Mapping[str, str] = {
     **dict.fromkeys(("contacts/*", "contactfolders/*"), "The resource contact"),
 }
 _ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, GraphOperation] | str], ...] = (
-    (_pattern(""), {"GET": _reads(users.get_user)}),
+    (_pattern(""), {"GET": _reads(users.get_user, MAY_READ_USER)}),
     (_pattern("sendmail"), {"POST": _sends(send_mail.send_mail)}),
     *((_pattern(path), by_method) for path, by_method in _SETTINGS_ROUTES.items()),
     *((_pattern(path), what) for path, what in _NOT_IMPLEMENTED.items()),

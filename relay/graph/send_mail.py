@@ -164,7 +164,7 @@ async def send_options(
         save_to_sent_items=save,
         sent_folder=folder if save else "",
         scheduled_us=wishes.scheduled_us if wishes else 0,
-        client=Client(request.http.client_address, account=request.account.address),
+        client=Client(request.http.client_address, account=request.caller.address),
     )
 
 

@@ -1,13 +1,15 @@
 """accounts.toml: who is found by what, and what is told about a wrong file."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import argon2
 import pytest
 
-from relay.accounts.account import AccountDirectory, Role
-from relay.accounts.directory import ACCOUNTS_MAX, DevelopmentAccounts, FileAccounts, load_accounts
+from relay.accounts.account import ALL_SCOPES, Account, AccountDirectory, Role, Scope
+from relay.accounts.directory import FileAccounts, load_accounts
+from relay.accounts.passwords import FREE_FAILURES, LoginDelayedError
 from relay.clock import ManualClock
 from relay.settings.document import SettingsError
 
@@ -28,6 +30,7 @@ password = "plain:bob"
 token = "plain:bob-token"
 """
 
+DOMAINS = ("example.test",)
 SENDERS = [
     *("alice@example.test", "INFO@example.test", "office@elsewhere.test"),
     *("anybody@Shared.test", "*@shared.test"),
@@ -36,11 +39,13 @@ SENDERS = [
 ]
 
 
-def load(path: Path, text: str, mode: int = 0o600, **environ: str) -> FileAccounts:
+def load(
+    path: Path, text: str, mode: int = 0o600, domains: Sequence[str] = DOMAINS, **environ: str
+) -> FileAccounts:
     file = path / "accounts.toml"
     file.write_text(text)
     file.chmod(mode)
-    return load_accounts(file, ["example.test"], clock=ManualClock(), environ=environ)
+    return load_accounts(file, domains, clock=ManualClock(), environ=environ)
 
 
 def faults(path: Path, text: str, mode: int = 0o600, **environ: str) -> str:
@@ -229,25 +234,104 @@ def test_plain_secrets_are_warned_of(tmp_path):
     assert "account[0]" not in warnings
 
 
-async def test_in_development_a_login_makes_an_account_but_mail_does_not():
-    accounts: AccountDirectory = DevelopmentAccounts()
-    assert accounts.by_address("carol@example.test") is None
-    assert accounts.by_token("carol").address == "carol@example.test"
-    assert accounts.by_address("Carol+x@example.test").address == "carol@example.test"
-    dave = await accounts.by_password("dave@example.test", "dave", client="")
-    assert dave.address == "dave@example.test"
-    assert await accounts.by_password("erin", "wrong", client="") is None
-    assert accounts.by_address("erin@example.test") is None
-    assert accounts.by_token("alice@EXAMPLE.test") == accounts.by_address("alice@example.test")
+CLIENT = f"""
+[[account]]
+address = "app@example.test"
+aliases = ["service@example.test"]
+client_id = "3F2504E0-4F89-11D3-9A0C-0305E82C3301"
+client_secret = "{HASHED}"
+scopes = ["Mail.Send", "User.Read"]
+acts_for = ["Bob@example.test", "*@shared.test"]
+"""
+CLIENT_ID = "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
 
 
-@pytest.mark.parametrize("token", ["", "a b", "../x", "a@other.test", "a\r\nb", "x" * 65, ".a"])
-def test_in_development_a_token_that_is_no_name_makes_no_account(token):
-    assert DevelopmentAccounts().by_token(token) is None
+@pytest.mark.parametrize(
+    ("client_id", "secret", "is_right"),
+    [
+        (CLIENT_ID, "pa55", True),
+        (CLIENT_ID.upper(), "pa55", True),
+        (CLIENT_ID, "pa5", False),
+        (CLIENT_ID, "", False),
+        ("unknown", "pa55", False),
+        ("app@example.test", "pa55", False),
+        ("", "pa55", False),
+        ("x" * 9000, "\udcff", False),
+    ],
+)
+async def test_by_client_secret(tmp_path, client_id, secret, is_right):
+    accounts = load(tmp_path, TWO + CLIENT, domains=("example.test", "shared.test"))
+    found = await accounts.by_client_secret(client_id, secret, client="192.0.2.1")
+    accounts.close()
+    assert (found and found.account.address) == ("app@example.test" if is_right else None)
 
 
-def test_in_development_the_number_of_accounts_is_bounded():
-    accounts = DevelopmentAccounts()
-    made = [accounts.by_token(f"user{number}") for number in range(ACCOUNTS_MAX + 5)]
-    assert made.count(None) == 5 + 2  # alice and bob were there
-    assert accounts.by_token("bob") is not None
+async def test_guessing_a_client_secret_is_delayed_as_guessing_a_password_is(tmp_path):
+    accounts = load(tmp_path, TWO + CLIENT, domains=("example.test", "shared.test"))
+    for number in range(FREE_FAILURES):
+        guess = f"guess{number}"
+        assert not await accounts.by_client_secret(CLIENT_ID, guess, client="192.0.2.1")
+    with pytest.raises(LoginDelayedError):
+        await accounts.by_client_secret(CLIENT_ID, "pa55", client="192.0.2.1")
+    assert await accounts.by_client_secret(CLIENT_ID, "pa55", client="192.0.2.2")
+    accounts.close()
+
+
+def test_a_client_changes_with_its_secret(tmp_path):
+    def digest(secret: str) -> bytes:
+        text = f'{AN_ACCOUNT}client_id = "c"\nclient_secret = "plain:{secret}"\n'
+        return load(tmp_path, text).by_client_id("C").secret_digest
+
+    assert digest("one") == digest("one") != digest("two")
+
+
+def test_scopes_and_acts_for(tmp_path):
+    accounts = load(tmp_path, TWO + CLIENT, domains=("example.test", "shared.test"))
+    app, bob = (accounts.by_address(f"{name}@example.test") for name in ("app", "bob"))
+    assert app.scopes == {Scope.MAIL_SEND, Scope.USER_READ}
+    assert bob.scopes == ALL_SCOPES
+    alice = accounts.by_address("alice@example.test")
+    assert [app.may_open(one) for one in (app, bob, alice)] == [True, True, False]
+    assert app.may_open(Account("anybody@shared.test"))
+    assert app.may_open(Account("anybody@Shared.test"))
+    assert not bob.may_open(app)
+
+
+def test_an_alias_in_acts_for_opens_no_mailbox():
+    app = Account("app@example.test", acts_for=("info@example.test", "*@shared.test"))
+    assert not app.may_open(
+        Account("alice@example.test", aliases=("info@example.test", "alice@shared.test"))
+    )
+
+
+ONE_CLIENT = 'client_id = "ID"\nclient_secret = "plain:s"\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('client_id = "c"', "client_id: found no client_secret, expected one"),
+        ('client_secret = "plain:s"', "client_secret: found no client_id, expected one"),
+        ('client_id = "a b"\nclient_secret = "plain:s"', "expected 1 to 128 ASCII characters"),
+        ('client_id = "c"\nclient_secret = "hunter2"',
+         "client_secret: found something else, expected $argon2id$... or plain:..."),
+        ('scopes = ["Mail.send"]', 'scopes[0]: found "Mail.send", expected one of Mail.Read, '),
+        ('scopes = ["Mail.Sent"]', '(did you mean "Mail.Send"?)'),
+        ('scopes = "Mail.Send"', 'scopes: found "Mail.Send", expected a list'),
+        ('acts_for = ["bob@elsewhere.test"]', "expected an address in one of mailboxes.domains"),
+        ('acts_for = ["b*@example.test"]', '"*@DOMAIN" for all of a domain'),
+        ("act_for = []", '(did you mean "acts_for"?)'),
+        (f"{ONE_CLIENT}[[account]]\naddress = 'b@example.test'\n{ONE_CLIENT.lower()}",
+         "account[1].client_id: found a client id, expected one of its own"),
+    ],
+)  # fmt: skip
+def test_faults_of_clients(tmp_path, lines, expected):
+    told = faults(tmp_path, AN_ACCOUNT + lines)
+    assert expected in told
+    assert "hunter2" not in told
+
+
+def test_a_plain_client_secret_is_warned_of(tmp_path):
+    text = AN_ACCOUNT + 'client_id = "c"\nclient_secret = "plain:s"\n'
+    (warning,) = load(tmp_path, text).warnings()
+    assert "account[0].client_secret: found a plain secret; $argon2id$..." in warning

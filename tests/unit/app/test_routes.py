@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.accounts.directory import DevelopmentAccounts
+from relay.accounts.development import DevelopmentAccounts
 from relay.app.configuration import parse_next_hop
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Route

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.accounts.directory import DevelopmentAccounts
+from relay.accounts.development import DevelopmentAccounts
 from relay.clock import ManualClock
 from relay.mailbox.types import QuotaLimits
 from relay.pressure import Pressure

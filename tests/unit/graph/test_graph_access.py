@@ -25,7 +25,7 @@ async def test_the_scheme_matches_in_any_case(graph: GraphInMemory) -> None:
     ("path", "status", "code"),
     [
         ("/v1.0/users/bob@example.test/messages", 403, "ErrorAccessDenied"),
-        ("/v1.0/users/nobody@example.test/messages", 404, "ErrorInvalidUser"),
+        ("/v1.0/users/nobody@example.test/messages", 403, "ErrorAccessDenied"),
         ("/v1.0/users", 404, "ResourceNotFound"),
         ("/v1.0/messages", 404, "ResourceNotFound"),
         ("/v1.0", 404, "ResourceNotFound"),

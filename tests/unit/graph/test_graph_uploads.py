@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from relay.accounts.account import Account, AccountDirectory
-from relay.accounts.directory import DevelopmentAccounts, FileAccounts
+from relay.accounts.development import DevelopmentAccounts
+from relay.accounts.directory import FileAccounts
 from relay.clock import ManualClock
 from relay.mailbox import upload_sessions
 from relay.mailbox.store import FileStore
