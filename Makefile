@@ -8,6 +8,7 @@
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
 #   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
+#   make clients              Graph's own client libraries, in Python and JavaScript, against a relay
 #   make crash               a relay killed RUNS=200 times while people use it, and as often under load
 
 SHELL := /bin/bash
@@ -27,7 +28,8 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
 
-.PHONY: run venv test check lint types layers unused rules bench bench-mail bench-mailbox bench-queue simulate crash clean
+.PHONY: run venv test check lint types layers unused rules bench bench-mail bench-mailbox bench-queue \
+	simulate clients crash clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -74,11 +76,14 @@ simulate: .venv/development
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) \
 	    $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace)
 
+clients: .clients/installed
+	.clients/venv/bin/python -m pytest -n 2 --dist worksteal tests/clients $(ARGS)
+
 crash: .venv/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py
 
 clean:
-	rm -rf .venv .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .clients .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache
 	find relay tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -92,11 +97,22 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-# pip knows dependency groups only since 25.1, so the group is read here.
+# pip knows dependency groups only since 25.1, so groups are read here.
+GROUPS_OF = import sys, tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
+	print("\n".join(one for name in sys.argv[1:] for one in groups[name]))
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
 .venv/development: .venv/installed
-	$(BIN)/python -c 'import tomllib; \
-	    groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
-	    print("\n".join(groups["dev"]))' > .venv/development.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/development.txt
+	$(BIN)/python -c '$(GROUPS_OF)' dev > .venv/development.txt
+	$(BIN)/python $(PIP_INSTALL) -r .venv/development.txt
 	@touch $@
 
+# The large client libraries have an environment of their own, and Node its packages next to it.
+.clients/installed: pyproject.toml tests/clients/package.json
+	@test -n "$(PYTHON)" || { echo "Relay needs Python 3.11 or newer, and found none" >&2; exit 69; }
+	$(PYTHON) -m venv .clients/venv
+	.clients/venv/bin/python -c '$(GROUPS_OF)' dev clients > .clients/requirements.txt
+	.clients/venv/bin/python $(PIP_INSTALL) --editable . -r .clients/requirements.txt
+	cp tests/clients/package.json .clients/package.json
+	npm install --prefix .clients --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@

@@ -1,0 +1,171 @@
+"""A relay with HTTPS for Graph's own client libraries, and a mailbox of its own for each test.
+
+What is not installed skips its tests: `make clients` installs everything.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.relay_config import account
+from tests.support.relay_process import ROOT, RelayProcess
+from tests.support.remote_mx import Envelope, RemoteMx
+from tests.support.remotes import Remotes, received
+from tests.support.tls import Authority, authority
+
+__all__ = ["authority"]
+
+INSTALLED = ROOT / ".clients"
+_SINK = "sink.test"
+_USERS = [f"user{number:03}" for number in range(200)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "clients" in item.path.parts:
+            # The libraries' own deprecations are none of the relay's.
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@dataclass(frozen=True)
+class ServedRelay:
+    """A relay, its HTTPS URL, and the CA of its certificate. All mail for sink.test arrives at `sink`."""
+
+    relay: RelayProcess
+    url: str
+    ca: Path
+    sink: RemoteMx
+    proxy: FaultyProxy
+    _unused: list[str] = field(default_factory=lambda: list(reversed(_USERS)))
+
+    def new_user(self) -> "User":
+        """An account that no other test has; its token is its name."""
+        return User(self, self._unused.pop())
+
+
+@dataclass(frozen=True)
+class User:
+    """An account, and the address at the sink to which only its test sends."""
+
+    served: ServedRelay
+    name: str
+
+    @property
+    def address(self) -> str:
+        return f"{self.name}@example.test"
+
+    @property
+    def sink(self) -> str:
+        return f"{self.name}@{_SINK}"
+
+    def arrived(self, address: str = "") -> Envelope:
+        """Wait for the only message to `address`, else to `sink`."""
+        return received(self.served.sink, address or self.sink)
+
+    def arrivals(self, address: str = "") -> int:
+        """How many messages to `address`, else to `sink`, arrived so far."""
+        return len(self.served.sink.received(address or self.sink))
+
+    def get(self, path: str) -> Any:
+        """GET a path below /me."""
+        answer = self.served.relay.graph("GET", f"/me{path}", token=self.name)
+        assert answer.status == 200, f"{path}: {answer.status} {answer.body!r}"
+        return answer.json()
+
+    def messages(self, folder: str) -> list[dict[str, Any]]:
+        """A folder's messages."""
+        return self.served.relay.messages(folder, token=self.name)
+
+
+@pytest.fixture(scope="session")
+def served(authority: Authority) -> Iterator[ServedRelay]:
+    certificate = authority.issue("DNS:localhost", "IP:127.0.0.1")
+    with Remotes() as remotes, FaultyProxy(certificate.server_context()) as proxy:
+        sink = remotes.start(_SINK)
+        config = {"http": {"public_url": proxy.url}}
+        accounts = [account(name) for name in _USERS]
+        with remotes.relay(config=config, accounts=accounts) as relay:
+            proxy.upstream = relay.http
+            yield ServedRelay(relay, proxy.url, authority.certificate, sink, proxy)
+
+
+@pytest.fixture
+def user(served: ServedRelay) -> User:
+    return served.new_user()
+
+
+@pytest.fixture(autouse=True)
+def trust(served: ServedRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the libraries trust the certificate, as users do: by the environment."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(served.ca))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(served.ca))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@dataclass(frozen=True)
+class JavaScript:
+    """Node, with the npm packages of package.json."""
+
+    node: str
+    served: ServedRelay
+    folder: Path
+
+    def run(self, program: str, *, token: str = "", url: str = "") -> Any:
+        """Run the body of an async function with a Graph `client`; return what it returns, by JSON."""
+        text = _PROLOGUE + program + _EPILOGUE
+        done = self.run_file(text, RELAY_URL=url or self.served.url, RELAY_TOKEN=token)
+        return json.loads(done.stdout or "null")
+
+    def run_file(self, text: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a program as it is; it must end with 0."""
+        path = self.folder / "program.js"
+        path.write_text(text)
+        kept = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+        trusts = {
+            "NODE_PATH": str(INSTALLED / "node_modules"),
+            "NODE_EXTRA_CA_CERTS": str(self.served.ca),
+        }
+        done = subprocess.run(
+            [self.node, str(path)], env=kept | trusts | environment, cwd=self.folder,
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done
+
+
+_PROLOGUE = """\
+const graph = require('@microsoft/microsoft-graph-client');
+const client = graph.Client.initWithMiddleware({
+  baseUrl: process.env.RELAY_URL + '/', customHosts: new Set(['localhost', '127.0.0.1']),
+  authProvider: { getAccessToken: async () => process.env.RELAY_TOKEN },
+});
+const failure = async (promise) => promise.then(
+  () => null,
+  (e) => ({ statusCode: e.statusCode, code: e.code, message: e.message, requestId: e.requestId }),
+);
+(async () => {
+"""
+_EPILOGUE = """
+})().then(
+  (result) => console.log(JSON.stringify(result === undefined ? null : result)),
+  (error) => { console.error(error); process.exit(1); },
+);
+"""
+
+
+@pytest.fixture
+def javascript(served: ServedRelay, tmp_path: Path) -> JavaScript:
+    node = shutil.which("node")
+    if node is None or not (INSTALLED / "node_modules").is_dir():
+        pytest.skip("node and its packages are not installed: make clients")
+    return JavaScript(node, served, tmp_path)

@@ -1,0 +1,154 @@
+"""@microsoft/microsoft-graph-client for JavaScript, as npm has it, against a relay. Numbers are those of the checks."""
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+
+from tests.clients.conftest import JavaScript, ServedRelay, User
+from tests.support.faulty_proxy import Fault
+
+MESSAGE = """\
+const message = (to) => ({
+  subject: 'from JavaScript',
+  body: { contentType: 'HTML', content: '<b>x</b>' },
+  toRecipients: to ? [{ emailAddress: { address: to } }] : [],
+});
+"""
+
+
+def test_09_send_mail(javascript: JavaScript, user: User) -> None:
+    send = f"await client.api('/me/sendMail').post({{ message: message('{user.sink}'), saveToSentItems: 'false' }});"
+    javascript.run(MESSAGE + send, token=user.name)
+    assert user.arrived().content.count(b"Subject: from JavaScript") == 1
+
+
+def test_09_send_mail_as_mime(javascript: JavaScript, user: User) -> None:
+    mime = f"To: {user.sink}\r\nSubject: mime\r\n\r\nHello.\r\n".encode()
+    encoded = base64.b64encode(mime).decode()
+    javascript.run(
+        f"await client.api('/me/sendMail').header('Content-Type', 'text/plain').post('{encoded}');",
+        token=user.name,
+    )
+    assert user.arrived().content.endswith(b"\r\n\r\nHello.\r\n")
+
+
+def test_09_error_of_a_bad_recipient(javascript: JavaScript, user: User) -> None:
+    send = "return failure(client.api('/me/sendMail').post({ message: message('no address') }));"
+    error = javascript.run(MESSAGE + send, token=user.name)
+    assert (error["statusCode"], error["code"]) == (400, "ErrorInvalidRecipients")
+    assert error["requestId"]
+
+
+def test_10_without_a_token_over_http(
+    javascript: JavaScript, served: ServedRelay, user: User
+) -> None:
+    """The library sends no token over plain HTTP."""
+    url = "http://{}:{}".format(*served.relay.http)
+    error = javascript.run("return failure(client.api('/me').get());", token=user.name, url=url)
+    assert (error["statusCode"], error["code"]) == (401, "InvalidAuthenticationToken")
+
+
+UPLOAD = """\
+const data = require('fs').readFileSync('film.bin');
+const draft = await client.api('/me/messages').post(message('%s'));
+const path = `/me/messages/${draft.id}`;
+const create = () => graph.LargeFileUploadTask.createUploadSession(client,
+  `${path}/attachments/createUploadSession`,
+  { AttachmentItem: { attachmentType: 'file', name: 'film.bin', size: data.length } });
+const file = new graph.FileUpload(data, 'film.bin', data.length);
+"""
+
+
+def film(javascript: JavaScript) -> bytes:
+    """A file of 12 MiB, which the program finds as film.bin."""
+    data = os.urandom(12 << 20)
+    Path(javascript.folder / "film.bin").write_bytes(data)
+    return data
+
+
+def assert_arrived(user: User, data: bytes) -> None:
+    content = user.arrived().content
+    encoded = (
+        content.partition(b"filename=film.bin")[2] or content.partition(b'filename="film.bin"')[2]
+    )
+    decoded = base64.b64decode(encoded.partition(b"\r\n\r\n")[2].partition(b"\r\n--")[0])
+    assert hashlib.sha256(decoded).digest() == hashlib.sha256(data).digest()
+
+
+def test_12_large_file_upload_task(javascript: JavaScript, user: User) -> None:
+    data = film(javascript)
+    upload = """
+        const task = new graph.LargeFileUploadTask(client, file, await create(), { rangeSize: 5 << 20 });
+        const { location } = await task.upload();
+        const id = /attachments\\('([^']+)'\\)/i.exec(location)[1];
+        const { size } = await client.api(`${path}/attachments/${id}`).select('size').get();
+        await client.api(`${path}/send`).post();
+        return { location, size };
+    """
+    found = javascript.run(MESSAGE + UPLOAD % user.sink + upload, token=user.name)
+    assert found["size"] == len(data)
+    assert_arrived(user, data)
+
+
+def test_13_resume_an_interrupted_upload(javascript: JavaScript, user: User) -> None:
+    data = film(javascript)
+    upload = """
+        const session = await create();
+        const put = (from, to) => fetch(session.url, { method: 'PUT', body: data.subarray(from, to),
+          headers: { 'Content-Range': `bytes ${from}-${to - 1}/${data.length}` } });
+        await put(0, 5 << 20);
+        const outOfOrder = (await put(8 << 20, 9 << 20)).status;
+        const { nextExpectedRanges } = await (await fetch(session.url)).json();
+        const task = new graph.LargeFileUploadTask(client, file, session, { rangeSize: 5 << 20 });
+        await task.resume();
+        await client.api(`${path}/send`).post();
+        return { outOfOrder, nextExpectedRanges };
+    """
+    found = javascript.run(MESSAGE + UPLOAD % user.sink + upload, token=user.name)
+    assert found == {"outOfOrder": 416, "nextExpectedRanges": ["5242880-12582911"]}
+    assert_arrived(user, data)
+
+
+def test_13_cancel_an_upload(javascript: JavaScript, user: User) -> None:
+    film(javascript)
+    cancel = """
+        const session = await create();
+        const task = new graph.LargeFileUploadTask(client, file, session);
+        const { status } = await task.cancel();
+        return [status, (await fetch(session.url)).status];
+    """
+    found = javascript.run(MESSAGE + UPLOAD % user.sink + cancel, token=user.name)
+    assert found == [204, 404]
+
+
+def test_20_429_twice(javascript: JavaScript, served: ServedRelay, user: User) -> None:
+    path = f"/users/{user.address}/sendMail"
+    fault = Fault("POST", path.lower(), 429, {"Retry-After": "1"})
+    served.proxy.faults += [fault, fault]
+    send = f"await client.api('{path}').post({{ message: message('{user.sink}') }});"
+    javascript.run(MESSAGE + send, token=user.name)
+    user.arrived()
+    assert [one.status for one in served.proxy.requests if one.path.endswith(path)] == [
+        429,
+        429,
+        202,
+    ]
+
+
+def test_23_paging(javascript: JavaScript, user: User) -> None:
+    for number in range(25):
+        user.served.relay.graph(
+            "POST", "/me/messages", {"subject": f"{number:02}"}, token=user.name
+        )
+    program = """
+        const page = await client.api('/me/messages').top(10).select('id,subject').orderby('subject')
+          .count(true).get();
+        const found = [];
+        await new graph.PageIterator(client, page, (one) => { found.push(one); return true; }).iterate();
+        const { value } = await client.api('/me/messages').filter("isRead eq false").get();
+        return [page['@odata.count'], found.map((one) => one.subject), value.length,
+                new Set(found.map((one) => one.id)).size];
+    """
+    found = javascript.run(program, token=user.name)
+    assert found == [25, [f"{number:02}" for number in range(25)], 0, 25]

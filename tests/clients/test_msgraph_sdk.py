@@ -1,0 +1,266 @@
+"""msgraph-sdk for Python, as it is published, against a relay. Numbers are those of the checks."""
+
+import base64
+import hashlib
+import io
+import os
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+
+import pytest
+
+from tests.clients.conftest import ServedRelay, User
+
+pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
+
+from msgraph.generated.models.body_type import BodyType
+from msgraph.generated.models.followup_flag_status import FollowupFlagStatus
+from msgraph.generated.models.importance import Importance
+from msgraph.generated.models.inference_classification_type import InferenceClassificationType
+from msgraph.generated.models.message import Message
+from msgraph.generated.models.o_data_errors.o_data_error import ODataError
+from msgraph_core.tasks.large_file_upload import LargeFileUploadTask
+
+from tests.clients import graph_sdk as sdk
+
+
+def content_of(user: User) -> EmailMessage:
+    """The message at the user's sink."""
+    found = message_from_bytes(user.arrived().content, policy=policy.default)
+    assert isinstance(found, EmailMessage)
+    return found
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+async def test_01_send_mail(served: ServedRelay, user: User, secure: bool) -> None:
+    url = served.url if secure else "http://{}:{}".format(*served.relay.http)
+    client = sdk.client(url, user.name)
+    body = sdk.mail(subject="Hé", to=user.sink, bcc=f"bcc-{user.sink}", html="<b>Grüße</b>")
+    assert await client.me.send_mail.post(body) is None
+    content = content_of(user)
+    assert content["subject"] == "Hé"
+    assert "bcc" not in content
+    assert user.arrivals(f"bcc-{user.sink}") == 1
+
+
+async def test_01_as_a_user_by_address(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    by_address = client.users.by_user_id(user.address)
+    await by_address.send_mail.post(sdk.mail(subject="by address", to=user.sink))
+    assert content_of(user)["subject"] == "by address"
+    found = await by_address.get()
+    assert (found.mail, found.user_principal_name) == (user.address, user.address)
+
+
+@pytest.mark.parametrize(
+    ("size", "chunk"),
+    [
+        (100, 5 << 20),
+        ((4 << 20) + 5, 5 << 20),
+        (7 << 20, 5 << 20),
+        (12 << 20, 5 << 20),
+        (3_500_000, 320 << 10),
+    ],
+)
+async def test_11_large_file_upload_task(
+    served: ServedRelay, user: User, size: int, chunk: int
+) -> None:
+    client = sdk.client(served.url, user.name)
+    data = os.urandom(size)
+    draft = await client.me.messages.post(sdk.message(subject="upload", to=user.sink))
+    session = await client.me.messages.by_message_id(
+        draft.id
+    ).attachments.create_upload_session.post(sdk.upload_of("film.mp4", size))
+    task = LargeFileUploadTask(
+        upload_session=session,
+        request_adapter=client.request_adapter,
+        stream=io.BytesIO(data),
+        max_chunk_size=chunk,
+    )
+    await task.upload()
+    await client.me.messages.by_message_id(draft.id).send.post()
+    (attachment,) = content_of(user).iter_attachments()
+    assert hashlib.sha256(attachment.get_content()).digest() == hashlib.sha256(data).digest()
+
+
+async def test_14_life_of_a_draft(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    immutable = sdk.with_headers(Prefer='IdType="ImmutableId"')
+    draft = await client.me.messages.post(sdk.message(subject="first", to=user.sink), immutable)
+    assert draft.is_draft is True
+    one = client.me.messages.by_message_id(draft.id)
+    changed = await one.patch(Message(subject="second"), immutable)
+    assert (changed.subject, changed.id) == ("second", draft.id)
+    attached = await one.attachments.post(sdk.file("a.txt", b"content"), immutable)
+    assert (attached.name, attached.size) == ("a.txt", 7)
+    await one.send.post()
+    content = content_of(user)
+    assert content["subject"] == "second"
+    assert [part.get_content() for part in content.iter_attachments()] == [b"content"]
+    sent = await one.get(immutable)
+    assert (sent.id, sent.is_draft, sent.has_attachments) == (draft.id, False, True)
+
+
+async def test_15_filter_by_internet_message_id(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    draft = await client.me.messages.post(sdk.message(subject="find me", to=user.sink))
+    await client.me.messages.by_message_id(draft.id).send.post()
+    user.arrived()
+    sent = client.me.mail_folders.by_mail_folder_id("sentitems").messages
+    wanted = f"internetMessageId eq '{draft.internet_message_id}'"
+    found = await sent.get(sdk.options(sent, filter=wanted))
+    assert [(one.subject, one.is_draft) for one in found.value] == [("find me", False)]
+
+
+MIME = (
+    b"From: {}\r\nTo: {}\r\nSubject: mime\r\nMIME-Version: 1.0\r\n"
+    b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; micalg=sha-256;'
+    b' boundary="b"\r\n\r\n'
+    b"--b\r\nContent-Type: text/plain\r\n\r\nSigned  text, with trailing spaces   \r\n"
+    b"--b\r\nContent-Type: application/pkcs7-signature\r\n"
+    b"Content-Transfer-Encoding: base64\r\n\r\nAAAA\r\n--b--\r\n"
+)
+
+
+@pytest.mark.parametrize("form", ["one line", "76 columns", "crlf"])
+async def test_16_mime(served: ServedRelay, user: User, form: str) -> None:
+    client = sdk.client(served.url, user.name)
+    mime = MIME.replace(b"{}", user.address.encode(), 1).replace(b"{}", user.sink.encode(), 1)
+    encoded = {
+        "one line": base64.b64encode(mime),
+        "76 columns": base64.encodebytes(mime),
+        "crlf": base64.encodebytes(mime).replace(b"\n", b"\r\n"),
+    }[form]
+    await sdk.send_mime(client, encoded)
+    arrived = user.arrived().content
+    assert arrived.partition(b"\r\n\r\n")[2] == mime.partition(b"\r\n\r\n")[2]
+
+
+async def test_16_bad_base64(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    with pytest.raises(ODataError) as caught:
+        await sdk.send_mime(client, b"@@@")
+    assert caught.value.response_status_code == 400
+    assert caught.value.error.code == "ErrorMimeContentInvalidBase64String"
+
+
+async def test_17_no_recipients(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    with pytest.raises(ODataError) as caught:
+        await client.me.send_mail.post(sdk.mail(subject="to nobody"))
+    error = caught.value.error
+    assert (caught.value.response_status_code, error.code) == (400, "ErrorInvalidRecipients")
+    header = caught.value.response_headers["request-id"]
+    assert error.inner_error.request_id in (header, [header], *header)
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (["Foo"], "InvalidInternetMessageHeader"),
+        ([f"x-{n}" for n in range(6)], "InvalidInternetMessageHeaderCollection"),
+    ],
+)
+async def test_18_refused_headers(
+    served: ServedRelay, user: User, names: list[str], code: str
+) -> None:
+    client = sdk.client(served.url, user.name)
+    body = sdk.mail(subject="headers", to=user.sink, headers=names)
+    with pytest.raises(ODataError) as caught:
+        await client.me.send_mail.post(body)
+    assert (caught.value.response_status_code, caught.value.error.code) == (400, code)
+
+
+async def test_18_five_headers(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    names = [f"x-{n}" for n in range(5)]
+    await client.me.send_mail.post(sdk.mail(subject="headers", to=user.sink, headers=names))
+    content = content_of(user)
+    assert [content[name] for name in names] == ["value"] * 5
+
+
+async def test_19_more_than_4_mb(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    data = os.urandom(4_000_000)
+    body = sdk.mail(subject="large", to=user.sink)
+    body.message.attachments = [sdk.file("large.bin", data)]
+    await client.me.send_mail.post(body)
+    (attachment,) = content_of(user).iter_attachments()
+    assert attachment.get_content() == data
+
+
+async def test_23_paging(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    for number in range(25):
+        await client.me.messages.post(sdk.message(subject=f"page {number:02}"))
+    every = client.me.messages
+    first = await every.get(
+        sdk.options(every, top=10, select=["id", "subject"], orderby=["subject"], count=True)
+    )
+    assert (len(first.value), first.odata_count) == (10, 25)
+    found = await sdk.iterate(first, client)
+    assert [one.subject for one in found] == [f"page {number:02}" for number in range(25)]
+    assert len({one.id for one in found}) == 25
+    unread = await every.get(sdk.options(every, filter="isRead eq false", count=True))
+    assert unread.odata_count == 0
+
+
+async def test_25_deferred_send(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    later = sdk.seconds_from_now(4)
+    body = sdk.mail(subject="later", to=user.sink, send_at=later)
+    await client.me.send_mail.post(body)
+    (draft,) = user.messages("drafts")
+    assert user.arrivals() == 0
+    cancelled = sdk.mail(subject="never", to=f"never-{user.sink}", send_at=later)
+    await client.me.send_mail.post(cancelled)
+    (never,) = [one for one in user.messages("drafts") if one["id"] != draft["id"]]
+    await client.me.messages.by_message_id(never["id"]).delete()
+    assert content_of(user)["subject"] == "later"
+    assert user.arrivals(f"never-{user.sink}") == 0
+
+
+async def test_25_inline_image_and_read_receipt(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    body = sdk.mail(subject="image", to=user.sink, html='<p><img src="cid:logo"></p>')
+    image = sdk.file("logo.png", b"\x89PNG", content_type="image/png")
+    image.is_inline, image.content_id = True, "logo"
+    body.message.attachments = [image]
+    body.message.is_read_receipt_requested = True
+    await client.me.send_mail.post(body)
+    content = content_of(user)
+    assert user.address in content["disposition-notification-to"]
+    (related,) = [one for one in content.walk() if one.get_content_type() == "multipart/related"]
+    (part,) = [one for one in related.walk() if one["content-id"]]
+    assert part["content-id"] == "<logo>"
+    assert part.get_content_disposition() == "inline"
+
+
+async def test_28_spellings_of_paths(served: ServedRelay, user: User) -> None:
+    base = sdk.client(served.url, user.name)
+    for number, path in enumerate(
+        ("/v1.0//me/sendMail", "/V1.0/Me/SendMail", "/v1.0/me/microsoft.graph.sendMail")
+    ):
+        builder = base.me.send_mail.with_url(served.url + path)
+        await builder.post(sdk.mail(subject=path, to=f"{number}-{user.sink}"))
+        user.arrived(f"{number}-{user.sink}")
+
+
+async def test_30_every_property_is_parsed(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    draft = await client.me.messages.post(sdk.message(subject="parsed", to=user.sink))
+    again = await client.me.messages.by_message_id(draft.id).get()
+    (listed,) = (await client.me.messages.get()).value
+    for one in (draft, again, listed):
+        assert one.body.content_type in tuple(BodyType)
+        assert one.importance is Importance.Normal
+        assert one.flag.flag_status is FollowupFlagStatus.NotFlagged
+        assert one.inference_classification is InferenceClassificationType.Focused
+        for date in (
+            one.created_date_time,
+            one.last_modified_date_time,
+            one.received_date_time,
+            one.sent_date_time,
+        ):
+            assert date is None or date.tzinfo is not None
+        assert one.created_date_time is not None

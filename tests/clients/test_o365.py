@@ -1,0 +1,118 @@
+"""O365 (python-o365), as it is published, against a relay. Numbers are those of the checks."""
+
+import hashlib
+import os
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+from O365 import Account, MSGraphProtocol
+from O365.utils.token import MemoryTokenBackend
+
+from tests.clients.conftest import ServedRelay, User
+
+
+class FixedToken(MemoryTokenBackend):
+    """An account's token, as it is in accounts.toml."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    def get_access_token(self, **_: object) -> dict[str, str]:
+        return {"secret": self._token}
+
+    def token_is_expired(self, **_: object) -> bool:
+        return False
+
+
+def log_in(served: ServedRelay, user: User) -> Account:
+    protocol = MSGraphProtocol()
+    protocol.protocol_url, protocol.service_url = f"{served.url}/", f"{served.url}/v1.0/"
+    return Account(
+        ("id", "secret"),
+        protocol=protocol,
+        auth_flow_type="credentials",
+        tenant_id="contoso",
+        main_resource=user.address,
+        token_backend=FixedToken(user.name),
+        verify_ssl=str(served.ca),
+    )
+
+
+@pytest.fixture
+def account(served: ServedRelay, user: User) -> Account:
+    return log_in(served, user)
+
+
+def content_of(user: User) -> EmailMessage:
+    """The message at the user's sink."""
+    found = message_from_bytes(user.arrived().content, policy=policy.default)
+    assert isinstance(found, EmailMessage)
+    return found
+
+
+@pytest.mark.parametrize("save", [True, False])
+def test_06_send(account: Account, user: User, save: bool) -> None:
+    message = account.new_message()
+    message.to.add(user.sink)
+    message.subject, message.body = "from O365", "<b>Grüße</b>"
+    assert message.send(save_to_sent_folder=save) is True
+    content = content_of(user)
+    html = content.get_body(("html",))
+    assert html is not None
+    assert "<b>Grüße</b>" in html.get_content()
+    filed = [one["subject"] for one in user.messages("sentitems")]
+    assert filed == (["from O365"] if save else [])
+
+
+def test_07_attachment_of_12_mib(account: Account, user: User, tmp_path: Path) -> None:
+    path = tmp_path / "film.bin"
+    path.write_bytes(os.urandom(12 << 20))
+    message = account.new_message()
+    message.to.add(user.sink)
+    message.subject = "large"
+    message.attachments.add(str(path))
+    assert message.save_draft()
+    assert message.send()
+    (attachment,) = content_of(user).iter_attachments()
+    expected = hashlib.sha256(path.read_bytes()).digest()
+    assert hashlib.sha256(attachment.get_content()).digest() == expected
+
+
+def test_14_life_of_a_draft(account: Account, user: User) -> None:
+    message = account.new_message()
+    message.to.add(user.sink)
+    message.subject = "first"
+    assert message.save_draft()
+    message.subject = "second"
+    assert message.save_draft()
+    assert message.send()
+    assert content_of(user)["subject"] == "second"
+
+
+def test_23_paging(account: Account, user: User) -> None:
+    for number in range(25):
+        user.served.relay.graph(
+            "POST", "/me/messages", {"subject": f"{number:02}"}, token=user.name
+        )
+    box = account.mailbox()
+    found = list(box.get_messages(limit=25, batch=10))
+    assert sorted(one.subject for one in found) == [f"{number:02}" for number in range(25)]
+    assert len({one.object_id for one in found}) == 25
+    query = box.new_query().equals("isRead", False)
+    assert list(box.get_messages(query=query)) == []
+
+
+def test_folders(account: Account, user: User) -> None:
+    box = account.mailbox()
+    folder = box.create_child_folder("Projects")
+    assert [one.name for one in box.get_folders(limit=999) if one.name == "Projects"]
+    assert box.get_folder(folder_name="Projects").folder_id == folder.folder_id
+    message = account.new_message()
+    message.subject = "to be moved"
+    assert message.save_draft()
+    assert message.move(folder)
+    assert [one.subject for one in folder.get_messages()] == ["to be moved"]
+    assert box.drafts_folder().folder_id

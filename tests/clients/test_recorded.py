@@ -1,0 +1,295 @@
+"""Requests as the large client libraries send them, octet for octet, without these libraries.
+
+Captured from msgraph-sdk 1.65 for Python, O365 2.1 and @microsoft/microsoft-graph-client 3.0. Numbers
+are those of the checks.
+"""
+
+import base64
+import json
+from email import message_from_bytes, policy
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import ServedRelay, User
+from tests.support.graph_client import Answer
+
+KIOTA = {
+    "accept": "application/json",
+    "content-type": "application/json",
+    "User-Agent": "python-httpx/0.28.1 kiota-python/1.16.0",
+    "Accept-Encoding": "gzip, deflate",
+}
+O365 = {"Content-Type": "application/json", "Accept": "*/*", "User-Agent": "python-requests/2.34.2"}
+JAVASCRIPT = {
+    "Content-Type": "application/json",
+    "SdkVersion": "graph-js/3.0.7 (featureUsage=7)",
+    "client-request-id": "8e1f5e2c-6a3d-4a34-9d2b-2a8c6c1f5b11",
+}
+
+
+class Client:
+    """Sends recorded requests with a user's token."""
+
+    def __init__(self, served: ServedRelay, user: User) -> None:
+        self.user = user
+        self._relay = served.relay
+
+    def send(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        sent = {"authorization": f"Bearer {self.user.name}"} | dict(headers or KIOTA)
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        return self._relay.request(method, path, body, sent)
+
+    def draft(self, **properties: Any) -> str:
+        """The id of a new draft to the user's sink."""
+        to = [{"emailAddress": {"address": self.user.sink}}]
+        answer = self.send("POST", "/v1.0/me/messages", {"toRecipients": to, **properties})
+        assert answer.status == 201, answer.body
+        return str(answer.json()["id"])
+
+
+@pytest.fixture
+def client(served: ServedRelay, user: User) -> Client:
+    return Client(served, user)
+
+
+def pascal_case(address: str) -> dict[str, Any]:
+    """The body of sendMail as msgraph-sdk for Python sends it."""
+    return {
+        "Message": {
+            "@odata.type": "#microsoft.graph.message",
+            "attachments": [
+                {
+                    "@odata.type": "#microsoft.graph.fileAttachment",
+                    "contentType": "text/plain",
+                    "isInline": True,
+                    "name": "a.txt",
+                    "contentBytes": "aGVsbG8=",
+                    "contentId": "cid1",
+                }
+            ],
+            "body": {"content": "<b>x</b>", "contentType": "html"},
+            "importance": "high",
+            "internetMessageHeaders": [{"name": "x-a", "value": "1"}],
+            "subject": "H\u00e9",
+            "toRecipients": [{"emailAddress": {"address": address}}],
+        },
+        "SaveToSentItems": False,
+    }
+
+
+def camel_case(address: str, **more: Any) -> dict[str, Any]:
+    """The body of sendMail as O365 sends it."""
+    return {
+        "message": {
+            "subject": "H\u00e9",
+            "body": {"contentType": "HTML", "content": "<b>x</b>"},
+            "importance": "normal",
+            "flag": {"flagStatus": "notFlagged"},
+            "isReadReceiptRequested": False,
+            "isDeliveryReceiptRequested": False,
+            "toRecipients": [{"emailAddress": {"address": address}}],
+            "ccRecipients": [],
+            "bccRecipients": [],
+            "replyTo": [],
+            **more,
+        }
+    }
+
+
+@pytest.mark.parametrize("form", ["msgraph-sdk", "O365", "JavaScript"])
+def test_02_send_mail_in_each_spelling(client: Client, form: str) -> None:
+    user = client.user
+    path, headers = "/v1.0/me/sendMail", KIOTA
+    if form == "msgraph-sdk":
+        body = pascal_case(user.sink)
+    elif form == "O365":
+        path, headers = f"/v1.0/users/{user.address}/sendMail", O365
+        body = camel_case(user.sink) | {"saveToSentItems": False}
+    else:
+        headers = JAVASCRIPT
+        body = camel_case(user.sink) | {"saveToSentItems": "false"}
+    answer = client.send("POST", path, body, headers)
+    assert (answer.status, answer.body) == (202, b"")
+    if form == "JavaScript":
+        assert answer.headers["client-request-id"] == JAVASCRIPT["client-request-id"]
+    content = message_from_bytes(user.arrived().content, policy=policy.default)
+    assert content["subject"] == "Hé"
+    assert user.messages("sentitems") == []
+
+
+def test_02_the_address_is_percent_encoded(client: Client) -> None:
+    encoded = client.user.address.replace("@", "%40")
+    body = pascal_case(client.user.sink)
+    assert client.send("POST", f"/v1.0/users/{encoded}/sendMail", body).status == 202
+
+
+def test_11_upload_as_msgraph_core_does_it(client: Client) -> None:
+    """Closed ranges, a first chunk of 5 MiB and then one octet more, and a last range sent again."""
+    data = bytes(range(256)) * (45 << 10)
+    message, size, chunk = client.draft(subject="upload"), len(data), 5 << 20
+    item = {"attachmentType": "file", "name": "b.bin", "size": size}
+    path = f"/v1.0/me/messages/{message}/attachments/createUploadSession"
+    created = client.send("POST", path, {"AttachmentItem": item}).json()
+    assert created["expirationDateTime"].endswith("Z")
+    url = "/" + created["uploadUrl"].split("/", 3)[3]
+
+    def put(first: int, last: int, content: bytes) -> Answer:
+        headers = {
+            "Content-Range": f"bytes {first}-{last}/{size}",
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(len(content)),
+        }
+        return client.send("PUT", url, content, headers)
+
+    first, last = 0, chunk - 1
+    while (answer := put(first, last, data[first : last + 1])).status == 200:
+        (expected,) = answer.json()["nextExpectedRanges"]
+        first, end = map(int, expected.split("-"))
+        assert (first, end) == (last + 1, size - 1)
+        last = min(first + chunk, size - 1)
+    assert answer.status == 201
+    location = answer.headers["location"]
+    assert put(first, last, b"").status == 201
+    assert "/attachments('" in location
+    assert client.send("POST", f"/v1.0/me/messages/{message}/send", b"", {}).status == 202
+    content = message_from_bytes(client.user.arrived().content, policy=policy.default)
+    (attachment,) = content.iter_attachments()
+    assert attachment.get_content() == data
+
+
+def test_13_ranges_out_of_order_and_cancel(client: Client) -> None:
+    message = client.draft(subject="upload")
+    item = {"attachmentType": "file", "name": "b.bin", "size": 8}
+    path = f"/v1.0/me/messages/{message}/attachments/createUploadSession"
+    created = client.send("POST", path, {"attachmentItem": item}, JAVASCRIPT).json()
+    url = "/" + created["uploadUrl"].split("/", 3)[3]
+    put = {"Content-Range": "bytes 0-3/8", "Content-Type": "application/octet-stream"}
+    assert client.send("PUT", url, b"0123", put).json()["nextExpectedRanges"] == ["4-7"]
+    assert client.send("GET", url).json()["nextExpectedRanges"] == ["4-7"]
+    later = put | {"Content-Range": "bytes 6-7/8"}
+    assert client.send("PUT", url, b"67", later).status == 416
+    assert client.send("DELETE", url).status == 204
+    assert client.send("GET", url).status == 404
+
+
+@pytest.mark.parametrize("form", ["one line", "76 columns", "crlf"])
+def test_16_mime(client: Client, form: str) -> None:
+    mime = f"To: {client.user.sink}\r\nSubject: mime\r\n\r\n{'text ' * 100}\r\n".encode()
+    encoded = {
+        "one line": base64.b64encode(mime),
+        "76 columns": base64.encodebytes(mime),
+        "crlf": base64.encodebytes(mime).replace(b"\n", b"\r\n"),
+    }[form]
+    headers = {"content-type": "text/plain"}
+    assert client.send("POST", "/v1.0/me/sendMail", encoded, headers).status == 202
+    assert client.user.arrived().content.endswith(mime.partition(b"\r\n\r\n")[2])
+
+
+def test_16_mime_replaced_as_octets(client: Client) -> None:
+    """Kiota sends the MIME of PUT $value as octet-stream, without base64."""
+    path = f"/v1.0/me/messages/{client.draft(subject='first')}/$value"
+    mime = f"To: {client.user.sink}\r\nSubject: second\r\n\r\nHello.\r\n".encode()
+    answer = client.send("PUT", path, mime, {"content-type": "application/octet-stream"})
+    assert (answer.status, answer.json()["subject"]) == (200, "second")
+    accept = {"accept": "application/octet-stream, application/json"}
+    assert b"Subject: second\r\n" in client.send("GET", path, None, accept).body
+
+
+def test_17_each_error_has_its_request_id(client: Client) -> None:
+    for body, code in (
+        (b"{", "UnableToDeserializePostBody"),
+        ({"Message": {"subject": "x"}}, "ErrorInvalidRecipients"),
+        ({"Message": {"subjekt": "x"}}, "RequestBodyRead"),
+    ):
+        answer = client.send("POST", "/v1.0/me/sendMail", body)
+        assert (answer.status, answer.code) == (400, code)
+        inner = answer.json()["error"]["innerError"]
+        assert inner["request-id"] == answer.headers["request-id"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "%24top=2&%24select=subject&%24orderby=subject",
+        "$top=2&$select=subject&$orderby=subject",
+        "$orderby=subject&$select=subject&$top=2",
+    ],
+)
+def test_23_query_options_of_each_client(client: Client, query: str) -> None:
+    for number in range(3):
+        client.draft(subject=f"page {number}")
+    page = client.send("GET", f"/v1.0/me/messages?{query}").json()
+    link = page["@odata.nextLink"]
+    assert link.startswith(client.user.served.url)
+    rest = client.send("GET", "/" + link.split("/", 3)[3]).json()["value"]
+    subjects = [one["subject"] for one in page["value"] + rest]
+    assert subjects == ["page 0", "page 1", "page 2"]
+
+
+def test_23_filter_with_plus_for_space(client: Client) -> None:
+    client.send("POST", "/v1.0/me/mailFolders", {"displayName": "Foo"})
+    path = f"/v1.0/users/{client.user.address}/mailFolders"
+    found = client.send("GET", f"{path}?%24filter=displayName+eq+%27Foo%27&%24top=999", None, O365)
+    assert [one["displayName"] for one in found.json()["value"]] == ["Foo"]
+
+
+def test_23_messages_without_an_owner(client: Client) -> None:
+    """O365 without main_resource asks for them."""
+    answer = client.send("GET", "/v1.0/messages", None, O365)
+    assert (answer.status, answer.code) == (404, "ResourceNotFound")
+    assert "/users/" in answer.message
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1.0//me/sendMail",
+        "/V1.0/Me/SendMail",
+        "/v1.0/me/microsoft.graph.sendMail",
+        "/v1.0/Me/Microsoft.Graph.SENDMAIL",
+        "//v1.0///me//sendMail/",
+    ],
+)
+def test_28_spellings_of_paths(client: Client, path: str) -> None:
+    assert client.send("POST", path, pascal_case(client.user.sink)).status == 202
+    client.user.arrived()
+
+
+def test_28_draft_in_the_folder_drafts(client: Client) -> None:
+    """O365 spells the well-known name with a capital, and sends a draft without a body."""
+    user = client.user
+    message = camel_case(user.sink)["message"]
+    folder = f"/v1.0/users/{user.address}/mailFolders/Drafts/messages"
+    draft = client.send("POST", folder, message, O365).json()
+    path = f"/v1.0/users/{user.address}/messages/{draft['id']}"
+    assert client.send("PATCH", path, {"subject": "second"}, O365).json()["subject"] == "second"
+    answer = client.send("POST", f"{path}/send", b"", {"Content-Length": "0"})
+    assert (answer.status, answer.body) == (202, b"")
+    user.arrived()
+
+
+def test_29_attachment_without_content(client: Client) -> None:
+    """The SDK for TypeScript drops a Buffer that is given as contentBytes."""
+    attachment = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt"}
+    body = pascal_case(client.user.sink)
+    body["Message"]["attachments"] = [attachment]
+    answer = client.send("POST", "/v1.0/me/sendMail", body)
+    assert (answer.status, answer.code) == (400, "ErrorRequiredPropertyMissing")
+    assert client.user.arrivals() == 0
+    assert client.user.messages("drafts") == []
+
+
+def test_30_enumerations_and_dates(client: Client) -> None:
+    """Kiota knows enumerations in lower camel case only, and takes dates with a Z as aware."""
+    body = camel_case(client.user.sink)["message"] | {"importance": "High"}
+    created = client.send("POST", "/v1.0/me/messages", body).json()
+    for one in (created, client.send("GET", "/v1.0/me/messages").json()["value"][0]):
+        assert one["body"]["contentType"] == "html"
+        assert one["importance"] == "high"
+        assert one["flag"] == {"flagStatus": "notFlagged"}
+        assert one["createdDateTime"].endswith("Z")
+        base64.b64decode(one["conversationIndex"], validate=True)
