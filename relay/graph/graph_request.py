@@ -139,10 +139,20 @@ class GraphRequest:
         """Read the query options. Raises ApiError 400 for one that is not `allowed`."""
         return parse_options(self.http.query, allowed=allowed, known=known)
 
-    def collection_options(self, allowed: Collection[str], known: Collection[str]) -> QueryOptions:
-        """Read the query options and the preferred page size of a list. Raises ApiError 400."""
+    def collection_options(
+        self,
+        allowed: Collection[str],
+        known: Collection[str],
+        *,
+        query: Collection[tuple[str, str]] | None = None,
+    ) -> QueryOptions:
+        """Read the query options and the preferred page size of a list. Raises ApiError 400.
+
+        `query` replaces the request's own query.
+        """
         page_size = max_page_size(self.preferences)
-        options = parse_options(self.http.query, allowed=allowed, known=known, page_size=page_size)
+        given = self.http.query if query is None else query
+        options = parse_options(given, allowed=allowed, known=known, page_size=page_size)
         if page_size is not None:
             self.applied.append(f"odata.maxpagesize={page_size}")
         return options
@@ -228,6 +238,7 @@ def collection_response(
     *,
     total: int | None = None,
     next_link: str = "",
+    delta_link: str = "",
 ) -> Response:
     """Return a page of a list; `total` is None unless $count asks for it."""
     body = dict(context)
@@ -236,6 +247,8 @@ def collection_response(
     body["value"] = items
     if next_link:
         body["@odata.nextLink"] = next_link
+    if delta_link:
+        body["@odata.deltaLink"] = delta_link
     return json_response(body)
 
 

@@ -39,6 +39,7 @@ class QueryOptions:
     top: int = TOP_DEFAULT
     skip: int = 0
     skiptoken: str = ""
+    deltatoken: str | None = None
 
     def next_link(self, url: str, *, skip: int = 0, skiptoken: str = "") -> str:
         """Return the @odata.nextLink, by `skiptoken` or by `skip`; `url` has no query.
@@ -100,6 +101,7 @@ def parse_options(
         top=min(top, page_size or TOP_MAX),
         skip=_number(given, "skip", default=0, limits=(0, _SKIP_MAX)),
         skiptoken=given.get("skiptoken", ""),
+        deltatoken=given.get("deltatoken"),
     )
 
 

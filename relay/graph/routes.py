@@ -12,7 +12,15 @@ from enum import Enum, auto
 from starlette.responses import Response
 
 from relay.accounts.account import Scope
-from relay.graph import attachments, mail_folders, mailbox_settings, messages, send_mail, users
+from relay.graph import (
+    attachments,
+    delta,
+    mail_folders,
+    mailbox_settings,
+    messages,
+    send_mail,
+    users,
+)
 from relay.graph.graph_request import GraphRequest, not_implemented
 from relay.http.errors import ApiError, quoted
 
@@ -148,6 +156,7 @@ _MESSAGES: Mapping[str, GraphOperation] = {
     "GET": _reads(messages.list_messages),
     "POST": _adds(messages.create_message),
 }
+_MESSAGES_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_message_changes)}
 _ONE_FOLDER: Mapping[str, GraphOperation] = {
     "GET": _reads(mail_folders.get_folder),
     "PATCH": _changes(mail_folders.change_folder),
@@ -156,6 +165,8 @@ _ONE_FOLDER: Mapping[str, GraphOperation] = {
 _MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "messages": _MESSAGES,
     "messages/$count": {"GET": _reads(messages.count_messages)},
+    "messages/delta": _MESSAGES_DELTA,
+    "messages/delta()": _MESSAGES_DELTA,
     "messages/{message}": _ONE_MESSAGE,
     "messages/{message}/send": {"POST": _sends(send_mail.send_draft)},
     "messages/{message}/move": {"POST": _changes(messages.move_message)},
@@ -201,8 +212,6 @@ _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     },
 }
 _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
-    "messages/delta": "A delta query",
-    "messages/delta()": "A delta query",
     **{
         f"messages/{{message}}/{name.lower()}": name
         for name in (

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from relay.mailbox.arrivals import Arrivals
-from relay.mailbox.query import MessageQuery
+from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.settings_file import UserSettings
 from relay.mailbox.types import (
     NO_PRECONDITION,
     ChangePage,
     DeliveryResult,
+    DeltaPage,
     Folder,
     MessageChange,
     Page,
@@ -101,6 +102,15 @@ class MailStore(Protocol):
 
         "" returns no changes, only the current position. Raises StalePositionError for a position
         that is no longer known; the caller then lists all messages and starts again.
+        """
+        ...
+
+    async def message_delta(self, account: str, query: DeltaQuery) -> DeltaPage:
+        """What became of a folder's messages since a position, each message once.
+
+        It reads the changes and the changed messages, whatever the size of the mailbox. A page may
+        end early, as in query_messages(). Raises what that raises, with StalePositionError for
+        `after`.
         """
         ...
 

@@ -32,13 +32,15 @@ from relay.mailbox.messages import (
     next_generation,
     open_octets,
 )
-from relay.mailbox.query import MessageQuery
+from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import (
     NO_PRECONDITION,
+    DeltaPage,
     Folder,
     MessageChange,
+    MessageDelta,
     NoSuchItemError,
     NotADraftError,
     Page,
@@ -110,6 +112,25 @@ class Drafts:
                 messages.append(message)
                 size_bytes += message.size
         return Page(tuple(messages), found.total, next_after if found.more else "")
+
+    def delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
+        """See MailStore.message_delta(). A page ends early for the same reasons as in query()."""
+        limit.check()
+        mailbox = self._shared.folders.mailbox(account)
+        found = self._shared.index.delta(mailbox, query, limit)
+        changed: list[MessageDelta] = []
+        size_bytes = 0
+        for one in found.changed:
+            if size_bytes > _PAGE_BYTES or (changed and limit.is_over()):
+                return DeltaPage(tuple(changed), one.position, more=True)
+            message = None
+            if one.located is not None:
+                message = self._listed(mailbox, one.located, query.folder_id)
+                if message is None:  # the feed has a later change of it
+                    continue
+                size_bytes += message.size
+            changed.append(MessageDelta(one.message_id, one.kind, message))
+        return DeltaPage(tuple(changed), found.position, found.more)
 
     def _listed(self, mailbox: Path, located: MessageFile, folder_id: str) -> StoredMessage | None:
         """Load a message of a listing, None if it was removed in the meantime."""

@@ -8,6 +8,8 @@ $search on messages (KQL).
 from dataclasses import dataclass
 from enum import StrEnum
 
+from relay.mailbox.types import ChangeKind
+
 
 class Property(StrEnum):
     """The properties for conditions and sort orders; the value is Graph's path."""
@@ -168,3 +170,21 @@ class MessageQuery:
     top: int = 10
     after: str = ""
     count: bool = False
+
+
+EVERY_CHANGE = frozenset(ChangeKind)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaQuery:
+    """What changed in a folder after the position `after` of the change feed, on pages of `top`.
+
+    `folder_id` "" means the whole mailbox. Only changes of these `kinds` are returned, and only
+    messages received at `received_from_us` or later.
+    """
+
+    folder_id: str
+    after: str
+    top: int = 10
+    kinds: frozenset[ChangeKind] = EVERY_CHANGE
+    received_from_us: int = 0

@@ -26,7 +26,7 @@ from relay.mailbox.index import Indexes
 from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.moving import MessageMover
-from relay.mailbox.query import MessageQuery
+from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
@@ -39,6 +39,7 @@ from relay.mailbox.threads import AccountQueues, QueryTimeLimit, ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,
     ChangePage,
+    DeltaPage,
     Folder,
     NoSuchItemError,
     Page,
@@ -159,6 +160,16 @@ class FileStore:
         try:
             return await self._shares.run(
                 account, lambda: self._queries.run(self._drafts.query, account, query, limit)
+            )
+        finally:
+            limit.stop()
+
+    async def message_delta(self, account: str, query: DeltaQuery) -> DeltaPage:
+        """What changed in a folder."""
+        limit = QueryTimeLimit(self._shared.clock)
+        try:
+            return await self._shares.run(
+                account, lambda: self._queries.run(self._drafts.delta, account, query, limit)
             )
         finally:
             limit.stop()

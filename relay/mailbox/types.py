@@ -353,6 +353,28 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageDelta:
+    """What became of a message of a folder: the sum of its changes since a position.
+
+    CREATED: it came into the folder. UPDATED: it was and is there. MOVED: it is in another folder.
+    DELETED: it is in no folder. `message` is None for the last two.
+    """
+
+    message_id: str
+    kind: ChangeKind
+    message: StoredMessage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaPage:
+    """Changed messages. Continue from `position`, at once if `more`."""
+
+    changed: tuple[MessageDelta, ...]
+    position: str
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ChangePage:
     """Events of the feed, oldest first. Continue from `position`, at once if `more`."""
 

@@ -9,7 +9,9 @@ or of changes that are no longer kept.
 import functools
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -21,6 +23,7 @@ _PRUNED_EVERY = 1000
 _POSITION = re.compile(r"([0-9a-f]{16})\.(\d{1,18})")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CLOSED = "closed"
+_COLUMNS = "sequence, kind, message_id, folder_id, previous_folder_id"
 
 
 def open_feed(cursor: apsw.Cursor, *, file_id: str) -> None:
@@ -80,12 +83,50 @@ def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> ChangePage:
 
     Raises StalePositionError.
     """
-    feed = _get_meta(cursor, "feed")
     last = _last(cursor)
     if not position:
-        return ChangePage((), f"{feed}.{last}", more=False)
+        return ChangePage((), position_at(cursor, last), more=False)
+    after = _sequence_of(cursor, position, last)
+    found = fetch(
+        cursor,
+        f"SELECT {_COLUMNS} FROM change WHERE sequence > ? ORDER BY sequence LIMIT ?",
+        (after, limit + 1),
+    )
+    changes = tuple(_change(values) for values in found[:limit])
+    reached = changes[-1].sequence if changes else after
+    return ChangePage(changes, position_at(cursor, reached), more=len(found) > limit)
+
+
+def first_changes(cursor: apsw.Cursor, position: str, folder_id: str) -> Iterator[Change]:
+    """Yield the first change of each message after a position, oldest first.
+
+    `folder_id` restricts them to a folder's messages, including those moved from there; "" is all.
+    Raises StalePositionError.
+    """
+    after = _sequence_of(cursor, position, _last(cursor))
+    within = "(folder_id = ?2 OR previous_folder_id = ?2)" if folder_id else "?2 = ''"
+    found = cursor.connection.cursor().execute(  # the caller may use its own one meanwhile
+        f"SELECT {_COLUMNS} FROM change WHERE sequence > ?1 AND {within} ORDER BY sequence",
+        (after, folder_id),
+    )
+    seen = set()
+    for values in found:
+        change = _change(values)
+        if change.message_id not in seen:
+            seen.add(change.message_id)
+            yield change
+
+
+def position_at(cursor: apsw.Cursor, sequence: int | None = None) -> str:
+    """Return the position after the change with this sequence, by default after the last one."""
+    reached = _last(cursor) if sequence is None else sequence
+    return f"{_get_meta(cursor, 'feed')}.{reached}"
+
+
+def _sequence_of(cursor: apsw.Cursor, position: str, last: int) -> int:
+    """Return the sequence of the last change before a position. Raises StalePositionError."""
     match = _POSITION.fullmatch(position)
-    if match is None or match[1] != feed:
+    if match is None or match[1] != _get_meta(cursor, "feed"):
         raise StalePositionError(
             "The position is not one of this mailbox's feed; start again without it."
         )
@@ -93,18 +134,12 @@ def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> ChangePage:
     first = cursor.execute("SELECT min(sequence) FROM change").get or last + 1
     if not first - 1 <= after <= last:
         raise StalePositionError("The position is too old; start again without it.")
-    found = fetch(
-        cursor,
-        "SELECT sequence, kind, message_id, folder_id, previous_folder_id FROM change"
-        " WHERE sequence > ? ORDER BY sequence LIMIT ?",
-        (after, limit + 1),
-    )
-    changes = tuple(
-        Change(sequence, ChangeKind(kind), message_id, folder_id, previous)
-        for sequence, kind, message_id, folder_id, previous in found[:limit]
-    )
-    reached = changes[-1].sequence if changes else after
-    return ChangePage(changes, f"{feed}.{reached}", more=len(found) > limit)
+    return after
+
+
+def _change(values: Sequence[Any]) -> Change:
+    sequence, kind, message_id, folder_id, previous = values
+    return Change(sequence, ChangeKind(kind), message_id, folder_id, previous)
 
 
 def _last(cursor: apsw.Cursor) -> int:

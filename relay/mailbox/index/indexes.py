@@ -17,7 +17,7 @@ from pathlib import Path
 import apsw
 
 from relay.clock import Clock
-from relay.mailbox.index.change_feed import changes_after
+from relay.mailbox.index.change_feed import changes_after, first_changes, position_at
 from relay.mailbox.index.content_index import ContentIndexer
 from relay.mailbox.index.database import fetch
 from relay.mailbox.index.mailbox_index import MailboxIndex
@@ -36,10 +36,19 @@ from relay.mailbox.index.rows import COLUMNS, FolderRow, IndexedMessage, read_ro
 from relay.mailbox.index.update import directory_path
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import MessageFile, parse_name
-from relay.mailbox.query import MessageQuery
+from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.threads import QueryTimeLimit
-from relay.mailbox.types import ChangePage, CountedUsage, Folder, NoSuchItemError, Usage
+from relay.mailbox.types import (
+    Change,
+    ChangeKind,
+    ChangePage,
+    CountedUsage,
+    Folder,
+    NoSuchItemError,
+    Usage,
+)
 
+CHANGED_MESSAGES_READ = 10_000  # for one page of a delta
 _WIDTH = len(COLUMNS.split(","))
 
 
@@ -222,6 +231,23 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.run(lambda cursor: changes_after(cursor, after, limit))
 
+    def delta(
+        self, mailbox: Path, query: DeltaQuery, limit: QueryTimeLimit | None = None
+    ) -> "DeltaResult":
+        """Return what changed, by the rows of the changes alone.
+
+        Raises NoSuchItemError for the folder, StalePositionError, QueryTooLongError,
+        StoreUnavailableError.
+        """
+        limit = limit or QueryTimeLimit(self._clock)
+
+        def operation(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> DeltaResult:
+            limit.begin()
+            return _delta(cursor, folders, query)
+
+        with self._of(mailbox) as index:
+            return index.query(operation, limit)
+
     def close(self) -> None:
         """Close all indexes."""
         with self._lock:
@@ -270,6 +296,64 @@ class QueryResult:
     hits: tuple[Hit, ...]
     total: int | None
     more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedMessage:
+    """A changed message; `located` is its file in the folder, None if it is not there any more.
+
+    A page that begins with it has the position `position`.
+    """
+
+    message_id: str
+    kind: ChangeKind
+    located: MessageFile | None
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaResult:
+    """Changed messages; the next page begins at `position`. `more` says whether there is one."""
+
+    changed: tuple[ChangedMessage, ...]
+    position: str
+    more: bool
+
+
+def _delta(cursor: apsw.Cursor, folders: Mapping[int, FolderRow], query: DeltaQuery) -> DeltaResult:
+    folder = _folder_of_id(folders, query.folder_id)
+    changed: list[ChangedMessage] = []
+    changes = first_changes(cursor, query.after, folder.folder.id if folder else "")
+    for number, change in enumerate(changes):
+        position = position_at(cursor, change.sequence - 1)
+        if len(changed) == query.top or number == CHANGED_MESSAGES_READ:
+            return DeltaResult(tuple(changed), position, more=True)
+        row = next(select_rows(cursor, "WHERE message_id = ?", (change.message_id,)), None)
+        kind = _sum_of_changes(change, row, folder)
+        if kind not in query.kinds:
+            continue
+        located = None
+        if row is not None and kind is not ChangeKind.MOVED:
+            if row.received_us < query.received_from_us:
+                continue
+            located = message_file_of(folders, row)
+        changed.append(ChangedMessage(change.message_id, kind, located, position))
+    return DeltaResult(tuple(changed), position_at(cursor), more=False)
+
+
+def _sum_of_changes(
+    first: Change, row: IndexedMessage | None, folder: FolderRow | None
+) -> ChangeKind:
+    """Return what became of a message, by its first change and its row now."""
+    if row is None:
+        return ChangeKind.DELETED
+    if folder is None:
+        return first.kind if first.kind is ChangeKind.CREATED else ChangeKind.UPDATED
+    if row.location.folder != folder.number:
+        return ChangeKind.MOVED
+    came = first.kind in (ChangeKind.CREATED, ChangeKind.MOVED)
+    is_here = first.folder_id == folder.folder.id
+    return ChangeKind.CREATED if came and is_here else ChangeKind.UPDATED
 
 
 def message_file_of(folders: Mapping[int, FolderRow], row: IndexedMessage) -> MessageFile:

@@ -1,0 +1,278 @@
+"""Delta queries of messages: the list of a folder page by page, then only what has changed.
+
+A round ends with a deltaLink, which begins the next one. The first round lists the folder; the
+position in the change feed is taken before it, so the second round has what happened meanwhile. A
+link's token has the query options of the first request, as in Graph, and belongs to one collection
+of one mailbox. A token whose changes are not kept any more is 410 with a Location that begins
+again (Graph's delta query overview).
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+from starlette.responses import Response
+
+from relay.graph.extended_properties import parse_expand
+from relay.graph.graph_request import GraphRequest, collection_response
+from relay.graph.odata import message_condition
+from relay.graph.query_options import QueryOptions
+from relay.graph.serializer import MESSAGE_PROPERTIES, message_json
+from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.mailbox.query import (
+    EVERY_CHANGE,
+    Compare,
+    Condition,
+    DeltaQuery,
+    MessageQuery,
+    Operator,
+    Property,
+)
+from relay.mailbox.types import (
+    ChangeKind,
+    MessageDelta,
+    QueryTooLongError,
+    StalePositionError,
+    StoredMessage,
+)
+
+TOKEN_CHARACTERS_MAX = 8192
+_LATEST = "latest"
+_CHANGE_TYPE = "changetype"
+_MESSAGE_OPTIONS = ("select", "expand", "filter", "orderby", "top", _CHANGE_TYPE)
+_TOKENS = ("skiptoken", "deltatoken")
+_KINDS = {
+    "": EVERY_CHANGE,
+    "created": frozenset({ChangeKind.CREATED}),
+    "updated": frozenset({ChangeKind.UPDATED}),
+    "deleted": frozenset({ChangeKind.MOVED, ChangeKind.DELETED}),
+}
+_RETRY_S = 10
+_Result = TypeVar("_Result")
+
+
+async def list_message_changes(request: GraphRequest) -> Response:
+    """GET messages/delta, in a folder or in the whole mailbox."""
+    delta = read_delta_request(
+        request,
+        collection=f"{request.folder_id.lower()}/messages",
+        allowed=_MESSAGE_OPTIONS,
+        known=MESSAGE_PROPERTIES,
+    )
+    options = delta.options
+    kinds = _kinds(delta.given.get(_CHANGE_TYPE, ""))
+    condition, received_from_us = _read_filter(options.filter)
+    if options.orderby is not None:
+        _check_order(options.orderby)
+    expand = parse_expand(options.expand)
+    store, position, page = request.dependencies.store, delta.link.position, delta.link.page
+
+    def show(message: StoredMessage) -> dict[str, Any]:
+        return message_json(message, options.select) | expand.to_json(message)
+
+    is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
+    if is_listing or not position:
+        # Before the list is read. For its later pages this checks that the feed has the position.
+        feed = await delta.answered(store.changes(request.mailbox, after=position, limit=1))
+        position = position or feed.position
+    if is_listing:
+        listed = MessageQuery(request.folder_id, condition, top=options.top, after=page)
+        found = await delta.answered(store.query_messages(request.mailbox, listed))
+        items = [show(one) for one in found.messages]
+        return delta.response(items, position=position, page=found.next_after)
+    query = DeltaQuery(
+        request.folder_id, position, options.top, kinds, received_from_us=received_from_us
+    )
+    changed = await delta.answered(store.message_delta(request.mailbox, query))
+    items = [_removed(one) if one.message is None else show(one.message) for one in changed.changed]
+    return delta.response(items, position=changed.position, more=changed.more)
+
+
+def _removed(one: MessageDelta) -> dict[str, Any]:
+    reason = "deleted" if one.kind is ChangeKind.DELETED else "changed"
+    return {"id": one.message_id, "@removed": {"reason": reason}}
+
+
+def _kinds(change_type: str) -> frozenset[ChangeKind]:
+    try:
+        return _KINDS[change_type.lower()]
+    except KeyError:
+        expected = "created, updated or deleted"
+        raise _bad(f"changeType: found {quoted(change_type)}, expected {expected}.") from None
+
+
+def _read_filter(text: str | None) -> tuple[Condition | None, int]:
+    """Return the condition of a $filter, and the earliest time of receipt that matches."""
+    if text is None:
+        return None, 0
+    condition = message_condition(text)
+    if (
+        isinstance(condition, Compare)
+        and condition.property is Property.RECEIVED
+        and condition.operator in (Operator.GE, Operator.GT)
+    ):
+        return condition, int(condition.value) + (condition.operator is Operator.GT)
+    message = (
+        "$filter: a delta query can be filtered by receivedDateTime ge TIME or receivedDateTime"
+        f" gt TIME only; found {quoted(text)}."
+    )
+    raise ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+
+
+def _check_order(text: str) -> None:
+    if text.lower().split() != ["receiveddatetime", "desc"]:
+        message = (
+            "$orderby: a delta query can be ordered by receivedDateTime desc only; "
+            f"found {quoted(text)}."
+        )
+        raise ApiError(400, "ErrorInvalidUrlQuery", message)
+
+
+# -- rounds and their links
+
+
+class DeltaLink(msgspec.Struct, frozen=True, array_like=True):
+    """What a token stands for: a collection, the options of the first request, and a position.
+
+    `page` is the next page of the first round, "" in later rounds.
+    """
+
+    collection: str
+    options: dict[str, str]
+    position: str = ""
+    page: str = ""
+
+    def token(self) -> str:
+        """Return the token. Raises ApiError 400 if the options are too long for one."""
+        token = urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
+        if len(token) > TOKEN_CHARACTERS_MAX:
+            raise _bad(
+                f"The query options are too long for a token of {TOKEN_CHARACTERS_MAX} characters;"
+                " select or expand less."
+            )
+        return token
+
+
+_decoder = msgspec.msgpack.Decoder(DeltaLink)
+
+
+def read_token(text: str) -> DeltaLink:
+    """Return what a token stands for. Raises ApiError 400 for text that is no token."""
+    if len(text) <= TOKEN_CHARACTERS_MAX:
+        try:
+            octets = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+            return _decoder.decode(octets)
+        except (ValueError, msgspec.MsgspecError, RecursionError):
+            pass
+    raise _bad(
+        f"The token {quoted(text)} is malformed; use the whole @odata.nextLink or @odata.deltaLink."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRequest:
+    """A request of a round: its link, and the options of the round. `given` are their texts."""
+
+    request: GraphRequest
+    link: DeltaLink
+    options: QueryOptions
+    is_latest: bool
+
+    @property
+    def given(self) -> Mapping[str, str]:
+        """The texts of the options of the first request."""
+        return self.link.options
+
+    async def answered(self, operation: Awaitable[_Result]) -> _Result:
+        """Await a query of the store. Raises ApiError 410 for a position that is not known."""
+
+        async def query() -> _Result:
+            return await operation
+
+        try:
+            return await self.request.http.cancel_on_disconnect(query())
+        except StalePositionError:
+            raise _stale(self.request, self.given) from None
+        except QueryTooLongError as error:
+            raise service_unavailable(
+                "ResourceUnhealthy", str(error), retry_after_s=_RETRY_S
+            ) from error
+
+    def response(
+        self,
+        items: Sequence[Mapping[str, Any]],
+        *,
+        position: str,
+        page: str = "",
+        more: bool = False,
+    ) -> Response:
+        """Return a page: with a nextLink if the round goes on, else with a deltaLink."""
+        token = DeltaLink(self.link.collection, dict(self.given), position, page).token()
+        goes_on = bool(page or more)
+        name = "$skiptoken" if goes_on else "$deltatoken"
+        link = f"{self.request.url()}?{name}={token}"
+        kind = "mailFolder" if self.link.collection == "mailFolders" else "message"
+        context = self.request.context(f"Collection({kind})")
+        if goes_on:
+            return collection_response(context, items, next_link=link)
+        return collection_response(context, items, delta_link=link)
+
+
+def read_delta_request(
+    request: GraphRequest, *, collection: str, allowed: Collection[str], known: Collection[str]
+) -> DeltaRequest:
+    """Read the token and the options. Raises ApiError 400, and 410 for another's token."""
+    names = (*allowed, *_TOKENS)
+    options = request.collection_options(names, known)
+    given = _texts(request.http.query, allowed)
+    if options.skiptoken and options.deltatoken:
+        raise _bad("$skiptoken and $deltatoken: give one of them.")
+    text = options.skiptoken or options.deltatoken or ""
+    is_latest = text.lower() == _LATEST
+    link = DeltaLink(collection, given)
+    if text and not is_latest:
+        link = read_token(text)
+        if link.collection != collection:
+            raise _stale(request, given)
+        for name, value in given.items():
+            if link.options.get(name) != value:
+                raise _bad(
+                    f"The option {quoted(name)} is not that of the first request; omit it, "
+                    "because the token has the options."
+                )
+        query = [(_spelled(name), value) for name, value in link.options.items()]
+        options = request.collection_options(names, known, query=query)
+    return DeltaRequest(request, link, options, is_latest)
+
+
+def _texts(query: Collection[tuple[str, str]], allowed: Collection[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in query:
+        option = name.removeprefix("$").lower()
+        if option in allowed:
+            found[option] = value
+    return found
+
+
+def _spelled(option: str) -> str:
+    return "changeType" if option == _CHANGE_TYPE else f"${option}"
+
+
+def _stale(request: GraphRequest, given: Mapping[str, str]) -> ApiError:
+    """Return the 410, with the URL that begins the first round again."""
+    query = [(_spelled(name), value) for name, value in given.items()]
+    location = request.url()
+    if query:
+        location += f"?{urlencode(query, safe='$,', quote_via=quote)}"
+    message = (
+        "The sync state is not found: the token is too old, or it is of another folder or mailbox."
+        " Begin again with the URL in the Location header."
+    )
+    return ApiError(410, "syncStateNotFound", message, headers={"location": location})
+
+
+def _bad(message: str) -> ApiError:
+    return ApiError(400, "BadRequest", message)
