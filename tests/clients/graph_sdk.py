@@ -11,6 +11,8 @@ from kiota_abstractions.authentication import (
 )
 from kiota_abstractions.base_request_configuration import RequestConfiguration
 from kiota_abstractions.headers_collection import HeadersCollection
+from kiota_abstractions.method import Method
+from kiota_abstractions.request_information import RequestInformation
 from msgraph import GraphRequestAdapter, GraphServiceClient
 from msgraph.generated.models.attachment_item import AttachmentItem
 from msgraph.generated.models.attachment_type import AttachmentType
@@ -31,6 +33,7 @@ from msgraph.generated.users.item.messages.item.attachments.create_upload_sessio
 from msgraph.generated.users.item.send_mail.send_mail_post_request_body import (
     SendMailPostRequestBody,
 )
+from msgraph_core.requests.batch_request_content import BatchRequestContent
 from msgraph_core.tasks.page_iterator import PageIterator
 
 ERRORS = {"XXX": ODataError}
@@ -151,3 +154,18 @@ async def iterate(page: Any, client: GraphServiceClient) -> list[Any]:
 def seconds_from_now(seconds: int) -> str:
     time = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def raw(client: GraphServiceClient, method: Method, path: str) -> bytes:
+    """The body of a response, as octets."""
+    request = RequestInformation()
+    request.http_method, request.url = method, client.request_adapter.base_url + path
+    return await client.request_adapter.send_primitive_async(request, "bytes", ERRORS)
+
+
+def batch(*requests: RequestInformation) -> BatchRequestContent:
+    """The content of a batch; the SDK gives each request an id of its own."""
+    content = BatchRequestContent()
+    for one in requests:
+        content.add_request_information(one)
+    return content

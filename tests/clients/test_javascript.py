@@ -136,6 +136,47 @@ def test_20_429_twice(javascript: JavaScript, served: ServedRelay, user: User) -
     ]
 
 
+BATCH = """
+    const step = (id, url, options, dependsOn) => ({ id, dependsOn,
+      request: new Request('https://localhost' + url, options) });
+    const post = (items) => client.api('/$batch').post(items).then((x) => x.responses.map(
+      ({ id, status }) => [id, status]).sort());
+    const send = { method: 'POST', headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify({ message: message('%s') }) };
+"""
+
+
+def test_22_batch(javascript: JavaScript, user: User) -> None:
+    program = """
+        const content = new graph.BatchRequestContent([
+          step('1', '/me/sendMail', send), step('2', '/me', { method: 'GET' })]);
+        return post(await content.getContent());
+    """
+    found = javascript.run(MESSAGE + BATCH % user.sink + program, token=user.name)
+    assert found == [["1", 202], ["2", 200]]
+    user.arrived()
+
+
+def test_22_a_failed_dependency(javascript: JavaScript, user: User) -> None:
+    program = """
+        const content = new graph.BatchRequestContent([
+          step('1', '/me/messages/unknown', { method: 'GET' }), step('2', '/me/sendMail', send, ['1'])]);
+        return post(await content.getContent());
+    """
+    found = javascript.run(MESSAGE + BATCH % user.sink + program, token=user.name)
+    assert found == [["1", 404], ["2", 424]]
+    assert user.messages("sentitems") == []
+
+
+def test_22_more_than_20_requests(javascript: JavaScript, user: User) -> None:
+    """The library refuses them itself, so the body is written by hand."""
+    program = """
+        const requests = [...Array(21).keys()].map((n) => ({ id: `${n}`, method: 'GET', url: '/me' }));
+        return failure(client.api('/$batch').post({ requests }));
+    """
+    assert javascript.run(program, token=user.name)["statusCode"] == 400
+
+
 def test_23_paging(javascript: JavaScript, user: User) -> None:
     for number in range(25):
         user.served.relay.graph(

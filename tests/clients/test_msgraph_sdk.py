@@ -10,6 +10,7 @@ from email.message import EmailMessage
 import pytest
 
 from tests.clients.conftest import ServedRelay, User
+from tests.support.faulty_proxy import Fault
 
 pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
 
@@ -187,6 +188,41 @@ async def test_19_more_than_4_mb(served: ServedRelay, user: User) -> None:
     await client.me.send_mail.post(body)
     (attachment,) = content_of(user).iter_attachments()
     assert attachment.get_content() == data
+
+
+async def test_20_429_twice(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    path = f"/users/{user.name}%40example.test/sendMail"
+    fault = Fault("POST", path.lower(), 429, {"Retry-After": "1"})
+    served.proxy.faults += [fault, fault]
+    await client.users.by_user_id(user.address).send_mail.post(
+        sdk.mail(subject="retried", to=user.sink)
+    )
+    assert content_of(user)["subject"] == "retried"
+    tries = [one for one in served.proxy.requests if one.path.endswith(path)]
+    assert [one.status for one in tries] == [429, 429, 202]
+    assert [one.headers.get("Retry-Attempt") for one in tries] == [None, "1", "2"]
+
+
+async def test_22_batch(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    send = client.me.send_mail.to_post_request_information(sdk.mail("batched", to=user.sink))
+    content = sdk.batch(send, client.me.to_get_request_information())
+    found = await client.batch.post(content)
+    assert sorted(one.status for one in found.responses.values()) == [200, 202]
+    assert content_of(user)["subject"] == "batched"
+
+
+async def test_22_a_failed_dependency(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    missing = client.me.messages.by_message_id("unknown").to_get_request_information()
+    send = client.me.send_mail.to_post_request_information(sdk.mail("never", to=user.sink))
+    content = sdk.batch(missing, send)
+    first, second = content.requests.values()
+    second.set_depends_on([first])
+    found = (await client.batch.post(content)).responses
+    assert (found[first.id].status, found[second.id].status) == (404, 424)
+    assert user.messages("sentitems") == []
 
 
 async def test_23_paging(served: ServedRelay, user: User) -> None:

@@ -211,6 +211,26 @@ def test_17_each_error_has_its_request_id(client: Client) -> None:
         assert inner["request-id"] == answer.headers["request-id"]
 
 
+@pytest.mark.parametrize("spelling", ["depends_on", "dependsOn"])
+def test_22_batch(client: Client, spelling: str) -> None:
+    """msgraph-core writes depends_on, and always writes it; its ids are UUIDs."""
+    first, second = "7a6c1d9e-0b0f-4f43-9d1a-4b3c2f1e0d9c", "1f0e9d8c-7b6a-4950-8473-62514f3e2d1c"
+    headers = {"accept": "application/json", "content-type": "application/json"}
+
+    def batch(url: str) -> dict[str, int]:
+        item = {"id": first, "method": "GET", "url": url, spelling: [], "headers": headers}
+        body = pascal_case(client.user.sink)
+        send = {"id": second, "method": "POST", "url": "/me/sendMail", "body": body}
+        requests = [item, send | {spelling: [first], "headers": headers}]
+        answer = client.send("POST", "/v1.0/$batch", {"requests": requests})
+        assert answer.status == 200, answer.body
+        return {one["id"]: one["status"] for one in answer.json()["responses"]}
+
+    assert batch("/me/messages/unknown") == {first: 404, second: 424}
+    assert batch("/me") == {first: 200, second: 202}
+    client.user.arrived()
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -1,24 +1,14 @@
 """The table of endpoints in docs/graph.md has the same rows as the application has operations."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from relay.graph import routes
+from tests.support.endpoint_rows import rows
 from tests.support.graph_fakes import GraphInMemory, OnDisk
 
-PAGE = Path(__file__).parents[3] / "docs/graph.md"
-HEADING = "## Graph v1.0 mail endpoints: supported or not, limits, differences"
 WITHIN_A_FOLDER = "mailfolders/{}/messages"  # the page says once that these exist as well
-ROW = re.compile(r"^\| (`[^|]+`) \| (yes|no) \|.*\|.*\|$", re.MULTILINE)
-
-
-def rows(supported: str) -> list[tuple[str, str]]:
-    """The methods and paths of the table's rows, as written there."""
-    section = PAGE.read_text().partition(HEADING)[2].partition("\n#")[0]
-    cells = [endpoints for endpoints, found in ROW.findall(section) if found == supported]
-    return [tuple(one.split()) for cell in cells for one in re.findall("`([^`]+)`", cell)]
 
 
 def in_mailbox(supported: str) -> set[tuple[str, str]]:

@@ -1,0 +1,331 @@
+"""Each endpoint that docs/graph.md calls supported, called by msgraph-sdk for Python over HTTPS."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import ServedRelay, User
+from tests.support.endpoint_rows import rows
+
+pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
+
+from kiota_abstractions.method import Method
+from msgraph.generated.models.mail_folder import MailFolder
+from msgraph.generated.models.mailbox_settings import MailboxSettings
+from msgraph.generated.models.message import Message
+from msgraph.generated.models.o_data_errors.o_data_error import ODataError
+from msgraph.generated.users.item.mail_folders.item.move.move_post_request_body import (
+    MovePostRequestBody as MoveFolder,
+)
+from msgraph.generated.users.item.messages.item.copy.copy_post_request_body import (
+    CopyPostRequestBody as CopyMessage,
+)
+from msgraph.generated.users.item.messages.item.move.move_post_request_body import (
+    MovePostRequestBody as MoveMessage,
+)
+
+from tests.clients import graph_sdk as sdk
+
+
+class Mailbox:
+    """A new user's mailbox, by msgraph-sdk."""
+
+    def __init__(self, served: ServedRelay, user: User) -> None:
+        self.user = user
+        self.client = sdk.client(served.url, user.name)
+        self.me = self.client.me
+        self.messages = self.me.messages
+        self.folders = self.me.mail_folders
+
+    async def draft(self, subject: str = "a draft") -> Any:
+        """The request builder of a new draft."""
+        made = await self.messages.post(sdk.message(subject, to=self.user.sink))
+        return self.messages.by_message_id(made.id)
+
+    async def with_file(self) -> tuple[Any, Any]:
+        """The request builders of a new draft and of its attachment."""
+        one = await self.draft()
+        made = await one.attachments.post(sdk.file("a.txt", b"content"))
+        return one, one.attachments.by_attachment_id(made.id)
+
+    async def folder(self, name: str = "Projects") -> Any:
+        """The request builder of a new folder."""
+        made = await self.folders.post(MailFolder(display_name=name))
+        return self.folders.by_mail_folder_id(made.id)
+
+    async def raw(self, method: Method, path: str) -> bytes:
+        """The body of a response that the SDK has no typed method for."""
+        return await sdk.raw(self.client, method, path)
+
+
+Exercise = Callable[[Mailbox], Awaitable[None]]
+EXERCISES: dict[tuple[str, str], Exercise] = {}
+
+
+def endpoint(method: str, path: str) -> Callable[[Exercise], Exercise]:
+    """Register a function as what exercises a row of the table."""
+
+    def register(exercise: Exercise) -> Exercise:
+        EXERCISES[method, path] = exercise
+        return exercise
+
+    return register
+
+
+async def is_missing(call: Awaitable[Any]) -> bool:
+    with pytest.raises(ODataError) as caught:
+        await call
+    return (caught.value.response_status_code, caught.value.error.code) == (
+        404,
+        "ErrorItemNotFound",
+    )
+
+
+@endpoint("GET", "/me")
+async def _(box: Mailbox) -> None:
+    found = await box.me.get(sdk.options(box.me, select=["mail", "userPrincipalName"]))
+    assert (found.mail, found.user_principal_name) == (box.user.address, box.user.address)
+
+
+@endpoint("POST", "/me/sendMail")
+async def _(box: Mailbox) -> None:
+    await box.me.send_mail.post(sdk.mail("sent", to=box.user.sink))
+    box.user.arrived()
+
+
+@endpoint("GET", "/me/messages")
+async def _(box: Mailbox) -> None:
+    await box.draft("first")
+    await box.draft("second")
+    found = await box.messages.get(sdk.options(box.messages, top=1, select=["subject"]))
+    assert [one.subject for one in found.value] == ["second"]
+
+
+@endpoint("POST", "/me/messages")
+async def _(box: Mailbox) -> None:
+    made = await box.messages.post(sdk.message("new", to=box.user.sink))
+    assert (made.subject, made.is_draft) == ("new", True)
+
+
+@endpoint("GET", "/me/messages/$count")
+async def _(box: Mailbox) -> None:
+    await box.draft()
+    assert await box.messages.count.get() == 1
+
+
+@endpoint("GET", "/me/messages/{id}")
+async def _(box: Mailbox) -> None:
+    one, _ = await box.with_file()
+    found = await one.get(sdk.options(one, expand=["attachments"]))
+    assert (found.subject, found.attachments[0].content_bytes) == ("a draft", b"content")
+
+
+@endpoint("PATCH", "/me/messages/{id}")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    assert (await one.patch(Message(subject="changed"))).subject == "changed"
+
+
+@endpoint("DELETE", "/me/messages/{id}")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    await one.delete()
+    deleted = await box.folders.by_mail_folder_id("deleteditems").messages.get()
+    assert [found.subject for found in deleted.value] == ["a draft"]
+    await one.delete()
+    assert await is_missing(one.get())
+
+
+@endpoint("POST", "/me/messages/{id}/send")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    await one.send.post()
+    box.user.arrived()
+    assert (await one.get()).is_draft is False
+
+
+@endpoint("GET", "/me/messages/{id}/$value")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    assert b"Subject: a draft\r\n" in await one.content.get()
+
+
+@endpoint("PUT", "/me/messages/{id}/$value")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    await one.content.put(b"Subject: replaced\r\n\r\nHello.\r\n")
+    assert (await one.get()).subject == "replaced"
+
+
+@endpoint("GET", "/me/messages/{id}/attachments")
+async def _(box: Mailbox) -> None:
+    one, _ = await box.with_file()
+    found = await one.attachments.get()
+    assert [(file.name, file.content_bytes) for file in found.value] == [("a.txt", b"content")]
+
+
+@endpoint("POST", "/me/messages/{id}/attachments")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    made = await one.attachments.post(sdk.file("a.txt", b"content", content_type="text/plain"))
+    assert (made.name, made.size, made.content_type) == ("a.txt", 7, "text/plain")
+
+
+@endpoint("POST", "/me/messages/{id}/attachments/createUploadSession")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    made = await one.attachments.create_upload_session.post(sdk.upload_of("a.bin", 5))
+    assert made.upload_url.startswith(box.user.served.url)
+    assert made.expiration_date_time.tzinfo is not None
+    assert made.next_expected_ranges == ["0-"]
+
+
+@endpoint("GET", "/me/messages/{id}/attachments/{id}")
+async def _(box: Mailbox) -> None:
+    _, file = await box.with_file()
+    found = await file.get()
+    assert (found.name, found.content_bytes) == ("a.txt", b"content")
+
+
+@endpoint("DELETE", "/me/messages/{id}/attachments/{id}")
+async def _(box: Mailbox) -> None:
+    one, file = await box.with_file()
+    await file.delete()
+    assert (await one.get()).has_attachments is False
+
+
+@endpoint("GET", "/me/messages/{id}/attachments/{id}/$value")
+async def _(box: Mailbox) -> None:
+    one, file = await box.with_file()
+    path = f"/me/messages/{(await one.get()).id}/attachments/{(await file.get()).id}/$value"
+    assert await box.raw(Method.GET, path) == b"content"
+
+
+@endpoint("POST", "/me/messages/{id}/move")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    before = await one.get()
+    moved = await one.move.post(MoveMessage(destination_id="archive"))
+    assert moved.id == before.id
+    assert moved.parent_folder_id != before.parent_folder_id
+
+
+@endpoint("POST", "/me/messages/{id}/copy")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    copied = await one.copy.post(CopyMessage(destination_id="archive"))
+    assert copied.id != (await one.get()).id
+    assert await box.messages.count.get() == 2
+
+
+@endpoint("POST", "/me/messages/{id}/permanentDelete")
+async def _(box: Mailbox) -> None:
+    one = await box.draft()
+    await one.permanent_delete.post()
+    assert await is_missing(one.get())
+
+
+@endpoint("GET", "/me/messages/delta")
+async def _(box: Mailbox) -> None:
+    one = await box.draft("before")
+    delta = box.messages.delta
+    first = await delta.get(sdk.options(delta, select=["subject"]))
+    assert [found.subject for found in first.value] == ["before"]
+    await one.delete()
+    made = await box.messages.post(sdk.message("after"))
+    later = await delta.with_url(first.odata_delta_link).get()
+    assert made.id in [found.id for found in later.value]
+    assert later.odata_delta_link
+
+
+@endpoint("GET", "/me/mailFolders")
+async def _(box: Mailbox) -> None:
+    found = await box.folders.get(sdk.options(box.folders, top=100))
+    assert {"Inbox", "Drafts"} <= {one.display_name for one in found.value}
+
+
+@endpoint("POST", "/me/mailFolders")
+async def _(box: Mailbox) -> None:
+    made = await box.folders.post(MailFolder(display_name="Projects"))
+    assert (made.display_name, made.child_folder_count) == ("Projects", 0)
+
+
+@endpoint("GET", "/me/mailFolders/{id}")
+async def _(box: Mailbox) -> None:
+    await box.draft()
+    found = await box.folders.by_mail_folder_id("Drafts").get()
+    assert (found.display_name, found.total_item_count) == ("Drafts", 1)
+
+
+@endpoint("PATCH", "/me/mailFolders/{id}")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    assert (await folder.patch(MailFolder(display_name="Renamed"))).display_name == "Renamed"
+
+
+@endpoint("DELETE", "/me/mailFolders/{id}")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    await folder.delete()
+    deleted = await box.folders.by_mail_folder_id("deleteditems").child_folders.get()
+    assert [one.display_name for one in deleted.value] == ["Projects"]
+
+
+@endpoint("GET", "/me/mailFolders/{id}/childFolders")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    await folder.child_folders.post(MailFolder(display_name="Inner"))
+    assert [one.display_name for one in (await folder.child_folders.get()).value] == ["Inner"]
+
+
+@endpoint("POST", "/me/mailFolders/{id}/childFolders")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    made = await folder.child_folders.post(MailFolder(display_name="Inner"))
+    assert made.parent_folder_id == (await folder.get()).id
+
+
+@endpoint("POST", "/me/mailFolders/{id}/move")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    moved = await folder.move.post(MoveFolder(destination_id="archive"))
+    archive = await box.folders.by_mail_folder_id("archive").get()
+    assert moved.parent_folder_id == archive.id
+
+
+@endpoint("POST", "/me/mailFolders/{id}/permanentDelete")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    await folder.permanent_delete.post()
+    assert await is_missing(folder.get())
+
+
+@endpoint("GET", "/me/mailboxSettings")
+async def _(box: Mailbox) -> None:
+    found = await box.me.mailbox_settings.get()
+    assert found.time_zone
+
+
+@endpoint("GET", "/me/mailboxSettings/{name}")
+async def _(box: Mailbox) -> None:
+    assert b'"value":' in await box.raw(Method.GET, "/me/mailboxSettings/timeZone")
+
+
+@endpoint("PATCH", "/me/mailboxSettings")
+async def _(box: Mailbox) -> None:
+    settings = MailboxSettings(time_zone="Pacific Standard Time")
+    assert (await box.me.mailbox_settings.patch(settings)).time_zone == "Pacific Standard Time"
+
+
+@endpoint("POST", "/$batch")
+async def _(box: Mailbox) -> None:
+    content = sdk.batch(box.me.to_get_request_information())
+    (found,) = (await box.client.batch.post(content)).responses.values()
+    assert (found.status, found.content_type) == (200, "application/json")
+
+
+@pytest.mark.parametrize(("method", "path"), rows("yes"))
+async def test_endpoint(served: ServedRelay, user: User, method: str, path: str) -> None:
+    assert (method, path) in EXERCISES, "a supported endpoint that no client has called"
+    await EXERCISES[method, path](Mailbox(served, user))
