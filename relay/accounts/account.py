@@ -4,7 +4,7 @@ Addresses are in lower case, local parts as well: mailboxes are matched without 
 (RFC 5321 2.3.11).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -105,6 +105,10 @@ class AccountDirectory(Protocol):
 
         Case-insensitive; never creates an account.
         """
+        ...
+
+    def every(self) -> Sequence[Account]:
+        """Return all accounts."""
         ...
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:

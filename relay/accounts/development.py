@@ -6,7 +6,7 @@ Nothing is secret: for loopback only. A name that is no local part is replaced b
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +53,10 @@ class DevelopmentAccounts:
         if domain != DOMAIN:
             return None
         return self._accounts.get(local_part) or self._accounts.get(local_part.partition("+")[0])
+
+    def every(self) -> Sequence[Account]:
+        """Return the accounts that exist."""
+        return tuple(self._accounts.values())
 
     async def by_password(
         self,

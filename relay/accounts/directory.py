@@ -85,9 +85,8 @@ class FileAccounts:
         self._warnings: list[str] = []
         self._checker = PasswordChecker(clock, rng=rng)
 
-    @property
-    def accounts(self) -> Sequence[Account]:
-        """All accounts, in the order of the file."""
+    def every(self) -> Sequence[Account]:
+        """Return all accounts, in the order of the file."""
         return tuple(self._accounts)
 
     def by_token(self, token: str) -> Account | None:

@@ -4,7 +4,7 @@ A reload applies the reloadable keys (relay/settings/reloading.py), rules and ac
 all files are without faults. Faults raise SettingsError.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +117,10 @@ class ActiveConfiguration:
     def by_address(self, address: str) -> Account | None:
         """See AccountDirectory."""
         return self._now.accounts.by_address(address)
+
+    def every(self) -> Sequence[Account]:
+        """See AccountDirectory."""
+        return self._now.accounts.every()
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """See AccountDirectory."""

@@ -12,7 +12,7 @@ from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.batch import BatchHandler
 from relay.graph.graph_request import GraphDependencies, GraphRequest, api_error, not_implemented
-from relay.graph.routes import Intake, RouteMatch, find_route, with_keys
+from relay.graph.routes import Intake, RouteMatch, find_route, find_users_route, with_keys
 from relay.graph.upload_sessions import serve_upload
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
@@ -55,6 +55,7 @@ def create_app(
     pressure = pressure or Pressure()
     dependencies = GraphDependencies(
         store=store,
+        accounts=accounts,
         clock=clock,
         ids=Ids(clock),
         hostname=hostname,
@@ -77,7 +78,7 @@ def create_app(
                 return await serve_upload(dependencies, request, segments[2], accounts=accounts)
             if len(segments) == 2 and segments[1].lower() == "$batch":
                 return await batches.handle(request)
-            match, graph_request = _in_mailbox(dependencies, request, caller, accounts=accounts)
+            match, graph_request = _find_operation(dependencies, request, caller, accounts=accounts)
             check_pressure(pressure.state, match.operation.intake)
             return graph_request.add_applied(await match.operation.handler(graph_request))
         except OutcomeUnknownError as error:
@@ -117,16 +118,20 @@ def check_pressure(state: PressureState, intake: Intake) -> None:
     raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
 
 
-def _in_mailbox(
+def _find_operation(
     dependencies: GraphDependencies,
     request: HttpRequest,
     caller: Account,
     *,
     accounts: AccountDirectory,
 ) -> tuple[RouteMatch, GraphRequest]:
-    """Return the operation in a mailbox that the caller requests. Raises ApiError."""
-    account, rest = _find_mailbox(with_keys(request.segments)[1:], caller, accounts)
-    match = find_route(request.method, rest)
+    """Return the operation that the caller requests, in a mailbox or on /users. Raises ApiError."""
+    segments = with_keys(request.segments)[1:]
+    if len(segments) == 1 and segments[0].lower() == "users":
+        account, match = caller, find_users_route(request.method)
+    else:
+        account, rest = _find_mailbox(segments, caller, accounts)
+        match = find_route(request.method, rest)
     _check_scopes(caller, match.operation.scopes)
     parameters = match.path_parameters
     return match, GraphRequest(dependencies, request, account, parameters, caller=caller)
@@ -153,7 +158,7 @@ def _find_mailbox(
         return caller, segments[1:]
     if first in _OUTSIDE_MAILBOXES:
         raise not_implemented(_OUTSIDE_MAILBOXES[first])
-    if first != "users" or len(segments) == 1:
+    if first != "users":
         path = "/".join(segments)
         message = f"Resource not found for the path {quoted(path)}; mail is under /me and /users/…."
         raise ApiError(404, "ResourceNotFound", message)

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from starlette.responses import Response
 
-from relay.accounts.account import Account
+from relay.accounts.account import Account, AccountDirectory
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
@@ -81,6 +81,7 @@ class GraphDependencies:
     """
 
     store: MailStore
+    accounts: AccountDirectory
     clock: Clock
     ids: Ids
     hostname: str

@@ -6,7 +6,7 @@ always disabled, and a request that would enable them or store a text for them i
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import time
 from typing import Any
@@ -55,7 +55,7 @@ async def get_settings(request: GraphRequest) -> Response:
     """GET mailboxSettings: return all settings, or those of $select."""
     options = request.options({"select"}, _SHOWN)
     settings = await request.dependencies.store.mailbox_settings(request.mailbox)
-    return _settings_response(request, settings, options.select or tuple(_SHOWN))
+    return _settings_response(request, settings, options.select)
 
 
 async def get_setting(request: GraphRequest) -> Response:
@@ -81,13 +81,18 @@ async def change_settings(request: GraphRequest) -> Response:
         settings = changed_settings(before, body)
         if settings != before:
             await store.write_mailbox_settings(request.mailbox, settings)
-    return _settings_response(request, settings, tuple(_SHOWN))
+    return _settings_response(request, settings)
+
+
+def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return the JSON of all settings, or of those of `select`."""
+    return {name: _SHOWN[name](settings) for name in select or _SHOWN}
 
 
 def _settings_response(
-    request: GraphRequest, settings: UserSettings, names: tuple[str, ...]
+    request: GraphRequest, settings: UserSettings, select: Collection[str] = ()
 ) -> Response:
-    shown = {name: _SHOWN[name](settings) for name in names}
+    shown = settings_json(settings, select)
     return json_response({**request.context(_context(request)), **shown})
 
 

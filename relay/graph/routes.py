@@ -104,18 +104,27 @@ def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
             continue
         if isinstance(by_method, str):
             raise not_implemented(by_method)
-        operation = by_method.get(method)
-        if operation is None:
-            raise ApiError(
-                405,
-                "Request_BadRequest",
-                "Specified HTTP method is not allowed for the request target.",
-                headers={"allow": ", ".join(by_method)},
-            )
-        return RouteMatch(operation, parameters)
+        return RouteMatch(_operation(method, by_method), parameters)
     path = "/".join(segments)
     message = f"Resource not found for the path {quoted(path)}."
     raise ApiError(404, "ResourceNotFound", message)
+
+
+def find_users_route(method: str) -> RouteMatch:
+    """Return the operation of `method` on /users. Raises ApiError 405."""
+    return RouteMatch(_operation(method, _USERS), {})
+
+
+def _operation(method: str, by_method: Mapping[str, GraphOperation]) -> GraphOperation:
+    operation = by_method.get(method)
+    if operation is None:
+        raise ApiError(
+            405,
+            "Request_BadRequest",
+            "Specified HTTP method is not allowed for the request target.",
+            headers={"allow": ", ".join(by_method)},
+        )
+    return operation
 
 
 def _innermost_folder(segments: tuple[str, ...]) -> tuple[str, ...]:
@@ -147,6 +156,7 @@ def _pattern(path: str) -> tuple[str, ...]:
     return tuple(path.split("/")) if path else ()
 
 
+_USERS: Mapping[str, GraphOperation] = {"GET": _reads(users.list_users, MAY_READ_USER)}
 _ONE_MESSAGE: Mapping[str, GraphOperation] = {
     "GET": _reads(messages.get_message),
     "PATCH": _changes(messages.change_message),

@@ -1,4 +1,4 @@
-"""JSON of the message and mailFolder resources: one table of properties each.
+"""JSON of the message, mailFolder and user resources: one table of properties each.
 
 Enumerations are in lower camel case and dates in UTC with Z, as strict clients require.
 """
@@ -6,6 +6,7 @@ Enumerations are in lower camel case and dates in UTC with Z, as strict clients 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from relay.accounts.account import Account
 from relay.clock import rfc3339
 from relay.mailbox.types import Folder, StoredMessage
 from relay.message.conversation import conversation_id
@@ -26,6 +27,12 @@ def folder_json(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
     """Return a mail folder's JSON."""
     wanted = ("id", *select) if select else _FOLDER_BY_DEFAULT
     return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
+
+
+def user_json(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return a user's JSON; with `select` only these properties and the id."""
+    wanted = ("id", *select) if select else _USER_BY_DEFAULT
+    return {name: USER_PROPERTIES[name](account) for name in wanted}
 
 
 def graph_date(time_us: int) -> str:
@@ -111,3 +118,64 @@ FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
     "sizeInBytes": lambda folder: folder.size_bytes,  # in Graph only in /beta
 }
 _FOLDER_BY_DEFAULT = tuple(name for name in FOLDER_PROPERTIES if name != "sizeInBytes")
+
+
+def _name(account: Account) -> str:
+    return account.address.rpartition("@")[0]
+
+
+def _proxy_addresses(account: Account) -> list[str]:
+    """Return the addresses as Exchange lists them: SMTP in capitals is the primary one."""
+    return [f"SMTP:{account.address}", *(f"smtp:{alias}" for alias in account.aliases)]
+
+
+USER_PROPERTIES: Mapping[str, Callable[[Account], Any]] = {
+    "businessPhones": lambda _: [],
+    "displayName": _name,
+    "givenName": lambda _: None,
+    "id": lambda account: account.address,
+    "jobTitle": lambda _: None,
+    "mail": lambda account: account.address,
+    "mobilePhone": lambda _: None,
+    "officeLocation": lambda _: None,
+    "preferredLanguage": lambda _: None,
+    "surname": lambda _: None,
+    "userPrincipalName": lambda account: account.address,
+    "accountEnabled": lambda _: True,
+    "mailNickname": _name,
+    "proxyAddresses": _proxy_addresses,
+    "userType": lambda _: "Member",
+    **dict.fromkeys(
+        (
+            *("assignedLicenses", "assignedPlans", "identities", "imAddresses", "interests"),
+            *("licenseAssignmentStates", "onPremisesProvisioningErrors", "otherMails"),
+            *("pastProjects", "provisionedPlans", "responsibilities", "schools"),
+            *("serviceProvisioningErrors", "skills"),
+        ),
+        lambda _: [],
+    ),
+    # Graph's other properties of a user: clients select them, and Relay has no value.
+    **dict.fromkeys(
+        (
+            *("aboutMe", "ageGroup", "authorizationInfo", "birthday", "city", "companyName"),
+            *("consentProvidedForMinor", "country", "createdDateTime", "creationType"),
+            *("customSecurityAttributes", "deletedDateTime", "department"),
+            *("deviceEnrollmentLimit", "employeeHireDate", "employeeId"),
+            *("employeeLeaveDateTime", "employeeOrgData", "employeeType", "externalUserState"),
+            *("externalUserStateChangeDateTime", "faxNumber", "hireDate"),
+            *("isManagementRestricted", "isResourceAccount", "lastPasswordChangeDateTime"),
+            *("legalAgeGroupClassification", "mailboxSettings", "mySite"),
+            *("onPremisesDistinguishedName", "onPremisesDomainName"),
+            *("onPremisesExtensionAttributes", "onPremisesImmutableId"),
+            *("onPremisesLastSyncDateTime", "onPremisesSamAccountName"),
+            *("onPremisesSecurityIdentifier", "onPremisesSyncEnabled"),
+            *("onPremisesUserPrincipalName", "passwordPolicies", "passwordProfile"),
+            *("postalCode", "preferredDataLocation", "preferredName", "print"),
+            *("refreshTokensValidFromDateTime", "securityIdentifier", "showInAddressList"),
+            *("signInActivity", "signInSessionsValidFromDateTime", "state", "streetAddress"),
+            *("usageLocation",),
+        ),
+        lambda _: None,
+    ),
+}
+_USER_BY_DEFAULT = tuple(USER_PROPERTIES)[:11]

@@ -1,30 +1,39 @@
-"""The user resource: /me and /users/{address}."""
+"""Handlers of the user resource: /me, /users/{address} and /users.
 
-from collections.abc import Collection
-from typing import Any
+A user is an account: the id is its address, and properties of a directory are null. The
+mailboxSettings are part of a user when they are selected, as programs at sign-in do.
+"""
 
 from starlette.responses import Response
 
-from relay.accounts.account import Account
-from relay.graph.graph_request import GraphRequest
+from relay.graph.graph_request import GraphRequest, collection_response
+from relay.graph.mailbox_settings import settings_json
+from relay.graph.odata import select_users
+from relay.graph.serializer import USER_PROPERTIES, user_json
 from relay.http.gateway import json_response
 
-_PROPERTIES = frozenset({"id", "displayName", "mail", "userPrincipalName"})
+_LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
 
 
 async def get_user(request: GraphRequest) -> Response:
     """GET /me or /users/{address}."""
-    options = request.options({"select"}, _PROPERTIES)
-    user = _user_json(request.account, options.select)
+    options = request.options({"select"}, USER_PROPERTIES)
+    user = user_json(request.account, options.select)
+    if "mailboxSettings" in options.select:
+        settings = await request.dependencies.store.mailbox_settings(request.mailbox)
+        user["mailboxSettings"] = settings_json(settings)
     return json_response({**request.context("users/$entity"), **user})
 
 
-def _user_json(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
-    """Return a user's JSON; the id is the address."""
-    shown = {
-        "id": account.address,
-        "displayName": account.address.rpartition("@")[0],
-        "mail": account.address,
-        "userPrincipalName": account.address,
-    }
-    return {name: value for name, value in shown.items() if not select or name in ("id", *select)}
+async def list_users(request: GraphRequest) -> Response:
+    """GET /users: return the users whose mailboxes the token may open."""
+    options = request.collection_options(_LIST_OPTIONS, USER_PROPERTIES)
+    caller, accounts = request.caller, request.dependencies.accounts
+    visible = [account for account in accounts.every() if caller.may_open(account)]
+    users = select_users(visible, filter_=options.filter, orderby=options.orderby)
+    page = users[options.skip : options.skip + options.top]
+    is_more = options.skip + len(page) < len(users)
+    link = options.next_link(request.url(), skip=options.skip + len(page)) if is_more else ""
+    items = [user_json(user, options.select) for user in page]
+    total = len(users) if options.count else None
+    return collection_response(request.context("users"), items, total=total, next_link=link)

@@ -387,7 +387,7 @@ def _accounts(
         yield CheckFinding("routes", CheckResult.FAULT, f"route: {error}")
     for warning in accounts.warnings():
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
-    yield CheckFinding("accounts", CheckResult.OK, f"{len(accounts.accounts)} in {boxes.accounts}")
+    yield CheckFinding("accounts", CheckResult.OK, f"{len(accounts.every())} in {boxes.accounts}")
     accounts.close()
 
 

@@ -1,14 +1,18 @@
-"""The properties of messages and mail folders that $filter and $orderby accept.
+"""The properties of messages, mail folders and users that $filter and $orderby accept.
 
-The mailbox index evaluates conditions on messages; those on folders are evaluated here, on the
-list of all folders. ErrorInvalidUrlQuery is the error for a property that cannot be sorted by.
+The mailbox index evaluates conditions on messages; those on folders and users are evaluated here,
+on the list of all of them. ErrorInvalidUrlQuery is the error for a property that cannot be sorted
+by.
 """
 
 import operator as compared_by
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, Generic, TypeVar
 
+from relay.accounts.account import Account
 from relay.graph.odata.expression import CHARACTERS_MAX, clause_error, parse_expression
 from relay.graph.odata.filter import (
     CollectionField,
@@ -18,7 +22,7 @@ from relay.graph.odata.filter import (
     Value,
     bind_filter,
 )
-from relay.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES
+from relay.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES, USER_PROPERTIES
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.query import (
     AllOf,
@@ -152,7 +156,8 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
 )
 
 
-_Matches = Callable[[Folder], bool]
+_Record = TypeVar("_Record")
+_Matches = Callable[[Any], bool]
 _FOLDER_TYPES = {
     "displayName": FieldType.TEXT,
     "id": FieldType.TEXT,
@@ -163,7 +168,15 @@ _FOLDER_TYPES = {
     "childFolderCount": FieldType.NUMBER,
     "sizeInBytes": FieldType.NUMBER,
 }
-_FOLDER_BY_NAME = {name.lower(): name for name in _FOLDER_TYPES}
+_USER_TYPES = {
+    "id": FieldType.TEXT,
+    "displayName": FieldType.TEXT,
+    "mail": FieldType.TEXT,
+    "mailNickname": FieldType.TEXT,
+    "userPrincipalName": FieldType.TEXT,
+    "userType": FieldType.TEXT,
+    "accountEnabled": FieldType.BOOLEAN,
+}
 _COMPARISONS: dict[Operator, Callable[..., bool]] = {
     Operator.EQ: compared_by.eq,
     Operator.NE: compared_by.ne,
@@ -177,57 +190,89 @@ _COMPARISONS: dict[Operator, Callable[..., bool]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _RecordType(Generic[_Record]):
+    """A resource whose records are all in memory: how to read and to filter each property."""
+
+    readers: Mapping[str, Callable[[_Record], Any]]
+    resource: Resource[_Matches]
+
+    def selected(
+        self, records: Sequence[_Record], filter_: str | None, orderby: str | None
+    ) -> Sequence[_Record]:
+        if filter_ is not None:
+            matches = bind_filter(parse_expression(filter_), self.resource)
+            records = [record for record in records if matches(record)]
+        if orderby is not None:
+            for name, descending in reversed(order_keys(orderby, tuple(self.readers))):
+                records = sorted(records, key=self.readers[name], reverse=descending)
+        return records
+
+
 def select_folders(
     folders: Sequence[Folder], *, filter_: str | None, orderby: str | None
 ) -> Sequence[Folder]:
     """Return the folders that match a $filter, sorted by $orderby. Raises ApiError 400."""
-    if filter_ is not None:
-        matches = bind_filter(parse_expression(filter_), _FOLDER_RESOURCE)
-        folders = [folder for folder in folders if matches(folder)]
-    if orderby is not None:
-        for name, descending in reversed(order_keys(orderby, tuple(_FOLDER_BY_NAME))):
-            read = _folder_reader(_FOLDER_BY_NAME[name])
-            folders = sorted(folders, key=read, reverse=descending)
-    return folders
+    return _FOLDERS.selected(folders, filter_, orderby)
 
 
-def _folder_reader(name: str) -> Callable[[Folder], Value]:
-    """Return a function that reads a property for comparison without regard to case."""
-    read = FOLDER_PROPERTIES[name]
-    return lambda folder: _folded(read(folder))
+def select_users(
+    users: Sequence[Account], *, filter_: str | None, orderby: str | None
+) -> Sequence[Account]:
+    """Return the users that match a $filter, sorted by $orderby. Raises ApiError 400."""
+    return _USERS.selected(users, filter_, orderby)
 
 
 def _folded(value: Value) -> Value:
     return value.casefold() if isinstance(value, str) else value
 
 
-def _folder_field(name: str, kind: FieldType) -> QueryField[_Matches]:
-    read = _folder_reader(name)
-
+def _record_field(
+    name: str, kind: FieldType, read: Callable[[_Record], Value]
+) -> QueryField[_Matches]:
     def compare(operator: Operator, value: Value) -> _Matches:
         holds, wanted = _COMPARISONS[operator], _folded(value)
-        return lambda folder: holds(read(folder), wanted)
+        return lambda record: holds(read(record), wanted)
 
     return QueryField(name, kind, compare)
 
 
 def _all_match(parts: tuple[_Matches, ...]) -> _Matches:
-    return lambda folder: all(matches(folder) for matches in parts)
+    return lambda record: all(matches(record) for matches in parts)
 
 
 def _any_matches(parts: tuple[_Matches, ...]) -> _Matches:
-    return lambda folder: any(matches(folder) for matches in parts)
+    return lambda record: any(matches(record) for matches in parts)
 
 
 def _not_matching(part: _Matches) -> _Matches:
-    return lambda folder: not part(folder)
+    return lambda record: not part(record)
 
 
-_FOLDER_RESOURCE: Resource[_Matches] = Resource(
-    type_name="microsoft.graph.mailFolder",
-    fields={name.lower(): _folder_field(name, kind) for name, kind in _FOLDER_TYPES.items()},
-    all_of=_all_match,
-    one_of=_any_matches,
-    negated=_not_matching,
-    known=frozenset(name.lower() for name in FOLDER_PROPERTIES),
-)
+def _record_type(
+    type_name: str,
+    types: Mapping[str, FieldType],
+    properties: Mapping[str, Callable[[_Record], Any]],
+) -> _RecordType[_Record]:
+    """Return a type whose `types` can be filtered and sorted by, without regard to case."""
+
+    def reader(name: str) -> Callable[[_Record], Value]:
+        read = properties[name]
+        return lambda record: _folded(read(record))
+
+    readers = {name: reader(name) for name in types}
+    resource = Resource(
+        type_name=type_name,
+        fields={
+            name.lower(): _record_field(name, kind, readers[name]) for name, kind in types.items()
+        },
+        all_of=_all_match,
+        one_of=_any_matches,
+        negated=_not_matching,
+        known=frozenset(name.lower() for name in properties),
+    )
+    return _RecordType({name.lower(): read for name, read in readers.items()}, resource)
+
+
+_FOLDERS = _record_type("microsoft.graph.mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES)
+_USERS = _record_type("microsoft.graph.user", _USER_TYPES, USER_PROPERTIES)

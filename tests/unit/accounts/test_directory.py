@@ -82,7 +82,7 @@ def test_a_tagged_address_is_its_accounts_unless_another_account_has_it(tmp_path
         '[[account]]\naddress = "office@example.test"\naliases = ["alice+office@example.test"]\n'
         '[[account]]\naddress = "alice+shop@example.test"\n'
     )
-    senders = [one.address for one in load(tmp_path, text).accounts if one.may_send_as(address)]
+    senders = [one.address for one in load(tmp_path, text).every() if one.may_send_as(address)]
     assert senders == ([account] if account else [])
 
 

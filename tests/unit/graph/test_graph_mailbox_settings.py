@@ -10,7 +10,7 @@ from relay.graph.graph_request import GraphDependencies, GraphRequest
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
 from relay.mailbox.settings_file import FILE_NAME, UserSettings
-from tests.support.graph_fakes import GraphInMemory, OnDisk, refused
+from tests.support.graph_fakes import ACCOUNTS, GraphInMemory, OnDisk, refused
 
 SETTINGS = "/v1.0/me/mailboxSettings"
 FROM_8_TO_5 = {
@@ -34,14 +34,16 @@ def graph_request(graph: GraphInMemory, prefer: str) -> GraphRequest:
         store=store,
         clock=store.clock,
         ids=store.ids,
+        accounts=ACCOUNTS,
         hostname="h",
         public_url="",
         crash=graph.crash,
         max_upload=1,
     )
     nothing: Any = None
+    alice = Account("alice@example.test")
     http = HttpRequest(scope, nothing, ids=nothing, limits=nothing)
-    return GraphRequest(dependencies, http, Account("alice@example.test"), {})
+    return GraphRequest(dependencies, http, alice, {}, alice)
 
 
 async def changed(graph: GraphInMemory, change: object) -> dict[str, Any]:
