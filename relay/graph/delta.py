@@ -1,10 +1,10 @@
-"""Delta queries of messages: the list of a folder page by page, then only what has changed.
+"""Delta queries of messages and mail folders: a list page by page, then only what has changed.
 
-A round ends with a deltaLink, which begins the next one. The first round lists the folder; the
-position in the change feed is taken before it, so the second round has what happened meanwhile. A
-link's token has the query options of the first request, as in Graph, and belongs to one collection
-of one mailbox. A token whose changes are not kept any more is 410 with a Location that begins
-again (Graph's delta query overview).
+A round ends with a deltaLink, which begins the next one. The first round of messages lists the
+folder; the position in the change feed is taken before it, so the second round has what happened
+meanwhile. A link's token has the query options of the first request, as in Graph, and belongs to
+one collection of one mailbox. A token whose changes are not kept any more is 410 with a Location
+that begins again (Graph's delta query overview).
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -20,7 +20,12 @@ from relay.graph.extended_properties import parse_expand
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.odata import message_condition
 from relay.graph.query_options import QueryOptions
-from relay.graph.serializer import MESSAGE_PROPERTIES, message_json
+from relay.graph.serializer import (
+    FOLDER_PROPERTIES,
+    MESSAGE_PROPERTIES,
+    folder_json,
+    message_json,
+)
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.mailbox.query import (
     EVERY_CHANGE,
@@ -42,6 +47,7 @@ from relay.mailbox.types import (
 TOKEN_CHARACTERS_MAX = 8192
 _LATEST = "latest"
 _CHANGE_TYPE = "changetype"
+_FOLDERS = "mailFolders"
 _MESSAGE_OPTIONS = ("select", "expand", "filter", "orderby", "top", _CHANGE_TYPE)
 _TOKENS = ("skiptoken", "deltatoken")
 _KINDS = {
@@ -131,6 +137,25 @@ def _check_order(text: str) -> None:
         raise ApiError(400, "ErrorInvalidUrlQuery", message)
 
 
+async def list_folder_changes(request: GraphRequest) -> Response:
+    """GET mailFolders/delta: the folders of all levels."""
+    delta = read_delta_request(
+        request, collection=_FOLDERS, allowed=("select", "top"), known=FOLDER_PROPERTIES
+    )
+    store, options = request.dependencies.store, delta.options
+    limit = 0 if delta.is_latest else options.top
+    found = await delta.answered(
+        store.folder_delta(request.mailbox, after=delta.link.position, limit=limit)
+    )
+    items = [
+        {"id": one.folder_id, "@removed": {"reason": "deleted"}}
+        if one.folder is None
+        else folder_json(one.folder, options.select)
+        for one in found.changed
+    ]
+    return delta.response(items, position=found.position, more=found.more)
+
+
 # -- rounds and their links
 
 
@@ -214,7 +239,7 @@ class DeltaRequest:
         goes_on = bool(page or more)
         name = "$skiptoken" if goes_on else "$deltatoken"
         link = f"{self.request.url()}?{name}={token}"
-        kind = "mailFolder" if self.link.collection == "mailFolders" else "message"
+        kind = "mailFolder" if self.link.collection == _FOLDERS else "message"
         context = self.request.context(f"Collection({kind})")
         if goes_on:
             return collection_response(context, items, next_link=link)

@@ -130,10 +130,15 @@ def _operation(method: str, by_method: Mapping[str, GraphOperation]) -> GraphOpe
 def _innermost_folder(segments: tuple[str, ...]) -> tuple[str, ...]:
     """Remove the parent folders from mailFolders/{id}/childFolders/{id}: an id is enough."""
     while len(segments) > 3 and segments[0].lower() == "mailfolders":
-        if segments[2].lower() != "childfolders":
+        if segments[2].lower() != "childfolders" or _is_function(segments[3]):
             break
         segments = (segments[0], *segments[3:])
     return segments
+
+
+def _is_function(segment: str) -> bool:
+    """Return whether a path segment after a collection's name is no id."""
+    return segment.lower().removeprefix(_NAMESPACE) in ("$count", "delta", "delta()")
 
 
 def _match_pattern(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
@@ -167,6 +172,7 @@ _MESSAGES: Mapping[str, GraphOperation] = {
     "POST": _adds(messages.create_message),
 }
 _MESSAGES_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_message_changes)}
+_FOLDERS_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_folder_changes)}
 _ONE_FOLDER: Mapping[str, GraphOperation] = {
     "GET": _reads(mail_folders.get_folder),
     "PATCH": _changes(mail_folders.change_folder),
@@ -204,6 +210,8 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
         "GET": _reads(mail_folders.list_folders),
         "POST": _changes(mail_folders.create_folder),
     },
+    "mailfolders/delta": _FOLDERS_DELTA,
+    "mailfolders/delta()": _FOLDERS_DELTA,
     "mailfolders/{folder}": _ONE_FOLDER,
     "mailfolders/{folder}/childfolders": {
         "GET": _reads(mail_folders.list_children),
@@ -234,8 +242,10 @@ _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
 }
 _NOT_IMPLEMENTED: Mapping[str, str] = {
     **_NOT_IMPLEMENTED_MESSAGE_ROUTES,
-    "mailfolders/delta": "A delta query",
-    "mailfolders/delta()": "A delta query",
+    **dict.fromkeys(
+        ("mailfolders/{folder}/childfolders/delta", "mailfolders/{folder}/childfolders/delta()"),
+        "A delta query of child folders",
+    ),
     "mailfolders/$count": "$count of folders",
     "mailfolders/{folder}/copy": "copy of a mailFolder",
     "mailfolders/{folder}/messagerules/*": "The resource messageRule",

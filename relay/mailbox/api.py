@@ -18,6 +18,7 @@ from relay.mailbox.types import (
     DeliveryResult,
     DeltaPage,
     Folder,
+    FolderDeltaPage,
     MessageChange,
     Page,
     PendingSubmission,
@@ -185,6 +186,13 @@ class MailStore(Protocol):
 
     async def list_folders(self, account: str) -> Sequence[Folder]:
         """Every folder, well-known ones first. Creates the mailbox on first use."""
+        ...
+
+    async def folder_delta(self, account: str, *, after: str, limit: int) -> FolderDeltaPage:
+        """The folders that changed after the position `after`, each as it is now; for "" all.
+
+        With a `limit` of 0 only the current position. Raises StalePositionError.
+        """
         ...
 
     async def get_folder(self, account: str, folder_id: str) -> Folder:

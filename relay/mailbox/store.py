@@ -41,6 +41,7 @@ from relay.mailbox.types import (
     ChangePage,
     DeltaPage,
     Folder,
+    FolderDeltaPage,
     NoSuchItemError,
     Page,
     PendingSubmission,
@@ -186,6 +187,12 @@ class FileStore:
         """Remove a message for good."""
         await self.delete(account, message_id, condition=condition, permanently=True)
 
+    async def folder_delta(self, account: str, *, after: str, limit: int) -> FolderDeltaPage:
+        """The folders that changed after a position."""
+        return await self._shares.run(
+            account, lambda: self._queries.run(self._folder_delta, account, after, limit)
+        )
+
     async def rename_folder(self, account: str, folder_id: str, name: str) -> Folder:
         """Rename a folder."""
         folder = await self._actions.run(self._tree.rename, account, folder_id, name)
@@ -305,6 +312,10 @@ class FileStore:
             replace(folder, total=one.total, unread=one.unread, size_bytes=one.size_bytes)
             for folder, one in pairs
         ]
+
+    def _folder_delta(self, account: str, after: str, limit: int) -> FolderDeltaPage:
+        self._tree.every(account)  # stores the ids that are derived from names
+        return self._index.folder_delta(self._directory_of(account), after, limit)
 
     def _changes(self, account: str, after: str, limit: int) -> ChangePage:
         return self._index.changes(self._shared.folders.mailbox(account), after, limit)

@@ -375,6 +375,23 @@ class DeltaPage:
 
 
 @dataclass(frozen=True, slots=True)
+class FolderDelta:
+    """A folder that was created or changed, or was removed: then `folder` is None."""
+
+    folder_id: str
+    folder: Folder | None
+
+
+@dataclass(frozen=True, slots=True)
+class FolderDeltaPage:
+    """Changed folders. Continue from `position`, at once if `more`."""
+
+    changed: tuple[FolderDelta, ...]
+    position: str
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ChangePage:
     """Events of the feed, oldest first. Continue from `position`, at once if `more`."""
 

@@ -6,8 +6,8 @@ changes that any program made, and rebuilt when it is damaged or of another vers
 
 `indexes` answers, `mailbox_index` opens and rebuilds one index. `update`, `watch` and `identity`
 bring the rows to the state of the disk; `content_index` reads headers and text when a query needs
-them; `query_sql` compiles conditions and pages; `change_feed` has the changes; `consistency` is
-for `relay storage verify`. See docs/design.md 3.
+them; `query_sql` compiles conditions and pages; `change_feed` has the changes of messages,
+`folder_feed` those of folders; `consistency` is for `relay storage verify`. See docs/design.md 3.
 """
 
 from relay.mailbox.index.indexes import Indexes

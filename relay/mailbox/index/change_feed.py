@@ -86,7 +86,7 @@ def changes_after(cursor: apsw.Cursor, position: str, limit: int) -> ChangePage:
     last = _last(cursor)
     if not position:
         return ChangePage((), position_at(cursor, last), more=False)
-    after = _sequence_of(cursor, position, last)
+    after = _known_sequence(cursor, position, last)
     found = fetch(
         cursor,
         f"SELECT {_COLUMNS} FROM change WHERE sequence > ? ORDER BY sequence LIMIT ?",
@@ -103,7 +103,7 @@ def first_changes(cursor: apsw.Cursor, position: str, folder_id: str) -> Iterato
     `folder_id` restricts them to a folder's messages, including those moved from there; "" is all.
     Raises StalePositionError.
     """
-    after = _sequence_of(cursor, position, _last(cursor))
+    after = _known_sequence(cursor, position, _last(cursor))
     within = "(folder_id = ?2 OR previous_folder_id = ?2)" if folder_id else "?2 = ''"
     found = cursor.connection.cursor().execute(  # the caller may use its own one meanwhile
         f"SELECT {_COLUMNS} FROM change WHERE sequence > ?1 AND {within} ORDER BY sequence",
@@ -123,14 +123,19 @@ def position_at(cursor: apsw.Cursor, sequence: int | None = None) -> str:
     return f"{_get_meta(cursor, 'feed')}.{reached}"
 
 
-def _sequence_of(cursor: apsw.Cursor, position: str, last: int) -> int:
-    """Return the sequence of the last change before a position. Raises StalePositionError."""
+def sequence_of(cursor: apsw.Cursor, position: str) -> int:
+    """Return the sequence in a position of this feed. Raises StalePositionError."""
     match = _POSITION.fullmatch(position)
     if match is None or match[1] != _get_meta(cursor, "feed"):
         raise StalePositionError(
             "The position is not one of this mailbox's feed; start again without it."
         )
-    after = int(match[2])
+    return int(match[2])
+
+
+def _known_sequence(cursor: apsw.Cursor, position: str, last: int) -> int:
+    """Return the sequence in a position whose later changes are kept. Raises StalePositionError."""
+    after = sequence_of(cursor, position)
     first = cursor.execute("SELECT min(sequence) FROM change").get or last + 1
     if not first - 1 <= after <= last:
         raise StalePositionError("The position is too old; start again without it.")

@@ -17,6 +17,7 @@ from pathlib import Path
 import apsw
 
 from relay.clock import Clock
+from relay.mailbox.index import folder_feed
 from relay.mailbox.index.change_feed import changes_after, first_changes, position_at
 from relay.mailbox.index.content_index import ContentIndexer
 from relay.mailbox.index.database import fetch
@@ -44,6 +45,7 @@ from relay.mailbox.types import (
     ChangePage,
     CountedUsage,
     Folder,
+    FolderDeltaPage,
     NoSuchItemError,
     Usage,
 )
@@ -197,19 +199,18 @@ class Indexes:
 
     def folders(self, mailbox: Path) -> list[Folder]:
         """Return every folder with its counts, in the order of list_folders()."""
+        with self._of(mailbox) as index:
+            return index.run(lambda cursor: _counted(cursor, index.folders))
 
-        def operation(cursor: apsw.Cursor) -> list[Folder]:
-            counts = {
-                number: (total, unread, size_bytes)
-                for number, total, unread, size_bytes in fetch(
-                    cursor, "SELECT number, total, unread, size_bytes FROM folder"
-                )
-            }
-            found = []
-            for number, row in index.folders.items():
-                total, unread, size_bytes = counts[number]
-                found.append(replace(row.folder, total=total, unread=unread, size_bytes=size_bytes))
-            return found
+    def folder_delta(self, mailbox: Path, after: str, limit: int) -> FolderDeltaPage:
+        """See MailStore.folder_delta()."""
+
+        def operation(cursor: apsw.Cursor) -> FolderDeltaPage:
+            states = folder_feed.compare(cursor, _counted(cursor, index.folders))
+            if states.differing:
+                with index.transaction() as writing:
+                    folder_feed.update(writing, states)
+            return folder_feed.folders_after(cursor, after, limit, folders=states.folders)
 
         with self._of(mailbox) as index:
             return index.run(operation)
@@ -370,6 +371,21 @@ def message_file_of(folders: Mapping[int, FolderRow], row: IndexedMessage) -> Me
         generation=row.generation,
         received_us=row.received_us,
     )
+
+
+def _counted(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> list[Folder]:
+    """Return the folders with their counts."""
+    counts = {
+        number: (total, unread, size_bytes)
+        for number, total, unread, size_bytes in fetch(
+            cursor, "SELECT number, total, unread, size_bytes FROM folder"
+        )
+    }
+    found = []
+    for number, row in folders.items():
+        total, unread, size_bytes = counts[number]
+        found.append(replace(row.folder, total=total, unread=unread, size_bytes=size_bytes))
+    return found
 
 
 def _folder_of_id(folders: Mapping[int, FolderRow], folder_id: str) -> FolderRow | None:
