@@ -16,9 +16,10 @@ import msgspec
 from starlette.responses import Response
 
 from relay.graph.extended_properties import ExpandOptions
-from relay.graph.graph_request import GraphRequest
+from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
 from relay.graph.json_values import missing_property, read_json_object, read_parameters
 from relay.graph.message_parser import read_attachment, read_upload
+from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import TOP_MAX, QueryOptions, parse_options
 from relay.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.http.errors import ApiError, quoted
@@ -113,16 +114,21 @@ async def add_attachment(request: GraphRequest) -> Response:
     """POST an attachment to a draft."""
     request.options()
     attachment = read_attachment(read_json_object(await request.http.body()))
-    message_id = await _message_id(request)
     store = request.dependencies.store.attachments
     identity = await store.add(
-        request.mailbox, message_id, attachment, limit_bytes=request.dependencies.max_upload
+        request.mailbox,
+        request.message_id,
+        attachment,
+        limit_bytes=request.dependencies.max_upload,
+        condition=request.condition,
     )
     opened = await _open_message(request)
     one = found_attachment(opened.attachments, identity)
     context = _context(request, opened, "/$entity")
     pieces = attachment_pieces(opened, one, context=context)
     location = f"{_url(request, opened)}/attachments/{quote(identity)}"
+    if request.prefers_minimal():
+        return minimal_response(location, is_new=True)
     size = _size((one,), QueryOptions())
     return await _response(pieces, size, status=201, headers={"location": location})
 
@@ -130,9 +136,8 @@ async def add_attachment(request: GraphRequest) -> Response:
 async def delete_attachment(request: GraphRequest) -> Response:
     """DELETE an attachment of a draft."""
     request.options()
-    message_id = await _message_id(request)
-    store = request.dependencies.store.attachments
-    await store.remove(request.mailbox, message_id, request.path_parameters["attachment"])
+    store, one = request.dependencies.store.attachments, request.path_parameters["attachment"]
+    await store.remove(request.mailbox, request.message_id, one, condition=request.condition)
     return Response(status_code=204)
 
 
@@ -145,10 +150,13 @@ async def create_upload_session(request: GraphRequest) -> Response:
     if given.get("attachmentitem") is None:
         raise missing_property("attachmentItem")
     item = read_upload(given["attachmentitem"], "attachmentItem")
-    message_id = await _message_id(request)
     store = request.dependencies.store.attachments
     made = await store.create_upload(
-        request.mailbox, message_id, item, limit_bytes=request.dependencies.max_upload
+        request.mailbox,
+        request.message_id,
+        item,
+        limit_bytes=request.dependencies.max_upload,
+        condition=request.condition,
     )
     session = {
         "@odata.context": f"{request.root_url()}/$metadata#microsoft.graph.uploadSession",
@@ -164,7 +172,10 @@ async def get_with_attachments(
 ) -> Response:
     """GET a message with $expand=attachments."""
     opened = await _open_message(request)
+    if unchanged := request.not_modified(opened.message.change_key):
+        return unchanged
     shown = message_json(opened.message, options.select) | expand.to_json(opened.message)
+    await show_preferred_bodies(request, (shown,))
     head = msgspec.json.encode({**request.context(context), **shown})
     pieces = chain(
         (head[:-1] + b',"attachments":',),
@@ -172,7 +183,7 @@ async def get_with_attachments(
         (b"}",),
     )
     size = _size(opened.attachments, QueryOptions(select=expand.attachments or ()))
-    return await _response(pieces, size)
+    return await _response(pieces, size, headers=etag_field(opened.message.change_key))
 
 
 async def _response(
@@ -190,14 +201,6 @@ async def _response(
 async def _open_message(request: GraphRequest) -> OpenedMessage:
     store = request.dependencies.store.attachments
     return await store.opened(request.mailbox, request.message_id, folder_id=request.folder_id)
-
-
-async def _message_id(request: GraphRequest) -> str:
-    """Return the message id in the path; if the path names a folder, the message must be in it."""
-    if not request.folder_id:
-        return request.message_id
-    store = request.dependencies.store
-    return (await store.get(request.mailbox, request.message_id, folder_id=request.folder_id)).id
 
 
 def _size(attachments: tuple[OpenAttachment, ...], options: QueryOptions) -> int:

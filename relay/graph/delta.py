@@ -19,6 +19,7 @@ from starlette.responses import Response
 from relay.graph.extended_properties import parse_expand
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.odata import message_condition
+from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import QueryOptions
 from relay.graph.serializer import (
     FOLDER_PROPERTIES,
@@ -88,12 +89,14 @@ async def list_message_changes(request: GraphRequest) -> Response:
         listed = MessageQuery(request.folder_id, condition, top=options.top, after=page)
         found = await delta.answered(store.query_messages(request.mailbox, listed))
         items = [show(one) for one in found.messages]
+        await show_preferred_bodies(request, items)
         return delta.response(items, position=position, page=found.next_after)
     query = DeltaQuery(
         request.folder_id, position, options.top, kinds, received_from_us=received_from_us
     )
     changed = await delta.answered(store.message_delta(request.mailbox, query))
     items = [_removed(one) if one.message is None else show(one.message) for one in changed.changed]
+    await show_preferred_bodies(request, items)
     return delta.response(items, position=changed.position, more=changed.more)
 
 

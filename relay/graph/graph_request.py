@@ -181,8 +181,33 @@ class GraphRequest:
         self.applied.append(f'outlook.timezone="{preferred}"')
         return zone
 
+    def prefers_minimal(self) -> bool:
+        """Return whether the client wants no body in the response to a change (RFC 7240 4.2)."""
+        wanted = self.preferences.get("return", "").lower()
+        if wanted in ("minimal", "representation"):
+            self.applied.append(f"return={wanted}")
+        return wanted == "minimal"
+
+    def not_modified(self, change_key: str) -> Response | None:
+        """Return the 304 if the client has this version, by If-None-Match.
+
+        Raises ApiError 400 for a malformed one.
+        """
+        given = self.http.headers.getlist("if-none-match")
+        if not given:
+            return None
+        keys = change_keys(",".join(given), field_name="If-None-Match")
+        if keys and change_key not in keys:
+            return None
+        return Response(status_code=304, headers=etag_field(change_key))
+
     def add_applied(self, response: Response) -> Response:
-        """Name the preferences that were applied in the response, and return it."""
+        """Name the preferences that were applied in the response, and return it.
+
+        Ids are immutable whether a client asks for it or not.
+        """
+        if self.preferences.get("idtype", "").lower() == "immutableid":
+            self.applied.append('IdType="ImmutableId"')
         if self.applied:
             response.headers["preference-applied"] = ", ".join(dict.fromkeys(self.applied))
         return response
@@ -253,19 +278,32 @@ def collection_response(
     return json_response(body)
 
 
-def change_keys(if_match: str) -> frozenset[str]:
-    """Return the change keys in an If-Match; `*` gives an empty set.
+def etag_field(change_key: str) -> dict[str, str]:
+    """Return the ETag field of a version."""
+    return {"etag": f'W/"{change_key}"'}
+
+
+def minimal_response(
+    location: str, *, is_new: bool = False, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return the response to a change without a body (OData 4.01 Protocol 8.2.8.7, 8.3.4)."""
+    fields = {"odata-entityid": location, **(headers or {})}
+    return Response(status_code=204, headers=fields | {"location": location} if is_new else fields)
+
+
+def change_keys(given: str, *, field_name: str = "If-Match") -> frozenset[str]:
+    """Return the change keys in If-Match or If-None-Match; `*` gives an empty set.
 
     A key is an @odata.etag, strong or weak, or a bare changeKey. Raises ApiError 400.
     """
-    if if_match.strip() == "*":
+    if given.strip() == "*":
         return frozenset()
     keys = set()
-    for tag in if_match.split(","):
+    for tag in given.split(","):
         match = _ENTITY_TAG.fullmatch(tag.strip())
         if match is None:
             expected = "an @odata.etag, a changeKey, or *"
-            message = f"If-Match: found {quoted(if_match)}, expected {expected}."
+            message = f"{field_name}: found {quoted(given)}, expected {expected}."
             raise ApiError(400, "BadRequest", message)
         keys.add(match["quoted"] or match["bare"])
     return frozenset(keys)

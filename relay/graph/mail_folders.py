@@ -4,12 +4,20 @@ A folder keeps its id when it is renamed or moved. A 201 is sent when the change
 Well-known folders cannot be moved or deleted (403); a name that exists already is a 409.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from http import HTTPStatus
 from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.graph_request import GraphRequest, collection_response
+from relay.graph.graph_request import (
+    GraphRequest,
+    collection_response,
+    etag_field,
+    minimal_response,
+)
 from relay.graph.json_values import (
     destination_id,
     is_annotation,
@@ -21,7 +29,7 @@ from relay.graph.json_values import (
     unsupported,
 )
 from relay.graph.odata import select_folders
-from relay.graph.serializer import FOLDER_PROPERTIES, ROOT_FOLDER_ID, folder_json
+from relay.graph.serializer import FOLDER_PROPERTIES, ROOT_FOLDER_ID, folder_json, folder_version
 from relay.http.errors import ApiError
 from relay.http.gateway import json_response
 from relay.mailbox.types import Folder, ProtectedFolderError
@@ -55,7 +63,10 @@ async def list_children(request: GraphRequest) -> Response:
 async def get_folder(request: GraphRequest) -> Response:
     """GET one mail folder."""
     options = request.options({"select"}, FOLDER_PROPERTIES)
-    return _folder_response(request, await _find_folder(request), select=options.select)
+    folder = await _find_folder(request)
+    if unchanged := request.not_modified(folder_version(folder)):
+        return unchanged
+    return _folder_response(request, folder, select=options.select)
 
 
 async def create_folder(request: GraphRequest) -> Response:
@@ -67,17 +78,18 @@ async def create_folder(request: GraphRequest) -> Response:
     created = await request.dependencies.store.create_folder(
         request.mailbox, name, parent_id=request.folder_id
     )
-    location = f"{request.root_url()}/users/{quote(request.mailbox)}/mailFolders/{created.id}"
-    return _folder_response(request, created, status=201, headers={"location": location})
+    return _folder_response(request, created, status=201)
 
 
 async def change_folder(request: GraphRequest) -> Response:
     """PATCH: change the display name."""
     request.options()
     name = _display_name(await request.http.body())
-    folder = await _find_folder(request)
-    if name is not None and name != folder.display_name:
-        folder = await request.dependencies.store.rename_folder(request.mailbox, folder.id, name)
+    async with _required_version(request):
+        folder = await _find_folder(request)
+        if name is not None and name != folder.display_name:
+            store = request.dependencies.store
+            folder = await store.rename_folder(request.mailbox, folder.id, name)
     return _folder_response(request, folder)
 
 
@@ -87,7 +99,8 @@ async def move_folder(request: GraphRequest) -> Response:
     parent_id = destination_id(read_json_object(await request.http.body()), "microsoft.graph.move")
     store, folder_id = request.dependencies.store, request.folder_id
     try:
-        moved = await store.move_folder(request.mailbox, folder_id, parent_id=parent_id)
+        async with _required_version(request):
+            moved = await store.move_folder(request.mailbox, folder_id, parent_id=parent_id)
     except ProtectedFolderError as error:
         raise ApiError(403, "ErrorMoveDistinguishedFolder", str(error)) from error
     return _folder_response(request, moved, status=201)
@@ -123,10 +136,31 @@ def _list_page(request: GraphRequest, folders: Sequence[Folder]) -> Response:
 async def _delete(request: GraphRequest, *, permanently: bool) -> Response:
     store = request.dependencies.store
     try:
-        await store.delete_folder(request.mailbox, request.folder_id, permanently=permanently)
+        async with _required_version(request):
+            await store.delete_folder(request.mailbox, request.folder_id, permanently=permanently)
     except ProtectedFolderError as error:
         raise ApiError(403, "ErrorDeleteDistinguishedFolder", str(error)) from error
     return Response(status_code=204)
+
+
+@asynccontextmanager
+async def _required_version(request: GraphRequest) -> AsyncIterator[None]:
+    """Check If-Match before a change of a folder; conditional changes wait for each other.
+
+    Raises ApiError 412. Other programs may still change the folder between check and change.
+    """
+    keys = request.condition.change_keys
+    if not keys:
+        yield
+        return
+    async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
+        if (version := folder_version(await _find_folder(request))) not in keys:
+            message = (
+                f'If-Match: the folder has the ETag W/"{version}" now. Its name, its place or its '
+                "content was changed after it was read; read it again."
+            )
+            raise ApiError(412, "ErrorIrresolvableConflict", message)
+        yield
 
 
 async def _find_folder(request: GraphRequest) -> Folder:
@@ -153,8 +187,14 @@ def _folder_response(
     *,
     status: int = 200,
     select: tuple[str, ...] = (),
-    headers: dict[str, str] | None = None,
 ) -> Response:
+    location = f"{request.root_url()}/users/{quote(request.mailbox)}/mailFolders/{folder.id}"
+    headers = etag_field(folder_version(folder))
+    is_new = status == HTTPStatus.CREATED
+    if request.http.method != "GET" and request.prefers_minimal():
+        return minimal_response(location, is_new=is_new, headers=headers)
+    if is_new:
+        headers["location"] = location
     context = request.context(f"users('{quote(request.mailbox)}')/mailFolders/$entity")
     shown = {**context, **folder_json(folder, select)}
     return json_response(shown, status=status, headers=headers)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.graph_request import GraphRequest
+from relay.graph.graph_request import GraphRequest, minimal_response
 from relay.graph.json_values import (
     check_known_properties,
     invalid_value,
@@ -81,6 +81,9 @@ async def change_settings(request: GraphRequest) -> Response:
         settings = changed_settings(before, body)
         if settings != before:
             await store.write_mailbox_settings(request.mailbox, settings)
+    if request.prefers_minimal():
+        owner = f"{request.root_url()}/users/{quote(request.mailbox)}"
+        return minimal_response(f"{owner}/mailboxSettings")
     return _settings_response(request, settings)
 
 

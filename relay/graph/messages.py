@@ -6,13 +6,19 @@ none overwrites a field that another one changed. A draft that is being sent is 
 
 import asyncio
 from dataclasses import replace
+from http import HTTPStatus
 from urllib.parse import quote
 
 from starlette.responses import Response
 
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.graph.extended_properties import parse_expand
-from relay.graph.graph_request import GraphRequest, collection_response
+from relay.graph.graph_request import (
+    GraphRequest,
+    collection_response,
+    etag_field,
+    minimal_response,
+)
 from relay.graph.json_values import destination_id, read_json_object
 from relay.graph.message_parser import ParsedMessage, parse_message
 from relay.graph.mime_body import MimeConsumer, receive_in_blocks, receive_mime
@@ -21,6 +27,7 @@ from relay.graph.odata import (
     message_order,
     search_condition,
 )
+from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import QueryOptions
 from relay.graph.recipients import check_recipients_count
 from relay.graph.serializer import (
@@ -68,8 +75,7 @@ async def create_message(request: GraphRequest) -> Response:
         if parsed.flagged or parsed.is_read is False:
             change = MessageChange(is_read=parsed.is_read, flagged=parsed.flagged)
             created = await store.update(request.mailbox, created.id, change)
-    location = f"{request.root_url()}/users/{quote(request.mailbox)}/messages/{created.id}"
-    return message_response(request, created, status=201, headers={"location": location})
+    return message_response(request, created, status=201)
 
 
 async def get_message(request: GraphRequest) -> Response:
@@ -80,8 +86,12 @@ async def get_message(request: GraphRequest) -> Response:
         context = messages_context(request) + "/$entity"
         return await get_with_attachments(request, options, expand, context=context)
     found = await find_message(request)
+    if unchanged := request.not_modified(found.change_key):
+        return unchanged
     shown = message_json(found, options.select) | expand.to_json(found)
-    return json_response({**request.context(messages_context(request) + "/$entity"), **shown})
+    await show_preferred_bodies(request, (shown,))
+    head = request.context(messages_context(request) + "/$entity")
+    return json_response({**head, **shown}, headers=etag_field(found.change_key))
 
 
 async def change_message(request: GraphRequest) -> Response:
@@ -160,14 +170,16 @@ def _change(before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
     return MessageChange(properties=properties, is_read=parsed.is_read, flagged=parsed.flagged)
 
 
-def message_response(
-    request: GraphRequest,
-    message: StoredMessage,
-    *,
-    status: int,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    """Return the response to a change: the message's JSON."""
+def message_response(request: GraphRequest, message: StoredMessage, *, status: int) -> Response:
+    """Return the response to a change: the message's JSON, or nothing with return=minimal.
+
+    With the status 201 it has the Location of the new message.
+    """
+    location = f"{request.root_url()}/users/{quote(request.mailbox)}/messages/{message.id}"
+    etag = etag_field(message.change_key)
+    if request.prefers_minimal():
+        return minimal_response(location, is_new=status == HTTPStatus.CREATED, headers=etag)
+    headers = {**etag, "location": location} if status == HTTPStatus.CREATED else etag
     context = request.context(messages_context(request) + "/$entity")
     return json_response({**context, **message_json(message)}, status=status, headers=headers)
 
@@ -218,6 +230,7 @@ async def list_messages(request: GraphRequest) -> Response:
     expand = parse_expand(options.expand)
     page = await _query(request, options)
     items = [message_json(one, options.select) | expand.to_json(one) for one in page.messages]
+    await show_preferred_bodies(request, items)
     link = options.next_link(request.url(), skiptoken=page.next_after) if page.next_after else ""
     context = request.context(messages_context(request))
     return collection_response(context, items, total=page.total, next_link=link)

@@ -22,11 +22,13 @@ from relay.mailbox.messages import (
     without_attachment,
 )
 from relay.mailbox.types import (
+    NO_PRECONDITION,
     AttachmentsTooLargeError,
     NoSuchItemError,
     NotADraftError,
     OpenAttachment,
     OpenedMessage,
+    Precondition,
     StoredMessage,
 )
 from relay.mime.draft import DraftAttachment
@@ -63,7 +65,13 @@ class Attachments:
         return OpenedMessage(loaded(located), found)
 
     def add(
-        self, account: str, message_id: str, new: DraftAttachment, *, limit_bytes: int
+        self,
+        account: str,
+        message_id: str,
+        new: DraftAttachment,
+        *,
+        limit_bytes: int,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """Add an attachment to a draft; one with an id that the draft has changes nothing."""
 
@@ -76,10 +84,17 @@ class Attachments:
             return with_attachment(located, stored, identity, new=new)
 
         with suppress(_IsThereError):
-            return self._changed(account, message_id, make)
+            return self._changed(account, message_id, make, condition=condition)
         return self.opened(account, message_id).message
 
-    def remove(self, account: str, message_id: str, attachment_id: str) -> StoredMessage:
+    def remove(
+        self,
+        account: str,
+        message_id: str,
+        attachment_id: str,
+        *,
+        condition: Precondition = NO_PRECONDITION,
+    ) -> StoredMessage:
         """Remove an attachment from a draft."""
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
@@ -90,17 +105,23 @@ class Attachments:
             number = ids.index(attachment_id)
             return without_attachment(located, stored, identity, number=number)
 
-        return self._changed(account, message_id, make)
+        return self._changed(account, message_id, make, condition=condition)
 
     def check(
-        self, account: str, message_id: str, *, size_bytes: int, limit_bytes: int
+        self,
+        account: str,
+        message_id: str,
+        *,
+        size_bytes: int,
+        limit_bytes: int,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """Return the draft if an attachment of this size can be added.
 
         Raises what add() raises.
         """
         mailbox = self._shared.folders.mailbox(account)
-        message = loaded(self._drafts.draft(mailbox, message_id).located)
+        message = loaded(self._drafts.draft(mailbox, message_id, condition=condition).located)
         _check_sizes([one.size for one in message.attachments], size_bytes, limit_bytes)
         return message
 
@@ -109,9 +130,11 @@ class Attachments:
         account: str,
         message_id: str,
         make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
+        *,
+        condition: Precondition,
     ) -> StoredMessage:
         try:
-            return self._drafts.change(account, message_id, make)
+            return self._drafts.change(account, message_id, make, condition=condition)
         except NotEditableError as error:
             raise NotADraftError(str(error)) from None
 

@@ -193,16 +193,18 @@ class Drafts:
         account: str,
         message_id: str,
         make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
+        *,
+        condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
         """Replace a draft by what `make` composes from its file and its next identity.
 
-        Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError, and what `make`
-        raises.
+        Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError,
+        MailboxFullError, and what `make` raises.
         """
         mailbox = self._shared.folders.mailbox(account)
         self._stale_files.clean(mailbox)
         with self._shared.stripes.of(message_id):
-            before = self.draft(mailbox, message_id)
+            before = self.draft(mailbox, message_id, condition=condition)
             submission, located = before.submission, before.located
             draft = make(
                 located, self._shared.identity(account, submission.options if submission else None)

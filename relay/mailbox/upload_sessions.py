@@ -32,9 +32,11 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
+    NO_PRECONDITION,
     MailboxFullError,
     NewUpload,
     NoSuchItemError,
+    Precondition,
     TooManyUploadsError,
     Upload,
     UploadBusyError,
@@ -98,11 +100,16 @@ class Uploads:
         wanted: AttachmentFacts,
         *,
         limit_bytes: int,
+        condition: Precondition = NO_PRECONDITION,
     ) -> NewUpload:
         """Create a session for a draft. Raises what check() raises and TooManyUploadsError."""
         token = secrets.token_urlsafe()
         message = self._attachments.check(
-            account, message_id, size_bytes=wanted.size, limit_bytes=limit_bytes
+            account,
+            message_id,
+            size_bytes=wanted.size,
+            limit_bytes=limit_bytes,
+            condition=condition,
         )
         expires_us = self._shared.clock.queue_us() + int(EXPIRE_S * 1_000_000)
         attachment = replace(wanted, id=self._shared.ids.new())
@@ -368,7 +375,7 @@ class AttachmentStore:
     """The attachments of messages, and upload sessions.
 
     `limit_bytes` applies to all attachments of a draft together. Methods that add or remove one
-    raise NoSuchItemError, NotADraftError, BeingSentError,
+    raise NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError,
     AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
     """
 
@@ -389,14 +396,22 @@ class AttachmentStore:
         self.remove_expired = threads.in_thread(self._uploads.remove_expired)
 
     async def add(
-        self, account: str, message_id: str, attachment: Attachment, *, limit_bytes: int
+        self,
+        account: str,
+        message_id: str,
+        attachment: Attachment,
+        *,
+        limit_bytes: int,
+        condition: Precondition = NO_PRECONDITION,
     ) -> str:
         """Add one to a draft; return its id."""
         identity = self._new_id()
 
         def added() -> None:
             new = draft_attachment(attachment, identity=identity)
-            self._attachments.add(account, message_id, new, limit_bytes=limit_bytes)
+            self._attachments.add(
+                account, message_id, new, limit_bytes=limit_bytes, condition=condition
+            )
 
         await self._threads.run(added)
         return identity

@@ -1,4 +1,4 @@
-"""Convert HTML to text: the text alternative of an HTML body, and the preview of a body.
+"""Convert HTML to text, for the text alternative and the preview of a body, and text to HTML.
 
 Conversion writes the text alternative once per message with an HTML body, and again when the HTML
 of a MIME draft changes. Graph's bodyPreview and the search index use preview() and without_tags().
@@ -12,7 +12,7 @@ The HTML standard 13.2.5 (tokenization), 13.2.6 (which elements end others); RFC
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from html import unescape
+from html import escape, unescape
 from html.entities import html5
 from typing import NamedTuple
 
@@ -527,6 +527,13 @@ class _HtmlReader:
         bare = link.rstrip("/")
         if text not in (bare, bare.partition("://")[2] or bare, bare.partition(":")[2]):
             self._writer.words(f" <{_SPACES.sub('%20', link)}>")
+
+
+def text_to_html(text: str) -> str:
+    """Return a document that shows the text with its lines and spaces."""
+    shown = escape(text, quote=False).replace("\r\n", "\n").replace("  ", " &nbsp;")
+    lines = "<br>\n".join(shown.split("\n"))
+    return f'<html><head></head><body><div class="PlainText">{lines}</div></body></html>'
 
 
 def preview(text: str, body_type: str) -> str:
