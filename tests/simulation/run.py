@@ -265,7 +265,7 @@ class _Play:
         stopped = not life.dead
         if stopped:
             life.doing[0] = "working"
-            self.ledger.looks_idle(works=True)
+            self.ledger.looks_idle(works=not self.disk.full)
             living.result()
             ghosts = world.create_task(self._haunt(life))
             if senders is None:
