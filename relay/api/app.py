@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from starlette.responses import Response
 
-from relay.accounts.account import AccountDirectory
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal, principal_of
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import QUEUE_PARAMETERS, single_values
+from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits, json_response
-from relay.http.http_request import HttpRequest, bearer_account
+from relay.http.http_request import HttpRequest
 from relay.observe.metrics import CONTENT_TYPE
 from relay.pressure import PressureState
 from relay.spool.queue_commands import Operation
@@ -24,13 +24,11 @@ _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20
 
 
-def create_app(
-    dependencies: ApiDependencies, accounts: AccountDirectory, *, hostname: str
-) -> Gateway:
+def create_app(dependencies: ApiDependencies, authentication: HttpAuthentication) -> Gateway:
     """Return the application for public listeners: requests need a bearer token."""
     return _application(
         dependencies,
-        lambda request: principal_of(bearer_account(request.headers, accounts, realm=hostname)),
+        lambda request: principal_of(authentication.account(request.headers)),
     )
 
 

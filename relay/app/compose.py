@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from relay import api, graph, spool
+from relay.accounts.access_tokens import AccessTokens, token_key
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.app.configuration import parse_next_hop, route_table, server_certificates
 from relay.app.daemon import Daemon, Readiness
@@ -29,6 +30,8 @@ from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.graph.sign_in import SIGN_IN_PATHS, create_sign_in_app
+from relay.http.authentication import HttpAuthentication
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
 from relay.http.gateway import PathRouter
 from relay.http.http_server import HttpServer
@@ -282,12 +285,21 @@ class _Composer:
             ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
             pressure=self.pressure,
         )  # fmt: skip
+        accounts, hostname = self.sources.accounts, self.settings.hostname
+        tokens = AccessTokens(token_key(self.settings.state_dir), self.clock)
+        authentication = HttpAuthentication(accounts, tokens, realm=hostname)
         front_door = graph.create_app(
-            self.store, self.sources.accounts, clock=self.clock, hostname=self.settings.hostname,
-            http=http, crash=self.crash, ready=self.readiness, pressure=self.pressure,
+            self.store, authentication, clock=self.clock, hostname=hostname, http=http,
+            crash=self.crash, ready=self.readiness, pressure=self.pressure,
         )  # fmt: skip
-        relay_v1 = api.create_app(means, self.sources.accounts, hostname=self.settings.hostname)
-        everything = PathRouter({"v1.0": front_door, "beta": front_door}, otherwise=relay_v1)
+        sign_in = create_sign_in_app(
+            accounts, tokens, clock=self.clock, hostname=hostname, public_url=http.public_url
+        )
+        relay_v1 = api.create_app(means, authentication)
+        everything = PathRouter(
+            {"v1.0": front_door, "beta": front_door}, by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in),
+            otherwise=relay_v1,
+        )  # fmt: skip
         control = Address(path=str(self.settings.control_socket))
         limits = ConnectionLimits(
             connections=min(CONNECTIONS_MAX, raise_open_files_limit() // _FILES_PER_CONNECTION),

@@ -14,9 +14,10 @@ from relay.graph.batch import BatchHandler
 from relay.graph.graph_request import GraphDependencies, GraphRequest, api_error, not_implemented
 from relay.graph.routes import Intake, RouteMatch, find_route, find_users_route, with_keys
 from relay.graph.upload_sessions import serve_upload
+from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
-from relay.http.http_request import HttpRequest, bearer_account
+from relay.http.http_request import HttpRequest
 from relay.mailbox.api import MailStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
 from relay.pressure import (
@@ -38,7 +39,7 @@ _OUTSIDE_MAILBOXES = {"subscriptions": "The resource subscription"}
 
 def create_app(
     store: MailStore,
-    accounts: AccountDirectory,
+    authentication: HttpAuthentication,
     *,
     clock: Clock,
     hostname: str,
@@ -53,6 +54,7 @@ def create_app(
     `pressure` requests that add messages or content are rejected.
     """
     pressure = pressure or Pressure()
+    accounts = authentication.accounts
     dependencies = GraphDependencies(
         store=store,
         accounts=accounts,
@@ -68,7 +70,7 @@ def create_app(
         segments = with_keys(request.segments)
         is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
         if not is_upload:
-            caller = bearer_account(request.headers, accounts, realm=hostname)
+            caller = authentication.account(request.headers)
         if reason := ready():
             raise service_unavailable("ResourceUnhealthy", reason, retry_after_s=_READY_RETRY_S)
         try:

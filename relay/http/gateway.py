@@ -314,13 +314,25 @@ def json_response(
 
 
 class PathRouter:
-    """Selects an application by the first path segment, in any case; `otherwise` is the default."""
+    """Selects an application by the path after its first segment, else by that segment, in any
+    case; `otherwise` is the default.
+    """
 
-    def __init__(self, by_prefix: Mapping[str, ASGIApp], *, otherwise: ASGIApp) -> None:
+    def __init__(
+        self,
+        by_prefix: Mapping[str, ASGIApp],
+        *,
+        otherwise: ASGIApp,
+        by_rest: Mapping[str, ASGIApp] | None = None,
+    ) -> None:
         self._by_prefix = dict(by_prefix)
+        self._by_rest = dict(by_rest or {})
         self._otherwise = otherwise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""
-        first = str(scope.get("path", "")).lstrip("/").partition("/")[0].lower()
-        await self._by_prefix.get(first, self._otherwise)(scope, receive, send)
+        segments = [one for one in str(scope.get("path", "")).lower().split("/") if one]
+        app = self._by_rest.get("/".join(segments[1:]))
+        if app is None:
+            app = self._by_prefix.get(segments[0] if segments else "", self._otherwise)
+        await app(scope, receive, send)

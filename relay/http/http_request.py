@@ -1,7 +1,7 @@
-"""HttpRequest: the decoded request, its body on demand, and the account of its bearer token.
+"""HttpRequest: the decoded request, and its body on demand.
 
 A body is read in whole within a limit and a budget for all bodies together, or in blocks of which
-one is in memory. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1; RFC 6750.
+one is in memory. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from relay.accounts.account import Account, AccountDirectory
 from relay.http.errors import ApiError, RequestIds, quoted, service_unavailable
 from relay.pressure import MemoryBudget
 
@@ -304,27 +303,3 @@ def _query(raw: bytes) -> tuple[tuple[str, str], ...]:
     except ValueError:
         message = f"The query has more than {_QUERY_FIELDS_MAX} fields."
         raise ApiError(400, "BadRequest", message) from None
-
-
-def bearer_account(headers: Headers, accounts: AccountDirectory, *, realm: str) -> Account:
-    """Return the account of the bearer token, which is never logged or echoed.
-
-    Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is none, or it is unknown.
-    """
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    token = token.strip()
-    if scheme.lower() != "bearer" or not token:
-        raise _unauthorized("Access token is empty.", realm)
-    account = accounts.by_token(token)
-    if account is None:
-        raise _unauthorized("Access token is not known here.", realm)
-    return account
-
-
-def _unauthorized(message: str, realm: str) -> ApiError:
-    return ApiError(
-        401,
-        "InvalidAuthenticationToken",
-        message,
-        headers={"www-authenticate": f'Bearer realm="{realm}"'},
-    )

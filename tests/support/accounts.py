@@ -1,9 +1,16 @@
-"""A fake AccountDirectory with fixed bearer tokens."""
+"""A fake AccountDirectory with fixed bearer tokens, and the authentication of accounts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from relay.accounts.account import Account
+from joserfc.jwk import ECKey
+
+from relay.accounts.access_tokens import AccessTokens
+from relay.accounts.account import Account, AccountDirectory, RegisteredClient
+from relay.clock import Clock, ManualClock
+from relay.http.authentication import HttpAuthentication
+
+HOSTNAME = "relay.example.test"
 
 
 @dataclass(frozen=True)
@@ -23,3 +30,12 @@ class TokenAccounts:
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         raise NotImplementedError
+
+    def by_client_id(self, client_id: str) -> RegisteredClient | None:
+        return None
+
+
+def authentication_of(accounts: AccountDirectory, clock: Clock | None = None) -> HttpAuthentication:
+    """Return the authentication of these accounts, with a token key of its own."""
+    tokens = AccessTokens(ECKey.generate_key("P-256"), clock or ManualClock())
+    return HttpAuthentication(accounts, tokens, realm=HOSTNAME)

@@ -13,6 +13,7 @@ from relay.accounts.account import Account
 from relay.clock import Clock, Ids, ManualClock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.graph import create_app
+from relay.http.authentication import HttpAuthentication
 from relay.http.gateway import Gateway
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.settings_file import UserSettings
@@ -33,7 +34,7 @@ from relay.mailbox.types import (
 from relay.message.properties import MessageProperties
 from relay.pressure import Pressure
 from relay.settings.tree import HttpSettings
-from tests.support.accounts import TokenAccounts
+from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.conditions import facts_of, matches, order_key
 from tests.support.stores import store_on
 
@@ -180,6 +181,7 @@ def graph_app(
     clock: Clock,
     *,
     accounts: Any = ACCOUNTS,
+    authentication: HttpAuthentication | None = None,
     crash: Any = None,
     ready: Callable[[], str] = lambda: "",
     pressure: Pressure | None = None,
@@ -188,7 +190,8 @@ def graph_app(
     """Graph's application; `http` are settings other than these."""
     http = {"public_url": "", "max_body": 1 << 20, "max_upload": 8 << 20} | http
     return create_app(
-        store, accounts, clock=clock, hostname="relay.example.test", http=HttpSettings(**http),
+        store, authentication or authentication_of(accounts, clock), clock=clock,
+        hostname=HOSTNAME, http=HttpSettings(**http),
         crash=crash or CrashPoints(), ready=ready, pressure=pressure,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from relay.spool.queue_commands import (
     QueueCommand,
 )
 from relay.spool.types import Selector, SpoolUnavailableError
-from tests.support.accounts import TokenAccounts
+from tests.support.accounts import TokenAccounts, authentication_of
 
 ACCOUNTS = {
     "alice": Account("alice@example.test"),
@@ -114,7 +114,7 @@ async def api() -> AsyncIterator[ApiClients]:
         pressure=(pressure := Pressure()),
         prune=no_history,
     )
-    app = create_app(dependencies, TokenAccounts(ACCOUNTS), hostname="relay.example.test")
+    app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     outside, inside = (
         httpx.ASGITransport(app),
         httpx.ASGITransport(create_control_app(dependencies)),

@@ -12,7 +12,7 @@ from relay.api import ApiDependencies, ChangeNotifier, create_app, create_contro
 from relay.clock import SystemClock
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
-from tests.support.accounts import TokenAccounts
+from tests.support.accounts import TokenAccounts, authentication_of
 
 ACCOUNTS = {role: Account(f"{role}@example.test", role=role) for role in Role}
 
@@ -76,6 +76,6 @@ async def test_an_invalid_prune_removes_nothing(dependencies, asked, body, named
     ("token", "status"), [("", 401), ("user", 403), ("read", 403), ("operate", 200)]
 )
 async def test_operators_only(dependencies, asked, token, status) -> None:
-    app = create_app(dependencies, TokenAccounts(ACCOUNTS), hostname="relay.example.test")
+    app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     assert (await post(app, b"{}", token)).status_code == status
     assert len(asked) == (status == 200)

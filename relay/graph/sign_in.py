@@ -1,0 +1,322 @@
+"""Sign-in of applications: the OAuth 2.0 client credentials grant, at the paths of Entra.
+
+The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
+that the client asked, or http.public_url. Errors are those of RFC 6749 5.2 with Entra's numbers.
+"""
+
+import base64
+import binascii
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
+
+from starlette.responses import Response
+
+from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
+from relay.accounts.account import AccountDirectory, RegisteredClient
+from relay.accounts.passwords import LoginDelayedError
+from relay.clock import Clock, Ids, rfc3339
+from relay.http.errors import ApiError, quoted
+from relay.http.gateway import Gateway, RequestLimits, json_response
+from relay.http.http_request import HttpRequest
+
+_TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
+_AUTHORIZE = "oauth2/v2.0/authorize"
+_DEVICE_CODE = "oauth2/v2.0/devicecode"
+_KEYS = "discovery/v2.0/keys"
+_CONFIGURATION = ".well-known/openid-configuration"
+_CONFIGURATION_V2 = f"v2.0/{_CONFIGURATION}"
+_INSTANCE = "discovery/instance"
+SIGN_IN_PATHS = (  # after the tenant
+    _TOKEN, _AUTHORIZE, _DEVICE_CODE, _KEYS, _CONFIGURATION, _CONFIGURATION_V2, _INSTANCE,
+)  # fmt: skip
+
+_BODY_BYTES_MAX = 64 * 1024
+_HELD_BYTES_MAX = 4 * 1024 * 1024
+_FIELDS_MAX = 64
+_TEXT_MAX = 1024  # of tenant and scope, which the token repeats
+_FORM = "application/x-www-form-urlencoded"
+_GRANT = "client_credentials"
+_ALL_OF_CLIENT = ".default"
+_NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
+
+
+class _SignInError(Exception):
+    """An error response of the token endpoint; `number` is Entra's, 0 for none."""
+
+    def __init__(
+        self,
+        error: str,
+        text: str,
+        *,
+        number: int = 0,
+        status: int = 400,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.error = error
+        self.text = text
+        self.number = number
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Credentials:
+    """Client id and secret of a request, and whether they are in its Authorization field."""
+
+    client_id: str
+    secret: str
+    is_basic: bool
+
+
+def create_sign_in_app(
+    accounts: AccountDirectory,
+    tokens: AccessTokens,
+    *,
+    clock: Clock,
+    hostname: str,
+    public_url: str,
+) -> Gateway:
+    """Return the application for SIGN_IN_PATHS."""
+    endpoints = _Endpoints(accounts, tokens, ids=Ids(clock), base=(public_url, hostname))
+
+    async def handle(request: HttpRequest) -> Response:
+        try:
+            return await endpoints.respond(request)
+        except _SignInError as error:
+            return _error_response(error, request, time_us=clock.time_us())
+        except ApiError as error:  # of the body
+            kind = "invalid_request" if error.status < 500 else "temporarily_unavailable"
+            failed = _SignInError(kind, error.message, status=error.status, headers=error.headers)
+            return _error_response(failed, request, time_us=clock.time_us())
+
+    limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
+    return Gateway(handle, clock=clock, limits=limits)
+
+
+class _Endpoints:
+    """The responses for each of SIGN_IN_PATHS."""
+
+    def __init__(
+        self,
+        accounts: AccountDirectory,
+        tokens: AccessTokens,
+        *,
+        ids: Ids,
+        base: tuple[str, str],
+    ) -> None:
+        self._accounts = accounts
+        self._tokens = tokens
+        self._ids = ids
+        self._base = base
+        self._documents: Mapping[str, Callable[[HttpRequest, str], dict[str, Any]]] = {
+            _CONFIGURATION: self._configuration,
+            _CONFIGURATION_V2: self._configuration,
+            _INSTANCE: self._instance,
+            _KEYS: lambda _request, _tenant: self._tokens.public_keys(),
+        }
+
+    async def respond(self, request: HttpRequest) -> Response:
+        """Return the response for a path. Raises _SignInError, ApiError."""
+        tenant, path = request.segments[0], "/".join(request.segments[1:]).lower()
+        if len(tenant) > _TEXT_MAX:
+            raise _SignInError("invalid_request", "The tenant's name is too long.", number=90002)
+        if (document := self._documents.get(path)) is not None:
+            _require_method(request, "GET")
+            return json_response(document(request, tenant))
+        if path != _TOKEN:
+            text = f"Users cannot sign in here; the only grant is {_GRANT}, at {_TOKEN}."
+            kind = "unsupported_grant_type" if path == _DEVICE_CODE else "unsupported_response_type"
+            raise _SignInError(kind, text, number=70003)
+        _require_method(request, "POST")
+        return await self._token(request, tenant)
+
+    def _configuration(self, request: HttpRequest, tenant: str) -> dict[str, Any]:
+        """Return OpenID Connect's discovery document. The issuer is the URL before /.well-known,
+        which clients compare with their authority.
+        """
+        base = self._base_url(request)
+        authority = f"{base}/{quote(tenant, safe='')}"
+        is_v2 = len(request.segments) > len(("tenant", *_CONFIGURATION.split("/")))
+        return {
+            "issuer": f"{authority}/v2.0" if is_v2 else authority,
+            "authorization_endpoint": f"{authority}/{_AUTHORIZE}",
+            "token_endpoint": f"{authority}/{_TOKEN}",
+            "device_authorization_endpoint": f"{authority}/{_DEVICE_CODE}",
+            "jwks_uri": f"{authority}/{_KEYS}",
+            "token_endpoint_auth_methods_supported": ["client_secret_post", "client_secret_basic"],
+            "grant_types_supported": [_GRANT],
+            "response_types_supported": ["token"],
+            "subject_types_supported": ["pairwise"],
+            "id_token_signing_alg_values_supported": ["ES256"],
+            "scopes_supported": [_ALL_OF_CLIENT],
+            "cloud_instance_name": urlsplit(base).netloc,
+            "msgraph_host": urlsplit(base).netloc,
+        }
+
+    def _instance(self, request: HttpRequest, _tenant: str) -> dict[str, Any]:
+        """Return what MSAL asks about a host before it uses it as an authority."""
+        base = self._base_url(request)
+        host = urlsplit(base).netloc
+        asked = urlsplit(dict(request.query).get("authorization_endpoint", ""))
+        tenant = unquote(asked.path.strip("/").partition("/")[0]) or "common"
+        return {
+            "tenant_discovery_endpoint": f"{base}/{quote(tenant, safe='')}/{_CONFIGURATION_V2}",
+            "api-version": "1.1",
+            "metadata": [{"preferred_network": host, "preferred_cache": host, "aliases": [host]}],
+        }
+
+    async def _token(self, request: HttpRequest, tenant: str) -> Response:
+        form = await _read_form(request)
+        grant = _required(form, "grant_type")
+        if grant != _GRANT:
+            text = f"The app requested an unsupported grant type {quoted(grant)}; use {_GRANT}."
+            raise _SignInError("unsupported_grant_type", text, number=70003)
+        credentials = _credentials(request, form)
+        audience = _audience(form.get("scope", ""))
+        client = await self._signed_in(request, credentials)
+        base = self._base_url(request)
+        token = self._tokens.issue(
+            client,
+            issuer=f"{base}/{quote(tenant, safe='')}/v2.0",
+            tenant=tenant,
+            audience=audience or base,
+            token_id=self._ids.new(),
+        )
+        expires_in = LIFETIME_S - 1  # a client that counts from its receipt is never late
+        return json_response(
+            {
+                "token_type": "Bearer",
+                "expires_in": expires_in,
+                "ext_expires_in": expires_in,
+                "access_token": token,
+            },
+            headers=dict(_NO_STORE),
+        )
+
+    async def _signed_in(self, request: HttpRequest, given: _Credentials) -> RegisteredClient:
+        """Return the client. An unknown one and a wrong secret have the same response."""
+        try:
+            client = await self._accounts.by_client_secret(
+                given.client_id, given.secret, client=request.client_address
+            )
+        except LoginDelayedError as error:
+            headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
+            text = f"{error}. Try again later."
+            raise _SignInError(
+                "temporarily_unavailable", text, number=90055, status=429, headers=headers
+            ) from None
+        if client is None:
+            headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
+            text = f"Invalid client secret provided for the app {quoted(given.client_id)}, "
+            text += "or the app is not known here."
+            raise _SignInError("invalid_client", text, number=7000215, status=401, headers=headers)
+        return client
+
+    def _base_url(self, request: HttpRequest) -> str:
+        return request.base_url(*self._base)
+
+
+def _require_method(request: HttpRequest, method: str) -> None:
+    if request.method != method:
+        text = f"The endpoint only accepts {method} requests. Received a {request.method} request."
+        headers = {"allow": method}
+        raise _SignInError("invalid_request", text, number=900561, status=405, headers=headers)
+
+
+async def _read_form(request: HttpRequest) -> Mapping[str, str]:
+    """Return the parameters in the body; empty ones count as absent (RFC 6749 3.2).
+
+    Raises _SignInError, ApiError.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _FORM:
+        text = f"Content-Type: found {quoted(kind)}, expected {_FORM}."
+        raise _SignInError("invalid_request", text, number=900144)
+    try:
+        pairs = parse_qsl(
+            (await request.body()).decode(), max_num_fields=_FIELDS_MAX, errors="strict"
+        )
+    except ValueError:
+        text = f"The body is not UTF-8, or has more than {_FIELDS_MAX} parameters."
+        raise _SignInError("invalid_request", text, number=900144) from None
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        text = f"The parameter {quoted(repeated[0])} occurs more than once."
+        raise _SignInError("invalid_request", text, number=900144)
+    return dict(pairs)
+
+
+def _required(form: Mapping[str, str], name: str) -> str:
+    if name not in form:
+        text = f"The request body must contain the following parameter: '{name}'."
+        raise _SignInError("invalid_request", text, number=900144)
+    return form[name]
+
+
+def _credentials(request: HttpRequest, form: Mapping[str, str]) -> _Credentials:
+    """Return the client's credentials from the body, or from HTTP Basic (RFC 6749 2.3.1)."""
+    if (given := request.headers.get("authorization")) is not None:
+        return _basic_credentials(given, form)
+    client_id = _required(form, "client_id")
+    if "client_secret" in form:
+        return _Credentials(client_id, form["client_secret"], is_basic=False)
+    text = "The request body must contain the parameter 'client_secret'"
+    if "client_assertion" in form:
+        text += "; certificates ('client_assertion') are not supported"
+    raise _SignInError("invalid_client", f"{text}.", number=7000218, status=401)
+
+
+def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
+    scheme, _, encoded = field.partition(" ")
+    try:
+        if scheme.lower() != "basic":
+            raise ValueError  # noqa: TRY301 - the response is the same
+        text = base64.b64decode(encoded.strip(), validate=True).decode()
+    except (binascii.Error, ValueError):
+        message = "Authorization: expected Basic and client id and secret in base64."
+        headers = {"www-authenticate": 'Basic realm="token"'}
+        raise _SignInError(
+            "invalid_client", message, number=7000218, status=401, headers=headers
+        ) from None
+    client_id, _, secret = map(unquote_plus, text.partition(":"))
+    if "client_secret" in form or form.get("client_id", client_id) != client_id:
+        message = "The client's credentials are in the Authorization field and in the body."
+        raise _SignInError("invalid_request", message, number=900144)
+    return _Credentials(client_id, secret, is_basic=True)
+
+
+def _audience(scope: str) -> str:
+    """Return the resource of a scope such as https://graph.microsoft.com/.default, "" for none."""
+    if len(scope) > _TEXT_MAX:
+        raise _SignInError("invalid_scope", "The scope is too long.", number=70011)
+    for one in scope.split():
+        if one == _ALL_OF_CLIENT or one.endswith(f"/{_ALL_OF_CLIENT}"):
+            return one.removesuffix(_ALL_OF_CLIENT).removesuffix("/")
+    if scope:
+        text = f"The scope {quoted(scope)} is not valid. Client credential flows must have a scope "
+        text += "value with /.default suffixed to the resource identifier. The permissions are "
+        text += "those of the account."
+        raise _SignInError("invalid_scope", text, number=1002012)
+    return ""
+
+
+def _error_response(error: _SignInError, request: HttpRequest, *, time_us: int) -> Response:
+    timestamp = rfc3339(time_us)[:19].replace("T", " ") + "Z"
+    ids = request.ids
+    prefix = f"AADSTS{error.number}: " if error.number else ""
+    body = {
+        "error": error.error,
+        "error_description": (
+            f"{prefix}{error.text} Trace ID: {ids.request_id} "
+            f"Correlation ID: {ids.client_request_id} Timestamp: {timestamp}"
+        ),
+        "error_codes": [error.number] if error.number else [],
+        "timestamp": timestamp,
+        "trace_id": ids.request_id,
+        "correlation_id": ids.client_request_id,
+    }
+    return json_response(body, status=error.status, headers={**_NO_STORE, **error.headers})
