@@ -16,16 +16,16 @@ from urllib.parse import quote, urlencode
 import msgspec
 from starlette.responses import Response
 
+from relay.graph.attachments import ATTACHMENT_PROPERTIES
 from relay.graph.extended_properties import parse_expand
 from relay.graph.graph_request import GraphRequest, collection_response
+from relay.graph.message_pages import MessageItem, MessagePage
 from relay.graph.odata import message_condition
-from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import QueryOptions
 from relay.graph.serializer import (
     FOLDER_PROPERTIES,
     MESSAGE_PROPERTIES,
     folder_json,
-    message_json,
 )
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.mailbox.query import (
@@ -42,7 +42,6 @@ from relay.mailbox.types import (
     MessageDelta,
     QueryTooLongError,
     StalePositionError,
-    StoredMessage,
 )
 
 TOKEN_CHARACTERS_MAX = 8192
@@ -74,11 +73,18 @@ async def list_message_changes(request: GraphRequest) -> Response:
     condition, received_from_us = _read_filter(options.filter)
     if options.orderby is not None:
         _check_order(options.orderby)
-    expand = parse_expand(options.expand)
+    expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
     store, position, page = request.dependencies.store, delta.link.position, delta.link.page
 
-    def show(message: StoredMessage) -> dict[str, Any]:
-        return message_json(message, options.select) | expand.to_json(message)
+    async def respond(
+        items: Sequence[MessageItem], position: str, *, page: str = "", more: bool = False
+    ) -> Response:
+        next_link, delta_link = delta.links(position, page, more=more)
+        shown = MessagePage(
+            delta.context(), items, options.select, expand,
+            next_link=next_link, delta_link=delta_link,
+        )  # fmt: skip
+        return await shown.response(request)
 
     is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
     if is_listing or not position:
@@ -88,16 +94,13 @@ async def list_message_changes(request: GraphRequest) -> Response:
     if is_listing:
         listed = MessageQuery(request.folder_id, condition, top=options.top, after=page)
         found = await delta.answered(store.query_messages(request.mailbox, listed))
-        items = [show(one) for one in found.messages]
-        await show_preferred_bodies(request, items)
-        return delta.response(items, position=position, page=found.next_after)
+        return await respond(found.messages, position, page=found.next_after)
     query = DeltaQuery(
         request.folder_id, position, options.top, kinds, received_from_us=received_from_us
     )
     changed = await delta.answered(store.message_delta(request.mailbox, query))
-    items = [_removed(one) if one.message is None else show(one.message) for one in changed.changed]
-    await show_preferred_bodies(request, items)
-    return delta.response(items, position=changed.position, more=changed.more)
+    items = [one.message or _removed(one) for one in changed.changed]
+    return await respond(items, changed.position, more=changed.more)
 
 
 def _removed(one: MessageDelta) -> dict[str, Any]:
@@ -156,7 +159,8 @@ async def list_folder_changes(request: GraphRequest) -> Response:
         else folder_json(one.folder, options.select)
         for one in found.changed
     ]
-    return delta.response(items, position=found.position, more=found.more)
+    next_link, delta_link = delta.links(found.position, more=found.more)
+    return collection_response(delta.context(), items, next_link=next_link, delta_link=delta_link)
 
 
 # -- rounds and their links
@@ -229,24 +233,17 @@ class DeltaRequest:
                 "ResourceUnhealthy", str(error), retry_after_s=_RETRY_S
             ) from error
 
-    def response(
-        self,
-        items: Sequence[Mapping[str, Any]],
-        *,
-        position: str,
-        page: str = "",
-        more: bool = False,
-    ) -> Response:
-        """Return a page: with a nextLink if the round goes on, else with a deltaLink."""
-        token = DeltaLink(self.link.collection, dict(self.given), position, page).token()
-        goes_on = bool(page or more)
-        name = "$skiptoken" if goes_on else "$deltatoken"
-        link = f"{self.request.url()}?{name}={token}"
+    def context(self) -> dict[str, Any]:
+        """Return the @odata.context of a page."""
         kind = "mailFolder" if self.link.collection == _FOLDERS else "message"
-        context = self.request.context(f"Collection({kind})")
-        if goes_on:
-            return collection_response(context, items, next_link=link)
-        return collection_response(context, items, delta_link=link)
+        return self.request.context(f"Collection({kind})")
+
+    def links(self, position: str, page: str = "", *, more: bool = False) -> tuple[str, str]:
+        """Return the nextLink of a page if the round goes on, and else "" and the deltaLink."""
+        token = DeltaLink(self.link.collection, dict(self.given), position, page).token()
+        if page or more:
+            return f"{self.request.url()}?$skiptoken={token}", ""
+        return "", f"{self.request.url()}?$deltatoken={token}"
 
 
 def read_delta_request(

@@ -195,19 +195,16 @@ class ExpandOptions:
         return {name: value for name, value in found.items() if value}
 
 
-def parse_expand(
-    text: str | None, *, of_attachments: Collection[str] | None = None
-) -> ExpandOptions:
+def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> ExpandOptions:
     """Read an $expand such as `singleValueExtendedProperties($filter=id eq 'String 0x1045')`.
 
-    `of_attachments` are the properties of attachments, if these can be expanded. Raises
-    ApiError 400.
+    `of_attachments` are the properties of attachments. Raises ApiError 400.
     """
     ids: dict[str, tuple[str, ...]] = {}
     attachments: tuple[str, ...] | None = None
     position, is_more = 0, text is not None
     while is_more:
-        if of_attachments is not None and (found := _ATTACHMENTS.match(text or "", position)):
+        if found := _ATTACHMENTS.match(text or "", position):
             attachments = _selected(found[1], of_attachments)
             position, is_more = found.end(), found[2] == ","
             continue

@@ -13,13 +13,9 @@ from starlette.responses import Response
 
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.graph.extended_properties import parse_expand
-from relay.graph.graph_request import (
-    GraphRequest,
-    collection_response,
-    etag_field,
-    minimal_response,
-)
+from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
 from relay.graph.json_values import destination_id, read_json_object
+from relay.graph.message_pages import MessagePage
 from relay.graph.message_parser import ParsedMessage, parse_message
 from relay.graph.mime_body import MimeConsumer, receive_in_blocks, receive_mime
 from relay.graph.odata import (
@@ -227,13 +223,14 @@ async def list_messages(request: GraphRequest) -> Response:
     once, even if new mail arrives in between.
     """
     options = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES)
-    expand = parse_expand(options.expand)
-    page = await _query(request, options)
-    items = [message_json(one, options.select) | expand.to_json(one) for one in page.messages]
-    await show_preferred_bodies(request, items)
-    link = options.next_link(request.url(), skiptoken=page.next_after) if page.next_after else ""
+    expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
+    found = await _query(request, options)
+    link = options.next_link(request.url(), skiptoken=found.next_after) if found.next_after else ""
     context = request.context(messages_context(request))
-    return collection_response(context, items, total=page.total, next_link=link)
+    page = MessagePage(
+        context, found.messages, options.select, expand, total=found.total, next_link=link
+    )
+    return await page.response(request)
 
 
 async def count_messages(request: GraphRequest) -> Response:

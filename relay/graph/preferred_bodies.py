@@ -18,22 +18,31 @@ _CONVERT = {"text": html_to_text, "html": text_to_html}
 
 async def show_preferred_bodies(request: GraphRequest, shown: Iterable[dict[str, Any]]) -> None:
     """Convert the bodies in the JSON of messages to the preferred type, in a thread."""
+    wanted = preferred_body_type(request)
+    others = [one for one in shown if wanted and _type_of(one) not in ("", wanted)]
+    if others:
+        await asyncio.to_thread(convert_bodies, others, wanted)
+
+
+def preferred_body_type(request: GraphRequest) -> str:
+    """Return the preferred type, or "". The preferences count as applied."""
     preferred = request.preferences
     wanted = preferred.get(_TYPE, "").lower()
     if wanted in _CONVERT:
         request.applied.append(f'{_TYPE}="{wanted}"')
-        others = [one for one in shown if _type_of(one) not in ("", wanted)]
-        if others:
-            await asyncio.to_thread(_convert, others, wanted)
     if _UNSAFE in preferred:
         request.applied.append(_UNSAFE)
+    return wanted if wanted in _CONVERT else ""
 
 
 def _type_of(shown: Mapping[str, Any]) -> str:
     return str(shown["body"]["contentType"]) if "body" in shown else ""
 
 
-def _convert(messages: Iterable[dict[str, Any]], wanted: str) -> None:
+def convert_bodies(messages: Iterable[dict[str, Any]], wanted: str) -> None:
+    """Convert the bodies that have another type. Takes long for large ones."""
     for one in messages:
+        if _type_of(one) in ("", wanted):
+            continue
         content = _CONVERT[wanted](one["body"]["content"])
         one["body"] = {"contentType": wanted, "content": content}

@@ -30,6 +30,7 @@ from relay.mailbox.types import (
     OpenedMessage,
     Precondition,
     StoredMessage,
+    StoreUnavailableError,
 )
 from relay.mime.draft import DraftAttachment
 from relay.mime.edit_draft import NotEditableError
@@ -63,6 +64,17 @@ class Attachments:
             for number, one in enumerate(read_attachments(octets))
         )
         return OpenedMessage(loaded(located), found)
+
+    def open_if_there(
+        self, account: str, message_id: str, *, folder_id: str = ""
+    ) -> OpenedMessage | None:
+        """Return what opened() does, None if the message was removed. Raises OSError."""
+        try:
+            return self.opened(account, message_id, folder_id=folder_id)
+        except NoSuchItemError:
+            return None
+        except StoreUnavailableError as error:
+            raise OSError(str(error)) from error
 
     def add(
         self,

@@ -387,6 +387,7 @@ class AttachmentStore:
         self._uploads = Uploads(directory, dependencies, self._attachments)
         self._threads = threads
         self._new_id = dependencies.ids.new
+        self.open_if_there = self._attachments.open_if_there  # blocks: for a response in a thread
         self.opened = threads.in_thread(self._attachments.opened)
         self.remove = threads.in_thread(self._attachments.remove)
         self.create_upload = threads.in_thread(self._uploads.create)

@@ -163,3 +163,34 @@ def test_an_upload_session_continues_after_a_kill(remotes: Remotes) -> None:
         assert base64.b64decode(came) == UPLOADED
         assert most_memory_bytes(relay) - idle_bytes < 30_000_000
         assert relay.faults() == []
+
+
+LISTED = 4
+LISTED_BYTES = 20_000_000  # of each attachment, in base64
+
+
+def test_a_list_with_large_attachments_is_written_without_loading_them_into_memory() -> None:
+    header = b"From: x@a.test\r\nContent-Type: application/pdf; name=a.pdf\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+    line = base64.b64encode(bytes(range(57)))
+    with RelayProcess() as relay:
+        assert relay.graph("GET", "/me/messages").status == 200
+        inbox = relay.folder / "mail/example.test/alice"
+        for number in range(LISTED):
+            path = inbox / "tmp" / f"{1_700_000_000 + number}.M{number}.host"
+            path.write_bytes(header + (line + b"\r\n") * (LISTED_BYTES // 78))
+            path.rename(inbox / "cur" / f"{path.name}:2,")
+        idle_bytes = most_memory_bytes(relay)
+        host, _, port = str(relay.ready["http"][0]).rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        path_and_query = "/v1.0/me/mailFolders/inbox/messages?$expand=attachments&$select=subject"
+        connection.request("GET", path_and_query, headers={"Authorization": "Bearer alice"})
+        answer = connection.getresponse()
+        lines, held = 0, b""
+        while block := answer.read(1 << 20):
+            held += block
+            lines += held.count(line)
+            held = held[-len(line) + 1 :]
+        connection.close()
+        assert (answer.status, lines) == (200, LISTED * (LISTED_BYTES // 78))
+        assert most_memory_bytes(relay) - idle_bytes < 30_000_000
+        assert relay.faults() == []

@@ -145,8 +145,6 @@ async def test_a_message_with_its_attachments(on_disk: OnDisk, make: Any) -> Non
     assert (await on_disk.http.get(f"/messages/{bare}?$expand=attachments")).json()[
         "attachments"
     ] == []
-    listing = await on_disk.http.get("/messages?$expand=attachments")
-    assert refused(listing, 400, "BadRequest")
 
 
 @pytest.mark.parametrize("make", [draft, mime_draft])

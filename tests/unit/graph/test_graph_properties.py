@@ -181,7 +181,7 @@ async def test_extended_properties_are_stored_and_returned_with_expand(
         "singleValueExtendedProperties($filter=id eq 'String 0x1045' and id eq 'String 0x1044')",
         "singleValueExtendedProperties($filter=id eq 'String 0x1045'),",
         "singleValueExtendedProperties($filter=id eq 'String 0x1045' or )",
-        "attachments",
+        "attachments($select=colour)",
         "",
     ],
 )
