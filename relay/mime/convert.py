@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from email.message import Message, MIMEPart
 from email.policy import SMTP
-from urllib.parse import unquote
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import (
@@ -43,7 +42,8 @@ from relay.mime.draft import (
     private_block_length,
     read_private_block,
 )
-from relay.mime.html_text import html_to_text, unescaped
+from relay.mime.html_text import html_to_text
+from relay.mime.html_tokens import content_ids
 from relay.mime.read_header import (
     check_header,
     read_addresses,
@@ -87,7 +87,6 @@ class ConvertedMessage:
 
 
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
-_CID = re.compile(r"cid:([^\"'\s<>()]+)", re.IGNORECASE)
 # relay.mime.write_header folds the fields; `email` must not fold them again.
 _POLICY = SMTP.clone(refold_source="none", utf8=True, max_line_length=None)
 
@@ -148,7 +147,7 @@ class _Tree:
 def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _Tree:
     body_type = block.properties.body_type.lower() if block.properties else "text"
     source = text.decode("utf-8", "replace") if body_type == "html" else ""
-    shown = _cids(source) if block.attachments else frozenset()
+    shown = content_ids(source) if block.attachments else frozenset()
     images = [one for one in block.attachments if one.inline and _identity(one) in shown]
     files = [one for one in block.attachments if one not in images]
     items = [stored.part(length + one.offset, one.length) for one in files if one.item]
@@ -191,13 +190,6 @@ def _written(tree: _Tree) -> bytes:
         return tree.root.as_bytes()
     [leaf] = tree.leaves
     return f"{''.join(raw_field(*field) for field in leaf.fields)}{CRLF}{leaf.mark}".encode()
-
-
-def _cids(source: str) -> frozenset[str]:
-    """Return the content ids in the HTML; in srcset a comma after an id is not part of it."""
-    found = _CID.findall(source)
-    ids = (*found, *(one.rstrip(",") for one in found))
-    return frozenset(unquote(unescaped(one)) for one in ids)
 
 
 def _identity(part: StoredPart) -> str:

@@ -5,16 +5,23 @@ of a MIME draft changes. Graph's bodyPreview and the search index use preview() 
 Time and memory are linear in the size of the body, whatever its tags and attributes are: no tree is
 built, and each query of the open elements takes constant time. Nothing raises: tags and attributes
 end where they end in a browser. After a limit, a line says that the rest is in the HTML part.
-The HTML standard 13.2.5 (tokenization), 13.2.6 (which elements end others); RFC 2046 5.1.4
-(alternatives).
+The HTML standard 13.2.6 (which elements end others); RFC 2046 5.1.4 (alternatives).
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from html import escape, unescape
-from html.entities import html5
-from typing import NamedTuple
+from collections.abc import Mapping
+from html import escape
+
+from relay.mime.html_tokens import (
+    INVISIBLE_TEXTS,
+    TEXTS,
+    HtmlToken,
+    attribute_value,
+    split_html,
+    tag_attributes,
+    unescaped,
+)
 
 _TAGS_MAX = 200_000
 _CHARACTERS_MAX = 8_000_000
@@ -23,8 +30,6 @@ _INDENT_CHARACTERS_MAX = 40
 _URL_CHARACTERS_MAX = 2000
 
 _INVISIBLE = frozenset(("head", "template", "noscript", "svg", "math", "object", "select"))
-_INVISIBLE_TEXTS = frozenset(("script", "style", "title", "iframe", "noembed", "noframes"))
-_TEXTS = _INVISIBLE_TEXTS | {"textarea", "xmp"}  # they contain no tags except their own end tag
 _VOID = frozenset(
     (
         *("area", "base", "basefont", "bgsound", "br", "col", "embed", "frame", "hr", "img"),
@@ -49,7 +54,7 @@ _FORMATS = frozenset(
     )
 )
 _LEFT_OPEN = frozenset(("html", "body"))  # what follows their end tags still belongs to them
-_IN_HEAD = _TEXTS | {"base", "basefont", "bgsound", "link", "meta", "noscript", "template", "head"}
+_IN_HEAD = TEXTS | {"base", "basefont", "bgsound", "link", "meta", "noscript", "template", "head"}
 _PART_OF_TABLE = frozenset(("caption", "tbody", "thead", "tfoot", "tr", "td", "th"))
 _ENDS_P = (_BLOCKS | _PARAGRAPHS) - _PART_OF_TABLE - {"html", "body", "table"}
 _CELLS = ("caption", "td", "th")
@@ -88,25 +93,6 @@ _SPACES = re.compile(r"[ \t\r\n\f\xa0]+")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LINKS = ("http://", "https://", "mailto:", "tel:")
 
-# All repeats are possessive, so that matching is linear. A quoted value without an end extends to
-# the end of the text: there is no tag then.
-_TAG = re.compile(r"<(/?)([A-Za-z][^\t\n\f />]*+)")
-_NAME = r"(?:=[^\t\n\f />=]*+|[^\t\n\f />=]++)"
-_EQUALS = r"[\t\n\f ]*+=[\t\n\f ]*+"
-_ATTRIBUTES = re.compile(
-    rf"""(?:[\t\n\f /]++|{_NAME}(?:{_EQUALS}"""
-    r"""(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|[^\t\n\f >"'][^\t\n\f >]*+)?+)?+)*+>"""
-)
-_ATTRIBUTE = re.compile(
-    rf"""({_NAME})(?:{_EQUALS}(?:"([^"]*+)"|'([^']*+)'|([^\t\n\f >"'][^\t\n\f >]*+))?)?"""
-)
-_COMMENT_END = re.compile(r"-->|(?<!<!)--!>")
-_TEXT_ENDS = {name: re.compile(rf"</{name}(?=[\t\n\f />])", re.IGNORECASE) for name in _TEXTS}
-
-_LONG_NUMBER = re.compile(r"&#(?:[xX]([0-9a-fA-F]{8,})|([0-9]{8,}));?")
-_REFERENCE = re.compile(
-    r"&(?:#(?:[0-9]+|[xX][0-9a-fA-F]+);?|([A-Za-z][A-Za-z0-9]{0,31}+)(;|(?!=)))"
-)
 _PREVIEW_CHARACTERS = 255
 _PREVIEW_SOURCE_CHARACTERS = 16_000
 _INVISIBLE_ELEMENTS = ("head", "script", "style", "title")
@@ -118,7 +104,7 @@ def html_to_text(html: str) -> str:
     writer = _TextWriter()
     body = _HtmlReader(writer)
     tags = 0
-    for token in _tokens(_LINE_END.sub("\n", cut).replace("\0", "")):
+    for token in split_html(_LINE_END.sub("\n", cut).replace("\0", "")):
         tags += bool(token.name)
         if is_cut := tags > _TAGS_MAX:
             break
@@ -127,90 +113,6 @@ def html_to_text(html: str) -> str:
         is_cut = len(html) > _CHARACTERS_MAX
     body.end()
     return writer.text() + _REST if is_cut else writer.text()
-
-
-def unescaped(text: str) -> str:
-    """Return a text with its character references replaced.
-
-    Unlike html.unescape() it does not raise for a number of more than 4300 digits.
-    """
-    return unescape(_LONG_NUMBER.sub(_short_number, text) if "&#" in text else text)
-
-
-def _short_number(found: "re.Match[str]") -> str:
-    hexadecimal, decimal = found.groups()
-    digits = (hexadecimal or decimal).lstrip("0")
-    if len(digits) >= 8:  # larger than any character
-        return "\ufffd"
-    return f"&#{'x' if hexadecimal else ''}{digits or 0};"
-
-
-class _HtmlToken(NamedTuple):
-    """A tag, or a text if it has no name. For a tag `text` is the source of its attributes."""
-
-    name: str
-    text: str
-    is_end: bool = False
-
-
-def _tokens(html: str) -> Iterator[_HtmlToken]:
-    """Split HTML as a browser does, without comments. A text may come in several pieces."""
-    position = start = 0
-    while (position := html.find("<", position)) >= 0:
-        tag = _TAG.match(html, position)
-        if tag is None and not html.startswith(("<!", "<?", "</"), position):
-            position += 1  # an ordinary character
-            continue
-        if position > start:
-            yield _HtmlToken("", html[start:position])
-        if tag is None:
-            start = position = _end_of_comment(html, position)
-            continue
-        attributes = _ATTRIBUTES.match(html, tag.end())
-        if attributes is None:
-            return
-        start = position = attributes.end()
-        name = tag[2].lower()
-        yield _HtmlToken(name, attributes[0], is_end=bool(tag[1]))
-        if name in _TEXTS and not tag[1]:
-            ended = _TEXT_ENDS[name].search(html, position)
-            start = position = ended.start() if ended else len(html)
-            if name not in _INVISIBLE_TEXTS:
-                yield _HtmlToken("", html[attributes.end() : start])
-        elif name == "plaintext" and not tag[1]:
-            break
-    if start < len(html):
-        yield _HtmlToken("", html[start:])
-
-
-def _end_of_comment(html: str, start: int) -> int:
-    """Return the end of a comment, or of what counts as one: "<!doctype>", "<?xml>", "</3>"."""
-    if html.startswith("</>", start):
-        return start + 3
-    if not html.startswith("<!--", start):
-        return html.find(">", start) + 1 or len(html)
-    ended = _COMMENT_END.search(html, start + 2)
-    return ended.end() if ended else len(html)
-
-
-def _attributes(text: str) -> Mapping[str, str]:
-    """Return the attributes; of several with one name the first counts."""
-    found: dict[str, str] = {}
-    for name, *values in _ATTRIBUTE.findall(text[:-1]):
-        found.setdefault(name.lower(), "".join(values))
-    return found
-
-
-def _value(text: str) -> str:
-    """Return an attribute's value, in which "&copy=" and "&copyright" are not references."""
-
-    def character(found: "re.Match[str]") -> str:
-        name = found[1]
-        if name is None:
-            return unescaped(found[0])
-        return html5.get(name + found[2], found[0])
-
-    return _REFERENCE.sub(character, text)
 
 
 class _TextWriter:
@@ -354,7 +256,7 @@ class _HtmlReader:
         self._link_text: list[str] = []
         self._link_place = 0
 
-    def take(self, token: _HtmlToken) -> None:
+    def take(self, token: HtmlToken) -> None:
         """Write the text of a token, or apply the effect of its tag."""
         skips, self._skips_line_end = self._skips_line_end, False
         if token.is_end:
@@ -374,15 +276,17 @@ class _HtmlReader:
         self._write_link()
 
     def _start_tag(self, name: str, text: str) -> None:
-        if name in _INVISIBLE_TEXTS or (name in _PART_OF_TABLE and self._open.place("table") < 0):
+        if name in INVISIBLE_TEXTS or (name in _PART_OF_TABLE and self._open.place("table") < 0):
             return
         if name in ("html", "body") and self._open.place(name) >= 0:
             return
         self._close_implied(name)
         attributes: Mapping[str, str] = {}
         if name in ("a", "img") or _MAY_HIDE.search(text):
-            attributes = _attributes(text)
-        is_hidden = "hidden" in attributes or _HIDDEN.search(_value(attributes.get("style", "")))
+            attributes = tag_attributes(text)
+        is_hidden = "hidden" in attributes or _HIDDEN.search(
+            attribute_value(attributes.get("style", ""))
+        )
         is_invisible = bool(is_hidden) or name in _INVISIBLE
         if self._invisible is None and not is_invisible:
             self._end_block(name)
@@ -472,7 +376,7 @@ class _HtmlReader:
                 self._writer.words("-" * 40)
                 self._end_block(name)
             case "img":
-                self._text(f" {_value(attributes.get('alt', ''))} ")
+                self._text(f" {attribute_value(attributes.get('alt', ''))} ")
             case "td" | "th":
                 self._writer.tab()
             case "pre":
@@ -487,7 +391,7 @@ class _HtmlReader:
                 self._writer.mark(self._next_marker())
             case "a":
                 self._write_link()
-                href = _value(attributes.get("href", "")).strip()
+                href = attribute_value(attributes.get("href", "")).strip()
                 is_link = href.lower().startswith(_LINKS) and len(href) <= _URL_CHARACTERS_MAX
                 self._link, self._link_text = href if is_link else "", []
                 self._link_place = len(self._open)

@@ -127,6 +127,18 @@ class RewrappedQuotedPrintable:
         return wrapped if last or octets.endswith(b"\n") else wrapped + b"=\r\n"
 
 
+class QuotedPrintableDecoding:
+    """Decode quoted-printable, line by line."""
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: at a line end; in a longer line, not inside "=XX"."""
+        return octets.rfind(b"\n") + 1 or _end_of_escapes(octets)
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
+        """See Coding."""
+        return decoded_quoted_printable(octets)
+
+
 @dataclass(frozen=True, slots=True)
 class RecodedOctets:
     """Octets converted by a coding (relay.message.content.Octets); made by recode().

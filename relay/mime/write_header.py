@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote
 
-from relay.message.conversation import topic_of
+from relay.message.conversation import message_ids, topic_of
 from relay.message.extended_properties import extended_header_fields
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.encoded_words import encode_text
@@ -74,8 +74,14 @@ def phrases_field(name: str, phrases: Sequence[str]) -> str:
 
 
 def ids_field(name: str, ids: Sequence[str]) -> str:
-    """Return a list of message ids, one per line; "" if none is valid."""
-    written = [one for one in ids if is_message_id(one)]
+    """Return a list of message ids, one per line; "" if none is in angle brackets.
+
+    The ids are those of other messages, also without an @, so that a reply to these is in their
+    conversation.
+    """
+    written = [
+        one for one in ids if len(one) <= MESSAGE_ID_CHARACTERS_MAX and message_ids(one) == (one,)
+    ]
     return f"{name}: {f'{CRLF} '.join(written)}{CRLF}" if written else ""
 
 

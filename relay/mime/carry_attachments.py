@@ -1,0 +1,57 @@
+"""Carry attachments of a stored message to a new draft, as a forward or reply does.
+
+They stay in the message's file and are read in blocks while the draft is written. Attachments of
+MIME are encoded again where a draft needs it; what is damaged is carried as far as it can be read.
+All functions block, and raise OSError where the file cannot be read.
+RFC 2045 6.8 (base64); RFC 2046 5.2.1 (message/rfc822 is not encoded).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from relay.message.content import Octets, octets_in_blocks
+from relay.mime.draft import DraftAttachment, read_private_block
+from relay.mime.edit_draft import new_attachment, stored_attachments
+from relay.mime.read_mime import AttachedOctets, AttachmentFacts, read_attachments
+from relay.mime.structure import BodyCounter
+from relay.mime.transfer_encoding import QuotedPrintableDecoding, RewrappedBase64, recode
+
+_MESSAGE = "message/rfc822"
+
+
+def carried_attachments(
+    stored: Octets, wanted: Callable[[AttachmentFacts], bool]
+) -> tuple[DraftAttachment, ...]:
+    """Return the attachments of a file of a mailbox for which `wanted` is true."""
+    found = read_attachments(stored)
+    chosen = [number for number, one in enumerate(found) if wanted(one.facts)]
+    block, _ = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        whole = stored_attachments(stored)
+        return tuple(whole[number] for number in chosen)
+    return tuple(_from_mime(found[number]) for number in chosen)
+
+
+def _from_mime(one: AttachedOctets) -> DraftAttachment:
+    new = new_attachment(one.facts, one.octets)
+    if one.facts.item and (part := _as_message(one, new)):
+        return part
+    if one.encoding == "base64":
+        return replace(new, octets=recode(one.octets, RewrappedBase64()))
+    if one.encoding == "quoted-printable":
+        return new_attachment(one.facts, recode(one.octets, QuotedPrintableDecoding()))
+    return new
+
+
+def _as_message(one: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
+    """Return an attached message without encoding; None if it can only be carried in base64."""
+    counter = BodyCounter()
+    for block in octets_in_blocks([one.octets]):
+        counter.add(block, b"")
+    counted = counter.statistics()
+    if not counted.has_crlf_only or counted.nul or counted.long_line:
+        return None
+    part = replace(
+        new.part, item=True, base64=False, content_type=_MESSAGE, eight_bit=counted.eight_bit
+    )
+    return DraftAttachment(part, one.octets)
