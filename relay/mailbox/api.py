@@ -30,6 +30,7 @@ from relay.mailbox.types import (
 from relay.mailbox.upload_sessions import AttachmentStore
 from relay.message.content import Content, Octets
 from relay.message.properties import MessageProperties
+from relay.mime.draft import DraftAttachment
 
 
 class MailStore(Protocol):
@@ -52,18 +53,30 @@ class MailStore(Protocol):
     # -- steps 1 and 2
 
     async def create_draft(
-        self, account: str, content: MessageProperties | bytes, *, folder_id: str = "drafts"
+        self,
+        account: str,
+        content: MessageProperties | bytes,
+        *,
+        folder_id: str = "drafts",
+        kept: Sequence[DraftAttachment] = (),
     ) -> StoredMessage:
         """Write a draft (properties, or MIME kept byte for byte).
+
+        `kept` are attachments of another message that follow those of the properties.
 
         Raises MailboxFullError, StoreUnavailableError, NoSuchItemError.
         """
         ...
 
     async def submit_new(
-        self, account: str, content: MessageProperties | bytes, options: SendOptions
+        self,
+        account: str,
+        content: MessageProperties | bytes,
+        options: SendOptions,
+        *,
+        kept: Sequence[DraftAttachment] = (),
     ) -> PendingSubmission:
-        """Write a draft and its pending submission: sendMail, steps 1 and 2.
+        """Write a draft and its pending submission: sendMail and reply, steps 1 and 2.
 
         Raises MailboxFullError, StoreUnavailableError.
         """

@@ -63,7 +63,7 @@ class Attachments:
             OpenAttachment(stored_attachment(one.facts, number), one.octets, one.encoding)
             for number, one in enumerate(read_attachments(octets))
         )
-        return OpenedMessage(loaded(located), found)
+        return OpenedMessage(loaded(located), found, octets)
 
     def open_if_there(
         self, account: str, message_id: str, *, folder_id: str = ""
@@ -92,7 +92,7 @@ class Attachments:
             kept = read_attachments(stored)
             if new.part.id in attachment_ids(kept):
                 raise _IsThereError
-            _check_sizes([one.facts.size for one in kept], new.part.size, limit_bytes)
+            check_sizes([*(one.facts.size for one in kept), new.part.size], limit_bytes)
             return with_attachment(located, stored, identity, new=new)
 
         with suppress(_IsThereError):
@@ -134,7 +134,7 @@ class Attachments:
         """
         mailbox = self._shared.folders.mailbox(account)
         message = loaded(self._drafts.draft(mailbox, message_id, condition=condition).located)
-        _check_sizes([one.size for one in message.attachments], size_bytes, limit_bytes)
+        check_sizes([*(one.size for one in message.attachments), size_bytes], limit_bytes)
         return message
 
     def _changed(
@@ -164,13 +164,14 @@ def no_such_attachment(attachment_id: str) -> NoSuchItemError:
     return NoSuchItemError(f"The message has no attachment {attachment_id!r}.")
 
 
-def _check_sizes(sizes: Sequence[int], new: int, limit_bytes: int) -> None:
-    if sum(sizes) + new > limit_bytes:
+def check_sizes(sizes: Sequence[int], limit_bytes: int) -> None:
+    """Raise AttachmentsTooLargeError if a message cannot have attachments of these sizes."""
+    if sum(sizes) > limit_bytes:
         raise AttachmentsTooLargeError(
             f"The message exceeds the maximum supported size: its attachments would have "
-            f"{sum(sizes) + new} bytes, expected at most {limit_bytes}."
+            f"{sum(sizes)} bytes, expected at most {limit_bytes}."
         )
-    if len(sizes) >= ATTACHMENTS_MAX:
+    if len(sizes) > ATTACHMENTS_MAX:
         raise AttachmentsTooLargeError(
-            f"The message has {len(sizes)} attachments, expected at most {ATTACHMENTS_MAX}."
+            f"The message would have {len(sizes)} attachments, expected at most {ATTACHMENTS_MAX}."
         )

@@ -4,7 +4,7 @@ A file is never rewritten in place: a change writes a new file and then removes 
 raise StoreError's children and OSError; after an error nothing is half-written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +51,7 @@ from relay.mailbox.types import (
 from relay.message.content import Content, MemoryOctets, memory_part
 from relay.message.properties import MessageProperties
 from relay.mime.convert import render
+from relay.mime.draft import DraftAttachment
 from relay.mime.read_mime import read_message
 
 _PAGE_BYTES = 128 * 1024 * 1024  # memory holds a page several times
@@ -73,14 +74,19 @@ class Drafts:
         self._stale_files = stale_files
 
     def create(
-        self, account: str, content: MessageProperties | bytes, *, folder_id: str = "drafts"
+        self,
+        account: str,
+        content: MessageProperties | bytes,
+        *,
+        folder_id: str = "drafts",
+        kept: Sequence[DraftAttachment] = (),
     ) -> StoredMessage:
         """See MailStore.create_draft()."""
         mailbox = self._shared.folders.mailbox(account)
         self._stale_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
         return self.create_composed(
-            compose(content, self._shared.identity(account)), mailbox, folder
+            compose(content, self._shared.identity(account), kept), mailbox, folder
         )
 
     def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:

@@ -219,10 +219,14 @@ NO_PRECONDITION = Precondition()
 
 @dataclass(frozen=True, slots=True)
 class OpenedMessage:
-    """A message and its attachments, which stay readable as long as this object exists."""
+    """A message and its attachments, which stay readable as long as this object exists.
+
+    `stored` is the message's file.
+    """
 
     message: StoredMessage
     attachments: tuple[OpenAttachment, ...]
+    stored: Octets
 
 
 @dataclass(frozen=True, slots=True)

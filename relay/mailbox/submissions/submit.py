@@ -9,6 +9,7 @@ guarantee that, OutcomeUnknownError is raised.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -57,7 +58,7 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES, memory_part
 from relay.message.properties import MessageProperties
-from relay.mime.draft import read_private_block
+from relay.mime.draft import DraftAttachment, read_private_block
 
 _REMOVALS = 3
 _MAILBOXES_REMEMBERED = 1000
@@ -84,11 +85,16 @@ class SubmissionWriter:
     # -- steps 1 and 2
 
     def submit_new(
-        self, account: str, content: MessageProperties | bytes, options: SendOptions
+        self,
+        account: str,
+        content: MessageProperties | bytes,
+        options: SendOptions,
+        *,
+        kept: Sequence[DraftAttachment] = (),
     ) -> PendingSubmission:
         """See MailStore.submit_new()."""
         identity = self._shared.identity(account, options)
-        return self.submit_composed(compose(content, identity), identity, options)
+        return self.submit_composed(compose(content, identity, kept), identity, options)
 
     def submit_composed(
         self, draft: ComposedDraft, identity: DraftIdentity, options: SendOptions
