@@ -42,6 +42,7 @@ from relay.message.time_zones import time_zone
 
 STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
 STREAMED_BODIES_PER_ACCOUNT_MAX = 8
+ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
 _RETRY_S = 5
 _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
@@ -90,6 +91,7 @@ class GraphDependencies:
     max_upload: int
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
+    answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ Graph that is not supported is a 501.
 import binascii
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from relay.accounts.account import Account
@@ -136,6 +136,44 @@ def parse_send_mail(body: Mapping[str, Any], account: Account) -> SendMailParame
         message=parsed,
         save_to_sent_items=True if save is None else read_boolean(save, "saveToSentItems"),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerParameters:
+    """The parameters of an action that replies or forwards. `has_body`: the message has one, which
+    replaces the comment and the quote.
+    """
+
+    message: ParsedMessage
+    comment: str
+    has_body: bool
+
+
+def parse_answer(
+    body: Mapping[str, Any], account: Account, *, action: str, is_forward: bool
+) -> AnswerParameters:
+    """Read the parameters of reply, forward and the like; all are optional."""
+    known = ("comment", "message", "torecipients") if is_forward else ("comment", "message")
+    given = read_parameters(body, known, f"microsoft.graph.{action}")
+    comment = read_body_text(given.get("comment"), "comment")
+    message = given.get("message")
+    fields = {} if message is None else read_object(message, "message")
+    fields = {name: value for name, value in fields.items() if name != "body" or value is not None}
+    has_body = "body" in fields
+    if comment and has_body:
+        raise _contradiction("comment", "message.body")
+    parsed = parse_message(fields, account, path="message")
+    to = read_recipients(given.get("torecipients"), "toRecipients")
+    if to and parsed.fields.get("to"):
+        raise _contradiction("toRecipients", "message.toRecipients")
+    if to:
+        parsed = replace(parsed, fields={**parsed.fields, "to": to})
+    return AnswerParameters(parsed, comment, has_body)
+
+
+def _contradiction(first: str, second: str) -> ApiError:
+    message = f"{first} and {second}: found both, expected at most one of them."
+    return ApiError(400, "ErrorInvalidRequest", message)
 
 
 def parse_message(

@@ -68,10 +68,18 @@ async def create_message(request: GraphRequest) -> Response:
     else:
         parsed = parse_message(read_json_object(await request.http.body()), request.account)
         created = await store.create_draft(request.mailbox, parsed.properties, folder_id=folder_id)
-        if parsed.flagged or parsed.is_read is False:
-            change = MessageChange(is_read=parsed.is_read, flagged=parsed.flagged)
-            created = await store.update(request.mailbox, created.id, change)
+        created = await with_flags(request, created, parsed)
     return message_response(request, created, status=201)
+
+
+async def with_flags(
+    request: GraphRequest, created: StoredMessage, parsed: ParsedMessage
+) -> StoredMessage:
+    """Give a new draft the isRead and flag of its JSON; return it."""
+    if not parsed.flagged and parsed.is_read is not False:
+        return created
+    change = MessageChange(is_read=parsed.is_read, flagged=parsed.flagged)
+    return await request.dependencies.store.update(request.mailbox, created.id, change)
 
 
 async def get_message(request: GraphRequest) -> Response:

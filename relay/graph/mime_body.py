@@ -167,21 +167,41 @@ class MimeConsumer(Generic[_Result]):
 
 
 async def receive_mime(
-    request: GraphRequest, consumer: MimeConsumer[_Result], *, to_send: bool = False
+    request: GraphRequest,
+    consumer: MimeConsumer[_Result],
+    *,
+    to_send: bool = False,
+    amend: Callable[[MimeMessage], bytes] | None = None,
 ) -> ReceivedMime[_Result]:
     """Receive MIME in base64, in memory or streamed by its size.
 
-    With `to_send` it must have recipients. Raises ApiError.
+    `amend` returns the given content with other header fields. With `to_send` the message must then
+    have recipients. Raises ApiError.
     """
     declared_bytes = request.http.declared_bytes
     if declared_bytes is None or declared_bytes > _IN_MEMORY_BODY_BYTES_MAX:
-        return await receive_in_blocks(request, consumer.streamed, is_base64=True, to_send=to_send)
-    message = await check_mime_content(
-        decode_base64_mime(await request.http.body()), request.account
-    )
+        return await receive_in_blocks(
+            request, consumer.streamed, is_base64=True, to_send=to_send, amend=amend
+        )
+    content = decode_base64_mime(await request.http.body())
+    message = await _checked(content, request.account, to_send=to_send, amend=amend)
+    return ReceivedMime(message, await consumer.in_memory(message))
+
+
+async def _checked(
+    content: bytes,
+    account: Account,
+    *,
+    to_send: bool,
+    amend: Callable[[MimeMessage], bytes] | None,
+) -> MimeMessage:
+    """Check MIME, and again after `amend`. `content` has at least the whole header."""
+    message = await check_mime_content(content, account)
+    if amend and (amended := amend(message)) is not content:
+        message = await check_mime_content(amended, account)
     if to_send:
         check_has_recipients(message.recipients)
-    return ReceivedMime(message, await consumer.in_memory(message))
+    return message
 
 
 async def receive_in_blocks(
@@ -190,6 +210,7 @@ async def receive_in_blocks(
     *,
     is_base64: bool,
     to_send: bool = False,
+    amend: Callable[[MimeMessage], bytes] | None = None,
 ) -> ReceivedMime[_Result]:
     """Receive MIME block by block, in base64 or plain. Raises ApiError; nothing is left then."""
     limit_bytes = request.dependencies.max_upload
@@ -208,12 +229,10 @@ async def receive_in_blocks(
                     message = f"Invalid MIME content: {reason}."
                     raise ApiError(400, "ErrorMimeContentInvalid", message)
                 break
-        mime = await check_mime_content(head, request.account)
-        if to_send:
-            check_has_recipients(mime.recipients)
+        mime = await _checked(head, request.account, to_send=to_send, amend=amend)
         arrival = await begin(mime, expected_bytes)
         try:
-            await arrival.write(head)
+            await arrival.write(mime.content)
             async for block in content:
                 await arrival.write(block)
             finished = arrival.finish()

@@ -5,7 +5,8 @@ Addresses are valid and names fit into a header field. From and Sender must be t
 listed in its `send_as` (403 ErrorSendAsDenied). RFC 5322 3.6.2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from relay.accounts.account import Account
@@ -74,6 +75,43 @@ def check_recipients_count(properties: MessageProperties) -> None:
     count = len(properties.to) + len(properties.cc) + len(properties.bcc)
     if count > RECIPIENTS_MAX:
         raise _too_many_recipients(count)
+
+
+def reply_recipients(
+    original: MessageProperties, account: Account, *, to_all: bool
+) -> tuple[tuple[EmailAddress, ...], tuple[EmailAddress, ...]]:
+    """Return To and Cc of a reply to a message in the account's mailbox.
+
+    A reply goes to Reply-To, else to From; to a message of the account's own it goes to the
+    recipients of that one. A reply to all goes to the other recipients as well, but not to the
+    account's addresses. Each address occurs once, and what is no valid address is left out. If only
+    own addresses are left, the reply goes to these. RFC 5322 3.6.3.
+    """
+    author = original.from_ or original.sender
+    is_own = author is not None and account.owns(author.address)
+    targets = original.to if is_own else original.reply_to or tuple(filter(None, [author]))
+    to = _each_once((*targets, *(() if is_own or not to_all else original.to)))
+    known = {one.address.lower() for one in to}
+    cc = _each_once(original.cc) if to_all else ()
+    cc = tuple(one for one in cc if one.address.lower() not in known)
+    if is_own or to_all:
+        others_to, others_cc = (
+            tuple(one for one in people if not account.owns(one.address)) for people in (to, cc)
+        )
+        if others_to or others_cc:
+            return others_to, others_cc
+        return _each_once(targets), ()
+    return to, cc
+
+
+def _each_once(people: Iterable[EmailAddress]) -> tuple[EmailAddress, ...]:
+    """Return the people with a valid address, in its canonical form, each once."""
+    found: dict[str, EmailAddress] = {}
+    for one in people:
+        with suppress(AddressError):
+            address = parse_mailbox(one.address, smtputf8=True)
+            found.setdefault(address.lower(), EmailAddress(address, one.name))
+    return tuple(found.values())
 
 
 def check_has_recipients(properties: MessageProperties) -> None:

@@ -18,6 +18,7 @@ from relay.graph import (
     mail_folders,
     mailbox_settings,
     messages,
+    replies,
     send_mail,
     users,
 )
@@ -185,6 +186,12 @@ _MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "messages/delta()": _MESSAGES_DELTA,
     "messages/{message}": _ONE_MESSAGE,
     "messages/{message}/send": {"POST": _sends(send_mail.send_draft)},
+    "messages/{message}/reply": {"POST": _sends(replies.reply)},
+    "messages/{message}/replyall": {"POST": _sends(replies.reply_all)},
+    "messages/{message}/forward": {"POST": _sends(replies.forward)},
+    "messages/{message}/createreply": {"POST": _adds(replies.create_reply)},
+    "messages/{message}/createreplyall": {"POST": _adds(replies.create_reply_all)},
+    "messages/{message}/createforward": {"POST": _adds(replies.create_forward)},
     "messages/{message}/move": {"POST": _changes(messages.move_message)},
     "messages/{message}/copy": {"POST": _adds(messages.copy_message)},
     "messages/{message}/permanentdelete": {"POST": _changes(messages.remove_message)},
@@ -230,13 +237,6 @@ _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     },
 }
 _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
-    **{
-        f"messages/{{message}}/{name.lower()}": name
-        for name in (
-            *("reply", "replyAll", "forward"),
-            *("createReply", "createReplyAll", "createForward"),
-        )
-    },
     "messages/{message}/extensions/*": "The resource openTypeExtension",
     "messages/{message}/attachments/$count": "$count of attachments",
 }

@@ -5,7 +5,7 @@ disk. An error response means that nothing was submitted.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -48,24 +48,30 @@ async def send_mail(request: GraphRequest) -> Response:
     """POST sendMail: create a draft and submit it."""
     request.options()
     if request.is_mime():
-        return await _send_mime(request)
+        return await send_mime(request)
     # no variable for the body or its JSON, so that a large one is freed as soon as it is parsed
     parameters = parse_send_mail(read_json_object(await request.http.body()), request.account)
-    fields = dict(parameters.message.fields)
-    if not fields.get("internet_message_id"):  # made here, for x-relay-internet-message-id
-        fields["internet_message_id"] = (
-            f"<{request.dependencies.ids.new()}@{request.dependencies.hostname}>"
-        )
-    properties = MessageProperties(**fields)
+    properties = with_message_id(request, MessageProperties(**parameters.message.fields))
     check_has_recipients(properties)
     options = await send_options(request, properties.extended, save=parameters.save_to_sent_items)
     submission = await await_submission(
         request.dependencies.store.submit_new(request.mailbox, properties, options)
     )
-    return _accepted(request, submission, internet_message_id=properties.internet_message_id)
+    return accepted(request, submission, internet_message_id=properties.internet_message_id)
 
 
-async def _send_mime(request: GraphRequest) -> Response:
+def with_message_id(request: GraphRequest, properties: MessageProperties) -> MessageProperties:
+    """Return the properties with a Message-ID, for x-relay-internet-message-id."""
+    if properties.internet_message_id:
+        return properties
+    made = f"<{request.dependencies.ids.new()}@{request.dependencies.hostname}>"
+    return replace(properties, internet_message_id=made)
+
+
+async def send_mime(
+    request: GraphRequest, amend: Callable[[MimeMessage], bytes] | None = None
+) -> Response:
+    """Create a draft from MIME and submit it; `amend` may add fields to its header."""
     options = await send_options(request, ())
     store, mailbox = request.dependencies.store, request.mailbox
 
@@ -80,9 +86,9 @@ async def _send_mime(request: GraphRequest) -> Response:
             mailbox, options_for(message), expected_bytes=size
         ),
     )
-    received = await receive_mime(request, consumer, to_send=True)
+    received = await receive_mime(request, consumer, to_send=True, amend=amend)
     message_id = received.message.internet_message_id
-    return _accepted(request, received.result, internet_message_id=message_id)
+    return accepted(request, received.result, internet_message_id=message_id)
 
 
 async def send_draft(request: GraphRequest) -> Response:
@@ -107,12 +113,14 @@ async def send_draft(request: GraphRequest) -> Response:
     submission = await await_submission(
         store.submit_draft(request.mailbox, draft.id, options, condition=request.condition)
     )
-    return _accepted(request, submission, internet_message_id=draft.properties.internet_message_id)
+    return accepted(request, submission, internet_message_id=draft.properties.internet_message_id)
 
 
-def _accepted(
+def accepted(
     request: GraphRequest, submission: PendingSubmission, *, internet_message_id: str
 ) -> Response:
+    """Return the 202 for a submission."""
+
     async def answered() -> None:
         request.dependencies.crash.reached(CrashPoint.REQUEST_ANSWERED)
 

@@ -1,0 +1,266 @@
+"""reply, replyAll, forward, and the actions that create a draft of one.
+
+The original is read, not changed. Its attachments go from its file to that of the new message in
+blocks: all of them on a forward, and on a reply the images that the quoted HTML shows. A body in
+the parameters replaces the quote, and MIME is the whole message; it gets only header fields that it
+lacks. A 202 or 201 is sent when the new message is on disk. RFC 5322 3.6.3 to 3.6.5.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, tzinfo
+
+from starlette.responses import Response
+
+from relay.graph.graph_request import GraphRequest, await_submission
+from relay.graph.json_values import read_json_object
+from relay.graph.message_parser import AnswerParameters, parse_answer
+from relay.graph.messages import find_message, message_response, with_flags
+from relay.graph.mime_body import MimeConsumer, MimeMessage, receive_mime
+from relay.graph.recipients import check_has_recipients, check_recipients_count, reply_recipients
+from relay.graph.send_mail import accepted, send_mime, send_options, with_message_id
+from relay.http.errors import ApiError
+from relay.mailbox.attachments import check_sizes
+from relay.mailbox.types import OpenedMessage, StoredMessage, StoreUnavailableError
+from relay.message.content import Octets
+from relay.message.conversation import answer_index, answer_references, answer_subject, message_ids
+from relay.message.header import Header, ParsedContent
+from relay.message.properties import MessageProperties
+from relay.mime.carry_attachments import carried_attachments
+from relay.mime.draft import DraftAttachment, StoredPart
+from relay.mime.html_tokens import content_ids
+from relay.mime.quoting import quoted_body
+from relay.mime.read_mime import AttachmentFacts
+from relay.mime.write_header import header_fields
+
+_RECIPIENTS = ("to", "cc")
+_THREAD = ("in-reply-to", "references")
+_INDEX = ("thread-topic", "thread-index")
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerKind:
+    """What an action makes of the original: a reply, a reply to all, or a forward."""
+
+    action: str
+    prefix: str = "RE"
+    to_all: bool = False
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether it goes to new recipients, with all attachments."""
+        return self.prefix == "FW"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A composed reply or forward; `kept` are the attachments of the original."""
+
+    properties: MessageProperties
+    kept: tuple[DraftAttachment, ...]
+
+
+async def reply(request: GraphRequest) -> Response:
+    """POST reply."""
+    return await _send(request, AnswerKind("reply"))
+
+
+async def reply_all(request: GraphRequest) -> Response:
+    """POST replyAll."""
+    return await _send(request, AnswerKind("replyAll", to_all=True))
+
+
+async def forward(request: GraphRequest) -> Response:
+    """POST forward."""
+    return await _send(request, AnswerKind("forward", prefix="FW"))
+
+
+async def create_reply(request: GraphRequest) -> Response:
+    """POST createReply."""
+    return await _create(request, AnswerKind("createReply"))
+
+
+async def create_reply_all(request: GraphRequest) -> Response:
+    """POST createReplyAll."""
+    return await _create(request, AnswerKind("createReplyAll", to_all=True))
+
+
+async def create_forward(request: GraphRequest) -> Response:
+    """POST createForward."""
+    return await _create(request, AnswerKind("createForward", prefix="FW"))
+
+
+async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
+    request.options()
+    if request.is_mime():
+        return await send_mime(request, await _missing_fields(request, kind))
+    parameters = await _parameters(request, kind)
+    if kind.is_forward and not parameters.message.fields.get("to"):
+        message = (
+            "At least one recipient is not valid., toRecipients or message.toRecipients: found "
+            "neither, expected one of them."
+        )
+        raise ApiError(400, "ErrorInvalidRecipients", message)
+    async with request.dependencies.answers:
+        answer = await _composed(request, kind, parameters)
+        properties = with_message_id(request, answer.properties)
+        check_has_recipients(properties)
+        options = await send_options(request, properties.extended)
+        submission = await await_submission(
+            request.dependencies.store.submit_new(
+                request.mailbox, properties, options, kept=answer.kept
+            )
+        )
+    return accepted(request, submission, internet_message_id=properties.internet_message_id)
+
+
+async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
+    request.options()
+    store = request.dependencies.store
+    if request.is_mime():
+        consumer = MimeConsumer(
+            lambda mime: store.create_draft(request.mailbox, mime.content),
+            lambda _, size: store.arrivals.draft(request.mailbox, "drafts", expected_bytes=size),
+        )
+        amend = await _missing_fields(request, kind)
+        received = await receive_mime(request, consumer, amend=amend)
+        return message_response(request, received.result, status=201)
+    parameters = await _parameters(request, kind)
+    async with request.dependencies.answers:
+        answer = await _composed(request, kind, parameters)
+        created = await store.create_draft(request.mailbox, answer.properties, kept=answer.kept)
+    created = await with_flags(request, created, parameters.message)
+    return message_response(request, created, status=201)
+
+
+async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParameters:
+    """Read the body, which may be empty."""
+    body = await request.http.body()
+    given = read_json_object(body) if body.strip() else {}
+    return parse_answer(given, request.account, action=kind.action, is_forward=kind.is_forward)
+
+
+async def _composed(
+    request: GraphRequest, kind: AnswerKind, parameters: AnswerParameters
+) -> Answer:
+    store = request.dependencies.store
+    opened = await store.attachments.opened(
+        request.mailbox, request.message_id, folder_id=request.folder_id
+    )
+    time_zone = UTC if parameters.has_body else await request.time_zone()
+    try:
+        answer = await asyncio.to_thread(
+            _compose, request, kind, parameters=parameters, opened=opened, time_zone=time_zone
+        )
+    except OSError as error:
+        message = f"The original message cannot be read: {error.strerror or error}."
+        raise StoreUnavailableError(message) from error
+    check_recipients_count(answer.properties)
+    sizes = [
+        *(one.size for one in answer.properties.attachments),
+        *(one.part.size for one in answer.kept),
+    ]
+    check_sizes(sizes, request.dependencies.max_upload)
+    return answer
+
+
+def _compose(
+    request: GraphRequest,
+    kind: AnswerKind,
+    *,
+    parameters: AnswerParameters,
+    opened: OpenedMessage,
+    time_zone: tzinfo,
+) -> Answer:
+    """Compose the message. Reading blocks; raises OSError."""
+    fields = dict(parameters.message.fields)
+    original = opened.message.properties
+    if not parameters.has_body:
+        fields["body_type"] = original.body_type
+        fields["body"] = quoted_body(
+            original,
+            comment=parameters.comment,
+            sent_us=opened.message.sent_us,
+            time_zone=time_zone,
+        )
+    properties = replace(_beginning(request, kind, opened.message), **fields)
+    return Answer(properties, _kept(request, kind, answer=properties, stored=opened.stored))
+
+
+def _beginning(
+    request: GraphRequest, kind: AnswerKind, original: StoredMessage
+) -> MessageProperties:
+    """Return what a reply or forward has before the client's properties, without its body."""
+    properties = original.properties
+    message_id = properties.internet_message_id
+    beginning = MessageProperties(
+        subject=answer_subject(kind.prefix, properties.subject),
+        in_reply_to=next(iter(message_ids(message_id)), ""),
+        references=answer_references(properties),
+        conversation_index=answer_index(
+            properties,
+            message_id or original.id,
+            time_us=request.dependencies.clock.time_us(),
+        ),
+    )
+    if kind.is_forward:
+        return beginning
+    to, cc = reply_recipients(properties, request.account, to_all=kind.to_all)
+    return replace(beginning, to=to, cc=cc)
+
+
+def _kept(
+    request: GraphRequest, kind: AnswerKind, *, answer: MessageProperties, stored: Octets
+) -> tuple[DraftAttachment, ...]:
+    """Return the attachments of the original that go with the answer, each with a new id."""
+    shown = content_ids(answer.body) if answer.body_type == "html" else frozenset()
+
+    def is_shown(one: AttachmentFacts | StoredPart) -> bool:
+        return not one.item and one.content_id.strip("<> ") in shown
+
+    kept = carried_attachments(stored, lambda one: kind.is_forward or is_shown(one))
+    new_id = request.dependencies.ids.new
+    return tuple(
+        replace(
+            one,
+            part=replace(one.part, id=new_id(), inline=one.part.inline or is_shown(one.part)),
+        )
+        for one in kept
+    )
+
+
+# -- MIME
+
+
+async def _missing_fields(
+    request: GraphRequest, kind: AnswerKind
+) -> Callable[[MimeMessage], bytes]:
+    """Return a function that adds to MIME the fields of the answer that it does not have."""
+    answer = _beginning(request, kind, await find_message(request))
+
+    def amend(mime: MimeMessage) -> bytes:
+        parsed = ParsedContent.of(mime.content)
+        header, wanted = parsed.header, set[str]()
+        if not any(name in header for name in _THREAD):
+            wanted.update(_THREAD, _INDEX)
+        if "subject" not in header:
+            wanted.add("subject")
+        if not any((mime.recipients.to, mime.recipients.cc, mime.recipients.bcc)):
+            header = header.remove(_RECIPIENTS)
+            wanted.update(_RECIPIENTS)
+        written = Header.parse(header_fields(answer, message_id="", date_us=0).encode())
+        added = b"".join(
+            field
+            for name, field in written.fields
+            if name.decode() in wanted and name.decode() not in header
+        )
+        if not added:
+            return mime.content
+        if header.octets.endswith(b"\r"):  # lines that end in CR, and so does the empty line
+            added = added.replace(b"\r\n", b"\r")
+        content = replace(parsed, header=header.append(added)).joined()
+        assert isinstance(content, bytes)
+        return content
+
+    return amend
