@@ -45,8 +45,6 @@ async def test_what_is_not_there(graph: GraphInMemory, path: str, status: int, c
 @pytest.mark.parametrize(
     ("path", "what"),
     [
-        ("mailFolders/delta", "A delta query"),
-        ("mailFolders/inbox/childFolders/delta", "A delta query"),
         ("messages/x/extensions/y", "The resource openTypeExtension"),
         ("messages/x/attachments/$count", "$count of attachments"),
         ("mailFolders/$count", "$count of folders"),
