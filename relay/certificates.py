@@ -23,6 +23,7 @@ def load_pair(certificate: Path, key: Path) -> ssl.SSLContext:
     """Return a server's context with this pair. Raises CertificateError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     try:
         context.load_cert_chain(certificate, key, password=_NO_PASSWORD)
     except (ssl.SSLError, ValueError) as error:
@@ -35,15 +36,25 @@ def load_pair(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def client_of_pair(certificate: Path) -> ssl.SSLContext:
+    """Return the context of a client that expects the certificate in this file, for any name.
+
+    Raises OSError, ssl.SSLError.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(cafile=certificate)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return client
+
+
 def certificate_of_handshake(server: ssl.SSLContext, certificate: Path) -> Mapping[str, Any]:
     """Return the certificate of `server` as a client gets it, in a TLS handshake in memory.
 
     `certificate` is its file. Raises OSError, ssl.SSLError.
     """
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.load_verify_locations(cafile=certificate)
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    client = client_of_pair(certificate)
+    client.verify_flags |= _NO_CHECK_TIME
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     asking = client.wrap_bio(to_client, to_server)
     answering = server.wrap_bio(to_server, to_client, server_side=True)

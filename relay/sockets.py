@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.settings.tree import Address
@@ -49,7 +49,7 @@ def open_listener(address: Address, *, backlog: int) -> Listener:
         kind = FileExistsError if isinstance(error, FileExistsError) else OSError
         text = f"cannot listen on {address}: {reason or error}"
         raise kind(error.errno or errno.EINVAL, text) from error
-    return Listener(Address(address.host, _port(sockets[0])), tuple(sockets))
+    return Listener(replace(address, port=_port(sockets[0])), tuple(sockets))
 
 
 def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:

@@ -15,11 +15,15 @@ from urllib.parse import urlsplit
 from relay import api, graph, spool
 from relay.accounts.access_tokens import AccessTokens, token_key
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
-from relay.app.configuration import parse_next_hop, route_table, server_certificates
+from relay.app.configuration import (
+    ListenerCertificates,
+    parse_next_hop,
+    route_table,
+    server_certificates,
+)
 from relay.app.daemon import Daemon, Readiness
 from relay.app.pressure_monitor import PressureMonitor, bounds_of, raise_open_files_limit
 from relay.app.state_dir import OwnerLock
-from relay.certificates import ServerCertificate
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
@@ -67,7 +71,7 @@ class RelayDependencies:
 
     `rules` gives those in force. Without `resolver`, the configured name servers. With `hosts`, the
     front door answers only requests for these, for loopback names and for http.public_url.
-    `certificates` has one or None for each SMTP listener; () means those that the settings name.
+    Without `certificates`, those that the settings name are loaded.
     """
 
     accounts: AccountDirectory
@@ -76,7 +80,7 @@ class RelayDependencies:
     resolver: NoResolver | None = None
     log_role: str = "relay"
     hosts: Sequence[str] | None = None
-    certificates: Sequence[ServerCertificate | None] = ()
+    certificates: ListenerCertificates | None = None
 
 
 def compose(
@@ -111,6 +115,7 @@ class _Composer:
         self.ids = Ids(clock)
         self.rng = random.Random()  # noqa: S311 - spreads load, not for security
         self.crash = CrashPoints(sources.crash_at)
+        self.certificates = sources.certificates or server_certificates(settings)
         self.metrics = Metrics()
         self.readiness = Readiness()
         self.changes = api.ChangeNotifier()
@@ -246,10 +251,11 @@ class _Composer:
         self.changes.notify()
 
     def _smtp_servers(self, neighbours: IngressDependencies) -> list[SmtpServer]:
-        certificates = self.sources.certificates or server_certificates(self.settings)
         return [
             SmtpServer(listener, neighbours, certificate=certificate)
-            for listener, certificate in zip(self.settings.smtp, certificates, strict=True)
+            for listener, certificate in zip(
+                self.settings.smtp, self.certificates.smtp, strict=True
+            )
         ]
 
     def _pickup_server(self, neighbours: IngressDependencies) -> SmtpServer:
@@ -306,7 +312,13 @@ class _Composer:
             proxy_networks=http.proxy_networks,
         )
         servers = [
-            HttpServer(everything, http.listen, limits=limits, hosts=self._hosts()),
+            HttpServer(
+                everything,
+                http.listen,
+                limits=limits,
+                hosts=self._hosts(),
+                certificate=self.certificates.http,
+            ),
             HttpServer(api.create_control_app(means), [control]),
         ]
         if self.settings.observe.metrics is not None:

@@ -21,7 +21,7 @@ from relay.routing.route_table import RouteTable, parse_action
 from relay.settings.document import Fault, SettingsError
 from relay.settings.reader import load
 from relay.settings.reloading import ChangedKey, apply_reloadable
-from relay.settings.tree import Settings
+from relay.settings.tree import CertificateFiles, Settings
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
 
@@ -33,6 +33,14 @@ class Configuration:
     settings: Settings
     accounts: FileAccounts
     rules: RuleSet
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerCertificates:
+    """The certificate of each SMTP listener, and that of the HTTP server; None without TLS."""
+
+    smtp: Sequence[ServerCertificate | None]
+    http: ServerCertificate | None
 
 
 class ActiveConfiguration:
@@ -77,16 +85,19 @@ class ActiveConfiguration:
         """Return the certificates whose files were replaced, and what they are to use."""
         found = []
         now_s = self._clock.time_us() / 1_000_000
-        for number, listener in enumerate(settings.smtp):
-            certificate, tls = self.certificates[number], listener.tls
+        files: list[tuple[str, ServerCertificate | None, CertificateFiles | None]] = [
+            (f"smtp[{number}].tls.certificate", self.certificates.smtp[number], listener.tls)
+            for number, listener in enumerate(settings.smtp)
+        ]
+        files.append(("http.tls.certificate", self.certificates.http, settings.http.tls))
+        for key, certificate, tls in files:
             if certificate is None or tls is None:
                 continue
             try:
                 pair = certificate.new_pair(tls.certificate, tls.key, now_s=now_s)
             except CertificateError as error:
                 text = f'found "{tls.certificate}", expected a valid one: {error}'
-                fault = Fault(self._file, 0, f"smtp[{number}].tls.certificate", text)
-                raise SettingsError([fault]) from None
+                raise SettingsError([Fault(self._file, 0, key, text)]) from None
             if pair is not None:
                 found.append((certificate, pair))
         return found
@@ -137,12 +148,16 @@ class ActiveConfiguration:
         return await self._now.accounts.by_client_secret(client_id, secret, client=client)
 
 
-def server_certificates(settings: Settings) -> tuple[ServerCertificate | None, ...]:
-    """Load the certificate of each SMTP listener. Raises CertificateError."""
-    return tuple(
-        ServerCertificate(one.tls.certificate, one.tls.key) if one.tls else None
-        for one in settings.smtp
+def server_certificates(settings: Settings) -> ListenerCertificates:
+    """Load the certificates of the listeners. Raises CertificateError."""
+    return ListenerCertificates(
+        smtp=tuple(_certificate(one.tls) for one in settings.smtp),
+        http=_certificate(settings.http.tls),
     )
+
+
+def _certificate(tls: CertificateFiles | None) -> ServerCertificate | None:
+    return ServerCertificate(tls.certificate, tls.key) if tls else None
 
 
 _NEXT_HOP_EXPECTED = "default, mx, mx:DOMAIN, local, smtp://HOST:PORT or smtps://HOST:PORT"

@@ -328,14 +328,16 @@ def tune_garbage_collector() -> None:
 
 def addresses(daemon: Daemon) -> dict[str, str]:
     """Return the addresses on which the daemon listens, for the log and the ready file."""
+    web = daemon.http_servers[0]
     return {
-        "http": " ".join(str(one) for one in daemon.http_servers[0].bound),
+        "http": " ".join(str(one) for one in web.bound if not web.has_tls(one)),
+        "https": " ".join(str(one) for one in web.bound if web.has_tls(one)),
         "smtp": " ".join(str(server.address) for server in daemon.smtp_servers),
     }
 
 
 def write_ready_file(path: Path, daemon: Daemon) -> None:
-    """Write {"pid", "http": [...], "smtp": [...]} atomically."""
+    """Write {"pid", "http": [...], "https": [...], "smtp": [...]} atomically."""
     listeners = {name: value.split() for name, value in addresses(daemon).items()}
     facts = {"pid": os.getpid()} | listeners
     part = path.with_name(path.name + ".part")

@@ -99,11 +99,16 @@ def _submit(settings: Settings, token: str, draft: DraftToSend) -> str:
 def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, DraftToSend], str]]:
     """Return the address to send to, and the function that sends."""
     if token:
+        tls = settings.http.tls
         listens = [one for one in settings.http.listen if one.port]
+        listens.sort(key=lambda one: tls is not None and not one.plain)  # without TLS first
         missing = "http.listen has no TCP port"
     else:
         listens = [one.listen for one in settings.smtp if one.role == "relay" and one.listen.port]
         missing = "no [[smtp]] listener with role relay has a TCP port; use --token"
     if not listens:
         raise CommandError(ExitCode.CONFIGURATION, f"relay send: {missing}")
-    return listens[0], functools.partial(send_by_graph, token=token) if token else send_by_smtp
+    if not token:
+        return listens[0], send_by_smtp
+    certificate = tls.certificate if tls and not listens[0].plain else None
+    return listens[0], functools.partial(send_by_graph, token=token, certificate=certificate)

@@ -6,14 +6,18 @@ The daemon keeps its signal handlers. stop() lets running requests finish within
 import asyncio
 import contextlib
 import socket
-from collections.abc import Generator, Sequence
+import ssl
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from relay.certificates import ServerCertificate
 from relay.clock import Clock, SystemClock
 from relay.http.connection_limits import ConnectionLimits, ConnectionTable
 from relay.http.protocol import AllowedHosts, BoundedProtocol
+from relay.http.tls_connection import TlsConnection
 from relay.settings.tree import Address
 from relay.sockets import Listener, open_listener
 
@@ -33,10 +37,12 @@ class HttpServer:
         clock: Clock | None = None,
         limits: ConnectionLimits | None = None,
         hosts: AllowedHosts | None = None,
+        certificate: ServerCertificate | None = None,
     ) -> None:
-        """`clock` dates the server's own errors. Requests for
-        hosts other than `hosts` are rejected.
+        """`clock` dates the server's own errors. Requests for hosts other than `hosts` are
+        rejected. With `certificate`, TCP addresses that are not plain have TLS.
         """
+        self._certificate = certificate
         self._addresses = tuple(addresses)
         self._listeners: list[Listener] = []
         self._task: asyncio.Task[None] | None = None
@@ -67,6 +73,10 @@ class HttpServer:
         """The addresses in use, with the real number for a port of 0."""
         return tuple(one.address for one in self._listeners)
 
+    def has_tls(self, address: Address) -> bool:
+        """Return whether connections to one of its addresses have TLS."""
+        return self._certificate is not None and not (address.plain or address.path)
+
     def bind(self) -> None:
         """Bind every address.
 
@@ -84,6 +94,10 @@ class HttpServer:
         if not self._listeners:
             self.bind()
         sockets = [each for one in self._listeners for each in one.sockets]
+        if self._certificate is not None:
+            secured = (one for one in self._listeners if self.has_tls(one.address))
+            contexts = {each: self._certificate.context for one in secured for each in one.sockets}
+            self._server.tls_contexts = contexts
         self._task = asyncio.create_task(self._server.serve(sockets), name="http server")
         ready = asyncio.create_task(self._server.accepting.wait())
         try:
@@ -128,6 +142,8 @@ class _UvicornServer(uvicorn.Server):
         self._clock = clock
         self._limits = limits
         self._hosts = hosts
+        self._handshakes: set[TlsConnection] = set()
+        self.tls_contexts: Mapping[socket.socket, ssl.SSLContext] = {}
         self.accepting = asyncio.Event()
 
     @contextlib.contextmanager
@@ -152,10 +168,24 @@ class _UvicornServer(uvicorn.Server):
         await self.lifespan.startup()
         self.servers = []
         for listener in sockets or ():
+            factory: Callable[[], asyncio.Protocol] = connection
+            if (context := self.tls_contexts.get(listener)) is not None:
+                factory = partial(
+                    TlsConnection, context, connection_table,
+                    new_protocol=connection, handshakes=self._handshakes,
+                )  # fmt: skip
             if listener.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(connection, sock=listener, backlog=_BACKLOG)
+                server = await loop.create_unix_server(factory, sock=listener, backlog=_BACKLOG)
             else:
-                server = await loop.create_server(connection, sock=listener, backlog=_BACKLOG)
+                server = await loop.create_server(factory, sock=listener, backlog=_BACKLOG)
             self.servers.append(server)
         self.started = True
         self.accepting.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving; a handshake is not waited for."""
+        for server in self.servers:
+            server.close()
+        for handshake in tuple(self._handshakes):
+            handshake.abort()
+        await super().shutdown(sockets)

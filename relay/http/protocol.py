@@ -78,6 +78,12 @@ def host_error(
     return ApiError(421, "MisdirectedRequest", message)
 
 
+def host_of_peer(transport: asyncio.BaseTransport) -> str:
+    """Return the client's IP address, "" on a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
 HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take a few KB
 HEADER_TIMEOUT_S = 30.0
 UNREAD_TIMEOUT_S = 60.0  # how long a client may read nothing of its response
@@ -85,6 +91,10 @@ BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before 
 HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even at the limit of requests
 
 _RETRY_S = 2
+_TRANSPORT_SECURITY = "max-age=31536000"
+# A browser applies the field to all ports of a host: those of other programs on localhost as well.
+_LOCAL_TRANSPORT_SECURITY = "max-age=0"
+_LOOPBACK_HOSTS = AllowedHosts()
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
 
 
@@ -109,15 +119,20 @@ class BoundedProtocol(HttpToolsProtocol):
     _read_timer: asyncio.TimerHandle | None = None
     _unread_bytes = math.inf  # at the last check; inf if the client has read since
 
+    def admit(self, connection: HttpConnection) -> None:
+        """Continue a connection that was added before its TLS handshake."""
+        self._connection = connection
+        connection.close = self._close_connection
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Add the connection, or answer 503 at the limit."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=BUFFERED_BYTES)
         self._check_client_reads()
-        peer = transport.get_extra_info("peername")
-        self._connection = self.connection_table.add(
-            peer[0] if isinstance(peer, tuple) else "", self._close_connection
-        )
+        if self._connection is None:
+            self._connection = self.connection_table.add(
+                host_of_peer(transport), self._close_connection
+            )
         if self._connection is None:
             self._send_error(_too_many("connections"))
         else:
@@ -181,6 +196,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._admit_request()
             self.scope[ALLOW_RESPONSE] = self._may_send_response  # type: ignore[literal-required]
             super().on_headers_complete()
+            if self.scheme == "https":
+                field = (b"strict-transport-security", self._transport_security().encode())
+                self.cycle.default_headers = [*self.cycle.default_headers, field]
 
     def on_message_complete(self) -> None:
         """End the request's body."""
@@ -245,8 +263,17 @@ class BoundedProtocol(HttpToolsProtocol):
             text = f"The URL and the header fields are larger than {HEADER_BYTES_MAX} bytes."
             self._stop_parsing(ApiError(431, "RequestHeaderFieldsTooLarge", text))
 
+    def _hosts_named(self) -> list[bytes]:
+        return [value for name, value in self.headers or () if name == b"host"]
+
+    def _transport_security(self) -> str:
+        """Return the value of Strict-Transport-Security for the host that was asked."""
+        named = b"".join(self._hosts_named()[:1]).decode("latin-1")
+        is_local = _LOOPBACK_HOSTS.allows(named.rpartition(":")[0] or named)
+        return _LOCAL_TRANSPORT_SECURITY if is_local else _TRANSPORT_SECURITY
+
     def _check_host(self) -> None:
-        named = [value for name, value in self.headers if name == b"host"]
+        named = self._hosts_named()
         is_required = self.parser.get_http_version() == "1.1"
         if error := host_error(named, is_required=is_required, allowed=self.hosts):
             self._stop_parsing(error)
@@ -326,6 +353,8 @@ class BoundedProtocol(HttpToolsProtocol):
             "content-length": str(len(body)),
             **error.headers,
         }
+        if self.scheme == "https":
+            fields["strict-transport-security"] = self._transport_security()
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
         self.transport.close()

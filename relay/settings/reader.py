@@ -32,6 +32,7 @@ from relay.settings.values import (
     has_reference,
     parse_address,
     parse_duration,
+    parse_http_listener,
     parse_size,
 )
 
@@ -154,7 +155,7 @@ class DocumentReader:
 
 def read_leaf(hint: Any, value: object, base: Path) -> Any:
     """Convert `value` to the type `hint`. Raises ValueError with what was expected."""
-    if get_origin(hint) is Annotated:
+    if get_origin(hint) is Annotated and get_args(hint)[1] is not Form.HTTP_LISTENER:
         return _read_marked(get_args(hint)[1], value)
     if get_origin(hint) is Literal:
         return _read_choice(get_args(hint), value)
@@ -168,6 +169,8 @@ def read_leaf(hint: Any, value: object, base: Path) -> Any:
         raise ValueError("a text without NUL")
     if hint is Address:
         return parse_address(value, base)
+    if get_origin(hint) is Annotated:
+        return parse_http_listener(value, base)
     if hint is Path:
         if not value:
             raise ValueError("a path")
@@ -231,7 +234,9 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _wants_text(hint: Any) -> bool:
-    return get_args(hint)[0] is str if get_origin(hint) is Annotated else hint is not bool
+    return (
+        get_args(hint)[0] in (str, Address) if get_origin(hint) is Annotated else hint is not bool
+    )
 
 
 def _number_or_word(text: str) -> str | float | bool:

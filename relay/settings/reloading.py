@@ -18,7 +18,14 @@ from relay.settings.tree import Address, Duration, Secret, Settings
 _VALUE_LENGTH_MAX = 300
 
 RELOADABLE: Final = frozenset(
-    {"mailboxes.accounts", "policy.directory", "smtp.tls.certificate", "smtp.tls.key"}
+    {
+        "http.tls.certificate",
+        "http.tls.key",
+        "mailboxes.accounts",
+        "policy.directory",
+        "smtp.tls.certificate",
+        "smtp.tls.key",
+    }
 )
 
 RESTART_ONLY: Final = frozenset(

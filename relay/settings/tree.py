@@ -43,6 +43,7 @@ class Form(StrEnum):
     NETWORK = "network"  # ADDRESS/BITS
     NEXT_HOP = "next hop"
     SPOOL_URL = "spool url"
+    HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
     WEB_URL = "web url"  # without a slash at its end
 
 
@@ -61,11 +62,15 @@ Network = Annotated[str, Form.NETWORK]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address to listen on or connect to: host and port, or the path of a Unix socket."""
+    """An address to listen on or connect to: host and port, or the path of a Unix socket.
+
+    `plain` is an HTTP listener without TLS even if a certificate is configured.
+    """
 
     host: str = ""
     port: int = 0
     path: str = ""
+    plain: bool = False
 
     def __str__(self) -> str:
         if self.path:
@@ -74,10 +79,19 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class HttpSettings:
-    """The HTTP server."""
+class CertificateFiles:
+    """A certificate chain and its key, PEM files."""
 
-    listen: tuple[Address, ...] = (Address("127.0.0.1", 8025),)
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The HTTP server: HTTPS with `tls`, except on Unix sockets and plain addresses."""
+
+    listen: tuple[Annotated[Address, Form.HTTP_LISTENER], ...] = (Address("127.0.0.1", 8025),)
+    tls: CertificateFiles | None = None
     public_url: Annotated[str, Form.WEB_URL] = ""
     proxy_networks: tuple[Network, ...] = ()
     max_body: Bytes = 35 * 1024 * 1024
@@ -85,11 +99,9 @@ class HttpSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TlsSettings:
-    """A certificate chain and its key, PEM files."""
+class TlsSettings(CertificateFiles):
+    """TLS of an SMTP listener; with `require` every client must use it."""
 
-    certificate: Path
-    key: Path
     require: bool = False
 
 

@@ -14,6 +14,7 @@ from relay.certificates import CertificateError, load_pair
 from relay.settings.document import KeyPath
 from relay.settings.tree import (
     Address,
+    CertificateFiles,
     DeliverySettings,
     DnsSettings,
     HttpSettings,
@@ -21,7 +22,6 @@ from relay.settings.tree import (
     ObserveSettings,
     Route,
     SmtpListener,
-    TlsSettings,
 )
 from relay.settings.values import is_ip, parse_address
 
@@ -39,7 +39,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
         match made:
             case SmtpListener():
                 yield from _listener(path, made)
-            case TlsSettings():
+            case CertificateFiles():
                 yield from _certificate(path, made)
             case DnsSettings():
                 yield from _name_servers(path, made)
@@ -106,7 +106,7 @@ def _listener(path: KeyPath, listener: SmtpListener) -> Found:
         yield (*path, "role"), expected
 
 
-def _certificate(path: KeyPath, tls: TlsSettings) -> Found:
+def _certificate(path: KeyPath, tls: CertificateFiles) -> Found:
     unreadable = [*_unreadable((*path, "certificate"), tls.certificate)]
     unreadable += _unreadable((*path, "key"), tls.key)
     yield from unreadable

@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,6 +38,7 @@ DURATION_EXPECTED = f"{WRITTEN_DURATION_EXPECTED}, or a number of seconds"
 SIZE_EXPECTED = 'a size such as "150 MiB", "64 kB", or a number of bytes'
 _RATE_EXPECTED = 'a number of messages and a duration of at most a day, such as "100/1m"'
 ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
+_PLAIN_HTTP = "http://"
 _NEXT_HOP_EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT"
 
 
@@ -87,6 +89,16 @@ def parse_address(text: str, base: Path) -> Address:
         return Address(host if is_ip(host) else parse_domain(host), int(port))
     except ValueError:
         raise ValueError(ADDRESS_EXPECTED) from None
+
+
+def parse_http_listener(text: str, base: Path) -> Address:
+    """Return an address to listen on; http://HOST:PORT is one without TLS."""
+    if not text.startswith(_PLAIN_HTTP):
+        return parse_address(text, base)
+    address = parse_address(text.removeprefix(_PLAIN_HTTP), base)
+    if address.path:
+        raise ValueError(f'"{_PLAIN_HTTP}HOST:PORT", or "unix:PATH"')
+    return replace(address, plain=True)
 
 
 def is_ip(text: str) -> bool:

@@ -1,6 +1,7 @@
 """SIGHUP replaces certificates while sessions go on; a pair that cannot be used changes nothing."""
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.relay_config import to_toml
 from tests.support.relay_process import RelayProcess, until
 from tests.support.tls import Authority, Certificate, authority
 
 __all__ = ["authority"]
 
 SESSIONS = 200
-STARTTLS, IMPLICIT = 0, 1  # the listeners
+STARTTLS, IMPLICIT, HTTPS = 0, 1, 2  # the listeners
+ALL = (STARTTLS, IMPLICIT, HTTPS)
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,20 @@ class Served:
 
     def shown(self, listener: int) -> bytes | None:
         """The certificate of a new session."""
+        if listener == HTTPS:
+            with contextlib.closing(self.https()) as client:
+                return client.sock.getpeercert(binary_form=True)
         with self.session(listener) as session:
             return session.sock.getpeercert(binary_form=True)
+
+    def https(self) -> http.client.HTTPSConnection:
+        """A connection after its first request."""
+        context = ssl.create_default_context(cafile=str(self.authority.certificate))
+        host, _, port = self.relay.ready["https"][0].rpartition(":")
+        client = http.client.HTTPSConnection(host, int(port), timeout=20, context=context)
+        client.request("GET", "/readyz")
+        assert client.getresponse().read() == b"ready\n"
+        return client
 
     def hang_up(self, word: str) -> str:
         """Send SIGHUP, wait until the log says `word`, and return the new lines."""
@@ -70,7 +85,8 @@ def issued(authority: Authority) -> tuple[Certificate, Certificate]:
 def served(authority, issued, tmp_path: Path) -> Iterator[Served]:
     tls = {"certificate": str(tmp_path / "certificate.pem"), "key": str(tmp_path / "key.pem")}
     trusted = {"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.1/32"], "tls": tls}
-    config = {"smtp": [trusted, trusted | {"role": "submissions"}]}
+    web = {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": tls}
+    config = {"smtp": [trusted, trusted | {"role": "submissions"}], "http": web}
     for source, target in ((issued[0].certificate, "certificate.pem"), (issued[0].key, "key.pem")):
         shutil.copy(source, tmp_path / target)
     with RelayProcess(config=config) as relay:
@@ -81,9 +97,13 @@ def test_a_certificate_is_replaced_under_200_open_sessions(served, issued) -> No
     old, new = issued
     with contextlib.ExitStack() as opened:
         sessions = [opened.enter_context(served.session(number % 2)) for number in range(SESSIONS)]
+        kept_alive = opened.enter_context(contextlib.closing(served.https()))
         served.put(new)
         served.hang_up("reloaded")
-        assert [served.shown(one) for one in (STARTTLS, IMPLICIT)] == [der(new), der(new)]
+        assert [served.shown(one) for one in ALL] == [der(new)] * 3
+        kept_alive.request("GET", "/healthz")
+        assert kept_alive.getresponse().status == 200
+        assert kept_alive.sock.getpeercert(binary_form=True) == der(old)
         for session in sessions:
             assert session.sock.getpeercert(binary_form=True) == der(old)
             assert session.noop()[0] == 250
@@ -129,7 +149,7 @@ def test_a_bad_pair_is_refused_and_the_old_one_stays(served, issued, spoil) -> N
     assert "not reloaded" in lines
     assert "smtp[0].tls." in lines
     assert why in lines
-    assert [served.shown(one) for one in (STARTTLS, IMPLICIT)] == [der(old), der(old)]
+    assert [served.shown(one) for one in ALL] == [der(old)] * 3
     served.put(new)
     served.hang_up("reloaded")
     assert served.shown(IMPLICIT) == der(new)
@@ -140,13 +160,31 @@ def test_an_expired_pair_that_is_in_use_hinders_no_reload(served, issued) -> Non
     served.relay.restart()
     assert '"new_certificates":0' in served.hang_up("reloaded")
     served.put(issued[1])
-    assert '"new_certificates":2' in served.hang_up("reloaded")
+    assert '"new_certificates":3' in served.hang_up("reloaded")
 
 
 def test_another_path_is_used_after_a_reload(served, issued) -> None:
     new = issued[1]
     tls = {"certificate": str(new.certificate), "key": str(new.key)}
     config = served.relay.config
-    served.relay.write_config(config | {"smtp": [one | {"tls": tls} for one in config["smtp"]]})
+    paths = {"smtp": [one | {"tls": tls} for one in config["smtp"]]}
+    served.relay.write_config(config | paths | {"http": config["http"] | {"tls": tls}})
     assert "a restart is needed" not in served.hang_up("reloaded")
-    assert [served.shown(one) for one in (STARTTLS, IMPLICIT)] == [der(new), der(new)]
+    assert [served.shown(one) for one in ALL] == [der(new)] * 3
+
+
+def test_relay_send_with_a_token_uses_https_if_there_is_nothing_else(served, authority) -> None:
+    """It trusts the certificate of the configuration, whatever its names are."""
+    served.put(authority.issue("DNS:other.test"))
+    served.hang_up("reloaded")
+    config = served.relay.config
+    secure = {"http": config["http"] | {"listen": served.relay.ready["https"]}}
+    file = served.relay.folder / "https.toml"
+    file.write_text(to_toml(config | secure))
+    words = ("send", "--config", str(file), "--to", "bob@example.test", "--token", "alice")
+    done = served.relay.cli(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    served.put(authority.issue("DNS:stranger.test"))  # not yet that of the running relay
+    done = served.relay.cli(*words)
+    assert done.returncode == 69
+    assert "CERTIFICATE_VERIFY_FAILED" in done.stderr

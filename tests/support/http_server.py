@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from starlette.responses import Response
 
+from relay.certificates import ServerCertificate
 from relay.clock import ManualClock
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import Gateway, RequestLimits, json_response
@@ -28,16 +29,18 @@ async def echo(call: HttpRequest) -> Response:
 @asynccontextmanager
 async def serving(
     handler: Callable[[HttpRequest], Awaitable[Response]] = echo,
-    address: Address = ANY_PORT,
-    *,
+    *addresses: Address,
     connection_limits: ConnectionLimits | None = None,
     hosts: AllowedHosts | None = None,
+    certificate: ServerCertificate | None = None,
     **limits: float,
 ) -> AsyncIterator[HttpServer]:
     """Serve inside the with block; `limits` are those of the gateway."""
     chosen = {"body_bytes": LIMIT, "held_bytes": LIMIT * 4} | limits
     app = Gateway(handler, clock=ManualClock(), limits=RequestLimits(**chosen))  # type: ignore[arg-type]
-    server = HttpServer(app, [address], limits=connection_limits, hosts=hosts)
+    server = HttpServer(
+        app, addresses or [ANY_PORT], limits=connection_limits, hosts=hosts, certificate=certificate
+    )
     await server.start()
     try:
         yield server

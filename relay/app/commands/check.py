@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from relay import spool
 from relay.accounts.directory import load_accounts
@@ -27,7 +28,7 @@ from relay.policy.rule_files import PolicyError, load_rules
 from relay.routing.dns_client import name_servers_answer
 from relay.settings.document import Document, Fault, KeyPath, SettingsError, read_document
 from relay.settings.reader import load
-from relay.settings.tree import Address, Settings, TlsSettings
+from relay.settings.tree import Address, CertificateFiles, Settings
 from relay.settings.validation import host_of, is_loopback
 from relay.smtp.tls import certificate_matches, certificate_names
 from relay.sockets import LACKING_ADDRESS
@@ -45,7 +46,7 @@ class CheckedListener:
 
     key: KeyPath
     address: Address
-    tls: TlsSettings | None = None
+    tls: CertificateFiles | None = None
     tls_key: KeyPath = ()
 
     @property
@@ -55,9 +56,12 @@ class CheckedListener:
 
 
 def http_listeners(settings: Settings) -> list[CheckedListener]:
-    """Return the addresses that accept tokens over plain HTTP."""
+    """Return the addresses that accept tokens."""
+    tls = settings.http.tls
     found = [
         CheckedListener(("http", "listen", number), address)
+        if tls is None or address.plain or address.path
+        else CheckedListener(("http", "listen", number), address, tls, ("http", "tls"))
         for number, address in enumerate(settings.http.listen)
     ]
     if settings.observe.metrics is not None:
@@ -320,6 +324,8 @@ def _permissions(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         for number, listener in enumerate(settings.smtp)
         if listener.tls
     ]
+    if settings.http.tls is not None:
+        secrets.append((("http", "tls", "key"), settings.http.tls.key))
     folders: list[tuple[KeyPath, Path]] = [
         (("state_dir",), settings.state_dir),
         (("mailboxes", "root"), settings.mailboxes.root),
@@ -342,25 +348,34 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Ch
             text = f'found "{one.address}", expected {expected}'
             yield CheckFinding("listeners", CheckResult.FAULT, str(place.fault(one.key, text)))
     for one in http:
-        if one.is_open:
+        if one.is_open and one.tls is None:
             text = (
                 f'found "{one.address}", where tokens and mail are sent in clear text; '
-                "expected loopback, with a TLS proxy in front"
+                "expected http.tls, or loopback with a TLS proxy in front"
             )
             yield _warning("listeners", place.fault(one.key, text))
-    for one in smtp:
-        if one.tls is None:
-            continue
-        certificate = assess_listener(one, settings.hostname, clock.time_us() / 1e6)
-        key = (*one.tls_key, "certificate")
-        if certificate.fault:
-            text = str(place.fault(key, certificate.fault))
-            yield CheckFinding("certificates", CheckResult.FAULT, text)
-        if certificate.warning:
-            yield _warning("certificates", place.fault(key, certificate.warning))
+    yield from _certificates(settings, place, clock)
     if is_free:
         addresses = ", ".join(str(one.address) for one in (*http, *smtp))
         yield CheckFinding("listeners", CheckResult.OK, addresses)
+
+
+def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
+    """Yield what is wrong with a certificate, once for listeners that share it."""
+    public_host = urlsplit(settings.http.public_url).hostname
+    found: dict[CheckFinding, None] = {}
+    for one in (*http_listeners(settings), *smtp_listeners(settings)):
+        if one.tls is None:
+            continue
+        hostname = (one.key[0] == "http" and public_host) or settings.hostname
+        certificate = assess_listener(one, hostname, clock.time_us() / 1e6)
+        key = (*one.tls_key, "certificate")
+        if certificate.fault:
+            text = str(place.fault(key, certificate.fault))
+            found[CheckFinding("certificates", CheckResult.FAULT, text)] = None
+        if certificate.warning:
+            found[_warning("certificates", place.fault(key, certificate.warning))] = None
+    yield from found
 
 
 def _warning(what: str, fault: Fault) -> CheckFinding:

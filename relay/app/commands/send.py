@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from relay.certificates import client_of_pair
 from relay.message.address import AddressError, parse_mailbox
 from relay.settings.tree import Address
 
@@ -65,14 +66,24 @@ def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
     return tuple((path.name, path.read_bytes()) for path in paths)
 
 
-def send_by_graph(address: Address, draft: DraftToSend, *, token: str) -> str:
-    """POST /me/sendMail with `token`; return the message's Graph id. Raises RejectedError,
-    OSError.
+def send_by_graph(
+    address: Address, draft: DraftToSend, *, token: str, certificate: Path | None = None
+) -> str:
+    """POST /me/sendMail with `token`; return the message's Graph id.
+
+    With `certificate`, by HTTPS to the server that has it. Raises RejectedError, OSError.
     """
     draft.check()
     if not (token.isascii() and token.isprintable() and " " not in token):
         raise RejectedError("token: expected ASCII without spaces")
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
+    place = (address.host, address.port)
+    connection = (
+        http.client.HTTPConnection(*place, timeout=_TIMEOUT_S)
+        if certificate is None
+        else http.client.HTTPSConnection(
+            *place, timeout=_TIMEOUT_S, context=client_of_pair(certificate)
+        )
+    )
     try:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         body = msgspec.json.encode({"message": _as_graph(draft)})

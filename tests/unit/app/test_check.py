@@ -322,6 +322,33 @@ def test_plain_http_for_other_machines_causes_a_warning(files):
     assert 'found "0.0.0.0:0", where tokens and mail are sent in clear text' in warnings[0][1]
 
 
+def with_https(made, listen='"0.0.0.0:0"'):
+    tls = f'tls = {{ certificate = "{made.certificate}", key = "{made.key}" }}'
+    return CONFIG.replace('listen = ["127.0.0.1:0"]', f"listen = [{listen}]\n{tls}")
+
+
+def test_https_for_other_machines_is_in_order(files, authority):
+    made = authority.issue("DNS:relay.example.test", days=30)
+    findings = files(relay=with_https(made))
+    assert of(findings, CheckResult.FAULT) == of(findings, CheckResult.WARNING) == []
+    config = with_https(made, '"http://0.0.0.0:0", "127.0.0.1:0"')
+    assert places(of(files(relay=config), CheckResult.WARNING)) == ["http.listen[0]"]
+
+
+def test_the_certificate_of_https_is_checked_once_and_for_the_public_name(files, authority):
+    made = authority.issue("DNS:mail.example.test", days=5)
+    config = with_https(made, '"127.0.0.2:0", "127.0.0.3:0"')
+    config = config.replace("[http]", '[http]\npublic_url = "https://mail.example.test"')
+    ((what, text),) = of(files(relay=config), CheckResult.WARNING)
+    assert (what, "http.tls.certificate: found one that expires on 20" in text) == (
+        "certificates", True,
+    )  # fmt: skip
+    other = authority.issue("DNS:other.test", days=30)
+    faults = files.faults(with_https(other, '"127.0.0.2:0"'))
+    assert [what for what, _ in faults] == ["certificates"]
+    assert "found one for other.test, expected one for relay.example.test or" in faults[0][1]
+
+
 ROUTE = """\
 [[route]]
 domain = "*"

@@ -419,7 +419,7 @@ def test_tcp_and_unix_sockets_on_uvloop(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving() as server:
             assert status_of(await talk(server, request(b"x" * LIMIT))) == 200
-        async with serving(address=Address(path=str(tmp_path / "s"))) as server:
+        async with serving(echo, Address(path=str(tmp_path / "s"))) as server:
             told = await asyncio.to_thread(ControlClient(tmp_path / "s").get, "/queue")
             assert told["path"] == ["relay", "v1", "queue"]
 

@@ -68,7 +68,7 @@ def test_the_contract_s_example(folder):
         SMALL
         + """
 [http]
-listen = ["127.0.0.1:8025", "unix:state/http.sock"]
+listen = ["127.0.0.1:8025", "unix:state/http.sock", "http://[::1]:8026"]
 max_body = "1 MB"
 [[smtp]]
 listen = "[::1]:2525"
@@ -106,6 +106,7 @@ metrics = "127.0.0.1:9025"
         WHO="u",
     )
     assert settings.http.listen[1] == Address(path=str(folder / "state/http.sock"))
+    assert settings.http.listen[2] == Address("::1", 8026, plain=True)
     assert settings.http.max_body == 1_000_000
     assert [listener.role for listener in settings.smtp] == ["relay", "submission"]
     assert settings.smtp[0].listen == Address("::1", 2525)
@@ -210,6 +211,8 @@ max_connections = 0
         ("[smtp]\nlisten = '127.0.0.1:25'", "3: smtp: found a table, expected [[smtp]]"),
         ('"\\u001b[2J" = 5', r"3: '\x1b[2J': found an unknown key"),
         ("http = 5", "3: http: found 5, expected a table"),
+        ('[http]\nlisten = ["http://unix:s"]', '4: http.listen[0]: found "http://unix:s", expected "http'),
+        ('[http]\nlisten = ["http://a"]', '4: http.listen[0]: found "http://a", expected "HOST:PORT"'),
         ("[pickup]\nmax_concurrent = true", "4: pickup.max_concurrent: found true, expected a whole"),
         ("[pickup]\nmax_concurrent = 1.0", "4: pickup.max_concurrent: found 1.0, expected a whole"),
         ('[delivery]\nport = "25"', '4: delivery.port: found "25", expected a whole number'),
