@@ -3,11 +3,11 @@
 That happens, and intake under pressure is rejected, before the body is read.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from starlette.responses import Response
 
-from relay.accounts.account import Account, AccountDirectory, Scope
+from relay.accounts.account import Account, AccountDirectory
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.batch import BatchHandler
@@ -134,17 +134,10 @@ def _find_operation(
     else:
         account, rest = _find_mailbox(segments, caller, accounts)
         match = find_route(request.method, rest)
-    _check_scopes(caller, match.operation.scopes)
     parameters = match.path_parameters
-    return match, GraphRequest(dependencies, request, account, parameters, caller=caller)
-
-
-def _check_scopes(caller: Account, needed: Collection[Scope]) -> None:
-    """Raise ApiError 403 unless the caller's tokens have one of the scopes."""
-    if caller.scopes.isdisjoint(needed):
-        found = ", ".join(sorted(caller.scopes)) or "no scopes"
-        message = f"Access is denied: found {found}, expected the permission {' or '.join(needed)}."
-        raise ApiError(403, "ErrorAccessDenied", message)
+    graph_request = GraphRequest(dependencies, request, account, parameters, caller=caller)
+    graph_request.check_scopes(match.operation.scopes)
+    return match, graph_request
 
 
 def _find_mailbox(

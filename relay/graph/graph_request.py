@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from starlette.responses import Response
 
-from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.account import Account, AccountDirectory, Scope
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
@@ -109,6 +109,13 @@ class GraphRequest:
     path_parameters: Mapping[str, str]
     caller: Account
     applied: list[str] = field(default_factory=list)
+
+    def check_scopes(self, needed: Collection[Scope]) -> None:
+        """Raise ApiError 403 unless the caller's tokens have one of the scopes."""
+        if self.caller.scopes.isdisjoint(needed):
+            found, expected = ", ".join(sorted(self.caller.scopes)), " or ".join(needed)
+            message = f"Access is denied: found {found or 'no scopes'}, expected the permission "
+            raise ApiError(403, "ErrorAccessDenied", f"{message}{expected}.")
 
     @property
     def mailbox(self) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from relay.accounts.account import Scope
 from relay.graph.graph_request import GraphRequest, minimal_response
 from relay.graph.json_values import (
     check_known_properties,
@@ -34,6 +35,8 @@ from relay.mailbox.settings_file import UserSettings, WorkingHours
 from relay.mailbox.types import WellKnown
 from relay.message.time_zones import time_zone
 
+MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
+MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
 _RESOURCE = "microsoft.graph.mailboxSettings"
 _TEXT_CHARACTERS = 64
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,4}")

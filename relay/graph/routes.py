@@ -42,8 +42,6 @@ MAY_READ = (Scope.MAIL_READ, Scope.MAIL_READ_WRITE)
 MAY_CHANGE = (Scope.MAIL_READ_WRITE,)
 MAY_SEND = (Scope.MAIL_SEND,)
 MAY_READ_USER = (Scope.USER_READ,)
-MAY_READ_SETTINGS = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
-MAY_CHANGE_SETTINGS = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +227,11 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
 }
 _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailboxsettings": {
-        "GET": _reads(mailbox_settings.get_settings, MAY_READ_SETTINGS),
-        "PATCH": _changes(mailbox_settings.change_settings, MAY_CHANGE_SETTINGS),
+        "GET": _reads(mailbox_settings.get_settings, mailbox_settings.MAY_READ),
+        "PATCH": _changes(mailbox_settings.change_settings, mailbox_settings.MAY_CHANGE),
     },
     "mailboxsettings/{setting}": {
-        "GET": _reads(mailbox_settings.get_setting, MAY_READ_SETTINGS),
+        "GET": _reads(mailbox_settings.get_setting, mailbox_settings.MAY_READ),
     },
 }
 _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {

@@ -310,8 +310,9 @@ def _error_response(error: _SignInError, request: HttpRequest, *, time_us: int) 
     prefix = f"AADSTS{error.number}: " if error.number else ""
     body = {
         "error": error.error,
+        # azure-identity shows the description alone, therefore it names the error
         "error_description": (
-            f"{prefix}{error.text} Trace ID: {ids.request_id} "
+            f"{prefix}{error.text} Error: {error.error}. Trace ID: {ids.request_id} "
             f"Correlation ID: {ids.client_request_id} Timestamp: {timestamp}"
         ),
         "error_codes": [error.number] if error.number else [],

@@ -7,7 +7,7 @@ mailboxSettings are part of a user when they are selected, as programs at sign-i
 from starlette.responses import Response
 
 from relay.graph.graph_request import GraphRequest, collection_response
-from relay.graph.mailbox_settings import settings_json
+from relay.graph.mailbox_settings import MAY_READ, settings_json
 from relay.graph.odata import select_users
 from relay.graph.serializer import USER_PROPERTIES, user_json
 from relay.http.gateway import json_response
@@ -20,6 +20,7 @@ async def get_user(request: GraphRequest) -> Response:
     options = request.options({"select"}, USER_PROPERTIES)
     user = user_json(request.account, options.select)
     if "mailboxSettings" in options.select:
+        request.check_scopes(MAY_READ)
         settings = await request.dependencies.store.mailbox_settings(request.mailbox)
         user["mailboxSettings"] = settings_json(settings)
     return json_response({**request.context("users/$entity"), **user})

@@ -24,6 +24,7 @@ from tests.support.tls import Authority, authority
 __all__ = ["authority"]
 
 INSTALLED = ROOT / ".clients"
+SECRET = "plain:s3cret"
 _SINK = "sink.test"
 _USERS = [f"user{number:03}" for number in range(200)]
 
@@ -63,6 +64,11 @@ class User:
         return f"{self.name}@example.test"
 
     @property
+    def client_id(self) -> str:
+        """The client id of the account; all secrets are the same."""
+        return f"{self.name}-id"
+
+    @property
     def sink(self) -> str:
         return f"{self.name}@{_SINK}"
 
@@ -91,7 +97,10 @@ def served(authority: Authority) -> Iterator[ServedRelay]:
     with Remotes() as remotes, FaultyProxy(certificate.server_context()) as proxy:
         sink = remotes.start(_SINK)
         config = {"http": {"public_url": proxy.url}}
-        accounts = [account(name) for name in _USERS]
+        accounts = [account(name, client_id=f"{name}-id", client_secret=SECRET) for name in _USERS]
+        accounts.append(
+            account("app", client_id="app-id", client_secret=SECRET, acts_for=["*@example.test"])
+        )
         with remotes.relay(config=config, accounts=accounts) as relay:
             proxy.upstream = relay.http
             yield ServedRelay(relay, proxy.url, authority.certificate, sink, proxy)

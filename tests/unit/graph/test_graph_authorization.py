@@ -96,6 +96,12 @@ def test_what_sends_needs_mail_send_and_nothing_else_does():
     assert get_user not in set(handlers(MAY_READ))
 
 
+async def test_the_settings_of_a_user_need_their_own_permission(http):
+    answer = await http.get("me?$select=mailboxSettings", headers=bearing("User.Read"))
+    assert "MailboxSettings.Read" in refused(answer, 403, "ErrorAccessDenied")
+    assert (await http.get("me?$select=mail", headers=bearing("User.Read"))).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("address", "status"),
     [

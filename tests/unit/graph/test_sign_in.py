@@ -109,6 +109,7 @@ def failed(answer: httpx.Response, status: int, error: str, number: int) -> str:
     assert body["timestamp"] == "2023-11-14 22:13:20Z"
     assert answer.headers["cache-control"] == "no-store"
     assert body["error_description"].startswith(f"AADSTS{number}: " if number else "")
+    assert f" Error: {error}. " in body["error_description"]
     return body["error_description"]
 
 
@@ -208,7 +209,7 @@ async def test_faulty_basic_credentials(http, field, form, status, number):
 
 async def test_an_unknown_client_and_a_wrong_secret_have_the_same_description(http):
     def text(answer: httpx.Response) -> str:
-        return failed(answer, 401, "invalid_client", 7000215).partition(" Trace ID")[0]
+        return failed(answer, 401, "invalid_client", 7000215).partition(" Error: ")[0]
 
     wrong = text(await http.post(TOKEN, data=FORM | {"client_secret": "wrong"}))
     unknown = text(await http.post(TOKEN, data=FORM | {"client_id": "Client-2"}))
