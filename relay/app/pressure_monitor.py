@@ -134,6 +134,11 @@ class PressureMonitor:
         self._clock_differs = abs(wall_offset_us(clock)) > _CLOCK_DIFFERS_S * 1_000_000
         self._trimmed_s = -math.inf
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether no resource is short."""
+        return self._pressure.state.level is PressureLevel.NORMAL
+
     async def run(self) -> None:
         """Measure each second until cancelled."""
         while True:

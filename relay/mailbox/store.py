@@ -22,7 +22,7 @@ from relay.mailbox.drafts import Drafts
 from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import ROOT_ID, Folders
 from relay.mailbox.inbox import Inbox
-from relay.mailbox.index import Indexes
+from relay.mailbox.index import IndexBuilder, Indexes
 from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.moving import MessageMover
@@ -39,6 +39,7 @@ from relay.mailbox.threads import AccountQueues, QueryTimeLimit, ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,
     ChangePage,
+    DeliveryResult,
     DeltaPage,
     Folder,
     FolderDeltaPage,
@@ -50,7 +51,7 @@ from relay.mailbox.types import (
     Room,
 )
 from relay.mailbox.upload_sessions import AttachmentStore
-from relay.message.content import Octets
+from relay.message.content import Content, Octets
 
 _THREADS = 16  # they share fsyncs: more threads, fewer fsyncs per message
 _QUERY_THREADS = 4
@@ -119,11 +120,13 @@ class FileStore:
             drafts=self._drafts, threads=self._actions, offer=self._offer,
         )  # fmt: skip
         self.attachments = AttachmentStore(self._shared, self._drafts, threads=self._actions)
-        self._bind_calls()
+        self._bind_calls(root)
 
-    def _bind_calls(self) -> None:
-        """Set the calls that only run in a thread, and those of the queue for pickup."""
+    def _bind_calls(self, root: Path) -> None:
+        """Set the calls that only run in a thread, and those of other objects."""
         in_thread = self._actions.in_thread
+        builder = IndexBuilder(root, self._index, clock=self._shared.clock, may_work=self._is_idle)
+        self._builder, self.build_indexes = builder, builder.run
         self.remove_unfinished_submissions = in_thread(self._stale_files.remove_unfinished)
         self.keep_anchor = in_thread(self._write_anchor)
         self.create_draft = in_thread(self._drafts.create)
@@ -139,7 +142,6 @@ class FileStore:
         self.get_folder = in_thread(self._get_folder)
         self.create_folder = in_thread(self._tree.create)
         self.delete_folder = in_thread(self._tree.delete)
-        self.deliver = in_thread(self._inbox.deliver)
         settings = SettingsFiles(self._shared.folders, self._shared.stripes)
         self.mailbox_settings = in_thread(settings.read)
         self.write_mailbox_settings = in_thread(settings.write)
@@ -149,8 +151,9 @@ class FileStore:
 
     def close(self) -> None:
         """End the threads after their current work."""
-        for pool in (self._queries, self._actions):
-            pool.close()
+        self._index.stop()
+        for one in (self._builder, self._queries, self._actions):
+            one.close()
         self._index.close()
 
     # -- reading and changing
@@ -262,6 +265,30 @@ class FileStore:
             return Room.FITS
         quota, mailbox = self._shared.quota, self._directory_of(account)
         return await self._actions.run(quota.room, account, mailbox, size)
+
+    async def deliver(
+        self,
+        account: str,
+        *,
+        unique: str,
+        content: Content,
+        over_quota: bool = False,
+        is_repeat: bool = False,
+    ) -> DeliveryResult:
+        """Deliver a message to the Inbox."""
+        result = await self._actions.run(
+            self._inbox.deliver,
+            account,
+            unique=unique,
+            content=content,
+            over_quota=over_quota,
+            is_repeat=is_repeat,
+        )
+        self._builder.note_delivery(self._directory_of(account))
+        return result
+
+    def _is_idle(self) -> bool:
+        return self._actions.is_idle and self._queries.is_idle
 
     def _submitting(
         self, submit: Callable[_Parameters, PendingSubmission]

@@ -39,6 +39,11 @@ class ThreadPool:
         self._pending = 0
         self._is_closed = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call runs or waits."""
+        return not self._pending
+
     def in_thread(
         self, function: Callable[_Parameters, _Result]
     ) -> Callable[_Parameters, Coroutine[Any, Any, _Result]]:

@@ -6,11 +6,13 @@ changes that any program made, and rebuilt when it is damaged or of another vers
 
 `indexes` answers, `mailbox_index` opens and rebuilds one index. `update`, `watch` and `identity`
 bring the rows to the state of the disk; `content_index` reads headers and text when a query needs
-them; `query_sql` compiles conditions and pages; `change_feed` has the changes of messages,
-`folder_feed` those of folders; `consistency` is for `relay storage verify`. See docs/design.md 3.
+them, and `background` those of large mailboxes before that; `query_sql` compiles conditions and
+pages; `change_feed` has the changes of messages, `folder_feed` those of folders; `consistency` is
+for `relay storage verify`. See docs/design.md 3.
 """
 
+from relay.mailbox.index.background import IndexBuilder
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.message_file import MessageFile
 
-__all__ = ["Indexes", "MessageFile"]
+__all__ = ["IndexBuilder", "Indexes", "MessageFile"]

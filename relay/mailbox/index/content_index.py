@@ -11,6 +11,7 @@ message).
 """
 
 import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -219,7 +220,7 @@ def _join_addresses(addresses: Iterable[EmailAddress]) -> str:
 _MESSAGES_AT_ONCE = 200
 _BYTES_AT_ONCE = 2 * 1024 * 1024  # of files that are read before their content is written
 _LOCK_TIMEOUT_S = 0.1
-_TIME_MAX_S = 25.0
+READ_TIME_MAX_S = 45.0  # less than a proxy waits
 _MISSES_MAX = 3
 _HEADER_SQL = (
     f"UPDATE message SET content_level = {HEADER_LEVEL}, ({HEADER_COLUMNS})"
@@ -236,17 +237,24 @@ class ContentIndexer:
     """Reads the content of a mailbox's messages up to the level that one query needs."""
 
     def __init__(
-        self, index: MailboxIndex, level: int, *, clock: Clock, limit: QueryTimeLimit
+        self,
+        index: MailboxIndex,
+        level: int,
+        *,
+        clock: Clock,
+        limit: QueryTimeLimit,
+        misses: Counter[int] | None = None,
     ) -> None:
         self._index = index
         self._level = level
         self._clock = clock
         self._limit = limit
-        self._until_s = clock.monotonic() + _TIME_MAX_S
-        self._misses: Counter[int] = Counter()
+        self._until_s = math.inf
+        self._misses: Counter[int] = Counter() if misses is None else misses
 
     def run(self, operation: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T]) -> _T:
         """Read what is missing, then answer. Raises StoreUnavailableError, QueryTooLongError."""
+        self._until_s = self._clock.monotonic() + READ_TIME_MAX_S
 
         def run_if_indexed(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> _T | None:
             return None if self._has_unread(cursor) else operation(cursor, folders)
@@ -262,20 +270,42 @@ class ContentIndexer:
                 self._index.content_lock.release()
         return answer
 
+    def read_some(self, messages_max: int) -> bool:
+        """Read a few messages; return whether there may be more to read.
+
+        While a query reads this mailbox, nothing is read here. An index in memory is not filled.
+        """
+        if not self._index.content_lock.acquire(blocking=False):
+            return True
+        try:
+            for level in _LEVELS:
+                found = self._unread(level, messages_max)
+                if found and not self._index.is_in_memory:
+                    self._index.run(self._read_files(level, found))
+                    return True
+            return False
+        finally:
+            self._index.content_lock.release()
+
     def _read_level(self, level: "_Level[Any]") -> None:
+        found = self._unread(level, _MESSAGES_AT_ONCE)
+        while found:
+            self._index.run(self._read_files(level, found))
+            if found := self._unread(level, _MESSAGES_AT_ONCE):
+                self._check()  # after writing, so that each request reads at least one message
+
+    def _unread(self, level: "_Level[Any]", messages_max: int) -> list[tuple[IndexedMessage, Path]]:
+        """Return messages that are read up to the level below."""
+
         def unread(cursor: apsw.Cursor) -> list[tuple[IndexedMessage, Path]]:
             # messages that arrived after the level below was read wait for the next round
             where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
-            rows = select_rows(cursor, where, (level.number - 1, _MESSAGES_AT_ONCE))
+            rows = select_rows(cursor, where, (level.number - 1, messages_max))
             return [(row, Path(path_of(self._index.folders, row.location))) for row in rows]
 
-        found = self._index.run(unread)
-        while found:
-            self._index.run(self._read_some(level, found))
-            if found := self._index.run(unread):
-                self._check()  # after writing, so that each request reads at least one message
+        return self._index.run(unread)
 
-    def _read_some(
+    def _read_files(
         self, level: "_Level[_T]", found: Sequence[tuple[IndexedMessage, Path]]
     ) -> Callable[[apsw.Cursor], None]:
         """Read at least one of the files; return the function that writes their content."""

@@ -8,7 +8,7 @@ StoreError's children, and OSError when a mailbox cannot be read.
 
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from relay.mailbox.index.content_index import ContentIndexer
 from relay.mailbox.index.database import fetch
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import (
+    TEXT_LEVEL,
     UID,
     Clause,
     DrivingTable,
@@ -143,6 +144,7 @@ class Indexes:
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, MailboxIndex] = OrderedDict()
         self._users: dict[Path, int] = {}
+        self._is_stopping = threading.Event()
 
     def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile | None:
         """Return the file of a message, or None. Raises NoSuchItemError for an unknown folder."""
@@ -197,6 +199,18 @@ class Indexes:
             indexer = ContentIndexer(index, prepared.level, clock=self._clock, limit=limit)
             return indexer.run(operation)
 
+    def read_some(self, mailbox: Path, messages_max: int, *, misses: Counter[int]) -> bool:
+        """Read the content of a few messages before a query needs it.
+
+        Returns whether there may be more to read. `misses` is kept from call to call.
+        """
+        with self._of(mailbox, in_background=True) as index:
+            limit = QueryTimeLimit(self._clock)
+            indexer = ContentIndexer(
+                index, TEXT_LEVEL, clock=self._clock, limit=limit, misses=misses
+            )
+            return indexer.read_some(messages_max)
+
     def folders(self, mailbox: Path) -> list[Folder]:
         """Return every folder with its counts, in the order of list_folders()."""
         with self._of(mailbox) as index:
@@ -249,6 +263,10 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.query(operation, limit)
 
+    def stop(self) -> None:
+        """End indexes that are being built, with StoreUnavailableError: they begin again later."""
+        self._is_stopping.set()
+
     def close(self) -> None:
         """Close all indexes."""
         with self._lock:
@@ -258,14 +276,22 @@ class Indexes:
         self._watcher.close()
 
     @contextmanager
-    def _of(self, mailbox: Path) -> Iterator[MailboxIndex]:
-        """Open a mailbox's index; close the least recently used ones above the maximum."""
+    def _of(self, mailbox: Path, *, in_background: bool = False) -> Iterator[MailboxIndex]:
+        """Open a mailbox's index; close the least recently used ones above the maximum.
+
+        `in_background`: this is no use that keeps others from staying open.
+        """
         with self._lock:
             index = self._open.get(mailbox)
+            is_new = index is None
             if index is None:
-                index = MailboxIndex(mailbox, clock=self._clock, watcher=self._watcher)
+                index = MailboxIndex(
+                    mailbox, clock=self._clock, watcher=self._watcher,
+                    is_stopping=self._is_stopping.is_set,
+                )  # fmt: skip
                 self._open[mailbox] = index
-            self._open.move_to_end(mailbox)
+            if is_new or not in_background:
+                self._open.move_to_end(mailbox, last=not in_background)
             self._users[mailbox] = self._users.get(mailbox, 0) + 1
             unused = [path for path in self._open if path not in self._users]
             surplus = [

@@ -45,8 +45,17 @@ _log = get_logger("mailbox")
 class MailboxIndex:
     """One mailbox's index. Blocking; any thread may call it."""
 
-    def __init__(self, mailbox: Path, *, clock: Clock, watcher: InotifyWatcher) -> None:
+    def __init__(
+        self,
+        mailbox: Path,
+        *,
+        clock: Clock,
+        watcher: InotifyWatcher,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_stopping` ends the first reading of a large mailbox."""
         self._mailbox = mailbox
+        self._is_stopping = is_stopping
         self._path = mailbox / FILE_NAME
         self._clock = clock
         self._watch = watcher.for_mailbox()
@@ -62,6 +71,11 @@ class MailboxIndex:
         """The folders by number, as of the last update; for use within run()."""
         assert self._updater is not None
         return self._updater.folders
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the disk cannot hold the index at present."""
+        return self._memory_until_s is not None
 
     def run(self, operation: Callable[[apsw.Cursor], _T]) -> _T:
         """Update the index and call `operation`, again if the index had to be rebuilt.
@@ -172,10 +186,14 @@ class MailboxIndex:
         assert self._updater is not None
         cursor = self._connection.cursor()
         if cursor.execute(_READY).fetchone() is None:
-            with self.transaction() as cursor:
-                self._updater.build(cursor)
-                finish_schema(cursor)
-                cursor.execute("INSERT INTO meta VALUES ('ready', '1')")
+            try:
+                with self.transaction() as cursor:
+                    self._updater.build(cursor, self._is_stopping)
+                    finish_schema(cursor)
+                    cursor.execute("INSERT INTO meta VALUES ('ready', '1')")
+            except StoreUnavailableError:
+                self._discard()  # it has folders that are not in the index
+                raise
         return cursor, self._updater
 
     def _must_open(self) -> bool:

@@ -36,7 +36,7 @@ from relay.mailbox.index.rows import (
 from relay.mailbox.index.watch import MailboxWatch
 from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.message_file import is_relay_name, parse_name
-from relay.mailbox.types import Folder
+from relay.mailbox.types import Folder, StoreUnavailableError
 
 
 @dataclass(slots=True)
@@ -174,8 +174,16 @@ class IndexUpdater:
         self._superseded: list[FileLocation] = []
         self._incomplete: tuple[Path, ...] = ()  # directories that may become folders
 
-    def build(self, cursor: apsw.Cursor) -> None:
-        """Index all messages, in the transaction that creates the index."""
+    def build(self, cursor: apsw.Cursor, is_stopping: Callable[[], bool]) -> None:
+        """Index all messages, in the transaction that creates the index.
+
+        Raises StoreUnavailableError when `is_stopping` returns True.
+        """
+
+        def check() -> None:
+            if is_stopping():
+                raise StoreUnavailableError("The mailbox is not indexed yet: Relay is stopping.")
+
         self._update_folders(cursor)
         table = self._table(cursor, is_first=True)
         foreign: list[FileLocation] = []
@@ -183,12 +191,14 @@ class IndexUpdater:
         for directory, path in self._directories():
             times[directory] = _changed_ns(path)
             for names in _batched(names_on_disk(path)):
+                check()
                 locations = {FileLocation(*directory, name) for name, _ in names}
                 others = {one for one in locations if not is_relay_name(os.fsdecode(one.file_name))}
                 foreign += others
                 self._match_files(table, scan(table, self.folders, locations - others))
         foreign.sort(key=lambda one: one.file_name)  # these names begin with a time: oldest first
         for some in _batched(foreign):
+            check()
             self._match_files(table, scan(table, self.folders, some))
         self._store_times(cursor, _ScanScope(times=times))
 

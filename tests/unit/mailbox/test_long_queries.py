@@ -163,7 +163,7 @@ def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
 
     def reading(path: Path) -> object:
         read.append(path)
-        place.clock.advance(10)
+        place.clock.advance(20)
         return real(path)
 
     monkeypatch.setattr(content_index, "read_text", reading)

@@ -1,0 +1,115 @@
+"""Read large mailboxes into their indexes in the background, before a query needs them.
+
+The store runs one IndexBuilder: at the start over all mailboxes, later over those that get mail. It
+reads one mailbox at a time in one thread, a few messages at once, and pauses as long as it worked.
+It waits while the store works for others, under pressure, and at a stop. A query does not wait for
+it: it reads the rest itself, and the builder goes on behind it. Small mailboxes are left to the
+first query. Only the mailboxes' paths and counts are in memory. An error ends one mailbox's turn,
+until more mail arrives.
+"""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from relay.clock import Clock
+from relay.mailbox.folders import list_folders
+from relay.mailbox.index.indexes import Indexes
+from relay.mailbox.maildir import list_names
+from relay.mailbox.threads import ThreadPool
+from relay.mailbox.types import StoreError
+from relay.observe.logs import get_logger
+
+LARGE_MESSAGES = 1000  # a query reads fewer at once
+_MESSAGES_AT_ONCE = 50
+_PAUSE_S = 0.02
+_BUSY_PAUSE_S = 0.25
+
+_log = get_logger("mailbox")
+
+
+class IndexBuilder:
+    """Builds the indexes of large mailboxes. Its methods belong to one event loop."""
+
+    def __init__(
+        self, root: Path, indexes: Indexes, *, clock: Clock, may_work: Callable[[], bool]
+    ) -> None:
+        """`may_work` says whether the store has nothing else to do."""
+        self._root = root
+        self._indexes = indexes
+        self._clock = clock
+        self._may_work = may_work
+        self._threads = ThreadPool(1, "mailbox-index")
+        self._waiting: dict[Path, None] = {}  # mailboxes, in their order
+        self._delivered: Counter[Path] = Counter()
+        self._is_woken = asyncio.Event()
+
+    def note_delivery(self, mailbox: Path) -> None:
+        """Build a mailbox's index at its first message since the start, and each 1000th later."""
+        if self._delivered[mailbox] % LARGE_MESSAGES == 0:
+            self._waiting[mailbox] = None
+            self._is_woken.set()
+        self._delivered[mailbox] += 1
+
+    async def run(self, is_calm: Callable[[], bool] = lambda: True) -> None:
+        """Build until cancelled, first all mailboxes that exist, while `is_calm` returns True."""
+        self._waiting |= dict.fromkeys(await self._threads.run(_mailboxes, self._root))
+        while True:
+            while self._waiting:
+                mailbox = next(iter(self._waiting))
+                del self._waiting[mailbox]
+                try:
+                    await self._build(mailbox, is_calm)
+                except StoreError as error:
+                    _log.info("index not built", mailbox=str(mailbox), reason=str(error))
+                except Exception:  # noqa: BLE001 - the other mailboxes are built
+                    _log.exception("index not built", mailbox=str(mailbox))
+            self._is_woken.clear()
+            await self._is_woken.wait()
+
+    def close(self) -> None:
+        """Wait for the thread."""
+        self._threads.close()
+
+    async def _build(self, mailbox: Path, is_calm: Callable[[], bool]) -> None:
+        if not await self._threads.run(_is_large, mailbox):
+            return
+        misses: Counter[int] = Counter()
+        began_s, count = self._clock.monotonic(), 0
+        while True:
+            while not (is_calm() and self._may_work()):
+                await self._clock.sleep(_BUSY_PAUSE_S)  # sleeps: there is no event for it
+            start_s = self._clock.monotonic()
+            if not await self._threads.run(
+                self._indexes.read_some, mailbox, _MESSAGES_AT_ONCE, misses=misses
+            ):
+                break
+            count += 1
+            pause_s = max(_PAUSE_S, self._clock.monotonic() - start_s)
+            await self._clock.sleep(pause_s)  # sleeps: others have the processor
+        if count:
+            seconds = round(self._clock.monotonic() - began_s, 1)
+            _log.info("index built", mailbox=str(mailbox), seconds=seconds)
+
+
+def _mailboxes(root: Path) -> list[Path]:
+    domains = [root / name for name in sorted(list_names(root)) if not name.startswith(".")]
+    found = [domain / name for domain in domains for name in sorted(list_names(domain))]
+    return [one for one in found if (one / "cur").is_dir()]
+
+
+def _is_large(mailbox: Path) -> bool:
+    """Return whether a mailbox has many messages; no more of its files are listed."""
+    return sum(1 for _ in islice(_files(mailbox), LARGE_MESSAGES)) == LARGE_MESSAGES
+
+
+def _files(mailbox: Path) -> Iterator[str]:
+    for folder in list_folders(mailbox):
+        for name in ("cur", "new"):
+            path = folder.path / name
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as found:
+                yield from (entry.name for entry in found)
