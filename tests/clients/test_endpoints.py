@@ -21,8 +21,26 @@ from msgraph.generated.users.item.mail_folders.item.move.move_post_request_body 
 from msgraph.generated.users.item.messages.item.copy.copy_post_request_body import (
     CopyPostRequestBody as CopyMessage,
 )
+from msgraph.generated.users.item.messages.item.create_forward.create_forward_post_request_body import (
+    CreateForwardPostRequestBody as CreateForward,
+)
+from msgraph.generated.users.item.messages.item.create_reply.create_reply_post_request_body import (
+    CreateReplyPostRequestBody as CreateReply,
+)
+from msgraph.generated.users.item.messages.item.create_reply_all.create_reply_all_post_request_body import (
+    CreateReplyAllPostRequestBody as CreateReplyAll,
+)
+from msgraph.generated.users.item.messages.item.forward.forward_post_request_body import (
+    ForwardPostRequestBody as Forward,
+)
 from msgraph.generated.users.item.messages.item.move.move_post_request_body import (
     MovePostRequestBody as MoveMessage,
+)
+from msgraph.generated.users.item.messages.item.reply.reply_post_request_body import (
+    ReplyPostRequestBody as Reply,
+)
+from msgraph.generated.users.item.messages.item.reply_all.reply_all_post_request_body import (
+    ReplyAllPostRequestBody as ReplyAll,
 )
 
 from tests.clients import graph_sdk as sdk
@@ -200,6 +218,47 @@ async def _(box: Mailbox) -> None:
     one, file = await box.with_file()
     path = f"/me/messages/{(await one.get()).id}/attachments/{(await file.get()).id}/$value"
     assert await box.raw(Method.GET, path) == b"content"
+
+
+@endpoint("POST", "/me/messages/{id}/reply")
+async def _(box: Mailbox) -> None:
+    await (await box.draft("Plans")).reply.post(Reply(comment="mine"))
+    assert b"Subject: RE: Plans" in box.user.arrived().content
+
+
+@endpoint("POST", "/me/messages/{id}/replyAll")
+async def _(box: Mailbox) -> None:
+    await (await box.draft("Plans")).reply_all.post(ReplyAll(comment="mine"))
+    assert b"Subject: RE: Plans" in box.user.arrived().content
+
+
+@endpoint("POST", "/me/messages/{id}/forward")
+async def _(box: Mailbox) -> None:
+    await (await box.draft("Plans")).forward.post(
+        Forward(comment="mine", to_recipients=sdk.people(box.user.sink))
+    )
+    assert b"Subject: FW: Plans" in box.user.arrived().content
+
+
+@endpoint("POST", "/me/messages/{id}/createReply")
+async def _(box: Mailbox) -> None:
+    made = await (await box.draft("Plans")).create_reply.post(CreateReply(comment="mine"))
+    assert (made.subject, made.is_draft) == ("RE: Plans", True)
+    assert made.body.content.startswith("mine")
+
+
+@endpoint("POST", "/me/messages/{id}/createReplyAll")
+async def _(box: Mailbox) -> None:
+    made = await (await box.draft("Plans")).create_reply_all.post(CreateReplyAll(comment="mine"))
+    assert (made.subject, made.is_draft) == ("RE: Plans", True)
+    assert made.body.content.startswith("mine")
+
+
+@endpoint("POST", "/me/messages/{id}/createForward")
+async def _(box: Mailbox) -> None:
+    made = await (await box.draft("Plans")).create_forward.post(CreateForward(comment="mine"))
+    assert (made.subject, made.is_draft) == ("FW: Plans", True)
+    assert made.body.content.startswith("mine")
 
 
 @endpoint("POST", "/me/messages/{id}/move")

@@ -11,6 +11,7 @@ from O365 import Account, MSGraphProtocol
 from O365.utils.token import MemoryTokenBackend
 
 from tests.clients.conftest import ServedRelay, User
+from tests.support.relay_process import until
 
 
 class FixedToken(MemoryTokenBackend):
@@ -79,6 +80,50 @@ def test_07_attachment_of_12_mib(account: Account, user: User, tmp_path: Path) -
     (attachment,) = content_of(user).iter_attachments()
     expected = hashlib.sha256(path.read_bytes()).digest()
     assert hashlib.sha256(attachment.get_content()).digest() == expected
+
+
+@pytest.mark.parametrize("kind", ["html", "text"])
+def test_08_reply(account: Account, user: User, kind: str) -> None:
+    other = user.served.new_user()
+    body = {"contentType": kind, "content": "<p>the original</p>"}
+    sender = f"{other.name}@sink.test"
+    original = {
+        "subject": "Question",
+        "body": body,
+        "toRecipients": [{"emailAddress": {"address": user.address}}],
+        "replyTo": [{"emailAddress": {"address": sender}}],
+    }
+    user.served.relay.send_mail(token=other.name, **original)
+    (found,) = until("the original", lambda: list(account.mailbox().inbox_folder().get_messages()))
+    reply = found.reply(to_all=False)
+    assert [one.address for one in reply.to] == [sender]
+    assert reply.subject == "RE: Question"
+    reply.body = "<b>my answer</b>" if kind == "html" else "my answer"
+    assert reply.send()
+    content = message_from_bytes(user.arrived(sender).content, policy=policy.default)
+    assert isinstance(content, EmailMessage)
+    assert content["in-reply-to"] == content["references"] == found.internet_message_id
+    shown = content.get_body(("html",) if kind == "html" else ("plain",))
+    assert shown is not None
+    text = shown.get_content()
+    assert text.index("my answer") < text.index("Subject:") < text.index("the original")
+    (sent,) = until("filed", lambda: user.messages("sentitems"))
+    assert (sent["subject"], sent["conversationId"]) == ("RE: Question", found.conversation_id)
+
+
+def test_26_reply_all_and_forward(account: Account, user: User) -> None:
+    relay, other = user.served.relay, user.served.new_user()
+    to = [{"emailAddress": {"address": one}} for one in (user.address, user.sink)]
+    relay.send_mail(token=other.name, subject="Fwd: All", toRecipients=to)
+    (found,) = until("the original", lambda: list(account.mailbox().inbox_folder().get_messages()))
+    reply = found.reply()
+    assert [one.address for one in reply.to] == [other.address, user.sink]
+    assert reply.subject == "RE: All"
+    forward = found.forward()
+    assert (list(forward.to), forward.subject) == ([], "FW: All")
+    forward.to.add(user.sink)
+    assert forward.send()
+    assert content_of(user)["subject"] in ("Fwd: All", "FW: All")
 
 
 def test_14_life_of_a_draft(account: Account, user: User) -> None:

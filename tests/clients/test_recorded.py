@@ -292,6 +292,60 @@ def test_28_draft_in_the_folder_drafts(client: Client) -> None:
     user.arrived()
 
 
+def test_26_replies_as_msgraph_sdk_sends_them(client: Client) -> None:
+    """Kiota writes parameters in Pascal case, and an empty object for a draft without any."""
+    user, original = client.user, client.draft(subject="RE: Plans")
+    to = [{"emailAddress": {"address": user.sink}}]
+    path = f"/v1.0/me/messages/{original}"
+    for action, subject, recipients in (
+        ("createReply", "RE: Plans", to),
+        ("createReplyAll", "RE: Plans", to),
+        ("createForward", "FW: Plans", []),
+    ):
+        answer = client.send("POST", f"{path}/{action}", {})
+        assert answer.status == 201, answer.body
+        draft = answer.json()
+        found = [one["emailAddress"]["address"] for one in draft["toRecipients"]]
+        assert found == [one["emailAddress"]["address"] for one in recipients]
+        assert (draft["subject"], draft["isDraft"]) == (subject, True)
+        base64.b64decode(draft["conversationIndex"], validate=True)
+    message = {
+        "@odata.type": "#microsoft.graph.message",
+        "ccRecipients": [{"emailAddress": {"address": f"cc-{user.sink}"}}],
+    }
+    for action, body in (
+        ("reply", {"Comment": "c", "Message": message}),
+        ("forward", {"Comment": "c", "ToRecipients": to}),
+    ):
+        answer = client.send("POST", f"{path}/microsoft.graph.{action}", body)
+        assert (answer.status, answer.body) == (202, b"")
+    user.arrived(f"cc-{user.sink}")
+    body = {"Comment": "c", "Message": {"body": {"content": "b", "contentType": "html"}}}
+    answer = client.send("POST", f"{path}/reply", body)
+    assert (answer.status, answer.code) == (400, "ErrorInvalidRequest")
+
+
+def test_26_replies_as_o365_sends_them(client: Client) -> None:
+    """No body, the time zone by its Windows name, and then the whole body in a PATCH."""
+    html = {"contentType": "html", "content": "<p>first</p>"}
+    original = client.draft(subject="Plans", body=html)
+    path = f"/v1.0/users/{client.user.address}/messages"
+    prefer = {"Prefer": 'outlook.timezone="India Standard Time"', "Content-Length": "0"}
+    answer = client.send("POST", f"{path}/{original}/createReply", b"", prefer)
+    assert answer.status == 201, answer.body
+    draft = answer.json()
+    before, body, rest = draft["body"]["content"].partition("<body>")
+    assert (before.startswith("<html>"), body) == (True, "<body>")
+    assert "(UTC+05:30)" in rest
+    changed = {"body": {"contentType": "HTML", "content": f"{before}{body}<b>mine</b>{rest}"}}
+    assert client.send("PATCH", f"{path}/{draft['id']}", changed, O365).status == 200
+    sent = client.send("POST", f"{path}/{draft['id']}/send", b"", {"Content-Length": "0"})
+    assert (sent.status, sent.body) == (202, b"")
+    content = message_from_bytes(client.user.arrived().content, policy=policy.default)
+    assert "<b>mine</b>" in content.get_body(("html",)).get_content()
+    assert content["in-reply-to"] == content["references"]
+
+
 def test_29_attachment_without_content(client: Client) -> None:
     """The SDK for TypeScript drops a Buffer that is given as contentBytes."""
     attachment = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt"}

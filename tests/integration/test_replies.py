@@ -1,0 +1,130 @@
+"""Replies and forwards between two mailboxes and to another host, on a running relay."""
+
+import base64
+import hashlib
+import os
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from typing import Any
+
+from tests.integration.conftest import SharedRelay
+from tests.support.graph_client import people
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import received
+
+HTML = '<html><body><p>See <img src="cid:pic@x"></p></body></html>'
+
+
+def only(relay: RelayProcess, person: str, folder: str, subject: str) -> dict[str, Any]:
+    """Wait for the only message with a subject in a folder of a mailbox."""
+
+    def found() -> list[dict[str, Any]]:
+        every = relay.messages(folder, token=person)
+        return [one for one in every if one["subject"] == subject]
+
+    (one,) = until(f"{subject!r} in {person}'s {folder}", found)
+    return one
+
+
+def parsed(content: bytes) -> EmailMessage:
+    message = message_from_bytes(content, policy=policy.default)
+    assert isinstance(message, EmailMessage)
+    return message
+
+
+def mime_of(relay: RelayProcess, person: str, identifier: str) -> EmailMessage:
+    return parsed(relay.graph("GET", f"/me/messages/{identifier}/$value", token=person).body)
+
+
+def test_a_reply_arrives_in_the_conversation_and_so_does_the_reply_to_it(
+    relay: RelayProcess,
+) -> None:
+    relay.send_mail(to=["bob@example.test"], subject="Threaded", text="How about Monday?")
+    first = only(relay, "bob", "inbox", "Threaded")
+    path = f"/me/mailFolders/inbox/messages/{first['id']}"
+    answer = relay.graph("POST", f"{path}/reply", {"comment": "Fine."}, token="bob")
+    assert (answer.status, answer.body) == (202, b"")
+    second = only(relay, "alice", "inbox", "RE: Threaded")
+    filed = only(relay, "bob", "sentitems", "RE: Threaded")
+    assert filed["id"] == answer.headers["x-relay-message-id"]
+    sent = only(relay, "alice", "sentitems", "Threaded")
+    assert sent["conversationId"] == first["conversationId"]
+    assert second["conversationId"] == filed["conversationId"] == first["conversationId"]
+    mime = mime_of(relay, "alice", second["id"])
+    assert mime["in-reply-to"] == first["internetMessageId"] == mime["references"]
+    assert mime["message-id"] == answer.headers["x-relay-internet-message-id"]
+    assert mime.get_content().splitlines()[0] == "Fine."
+    assert mime.get_content().splitlines()[-1] == "How about Monday?"
+    assert base64.b64decode(mime["thread-index"])[:22] == base64.b64decode(
+        sent["conversationIndex"]
+    )
+
+    path = f"/me/messages/{second['id']}"
+    draft = relay.graph("POST", f"{path}/createReplyAll").json()
+    assert relay.graph("POST", f"/me/messages/{draft['id']}/send").status == 202
+    until("two replies", lambda: len(relay.messages("inbox", token="bob")) > 1)
+    third = only(relay, "bob", "inbox", "RE: Threaded")
+    assert third["conversationId"] == first["conversationId"]
+    references = mime_of(relay, "bob", third["id"])["references"].split()
+    assert references == [first["internetMessageId"], filed["internetMessageId"]]
+    wanted = f"$filter=conversationId eq '{first['conversationId']}'&$select=subject"
+    listed = relay.graph("GET", f"/me/messages?{wanted.replace(' ', '%20')}").json()["value"]
+    assert len(listed) == 3
+    answered = relay.graph("GET", f"/me/messages/{first['id']}", token="bob").json()
+    assert answered["changeKey"] == first["changeKey"]
+
+
+def test_a_forward_carries_large_attachments_and_its_images_to_another_host(
+    shared: SharedRelay,
+) -> None:
+    relay, film = shared.relay, os.urandom(10 << 20)
+    kind = "#microsoft.graph.fileAttachment"
+    files = [
+        {"name": "film.mp4", "contentBytes": base64.b64encode(film).decode()},
+        {"name": "p.png", "isInline": True, "contentId": "pic@x", "contentBytes": "iVBORw=="},
+    ]
+    relay.send_mail(
+        to=["bob@example.test"],
+        subject="Film",
+        body={"contentType": "html", "content": HTML},
+        attachments=[{"@odata.type": kind, **one} for one in files],
+    )
+    first = only(relay, "bob", "inbox", "Film")
+    body = {"Comment": "a <b> & c", "ToRecipients": people("forward@a.test")}
+    answer = relay.graph("POST", f"/me/messages/{first['id']}/forward", body, token="bob")
+    assert answer.status == 202, answer.body
+    message = parsed(received(shared.a, "forward@a.test").content)
+    assert (message["subject"], message["to"]) == ("FW: Film", "forward@a.test")
+    attached = {one.get_filename(): one for one in message.iter_attachments()}
+    content = attached["film.mp4"].get_content()
+    assert hashlib.sha256(content).digest() == hashlib.sha256(film).digest()
+    related = next(one for one in message.walk() if one.get_content_type() == "multipart/related")
+    assert [one["content-id"] for one in related.iter_attachments()] == ["<pic@x>"]
+    html = message.get_body(("html",))
+    assert html is not None
+    assert "a &lt;b&gt; &amp; c" in html.get_content()
+    text = message.get_body(("plain",))
+    assert text is not None
+    assert "From: alice@example.test" in text.get_content()
+    faults = relay.faults()
+    assert faults == []
+
+
+def test_a_refused_reply_sends_nothing(relay: RelayProcess) -> None:
+    relay.send_mail(to=["bob@example.test"], subject="Unanswered")
+    first = only(relay, "bob", "inbox", "Unanswered")
+    path = f"/me/messages/{first['id']}"
+    both = {"comment": "c", "message": {"body": {"contentType": "text", "content": "b"}}}
+    for action, body, token, status in (
+        ("reply", both, "bob", 400),
+        ("replyAll", {"message": {"toRecipients": people("no address")}}, "bob", 400),
+        ("forward", {}, "bob", 400),
+        ("reply", {}, "alice", 404),
+        ("createForward", both, "bob", 400),
+    ):
+        answer = relay.graph("POST", f"{path}/{action}", body, token=token)
+        assert answer.status == status, f"{action}: {answer.status} {answer.body!r}"
+        assert answer.json()["error"]["innerError"]["request-id"] == answer.headers["request-id"]
+    for folder in ("drafts", "sentitems"):
+        found = relay.messages(folder, token="bob")
+        assert [one for one in found if "Unanswered" in one["subject"]] == []
