@@ -55,11 +55,16 @@ class _VerifiedToken:
 def token_key(state_dir: Path) -> ECKey:
     """Return the key in `state_dir`; create it if there is none.
 
-    Raises SettingsError for a file that is no such key or that others can read, OSError.
+    Raises SettingsError as read_token_key(), OSError.
     """
     path = state_dir / TOKEN_KEY_FILE
     if not path.exists():
         _create_key(path)
+    return read_token_key(path)
+
+
+def read_token_key(path: Path) -> ECKey:
+    """Read the key. Raises SettingsError if it is none or others can read it, OSError."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         message = f"found mode {mode:04o}, expected a key of its owner alone (chmod 600)"

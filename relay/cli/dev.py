@@ -171,8 +171,8 @@ class _TextView(DevelopmentView):
             f"  Graph API  http://{http}/v1.0    Authorization: Bearer alice",
             f"  SMTP       smtp://alice:alice@{smtp}    or without a login",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
-            "  Accounts   alice, bob; a token NAME, or a login with NAME as user and password,",
-            "             makes the mailbox NAME@example.test",
+            "  Accounts   alice, bob; any other token, login or client id makes its own mailbox:",
+            "             the token NAME that of NAME@example.test",
             "",
         )
 

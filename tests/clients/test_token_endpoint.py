@@ -113,12 +113,13 @@ def test_05_azure_identity_with_a_wrong_secret(
 @pytest.mark.parametrize("client_id", ["", "app-id"])
 def test_o365_signs_in(served: ServedRelay, user: User, client_id: str) -> None:
     o365 = pytest.importorskip("O365")
+    backends = pytest.importorskip("O365.utils.token")
     protocol = o365.MSGraphProtocol()
     protocol.protocol_url, protocol.service_url = f"{served.url}/", f"{served.url}/v1.0/"
     account = o365.Account(
         (client_id or user.client_id, THE_SECRET), protocol=protocol,
         auth_flow_type="credentials", tenant_id="contoso", main_resource=user.address,
-        verify_ssl=str(served.ca),
+        verify_ssl=str(served.ca), token_backend=backends.MemoryTokenBackend(),
     )  # fmt: skip
     account.con._msal_client = msal.ConfidentialClientApplication(
         client_id or user.client_id, client_credential=THE_SECRET, instance_discovery=False,

@@ -294,6 +294,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield _folder("state_dir", settings.state_dir, unusable)
     yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
     yield from _permissions(settings, place)
+    yield from _token_key(settings)
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
     yield asyncio.run(_dns(settings))
@@ -385,6 +386,19 @@ def _warning(what: str, fault: Fault) -> CheckFinding:
 def _faults(what: str, error: SettingsError) -> Iterator[CheckFinding]:
     for fault in error.faults:
         yield CheckFinding(what, CheckResult.FAULT, str(fault))
+
+
+def _token_key(settings: Settings) -> Iterator[CheckFinding]:
+    """Yield the faults of the key for access tokens, if there is one."""
+    path = settings.state_dir / "token-key.json"
+    if not os.access(path, os.R_OK):
+        return
+    from relay.accounts.access_tokens import read_token_key  # noqa: PLC0415 - slow
+
+    try:
+        read_token_key(path)
+    except SettingsError as error:
+        yield from _faults("token key", error)
 
 
 def _accounts(

@@ -1,0 +1,93 @@
+"""Tokens of applications over reloads and restarts, and the key that signs them."""
+
+import json
+import os
+import signal
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.support.relay_config import account, to_toml
+from tests.support.relay_process import RelayProcess, until
+
+APP = account("app", client_id="app-1", client_secret="plain:s3cret", acts_for=["bob@example.test"])
+OF_BOB = "/users/bob@example.test/messages"
+
+
+@pytest.fixture
+def relay():
+    with RelayProcess(accounts=[APP]) as relay:
+        yield relay
+
+
+def new_token(relay: RelayProcess, **changes: str) -> str:
+    form = {
+        "grant_type": "client_credentials", "client_id": "app-1", "client_secret": "s3cret",
+        "scope": "https://graph.microsoft.com/.default", **changes,
+    }  # fmt: skip
+    answer = relay.request(
+        "POST", "/contoso/oauth2/v2.0/token", urlencode(form).encode(),
+        {"Content-Type": "application/x-www-form-urlencoded"},
+    )  # fmt: skip
+    assert answer.status == 200, answer.body
+    return str(answer.json()["access_token"])
+
+
+def reload_accounts(relay: RelayProcess, *entries: object) -> None:
+    before = relay.log.count("reloaded")
+    (relay.folder / "accounts.toml").write_text(to_toml({"account": entries}))
+    assert relay.process is not None
+    os.kill(relay.process.pid, signal.SIGHUP)
+    until("reloaded", lambda: relay.log.count("reloaded") > before)
+
+
+def test_a_token_ends_with_its_client_and_lives_over_a_restart(relay):
+    token, others = new_token(relay), [account("bob"), account("alice")]
+    assert relay.graph("GET", "/me", token=token).json()["mail"] == "app@example.test"
+    assert relay.graph("GET", OF_BOB, token=token).status == 200
+    assert relay.graph("GET", "/users/alice@example.test", token=token).status == 403
+    relay.stop()
+    relay.start()
+    assert relay.graph("GET", OF_BOB, token=token).status == 200
+    reload_accounts(relay, {**APP, "scopes": ["Mail.Send"]}, *others)
+    assert relay.graph("GET", OF_BOB, token=token).code == "ErrorAccessDenied"
+    reload_accounts(relay, {**APP, "client_secret": "plain:another"}, *others)
+    assert relay.graph("GET", OF_BOB, token=token).status == 401
+    reload_accounts(relay, APP, *others)
+    assert relay.graph("GET", OF_BOB, token=token).status == 200
+    reload_accounts(relay, *others)
+    assert relay.graph("GET", OF_BOB, token=token).status == 401
+    assert token not in relay.log
+
+
+def test_acts_for_opens_nothing_in_the_relays_own_api(relay):
+    token = new_token(relay)
+    mail = {
+        "subject": "of bob",
+        "toRecipients": [{"emailAddress": {"address": "bob@example.test"}}],
+    }
+    path = "/users/bob@example.test/sendMail"
+    answer = relay.graph("POST", path, {"message": mail}, token=token)
+    assert answer.status == 202, answer.body
+    journey = f"/relay/v1/messages/{answer.headers['x-relay-message-id']}"
+    assert relay.graph("GET", journey, token=token).status == 404
+    assert json.loads(relay.graph("GET", "/relay/v1/messages", token=token).body) == []
+    found = relay.graph("GET", journey, token="bob").json()
+    assert (found["sender"], found["client"]["account"]) == ("bob@example.test", "app@example.test")
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_relay_with_a_faulty_key_does_not_start(relay, is_open):
+    relay.stop()
+    file = relay.folder / "state" / "token-key.json"
+    if is_open:
+        file.chmod(0o640)
+    else:
+        file.write_text("{}")
+    expected = "mode 0640" if is_open else "something else, expected a private JWK"
+    relay.start(wait=False)
+    assert relay.wait_end() == 78
+    assert f"token-key.json: found {expected}" in relay.log
+    done = relay.cli("check")
+    assert done.returncode == 78
+    assert f"token-key.json: found {expected}" in done.stderr
