@@ -77,6 +77,13 @@ async def list_attachments(request: GraphRequest) -> Response:
     return await _response(pieces, _size(page, options))
 
 
+async def count_attachments(request: GraphRequest) -> Response:
+    """GET $count of attachments: return their number as text."""
+    request.options()
+    opened = await _open_message(request)
+    return Response(str(len(opened.attachments)), headers={"content-type": "text/plain"})
+
+
 async def get_attachment(request: GraphRequest) -> Response:
     """GET one attachment."""
     options = request.options({"select", "expand"}, ATTACHMENT_PROPERTIES)

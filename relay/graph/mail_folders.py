@@ -47,17 +47,16 @@ _READ_ONLY = frozenset(
 
 
 async def list_folders(request: GraphRequest) -> Response:
-    """GET mailFolders: return the top-level folders."""
-    folders = await request.dependencies.store.list_folders(request.mailbox)
-    return _list_page(request, [one for one in folders if not one.parent_id])
+    """GET mailFolders, the top level, or childFolders."""
+    return _list_page(request, await _folders_in(request))
 
 
-async def list_children(request: GraphRequest) -> Response:
-    """GET childFolders."""
-    parent = await _find_folder(request)
-    folders = await request.dependencies.store.list_folders(request.mailbox)
-    parent_id = "" if parent.id == ROOT_FOLDER_ID else parent.id
-    return _list_page(request, [one for one in folders if one.parent_id == parent_id])
+async def count_folders(request: GraphRequest) -> Response:
+    """GET $count of mailFolders or childFolders: return the number of folders as text."""
+    options = request.options({"filter"})
+    folders = await _folders_in(request)
+    selected = select_folders(folders, filter_=options.filter, orderby=None)
+    return Response(str(len(selected)), headers={"content-type": "text/plain"})
 
 
 async def get_folder(request: GraphRequest) -> Response:
@@ -106,6 +105,16 @@ async def move_folder(request: GraphRequest) -> Response:
     return _folder_response(request, moved, status=201)
 
 
+async def copy_folder(request: GraphRequest) -> Response:
+    """POST copy: copy the folder with its child folders and messages into another folder."""
+    request.options()
+    parent_id = destination_id(read_json_object(await request.http.body()), "microsoft.graph.copy")
+    copied = await request.dependencies.store.copy_folder(
+        request.mailbox, request.folder_id, parent_id=parent_id
+    )
+    return _folder_response(request, copied, status=201)
+
+
 async def delete_folder(request: GraphRequest) -> Response:
     """DELETE: move the folder to Deleted Items; delete it permanently if it is there already."""
     request.options()
@@ -131,6 +140,13 @@ def _list_page(request: GraphRequest, folders: Sequence[Folder]) -> Response:
     context = request.context(f"users('{quote(request.mailbox)}')/mailFolders{within}")
     total = len(selected) if options.count else None
     return collection_response(context, items, total=total, next_link=link)
+
+
+async def _folders_in(request: GraphRequest) -> Sequence[Folder]:
+    """Return the folders within the folder in the path, without one those of the top level."""
+    parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
+    folders = await request.dependencies.store.list_folders(request.mailbox)
+    return [one for one in folders if (one.parent_id or ROOT_FOLDER_ID) == parent_id]
 
 
 async def _delete(request: GraphRequest, *, permanently: bool) -> Response:

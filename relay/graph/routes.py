@@ -200,6 +200,7 @@ _MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "messages/{message}/attachments/createuploadsession": {
         "POST": _adds(attachments.create_upload_session),
     },
+    "messages/{message}/attachments/$count": {"GET": _reads(attachments.count_attachments)},
     "messages/{message}/attachments/{attachment}": {
         "GET": _reads(attachments.get_attachment),
         "DELETE": _changes(attachments.delete_attachment),
@@ -215,14 +216,17 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
         "GET": _reads(mail_folders.list_folders),
         "POST": _changes(mail_folders.create_folder),
     },
+    "mailfolders/$count": {"GET": _reads(mail_folders.count_folders)},
     "mailfolders/delta": _FOLDERS_DELTA,
     "mailfolders/delta()": _FOLDERS_DELTA,
     "mailfolders/{folder}": _ONE_FOLDER,
     "mailfolders/{folder}/childfolders": {
-        "GET": _reads(mail_folders.list_children),
+        "GET": _reads(mail_folders.list_folders),
         "POST": _changes(mail_folders.create_folder),
     },
+    "mailfolders/{folder}/childfolders/$count": {"GET": _reads(mail_folders.count_folders)},
     "mailfolders/{folder}/move": {"POST": _changes(mail_folders.move_folder)},
+    "mailfolders/{folder}/copy": {"POST": _adds(mail_folders.copy_folder)},
     "mailfolders/{folder}/permanentdelete": {"POST": _changes(mail_folders.remove_folder)},
 }
 _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
@@ -236,7 +240,6 @@ _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
 }
 _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
     "messages/{message}/extensions/*": "The resource openTypeExtension",
-    "messages/{message}/attachments/$count": "$count of attachments",
 }
 _NOT_IMPLEMENTED: Mapping[str, str] = {
     **_NOT_IMPLEMENTED_MESSAGE_ROUTES,
@@ -244,8 +247,6 @@ _NOT_IMPLEMENTED: Mapping[str, str] = {
         ("mailfolders/{folder}/childfolders/delta", "mailfolders/{folder}/childfolders/delta()"),
         "A delta query of child folders",
     ),
-    "mailfolders/$count": "$count of folders",
-    "mailfolders/{folder}/copy": "copy of a mailFolder",
     "mailfolders/{folder}/messagerules/*": "The resource messageRule",
     **{
         f"mailfolders/{{folder}}/{path}": what

@@ -233,6 +233,14 @@ class MailStore(Protocol):
         """Move a folder and its content into another one. Raises what rename_folder() does."""
         ...
 
+    async def copy_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
+        """Copy a folder, also a well-known one, with its subfolders and messages to another folder.
+
+        Raises NoSuchItemError, FolderExistsError, FolderError, MailboxFullError,
+        StoreUnavailableError.
+        """
+        ...
+
     async def delete_folder(
         self, account: str, folder_id: str, *, permanently: bool = False
     ) -> None:

@@ -165,24 +165,28 @@ class FolderTree:
         """See MailStore.create_folder()."""
         mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
-            parent = _parent(mailbox, parent_id)
-            _reject_same_name(mailbox, parent, name)
+            parent = parent_folder(mailbox, parent_id)
+            reject_same_name(mailbox, parent, name)
             if len(folder_directories(mailbox)) >= FOLDERS_MAX:
                 raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
             directory = checked_directory(directory_within(parent, encode_folder_name(name)))
-            _reject_existing(mailbox, [directory])
+            reject_existing(mailbox, [directory])
             folder_id = f"f{self._ids.new()}"
             make_folder(mailbox / directory, folder_id)
             resubscribe(mailbox, added=[directory])
             return find_folder(mailbox, folder_id)
+
+    def lock_of(self, account: str) -> threading.Lock:
+        """Return the lock of the changes of an account's folders."""
+        return self._stripes.of(account)
 
     def rename(self, account: str, folder_id: str, name: str) -> Folder:
         """See MailStore.rename_folder()."""
         mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "renamed")
-            parent = _parent(mailbox, folder.parent_id)
-            _reject_same_name(mailbox, parent, name, but=folder)
+            parent = parent_folder(mailbox, folder.parent_id)
+            reject_same_name(mailbox, parent, name, but=folder)
             if folder.display_name != name:
                 self._relocate(folder, directory_within(parent, encode_folder_name(name)))
             return find_folder(mailbox, folder.id)
@@ -192,10 +196,10 @@ class FolderTree:
         mailbox = self._folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "moved")
-            parent = _parent(mailbox, parent_id)
+            parent = parent_folder(mailbox, parent_id)
             if folder.parent_id != ("" if parent is None else parent.id):
-                _reject_same_name(mailbox, parent, folder.display_name)
-                self._relocate(folder, directory_within(parent, _own_name(mailbox, folder)))
+                reject_same_name(mailbox, parent, folder.display_name)
+                self._relocate(folder, directory_within(parent, own_name(mailbox, folder)))
             return find_folder(mailbox, folder.id)
 
     def delete(self, account: str, folder_id: str, *, permanently: bool = False) -> None:
@@ -209,7 +213,7 @@ class FolderTree:
             else:
                 self._folders.recreate(mailbox, WellKnown.DELETED_ITEMS)
                 parent = find_folder(mailbox, WellKnown.DELETED_ITEMS)
-                self._relocate(folder, _free_directory(mailbox, parent, _own_name(mailbox, folder)))
+                self._relocate(folder, _free_directory(mailbox, parent, own_name(mailbox, folder)))
         for path in removed:
             shutil.rmtree(path, ignore_errors=True)  # the rest is removed later as stale files
 
@@ -221,10 +225,10 @@ class FolderTree:
         changed = {name: directory + name[len(source) :] for name in _tree(mailbox, source)}
         for name in changed.values():
             checked_directory(name)
-        _reject_existing(mailbox, changed.values(), but=changed)
+        reject_existing(mailbox, changed.values(), but=changed)
         write_folder_ids(one for one in list_folders(mailbox) if one.path.name in changed)
         for name, new_name in changed.items():
-            _rename_directory(mailbox / name, mailbox / new_name)
+            rename_directory(mailbox / name, mailbox / new_name)
         sync_directory(mailbox)
         resubscribe(mailbox, changed=changed)
 
@@ -243,7 +247,7 @@ class FolderTree:
         return removed
 
 
-def _parent(mailbox: Path, parent_id: str) -> Folder | None:
+def parent_folder(mailbox: Path, parent_id: str) -> Folder | None:
     """Return the parent folder, None for the root."""
     if parent_id.lower() in ("", ROOT_ID):
         return None
@@ -256,9 +260,10 @@ def _changeable(folder: Folder, what: str) -> Folder:
     return folder
 
 
-def _reject_same_name(
+def reject_same_name(
     mailbox: Path, parent: Folder | None, display_name: str, *, but: Folder | None = None
 ) -> None:
+    """Raise FolderExistsError if another folder in `parent` has that name, in any case."""
     parent_id = "" if parent is None else parent.id
     for folder in list_folders(mailbox):
         if folder.parent_id != parent_id or (but is not None and folder.id == but.id):
@@ -267,9 +272,7 @@ def _reject_same_name(
             raise _existing(display_name)
 
 
-def _reject_existing(
-    mailbox: Path, directories: Iterable[str], *, but: Container[str] = ()
-) -> None:
+def reject_existing(mailbox: Path, directories: Iterable[str], *, but: Container[str] = ()) -> None:
     """Reject existing directories, also those of well-known folders: `.Sent` is Sent Items."""
     for name in directories:
         if name not in but and (mailbox / name / "cur").is_dir():
@@ -280,9 +283,9 @@ def _existing(name: str) -> FolderExistsError:
     return FolderExistsError(f"A folder with the specified name already exists: {name!r}.")
 
 
-def _own_name(mailbox: Path, folder: Folder) -> str:
+def own_name(mailbox: Path, folder: Folder) -> str:
     """Return the folder's own part of its directory's name, as one name."""
-    parent = _parent(mailbox, folder.parent_id)
+    parent = parent_folder(mailbox, folder.parent_id)
     above = directory_within(parent, "")
     return as_single_name(folder.path.name[len(above) :])
 
@@ -303,7 +306,8 @@ def _tree(mailbox: Path, directory: str) -> list[str]:
     return [*sorted(within, key=len, reverse=True), directory]
 
 
-def _rename_directory(source: Path, target: Path) -> None:
+def rename_directory(source: Path, target: Path) -> None:
+    """Rename a folder's directory. Raises FolderExistsError if the target exists."""
     try:
         source.rename(target)
     except OSError as error:

@@ -118,6 +118,7 @@ def _from_modified_utf7(name: str) -> str:
 
 
 ROOT_ID = "msgfolderroot"
+COPY_PREFIX = "relay-copy."  # a folder that is being copied
 DELETED_PREFIX = "relay-deleted."  # a folder that is being removed; without a dot it is no folder
 MARKER = "maildirfolder"
 # cur/ is made last and makes the directory a folder: a crash before it leaves no visible folder.

@@ -28,7 +28,7 @@ from relay.mailbox.messages import loaded
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.types import NO_PRECONDITION, Folder, Precondition, StoredMessage, WellKnown
 
-_FILE = "dovecot-keywords"
+KEYWORDS_FILE = "dovecot-keywords"
 _LINE = re.compile(rb"(\d{1,2}) ([^\n]+)")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _BYTES_MAX = 64 * 1024
@@ -48,7 +48,7 @@ def convert_keywords(flags: str, source: Path, target: Path) -> str:
 
 
 def _keywords(folder: Path) -> dict[str, bytes]:
-    with suppress(OSError), (folder / _FILE).open("rb") as file:
+    with suppress(OSError), (folder / KEYWORDS_FILE).open("rb") as file:
         found = _LINE.findall(file.read(_BYTES_MAX))
         return {_LETTERS[int(number)]: name for number, name in found if int(number) < 26}
     return {}

@@ -20,7 +20,7 @@ from pathlib import Path
 from relay.clock import now_at_least_us
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.dependencies import StoreDependencies
-from relay.mailbox.folders import DELETED_PREFIX, list_folders, well_known_path
+from relay.mailbox.folders import COPY_PREFIX, DELETED_PREFIX, list_folders, well_known_path
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
     list_names,
@@ -113,7 +113,8 @@ class StaleFiles:
         """Remove stale files of a mailbox, at most once a day; called before each write to it.
 
         The first time, remove half-written drafts and half-removed folders of any age. Each time,
-        remove files of any program in any tmp/ that are older than 36 hours.
+        remove files of any program in any tmp/ that are older than 36 hours, and copies of folders
+        that a crash interrupted so long ago.
         """
         now_s = self._shared.clock.monotonic()
         if now_s - self._cleaned_s.get(mailbox, -_EVERY_S) < _EVERY_S:
@@ -128,6 +129,9 @@ class StaleFiles:
         old_s = now_at_least_us(self._shared.clock) / 1_000_000 - STALE_S
         for folder in list_folders(mailbox):
             _remove_old(folder.path / "tmp", old_s)
+        for name in list_names(mailbox):
+            if name.startswith(COPY_PREFIX) and _is_old(mailbox / name, old_s):
+                shutil.rmtree(mailbox / name, ignore_errors=True)
 
 
 def _remove_half_done(mailbox: Path) -> None:
@@ -148,3 +152,9 @@ def _remove_old(directory: Path, old_s: float) -> None:
             status = os.lstat(path)
             if status.st_ctime < old_s and not stat.S_ISDIR(status.st_mode):
                 path.unlink()
+
+
+def _is_old(directory: Path, old_s: float) -> bool:
+    with suppress(FileNotFoundError):
+        return directory.lstat().st_ctime < old_s
+    return False

@@ -19,6 +19,7 @@ from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.drafts import Drafts
+from relay.mailbox.folder_copy import FolderCopier
 from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import ROOT_ID, Folders
 from relay.mailbox.inbox import Inbox
@@ -142,6 +143,8 @@ class FileStore:
         self.get_folder = in_thread(self._get_folder)
         self.create_folder = in_thread(self._tree.create)
         self.delete_folder = in_thread(self._tree.delete)
+        copier = FolderCopier(self._shared, self._tree, self._stale_files)
+        self._copy_folder = in_thread(copier.copy)
         settings = SettingsFiles(self._shared.folders, self._shared.stripes)
         self.mailbox_settings = in_thread(settings.read)
         self.write_mailbox_settings = in_thread(settings.write)
@@ -204,6 +207,11 @@ class FileStore:
     async def move_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
         """Move a folder into another one."""
         folder = await self._actions.run(self._tree.move, account, folder_id, parent_id)
+        return await self.get_folder(account, folder.id)
+
+    async def copy_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
+        """Copy a folder with its subfolders and messages."""
+        folder = await self._copy_folder(account, folder_id, parent_id=parent_id)
         return await self.get_folder(account, folder.id)
 
     # -- pickup

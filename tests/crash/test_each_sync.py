@@ -186,6 +186,14 @@ async def copies(trial: PowerLossTrial) -> None:
     await trial.promised(("drafts", "draft"), ("archive", "draft"))
 
 
+async def copies_of_folders(trial: PowerLossTrial) -> None:
+    await trial.store.create_draft(ALICE, letter("kept"))
+    (trial.root / "example.test/alice/subscriptions.lock").touch()  # another program changes it
+    store = trial.settled_store()
+    copy = await store.copy_folder(ALICE, "drafts", parent_id="archive")
+    await trial.promised(("drafts", "kept"), (copy.id, "kept"))
+
+
 async def step_4(trial: PowerLossTrial) -> None:
     pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
     await trial.settled_store().complete_submission(pending, queue_id="q")
@@ -377,6 +385,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         moves,
         repeated_deletes,
         copies,
+        copies_of_folders,
         sends,
         sends_rewritten,
         rejected_submissions,
@@ -493,6 +502,7 @@ SYNCED_BY = frozenset(
 MODULES = (
     *("drafts.py", "inbox.py", "stale_files.py", "moving.py", "submissions/submit.py"),
     *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py", "settings_file.py"),
+    "folder_copy.py",
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
 OF_FOLDERS = ("mailbox", "make_folder", "write_folder_id")

@@ -239,3 +239,96 @@ async def test_a_get_of_an_action_says_which_methods_there_are(graph: GraphInMem
     answer = await graph.http.get("/v1.0/me/mailFolders/inbox/move")
     assert refused(answer, 405, "Request_BadRequest")
     assert answer.headers["allow"] == "POST"
+
+
+# -- copies and counts
+
+
+async def test_a_folder_is_copied_with_its_messages(on_disk: OnDisk) -> None:
+    one, two = await made(on_disk, "One"), await made(on_disk, "Two")
+    inner = await made(on_disk, "Inner", one["id"])
+    path = f"/mailFolders/{inner['id']}/messages"
+    draft = (await on_disk.http.post(path, json={"subject": "s"})).json()
+    answer = await on_disk.http.post(
+        f"/mailFolders/{one['id']}/copy", json={"DestinationId": two["id"]}
+    )
+    copy = answer.json()
+    assert answer.status_code == 201
+    assert copy == one | {"id": copy["id"], "parentFolderId": two["id"], "childFolderCount": 1}
+    [below] = (await on_disk.http.get(f"/mailFolders/{copy['id']}/childFolders")).json()["value"]
+    [copied] = (await on_disk.http.get(f"/mailFolders/{below['id']}/messages")).json()["value"]
+    assert copied["subject"] == "s"
+    assert copied["id"] != draft["id"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "body", "status", "code"),
+    [
+        ("archive", {"destinationId": "msgfolderroot"}, 409, "ErrorFolderExists"),
+        ("archive", {"destinationId": "archive"}, 400, "ErrorInvalidRequest"),
+        ("archive", {"destinationId": "nothing"}, 404, "ErrorItemNotFound"),
+        ("nothing", {"destinationId": "archive"}, 404, "ErrorItemNotFound"),
+        ("msgfolderroot", {"destinationId": "archive"}, 404, "ErrorItemNotFound"),
+        ("archive", {}, 400, "ErrorRequiredPropertyMissing"),
+        ("archive", {"destinationId": 1}, 400, "RequestBodyRead"),
+        ("archive", {"destinationId": "inbox", "x": 1}, 400, "RequestBodyRead"),
+    ],
+)
+async def test_a_copy_that_cannot_be_is_refused(
+    on_disk: OnDisk, folder: str, body: dict[str, Any], status: int, code: str
+) -> None:
+    before = await listed(on_disk, "/mailFolders?$top=100")
+    refused(await on_disk.http.post(f"/mailFolders/{folder}/copy", json=body), status, code)
+    assert await listed(on_disk, "/mailFolders?$top=100") == before
+
+
+async def test_a_copy_that_exceeds_the_quota_is_refused(on_disk: OnDisk) -> None:
+    body = {"contentType": "text", "content": "x" * 40_000}
+    await a_draft(on_disk, body=body)
+    answer = await on_disk.http.post("/mailFolders/drafts/copy", json={"destinationId": "archive"})
+    refused(answer, 507, "ErrorQuotaExceeded")
+    assert await listed(on_disk, "/mailFolders/archive/childFolders") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "count"),
+    [
+        ("/mailFolders/$count", len(ROOTS) + 1),
+        ("/mailFolders/$count?$filter=displayName eq 'outer'", 1),
+        ("/mailFolders/$count?includeHiddenFolders=true", len(ROOTS) + 1),
+        ("/mailFolders/msgFolderRoot/childFolders/$count", len(ROOTS) + 1),
+        ("/mailFolders/{outer}/childFolders/$count", 2),
+        ("/mailFolders/inbox/childFolders/{outer}/childFolders/$count", 2),
+        ("/mailFolders/{outer}/childFolders/$count?$filter=startswith(displayName,'b')", 1),
+    ],
+)
+async def test_folders_are_counted(on_disk: OnDisk, path: str, count: int) -> None:
+    outer = await made(on_disk, "Outer")
+    for name in "ab":
+        await made(on_disk, name, outer["id"])
+    answer = await on_disk.http.get(path.format(outer=outer["id"]))
+    assert (answer.status_code, answer.text) == (200, str(count))
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+async def test_counts_refuse_what_they_do_not_know(on_disk: OnDisk) -> None:
+    refused(await on_disk.http.get("/mailFolders/nothing/childFolders/$count"), 404, "ErrorItemNotFound")  # fmt: skip
+    refused(await on_disk.http.get("/mailFolders/$count?$top=1"), 400, "BadRequest")
+    refused(await on_disk.http.get("/mailFolders/$count?$filter=x eq 1"), 400, "BadRequest")
+
+
+async def test_hidden_folders_may_be_asked_for(on_disk: OnDisk) -> None:
+    assert len(await listed(on_disk, "/mailFolders?includeHiddenFolders=true&$top=100")) == 7
+    assert await listed(on_disk, "/mailFolders/inbox/childFolders?includeHiddenFolders=True") == []
+
+
+async def test_attachments_are_counted(on_disk: OnDisk) -> None:
+    file = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a", "contentBytes": "aA=="}
+    draft = await a_draft(on_disk, attachments=[file, file])
+    path = f"/messages/{draft['id']}/attachments/$count"
+    answer = await on_disk.http.get(path)
+    assert (answer.status_code, answer.text) == (200, "2")
+    assert (await on_disk.http.get(f"/mailFolders/drafts{path}")).text == "2"
+    refused(await on_disk.http.get(f"/mailFolders/inbox{path}"), 404, "ErrorItemNotFound")
+    refused(await on_disk.http.get("/messages/nothing/attachments/$count"), 404, "ErrorItemNotFound")  # fmt: skip
+    refused(await on_disk.http.get(f"{path}?$top=1"), 400, "BadRequest")
