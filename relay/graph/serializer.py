@@ -108,8 +108,8 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
         {"name": name, "value": value}
         for name, value in message.properties.internet_message_headers
     ],
-    # Clients often select these; Relay has no value for them: null, as in Graph.
-    **dict.fromkeys(("webLink", "inferenceClassification"), lambda _: None),
+    "inferenceClassification": lambda _: "focused",  # Relay does not part an Inbox
+    "webLink": lambda _: None,  # clients often select it
 }
 _ALWAYS = ("@odata.etag", "id")
 _ON_SELECT = ("internetMessageHeaders", "sensitivity")
