@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.relay_config import account
-from tests.support.relay_process import ROOT, RelayProcess
+from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.remote_mx import Envelope, RemoteMx
 from tests.support.remotes import Remotes, received
 from tests.support.tls import Authority, authority
@@ -79,6 +79,11 @@ class User:
     def arrivals(self, address: str = "") -> int:
         """How many messages to `address`, else to `sink`, arrived so far."""
         return len(self.served.sink.received(address or self.sink))
+
+    def settle(self) -> None:
+        """Wait until the queue has accepted every message that was submitted, and all are filed."""
+        pending = self.served.relay.pending_submissions
+        until("all is filed", lambda: not pending() and not self.messages("drafts"))
 
     def get(self, path: str) -> Any:
         """GET a path below /me."""

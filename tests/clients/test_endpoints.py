@@ -377,6 +377,28 @@ async def _(box: Mailbox) -> None:
     assert (await box.me.mailbox_settings.patch(settings)).time_zone == "Pacific Standard Time"
 
 
+@endpoint("GET", "/users")
+async def _(box: Mailbox) -> None:
+    users = box.client.users
+    found = await users.get(sdk.options(users, filter=f"mail eq '{box.user.address}'"))
+    assert [one.mail for one in found.value] == [box.user.address]
+
+
+@endpoint("GET", "/users/{id}")
+async def _(box: Mailbox) -> None:
+    found = await box.client.users.by_user_id(box.user.address).get()
+    assert (found.mail, found.id) == (box.user.address, (await box.me.get()).id)
+
+
+@endpoint("GET", "/me/mailFolders/delta")
+async def _(box: Mailbox) -> None:
+    first = await box.folders.delta.get()
+    assert {"Inbox", "Drafts"} <= {one.display_name for one in first.value}
+    made = await box.folders.post(MailFolder(display_name="Projects"))
+    later = await box.folders.delta.with_url(first.odata_delta_link).get()
+    assert [one.id for one in later.value] == [made.id]
+
+
 @endpoint("POST", "/$batch")
 async def _(box: Mailbox) -> None:
     content = sdk.batch(box.me.to_get_request_information())

@@ -11,6 +11,7 @@ import pytest
 
 from tests.clients.conftest import ServedRelay, User
 from tests.support.faulty_proxy import Fault
+from tests.support.relay_process import until
 
 pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
 
@@ -82,6 +83,33 @@ async def test_11_large_file_upload_task(
     await client.me.messages.by_message_id(draft.id).send.post()
     (attachment,) = content_of(user).iter_attachments()
     assert hashlib.sha256(attachment.get_content()).digest() == hashlib.sha256(data).digest()
+
+
+async def test_preferences(served: ServedRelay, user: User) -> None:
+    messages = sdk.client(served.url, user.name).me.messages
+    draft = await messages.post(sdk.message("html", html="<p>Grüße</p>"))
+    one = messages.by_message_id(draft.id)
+    text = sdk.with_headers(Prefer='outlook.body-content-type="text", IdType="ImmutableId"')
+    found = await one.get(text)
+    assert found.body.content_type is BodyType.Text
+    assert found.body.content.strip() == "Grüße"
+    minimal = sdk.with_headers(Prefer="return=minimal")
+    assert await messages.post(sdk.message("minimal"), minimal) is None
+    page = await messages.get(sdk.with_headers(Prefer="odata.maxpagesize=1"))
+    assert [found.subject for found in page.value] == ["minimal"]
+    assert page.odata_next_link
+
+
+async def test_if_match(served: ServedRelay, user: User) -> None:
+    messages = sdk.client(served.url, user.name).me.messages
+    draft = await messages.post(sdk.message("first"))
+    one = messages.by_message_id(draft.id)
+    version = sdk.with_headers(If_Match=draft.additional_data["@odata.etag"])
+    assert (await one.patch(Message(subject="second"), version)).subject == "second"
+    with pytest.raises(ODataError) as caught:
+        await one.patch(Message(subject="third"), version)
+    assert caught.value.response_status_code == 412
+    assert caught.value.error.code == "ErrorIrresolvableConflict"
 
 
 async def test_14_life_of_a_draft(served: ServedRelay, user: User) -> None:
@@ -202,6 +230,28 @@ async def test_20_429_twice(served: ServedRelay, user: User) -> None:
     tries = [one for one in served.proxy.requests if one.path.endswith(path)]
     assert [one.status for one in tries] == [429, 429, 202]
     assert [one.headers.get("Retry-Attempt") for one in tries] == [None, "1", "2"]
+
+
+async def test_21_504_after_commit(served: ServedRelay, user: User) -> None:
+    """The SDK sends the message again, and the relay knows it by Retry-Attempt."""
+    client = sdk.client(served.url, user.name)
+    path = f"/users/{user.name}%40example.test/sendMail"
+    served.proxy.faults.append(Fault("POST", path.lower(), 504, after_commit=True))
+    await client.users.by_user_id(user.address).send_mail.post(
+        sdk.mail(subject="once", to=user.sink)
+    )
+    tries = [one for one in served.proxy.requests if one.path.endswith(path)]
+    assert [one.status for one in tries] == [504, 202]
+    user.settle()
+    assert [one["subject"] for one in user.messages("sentitems")] == ["once"]
+    user.arrived()
+
+
+async def test_21_two_equal_messages_are_two(served: ServedRelay, user: User) -> None:
+    client = sdk.client(served.url, user.name)
+    for _ in range(2):
+        await client.me.send_mail.post(sdk.mail(subject="twice", to=user.sink))
+    until("both messages are sent", lambda: user.arrivals() == 2)
 
 
 async def test_22_batch(served: ServedRelay, user: User) -> None:

@@ -28,12 +28,17 @@ class FixedToken(MemoryTokenBackend):
         return False
 
 
-def log_in(served: ServedRelay, user: User) -> Account:
+def protocol_of(served: ServedRelay) -> MSGraphProtocol:
+    """The protocol with a relay's URLs."""
     protocol = MSGraphProtocol()
     protocol.protocol_url, protocol.service_url = f"{served.url}/", f"{served.url}/v1.0/"
+    return protocol
+
+
+def log_in(served: ServedRelay, user: User) -> Account:
     return Account(
         ("id", "secret"),
-        protocol=protocol,
+        protocol=protocol_of(served),
         auth_flow_type="credentials",
         tenant_id="contoso",
         main_resource=user.address,

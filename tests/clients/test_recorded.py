@@ -279,6 +279,15 @@ def test_28_spellings_of_paths(client: Client, path: str) -> None:
     client.user.arrived()
 
 
+def test_preferences_of_o365(client: Client) -> None:
+    """O365 asks for a body type, and sets a time zone with each request."""
+    message = client.draft(subject="html", body={"contentType": "HTML", "content": "<p>x</p>"})
+    prefer = 'outlook.timezone="UTC", outlook.body-content-type="text"'
+    answer = client.send("GET", f"/v1.0/me/messages/{message}", None, O365 | {"Prefer": prefer})
+    assert answer.json()["body"]["contentType"] == "text"
+    assert 'outlook.body-content-type="text"' in answer.headers["preference-applied"]
+
+
 def test_28_draft_in_the_folder_drafts(client: Client) -> None:
     """O365 spells the well-known name with a capital, and sends a draft without a body."""
     user = client.user
