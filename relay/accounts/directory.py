@@ -129,7 +129,7 @@ class FileAccounts:
         """
         name = client_id[:_USER_LENGTH_MAX].lower()
         found, stored = self._clients.get(name, (None, _NOBODY))
-        # the name cannot be a user's: it has a space
+        # its failures are counted apart from those of the user with this name
         is_right = await self._checker.check(f"client {name}", stored, secret, client=client)
         return found if is_right else None
 

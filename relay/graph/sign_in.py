@@ -21,6 +21,7 @@ from relay.clock import Clock, Ids, rfc3339
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest
+from relay.observe.logs import get_logger
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
 _AUTHORIZE = "oauth2/v2.0/authorize"
@@ -37,10 +38,13 @@ _BODY_BYTES_MAX = 64 * 1024
 _HELD_BYTES_MAX = 4 * 1024 * 1024
 _FIELDS_MAX = 64
 _TEXT_MAX = 1024  # of tenant and scope, which the token repeats
+_LOGGED_MAX = 128  # characters of a client id
 _FORM = "application/x-www-form-urlencoded"
 _GRANT = "client_credentials"
 _ALL_OF_CLIENT = ".default"
 _NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
+
+_log = get_logger("graph")
 
 
 class _SignInError(Exception):
@@ -204,12 +208,17 @@ class _Endpoints:
                 given.client_id, given.secret, client=request.client_address
             )
         except LoginDelayedError as error:
+            if error.__cause__ is not None:
+                address = request.client_address
+                _log.error("secret not checked", client=address, error=error.__cause__)
             headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
             text = f"{error}. Try again later."
             raise _SignInError(
                 "temporarily_unavailable", text, number=90055, status=429, headers=headers
             ) from None
         if client is None:
+            shown = given.client_id[:_LOGGED_MAX]
+            _log.info("sign-in rejected", client=request.client_address, client_id=shown)
             headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
             text = f"Invalid client secret provided for the app {quoted(given.client_id)}, "
             text += "or the app is not known here."

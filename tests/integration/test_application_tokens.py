@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.support.graph_client import Answer
 from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import RelayProcess, until
 
@@ -20,15 +21,19 @@ def relay():
         yield relay
 
 
-def new_token(relay: RelayProcess, **changes: str) -> str:
+def sign_in(relay: RelayProcess, secret: str = "s3cret") -> Answer:
     form = {
-        "grant_type": "client_credentials", "client_id": "app-1", "client_secret": "s3cret",
-        "scope": "https://graph.microsoft.com/.default", **changes,
+        "grant_type": "client_credentials", "client_id": "app-1", "client_secret": secret,
+        "scope": "https://graph.microsoft.com/.default",
     }  # fmt: skip
-    answer = relay.request(
+    return relay.request(
         "POST", "/contoso/oauth2/v2.0/token", urlencode(form).encode(),
         {"Content-Type": "application/x-www-form-urlencoded"},
     )  # fmt: skip
+
+
+def new_token(relay: RelayProcess) -> str:
+    answer = sign_in(relay)
     assert answer.status == 200, answer.body
     return str(answer.json()["access_token"])
 
@@ -74,6 +79,13 @@ def test_acts_for_opens_nothing_in_the_relays_own_api(relay):
     assert json.loads(relay.graph("GET", "/relay/v1/messages", token=token).body) == []
     found = relay.graph("GET", journey, token="bob").json()
     assert (found["sender"], found["client"]["account"]) == ("bob@example.test", "app@example.test")
+
+
+def test_a_rejected_sign_in_is_logged_without_the_secret(relay):
+    assert sign_in(relay, "hunter2").json()["error"] == "invalid_client"
+    (line,) = [json.loads(one) for one in relay.log.splitlines() if "sign-in rejected" in one]
+    assert (line["client"], line["client_id"]) == ("127.0.0.1", "app-1")
+    assert "hunter2" not in relay.log
 
 
 @pytest.mark.parametrize("is_open", [True, False])
