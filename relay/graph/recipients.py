@@ -82,13 +82,13 @@ def reply_recipients(
 ) -> tuple[tuple[EmailAddress, ...], tuple[EmailAddress, ...]]:
     """Return To and Cc of a reply to a message in the account's mailbox.
 
-    A reply goes to Reply-To, else to From; to a message of the account's own it goes to the
-    recipients of that one. A reply to all goes to the other recipients as well, but not to the
-    account's addresses. Each address occurs once, and what is no valid address is left out. If only
-    own addresses are left, the reply goes to these. RFC 5322 3.6.3.
+    A reply goes to Reply-To, else to From; to a message that the account sent, also on behalf of
+    another, it goes to the recipients of that one. A reply to all goes to the other recipients as
+    well, but not to the account's addresses. Each address occurs once, and what is no valid address
+    is left out. If only own addresses are left, the reply goes to these. RFC 5322 3.6.3.
     """
     author = original.from_ or original.sender
-    is_own = author is not None and account.owns(author.address)
+    is_own = any(one and account.owns(one.address) for one in (original.from_, original.sender))
     targets = original.to if is_own else original.reply_to or tuple(filter(None, [author]))
     to = _each_once((*targets, *(() if is_own or not to_all else original.to)))
     known = {one.address.lower() for one in to}

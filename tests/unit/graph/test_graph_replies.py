@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from relay.mime.quoting import QUOTE_CHARACTERS_MAX
-from tests.support.graph_fakes import OnDisk, graph_on_disk, post_mime, refused, to
+from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, graph_on_disk, post_mime, refused, to
 
 SENDING = ("reply", "replyAll", "forward")
 CREATING = ("createReply", "createReplyAll", "createForward")
@@ -154,6 +154,14 @@ async def test_a_reply_to_an_own_message_goes_to_its_recipients(
     assert addresses(draft["ccRecipients"]) == expected_cc
     assert draft["bccRecipients"] == []
     assert draft["conversationId"] == created["conversationId"]
+
+
+async def test_a_reply_to_a_message_on_behalf_of_another_goes_to_its_recipients(
+    mail: OnDisk,
+) -> None:
+    content = b"From: office@a.test\nSender: alice@example.test\nTo: c@a.test\n\nx"
+    draft = await draft_of(mail, await received(mail, content), "createReply")
+    assert addresses(draft["toRecipients"]) == ["c@a.test"]
 
 
 @pytest.mark.parametrize(
@@ -427,6 +435,42 @@ async def test_forwarded_mime_needs_recipients_of_its_own(mail: OnDisk) -> None:
     refused(answer, 400, "ErrorInvalidRecipients")
     created = await post_mime(mail.http, f"{path}/createForward", b"X-Own: 1\r\n\r\n")
     assert (created.json()["subject"], created.json()["toRecipients"]) == ("FW: Plans", [])
+
+
+# -- limits
+
+
+def many(number: int, size: int = 10) -> bytes:
+    part = b"--b\nContent-Disposition: attachment; filename=x\n\n" + b"x" * size + b"\n"
+    head = b"From: a@b.test\nContent-Type: multipart/mixed; boundary=b\n\n"
+    return head + part * number + b"--b--\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(many(251), "251 attachments"), (many(2, 40_000), "at most 65536")],
+)
+@pytest.mark.parametrize("action", ["forward", "createForward"])
+async def test_too_many_or_too_large_attachments_are_413(
+    tmp_path: Path, action: str, content: bytes, text: str
+) -> None:
+    async with graph_on_disk(tmp_path / "mail", max_upload=65536) as mail:
+        path = await received(mail, content)
+        files = mail.files()
+        answer = await mail.http.post(f"{path}/{action}", json={"toRecipients": to("e@a.test")})
+        assert text in refused(answer, 413, "ErrorMessageSizeExceeded")
+        assert mail.files() == files
+        assert (await mail.http.post(f"{path}/createReply")).status_code == 201
+
+
+@pytest.mark.parametrize("action", ["forward", "createForward"])
+async def test_a_forward_that_does_not_fit_the_quota_is_507(on_disk: OnDisk, action: str) -> None:
+    path = await received(on_disk, many(1, QUOTA_BYTES // 2))
+    files = on_disk.files()
+    answer = await on_disk.http.post(f"{path}/{action}", json={"toRecipients": to("e@a.test")})
+    refused(answer, 507, "ErrorQuotaExceeded")
+    assert on_disk.files() == files
+    assert (await on_disk.http.post(f"{path}/reply")).status_code == 202
 
 
 # -- damaged and large originals
