@@ -38,6 +38,9 @@ class CrashPoint(StrEnum):
     SUBMISSION_PREPARED = (
         "submission-prepared"  # a draft that is sent unchanged: link into preparing/
     )
+    # A submission with an Idempotency-Key, before submission-ready:
+    PREPARING_DIRECTORY_SYNCED = "preparing-directory-synced"  # fsync of preparing/
+    KEY_RECORDED = "key-recorded"  # its record is committed; the next start makes it ready
     # A scheduled send:
     CHANGE_PREPARED = "change-prepared"  # its next generation linked into preparing/
     SUBMISSION_RESCHEDULED = "submission-rescheduled"  # renamed to another time

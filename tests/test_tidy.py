@@ -292,7 +292,12 @@ def test_a_class_name_occurs_once():
 
 def test_only_the_spool_and_the_index_name_sqlite():
     """What runs on a spool must not depend on its engine: relay.spool.open() and storage() choose it."""
-    own = ("relay/spool/", "relay/mailbox/index/", "relay/settings/")
+    own = (
+        "relay/spool/",
+        "relay/mailbox/index/",
+        "relay/settings/",
+        "relay/mailbox/submissions/keyed",
+    )
     found = [
         f"{path}:{number}"
         for path in MODULES

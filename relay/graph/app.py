@@ -4,6 +4,7 @@ That happens, and intake under pressure is rejected, before the body is read.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from starlette.responses import Response
 
@@ -11,8 +12,22 @@ from relay.accounts.account import Account, AccountDirectory
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.batch import BatchHandler
-from relay.graph.graph_request import GraphDependencies, GraphRequest, api_error, not_implemented
-from relay.graph.routes import Intake, RouteMatch, find_route, find_users_route, with_keys
+from relay.graph.graph_request import (
+    ConcurrentRequests,
+    GraphDependencies,
+    GraphRequest,
+    api_error,
+    not_implemented,
+)
+from relay.graph.repeats import SubmissionRepeats
+from relay.graph.routes import (
+    GraphOperation,
+    Intake,
+    RouteMatch,
+    find_route,
+    find_users_route,
+    with_keys,
+)
 from relay.graph.upload_sessions import serve_upload
 from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
@@ -66,6 +81,8 @@ def create_app(
         max_upload=http.max_upload,
     )
 
+    admission = _Admission(SubmissionRepeats(store, clock), pressure)
+
     async def handle(request: HttpRequest) -> Response:
         segments = with_keys(request.segments)
         is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
@@ -81,8 +98,7 @@ def create_app(
             if len(segments) == 2 and segments[1].lower() == "$batch":
                 return await batches.handle(request)
             match, graph_request = _find_operation(dependencies, request, caller, accounts=accounts)
-            check_pressure(pressure.state, match.operation.intake)
-            return graph_request.add_applied(await match.operation.handler(graph_request))
+            return await admission.run(match.operation, graph_request)
         except OutcomeUnknownError as error:
             raise UnansweredError(str(error)) from error
         except StoreError as error:
@@ -96,6 +112,30 @@ def create_app(
         base_url=lambda request: request.base_url(http.public_url, hostname),
     )
     return gateway
+
+
+class _Admission:
+    """Runs operations within the limits; those that submit a message not a second time."""
+
+    def __init__(self, repeats: SubmissionRepeats, pressure: Pressure) -> None:
+        self._repeats = repeats
+        self._pressure = pressure
+        self._concurrent = ConcurrentRequests()
+
+    async def run(self, operation: GraphOperation, request: GraphRequest) -> Response:
+        """Return the response. Raises ApiError, StoreError."""
+        with ExitStack() as running:
+
+            def admit() -> None:
+                running.enter_context(self._concurrent.acquire(request.caller.address))
+                check_pressure(self._pressure.state, operation.intake)
+
+            if operation.intake is Intake.MESSAGE:
+                response = await self._repeats.submit(request, operation.handler, admit=admit)
+            else:
+                admit()
+                response = await operation.handler(request)
+            return request.add_applied(response)
 
 
 _REJECTED_FOR = {

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope
 
 from relay.clock import Clock, rfc3339
 from relay.graph.json_values import check_number_of_values
+from relay.graph.repeats import key_of_part, read_key
 from relay.http.errors import ApiError, UnansweredError, error_body, quoted
 from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
@@ -40,7 +41,14 @@ _WHITE_SPACE = re.compile(r"\s+")
 _NOT_OF_AN_ITEM = frozenset(
     ("authorization", "host", "connection", "content-length", "transfer-encoding", "expect")
 )
-_INHERITED = ("authorization", "host", "client-request-id", "accept-language", "user-agent")
+_INHERITED = (
+    "authorization",
+    "host",
+    "client-request-id",
+    "retry-attempt",
+    "accept-language",
+    "user-agent",
+)
 _BASE64_TEXT = re.compile(rb"[A-Za-z0-9+/=\s]*")
 _SPELLING = {
     name.lower(): name
@@ -116,11 +124,12 @@ class BatchHandler:
 
     async def handle(self, request: HttpRequest) -> Response:
         """Answer a batch. Raises ApiError 400, 405; UnansweredError."""
-        if request.is_part:
+        if request.part_id is not None:
             raise ApiError(400, "BadRequest", "A batch cannot contain a batch.")
         if request.method != "POST":
             message = "Specified HTTP method is not allowed for the request target."
             raise ApiError(405, "Request_BadRequest", message, headers={"allow": "POST"})
+        read_key(request)
         version = request.segments[0].lower()
         items = parse_batch(await request.body(), version=version, base_url=self._base_url(request))
         run = _Run(request, asyncio.Semaphore(CONCURRENT_MAX), RESPONSES_BYTES_MAX)
@@ -153,7 +162,9 @@ class BatchHandler:
             run.done[item.id].set()
 
     async def _run(self, item: BatchItem, run: _Run) -> dict[str, Any] | None:
-        scope = run.request.part_scope(item.method, item.target, headers=_fields(item, run.request))
+        scope = run.request.part_scope(
+            item.method, item.target, headers=_fields(item, run.request), part_id=item.id
+        )
         body = [item.body]
 
         async def receive() -> dict[str, Any]:
@@ -354,6 +365,8 @@ def _fields(item: BatchItem, request: HttpRequest) -> Sequence[tuple[bytes, byte
     for name in _INHERITED:
         if (value := request.headers.get(name)) is not None:
             fields.setdefault(name, value)
+    if "idempotency-key" not in fields and (key := read_key(request)):
+        fields["idempotency-key"] = key_of_part(key, item.id)
     fields["content-length"] = str(len(item.body))
     return [(name.encode("ascii"), value.encode("latin-1")) for name, value in fields.items()]
 

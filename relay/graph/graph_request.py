@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import tzinfo
@@ -34,12 +34,17 @@ from relay.mailbox.types import (
     ProtectedFolderError,
     StoreError,
     StoreUnavailableError,
+    SubmissionKey,
+    TooManyKeysError,
     TooManyQueriesError,
     TooManyUploadsError,
     UploadBusyError,
 )
+from relay.message.content import LARGE_BYTES
 from relay.message.time_zones import time_zone
 
+IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
+REQUESTS_PER_ACCOUNT_MAX = 256
 STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
 STREAMED_BODIES_PER_ACCOUNT_MAX = 8
 ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
@@ -48,6 +53,8 @@ _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
+_KEYS_RETRY_S = 600
+_CONCURRENCY_RETRY_S = 1
 _Result = TypeVar("_Result")
 
 
@@ -66,6 +73,31 @@ class StreamedBodies:
         ):
             message = "Too many large bodies are being received; try again."
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
+        self._by_account[account] += 1
+        try:
+            yield
+        finally:
+            self._by_account[account] -= 1
+            if not self._by_account[account]:
+                del self._by_account[account]
+
+
+class ConcurrentRequests:
+    """Counts the running requests of each account."""
+
+    def __init__(self) -> None:
+        self._by_account: Counter[str] = Counter()
+
+    @contextmanager
+    def acquire(self, account: str) -> Iterator[None]:
+        """Count one request inside the with block. Raises ApiError 429 at the limit."""
+        if self._by_account[account] >= REQUESTS_PER_ACCOUNT_MAX:
+            message = (
+                "Application is over its MailboxConcurrency limit: "
+                f"{REQUESTS_PER_ACCOUNT_MAX} requests of this account are running."
+            )
+            headers = {"retry-after": str(_CONCURRENCY_RETRY_S)}
+            raise ApiError(429, "ApplicationThrottled", message, headers=headers)
         self._by_account[account] += 1
         try:
             yield
@@ -101,6 +133,8 @@ class GraphRequest:
     `account` is the mailbox's: its addresses may be used in From. `caller` is the bearer token's,
     usually the same; limits and records of clients are by caller.
     A handler adds to `applied` each preference that it applies; add_applied() sends all of them.
+    A submission is recorded under `key`. Before a streamed one is complete, `before_submission` is
+    awaited; both come from relay/graph/repeats.py.
     """
 
     dependencies: GraphDependencies
@@ -109,6 +143,8 @@ class GraphRequest:
     path_parameters: Mapping[str, str]
     caller: Account
     applied: list[str] = field(default_factory=list)
+    key: SubmissionKey | None = None
+    before_submission: Callable[[], Awaitable[None]] | None = None
 
     def check_scopes(self, needed: Collection[Scope]) -> None:
         """Raise ApiError 403 unless the caller's tokens have one of the scopes."""
@@ -235,6 +271,13 @@ class GraphRequest:
         """Return the JSON's @odata.context."""
         return {"@odata.context": f"{self.root_url()}/$metadata#{what}"}
 
+    def is_streamed(self) -> bool:
+        """Return whether the body is MIME that is too large for memory, or may be."""
+        size_bytes = self.http.declared_bytes
+        return self._content_type() == "text/plain" and (
+            size_bytes is None or size_bytes > IN_MEMORY_BODY_BYTES_MAX
+        )
+
     def is_mime(self) -> bool:
         """Return whether the body is MIME in base64 (text/plain) and not JSON, the default.
 
@@ -354,6 +397,9 @@ def api_error(error: StoreError) -> ApiError:
             return ApiError(413, "ErrorMessageSizeExceeded", text)
         case TooManyQueriesError():
             return service_unavailable("ResourceUnhealthy", text, retry_after_s=_STORE_RETRY_S)
+        case TooManyKeysError():
+            headers = {"retry-after": str(_KEYS_RETRY_S)}
+            return ApiError(429, "ApplicationThrottled", text, headers=headers)
         case TooManyUploadsError():
             return service_unavailable("ResourceUnhealthy", text, retry_after_s=_UPLOAD_RETRY_S)
         case UploadBusyError():

@@ -18,7 +18,7 @@ from relay.graph.recipients import check_has_recipients, check_own, check_recipi
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.arrivals import Arrival
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.content import LARGE_BYTES, Content, blocks
+from relay.message.content import Content, blocks
 from relay.message.header import BLANK_LINE, Header, header_section
 from relay.message.properties import MessageProperties
 from relay.mime.read_header import (
@@ -35,7 +35,6 @@ _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=\s]|[\x0b\x0c]")
 _QUICK_BYTES = 4 * 1024  # a header of this size is parsed in a few milliseconds
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
 _Result = TypeVar("_Result")
-_IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3
 _HEAD_BYTES = HEADER_OCTETS_MAX + 4  # the longest header that can be sent, and the empty line
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
@@ -178,8 +177,7 @@ async def receive_mime(
     `amend` returns the given content with other header fields. With `to_send` the message must then
     have recipients. Raises ApiError.
     """
-    declared_bytes = request.http.declared_bytes
-    if declared_bytes is None or declared_bytes > _IN_MEMORY_BODY_BYTES_MAX:
+    if request.is_streamed():
         return await receive_in_blocks(
             request, consumer.streamed, is_base64=True, to_send=to_send, amend=amend
         )
@@ -235,6 +233,8 @@ async def receive_in_blocks(
             await arrival.write(mime.content)
             async for block in content:
                 await arrival.write(block)
+            if to_send and request.before_submission is not None:
+                await request.before_submission()
             finished = arrival.finish()
             return ReceivedMime(mime, await (await_submission(finished) if to_send else finished))
         finally:

@@ -26,6 +26,7 @@ from relay.graph.mime_body import (
 from relay.graph.recipients import author_on_behalf, check_has_recipients, check_own
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.folders import ROOT_ID
+from relay.mailbox.submissions import draft_of
 from relay.mailbox.types import (
     Folder,
     NoSuchItemError,
@@ -94,6 +95,7 @@ async def send_mime(
 async def send_draft(request: GraphRequest) -> Response:
     """POST {message}/send: submit a draft. A body is ignored."""
     request.options()
+    await request.http.body()  # it counts when the request is repeated
     store = request.dependencies.store
     draft = await store.get(request.mailbox, request.message_id, folder_id=request.folder_id)
     if not draft.is_draft:
@@ -120,13 +122,23 @@ def accepted(
     request: GraphRequest, submission: PendingSubmission, *, internet_message_id: str
 ) -> Response:
     """Return the 202 for a submission."""
+    internet_message_id = submission.internet_message_id or internet_message_id
+    return accepted_response(
+        request, submission.submission_id, internet_message_id=internet_message_id
+    )
+
+
+def accepted_response(
+    request: GraphRequest, submission_id: str, *, internet_message_id: str
+) -> Response:
+    """Return the 202 for a submission that is durable, or was before."""
 
     async def answered() -> None:
         request.dependencies.crash.reached(CrashPoint.REQUEST_ANSWERED)
 
     headers = {
-        "x-relay-message-id": submission.draft_id,
-        "x-relay-submission-id": submission.submission_id,
+        "x-relay-message-id": draft_of(submission_id),
+        "x-relay-submission-id": submission_id,
     }
     # MIME may have none: the conversion adds one
     if internet_message_id and internet_message_id.isascii() and internet_message_id.isprintable():
@@ -173,6 +185,7 @@ async def send_options(
         sent_folder=folder if save else "",
         scheduled_us=wishes.scheduled_us if wishes else 0,
         client=Client(request.http.client_address, account=request.caller.address),
+        key=request.key,
     )
 
 

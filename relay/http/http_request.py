@@ -6,6 +6,7 @@ one is in memory. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
 
 import asyncio
 import contextlib
+import hashlib
 import re
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ _Result = TypeVar("_Result")
 BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
 CLOSE = "relay.close"  # scope key: a function that closes the connection
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
-_IS_PART = "relay.is_part"  # scope key: the request is part of a batch
+_PART_ID = "relay.part_id"  # scope key: the id of a request that is part of a batch
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
@@ -57,6 +58,8 @@ class HttpRequest:
         self._complete = False
         self._body_requested = False
         self._timed_out = False
+        self._digest: hashlib._Hash | None = None
+        self._kept_body: bytes | None = None
 
     def base_url(self, public_url: str, fallback_host: str) -> str:
         """Return `public_url`, else the URL from the Host field, without a final slash."""
@@ -66,12 +69,32 @@ class HttpRequest:
         return f"{self._scope['scheme']}://{host if _HOST.fullmatch(host) else fallback_host}"
 
     @property
-    def is_part(self) -> bool:
-        """Whether the request is part of a batch."""
-        return _IS_PART in self._scope
+    def part_id(self) -> str | None:
+        """The id of a request that is part of a batch; None for any other."""
+        identifier: str | None = self._scope.get(_PART_ID)
+        return identifier
+
+    @property
+    def target(self) -> bytes:
+        """The path and the query as the client wrote them."""
+        path: bytes = self._scope.get("raw_path") or str(self._scope["path"]).encode()
+        return path + b"?" + bytes(self._scope["query_string"])
+
+    def hash_body(self, digest: "hashlib._Hash") -> None:
+        """Update `digest` with the body while it is read."""
+        self._digest = digest
+
+    async def keep_body(self) -> None:
+        """Read the whole body; the next body() returns it. Raises what body() raises."""
+        self._kept_body = await self.body()
 
     def part_scope(
-        self, method: str, target: bytes, *, headers: Sequence[tuple[bytes, bytes]]
+        self,
+        method: str,
+        target: bytes,
+        *,
+        headers: Sequence[tuple[bytes, bytes]],
+        part_id: str,
     ) -> Scope:
         """Return the ASGI scope of a request that is part of this one, by the same client.
 
@@ -85,7 +108,7 @@ class HttpRequest:
             "query_string": query,
             "headers": headers,
             BODY_COMPLETE: True,
-            _IS_PART: True,
+            _PART_ID: part_id,
         }
         kept = {k: v for k, v in self._scope.items() if k not in (CLOSE, ALLOW_RESPONSE)}
         return {**kept, **own}
@@ -102,6 +125,9 @@ class HttpRequest:
         Raises ApiError 413 over the limit, 408 after the time-out, 503 over the budget, 415 for a
         compressed body.
         """
+        if self._kept_body is not None:
+            kept, self._kept_body = self._kept_body, None
+            return kept
         self._reject_content_encoding()
         limit = self._limits.limit_bytes
         if (self.declared_bytes or 0) > limit:
@@ -236,6 +262,8 @@ class HttpRequest:
             raise ClientDisconnectedError
         self._complete = not event.get("more_body", False)
         chunk: bytes = event.get("body", b"")
+        if self._digest is not None:
+            self._digest.update(chunk)
         return chunk
 
     def _reserve(self, size: int) -> None:

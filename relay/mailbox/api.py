@@ -19,6 +19,7 @@ from relay.mailbox.types import (
     DeltaPage,
     Folder,
     FolderDeltaPage,
+    KeyedSubmission,
     MessageChange,
     Page,
     PendingSubmission,
@@ -93,6 +94,13 @@ class MailStore(Protocol):
         """Submit an existing draft: /send.
 
         Also raises NoSuchItemError, NotADraftError, BeingSentError.
+        """
+        ...
+
+    async def find_keyed(self, account: str, slot: bytes) -> KeyedSubmission | None:
+        """The submission that was made with this SubmissionKey within 24 hours.
+
+        Raises TooManyKeysError if there is none and the account cannot have another one.
         """
         ...
 

@@ -25,6 +25,7 @@ from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,
     BeingSentError,
+    OutcomeUnknownError,
     PendingSubmission,
     Precondition,
     SendOptions,
@@ -71,14 +72,20 @@ class ArrivingFile:
             result = store(
                 self.head.arrived(FileOctets(self._path, 0, self._size), self._beginning)
             )
+        except OutcomeUnknownError:
+            self._close()  # the next start may need the file
+            raise
         except BaseException:
             self.discard()
             raise
+        self._close()
+        return result
+
+    def _close(self) -> None:
         with self._lock:
             if not self._is_discarded:
                 self._is_discarded = True
                 os.close(self._descriptor)
-        return result
 
     def discard(self) -> None:
         """Remove the file; later writes do nothing."""

@@ -11,6 +11,7 @@ from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.messages import DraftIdentity, change_key
 from relay.mailbox.quota import Quota
 from relay.mailbox.submissions import SubmissionDirectory
+from relay.mailbox.submissions.keyed import KeyedSubmissions
 from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.types import Precondition, SendOptions
 
@@ -30,6 +31,7 @@ class StoreDependencies:
     syncs: DirectorySync
     stripes: Stripes
     scheduled: ScheduledSends
+    keyed: KeyedSubmissions
 
     def found(self, mailbox: Path, message_id: str, condition: Precondition) -> MessageFile:
         """Return a message's file. The condition stays true only while the caller holds its lock.

@@ -122,6 +122,12 @@ def link_or_copy(source: Path, target: Path) -> None:
         _copy(source, target)
 
 
+def link_or_rename(source: Path, target: Path) -> None:
+    """Create a hard link; if that is impossible, rename the file."""
+    if not link(source, target):
+        source.rename(target)
+
+
 def place_again(source: Path, target: Path) -> bool:
     """Link a message's file into a folder; if that is impossible, copy it through tmp/, synced.
 
@@ -349,15 +355,15 @@ _WriteBack = Callable[[int, int, int, int], int]
 
 
 @contextmanager
-def named_in_order(descriptor: int) -> Iterator[None]:
+def named_in_order(descriptor: int, *, synced_before: bool = False) -> Iterator[None]:
     """Inside the block the caller may link a new file; after it the file is durable.
 
     A link is durable when its directory is synced. No link becomes durable before the file's
-    content. Closes the descriptor. Raises OSError, also at the end of the block; the caller then
-    removes the links.
+    content, which is synced before the block if the caller needs that. Closes the descriptor.
+    Raises OSError, also at the end of the block; the caller then removes the links.
     """
     try:
-        is_durable = not keeps_order(os.fstat(descriptor).st_dev)
+        is_durable = synced_before or not keeps_order(os.fstat(descriptor).st_dev)
         if is_durable:
             sync_descriptor(descriptor)
         else:

@@ -55,13 +55,24 @@ class StaleFiles:
     def remove_unfinished(self) -> int:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
 
+        A submission whose key is recorded exists already: it is made ready instead.
         A file that cannot be removed stays for the next start and does not block the others.
         """
         submissions = self._shared.submissions
+        found = submissions.prepared()
+        try:
+            places = self._shared.keyed.places(one.submission_id for one in found)
+        except StoreError as error:  # any of the files may be a submission that exists
+            _log.error("stale files kept", files=len(found), reason=str(error))
+            return 0
         removed = 0
-        for prepared in submissions.prepared():
+        for prepared in found:
             SYNC_FAILURES.begin()
             try:
+                if prepared.submission_id in places and not prepared.is_change:
+                    place = submissions.place(places[prepared.submission_id])
+                    submissions.finish(prepared.path, place)
+                    continue
                 self._remove_one(prepared)
             except (OSError, StoreError) as error:
                 _log.error("stale file kept", file=str(prepared.path), reason=str(error))

@@ -32,6 +32,7 @@ from relay.mailbox.quota import Quota
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions import SubmissionDirectory, content_of
+from relay.mailbox.submissions.keyed import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
 from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
 from relay.mailbox.submissions.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer
@@ -91,7 +92,7 @@ class FileStore:
         self._shared = StoreDependencies(
             clock=clock, ids=ids, crash=crash, hostname=hostname, folders=folders,
             index=self._index, quota=Quota(limits_of, self._index), submissions=submissions,
-            syncs=syncs, stripes=stripes, scheduled=scheduled,
+            syncs=syncs, stripes=stripes, scheduled=scheduled, keyed=KeyedSubmissions(root, clock),
         )  # fmt: skip
         self._stale_files = StaleFiles(self._shared, log)
         self._inbox = Inbox(self._shared, self._stale_files)
@@ -133,6 +134,7 @@ class FileStore:
         self.create_draft = in_thread(self._drafts.create)
         self.submit_new = self._submitting(self._writer.submit_new)
         self.submit_draft = self._submitting(self._writer.submit_draft)
+        self.find_keyed = in_thread(self._shared.keyed.find)
         self.get = in_thread(self._drafts.get)
         self.update = in_thread(self._drafts.update)
         self.mime = in_thread(self._drafts.mime)
@@ -158,6 +160,7 @@ class FileStore:
         for one in (self._builder, self._queries, self._actions):
             one.close()
         self._index.close()
+        self._shared.keyed.close()
 
     # -- reading and changing
 

@@ -4,6 +4,7 @@ The ids of messages are immutable Graph ids: they are the same before and after 
 of the errors can be shown to users. See Graph's message and mailFolder, and Maildir++.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -81,6 +82,10 @@ class ProtectedFolderError(FolderError):
 
 class StalePositionError(StoreError):
     """A position of the change feed, or a page token, is not valid any more: start again."""
+
+
+class TooManyKeysError(StoreError):
+    """The account has used the maximum number of idempotency keys (429)."""
 
 
 class QueryTooLongError(StoreError):
@@ -230,12 +235,37 @@ class OpenedMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class SubmissionKey:
+    """A client's key for a submission: with the same key there is no second one for a day.
+
+    `slot` is a hash of the key, the mailbox and the `account` that used it. `fingerprint` returns a
+    hash of the request when its body has been read, `preference_applied` a part of the answer.
+    """
+
+    account: str
+    slot: bytes
+    fingerprint: Callable[[], bytes]
+    preference_applied: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedSubmission:
+    """What is remembered of a submission with a key: the request's hash, and the answer."""
+
+    fingerprint: bytes
+    submission_id: str
+    internet_message_id: str
+    preference_applied: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendOptions:
     """When and for whom a draft is sent, and what step 4 does with the original.
 
     The original is filed in the folder `sent_folder`, "" is Sent Items. The draft is not sent
     before `scheduled_us`; 0 is at once. `on_behalf_of` is the From address of a message
     without a sender, if it is not the account's. `client` is recorded in step 2 and not stored.
+    With a `key` the submission is recorded under it.
     """
 
     save_to_sent_items: bool = True
@@ -243,6 +273,7 @@ class SendOptions:
     scheduled_us: int = 0
     on_behalf_of: str = ""
     client: Client | None = field(default=None, compare=False)
+    key: SubmissionKey | None = field(default=None, compare=False)
 
     def notified_detail(self) -> dict[str, Any]:
         """Return the detail of step 2: the time of a scheduled send, and the client."""
@@ -260,6 +291,7 @@ class PendingSubmission:
 
     `account` is the address of the mailbox, `path` the file of the submission. `ready_us` is the
     queue time at which it was submitted, or the wall clock time until which a scheduled one waits.
+    `internet_message_id` is known of a submission with a key when it is submitted.
     """
 
     submission_id: str
@@ -269,6 +301,7 @@ class PendingSubmission:
     path: Path
     ready_us: int
     options: SendOptions = field(default_factory=SendOptions)
+    internet_message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from relay.mailbox.types import (
     OutcomeUnknownError,
     PendingSubmission,
     StoreUnavailableError,
+    SubmissionKey,
 )
 from relay.message.extended_properties import DEFERRED_SEND_TIME
 from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
@@ -92,6 +93,8 @@ class PowerLossTrial:
         self.store: FileStore  # world_on() sets it
         self.root = folder / "mail"
         self.dies_at: CrashPoint | None = None
+        self.looks_at: CrashPoint | None = None
+        self.left_then: list[Path] = []
         self.is_dry_run = False
         self._folder = folder
         self._losses = 0
@@ -100,6 +103,8 @@ class PowerLossTrial:
         """Be the store's crash points."""
         if point is self.dies_at:
             raise KilledError
+        if point is self.looks_at:
+            self.left_then = list(self._left())
 
     def settled_store(self) -> FileStore:
         """The store, all that is there durable."""
@@ -117,11 +122,19 @@ class PowerLossTrial:
         """Raise PromiseBrokenError if a loss of power now leaves what does not hold."""
         if self.is_dry_run:
             return
-        self._losses += 1
-        for left in self.disk.after_loss(self._folder / f"loss {self._losses}"):
+        for left in self.left_then or self._left():
             found = await start_again(left, self.clock, at_start)
             if not holds(found):
                 raise PromiseBrokenError(found)
+
+    def _left(self) -> Iterator[Path]:
+        """Yield what a loss of power now may leave; committed records of keys are always there."""
+        self._losses += 1
+        for left in self.disk.after_loss(self._folder / f"loss {self._losses}"):
+            if (left / ".submissions").is_dir():
+                for file in (self.root / ".submissions").glob("keys.sqlite*"):
+                    shutil.copy2(file, left / ".submissions")
+            yield left
 
     async def promised(self, *shown: tuple[str, str], sent: str = "", aside: int = 0) -> None:
         """Check that this is what is shown, sent and put aside, once each."""
@@ -232,6 +245,52 @@ async def sends_rewritten(trial: PowerLossTrial) -> None:
     made = await trial.store.create_draft(ALICE, letter("asked"))
     await trial.settled_store().submit_draft(ALICE, made.id, SendOptions(sent_folder="archive"))
     await trial.promised(("archive", "asked"), sent="asked")
+
+
+def options_with_key(slot: bytes = b"slot", **options: object) -> SendOptions:
+    key = SubmissionKey(ALICE, slot, lambda: b"fingerprint", lambda: "")
+    return SendOptions(key=key, **options)
+
+
+async def keyed_submissions(trial: PowerLossTrial) -> None:
+    """From the record of the key on the message exists: a repeat is answered and not sent."""
+    await trial.store.list_folders(ALICE)
+    store = trial.settled_store()
+    trial.looks_at = CrashPoint.KEY_RECORDED
+    await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await trial.promised(("sentitems", "asked"), sent="asked")
+
+
+async def keyed_submissions_that_are_named(trial: PowerLossTrial) -> None:
+    """Its name in preparing/ goes when the one in ready/ is durable."""
+    await trial.store.list_folders(ALICE)
+    store = trial.settled_store()
+    trial.looks_at = CrashPoint.SUBMISSION_READY
+    await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await trial.promised(("sentitems", "asked"), sent="asked")
+
+
+async def keyed_submissions_before_their_record(trial: PowerLossTrial) -> None:
+    await trial.store.list_folders(ALICE)
+    store = trial.settled_store()
+    trial.looks_at = CrashPoint.PREPARING_DIRECTORY_SYNCED
+    await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await trial.promised()
+
+
+async def keyed_submissions_that_a_start_finishes(trial: PowerLossTrial) -> None:
+    pending = await trial.store.submit_new(ALICE, letter("asked"), options_with_key())
+    pending.path.rename(trial.root / ".submissions/preparing" / pending.submission_id)
+    await trial.settled_store().remove_unfinished_submissions()
+    await trial.promised(("sentitems", "asked"), sent="asked")
+
+
+async def keyed_sends(trial: PowerLossTrial) -> None:
+    made = await trial.store.create_draft(ALICE, letter("asked"))
+    store = trial.settled_store()
+    trial.looks_at = CrashPoint.KEY_RECORDED
+    await store.submit_draft(ALICE, made.id, options_with_key())
+    await trial.promised(("sentitems", "asked"), sent="asked")
 
 
 async def failures(trial: PowerLossTrial) -> None:
@@ -390,6 +449,8 @@ SCENARIOS: tuple[Scenario, ...] = (
         sends_rewritten,
         rejected_submissions,
     ),
+    *(keyed_submissions, keyed_submissions_that_are_named, keyed_submissions_before_their_record),
+    *(keyed_submissions_that_a_start_finishes, keyed_sends),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
     *(rejected_changes_of_scheduled_sends, deliveries, repeated_deliveries, leftovers),
@@ -422,9 +483,34 @@ async def by_send_rewritten(store: FileStore, draft_id: str, due_us: int) -> Non
     await store.submit_draft(ALICE, draft_id, SendOptions(False, scheduled_us=due_us))
 
 
+async def by_send_mail_with_key(store: FileStore, _: str, due_us: int) -> None:
+    extended = until(due_us) if due_us else ()
+    options = options_with_key(scheduled_us=due_us)
+    await answer_matches_record(
+        store, store.submit_new(ALICE, letter("asked", extended=extended), options)
+    )
+
+
+async def by_send_with_key(store: FileStore, draft_id: str, due_us: int) -> None:
+    options = options_with_key(scheduled_us=due_us)
+    await answer_matches_record(store, store.submit_draft(ALICE, draft_id, options))
+
+
+async def answer_matches_record(store: FileStore, submission: Awaitable[object]) -> None:
+    try:
+        await submission
+    except StoreUnavailableError:
+        assert await store.find_keyed(ALICE, b"slot") is None
+        raise
+    assert await store.find_keyed(ALICE, b"slot") is not None
+
+
 @pytest.mark.parametrize("in_order", [False, True], ids=["synced before", "written back"])
 @pytest.mark.parametrize("due_us", [0, ManualClock().now_us + HOUR_US], ids=["now", "deferred"])
-@pytest.mark.parametrize("submit", [by_send_mail, by_send, by_send_rewritten])
+@pytest.mark.parametrize(
+    "submit",
+    [by_send_mail, by_send, by_send_rewritten, by_send_mail_with_key, by_send_with_key],
+)
 @pytest.mark.parametrize("fault", ["once", "for good"])
 async def test_no_rejected_submission_is_sent(
     tmp_path: Path, monkeypatch, *, fault: str, submit, due_us: int, in_order: bool
@@ -495,7 +581,8 @@ async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: S
 
 SYNCED_BY = frozenset(
     (
-        *("sync", "sync_ready", "sync_scheduled", "sync_directory", "write_synced"),
+        *("sync", "sync_ready", "sync_scheduled", "sync_preparing", "sync_directory"),
+        "write_synced",
         *("make_directory", "named_in_order", "place_again", "link_or_copy"),
     )
 )

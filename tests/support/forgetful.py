@@ -26,7 +26,8 @@ import relay
 _RELAY = str(Path(relay.__file__).parent)
 # These do the syncs of others: a site is who asked them.
 _PLUMBING = ("mailbox/maildir.py", "mailbox/submissions/on_disk.py:sync")
-_CACHES = ("relay-index", "log")  # SQLite's files and the store's log: nothing is promised of them
+# Nothing is promised of the index and the store's log. SQLite syncs the records of keys itself.
+_CACHES = ("relay-index", "log", "keys.sqlite")
 _STATES_MAX = 64
 
 Names = dict[str, int]  # the inode of each name

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from relay.files import FileOctets
 from relay.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
+    link_or_rename,
     list_names,
     make_directory,
     open_message,
@@ -263,6 +265,27 @@ class SubmissionDirectory:
     def sync(self, submission: PendingSubmission) -> None:
         """Sync the directory that a submission is in."""
         self._syncs.sync(submission.path.parent)
+
+    def sync_preparing(self) -> None:
+        """Sync preparing/."""
+        self._syncs.sync(self.preparing)
+
+    def place(self, name: str) -> Path:
+        """The path of a submission in "ready/…" or "deferred/…"."""
+        return self.preparing.parent / name
+
+    def finish(self, prepared: Path, submission: Path) -> None:
+        """Move a prepared submission to its place, if it is not there, durably.
+
+        It has one of the names at any time, also after a loss of power. A rename has that property
+        only on file systems that write both directories at once.
+        """
+        placed = self.find_submission(prepared.name)
+        if placed is None:
+            link_or_rename(prepared, submission)
+        self._syncs.sync((placed or submission).parent)
+        with suppress(FileNotFoundError):
+            prepared.unlink()
 
     def sync_ready(self) -> None:
         """Sync ready/."""

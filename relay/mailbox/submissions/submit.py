@@ -56,7 +56,7 @@ from relay.mailbox.types import (
     SendOptions,
     WellKnown,
 )
-from relay.message.content import LARGE_BYTES, memory_part
+from relay.message.content import LARGE_BYTES, Octets, memory_part
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, read_private_block
 
@@ -112,8 +112,7 @@ class SubmissionWriter:
             submission = self._new_submission(
                 draft.base_name, submission_id, account=account, options=options
             )
-            self._write_and_submit(mailbox, draft, submission)
-            return submission
+            return self._write_and_submit(mailbox, draft, submission)
 
     @retry_if_renamed
     def submit_draft(
@@ -133,7 +132,7 @@ class SubmissionWriter:
             if (
                 waiting := self._shared.scheduled.scheduled_submission(message_id, located)
             ) is not None:
-                return _as_before(waiting, options)
+                return self._as_before(waiting, options, open_octets(located))
             stored = open_octets(located)
             # The queue time makes the ids of later sends of the same draft greater.
             submission_id = f"{message_id}.{self._shared.clock.queue_us()}"
@@ -158,14 +157,28 @@ class SubmissionWriter:
             submission = self._new_submission(
                 draft.base_name, submission_id, account=account, options=options
             )
-            self._write_and_submit(mailbox, draft, submission)
+            submission = self._write_and_submit(mailbox, draft, submission)
             with suppress(OSError):  # it is being sent; the index removes the old file later
                 remove(located.path)
             return submission
 
+    def _as_before(
+        self, submission: PendingSubmission, options: SendOptions, draft: Octets
+    ) -> PendingSubmission:
+        """Accept a second send of a scheduled draft if its options are the same."""
+        if submission.options != options:
+            raise BeingSentError(
+                "The message is scheduled to be sent. Remove its send time before you send it with "
+                "other options."
+            )
+        if options.key is None:
+            return submission
+        facts = submission_facts(draft.read(0, LARGE_BYTES), submission.submission_id)
+        return self._record_key(replace(submission, options=options), facts)
+
     def _write_and_submit(
         self, mailbox: Path, draft: ComposedDraft, submission: PendingSubmission
-    ) -> None:
+    ) -> PendingSubmission:
         """Write a draft and make its submission ready. After an error neither is left.
 
         Raises OutcomeUnknownError if the submission may be left.
@@ -186,13 +199,16 @@ class SubmissionWriter:
             else:
                 descriptor = write_file(prepared, draft.content)
             reached(CrashPoint.DRAFT_WRITTEN)
-            with named_in_order(descriptor):
+            has_key = submission.options.key is not None
+            with named_in_order(descriptor, synced_before=has_key):
                 reached(CrashPoint.DRAFT_WRITTEN_BACK)
                 self._place(prepared, placed)
                 reached(CrashPoint.DRAFT_LINKED)
                 created_us = self._shared.clock.time_us()
                 facts = facts_of(draft, submission.submission_id)
                 self._record_submission(submission, facts, created_us=created_us)
+                if has_key:
+                    submission = self._record_key(submission, facts)
                 is_named = True
                 self._make_ready(prepared, submission)
             reached(CrashPoint.DRAFT_SYNCED)
@@ -200,12 +216,30 @@ class SubmissionWriter:
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self._shared.submissions.sync(submission)
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
+        except OutcomeUnknownError:
+            raise  # the record of the key may be durable: the next start finishes what is left
         except BaseException:
             if is_named:
+                self._shared.keyed.withdraw(submission)
                 self._remove_submission(prepared, submission, placed)
             _remove_all(prepared, placed)
             self._withdraw(memory_part(draft.content), submission)
             raise
+        return submission
+
+    def _record_key(
+        self, submission: PendingSubmission, facts: SubmissionFacts
+    ) -> PendingSubmission:
+        """Record a submission with a key, when only its name in ready/ is not durable yet.
+
+        It exists from then on: StaleFiles.remove_unfinished() finishes it after a crash.
+        """
+        self._shared.submissions.sync_preparing()
+        self._shared.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
+        submission = replace(submission, internet_message_id=facts.message_id)
+        self._shared.keyed.record(submission)
+        self._shared.crash.reached(CrashPoint.KEY_RECORDED)
+        return submission
 
     def _place(self, prepared: Path, placed: Path) -> None:
         """Link a prepared draft into the mailbox; without hard links, copy it through tmp/."""
@@ -224,12 +258,17 @@ class SubmissionWriter:
             self._shared.crash.reached(CrashPoint.SUBMISSION_PREPARED)
             facts = submission_facts(head, submission.submission_id)
             self._record_submission(submission, facts, created_us=created_us)
+            if submission.options.key is not None:
+                submission = self._record_key(submission, facts)
             is_named = True
             self._make_ready(prepared, submission)
             self._shared.submissions.sync(submission)
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
+        except OutcomeUnknownError:
+            raise  # as above
         except BaseException:
             if is_named:
+                self._shared.keyed.withdraw(submission)
                 self._remove_submission(prepared, submission)
             _remove_all(prepared)
             self._withdraw(head, submission)
@@ -251,7 +290,10 @@ class SubmissionWriter:
 
     def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
         """Rename the submission to ready/ or deferred/, where pickup or the timer finds it."""
-        os.rename(prepared, submission.path)  # noqa: PTH104 - Path.rename() parses the target again
+        if submission.options.key is not None:
+            self._shared.submissions.finish(prepared, submission.path)
+        else:
+            os.rename(prepared, submission.path)  # noqa: PTH104 - Path.rename() parses it again
         self._shared.crash.reached(CrashPoint.SUBMISSION_READY)
 
     def _remove_submission(
@@ -266,7 +308,7 @@ class SubmissionWriter:
         has to write. Raises OutcomeUnknownError. A submission that cannot be removed is left with
         its draft, and pickup sends it.
         """
-        if prepared.exists():
+        if prepared.exists() and not submission.path.exists():
             return
         SYNC_FAILURES.begin()
         try:
@@ -436,16 +478,6 @@ def _is_rewritten(submission: PendingSubmission) -> bool:
 def first_submission(identity: DraftIdentity) -> str:
     """Return the id of the submission of a draft created by the same request."""
     return f"{identity.message_id}.{FIRST_SUBMISSION}"
-
-
-def _as_before(submission: PendingSubmission, options: SendOptions) -> PendingSubmission:
-    """Accept a second send of a scheduled draft if its options are the same."""
-    if submission.options != options:
-        raise BeingSentError(
-            "The message is scheduled to be sent. Remove its send time before you send it with "
-            "other options."
-        )
-    return submission
 
 
 def _facts_of(submission: PendingSubmission) -> SubmissionFacts:

@@ -1,0 +1,310 @@
+"""Repeated submissions are answered like the first one, and not carried out again.
+
+With an Idempotency-Key the store has a record of each accepted submission for 24 hours. Without
+one, the repeats that SDKs make by themselves (`Retry-Attempt` above 0) are recognised by the
+request: the accepted submissions of the last five minutes are kept in memory. Two equal requests
+without either field are two messages. Only what was accepted is remembered.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from starlette.responses import Response
+
+from relay.clock import Clock
+from relay.graph.graph_request import GraphRequest, api_error
+from relay.graph.send_mail import accepted_response
+from relay.http.errors import ApiError, quoted
+from relay.http.http_request import HttpRequest
+from relay.mailbox.api import MailStore
+from relay.mailbox.types import KeyedSubmission, OutcomeUnknownError, StoreError, SubmissionKey
+
+KEY_CHARACTERS_MAX = 255
+REPEAT_S = 5 * 60
+REPEATS_PER_ACCOUNT_MAX = 10_000
+REPEATS_MAX = 50_000
+_REJECTIONS_PER_ACCOUNT_MAX = 1000
+_REJECTIONS_MAX = 10_000
+_KEY = re.compile(rf"[!-~]{{1,{KEY_CHARACTERS_MAX}}}")
+_KEY_FIELD = "idempotency-key"
+_ATTEMPT_FIELD = "retry-attempt"
+_ATTEMPT = re.compile(r"0*[1-9][0-9]{0,9}")
+# A request that differs in one of these is another request.
+_FIELDS = frozenset((b"content-type", b"prefer", b"if-match", b"client-request-id"))
+_FIELDS_WITH_KEY = _FIELDS - {b"client-request-id"}
+_REPEATED_BY_SDKS = (429, 503, 504)
+_SUBMISSION, _MESSAGE_ID = "x-relay-submission-id", "x-relay-internet-message-id"
+
+_Target = tuple[int, int]
+_Answer = tuple[str, str, str]  # submission id, Message-ID, applied preferences
+_Handler = Callable[[GraphRequest], Awaitable[Response]]
+
+
+def read_key(request: HttpRequest) -> str:
+    """Return the Idempotency-Key, "" without one. Raises ApiError 400."""
+    given = request.headers.getlist(_KEY_FIELD)
+    if not given:
+        return ""
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        expected = f"one of 1 to {KEY_CHARACTERS_MAX} visible characters of ASCII"
+        found = quoted(", ".join(given))
+        raise ApiError(400, "BadRequest", f"Idempotency-Key: found {found}, expected {expected}.")
+    return given[0]
+
+
+def key_of_part(key: str, part_id: str) -> str:
+    """Return the key of a request of a batch that has a key."""
+    return ".".join(hashlib.sha256(one.encode()).hexdigest() for one in (key, part_id))
+
+
+class _RepeatedError(Exception):
+    """A streamed request is found to be a repeat; `response` is the first one's."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A request that is being carried out."""
+
+    digest: "hashlib._Hash"
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def fingerprint(self) -> bytes:
+        return self.digest.digest()
+
+
+@dataclass(eq=False, slots=True)
+class _AccountMemory:
+    """What is known of the requests of one account; the oldest first.
+
+    `accepted` has the answers by fingerprint and until when they are kept, `rejected` the number of
+    requests to a target (its hash), with a body of some length, that got a 429 or 503.
+    """
+
+    running: dict[_Running, None] = field(default_factory=dict)
+    accepted: OrderedDict[bytes, tuple[float, _Answer]] = field(default_factory=OrderedDict)
+    rejected: OrderedDict[_Target, tuple[float, int]] = field(default_factory=OrderedDict)
+
+
+class SubmissionRepeats:
+    """Carries out submissions, but not their repeats. One event loop."""
+
+    def __init__(self, store: MailStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._by_slot: dict[bytes, asyncio.Event] = {}
+        self._accounts: OrderedDict[str, _AccountMemory] = OrderedDict()
+        self._accepted = self._rejected = 0  # of all accounts
+
+    async def submit(
+        self, request: GraphRequest, handler: _Handler, *, admit: Callable[[], None]
+    ) -> Response:
+        """Return the response to a submission, or that to the request which this one repeats.
+
+        `admit` raises ApiError for a new submission that cannot be accepted now.
+        """
+        if key := read_key(request.http):
+            return await self._with_key(request, handler, admit=admit, key=key)
+        memory = self._accounts.setdefault(request.caller.address, _AccountMemory())
+        running = _Running(_hashed(request, _FIELDS))
+        memory.running[running] = None
+        try:
+            return await self._without_key(request, handler, admit=admit, own=(memory, running))
+        finally:
+            del memory.running[running]
+            running.done.set()
+            if not (memory.running or memory.accepted or memory.rejected):
+                self._accounts.pop(request.caller.address, None)
+
+    # -- with a key
+
+    async def _with_key(
+        self, request: GraphRequest, handler: _Handler, *, admit: Callable[[], None], key: str
+    ) -> Response:
+        account = request.caller.address
+        text = f"{account}\0{request.mailbox}\0{key}"
+        slot = hashlib.sha256(text.encode()).digest()
+        request.http.is_idempotent = True
+        digest = _hashed(request, _FIELDS_WITH_KEY)
+        while (first := self._by_slot.get(slot)) is not None:
+            await first.wait()
+        done = self._by_slot[slot] = asyncio.Event()
+        try:
+            if (found := await self._store.find_keyed(account, slot)) is not None:
+                return await self._answer_again(request, found, digest)
+            admit()
+            known = SubmissionKey(
+                account, slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))
+            )
+            return await handler(replace(request, key=known))
+        finally:
+            del self._by_slot[slot]
+            done.set()
+
+    async def _answer_again(
+        self, request: GraphRequest, found: KeyedSubmission, digest: "hashlib._Hash"
+    ) -> Response:
+        """Return the first answer if the body is the same. Raises ApiError 409, 413."""
+        size_bytes, limit_bytes = 0, request.dependencies.max_upload * 2
+        async for block in request.http.blocks():
+            size_bytes += len(block)
+            if size_bytes > limit_bytes:
+                break
+        if digest.digest() != found.fingerprint:
+            message = (
+                "Idempotency-Key: it was used for another request within 24 hours. A repeat has "
+                "the same path, body, Content-Type, Prefer and If-Match; a new message a new key."
+            )
+            raise ApiError(409, "ErrorIrresolvableConflict", message)
+        return _again(
+            request,
+            (found.submission_id, found.internet_message_id, found.preference_applied),
+        )
+
+    # -- without
+
+    async def _without_key(
+        self,
+        request: GraphRequest,
+        handler: _Handler,
+        *,
+        admit: Callable[[], None],
+        own: tuple[_AccountMemory, _Running],
+    ) -> Response:
+        memory, running = own
+        http = request.http
+        about = (hash(http.target), http.declared_bytes or 0)
+        if _ATTEMPT.fullmatch(http.headers.get(_ATTEMPT_FIELD, "")) and not self._was_rejected(
+            memory, about
+        ):
+
+            async def check() -> None:
+                if (response := await self._first_response(request, memory, running)) is not None:
+                    raise _RepeatedError(response)
+
+            if request.is_streamed():  # its hash is known at its end
+                request = replace(request, before_submission=check)
+            else:
+                await http.keep_body()
+                if (response := await self._first_response(request, memory, running)) is not None:
+                    return response
+        try:
+            admit()
+            response = await handler(request)
+        except _RepeatedError as repeated:
+            return repeated.response
+        except (ApiError, StoreError) as error:
+            shown = error if isinstance(error, ApiError) else api_error(error)
+            if shown.status in _REPEATED_BY_SDKS and not isinstance(error, OutcomeUnknownError):
+                self._reject(memory, about)
+            raise
+        if response.status_code < 300:
+            self._accept(request, memory, running, response=response)
+        return response
+
+    async def _first_response(
+        self, request: GraphRequest, memory: _AccountMemory, own: _Running
+    ) -> Response | None:
+        """Return the response to an equal request that was accepted; wait for one that runs."""
+        fingerprint = own.fingerprint()
+        for other in tuple(memory.running):
+            if other is own:
+                break  # only those that began before: none waits for one that waits for it
+            if other.fingerprint() == fingerprint:
+                await other.done.wait()
+        until_s, answer = memory.accepted.get(fingerprint, (0.0, ("", "", "")))
+        if until_s <= self._clock.monotonic():
+            return None
+        return _again(request, answer)
+
+    def _accept(
+        self,
+        request: GraphRequest,
+        memory: _AccountMemory,
+        running: _Running,
+        *,
+        response: Response,
+    ) -> None:
+        headers = response.headers
+        answer = (
+            headers.get(_SUBMISSION, ""),
+            headers.get(_MESSAGE_ID, ""),
+            ", ".join(dict.fromkeys(request.applied)),
+        )
+        fingerprint, accepted = running.fingerprint(), memory.accepted
+        self._accepted += fingerprint not in accepted
+        accepted[fingerprint] = (self._clock.monotonic() + REPEAT_S, answer)
+        accepted.move_to_end(fingerprint)
+        self._accounts.move_to_end(request.caller.address)
+        self._forget(memory)
+
+    def _forget(self, memory: _AccountMemory) -> None:
+        """Forget what has expired or is too much, of this account and then of the idlest one."""
+        now_s, accepted = self._clock.monotonic(), memory.accepted
+        while accepted and (
+            len(accepted) > REPEATS_PER_ACCOUNT_MAX or next(iter(accepted.values()))[0] <= now_s
+        ):
+            accepted.popitem(last=False)
+            self._accepted -= 1
+        while self._accepted > REPEATS_MAX:
+            next(one.accepted for one in self._accounts.values() if one.accepted).popitem(
+                last=False
+            )
+            self._accepted -= 1
+
+    def _reject(self, memory: _AccountMemory, about: _Target) -> None:
+        """Note that the client may repeat a request that was not accepted.
+
+        It may equal one that was accepted before. Without this, its repeat would be lost.
+        """
+        rejected = memory.rejected
+        _, count = rejected.get(about, (0.0, 0))
+        self._rejected += not count
+        rejected[about] = (self._clock.monotonic() + REPEAT_S, count + 1)
+        rejected.move_to_end(about)
+        if len(rejected) > _REJECTIONS_PER_ACCOUNT_MAX:
+            rejected.popitem(last=False)
+            self._rejected -= 1
+        elif self._rejected > _REJECTIONS_MAX:
+            next(one.rejected for one in self._accounts.values() if one.rejected).popitem(
+                last=False
+            )
+            self._rejected -= 1
+
+    def _was_rejected(self, memory: _AccountMemory, about: _Target) -> bool:
+        """Return whether a request may repeat a rejected one; each is repeated once."""
+        until_s, count = memory.rejected.get(about, (0.0, 0))
+        is_kept = until_s > self._clock.monotonic()
+        if is_kept and count > 1:
+            memory.rejected[about] = (until_s, count - 1)
+        elif count:
+            del memory.rejected[about]
+            self._rejected -= 1
+        return is_kept
+
+
+def _hashed(request: GraphRequest, names: frozenset[bytes]) -> "hashlib._Hash":
+    """Return the hash of a request's head, which goes on with the body while it is read."""
+    http = request.http
+    fields = sorted(
+        name + b":" + value for name, value in http.headers.raw if name.lower() in names
+    )
+    head = (http.method.encode(), http.target, (http.part_id or "").encode(), *fields)
+    digest = hashlib.sha256(b"\n".join((request.mailbox.encode(), *head, b"\n")))
+    http.hash_body(digest)
+    return digest
+
+
+def _again(request: GraphRequest, answer: _Answer) -> Response:
+    """Return the first response to a submission."""
+    submission_id, internet_message_id, applied = answer
+    if applied:
+        request.applied.append(applied)
+    return accepted_response(request, submission_id, internet_message_id=internet_message_id)
