@@ -16,6 +16,7 @@ from starlette.responses import Response
 from relay.accounts.account import Account, AccountDirectory, Scope
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
+from relay.graph.ids import read_message_id
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import json_response
@@ -49,7 +50,6 @@ STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
 STREAMED_BODIES_PER_ACCOUNT_MAX = 8
 ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
 _RETRY_S = 5
-_ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
@@ -160,12 +160,8 @@ class GraphRequest:
 
     @property
     def message_id(self) -> str:
-        """The message id in the path. Raises ApiError 400 if it is malformed."""
-        identifier = self.path_parameters["message"]
-        if not _ID.fullmatch(identifier):
-            message = f"Id is malformed: {quoted(identifier)}."
-            raise ApiError(400, "ErrorInvalidIdMalformed", message)
-        return identifier
+        """The store's id of the message in the path. Raises ApiError 400 if it is malformed."""
+        return read_message_id(self.path_parameters["message"])
 
     @property
     def condition(self) -> Precondition:

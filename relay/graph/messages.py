@@ -14,6 +14,7 @@ from starlette.responses import Response
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.graph.extended_properties import parse_expand
 from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
+from relay.graph.ids import message_graph_id
 from relay.graph.json_values import destination_id, read_json_object
 from relay.graph.message_pages import MessagePage
 from relay.graph.message_parser import ParsedMessage, parse_message
@@ -179,7 +180,8 @@ def message_response(request: GraphRequest, message: StoredMessage, *, status: i
 
     With the status 201 it has the Location of the new message.
     """
-    location = f"{request.root_url()}/users/{quote(request.mailbox)}/messages/{message.id}"
+    owner = f"{request.root_url()}/users/{quote(request.mailbox)}"
+    location = f"{owner}/messages/{message_graph_id(message)}"
     etag = etag_field(message.change_key)
     if request.prefers_minimal():
         return minimal_response(location, is_new=status == HTTPStatus.CREATED, headers=etag)

@@ -20,6 +20,7 @@ from relay.graph import (
     messages,
     replies,
     send_mail,
+    translate_ids,
     users,
 )
 from relay.graph.graph_request import GraphRequest, not_implemented
@@ -263,6 +264,10 @@ _NOT_IMPLEMENTED: Mapping[str, str] = {
 _ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, GraphOperation] | str], ...] = (
     (_pattern(""), {"GET": _reads(users.get_user, MAY_READ_USER)}),
     (_pattern("sendmail"), {"POST": _sends(send_mail.send_mail)}),
+    (
+        _pattern("translateexchangeids"),
+        {"POST": _reads(translate_ids.translate_ids, (Scope.USER_READ, *MAY_READ))},
+    ),
     *((_pattern(path), by_method) for path, by_method in _SETTINGS_ROUTES.items()),
     *((_pattern(path), what) for path, what in _NOT_IMPLEMENTED.items()),
     *((_pattern(path), by_method) for path, by_method in _MESSAGE_ROUTES.items()),
