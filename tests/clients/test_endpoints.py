@@ -11,10 +11,14 @@ from tests.support.endpoint_rows import rows
 pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
 
 from kiota_abstractions.method import Method
+from msgraph.generated.models.exchange_id_format import ExchangeIdFormat
 from msgraph.generated.models.mail_folder import MailFolder
 from msgraph.generated.models.mailbox_settings import MailboxSettings
 from msgraph.generated.models.message import Message
 from msgraph.generated.models.o_data_errors.o_data_error import ODataError
+from msgraph.generated.users.item.mail_folders.item.copy.copy_post_request_body import (
+    CopyPostRequestBody as CopyFolder,
+)
 from msgraph.generated.users.item.mail_folders.item.move.move_post_request_body import (
     MovePostRequestBody as MoveFolder,
 )
@@ -41,6 +45,9 @@ from msgraph.generated.users.item.messages.item.reply.reply_post_request_body im
 )
 from msgraph.generated.users.item.messages.item.reply_all.reply_all_post_request_body import (
     ReplyAllPostRequestBody as ReplyAll,
+)
+from msgraph.generated.users.item.translate_exchange_ids.translate_exchange_ids_post_request_body import (
+    TranslateExchangeIdsPostRequestBody as TranslateIds,
 )
 
 from tests.clients import graph_sdk as sdk
@@ -190,6 +197,12 @@ async def _(box: Mailbox) -> None:
     assert (made.name, made.size, made.content_type) == ("a.txt", 7, "text/plain")
 
 
+@endpoint("GET", "/me/messages/{id}/attachments/$count")
+async def _(box: Mailbox) -> None:
+    one, _ = await box.with_file()
+    assert await one.attachments.count.get() == 1
+
+
 @endpoint("POST", "/me/messages/{id}/attachments/createUploadSession")
 async def _(box: Mailbox) -> None:
     one = await box.draft()
@@ -310,6 +323,23 @@ async def _(box: Mailbox) -> None:
     assert (made.display_name, made.child_folder_count) == ("Projects", 0)
 
 
+@endpoint("GET", "/me/mailFolders/$count")
+async def _(box: Mailbox) -> None:
+    await box.folder()
+    assert await box.folders.count.get() == 8
+
+
+@endpoint("GET", "/me/mailFolders/delta")
+async def _(box: Mailbox) -> None:
+    delta = box.folders.delta
+    first = await delta.get(sdk.options(delta, top=100))
+    assert {"Inbox", "Drafts"} <= {one.display_name for one in first.value}
+    made = await box.folders.post(MailFolder(display_name="Projects"))
+    later = await delta.with_url(first.odata_delta_link).get()
+    assert [one.id for one in later.value] == [made.id]
+    assert later.odata_delta_link
+
+
 @endpoint("GET", "/me/mailFolders/{id}")
 async def _(box: Mailbox) -> None:
     await box.draft()
@@ -338,6 +368,13 @@ async def _(box: Mailbox) -> None:
     assert [one.display_name for one in (await folder.child_folders.get()).value] == ["Inner"]
 
 
+@endpoint("GET", "/me/mailFolders/{id}/childFolders/$count")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    await folder.child_folders.post(MailFolder(display_name="Inner"))
+    assert await folder.child_folders.count.get() == 1
+
+
 @endpoint("POST", "/me/mailFolders/{id}/childFolders")
 async def _(box: Mailbox) -> None:
     folder = await box.folder()
@@ -353,11 +390,32 @@ async def _(box: Mailbox) -> None:
     assert moved.parent_folder_id == archive.id
 
 
+@endpoint("POST", "/me/mailFolders/{id}/copy")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    await folder.messages.post(Message(subject="within"))
+    copied = await folder.copy.post(CopyFolder(destination_id="archive"))
+    assert (copied.display_name, copied.total_item_count) == ("Projects", 1)
+    assert copied.id != (await folder.get()).id
+
+
 @endpoint("POST", "/me/mailFolders/{id}/permanentDelete")
 async def _(box: Mailbox) -> None:
     folder = await box.folder()
     await folder.permanent_delete.post()
     assert await is_missing(folder.get())
+
+
+@endpoint("POST", "/me/translateExchangeIds")
+async def _(box: Mailbox) -> None:
+    made = await box.messages.post(sdk.message("one"))
+    body = TranslateIds(
+        input_ids=[made.id],
+        source_id_type=ExchangeIdFormat.RestId,
+        target_id_type=ExchangeIdFormat.RestImmutableEntryId,
+    )
+    (found,) = (await box.me.translate_exchange_ids.post(body)).value
+    assert (found.source_id, found.target_id) == (made.id, made.id)
 
 
 @endpoint("GET", "/me/mailboxSettings")
