@@ -1,4 +1,4 @@
-"""Handlers of the mailboxSettings resource: time zone, language, working hours and formats.
+"""Handlers of mailboxSettings, and of lists with which clients fill their settings pages.
 
 Relay stores what a user sets and uses the time zone. Automatic replies do not exist: they are
 always disabled, and a request that would enable them or store a text for them is a 501.
@@ -15,7 +15,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from relay.accounts.account import Scope
-from relay.graph.graph_request import GraphRequest, minimal_response
+from relay.graph.graph_request import GraphRequest, collection_response, minimal_response
 from relay.graph.json_values import (
     check_known_properties,
     invalid_value,
@@ -33,7 +33,7 @@ from relay.http.errors import ApiError, quoted
 from relay.http.gateway import json_response
 from relay.mailbox.settings_file import UserSettings, WorkingHours
 from relay.mailbox.types import WellKnown
-from relay.message.time_zones import time_zone
+from relay.message.time_zones import WINDOWS_ZONES, time_zone
 
 MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
 MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
@@ -88,6 +88,31 @@ async def change_settings(request: GraphRequest) -> Response:
         owner = f"{request.root_url()}/users/{quote(request.mailbox)}"
         return minimal_response(f"{owner}/mailboxSettings")
     return _settings_response(request, settings)
+
+
+async def list_overrides(request: GraphRequest) -> Response:
+    """GET inferenceClassification/overrides: an empty list; nothing classifies messages here."""
+    request.options({"select", "top"}, ("id", "classifyAs", "senderEmailAddress"))
+    owner = f"users('{quote(request.mailbox)}')"
+    context = request.context(f"{owner}/inferenceClassification/overrides")
+    return collection_response(context, ())
+
+
+async def list_categories(request: GraphRequest) -> Response:
+    """GET outlook/masterCategories: an empty list; messages may have categories of any name."""
+    request.options({"select", "top"}, ("id", "displayName", "color"))
+    owner = f"users('{quote(request.mailbox)}')"
+    return collection_response(request.context(f"{owner}/outlook/masterCategories"), ())
+
+
+async def list_time_zones(request: GraphRequest) -> Response:
+    """GET outlook/supportedTimeZones: the Windows names, with the zone that each stands for."""
+    request.options()
+    context = request.context("Collection(microsoft.graph.timeZoneInformation)")
+    zones = sorted(WINDOWS_ZONES.items())
+    return collection_response(
+        context, [{"alias": name, "displayName": f"{name} ({iana})"} for name, iana in zones]
+    )
 
 
 def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[str, Any]:

@@ -91,23 +91,24 @@ _READ_ONLY = frozenset(
         "isDraft",
         "bodyPreview",
         "uniqueBody",
-        "inferenceClassification",
     }
 )
 # Not supported; false, empty and null are accepted.
 _UNSUPPORTED = {
     "extensions": "open extensions are not supported",
 }
+_CLASSIFICATION = "inferenceClassification"
 _CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedMessage:
-    """A parsed message: the given fields of MessageProperties, isRead and flag."""
+    """A parsed message: the given fields of MessageProperties, and what a file's name holds."""
 
     fields: Mapping[str, Any]
     is_read: bool | None = None
     flagged: bool | None = None
+    is_other: bool | None = None
 
     @property
     def properties(self) -> MessageProperties:
@@ -197,6 +198,7 @@ def parse_message(
         fields=fields,
         is_read=None if is_read is None else read_boolean(is_read, f"{prefix}isRead"),
         flagged=_flagged(given.get("flag"), f"{prefix}flag"),
+        is_other=_is_other(given.get(_CLASSIFICATION), prefix + _CLASSIFICATION),
     )
 
 
@@ -309,6 +311,10 @@ def _categories(value: object, path: str) -> tuple[str, ...]:
 
 def _subject(value: object, path: str) -> str:
     return read_header_text(value, path, longest=_SUBJECT_CHARACTERS)
+
+
+def _is_other(value: object, path: str) -> bool | None:
+    return None if value is None else one_of(value, path, ("focused", "other")) == "other"
 
 
 def _flagged(value: object, path: str) -> bool | None:
@@ -471,7 +477,7 @@ def _field(
 
 
 _ORIGINATORS = {"from": "from_", "sender": "sender"}
-_READ_SEPARATELY = frozenset({"isRead", "flag", SINGLE, MULTIPLE})
+_READ_SEPARATELY = frozenset({"isRead", "flag", _CLASSIFICATION, SINGLE, MULTIPLE})
 _READERS: Mapping[str, Callable[[object, str], dict[str, Any]]] = {
     "subject": _field("subject", _subject),
     "body": _body,

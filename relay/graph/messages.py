@@ -76,10 +76,10 @@ async def create_message(request: GraphRequest) -> Response:
 async def with_flags(
     request: GraphRequest, created: StoredMessage, parsed: ParsedMessage
 ) -> StoredMessage:
-    """Give a new draft the isRead and flag of its JSON; return it."""
-    if not parsed.flagged and parsed.is_read is not False:
+    """Give a new draft the isRead, flag and inferenceClassification of its JSON; return it."""
+    if not parsed.flagged and not parsed.is_other and parsed.is_read is not False:
         return created
-    change = MessageChange(is_read=parsed.is_read, flagged=parsed.flagged)
+    change = _change(created, replace(parsed, fields={}))
     return await request.dependencies.store.update(request.mailbox, created.id, change)
 
 
@@ -172,7 +172,9 @@ def _change(before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
             fields["extended"] = merged(before.properties.extended, fields["extended"])
         properties = replace(before.properties, **fields)
         check_recipients_count(properties)
-    return MessageChange(properties=properties, is_read=parsed.is_read, flagged=parsed.flagged)
+    return MessageChange(
+        properties, is_read=parsed.is_read, flagged=parsed.flagged, is_other=parsed.is_other
+    )
 
 
 def message_response(request: GraphRequest, message: StoredMessage, *, status: int) -> Response:

@@ -230,11 +230,20 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailfolders/{folder}/copy": {"POST": _adds(mail_folders.copy_folder)},
     "mailfolders/{folder}/permanentdelete": {"POST": _changes(mail_folders.remove_folder)},
 }
+_TIME_ZONES: Mapping[str, GraphOperation] = {
+    "GET": _reads(mailbox_settings.list_time_zones, MAY_READ_USER),
+}
 _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailboxsettings": {
         "GET": _reads(mailbox_settings.get_settings, mailbox_settings.MAY_READ),
         "PATCH": _changes(mailbox_settings.change_settings, mailbox_settings.MAY_CHANGE),
     },
+    "inferenceclassification/overrides": {"GET": _reads(mailbox_settings.list_overrides)},
+    "outlook/mastercategories": {
+        "GET": _reads(mailbox_settings.list_categories, mailbox_settings.MAY_READ),
+    },
+    "outlook/supportedtimezones": _TIME_ZONES,
+    "outlook/supportedtimezones()": _TIME_ZONES,
     "mailboxsettings/{setting}": {
         "GET": _reads(mailbox_settings.get_setting, mailbox_settings.MAY_READ),
     },

@@ -109,8 +109,8 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
         {"name": name, "value": value}
         for name, value in message.properties.internet_message_headers
     ],
-    "inferenceClassification": lambda _: "focused",  # Relay does not part an Inbox
-    "webLink": lambda _: None,  # clients often select it
+    "inferenceClassification": lambda message: "other" if message.is_other else "focused",
+    "webLink": lambda _: None,  # clients select it; Relay has no value for it
 }
 _ALWAYS = ("@odata.etag", "id")
 _ON_SELECT = ("internetMessageHeaders", "sensitivity")

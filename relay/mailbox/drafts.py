@@ -21,7 +21,7 @@ from relay.mailbox.maildir import (
     retry_if_renamed,
     write_file,
 )
-from relay.mailbox.message_file import FLAGGED, NEW_DRAFT, SEEN, parse_name, with_flags
+from relay.mailbox.message_file import FLAGGED, NEW_DRAFT, OTHER, SEEN, parse_name, with_flags
 from relay.mailbox.messages import (
     ComposedDraft,
     DraftIdentity,
@@ -175,7 +175,10 @@ class Drafts:
             located = self._shared.found(mailbox, message_id, condition)
             submission = self._shared.scheduled.scheduled_submission(message_id, located)
             flags = located.name.flags
-            for flag, wanted in ((SEEN, change.is_read), (FLAGGED, change.flagged)):
+            for flag, wanted in (
+                *((SEEN, change.is_read), (FLAGGED, change.flagged)),
+                (OTHER, change.is_other),
+            ):
                 if wanted is not None:
                     flags = with_flags(flags, **{"add" if wanted else "remove": flag})
             if change.properties is None:

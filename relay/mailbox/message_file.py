@@ -17,6 +17,7 @@ from relay.mailbox.types import Folder, NoSuchItemError, WellKnown
 DRAFT = "D"
 SEEN = "S"
 FLAGGED = "F"
+OTHER = "O"  # inferenceClassification; not in the specification, and kept by Dovecot and mutt
 NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store creates
 _RELAY_NAME = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")

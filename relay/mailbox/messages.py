@@ -17,7 +17,14 @@ from relay.files import FileOctets, OpenOctets
 from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import open_message
-from relay.mailbox.message_file import FLAGGED, SEEN, is_draft_file, make_base_name, received_at_us
+from relay.mailbox.message_file import (
+    FLAGGED,
+    OTHER,
+    SEEN,
+    is_draft_file,
+    make_base_name,
+    received_at_us,
+)
 from relay.mailbox.types import NotADraftError, StoredAttachment, StoredMessage
 from relay.message.content import (
     LARGE_BYTES,
@@ -250,6 +257,7 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
         received_us=located.received_us or received_at_us(located.message_id, mtime_us),
         change_key=change_key(located),
         is_mime=block is None or block.is_mime,
+        is_other=OTHER in flags,
     )
 
 

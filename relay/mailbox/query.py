@@ -28,6 +28,7 @@ class Property(StrEnum):
     HAS_ATTACHMENTS = "hasAttachments"
     IMPORTANCE = "importance"  # low, normal, high: in this order
     FLAG = "flag/flagStatus"
+    CLASSIFICATION = "inferenceClassification"
     INTERNET_MESSAGE_ID = "internetMessageId"
     CONVERSATION_ID = "conversationId"
     PARENT_FOLDER = "parentFolderId"

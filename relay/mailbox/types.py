@@ -180,7 +180,10 @@ class NewUpload:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message in a mailbox. `properties.attachments` is empty here; see `attachments`."""
+    """A message in a mailbox. `properties.attachments` is empty here; see `attachments`.
+
+    `is_other` is the inferenceClassification: other, not focused.
+    """
 
     id: str
     folder: Folder
@@ -197,6 +200,7 @@ class StoredMessage:
     received_us: int
     change_key: str
     is_mime: bool = False
+    is_other: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +315,7 @@ class MessageChange:
     properties: MessageProperties | None = None
     is_read: bool | None = None
     flagged: bool | None = None
+    is_other: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -435,6 +435,22 @@ async def _(box: Mailbox) -> None:
     assert (await box.me.mailbox_settings.patch(settings)).time_zone == "Pacific Standard Time"
 
 
+@endpoint("GET", "/me/inferenceClassification/overrides")
+async def _(box: Mailbox) -> None:
+    assert (await box.me.inference_classification.overrides.get()).value == []
+
+
+@endpoint("GET", "/me/outlook/masterCategories")
+async def _(box: Mailbox) -> None:
+    assert (await box.me.outlook.master_categories.get()).value == []
+
+
+@endpoint("GET", "/me/outlook/supportedTimeZones")
+async def _(box: Mailbox) -> None:
+    found = await box.me.outlook.supported_time_zones.get()
+    assert "UTC" in {zone.alias for zone in found.value}
+
+
 @endpoint("GET", "/users")
 async def _(box: Mailbox) -> None:
     users = box.client.users

@@ -51,6 +51,8 @@ FILTERS = [
     "importance ge 'normal' and isDraft",
     "flag/flagStatus eq 'flagged'",
     "flag/flagStatus ne 'flagged' and isDraft",
+    "inferenceClassification eq 'other'",
+    "not (inferenceClassification ne 'focused')",
     "parentFolderId eq 'archive'",
     "parentFolderId ne 'Archive' and not startswith(subject,'draft')",
     "receivedDateTime ge 2024-02-29",
@@ -140,6 +142,7 @@ def draft(number: int) -> dict[str, Any]:
         "categories": [["Red"], ["Blue", "Red team"], []][number % 3],
         "isRead": number % 2 == 0,
         "flag": {"flagStatus": "flagged" if number % 7 == 0 else "notFlagged"},
+        "inferenceClassification": "other" if number % 5 == 0 else "focused",
     }
     bcc = ["hidden@b.test"] if number % 8 == 0 else []
     subject = f"Draft {WORDS[number % 8].upper()} {number}"

@@ -92,6 +92,19 @@ def test_flags_go_both_ways(relay, dovecot):
         }
 
 
+def test_a_classification_outlives_its_changes(relay, dovecot):
+    identity = arrives(relay, "weekly")
+    change = {"inferenceClassification": "other"}
+    assert relay.graph("PATCH", f"/me/messages/{identity}", change).status == 200
+    with dovecot.session() as imap:
+        imap.enter("INBOX")
+        imap.uid("STORE", imap.uid_of("weekly"), "+FLAGS.SILENT", "(\\Seen \\Answered urgent)")
+        imap.uid("STORE", imap.uid_of("weekly"), "-FLAGS.SILENT", "(\\Answered)")
+        assert imap.flags() == {"weekly": {"\\Seen", "urgent"}}
+    message = relay.graph("GET", f"/me/messages/{identity}").json()
+    assert (message["isRead"], message["inferenceClassification"]) == (True, "other")
+
+
 def test_a_session_that_is_open_sees_each_change(relay, dovecot):
     kept = arrives(relay, "kept")
     gone = arrives(relay, "gone")

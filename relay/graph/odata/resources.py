@@ -52,9 +52,14 @@ _MESSAGE_TYPES = {
     Property.HAS_ATTACHMENTS: FieldType.BOOLEAN,
     Property.IMPORTANCE: FieldType.CHOICE,
     Property.FLAG: FieldType.CHOICE,
+    Property.CLASSIFICATION: FieldType.CHOICE,
 }
-_IMPORTANCES = ("low", "normal", "high")
-_FLAGS = ("notFlagged", "flagged", "complete")
+_CHOICES = {
+    Property.IMPORTANCE: ("low", "normal", "high"),
+    Property.FLAG: ("notFlagged", "flagged", "complete"),
+    Property.CLASSIFICATION: ("focused", "other"),
+}
+_WITHOUT_ORDER = (Property.FLAG, Property.CLASSIFICATION)
 _RECIPIENTS = (Collection.TO, Collection.CC, Collection.BCC, Collection.REPLY_TO)
 _UNQUERYABLE = (
     *("attachments", "extensions", "singleValueExtendedProperties", "uniqueBody", "sensitivity"),
@@ -73,7 +78,7 @@ def message_order(text: str) -> tuple[SortOrder, ...]:
     return tuple(
         SortOrder(_MESSAGE_BY_NAME[name], descending=descending)
         for name, descending in order_keys(
-            text, tuple(_MESSAGE_BY_NAME), frozenset(_message_property_names())
+            text, _MESSAGE_ORDER, frozenset(_message_property_names())
         )
     )
 
@@ -115,9 +120,8 @@ def _message_field(named: Property) -> QueryField[Condition]:
     def compare(operator: Operator, value: Value) -> Condition:
         return Compare(named, operator, value)
 
-    choices = {Property.IMPORTANCE: _IMPORTANCES, Property.FLAG: _FLAGS}.get(named, ())
-    kind = _MESSAGE_TYPES.get(named, FieldType.TEXT)
-    return QueryField(named, kind, compare, choices, has_order=named is not Property.FLAG)
+    kind, choices = _MESSAGE_TYPES.get(named, FieldType.TEXT), _CHOICES.get(named, ())
+    return QueryField(named, kind, compare, choices, has_order=named not in _WITHOUT_ORDER)
 
 
 def _item_field(named: ItemProperty) -> QueryField[Condition]:
@@ -139,6 +143,7 @@ def _items(collection: Collection) -> CollectionField[Condition]:
 
 
 _MESSAGE_BY_NAME = {named.lower(): named for named in Property}
+_MESSAGE_ORDER = tuple(name for name in _MESSAGE_BY_NAME if name != "inferenceclassification")
 _MESSAGE_RESOURCE: Resource[Condition] = Resource(
     type_name="microsoft.graph.message",
     fields={named.lower(): _message_field(named) for named in Property},

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from relay.mailbox.index.rows import UIDS_PER_US
-from relay.mailbox.message_file import TIME_US_MAX
+from relay.mailbox.message_file import OTHER, TIME_US_MAX
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
@@ -81,6 +81,8 @@ _MARK = re.compile(r"\b(message\.is_read)\b")
 _TRIGRAM_PROPERTIES = frozenset((Property.SUBJECT, Property.FROM_ADDRESS, Property.FROM_NAME))
 RANKS = {"low": 0, "normal": 1, "high": 2}
 _FLAGS = {"notflagged": 0, "flagged": 1}
+_CLASSIFICATIONS = {"focused": 0, "other": 1}
+_IS_OTHER = f"(instr(message.flags, '{OTHER}') > 0)"
 _NO_RANK = -1  # of an unknown value: equal to nothing
 _OPERATORS = {
     Operator.EQ: "=",
@@ -300,14 +302,16 @@ def _compared(condition: Compare) -> Clause:
     sign = _OPERATORS.get(operator)
     if sign is None or (number == _NO_RANK and operator is not Operator.NE):
         return Clause("0", (), level)
+    if condition.property is Property.CLASSIFICATION:
+        return Clause(f"{_IS_OTHER} {sign} ?", (number,))
     return Clause(f"message.{FLAG_COLUMNS[condition.property]} {sign} ?", (number,), level)
 
 
 def _number(condition: Compare) -> int:
     value = condition.value
     if isinstance(value, str):
-        words = _FLAGS if condition.property is Property.FLAG else RANKS
-        return words.get(value.lower(), _NO_RANK)
+        words = {Property.FLAG: _FLAGS, Property.CLASSIFICATION: _CLASSIFICATIONS}
+        return words.get(condition.property, RANKS).get(value.lower(), _NO_RANK)
     return int(value)
 
 

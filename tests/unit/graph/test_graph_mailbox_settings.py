@@ -264,3 +264,18 @@ async def test_an_unknown_time_zone_in_prefer_is_a_400(graph: GraphInMemory) -> 
     with pytest.raises(ApiError, match="timezone: found 'Mars'") as caught:
         await graph_request(graph, 'outlook.timezone="Mars"').time_zone()
     assert (caught.value.status, caught.value.code) == (400, "TimeZoneNotSupportedException")
+
+
+@pytest.mark.parametrize("path", ["inferenceClassification/overrides", "outlook/masterCategories"])
+async def test_lists_that_are_empty(graph: GraphInMemory, path: str) -> None:
+    page = (await graph.http.get(f"/v1.0/me/{path}")).json()
+    assert (page["value"], page["@odata.context"].endswith(path)) == ([], True)
+    refused(await graph.http.post(f"/v1.0/me/{path}", json={}), 405, "Request_BadRequest")
+
+
+async def test_the_time_zones_of_the_list_can_be_set(graph: GraphInMemory) -> None:
+    zones = (await graph.http.get("/v1.0/me/outlook/supportedTimeZones")).json()["value"]
+    aliases = [zone["alias"] for zone in zones]
+    assert {"UTC", "W. Europe Standard Time", "Pacific Standard Time"} <= set(aliases)
+    for alias in aliases[::20]:
+        assert (await changed(graph, {"timeZone": alias}))["timeZone"] == alias

@@ -49,13 +49,13 @@ async def test_a_draft_shows_all_its_properties(graph: GraphInMemory) -> None:
         "isReadReceiptRequested": False,
         "isRead": True,
         "isDraft": True,
+        "inferenceClassification": "focused",
         "body": {"contentType": "text", "content": "line one\r\n  line two"},
         "toRecipients": [{"emailAddress": {"name": "Carol", "address": "carol@a.test"}}],
         "ccRecipients": [],
         "bccRecipients": [{"emailAddress": {"name": "dave@a.test", "address": "dave@a.test"}}],
         "replyTo": [],
         "flag": {"flagStatus": "notFlagged"},
-        "inferenceClassification": "focused",
     }
     again = (await graph.http.get(f"/v1.0/me/messages/{shown['id']}")).json()
     assert again["conversationId"] == conversation
