@@ -4,11 +4,13 @@ import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_plus
+from urllib.parse import quote, quote_plus, urlencode
 
 import argon2
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
@@ -205,6 +207,34 @@ async def test_faulty_basic_credentials(http, field, form, status, number):
     answer = await http.post(TOKEN, data=form, headers={"authorization": field})
     failed(answer, status, "invalid_client" if status == 401 else "invalid_request", number)
     assert ("www-authenticate" in answer.headers) == (status == 401)
+
+
+NAMES = st.sampled_from([*FORM, "client_assertion", "resource", "", "é"])
+VALUES = st.one_of(st.text(max_size=30), st.sampled_from(list(FORM.values())))
+BODIES = st.one_of(
+    st.binary(max_size=200),
+    st.lists(st.tuples(NAMES, VALUES), max_size=6).map(
+        lambda pairs: urlencode(pairs, errors="surrogatepass").encode()
+    ),
+)
+TENANTS = st.text(st.characters(exclude_characters="/."), min_size=1, max_size=10)
+FIELDS = st.one_of(
+    st.none(),
+    st.binary(max_size=40).map(lambda octets: b"Basic " + base64.b64encode(octets)),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40).map(str.encode),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(body=BODIES, field=FIELDS, tenant=TENANTS)
+async def test_nothing_else_gets_a_token(http, body, field, tenant):
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    if field is not None:
+        headers["authorization"] = field
+    path = f"/{quote(tenant, safe='', errors='replace')}{TOKEN[8:]}"
+    answer = await http.post(path, content=body, headers=headers)
+    assert answer.status_code in (400, 401, 429), answer.text
+    assert set(answer.json()) >= {"error", "error_description", "error_codes"}
 
 
 async def test_an_unknown_client_and_a_wrong_secret_have_the_same_description(http):
