@@ -96,7 +96,7 @@ class DevelopmentAccounts:
         known = self._accounts.get(local_part)
         if known or not local_part or len(self._accounts) >= ACCOUNTS_MAX:
             return known
-        account = Account(f"{local_part}@{DOMAIN}")
+        account = Account(f"{local_part}@{DOMAIN}", send_as=_other_address(name))
         self._accounts[local_part] = account
         return account
 
@@ -119,6 +119,15 @@ def local_part_for(name: str) -> str:
     except ValueError:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
         return base64.b32encode(digest).decode().lower()[:_HASH_LENGTH]
+
+
+def _other_address(name: str) -> tuple[str, ...]:
+    """Return `name` if it is an address of another domain: its account may send from it."""
+    try:
+        address = parse_mailbox(name.strip())
+    except ValueError:
+        return ()
+    return () if address.endswith(f"@{DOMAIN}") else (address,)
 
 
 def _claims_of(token: str) -> Mapping[str, Any] | None:

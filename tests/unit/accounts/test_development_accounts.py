@@ -72,6 +72,15 @@ def test_what_is_no_local_part_becomes_a_short_hash(name, local_part):
     assert (account and account.address) == (f"{found}@example.test" if found else None)
 
 
+def test_an_account_may_send_from_the_address_of_another_domain_that_names_it():
+    accounts = DevelopmentAccounts()
+    megan = accounts.by_token("Megan@contoso.test")
+    assert megan.may_send_as("megan@contoso.test")
+    assert not megan.may_send_as("alice@contoso.test")
+    assert not megan.may_send_as("alice@example.test")
+    assert accounts.by_token("carol@example.test").send_as == ()
+
+
 def test_a_longer_token_is_not_accepted():
     assert DevelopmentAccounts().by_token("x" * (TOKEN_LENGTH_MAX + 1)) is None
 
