@@ -38,7 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class ServedRelay:
-    """A relay, its HTTPS URL, and the CA of its certificate. All mail for sink.test arrives at `sink`."""
+    """A relay, its HTTPS URL, and the CA of its certificate. All mail for sink.test arrives at `sink`.
+
+    Requests to `proxy` get the faults that a test asks for.
+    """
 
     relay: RelayProcess
     url: str
@@ -80,10 +83,11 @@ class User:
         """How many messages to `address`, else to `sink`, arrived so far."""
         return len(self.served.sink.received(address or self.sink))
 
-    def settle(self) -> None:
-        """Wait until the queue has accepted every message that was submitted, and all are filed."""
+    def sent(self) -> list[dict[str, Any]]:
+        """The messages in Sent Items, when one is there and the queue has all that were submitted."""
         pending = self.served.relay.pending_submissions
-        until("all is filed", lambda: not pending() and not self.messages("drafts"))
+        until("one is filed", lambda: self.messages("sentitems") and not pending())
+        return self.messages("sentitems")
 
     def get(self, path: str) -> Any:
         """GET a path below /me."""
@@ -101,14 +105,16 @@ def served(authority: Authority) -> Iterator[ServedRelay]:
     certificate = authority.issue("DNS:localhost", "IP:127.0.0.1")
     with Remotes() as remotes, FaultyProxy(certificate.server_context()) as proxy:
         sink = remotes.start(_SINK)
-        config = {"http": {"public_url": proxy.url}}
+        tls = {"certificate": certificate.certificate, "key": certificate.key}
+        config = {"http": {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": tls}}
         accounts = [account(name, client_id=f"{name}-id", client_secret=SECRET) for name in _USERS]
         accounts.append(
             account("app", client_id="app-id", client_secret=SECRET, acts_for=["*@example.test"])
         )
         with remotes.relay(config=config, accounts=accounts) as relay:
             proxy.upstream = relay.http
-            yield ServedRelay(relay, proxy.url, authority.certificate, sink, proxy)
+            url = f"https://localhost:{relay.ready['https'][0].rpartition(':')[2]}"
+            yield ServedRelay(relay, url, authority.certificate, sink, proxy)
 
 
 @pytest.fixture

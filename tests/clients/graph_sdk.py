@@ -78,7 +78,7 @@ def mail(
     send_at: str = "",
     save: bool | None = None,
 ) -> SendMailPostRequestBody:
-    """The body of sendMail; each header has the value `value`."""
+    """The body of sendMail; each header has the value `value`. The SDK's own default is not to save."""
     made = message(subject, to=to, html=html)
     if bcc:
         made.bcc_recipients = people(bcc)
@@ -91,7 +91,7 @@ def mail(
             SingleValueLegacyExtendedProperty(id="SystemTime 0x3FEF", value=send_at)
         ]
     body = SendMailPostRequestBody(message=made)
-    if save is not None:  # the SDK sends a null that is set under a name that Graph does not know
+    if save is not None:
         body.save_to_sent_items = save
     return body
 

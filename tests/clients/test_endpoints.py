@@ -473,6 +473,33 @@ async def _(box: Mailbox) -> None:
     assert [one.id for one in later.value] == [made.id]
 
 
+@endpoint("GET", "/me/messages/{id}/attachments/$count")
+async def _(box: Mailbox) -> None:
+    one, _ = await box.with_file()
+    assert await one.attachments.count.get() == 1
+
+
+@endpoint("GET", "/me/mailFolders/$count")
+async def _(box: Mailbox) -> None:
+    before = await box.folders.count.get()
+    await box.folder()
+    assert await box.folders.count.get() == before + 1
+
+
+@endpoint("GET", "/me/mailFolders/{id}/childFolders/$count")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    await folder.child_folders.post(MailFolder(display_name="Inner"))
+    assert await folder.child_folders.count.get() == 1
+
+
+@endpoint("POST", "/me/mailFolders/{id}/copy")
+async def _(box: Mailbox) -> None:
+    folder = await box.folder()
+    copied = await folder.copy.post(CopyFolder(destination_id="archive"))
+    assert (copied.display_name, copied.id != (await folder.get()).id) == ("Projects", True)
+
+
 @endpoint("POST", "/$batch")
 async def _(box: Mailbox) -> None:
     content = sdk.batch(box.me.to_get_request_information())

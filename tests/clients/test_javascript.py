@@ -127,13 +127,24 @@ def test_20_429_twice(javascript: JavaScript, served: ServedRelay, user: User) -
     fault = Fault("POST", path.lower(), 429, {"Retry-After": "1"})
     served.proxy.faults += [fault, fault]
     send = f"await client.api('{path}').post({{ message: message('{user.sink}') }});"
-    javascript.run(MESSAGE + send, token=user.name)
+    javascript.run(MESSAGE + send, token=user.name, url=served.proxy.url)
     user.arrived()
     assert [one.status for one in served.proxy.requests if one.path.endswith(path)] == [
         429,
         429,
         202,
     ]
+
+
+def test_21_504_after_commit(javascript: JavaScript, served: ServedRelay, user: User) -> None:
+    path = f"/users/{user.address}/sendMail"
+    served.proxy.faults.append(Fault("POST", path.lower(), 504, after_commit=True))
+    send = f"await client.api('{path}').post({{ message: message('{user.sink}') }});"
+    javascript.run(MESSAGE + send, token=user.name, url=served.proxy.url)
+    tries = [one for one in served.proxy.requests if one.path.endswith(path)]
+    assert [one.status for one in tries] == [504, 202]
+    assert len(user.sent()) == 1
+    user.arrived()
 
 
 BATCH = """

@@ -219,7 +219,7 @@ async def test_19_more_than_4_mb(served: ServedRelay, user: User) -> None:
 
 
 async def test_20_429_twice(served: ServedRelay, user: User) -> None:
-    client = sdk.client(served.url, user.name)
+    client = sdk.client(served.proxy.url, user.name)
     path = f"/users/{user.name}%40example.test/sendMail"
     fault = Fault("POST", path.lower(), 429, {"Retry-After": "1"})
     served.proxy.faults += [fault, fault]
@@ -234,16 +234,15 @@ async def test_20_429_twice(served: ServedRelay, user: User) -> None:
 
 async def test_21_504_after_commit(served: ServedRelay, user: User) -> None:
     """The SDK sends the message again, and the relay knows it by Retry-Attempt."""
-    client = sdk.client(served.url, user.name)
+    client = sdk.client(served.proxy.url, user.name)
     path = f"/users/{user.name}%40example.test/sendMail"
     served.proxy.faults.append(Fault("POST", path.lower(), 504, after_commit=True))
     await client.users.by_user_id(user.address).send_mail.post(
-        sdk.mail(subject="once", to=user.sink)
+        sdk.mail(subject="once", to=user.sink, save=True)
     )
     tries = [one for one in served.proxy.requests if one.path.endswith(path)]
     assert [one.status for one in tries] == [504, 202]
-    user.settle()
-    assert [one["subject"] for one in user.messages("sentitems")] == ["once"]
+    assert [one["subject"] for one in user.sent()] == ["once"]
     user.arrived()
 
 
@@ -266,7 +265,9 @@ async def test_22_batch(served: ServedRelay, user: User) -> None:
 async def test_22_a_failed_dependency(served: ServedRelay, user: User) -> None:
     client = sdk.client(served.url, user.name)
     missing = client.me.messages.by_message_id("unknown").to_get_request_information()
-    send = client.me.send_mail.to_post_request_information(sdk.mail("never", to=user.sink))
+    send = client.me.send_mail.to_post_request_information(
+        sdk.mail("never", to=user.sink, save=True)
+    )
     content = sdk.batch(missing, send)
     first, second = content.requests.values()
     second.set_depends_on([first])

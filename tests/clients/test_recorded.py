@@ -244,7 +244,7 @@ def test_23_query_options_of_each_client(client: Client, query: str) -> None:
         client.draft(subject=f"page {number}")
     page = client.send("GET", f"/v1.0/me/messages?{query}").json()
     link = page["@odata.nextLink"]
-    assert link.startswith(client.user.served.url)
+    assert link.startswith("http://127.0.0.1:")
     rest = client.send("GET", "/" + link.split("/", 3)[3]).json()["value"]
     subjects = [one["subject"] for one in page["value"] + rest]
     assert subjects == ["page 0", "page 1", "page 2"]

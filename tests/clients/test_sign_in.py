@@ -2,48 +2,12 @@
 
 from typing import Any
 
-import msal
 import pytest
-import requests
 
 from tests.clients.conftest import SECRET, JavaScript, ServedRelay, User
 
 SCOPES = ["https://graph.microsoft.com/.default"]
 CREDENTIALS = ("app-id", SECRET.removeprefix("plain:"))
-
-
-class RecordedSession(requests.Session):
-    """Remembers the URLs that MSAL asks for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.urls: list[str] = []
-
-    def request(self, method: str, url: str, *rest: Any, **options: Any) -> Any:
-        self.urls.append(url)
-        return super().request(method, url, *rest, **options)
-
-
-def test_04_msal_asks_no_other_host(served: ServedRelay, user: User) -> None:
-    client_id, secret = CREDENTIALS
-    session = RecordedSession()
-    app = msal.ConfidentialClientApplication(
-        client_id,
-        client_credential=secret,
-        oidc_authority=f"{served.url}/contoso/v2.0",
-        http_client=session,
-    )
-    found = app.acquire_token_for_client(SCOPES)
-    assert all(url.startswith(f"{served.url}/") for url in session.urls)
-    to = [{"emailAddress": {"address": user.sink}}]
-    answer = requests.post(
-        f"{served.url}/v1.0/users/{user.address}/sendMail",
-        json={"message": {"subject": "signed in", "toRecipients": to}},
-        headers={"Authorization": f"Bearer {found['access_token']}"},
-        timeout=20,
-    )
-    assert answer.status_code == 202, answer.text
-    user.arrived()
 
 
 def test_09_javascript_with_azure_identity(javascript: JavaScript, user: User) -> None:

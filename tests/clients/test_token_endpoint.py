@@ -4,11 +4,24 @@ from typing import Any
 
 import msal
 import pytest
+import requests
 
 from tests.clients.conftest import SECRET, ServedRelay, User
 
 SCOPES = ["https://graph.microsoft.com/.default"]
 THE_SECRET = SECRET.removeprefix("plain:")
+
+
+class RecordedSession(requests.Session):
+    """Remembers the URLs that MSAL asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def request(self, method: str, url: str, *rest: Any, **options: Any) -> Any:
+        self.urls.append(url)
+        return super().request(method, url, *rest, **options)
 
 
 def application(served: ServedRelay, user: User, **options: Any) -> Any:
@@ -19,13 +32,14 @@ def application(served: ServedRelay, user: User, **options: Any) -> Any:
 def test_04_msal_with_an_oidc_authority_calls_the_relay_alone(
     served: ServedRelay, user: User
 ) -> None:
-    before = len(served.proxy.requests)
-    app = application(served, user, oidc_authority=f"{served.url}/contoso/v2.0")
+    session = RecordedSession()
+    authority = f"{served.url}/contoso/v2.0"
+    app = application(served, user, oidc_authority=authority, http_client=session)
     found = app.acquire_token_for_client(SCOPES)
     assert found["token_type"] == "Bearer", found
-    assert [one.path for one in served.proxy.requests[before:]] == [
-        "/contoso/v2.0/.well-known/openid-configuration",
-        "/contoso/oauth2/v2.0/token",
+    assert session.urls == [
+        f"{served.url}/contoso/v2.0/.well-known/openid-configuration",
+        f"{served.url}/contoso/oauth2/v2.0/token",
     ]
     answer = served.relay.graph("GET", "/me", token=found["access_token"])
     assert answer.json()["mail"] == user.address
