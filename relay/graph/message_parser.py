@@ -65,6 +65,7 @@ _ITEM = "microsoft.graph.itemattachment"
 
 HEADERS_MAX = 5
 ITEMS_DEPTH_MAX = 10
+COMMENT_CHARACTERS_MAX = 1024 * 1024
 _SUBJECT_CHARACTERS = 2000
 _HEADER_NAME_CHARACTERS = 76
 _HEADER_CHARACTERS = 8000
@@ -157,8 +158,12 @@ def parse_answer(
     known = ("comment", "message", "torecipients") if is_forward else ("comment", "message")
     given = read_parameters(body, known, f"microsoft.graph.{action}")
     comment = read_body_text(given.get("comment"), "comment")
-    message = given.get("message")
-    fields = {} if message is None else read_object(message, "message")
+    if len(comment) > COMMENT_CHARACTERS_MAX:
+        expected = f"expected at most {COMMENT_CHARACTERS_MAX}; use message.body"
+        message = f"comment: found {len(comment)} characters, {expected}."
+        raise ApiError(400, "ErrorInvalidRequest", message)
+    value = given.get("message")
+    fields = {} if value is None else read_object(value, "message")
     fields = {name: value for name, value in fields.items() if name != "body" or value is not None}
     has_body = "body" in fields
     if comment and has_body:

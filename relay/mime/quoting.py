@@ -35,7 +35,6 @@ _MONTHS = (
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MAX = 253_370_764_800  # in the year 9999, so that any time zone can be added
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _CONTROLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 _ELEMENTS = frozenset(
@@ -134,7 +133,7 @@ def _sent(time_us: int, time_zone: tzinfo) -> str:
 def _quoted_text(body: str, *, comment: str, block: list[tuple[str, str]]) -> str:
     shown = body[:QUOTE_CHARACTERS_MAX].replace("\0", "")
     lines = [
-        *_LINE_END.split(comment),
+        _lines(comment).replace("\n", "\r\n"),
         "",
         _RULE,
         *(f"{name}: {value}" for name, value in block),
@@ -164,14 +163,19 @@ def _quoted_html(body: str, *, comment: str, block: list[tuple[str, str]]) -> st
 def _html_of_text(text: str) -> str:
     """Return a text as HTML, with its lines and spaces."""
     shown = escape(text, quote=False).replace("  ", " &nbsp;")
-    return "<br>\r\n".join(_LINE_END.split(shown))
+    return _lines(shown).replace("\n", "<br>\r\n")
+
+
+def _lines(text: str) -> str:
+    """Return a text with LF line ends."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _safe_html(html: str) -> Iterator[str]:
     """Yield a document as a part of another one."""
     source = html[:QUOTE_CHARACTERS_MAX].encode("utf-8", "replace").decode().replace("\0", "")
     writer = _SafeWriter()
-    for token in split_html(_LINE_END.sub("\n", source)):
+    for token in split_html(_lines(source)):
         if written := writer.written(token):
             yield written
         if writer.is_full:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from relay.accounts.account import Account
 from relay.graph.json_values import read_json_object
-from relay.graph.message_parser import SendMailParameters, parse_message, parse_send_mail
+from relay.graph.message_parser import (
+    AnswerParameters,
+    SendMailParameters,
+    parse_answer,
+    parse_message,
+    parse_send_mail,
+)
 from relay.graph.mime_body import check_content, check_mime_content
 from relay.http.errors import ApiError
 
@@ -61,6 +67,28 @@ def test_any_parameters(body: dict[str, Any]) -> None:
     assert isinstance(
         outcome_of(lambda: parse_send_mail(body, ALICE)), SendMailParameters | ApiError
     )
+
+
+ANSWER_NAMES = ["Comment", "comment", "message", "toRecipients", "ToRecipients"]
+
+
+@given(
+    body=st.dictionaries(st.sampled_from(ANSWER_NAMES), VALUES),
+    message=MESSAGES,
+    forward=st.booleans(),
+)
+def test_any_parameters_of_a_reply(
+    body: dict[str, Any], message: dict[str, Any], forward: bool
+) -> None:
+    for given_body in (body, body | {"message": message}):
+        outcome = outcome_of(
+            lambda given_body=given_body: parse_answer(
+                given_body, ALICE, action="reply", is_forward=forward
+            )
+        )
+        assert isinstance(outcome, AnswerParameters | ApiError)
+        if isinstance(outcome, ApiError):
+            assert outcome.status in (400, 403, 501)
 
 
 @given(st.binary(max_size=200))

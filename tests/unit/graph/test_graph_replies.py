@@ -1,5 +1,6 @@
 """reply, replyAll, forward and their drafts: recipients, threading, quote, attachments, bad input."""
 
+import asyncio
 import base64
 import email
 import email.policy
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from relay.graph.graph_request import ANSWERS_MAX
 from relay.mime.quoting import QUOTE_CHARACTERS_MAX
 from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, graph_on_disk, post_mime, refused, to
 
@@ -31,7 +33,7 @@ PNG = base64.b64encode(b"\x89PNG picture").decode()
 
 @pytest.fixture
 async def mail(tmp_path: Path):
-    async with graph_on_disk(tmp_path / "mail") as made:
+    async with graph_on_disk(tmp_path / "mail", max_body=4 << 20) as made:
         yield made
 
 
@@ -322,6 +324,7 @@ BOTH = {"toRecipients": to("e@a.test"), "message": {"toRecipients": to("f@a.test
 BAD: list[tuple[str, Any, int, str, str]] = [
     ("*", TWO, 400, "ErrorInvalidRequest", "comment and message.body"),
     ("*", {"comment": 7}, 400, "RequestBodyRead", "comment"),
+    ("*", {"comment": "a" * 1_048_577}, 400, "ErrorInvalidRequest", "comment: found 1048577"),
     ("*", {"comment": "a\0"}, 400, "ErrorInvalidRequest", "comment"),
     ("*", {"comment": "a", "Comment": "b"}, 400, "RequestBodyRead", "Comment"),
     ("*", {"message": "text"}, 400, "RequestBodyRead", "message"),
@@ -471,6 +474,24 @@ async def test_a_forward_that_does_not_fit_the_quota_is_507(on_disk: OnDisk, act
     refused(answer, 507, "ErrorQuotaExceeded")
     assert on_disk.files() == files
     assert (await on_disk.http.post(f"{path}/reply")).status_code == 202
+
+
+async def test_more_replies_at_a_time_than_are_composed_all_end(mail: OnDisk) -> None:
+    path = await received(mail)
+    bodies = [
+        {"comment": str(number)} if number % 3 else {"message": {"attachments": [7]}}
+        for number in range(4 * ANSWERS_MAX)
+    ]
+    paths = [path if number % 5 else "/messages/nothing" for number in range(len(bodies))]
+    calls = [
+        mail.http.post(f"{one}/reply", json=body) for one, body in zip(paths, bodies, strict=True)
+    ]
+    statuses = [answer.status_code for answer in await asyncio.gather(*calls)]
+    expected = [
+        400 if number % 3 == 0 else 404 if number % 5 == 0 else 202 for number in range(len(bodies))
+    ]
+    assert statuses == expected
+    assert (await mail.http.post(f"{path}/reply")).status_code == 202
 
 
 # -- damaged and large originals
