@@ -181,6 +181,37 @@ def test_copies_appended_and_expunged_messages_are_seen(relay, dovecot):
     assert there == {"first": first, "appended": archived["appended"]["id"]}
 
 
+def changes(relay: RelayProcess, link: str = "") -> tuple[dict[str, dict], str]:
+    """A round of a delta query of the Inbox: its items by id, and the link of the next round."""
+    path = link.partition("/v1.0")[2] or "/me/mailFolders/inbox/messages/delta?$top=100"
+    answer = relay.graph("GET", path).json()
+    return {one["id"]: one for one in answer["value"]}, answer["@odata.deltaLink"]
+
+
+def test_a_delta_query_has_what_it_flags_moves_expunges_and_appends(relay, dovecot):
+    read, moved, copied, gone, kept = [
+        arrives(relay, subject) for subject in ("read", "moved", "copied", "gone", "kept")
+    ]
+    first, link = changes(relay)
+    assert set(first) == {read, moved, copied, gone, kept}
+    with dovecot.session() as imap:
+        imap.enter("INBOX")
+        imap.uid("STORE", imap.uid_of("read"), "+FLAGS.SILENT", "(\\Seen)")
+        imap.uid("MOVE", imap.uid_of("moved"), "Archive")
+        imap.uid("COPY", imap.uid_of("copied"), "Archive")
+        for subject in ("copied", "gone"):
+            imap.uid("STORE", imap.uid_of(subject), "+FLAGS.SILENT", "(\\Deleted)")
+        imap.expunge()
+        imap.append("INBOX", "", None, b"Subject: appended\r\n\r\nx\r\n")
+    second, link = changes(relay, link)
+    assert second.pop(read)["isRead"] is True
+    assert second.pop(moved)["@removed"] == {"reason": "changed"}
+    assert second.pop(copied)["@removed"] == {"reason": "changed"}
+    assert second.pop(gone)["@removed"] == {"reason": "deleted"}
+    assert [one["subject"] for one in second.values()] == ["appended"]
+    assert changes(relay, link)[0] == {}
+
+
 def test_a_message_that_is_moved_under_another_name_keeps_its_id(relay, dovecot):
     identity = arrives(relay, "wanders")
     with dovecot.session() as imap:

@@ -103,3 +103,19 @@ def test_a_message_that_it_saves_elsewhere_is_the_same(relay, press):
     assert places == {"first": "inbox", "second": "archive"}
     assert after["first"]["id"] == before["first"]["id"]
     assert after["second"]["id"] == before["second"]["id"]
+
+
+def test_a_delta_query_has_what_it_does(relay, press):
+    arrive(relay, "first", "second", "third")
+    ids = {subject: one["id"] for subject, one in by_subject(relay).items()}
+    path = "/me/mailFolders/inbox/messages/delta?$select=subject,isRead"
+    begun = relay.graph("GET", path).json()
+    assert {one["id"] for one in begun["value"]} == set(ids.values())
+    press(
+        "<toggle-new><next-entry><save-message>=.Archive<enter><next-entry><delete-message><quit>"
+    )
+    link = begun["@odata.deltaLink"].partition("/v1.0")[2]
+    found = {one["id"]: one for one in relay.graph("GET", link).json()["value"]}
+    assert found[ids["second"]] == {"id": ids["second"], "@removed": {"reason": "changed"}}
+    assert found[ids["third"]] == {"id": ids["third"], "@removed": {"reason": "deleted"}}
+    assert found[ids["first"]]["isRead"] is True
