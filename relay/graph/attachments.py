@@ -18,7 +18,7 @@ from starlette.responses import Response
 from relay.graph.extended_properties import ExpandOptions
 from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
 from relay.graph.ids import message_graph_id
-from relay.graph.json_values import missing_property, read_json_object, read_parameters
+from relay.graph.json_values import missing_property, read_parameters
 from relay.graph.message_parser import read_attachment, read_upload
 from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import TOP_MAX, QueryOptions, parse_options
@@ -121,7 +121,7 @@ async def get_value(request: GraphRequest) -> Response:
 async def add_attachment(request: GraphRequest) -> Response:
     """POST an attachment to a draft."""
     request.options()
-    attachment = read_attachment(read_json_object(await request.http.body()))
+    attachment = read_attachment(await request.json_object())
     store = request.dependencies.store.attachments
     identity = await store.add(
         request.mailbox,
@@ -152,7 +152,7 @@ async def delete_attachment(request: GraphRequest) -> Response:
 async def create_upload_session(request: GraphRequest) -> Response:
     """POST createUploadSession: return a URL to which a file is PUT in ranges."""
     request.options()
-    body = read_json_object(await request.http.body())
+    body = await request.json_object()
     action = "microsoft.graph.createUploadSession"
     given = read_parameters(body, ("attachmentitem",), action)
     if given.get("attachmentitem") is None:

@@ -17,6 +17,7 @@ from relay.accounts.account import Account, AccountDirectory, Scope
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.ids import read_message_id
+from relay.graph.json_values import read_json_object
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import json_response
@@ -273,6 +274,16 @@ class GraphRequest:
         return self._content_type() == "text/plain" and (
             size_bytes is None or size_bytes > IN_MEMORY_BODY_BYTES_MAX
         )
+
+    async def json_object(self) -> dict[str, Any]:
+        """Read the body, which must be a JSON object.
+
+        Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413.
+        """
+        kind = self._content_type()
+        if kind not in ("", "application/json"):
+            raise _unsupported(kind, "application/json")
+        return read_json_object(await self.http.body())
 
     def is_mime(self) -> bool:
         """Return whether the body is MIME in base64 (text/plain) and not JSON, the default.

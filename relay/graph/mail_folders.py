@@ -5,9 +5,10 @@ Well-known folders cannot be moved or deleted (403); a name that exists already 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote
 
 from starlette.responses import Response
@@ -24,7 +25,6 @@ from relay.graph.json_values import (
     missing_property,
     read_boolean,
     read_header_text,
-    read_json_object,
     unknown_property,
     unsupported,
 )
@@ -71,7 +71,7 @@ async def get_folder(request: GraphRequest) -> Response:
 async def create_folder(request: GraphRequest) -> Response:
     """POST mailFolders or childFolders: create a folder."""
     request.options()
-    name = _display_name(await request.http.body())
+    name = _display_name(await request.json_object())
     if name is None:
         raise missing_property("displayName")
     created = await request.dependencies.store.create_folder(
@@ -83,7 +83,7 @@ async def create_folder(request: GraphRequest) -> Response:
 async def change_folder(request: GraphRequest) -> Response:
     """PATCH: change the display name."""
     request.options()
-    name = _display_name(await request.http.body())
+    name = _display_name(await request.json_object())
     async with _required_version(request):
         folder = await _find_folder(request)
         if name is not None and name != folder.display_name:
@@ -95,7 +95,7 @@ async def change_folder(request: GraphRequest) -> Response:
 async def move_folder(request: GraphRequest) -> Response:
     """POST move: move the folder and its child folders into another folder."""
     request.options()
-    parent_id = destination_id(read_json_object(await request.http.body()), "microsoft.graph.move")
+    parent_id = destination_id(await request.json_object(), "microsoft.graph.move")
     store, folder_id = request.dependencies.store, request.folder_id
     try:
         async with _required_version(request):
@@ -108,7 +108,7 @@ async def move_folder(request: GraphRequest) -> Response:
 async def copy_folder(request: GraphRequest) -> Response:
     """POST copy: copy the folder with its child folders and messages into another folder."""
     request.options()
-    parent_id = destination_id(read_json_object(await request.http.body()), "microsoft.graph.copy")
+    parent_id = destination_id(await request.json_object(), "microsoft.graph.copy")
     copied = await request.dependencies.store.copy_folder(
         request.mailbox, request.folder_id, parent_id=parent_id
     )
@@ -183,9 +183,8 @@ async def _find_folder(request: GraphRequest) -> Folder:
     return await request.dependencies.store.get_folder(request.mailbox, request.folder_id)
 
 
-def _display_name(body: bytes) -> str | None:
+def _display_name(given: Mapping[str, Any]) -> str | None:
     """Return the displayName of a mailFolder's JSON, None if it has none."""
-    given = read_json_object(body)
     for name in given:
         known = name in ("displayName", "isHidden") or name in _READ_ONLY
         if not known and not is_annotation(name):

@@ -23,7 +23,6 @@ from relay.graph.json_values import (
     one_of,
     read_array,
     read_header_text,
-    read_json_object,
     read_object,
     read_string,
     unknown_property,
@@ -77,7 +76,7 @@ async def get_setting(request: GraphRequest) -> Response:
 async def change_settings(request: GraphRequest) -> Response:
     """PATCH mailboxSettings: replace the given settings, and return all of them."""
     request.options()
-    body = read_json_object(await request.http.body())
+    body = await request.json_object()
     store = request.dependencies.store
     async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
         before = await store.mailbox_settings(request.mailbox)

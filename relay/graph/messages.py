@@ -102,7 +102,7 @@ async def get_message(request: GraphRequest) -> Response:
 async def change_message(request: GraphRequest) -> Response:
     """PATCH: replace the properties that the JSON gives."""
     request.options()
-    parsed = parse_message(read_json_object(await request.http.body()), request.account, patch=True)
+    parsed = parse_message(await request.json_object(), request.account, patch=True)
     async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
         before = await find_message(request)
         condition = request.condition
@@ -222,7 +222,7 @@ async def remove_message(request: GraphRequest) -> Response:
 
 async def _destination(request: GraphRequest, action: str) -> str:
     request.options()
-    return destination_id(read_json_object(await request.http.body()), action)
+    return destination_id(await request.json_object(), action)
 
 
 # -- lists

@@ -15,7 +15,6 @@ from relay.graph.json_values import (
     missing_property,
     one_of,
     read_array,
-    read_json_object,
     read_parameters,
     unsupported,
 )
@@ -35,7 +34,7 @@ _TYPES = (*_OWN_TYPES, "entryid", "ewsid", "immutableentryid")
 async def translate_ids(request: GraphRequest) -> Response:
     """POST translateExchangeIds: return each id with its translation, or why it has none."""
     request.options()
-    body = read_json_object(await request.http.body())
+    body = await request.json_object()
     given = read_parameters(body, _PARAMETERS, "microsoft.graph.translateExchangeIds")
     for name, spelled in _PARAMETERS.items():
         if given.get(name) is None:
