@@ -22,6 +22,7 @@ from relay.graph.json_values import missing_property, read_parameters
 from relay.graph.message_parser import read_attachment, read_upload
 from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import TOP_MAX, QueryOptions, parse_options
+from relay.graph.reference_attachments import REFERENCE_PROPERTIES, reference_json
 from relay.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import StreamedResponse, json_response
@@ -34,6 +35,8 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.message.content import LARGE_BYTES
+from relay.message.reference import BYTES_MAX, Reference, read_reference
+from relay.message.reference import CONTENT_TYPE as REFERENCE_TYPE
 from relay.mime.read_mime import read_mime
 from relay.mime.transfer_encoding import decoded_blocks
 
@@ -41,9 +44,15 @@ CONTENT = "contentBytes"
 ITEM_BYTES_MAX = 10 * 1024 * 1024
 _COMMON_PROPERTIES = ("id", "lastModifiedDateTime", "name", "contentType", "size", "isInline")
 _FILE_PROPERTIES = ("contentId", "contentLocation", CONTENT)
-_CAST = "microsoft.graph.fileAttachment/"
+_CASTS = {
+    "microsoft.graph.fileAttachment/": _FILE_PROPERTIES,
+    "microsoft.graph.referenceAttachment/": REFERENCE_PROPERTIES,
+}
 ATTACHMENT_PROPERTIES = frozenset(
-    (*_COMMON_PROPERTIES, *_FILE_PROPERTIES, *(_CAST + name for name in _FILE_PROPERTIES))
+    (
+        *(*_COMMON_PROPERTIES, *_FILE_PROPERTIES, *REFERENCE_PROPERTIES),
+        *(cast + name for cast, names in _CASTS.items() for name in names),
+    )
 )
 _ITEM_PROPERTIES = (
     *("subject", "body", "bodyPreview", "from", "sender", "toRecipients", "ccRecipients"),
@@ -251,14 +260,16 @@ def attachment_pieces(
     with_item: bool = False,
 ) -> Iterator[bytes]:
     """Yield the JSON of an attachment; `with_item` adds its item up to 10 MiB."""
-    selected = {name.removeprefix(_CAST) for name in select}
+    selected = {name.rpartition("/")[2] for name in select}
+    reference = _reference(one)
     item = _item_json(one) if with_item and one.attachment.item else None
-    shown = attachment_json(one.attachment, modified_us=opened.message.modified_us, item=item)
+    modified_us = opened.message.modified_us
+    shown = attachment_json(one.attachment, modified_us=modified_us, item=item, reference=reference)
     if selected:
         kept = selected | {"id", "@odata.type", "@odata.mediaContentType", "item"}
         shown = {name: value for name, value in shown.items() if name in kept}
     encoded = msgspec.json.encode({**(context or {}), **shown})
-    if one.attachment.item or (selected and CONTENT not in selected):
+    if one.attachment.item or reference or (selected and CONTENT not in selected):
         yield encoded
         return
     yield encoded[:-1] + b',"contentBytes":"'
@@ -267,10 +278,16 @@ def attachment_pieces(
 
 
 def attachment_json(
-    attachment: StoredAttachment, *, modified_us: int, item: Mapping[str, Any] | None = None
+    attachment: StoredAttachment,
+    *,
+    modified_us: int,
+    item: Mapping[str, Any] | None = None,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """Return an attachment's JSON without contentBytes; `item` is the JSON of its message."""
     kind = "itemAttachment" if attachment.item else "fileAttachment"
+    if reference:
+        kind = "referenceAttachment"
     shown: dict[str, Any] = {
         "@odata.type": f"#microsoft.graph.{kind}",
         "@odata.mediaContentType": attachment.content_type,
@@ -283,7 +300,17 @@ def attachment_json(
     }
     if attachment.item:
         return shown if item is None else shown | {"item": dict(item)}
+    if reference:
+        return shown | reference_json(reference)
     return shown | {"contentId": attachment.content_id or None, "contentLocation": None}
+
+
+def _reference(one: OpenAttachment) -> Reference | None:
+    """Return the link that the attachment holds; None for a file or a message."""
+    found = one.attachment
+    if found.content_type.lower() != REFERENCE_TYPE or found.size > BYTES_MAX:
+        return None
+    return read_reference(b"".join(content_of(one)))
 
 
 def content_of(one: OpenAttachment) -> Iterator[bytes]:

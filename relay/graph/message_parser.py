@@ -37,6 +37,7 @@ from relay.graph.recipients import (
     read_recipients,
     sender_on_behalf,
 )
+from relay.graph.reference_attachments import REFERENCE_PROPERTIES, read_reference_attachment
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.attachments import ATTACHMENTS_MAX
 from relay.message.extended_properties import merged
@@ -62,6 +63,13 @@ _UPLOAD_TYPES = ("file", "item", "reference")
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _FILE = "microsoft.graph.fileattachment"
 _ITEM = "microsoft.graph.itemattachment"
+_REFERENCE = "microsoft.graph.referenceattachment"
+_ATTACHMENT_KINDS = {
+    "": ("microsoft.graph.fileAttachment", _FILE_PROPERTIES),
+    _FILE: ("microsoft.graph.fileAttachment", _FILE_PROPERTIES),
+    _ITEM: ("microsoft.graph.itemAttachment", _ITEM_PROPERTIES),
+    _REFERENCE: ("microsoft.graph.referenceAttachment", REFERENCE_PROPERTIES),
+}
 
 HEADERS_MAX = 5
 ITEMS_DEPTH_MAX = 10
@@ -388,25 +396,20 @@ def _size(value: object, path: str) -> int:
 def _attachment(value: object, path: str) -> Attachment:
     given = read_object(value, path)
     kind = read_string(given.get("@odata.type"), f"{path}.@odata.type").lower().removeprefix("#")
-    if kind not in ("", _FILE, _ITEM):
-        raise unsupported(
-            f"{path}.@odata.type",
-            "only #microsoft.graph.fileAttachment and #microsoft.graph.itemAttachment can be sent; "
-            "put a link into the body",
-        )
-    is_item = kind == _ITEM
-    resource = "microsoft.graph.itemAttachment" if is_item else "microsoft.graph.fileAttachment"
-    check_known_properties(
-        given,
-        (*_ATTACHMENT_PROPERTIES, *(_ITEM_PROPERTIES if is_item else _FILE_PROPERTIES)),
-        path=path,
-        resource=resource,
-    )
+    found = _ATTACHMENT_KINDS.get(kind)
+    if found is None:
+        expected = ", ".join(f"#{resource}" for resource, _ in _ATTACHMENT_KINDS.values())
+        raise invalid_value(f"{path}.@odata.type", given["@odata.type"], f"one of {expected}")
+    resource, properties = found
+    known = (*_ATTACHMENT_PROPERTIES, *properties)
+    check_known_properties(given, known, path=path, resource=resource)
     name = read_header_text(given.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     if not name:
         raise missing_property(f"{path}.name")
     inline = read_boolean(given.get("isInline") or False, f"{path}.isInline")
-    if is_item:
+    if kind == _REFERENCE:
+        return read_reference_attachment(given, name, path)
+    if kind == _ITEM:
         if given.get("item") is None:
             raise missing_property(f"{path}.item")
         message = read_item(given["item"], f"{path}.item")

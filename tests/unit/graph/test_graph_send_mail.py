@@ -139,7 +139,7 @@ BAD_MESSAGES: list[tuple[dict[str, Any], int, str, str]] = [
     ({"attachments": [ITEM | {"item": {"subject": 1}}]}, 400, "RequestBodyRead", "message.attachments[0].item.subject"),
     ({"attachments": [ITEM | {"item": {}, "contentBytes": ""}]}, 400, "RequestBodyRead", "message.attachments[0].contentBytes"),
     ({"attachments": [ITEM | {"item": {"sentDateTime": "x"}}]}, 400, "RequestBodyRead", "message.attachments[0].item.sentDateTime"),
-    ({"attachments": [{"@odata.type": "#microsoft.graph.referenceAttachment", "name": "m"}]}, 501, "NotImplemented", "message.attachments[0].@odata.type"),
+    ({"attachments": [{"@odata.type": "#microsoft.graph.referenceAttachment", "name": "m"}]}, 400, "ErrorRequiredPropertyMissing", "message.attachments[0].sourceUrl"),
     ({"attachments": [FILE] * 251}, 400, "ErrorInvalidRequest", "message.attachments"),
     ({"isReadReceiptRequested": 1}, 400, "RequestBodyRead", "message.isReadReceiptRequested"),
     ({"isDeliveryReceiptRequested": "yes"}, 400, "RequestBodyRead", "message.isDeliveryReceiptRequested"),
