@@ -1,6 +1,7 @@
 """Each endpoint that docs/graph.md calls supported, called by msgraph-sdk for Python over HTTPS."""
 
 from collections.abc import Awaitable, Callable
+from datetime import time
 from typing import Any
 
 import pytest
@@ -421,7 +422,12 @@ async def _(box: Mailbox) -> None:
 @endpoint("GET", "/me/mailboxSettings")
 async def _(box: Mailbox) -> None:
     found = await box.me.mailbox_settings.get()
-    assert found.time_zone
+    hours = found.working_hours
+    assert (found.time_zone, found.language.locale, hours.time_zone.name) == ("UTC", "en-US", "UTC")
+    assert (hours.start_time, len(hours.days_of_week)) == (time(8), 5)
+    replies = found.automatic_replies_setting
+    enums = (found.user_purpose, replies.status, replies.external_audience, hours.days_of_week[0])
+    assert [one.value for one in enums] == ["user", "disabled", "none", "monday"]
 
 
 @endpoint("GET", "/me/mailboxSettings/{name}")

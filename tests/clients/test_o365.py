@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from O365 import Account, MSGraphProtocol
 from O365.utils.token import MemoryTokenBackend
+from requests import HTTPError
 
 from tests.clients.conftest import ServedRelay, User
 from tests.support.relay_process import until
@@ -166,3 +167,19 @@ def test_folders(account: Account, user: User) -> None:
     assert message.move(folder)
     assert [one.subject for one in folder.get_messages()] == ["to be moved"]
     assert box.drafts_folder().folder_id
+
+
+def test_settings(account: Account) -> None:
+    box = account.mailbox()
+    settings = box.get_settings()
+    assert settings.timezone == "UTC"
+    assert settings.workinghours["startTime"].startswith("08:00")
+    assert settings.automaticrepliessettings.status.value == "disabled"
+    assert box.set_disable_reply()
+    with pytest.raises(HTTPError, match="501"):
+        box.set_automatic_reply("away", "away")
+
+
+def test_the_current_user(account: Account, user: User) -> None:
+    found = account.directory().get_user(user.address)
+    assert (found.mail, found.user_principal_name) == (user.address, user.address)
