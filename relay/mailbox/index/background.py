@@ -57,7 +57,10 @@ class IndexBuilder:
 
     async def run(self, is_calm: Callable[[], bool] = lambda: True) -> None:
         """Build until cancelled, first all mailboxes that exist, while `is_calm` returns True."""
-        self._waiting |= dict.fromkeys(await self._threads.run(_mailboxes, self._root))
+        try:
+            self._waiting |= dict.fromkeys(await self._threads.run(_mailboxes, self._root))
+        except StoreError as error:
+            _log.info("index not built", mailbox=str(self._root), reason=str(error))
         while True:
             while self._waiting:
                 mailbox = next(iter(self._waiting))

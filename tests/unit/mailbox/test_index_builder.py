@@ -202,6 +202,26 @@ async def test_one_mailbox_that_cannot_be_read_does_not_stop_the_others(
         building.cancel()
 
 
+async def test_a_root_that_cannot_be_listed_ends_nothing(
+    store: FileStore, mailbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def mailboxes(_: Path) -> list[Path]:
+        loop.call_soon_threadsafe(listed.set)
+        raise PermissionError
+
+    monkeypatch.setattr(background, "_mailboxes", mailboxes)
+    building = asyncio.create_task(store.build_indexes())
+    try:
+        await listed.wait()
+        await store.deliver(ALICE, unique="06gzfe4wx1m5qnr0.1", content=b"Subject: s\r\n\r\nx\r\n")
+        await until_built(mailbox, MESSAGES + 1)
+    finally:
+        building.cancel()
+
+
 def test_a_stop_ends_the_first_listing(mailbox: Path) -> None:
     index = Indexes(SystemClock())
     try:
