@@ -6,6 +6,7 @@ come with `make test TESTS="tests/unit --hypothesis-profile=search"`.
 
 import asyncio
 import gc
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,14 @@ def nothing_is_abandoned() -> Iterator[None]:
     yield
     asyncio.set_event_loop(None)
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The development CA of the tests' relays is not that of the tester."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture

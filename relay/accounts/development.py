@@ -8,17 +8,19 @@ import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hmac import compare_digest
 from typing import Any
 
 import msgspec
 
-from relay.accounts.account import Account, RegisteredClient
+from relay.accounts.account import Account, RegisteredClient, Role
 from relay.settings.values import parse_mailbox
 
 DOMAIN = "example.test"
 NAMES = ("alice", "bob")  # they always exist; the password of each is its name
 ACCOUNTS_MAX = 1000
 TOKEN_LENGTH_MAX = 16 * 1024
+_OPERATOR = "operator"
 _HASH_LENGTH = 10
 _USER_CLAIMS = ("upn", "preferred_username")
 _CLIENT_CLAIMS = ("appid", "azp", "sub")
@@ -27,7 +29,9 @@ _CLIENT_CLAIMS = ("appid", "azp", "sub")
 class DevelopmentAccounts:
     """The accounts of `relay dev` (an AccountDirectory)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, operator_token: str = "") -> None:
+        """`operator_token` is the token with the role operate, "" for none."""
+        self._operator_token = operator_token.encode()
         self._accounts: dict[str, Account] = {}
         for name in NAMES:
             self._named(name)
@@ -40,6 +44,9 @@ class DevelopmentAccounts:
         """
         if len(token) > TOKEN_LENGTH_MAX:
             return None
+        if self._operator_token and compare_digest(token.encode(), self._operator_token):
+            operator = self._named(_OPERATOR)
+            return replace(operator, role=Role.OPERATE) if operator else None
         claims = _claims_of(token)
         if claims is None:
             return self._named(token)

@@ -11,7 +11,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -337,10 +337,11 @@ def addresses(daemon: Daemon) -> dict[str, str]:
     }
 
 
-def write_ready_file(path: Path, daemon: Daemon) -> None:
-    """Write {"pid", "http": [...], "https": [...], "smtp": [...]} atomically."""
+def write_ready_file(path: Path, daemon: Daemon, more: Mapping[str, str] | None = None) -> None:
+    """Write {"pid", "http": [...], "https": [...], "smtp": [...]} and `more` atomically."""
     listeners = {name: value.split() for name, value in addresses(daemon).items()}
-    facts = {"pid": os.getpid()} | listeners
+    facts = {"pid": os.getpid()} | listeners | dict(more or {})
     part = path.with_name(path.name + ".part")
+    part.touch(mode=0o600)  # it may contain a token
     part.write_bytes(msgspec.json.encode(facts) + b"\n")
     part.replace(path)

@@ -17,7 +17,12 @@ import uvloop
 
 from relay import __version__
 from relay.app.demonstration import DemonstratedMessage, DemonstrationError
-from relay.app.development import DevelopmentOptions, DevelopmentView, develop
+from relay.app.development import (
+    DevelopmentAddresses,
+    DevelopmentOptions,
+    DevelopmentView,
+    develop,
+)
 from relay.app.development_folder import DevelopmentFolder, open_folder
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
@@ -30,7 +35,8 @@ from relay.settings.tree import Address
 from relay.settings.values import is_ip, parse_address
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
-_HTTP_PORT, _SMTP_PORT = 8025, 1025
+_PORTS = {"http": 8025, "https": 8443, "smtp": 1025}
+_TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that show why a message bounced
 
 
@@ -71,13 +77,19 @@ class _HostType(click.ParamType[str]):
 @click.option(
     "--http",
     type=_AddressType(),
-    show_default=f"127.0.0.1:{_HTTP_PORT}, with --once a free port",
+    show_default=f"127.0.0.1:{_PORTS['http']}, with --once a free port",
     help="Where the Graph API listens; port 0 takes a free one.",
+)
+@click.option(
+    "--https",
+    type=_AddressType(),
+    show_default=f"127.0.0.1:{_PORTS['https']}, with --once a free port",
+    help="The same with TLS, by a certificate of Relay's own development CA.",
 )
 @click.option(
     "--smtp",
     type=_AddressType(),
-    show_default=f"127.0.0.1:{_SMTP_PORT}, with --once a free port",
+    show_default=f"127.0.0.1:{_PORTS['smtp']}, with --once a free port",
     help="Where SMTP listens; port 0 takes a free one.",
 )
 @click.option(
@@ -86,7 +98,8 @@ class _HostType(click.ParamType[str]):
     multiple=True,
     metavar="NAME",
     type=_HostType(),
-    help="Answer HTTP requests for this host too, besides localhost; repeatable.",
+    help="Answer HTTP requests for this host too, besides localhost, and have it in the "
+    "certificate; repeatable.",
 )
 @click.option("--once", is_flag=True, help="Show the two messages and exit; 0 on success.")
 @click.option(
@@ -111,12 +124,14 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     """
     if context.config is not None:
         click.echo("relay dev: --config is ignored, a configuration is not read", err=True)
+    environment = read_environment()
     logs.configure(
-        "auto", clock=SystemClock(), color=not read_environment().no_color, level="warning"
+        "auto", clock=SystemClock(), color=not environment.no_color, level="warning"
     )  # events are printed to stdout
-    for name, port in (("http", _HTTP_PORT), ("smtp", _SMTP_PORT)):
+    for name, port in _PORTS.items():
         options[name] = options[name] or Address("127.0.0.1", 0 if options["once"] else port)
-    plan = DevelopmentOptions(**options)
+    data_home = environment.data_home
+    plan = DevelopmentOptions(**options, ca_dir=data_home / "relay/ca" if data_home else None)
     place = open_folder(folder)
     view = _JsonView() if context.json else _TextView(place)
     try:
@@ -136,20 +151,23 @@ def _port_in_use(error: OSError) -> Exception:
     """Add a hint to the error of a port in use."""
     if error.errno != errno.EADDRINUSE:
         return error
-    text = f"relay dev: {error.strerror}; try --http 127.0.0.1:0 --smtp 127.0.0.1:0"
+    text = f"relay dev: {error.strerror}; try " + " ".join(
+        f"--{name} 127.0.0.1:0" for name in _PORTS
+    )
     return CommandError(ExitCode.UNAVAILABLE, text)
 
 
 class _JsonView(DevelopmentView):
     """JSON lines: the listeners, two journeys, then steps."""
 
-    def listening(self, http: Address, smtp: Address) -> None:
-        print_json_line({"pid": os.getpid(), "http": [str(http)], "smtp": [str(smtp)]})
+    def listening(self, addresses: DevelopmentAddresses) -> None:
+        listeners = {name: [str(getattr(addresses, name))] for name in _PORTS}
+        print_json_line({"pid": os.getpid(), **listeners, "ca": str(addresses.ca)})
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
         print_json_line(shown.journey)
 
-    def waiting(self, http: Address, smtp: Address) -> None:
+    def waiting(self, addresses: DevelopmentAddresses) -> None:
         """Print nothing; the next line is a step."""
 
     def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
@@ -163,13 +181,16 @@ class _TextView(DevelopmentView):
     def __init__(self, place: DevelopmentFolder) -> None:
         self._place = place
 
-    def listening(self, http: Address, smtp: Address) -> None:
+    def listening(self, addresses: DevelopmentAddresses) -> None:
+        ca = shlex.quote(str(addresses.ca))
         mail = self._place.path / "mail" / "example.test"
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         _echo(
             f"relay dev {__version__}: no mail leaves this machine (no DNS, no connection out)",
-            f"  Graph API  http://{http}/v1.0    Authorization: Bearer alice",
-            f"  SMTP       smtp://alice:alice@{smtp}    or without a login",
+            f"  Graph API  http://{addresses.http}/v1.0 and https://{addresses.https}/v1.0"
+            "    Authorization: Bearer alice",
+            f"  Trust      CA={ca}; export {' '.join(f'{name}=$CA' for name in _TRUST)}",
+            f"  SMTP       smtp://alice:alice@{addresses.smtp}    or without a login",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             "  Accounts   alice, bob; any other token, login or client id makes its own mailbox:",
             "             the token NAME that of NAME@example.test",
@@ -192,7 +213,8 @@ class _TextView(DevelopmentView):
         else:
             _echo(f"   bob's copy is in {shown.mailbox}/new", "")
 
-    def waiting(self, http: Address, smtp: Address) -> None:
+    def waiting(self, addresses: DevelopmentAddresses) -> None:
+        http, smtp = addresses.http, addresses.smtp
         found = CommandContext().found_config_file() == self._place.config  # without --config
         config = "" if found else f" --config {shlex.quote(str(self._place.config))}"
         _echo(

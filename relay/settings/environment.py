@@ -18,7 +18,7 @@ class Environment:
     """The environment variables that Relay uses.
 
     `names_config` is True if RELAY_CONFIG is set and not empty. `crash_at` is for crash tests
-    (relay.crashpoints).
+    (relay.crashpoints). `data_home` is where programs keep files for this user, None if unknown.
     """
 
     config: Path
@@ -27,6 +27,7 @@ class Environment:
     notify_socket: str
     journal_stream: str
     no_color: bool
+    data_home: Path | None
     variables: Mapping[str, str]
 
     def config_file(self, given: Path | None) -> Path:
@@ -44,8 +45,18 @@ def read_environment() -> Environment:
         notify_socket=variables.get("NOTIFY_SOCKET", ""),
         journal_stream=variables.get("JOURNAL_STREAM", ""),
         no_color=bool(variables.get("NO_COLOR")),
+        data_home=_data_home(variables),
         variables=variables,
     )
+
+
+def _data_home(variables: Mapping[str, str]) -> Path | None:
+    """Return the directory for a user's data files (XDG Base Directory Specification)."""
+    given = Path(variables.get("XDG_DATA_HOME", ""))
+    if given.is_absolute():
+        return given
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - unchanged if there is none
+    return home / ".local/share" if home.is_absolute() else None
 
 
 _PACKAGE = Path(__file__).parents[1]

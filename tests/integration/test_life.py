@@ -209,7 +209,7 @@ def test_sigterm_under_load_loses_no_message(remotes: Remotes) -> None:
 
 # -- the development relay
 def dev(folder: Path, *words: str) -> list[str]:
-    ports = ("--http", "127.0.0.1:0", "--smtp", "127.0.0.1:0")
+    ports = ("--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--smtp", "127.0.0.1:0")
     return [sys.executable, "-m", "relay", "dev", "--dir", str(folder), *ports, *words]
 
 

@@ -2,19 +2,29 @@
 
 import os
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from relay.accounts.directory import load_accounts
+from relay.app import development
 from relay.app.commands.check import CheckResult, check_file
-from relay.app.development import write_config
+from relay.app.development_ca import open_authority
 from relay.app.development_folder import ForeignFolderError, open_folder, running_config
 from relay.app.state_dir import AlreadyRunningError
 from relay.clock import SystemClock
 from relay.settings.tree import Address
 
-HTTP, SMTP = Address("127.0.0.1", 8025), Address("127.0.0.1", 1025)
+HTTP, HTTPS = Address("127.0.0.1", 8025, plain=True), Address("127.0.0.1", 8443)
+SMTP = Address("127.0.0.1", 1025)
+
+
+def write_config(folder):
+    """Write the configuration of a relay that has a certificate."""
+    now = datetime.now(UTC)
+    open_authority(folder.path / "ca", now=now).issue(folder.path / "tls", (), now=now)
+    return development.write_config(folder, http=HTTP, https=HTTPS, smtp=SMTP)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +84,7 @@ def test_a_running_relay_is_found_by_its_configuration(temporary):
     assert running_config(temporary) is None
     folder = open_folder(None)
     assert running_config(temporary) is None, "there is nothing to read yet"
-    write_config(folder, http=HTTP, smtp=SMTP)
+    write_config(folder)
     assert running_config(temporary) == folder.config
     folder.lock.give_back()  # as the kernel does for a killed one
     assert running_config(temporary) is None
@@ -85,7 +95,7 @@ def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):
     folder = open_folder(place)
     with pytest.raises(AlreadyRunningError, match=f"{place} is in use by process {os.getpid()}"):
         open_folder(place)
-    write_config(folder, http=HTTP, smtp=SMTP)
+    write_config(folder)
     folder.remove()
     again = open_folder(place)
     assert again.config.exists()
@@ -102,8 +112,8 @@ def test_foreign_configuration_files_are_not_touched(temporary, name):
 
 def test_the_configuration_is_valid_and_captures_all_mail(temporary):
     folder = open_folder(temporary / '"ü"')
-    settings = write_config(folder, http=HTTP, smtp=SMTP)
-    assert (settings.http.listen, settings.smtp[0].listen) == ((HTTP,), SMTP)
+    settings = write_config(folder)
+    assert (settings.http.listen, settings.smtp[0].listen) == ((HTTP, HTTPS), SMTP)
     assert [(one.domain, str(one.next_hop)) for one in settings.route] == [("*", "capture")]
     assert all(one.host == "127.0.0.1" for one in (*settings.http.listen, SMTP))
     accounts = load_accounts(

@@ -18,14 +18,18 @@ directory = "rules"
 """
 
 
+DEV = ("dev", "--dir", "here", *(f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp")))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["serve", "--config", "relay.toml"],
-        ["dev", "--dir", "here", "--http", "127.0.0.1:{port}", "--smtp", "127.0.0.1:0"],
-        ["dev", "--dir", "here", "--smtp", "127.0.0.1:{port}", "--http", "127.0.0.1:0"],
+        [*DEV, "--http", "127.0.0.1:{port}"],
+        [*DEV, "--https", "127.0.0.1:{port}"],
+        [*DEV, "--smtp", "127.0.0.1:{port}"],
     ],
-    ids=["serve", "dev http", "dev smtp"],
+    ids=["serve", "dev http", "dev https", "dev smtp"],
 )
 def test_a_port_in_use_is_named(tmp_path, arguments):
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -39,4 +43,6 @@ def test_a_port_in_use_is_named(tmp_path, arguments):
         )
     assert done.returncode == 69, done.stderr
     assert "in use" in done.stderr.lower()
+    if arguments[0] == "dev":
+        assert "try --http 127.0.0.1:0 --https 127.0.0.1:0 --smtp 127.0.0.1:0" in done.stderr
     assert "internal error" not in done.stderr

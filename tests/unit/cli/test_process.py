@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.relay_process import until
 
-ANY_PORTS = ("--http", "127.0.0.1:0", "--smtp", "127.0.0.1:0")
+ANY_PORTS = ("--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--smtp", "127.0.0.1:0")
 RELAY = (sys.executable, "-m", "relay")
 TIMEOUT_S = 30
 
@@ -135,7 +135,7 @@ def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
 
 def test_once_takes_free_ports_where_none_are_given(short_path):
     with contextlib.ExitStack() as held:
-        for port in (8025, 1025):
+        for port in (8025, 8443, 1025):
             taken = held.enter_context(socket.socket())
             with contextlib.suppress(OSError):  # another process has it, which is as good
                 taken.bind(("127.0.0.1", port))
@@ -143,7 +143,11 @@ def test_once_takes_free_ports_where_none_are_given(short_path):
         shell = Shell(short_path)
         done = shell("dev", "--once")
         assert (done.returncode, done.stderr) == (0, "")
-        for option, address in (("--http", "127.0.0.1:8025"), ("--smtp", "127.0.0.1:1025")):
+        for option, address in (
+            ("--http", "127.0.0.1:8025"),
+            ("--https", "127.0.0.1:8443"),
+            ("--smtp", "127.0.0.1:1025"),
+        ):
             refused = shell("dev", "--once", option, address)
             assert (refused.returncode, refused.stdout) == (69, "")
             assert "Address already in use" in refused.stderr

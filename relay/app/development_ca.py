@@ -1,0 +1,234 @@
+"""The certificate authority of the development relay, and the certificates that it issues.
+
+Each user has one authority, made on first use and shared by all development relays. Its name
+constraints (RFC 5280 4.2.1.10) allow names of loopback, of example.test and those given to a relay
+as options; another name makes a new certificate for the same key. Nothing is added to the trust
+store of the system: clients are given the file. Certificates are short-lived, and made for
+each relay. Raises OSError.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from relay.files import fsync_path, write_all
+from relay.settings.tree import CertificateFiles
+from relay.settings.values import is_ip
+
+LEAF_DAYS = 14
+RENEW_BEFORE_DAYS = 7
+_CA_DAYS = 5 * 365
+_CA_RENEW_DAYS = 90
+_BACKDATED = timedelta(days=1)  # clocks of containers and virtual machines differ
+_DOMAINS = ("localhost", "example.test")  # and everything below them
+_NETWORKS = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+_DEFAULT_CONSTRAINTS: frozenset[x509.GeneralName] = frozenset(
+    (*map(x509.DNSName, _DOMAINS), *map(x509.IPAddress, _NETWORKS))
+)
+_NAMES = ("localhost", "example.test", "*.example.test", "127.0.0.1", "::1")
+_CONSTRAINTS_MAX = 100  # then names of earlier relays are dropped
+_CA_NAME = "Relay development CA"
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentAuthority:
+    """An authority; `certificate` is the PEM file that clients trust."""
+
+    certificate: Path
+    _issuer: x509.Certificate
+    _key: ec.EllipticCurvePrivateKey
+
+    def issue(self, folder: Path, hosts: Sequence[str], *, now: datetime) -> CertificateFiles:
+        """Write a certificate for the names of loopback and for `hosts` into `folder`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = [_general_name(one) for one in dict.fromkeys((*_NAMES, *hosts))]
+        end = min(now + timedelta(days=LEAF_DAYS), self._issuer.not_valid_after_utc)
+        builder = _builder(key.public_key(), "Relay development", now=now, end=end)
+        certificate = (
+            builder.issuer_name(self._issuer.subject)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        folder.mkdir(mode=0o700, exist_ok=True)
+        files = CertificateFiles(folder / "relay.pem", folder / "relay.key")
+        _write(files.key, _pem_of(key), mode=0o600)
+        _write(files.certificate, certificate.public_bytes(Encoding.PEM), mode=0o644)
+        return files
+
+
+def open_authority(
+    directory: Path, hosts: Sequence[str] = (), *, now: datetime
+) -> DevelopmentAuthority:
+    """Return the authority in `directory`; make or renew it as needed.
+
+    Processes that do this at once wait for each other.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    key_file, file = directory / "ca.key", directory / "ca.pem"
+    with _locked(directory):
+        key = _read_key(key_file)
+        if key is None:
+            key = ec.generate_private_key(ec.SECP256R1())
+            _write(key_file, _pem_of(key), mode=0o600)
+        found = _read_certificate(file, key, now=now)
+        allowed = _allowed_by(found) if found is not None else set()
+        wanted = _DEFAULT_CONSTRAINTS | {
+            _constraint(one) for one in hosts if not _is_allowed_by_default(one)
+        }
+        if found is None or not wanted <= allowed:
+            if len(allowed | wanted) <= _CONSTRAINTS_MAX:
+                wanted |= allowed
+            found = _self_signed(key, wanted, now=now)
+            _write(file, found.public_bytes(Encoding.PEM), mode=0o644)
+    return DevelopmentAuthority(file, found, key)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
+    """Return the key, None if there is none or it is damaged."""
+    try:
+        key = load_pem_private_key(file.read_bytes(), password=None)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    file.chmod(0o600)
+    return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
+
+
+def _read_certificate(
+    file: Path, key: ec.EllipticCurvePrivateKey, *, now: datetime
+) -> x509.Certificate | None:
+    """Return the certificate, None if it cannot be used much longer or is not of this key."""
+    try:
+        found = x509.load_pem_x509_certificate(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    is_valid = (
+        found.not_valid_before_utc
+        <= now
+        < found.not_valid_after_utc - timedelta(days=_CA_RENEW_DAYS)
+    )
+    return found if is_valid and found.public_key() == key.public_key() else None
+
+
+def _self_signed(
+    key: ec.EllipticCurvePrivateKey, allowed: AbstractSet[x509.GeneralName], *, now: datetime
+) -> x509.Certificate:
+    builder = _builder(key.public_key(), _CA_NAME, now=now, end=now + timedelta(days=_CA_DAYS))
+    permitted = sorted(allowed, key=lambda one: str(one.value))
+    return (
+        builder.issuer_name(_name(_CA_NAME))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.NameConstraints(permitted, None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _builder(
+    key: ec.EllipticCurvePublicKey, name: str, *, now: datetime, end: datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(end)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _allowed_by(certificate: x509.Certificate) -> set[x509.GeneralName]:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+    except x509.ExtensionNotFound:
+        return set()
+    return set(found.value.permitted_subtrees or ())
+
+
+def _is_allowed_by_default(host: str) -> bool:
+    bare = host.strip("[]")
+    if is_ip(bare):
+        return any(ip_address(bare) in network for network in _NETWORKS)
+    return any(f".{host}".endswith(f".{domain}") for domain in _DOMAINS)
+
+
+def _constraint(host: str) -> x509.GeneralName:
+    """Return the constraint that allows a host name or an address, with brackets or without."""
+    bare = host.strip("[]")
+    return x509.IPAddress(ip_network(bare)) if is_ip(bare) else x509.DNSName(host)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    bare = host.strip("[]")
+    return x509.IPAddress(ip_address(bare)) if is_ip(bare) else x509.DNSName(host)
+
+
+def _pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _write(file: Path, octets: bytes, *, mode: int) -> None:
+    """Replace a file durably; nobody sees a part of it."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        write_all(descriptor, octets)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    part.replace(file)
+    fsync_path(file.parent)

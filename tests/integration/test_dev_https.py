@@ -1,0 +1,130 @@
+"""`relay dev` over HTTPS: programs trust its CA by environment variables alone."""
+
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.relay_process import ROOT, until
+
+URL = "https://{}:{}/v1.0/me"
+HTTPX = """
+import httpx, sys
+answer = httpx.get(sys.argv[1], headers={"Authorization": "Bearer alice"})
+sys.exit(answer.json()["mail"] != "alice@example.test")
+"""
+REQUESTS = HTTPX.replace("httpx", "requests")
+AIOHTTP = """
+import aiohttp, asyncio, sys
+async def main():
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer alice"}) as session:
+        async with session.get(sys.argv[1]) as answer:
+            return (await answer.json())["mail"] != "alice@example.test"
+sys.exit(asyncio.run(main()))
+"""
+NODE = """
+const options = { headers: { authorization: 'Bearer alice' } };
+fetch(process.argv[1], options).then((answer) => answer.json())
+  .then((user) => process.exit(user.mail === 'alice@example.test' ? 0 : 1))
+  .catch((error) => { console.error(error.cause || error); process.exit(2); });
+"""
+CURL = ("curl", "--fail-with-body", "--silent", "--show-error", "-H", "Authorization: Bearer alice")
+PROGRAMS = {
+    "httpx": (sys.executable, "-c", HTTPX),
+    "requests": (sys.executable, "-c", REQUESTS),
+    "aiohttp": (sys.executable, "-c", AIOHTTP),
+    "node": ("node", "-e", NODE),
+    "curl": CURL,
+}
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The ready file of a development relay."""
+    folder = tmp_path_factory.mktemp("relay")
+    file = folder / "ready.json"
+    ports = [f"--{name}=localhost:0" for name in ("http", "https", "smtp")]
+    command = [
+        sys.executable, "-m", "relay", "dev", "--dir", str(folder / "dev"), *ports,
+        "--host", "mail.test", "--ready-file", str(file),
+    ]  # fmt: skip
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        until("it is ready", lambda: file.exists() or process.poll() is not None)
+        yield json.loads(file.read_text())
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def port_of(ready: dict[str, Any], name: str) -> str:
+    return str(ready[name][0].rpartition(":")[2])
+
+
+def test_the_ready_file_has_what_a_client_needs(ready: dict[str, Any]) -> None:
+    assert set(ready) == {"http", "https", "smtp", "ca", "token", "dir", "pid"}
+    ca = Path(ready["ca"])
+    assert ca.parts[-4:] == ("share", "relay", "ca", "ca.pem")
+    assert ca.is_absolute()
+    assert (Path(ready["dir"]) / "relay.toml").exists()
+    context = ssl.create_default_context(cafile=ca)
+    base = f"https://localhost:{port_of(ready, 'https')}"
+    with httpx.Client(verify=context, base_url=base) as client:
+        for token, status in ((ready["token"], 200), ("alice", 403), ("operator", 403)):
+            answer = client.get("/relay/v1/queue", headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == status
+        answer = client.get(
+            "/v1.0/me", headers={"Authorization": "Bearer alice", "Host": "mail.test"}
+        )
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_trust_it_by_environment(
+    ready: dict[str, Any], program: str, host: str, tmp_path: Path
+) -> None:
+    words = PROGRAMS[program]
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{program} is not installed")
+    if program in ("requests", "aiohttp"):
+        pytest.importorskip(program)
+    bare = host.strip("[]")
+    if bare not in {str(one[4][0]) for one in socket.getaddrinfo("localhost", 0)} | {"localhost"}:
+        pytest.skip(f"localhost is not {bare} on this machine")
+    url = URL.format(host, port_of(ready, "https"))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    trust = dict.fromkeys(
+        ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), ready["ca"]
+    )
+    for variables, works in ((trust, True), ({}, False)):
+        done = subprocess.run(
+            [*words, url], env=environment | variables, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert (done.returncode == 0) == works, done.stderr
+
+
+def test_a_directory_that_cannot_be_written_gets_a_ca_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ports = [f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp")]
+    command = [sys.executable, "-m", "relay", "dev", "--json", "--once", *ports]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        command, env=environment | {"XDG_DATA_HOME": str(tmp_path / "file")},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    ca = Path(json.loads(done.stdout.splitlines()[0])["ca"])
+    assert ca.parts[-2:] == ("ca", "ca.pem")
+    assert ca.is_relative_to(tmp_path / f"relay-dev-{os.getuid()}")
