@@ -115,16 +115,16 @@ def test_programs_trust_it_by_environment(
         assert (done.returncode == 0) == works, done.stderr
 
 
-def test_a_directory_that_cannot_be_written_gets_a_ca_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+def test_a_directory_that_cannot_be_written_gets_a_ca_of_its_own(short_path: Path) -> None:
+    (short_path / "file").touch()
     ports = [f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp")]
     command = [sys.executable, "-m", "relay", "dev", "--json", "--once", *ports]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(short_path)}
     done = subprocess.run(
-        command, env=environment | {"XDG_DATA_HOME": str(tmp_path / "file")},
+        command, env=environment | {"XDG_DATA_HOME": str(short_path / "file")},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     ca = Path(json.loads(done.stdout.splitlines()[0])["ca"])
     assert ca.parts[-2:] == ("ca", "ca.pem")
-    assert ca.is_relative_to(tmp_path / f"relay-dev-{os.getuid()}")
+    assert ca.is_relative_to(short_path / f"relay-dev-{os.getuid()}")

@@ -90,6 +90,7 @@ def test_a_name_given_as_an_option_widens_the_constraints(directory, host):
     after = open_authority(directory, [host], now=NOW)
     files = after.issue(directory / "tls", [host], now=NOW)
     handshake(files, after.certificate, host.strip("[]"))
+    open_authority(directory, ["another.test"], now=NOW)
     plain = open_authority(directory, now=NOW).issue(directory / "plain", (), now=NOW)
     handshake(plain, copy, "localhost")
     handshake(files, after.certificate, host.strip("[]"))
