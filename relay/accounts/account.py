@@ -26,6 +26,10 @@ class Scope(StrEnum):
 ALL_SCOPES = frozenset(Scope)
 
 
+class AccountError(Exception):
+    """A change of the accounts is not possible."""
+
+
 class Role(StrEnum):
     """The rights of an account's token beyond its own mailbox."""
 

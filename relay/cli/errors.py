@@ -10,6 +10,7 @@ from enum import IntEnum
 
 import click
 
+from relay.accounts.account import AccountError
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
 from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
 from relay.app.development_folder import ForeignFolderError
@@ -46,6 +47,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match 
     (ControlUnavailableError, ExitCode.UNAVAILABLE),
     (AlreadyRunningError, ExitCode.UNAVAILABLE),
     (ForeignFolderError, ExitCode.USAGE),
+    (AccountError, ExitCode.DATA),
     (NotAllowedError, ExitCode.NO_PERMISSION),
     (TryLaterError, ExitCode.TRY_LATER),
     (RejectedError, ExitCode.DATA),

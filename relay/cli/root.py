@@ -21,6 +21,7 @@ _VERBS = {
     "trace": "Show a message's journey through the seven steps.",
     "queue": "List the queue and change it.",
     "storage": "Check, repair, back up and prune the stored data.",
+    "account": "Add, list and remove accounts; tokens and passwords.",
     "policy": "Check and try the mail-flow rules.",
 }
 _MODULES = {"wait": "trace"}  # other verbs are in the module of their name

@@ -1,0 +1,253 @@
+"""`relay account`: change accounts.toml in place.
+
+Comments and the order stay. One process at a time changes the file; the new text is checked as a
+whole, synced, and replaces the file at once, with the mode 0640 and the owner that it had. Secrets
+are stored as hashes, and returned once. Raises AccountError, SettingsError for a file that is or
+would be faulty, and OSError.
+"""
+
+import fcntl
+import os
+import secrets
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import argon2
+import tomlkit
+
+from relay.accounts.account import AccountError
+from relay.accounts.directory import load_accounts
+from relay.accounts.passwords import digest_of
+from relay.app.development_folder import MARK
+from relay.clock import Clock
+from relay.files import fsync_path, write_all
+from relay.settings.document import SettingsError, locate, shown
+from relay.settings.tree import Settings
+
+PASSWORD_BYTES_MAX = 1024
+_MODE = 0o640
+_SECRET_BYTES = 32
+_SHOWN = (
+    "aliases",
+    "send_as",
+    "role",
+    "quota",
+    "quota_messages",
+    "client_id",
+    "scopes",
+    "acts_for",
+)
+_Entry = dict[str, Any]
+
+
+class AccountFile:
+    """The accounts.toml of a configuration."""
+
+    def __init__(self, settings: Settings, *, clock: Clock, environ: Mapping[str, str]) -> None:
+        self._given = settings.mailboxes.accounts
+        self._path = self._given.resolve()  # a link stays a link
+        self._domains = settings.mailboxes.domains
+        self._clock = clock
+        self._environ = environ
+
+    def entries(self) -> Sequence[Mapping[str, Any]]:
+        """Return what may be shown of every account."""
+        self._check(self._path)
+        found = []
+        for one in _parse(self._path.read_text()):
+            facts = {name: one[name] for name in _SHOWN if name in one}
+            has = {name: bool(one.get(name)) for name in ("password", "token", "client_secret")}
+            found.append({"address": str(one["address"]).lower(), **facts, "has": has})
+        return found
+
+    def add(self, address: str, values: Mapping[str, Any]) -> None:
+        """Add an account; `values` are further keys of its table."""
+        if address.rpartition("@")[2] not in self._domains:
+            domains = ", ".join(self._domains) or "none"
+            raise AccountError(f"{address}: expected an address in mailboxes.domains ({domains})")
+        entry = {"address": address} | dict(values)
+
+        def appended(text: str) -> str:
+            if any(one == address for one in _addresses(_parse(text))):
+                raise AccountError(f"{address}: there is such an account already")
+            lines = "".join(f"{key} = {_toml(value)}\n" for key, value in entry.items())
+            gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
+            return f"{text}{gap}[[account]]\n{lines}"
+
+        self._change(appended, lambda entries: [*entries, entry])
+
+    def remove(self, address: str) -> None:
+        """Remove an account. Its mailbox stays."""
+        self._change(
+            lambda text: _without_table(text, _index(_parse(text), address)),
+            lambda entries: [one for one in entries if not _is_of(one, address)],
+        )
+
+    def set(self, address: str, values: Mapping[str, Any]) -> None:
+        """Set keys of an account; None removes a key."""
+
+        def changed(text: str) -> str:
+            index = _index(_parse(text), address)
+            for key, value in values.items():
+                text = _with_key(text, index, key=key, value=value)
+            return text
+
+        def expected(entry: _Entry) -> _Entry:
+            merged = entry | dict(values)
+            return {key: value for key, value in merged.items() if value is not None}
+
+        self._change(
+            changed,
+            lambda entries: [expected(one) if _is_of(one, address) else one for one in entries],
+        )
+
+    def client_id_of(self, address: str) -> str:
+        """Return the client id of an account, "" if it has none."""
+        entries = _parse(self._path.read_text())
+        return str(entries[_index(entries, address)].get("client_id", ""))
+
+    def _change(
+        self, edit: Callable[[str], str], expected: Callable[[list[_Entry]], list[_Entry]]
+    ) -> None:
+        """Replace the text by what `edit` returns, whose accounts must be `expected`."""
+        with _locked(self._path.parent):
+            before = self._path.read_text() if self._path.exists() else ""
+            if before.startswith(MARK):
+                raise AccountError("the development relay makes accounts by itself, for any token")
+            if before:
+                self._check(self._path)
+            after = edit(before)
+            try:
+                is_right = _parse(after) == expected(_parse(before))
+            except tomllib.TOMLDecodeError:
+                is_right = False
+            if not is_right:
+                raise AccountError(f"{self._given}: cannot be edited; expected [[account]] tables")
+            self._replace(after)
+
+    def _replace(self, text: str) -> None:
+        part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                write_all(descriptor, text.encode())
+                if self._path.exists():
+                    owner = self._path.stat()
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
+                os.fchmod(descriptor, _MODE)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._check(part)
+            part.replace(self._path)
+            fsync_path(self._path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _check(self, file: Path) -> None:
+        """Load `file` as the service does; faults name the file of the configuration."""
+        try:
+            accounts = load_accounts(file, self._domains, clock=self._clock, environ=self._environ)
+        except SettingsError as error:
+            raise SettingsError(replace(one, file=self._given) for one in error.faults) from None
+        accounts.close()
+
+
+def new_token() -> tuple[str, str]:
+    """Return a token, and its form in the file."""
+    token = secrets.token_urlsafe(_SECRET_BYTES)
+    return token, f"sha256:{digest_of(token).hex()}"
+
+
+def new_client_id() -> str:
+    """Return a client id in the form of Entra's: a random UUID."""
+    return str(uuid.UUID(bytes=secrets.token_bytes(16), version=4))
+
+
+def new_client_secret() -> tuple[str, str]:
+    """Return a client secret, and its form in the file."""
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    return secret, hash_of(secret)
+
+
+def hash_of(password: str) -> str:
+    """Return the form of a password in the file. Takes a tenth of a second."""
+    return argon2.PasswordHasher().hash(password)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Wait for other processes that change a file of this directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _parse(text: str) -> list[_Entry]:
+    found = tomllib.loads(text).get("account", [])
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _is_of(entry: _Entry, address: str) -> bool:
+    return str(entry.get("address", "")).lower() == address
+
+
+def _addresses(entries: Sequence[_Entry]) -> Iterator[str]:
+    for one in entries:
+        yield from (str(each).lower() for each in (one.get("address", ""), *one.get("aliases", ())))
+
+
+def _index(entries: Sequence[_Entry], address: str) -> int:
+    for index, one in enumerate(entries):
+        if _is_of(one, address):
+            return index
+    raise AccountError(f"unknown account {shown(address)}")
+
+
+def _toml(value: Any) -> str:
+    return str(tomlkit.item(value).as_string())
+
+
+def _with_key(text: str, index: int, *, key: str, value: Any) -> str:
+    """Return `text` with a key of an account set; a new one stands below the address."""
+    if key not in _parse(text)[index]:
+        if value is None:
+            return text
+        lines = text.splitlines(keepends=True)
+        at = locate(text).get(("account", index, "address"), 0)
+        above = lines[at - 1]
+        indent = above[: len(above) - len(above.lstrip())]
+        lines.insert(at, f"{indent}{key} = {_toml(value)}\n")
+        if not above.endswith("\n"):
+            lines[at - 1] = f"{above}\n"
+        return "".join(lines)
+    document = tomlkit.parse(text)
+    table: Any = document["account"][index]
+    if value is None:
+        del table[key]
+    else:
+        table[key] = value
+    return tomlkit.dumps(document)
+
+
+def _without_table(text: str, index: int) -> str:
+    """Return `text` without the lines of an account, but with the comments around it."""
+    lines = text.splitlines(keepends=True)
+    places = locate(text)
+    begin = places[("account", index)] - 1
+    tables = [line for path, line in places.items() if path == ("account", index + 1)]
+    tables += [line for path, line in places.items() if len(path) == 1 and line - 1 > begin]
+    end = min(tables, default=len(lines) + 1) - 1
+    while end > begin and lines[end - 1].strip()[:1] in ("", "#"):
+        end -= 1
+    if begin and not lines[begin - 1].strip() and not "".join(lines[end : end + 1]).strip():
+        begin -= 1
+    return "".join(lines[:begin] + lines[end:])

@@ -1,0 +1,178 @@
+"""`relay account`: add, list and remove accounts, and give them tokens and passwords.
+
+A new secret is printed once. Exits 65 for an unknown account or one
+that exists already, 78 if the file is or would be faulty.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from relay.accounts.account import AccountError
+from relay.app.commands.account import (
+    PASSWORD_BYTES_MAX,
+    AccountFile,
+    hash_of,
+    new_client_id,
+    new_client_secret,
+    new_token,
+)
+from relay.app.state_dir import owner_of
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options, group_options
+from relay.clock import SystemClock
+from relay.settings.environment import read_environment
+from relay.settings.values import parse_mailbox
+
+
+class _AddressType(click.ParamType[str]):
+    name = "ADDRESS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_mailbox(value)
+        except ValueError as error:
+            self.fail(f"found {value!a}, expected {error}", param, ctx)
+
+
+_ADDRESS = click.argument("address", type=_AddressType(), metavar="ADDRESS")
+
+
+def _open(context: CommandContext) -> AccountFile:
+    variables = read_environment().variables
+    return AccountFile(context.settings(), clock=SystemClock(), environ=variables)
+
+
+def _hint(context: CommandContext) -> None:
+    """Say what makes a running relay use the changed file."""
+    if pid := owner_of(context.settings().run_dir):
+        click.echo(f"the running relay uses it after: kill -HUP {pid}", err=True)
+
+
+@click.group()
+@group_options
+def account(_context: CommandContext) -> None:
+    """Add, list and remove accounts; give them tokens and passwords.
+
+    Changes the file that mailboxes.accounts names. A running relay reads it at SIGHUP
+    (systemctl reload relay).
+    """
+
+
+@account.command()
+@_ADDRESS
+@click.option("--alias", "aliases", multiple=True, type=_AddressType(), help="A further address.")
+@click.option("--send-as", multiple=True, metavar="PATTERN", help="May send from this address too.")
+@click.option("--role", type=click.Choice(["user", "read", "operate"]), help="Rights in /relay/v1.")
+@click.option("--quota", metavar="SIZE", help='The size of its mailbox, such as "2 GiB".')
+@click.option("--password", is_flag=True, help="Read a password from the terminal or stdin.")
+@click.option("--no-token", is_flag=True, help="Make no token.")
+@click.option("--client", is_flag=True, help="Make a client id and secret (azure-identity, MSAL).")
+@click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="Only these, as Mail.Send.")
+@click.option(
+    "--acts-for", multiple=True, metavar="PATTERN",
+    help='Mailboxes that its tokens may open as an application: an address, or "*@DOMAIN".',
+)  # fmt: skip
+@common_options
+def add(context: CommandContext, address: str, **options: Any) -> None:
+    """Add an account with a token, which is printed once."""
+    names = ("aliases", "send_as", "role", "quota", "scopes", "acts_for")
+    given = {name: options[name] for name in names if options[name]}
+    values = {name: list(one) if isinstance(one, tuple) else one for name, one in given.items()}
+    made: dict[str, str] = {}
+    if options["password"]:
+        values["password"] = hash_of(_read_password())
+    if not options["no_token"]:
+        made["token"], values["token"] = new_token()
+    if options["client"]:
+        made["client_id"] = values["client_id"] = new_client_id()
+        made["client_secret"], values["client_secret"] = new_client_secret()
+    _open(context).add(address, values)
+    _show(context, address, made)
+    _hint(context)
+
+
+@account.command("list")
+@click.argument("address", type=_AddressType(), metavar="[ADDRESS]", required=False)
+@common_options
+def list_accounts(context: CommandContext, address: str | None) -> None:
+    """List the accounts, or show one; never a secret."""
+    found = [one for one in _open(context).entries() if address in (None, one["address"])]
+    if address and not found:
+        raise AccountError(f"unknown account {address}")
+    context.show(found, lambda: [_line(one) for one in found])
+
+
+@account.command()
+@_ADDRESS
+@common_options
+def remove(context: CommandContext, address: str) -> None:
+    """Remove an account; its mailbox stays on disk."""
+    _open(context).remove(address)
+    _show(context, address, {})
+    _hint(context)
+
+
+@account.command()
+@_ADDRESS
+@click.option("--client", is_flag=True, help="Make a client secret instead, and a client id.")
+@click.option("--remove", "is_removal", is_flag=True, help="Remove it.")
+@common_options
+def token(context: CommandContext, address: str, *, client: bool, is_removal: bool) -> None:
+    """Replace the token of an account by a new one, which is printed once."""
+    file = _open(context)
+    made: dict[str, str] = {}
+    values: dict[str, str | None] = {}
+    if is_removal:
+        values = dict.fromkeys(("client_id", "client_secret") if client else ("token",))
+    elif client:
+        made["client_id"] = values["client_id"] = file.client_id_of(address) or new_client_id()
+        made["client_secret"], values["client_secret"] = new_client_secret()
+    else:
+        made["token"], values["token"] = new_token()
+    file.set(address, values)
+    _show(context, address, made)
+    _hint(context)
+
+
+@account.command()
+@_ADDRESS
+@click.option("--remove", "is_removal", is_flag=True, help="Remove the password.")
+@common_options
+def password(context: CommandContext, address: str, *, is_removal: bool) -> None:
+    """Set the password of an account, from the terminal or the first line of stdin."""
+    _open(context).set(address, {"password": None if is_removal else hash_of(_read_password())})
+    _show(context, address, {})
+    _hint(context)
+
+
+def _read_password() -> str:
+    """Read a password; an argument would be visible to other users."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        text = str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    else:
+        octets = sys.stdin.buffer.readline(PASSWORD_BYTES_MAX + 3) if sys.stdin else b""
+        try:
+            text = octets.decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise CommandError(ExitCode.DATA, "relay account: the password is not UTF-8") from None
+    if not 0 < len(text.encode()) <= PASSWORD_BYTES_MAX:
+        expected = f"expected a password of 1 to {PASSWORD_BYTES_MAX} bytes on standard input"
+        raise CommandError(ExitCode.DATA, f"relay account: {expected}")
+    return text
+
+
+def _show(context: CommandContext, address: str, made: Mapping[str, str]) -> None:
+    """Print the new secrets."""
+    context.show(
+        {"address": address, **made}, lambda: [f"{name}: {value}" for name, value in made.items()]
+    )
+
+
+def _line(facts: Mapping[str, Any]) -> str:
+    has = ", ".join(name for name, is_there in facts["has"].items() if is_there) or "no secret"
+    more = [str(facts["role"])] if "role" in facts else []
+    more += [f"client {facts['client_id']}"] if "client_id" in facts else []
+    return "  ".join((str(facts["address"]), has, *more))
