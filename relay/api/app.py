@@ -28,7 +28,7 @@ def create_app(dependencies: ApiDependencies, authentication: HttpAuthentication
     """Return the application for public listeners: requests need a bearer token."""
     return _application(
         dependencies,
-        lambda request: principal_of(authentication.account(request.headers)),
+        lambda request: principal_of(authentication.account(request)),
     )
 
 

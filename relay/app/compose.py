@@ -36,6 +36,7 @@ from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.graph.sign_in import SIGN_IN_PATHS, create_sign_in_app
 from relay.http.authentication import HttpAuthentication
+from relay.http.browsers import BrowserGuard
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
 from relay.http.gateway import PathRouter
 from relay.http.http_server import HttpServer
@@ -293,7 +294,9 @@ class _Composer:
         )  # fmt: skip
         accounts, hostname = self.sources.accounts, self.settings.hostname
         tokens = AccessTokens(token_key(self.settings.state_dir), self.clock)
-        authentication = HttpAuthentication(accounts, tokens, realm=hostname)
+        authentication = HttpAuthentication(
+            accounts, tokens, realm=hostname, anonymous=http.anonymous
+        )
         front_door = graph.create_app(
             self.store, authentication, clock=self.clock, hostname=hostname, http=http,
             crash=self.crash, ready=self.readiness, pressure=self.pressure,
@@ -311,9 +314,13 @@ class _Composer:
             connections=min(CONNECTIONS_MAX, raise_open_files_limit() // _FILES_PER_CONNECTION),
             proxy_networks=http.proxy_networks,
         )
+        guarded = BrowserGuard(
+            everything, clock=self.clock, own_origins=_origins(http.public_url),
+            allows_loopback_pages=self.sources.hosts is not None,
+        )  # fmt: skip
         servers = [
             HttpServer(
-                everything,
+                guarded,
                 http.listen,
                 limits=limits,
                 hosts=self._hosts(),
@@ -331,3 +338,9 @@ class _Composer:
             return None
         public_host = urlsplit(self.settings.http.public_url).hostname
         return AllowedHosts(frozenset(map(str.lower, (*hosts, *filter(None, [public_host])))))
+
+
+def _origins(url: str) -> list[str]:
+    """Return the origin of a URL, nothing for ""."""
+    parts = urlsplit(url)
+    return [f"{parts.scheme}://{parts.netloc}"] if url else []

@@ -25,6 +25,8 @@ from relay.settings.tree import CertificateFiles, Settings
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
 
+ANONYMOUS_EXPECTED = "expected the address of an account"
+
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
@@ -109,6 +111,10 @@ class ActiveConfiguration:
         accounts = load_accounts(
             boxes.accounts, boxes.domains, clock=self._clock, environ=self._environ
         )
+        anonymous = settings.http.anonymous
+        if anonymous and accounts.by_address(anonymous) is None:
+            accounts.close()
+            raise SettingsError([Fault(self._file, 0, "http.anonymous", ANONYMOUS_EXPECTED)])
         try:
             route_table(routes, accounts)
         except ValueError as error:

@@ -87,7 +87,7 @@ def create_app(
         segments = with_keys(request.segments)
         is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
         if not is_upload:
-            caller = authentication.account(request.headers)
+            caller = authentication.account(request)
         if reason := ready():
             raise service_unavailable("ResourceUnhealthy", reason, retry_after_s=_READY_RETRY_S)
         try:

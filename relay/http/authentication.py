@@ -1,10 +1,17 @@
 """The account of a request, from its bearer token (RFC 6750)."""
 
+from urllib.parse import urlsplit
+
 from starlette.datastructures import Headers
 
 from relay.accounts.access_tokens import AccessTokens, InvalidTokenError
 from relay.accounts.account import Account, AccountDirectory
 from relay.http.errors import ApiError
+from relay.http.http_request import HttpRequest
+from relay.http.protocol import AllowedHosts
+
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+_LOOPBACK = AllowedHosts()
 
 
 class HttpAuthentication:
@@ -13,16 +20,34 @@ class HttpAuthentication:
     A token is never logged or echoed.
     """
 
-    def __init__(self, accounts: AccountDirectory, tokens: AccessTokens, *, realm: str) -> None:
+    def __init__(
+        self,
+        accounts: AccountDirectory,
+        tokens: AccessTokens,
+        *,
+        realm: str,
+        anonymous: str = "",
+    ) -> None:
+        """`anonymous` is the address of the account of local requests without a token."""
         self.accounts = accounts
         self._tokens = tokens
         self._realm = realm
+        self._anonymous = anonymous
 
-    def account(self, headers: Headers) -> Account:
+    def account(self, request: HttpRequest) -> Account:
         """Return the account of the bearer token.
 
         Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is no valid one.
         """
+        headers = request.headers
+        if (
+            self._anonymous
+            and "authorization" not in headers
+            and request.is_local
+            and _names_loopback(headers)
+            and (anonymous := self.accounts.by_address(self._anonymous)) is not None
+        ):
+            return anonymous
         scheme, _, token = headers.get("authorization", "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
@@ -40,3 +65,14 @@ class HttpAuthentication:
     def _unauthorized(self, message: str) -> ApiError:
         headers = {"www-authenticate": f'Bearer realm="{self._realm}"'}
         return ApiError(401, "InvalidAuthenticationToken", message, headers=headers)
+
+
+def _names_loopback(headers: Headers) -> bool:
+    """Return whether a request names a loopback host, and no proxy has forwarded it.
+
+    A page whose name resolves to this machine (DNS rebinding) names another host.
+    """
+    if any(name in headers for name in _FORWARDED):
+        return False
+    host = urlsplit(f"//{headers.get('host', '')}").hostname
+    return host is not None and _LOOPBACK.allows(host)

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -118,6 +119,12 @@ class HttpRequest:
         """The client's IP address, "" on a Unix socket."""
         peer = self._scope.get("client")
         return str(peer[0]).removeprefix("::ffff:") if peer else ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether both ends of the connection have loopback addresses."""
+        ends = (self._scope.get("client"), self._scope.get("server"))
+        return all(end is not None and is_loopback_address(str(end[0])) for end in ends)
 
     async def body(self) -> bytes:
         """Read the whole body, once.
@@ -282,6 +289,14 @@ class HttpRequest:
         else:
             message = f"The body was not complete within {limits.stream_timeout_s:g} seconds."
         return ApiError(408, "RequestTimeout", message)
+
+
+def is_loopback_address(text: str) -> bool:
+    """Return whether an IP address is a loopback address."""
+    try:
+        return ip_address(text.partition("%")[0].removeprefix("::ffff:")).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

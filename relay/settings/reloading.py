@@ -37,6 +37,7 @@ RESTART_ONLY: Final = frozenset(
         "http.proxy_networks",
         "http.max_body",
         "http.max_upload",
+        "http.anonymous",
         "smtp.listen",
         "smtp.role",
         "smtp.trusted_networks",

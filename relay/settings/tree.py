@@ -96,6 +96,7 @@ class HttpSettings:
     proxy_networks: tuple[Network, ...] = ()
     max_body: Bytes = 35 * 1024 * 1024
     max_upload: Bytes = 150 * 1024 * 1024
+    anonymous: Mailbox = ""
 
 
 @dataclass(frozen=True, slots=True)

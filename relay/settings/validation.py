@@ -41,6 +41,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield from _listener(path, made)
             case CertificateFiles():
                 yield from _certificate(path, made)
+            case HttpSettings():
+                yield from _anonymous(path, made)
             case DnsSettings():
                 yield from _name_servers(path, made)
             case MailboxSettings():
@@ -104,6 +106,16 @@ def _listener(path: KeyPath, listener: SmtpListener) -> Found:
     elif listener.role == "submission" and not is_loopback(listener.listen):
         expected = "tls, or a loopback address: passwords are not accepted in the clear"
         yield (*path, "role"), expected
+
+
+def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
+    """A proxy on this machine would make strangers anonymous."""
+    if not http.anonymous:
+        return
+    if not all(is_loopback(one) and not one.path for one in http.listen):
+        yield (*path, "anonymous"), "only loopback addresses in http.listen with anonymous"
+    elif http.proxy_networks or http.public_url:
+        yield (*path, "anonymous"), "no proxy_networks and no public_url with anonymous"
 
 
 def _certificate(path: KeyPath, tls: CertificateFiles) -> Found:

@@ -322,6 +322,13 @@ def test_plain_http_for_other_machines_causes_a_warning(files):
     assert 'found "0.0.0.0:0", where tokens and mail are sent in clear text' in warnings[0][1]
 
 
+def test_the_anonymous_account_must_exist(files):
+    config = CONFIG.replace("[http]", '[http]\nanonymous = "{}@example.test"')
+    ((what, text),) = files.faults(config.replace("{}", "nobody"))
+    assert what == "accounts"
+    assert 'http.anonymous: found "nobody@example.test", expected the address of an account' in text
+
+
 def with_https(made, listen='"0.0.0.0:0"'):
     tls = f'tls = {{ certificate = "{made.certificate}", key = "{made.key}" }}'
     return CONFIG.replace('listen = ["127.0.0.1:0"]', f"listen = [{listen}]\n{tls}")

@@ -183,9 +183,9 @@ def asked(address, path, **headers):
         return answer.status, answer.read().decode()
 
 
-def test_dev_answers_requests_for_its_own_host_names_only(tmp_path):
+def test_dev_answers_requests_for_its_own_host_names_only(short_path):
     """A web page whose name resolves to this machine (DNS rebinding) names another host."""
-    with running_dev(tmp_path, "--host", "Mail.test") as address:
+    with running_dev(short_path, "--host", "Mail.test") as address:
         for host in ("localhost", address, "a.localhost:1", "mail.test:8025"):
             assert asked(address, "/v1.0/me", Host=host, Authorization="Bearer alice")[0] == 200
         status, text = asked(address, "/v1.0/me", Host="evil.test", Authorization="Bearer alice")
@@ -193,9 +193,9 @@ def test_dev_answers_requests_for_its_own_host_names_only(tmp_path):
         assert "relay dev --host NAME" in text
 
 
-def test_half_sent_requests_do_not_take_all_open_files(tmp_path):
+def test_half_sent_requests_do_not_take_all_open_files(short_path):
     with (
-        running_dev(tmp_path, before="ulimit -n 256") as address,
+        running_dev(short_path, before="ulimit -n 256") as address,
         contextlib.ExitStack() as held,
     ):
         host, port = address.split(":")

@@ -1,0 +1,119 @@
+"""Requests that web pages make: refuse those of strangers, and allow pages of this machine in dev.
+
+Any page may make a browser send a GET, or a POST of text or a form, to any address, also on
+loopback. Such a request has no Authorization, and says by Origin or Sec-Fetch-Site that it comes
+from another site. Fetch standard 3.2 (CORS); Fetch Metadata 2.2.
+"""
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from relay.clock import Clock
+from relay.http.errors import ApiError, quoted
+from relay.http.gateway import Gateway, RequestLimits
+from relay.http.http_request import HttpRequest
+from relay.http.protocol import AllowedHosts
+
+_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_FIELDS_MAX = 1024
+_PREFLIGHT_AGE_S = 600
+_LOOPBACK = AllowedHosts()
+_LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
+
+
+class BrowserGuard:
+    """Answers 403 to requests of foreign pages, and applies CORS to pages of loopback."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        clock: Clock,
+        own_origins: Sequence[str] = (),
+        allows_loopback_pages: bool = False,
+    ) -> None:
+        """`own_origins` are those of public URLs; that of the request's Host is implied."""
+        self._app = app
+        self._own_origins = frozenset(map(str.lower, own_origins))
+        self._allows_loopback_pages = allows_loopback_pages
+        self._refusal = Gateway(_refuse, clock=clock, limits=_LIMITS)
+        self._preflight = Gateway(_allow, clock=clock, limits=_LIMITS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a request, or refuse it (ASGI)."""
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        is_page = (
+            self._allows_loopback_pages
+            and origin is not None
+            and not self._is_own(origin, scope, headers)
+            and _is_loopback(origin)
+        )
+        if is_page:
+            await self._for_page(scope, receive, send, origin=str(origin))
+        elif "authorization" not in headers and self._is_foreign(origin, scope, headers):
+            await self._refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _is_own(self, origin: str, scope: Scope, headers: Headers) -> bool:
+        asked = f"{scope['scheme']}://{headers.get('host', '')}".lower()
+        return origin.lower() == asked or origin.lower() in self._own_origins
+
+    def _is_foreign(self, origin: str | None, scope: Scope, headers: Headers) -> bool:
+        if origin is not None:
+            return not self._is_own(origin, scope, headers)
+        return headers.get("sec-fetch-site", "").strip().lower() == "cross-site"
+
+    async def _for_page(self, scope: Scope, receive: Receive, send: Send, *, origin: str) -> None:
+        """Answer a page of this machine, which may read the response and its fields."""
+
+        async def send_with_fields(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = sorted({name.decode("latin-1") for name, _ in message["headers"]})
+                message["headers"] = [
+                    *message["headers"],
+                    (b"access-control-allow-origin", origin.encode("latin-1")),
+                    (b"access-control-expose-headers", ", ".join(names).encode("latin-1")),
+                    (b"vary", b"Origin"),
+                ]
+            await send(message)
+
+        is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in Headers(
+            scope=scope
+        )
+        await (self._preflight if is_preflight else self._app)(scope, receive, send_with_fields)
+
+
+async def _refuse(request: HttpRequest) -> Response:
+    found = request.headers.get("origin")
+    what = "Sec-Fetch-Site: cross-site" if found is None else f"Origin: {quoted(found)}"
+    message = f"Found {what} and no token: pages of other sites may not use this relay."
+    raise ApiError(403, "ErrorAccessDenied", message)
+
+
+async def _allow(request: HttpRequest) -> Response:
+    """Answer a preflight request: the page may send any method and the fields that it names."""
+    fields = request.headers.get("access-control-request-headers", "")[:_FIELDS_MAX]
+    headers = {
+        "access-control-allow-methods": _METHODS,
+        "access-control-max-age": str(_PREFLIGHT_AGE_S),
+    }
+    if fields:
+        headers["access-control-allow-headers"] = fields
+    if "access-control-request-private-network" in request.headers:
+        headers["access-control-allow-private-network"] = "true"
+    return Response(status_code=204, headers=headers)
+
+
+def _is_loopback(origin: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(host) and _LOOPBACK.allows(str(host))

@@ -1,0 +1,41 @@
+"""`[http] anonymous` in a running relay: requests without a token, pages of other sites, reloads."""
+
+import os
+import signal
+
+import pytest
+
+from tests.support.relay_config import to_toml
+from tests.support.relay_process import RelayProcess, until
+
+CONFIG = {"http": {"listen": ["127.0.0.1:0"], "anonymous": "bob@example.test"}}
+FOREIGN = {"Origin": "http://evil.test", "Content-Type": "text/plain"}
+
+
+def test_requests_without_a_token_are_those_of_the_account() -> None:
+    with RelayProcess(config=CONFIG) as relay:
+        assert relay.graph("GET", "/me", token="").json()["mail"] == "bob@example.test"
+        assert relay.graph("GET", "/me").json()["mail"] == "alice@example.test"
+        key = relay.send_mail(token="", to=["carol@example.test"], subject="without a token")
+        relay.until_final(key)
+        assert relay.subjects("carol") == ["without a token"]
+        refused = relay.graph("POST", "/me/sendMail", b"x", token="", headers=FOREIGN)
+        assert (refused.status, refused.json()["error"]["code"]) == (403, "ErrorAccessDenied")
+        assert relay.graph("GET", "/me", token="", headers={"Host": "evil.test"}).status == 401
+        assert relay.subjects("bob", "Sent") == ["without a token"]
+
+        # a reload without the account changes nothing
+        accounts = relay.folder / "accounts.toml"
+        accounts.write_text(to_toml({"account": [{"address": "alice@example.test"}]}))
+        os.kill(relay.process.pid, signal.SIGHUP)
+        until("the fault in the log", lambda: "http.anonymous: expected" in relay.log)
+        assert relay.graph("GET", "/me", token="").status == 200
+
+
+@pytest.mark.parametrize("path", ["/contoso/oauth2/v2.0/token", "/v1.0/uploads/x", "/readyz"])
+def test_what_needs_no_token_refuses_pages_of_other_sites(path: str) -> None:
+    with RelayProcess() as relay:
+        for headers in (FOREIGN, {"Sec-Fetch-Site": "cross-site"}):
+            answer = relay.request("POST", path, b"grant_type=client_credentials", headers)
+            assert answer.status == 403, answer.body
+        assert relay.request("POST", path, b"x").status != 403
