@@ -314,13 +314,13 @@ class _Composer:
             connections=min(CONNECTIONS_MAX, raise_open_files_limit() // _FILES_PER_CONNECTION),
             proxy_networks=http.proxy_networks,
         )
-        guarded = BrowserGuard(
-            everything, clock=self.clock, own_origins=_origins(http.public_url),
+        guard = partial(
+            BrowserGuard, clock=self.clock, own_origins=_origins(http.public_url),
             allows_loopback_pages=self.sources.hosts is not None,
         )  # fmt: skip
         servers = [
             HttpServer(
-                guarded,
+                guard(everything),
                 http.listen,
                 limits=limits,
                 hosts=self._hosts(),
@@ -329,7 +329,8 @@ class _Composer:
             HttpServer(api.create_control_app(means), [control]),
         ]
         if self.settings.observe.metrics is not None:
-            servers.append(HttpServer(relay_v1, [self.settings.observe.metrics], limits=limits))
+            metrics = self.settings.observe.metrics
+            servers.append(HttpServer(guard(relay_v1), [metrics], limits=limits))
         return servers
 
     def _hosts(self) -> AllowedHosts | None:

@@ -27,7 +27,7 @@ from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox
 
 
-class _AddressType(click.ParamType[str]):
+class _AccountAddressType(click.ParamType[str]):
     name = "ADDRESS"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -37,7 +37,7 @@ class _AddressType(click.ParamType[str]):
             self.fail(f"found {value!a}, expected {error}", param, ctx)
 
 
-_ADDRESS = click.argument("address", type=_AddressType(), metavar="ADDRESS")
+_ADDRESS = click.argument("address", type=_AccountAddressType(), metavar="ADDRESS")
 
 
 def _open(context: CommandContext) -> AccountFile:
@@ -63,7 +63,9 @@ def account(_context: CommandContext) -> None:
 
 @account.command()
 @_ADDRESS
-@click.option("--alias", "aliases", multiple=True, type=_AddressType(), help="A further address.")
+@click.option(
+    "--alias", "aliases", multiple=True, type=_AccountAddressType(), help="A further address."
+)
 @click.option("--send-as", multiple=True, metavar="PATTERN", help="May send from this address too.")
 @click.option("--role", type=click.Choice(["user", "read", "operate"]), help="Rights in /relay/v1.")
 @click.option("--quota", metavar="SIZE", help='The size of its mailbox, such as "2 GiB".')
@@ -95,7 +97,7 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
 
 
 @account.command("list")
-@click.argument("address", type=_AddressType(), metavar="[ADDRESS]", required=False)
+@click.argument("address", type=_AccountAddressType(), metavar="[ADDRESS]", required=False)
 @common_options
 def list_accounts(context: CommandContext, address: str | None) -> None:
     """List the accounts, or show one; never a secret."""

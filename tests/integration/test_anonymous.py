@@ -1,7 +1,9 @@
 """`[http] anonymous` in a running relay: requests without a token, pages of other sites, reloads."""
 
+import http.client
 import os
 import signal
+import socket
 
 import pytest
 
@@ -39,3 +41,17 @@ def test_what_needs_no_token_refuses_pages_of_other_sites(path: str) -> None:
             answer = relay.request("POST", path, b"grant_type=client_credentials", headers)
             assert answer.status == 403, answer.body
         assert relay.request("POST", path, b"x").status != 403
+
+
+def test_the_metrics_listener_refuses_them_too() -> None:
+    with socket.socket() as free:  # the ready file has no address of this listener
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = CONFIG | {"observe": {"log": "json", "metrics": f"127.0.0.1:{port}"}}
+    with RelayProcess(config=config):
+        for headers, status in (({}, 200), (FOREIGN, 403)):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request("GET", "/relay/v1/messages", headers=headers)
+            answer = connection.getresponse()
+            assert (answer.status, bool(answer.read())) == (status, True)
+            connection.close()
