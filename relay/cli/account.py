@@ -79,7 +79,10 @@ def account(_context: CommandContext) -> None:
 )  # fmt: skip
 @common_options
 def add(context: CommandContext, address: str, **options: Any) -> None:
-    """Add an account with a token, which is printed once."""
+    """Add an account and print its new token.
+
+    Secrets are printed once; the file has only their hashes.
+    """
     names = ("aliases", "send_as", "role", "quota", "scopes", "acts_for")
     given = {name: options[name] for name in names if options[name]}
     values = {name: list(one) if isinstance(one, tuple) else one for name, one in given.items()}
@@ -100,7 +103,7 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
 @click.argument("address", type=_AccountAddressType(), metavar="[ADDRESS]", required=False)
 @common_options
 def list_accounts(context: CommandContext, address: str | None) -> None:
-    """List the accounts, or show one; never a secret."""
+    """List accounts without their secrets."""
     found = [one for one in _open(context).entries() if address in (None, one["address"])]
     if address and not found:
         raise AccountError(f"unknown account {address}")
@@ -123,7 +126,10 @@ def remove(context: CommandContext, address: str) -> None:
 @click.option("--remove", "is_removal", is_flag=True, help="Remove it.")
 @common_options
 def token(context: CommandContext, address: str, *, client: bool, is_removal: bool) -> None:
-    """Replace the token of an account by a new one, which is printed once."""
+    """Make a new token and print it.
+
+    It takes the place of the old one, and is printed once.
+    """
     file = _open(context)
     made: dict[str, str] = {}
     values: dict[str, str | None] = {}
@@ -144,7 +150,10 @@ def token(context: CommandContext, address: str, *, client: bool, is_removal: bo
 @click.option("--remove", "is_removal", is_flag=True, help="Remove the password.")
 @common_options
 def password(context: CommandContext, address: str, *, is_removal: bool) -> None:
-    """Set the password of an account, from the terminal or the first line of stdin."""
+    """Set the password of an account.
+
+    It is read from the terminal, or is the first line of stdin.
+    """
     _open(context).set(address, {"password": None if is_removal else hash_of(_read_password())})
     _show(context, address, {})
     _hint(context)
