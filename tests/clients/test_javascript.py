@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.clients.conftest import JavaScript, ServedRelay, User
 from tests.support.faulty_proxy import Fault
+from tests.support.relay_process import RelayProcess, until
 
 MESSAGE = """\
 const message = (to) => ({
@@ -47,6 +48,15 @@ def test_10_without_a_token_over_http(
     url = "http://{}:{}".format(*served.relay.http)
     error = javascript.run("return failure(client.api('/me').get());", token=user.name, url=url)
     assert (error["statusCode"], error["code"]) == (401, "InvalidAuthenticationToken")
+
+
+def test_10_anonymous_over_http(javascript: JavaScript) -> None:
+    config = {"http": {"anonymous": "alice@example.test"}}
+    with RelayProcess(config=config) as relay:
+        url = "http://{}:{}".format(*relay.http)
+        send = "await client.api('/me/sendMail').post({ message: message('bob@example.test') });"
+        javascript.run(MESSAGE + send, token="alice", url=url)
+        until("Bob has the message", lambda: relay.subjects("bob") == ["from JavaScript"])
 
 
 UPLOAD = """\
