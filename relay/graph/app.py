@@ -4,7 +4,7 @@ That happens, and intake under pressure is rejected, before the body is read.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from functools import partial
 
 from starlette.responses import Response
 
@@ -124,18 +124,20 @@ class _Admission:
 
     async def run(self, operation: GraphOperation, request: GraphRequest) -> Response:
         """Return the response. Raises ApiError, StoreError."""
-        with ExitStack() as running:
+        if operation.intake is Intake.MESSAGE:
+            response = await self._repeats.submit(request, partial(self._run_new, operation))
+        else:
+            response = await self._run_new(operation, request)
+        return request.add_applied(response)
 
-            def admit() -> None:
-                running.enter_context(self._concurrent.acquire(request.caller.address))
-                check_pressure(self._pressure.state, operation.intake)
-
-            if operation.intake is Intake.MESSAGE:
-                response = await self._repeats.submit(request, operation.handler, admit=admit)
-            else:
-                admit()
-                response = await operation.handler(request)
-            return request.add_applied(response)
+    async def _run_new(self, operation: GraphOperation, request: GraphRequest) -> Response:
+        account = request.caller.address
+        self._concurrent.begin(account)
+        try:
+            check_pressure(self._pressure.state, operation.intake)
+            return await operation.handler(request)
+        finally:
+            self._concurrent.end(account)
 
 
 _REJECTED_FOR = {

@@ -141,6 +141,9 @@ class BatchHandler:
             if None in responses:
                 raise UnansweredError("The outcome of a request of a batch is unknown.")
             answer = json_response({"responses": responses})
+        except asyncio.CancelledError:
+            message = "The server stopped during a batch. Some of its requests were carried out."
+            raise UnansweredError(message) from None
         finally:
             self._budget.release(run.held_bytes)
         answer.background = BackgroundTask(_run_all, run.background)

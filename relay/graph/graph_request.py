@@ -87,25 +87,26 @@ class ConcurrentRequests:
     """Counts the running requests of each account."""
 
     def __init__(self) -> None:
-        self._by_account: Counter[str] = Counter()
+        self._by_account: dict[str, int] = {}
 
-    @contextmanager
-    def acquire(self, account: str) -> Iterator[None]:
-        """Count one request inside the with block. Raises ApiError 429 at the limit."""
-        if self._by_account[account] >= REQUESTS_PER_ACCOUNT_MAX:
+    def begin(self, account: str) -> None:
+        """Count one request until end(). Raises ApiError 429 at the limit."""
+        count = self._by_account.get(account, 0)
+        if count >= REQUESTS_PER_ACCOUNT_MAX:
             message = (
                 "Application is over its MailboxConcurrency limit: "
                 f"{REQUESTS_PER_ACCOUNT_MAX} requests of this account are running."
             )
             headers = {"retry-after": str(_CONCURRENCY_RETRY_S)}
             raise ApiError(429, "ApplicationThrottled", message, headers=headers)
-        self._by_account[account] += 1
-        try:
-            yield
-        finally:
-            self._by_account[account] -= 1
-            if not self._by_account[account]:
-                del self._by_account[account]
+        self._by_account[account] = count + 1
+
+    def end(self, account: str) -> None:
+        """End one request of the account."""
+        if (count := self._by_account[account] - 1) > 0:
+            self._by_account[account] = count
+        else:
+            del self._by_account[account]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,15 +29,15 @@ REPEATS_PER_ACCOUNT_MAX = 10_000
 REPEATS_MAX = 50_000
 _REJECTIONS_PER_ACCOUNT_MAX = 1000
 _REJECTIONS_MAX = 10_000
-_KEY = re.compile(rf"[!-~]{{1,{KEY_CHARACTERS_MAX}}}")
-_KEY_FIELD = "idempotency-key"
-_ATTEMPT_FIELD = "retry-attempt"
-_ATTEMPT = re.compile(r"0*[1-9][0-9]{0,9}")
-# A request that differs in one of these is another request.
-_FIELDS = frozenset((b"content-type", b"prefer", b"if-match", b"client-request-id"))
-_FIELDS_WITH_KEY = _FIELDS - {b"client-request-id"}
+_KEY = re.compile(rb"[!-~]{1,%d}" % KEY_CHARACTERS_MAX)
+_KEY_FIELD = b"idempotency-key"
+_ATTEMPT_FIELD = b"retry-attempt"
+_ATTEMPT = re.compile(rb"0*[1-9][0-9]{0,9}")
+# A request that differs in one of these is another request, without a key also in the last one.
+_FIELDS = frozenset((b"content-type", b"prefer", b"if-match"))
+_CLIENT_REQUEST_ID = "client-request-id"
 _REPEATED_BY_SDKS = (429, 503, 504)
-_SUBMISSION, _MESSAGE_ID = "x-relay-submission-id", "x-relay-internet-message-id"
+_SUBMISSION, _MESSAGE_ID = b"x-relay-submission-id", b"x-relay-internet-message-id"
 
 _Target = tuple[int, int]
 _Answer = tuple[str, str, str]  # submission id, Message-ID, applied preferences
@@ -46,14 +46,14 @@ _Handler = Callable[[GraphRequest], Awaitable[Response]]
 
 def read_key(request: HttpRequest) -> str:
     """Return the Idempotency-Key, "" without one. Raises ApiError 400."""
-    given = request.headers.getlist(_KEY_FIELD)
+    given = [value for name, value in request.headers.raw if name == _KEY_FIELD]
     if not given:
         return ""
     if len(given) > 1 or not _KEY.fullmatch(given[0]):
         expected = f"one of 1 to {KEY_CHARACTERS_MAX} visible characters of ASCII"
-        found = quoted(", ".join(given))
+        found = quoted(b", ".join(given).decode("latin-1"))
         raise ApiError(400, "BadRequest", f"Idempotency-Key: found {found}, expected {expected}.")
-    return given[0]
+    return given[0].decode("ascii")
 
 
 def key_of_part(key: str, part_id: str) -> str:
@@ -71,13 +71,15 @@ class _RepeatedError(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Running:
-    """A request that is being carried out."""
+    """A request that is being carried out. `done` is for those that wait for it."""
 
     digest: "hashlib._Hash"
-    done: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event | None = None
 
-    def fingerprint(self) -> bytes:
-        return self.digest.digest()
+    async def wait(self) -> None:
+        """Wait until it is over."""
+        self.done = self.done or asyncio.Event()
+        await self.done.wait()
 
 
 @dataclass(eq=False, slots=True)
@@ -103,43 +105,56 @@ class SubmissionRepeats:
         self._accounts: OrderedDict[str, _AccountMemory] = OrderedDict()
         self._accepted = self._rejected = 0  # of all accounts
 
-    async def submit(
-        self, request: GraphRequest, handler: _Handler, *, admit: Callable[[], None]
-    ) -> Response:
-        """Return the response to a submission, or that to the request which this one repeats.
-
-        `admit` raises ApiError for a new submission that cannot be accepted now.
-        """
-        if key := read_key(request.http):
-            return await self._with_key(request, handler, admit=admit, key=key)
-        memory = self._accounts.setdefault(request.caller.address, _AccountMemory())
-        running = _Running(_hashed(request, _FIELDS))
+    async def submit(self, request: GraphRequest, handler: _Handler) -> Response:
+        """Return the response of `handler`, or that to the request which this one repeats."""
+        is_repeat = has_key = False
+        http = request.http
+        head = [http.target, request.mailbox.encode(), (http.part_id or "").encode()]
+        for name, value in http.headers.raw:
+            if name in _FIELDS:
+                head += (name, value)
+            elif name == _KEY_FIELD:
+                has_key = True
+            elif name == _ATTEMPT_FIELD:
+                is_repeat = _ATTEMPT.fullmatch(value) is not None
+        head.append(b"\n")
+        digest = hashlib.sha256(b"\n".join(head))  # it goes on with the body while it is read
+        http.hash_body(digest)
+        if has_key:
+            return await self._with_key(request, handler, read_key(http), digest=digest)
+        if client_request_id := http.headers.get(_CLIENT_REQUEST_ID):
+            digest.update(client_request_id.encode("latin-1"))
+        memory = self._accounts.get(request.caller.address)
+        if memory is None:
+            memory = self._accounts[request.caller.address] = _AccountMemory()
+        running = _Running(digest)
         memory.running[running] = None
         try:
-            return await self._without_key(request, handler, admit=admit, own=(memory, running))
+            if is_repeat and not self._was_rejected(memory, _about(http)):
+                return await self._repeated(request, handler, own=(memory, running))
+            return await self._first(request, handler, own=(memory, running))
         finally:
             del memory.running[running]
-            running.done.set()
+            if running.done is not None:
+                running.done.set()
             if not (memory.running or memory.accepted or memory.rejected):
                 self._accounts.pop(request.caller.address, None)
 
     # -- with a key
 
     async def _with_key(
-        self, request: GraphRequest, handler: _Handler, *, admit: Callable[[], None], key: str
+        self, request: GraphRequest, handler: _Handler, key: str, *, digest: "hashlib._Hash"
     ) -> Response:
         account = request.caller.address
         text = f"{account}\0{request.mailbox}\0{key}"
         slot = hashlib.sha256(text.encode()).digest()
         request.http.is_idempotent = True
-        digest = _hashed(request, _FIELDS_WITH_KEY)
         while (first := self._by_slot.get(slot)) is not None:
             await first.wait()
         done = self._by_slot[slot] = asyncio.Event()
         try:
             if (found := await self._store.find_keyed(account, slot)) is not None:
                 return await self._answer_again(request, found, digest)
-            admit()
             known = SubmissionKey(
                 account, slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))
             )
@@ -170,40 +185,36 @@ class SubmissionRepeats:
 
     # -- without
 
-    async def _without_key(
-        self,
-        request: GraphRequest,
-        handler: _Handler,
-        *,
-        admit: Callable[[], None],
-        own: tuple[_AccountMemory, _Running],
+    async def _repeated(
+        self, request: GraphRequest, handler: _Handler, *, own: tuple[_AccountMemory, _Running]
     ) -> Response:
+        """Return the response to the request that an SDK repeats, if it was accepted."""
         memory, running = own
-        http = request.http
-        about = (hash(http.target), http.declared_bytes or 0)
-        if _ATTEMPT.fullmatch(http.headers.get(_ATTEMPT_FIELD, "")) and not self._was_rejected(
-            memory, about
-        ):
 
-            async def check() -> None:
-                if (response := await self._first_response(request, memory, running)) is not None:
-                    raise _RepeatedError(response)
+        async def check() -> None:
+            if (response := await self._first_response(request, memory, running)) is not None:
+                raise _RepeatedError(response)
 
+        try:
             if request.is_streamed():  # its hash is known at its end
                 request = replace(request, before_submission=check)
             else:
-                await http.keep_body()
-                if (response := await self._first_response(request, memory, running)) is not None:
-                    return response
-        try:
-            admit()
-            response = await handler(request)
+                await request.http.keep_body()
+                await check()
+            return await self._first(request, handler, own=own)
         except _RepeatedError as repeated:
             return repeated.response
+
+    async def _first(
+        self, request: GraphRequest, handler: _Handler, *, own: tuple[_AccountMemory, _Running]
+    ) -> Response:
+        memory, running = own
+        try:
+            response = await handler(request)
         except (ApiError, StoreError) as error:
             shown = error if isinstance(error, ApiError) else api_error(error)
             if shown.status in _REPEATED_BY_SDKS and not isinstance(error, OutcomeUnknownError):
-                self._reject(memory, about)
+                self._reject(memory, _about(request.http))
             raise
         if response.status_code < 300:
             self._accept(request, memory, running, response=response)
@@ -213,12 +224,12 @@ class SubmissionRepeats:
         self, request: GraphRequest, memory: _AccountMemory, own: _Running
     ) -> Response | None:
         """Return the response to an equal request that was accepted; wait for one that runs."""
-        fingerprint = own.fingerprint()
+        fingerprint = own.digest.digest()
         for other in tuple(memory.running):
             if other is own:
                 break  # only those that began before: none waits for one that waits for it
-            if other.fingerprint() == fingerprint:
-                await other.done.wait()
+            if other in memory.running and other.digest.digest() == fingerprint:
+                await other.wait()
         until_s, answer = memory.accepted.get(fingerprint, (0.0, ("", "", "")))
         if until_s <= self._clock.monotonic():
             return None
@@ -232,13 +243,15 @@ class SubmissionRepeats:
         *,
         response: Response,
     ) -> None:
-        headers = response.headers
-        answer = (
-            headers.get(_SUBMISSION, ""),
-            headers.get(_MESSAGE_ID, ""),
-            ", ".join(dict.fromkeys(request.applied)),
-        )
-        fingerprint, accepted = running.fingerprint(), memory.accepted
+        submission_id = internet_message_id = ""
+        for name, value in response.raw_headers:
+            if name == _SUBMISSION:
+                submission_id = value.decode("ascii")
+            elif name == _MESSAGE_ID:
+                internet_message_id = value.decode("latin-1")
+        applied = ", ".join(dict.fromkeys(request.applied)) if request.applied else ""
+        answer = (submission_id, internet_message_id, applied)
+        fingerprint, accepted = running.digest.digest(), memory.accepted
         self._accepted += fingerprint not in accepted
         accepted[fingerprint] = (self._clock.monotonic() + REPEAT_S, answer)
         accepted.move_to_end(fingerprint)
@@ -290,16 +303,8 @@ class SubmissionRepeats:
         return is_kept
 
 
-def _hashed(request: GraphRequest, names: frozenset[bytes]) -> "hashlib._Hash":
-    """Return the hash of a request's head, which goes on with the body while it is read."""
-    http = request.http
-    fields = sorted(
-        name + b":" + value for name, value in http.headers.raw if name.lower() in names
-    )
-    head = (http.method.encode(), http.target, (http.part_id or "").encode(), *fields)
-    digest = hashlib.sha256(b"\n".join((request.mailbox.encode(), *head, b"\n")))
-    http.hash_body(digest)
-    return digest
+def _about(request: HttpRequest) -> _Target:
+    return hash(request.target), request.declared_bytes or 0
 
 
 def _again(request: GraphRequest, answer: _Answer) -> Response:

@@ -36,8 +36,13 @@ async def ask(server: HttpServer, store: MemoryStore, call: str) -> bytes:
         kind, body = "text/plain", b"VG86IGJvYkBiLnRlc3QNCg0KYg0K"
     elif call == "send":
         path, body = f"messages/{store.messages['alice@example.test'][0].id}/send", b""
+    elif call == "batch":
+        send = {"id": "1", "method": "POST", "url": "/me/sendMail", "body": {"message": MESSAGE}}
+        then = {"id": "2", "method": "GET", "url": "/me/messages", "dependsOn": ["1"]}
+        path, body = "../$batch", json.dumps({"requests": [send, then]}).encode()
+    path = f"me/{path}".removeprefix("me/../")
     head = (
-        f"POST /v1.0/me/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice\r\n"
+        f"POST /v1.0/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice\r\n"
         f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     reader, writer = await asyncio.open_connection(server.bound[0].host, server.bound[0].port)
@@ -90,3 +95,18 @@ async def test_a_stop_that_cuts_a_submission_off_answers_nothing(store, monkeypa
         asking = asyncio.create_task(ask(server, store, call))
         await begun.wait()
     assert await asking == b""
+
+
+async def test_a_stop_during_a_batch_that_sent_a_message_answers_nothing(store, monkeypatch):
+    begun = asyncio.Event()
+
+    async def hanging(*_: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, "query_messages", hanging)
+    async with serving(store) as server:
+        asking = asyncio.create_task(ask(server, store, "batch"))
+        await begun.wait()
+    assert await asking == b""
+    assert len(store.submissions) == 1
