@@ -49,6 +49,7 @@ IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is writ
 REQUESTS_PER_ACCOUNT_MAX = 256
 STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
 STREAMED_BODIES_PER_ACCOUNT_MAX = 8
+BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
 ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
 _RETRY_S = 5
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
@@ -125,6 +126,9 @@ class GraphDependencies:
     max_upload: int
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
+    conversions: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(BODY_CONVERSIONS_MAX)
+    )
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
 
 

@@ -17,11 +17,16 @@ _CONVERT = {"text": html_to_text, "html": text_to_html}
 
 
 async def show_preferred_bodies(request: GraphRequest, shown: Iterable[dict[str, Any]]) -> None:
-    """Convert the bodies in the JSON of messages to the preferred type, in a thread."""
+    """Convert the bodies in the JSON of messages to the preferred type.
+
+    A large page takes many seconds. Requests take turns with each message, so that none waits for
+    the whole page of another one.
+    """
     wanted = preferred_body_type(request)
-    others = [one for one in shown if wanted and _type_of(one) not in ("", wanted)]
-    if others:
-        await asyncio.to_thread(convert_bodies, others, wanted)
+    for one in shown:
+        if wanted and _type_of(one) not in ("", wanted):
+            async with request.dependencies.conversions:
+                await asyncio.to_thread(convert_bodies, (one,), wanted)
 
 
 def preferred_body_type(request: GraphRequest) -> str:

@@ -1,9 +1,14 @@
 """The Prefer header: what is applied, what is answered, and what is ignored."""
 
+import asyncio
+import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from relay.graph import preferred_bodies
+from relay.graph.graph_request import BODY_CONVERSIONS_MAX
 from tests.support.graph_fakes import OnDisk, refused
 
 HTML = {"contentType": "html", "content": "<h1>Title</h1><p>One &amp; <b>two</b></p>"}
@@ -220,3 +225,22 @@ async def test_attachments_are_changed_only_in_the_version_of_if_match(
     assert len((await http.get(path)).json()["value"]) == 1
     answer = await http.request(method, url, json=body, headers={"if-match": now})
     assert answer.status_code < 300, answer.text
+
+
+async def test_few_bodies_are_converted_at_a_time(
+    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/messages/{await drafted(on_disk, HTML)}"
+    one_too_many, crowds = threading.Barrier(BODY_CONVERSIONS_MAX + 1, timeout=1), []
+
+    def converted(html: str) -> str:
+        with suppress(threading.BrokenBarrierError):
+            crowds.append(one_too_many.wait())
+        return html
+
+    monkeypatch.setitem(preferred_bodies._CONVERT, "text", converted)
+    header = preferring('outlook.body-content-type="text"')
+    requests = (on_disk.http.get(path, headers=header) for _ in range(3 * BODY_CONVERSIONS_MAX))
+    answers = await asyncio.gather(*requests)
+    assert [answer.json()["body"]["contentType"] for answer in answers] == ["text"] * len(answers)
+    assert crowds == []
