@@ -131,7 +131,7 @@ def test_an_invalid_token_is_rejected(relay: RelayProcess, authorization: str) -
 
 @pytest.mark.parametrize(
     ("user", "status"),
-    [("bob@example.test", 403), ("nobody@example.test", 404), ("alice@example.test", 202)],
+    [("bob@example.test", 403), ("nobody@example.test", 403), ("alice@example.test", 202)],
 )
 def test_send_mail_for_another_user_is_rejected(
     relay: RelayProcess, user: str, status: int
