@@ -167,7 +167,7 @@ class AccessTokens:
             return known
         try:
             claims = jwt.decode(token, self._key, algorithms=[_ALGORITHM]).claims
-        except (JoseError, ValueError):
+        except (JoseError, ValueError, TypeError):  # TypeError: of a header such as ["alg"]
             return None
         found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS])
         self._verified[digest] = found

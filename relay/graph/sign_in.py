@@ -157,15 +157,19 @@ class _Endpoints:
             "subject_types_supported": ["pairwise"],
             "id_token_signing_alg_values_supported": ["ES256"],
             "scopes_supported": [_ALL_OF_CLIENT],
-            "cloud_instance_name": urlsplit(base).netloc,
-            "msgraph_host": urlsplit(base).netloc,
+            "cloud_instance_name": _host_of(base),
+            "msgraph_host": _host_of(base),
         }
 
     def _instance(self, request: HttpRequest, _tenant: str) -> dict[str, Any]:
         """Return what MSAL asks about a host before it uses it as an authority."""
         base = self._base_url(request)
-        host = urlsplit(base).netloc
-        asked = urlsplit(dict(request.query).get("authorization_endpoint", ""))
+        host = _host_of(base)
+        try:
+            asked = urlsplit(dict(request.query).get("authorization_endpoint", ""))
+        except ValueError:
+            text = "The parameter authorization_endpoint is not a valid URL."
+            raise _SignInError("invalid_instance", text, number=50049) from None
         tenant = unquote(asked.path.strip("/").partition("/")[0]) or "common"
         return {
             "tenant_discovery_endpoint": f"{base}/{quote(tenant, safe='')}/{_CONFIGURATION_V2}",
@@ -227,6 +231,11 @@ class _Endpoints:
 
     def _base_url(self, request: HttpRequest) -> str:
         return request.base_url(*self._base)
+
+
+def _host_of(base_url: str) -> str:
+    """Return host and port of a URL whose host may be no valid address: clients write it."""
+    return base_url.partition("://")[2].partition("/")[0]
 
 
 def _require_method(request: HttpRequest, method: str) -> None:

@@ -74,5 +74,8 @@ def _names_loopback(headers: Headers) -> bool:
     """
     if any(name in headers for name in _FORWARDED):
         return False
-    host = urlsplit(f"//{headers.get('host', '')}").hostname
+    try:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname
+    except ValueError:  # brackets around something else than an IPv6 address
+        return False
     return host is not None and _LOOPBACK.allows(host)

@@ -157,6 +157,16 @@ def test_anything_else_has_no_client(token):
     assert AccessTokens(KEY, ManualClock()).client_of(token, Clients()) is None
 
 
+@pytest.mark.parametrize(
+    "header",
+    [["alg"], "alg", {"alg": "ES256", "crit": 5}, {"alg": "ES256", "crit": [{}]}, {"alg": []}],
+)
+def test_a_malformed_header_has_no_client(tokens, header):
+    """joserfc raises a TypeError for some of them."""
+    encoded = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
+    assert tokens.client_of(f"{encoded}.e30.AAAA", Clients()) is None
+
+
 def test_the_number_of_remembered_tokens_is_bounded(tokens, monkeypatch):
     monkeypatch.setattr(access_tokens, "_REMEMBERED_MAX", 3)
     for _ in range(5):

@@ -307,6 +307,21 @@ async def test_discovery_of_the_instance(http):
     assert found["tenant_discovery_endpoint"].startswith(f"{BASE}/common/")
 
 
+async def test_discovery_of_an_instance_that_is_no_url(http):
+    asked = {"authorization_endpoint": "https://[x/contoso/oauth2/authorize"}
+    answer = await http.get("/common/discovery/instance", params=asked)
+    assert "authorization_endpoint" in failed(answer, 400, "invalid_instance", 50049)
+
+
+@pytest.mark.parametrize("path", ["/x/v2.0/.well-known/openid-configuration",
+                                  "/common/discovery/instance"])  # fmt: skip
+async def test_discovery_by_a_host_that_is_no_address(http, path):
+    """The server passes it on: its form is that of an IPv6 address."""
+    answer = await http.get(path, headers={"host": "[::::]:8443"})
+    assert answer.status_code == 200
+    assert "[::::]:8443" in answer.text
+
+
 async def test_a_token_ends_after_an_hour(http, sign_in):
     token = await token_of(http)
     sign_in.clock.advance(LIFETIME_S)

@@ -88,6 +88,8 @@ async def test_a_wrong_token_is_not_anonymous(field: str) -> None:
     [
         {"host": "evil.test"},
         {"host": "127.0.0.1.evil.test"},
+        {"host": "[::::]"},
+        {"host": "[v1.x]"},
         {"x-forwarded-for": "192.0.2.1"},
         {"forwarded": "for=192.0.2.1"},
         {"via": "1.1 proxy"},
