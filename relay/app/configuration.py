@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.accounts.account import Account, AccountDirectory, RegisteredClient
+from relay.accounts.account import Account, AccountDirectory, RegisteredClient, Role
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock
@@ -24,8 +24,6 @@ from relay.settings.reloading import ChangedKey, apply_reloadable
 from relay.settings.tree import CertificateFiles, Settings
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
-
-ANONYMOUS_EXPECTED = "expected the address of an account"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +110,9 @@ class ActiveConfiguration:
             boxes.accounts, boxes.domains, clock=self._clock, environ=self._environ
         )
         anonymous = settings.http.anonymous
-        if anonymous and accounts.by_address(anonymous) is None:
+        if fault := anonymous_fault(anonymous, accounts):
             accounts.close()
-            raise SettingsError([Fault(self._file, 0, "http.anonymous", ANONYMOUS_EXPECTED)])
+            raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
         try:
             route_table(routes, accounts)
         except ValueError as error:
@@ -152,6 +150,19 @@ class ActiveConfiguration:
     ) -> RegisteredClient | None:
         """See AccountDirectory."""
         return await self._now.accounts.by_client_secret(client_id, secret, client=client)
+
+
+def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:
+    """Return why this account cannot be that of requests without a token, "" if it can."""
+    if not anonymous:
+        return ""
+    account = accounts.by_address(anonymous)
+    if account is None:
+        return f'found "{anonymous}", expected the address of an account'
+    if account.role is not Role.USER:
+        found = f'found "{anonymous}" with the role {account.role}'
+        return f"{found}, expected the role user: every local program would have the role"
+    return ""
 
 
 def server_certificates(settings: Settings) -> ListenerCertificates:

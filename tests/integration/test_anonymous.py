@@ -26,12 +26,17 @@ def test_requests_without_a_token_are_those_of_the_account() -> None:
         assert relay.graph("GET", "/me", token="", headers={"Host": "evil.test"}).status == 401
         assert relay.subjects("bob", "Sent") == ["without a token"]
 
-        # a reload without the account changes nothing
+        # a reload without the account, or with a role that it must not have, changes nothing
         accounts = relay.folder / "accounts.toml"
-        accounts.write_text(to_toml({"account": [{"address": "alice@example.test"}]}))
-        os.kill(relay.process.pid, signal.SIGHUP)
-        until("the fault in the log", lambda: "http.anonymous: expected" in relay.log)
-        assert relay.graph("GET", "/me", token="").status == 200
+        for account, fault in (
+            ({"address": "alice@example.test"}, "expected the address of an account"),
+            ({"address": "bob@example.test", "role": "operate"}, "expected the role user"),
+        ):
+            accounts.write_text(to_toml({"account": [account]}))
+            os.kill(relay.process.pid, signal.SIGHUP)
+            until("the fault in the log", lambda text=fault: text in relay.log)
+            assert relay.graph("GET", "/me", token="").status == 200
+            assert relay.graph("GET", "/relay/v1/queue", token="").status == 403
 
 
 @pytest.mark.parametrize("path", ["/contoso/oauth2/v2.0/token", "/v1.0/uploads/x", "/readyz"])

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from relay import spool
 from relay.accounts.directory import load_accounts
-from relay.app.configuration import ANONYMOUS_EXPECTED, route_table
+from relay.app.configuration import anonymous_fault, route_table
 from relay.app.state_dir import is_running, open_to_others, owner_of, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
@@ -414,10 +414,8 @@ def _accounts(
         route_table(settings, accounts)
     except ValueError as error:
         yield CheckFinding("routes", CheckResult.FAULT, f"route: {error}")
-    anonymous = settings.http.anonymous
-    if anonymous and accounts.by_address(anonymous) is None:
-        text = f'http.anonymous: found "{anonymous}", {ANONYMOUS_EXPECTED}'
-        yield CheckFinding("accounts", CheckResult.FAULT, text)
+    if fault := anonymous_fault(settings.http.anonymous, accounts):
+        yield CheckFinding("accounts", CheckResult.FAULT, f"http.anonymous: {fault}")
     for warning in accounts.warnings():
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
     yield CheckFinding("accounts", CheckResult.OK, f"{len(accounts.every())} in {boxes.accounts}")

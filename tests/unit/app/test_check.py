@@ -329,6 +329,17 @@ def test_the_anonymous_account_must_exist(files):
     assert 'http.anonymous: found "nobody@example.test", expected the address of an account' in text
 
 
+@pytest.mark.parametrize("role", ["read", "operate"])
+def test_requests_without_a_token_have_no_role(files, role):
+    config = CONFIG.replace("[http]", '[http]\nanonymous = "alice@example.test"')
+    account = '[[account]]\naddress = "alice@example.test"\nrole = "{}"\n'
+    findings = files(relay=config, accounts=account.format(role))
+    ((what, text),) = of(findings, CheckResult.FAULT)
+    assert what == "accounts"
+    expected = f'found "alice@example.test" with the role {role}, expected the role user'
+    assert f"http.anonymous: {expected}" in text
+
+
 def with_https(made, listen='"0.0.0.0:0"'):
     tls = f'tls = {{ certificate = "{made.certificate}", key = "{made.key}" }}'
     return CONFIG.replace('listen = ["127.0.0.1:0"]', f"listen = [{listen}]\n{tls}")
