@@ -302,7 +302,7 @@ class _Composer:
             crash=self.crash, ready=self.readiness, pressure=self.pressure,
         )  # fmt: skip
         sign_in = create_sign_in_app(
-            accounts, tokens, clock=self.clock, hostname=hostname, public_url=http.public_url
+            accounts, tokens, clock=self.clock, hostname=hostname, http=http
         )
         relay_v1 = api.create_app(means, authentication)
         everything = PathRouter(

@@ -9,6 +9,7 @@ import binascii
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
@@ -18,10 +19,12 @@ from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.account import AccountDirectory, RegisteredClient
 from relay.accounts.passwords import LoginDelayedError
 from relay.clock import Clock, Ids, rfc3339
+from relay.http.connection_limits import NOT_COUNTED, REQUESTS_MAX, client_address
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest
 from relay.observe.logs import get_logger
+from relay.settings.tree import HttpSettings
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
 _AUTHORIZE = "oauth2/v2.0/authorize"
@@ -34,8 +37,9 @@ SIGN_IN_PATHS = (  # after the tenant
     _TOKEN, _AUTHORIZE, _DEVICE_CODE, _KEYS, _CONFIGURATION, _CONFIGURATION_V2, _INSTANCE,
 )  # fmt: skip
 
-_BODY_BYTES_MAX = 64 * 1024
-_HELD_BYTES_MAX = 4 * 1024 * 1024
+BODY_BYTES_MAX = 16 * 1024
+_HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX  # slow strangers never use it up
+_READ_TIMEOUT_S = 30.0
 _FIELDS_MAX = 64
 _TEXT_MAX = 1024  # of tenant and scope, which the token repeats
 _LOGGED_MAX = 128  # characters of a client id
@@ -82,10 +86,10 @@ def create_sign_in_app(
     *,
     clock: Clock,
     hostname: str,
-    public_url: str,
+    http: HttpSettings,
 ) -> Gateway:
-    """Return the application for SIGN_IN_PATHS."""
-    endpoints = _Endpoints(accounts, tokens, ids=Ids(clock), base=(public_url, hostname))
+    """Return the application for SIGN_IN_PATHS. `http` gives the public URL and the proxies."""
+    endpoints = _Endpoints(accounts, tokens, ids=Ids(clock), hostname=hostname, http=http)
 
     async def handle(request: HttpRequest) -> Response:
         try:
@@ -97,7 +101,9 @@ def create_sign_in_app(
             failed = _SignInError(kind, error.message, status=error.status, headers=error.headers)
             return _error_response(failed, request, time_us=clock.time_us())
 
-    limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
+    limits = RequestLimits(
+        body_bytes=BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX, read_timeout_s=_READ_TIMEOUT_S
+    )
     return Gateway(handle, clock=clock, limits=limits)
 
 
@@ -110,12 +116,14 @@ class _Endpoints:
         tokens: AccessTokens,
         *,
         ids: Ids,
-        base: tuple[str, str],
+        hostname: str,
+        http: HttpSettings,
     ) -> None:
         self._accounts = accounts
         self._tokens = tokens
         self._ids = ids
-        self._base = base
+        self._base = (http.public_url, hostname)
+        self._proxies = tuple(map(ip_network, http.proxy_networks))
         self._documents: Mapping[str, Callable[[HttpRequest, str], dict[str, Any]]] = {
             _CONFIGURATION: self._configuration,
             _CONFIGURATION_V2: self._configuration,
@@ -207,13 +215,15 @@ class _Endpoints:
 
     async def _signed_in(self, request: HttpRequest, given: _Credentials) -> RegisteredClient:
         """Return the client. An unknown one and a wrong secret have the same response."""
+        address = request.client_address
+        # All clients of a proxy have its address: guesses of one must not lock out the others.
+        is_counted = client_address(address, self._proxies) != NOT_COUNTED
         try:
             client = await self._accounts.by_client_secret(
-                given.client_id, given.secret, client=request.client_address
+                given.client_id, given.secret, client=address if is_counted else ""
             )
         except LoginDelayedError as error:
             if error.__cause__ is not None:
-                address = request.client_address
                 _log.error("secret not checked", client=address, error=error.__cause__)
             headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
             text = f"{error}. Try again later."
@@ -222,7 +232,7 @@ class _Endpoints:
             ) from None
         if client is None:
             shown = given.client_id[:_LOGGED_MAX]
-            _log.info("sign-in rejected", client=request.client_address, client_id=shown)
+            _log.info("sign-in rejected", client=address, client_id=shown)
             headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
             text = f"Invalid client secret provided for the app {quoted(given.client_id)}, "
             text += "or the app is not known here."

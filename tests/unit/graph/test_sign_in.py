@@ -1,5 +1,6 @@
 """Sign-in of applications at the token endpoint, and what their tokens open."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,11 +17,13 @@ from joserfc.jwk import ECKey, KeySet
 
 from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.directory import load_accounts
-from relay.accounts.passwords import FREE_FAILURES
+from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.clock import ManualClock
-from relay.graph.sign_in import SIGN_IN_PATHS, create_sign_in_app
+from relay.graph.sign_in import BODY_BYTES_MAX, SIGN_IN_PATHS, create_sign_in_app
 from relay.http.authentication import HttpAuthentication
+from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.gateway import PathRouter
+from relay.settings.tree import HttpSettings
 from tests.support.accounts import HOSTNAME
 from tests.support.graph_fakes import MemoryStore, graph_app, refused
 
@@ -42,6 +45,7 @@ FORM = {
 }
 TOKEN = "/contoso/oauth2/v2.0/token"
 BASE = "https://relay.test:8443"
+PROXY, STRANGER = "192.0.2.2", "192.0.2.3"
 
 
 class SignIn:
@@ -56,7 +60,11 @@ class SignIn:
         authentication = HttpAuthentication(self, tokens, realm=HOSTNAME)
         store = MemoryStore(self.clock)
         sign_in = create_sign_in_app(
-            self, tokens, clock=self.clock, hostname=HOSTNAME, public_url=""
+            self,
+            tokens,
+            clock=self.clock,
+            hostname=HOSTNAME,
+            http=HttpSettings(proxy_networks=(f"{PROXY}/32",)),
         )
         graph = graph_app(store, self.clock, authentication=authentication)
         self.app = PathRouter(
@@ -166,7 +174,7 @@ async def test_credentials_in_http_basic_are_form_encoded(http, scheme, also):
         ({"grant_type": ["client_credentials", "x"]}, 400, "invalid_request", 900144),
         ({"scope": "Mail.Send"}, 400, "invalid_scope", 1002012),
         ({"scope": "x" * 1100 + "/.default"}, 400, "invalid_scope", 70011),
-        ({"client_secret": "x" * 70_000}, 413, "invalid_request", 0),
+        ({"client_secret": "x" * BODY_BYTES_MAX}, 413, "invalid_request", 0),
     ],
 )  # fmt: skip
 async def test_a_faulty_request_is_an_oauth_error(http, change, status, error, number):
@@ -252,6 +260,47 @@ async def test_guesses_are_delayed(http):
     answer = await http.post(TOKEN, data=FORM)
     failed(answer, 429, "temporarily_unavailable", 90055)
     assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(("address", "status"), [(STRANGER, 429), (PROXY, 200)])
+async def test_guesses_of_one_client_of_a_proxy_delay_no_other_one(sign_in, address, status):
+    transport = httpx.ASGITransport(sign_in.app, client=(address, 1))
+    async with httpx.AsyncClient(transport=transport, base_url=BASE) as http:
+        for number in range(FREE_FAILURES_OF_CLIENT):
+            await http.post(TOKEN, data=FORM | {"client_id": f"guess{number}"})
+        assert (await http.post(TOKEN, data=FORM)).status_code == status
+
+
+async def test_slow_strangers_keep_nobody_from_signing_in(http, sign_in):
+    """As many requests as the server takes, each with a body that stops before its last octet."""
+    stop, waiting = asyncio.Event(), []
+
+    async def stalled() -> None:
+        rest = [b"x" * (BODY_BYTES_MAX - 1)]
+
+        async def receive() -> dict[str, Any]:
+            if rest:
+                return {"type": "http.request", "body": rest.pop(), "more_body": True}
+            waiting.append(None)
+            await stop.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            raise AssertionError("a request without its whole body was answered")
+
+        headers = [(b"content-type", b"application/x-www-form-urlencoded")]
+        scope = {"type": "http", "method": "POST", "path": TOKEN, "raw_path": TOKEN.encode()}
+        await sign_in.app(
+            {**scope, "scheme": "https", "query_string": b"", "headers": headers}, receive, send
+        )
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(REQUESTS_MAX - 1):
+            tasks.create_task(stalled())
+        while len(waiting) < REQUESTS_MAX - 1:
+            await asyncio.sleep(0)
+        assert await token_of(http)
+        stop.set()
 
 
 @pytest.mark.parametrize(
