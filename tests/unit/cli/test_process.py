@@ -376,3 +376,4 @@ def test_client_commands_do_not_import_the_daemon(shell, words):
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "relay.app.commands.control" in loaded
     assert not loaded & {"apsw", "asyncio", "structlog", "relay.mailbox", "relay.spool.sqlite"}
+    assert not loaded & {"argon2", "cryptography", "joserfc", "starlette", "tomlkit", "uvicorn"}
