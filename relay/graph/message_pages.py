@@ -16,7 +16,11 @@ from starlette.responses import Response
 from relay.graph.attachments import json_pieces, json_stream_response
 from relay.graph.extended_properties import ExpandOptions
 from relay.graph.graph_request import GraphRequest, collection_response
-from relay.graph.preferred_bodies import convert_bodies, preferred_body_type
+from relay.graph.preferred_bodies import (
+    convert_bodies,
+    preferred_body_type,
+    show_preferred_bodies,
+)
 from relay.graph.serializer import message_json
 from relay.mailbox.types import StoredMessage
 
@@ -37,15 +41,14 @@ class MessagePage:
 
     async def response(self, request: GraphRequest) -> Response:
         """Return the response."""
-        body_type = preferred_body_type(request)
         if self.expand.attachments is None:
             shown = [
                 self._json(one) if isinstance(one, StoredMessage) else dict(one)
                 for one in self.items
             ]
-            if body_type:
-                await asyncio.to_thread(convert_bodies, shown, body_type)
+            await show_preferred_bodies(request, shown)
             return self._around(shown)
+        body_type = preferred_body_type(request)
         size_bytes = sum(one.size for one in self.items if isinstance(one, StoredMessage))
         # The messages of the page are not kept while the client reads it.
         items = [one.id if isinstance(one, StoredMessage) else one for one in self.items]
