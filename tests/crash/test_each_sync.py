@@ -293,6 +293,25 @@ async def keyed_sends(trial: PowerLossTrial) -> None:
     await trial.promised(("sentitems", "asked"), sent="asked")
 
 
+async def failures_of_keyed_submissions(trial: PowerLossTrial) -> None:
+    """Its name in preparing/ must not come back: a start would make it ready again."""
+    await trial.store.list_folders(ALICE)
+    store = trial.settled_store()
+    pending = await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await store.fail_submission(pending, mime("report"))
+    await trial.promised(("drafts", "asked"), ("inbox", "report, unread"))
+
+
+async def cancellations_of_keyed_submissions(trial: PowerLossTrial) -> None:
+    await trial.store.list_folders(ALICE)
+    store, due_us = trial.settled_store(), trial.clock.time_us() + HOUR_US
+    pending = await store.submit_new(
+        ALICE, letter("asked", extended=until(due_us)), options_with_key(scheduled_us=due_us)
+    )
+    await store.update(ALICE, pending.draft_id, MessageChange(properties=letter("asked")))
+    await trial.promised(("drafts", "asked"))
+
+
 async def failures(trial: PowerLossTrial) -> None:
     pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
     await trial.settled_store().fail_submission(pending, mime("report"))
@@ -451,6 +470,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     *(keyed_submissions, keyed_submissions_that_are_named, keyed_submissions_before_their_record),
     *(keyed_submissions_that_a_start_finishes, keyed_sends),
+    *(failures_of_keyed_submissions, cancellations_of_keyed_submissions),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
     *(rejected_changes_of_scheduled_sends, deliveries, repeated_deliveries, leftovers),

@@ -120,6 +120,7 @@ class ScheduledSends:
         """
         failures = self._failed_syncs
         try:
+            self._directory.sync_preparing()  # a name there that came back would be finished
             self._directory.sync_scheduled()
         except OSError:
             self._failed_syncs += 1

@@ -402,7 +402,8 @@ class SubmissionWriter:
             if to_corrupt:
                 self._shared.submissions.move_to_corrupt(submission.path)
             self._shared.submissions.remove_ready(submission)
-            # A rejection that was reported must not be requested again.
+            # A rejection that was reported must not be requested again, nor a start finish it.
+            self._shared.submissions.sync_preparing()
             self._shared.submissions.sync_ready()
             self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
 
