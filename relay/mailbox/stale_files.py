@@ -70,8 +70,7 @@ class StaleFiles:
             SYNC_FAILURES.begin()
             try:
                 if prepared.submission_id in places and not prepared.is_change:
-                    place = submissions.place(places[prepared.submission_id])
-                    submissions.finish(prepared.path, place)
+                    submissions.finish(prepared.path, places[prepared.submission_id])
                     continue
                 self._remove_one(prepared)
             except (OSError, StoreError) as error:

@@ -270,20 +270,23 @@ class SubmissionDirectory:
         """Sync preparing/."""
         self._syncs.sync(self.preparing)
 
-    def place(self, name: str) -> Path:
-        """The path of a submission in "ready/…" or "deferred/…"."""
-        return self.preparing.parent / name
+    def finish(self, prepared: Path, place: str) -> None:
+        """Move a prepared submission to its place, "ready/…" or "deferred/…", if it has none yet.
 
-    def finish(self, prepared: Path, submission: Path) -> None:
+        Lists the directories, because its time may have come meanwhile.
+        """
+        found = self.find_submission(prepared.name)
+        self.make_ready(prepared, found or self.preparing.parent / place)
+
+    def make_ready(self, prepared: Path, submission: Path) -> None:
         """Move a prepared submission to its place, if it is not there, durably.
 
         It has one of the names at any time, also after a loss of power. A rename has that property
         only on file systems that write both directories at once.
         """
-        placed = self.find_submission(prepared.name)
-        if placed is None:
+        if not submission.exists():
             link_or_rename(prepared, submission)
-        self._syncs.sync((placed or submission).parent)
+        self._syncs.sync(submission.parent)
         with suppress(FileNotFoundError):
             prepared.unlink()
 

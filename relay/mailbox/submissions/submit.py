@@ -291,7 +291,7 @@ class SubmissionWriter:
     def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
         """Rename the submission to ready/ or deferred/, where pickup or the timer finds it."""
         if submission.options.key is not None:
-            self._shared.submissions.finish(prepared, submission.path)
+            self._shared.submissions.make_ready(prepared, submission.path)
         else:
             os.rename(prepared, submission.path)  # noqa: PTH104 - Path.rename() parses it again
         self._shared.crash.reached(CrashPoint.SUBMISSION_READY)
