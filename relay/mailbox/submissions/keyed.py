@@ -154,8 +154,7 @@ class KeyedSubmissions:
                 with _translated():
                     self._remove(key.slot, submission.submission_id)
             except StoreUnavailableError as error:
-                if len(self._left) < _LEFT_MAX:
-                    self._left[key.slot] = submission.submission_id
+                self._left[key.slot] = submission.submission_id
                 raise OutcomeUnknownError(
                     f"The record of {submission.submission_id} could not be removed: {error} "
                     "Whether it will be sent is not known before the next start."
@@ -216,14 +215,17 @@ class KeyedSubmissions:
     def _remove_left(self, slot: bytes) -> None:
         """Before a key is used again, remove what withdraw() could not remove.
 
-        A submission that has left preparing/ is being sent: its record stays.
+        Above the maximum no other key is used before one of them is removed. A submission that has
+        left preparing/ is being sent: its record stays.
         """
+        slots = [slot] if slot in self._left else []
         if len(self._left) >= _LEFT_MAX:
-            raise StoreUnavailableError("The records of keys cannot be used: the disk has failed.")
-        if (submission_id := self._left.get(slot)) is not None:
+            slots.append(next(iter(self._left)))
+        for one in dict.fromkeys(slots):
+            submission_id = self._left[one]
             if (self._preparing / submission_id).exists():
-                self._remove(slot, submission_id)
-            del self._left[slot]
+                self._remove(one, submission_id)
+            del self._left[one]
 
     def _is_full(self, account: str) -> bool:
         counts = self._counts
