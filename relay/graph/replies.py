@@ -19,7 +19,7 @@ from relay.graph.message_parser import AnswerParameters, parse_answer
 from relay.graph.messages import find_message, message_response, with_flags
 from relay.graph.mime_body import MimeConsumer, MimeMessage, receive_mime
 from relay.graph.recipients import check_has_recipients, check_recipients_count, reply_recipients
-from relay.graph.send_mail import accepted, send_mime, send_options, with_message_id
+from relay.graph.send_mail import accepted, new_message_id, send_mime, send_options
 from relay.http.errors import ApiError
 from relay.mailbox.attachments import check_sizes
 from relay.mailbox.types import OpenedMessage, StoredMessage, StoreUnavailableError
@@ -104,7 +104,8 @@ async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
         raise ApiError(400, "ErrorInvalidRecipients", message)
     async with request.dependencies.answers:
         answer = await _composed(request, kind, parameters)
-        properties = with_message_id(request, answer.properties)
+        message_id = answer.properties.internet_message_id or new_message_id(request)
+        properties = replace(answer.properties, internet_message_id=message_id)
         check_has_recipients(properties)
         options = await send_options(request, properties.extended)
         submission = await await_submission(

@@ -52,7 +52,9 @@ async def send_mail(request: GraphRequest) -> Response:
         return await send_mime(request)
     # no variable for the body or its JSON, so that a large one is freed as soon as it is parsed
     parameters = parse_send_mail(read_json_object(await request.http.body()), request.account)
-    properties = with_message_id(request, MessageProperties(**parameters.message.fields))
+    fields = dict(parameters.message.fields)
+    fields["internet_message_id"] = fields.get("internet_message_id") or new_message_id(request)
+    properties = MessageProperties(**fields)
     check_has_recipients(properties)
     options = await send_options(request, properties.extended, save=parameters.save_to_sent_items)
     submission = await await_submission(
@@ -61,12 +63,9 @@ async def send_mail(request: GraphRequest) -> Response:
     return accepted(request, submission, internet_message_id=properties.internet_message_id)
 
 
-def with_message_id(request: GraphRequest, properties: MessageProperties) -> MessageProperties:
-    """Return the properties with a Message-ID, for x-relay-internet-message-id."""
-    if properties.internet_message_id:
-        return properties
-    made = f"<{request.dependencies.ids.new()}@{request.dependencies.hostname}>"
-    return replace(properties, internet_message_id=made)
+def new_message_id(request: GraphRequest) -> str:
+    """Return the Message-ID of a message without one, for x-relay-internet-message-id."""
+    return f"<{request.dependencies.ids.new()}@{request.dependencies.hostname}>"
 
 
 async def send_mime(
