@@ -7,6 +7,7 @@ demonstration fails.
 """
 
 import asyncio
+import contextlib
 import secrets
 import signal
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from relay.app.demonstration import DemonstratedMessage, Follower, demonstrate
 from relay.app.development_ca import LEAF_DAYS, RENEW_BEFORE_DAYS, open_authority
 from relay.app.development_folder import DevelopmentFolder
 from relay.certificates import ServerCertificate
-from relay.clock import SystemClock
+from relay.clock import Clock, SystemClock
 from relay.policy.rule_files import load_rules
 from relay.routing.resolver import NoResolver
 from relay.settings.environment import shipped
@@ -136,7 +137,7 @@ async def develop(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    certificate = await asyncio.to_thread(_DevelopmentCertificate, folder, options)
+    certificate = await asyncio.to_thread(DevelopmentCertificate, folder, options)
     token = secrets.token_urlsafe(32)
     settings = write_config(folder, http=options.http, https=options.https, smtp=options.smtp)
     daemon = _compose(settings, options.hosts, operator_token=token, certificate=certificate)
@@ -158,14 +159,16 @@ async def develop(
     return done
 
 
-class _DevelopmentCertificate:
+class DevelopmentCertificate:
     """The certificate of the HTTPS listener, and its authority."""
 
-    def __init__(self, folder: DevelopmentFolder, options: DevelopmentOptions) -> None:
+    def __init__(
+        self, folder: DevelopmentFolder, options: DevelopmentOptions, *, clock: Clock | None = None
+    ) -> None:
         """Issue it. Blocks. Raises OSError."""
         self._folder = folder.path / "tls"
         self._hosts = (*options.hosts, options.https.host)
-        self._clock = SystemClock()
+        self._clock = clock or SystemClock()
         for directory in filter(None, (options.ca_dir, folder.path / "ca")):
             try:
                 self._authority = open_authority(directory, self._hosts, now=self._now())
@@ -182,16 +185,21 @@ class _DevelopmentCertificate:
         while True:
             await self._clock.sleep(_RENEWAL_CHECK_S)  # sleeps: the clock of the machine may jump
             if self._now() >= self._renew_at:
-                files = await asyncio.to_thread(self._issue)
-                now_s = self._clock.time_us() / 1_000_000
-                pair = self.server.new_pair(files.certificate, files.key, now_s=now_s)
-                if pair is not None:
-                    self.server.use(pair)
+                with contextlib.suppress(OSError):  # the disk may be full: tries again
+                    await asyncio.to_thread(self._renew)
+
+    def _renew(self) -> None:
+        files = self._issue()
+        now_s = self._clock.time_us() / 1_000_000
+        pair = self.server.new_pair(files.certificate, files.key, now_s=now_s)
+        if pair is not None:
+            self.server.use(pair)
 
     def _issue(self) -> CertificateFiles:
         now = self._now()
+        files = self._authority.issue(self._folder, self._hosts, now=now)
         self._renew_at = now + timedelta(days=LEAF_DAYS - RENEW_BEFORE_DAYS)
-        return self._authority.issue(self._folder, self._hosts, now=now)
+        return files
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.time_us() // 1_000_000, UTC)
@@ -215,7 +223,7 @@ def _compose(
     hosts: tuple[str, ...],
     *,
     operator_token: str,
-    certificate: _DevelopmentCertificate,
+    certificate: DevelopmentCertificate,
 ) -> Daemon:
     """Return a daemon that queries no DNS and creates accounts when they log in.
 
@@ -263,7 +271,7 @@ class _DevelopmentRun:
         self._options = options
         self._view = view
 
-    async def run(self, certificate: _DevelopmentCertificate) -> None:
+    async def run(self, certificate: DevelopmentCertificate) -> None:
         renewal = asyncio.create_task(certificate.keep_valid())
         try:
             await self._show(certificate.ca)

@@ -1,6 +1,8 @@
 """The development relay's folder: ownership, discovery and content."""
 
+import asyncio
 import os
+import ssl
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +12,11 @@ import pytest
 from relay.accounts.directory import load_accounts
 from relay.app import development
 from relay.app.commands.check import CheckResult, check_file
-from relay.app.development_ca import open_authority
+from relay.app.development_ca import LEAF_DAYS, RENEW_BEFORE_DAYS, open_authority
 from relay.app.development_folder import ForeignFolderError, open_folder, running_config
 from relay.app.state_dir import AlreadyRunningError
-from relay.clock import SystemClock
+from relay.certificates import certificate_of_handshake
+from relay.clock import ManualClock, SystemClock
 from relay.settings.tree import Address
 
 HTTP, HTTPS = Address("127.0.0.1", 8025, plain=True), Address("127.0.0.1", 8443)
@@ -126,4 +129,59 @@ def test_the_configuration_is_valid_and_captures_all_mail(temporary):
     verdicts = {one.what: one.verdict for one in check_file(folder.config, {}, SystemClock())}
     assert verdicts["policy"] is CheckResult.OK
     assert CheckResult.FAULT not in verdicts.values()
+    folder.remove()
+
+
+class PassingTime(ManualClock):
+    """Time that passes at once when somebody waits, until `hours` have passed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hours = 0
+        self.is_over = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        if not self.hours:
+            self.is_over.set()
+            await asyncio.Event().wait()
+        self.hours -= 1
+        self.advance(seconds)
+
+
+async def keep_valid_for(certificate, clock, hours):
+    """Let time pass while the certificate is kept valid."""
+    clock.hours = hours
+    clock.is_over.clear()
+    tasks = [asyncio.create_task(one) for one in (certificate.keep_valid(), clock.is_over.wait())]
+    done, _ = await asyncio.wait(tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    assert done == {tasks[1]}, "it stopped to keep the certificate valid"
+    tasks[0].cancel()
+
+
+def days_left(certificate, clock):
+    context = certificate.server._current
+    shown = certificate_of_handshake(context, certificate.files.certificate)
+    return (ssl.cert_time_to_seconds(shown["notAfter"]) - clock.time_us() / 1e6) / 86400
+
+
+async def test_the_certificate_is_renewed_also_after_a_failure(tmp_path):
+    folder = open_folder(tmp_path / "dev")
+    clock = PassingTime()
+    options = development.DevelopmentOptions(HTTP, HTTPS, SMTP)
+    certificate = development.DevelopmentCertificate(folder, options, clock=clock)
+    days = LEAF_DAYS - RENEW_BEFORE_DAYS
+    await keep_valid_for(certificate, clock, days * 24 - 1)
+    assert days_left(certificate, clock) < LEAF_DAYS - 1
+    await keep_valid_for(certificate, clock, 1)
+    assert days_left(certificate, clock) == LEAF_DAYS
+
+    tls, away = folder.path / "tls", folder.path / "away"
+    tls.rename(away)
+    tls.write_bytes(b"")  # no certificate can be written
+    await keep_valid_for(certificate, clock, days * 24 + 1)
+    tls.unlink()
+    away.rename(tls)
+    assert days_left(certificate, clock) < LEAF_DAYS - days
+    await keep_valid_for(certificate, clock, 1)
+    assert days_left(certificate, clock) == LEAF_DAYS
     folder.remove()
