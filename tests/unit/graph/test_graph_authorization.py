@@ -148,3 +148,28 @@ async def test_the_addresses_in_from_are_those_of_the_mailbox(http):
             "users/bob@example.test/sendMail", json=content, headers=bearing("app")
         )
         assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize(
+    ("token", "statuses"),
+    [
+        ("Mail.Send", [403, 403, 202, 403, 403]),
+        ("Mail.Read", [403, 200, 403, 403, 200]),
+        ("User.Read", [200, 403, 403, 403, 403]),
+        ("app", [200, 200, 202, 200, 403]),
+    ],
+)
+async def test_each_request_of_a_batch_needs_its_permission(http, store, token, statuses):
+    requests = [
+        {"id": "1", "method": "GET", "url": "/me"},
+        {"id": "2", "method": "GET", "url": "/me/messages"},
+        {"id": "3", "method": "POST", "url": "/me/sendMail", "body": mail()},
+        {"id": "4", "method": "GET", "url": "/users/bob@example.test/messages"},
+        {"id": "5", "method": "GET", "url": "/users/alice@example.test/messages"},
+    ]
+    for one in requests:
+        one["headers"] = {"Content-Type": "application/json", "Authorization": "Bearer bob"}
+    answer = await http.post("$batch", json={"requests": requests}, headers=bearing(token))
+    found = {one["id"]: one["status"] for one in answer.json()["responses"]}
+    assert [found[one] for one in "12345"] == statuses
+    assert len(store.submissions) == (202 in statuses)
