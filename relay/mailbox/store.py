@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 from relay.accounts.account import DEAD_LETTER
 from relay.clock import Clock, Ids
@@ -57,7 +57,9 @@ from relay.message.content import Content, Octets
 
 _THREADS = 16  # they share fsyncs: more threads, fewer fsyncs per message
 _QUERY_THREADS = 4
+_FOLDER_THREADS = 4  # a folder of many messages takes long to copy or remove
 _Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
 class FileStore:
@@ -143,10 +145,9 @@ class FileStore:
         self.copy_message = in_thread(self._moving.copy)
         self.list_folders = in_thread(self._list_folders)
         self.get_folder = in_thread(self._get_folder)
-        self.create_folder = in_thread(self._tree.create)
-        self.delete_folder = in_thread(self._tree.delete)
-        copier = FolderCopier(self._shared, self._tree, self._stale_files)
-        self._copy_folder = in_thread(copier.copy)
+        self._copier = FolderCopier(self._shared, self._tree, self._stale_files)
+        self._folder_changes = ThreadPool(_FOLDER_THREADS, "mailbox-folders")
+        self._folder_shares = AccountQueues()
         settings = SettingsFiles(self._shared.folders, self._shared.stripes)
         self.mailbox_settings = in_thread(settings.read)
         self.write_mailbox_settings = in_thread(settings.write)
@@ -157,7 +158,7 @@ class FileStore:
     def close(self) -> None:
         """End the threads after their current work."""
         self._index.stop()
-        for one in (self._builder, self._queries, self._actions):
+        for one in (self._builder, self._queries, self._folder_changes, self._actions):
             one.close()
         self._index.close()
         self._shared.keyed.close()
@@ -202,20 +203,44 @@ class FileStore:
             account, lambda: self._queries.run(self._folder_delta, account, after, limit)
         )
 
+    async def create_folder(self, account: str, name: str, *, parent_id: str = "") -> Folder:
+        """Create a folder."""
+        return await self._change_folders(
+            account, lambda: self._tree.create(account, name, parent_id=parent_id)
+        )
+
     async def rename_folder(self, account: str, folder_id: str, name: str) -> Folder:
         """Rename a folder."""
-        folder = await self._actions.run(self._tree.rename, account, folder_id, name)
+        folder = await self._change_folders(
+            account, lambda: self._tree.rename(account, folder_id, name)
+        )
         return await self.get_folder(account, folder.id)
 
     async def move_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
         """Move a folder into another one."""
-        folder = await self._actions.run(self._tree.move, account, folder_id, parent_id)
+        folder = await self._change_folders(
+            account, lambda: self._tree.move(account, folder_id, parent_id)
+        )
         return await self.get_folder(account, folder.id)
 
     async def copy_folder(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
         """Copy a folder with its subfolders and messages."""
-        folder = await self._copy_folder(account, folder_id, parent_id=parent_id)
+        folder = await self._change_folders(
+            account, lambda: self._copier.copy(account, folder_id, parent_id=parent_id)
+        )
         return await self.get_folder(account, folder.id)
+
+    async def delete_folder(
+        self, account: str, folder_id: str, *, permanently: bool = False
+    ) -> None:
+        """Move a folder to Deleted Items, or remove it."""
+        await self._change_folders(
+            account, lambda: self._tree.delete(account, folder_id, permanently=permanently)
+        )
+
+    async def _change_folders(self, account: str, change: Callable[[], _Result]) -> _Result:
+        """Change folders, a few at a time, so that mail does not wait for it."""
+        return await self._folder_shares.run(account, lambda: self._folder_changes.run(change))
 
     # -- pickup
 
@@ -299,7 +324,7 @@ class FileStore:
         return result
 
     def _is_idle(self) -> bool:
-        return self._actions.is_idle and self._queries.is_idle
+        return all(one.is_idle for one in (self._actions, self._queries, self._folder_changes))
 
     def _submitting(
         self, submit: Callable[_Parameters, PendingSubmission]

@@ -142,7 +142,10 @@ class QueryTimeLimit:
 
 
 class AccountQueues:
-    """Runs up to 2 queries of each account at once; further ones wait in order. One event loop."""
+    """Runs up to 2 queries of each account at once; further ones wait in order. One event loop.
+
+    Other work that takes long has queues of its own.
+    """
 
     def __init__(self) -> None:
         self._queues: WeakValueDictionary[str, _AccountQueue] = WeakValueDictionary()
@@ -156,7 +159,7 @@ class AccountQueues:
         queue = self._queues.setdefault(account, _AccountQueue())
         if queue.count >= QUERIES_PER_ACCOUNT_MAX + QUERIES_WAITING_MAX:
             raise TooManyQueriesError(
-                f"The mailbox has {queue.count} queries running or waiting; the maximum is"
+                f"The mailbox has {queue.count} such requests running or waiting; the maximum is"
                 f" {QUERIES_PER_ACCOUNT_MAX + QUERIES_WAITING_MAX}."
             )
         queue.count += 1

@@ -219,3 +219,12 @@ async def test_two_copies_at_the_same_time_are_one_copy_and_one_refusal(store, h
     )
     assert sorted(type(one).__name__ for one in results) == ["Folder", "FolderExistsError"]
     assert len(await ids(store)) == 100
+
+
+async def test_other_accounts_do_not_wait_for_the_folders_of_one(store, home):
+    with store._tree.lock_of(ALICE):  # as during the copy of a large folder
+        changes = [asyncio.create_task(store.create_folder(ALICE, str(n))) for n in range(30)]
+        other = asyncio.create_task(store.list_folders("bob@example.test"))
+        await asyncio.wait((other,), timeout=5)
+        assert other.done()
+    assert len(await asyncio.gather(*changes)) == 30
