@@ -8,154 +8,36 @@ import asyncio
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.crashpoints import CrashPoint
 from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.settings_file import UserSettings
 from relay.mailbox.types import (
     MessageChange,
-    OutcomeUnknownError,
     PendingSubmission,
     StoreUnavailableError,
-    SubmissionKey,
 )
-from relay.message.extended_properties import DEFERRED_SEND_TIME
-from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
-from relay.mime.draft import read_properties
-from tests.support.forgetful import ForgetfulDisk, KilledError
+from tests.support.forgetful import KilledError
+from tests.support.power_loss import (
+    ALICE,
+    HOUR_US,
+    Found,
+    PowerLossTrial,
+    PromiseBrokenError,
+    letter,
+    mime,
+    options_with_key,
+    trial_on,
+    until,
+)
 from tests.support.stores import store_on
 
 pytestmark = pytest.mark.crash
-
-ALICE = "alice@example.test"
-BODY = "0123456789abcde\r\n" * 40
-HOUR_US = 3_600_000_000
-
-
-class PromiseBrokenError(AssertionError):
-    """What a store said was done is not there after a loss of power."""
-
-
-@dataclass
-class Found:
-    """What a start finds: what is sent, by subject, and what is shown, by folder and subject."""
-
-    sent: Counter[str] = field(default_factory=Counter)
-    shown: Counter[tuple[str, str]] = field(default_factory=Counter)
-    aside: int = 0
-
-
-AtStart = Callable[[FileStore], Awaitable[object]]
-
-
-async def nothing(_: FileStore) -> None:
-    """Do nothing at the start."""
-
-
-async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Found:
-    """Start on what is left, let every scheduled submission come to its time, send and file all of it."""
-    found, clock = Found(), ManualClock(clock.now_us + 1_000_000)
-    with store_on(root, clock) as store:
-        await store.remove_unfinished_submissions()
-        await at_start(store)
-        names = [name for _, name in store._shared.submissions.list_scheduled()]
-        await store._actions.run(store._shared.scheduled.make_due_ready, names)
-        for pending in await store._actions.run(store._shared.submissions.list_ready, (), 1000):
-            content = await store.submission_content(pending)
-            found.sent[read_properties(content.read(0, content.size)).subject] += 1
-            await store.complete_submission(pending, queue_id="q")
-        page = await store.query_messages(ALICE, MessageQuery(top=100))
-        for one in page.messages:
-            whole = one.properties.body.replace("\r", "").startswith(BODY.replace("\r", ""))
-            subject = one.properties.subject if whole else f"{one.properties.subject}, cut"
-            subject += "" if one.is_read else ", unread"
-            found.shown[one.folder.id, subject] += 1
-        corrupt = root / ".submissions/corrupt"
-        found.aside = len(list(corrupt.iterdir())) if corrupt.exists() else 0
-    return found
-
-
-class PowerLossTrial:
-    """A store on a disk that forgets; after each promise every loss of power is tried."""
-
-    def __init__(self, folder: Path, disk: ForgetfulDisk) -> None:
-        self.clock = ManualClock()
-        self.disk = disk
-        self.store: FileStore  # world_on() sets it
-        self.root = folder / "mail"
-        self.dies_at: CrashPoint | None = None
-        self.looks_at: CrashPoint | None = None
-        self.left_then: list[Path] = []
-        self.is_dry_run = False
-        self._folder = folder
-        self._losses = 0
-
-    def reached(self, point: CrashPoint) -> None:
-        """Be the store's crash points."""
-        if point is self.dies_at:
-            raise KilledError
-        if point is self.looks_at:
-            self.left_then = list(self._left())
-
-    def settled_store(self) -> FileStore:
-        """The store, all that is there durable."""
-        self.disk.settle()
-        return self.store
-
-    def fails_at(self, site: str, number: int, fate: str = "fails") -> None:
-        """Let the sync of that number fail, of those that such a site asks for."""
-        other, syncs = self.disk.fate, itertools.count()
-        self.disk.fate = lambda asked: (
-            fate if site in asked and next(syncs) == number else other(asked)
-        )
-
-    async def check(self, holds: Callable[[Found], bool], at_start: AtStart = nothing) -> None:
-        """Raise PromiseBrokenError if a loss of power now leaves what does not hold."""
-        if self.is_dry_run:
-            return
-        for left in self.left_then or self._left():
-            found = await start_again(left, self.clock, at_start)
-            if not holds(found):
-                raise PromiseBrokenError(found)
-
-    def _left(self) -> Iterator[Path]:
-        """Yield what a loss of power now may leave; committed records of keys are always there."""
-        self._losses += 1
-        for left in self.disk.after_loss(self._folder / f"loss {self._losses}"):
-            if (left / ".submissions").is_dir():
-                for file in (self.root / ".submissions").glob("keys.sqlite*"):
-                    shutil.copy2(file, left / ".submissions")
-            yield left
-
-    async def promised(self, *shown: tuple[str, str], sent: str = "", aside: int = 0) -> None:
-        """Check that this is what is shown, sent and put aside, once each."""
-        expected = Found(Counter([sent] if sent else []), Counter(shown), aside)
-        await self.check(lambda found: found == expected)
-
-
-def letter(subject: str, **more: object) -> MessageProperties:
-    return MessageProperties(subject=subject, body=BODY, to=(EmailAddress("bob@b.test"),), **more)
-
-
-def mime(subject: str) -> bytes:
-    return f"Subject: {subject}\r\n\r\n{BODY}".encode()
-
-
-@contextmanager
-def trial_on(folder: Path) -> Iterator[PowerLossTrial]:
-    with ForgetfulDisk(folder / "mail") as disk:
-        trial = PowerLossTrial(folder, disk)
-        with store_on(trial.root, trial.clock, crash=trial) as trial.store:
-            yield trial
 
 
 async def first_submission(trial: PowerLossTrial) -> None:
@@ -245,11 +127,6 @@ async def sends_rewritten(trial: PowerLossTrial) -> None:
     made = await trial.store.create_draft(ALICE, letter("asked"))
     await trial.settled_store().submit_draft(ALICE, made.id, SendOptions(sent_folder="archive"))
     await trial.promised(("archive", "asked"), sent="asked")
-
-
-def options_with_key(slot: bytes = b"slot", **options: object) -> SendOptions:
-    key = SubmissionKey(ALICE, slot, lambda: b"fingerprint", lambda: "")
-    return SendOptions(key=key, **options)
 
 
 async def keyed_submissions(trial: PowerLossTrial) -> None:
@@ -482,101 +359,6 @@ SCENARIOS: tuple[Scenario, ...] = (
 def no_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a disk has no journal that keeps names behind what was written."""
     monkeypatch.setattr(maildir, "keeps_order", lambda _: False)
-
-
-# -- refusals
-
-
-async def by_send_mail(store: FileStore, _: str, due_us: int) -> None:
-    extended = until(due_us) if due_us else ()
-    await store.submit_new(
-        ALICE, letter("asked", extended=extended), SendOptions(scheduled_us=due_us)
-    )
-
-
-async def by_send(store: FileStore, draft_id: str, due_us: int) -> None:
-    await store.submit_draft(ALICE, draft_id, SendOptions(scheduled_us=due_us))
-
-
-async def by_send_rewritten(store: FileStore, draft_id: str, due_us: int) -> None:
-    """The draft is written again: its file does not say that it is not kept."""
-    await store.submit_draft(ALICE, draft_id, SendOptions(False, scheduled_us=due_us))
-
-
-async def by_send_mail_with_key(store: FileStore, _: str, due_us: int) -> None:
-    extended = until(due_us) if due_us else ()
-    options = options_with_key(scheduled_us=due_us)
-    await answer_matches_record(
-        store, store.submit_new(ALICE, letter("asked", extended=extended), options)
-    )
-
-
-async def by_send_with_key(store: FileStore, draft_id: str, due_us: int) -> None:
-    options = options_with_key(scheduled_us=due_us)
-    await answer_matches_record(store, store.submit_draft(ALICE, draft_id, options))
-
-
-async def answer_matches_record(store: FileStore, submission: Awaitable[object]) -> None:
-    try:
-        await submission
-    except StoreUnavailableError:
-        assert await store.find_keyed(ALICE, b"slot") is None
-        raise
-    assert await store.find_keyed(ALICE, b"slot") is not None
-
-
-@pytest.mark.parametrize("in_order", [False, True], ids=["synced before", "written back"])
-@pytest.mark.parametrize("due_us", [0, ManualClock().now_us + HOUR_US], ids=["now", "deferred"])
-@pytest.mark.parametrize(
-    "submit",
-    [by_send_mail, by_send, by_send_rewritten, by_send_mail_with_key, by_send_with_key],
-)
-@pytest.mark.parametrize("fault", ["once", "for good"])
-async def test_no_rejected_submission_is_sent(
-    tmp_path: Path, monkeypatch, *, fault: str, submit, due_us: int, in_order: bool
-) -> None:
-    """Whichever sync fails, the client gets an error only if the submission is removed durably."""
-    monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
-    answers = []
-    while answers[-1:] != ["accepted"]:
-        with trial_on(tmp_path / str(len(answers))) as trial:
-            monkeypatch.setattr(maildir, "_write_back", trial.disk.write_back)
-            draft = await trial.store.create_draft(ALICE, letter("asked"))
-            await trial.store.submit_new(ALICE, letter("before"), SendOptions())
-            trial.disk.fate = failing(len(answers), fault)
-            answers.append(await answer(submit(trial.store, draft.id, due_us)))
-            if answers[-1] == "refused":
-                await trial.check(lambda found: "asked" not in found.sent)
-    if fault == "once":
-        assert set(answers) == {"refused", "accepted"}
-    else:
-        assert "unknown" in answers
-
-
-def failing(number: int, fault: str) -> Callable[[str], str]:
-    """Let the sync of that number fail, or that and all others from there on."""
-    syncs = itertools.count()
-
-    def fate(_: str) -> str:
-        this = next(syncs)
-        return "fails" if this == number or (fault == "for good" and this > number) else "works"
-
-    return fate
-
-
-async def answer(submission: Awaitable[None]) -> str:
-    try:
-        await submission
-    except OutcomeUnknownError:
-        return "unknown"
-    except StoreUnavailableError:
-        return "refused"
-    return "accepted"
-
-
-def until(due_us: int) -> tuple[ExtendedProperty, ...]:
-    at = datetime.fromtimestamp(due_us / 1_000_000, UTC).isoformat()
-    return (ExtendedProperty(DEFERRED_SEND_TIME, (at,)),)
 
 
 # -- promises
