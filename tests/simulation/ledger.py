@@ -315,6 +315,8 @@ class Ledger:
             self.waits.lost(claim)
         self.looks_idle(works=False)
         self.waits.ended()
+        # the settlement of an attempt may be durable although the process did not see it
+        self._tried.update(key for key, epochs in self._settling.items() if epochs)
         self._settling.clear()
         self._in_flight.clear()
         self.open.clear()
