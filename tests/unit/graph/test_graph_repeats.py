@@ -322,6 +322,21 @@ async def test_a_batch_gives_its_key_to_its_requests(mailbox: Mailbox) -> None:
     assert len(mailbox.pending) == 3
 
 
+async def test_the_id_in_a_batch_is_not_part_of_a_request_with_its_own_key(
+    mailbox: Mailbox,
+) -> None:
+    """SDKs give the requests of a batch new ids when it is built again."""
+    body = {"message": {"toRecipients": to("bob@example.test")}}
+    headers = {"Idempotency-Key": "own"}
+    item = {"method": "POST", "url": "/me/sendMail", "body": body, "headers": headers}
+    batches = [[{"id": "1", **item}, {"id": "2", **item}], [{"id": "3", **item}]]
+    answers = [(await mailbox.post("$batch", {"requests": batch})).json() for batch in batches]
+    responses = [one for answer in answers for one in answer["responses"]]
+    assert [one["status"] for one in responses] == [202, 202, 202]
+    assert len({one["headers"]["x-relay-message-id"] for one in responses}) == 1
+    assert len(mailbox.pending) == 1
+
+
 # -- Retry-Attempt
 
 
