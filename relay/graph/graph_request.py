@@ -98,8 +98,7 @@ class ConcurrentRequests:
                 "Application is over its MailboxConcurrency limit: "
                 f"{REQUESTS_PER_ACCOUNT_MAX} requests of this account are running."
             )
-            headers = {"retry-after": str(_CONCURRENCY_RETRY_S)}
-            raise ApiError(429, "ApplicationThrottled", message, headers=headers)
+            raise _throttled(message, _CONCURRENCY_RETRY_S)
         self._by_account[account] = count + 1
 
     def end(self, account: str) -> None:
@@ -390,6 +389,12 @@ async def await_submission(submission: Awaitable[_Result]) -> _Result:
         raise UnansweredError(message) from None
 
 
+def _throttled(message: str, retry_after_s: int) -> ApiError:
+    """Return the 429 of an account that is over a limit of its own."""
+    headers = {"retry-after": str(retry_after_s)}
+    return ApiError(429, "ApplicationThrottled", message, headers=headers)
+
+
 def api_error(error: StoreError) -> ApiError:
     """Return Graph's error for an error of the mail store, whose text is meant for users."""
     text = str(error)
@@ -408,12 +413,11 @@ def api_error(error: StoreError) -> ApiError:
         case AttachmentsTooLargeError():
             return ApiError(413, "ErrorMessageSizeExceeded", text)
         case TooManyQueriesError():
-            return service_unavailable("ResourceUnhealthy", text, retry_after_s=_STORE_RETRY_S)
+            return _throttled(text, _STORE_RETRY_S)
         case TooManyKeysError():
-            headers = {"retry-after": str(_KEYS_RETRY_S)}
-            return ApiError(429, "ApplicationThrottled", text, headers=headers)
+            return _throttled(text, _KEYS_RETRY_S)
         case TooManyUploadsError():
-            return service_unavailable("ResourceUnhealthy", text, retry_after_s=_UPLOAD_RETRY_S)
+            return _throttled(text, _UPLOAD_RETRY_S)
         case UploadBusyError():
             return ApiError(409, "ErrorIrresolvableConflict", text)
         case FolderExistsError():

@@ -61,7 +61,7 @@ class AttachmentsTooLargeError(StoreError):
 
 
 class TooManyUploadsError(StoreError):
-    """The account has the maximum number of incomplete uploads (503)."""
+    """The account has the maximum number of incomplete uploads (429)."""
 
 
 class UploadBusyError(StoreError):
@@ -93,7 +93,7 @@ class QueryTooLongError(StoreError):
 
 
 class TooManyQueriesError(StoreError):
-    """The account has the maximum number of queries running and waiting (503)."""
+    """The account has the maximum number of queries running and waiting (429)."""
 
 
 class WellKnown(StrEnum):

@@ -128,7 +128,7 @@ async def test_a_slow_search_is_rejected_with_advice(
     assert time.monotonic() - began_s < WAIT_S
 
 
-async def test_too_many_waiting_searches_are_503(
+async def test_too_many_waiting_searches_are_429(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relay.mailbox.threads.QUERIES_WAITING_MAX", 3)
@@ -139,7 +139,7 @@ async def test_too_many_waiting_searches_are_503(
             while len(answered) < 4:
                 answered, _ = await asyncio.wait(searches, timeout=0.05)
         for one in answered:
-            refused(one.result(), 503, "ResourceUnhealthy")
+            refused(one.result(), 429, "ApplicationThrottled")
             assert one.result().headers["retry-after"]
         assert (await bob.get("/messages")).status_code == 200
         await leave(*searches)
