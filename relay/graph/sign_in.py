@@ -41,7 +41,7 @@ BODY_BYTES_MAX = 16 * 1024
 _HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX  # slow strangers never use it up
 _READ_TIMEOUT_S = 30.0
 _FIELDS_MAX = 64
-_TEXT_MAX = 1024  # of tenant and scope, which the token repeats
+_TEXT_MAX = 1024  # octets of tenant and of scope, which the token repeats: it has a limit too
 _LOGGED_MAX = 128  # characters of a client id
 _FORM = "application/x-www-form-urlencoded"
 _GRANT = "client_credentials"
@@ -134,7 +134,7 @@ class _Endpoints:
     async def respond(self, request: HttpRequest) -> Response:
         """Return the response for a path. Raises _SignInError, ApiError."""
         tenant, path = request.segments[0], "/".join(request.segments[1:]).lower()
-        if len(tenant) > _TEXT_MAX:
+        if len(tenant.encode()) > _TEXT_MAX:
             raise _SignInError("invalid_request", "The tenant's name is too long.", number=90002)
         if (document := self._documents.get(path)) is not None:
             _require_method(request, "GET")
@@ -319,7 +319,7 @@ def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
 
 def _audience(scope: str) -> str:
     """Return the resource of a scope such as https://graph.microsoft.com/.default, "" for none."""
-    if len(scope) > _TEXT_MAX:
+    if len(scope.encode()) > _TEXT_MAX:
         raise _SignInError("invalid_scope", "The scope is too long.", number=70011)
     for one in scope.split():
         if one == _ALL_OF_CLIENT or one.endswith(f"/{_ALL_OF_CLIENT}"):

@@ -324,6 +324,21 @@ async def test_users_cannot_sign_in(http, path, error):
     assert "client_credentials" in failed(await http.get(path), 400, error, 70003)
 
 
+async def test_the_longest_texts_give_a_token_that_works(http):
+    """Outside of ASCII they are longest in the token."""
+    path = f"/{quote(chr(0x1F600) * 256)}{TOKEN[8:]}"
+    scope = f"{chr(0x1F600) * 253}/.default"
+    answer = await http.post(path, data=FORM | {"scope": scope})
+    assert answer.status_code == 200, answer.text
+    token = answer.json()["access_token"]
+    assert (await http.get("/v1.0/me", headers=bearing(token))).status_code == 200
+    failed(
+        await http.post(TOKEN, data=FORM | {"scope": f"four{scope}"}), 400, "invalid_scope", 70011
+    )
+    longer = f"/{quote(chr(0x1F600) * 256)}x{TOKEN[8:]}"
+    failed(await http.post(longer, data=FORM), 400, "invalid_request", 90002)
+
+
 async def test_a_tenant_that_is_too_long(http):
     failed(await http.post("/" + "x" * 2000 + TOKEN[8:], data=FORM), 400, "invalid_request", 90002)
 
