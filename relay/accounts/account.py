@@ -111,6 +111,12 @@ class AccountDirectory(Protocol):
         """
         ...
 
+    def opened(self, address: str, caller: Account) -> Account | None:
+        """Return the account whose mailbox `caller` opens by `address`; None if it may not, or if
+        there is none.
+        """
+        ...
+
     def every(self) -> Sequence[Account]:
         """Return all accounts."""
         ...

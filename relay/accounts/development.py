@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from relay.accounts.account import Account, RegisteredClient, Role
+from relay.accounts.account import Account, RegisteredClient, Role, untagged
 from relay.settings.values import parse_mailbox
 
 DOMAIN = "example.test"
@@ -60,6 +60,19 @@ class DevelopmentAccounts:
         if domain != DOMAIN:
             return None
         return self._accounts.get(local_part) or self._accounts.get(local_part.partition("+")[0])
+
+    def opened(self, address: str, caller: Account) -> Account | None:
+        """Return the account that `caller` opens; a client makes it, and a user has its own one
+        also by the address of another domain that names it.
+        """
+        owner = self.by_address(address)
+        if owner is None:
+            is_local = address.lower().endswith(f"@{DOMAIN}")
+            name = untagged(address) if is_local else address
+            owner = (
+                self._named(name) if caller.acts_for else self._accounts.get(local_part_for(name))
+            )
+        return owner if owner is not None and caller.may_open(owner) else None
 
     def every(self) -> Sequence[Account]:
         """Return the accounts that exist."""

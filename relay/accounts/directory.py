@@ -85,6 +85,11 @@ class FileAccounts:
         self._warnings: list[str] = []
         self._checker = PasswordChecker(clock, rng=rng)
 
+    def opened(self, address: str, caller: Account) -> Account | None:
+        """See AccountDirectory."""
+        owner = self.by_address(address)
+        return owner if owner is not None and caller.may_open(owner) else None
+
     def every(self) -> Sequence[Account]:
         """Return all accounts, in the order of the file."""
         return tuple(self._accounts)

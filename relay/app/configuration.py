@@ -133,6 +133,10 @@ class ActiveConfiguration:
         """See AccountDirectory."""
         return self._now.accounts.by_address(address)
 
+    def opened(self, address: str, caller: Account) -> Account | None:
+        """See AccountDirectory."""
+        return self._now.accounts.opened(address, caller)
+
     def every(self) -> Sequence[Account]:
         """See AccountDirectory."""
         return self._now.accounts.every()

@@ -199,8 +199,8 @@ def _find_mailbox(
         path = "/".join(segments)
         message = f"Resource not found for the path {quoted(path)}; mail is under /me and /users/…."
         raise ApiError(404, "ResourceNotFound", message)
-    owner = accounts.by_address(segments[1])
-    if owner is None or not caller.may_open(owner):  # the same answer: it reveals no addresses
+    owner = accounts.opened(segments[1], caller)
+    if owner is None:  # the same answer for both reasons: it reveals no addresses
         message = "Access is denied. Check credentials and try again."
         raise ApiError(403, "ErrorAccessDenied", message)
     return owner, segments[2:]

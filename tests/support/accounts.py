@@ -25,6 +25,10 @@ class TokenAccounts:
     def by_address(self, address: str) -> Account | None:
         return next((one for one in self.accounts.values() if one.owns(address)), None)
 
+    def opened(self, address: str, caller: Account) -> Account | None:
+        owner = self.by_address(address)
+        return owner if owner is not None and caller.may_open(owner) else None
+
     def every(self) -> Sequence[Account]:
         return tuple(self.accounts.values())
 

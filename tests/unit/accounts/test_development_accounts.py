@@ -123,6 +123,29 @@ async def test_a_client_may_open_all_mailboxes_and_a_user_its_own():
     assert await accounts.by_client_secret("app", "", client="") is None
 
 
+def test_an_application_makes_the_mailboxes_that_it_opens():
+    accounts: AccountDirectory = DevelopmentAccounts()
+    application = accounts.by_token(jwt(appid="app"))
+    for address, name in (
+        ("carol+x@example.test", "carol"),
+        ("carol@example.test", "carol"),
+        ("sender@contoso.test", "sender.contoso.test"),
+    ):
+        opened = accounts.opened(address, application)
+        assert opened.address == f"{name}@example.test"
+    assert accounts.opened("sender@contoso.test", application).may_send_as("sender@contoso.test")
+
+
+def test_a_user_opens_its_own_mailbox_by_each_of_its_addresses_and_makes_none():
+    accounts: AccountDirectory = DevelopmentAccounts()
+    megan = accounts.by_token("megan@contoso.test")
+    assert accounts.opened("megan@contoso.test", megan) == megan
+    assert accounts.opened("Megan.Contoso.Test@example.test", megan) == megan
+    assert accounts.opened("bob@example.test", megan) is None
+    assert accounts.opened("nobody@example.test", megan) is None
+    assert accounts.by_address("nobody@example.test") is None
+
+
 def test_the_number_of_accounts_is_bounded():
     accounts = DevelopmentAccounts()
     made = [accounts.by_token(f"user{number}") for number in range(ACCOUNTS_MAX + 5)]
