@@ -27,8 +27,9 @@ def print_json_line(value: Any) -> None:
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Print lines of text."""
-    click.echo("\n".join(lines))
+    """Print lines of text; without any, nothing."""
+    if lines:
+        click.echo("\n".join(lines))
 
 
 def flush() -> None:

@@ -196,6 +196,13 @@ def test_remove_keeps_the_comments_around(files: Files, address: str, expected: 
     assert len(tomllib.loads(files.text)["account"]) == 1
 
 
+def test_without_facts_nothing_is_printed(files: Files) -> None:
+    assert files("password", "bob@example.test", stdin="secret\n").stdout == ""
+    assert files("remove", "bob@example.test").stdout == ""
+    assert files("remove", "alice@example.test").stdout == ""
+    assert files("list").stdout == ""
+
+
 def test_list_shows_no_secret(files: Files) -> None:
     found = files.made("list")
     assert [one["address"] for one in found] == ["alice@example.test", "bob@example.test"]
