@@ -78,7 +78,7 @@ def remove_part(content: Octets, number: int) -> JoinedOctets:
     start, end = entity.lead, entity.end
     if after and not before:  # the first delimiter, or one that ends a blank line
         end += len(after)
-    elif before and not after:
+    elif before and not after and end < content.size:  # without a closing delimiter nothing follows
         start += len(before)
     return _replaced(content, start, end)
 

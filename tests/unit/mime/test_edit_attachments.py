@@ -196,6 +196,11 @@ def test_a_multipart_of_one_part_goes_with_it():
     assert removed(content, 0) == FROM + multipart(b"mixed", TEXT, FILE)
 
 
+def test_the_last_part_goes_with_its_delimiter_where_no_closing_one_follows():
+    kept = b"%sContent-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n%s\r\n--x\r\n%s" % (FROM, TEXT, FILE)  # fmt: skip
+    assert removed(kept + b"\r\n--x\r\n" + IMAGE, 1) == kept
+
+
 def test_a_message_that_is_an_attachment_becomes_empty():
     content = FROM + FILE.replace(b"\r\n\r\n", b"\r\nSubject: s\r\n\r\n")
     assert removed(content, 0) == FROM + b"Subject: s\r\n\r\n"
