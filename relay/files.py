@@ -115,6 +115,27 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_file(path: Path, octets: bytes, *, mode: int) -> None:
+    """Create or replace a file durably; after a crash it is complete, old or new. Raises OSError.
+
+    Callers in several processes exclude each other, or each writes a complete file.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            write_all(descriptor, octets)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Hard-link a file that never changes; where that is not possible, copy and sync it.
 

@@ -9,8 +9,6 @@ signature alone proves that this relay issued a token.
 
 import hashlib
 import hmac
-import os
-import secrets
 import stat
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from joserfc.jwk import ECKey
 from relay.accounts.account import AccountDirectory, RegisteredClient
 from relay.accounts.passwords import digest_of
 from relay.clock import Clock
-from relay.files import fsync_path, write_all
+from relay.files import replace_file
 from relay.settings.document import Fault, SettingsError
 
 LIFETIME_S = 3600
@@ -81,22 +79,10 @@ def read_token_key(path: Path) -> ECKey:
 
 
 def _create_key(path: Path) -> None:
-    """Write a new key. After a crash there is a complete file or none."""
+    """Write a new key."""
     made = ECKey.generate_key(_CURVE, {"use": "sig", "alg": _ALGORITHM})
     made.ensure_kid()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            write_all(descriptor, msgspec.json.encode(made.as_dict(private=True)))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_path(path.parent)
+    replace_file(path, msgspec.json.encode(made.as_dict(private=True)), mode=0o600)
 
 
 class AccessTokens:

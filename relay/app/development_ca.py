@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from relay.files import fsync_path, write_all
+from relay.files import replace_file
 from relay.settings.tree import CertificateFiles
 from relay.settings.values import is_ip
 
@@ -74,8 +74,8 @@ class DevelopmentAuthority:
         )
         folder.mkdir(mode=0o700, exist_ok=True)
         files = CertificateFiles(folder / "relay.pem", folder / "relay.key")
-        _write(files.key, _pem_of(key), mode=0o600)
-        _write(files.certificate, certificate.public_bytes(Encoding.PEM), mode=0o644)
+        replace_file(files.key, _pem_of(key), mode=0o600)
+        replace_file(files.certificate, certificate.public_bytes(Encoding.PEM), mode=0o644)
         return files
 
 
@@ -93,7 +93,7 @@ def open_authority(
         key = _read_key(key_file)
         if key is None:
             key = ec.generate_private_key(ec.SECP256R1())
-            _write(key_file, _pem_of(key), mode=0o600)
+            replace_file(key_file, _pem_of(key), mode=0o600)
         found = _read_certificate(file, key, now=now)
         allowed = _allowed_by(found) if found is not None else set()
         wanted = _DEFAULT_CONSTRAINTS | {
@@ -103,7 +103,7 @@ def open_authority(
             if len(allowed | wanted) <= _CONSTRAINTS_MAX:
                 wanted |= allowed
             found = _self_signed(key, wanted, now=now)
-            _write(file, found.public_bytes(Encoding.PEM), mode=0o644)
+            replace_file(file, found.public_bytes(Encoding.PEM), mode=0o644)
     return DevelopmentAuthority(file, found, key)
 
 
@@ -218,17 +218,3 @@ def _general_name(host: str) -> x509.GeneralName:
 
 def _pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write(file: Path, octets: bytes, *, mode: int) -> None:
-    """Replace a file durably; nobody sees a part of it."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        write_all(descriptor, octets)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    part.replace(file)
-    fsync_path(file.parent)
