@@ -6,11 +6,12 @@ same as that of `relay trace`.
 """
 
 from relay.api.app import create_app, create_control_app
-from relay.api.dependencies import ApiDependencies, ChangeNotifier
+from relay.api.dependencies import ApiDependencies, ChangeNotifier, DevelopmentControls
 
 __all__ = [
     "ApiDependencies",
     "ChangeNotifier",
+    "DevelopmentControls",
     "create_app",
     "create_control_app",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from starlette.responses import Response
 
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal, principal_of
+from relay.api.development import development_response
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import QUEUE_PARAMETERS, single_values
 from relay.http.authentication import HttpAuthentication
@@ -45,7 +46,16 @@ def _application(
     async def handle(request: HttpRequest) -> Response:
         try:
             public_response = _public_response(request, dependencies)
-            return public_response or await _relay_v1(request, principal_for, handlers)
+            if public_response is not None:
+                return public_response
+            if tuple(map(str.lower, request.segments[:2])) != ("relay", "v1"):
+                raise _not_found(request)
+            principal = principal_for(request)
+            if (controls := dependencies.development) is not None:
+                response = await development_response(request, controls, principal)
+                if response is not None:
+                    return response
+            return await _relay_v1(request, principal, handlers)
         except SpoolError as error:
             raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
 
@@ -81,12 +91,7 @@ def _readiness(state: PressureState) -> str:
     return f"ready; {state.level.name.lower()}: {', '.join(state.reasons)}"
 
 
-async def _relay_v1(
-    request: HttpRequest, principal_for: Callable[[HttpRequest], Principal], handlers: Handlers
-) -> Response:
-    if tuple(map(str.lower, request.segments[:2])) != ("relay", "v1"):
-        raise _not_found(request)
-    principal = principal_for(request)
+async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handlers) -> Response:
     match request.segments[2:]:
         case ("messages",):
             query = _query(request, "GET", "limit", "state")

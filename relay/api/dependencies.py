@@ -7,7 +7,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from relay.accounts.account import Account, Role
 from relay.clock import Clock
@@ -16,6 +16,10 @@ from relay.journeys.journey import Journeys
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
+
+
+class DevelopmentControls(Protocol):
+    """What a development relay can do at the request of a client, in addition to a service."""
 
 
 class ChangeNotifier:
@@ -58,7 +62,7 @@ class ApiDependencies:
 
     `way_to` parses the target of a reroute or raises ValueError. `ready` returns "" or the reason
     why the relay is not ready. `prune` removes history older than some seconds (None: spool.keep),
-    or with the second argument only counts it.
+    or with the second argument only counts it. `development` is None in a service.
     """
 
     journeys: Journeys
@@ -71,6 +75,7 @@ class ApiDependencies:
     clock: Clock
     pressure: Pressure
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
+    development: DevelopmentControls | None = None
 
 
 @dataclass(frozen=True, slots=True)

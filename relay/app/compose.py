@@ -72,7 +72,8 @@ class RelayDependencies:
 
     `rules` gives those in force. Without `resolver`, the configured name servers. With `hosts`, the
     front door answers only requests for these, for loopback names and for http.public_url.
-    Without `certificates`, those that the settings name are loaded.
+    Without `certificates`, those that the settings name are loaded. `development` are the actions
+    that only the API of a development relay has.
     """
 
     accounts: AccountDirectory
@@ -82,6 +83,7 @@ class RelayDependencies:
     log_role: str = "relay"
     hosts: Sequence[str] | None = None
     certificates: ListenerCertificates | None = None
+    development: api.DevelopmentControls | None = None
 
 
 def compose(
@@ -290,7 +292,7 @@ class _Composer:
             way_to=lambda text: parse_next_hop(text, lambda: self.table), changes=self.changes,
             metrics=self.metrics, clock=self.clock,
             ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
-            pressure=self.pressure,
+            pressure=self.pressure, development=self.sources.development,
         )  # fmt: skip
         accounts, hostname = self.sources.accounts, self.settings.hostname
         tokens = AccessTokens(token_key(self.settings.state_dir), self.clock)

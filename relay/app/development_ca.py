@@ -7,13 +7,15 @@ store of the system: clients are given the file. Certificates are short-lived, a
 each relay. Raises OSError.
 """
 
+import asyncio
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -28,10 +30,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from relay.certificates import ServerCertificate
+from relay.clock import Clock
 from relay.files import replace_file
 from relay.settings.tree import CertificateFiles
 from relay.settings.values import is_ip
 
+_RENEWAL_CHECK_S = 3600.0
 LEAF_DAYS = 14
 RENEW_BEFORE_DAYS = 7
 _CA_DAYS = 5 * 365
@@ -218,3 +223,52 @@ def _general_name(host: str) -> x509.GeneralName:
 
 def _pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+class DevelopmentCertificate:
+    """The certificate of the HTTPS listener, and its authority."""
+
+    def __init__(
+        self, folder: Path, hosts: Sequence[str], *, ca_dir: Path | None, clock: Clock
+    ) -> None:
+        """Issue it for `hosts` into `folder`/tls. Blocks. Raises OSError.
+
+        The authority is kept in `ca_dir`; if that is None or cannot be written, in `folder`/ca.
+        """
+        self._folder = folder / "tls"
+        self._hosts = tuple(hosts)
+        self._clock = clock
+        for directory in filter(None, (ca_dir, folder / "ca")):
+            try:
+                self._authority = open_authority(directory, self._hosts, now=self._now())
+                break
+            except OSError:
+                if directory != ca_dir:
+                    raise
+        self.ca = self._authority.certificate
+        self.files = self._issue()
+        self.server = ServerCertificate(self.files.certificate, self.files.key)
+
+    async def keep_valid(self) -> None:
+        """Replace it before it expires; does not return."""
+        while True:
+            await self._clock.sleep(_RENEWAL_CHECK_S)  # sleeps: the clock of the machine may jump
+            if self._now() >= self._renew_at:
+                with contextlib.suppress(OSError):  # the disk may be full: tries again
+                    await asyncio.to_thread(self._renew)
+
+    def _renew(self) -> None:
+        files = self._issue()
+        now_s = self._clock.time_us() / 1_000_000
+        pair = self.server.new_pair(files.certificate, files.key, now_s=now_s)
+        if pair is not None:
+            self.server.use(pair)
+
+    def _issue(self) -> CertificateFiles:
+        now = self._now()
+        files = self._authority.issue(self._folder, self._hosts, now=now)
+        self._renew_at = now + timedelta(days=LEAF_DAYS - RENEW_BEFORE_DAYS)
+        return files
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.time_us() // 1_000_000, UTC)

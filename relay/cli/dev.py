@@ -17,13 +17,9 @@ import uvloop
 
 from relay import __version__
 from relay.app.demonstration import DemonstratedMessage, DemonstrationError
-from relay.app.development import (
-    DevelopmentAddresses,
-    DevelopmentOptions,
-    DevelopmentView,
-    develop,
-)
+from relay.app.development import DevelopmentAddresses, DevelopmentOptions
 from relay.app.development_folder import DevelopmentFolder, open_folder
+from relay.app.development_run import DevelopmentView, RunOptions, develop
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush, print_json_line, printable, step_lines
@@ -131,11 +127,12 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     for name, port in _PORTS.items():
         options[name] = options[name] or Address("127.0.0.1", 0 if options["once"] else port)
     data_home = environment.data_home
+    run = RunOptions(**{name: options.pop(name) for name in ("once", "exit_after", "ready_file")})
     plan = DevelopmentOptions(**options, ca_dir=data_home / "relay/ca" if data_home else None)
     place = open_folder(folder)
     view = _JsonView() if context.json else _TextView(place)
     try:
-        done = uvloop.run(develop(place, plan, view))
+        done = uvloop.run(develop(place, plan, view, run=run))
     except DemonstrationError as error:
         raise CommandError(ExitCode.UNAVAILABLE, f"relay dev: {error}") from None
     except OSError as error:
@@ -143,7 +140,7 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     finally:
         place.remove()
         logs.drain()
-    if plan.once and not done:
+    if run.once and not done:
         raise CommandError(INTERRUPTED)
 
 

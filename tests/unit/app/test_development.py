@@ -12,7 +12,12 @@ import pytest
 from relay.accounts.directory import load_accounts
 from relay.app import development
 from relay.app.commands.check import CheckResult, check_file
-from relay.app.development_ca import LEAF_DAYS, RENEW_BEFORE_DAYS, open_authority
+from relay.app.development_ca import (
+    LEAF_DAYS,
+    RENEW_BEFORE_DAYS,
+    DevelopmentCertificate,
+    open_authority,
+)
 from relay.app.development_folder import ForeignFolderError, open_folder, running_config
 from relay.app.state_dir import AlreadyRunningError
 from relay.certificates import certificate_of_handshake
@@ -167,8 +172,7 @@ def days_left(certificate, clock):
 async def test_the_certificate_is_renewed_also_after_a_failure(tmp_path):
     folder = open_folder(tmp_path / "dev")
     clock = PassingTime()
-    options = development.DevelopmentOptions(HTTP, HTTPS, SMTP)
-    certificate = development.DevelopmentCertificate(folder, options, clock=clock)
+    certificate = DevelopmentCertificate(folder.path, ["127.0.0.1"], ca_dir=None, clock=clock)
     days = LEAF_DAYS - RENEW_BEFORE_DAYS
     await keep_valid_for(certificate, clock, days * 24 - 1)
     assert days_left(certificate, clock) < LEAF_DAYS - 1
