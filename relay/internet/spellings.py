@@ -1,0 +1,185 @@
+"""Test recipients: addresses that name what their host does, as bob+550@example.org.
+
+They hold for every domain that is not local. Without I/O and without counters. docs/internet.md
+lists them, with the sources of those that other products have. An address that a person could have
+does not match: a code counts only after "+", or where the product's own words precede it.
+RFC 5321 4.2.1 (codes), RFC 3463 and RFC 7504 (enhanced status), RFC 5233 (subaddresses).
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import unquote_to_bytes
+
+MARK = "test recipient of relay dev"
+GREYLISTED_S = 30.0
+DELAY_S_MAX = 300
+
+_TEXT_MAX = 200
+_CODE = "[45][0-5][0-9]"  # RFC 5321 4.2.1
+
+_own_code = re.compile(
+    rf"(?P<code>{_CODE})"
+    r"(?:-(?P<status>[45]\.[0-9]{1,3}\.[0-9]{1,3}))?"
+    r"(?:x(?P<times>[0-9]{1,2}))?"
+).fullmatch
+_own_slow = re.compile(r"slow(?P<seconds>[0-9]{1,3})").fullmatch
+_own_later = re.compile(rf"later(?P<code>{_CODE})").fullmatch
+_mailtrap = re.compile(rf"bounce\+(?P<code>{_CODE})(?:\+(?P<text>.+))?").fullmatch
+# mox takes any local part with these ends; a code alone at the end is also an ordinary address.
+_mox = re.compile(
+    rf"(?P<stage>mailfrom|rcptto|queue)?.*?(?P<end>temperror|permerror|timeout|{_CODE})"
+).fullmatch
+_mox_plain = re.compile(rf"{_CODE}|timeout|.*(?:temperror|permerror)").fullmatch
+
+_STATUS_OF_CODE = {
+    "421": "4.3.2",
+    "450": "4.2.1",
+    "451": "4.3.0",
+    "452": "4.2.2",
+    "454": "4.7.0",
+    "500": "5.5.2",
+    "501": "5.5.4",
+    "502": "5.5.1",
+    "503": "5.5.1",
+    "504": "5.5.4",
+    "521": "5.3.2",
+    "530": "5.7.0",
+    "535": "5.7.8",
+    "550": "5.1.1",
+    "551": "5.1.6",
+    "552": "5.2.2",
+    "553": "5.1.3",
+    "554": "5.7.1",
+    "556": "5.1.10",
+}
+_TEXT_OF_CODE = {
+    "421": "Service not available, closing the connection",
+    "450": "Mailbox busy",
+    "451": "Local error, try again later",
+    "452": "Mailbox full",
+    "454": "Temporary authentication failure",
+    "550": "No such user",
+    "551": "User not local",
+    "552": "Mailbox full, message too large",
+    "553": "Mailbox name not allowed",
+    "554": "Transaction failed",
+    "556": "Domain accepts no mail",
+}
+
+
+class Manner(StrEnum):
+    """What a test recipient's host does."""
+
+    ACCEPT = "accept"
+    REPLY = "reply"  # the first `times` times; always, if `times` is 0
+    GREYLIST = "greylist"  # replies until GREYLISTED_S have passed since the first time
+    DROP = "drop"
+    STALL = "stall"
+    DELAY = "delay"  # accepts after `delay_s`
+    NEEDS_TLS = "needs TLS"  # replies to a client without TLS
+    LATER = "later"  # accepts, then bounces with the reply
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """What a test recipient asks for. `stage` is where the host replies, drops or stalls."""
+
+    manner: Manner
+    reply: str = ""
+    stage: str = "RCPT"
+    times: int = 0
+    delay_s: float = 0.0
+
+
+def spelling_of(address: str) -> Spelling | None:
+    """Return what a test recipient asks for, None for any other address."""
+    local, _, domain = address.lower().rpartition("@")
+    if service := _SERVICES.get(domain):
+        name, _, _ = local.partition("+")  # both products allow a label behind "+"
+        return service.get(name)
+    if found := _mailtrap(local):
+        return _bounced(found["code"], found["text"])
+    _, plus, tag = local.rpartition("+")
+    if plus and (own := _own(tag)):
+        return own
+    return _of_mox(local)
+
+
+def _own(tag: str) -> Spelling | None:
+    if fixed := _OWN.get(tag):
+        return fixed
+    if found := _own_code(tag):
+        code, status = found["code"], found["status"]
+        if status and status[0] != code[0]:
+            return None  # RFC 2034 4: the class of the status is that of the code
+        return Spelling(Manner.REPLY, _reply(code, status), times=int(found["times"] or 0))
+    if found := _own_later(tag):
+        return Spelling(Manner.LATER, _reply(found["code"]), "DOT")
+    if (found := _own_slow(tag)) and 0 < int(found["seconds"]) <= DELAY_S_MAX:
+        return Spelling(Manner.DELAY, delay_s=float(found["seconds"]))
+    return None
+
+
+def _of_mox(local: str) -> Spelling | None:
+    """Return what mox localserve does for this recipient.
+
+    mox replies to the content, or to the command that the beginning names. Before MAIL a host does
+    not know the recipient, so that "mailfrom" is treated as "rcptto".
+    """
+    found = _mox(local)
+    if not found or not (found["stage"] or _mox_plain(local)):
+        return None
+    stage = "RCPT" if found["stage"] in ("mailfrom", "rcptto") else "DOT"
+    if found["end"] == "timeout":
+        return Spelling(Manner.STALL, stage=stage)
+    code = {"temperror": "451", "permerror": "550"}.get(found["end"], found["end"])
+    return Spelling(Manner.REPLY, _reply(code), stage)
+
+
+def _bounced(code: str, text: str | None) -> Spelling:
+    """Return Mailtrap's reply: the text is URL-encoded, with "+" for a space."""
+    if not text:
+        return Spelling(Manner.REPLY, _reply(code))
+    plain = unquote_to_bytes(text.replace("+", " ")).decode("ascii", "replace")
+    shown = "".join(one if " " <= one <= "~" else "?" for one in plain)[:_TEXT_MAX].strip()
+    return Spelling(Manner.REPLY, f"{code} {shown} ({MARK})")
+
+
+def _reply(code: str, status: str | None = None, text: str = "") -> str:
+    status = status or _STATUS_OF_CODE.get(code, f"{code[0]}.0.0")
+    default = "Temporary failure" if code[0] == "4" else "Permanent failure"
+    return f"{code} {status} {text or _TEXT_OF_CODE.get(code, default)} ({MARK})"
+
+
+_OWN = {
+    "grey": Spelling(
+        Manner.GREYLIST, _reply("451", "4.7.1", "Greylisted, try again in 30 seconds")
+    ),
+    "drop": Spelling(Manner.DROP),
+    "timeout": Spelling(Manner.STALL),
+    "full": Spelling(Manner.REPLY, _reply("452", "4.2.2", "Mailbox full")),
+    "tls": Spelling(
+        Manner.NEEDS_TLS, _reply("530", "5.7.0", "Must issue a STARTTLS command first")
+    ),
+}
+_ACCEPTED = Spelling(Manner.ACCEPT)
+_UNKNOWN_USER = Spelling(Manner.REPLY, _reply("550", "5.1.1", "Unknown user"))
+_SUPPRESSED = Spelling(
+    Manner.REPLY, _reply("550", "5.1.1", "The address is on the suppression list")
+)
+_SERVICES = {
+    "simulator.amazonses.com": {
+        "success": _ACCEPTED,
+        "bounce": _UNKNOWN_USER,
+        "ooto": _ACCEPTED,
+        "complaint": _ACCEPTED,
+        "suppressionlist": _SUPPRESSED,
+    },
+    "resend.dev": {
+        "delivered": _ACCEPTED,
+        "bounced": _UNKNOWN_USER,
+        "complained": _ACCEPTED,
+        "suppressed": _SUPPRESSED,
+    },
+}
