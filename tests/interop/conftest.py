@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.dns_server import DnsServer
+from tests.support.dns_server import DnsThread
 from tests.support.postfix import NoPostfixError, Postfix
 from tests.support.relay_process import RelayProcess
 from tests.support.tls import certificate
@@ -62,9 +62,9 @@ def postfix(certificate) -> Iterator[Postfix]:
 
 
 @pytest.fixture
-def dns() -> Iterator[DnsServer]:
+def dns() -> Iterator[DnsThread]:
     """A zone in which mx.post.test at 127.0.0.1 takes the mail of post.test."""
-    with DnsServer() as server:
+    with DnsThread() as server:
         server.zone["post.test"] = {"MX": ["10 mx.post.test."]}
         server.zone["mx.post.test"] = {"A": ["127.0.0.1"]}
         yield server

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
-from tests.support.dns_server import DnsServer
+from tests.support.dns_server import DnsThread
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remote_mx import Envelope, RemoteMx
 
@@ -27,7 +27,7 @@ class Remotes:
     """A DNS server and the MX hosts in its zone."""
 
     def __init__(self) -> None:
-        self.dns = DnsServer()
+        self.dns = DnsThread()
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)

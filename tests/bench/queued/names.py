@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from tests.bench.queued.traffic import FAST, SLOW, SLUGGISH, black_hole, refusing
-from tests.support.dns_server import DnsServer, Zone
+from tests.support.dns_server import DnsThread, Zone
 
 LIVE, DEAD, MANY = 100, 10_000, 1000
 _FATES = ("refused", "refused", "refused", "refused", "black hole", "black hole", "black hole")
@@ -33,7 +33,7 @@ def names() -> Iterator[str]:
 
 
 def _serve(pipe: Connection) -> None:
-    with DnsServer(_zone()) as server:
+    with DnsThread(_zone()) as server:
         pipe.send(str(server.address))
         signal.pause()
 

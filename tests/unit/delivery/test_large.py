@@ -65,7 +65,7 @@ async def test_one_body_goes_to_hosts_and_mailboxes(delivery, large) -> None:
 async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(delivery, large, claim) -> None:
     gate = asyncio.Event()
     delivery.retry_s = (60.0,)
-    async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
+    async with RemoteMx(gates={"CONTENT": gate}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
         queue_id = await delivery.send("x@a.test", contents=(large(50_000),), claim=claim)
@@ -135,7 +135,7 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
 async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
     gate = asyncio.Event()
     delivery.timeouts = replace(delivery.timeouts, block_s=60)
-    async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
+    async with RemoteMx(gates={"CONTENT": gate}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
         queue_id = await delivery.send("x@a.test", contents=(large(50_000),))

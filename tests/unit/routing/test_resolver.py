@@ -23,7 +23,7 @@ from relay.routing.mx_hosts import (
 )
 from relay.routing.resolver import NoResolver, Resolver
 from relay.settings.tree import Address
-from tests.support.dns_server import DnsServer
+from tests.support.dns_server import DnsThread
 
 ZONE = {
     "three.test": {"MX": ["20 mx2.three.test", "10 mx1.three.test", "30 mx3.three.test"]},
@@ -59,7 +59,7 @@ MX2 = Host("mx2.three.test", 20, ("127.0.0.12",), 25)
 
 @pytest.fixture
 def dns():
-    with DnsServer(ZONE) as server:
+    with DnsThread(ZONE) as server:
         yield server
 
 
@@ -136,7 +136,7 @@ async def test_a_failing_name_server_is_temporary_and_never_an_implicit_mx(dns, 
     async with resolving(dns, timeout_s=0.5) as resolver:
         found = await resolver.resolve(mx(domain))
     assert isinstance(found, TemporaryFailure)
-    assert told.format(port=dns.port) in found.text
+    assert told.format(port=dns.address.port) in found.text
     assert dns.asked(domain, "A") == 0 or domain == "target-servfail.test"
 
 
@@ -151,7 +151,7 @@ async def test_equal_preferences_are_shuffled_at_each_call_though_the_answer_is_
 
 
 async def test_an_answer_is_cached_for_its_ttl(dns, clock):
-    dns.ttl_s = 100
+    dns.server.ttl_s = 100
     async with resolving(dns, clock=clock) as resolver:
         await resolver.resolve(mx("implicit.test"))
         clock.advance(59)  # the negative answer to MX holds 60 s
@@ -166,7 +166,7 @@ async def test_an_answer_is_cached_for_its_ttl(dns, clock):
 
 
 async def test_ttls_are_capped_at_a_day_and_a_quarter_of_an_hour(dns, clock):
-    dns.ttl_s = dns.negative_ttl_s = 10_000_000
+    dns.server.ttl_s = dns.server.negative_ttl_s = 10_000_000
     async with resolving(dns, clock=clock) as resolver:
         for domain in ("three.test", "gone.test"):
             await resolver.resolve(mx(domain))
@@ -219,7 +219,7 @@ async def test_a_large_answer_comes_by_tcp(dns):
 
 
 async def test_the_next_name_server_is_asked_when_one_fails(dns):
-    with DnsServer({"implicit.test": "SERVFAIL"}) as broken:
+    with DnsThread({"implicit.test": "SERVFAIL"}) as broken:
         async with resolving(broken, dns) as resolver:
             assert isinstance(await resolver.resolve(mx("implicit.test")), Hosts)
 

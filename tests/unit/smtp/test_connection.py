@@ -65,7 +65,7 @@ async def test_a_lost_connection_is_indeterminate_only_after_the_dot(
     connected, message, extensions, stage
 ):
     content = b"x" * (20_000_000 if stage == "CONTENT" else 20)
-    async with RemoteMx(extensions=extensions, replies={stage: DROP}, read_limit=2**16) as mx:
+    async with RemoteMx(extensions=extensions, replies={stage: DROP}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message("a@y.test", "b@y.test", content=content))
         expected = Indeterminate if stage == "DOT" else Deferred
@@ -231,7 +231,7 @@ async def test_a_big_message_arrives_unchanged(connected, message):
 
 
 async def test_a_peer_that_takes_no_data_times_out(connected, message):
-    async with RemoteMx(gates={"CONTENT": asyncio.Event()}, read_limit=2**16) as mx:
+    async with RemoteMx(gates={"CONTENT": asyncio.Event()}) as mx:
         connection = await connected(mx, timeouts=IN_NO_TIME)
         result = await connection.transact(message(content=b"x" * 20_000_000))
         assert kinds(result) == {0: Deferred}
@@ -245,7 +245,7 @@ async def test_a_peer_that_takes_no_data_times_out(connected, message):
 async def test_a_rejection_in_the_middle_of_the_content_is_the_reply(
     connected, message, reply, expected
 ):
-    async with RemoteMx(replies={"CONTENT": reply}, read_limit=2**16) as mx:
+    async with RemoteMx(replies={"CONTENT": reply}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message(content=b"x" * 20_000_000))
         assert kinds(result) == {0: expected}

@@ -70,7 +70,7 @@ async def test_30_mb_arrive_octet_for_octet(connected, message, large, certifica
 
 async def test_a_connection_lost_midway_is_not_indeterminate(connected, message, large):
     content = large(b"\r\n" + b"x" * 20_000_000)
-    async with RemoteMx(replies={"CONTENT": DROP}, read_limit=2**16) as mx:
+    async with RemoteMx(replies={"CONTENT": DROP}) as mx:
         connection = await connected(mx)
         result = await connection.transact(message("a@y.test", "b@y.test", content=content))
         assert {type(one) for one in result.outcomes.values()} == {Deferred}
@@ -82,7 +82,7 @@ async def test_a_connection_lost_midway_is_not_indeterminate(connected, message,
 async def test_a_file_lost_midway_sends_no_final_dot(connected, message, large, damage):
     content = large(b"\r\n" + (b"x" * 500 + b".\r\n") * 40_000)
     gate = asyncio.Event()
-    async with RemoteMx(gates={"CONTENT": gate}, read_limit=2**16) as mx:
+    async with RemoteMx(gates={"CONTENT": gate}) as mx:
         connection = await connected(mx)
         sending = asyncio.ensure_future(connection.transact(message(content=content)))
         await mx.reached("DATA")

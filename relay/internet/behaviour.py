@@ -1,0 +1,89 @@
+"""What a simulated mail host is asked at each stage of a session, and what it answers.
+
+The stages are CONNECT (the connection is accepted), BANNER (its greeting), EHLO, HELO, STARTTLS,
+AUTH, MAIL, RCPT, DATA, CONTENT (before the content is read), DOT (after the final dot), RSET, QUIT.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedTo:
+    """A recipient of a transaction, with the parameters of its RCPT."""
+
+    address: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMail:
+    """A transaction that came to its final dot; `recipients` are the accepted ones.
+
+    `content` has no dot stuffing. `tls` is the version, "" without TLS. `session` counts the
+    sessions of the host. `received_us` is wall time.
+    """
+
+    host: str
+    helo: str
+    sender: str
+    parameters: Mapping[str, str]
+    recipients: tuple[ForwardedTo, ...]
+    content: bytes = field(repr=False)
+    session: int
+    tls: str
+    received_us: int
+
+    @property
+    def addresses(self) -> list[str]:
+        """The recipients without parameters."""
+        return [one.address for one in self.recipients]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a session is. `recipients` are those that the host has accepted so far.
+
+    `sender` is "" before MAIL and for the null reverse-path, `recipient` is that of RCPT, `mail`
+    that of DOT.
+    """
+
+    stage: str
+    host: str
+    tls: bool = False
+    sender: str = ""
+    recipient: str = ""
+    recipients: tuple[str, ...] = ()
+    mail: ReceivedMail | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What the host does: after the delay it drops the connection, is silent for ever, or replies.
+
+    `reply` is the whole reply with its code, lines separated by a line feed; "" is the ordinary
+    reply. A 421 closes the session. `bad_certificate` counts at STARTTLS.
+    """
+
+    reply: str = ""
+    drop: bool = False
+    stall: bool = False
+    delay_s: float = 0.0
+    bad_certificate: bool = False
+
+
+class Behaviour(Protocol):
+    """Decides what a host does."""
+
+    def at(self, moment: Moment) -> Action:
+        """Return what the host does at this moment. Called once for each."""
+        ...
+
+
+class AcceptsAll:
+    """The behaviour of a host that accepts everything."""
+
+    def at(self, moment: Moment) -> Action:  # noqa: ARG002
+        """See Behaviour."""
+        return Action()

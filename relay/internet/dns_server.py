@@ -1,0 +1,189 @@
+"""A DNS server on one loopback port, UDP and TCP, that answers from a Zone.
+
+It is authoritative for every name. CNAMEs are followed as a recursive server would do, and answers
+that do not fit into a datagram are truncated. A query that cannot be read is ignored. Connections,
+their number and their idle time are bounded. See RFC 1035, RFC 2308 (negative answers), RFC 6891
+(EDNS), RFC 7766 (TCP).
+"""
+
+import asyncio
+import errno
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol, cast
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdataset
+import dns.rdatatype
+import dns.rrset
+
+from relay.settings.tree import Address
+from relay.sockets import Listener, open_listener
+
+Records = Sequence[str] | str
+NO_NAME = "NXDOMAIN"
+NO_REPLY = "TIMEOUT"
+
+_HOST = "127.0.0.1"
+_CNAMES_MAX = 8
+_CONNECTIONS_MAX = 64
+_IDLE_S = 10.0
+_BACKLOG = 64
+_PORTS_TRIED = 50
+_DATAGRAM_BYTES_MIN = 512  # RFC 1035 4.2.1: what a client without EDNS takes
+_MESSAGE_BYTES_MAX = 65_535
+
+
+class Zone(Protocol):
+    """What a DnsServer answers."""
+
+    def records(self, name: str, kind: str) -> Records:
+        """Return the records of type `kind`, as text; none if the name has others.
+
+        A word instead is an RCODE ("NXDOMAIN", "SERVFAIL", "REFUSED"), or "TIMEOUT" for no answer.
+        `name` is in lower case, without the final dot.
+        """
+        ...
+
+
+class DnsServer:
+    """Answers from `zone` between start() and stop(); `ttl_s` and `negative_ttl_s` go into answers.
+
+    `address` has its port after start().
+    """
+
+    def __init__(self, zone: Zone, *, ttl_s: int = 300, negative_ttl_s: int = 60) -> None:
+        self.zone = zone
+        self.ttl_s = ttl_s
+        self.negative_ttl_s = negative_ttl_s
+        self.address = Address()
+        self._udp: asyncio.DatagramTransport | None = None
+        self._tcp: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen on a free port of 127.0.0.1, the same for UDP and TCP. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        for _ in range(_PORTS_TRIED):
+            listener = open_listener(Address(_HOST, 0), backlog=_BACKLOG)
+            place = (_HOST, listener.address.port)
+            try:
+                made = await loop.create_datagram_endpoint(lambda: _Datagrams(self), place)
+            except OSError:  # UDP is in use there
+                listener.close()
+                continue
+            self._udp = made[0]
+            await self._listen(listener)
+            return
+        raise OSError(errno.EADDRINUSE, "no loopback port is free for both UDP and TCP")
+
+    async def stop(self) -> None:
+        """Close the sockets and the connections."""
+        if self._udp is not None:
+            self._udp.close()
+        if self._tcp is not None:
+            self._tcp.close()
+        connections = list(self._connections)
+        for one in connections:
+            one.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    def answer(self, data: bytes, *, tcp: bool) -> bytes:
+        """Return the response to a query, in wire format; b"" for none."""
+        try:
+            query = dns.message.from_wire(data)
+        except (dns.exception.DNSException, ValueError, struct.error):
+            return b""
+        if query.flags & dns.flags.QR or len(query.question) != 1:
+            return b""
+        [question] = query.question
+        response = dns.message.make_response(query, recursion_available=True)
+        if not self._fill(response, question.name, dns.rdatatype.to_text(question.rdtype)):
+            return b""
+        if not response.answer:
+            response.authority.append(self._soa(question.name))
+        limit = _MESSAGE_BYTES_MAX if tcp else max(_DATAGRAM_BYTES_MIN, query.payload)
+        try:
+            return response.to_wire(max_size=limit)
+        except dns.exception.TooBig:
+            truncated = dns.message.make_response(query, recursion_available=True)
+            truncated.flags |= dns.flags.TC
+            return truncated.to_wire()
+
+    async def _listen(self, listener: Listener) -> None:
+        [sock] = listener.sockets
+        self._tcp = await asyncio.start_server(self._connected, sock=sock)
+        self.address = listener.address
+
+    def _fill(self, response: dns.message.Message, name: dns.name.Name, kind: str) -> bool:
+        """Put the answer into `response`; return whether there is one."""
+        for _ in range(_CNAMES_MAX):
+            key = name.to_text(omit_final_dot=True).lower()
+            records = self.zone.records(key, kind)
+            if records == NO_REPLY:
+                return False
+            if isinstance(records, str):
+                response.set_rcode(dns.rcode.from_text(records))
+                return True
+            if records:
+                response.answer.append(self._rrset(name, kind, records))
+                return True
+            alias = self.zone.records(key, "CNAME")
+            if isinstance(alias, str) or not alias:
+                return True
+            response.answer.append(self._rrset(name, "CNAME", alias))
+            name = dns.name.from_text(alias[0])
+        return True
+
+    def _rrset(self, name: dns.name.Name, kind: str, texts: Sequence[str]) -> dns.rrset.RRset:
+        records = dns.rdataset.from_text_list(
+            "IN", kind, self.ttl_s, texts, origin=dns.name.root, relativize=False
+        )
+        return dns.rrset.from_rdata_list(name, self.ttl_s, list(records))
+
+    def _soa(self, name: dns.name.Name) -> dns.rrset.RRset:
+        soa = f"ns.test. root.test. 1 3600 600 86400 {self.negative_ttl_s}"
+        return dns.rrset.from_text(name, 3600, "IN", "SOA", soa)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            if len(self._connections) <= _CONNECTIONS_MAX:
+                await self._answer_all(reader, writer)
+        except TimeoutError:
+            pass  # an idle client
+        except (OSError, EOFError, asyncio.CancelledError):  # a cancelled task would be logged
+            pass
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            async with asyncio.timeout(_IDLE_S):  # real time: a client
+                size = int.from_bytes(await reader.readexactly(2), "big")
+                query = await reader.readexactly(size)
+            if answer := self.answer(query, tcp=True):
+                writer.write(len(answer).to_bytes(2, "big") + answer)
+                async with asyncio.timeout(_IDLE_S):  # real time: a client
+                    await writer.drain()
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, server: DnsServer) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, client: tuple[str, int]) -> None:
+        if answer := self._server.answer(data, tcp=False):
+            with suppress(OSError):
+                self._transport.sendto(answer, client)
