@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -89,7 +90,8 @@ class ThreadPool:
 
     def _start_thread(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
-        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        run = copy_context().run  # for the log
+        thread = threading.Thread(target=run, args=(self._work,), name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 

@@ -3,6 +3,8 @@
 Every room logs through get_logger(); the app calls configure() once at start. A line has at most
 4096 bytes and no control characters; values are clipped, secrets are left out. When the reader of
 the log stops reading, lines are dropped and counted, and nothing waits (see LogSink).
+
+A process has one log. Several relays in one process can have a log each: use() and inherit().
 sd-daemon(3) prefixes, JOURNAL_STREAM of systemd.exec(5), logfmt, JSON lines.
 """
 
@@ -17,7 +19,8 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -46,7 +49,14 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
     The event is a fixed text; everything that varies is a field.
     """
-    logger: FilteringBoundLogger = structlog.get_logger(room=name)
+    logger: FilteringBoundLogger = structlog.wrap_logger(  # a program may configure its structlog
+        _ContextLog,
+        processors=_PROCESSORS,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        context_class=dict,
+        cache_logger_on_first_use=True,
+        room=name,
+    )
     return logger
 
 
@@ -80,6 +90,24 @@ def configure(
     for name in ("uvicorn", "uvicorn.error", "asyncio", "mail.log"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
+
+
+def use(sink: "LogSink") -> None:
+    """Log to `sink` in the current context and in the tasks and threads that it starts.
+
+    A thread that does not copy the context needs inherit().
+    """
+    _own_sink.set(sink)
+
+
+def inherit() -> Callable[[], None]:
+    """Return what makes a new thread log as the caller does, for the initializer of a pool."""
+    sink = _own_sink.get()
+
+    def adopt() -> None:
+        _own_sink.set(sink)
+
+    return adopt
 
 
 def drain(timeout_ms: int = _DRAIN_TIMEOUT_MS) -> None:
@@ -135,8 +163,8 @@ class LogSink:
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
-    def render(self, _logger: object, method: str, event: MutableMapping[str, Any]) -> str:
-        """Turn an event into its line (a structlog processor)."""
+    def render(self, method: str, event: MutableMapping[str, Any]) -> str:
+        """Turn an event into its line. Raises DropEvent if its level is not wanted."""
         priority = _PRIORITY[method]
         if priority > self.priority_max:
             raise structlog.DropEvent
@@ -159,8 +187,6 @@ class LogSink:
                 self._backlog.append(encoded)
             else:
                 self._dropped += 1
-
-    debug = info = warning = error = critical = exception = write
 
     def drain(self, timeout_ms: int) -> None:
         """Write the backlog; give up when the reader takes nothing for `timeout_ms`."""
@@ -224,7 +250,7 @@ class _StandardLibrary(logging.Handler):
             event["exc_info"] = record.exc_info
         known = method if method in _PRIORITY else "warning"
         with contextlib.suppress(structlog.DropEvent):
-            _sink.write(_sink.render(None, known, event))
+            _sink.write(_sink.render(known, event))
 
 
 def _describe_exception(event: MutableMapping[str, Any], method: str) -> None:
@@ -325,10 +351,21 @@ def _is_journal(descriptor: int, journal_stream: str) -> bool:
 
 
 _sink = LogSink()  # the process has one stderr, so it has one log
+_own_sink: ContextVar[LogSink | None] = ContextVar("relay log", default=None)
 
-structlog.configure(
-    processors=[_sink.render],
-    wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    logger_factory=lambda *_: _sink,
-    cache_logger_on_first_use=True,
-)
+
+class _ContextLog:
+    """Passes events to the sink of the current context (a logger and a processor of structlog)."""
+
+    @staticmethod
+    def render(_logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+        return (_own_sink.get() or _sink).render(method, event)
+
+    @staticmethod
+    def write(line: str) -> None:
+        (_own_sink.get() or _sink).write(line)
+
+    debug = info = warning = error = critical = exception = write
+
+
+_PROCESSORS: list[Any] = [_ContextLog.render]

@@ -16,6 +16,7 @@ import apsw
 
 from relay.clock import Anchor
 from relay.message.lifecycle import FINAL, RecipientState
+from relay.observe.logs import inherit
 from relay.spool.sqlite.last_commit import check_commits, has_log, read_recorded
 from relay.spool.sqlite.migrate import bring_to_version, check_version
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
@@ -123,7 +124,9 @@ class Reader:
         self._path = path
         self._on_damage = on_damage
         self._connection = open_database(path, read_only=True)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
+        self._executor = ThreadPoolExecutor(
+            1, thread_name_prefix="spool-reader", initializer=inherit()
+        )
 
     async def run(self, query: Callable[[apsw.Cursor], T]) -> T:
         """Run `query` in the reader's thread."""

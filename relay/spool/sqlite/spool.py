@@ -17,7 +17,7 @@ from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
 from relay.message.content import Content, LargeContent, memory_part
-from relay.observe.logs import get_logger
+from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
@@ -132,7 +132,9 @@ class SqliteSpool:
         self._queries = reader()
         self._counting = reader()
         # Reads whole large bodies; nothing else waits in this thread.
-        self._checking = ThreadPoolExecutor(1, thread_name_prefix="spool-check")
+        self._checking = ThreadPoolExecutor(
+            1, thread_name_prefix="spool-check", initializer=inherit()
+        )
         self.maintenance = Maintenance(
             self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock
         )

@@ -15,6 +15,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -134,7 +135,10 @@ class Writer:
         self._stopping = False
         self._timer: Timer | None = None  # without a thread
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+        run = copy_context().run  # for the log
+        self._thread = threading.Thread(
+            target=run, args=(self._run,), name="spool-writer", daemon=True
+        )
 
     def start(self) -> None:
         """Start the thread; the running loop gets the results."""

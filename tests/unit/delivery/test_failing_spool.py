@@ -5,13 +5,13 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
-from structlog.testing import capture_logs
 
 from relay.delivery import scheduler
 from relay.delivery.outbound_session import OutboundSession
 from relay.routing.mx_hosts import TemporaryFailure
 from relay.spool.types import SpoolUnavailableError
 from tests.support.journeys import states
+from tests.support.logs import capture_logs
 from tests.support.remote_mx import RemoteMx
 
 SOON_S = 2.0

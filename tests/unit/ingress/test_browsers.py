@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-import structlog.testing
 import uvloop
 
 from relay.ingress.smtp_server import SmtpServer
 from relay.settings.tree import Address
 from tests.support.ingress import Relay
+from tests.support.logs import capture_logs
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 MAIL = (
@@ -64,7 +64,7 @@ async def test_an_http_request_ends_the_session(method: str, spelled: Callable[[
     async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
         reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
         assert (await reader.readline()).startswith(b"220 ")
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             writer.write(f"{spelled(method)} / HTTP/1.1\r\nHost: x\r\n\r\n".encode() + MAIL)
             assert (await reader.readline()).startswith(b"554 5.5.0 ")
             assert await reader.read() == b""
@@ -90,7 +90,7 @@ async def test_binary_data_at_the_start_ends_the_session(begin: bytes, following
     async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
         reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
         assert (await reader.readline()).startswith(b"220 ")
-        with structlog.testing.capture_logs() as logged:
+        with capture_logs() as logged:
             writer.write(begin[: None if following else -2] + following)
             async with asyncio.timeout(10):
                 assert (await reader.readline()).startswith(b"554 5.5.0 ")
@@ -107,7 +107,7 @@ def test_a_client_trusted_by_address_that_talks_early_is_rejected(loop: str) -> 
     async def scenario() -> None:
         relay = Relay()
         async with listening(relay, trusted_networks=("127.0.0.0/8",)) as server:
-            with structlog.testing.capture_logs() as logged:
+            with capture_logs() as logged:
                 said = await all_of(send_before_greeting(server.address, MAIL))
         assert said.startswith(b"554 5.5.0 ")
         assert said.count(b"\r\n") == 1

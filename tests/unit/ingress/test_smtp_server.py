@@ -10,7 +10,6 @@ import stat
 import weakref
 
 import pytest
-import structlog.testing
 
 from relay.accounts.directory import load_accounts
 from relay.clock import ManualClock
@@ -20,6 +19,7 @@ from relay.observe import logs
 from relay.settings.tree import Address
 from tests.support.events import until
 from tests.support.ingress import OPENING, Client, Relay, make_certificate
+from tests.support.logs import capture_logs
 
 MESSAGE = "Subject: hello\r\n\r\ntext\r\n."
 QUICK = SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)
@@ -354,7 +354,7 @@ async def test_an_accepted_message_is_not_logged_as_rejected(listening, tmp_path
 
 async def test_rejected_commands_are_logged(relay, listening):
     client = await Client.connect((await listening()).address)
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         await client.open_transaction()
         assert (await client.say(MESSAGE))[:3] == "250"
         assert (await client.say("MAIL FROM:<no>"))[:3] == "501"
@@ -397,7 +397,7 @@ async def test_wrong_passwords_from_one_address_do_not_block_another(relay, list
     relay.accounts = load_accounts(file, ["example.test"], clock=relay.clock, environ={})
     address = (await listening()).address
     untrusted = {"local_addr": ("127.0.0.2", 0)}
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         for number in range(3):
             client = await Client.connect(address, **untrusted)
             assert (await log_in(client, f"guess {number}")).startswith("535 5.7.8 ")
@@ -414,7 +414,7 @@ async def test_wrong_passwords_from_one_address_do_not_block_another(relay, list
 
 async def test_the_user_name_in_the_log_is_bounded(listening):
     client = await Client.connect((await listening()).address)
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         assert (await log_in(client, "x", user="a\r\nb" * 500)).startswith("535 ")
     (user,) = [one["user"] for one in lines if "user" in one]
     assert user == ("a\r\nb" * 500)[:128]  # the log's renderer removes control characters

@@ -1,14 +1,17 @@
 """The log: one bounded line per event, in three forms, and writing never blocks."""
 
 import asyncio
+import contextvars
 import fcntl
 import json
 import logging
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
 import pytest
+import structlog
 
 from relay.clock import ManualClock
 from relay.observe import logs
@@ -279,3 +282,52 @@ def test_an_error_is_new_again_after_a_success() -> None:
     assert repeated.is_new(OSError("full"))
     repeated.clear()
     assert repeated.is_new(OSError("full"))
+
+
+class TestSeveralLogs:
+    """Each relay of a process can have its own log."""
+
+    @pytest.fixture
+    def own(self):
+        """A second log, and its reader."""
+        reader, sink = Reader(), logs.LogSink()
+        sink.point_at(reader.writing)
+        reader.sink = sink
+        yield reader
+        os.close(reader.reading)
+        os.close(reader.writing)
+
+    def test_a_context_with_a_sink_logs_there(self, reader, own):
+        reader.configure("logfmt")
+        context = contextvars.copy_context()
+        context.run(logs.use, own.sink)
+        context.run(log.warning, "in its own")
+        log.warning("in that of the process")
+        assert "in that of the process" in reader.line()
+        assert "in its own" in own.line()
+
+    def test_tasks_and_threads_inherit_the_sink(self, reader, own):
+        reader.configure("logfmt")
+
+        async def warn():
+            await asyncio.create_task(asyncio.to_thread(log.warning, "to_thread"))
+            with ThreadPoolExecutor(1, initializer=logs.inherit()) as pool:
+                await asyncio.get_running_loop().run_in_executor(pool, log.warning, "pool")
+
+        context = contextvars.copy_context()
+        context.run(logs.use, own.sink)
+        context.run(asyncio.run, warn())
+        assert reader.bytes() == b""
+        assert [line.split("event=")[1] for line in own.lines()] == ["to_thread", "pool"]
+
+    def test_a_program_may_configure_structlog(self, reader):
+        reader.configure("logfmt")
+        before = structlog.get_config()
+        assert not structlog.is_configured()
+        structlog.configure(processors=[structlog.processors.JSONRenderer()])
+        try:
+            logs.get_logger("mailbox").warning("unchanged")
+        finally:
+            structlog.configure(**before)
+            structlog.reset_defaults()
+        assert "event=unchanged" in reader.line()
