@@ -22,7 +22,7 @@ from relay.app.configuration import (
     server_certificates,
 )
 from relay.app.daemon import Daemon, Readiness
-from relay.app.pressure_monitor import PressureMonitor, bounds_of, raise_open_files_limit
+from relay.app.pressure_monitor import PressureMonitor, bounds_of, open_files_limit
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
@@ -313,7 +313,7 @@ class _Composer:
         )  # fmt: skip
         control = Address(path=str(self.settings.control_socket))
         limits = ConnectionLimits(
-            connections=min(CONNECTIONS_MAX, raise_open_files_limit() // _FILES_PER_CONNECTION),
+            connections=min(CONNECTIONS_MAX, open_files_limit() // _FILES_PER_CONNECTION),
             proxy_networks=http.proxy_networks,
         )
         guard = partial(

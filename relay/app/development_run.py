@@ -11,6 +11,7 @@ from relay.app.daemon import BrokenRelayError, write_ready_file
 from relay.app.demonstration import DemonstratedMessage, Follower, demonstrate
 from relay.app.development import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
 from relay.app.development_folder import DevelopmentFolder
+from relay.app.pressure_monitor import raise_open_files_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ async def develop(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    raise_open_files_limit()
     relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
     relay.daemon.on_fault = stop.set
     renewal = asyncio.create_task(relay.certificate.keep_valid())

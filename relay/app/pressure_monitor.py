@@ -57,8 +57,14 @@ def memory_limit_bytes() -> int:
     return min(found)
 
 
-def raise_open_files_limit() -> int:
-    """Raise the soft limit of open files as far as allowed, and return it (getrlimit(2)).
+def open_files_limit() -> int:
+    """Return how many files this process may open (getrlimit(2))."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_open_files_limit() -> None:
+    """Raise the soft limit of open files as far as allowed, for the whole process.
 
     A shell's soft limit is often 1024, for programs that use select(2).
     """
@@ -67,8 +73,6 @@ def raise_open_files_limit() -> int:
     if soft != resource.RLIM_INFINITY and soft < possible:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-            soft = possible
-    return _OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def trim_memory() -> None:

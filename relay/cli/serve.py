@@ -13,6 +13,7 @@ from relay.app.compose import RelayDependencies, compose
 from relay.app.configuration import ActiveConfiguration
 from relay.app.daemon import ServiceManager
 from relay.app.daemon import serve as run
+from relay.app.pressure_monitor import raise_open_files_limit
 from relay.app.state_dir import unusable_state
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
@@ -55,6 +56,7 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
     )
 
     async def serve_until_stopped() -> None:
+        raise_open_files_limit()
         try:
             daemon = compose(settings, sources)
         except ValueError as error:

@@ -24,6 +24,7 @@ from relay.sockets import Listener, open_listener
 _BACKLOG = 1024
 _KEEP_ALIVE_S = 75
 _CANCELLED_GRACE_S = 1.0
+_TURNS_TO_CLOSE = 3  # of the event loop, until a closed connection is lost
 
 
 class HttpServer:
@@ -114,7 +115,7 @@ class HttpServer:
             self._close_sockets()
             return
         self._server.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]
-        self._server.should_exit = True
+        self._server.exiting.set()
         await self._task
         cancelled = tuple(self._server.server_state.tasks)
         if cancelled:
@@ -145,6 +146,7 @@ class _UvicornServer(uvicorn.Server):
         self._handshakes: set[TlsConnection] = set()
         self.tls_contexts: Mapping[socket.socket, ssl.SSLContext] = {}
         self.accepting = asyncio.Event()
+        self.exiting = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -182,10 +184,20 @@ class _UvicornServer(uvicorn.Server):
         self.started = True
         self.accepting.set()
 
+    async def main_loop(self) -> None:
+        """Wait for the end; uvicorn's own loop wakes ten times a second."""
+        await self.exiting.wait()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop serving; a handshake is not waited for."""
+        """Stop serving; a handshake is not waited for, idle connections are closed at once."""
         for server in self.servers:
             server.close()
         for handshake in tuple(self._handshakes):
             handshake.abort()
-        await super().shutdown(sockets)
+        state = self.server_state
+        for connection in tuple(state.connections):
+            connection.shutdown()
+        for _ in range(_TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
+        if state.connections or state.tasks:
+            await super().shutdown(sockets)  # looks ten times a second whether they have ended
