@@ -454,3 +454,8 @@ def rfc3339(time_us: int) -> str:
     """Return `time_us` as RFC 3339 UTC with six fraction digits and Z."""
     seconds, fraction = divmod(time_us, 1_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:06d}Z"
+
+
+def time_us_of(text: str) -> int:
+    """Return the time that rfc3339() wrote as `text`."""
+    return round(datetime.fromisoformat(text).timestamp() * 1_000_000)

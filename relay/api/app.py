@@ -11,7 +11,7 @@ from starlette.responses import Response
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal, principal_of
 from relay.api.development import development_response
 from relay.api.handlers import Handlers
-from relay.api.request_parameters import QUEUE_PARAMETERS, single_values
+from relay.api.request_parameters import LIST_PARAMETERS, QUEUE_PARAMETERS, single_values
 from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits, json_response
@@ -94,8 +94,9 @@ def _readiness(state: PressureState) -> str:
 async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handlers) -> Response:
     match request.segments[2:]:
         case ("messages",):
-            query = _query(request, "GET", "limit", "state")
-            return json_response(await handlers.messages(query, principal))
+            query = _query(request, "GET", *LIST_PARAMETERS)
+            found = handlers.messages(query, principal)
+            return json_response(await request.cancel_on_disconnect(found))
         case ("messages", key):
             _query(request, "GET")
             return json_response(await handlers.message(key, principal))

@@ -6,8 +6,8 @@ operate; if its client disconnects, it stops, and the changes made before that r
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -15,8 +15,11 @@ from starlette.responses import Response
 
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.request_parameters import (
+    MESSAGE_STATES,
     CommandIssuer,
+    bad_state,
     limit_of,
+    message_search_of,
     number_of,
     read_body,
     read_queue_command,
@@ -25,17 +28,20 @@ from relay.api.request_parameters import (
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
-from relay.journeys.journey import is_final
-from relay.message.lifecycle import RecipientState
+from relay.journeys.journey import MessageList, is_final
+from relay.journeys.message_search import FINAL_STATE
 from relay.spool.queue_commands import UNKNOWN_HEADER, Operation
 
+Found = TypeVar("Found")
 WAIT_S_MAX = 300.0
 _WAIT_S = 30.0
 _WAITING_MAX = 200
 _KEY_CHARACTERS = 1000
 # A process of another role writes the submission log without a notification: poll as well.
 _POLL_S = 1.0
-_PAUSE_S = 0.05  # a busy relay changes all the time, and each query reads the spool
+# A busy relay changes all the time, and each query reads the spool: a tenth of the time at most.
+_PAUSE_S_MIN = 0.02
+_COST_FACTOR = 10
 _AGE_S_MAX = 1e9
 
 
@@ -51,16 +57,21 @@ class Handlers:
         self._dependencies = dependencies
         self._waiting = 0
 
-    async def messages(
-        self, query: Mapping[str, str], principal: Principal
-    ) -> list[dict[str, Any]]:
-        """GET /messages?limit=&state=."""
-        state = query.get("state", "")
-        if state and state not in tuple(RecipientState):
-            raise _bad_state(state, tuple(RecipientState))
-        return await self._dependencies.journeys.recent(
-            account=principal.account, state=state, limit=limit_of(query)
+    async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
+        """GET /messages?to=&sender=&subject=&state=&after=&wait=&limit=: {messages, cursor}."""
+        wanted = message_search_of(query, self._dependencies.clock)
+        limit = limit_of(query)
+        wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
+
+        async def search() -> MessageList:
+            return await self._dependencies.journeys.search(
+                wanted, account=principal.account, limit=limit
+            )
+
+        found = await self._wait_until(
+            search, lambda listed: bool(listed.messages), timeout_s=wait_s
         )
+        return {"messages": found.messages, "cursor": str(found.cursor)}
 
     async def message(self, key: str, principal: Principal) -> dict[str, Any]:
         """GET /messages/{id}."""
@@ -76,39 +87,60 @@ class Handlers:
 
         An unknown message is waited for as well. The wait ends when all recipients are final.
         """
-        state = query.get("state", "final")
-        if state not in ("final", *RecipientState):
-            raise _bad_state(state, ("final", *RecipientState))
+        state = query.get("state", FINAL_STATE)
+        if state not in MESSAGE_STATES:
+            raise bad_state(state, MESSAGE_STATES)
         timeout_s = number_of(query, "timeout", default=_WAIT_S, limits=(0, WAIT_S_MAX))
+        found = await self._wait_until(
+            lambda: self._find(key, principal),
+            lambda found: found is not None and (has_reached(found, state) or is_final(found)),
+            timeout_s=timeout_s,
+        )
+        if found is None:
+            raise _unknown(key)
+        return {**found, "reached": has_reached(found, state)}
+
+    async def _wait_until(
+        self,
+        read: Callable[[], Awaitable[Found]],
+        is_enough: Callable[[Found], bool],
+        *,
+        timeout_s: float,
+    ) -> Found:
+        """Return the result of `read` when it is enough or the time is up."""
+        if timeout_s <= 0:
+            return await read()
         if self._waiting >= _WAITING_MAX:
             raise service_unavailable(
                 "ResourceUnhealthy", "Too many requests are waiting already.", retry_after_s=5
             )
         self._waiting += 1
         try:
-            found = await self._wait(key, principal, state=state, timeout_s=timeout_s)
+            return await self._read_repeatedly(read, is_enough, timeout_s=timeout_s)
         finally:
             self._waiting -= 1
-        if found is None:
-            raise _unknown(key)
-        return {**found, "reached": has_reached(found, state)}
 
-    async def _wait(
-        self, key: str, principal: Principal, *, state: str, timeout_s: float
-    ) -> dict[str, Any] | None:
+    async def _read_repeatedly(
+        self,
+        read: Callable[[], Awaitable[Found]],
+        is_enough: Callable[[Found], bool],
+        *,
+        timeout_s: float,
+    ) -> Found:
         clock, loop = self._dependencies.clock, asyncio.get_running_loop()
         deadline = loop.time() + timeout_s  # real time: a client waits
         while True:
             seen = self._dependencies.changes.count
-            found = await self._find(key, principal)
+            began = clock.monotonic()
+            found = await read()
+            pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * (clock.monotonic() - began))
             left_s = deadline - loop.time()  # real time: a client waits
-            is_over = found is not None and (has_reached(found, state) or is_final(found))
-            if is_over or left_s <= 0:
+            if is_enough(found) or left_s <= 0:
                 return found
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
                     await self._dependencies.changes.wait_beyond(seen)
-                    await clock.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
+                    await clock.sleep(pause_s)  # sleeps: reads a burst of events once
 
     async def _find(self, key: str, principal: Principal) -> dict[str, Any] | None:
         if not key or len(key) > _KEY_CHARACTERS:
@@ -166,13 +198,8 @@ class Handlers:
 
 def has_reached(journey: Mapping[str, Any], state: str) -> bool:
     """Return whether a journey is in `state`; "final": whether all recipients are."""
-    return is_final(journey) if state == "final" else bool(journey["state"] == state)
+    return is_final(journey) if state == FINAL_STATE else bool(journey["state"] == state)
 
 
 def _unknown(key: str) -> ApiError:
     return ApiError(404, "ErrorItemNotFound", f"No message is known as {quoted(key)}.")
-
-
-def _bad_state(state: str, choices: tuple[str, ...]) -> ApiError:
-    message = f"state: found {quoted(state)}, expected one of {', '.join(choices)}."
-    return ApiError(400, "BadRequest", message)

@@ -15,6 +15,8 @@ import msgspec
 
 from relay.clock import Clock
 from relay.http.errors import ApiError, quoted
+from relay.journeys.message_search import FINAL_STATE, MessageSearch, parse_cursor
+from relay.message.lifecycle import RecipientState
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 from relay.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
 from relay.spool.types import Selector
@@ -25,6 +27,7 @@ _LIMIT = 100
 _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
 TEXT_CONDITIONS = ("sender", "recipient", "domain", "next_hop", "state")
+LIST_PARAMETERS = ("to", "sender", "subject", "state", "after", "wait", "limit")
 QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "limit")
 
 
@@ -71,6 +74,37 @@ def number_of(
     return number
 
 
+def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
+    """Return the conditions of GET /messages. Raises ApiError 400."""
+    texts = {name: query.get(name, "") for name in ("to", "sender", "subject")}
+    for name, pattern in texts.items():
+        if len(pattern) > _TEXT_CHARACTERS_MAX or (name in query and not pattern):
+            raise _bad(_length_fault(name, pattern))
+    state = query.get("state", "")
+    if state not in ("", *MESSAGE_STATES):
+        raise bad_state(state, MESSAGE_STATES)
+    after = None
+    if (text := query.get("after")) is not None:
+        try:
+            after = parse_cursor(text, now_us=clock.time_us())
+        except ValueError:
+            expected = 'the "cursor" of an earlier answer'
+            raise _bad(f"after: found {quoted(text)}, expected {expected}.") from None
+    return MessageSearch(state=state, after=after, **texts)
+
+
+MESSAGE_STATES = (FINAL_STATE, *RecipientState)
+
+
+def bad_state(state: str, choices: Collection[str]) -> ApiError:
+    """Return the error for an unknown state."""
+    return _bad(f"state: found {quoted(state)}, expected one of {', '.join(choices)}.")
+
+
+def _length_fault(name: str, text: str) -> str:
+    return f"{name}: found {len(text)} letters, expected 1 to {_TEXT_CHARACTERS_MAX}."
+
+
 def selector_of_query(query: Mapping[str, str]) -> Selector:
     """Return the selector of GET /queue; without a condition it selects all entries.
 
@@ -92,11 +126,10 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
     """
     for name, text in texts.items():
         if text is not None and not 0 < len(text) <= _TEXT_CHARACTERS_MAX:
-            expected = f"1 to {_TEXT_CHARACTERS_MAX}"
-            raise _bad(f"{name}: found {len(text)} letters, expected {expected}.")
+            raise _bad(_length_fault(name, text))
     state = texts.get("state")
     if state is not None and state not in LIVE:
-        raise _bad(f"state: found {quoted(state)}, expected one of {', '.join(LIVE)}.")
+        raise bad_state(state, LIVE)
     return {name: text or "" for name, text in texts.items()}
 
 

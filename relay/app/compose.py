@@ -153,7 +153,7 @@ class _Composer:
             pressure=self.pressure,
         )  # fmt: skip
         pickup = self._pickup()
-        journeys = Journeys(self.spool, self.store_log)
+        journeys = Journeys(self.spool, self.store_log, clock=self.clock)
         return Daemon(
             settings=self.settings,
             lock=self.lock,

@@ -17,6 +17,7 @@ from relay.accounts.development import DOMAIN
 from relay.app.commands.send import DraftToSend, send_by_graph
 from relay.app.daemon import Daemon
 from relay.journeys.events import Step
+from relay.journeys.message_search import MessageSearch
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
 from relay.message.lifecycle import FINAL, RecipientState
@@ -86,7 +87,8 @@ class Follower:
         """Return the newest messages, back to one that was seen before."""
         limit = _READ_FIRST
         while True:
-            found = await self._daemon.journeys.recent(account=None, state="", limit=limit)
+            listed = await self._daemon.journeys.search(MessageSearch(), account=None, limit=limit)
+            found = listed.messages
             names = {name_of(journey) for journey in found}
             if len(found) < limit or limit >= READ_MAX or names & self._seen.keys():
                 return found

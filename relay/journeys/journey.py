@@ -5,14 +5,25 @@ account sees its own messages only.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from relay.clock import id_time_us, rfc3339
+from relay.clock import Clock, id_time_us, rfc3339, time_us_of
 from relay.journeys.events import Step
+from relay.journeys.message_search import (
+    SCAN_MAX,
+    FoundMessage,
+    FoundSubmission,
+    ListCursor,
+    MessageSearch,
+    cursor_at,
+)
 from relay.message.envelope import Client
 from relay.message.lifecycle import FINAL, RecipientState
 
-_READ_MAX = 1000  # messages, to find those in one state
+_READ_MAX = 1000  # candidates, to find those that match
+_WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
+_ALL = MessageSearch()
 
 
 class SpoolJourneys(Protocol):
@@ -24,6 +35,15 @@ class SpoolJourneys(Protocol):
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
         """Return queue ids for any of a message's names, newest first."""
+        ...
+
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+    ) -> Sequence[FoundMessage]:
+        """Return messages that match, apart from `after`, newest first; no reports.
+
+        With `since_us` those that were accepted later, with their times.
+        """
         ...
 
 
@@ -40,13 +60,28 @@ class StoreJourneys(Protocol):
         """Return submission ids for any of a submission's names, newest first."""
         ...
 
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+    ) -> Sequence[FoundSubmission]:
+        """Return submissions that may match, newest first; with `since_us` all that are newer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MessageList:
+    """Journeys, newest first, and the cursor behind which later messages are."""
+
+    messages: list[dict[str, Any]]
+    cursor: ListCursor
+
 
 class Journeys:
     """Joins the steps of submission log and spool by submission id."""
 
-    def __init__(self, spool: SpoolJourneys, store: StoreJourneys) -> None:
+    def __init__(self, spool: SpoolJourneys, store: StoreJourneys, *, clock: Clock) -> None:
         self._spool = spool
         self._store = store
+        self._clock = clock
 
     async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
         """Return the newest message that `key` names, or None; only of `account` if it is given.
@@ -56,11 +91,70 @@ class Journeys:
         found = await self._recent(key, account=account, limit=1)
         return found[0] if found else None
 
-    async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest messages, newest first; only those in `state` unless it is ""."""
-        read_max = limit if not state else _READ_MAX
-        found = await self._recent("last", account=account, limit=read_max)
-        return [one for one in found if state in ("", one["state"])][:limit]
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, limit: int
+    ) -> MessageList:
+        """Return the newest messages that match, and the cursor of this moment.
+
+        A message that becomes visible meanwhile is not in the list, but behind the cursor.
+        """
+        since_us = self._clock.time_us() - _WINDOW_US
+        visible = await self._visible(since_us)
+        found: list[dict[str, Any]] = []
+        for candidate in await self._candidates(wanted, account=account, limit=limit):
+            if len(found) == limit:
+                break
+            journey = await self._journey_of(candidate)
+            if journey is None or not wanted.matches(journey):
+                continue
+            at_us = _submitted_us(journey)
+            is_new = at_us > since_us and candidate.name not in visible
+            if not is_new and (
+                wanted.after is None or wanted.after.is_after(candidate.name, at_us)
+            ):
+                found.append(journey)
+        found.sort(key=_known_at, reverse=True)
+        return MessageList(found, cursor_at(since_us, visible))
+
+    async def _visible(self, since_us: int) -> dict[str, int]:
+        """Return the times, by name, of all messages since then."""
+        submissions = await self._store.search(
+            _ALL, account=None, since_us=since_us, limit=SCAN_MAX
+        )
+        messages = await self._spool.search(_ALL, account=None, since_us=since_us, limit=SCAN_MAX)
+        accepted = {one.name: one.at_us for one in messages}
+        return accepted | {one.name: one.at_us for one in submissions}
+
+    async def _candidates(
+        self, wanted: MessageSearch, *, account: str | None, limit: int
+    ) -> list[FoundMessage | FoundSubmission]:
+        """Return the newest messages that may match, each once, newest first.
+
+        The log is read first: what it has as accepted is in the spool by then.
+        """
+        after = wanted.after
+        since_us = after.since_us if after else None
+        read_max = SCAN_MAX if after else max(limit, _READ_MAX)
+        submissions = await self._store.search(
+            wanted, account=account, since_us=since_us, limit=read_max
+        )
+        messages = await self._spool.search(
+            wanted, account=account, since_us=since_us, limit=read_max
+        )
+        if after is not None:
+            submissions = [one for one in submissions if after.is_after(one.name, one.at_us)]
+            newer = {one.name for one in submissions}
+            messages = [one for one in messages if one.name in newer or not one.submission_id]
+        in_spool = {one.name for one in messages}
+        waiting = [one for one in submissions if one.matches and one.name not in in_spool]
+        found: list[FoundMessage | FoundSubmission] = [*messages, *waiting]
+        found.sort(key=lambda one: one.known_us, reverse=True)
+        return found[: max(limit, _READ_MAX)]
+
+    async def _journey_of(self, found: FoundMessage | FoundSubmission) -> dict[str, Any] | None:
+        if isinstance(found, FoundMessage):
+            return await self._by_queue_id(found.queue_id)
+        return await self._by_submission(found.name)
 
     async def _recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
@@ -148,6 +242,15 @@ def _known_at(journey: Mapping[str, Any]) -> tuple[str, str]:
         return rfc3339(accepted_us), queue_id
     sent = [step["at"] for step in journey["steps"] if step["step"] <= Step.NOTIFIED]
     return max(sent, default=""), ""
+
+
+def _submitted_us(journey: Mapping[str, Any]) -> int:
+    """Return when a message was submitted, or received by SMTP."""
+    times = {step["step"]: step["at"] for step in reversed(journey["steps"])}
+    for step in (Step.NOTIFIED, Step.CREATED, Step.POLICY_AND_ROUTING):
+        if step in times:
+            return time_us_of(times[step])
+    return id_time_us(journey["id"] or "") or 0
 
 
 def _draft_of(submission_id: str | None) -> str | None:

@@ -21,6 +21,13 @@ import msgspec
 
 from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.journeys.events import Event, Step
+from relay.journeys.message_search import (
+    CLOCK_MARGIN_US,
+    SCAN_MAX,
+    SUBJECT_CHARACTERS_MAX,
+    FoundSubmission,
+    MessageSearch,
+)
 
 _DAY_US = 86_400_000_000
 _CHUNK_BYTES = 1 << 20
@@ -130,6 +137,13 @@ class SubmissionLog:
         """Return submission ids for any of their names, newest first (StoreJourneys)."""
         return await asyncio.to_thread(self._find, key, account, limit)
 
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+    ) -> Sequence[FoundSubmission]:
+        """Return submissions that may match, newest first (StoreJourneys)."""
+        scan = _Scan(wanted, account, since_us=since_us, limit=limit)
+        return await asyncio.to_thread(scan.read, self._files())
+
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return the number of removed files."""
         before_us = now_at_least_us(self._clock) - keep_days * _DAY_US
@@ -224,6 +238,66 @@ class SubmissionLog:
         return sorted(names, key=lambda path: (path.name[:10], path.name), reverse=True)
 
 
+class _Scan:
+    """Reads the log backwards for a search: all submissions since a time, or those that match."""
+
+    def __init__(
+        self, wanted: MessageSearch, account: str | None, *, since_us: int | None, limit: int
+    ) -> None:
+        self._wanted = wanted
+        self._account = account
+        self._since_us = since_us
+        self._limit = limit
+        self._submitted_us: dict[str, int] = {}
+        self._ended: set[str] = set()  # accepted or withdrawn: recorded later, so read earlier
+        self._found: dict[str, FoundSubmission] = {}
+        self._read = 0
+
+    def read(self, files: Sequence[Path]) -> list[FoundSubmission]:
+        earliest_us = None if self._since_us is None else self._since_us - CLOCK_MARGIN_US
+        for path in files:
+            if earliest_us is not None and path.name[:10] < _day_of(earliest_us):
+                break
+            for line in _lines_backwards(path):
+                if (record := _decoded(line)) is None:
+                    continue
+                if self._has_enough():
+                    return list(self._found.values())
+                is_old = earliest_us is not None and record.get("at_us", earliest_us) < earliest_us
+                if (
+                    is_old and record["step"] > Step.CREATED
+                ):  # a draft may be older than its sending
+                    break
+                self._take(record)
+        return list(self._found.values())
+
+    def _has_enough(self) -> bool:
+        return len(self._found) >= self._limit or self._read >= SCAN_MAX
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        submission_id = record["submission_id"]
+        if record["step"] == Step.NOTIFIED:
+            self._submitted_us[submission_id] = record["at_us"]
+        elif record["step"] == Step.ACCEPTED or "withdrawn" in record:
+            self._ended.add(submission_id)
+        elif record["step"] == Step.CREATED:
+            self._read += 1
+            at_us = self._submitted_us.pop(submission_id, None)
+            if at_us is not None and self._account in (None, record["account"]):
+                self._keep(record, at_us)
+
+    def _keep(self, record: Mapping[str, Any], at_us: int) -> None:
+        submission_id = record["submission_id"]
+        matches = (
+            submission_id not in self._ended
+            and self._wanted.matches_facts(record["sender"], record["subject"])
+            and any(map(self._wanted.matches_address, record["recipients"]))
+        )
+        self._ended.discard(submission_id)
+        if matches if self._since_us is None else at_us > self._since_us:
+            self._found[submission_id] = FoundSubmission(submission_id, at_us, matches)
+
+
 _FACTS = ("graph_id", "account", "sender", "message_id", "subject", "recipients")
 
 
@@ -234,7 +308,7 @@ def _names(facts: SubmissionFacts) -> dict[str, Any]:
         "account": facts.account,
         "sender": facts.sender,
         "message_id": facts.message_id,
-        "subject": facts.subject[:200],
+        "subject": facts.subject[:SUBJECT_CHARACTERS_MAX],
         "recipients": facts.recipients[:_RECIPIENTS_MAX],
     }
 

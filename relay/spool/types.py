@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 from relay.journeys.events import Event
+from relay.journeys.message_search import FoundMessage, MessageSearch
 from relay.message.content import Content, Octets
 from relay.message.envelope import ForwardPath, MessageFacts
 from relay.message.lifecycle import RecipientState
@@ -414,6 +415,16 @@ class Spool(Protocol):
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
         """Return queue ids, newest first, for a queue id, submission id, draft id, Message-ID or
         address, or for "last".
+        """
+        ...
+
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+    ) -> Sequence[FoundMessage]:
+        """Return messages that match, apart from `after`, newest first; no reports.
+
+        With `since_us` those that were accepted later, with their times. The scan is bounded: older
+        messages may be missed.
         """
         ...
 

@@ -58,7 +58,7 @@ def test_no_kill_makes_an_intact_spool_look_damaged(
         die(relay, point)
         sent += point in AT_STOP
     relay.start()
-    listed = relay.graph("GET", "/relay/v1/messages", token="operator").json()
+    listed = relay.graph("GET", "/relay/v1/messages", token="operator").json()["messages"]
     assert len(listed) == len(relay.maildir("bob")) == sent
     assert relay.metric("relay_queue_unaccounted") == 0
     assert relay.faults() == []

@@ -76,7 +76,7 @@ def test_acts_for_opens_nothing_in_the_relays_own_api(relay):
     assert answer.status == 202, answer.body
     journey = f"/relay/v1/messages/{answer.headers['x-relay-message-id']}"
     assert relay.graph("GET", journey, token=token).status == 404
-    assert json.loads(relay.graph("GET", "/relay/v1/messages", token=token).body) == []
+    assert relay.graph("GET", "/relay/v1/messages", token=token).json()["messages"] == []
     found = relay.graph("GET", journey, token="bob").json()
     assert (found["sender"], found["client"]["account"]) == ("bob@example.test", "app@example.test")
 

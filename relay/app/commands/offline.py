@@ -56,7 +56,7 @@ def with_spool_files(
         )
         try:
             await engine.start()
-            return await ask(SpoolFiles(engine, Journeys(engine, log)))
+            return await ask(SpoolFiles(engine, Journeys(engine, log, clock=clock)))
         finally:
             await engine.stop()
 

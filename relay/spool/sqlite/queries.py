@@ -10,13 +10,14 @@ from typing import Any
 import apsw
 import msgspec
 
-from relay.clock import ID_LENGTH, rfc3339
+from relay.clock import ID_LENGTH, first_id_after, id_time_us, rfc3339
 from relay.journeys.events import Event, Step
+from relay.journeys.message_search import CLOCK_MARGIN_US, SCAN_MAX, FoundMessage, MessageSearch
 from relay.message.lifecycle import RecipientState, message_state
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 
-SCAN_MAX = 20_000
+_RECIPIENTS_MAX = 200_000  # rows that one search reads
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 
@@ -167,3 +168,54 @@ def _is_for(cursor: apsw.Cursor, queue_id: str, address: str) -> bool:
         (queue_id, address),
     )
     return row is not None
+
+
+def search(
+    cursor: apsw.Cursor,
+    wanted: MessageSearch,
+    *,
+    account: str | None,
+    since_us: int | None,
+    limit: int,
+) -> list[FoundMessage]:
+    """Scan the newest messages, without reports; older ones may be missed."""
+    found: list[FoundMessage] = []
+    earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
+    rows = cursor.connection.execute(  # a cursor of its own, read only as far as needed
+        "SELECT id, account, reverse_path, subject, submission_id FROM message"
+        " WHERE source <> 'report' AND id > ? ORDER BY id DESC LIMIT ?",
+        (earliest, SCAN_MAX),
+    )
+    recipients_left = _RECIPIENTS_MAX
+    for queue_id, owner, reverse_path, subject, submission_id in rows:
+        if account not in (None, owner) or not wanted.matches_facts(reverse_path, subject):
+            continue
+        if wanted.to or wanted.state:
+            recipients = _recipients(cursor, queue_id, limit=recipients_left)
+            recipients_left -= len(recipients)
+            if not wanted.matches_recipients(recipients):
+                continue
+        at_us = 0 if since_us is None else _accepted_us(cursor, queue_id)
+        if since_us is not None and at_us <= since_us:
+            continue
+        found.append(FoundMessage(queue_id, submission_id, at_us))
+        if len(found) == limit or recipients_left <= 0:
+            break
+    return found
+
+
+def _recipients(cursor: apsw.Cursor, queue_id: str, *, limit: int) -> list[tuple[str, str]]:
+    return fetch(
+        cursor,
+        "SELECT address, state FROM recipient WHERE message_id = ? AND added_by = '' LIMIT ?",
+        (queue_id, limit),
+    )
+
+
+def _accepted_us(cursor: apsw.Cursor, queue_id: str) -> int:
+    row = fetch_one(
+        cursor,
+        "SELECT at_us FROM event WHERE message_id = ? AND step = ? ORDER BY sequence LIMIT 1",
+        (queue_id, int(Step.POLICY_AND_ROUTING)),
+    )
+    return row[0] if row else id_time_us(queue_id) or 0

@@ -16,6 +16,7 @@ import apsw
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
+from relay.journeys.message_search import FoundMessage, MessageSearch
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
@@ -305,6 +306,14 @@ class SqliteSpool:
         """Spool.find_queue_ids."""
         return await self._queries.run(
             lambda c: queries.find_queue_ids(c, key, account=account, limit=limit)
+        )
+
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+    ) -> Sequence[FoundMessage]:
+        """Spool.search."""
+        return await self._queries.run(
+            lambda c: queries.search(c, wanted, account=account, since_us=since_us, limit=limit)
         )
 
     def load(self) -> SpoolLoad:

@@ -12,6 +12,8 @@ import pytest
 from relay.accounts.account import Account, Role
 from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app, handlers
 from relay.clock import SystemClock
+from relay.journeys.journey import MessageList
+from relay.journeys.message_search import ListCursor, MessageSearch
 from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
@@ -36,7 +38,8 @@ ACCOUNTS = {
 def a_journey(*states: str, name: str = "q1") -> dict[str, Any]:
     recipients = [{"address": f"{n}@a.test", "state": state} for n, state in enumerate(states)]
     state = states[0] if states else "queued"
-    return {"id": name, "message_id": "<m@a.test>", "state": state, "recipients": recipients}
+    facts = {"id": name, "message_id": "<m@a.test>", "sender": "", "subject": ""}
+    return {**facts, "state": state, "recipients": recipients}
 
 
 @dataclass
@@ -54,9 +57,17 @@ class Records:
         owner, journey = self.known.get(key, ("", None))
         return journey if account in (None, owner) else None
 
-    async def recent(self, *, account: str | None, state: str, limit: int) -> list[dict[str, Any]]:
-        self.asked.append((account, state, limit))
-        return [journey for owner, journey in self.known.values() if account in (None, owner)]
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, limit: int
+    ) -> MessageList:
+        self.asked.append((account, wanted, limit))
+        self.looks.put_nowait("list")
+        found = [
+            journey
+            for owner, journey in self.known.values()
+            if account in (None, owner) and wanted.matches(journey)
+        ]
+        return MessageList(found, ListCursor(5))
 
     async def list(self, selector: Selector, *, limit: int) -> EntryList:
         if self.fault:
@@ -152,7 +163,7 @@ async def test_an_account_sees_its_own_messages_only(
         never = await api.get("/relay/v1/messages/q2", token)
         assert answer.json()["error"]["code"] == never.json()["error"]["code"]
     recent = (await api.get("/relay/v1/messages", token)).json()
-    assert recent == ([journey] if seen else [])
+    assert recent == {"messages": [journey] if seen else [], "cursor": str(ListCursor(5))}
 
 
 @pytest.mark.parametrize("name", ["%3Cm%2Fx@a.test%3E", "m%2Fx@a.test"])
@@ -162,9 +173,44 @@ async def test_a_message_id_with_or_without_brackets(api: ApiClients, name: str)
 
 
 async def test_the_newest_messages(api: ApiClients) -> None:
-    await api.get("/relay/v1/messages?limit=5&state=deferred")
+    after = ListCursor(1_700_000_000_000_000)
+    asked = {"to": "*@a.test", "sender": "a@b", "subject": "s", "state": "final", "after": after}
+    await api.get("/relay/v1/messages?" + urlencode(asked | {"limit": 5, "wait": 0}))
     await api.get("/relay/v1/messages", "watcher")
-    assert api.records.asked == [("alice@example.test", "deferred", 5), (None, "", 100)]
+    assert api.records.asked == [
+        ("alice@example.test", MessageSearch(**asked), 5),
+        (None, MessageSearch(), 100),
+    ]
+
+
+async def test_a_list_waits_for_a_match(api: ApiClients) -> None:
+    wait = asyncio.create_task(api.get("/relay/v1/messages?to=0@a.test&wait=60"))
+    await api.records.looks.get()
+    api.records.known["q2"] = ("alice@example.test", a_journey())
+    api.changes.notify()
+    await api.records.looks.get()
+    assert not wait.done()
+    found = a_journey("queued")
+    api.records.known["q1"] = ("alice@example.test", found)
+    api.changes.notify()
+    async with asyncio.timeout(10):
+        answer = await wait
+    assert answer.json()["messages"] == [found]
+
+
+async def test_a_list_without_a_match_is_empty_after_its_time(api: ApiClients) -> None:
+    async with asyncio.timeout(10):
+        answer = await api.get("/relay/v1/messages?to=x@a.test&wait=0.05")
+    assert (answer.status_code, answer.json()["messages"]) == (200, [])
+
+
+async def test_waiting_lists_are_limited(api: ApiClients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "_WAITING_MAX", 1)
+    wait = asyncio.create_task(api.get("/relay/v1/messages?wait=60"))
+    await api.records.looks.get()
+    assert code(await api.get("/relay/v1/messages?wait=60")) == (503, "ResourceUnhealthy")
+    assert (await api.get("/relay/v1/messages")).status_code == 200
+    wait.cancel()
 
 
 @pytest.mark.parametrize(
@@ -174,6 +220,12 @@ async def test_the_newest_messages(api: ApiClients) -> None:
         ("/messages?limit=nan", "limit"),
         ("/messages?state=sent", "state"),
         ("/messages?stat=queued", "stat"),
+        ("/messages?after=xyz", "after"),
+        ("/messages?after=", "after"),
+        ("/messages?wait=301", "wait"),
+        ("/messages?wait=-1", "wait"),
+        ("/messages?to=", "to"),
+        ("/messages?subject=" + "a" * 1001, "subject"),
         ("/messages?limit=1&limit=2", "limit"),
         ("/messages/q1?x=1", "x"),
         ("/messages/q1/wait?timeout=301", "timeout"),

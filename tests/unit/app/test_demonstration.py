@@ -8,6 +8,7 @@ import pytest
 from relay.api import ChangeNotifier
 from relay.app.demonstration import Follower, is_settled
 from relay.clock import ManualClock
+from relay.journeys.message_search import MessageSearch
 
 
 class Journeys:
@@ -17,10 +18,10 @@ class Journeys:
         self.all = []
         self.limits = []
 
-    async def recent(self, *, account, state, limit):
-        assert (account, state) == (None, "")
+    async def search(self, wanted, *, account, limit):
+        assert (wanted, account) == (MessageSearch(), None)
         self.limits.append(limit)
-        return list(reversed(self.all))[:limit]
+        return SimpleNamespace(messages=list(reversed(self.all))[:limit])
 
 
 def journey(name, *steps, state="delivered", sender="alice@example.test"):

@@ -1,0 +1,170 @@
+"""Search conditions of the message list, and its cursor.
+
+Both are values: the spool and the submission log use them to find candidates, Journeys to decide.
+"""
+
+import base64
+import fnmatch
+import hashlib
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from relay.clock import id_time_us
+from relay.message.lifecycle import FINAL
+
+FINAL_STATE = "final"  # all recipients are in final states
+SCAN_MAX = 20_000  # messages that one search reads, newest first
+SUBJECT_CHARACTERS_MAX = 200  # of a subject are kept in histories
+# An event is visible at most this long after its time; a message becomes visible with its first.
+CLOCK_MARGIN_US = 60_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ListCursor:
+    """The moment of a message list: behind it are the messages that were first submitted or
+    accepted later.
+
+    Times alone cannot say this, because a message is visible a little later than its time. So the
+    cursor has a time shortly before the moment, and digests of the messages that were visible at
+    the moment and are newer than this time.
+    """
+
+    since_us: int
+    seen: frozenset[bytes] = frozenset()
+
+    def is_after(self, name: str, at_us: int) -> bool:
+        """Whether a message is behind the cursor; `name` is its submission id or queue id."""
+        return at_us > self.since_us and _digest(name) not in self.seen
+
+    def __str__(self) -> str:
+        """Return the text of the API."""
+        octets = struct.pack(">Q", self.since_us) + b"".join(sorted(self.seen))
+        return base64.urlsafe_b64encode(octets).decode().rstrip("=")
+
+
+_DIGEST_BYTES = 5
+_TIME_BYTES = 8
+SEEN_MAX = 200  # digests in a cursor: 1,350 characters
+
+
+def cursor_at(since_us: int, visible: Mapping[str, int]) -> ListCursor:
+    """Return the cursor for the moment at which these were the messages newer than `since_us`.
+
+    `visible` has their times by name. If there are very many, the time of the cursor is later.
+    """
+    newest = sorted(visible.items(), key=lambda one: one[1], reverse=True)
+    if len(newest) > SEEN_MAX:
+        since_us = newest[SEEN_MAX][1]
+    seen = [_digest(name) for name, at_us in newest if at_us > since_us]
+    return ListCursor(since_us, frozenset(seen))
+
+
+def parse_cursor(text: str, *, now_us: int) -> ListCursor:
+    """Return the cursor. Raises ValueError for a text that is not one, or is from the future."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{11,2000}", text, re.ASCII) or len(text) % 4 == 1:
+        raise ValueError("not a cursor")
+    octets = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    seen = octets[_TIME_BYTES:]
+    (since_us,) = struct.unpack_from(">Q", octets)
+    if len(seen) % _DIGEST_BYTES or since_us > now_us + CLOCK_MARGIN_US:
+        raise ValueError("not a cursor")
+    starts = range(0, len(seen), _DIGEST_BYTES)
+    return ListCursor(since_us, frozenset(seen[at : at + _DIGEST_BYTES] for at in starts))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSearch:
+    """What a message must match; "" matches all.
+
+    `to`, `sender` and `subject` are patterns of the whole value, without regard to case: `*` is any
+    text, `?` one character. A message is in `state` if one of its recipients is, and "final" if all
+    are; with `to`, only the recipients that it matches count.
+    """
+
+    to: str = ""
+    sender: str = ""
+    subject: str = ""
+    state: str = ""
+    after: ListCursor | None = None
+
+    def matches_facts(self, sender: str, subject: str) -> bool:
+        """Whether sender and subject match."""
+        wanted = self.subject
+        if not set(wanted) & set("*?"):
+            wanted = wanted[:SUBJECT_CHARACTERS_MAX]
+        return _matches(self.sender, sender or "<>") and _matches(wanted, subject)
+
+    def matches_address(self, address: str) -> bool:
+        """Whether a recipient matches `to`."""
+        return _matches(self.to, address)
+
+    def matches_recipients(self, recipients: Iterable[tuple[str, str]]) -> bool:
+        """Whether (address, state) pairs match `to` and `state`."""
+        if not self.to and not self.state:
+            return True
+        states = (state for address, state in recipients if self.matches_address(address))
+        if self.state != FINAL_STATE:
+            return any(self.state in ("", state) for state in states)
+        is_any = False
+        for state in states:
+            if state not in FINAL:
+                return False
+            is_any = True
+        return is_any
+
+    def matches(self, journey: Mapping[str, Any]) -> bool:
+        """Whether a journey matches, apart from `after`."""
+        pairs = ((one["address"], one["state"]) for one in journey["recipients"])
+        return self.matches_facts(
+            journey["sender"], journey["subject"]
+        ) and self.matches_recipients(pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundMessage:
+    """A message in the spool, accepted at `at_us`, or 0 if that was not asked for."""
+
+    queue_id: str
+    submission_id: str
+    at_us: int = 0
+
+    @property
+    def name(self) -> str:
+        """The submission id, or the queue id of a message that was received by SMTP."""
+        return self.submission_id or self.queue_id
+
+    @property
+    def known_us(self) -> int:
+        """The time that its queue id contains."""
+        return id_time_us(self.queue_id) or 0
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSubmission:
+    """A submission in the log. `matches`: it may match, and is not accepted yet."""
+
+    name: str
+    at_us: int
+    matches: bool
+
+    @property
+    def known_us(self) -> int:
+        """When it was submitted."""
+        return self.at_us
+
+
+def _matches(pattern: str, value: str) -> bool:
+    return not pattern or _compiled(pattern).match(value.casefold()) is not None
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(pattern.casefold().replace("[", "[[]")))

@@ -1,0 +1,59 @@
+"""GET /relay/v1/messages of a running relay: conditions, waiting, and cursors."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlencode
+
+from tests.support.relay_process import OPERATOR, RelayProcess
+
+
+def listed(relay: RelayProcess, *, token: str = OPERATOR, **query: Any) -> dict[str, Any]:
+    answer = relay.graph("GET", "/relay/v1/messages?" + urlencode(query), token=token)
+    assert answer.status == 200, answer.body
+    return dict(answer.json())
+
+
+def subjects(found: dict[str, Any]) -> list[str]:
+    return [one["subject"] for one in found["messages"]]
+
+
+def test_a_test_finds_its_own_mail_only(relay: RelayProcess) -> None:
+    bob = "bob@example.test"
+    for number in range(3):  # one after the other, as tests are
+        cursor = listed(relay, limit=1)["cursor"]
+        relay.send_mail(to=[bob], subject=f"graph {number}")
+        relay.submit("alice@example.test", [bob], f"Subject: smtp {number}\r\n\r\nx\r\n".encode())
+        found = listed(relay, after=cursor, to=bob, subject="graph *", wait=20)
+        assert subjects(found) == [f"graph {number}"]
+        both = listed(relay, after=cursor, to=bob)
+        assert sorted(subjects(both)) == [f"graph {number}", f"smtp {number}"]
+        assert subjects(listed(relay, after=both["cursor"])) == []
+        final = listed(relay, after=cursor, to=bob, subject="smtp *", state="final", wait=20)
+        assert final["messages"][0]["recipients"][0]["state"] == "delivered"
+
+
+def test_a_request_waits_for_mail_that_comes_later(relay: RelayProcess) -> None:
+    cursor = listed(relay)["cursor"]
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(listed, relay, after=cursor, sender="late@example.test", wait=20)
+        relay.submit("early@example.test", ["bob@example.test"])
+        relay.submit("late@example.test", ["bob@example.test"], b"Subject: late\r\n\r\nx\r\n")
+        assert subjects(waiting.result()) == ["late"]
+
+
+def test_nothing_that_matches_is_an_empty_list(relay: RelayProcess) -> None:
+    found = listed(relay, subject="no such subject", wait=0.2)
+    assert found["messages"] == []
+
+
+def test_an_account_lists_its_own(relay: RelayProcess) -> None:
+    cursor = listed(relay, token="bob")["cursor"]
+    relay.send_mail(to=["bob@example.test"], subject="of alice")
+    assert subjects(listed(relay, after=cursor, token="alice")) == ["of alice"]
+    assert subjects(listed(relay, after=cursor, token="bob")) == []
+
+
+def test_an_unusable_cursor_is_named(relay: RelayProcess) -> None:
+    answer = relay.graph("GET", "/relay/v1/messages?after=yesterday", token=OPERATOR)
+    assert answer.status == 400
+    assert "after: found 'yesterday'" in answer.json()["error"]["message"]
