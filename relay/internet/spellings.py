@@ -12,7 +12,7 @@ from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
 MARK = "test recipient of relay dev"
-GREYLISTED_S = 30.0
+GREYLISTED_S = 10.0
 DELAY_S_MAX = 300
 
 _TEXT_MAX = 200
@@ -154,7 +154,7 @@ def _reply(code: str, status: str | None = None, text: str = "") -> str:
 
 _OWN = {
     "grey": Spelling(
-        Manner.GREYLIST, _reply("451", "4.7.1", "Greylisted, try again in 30 seconds")
+        Manner.GREYLIST, _reply("451", "4.7.1", "Greylisted, try again in 10 seconds")
     ),
     "drop": Spelling(Manner.DROP),
     "timeout": Spelling(Manner.STALL),

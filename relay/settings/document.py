@@ -282,7 +282,11 @@ class Document:
 
 def read_document(file: Path) -> Document:
     """Read `file`. Raises SettingsError."""
-    text = _read_text(file)
+    return parse_document(file, read_text(file))
+
+
+def parse_document(file: Path, text: str) -> Document:
+    """Return the document `text`; its faults name it `file`. Raises SettingsError."""
     try:
         table = tomllib.loads(text)
         return Document(file, table, locate(text))
@@ -293,7 +297,8 @@ def read_document(file: Path) -> Document:
         raise SettingsError([fault]) from None
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Return the text of a settings file. Raises SettingsError."""
     try:
         if not file.is_file():
             found = "no regular file" if file.exists() else "no such file"

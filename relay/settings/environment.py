@@ -1,8 +1,8 @@
 """Read the environment of the process, and find the files that are installed with Relay.
 
 os.environ is read only here. An unset variable is "". See sd_notify(3), systemd.exec(5) on
-JOURNAL_STREAM, and no-color.org. shipped() finds `policies` and `conf` in a checkout and in an
-installed wheel.
+JOURNAL_STREAM, and no-color.org. shipped() finds `policies`, `scenarios` and `conf` in a checkout
+and in an installed wheel.
 """
 
 import os

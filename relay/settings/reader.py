@@ -46,9 +46,14 @@ class _InvalidValueError(Exception):
 
 
 class DocumentReader:
-    """Reads one document; paths are relative to `base`."""
+    """Reads one document; paths are relative to `base`.
 
-    def __init__(self, document: Document, *, base: Path, environ: Mapping[str, str]) -> None:
+    Without `environ` nothing is replaced: the text may be that of anybody who can send a request.
+    """
+
+    def __init__(
+        self, document: Document, *, base: Path, environ: Mapping[str, str] | None
+    ) -> None:
         self.document = document
         self.faults: list[Fault] = []
         self.read: list[tuple[KeyPath, object]] = []
@@ -142,7 +147,7 @@ class DocumentReader:
         is_secret = get_origin(hint) is Annotated and Secret in get_args(hint)
         try:
             value = raw
-            if isinstance(raw, str) and has_reference(raw):
+            if self._environ is not None and isinstance(raw, str) and has_reference(raw):
                 value = expand(raw, base=self._base, environ=self._environ)
                 if not _wants_text(hint):
                     value = _number_or_word(value)
@@ -221,12 +226,14 @@ def _sizes(expected: Size) -> str:
     return f"{'0, or ' if expected.or_zero else ''}a size of {least} to 1024 TiB"
 
 
-def _read_choice(choices: tuple[str, ...], value: object) -> object:
-    if value in choices:
-        return value
-    near = difflib.get_close_matches(str(value), choices, n=1)
+def _read_choice(choices: tuple[str | int, ...], value: object) -> object:
+    for choice in choices:
+        if type(value) is type(choice) and value == choice:
+            return choice
+    names = [str(choice) for choice in choices if choice != ""]
+    near = difflib.get_close_matches(str(value), names, n=1)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
-    raise ValueError(f"one of {', '.join(choices)}{hint}")
+    raise ValueError(f"one of {', '.join(names)}{hint}")
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:

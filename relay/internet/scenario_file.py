@@ -1,0 +1,244 @@
+"""Read scenarios: TOML files, the shipped ones by name, and what a request brings.
+
+All faults of a scenario are reported together, each with its line, as those of relay.toml. Nothing
+in a scenario names a file or a variable of the environment. The format is in docs/internet.md.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from relay.internet.scenario import (
+    WITH_RECIPIENTS,
+    MxHost,
+    RateLimit,
+    RemoteDomain,
+    Scenario,
+    ScriptedReply,
+    wire_reply,
+)
+from relay.settings.document import (
+    Document,
+    Fault,
+    KeyPath,
+    SettingsError,
+    counted,
+    parse_document,
+    read_text,
+    shown,
+)
+from relay.settings.environment import shipped
+from relay.settings.reader import DocumentReader
+
+SCENARIO_BYTES_MAX = 256 * 1024
+DOMAINS_MAX = 100
+HOSTS_MAX = 100  # each has an address and a listener of its own
+REPLIES_MAX = 1000
+GRAPH_FAULTS_MAX = 100
+RATE_MAX = 10_000
+DELAY_S_MAX = 3600.0
+_GLOB_CHARACTERS_MAX = 200
+_UNNAMED = Path("scenario")
+_WITH_SENDER = WITH_RECIPIENTS | {"MAIL"}
+_VERBS_OF_ACTION = {"bad-certificate": "STARTTLS", "servfail": "DNS", "nxdomain": "DNS"}
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioText:
+    """A scenario, and the TOML text that says the same."""
+
+    scenario: Scenario
+    toml: str
+
+
+EMPTY = ScenarioText(Scenario(), "")
+
+
+def read_scenarios(names: Sequence[str]) -> ScenarioText:
+    """Return the scenario of files (PATH.toml) and of shipped names, all together.
+
+    After a shipped name, ":REPLY" makes every recipient of its domains get that reply. Raises
+    SettingsError.
+    """
+    found = [_named(name) for name in names]
+    if not found:
+        return EMPTY
+    if len(found) == 1:
+        return found[0]
+    table: dict[str, Any] = {}
+    for one in found:
+        for key, value in tomllib.loads(one.toml).items():
+            table[key] = [*table.get(key, ()), *value] if isinstance(value, list) else value
+    return scenario_of(table, Path(" ".join(names)))
+
+
+def parse_scenario(text: str, file: Path = _UNNAMED) -> ScenarioText:
+    """Return the scenario of a TOML text; its faults name it `file`. Raises SettingsError."""
+    if len(text.encode()) > SCENARIO_BYTES_MAX:
+        message = f"found more than {SCENARIO_BYTES_MAX // 1024} KiB, expected a smaller scenario"
+        raise SettingsError([Fault(file, 0, "", message)])
+    return ScenarioText(_checked(parse_document(file, text)), text)
+
+
+def scenario_of(table: Mapping[str, Any], file: Path = _UNNAMED) -> ScenarioText:
+    """Return the scenario of a table with the keys of a file. Raises SettingsError."""
+    scenario = _checked(Document(file, table, {}))
+    return ScenarioText(scenario, tomlkit.dumps(table))
+
+
+def shipped_scenarios() -> dict[str, Path]:
+    """Return the scenarios that are installed with Relay, by name."""
+    return {file.stem: file for file in sorted(shipped("scenarios").glob("*.toml"))}
+
+
+def _named(name: str) -> ScenarioText:
+    if "/" in name or name.endswith(".toml"):
+        return parse_scenario(read_text(Path(name)), Path(name))
+    name, _, reply = name.partition(":")
+    known = shipped_scenarios()
+    if name not in known:
+        message = f"found no scenario of this name, expected PATH.toml or {', '.join(known)}"
+        raise SettingsError([Fault(Path(name), 0, "", message)])
+    found = parse_scenario(read_text(known[name]), known[name])
+    return _always(found, reply, known[name]) if reply else found
+
+
+def _always(text: ScenarioText, reply: str, file: Path) -> ScenarioText:
+    """Return a scenario whose domains give the reply of this name to every recipient."""
+    table = tomllib.loads(text.toml)
+    names = [one["name"] for domain in table["domain"] for one in domain["reply"]]
+    if reply not in names:
+        message = f"found no reply {shown(reply)}, expected one of {', '.join(names)}"
+        raise SettingsError([Fault(file, 0, "", message)])
+    for domain in table["domain"]:
+        first = [{**one, "recipient": "*"} for one in domain["reply"] if one["name"] == reply]
+        domain["reply"] = [*first, *domain["reply"]]
+    return scenario_of(table, file)
+
+
+def _checked(document: Document) -> Scenario:
+    reader = DocumentReader(document, base=Path(), environ=None)
+    values = reader.fields(Scenario, document.table, ())
+    faults = list(reader.faults)
+    for path, made in reader.read:
+        for key, message in _faults_in(made):
+            place = (*path, *key)
+            faults.append(document.fault(place, message))
+    scenario = Scenario(**values)
+    faults += [document.fault(path, message) for path, message in _faults_of(scenario)]
+    if faults:
+        raise SettingsError(faults)
+    return _with_wire_replies(scenario)
+
+
+def _with_wire_replies(scenario: Scenario) -> Scenario:
+    return replace(
+        scenario,
+        domain=tuple(
+            replace(
+                one,
+                reply=tuple(
+                    replace(each, reply=wire_reply(each.reply)) if each.reply else each
+                    for each in one.reply
+                ),
+                limit=tuple(replace(each, reply=wire_reply(each.reply)) for each in one.limit),
+            )
+            for one in scenario.domain
+        ),
+    )
+
+
+def _faults_in(made: object) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the faults of one table, with their keys in it."""
+    match made:
+        case ScriptedReply():
+            yield from _faults_of_reply(made)
+        case RateLimit():
+            yield from _faults_of_limit(made)
+        case RemoteDomain():
+            yield from _faults_of_domain(made)
+        case MxHost():
+            yield from _delays(made, "latency")
+
+
+def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
+    if bool(reply.reply) == bool(reply.action) and not (reply.delay and not reply.reply):
+        found = "both" if reply.reply else "neither"
+        yield (), f"found {found} reply and action, expected one of them (or a delay)"
+    if reply.reply:
+        yield from _faults_of_text(reply.reply, reply.verb)
+    needed = _VERBS_OF_ACTION.get(reply.action)
+    if needed and reply.verb != needed:
+        yield ("action",), f'found "{reply.action}", expected it only with the verb {needed}'
+    if reply.verb == "DNS" and (reply.reply or reply.delay or reply.action == "drop"):
+        yield ("verb",), 'found "DNS", expected the action servfail, nxdomain or stall'
+    for key, verbs in (("recipient", WITH_RECIPIENTS), ("sender", _WITH_SENDER)):
+        glob = getattr(reply, key)
+        if glob and reply.verb not in verbs:
+            yield (key,), f"found {shown(glob)}, expected it only with {_listed(verbs)}"
+        if len(glob) > _GLOB_CHARACTERS_MAX:
+            yield (key,), f"found {len(glob)} characters, expected {_GLOB_CHARACTERS_MAX} at most"
+    if "@" in reply.recipient:
+        yield (
+            ("recipient",),
+            f"found {shown(reply.recipient)}, expected the part before the @ only",
+        )
+    yield from _delays(reply, "delay")
+
+
+def _faults_of_text(text: str, verb: str) -> Iterator[tuple[KeyPath, str]]:
+    try:
+        wire = wire_reply(text)
+    except ValueError as error:
+        yield ("reply",), f"found {shown(text)}, expected {error}"
+        return
+    if wire[0] == "3" and verb != "DATA":
+        yield ("reply",), f"found {shown(text)}, expected a code of 2yz, 4yz or 5yz"
+
+
+def _faults_of_limit(limit: RateLimit) -> Iterator[tuple[KeyPath, str]]:
+    given = [one for one in (limit.connections, limit.messages, limit.recipients) if one]
+    if len(given) != 1:
+        yield (), f"found {len(given)} of connections, messages and recipients, expected one"
+    elif limit.rate[0] > RATE_MAX:
+        yield (), f"found a limit of {limit.rate[0]}, expected at most {RATE_MAX}"
+    yield from _faults_of_text(limit.reply, limit.verb)
+
+
+def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
+    if domain.null_mx and domain.mx:
+        yield ("mx",), f"found {counted(len(domain.mx), 'host')} and null_mx, expected one of them"
+    yield from _delays(domain, "latency", "greylist")
+
+
+def _delays(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
+    for key in keys:
+        if getattr(made, key) > DELAY_S_MAX:
+            yield (key,), f"found {getattr(made, key):g} seconds, expected an hour at most"
+
+
+def _faults_of(scenario: Scenario) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the faults that concern several tables."""
+    replies = sum(len(one.reply) + len(one.limit) for one in scenario.domain)
+    hosts = {each.host for one in scenario.domain for each in one.hosts}
+    for key, number, most, noun in (
+        ("domain", len(scenario.domain), DOMAINS_MAX, "domain"),
+        ("domain", len(hosts), HOSTS_MAX, "host"),
+        ("domain", replies, REPLIES_MAX, "reply"),
+        ("graph", len(scenario.graph), GRAPH_FAULTS_MAX, "fault"),
+    ):
+        if number > most:
+            yield (key,), f"found {counted(number, noun)}, expected at most {most}"
+    first: dict[str, int] = {}
+    for index, domain in enumerate(scenario.domain):
+        for name in domain.names:
+            if first.setdefault(name, index) != index:
+                yield ("domain", index), f'found "{name}" a second time, expected each name once'
+
+
+def _listed(verbs: frozenset[str]) -> str:
+    return ", ".join(sorted(verbs))
