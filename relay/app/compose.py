@@ -73,7 +73,7 @@ class RelayDependencies:
     `rules` gives those in force. Without `resolver`, the configured name servers. With `hosts`, the
     front door answers only requests for these, for loopback names and for http.public_url.
     Without `certificates`, those that the settings name are loaded. `development` are the actions
-    that only the API of a development relay has.
+    that only the API of a development relay has; with it, captured mail is put into mailboxes.
     """
 
     accounts: AccountDirectory
@@ -134,7 +134,10 @@ class _Composer:
             hostname=settings.hostname, limits_of=self._limits_of,
             dead_letter=settings.state_dir / DEAD_LETTER,
         )  # fmt: skip
-        self.spool = spool.open(settings, clock=clock, crash=self.crash, metrics=self.metrics)
+        self.spool = spool.open(
+            settings, clock=clock, crash=self.crash, metrics=self.metrics,
+            delivers_captured=sources.development is not None,
+        )  # fmt: skip
         undo.callback(self.spool.close)
         self.reporter = Reporter(
             hostname=settings.hostname, clock=clock, ids=self.ids,
@@ -223,8 +226,11 @@ class _Composer:
             unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
             waited_s=schedule.waited_s,
         )
+        local = LocalDelivery(
+            self.store, self.table, delivers_captured=self.sources.development is not None
+        )
         return DeliveryScheduler(
-            self.spool, recorder, contents, local=LocalDelivery(self.store, self.table),
+            self.spool, recorder, contents, local=local,
             resolver=self.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(delivery.max_connections, self.metrics.connections),
             active_queue=ActiveQueue(),

@@ -71,7 +71,7 @@ class DevelopmentOptions:
 
     `hosts` are names, in addition to those of loopback, that the Host header of HTTP requests may
     contain, and that the certificate has. The certificate authority is kept in `ca_dir`; if that is
-    None or cannot be written, it is that of this relay alone.
+    None or cannot be written, it is that of this relay alone. `crash_at` is for crash tests.
     """
 
     http: Address
@@ -79,6 +79,7 @@ class DevelopmentOptions:
     smtp: Address
     ca_dir: Path | None = None
     hosts: tuple[str, ...] = ()
+    crash_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class DevelopmentRelay:
             # A web page of another site could create an account otherwise, by DNS rebinding.
             hosts=options.hosts,
             certificates=ListenerCertificates((None,), self.certificate.server),
+            crash_at=options.crash_at,
             development=self,
         )
         self.daemon: Daemon = compose(settings, sources, clock=self.clock)

@@ -128,7 +128,11 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
         options[name] = options[name] or Address("127.0.0.1", 0 if options["once"] else port)
     data_home = environment.data_home
     run = RunOptions(**{name: options.pop(name) for name in ("once", "exit_after", "ready_file")})
-    plan = DevelopmentOptions(**options, ca_dir=data_home / "relay/ca" if data_home else None)
+    plan = DevelopmentOptions(
+        **options,
+        ca_dir=data_home / "relay/ca" if data_home else None,
+        crash_at=environment.crash_at,
+    )
     place = open_folder(folder)
     view = _JsonView() if context.json else _TextView(place)
     try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from relay.delivery.fair_queue import ClaimQueue
-from relay.message.nexthop import HopKind, NextHop
+from relay.message.nexthop import HERE, NextHop
 from relay.spool.types import Claim, Key, PriorityLevel
 
 ACTIVE_QUEUE_CLAIMS = 2000
@@ -106,7 +106,7 @@ class ActiveQueue:
 
     def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
         """The priority level for mail that is accepted now and would have the level `lane`."""
-        if next_hop in self._reached or next_hop.kind is HopKind.LOCAL:
+        if next_hop in self._reached or next_hop.kind in HERE:
             return level
         is_too_much = (
             self._unreached_claims >= max(1, self._claims_max // _UNREACHED_PART)
@@ -177,11 +177,7 @@ class ActiveQueue:
 
     def _add_unreached(self, claim: Claim) -> None:
         hop = claim.next_hop
-        if (
-            claim.level is PriorityLevel.UNREACHABLE
-            or hop.kind is HopKind.LOCAL
-            or hop in self._reached
-        ):
+        if claim.level is PriorityLevel.UNREACHABLE or hop.kind in HERE or hop in self._reached:
             return
         if claim.attempts:  # the last attempt reached a host, perhaps before a restart
             self.mark_reached(hop)

@@ -14,6 +14,7 @@ from relay.journeys.events import Event, Step
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.outcome import (
     INTERNAL_ERROR,
+    Captured,
     DeferralClass,
     Deferred,
     Delivered,
@@ -74,6 +75,9 @@ def result_of_attempt(
 ) -> AttemptResult:
     """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
     next hop answered, so its mail waits at the unreachable priority level.
+
+    Recipients of an entry are captured together: if one of them waits, so do those that have their
+    copy, and the next attempt finds it.
     """
     failed = tuple(
         _reported(claim, recipient, outcome.evidence, at_us=time.at_us)
@@ -84,6 +88,7 @@ def result_of_attempt(
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us)
         return AttemptResult(time.at_us, outcomes, failed=failed, events=(event,))
+    outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
     # in the recipients' order, each class once
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
@@ -205,6 +210,7 @@ def deferral_class(outcome: Outcome) -> str:
 _NAMES = {
     Delivered: "delivered",
     Relayed: "relayed",
+    Captured: "captured",
     Deferred: "deferred",
     Failed: "failed",
     Indeterminate: "indeterminate",

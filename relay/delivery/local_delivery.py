@@ -1,5 +1,7 @@
 """Local delivery: into the Maildirs of this relay, a few at once, round robin among senders.
 
+In a development relay, captured mail is delivered too, each recipient's into a mailbox of its own.
+
 LocalDelivery puts one copy into a mailbox. Its file is named after the queue id and the recipient's
 number, so that a repeated delivery finds the first copy. LocalDeliveryQueue has the claims that
 wait and their workers. A delivery that is cut off is indeterminate: the next attempt first looks
@@ -22,10 +24,13 @@ from relay.mailbox.types import (
     MailboxTooSmallError,
     StoreUnavailableError,
 )
+from relay.message.address import own_mailbox
 from relay.message.content import Content, edit_header
 from relay.message.envelope import Source
+from relay.message.nexthop import CAPTURE
 from relay.message.outcome import (
     INTERNAL_ERROR,
+    Captured,
     DeferralClass,
     Deferred,
     Delivered,
@@ -46,18 +51,25 @@ _CUT_OFF = Evidence("4.3.0", "the relay was stopped while it delivered this")
 class LocalDelivery:
     """Delivers to mailboxes."""
 
-    def __init__(self, store: DeliveryStore, addresses: RouteTable) -> None:
+    def __init__(
+        self, store: DeliveryStore, addresses: RouteTable, *, delivers_captured: bool = False
+    ) -> None:
+        """Without `delivers_captured`, captured mail gets no copy in a mailbox."""
         self._store = store
         self._addresses = addresses
+        self.delivers_captured = delivers_captured
 
     def by_mailbox(self, claim: Claim) -> list[tuple[str | None, list[ClaimedRecipient]]]:
         """Return the recipients of a claim, grouped by mailbox; each unknown one has None.
 
-        A group gets one copy and one outcome: `bob@`, `BOB@` and `bob+tag@` are one mailbox.
+        A group gets one copy and one outcome: `bob@`, `BOB@` and `bob+tag@` are one mailbox. In
+        captured mail, `bob+tag@` has a mailbox of its own.
         """
+        is_local = claim.next_hop != CAPTURE
+        mailbox_of = self._addresses.mailbox_for if is_local else own_mailbox
         groups: dict[str | int, tuple[str | None, list[ClaimedRecipient]]] = {}
         for recipient in claim.recipients:
-            mailbox = self._addresses.mailbox_for(recipient.path.address)
+            mailbox = mailbox_of(recipient.path.address)
             groups.setdefault(mailbox or recipient.id, (mailbox, []))[1].append(recipient)
         return list(groups.values())
 
@@ -75,6 +87,9 @@ class LocalDelivery:
         the group shares each outcome.
         """
         recipient = min(recipients, key=lambda one: one.id)
+        is_captured = claim.next_hop == CAPTURE
+        if is_captured and not self.delivers_captured:  # queued by a development relay
+            return Captured(Evidence("2.1.5", "250 2.1.5 captured"))
         if mailbox is None:
             reply = f"550 5.1.1 <{recipient.path.address}>: no such user here"
             return Failed(Evidence("5.1.1", reply))
@@ -104,6 +119,8 @@ class LocalDelivery:
             evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
             return Deferred(evidence, DeferralClass.INTERNAL)
         note = " (already delivered)" if result is DeliveryResult.ALREADY_THERE else ""
+        if is_captured:
+            return Captured(Evidence("2.1.5", f"250 2.1.5 captured for {mailbox}{note}"))
         return Delivered(Evidence("2.1.5", f"250 2.1.5 delivered to {mailbox}{note}"))
 
 

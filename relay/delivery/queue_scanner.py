@@ -245,12 +245,14 @@ class QueueScanner:
         clock: Clock,
         *,
         offer: Callable[[Iterable[Claim]], None],
+        delivers_captured: bool = False,
     ) -> None:
         """`offer` puts claims into the active queue."""
         self._spool = spool
         self._active_queue = active_queue
         self._clock = clock
         self._offer = offer
+        self._delivers_captured = delivers_captured
         self._scans = {level: PriorityScan(level, active_queue) for level in PriorityLevel}
         self._scanned_us = 0  # queries are for what was due by then
         self._next_due_us = 0  # the next due time after that
@@ -323,7 +325,7 @@ class QueueScanner:
         sender, due_us = message.sender_key, message.facts.received_us
         for entry in message.entries:
             level = message.level_of(entry)
-            if entry.next_hop.kind is HopKind.CAPTURE:
+            if entry.next_hop.kind is HopKind.CAPTURE and not self._delivers_captured:
                 continue
             if due_us > self._scanned_us:
                 self._has_newly_due = True

@@ -24,7 +24,7 @@ from relay.delivery.queue_scanner import QueueScanner
 from relay.delivery.retry import ClaimAction, claim_action, end_us
 from relay.delivery.site_limits import SiteOptions
 from relay.message.content import Content
-from relay.message.nexthop import HopKind, NextHop
+from relay.message.nexthop import HERE, NextHop
 from relay.message.outcome import Outcome, Relayed
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.route_table import RouteTable
@@ -72,7 +72,9 @@ class DeliveryScheduler:
             self, self._claims_in_memory, resolver=resolver, table=table, slots=slots,
             options=options, clock=clock, connect=connect,
         )  # fmt: skip
-        self._scanner = QueueScanner(spool, active_queue, clock, offer=self.offer)
+        self._scanner = QueueScanner(
+            spool, active_queue, clock, offer=self.offer, delivers_captured=local.delivers_captured
+        )
         self._started_us = self._delayed_us = clock.queue_us()
         self._wake = asyncio.Event()
         self._wake_timer: Timer | None = None
@@ -337,7 +339,7 @@ class DeliveryScheduler:
         expires_us = end_us(claim, started_us=self._started_us)
         if expires_us is not None:
             self._claims_in_memory.track_expiry(claim, expires_us)
-        if claim.next_hop.kind is HopKind.LOCAL:
+        if claim.next_hop.kind in HERE:
             self._claims_in_memory.track(claim, self._local_queue.ready)
             self._local_queue.push(claim)
         else:

@@ -108,6 +108,20 @@ def to_ascii_domain(domain: str) -> str:
     return ascii_domain
 
 
+def own_mailbox(address: str) -> str:
+    """Return the mailbox of an address that has one of its own: the address in lower case, its
+    domain as in the DNS. A tag stays. Never fails.
+    """
+    local_part, _, domain = address.rpartition("@")
+    lowered = local_part.lower()
+    if len(lowered.encode("utf-8", "replace")) <= LOCAL_PART_OCTETS_MAX:  # it may have grown
+        local_part = lowered
+    try:
+        return f"{local_part}@{to_ascii_domain(domain)}"
+    except AddressError:
+        return f"{local_part}@{domain.lower()}"
+
+
 def _parse_general(text: str, *, smtputf8: bool) -> str:
     if not text.isascii():
         _check_international(text, smtputf8=smtputf8)

@@ -18,6 +18,9 @@ class HopKind(StrEnum):
     CAPTURE = "capture"  # stored here, never sent
 
 
+HERE = frozenset({HopKind.LOCAL, HopKind.CAPTURE})  # without a host
+
+
 class NextHop(NamedTuple):
     """A next hop; `host` is a domain for MX, a host name or address for SMTP and SMTPS, else "".
 

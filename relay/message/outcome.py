@@ -2,7 +2,7 @@
 
 The SMTP client calls classify() for each reply and classify_session_failure() for each broken
 session. Delivery and pickup act on the result, the spool stores it, DSNs report it. An outcome is
-one of five classes, matched exhaustively. Only a 2yz reply to the final dot is Relayed. After that
+one of six classes, matched exhaustively. Only a 2yz reply to the final dot is Relayed. After that
 dot, only a 4yz or 5yz reply proves that the message was not accepted. A reply that is not SMTP has
 an outcome too.
 RFC 5321 4.2, 4.3.2, 4.5.3.1.10; RFC 3463 (status); RFC 3464 2.3; RFC 7504 (521, 556); RFC 1047 (why
@@ -63,6 +63,13 @@ class Relayed:
 
 
 @dataclass(frozen=True, slots=True)
+class Captured:
+    """A copy is in the recipient's mailbox; the message is kept, not sent, until it expires."""
+
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
 class Deferred:
     """Temporary failure: retry by the retry list of `kind`."""
 
@@ -84,7 +91,7 @@ class Indeterminate:
     evidence: Evidence
 
 
-Outcome = Delivered | Relayed | Deferred | Failed | Indeterminate
+Outcome = Delivered | Relayed | Captured | Deferred | Failed | Indeterminate
 
 
 class SmtpStage(StrEnum):

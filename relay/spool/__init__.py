@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 
 
 def open(  # noqa: A001 - called as spool.open()
-    settings: "Settings", *, clock: "Clock", crash: "CrashPoints", metrics: "Metrics"
+    settings: "Settings",
+    *,
+    clock: "Clock",
+    crash: "CrashPoints",
+    metrics: "Metrics",
+    delivers_captured: bool = False,
 ) -> "SpoolEngine":
     """Open the spool, create it, or migrate it, and resume `clock` from it.
 
+    With `delivers_captured` captured mail is queued like other mail, and is captured once an
+    attempt has that outcome; otherwise when it is accepted.
     Only the holder of the owner lock may call it. Raises SpoolError.
     """
     from relay.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
 
-    return open_engine(settings, clock=clock, crash=crash, metrics=metrics)
+    return open_engine(
+        settings, clock=clock, crash=crash, metrics=metrics, delivers_captured=delivers_captured
+    )
 
 
 def storage(settings: "Settings") -> "SpoolStorage":

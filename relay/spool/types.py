@@ -256,9 +256,10 @@ class Settlement:
 
     `waiting` is the next schedule of deferred and untried recipients, None where none is left. With
     `held` they wait for an operator. If `counts_as_attempt` is False, the entry keeps its state.
-    `expired` recipients end as State.EXPIRED with their last evidence. `reports` become durable in
-    the same transaction. With `goes_on` only these recipients are settled, and the claim remains
-    open for the others.
+    `expired` recipients end as State.EXPIRED with their last evidence. If one outcome is Captured,
+    every recipient that is not final has it; the entry becomes captured mail, and `waiting` is
+    None. `reports` become durable in the same transaction. With `goes_on` only these recipients are
+    settled, and the claim remains open for the others.
     """
 
     claim: Claim

@@ -23,8 +23,11 @@ def open_spool(
     """Return a function that opens the spool of this test, as the next owner does."""
     settings = Settings("relay.test", tmp_path, spool=SpoolSettings(URLS[request.param]))
 
-    def open_spool(of: Clock = clock) -> SpoolEngine:
-        return spools.open(settings, clock=of, crash=CrashPoints(), metrics=Metrics())
+    def open_spool(of: Clock = clock, *, delivers_captured: bool = False) -> SpoolEngine:
+        return spools.open(
+            settings, clock=of, crash=CrashPoints(), metrics=Metrics(),
+            delivers_captured=delivers_captured,
+        )  # fmt: skip
 
     return open_spool
 

@@ -34,6 +34,7 @@ from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool import SqliteSpool
+from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
@@ -138,7 +139,7 @@ class Node:
         self.spool = SqliteSpool(
             self._path, clock=self.clock, crash=Points(around.disk),
             metrics=self.metrics, submission_keep_s=_KEEP_S,
-            captured_keep_s=scenario.captured_keep_s, inline=True,
+            captured=CapturedMail(int(scenario.captured_keep_s * 1_000_000)), inline=True,
             reserve_file=SimulatedReserveFile(home / "ballast", around.disk),
         )  # fmt: skip
         self.witness = Witness(self.spool, around.ledger, life, around.disk)

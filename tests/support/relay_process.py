@@ -104,7 +104,7 @@ class RelayProcess:
         assert self.process is None or self.process.poll() is not None, "it runs already"
         ready_file = self.folder / "ready.json"
         ready_file.unlink(missing_ok=True)
-        command = [*self._command("serve"), "--ready-file", str(ready_file)]
+        command = [*self._start_command(), "--ready-file", str(ready_file)]
         crash = {"RELAY_CRASH_AT": crash_at} if crash_at else {}
         with (self.folder / "relay.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -360,6 +360,9 @@ class RelayProcess:
         path = self.folder / "client.toml"
         path.write_text(to_toml(self.config | real))
         return path
+
+    def _start_command(self) -> list[str]:
+        return self._command("serve")
 
     def _command(self, *words: str) -> list[str]:
         config = () if "--config" in words else ("--config", str(self.config_file))

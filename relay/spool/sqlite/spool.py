@@ -60,18 +60,24 @@ from relay.spool.types import (
 T = TypeVar("T")
 _Files = Sequence[Sequence[StoredFile | None]]  # of each message's contents
 _SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
+_CAPTURED = transactions.CapturedMail(int(CAPTURED_KEEP_S * 1_000_000))
 _log = get_logger("spool")
 
 
 def open_engine(
-    settings: Settings, *, clock: Clock, crash: CrashPoints, metrics: Metrics
+    settings: Settings,
+    *,
+    clock: Clock,
+    crash: CrashPoints,
+    metrics: Metrics,
+    delivers_captured: bool = False,
 ) -> "SqliteSpool":
     """See relay.spool.open()."""
     path = settings.spool_file
     return SqliteSpool(
         path, clock=clock, crash=crash, metrics=metrics,
         submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
-        captured_keep_s=settings.spool.keep,
+        captured=transactions.CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
         reserve_file=ReserveFile(
             path.with_name("ballast"), size_bytes=settings.spool.reserve_size,
             reserve_bytes=settings.pressure.disk_free,
@@ -92,12 +98,12 @@ class SqliteSpool:
         crash: CrashPoints,
         metrics: Metrics,
         submission_keep_s: float,
-        captured_keep_s: float = CAPTURED_KEEP_S,
+        captured: transactions.CapturedMail = _CAPTURED,
         reserve_file: ReserveFile | None = None,
         inline: bool = False,
     ) -> None:
         """`submission_keep_s` is how long a submission key is remembered after its first use,
-        `captured_keep_s` how long captured mail stays.
+        `captured` what happens to captured mail.
 
         `reserve_file` is on the disk of `path`; without it there is none. With `inline` there are
         no threads: the event loop runs everything.
@@ -106,7 +112,7 @@ class SqliteSpool:
         self._clock = clock
         self._metrics = metrics
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
-        self._captured_keep_us = int(captured_keep_s * 1_000_000)
+        self._captured = captured
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.reserve_file = reserve_file or ReserveFile(path.with_name("ballast"))
         self._files = ContentFiles(
@@ -147,12 +153,12 @@ class SqliteSpool:
     def _open(self) -> apsw.Connection:
         try:
             rewrite_log(self._path)
-            return open_database(self._path, captured_keep_us=self._captured_keep_us)
+            return open_database(self._path, captured_keep_us=self._captured.keep_us)
         except SpoolError as error:  # mail in the queue can be delivered only after a start
             if not self.reserve_file.release_for(error):
                 raise
             rewrite_log(self._path)
-            return open_database(self._path, captured_keep_us=self._captured_keep_us)
+            return open_database(self._path, captured_keep_us=self._captured.keep_us)
 
     async def start(self) -> int:
         """Release the claims of a dead owner; return their number."""
@@ -202,7 +208,7 @@ class SqliteSpool:
         def write(batch: Batch) -> Accepted:
             accepted = transactions.accept(
                 batch, messages, files, submission_key=submission_key,
-                submission_expires_us=expires_us, captured_keep_us=self._captured_keep_us,
+                submission_expires_us=expires_us, captured=self._captured,
                 claim=claim,
             )  # fmt: skip
             if not accepted.repeated:  # a repetition needs no room
@@ -236,7 +242,7 @@ class SqliteSpool:
                     settlement,
                     files,
                     claim_reports=claim_reports,
-                    captured_keep_us=self._captured_keep_us,
+                    captured=self._captured,
                 )
             )
         except Exception:

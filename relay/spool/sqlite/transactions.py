@@ -20,8 +20,9 @@ from relay.journeys.events import Event
 from relay.message.content import Content, size_of
 from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.lifecycle import FINAL, RecipientState, check_transition
-from relay.message.nexthop import HopKind
+from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import (
+    Captured,
     Deferred,
     Delivered,
     Failed,
@@ -64,6 +65,22 @@ ACCEPTED_COUNTER = "accepted"
 
 
 @dataclass(frozen=True, slots=True)
+class CapturedMail:
+    """What happens to captured mail: it expires `keep_us` after its arrival.
+
+    With `is_delivered` it is queued until delivery has put a copy into the recipient's mailbox;
+    otherwise it is captured when it is accepted.
+    """
+
+    keep_us: int
+    is_delivered: bool = False
+
+    def ends_at_acceptance(self, next_hop: NextHop) -> bool:
+        """Whether mail for `next_hop` is captured when it is accepted."""
+        return next_hop.kind is HopKind.CAPTURE and not self.is_delivered
+
+
+@dataclass(frozen=True, slots=True)
 class Recorded:
     """`in_time`: the claim was still valid; otherwise nothing was done. `claims` are those of the
     reports; `unneeded` is the content file to remove, or "".
@@ -81,13 +98,12 @@ def accept(
     *,
     submission_key: str,
     submission_expires_us: int,
-    captured_keep_us: int,
+    captured: CapturedMail,
     claim: bool,
 ) -> Accepted:
     """Write messages[0] and the reports that follow it.
 
-    `files[i][j]` is the file of messages[i].contents[j], None where it is inline. Captured mail
-    expires `captured_keep_us` after its arrival.
+    `files[i][j]` is the file of messages[i].contents[j], None where it is inline.
     """
     first = messages[0]
     if submission_key:
@@ -102,9 +118,7 @@ def accept(
         )
     claims: list[Claim] = []
     for message, names in zip(messages, files, strict=True):
-        claims += _insert_message(
-            batch, message, names, claim=claim, captured_keep_us=captured_keep_us
-        )
+        claims += _insert_message(batch, message, names, claim=claim, captured=captured)
     return Accepted(first.facts.id, tuple(claims))
 
 
@@ -113,7 +127,7 @@ def settle(
     settlement: Settlement,
     files: Sequence[Sequence[StoredFile | None]],
     *,
-    captured_keep_us: int,
+    captured: CapturedMail,
     claim_reports: bool,
 ) -> Recorded:
     """Record outcomes, or nothing where the claim's epoch has ended."""
@@ -133,7 +147,7 @@ def settle(
         check_transition(RecipientState.QUEUED, state)
     final = [state for state, *_ in changed if state in FINAL]
     finished = len(final) == len(claim.recipients) and not settlement.goes_on
-    if not _leave(batch.cursor, settlement, finished=finished):
+    if not _leave(batch.cursor, settlement, finished=finished, captured=captured):
         return Recorded(in_time=False)
     batch.counts.update(final)
     batch.cursor.executemany(
@@ -146,9 +160,7 @@ def settle(
     append_events(batch.cursor, claim.message.id, settlement.events)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
-        claims += _insert_message(
-            batch, message, names, claim=claim_reports, captured_keep_us=captured_keep_us
-        )
+        claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
     return Recorded(True, tuple(claims), unneeded)
 
 
@@ -179,7 +191,7 @@ def _insert_message(
     files: Sequence[StoredFile | None],
     *,
     claim: bool,
-    captured_keep_us: int,
+    captured: CapturedMail,
 ) -> list[Claim]:
     cursor = batch.cursor
     facts = message.facts
@@ -198,16 +210,17 @@ def _insert_message(
         batch.counts[recipient.state] += 1
     claims: list[Claim] = []
     for position, entry in enumerate(message.entries, 1):
-        claimed = claim and entry.next_hop.kind is not HopKind.CAPTURE
+        ends_here = captured.ends_at_acceptance(entry.next_hop)
+        claimed = claim and not ends_here
         content_id = content_ids[entry.content]
         _insert_entry(
             cursor, message, entry, number=position, content_id=content_id, claimed=claimed,
-            captured_keep_us=captured_keep_us,
+            captured=captured,
         )  # fmt: skip
         recipients: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
-            if entry.next_hop.kind is HopKind.CAPTURE:
+            if ends_here:
                 recipient = replace(recipient, state=RecipientState.CAPTURED)  # noqa: PLW2901
             rows.append(_recipient_row(facts.id, recipient, entry=position, number=number))
             recipients.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
@@ -244,26 +257,33 @@ def _insert_entry(
     number: int,
     content_id: int,
     claimed: bool,
-    captured_keep_us: int,
+    captured: CapturedMail,
 ) -> None:
-    captured = entry.next_hop.kind is HopKind.CAPTURE
-    state = RecipientState.CAPTURED if captured else RecipientState.QUEUED
-    due_us = message.facts.received_us + (captured_keep_us if captured else 0)
+    ends_here = captured.ends_at_acceptance(entry.next_hop)
+    state = RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
+    due_us = message.facts.received_us + (captured.keep_us if ends_here else 0)
     row = (
         message.facts.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us,
-        None if captured else due_us, message.level_of(entry), message.sender_key,
-        None if captured else message.warn_us, message.priority,
+        None if ends_here else due_us, message.level_of(entry), message.sender_key,
+        None if ends_here else message.warn_us, message.priority,
     )  # fmt: skip
     cursor.execute(_ENTRY, row)
 
 
-def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> bool:
+def _leave(
+    cursor: apsw.Cursor, settlement: Settlement, *, finished: bool, captured: CapturedMail
+) -> bool:
     """Requeue the entry, or end it; False if the claim's epoch has ended and nothing was done."""
-    claim = settlement.claim
+    claim, waiting = settlement.claim, None if finished else settlement.waiting
     if settlement.goes_on:
         return _is_in_time(cursor, claim)
     attempts = claim.attempts + int(settlement.counts_as_attempt)
-    if settlement.held:
+    if any(isinstance(outcome, Captured) for outcome in settlement.outcomes.values()):
+        state = RecipientState.CAPTURED
+        waiting = EntrySchedule(
+            retry_us=None, due_us=claim.message.received_us + captured.keep_us, level=claim.priority
+        )
+    elif settlement.held:
         state = RecipientState.HELD
     elif not settlement.counts_as_attempt:
         state = claim.state
@@ -275,7 +295,7 @@ def _leave(cursor: apsw.Cursor, settlement: Settlement, *, finished: bool) -> bo
         " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
         (
             "final" if finished else state, attempts, int(not finished),
-            *_waiting_columns(None if finished else settlement.waiting),
+            *_waiting_columns(waiting),
             claim.message.id, claim.entry_id, claim.epoch,
         ),
     )  # fmt: skip
@@ -373,6 +393,8 @@ def _state_after(outcome: Outcome) -> RecipientState:
             return RecipientState.DELIVERED
         case Relayed():
             return RecipientState.RELAYED
+        case Captured():
+            return RecipientState.CAPTURED
         case Failed():
             return RecipientState.FAILED
         case Deferred() | Indeterminate():

@@ -25,6 +25,7 @@ from relay.routing.route_table import HopLimits
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.sqlite.spool import SqliteSpool
+from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.types import (
     Accepted,
     Claim,
@@ -38,6 +39,7 @@ from tests.support.spools import message_of, new_spool
 from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]
+KEEP_US = 86_400_000_000  # for captured mail
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Table:
 
     hosts: dict[str, Resolution] = field(default_factory=dict)
     mailboxes: set[str] = field(default_factory=set)
+    captured: set[str] = field(default_factory=set)  # domains
     limits: dict[str, HopLimits] = field(default_factory=dict)
     tls: dict[str, TlsPolicy] = field(default_factory=dict)
 
@@ -121,13 +124,17 @@ class RunningDelivery:
         self.connections_in_all = 200
         self.window_claims = 2000
         self.idle_s = 0.3
+        self.delivers_captured = False
         self.unreachable_s = 0.02
         self.connect = connect  # a test may put another one in its place
         self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
 
     async def open(self) -> None:
         """Start only the spool, to fill the queue before delivery starts."""
-        self.spool = new_spool(self.folder / "spool.sqlite", self.clock, metrics=self.metrics)
+        captured = CapturedMail(KEEP_US, self.delivers_captured)
+        self.spool = new_spool(
+            self.folder / "spool.sqlite", self.clock, metrics=self.metrics, captured=captured
+        )
         await self.spool.start()
 
     async def start(self) -> None:
@@ -147,12 +154,12 @@ class RunningDelivery:
             connections_max=self.connections_max, unreachable_s=self.unreachable_s, idle_s=self.idle_s,
             waited_s=lambda _claim: self.retry_s[0],
         )  # fmt: skip
+        local = LocalDelivery(self.store, self.table, delivers_captured=self.delivers_captured)
         self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)
         self.active_queue = ActiveQueue(claims_max=self.window_claims)
         self.changed: asyncio.Queue[str] = asyncio.Queue()
         self.scheduler = DeliveryScheduler(
-            self.spool, recorder, contents, local=LocalDelivery(self.store, self.table),
-            resolver=self.table, table=self.table, options=options, clock=self.clock,
+            self.spool, recorder, contents, local=local, resolver=self.table, table=self.table, options=options, clock=self.clock,
             slots=self.slots, active_queue=self.active_queue, on_change=self.changed.put_nowait,
             connect=partial(self.connect, ehlo_name="relay.test", timeouts=self.timeouts),
         )  # fmt: skip
@@ -197,6 +204,7 @@ class RunningDelivery:
         for address in addresses:
             domain = address.partition("@")[2]
             hop = "local" if address in self.table.mailboxes else f"mx:{domain}"
+            hop = "capture" if domain in self.table.captured else hop
             hops.setdefault(hop, []).append(address)
         now_us = self.clock.queue_us()
         values = {

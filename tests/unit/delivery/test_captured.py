@@ -1,0 +1,105 @@
+"""Delivery of captured mail: a copy in each recipient's own mailbox, then the state captured."""
+
+import asyncio
+
+from relay.mailbox.types import StoreUnavailableError
+from relay.message.nexthop import CAPTURE
+from relay.spool.types import DueQuery, PriorityLevel, Selector, sender_key
+from tests.support.journeys import outcomes, states
+from tests.unit.delivery.conftest import KEEP_US
+
+
+async def captured(delivery, queue_id: str) -> dict:
+    """The journey, once all recipients are captured."""
+    async with asyncio.timeout(10):
+        while True:
+            journey = await delivery.spool.journey(queue_id)
+            if set(states(journey).values()) == {"captured"}:
+                return journey
+            await delivery.changed.get()
+
+
+async def test_each_address_gets_a_copy_and_a_tag_is_part_of_it(delivery) -> None:
+    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
+    delivered = []
+    deliver = delivery.store.deliver
+
+    async def noted(account, **more):
+        delivered.append(account)
+        return await deliver(account, **more)
+
+    delivery.store.deliver = noted
+    await delivery.start()
+    addresses = ("Ann@a.test", "ann@a.test", "ann+tag@a.test", "bob@a.test")
+    journey = await captured(delivery, await delivery.send(*addresses))
+    assert delivered == ["ann@a.test", "ann+tag@a.test", "bob@a.test"]
+    assert outcomes(journey, "ann+tag@a.test") == ["captured"]
+    assert delivery.reporter.failures_reported == []
+
+
+async def test_a_store_that_is_down_defers_it_and_the_next_attempt_repeats_no_copy(
+    delivery,
+) -> None:
+    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
+    results = {}
+    deliver, is_down = delivery.store.deliver, True
+
+    async def fails_once(account, *, unique, **more):
+        nonlocal is_down
+        if account == "b@a.test" and is_down:
+            is_down = False
+            raise StoreUnavailableError("no disk")
+        results.setdefault(account, []).append(await deliver(account, unique=unique, **more))
+        return results[account][-1]
+
+    delivery.store.deliver = fails_once
+    await delivery.start()
+    journey = await captured(delivery, await delivery.send("a@a.test", "b@a.test"))
+    assert outcomes(journey, "a@a.test") == ["captured"]
+    assert outcomes(journey, "b@a.test") == ["deferred", "captured"]
+    assert [one.name for one in results["a@a.test"]] == ["DELIVERED", "ALREADY_THERE"]
+    assert len(delivery.store.inboxes) == 2
+
+
+async def test_it_is_fetched_from_the_spool_when_there_was_no_room_for_a_claim(delivery) -> None:
+    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
+    await delivery.start()
+    await captured(delivery, await delivery.send("a@a.test", claim=False))
+    assert len(delivery.store.inboxes) == 1
+
+
+async def test_its_mail_is_never_of_the_unreachable_level(delivery) -> None:
+    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
+    await delivery.open()
+    for number in range(100):
+        await delivery.send(f"{number}@a.test", claim=False)
+    delivery.compose()
+    await delivery.scheduler._scanner.run()
+    level = delivery.scheduler.level_of(CAPTURE, sender_key("alice"), PriorityLevel.NORMAL)
+    assert level is PriorityLevel.NORMAL
+    delivery.run()
+
+
+async def test_it_stays_in_the_queue_for_its_own_time(delivery) -> None:
+    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
+    await delivery.start()
+    queue_id = await delivery.send("a@a.test", expire_s=0.5)
+    await captured(delivery, queue_id)
+    (entry,) = await delivery.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
+    assert entry["state"] == "captured"
+    due_us = await delivery.spool.next_due_us(0)
+    (claim,) = (await delivery.spool.claim_due(due_us, 10, DueQuery())).claims
+    await delivery.spool.release([claim])
+    assert due_us == claim.message.received_us + KEEP_US
+    assert delivery.reporter.failures_reported == []
+
+
+async def test_a_service_settles_what_a_development_relay_left_without_a_copy(delivery) -> None:
+    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
+    await delivery.open()
+    queue_id = await delivery.send("a@a.test", claim=False)
+    delivery.delivers_captured = False
+    delivery.compose()
+    delivery.run()
+    await captured(delivery, queue_id)
+    assert delivery.store.inboxes == {}
