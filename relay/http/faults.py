@@ -1,0 +1,136 @@
+"""Faults of the Graph API that a scenario asks for, in front of the application; for `relay dev`.
+
+429, 503 and an expired token are answered before the application sees the request. For 504 it
+handles the request, and a success is replaced: the client cannot know that the message is sent. A
+$batch is one request. RFC 9110 10.2.3 (Retry-After), RFC 6750 3 (WWW-Authenticate).
+"""
+
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from relay.clock import Clock
+from relay.http.authentication import HttpAuthentication
+from relay.http.errors import ApiError, RequestIds
+from relay.http.gateway import Gateway, RequestLimits
+from relay.http.http_request import BodyLimits, HttpRequest
+from relay.pressure import MemoryBudget
+
+_AFTER = 504
+_LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
+_NO_BODY = BodyLimits(0, 0.0, MemoryBudget(0), 0.0, 0.0)
+_NO_IDS = RequestIds("", "")
+_EXPIRED = "Lifetime validation failed, the token is expired."
+_CODES: dict[int | str, tuple[str, str]] = {
+    429: ("ApplicationThrottled", "Too many requests. Try again later."),
+    503: ("ResourceUnhealthy", "The service is not available. Try again later."),
+    504: ("GatewayTimeout", "The response did not arrive in time; the request may have succeeded."),
+}
+
+
+class RequestedFault(Protocol):
+    """A fault: 429, 503, 504 or "expired-token", with the seconds of Retry-After."""
+
+    @property
+    def status(self) -> int | str:
+        """What to respond."""
+        ...
+
+    @property
+    def retry_after(self) -> int:
+        """When the client may repeat the request; 0 to say nothing."""
+        ...
+
+
+class FaultLookup(Protocol):
+    """Finds the fault of a request."""
+
+    def __call__(self, *, method: str, path: str, account: str) -> RequestedFault | None:
+        """Return the fault, which is counted, or None. `account` is "" without a valid token."""
+        ...
+
+
+class FaultyFrontDoor:
+    """An ASGI application that passes requests on, or responds with their faults."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        authentication: HttpAuthentication,
+        *,
+        fault_of: FaultLookup,
+        realm: str,
+        clock: Clock,
+    ) -> None:
+        self._app = app
+        self._authentication = authentication
+        self._fault_of = fault_of
+        self._realm = realm
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request (ASGI)."""
+        fault = self._find(scope, receive)
+        if fault is None:
+            await self._app(scope, receive, send)
+        elif fault.status == _AFTER:
+            await self._handle_and_fail(fault, scope, receive, send=send)
+        else:
+            await self._fail(fault, scope, receive, send=send)
+
+    def _find(self, scope: Scope, receive: Receive) -> RequestedFault | None:
+        try:
+            request = HttpRequest(scope, receive, ids=_NO_IDS, limits=_NO_BODY)
+        except ApiError:
+            return None  # the application responds with this error
+        try:
+            account = self._authentication.account(request).address
+        except ApiError:
+            account = ""
+        path = "/" + "/".join(request.segments[1:])
+        return self._fault_of(method=request.method, path=path, account=account)
+
+    async def _handle_and_fail(
+        self, fault: RequestedFault, scope: Scope, receive: Receive, *, send: Send
+    ) -> None:
+        succeeded = False
+
+        async def send_failures(message: Message) -> None:
+            nonlocal succeeded
+            if message["type"] == "http.response.start":
+                succeeded = message["status"] < 300
+            if not succeeded:
+                await send(message)
+
+        await self._app(scope, receive, send_failures)
+        if succeeded:
+            await self._fail(fault, scope, _nothing_more, send=send)
+
+    async def _fail(
+        self, fault: RequestedFault, scope: Scope, receive: Receive, *, send: Send
+    ) -> None:
+        error = self._error(fault)
+
+        async def respond(_request: HttpRequest) -> Response:
+            raise error
+
+        await Gateway(respond, clock=self._clock, limits=_LIMITS)(scope, receive, send)
+
+    def _error(self, fault: RequestedFault) -> ApiError:
+        if fault.status not in _CODES:
+            challenge = (
+                f'Bearer realm="{self._realm}", error="invalid_token", '
+                f'error_description="{_EXPIRED}"'
+            )
+            headers = {"www-authenticate": challenge}
+            return ApiError(401, "InvalidAuthenticationToken", _EXPIRED, headers=headers)
+        code, message = _CODES[fault.status]
+        headers = {"retry-after": str(fault.retry_after)} if fault.retry_after else {}
+        return ApiError(
+            int(fault.status), code, f"{message} (A scenario's fault.)", headers=headers
+        )
+
+
+async def _nothing_more() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}

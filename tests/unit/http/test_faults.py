@@ -1,0 +1,132 @@
+"""Faults that a scenario asks for, in front of an application on a real socket."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from relay.accounts.account import Account
+from relay.clock import ManualClock
+from relay.http.errors import ApiError
+from relay.http.faults import FaultyFrontDoor
+from relay.http.gateway import Gateway, RequestLimits
+from relay.http.http_request import HttpRequest
+from relay.http.http_server import HttpServer
+from relay.internet.scenario_file import parse_scenario
+from relay.internet.scenario_state import ScenarioState
+from relay.settings.tree import Address
+from tests.support.accounts import TokenAccounts, authentication_of
+
+ACCOUNTS = TokenAccounts(
+    {"alice": Account("alice@example.test"), "bob": Account("bob@example.test")}
+)
+SEND = "/v1.0/me/sendMail"
+
+
+@dataclass
+class Application:
+    client: httpx.AsyncClient
+    handled: list[bytes] = field(default_factory=list)
+
+    async def send(self, token: str = "alice", path: str = SEND) -> httpx.Response:
+        headers = {"authorization": f"Bearer {token}"}
+        return await self.client.post(path, content=b"m" * 70_000, headers=headers)
+
+
+@asynccontextmanager
+async def faulty(text: str, *, status: int = 202) -> AsyncIterator[Application]:
+    clock = ManualClock()
+
+    async def handle(request: HttpRequest) -> Response:
+        served.handled.append(await request.body())
+        if status >= 400:
+            raise ApiError(status, "ErrorInvalidRequest", "no")
+        return Response(b"content" * 100_000, status_code=status)
+
+    app = Gateway(handle, clock=clock, limits=RequestLimits(1_000_000, 1_000_000))
+    state = ScenarioState(parse_scenario(text).scenario, clock)
+    front_door = FaultyFrontDoor(
+        app, authentication_of(ACCOUNTS), fault_of=state.graph_fault, realm="relay", clock=clock
+    )
+    server = HttpServer(front_door, [Address("127.0.0.1", 0)])
+    await server.start()
+    try:
+        base = f"http://{server.bound[0]}"
+        async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+            served = Application(client)
+            yield served
+    finally:
+        await server.stop(0.5)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(429, "ApplicationThrottled"), (503, "ResourceUnhealthy")]
+)
+async def test_the_application_is_not_reached(status, code):
+    text = f'[[graph]]\npath = "/me/sendmail"\nstatus = {status}\nretry_after = 3\ntimes = 2\n'
+    async with faulty(text) as app:
+        for _ in range(2):
+            answer = await app.send()
+            assert (answer.status_code, answer.headers["retry-after"]) == (status, "3")
+            error = answer.json()["error"]
+            assert error["code"] == code
+            assert error["innerError"]["request-id"] == answer.headers["request-id"]
+        assert app.handled == []
+        assert (await app.send()).status_code == 202
+        assert len(app.handled) == 1
+
+
+async def test_a_504_comes_after_the_request_is_handled():
+    async with faulty('[[graph]]\nmethod = "POST"\nstatus = 504\ntimes = 1\n') as app:
+        answer = await app.send()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "GatewayTimeout")
+        assert answer.headers["request-id"]
+        assert len(app.handled) == 1
+        assert (await app.send()).status_code == 202
+
+
+async def test_a_504_leaves_an_error_as_it_is():
+    async with faulty("[[graph]]\nstatus = 504\n", status=400) as app:
+        answer = await app.send()
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, "no")
+
+
+async def test_a_token_that_has_expired():
+    async with faulty('[[graph]]\nstatus = "expired-token"\ntimes = 1\n') as app:
+        answer = await app.send()
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "InvalidAuthenticationToken"
+        assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+        assert "retry-after" not in answer.headers
+        assert app.handled == []
+        assert (await app.send()).status_code == 202
+
+
+async def test_other_accounts_paths_and_methods_are_not_concerned():
+    text = '[[graph]]\naccount = "bob@*"\npath = "*/sendMail"\nmethod = "POST"\nstatus = 429\n'
+    async with faulty(text) as app:
+        assert (await app.send("alice")).status_code == 202
+        assert (await app.send("nobody")).status_code == 202
+        assert (await app.send("bob", "/v1.0/me/messages")).status_code == 202
+        assert (await app.client.get(SEND, headers={"authorization": "Bearer bob"})).is_success
+        assert (await app.send("bob")).status_code == 429
+        assert (
+            await app.send("bob", "/beta//users/bob%40example.test/SendMail")
+        ).status_code == 429
+
+
+async def test_retry_after_0_is_left_out():
+    async with faulty("[[graph]]\nstatus = 503\nretry_after = 0\n") as app:
+        assert "retry-after" not in (await app.send()).headers
+
+
+async def test_the_connection_can_be_used_again():
+    async with faulty("[[graph]]\nstatus = 429\n") as app:
+        for _ in range(3):
+            assert "connection" not in (await app.send()).headers
+    async with faulty("[[graph]]\nstatus = 504\n") as app:
+        for _ in range(3):
+            assert "connection" not in (await app.send()).headers
