@@ -8,7 +8,6 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -44,12 +43,7 @@ class Follower:
         self._daemon = daemon
         self._show = show
         self._seen: OrderedDict[str, _ShownMessage] = OrderedDict()
-        self._ignored: frozenset[str] = frozenset()
         self._settled = 0
-
-    def ignore(self, names: frozenset[str]) -> None:
-        """Do not show or count these messages; `names` are submission ids or queue ids."""
-        self._ignored = names
 
     async def run(self, *, until_settled: int | None = None) -> None:
         """Show steps until cancelled, or until `until_settled` messages have ended.
@@ -68,8 +62,6 @@ class Follower:
         """Show new steps; with `quietly`, only mark them as shown."""
         for journey in reversed(await self._recent()):
             name = name_of(journey)
-            if name in self._ignored:
-                continue
             seen = self._seen.setdefault(name, _ShownMessage())
             self._seen.move_to_end(name)
             for step in sorted(journey["steps"], key=lambda step: str(step["at"])):
@@ -118,27 +110,20 @@ class DemonstrationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DemonstratedMessage:
-    """A journey, and the mailbox in which its result is."""
+    """A journey, and the subject of the report on it, "" if there was none."""
 
     title: str
     journey: dict[str, Any]
-    mailbox: Path
     report_subject: str = ""
 
 
-async def demonstrate(
-    daemon: Daemon, show: Callable[[DemonstratedMessage], None]
-) -> frozenset[str]:
-    """Send two messages as alice and show their journeys.
-
-    Return the names (name_of()) of both messages and of the report. Raises DemonstrationError.
-    """
+async def demonstrate(daemon: Daemon, show: Callable[[DemonstratedMessage], None]) -> None:
+    """Send two messages as alice and show their journeys. Raises DemonstrationError."""
     welcome = DraftToSend(
         _ALICE, (f"bob@{DOMAIN}", "friend@elsewhere.test"), "Seven steps", "Hello from Relay.\n"
     )
     delivered = await _send(daemon, welcome, until=_is_delivered)
-    bobs = daemon.settings.mailboxes.root / DOMAIN / "bob"
-    show(DemonstratedMessage("one message, seven steps", delivered, bobs))
+    show(DemonstratedMessage("one message, seven steps", delivered))
 
     refused = DraftToSend(
         _ALICE, ("friend@elsewhere.test",), "Try this", "Just run it.\n",
@@ -146,14 +131,7 @@ async def demonstrate(
     )  # fmt: skip
     bounced = await _send(daemon, refused, until=_is_reported)
     subject = await _report_subject(daemon)
-    alices = daemon.settings.mailboxes.root / DOMAIN / "alice"
-    show(DemonstratedMessage("one message that bounces", bounced, alices, report_subject=subject))
-    reports = {
-        str(step["detail"]["report_id"])
-        for step in bounced["steps"]
-        if step["step"] == Step.REPORT and "report_id" in step["detail"]
-    }
-    return frozenset({name_of(delivered), name_of(bounced), *reports})
+    show(DemonstratedMessage("one message that bounces", bounced, subject))
 
 
 async def _send(

@@ -5,7 +5,8 @@ mail for other domains is captured (RFC 6761 6.2: example.test never exists).
 """
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.accounts.development import DOMAIN, DevelopmentAccounts
@@ -15,6 +16,7 @@ from relay.app.daemon import Daemon
 from relay.app.development_ca import DevelopmentCertificate
 from relay.app.development_folder import DevelopmentFolder
 from relay.clock import Clock, SystemClock
+from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
 from relay.routing.resolver import NoResolver
 from relay.settings.environment import shipped
@@ -27,15 +29,16 @@ hostname = "relay.{domain}"
 state_dir = "state"
 
 [http]
-listen = ["http://{http}", "{https}"]
+listen = {http}
 tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
 
 [[smtp]]
 listen = "{smtp}"
 trusted_networks = ["127.0.0.0/8", "::1/128"]
+tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
 
 [mailboxes]
-domains = ["{domain}"]
+domains = {domains}
 root = "mail"
 accounts = "accounts.toml"
 
@@ -71,7 +74,9 @@ class DevelopmentOptions:
 
     `hosts` are names, in addition to those of loopback, that the Host header of HTTP requests may
     contain, and that the certificate has. The certificate authority is kept in `ca_dir`; if that is
-    None or cannot be written, it is that of this relay alone. `crash_at` is for crash tests.
+    None or cannot be written, it is that of this relay alone. `domains` are local; alice and bob
+    are in the first. `rules` is the directory of the rules, None for those that are shipped.
+    `crash_at` is for crash tests.
     """
 
     http: Address
@@ -79,6 +84,8 @@ class DevelopmentOptions:
     smtp: Address
     ca_dir: Path | None = None
     hosts: tuple[str, ...] = ()
+    domains: tuple[str, ...] = (DOMAIN,)
+    rules: Path | None = None
     crash_at: str = ""
 
 
@@ -103,24 +110,26 @@ class DevelopmentRelay:
     ) -> None:
         """Write the configuration, issue the certificate, compose the rooms. Blocks.
 
-        Raises OSError, and AlreadyRunningError for a directory in use.
+        Raises OSError, SettingsError for faults in the rules, and AlreadyRunningError for a
+        directory in use.
         """
         self.folder = folder
+        self._options = options
         self.clock = clock or SystemClock()
         self.token = secrets.token_urlsafe(32)
         self.certificate = DevelopmentCertificate(
             folder.path, (*options.hosts, options.https.host), ca_dir=options.ca_dir,
             clock=self.clock,
         )  # fmt: skip
-        settings = write_config(folder, http=options.http, https=options.https, smtp=options.smtp)
-        rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
+        settings = write_config(folder, options)
+        self._rules = _rules_of(settings)
         sources = RelayDependencies(
             DevelopmentAccounts(operator_token=self.token),
-            lambda: rules,
+            lambda: self._rules,
             resolver=NoResolver(),
             # A web page of another site could create an account otherwise, by DNS rebinding.
             hosts=options.hosts,
-            certificates=ListenerCertificates((None,), self.certificate.server),
+            certificates=ListenerCertificates((self.certificate.server,), self.certificate.server),
             crash_at=options.crash_at,
             development=self,
         )
@@ -133,11 +142,26 @@ class DevelopmentRelay:
         """
         await self.daemon.start()
         at = self.addresses
-        write_config(self.folder, http=at.http, https=at.https, smtp=at.smtp)
+        write_config(
+            self.folder, replace(self._options, http=at.http, https=at.https, smtp=at.smtp)
+        )
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
         await self.daemon.stop()
+
+    def reload_rules(self) -> int:
+        """Load the rules again, and return how many there are. Blocks.
+
+        Raises SettingsError; then the rules in force stay.
+        """
+        self._rules = _rules_of(self.daemon.settings)
+        return len(self._rules.rules)
+
+    @property
+    def can_demonstrate(self) -> bool:
+        """Whether its users and rules are those that demonstrate() needs."""
+        return self._options.domains == (DOMAIN,) and self._options.rules is None
 
     @property
     def addresses(self) -> DevelopmentAddresses:
@@ -147,14 +171,28 @@ class DevelopmentRelay:
         return DevelopmentAddresses(http, https, smtp, self.certificate.ca)
 
 
-def write_config(
-    folder: DevelopmentFolder, *, http: Address, https: Address, smtp: Address
-) -> Settings:
-    """Write the configuration for these addresses, and load it."""
-    policies = '"' + str(shipped("policies")).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    folder.write("accounts.toml", _ACCOUNTS.format(domain=DOMAIN))
-    folder.write(
-        "relay.toml",
-        _CONFIG.format(domain=DOMAIN, http=http, https=https, smtp=smtp, policies=policies),
+def write_config(folder: DevelopmentFolder, options: DevelopmentOptions) -> Settings:
+    """Write the configuration for these options, and load it."""
+    domain = options.domains[0]
+    folder.write("accounts.toml", _ACCOUNTS.format(domain=domain))
+    text = _CONFIG.format(
+        domain=domain,
+        domains=_toml(options.domains),
+        http=_toml((f"http://{options.http}", str(options.https))),
+        smtp=options.smtp,
+        policies=_toml(str(options.rules or shipped("policies"))),
     )
+    folder.write("relay.toml", text)
     return load(folder.config, {})
+
+
+def _toml(value: str | Sequence[str]) -> str:
+    """Return a basic string or an array of them."""
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return f"[{', '.join(map(_toml, value))}]"
+
+
+def _rules_of(settings: Settings) -> RuleSet:
+    return load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)

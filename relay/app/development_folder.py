@@ -16,6 +16,7 @@ from pathlib import Path
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
 
 MARK = "# Written by `relay dev`"
+_PLACE_BYTES_MAX = 60
 
 
 class ForeignFolderError(Exception):
@@ -63,7 +64,15 @@ def open_folder(given: Path | None) -> DevelopmentFolder:
             lock = _locked(own)
             _empty(own)  # a killed relay leaves its files
             return DevelopmentFolder(own, temporary=True, lock=lock)
-    new = Path(tempfile.mkdtemp(prefix="relay-dev-"))
+    return open_new_folder()
+
+
+def open_new_folder() -> DevelopmentFolder:
+    """Return a temporary directory that no other command finds. Raises OSError."""
+    place = tempfile.gettempdir()
+    if len(os.fsencode(place)) > _PLACE_BYTES_MAX:  # no socket could be in it
+        place = "/tmp"  # noqa: S108 - mkdtemp makes a directory that only this user can use
+    new = Path(tempfile.mkdtemp(prefix="relay-dev-", dir=place))
     return DevelopmentFolder(new, temporary=True, lock=_locked(new))
 
 

@@ -1,8 +1,14 @@
-"""`relay dev` in the foreground: the demonstration, then every step of every message."""
+"""`relay dev` in the foreground: the demonstration, then every step of every message.
+
+The demonstration has a relay of its own in a temporary directory, which is removed after it: it
+leaves nothing in any mailbox, queue or journey. With `once` alone, the relay itself shows it.
+Changed rules are loaded while the relay runs.
+"""
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,17 +16,24 @@ from typing import Any, Protocol
 from relay.app.daemon import BrokenRelayError, write_ready_file
 from relay.app.demonstration import DemonstratedMessage, Follower, demonstrate
 from relay.app.development import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
-from relay.app.development_folder import DevelopmentFolder
+from relay.app.development_folder import DevelopmentFolder, open_new_folder
 from relay.app.pressure_monitor import raise_open_files_limit
+from relay.settings.document import SettingsError
+from relay.settings.tree import Address
+
+_FREE_PORT = Address("127.0.0.1", 0)
+_LOOK_S = 0.5  # between two looks at the files of the rules
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How long `relay dev` runs: `once` stops after the demonstration, `exit_after` after that many
-    messages. `ready_file` is written when the first of them would be shown.
+    """What `relay dev` shows, and how long it runs: `once` stops after the demonstration,
+    `exit_after` after that many messages. `ready_file` is written when the first of them would be
+    shown.
     """
 
     once: bool = False
+    demonstration: bool = True
     exit_after: int | None = None
     ready_file: Path | None = None
 
@@ -44,6 +57,10 @@ class DevelopmentView(Protocol):
         """A message made a step."""
         ...
 
+    def rules_changed(self, text: str) -> None:
+        """The files of the rules have changed; `text` says what is in force."""
+        ...
+
 
 async def develop(
     folder: DevelopmentFolder,
@@ -64,12 +81,15 @@ async def develop(
     raise_open_files_limit()
     relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
     relay.daemon.on_fault = stop.set
-    renewal = asyncio.create_task(relay.certificate.keep_valid())
+    tasks = [asyncio.create_task(relay.certificate.keep_valid())]
+    if options.rules is not None:
+        tasks.append(asyncio.create_task(_reload_changed_rules(relay, options.rules, view)))
     try:
         await relay.start()
         done = await _unless(stop, _show(relay, view, run))
     finally:
-        renewal.cancel()
+        for task in tasks:
+            task.cancel()
         await relay.stop()
     if relay.daemon.fault:
         raise BrokenRelayError(relay.daemon.fault)
@@ -79,9 +99,14 @@ async def develop(
 async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions) -> None:
     """Show what happens until the run is over."""
     view.listening(relay.addresses)
+    if run.once and relay.can_demonstrate:
+        await demonstrate(relay.daemon, view.demonstrated)
+        return
     follower = Follower(relay.daemon, view.step)
     await follower.update(quietly=True)  # with --dir there may be mail of earlier runs
-    follower.ignore(await demonstrate(relay.daemon, view.demonstrated))
+    if run.demonstration:
+        async with _relay_for_demonstration() as other:
+            await demonstrate(other.daemon, view.demonstrated)
     if run.once:
         return
     if run.ready_file is not None:
@@ -93,6 +118,51 @@ async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions)
         write_ready_file(run.ready_file, relay.daemon, facts)
     view.waiting(relay.addresses)
     await follower.run(until_settled=run.exit_after)
+
+
+@asynccontextmanager
+async def _relay_for_demonstration() -> AsyncIterator[DevelopmentRelay]:
+    """A relay with the default options, on free ports, in a directory that is removed."""
+    folder = open_new_folder()
+    try:
+        options = DevelopmentOptions(http=_FREE_PORT, https=_FREE_PORT, smtp=_FREE_PORT)
+        relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
+        try:
+            await relay.start()
+            yield relay
+        finally:
+            await relay.stop()
+    finally:
+        folder.remove()
+
+
+async def _reload_changed_rules(
+    relay: DevelopmentRelay, directory: Path, view: DevelopmentView
+) -> None:
+    """Load the rules whenever a file of the directory changes; does not return."""
+    loaded = await asyncio.to_thread(_stamp, directory)
+    while True:
+        await asyncio.sleep(_LOOK_S)  # real time: a person edits files
+        found = await asyncio.to_thread(_stamp, directory)
+        if found == loaded:
+            continue
+        loaded = found
+        try:
+            number = await asyncio.to_thread(relay.reload_rules)
+        except SettingsError as error:
+            view.rules_changed(f"{error}\nthe rules before this change stay in force")
+        else:
+            view.rules_changed(f"{number} {'rule' if number == 1 else 'rules'} in force")
+
+
+def _stamp(directory: Path) -> dict[Path, tuple[int, int, int]]:
+    """Return what changes when a file of the rules is edited, added or removed."""
+    found = {}
+    for file in directory.rglob("*"):
+        with suppress(OSError):  # removed meanwhile
+            facts = file.stat()
+            found[file] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+    return found
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

@@ -5,9 +5,7 @@ interrupted before the end.
 """
 
 import errno
-import ipaddress
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -20,96 +18,22 @@ from relay.app.demonstration import DemonstratedMessage, DemonstrationError
 from relay.app.development import DevelopmentAddresses, DevelopmentOptions
 from relay.app.development_folder import DevelopmentFolder, open_folder
 from relay.app.development_run import DevelopmentView, RunOptions, develop
+from relay.cli.dev_options import PORTS, check_together, dev_options, unknown_variables
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush, print_json_line, printable, step_lines
 from relay.clock import SystemClock
 from relay.journeys.events import Step
 from relay.observe import logs
-from relay.settings.environment import read_environment
+from relay.settings.environment import Environment, read_environment
 from relay.settings.tree import Address
-from relay.settings.values import is_ip, parse_address
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
-_PORTS = {"http": 8025, "https": 8443, "smtp": 1025}
 _TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that show why a message bounced
 
 
-class _AddressType(click.ParamType[Address]):
-    name = "HOST:PORT"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
-        if isinstance(value, Address):
-            return value
-        try:
-            address = parse_address(value, Path.cwd())
-        except ValueError:
-            self.fail(f'expected HOST:PORT or [IPV6]:PORT, found "{value}"', param, ctx)
-        host = address.host
-        if host != "localhost" and not (is_ip(host) and ipaddress.ip_address(host).is_loopback):
-            self.fail("the development relay listens on loopback only", param, ctx)
-        return address
-
-
-class _HostType(click.ParamType[str]):
-    name = "NAME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not _HOST_NAME(value):
-            self.fail(f'expected a host name without a port, found "{value}"', param, ctx)
-        return str(value).lower().removesuffix(".")
-
-
 @click.command()
-@click.option(
-    "--dir",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Keep mail and state here. [default: a temporary directory, removed at the end]",
-)
-@click.option(
-    "--http",
-    type=_AddressType(),
-    show_default=f"127.0.0.1:{_PORTS['http']}, with --once a free port",
-    help="Where the Graph API listens; port 0 takes a free one.",
-)
-@click.option(
-    "--https",
-    type=_AddressType(),
-    show_default=f"127.0.0.1:{_PORTS['https']}, with --once a free port",
-    help="The same with TLS, by a certificate of Relay's own development CA.",
-)
-@click.option(
-    "--smtp",
-    type=_AddressType(),
-    show_default=f"127.0.0.1:{_PORTS['smtp']}, with --once a free port",
-    help="Where SMTP listens; port 0 takes a free one.",
-)
-@click.option(
-    "--host",
-    "hosts",
-    multiple=True,
-    metavar="NAME",
-    type=_HostType(),
-    help="Answer HTTP requests for this host too, besides localhost, and have it in the "
-    "certificate; repeatable.",
-)
-@click.option("--once", is_flag=True, help="Show the two messages and exit; 0 on success.")
-@click.option(
-    "--ready-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write pid and addresses to this file as JSON after the demonstration, when the first "
-    "message of yours would be shown and counted. With --once nothing is written.",
-)
-@click.option(
-    "--exit-after",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Exit after N of your messages have ended.",
-)
+@dev_options
 @common_options
 def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     """Run the development relay: no file, loopback only, no mail leaves this machine.
@@ -119,23 +43,24 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     given or /etc/relay/relay.toml exists.
     """
     if context.config is not None:
-        click.echo("relay dev: --config is ignored, a configuration is not read", err=True)
+        _warn("--config is ignored, a configuration is not read")
     environment = read_environment()
+    for name in unknown_variables(environment.variables, dev):
+        _warn(f"the environment variable {name} is ignored: no option has this name")
     logs.configure(
         "auto", clock=SystemClock(), color=not environment.no_color, level="warning"
     )  # events are printed to stdout
-    for name, port in _PORTS.items():
-        options[name] = options[name] or Address("127.0.0.1", 0 if options["once"] else port)
-    data_home = environment.data_home
-    run = RunOptions(**{name: options.pop(name) for name in ("once", "exit_after", "ready_file")})
-    plan = DevelopmentOptions(
-        **options,
-        ca_dir=data_home / "relay/ca" if data_home else None,
-        crash_at=environment.crash_at,
+    check_together(options)
+    run = RunOptions(
+        once=options["once"],
+        demonstration=not options.pop("no_demo"),
+        exit_after=options.pop("exit_after"),
+        ready_file=options.pop("ready_file"),
     )
     place = open_folder(folder)
-    view = _JsonView() if context.json else _TextView(place)
     try:
+        plan = _plan(place, environment, **options)
+        view = _JsonView() if context.json else _TextView(place, plan)
         done = uvloop.run(develop(place, plan, view, run=run))
     except DemonstrationError as error:
         raise CommandError(ExitCode.UNAVAILABLE, f"relay dev: {error}") from None
@@ -148,12 +73,39 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
         raise CommandError(INTERRUPTED)
 
 
+def _plan(
+    place: DevelopmentFolder,
+    environment: Environment,
+    *,
+    once: bool,
+    no_rules: bool,
+    **options: Any,
+) -> DevelopmentOptions:
+    """Return the options of the relay; an option that was not given has its default."""
+    for name, port in PORTS.items():
+        options[name] = options[name] or Address("127.0.0.1", 0 if once else port)
+    if no_rules:
+        options["rules"] = place.path / "no-rules"
+        options["rules"].mkdir(exist_ok=True)
+    data_home = environment.data_home
+    given = {name: value for name, value in options.items() if value}
+    return DevelopmentOptions(
+        **given,
+        ca_dir=data_home / "relay/ca" if data_home else None,
+        crash_at=environment.crash_at,
+    )
+
+
+def _warn(text: str) -> None:
+    click.echo(f"relay dev: {text}", err=True)
+
+
 def _port_in_use(error: OSError) -> Exception:
     """Add a hint to the error of a port in use."""
     if error.errno != errno.EADDRINUSE:
         return error
     text = f"relay dev: {error.strerror}; try " + " ".join(
-        f"--{name} 127.0.0.1:0" for name in _PORTS
+        f"--{name} 127.0.0.1:0" for name in PORTS
     )
     return CommandError(ExitCode.UNAVAILABLE, text)
 
@@ -162,7 +114,7 @@ class _JsonView(DevelopmentView):
     """JSON lines: the listeners, two journeys, then steps."""
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
-        listeners = {name: [str(getattr(addresses, name))] for name in _PORTS}
+        listeners = {name: [str(getattr(addresses, name))] for name in PORTS}
         print_json_line({"pid": os.getpid(), **listeners, "ca": str(addresses.ca)})
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
@@ -175,16 +127,20 @@ class _JsonView(DevelopmentView):
         names = ("id", "graph_id", "submission_id", "message_id")
         print_json_line({**{name: journey[name] for name in names}, **step})
 
+    def rules_changed(self, text: str) -> None:
+        _warn(text)
+
 
 class _TextView(DevelopmentView):
     """Text for a terminal."""
 
-    def __init__(self, place: DevelopmentFolder) -> None:
+    def __init__(self, place: DevelopmentFolder, plan: DevelopmentOptions) -> None:
         self._place = place
+        self._domain = plan.domains[0]
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
         ca = shlex.quote(str(addresses.ca))
-        mail = self._place.path / "mail" / "example.test"
+        mail = self._place.path / "mail" / self._domain
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         _echo(
             f"relay dev {__version__}: no mail leaves this machine (no DNS, no connection out)",
@@ -194,7 +150,7 @@ class _TextView(DevelopmentView):
             f"  SMTP       smtp://alice:alice@{addresses.smtp}    or without a login",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             "  Accounts   alice, bob; any other token, login or client id makes its own mailbox:",
-            "             the token NAME that of NAME@example.test",
+            f"             the token NAME that of NAME@{self._domain}",
             "",
         )
 
@@ -210,12 +166,12 @@ class _TextView(DevelopmentView):
             if not mine:
                 _echo(f" {number:d} {number.title:<18} {'-':<13}  none: no recipient failed")
         if bounced:
-            _echo(f'   "{printable(shown.report_subject)}" is in {shown.mailbox}/new', "")
+            _echo(f'   "{printable(shown.report_subject)}" is in the Inbox of alice', "")
         else:
-            _echo(f"   bob's copy is in {shown.mailbox}/new", "")
+            _echo("")
 
     def waiting(self, addresses: DevelopmentAddresses) -> None:
-        http, smtp = addresses.http, addresses.smtp
+        http, smtp, bob = addresses.http, addresses.smtp, f"bob@{self._domain}"
         found = CommandContext().found_config_file() == self._place.config  # without --config
         config = "" if found else f" --config {shlex.quote(str(self._place.config))}"
         _echo(
@@ -223,10 +179,9 @@ class _TextView(DevelopmentView):
             f"  curl -i http://{http}/v1.0/me/sendMail -H 'Authorization: Bearer alice' \\",
             "    -H 'Content-Type: application/json' -d '"
             '{"message": {"subject": "hi", "toRecipients":',
-            '    [{"emailAddress": {"address": "bob@example.test"}}]}}\'',
-            f"  swaks --server {smtp.host} --port {smtp.port} --from app@example.test"
-            " --to bob@example.test",
-            f"  relay send{config} --to bob@example.test --subject hi --body hello",
+            f'    [{{"emailAddress": {{"address": "{bob}"}}}}]}}}}\'',
+            f"  swaks --server {smtp.host} --port {smtp.port} --from app@{self._domain} --to {bob}",
+            f"  relay send{config} --to {bob} --subject hi --body hello",
             f"  relay trace{config} last        relay queue list{config}",
             f"ready (pid {os.getpid()}); every step of every message follows, Ctrl-C ends it",
         )
@@ -235,6 +190,9 @@ class _TextView(DevelopmentView):
         name = journey["id"] or journey["submission_id"]
         first, *more = step_lines(step)
         _echo(f"{name}{first}", *(f"{'':<{len(name)}}{line}" for line in more))
+
+    def rules_changed(self, text: str) -> None:
+        _warn(text)
 
 
 def _echo(*lines: str) -> None:

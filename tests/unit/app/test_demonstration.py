@@ -70,14 +70,6 @@ async def test_earlier_messages_are_not_shown(follower, journeys, shown):
     assert shown == [("q2", 5)]
 
 
-async def test_ignored_messages_are_neither_shown_nor_counted(follower, journeys, changes, shown):
-    follower.ignore(frozenset({"q1"}))
-    journeys.all = [journey("q2", (5, 1), (6, 2)), journey("q1", (5, 1), (6, 2))]
-    async with asyncio.timeout(5):
-        await follower.run(until_settled=1)
-    assert {name for name, _ in shown} == {"q2"}
-
-
 async def test_a_burst_is_followed_back_to_what_is_known(follower, journeys, shown):
     await follower.update(quietly=True)
     journeys.all = [journey(f"q{n:03}", (5, 1)) for n in range(300)]

@@ -32,7 +32,8 @@ def write_config(folder):
     """Write the configuration of a relay that has a certificate."""
     now = datetime.now(UTC)
     open_authority(folder.path / "ca", now=now).issue(folder.path / "tls", (), now=now)
-    return development.write_config(folder, http=HTTP, https=HTTPS, smtp=SMTP)
+    options = development.DevelopmentOptions(http=HTTP, https=HTTPS, smtp=SMTP)
+    return development.write_config(folder, options)
 
 
 @pytest.fixture(autouse=True)

@@ -76,8 +76,8 @@ def shell():
 
 @pytest.fixture(scope="module")
 def dev(shell):
-    """A development relay in the user's own folder, which the other commands find. Both messages of
-    its demonstration have come to their ends.
+    """A development relay in the user's own folder, which the other commands find. It has one failed
+    message for friend@elsewhere.test.
     """
     expected_text = shell.folder / "expected_text"
     with expected_text.open("w") as out:
@@ -86,6 +86,11 @@ def dev(shell):
         "it listens, one is captured, one failed",
         lambda: expected_text.read_text().count("\n") >= 3 or process.poll() is not None,
     )
+    program = shell.folder / "setup.exe"
+    program.write_bytes(b"MZ")
+    words = ("--token", "alice", "--to", "friend@elsewhere.test", "--attach", str(program))
+    until("it can be sent to", lambda: shell("send", *words, "--body", "x").returncode == 0)
+    assert shell("wait", "friend@elsewhere.test").returncode == 0
     yield process
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT_S)
@@ -195,7 +200,7 @@ def test_dev_answers_requests_for_its_own_host_names_only(short_path):
 
 def test_half_sent_requests_do_not_take_all_open_files(short_path):
     with (
-        running_dev(short_path, before="ulimit -n 256") as address,
+        running_dev(short_path, "--no-demo", before="ulimit -n 256") as address,
         contextlib.ExitStack() as held,
     ):
         host, port = address.split(":")
@@ -232,7 +237,7 @@ def test_a_dev_folder_is_kept_and_has_one_relay(tmp_path):
     assert first.returncode == 0
     assert shell("dev", "--dir", str(place), "--once", *ANY_PORTS).returncode == 0
     inbox = place / "mail/example.test/bob/new"
-    assert len(list(inbox.iterdir())) == 3, "two demonstrations and one of ours"
+    assert len(list(inbox.iterdir())) == 2, "one of ours, and one that was shown with --once"
 
 
 def test_a_foreign_configuration_is_not_overwritten(tmp_path):

@@ -1,0 +1,168 @@
+"""The options of `relay dev`, each of which an environment variable can give too.
+
+RELAY_DEV_ and the name of the option in capitals, with _ for -: RELAY_DEV_NO_DEMO=1. A variable for
+an option that may be repeated has its values separated by spaces or commas. The command line
+counts more than a variable; an empty variable counts as unset.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from relay.settings.tree import Address
+from relay.settings.values import is_ip, parse_address, parse_domain
+
+F = TypeVar("F", bound=Callable[..., Any])
+PORTS = {"http": 8025, "https": 8443, "smtp": 1025}
+PREFIX = "RELAY_DEV_"
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
+_SEPARATOR = re.compile(r"[\s,]+")
+_DEFAULT_PORT = "{}, with --once a free port"
+
+
+class _AddressType(click.ParamType[Address]):
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        if isinstance(value, Address):
+            return value
+        try:
+            address = parse_address(value, Path.cwd())
+        except ValueError:
+            self.fail(f'expected HOST:PORT or [IPV6]:PORT, found "{value}"', param, ctx)
+        host = address.host
+        if host != "localhost" and not (is_ip(host) and ipaddress.ip_address(host).is_loopback):
+            self.fail("the development relay listens on loopback only", param, ctx)
+        return address
+
+
+def _several(parse: Callable[[str], str], expected: str) -> Callable[..., tuple[str, ...]]:
+    """Return the callback of a repeatable option: its values, also separated by commas."""
+
+    def values(
+        context: click.Context, option: click.Parameter, given: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        texts = [one for text in given for one in _SEPARATOR.split(text) if one]
+        found = []
+        for text in texts:
+            try:
+                found.append(parse(text))
+            except ValueError:
+                message = f'expected {expected}, found "{text}"'
+                raise click.BadParameter(message, context, option) from None
+        return tuple(dict.fromkeys(found))
+
+    return values
+
+
+def _host_name(text: str) -> str:
+    if not _HOST_NAME(text):
+        raise ValueError
+    return text.lower().removesuffix(".")
+
+
+def _option(name: str, *declarations: str, **attributes: Any) -> Callable[[F], F]:
+    """Return a click option with its environment variable."""
+    return click.option(
+        name, *declarations, envvar=variable_of(name), show_envvar=True, **attributes
+    )
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of an option, such as RELAY_DEV_NO_DEMO of --no-demo."""
+    return PREFIX + name.lstrip("-").replace("-", "_").upper()
+
+
+def unknown_variables(variables: Mapping[str, str], command: click.Command) -> Collection[str]:
+    """Return the names that begin as those of the options, but belong to none."""
+    known = {one.envvar for one in command.params}
+    return sorted(one for one in variables if one.startswith(PREFIX) and one not in known)
+
+
+def check_together(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that exclude each other."""
+    for one, other in (("once", "no_demo"), ("rules", "no_rules")):
+        if options[one] and options[other]:
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
+            raise click.UsageError(f"{names} exclude each other")
+
+
+_OPTIONS = (
+    _option(
+        "--dir",
+        "folder",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Keep mail and state here. [default: a temporary directory, removed at the end]",
+    ),
+    _option(
+        "--http",
+        type=_AddressType(),
+        show_default=_DEFAULT_PORT.format(f"127.0.0.1:{PORTS['http']}"),
+        help="Where the Graph API listens; port 0 takes a free one.",
+    ),
+    _option(
+        "--https",
+        type=_AddressType(),
+        show_default=_DEFAULT_PORT.format(f"127.0.0.1:{PORTS['https']}"),
+        help="The same with TLS, by a certificate of Relay's own development CA.",
+    ),
+    _option(
+        "--smtp",
+        type=_AddressType(),
+        show_default=_DEFAULT_PORT.format(f"127.0.0.1:{PORTS['smtp']}"),
+        help="Where SMTP listens, with STARTTLS; port 0 takes a free one.",
+    ),
+    _option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="NAME",
+        callback=_several(_host_name, "a host name without a port"),
+        help="Answer HTTP requests for this host too, besides localhost, and have it in the "
+        "certificate; repeatable.",
+    ),
+    _option(
+        "--domain",
+        "domains",
+        multiple=True,
+        metavar="DOMAIN",
+        show_default="example.test",
+        callback=_several(parse_domain, "a domain such as example.org"),
+        help="A local domain, whose mail goes into mailboxes; repeatable. alice and bob are in the "
+        "first.",
+    ),
+    _option(
+        "--rules",
+        type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+        help="The directory of the mail-flow rules; changes are loaded while it runs. "
+        "[default: the rules that Relay ships]",
+    ),
+    _option("--no-rules", is_flag=True, help="Apply no rules."),
+    _option("--no-demo", is_flag=True, help="Show no demonstration."),
+    _option("--once", is_flag=True, help="Show the two messages and exit; 0 on success."),
+    _option(
+        "--ready-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write pid and addresses to this file as JSON when the first message of yours would "
+        "be shown and counted. With --once nothing is written.",
+    ),
+    _option(
+        "--exit-after",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Exit after N of your messages have ended.",
+    ),
+)
+
+
+def dev_options(command: F) -> F:
+    """Add the options to the command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

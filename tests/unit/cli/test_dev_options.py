@@ -1,0 +1,100 @@
+"""The options of `relay dev` on the command line and in the environment."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from relay.cli.dev import dev
+from relay.cli.dev_options import PREFIX, check_together, dev_options
+from relay.settings.tree import Address
+
+
+def read(*words, **environment):
+    """Return the options that the words and the environment variables give."""
+    found = {}
+
+    @click.command()
+    @dev_options
+    def command(**options):
+        found.update(options)
+
+    done = CliRunner(env=environment).invoke(command, words)
+    assert done.exit_code == 0, done.output
+    return found
+
+
+def refused(*words, **environment):
+    done = CliRunner(env=environment).invoke(dev, words)
+    assert done.exit_code == 2  # click's own; errors.py makes it 64
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_every_option_has_a_variable_of_its_name():
+    own = [one for one in dev.params if one.name not in ("config", "as_json")]
+    assert len(own) > 10
+    for one in own:
+        assert one.envvar == PREFIX + one.opts[0].removeprefix("--").replace("-", "_").upper()
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "text", "name", "value"),
+    [
+        (["--http", "[::1]:9"], "HTTP", "[::1]:9", "http", Address("::1", 9)),
+        (["--no-demo"], "NO_DEMO", "1", "no_demo", True),
+        (["--no-demo"], "NO_DEMO", "yes", "no_demo", True),
+        ([], "NO_DEMO", "off", "no_demo", False),
+        ([], "NO_DEMO", "", "no_demo", False),
+        (["--exit-after", "3"], "EXIT_AFTER", "3", "exit_after", 3),
+        (
+            ["--domain", "A.test", "--domain", "b.test"],
+            "DOMAIN",
+            "a.test,  B.test",
+            "domains",
+            ("a.test", "b.test"),
+        ),
+        (["--domain", "a.test,b.test"], "DOMAIN", "a.test b.test", "domains", ("a.test", "b.test")),
+        (["--host", "mail."], "HOST", "Mail", "hosts", ("mail",)),
+        (["--host", "[::2]"], "HOST", "[::2]", "hosts", ("[::2]",)),
+    ],
+    ids=str,
+)
+def test_the_environment_says_the_same_as_the_command_line(words, variable, text, name, value):
+    assert read(*words)[name] == value
+    assert read(**{PREFIX + variable: text})[name] == value
+
+
+def test_the_command_line_counts_more():
+    assert read("--domain", "a.test", RELAY_DEV_DOMAIN="b.test")["domains"] == ("a.test",)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("HTTP", "8025", "expected HOST:PORT"),
+        ("NO_RULES", "maybe", "not a valid boolean"),
+        ("DOMAIN", "a.test, -", 'expected a domain such as example.org, found "-"'),
+        ("HOST", "mail:80", 'expected a host name without a port, found "mail:80"'),
+        ("RULES", "/nonexistent", "does not exist"),
+        ("EXIT_AFTER", "0", "not in the range"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(variable, text, expected):
+    said = refused(**{PREFIX + variable: text})
+    assert f"'{PREFIX}{variable}'" in said
+    assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--once", "--no-demo"], "--once and --no-demo exclude each other"),
+        (["--rules", ".", "--no-rules"], "--rules and --no-rules exclude each other"),
+    ],
+)
+def test_options_that_exclude_each_other(words, expected):
+    assert expected in refused(*words)
+
+
+def test_they_exclude_each_other_only_together():
+    check_together({"once": True, "no_demo": False, "rules": None, "no_rules": True})
