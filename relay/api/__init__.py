@@ -7,11 +7,13 @@ same as that of `relay trace`.
 
 from relay.api.app import create_app, create_control_app
 from relay.api.dependencies import ApiDependencies, ChangeNotifier, DevelopmentControls
+from relay.api.message_source import MessageSources
 
 __all__ = [
     "ApiDependencies",
     "ChangeNotifier",
     "DevelopmentControls",
+    "MessageSources",
     "create_app",
     "create_control_app",
 ]

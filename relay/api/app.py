@@ -100,6 +100,9 @@ async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handle
         case ("messages", key):
             _query(request, "GET")
             return json_response(await handlers.message(key, principal))
+        case ("messages", key, "source"):
+            _query(request, "GET")
+            return await handlers.source(key, principal)
         case ("messages", key, "wait"):
             query = _query(request, "GET", "state", "timeout")
             wait = handlers.wait_for_message(key, query, principal)

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from relay.accounts.account import Account, Role
+from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
+from relay.api.message_source import MessageSources
 from relay.clock import Clock
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
@@ -75,6 +76,7 @@ class ApiDependencies:
     clock: Clock
     pressure: Pressure
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
+    sources: MessageSources
     development: DevelopmentControls | None = None
 
 
@@ -84,11 +86,18 @@ class Principal:
 
     name: str
     role: Role
+    scopes: frozenset[Scope] = ALL_SCOPES
 
     @property
     def account(self) -> str | None:
         """The account whose messages are visible; None for all."""
         return self.name if self.role is Role.USER else None
+
+    def check_may_read_content(self) -> None:
+        """Raise ApiError 403 unless the account's tokens may read messages."""
+        if self.scopes.isdisjoint((Scope.MAIL_READ, Scope.MAIL_READ_WRITE)):
+            message = f"Access is denied: this needs the permission {Scope.MAIL_READ}."
+            raise ApiError(403, "ErrorAccessDenied", message)
 
     def check_may_read(self) -> None:
         """Raise ApiError 403 unless the role may see the whole queue."""
@@ -106,7 +115,7 @@ OPERATOR = Principal(name="control socket", role=Role.OPERATE)
 
 def principal_of(account: Account) -> Principal:
     """Return the principal of an account."""
-    return Principal(name=account.address, role=account.role)
+    return Principal(name=account.address, role=account.role, scopes=account.scopes)
 
 
 def _denied(role: str) -> ApiError:

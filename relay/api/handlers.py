@@ -26,10 +26,12 @@ from relay.api.request_parameters import (
     selector_of_query,
 )
 from relay.http.errors import ApiError, quoted, service_unavailable
-from relay.http.gateway import json_response
+from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
 from relay.journeys.journey import MessageList, is_final
 from relay.journeys.message_search import FINAL_STATE
+from relay.mailbox.types import StoreError
+from relay.message.content import blocks
 from relay.spool.queue_commands import UNKNOWN_HEADER, Operation
 
 Found = TypeVar("Found")
@@ -43,6 +45,10 @@ _POLL_S = 1.0
 _PAUSE_S_MIN = 0.02
 _COST_FACTOR = 10
 _AGE_S_MAX = 1e9
+_GONE = (
+    "The content is gone: the queue keeps it until all recipients are final, and neither a local "
+    "recipient nor the sender has a copy in a mailbox (any more):"
+)
 
 
 class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +85,26 @@ class Handlers:
         if found is None:
             raise _unknown(key)
         return found
+
+    async def source(self, key: str, principal: Principal) -> Response:
+        """GET /messages/{id}/source: the MIME."""
+        principal.check_may_read_content()
+        journey = await self.message(key, principal)
+        try:
+            content = await self._dependencies.sources.find(journey, reader=principal.name)
+        except StoreError as error:
+            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+        if content is None:
+            raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(key)}.")
+        name = journey["id"] or journey["submission_id"]
+        headers = {
+            "content-type": "message/rfc822",
+            "content-disposition": f'attachment; filename="{name}.eml"',
+            "x-content-type-options": "nosniff",
+        }
+        if isinstance(content, bytes):
+            return Response(content, headers=headers)
+        return StreamedResponse(blocks(content), size_bytes=content.size, headers=headers)
 
     async def wait_for_message(
         self, key: str, query: Mapping[str, str], principal: Principal

@@ -299,6 +299,10 @@ class _Composer:
             metrics=self.metrics, clock=self.clock,
             ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
             pressure=self.pressure, development=self.sources.development,
+            sources=api.MessageSources(
+                journeys, self.spool, self.store, mailbox_for=self.table.mailbox_for,
+                keeps_copies=self.sources.development is not None,
+            ),
         )  # fmt: skip
         accounts, hostname = self.sources.accounts, self.settings.hostname
         tokens = AccessTokens(token_key(self.settings.state_dir), self.clock)

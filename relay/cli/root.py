@@ -19,6 +19,7 @@ _VERBS = {
     "send": "Send one message and print its id.",
     "wait": "Wait until a message reaches a state.",
     "trace": "Show a message's journey through the seven steps.",
+    "show": "Show a message's content, captured mail too.",
     "queue": "List the queue and change it.",
     "storage": "Check, repair, back up and prune the stored data.",
     "account": "Add, list and remove accounts; tokens and passwords.",

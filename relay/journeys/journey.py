@@ -91,6 +91,11 @@ class Journeys:
         found = await self._recent(key, account=account, limit=1)
         return found[0] if found else None
 
+    async def mailbox_of(self, submission_id: str) -> str:
+        """Return the account in whose mailbox the message was created, "" if that is unknown."""
+        found = await self._store.submission(submission_id)
+        return str(found.get("account", "")) if found else ""
+
     async def search(
         self, wanted: MessageSearch, *, account: str | None, limit: int
     ) -> MessageList:

@@ -233,3 +233,16 @@ def read_relay_id(beginning: bytes) -> str:
     if found is None or beginning.count(b"\n", 0, found.start(1)) > 1:
         return ""
     return found[1].decode("ascii").lower()
+
+
+_DELIVERY_FIELDS = re.compile(
+    rb"(?:(?:Return-Path|X-Relay-Id|Delivered-To):[^\r\n]*\r?\n){1,3}", re.IGNORECASE
+)
+
+
+def without_delivery_fields(content: bytes) -> bytes:
+    """Return a delivered content, or its header, without the lines that local delivery added."""
+    if not content.startswith(_RETURN_PATH):
+        return content
+    found = _DELIVERY_FIELDS.match(content)
+    return content[found.end() :] if found else content

@@ -145,6 +145,24 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
     return ReadMessage(properties, facts, date_us_of(fields), (*structure.defects, *text.defects))
 
 
+@dataclass(frozen=True, slots=True)
+class ReadBodies:
+    """The bodies that mail programs show; None where a message has none of that type."""
+
+    html: str | None
+    text: str | None
+
+
+def read_bodies(content: Octets) -> ReadBodies:
+    """Read both bodies of a MIME message. Reading blocks; raises OSError."""
+    leaves = sorted_leaves(read_structure(content))
+    html, text = (
+        None if leaf is None else _read_text(content, leaf).text
+        for leaf in (leaves.html, leaves.text)
+    )
+    return ReadBodies(html, text)
+
+
 def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
     """Return the attachments of a file of a mailbox, in the order of read_message().
 

@@ -355,6 +355,16 @@ class IncomingBody(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class KeptMessage:
+    """What is left of a message: its content until no entry needs it, and (number, address, state)
+    of recipients, who may have copies in mailboxes.
+    """
+
+    content: Content | None
+    recipients: Sequence[tuple[int, str, str]]
+
+
 class Spool(Protocol):
     """The durable queue. Every coroutine returns after the commit (and fsync) that covers it."""
 
@@ -406,6 +416,14 @@ class Spool(Protocol):
         the claim is settled.
 
         `check` compares the checksum. Raises SpoolError when the content is missing or damaged.
+        """
+        ...
+
+    async def read_message(self, queue_id: str) -> KeptMessage:
+        """Return what is left of a message; a large content stays readable when it is removed.
+
+        Of several contents it is that of the first entry, and of recipients some of the first.
+        Raises SpoolError when the content is missing or damaged.
         """
         ...
 

@@ -8,7 +8,8 @@ quickly.
 
 import http.client
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
+_BLOCK_BYTES = 256 * 1024
 
 
 class ControlUnavailableError(Exception):
@@ -81,14 +83,47 @@ class ControlClient:
         """
         return self._request("POST", path, msgspec.json.encode(value)).value
 
+    def download(self, path: str) -> Iterator[bytes]:
+        """Yield the octets of the response at `/relay/v1` + `path`. Raises as get() does."""
+        connection = _UnixConnection(self._path, self._timeout_s)
+        try:
+            with self._translated_errors():
+                connection.request("GET", "/relay/v1" + path)
+                answer = connection.getresponse()
+                if answer.status >= http.client.BAD_REQUEST:
+                    value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
+            if answer.status >= http.client.BAD_REQUEST:
+                raise _control_error(answer.status, value)
+            while True:
+                with self._translated_errors():
+                    block = answer.read(_BLOCK_BYTES)
+                    if not block and answer.length:
+                        raise http.client.IncompleteRead(b"", answer.length)
+                if not block:
+                    return
+                yield block
+        finally:
+            connection.close()
+
     def _request(self, method: str, path: str, body: bytes) -> ControlResponse:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
-            connection.request(
-                method, "/relay/v1" + path, body or None, {"content-type": "application/json"}
-            )
-            answer = connection.getresponse()
-            value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
+            with self._translated_errors():
+                connection.request(
+                    method, "/relay/v1" + path, body or None, {"content-type": "application/json"}
+                )
+                answer = connection.getresponse()
+                value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
+        finally:
+            connection.close()
+        if answer.status >= http.client.BAD_REQUEST:
+            raise _control_error(answer.status, value)
+        return ControlResponse(value, answer.headers)
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
         except FileNotFoundError:
             text = f"no relay is running: there is no {self._path}"
             raise ControlUnavailableError(text) from None
@@ -101,13 +136,12 @@ class ControlClient:
         except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
             text = f"the relay on {self._path} did not answer: {error or type(error).__name__}"
             raise ControlUnavailableError(text) from None
-        finally:
-            connection.close()
-        if answer.status >= http.client.BAD_REQUEST:
-            fault = value.get("error", {}) if isinstance(value, dict) else {}
-            message = str(fault.get("message", "no reason given"))
-            raise ControlError(answer.status, str(fault.get("code", "")), message)
-        return ControlResponse(value, answer.headers)
+
+
+def _control_error(status: int, value: Any) -> ControlError:
+    fault = value.get("error", {}) if isinstance(value, dict) else {}
+    message = str(fault.get("message", "no reason given"))
+    return ControlError(status, str(fault.get("code", "")), message)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -192,6 +226,18 @@ class OperatorClient:
             is_over = found is not None and (found["reached"] or is_final(found))
             if is_over or left_s <= WAIT_S_MAX:
                 return found
+
+    def message_from_relay(self, key: str) -> dict[str, Any]:
+        """Return the journey of one message from the daemon; an unknown message is a ControlError.
+
+        Raises ControlUnavailableError without a daemon.
+        """
+        found: dict[str, Any] = self._client.get(path_of(key))
+        return found
+
+    def source(self, key: str) -> Iterator[bytes]:
+        """Yield the MIME of a message from the daemon. Raises as message_from_relay() does."""
+        return self._client.download(path_of(key) + "/source")
 
     def entries_of(self, queue_id: str) -> list[dict[str, Any]]:
         """Return the entries of a message that are not final, from the daemon."""

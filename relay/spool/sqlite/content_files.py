@@ -15,13 +15,13 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from zlib import crc32
 
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.files import FileOctets, fsync_path, write_all
+from relay.files import FileOctets, OpenOctets, fsync_path, write_all
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
 from relay.message.header import header_end
 from relay.spool.sqlite.spool_errors import translate_os_errors
@@ -209,6 +209,21 @@ class ContentFiles:
             raise SpoolError(
                 f"content {row.name} cannot be read: {error.strerror or error}"
             ) from error
+
+    def opened(self, row: ContentRow) -> Content:
+        """Return a content that stays readable when its file is removed. Raises SpoolError."""
+        content = self.read(row, check=row.is_small)
+        if isinstance(content, bytes):
+            return content
+        try:
+            with (self._directory / row.name).open("rb") as file:
+                octets = OpenOctets.of(file)
+        except OSError as error:
+            raise SpoolError(
+                f"content {row.name} cannot be read: {error.strerror or error}"
+            ) from error
+        start = octets.size - sum(part.size for part in content.body)
+        return replace(content, body=(octets.part(start, octets.size),))
 
     def committed(self, files: Iterable[Sequence[StoredFile | None]]) -> None:
         """Rows name these files now."""

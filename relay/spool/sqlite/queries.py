@@ -219,3 +219,30 @@ def _accepted_us(cursor: apsw.Cursor, queue_id: str) -> int:
         (queue_id, int(Step.POLICY_AND_ROUTING)),
     )
     return row[0] if row else id_time_us(queue_id) or 0
+
+
+_COPIES_MAX = 20
+_CONTENT = "size, data, file, header, eight_bit, crc32"
+
+
+def kept_content(cursor: apsw.Cursor, queue_id: str) -> Any:
+    """Return the row of the content of the first live entry, or None.
+
+    One statement, because the id of a content that is removed may be used again.
+    """
+    return fetch_one(
+        cursor,
+        f"SELECT {_CONTENT} FROM entry JOIN content ON content.id = entry.content_id"
+        " WHERE message_id = ? AND state <> 'final' ORDER BY number LIMIT 1",
+        (queue_id,),
+    )
+
+
+def first_recipients(cursor: apsw.Cursor, queue_id: str) -> list[tuple[int, str, str]]:
+    """Return number, address and state of the first recipients that policy has not added."""
+    return fetch(
+        cursor,
+        "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
+        " ORDER BY state = 'delivered' DESC, number LIMIT ?",
+        (queue_id, _COPIES_MAX),
+    )

@@ -47,6 +47,7 @@ from relay.spool.types import (
     Claim,
     DueBatch,
     DueQuery,
+    KeptMessage,
     NewMessage,
     QueueCounts,
     Settlement,
@@ -298,11 +299,28 @@ class SqliteSpool:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._checking, read)
             return await self._delivery.run(lambda _: read())
-        if not isinstance(data, bytes) or len(data) != size:
-            raise SpoolError(f"content {content_id} is damaged: expected {size} bytes")
-        if check:  # inline contents are small: no thread is needed
-            verify_checksum(str(content_id), checksum_of((data,)), expected=crc32)
-        return data
+        # Inline contents are small: no thread is needed.
+        return _checked(str(content_id), data, size=size, crc32=crc32 if check else None)
+
+    async def read_message(self, queue_id: str) -> KeptMessage:
+        """Spool.read_message."""
+        return await self._queries.run(lambda c: self._kept(c, queue_id))
+
+    def _kept(self, cursor: apsw.Cursor, queue_id: str) -> KeptMessage:
+        row = queries.kept_content(cursor, queue_id)
+        content = None
+        try:
+            content = None if row is None else self._opened(queue_id, row)
+        except SpoolError:
+            if queries.kept_content(cursor, queue_id) is not None:
+                raise  # otherwise the last entry was settled in the meantime
+        return KeptMessage(content, queries.first_recipients(cursor, queue_id))
+
+    def _opened(self, queue_id: str, row: Sequence[Any]) -> Content:
+        size, data, file, header, eight_bit, crc32 = row
+        if file:
+            return self._files.opened(ContentRow(file, size, header, bool(eight_bit), crc32))
+        return _checked(queue_id, data, size=size, crc32=crc32)
 
     async def journey(self, queue_id: str) -> dict[str, Any] | None:
         """Spool.journey."""
@@ -389,3 +407,11 @@ class SqliteSpool:
         names = [file.name for some in files for file in some if file]
         if names:
             await asyncio.to_thread(self._files.remove, names)
+
+
+def _checked(name: str, data: Any, *, size: int, crc32: int | None) -> bytes:
+    """Return an inline content. Raises SpoolError if it is damaged."""
+    if not isinstance(data, bytes) or len(data) != size:
+        raise SpoolError(f"content {name} is damaged: expected {size} bytes")
+    verify_checksum(name, checksum_of((data,)), expected=crc32)
+    return data

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import pytest
 
-from relay.accounts.account import Account, Role
+from relay.accounts.account import Account, Role, Scope
 from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app, handlers
 from relay.clock import SystemClock
 from relay.journeys.journey import MessageList
@@ -30,6 +30,10 @@ from tests.support.accounts import TokenAccounts, authentication_of
 ACCOUNTS = {
     "alice": Account("alice@example.test"),
     "bob": Account("bob@example.test"),
+    "sender": Account("sender@example.test", scopes=frozenset({Scope.MAIL_SEND})),
+    "reader": Account("reader@example.test", scopes=frozenset({Scope.MAIL_READ})),
+    "writer": Account("writer@example.test", scopes=frozenset({Scope.MAIL_READ_WRITE})),
+    "auditor": Account("auditor@example.test", role=Role.READ, scopes=frozenset()),
     "watcher": Account("watcher@example.test", role=Role.READ),
     "operator": Account("operator@example.test", role=Role.OPERATE),
 }
@@ -49,6 +53,7 @@ class Records:
     known: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     looks: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    source: bytes | None = b""
     fault: Exception | None = None
     allowed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -88,6 +93,10 @@ class Records:
             {**dict.fromkeys(CommandResult, 0), CommandResult.DONE: 3}, [{"id": "q1", "entry": 1}]
         )
 
+    async def find(self, journey: dict[str, Any], *, reader: str | None) -> bytes | None:
+        self.asked.append((journey["id"], reader))
+        return self.source
+
     async def stats(self) -> dict[str, Any]:
         return {"entries": {"queued": 1}}
 
@@ -124,6 +133,7 @@ async def api() -> AsyncIterator[ApiClients]:
         clock=SystemClock(),
         pressure=(pressure := Pressure()),
         prune=no_history,
+        sources=records,
     )
     app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     outside, inside = (
@@ -142,7 +152,9 @@ def code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-@pytest.mark.parametrize("path", ["/messages", "/messages/q1", "/messages/q1/wait", "/queue"])
+@pytest.mark.parametrize(
+    "path", ["/messages", "/messages/q1", "/messages/q1/wait", "/messages/q1/source", "/queue"]
+)
 async def test_a_token_is_required(api: ApiClients, path: str) -> None:
     assert code(await api.http.get("/relay/v1" + path)) == (401, "InvalidAuthenticationToken")
 
@@ -164,6 +176,37 @@ async def test_an_account_sees_its_own_messages_only(
         assert answer.json()["error"]["code"] == never.json()["error"]["code"]
     recent = (await api.get("/relay/v1/messages", token)).json()
     assert recent == {"messages": [journey] if seen else [], "cursor": str(ListCursor(5))}
+
+
+async def test_the_source_of_a_message(api: ApiClients) -> None:
+    api.records.known["q1"] = ("alice@example.test", a_journey("queued"))
+    api.records.source = b"Subject: x\r\n\r\n\xff"
+    answer = await api.get("/relay/v1/messages/q1/source")
+    assert (answer.status_code, answer.content) == (200, api.records.source)
+    assert answer.headers["content-type"] == "message/rfc822"
+    assert answer.headers["content-disposition"] == 'attachment; filename="q1.eml"'
+    assert api.records.asked == [("q1", "alice@example.test")]
+
+
+@pytest.mark.parametrize(("token", "gone"), [("alice", True), ("bob", False)])
+async def test_a_source_that_is_gone_or_of_another_account(
+    api: ApiClients, token: str, gone: bool
+) -> None:
+    api.records.known["q1"] = ("alice@example.test", a_journey("relayed"))
+    api.records.source = None
+    answer = await api.get("/relay/v1/messages/q1/source", token)
+    assert code(answer) == (404, "ErrorItemNotFound")
+    assert answer.json()["error"]["message"].startswith("The content is gone") is gone
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [("sender", 403), ("reader", 200), ("writer", 200), ("auditor", 403)]
+)
+async def test_reading_content_needs_a_scope(api: ApiClients, token: str, status: int) -> None:
+    api.records.known["q1"] = (f"{token}@example.test", a_journey("queued"))
+    answer = await api.get("/relay/v1/messages/q1/source", token)
+    assert answer.status_code == status
+    assert (await api.get("/relay/v1/messages/q1", token)).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["%3Cm%2Fx@a.test%3E", "m%2Fx@a.test"])

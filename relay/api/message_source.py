@@ -1,0 +1,97 @@
+"""The content of a message: from the spool, a recipient's mailbox, or the sender's mailbox.
+
+It is found without a copy of its own: the spool has it while a recipient is not final; then a local
+recipient's mailbox may have it, and the sender's Sent Items or Drafts.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from relay.journeys.journey import Journeys
+from relay.mailbox.message_file import delivered_id
+from relay.mailbox.types import NoSuchItemError
+from relay.message.address import own_mailbox
+from relay.message.content import Content, edit_header
+from relay.message.header import ParsedContent
+from relay.message.lifecycle import RecipientState
+from relay.mime.headers import without_delivery_fields
+from relay.spool.types import KeptMessage
+
+_HIDDEN = ("Bcc", "Resent-Bcc")
+_AFTER_CAPTURE = (RecipientState.RELAYED, RecipientState.CANCELLED, RecipientState.EXPIRED)
+
+
+class SourceSpool(Protocol):
+    """What MessageSources needs of the spool."""
+
+    async def read_message(self, queue_id: str) -> KeptMessage:
+        """See Spool.read_message()."""
+        ...
+
+
+class SourceMailboxes(Protocol):
+    """What MessageSources needs of the mail store."""
+
+    async def mime(self, account: str, message_id: str) -> Content:
+        """See MailStore.mime()."""
+        ...
+
+
+class MessageSources:
+    """Finds the content of messages."""
+
+    def __init__(
+        self,
+        journeys: Journeys,
+        spool: SourceSpool,
+        mailboxes: SourceMailboxes,
+        *,
+        mailbox_for: Callable[[str], str | None],
+        keeps_copies: bool,
+    ) -> None:
+        """`mailbox_for` returns the mailbox of a local recipient, or None. With `keeps_copies` mail
+        for other domains is copied into mailboxes as well.
+        """
+        self._journeys = journeys
+        self._spool = spool
+        self._mailboxes = mailboxes
+        self._mailbox_for = mailbox_for
+        self._keeps_copies = keeps_copies
+
+    async def find(self, journey: Mapping[str, Any], *, reader: str | None) -> Content | None:
+        """Return the MIME of a message; None if nobody has it any more. Raises SpoolError.
+
+        It has no Bcc, unless it is from the mailbox of `reader`.
+        """
+        if queue_id := journey["id"]:
+            kept = await self._spool.read_message(queue_id)
+            if kept.content is not None:
+                return kept.content
+            for number, address, state in kept.recipients:
+                mailbox = self._mailbox_with_copy(address, state)
+                name = delivered_id(f"{queue_id}-{number}")
+                if mailbox and (copy := await self._in_mailbox(mailbox, name)) is not None:
+                    return edit_header(copy, without_delivery_fields)
+        if submission_id := journey["submission_id"]:
+            return await self._of_sender(submission_id, reader=reader)
+        return None
+
+    def _mailbox_with_copy(self, address: str, state: str) -> str | None:
+        if state == RecipientState.DELIVERED:
+            return self._mailbox_for(address)
+        return own_mailbox(address) if self._keeps_copies and state in _AFTER_CAPTURE else None
+
+    async def _of_sender(self, submission_id: str, *, reader: str | None) -> Content | None:
+        mailbox = await self._journeys.mailbox_of(submission_id)
+        draft_id = submission_id.partition(".")[0]
+        original = await self._in_mailbox(mailbox, draft_id) if mailbox else None
+        if original is None or mailbox == reader:
+            return original
+        parsed = ParsedContent.of(original)
+        return ParsedContent(parsed.header.remove(_HIDDEN), parsed.rest).joined()
+
+    async def _in_mailbox(self, mailbox: str, message_id: str) -> Content | None:
+        try:
+            return await self._mailboxes.mime(mailbox, message_id)
+        except NoSuchItemError:
+            return None

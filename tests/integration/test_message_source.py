@@ -1,0 +1,194 @@
+"""The MIME of a message, as the API and `relay show` give it: from the queue, or from a mailbox."""
+
+import email.policy
+import subprocess
+from collections.abc import Iterator
+from email.message import EmailMessage
+
+import pytest
+
+from tests.support.dev_process import DevProcess
+from tests.support.relay_process import OPERATOR, RelayProcess, until
+from tests.support.remotes import Remotes
+
+USAGE, DATA, UNAVAILABLE = 64, 65, 69
+BOB = "bob@example.test"
+
+
+def source(relay: RelayProcess, key: str, *, token: str = OPERATOR) -> bytes:
+    answer = relay.graph("GET", f"/relay/v1/messages/{key}/source", token=token)
+    assert answer.status == 200, answer.body
+    assert answer.headers["content-type"] == "message/rfc822"
+    return answer.body
+
+
+def gone(relay: RelayProcess, key: str, *, token: str = OPERATOR) -> str:
+    answer = relay.graph("GET", f"/relay/v1/messages/{key}/source", token=token)
+    assert answer.status == 404
+    return answer.message
+
+
+def a_message(*, text: str = "Hello.\n") -> bytes:
+    made = EmailMessage()
+    made["From"], made["To"] = "App <app@example.test>", BOB
+    made["Subject"], made["Message-ID"] = "Bill \N{EURO SIGN}", "<bill@example.test>"
+    made.set_content(text)
+    made.add_alternative("<p>Hello <b>Bob</b>.</p>\n", subtype="html")
+    made.add_attachment(b"\x00\xffPDF", maintype="application", subtype="pdf", filename="b\x1b.pdf")
+    made.add_attachment("a,b\n", subtype="csv", filename="list.csv")
+    return made.as_bytes(policy=email.policy.SMTP)
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[RelayProcess]:
+    with Remotes() as remotes:
+        remotes.start("a.test")
+        with remotes.relay(
+            accounts=[
+                {"address": "mute@example.test", "token": "plain:mute", "scopes": ["Mail.Send"]}
+            ],
+            config={"route": [{"domain": "kept.test", "next_hop": "capture"}]},
+        ) as running:
+            yield running
+
+
+def test_what_the_queue_has_comes_from_the_queue(relay: RelayProcess) -> None:
+    content = b"Subject: kept\r\n\r\n.dots\r\n" + b"x" * 70 + b"\r\n"
+    queue_id = relay.submit("alice@example.test", ["x@kept.test"], content)
+    assert source(relay, queue_id).endswith(
+        b"\r\nSubject: kept\r\n\r\n" + content.partition(b"\r\n\r\n")[2]
+    )
+    large = b"Subject: large\r\n\r\n" + (b"y" * 998 + b"\r\n") * 3000
+    queue_id = relay.submit("alice@example.test", ["x@kept.test"], large)
+    assert source(relay, queue_id).endswith(large.partition(b"\r\n\r\n")[2])
+
+
+def test_what_was_delivered_comes_from_the_mailbox(relay: RelayProcess) -> None:
+    content = b"Subject: local\r\nX-Mark: 1\r\n\r\nx\r\n"
+    queue_id = relay.submit("alice@example.test", ["nobody@a.test", BOB], content)
+    relay.until_final(queue_id)
+    found = source(relay, queue_id)
+    assert found.startswith(b"Received: ")
+    assert b"X-Mark: 1\r\n" in found
+    assert found.endswith(b"\r\n\r\nx\r\n")
+
+
+def test_what_only_the_sender_has_hides_bcc_from_others(relay: RelayProcess) -> None:
+    identity = relay.send_mail(to=["x@a.test"], bcc=["hidden@a.test"], subject="sent")
+    relay.until_final(identity)
+    until("filed", lambda: relay.messages("sentitems"))
+    own, others = source(relay, identity, token="alice"), source(relay, identity)
+    assert b"hidden@a.test" in own
+    assert b"hidden@a.test" not in others
+    assert b"bcc" not in others.lower()
+    assert b"Subject: sent\r\n" in others
+    assert relay.graph("GET", f"/relay/v1/messages/{identity}/source", token="bob").status == 404
+
+
+def test_what_nobody_has_says_so(relay: RelayProcess) -> None:
+    queue_id = relay.submit("alice@example.test", ["gone@a.test"])
+    relay.until_final(queue_id)
+    assert gone(relay, queue_id).startswith("The content is gone: the queue keeps it until")
+    assert gone(relay, "0000000000000000").startswith("No message is known as")
+
+
+def test_a_token_without_mail_read_is_refused(relay: RelayProcess) -> None:
+    identity = relay.send_mail(token="mute", to=[BOB], subject="mute")
+    path = f"/relay/v1/messages/{identity}"
+    assert relay.graph("GET", path, token="mute").status == 200
+    answer = relay.graph("GET", f"{path}/source", token="mute")
+    assert answer.status == 403
+    assert "Mail.Read" in answer.message
+
+
+def test_show(relay: RelayProcess) -> None:
+    queue_id = relay.submit("app@example.test", [BOB], a_message(text="Hi \x1b[31m\u202ered\tX\n"))
+    relay.until_final(queue_id)
+    done = relay.cli("show", queue_id)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"Id          {queue_id}" in lines
+    assert "State       delivered" in lines
+    assert "From        App <app@example.test>" in lines
+    assert "Subject     Bill \N{EURO SIGN}" in lines
+    assert "Hi ?[31m?red    X" in lines
+    assert any(line.startswith("  1  b") and "application/pdf  5 bytes" in line for line in lines)
+    assert "  2  list.csv  text/csv  5 bytes" in lines
+    assert "\x1b" not in done.stdout
+    shown = relay.cli_json("show", "<bill@example.test>")
+    assert (shown["id"], shown["state"], shown["subject"]) == (queue_id, "delivered", "Bill €")
+    assert shown["html"] == "<p>Hello <b>Bob</b>.</p>\r\n"
+    assert [(one["number"], one["type"], one["size"]) for one in shown["attachments"]] == [
+        (1, "application/pdf", 5),
+        (2, "text/csv", 5),
+    ]
+
+
+def octets(relay: RelayProcess, *words: str) -> bytes:
+    done = subprocess.run(
+        relay._command("show", *words), cwd=relay.folder, env=relay.environment,
+        capture_output=True, timeout=40, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout
+
+
+def test_show_writes_parts_as_they_are(relay: RelayProcess) -> None:
+    queue_id = relay.submit("app@example.test", [BOB], a_message())
+    relay.until_final(queue_id)
+    assert octets(relay, queue_id, "--source") == source(relay, queue_id)
+    assert octets(relay, queue_id, "--html") == b"<p>Hello <b>Bob</b>.</p>\r\n"
+    assert octets(relay, queue_id, "--attachment", "1") == b"\x00\xffPDF"
+    assert octets(relay, queue_id, "--attachment", "2") == b"a,b\r\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["0000000000000000"], DATA, "No message is known"),
+        (["last", "--html"], DATA, "no HTML body"),
+        (["last", "--attachment", "1"], DATA, "--attachment 1: the message has 0"),
+        (["last", "--attachment", "0"], USAGE, "0"),
+        (["last", "--html", "--source"], USAGE, "at most one of"),
+        (["last", "--source", "--json"], USAGE, "at most one of"),
+    ],
+)
+def test_show_says_what_it_cannot_show(
+    relay: RelayProcess, words: list[str], code: int, text: str
+) -> None:
+    relay.until_final(relay.submit("app@example.test", [BOB]))
+    done = relay.cli("show", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert text in done.stderr
+
+
+def test_show_never_writes_control_characters_to_a_terminal(relay: RelayProcess) -> None:
+    content = b"Subject: x\r\n\r\n\x1b]0;title\x07 \x9b31m tab\there\r\n"
+    queue_id = relay.submit("app@example.test", [BOB], content)
+    relay.until_final(queue_id)
+    command = " ".join(relay._command("show", queue_id, "--source"))
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], cwd=relay.folder, env=relay.environment,
+        capture_output=True, timeout=40, check=False,
+    )  # fmt: skip
+    assert b"?]0;title? ?31m tab" in done.stdout.replace(b"\xef\xbf\xbd", b"?")
+    assert b"\x1b" not in done.stdout
+    assert b"\x07" not in done.stdout
+
+
+def test_without_a_relay_show_is_unavailable(relay: RelayProcess) -> None:
+    config = relay.folder / "other.toml"
+    config.write_text(relay.config_file.read_text().replace('"state"', '"elsewhere"'))
+    assert relay.cli("show", "last", "--config", str(config)).returncode == UNAVAILABLE
+
+
+def test_captured_mail_of_a_development_relay() -> None:
+    with DevProcess() as relay:
+        relay.submit("app@example.test", ["x@gmail.com"], a_message())
+        relay.until_state("x@gmail.com", "captured")
+        shown = relay.cli_json("show", "x@gmail.com")
+        assert shown["text"] == "Hello.\r\n"
+        assert relay.cli("queue", "cancel", shown["id"]).returncode == 0
+        relay.until_state(shown["id"], "cancelled")
+        again = relay.cli_json("show", shown["id"])
+        assert again == shown | {"state": "cancelled"}
