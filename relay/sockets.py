@@ -52,6 +52,27 @@ def open_listener(address: Address, *, backlog: int) -> Listener:
     return Listener(replace(address, port=_port(sockets[0])), tuple(sockets))
 
 
+def open_datagram_socket(address: Address) -> socket.socket:
+    """Bind a UDP socket to an IPv4 address. Raises OSError."""
+    return _reserved(address, socket.SOCK_DGRAM)
+
+
+def reserve_port(host: str) -> socket.socket:
+    """Bind a free TCP port of an IPv4 address, which nobody else gets while the socket is open."""
+    return _reserved(Address(host, 0), socket.SOCK_STREAM)
+
+
+def _reserved(address: Address, kind: socket.SocketKind) -> socket.socket:
+    made = socket.socket(socket.AF_INET, kind)
+    try:
+        made.bind((address.host, address.port))
+        made.setblocking(False)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
     """Return a socket for each address of the host; those that the machine lacks are left out."""
     places = socket.getaddrinfo(

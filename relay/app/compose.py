@@ -53,7 +53,7 @@ from relay.pickup.dispatch import Pickup
 from relay.policy.engine import RuleSet
 from relay.pressure import Pressure, PressureLevel, PressureReason
 from relay.reports.bounces import Reporter
-from relay.routing.resolver import NoResolver, Resolver
+from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address, Settings, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
@@ -70,7 +70,8 @@ _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 a
 class RelayDependencies:
     """What compose() needs in addition to the settings.
 
-    `rules` gives those in force. Without `resolver`, the configured name servers. With `hosts`, the
+    `rules` gives those in force. `is_simulated` returns whether mail for an address goes to a host
+    of a simulated internet; with it nothing leaves loopback. With `hosts`, the
     front door answers only requests for these, for loopback names and for http.public_url.
     Without `certificates`, those that the settings name are loaded. `development` are the actions
     that only the API of a development relay has; with it, captured mail is put into mailboxes.
@@ -79,7 +80,7 @@ class RelayDependencies:
     accounts: AccountDirectory
     rules: Callable[[], RuleSet]
     crash_at: str = ""
-    resolver: NoResolver | None = None
+    is_simulated: Callable[[str], bool] | None = None
     log_role: str = "relay"
     hosts: Sequence[str] | None = None
     certificates: ListenerCertificates | None = None
@@ -124,7 +125,7 @@ class _Composer:
         self.changes = api.ChangeNotifier()
         self.pressure = Pressure()
         boxes = settings.mailboxes
-        self.table = route_table(settings, sources.accounts)
+        self.table = route_table(settings, sources.accounts, is_simulated=sources.is_simulated)
         self.store_log = SubmissionLog(
             boxes.root / ".submissions" / "log", role=sources.log_role, clock=clock,
             on_append=self.changes.notify,
@@ -144,7 +145,7 @@ class _Composer:
             next_hop_for=self.table.next_hop_for,
             expire_after_s=settings.delivery.expire_after, metrics=self.metrics,
         )  # fmt: skip
-        self.resolver = sources.resolver or self._resolver()
+        self.resolver = self._resolver()
         self.scheduler = self._scheduler()
         self.spool.queue_admin.attend(self.scheduler)
 
@@ -195,8 +196,8 @@ class _Composer:
         found = self.sources.accounts.by_address(account)
         return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
 
-    def _resolver(self) -> Resolver:
-        return Resolver(
+    def _resolver(self) -> Resolver | LoopbackResolver:
+        resolver = Resolver(
             self.settings.dns.nameservers,
             timeout_s=self.settings.dns.timeout,
             clock=self.clock,
@@ -205,6 +206,7 @@ class _Composer:
             own_addresses=[listener.listen for listener in self.settings.smtp],
             port=self.settings.delivery.port,
         )
+        return LoopbackResolver(resolver) if self.sources.is_simulated else resolver
 
     def _scheduler(self) -> DeliveryScheduler:
         delivery = self.settings.delivery

@@ -184,7 +184,12 @@ def _certificate(tls: CertificateFiles | None) -> ServerCertificate | None:
 _NEXT_HOP_EXPECTED = "default, mx, mx:DOMAIN, local, smtp://HOST:PORT or smtps://HOST:PORT"
 
 
-def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
+def route_table(
+    settings: Settings,
+    accounts: AccountDirectory,
+    *,
+    is_simulated: Callable[[str], bool] | None = None,
+) -> RouteTable:
     """Return the table of the routes and local domains in `settings`."""
     boxes = settings.mailboxes
     return RouteTable(
@@ -194,6 +199,7 @@ def route_table(settings: Settings, accounts: AccountDirectory) -> RouteTable:
         catch_all=boxes.catch_all,
         postmaster=boxes.postmaster,
         tls=settings.delivery.tls,
+        is_simulated=is_simulated,
     )
 
 

@@ -43,7 +43,7 @@ from relay.mailbox import FileStore
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.pickup.dispatch import Pickup
-from relay.routing.resolver import NoResolver, Resolver
+from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.document import SettingsError
 from relay.settings.reloading import ChangedKey
 from relay.settings.tree import Settings
@@ -77,7 +77,7 @@ class Daemon:
     store: FileStore
     store_log: SubmissionLog
     scheduler: DeliveryScheduler
-    resolver: Resolver | NoResolver
+    resolver: Resolver | LoopbackResolver
     acceptance: Acceptance
     pickup_server: SmtpServer
     smtp_servers: Sequence[SmtpServer]

@@ -1,7 +1,8 @@
 """A development relay: the whole pipeline on loopback, with accounts that need no set-up.
 
-`relay dev` and the test kit run one. No name server is queried and no outbound connection opened:
-mail for other domains is captured (RFC 6761 6.2: example.test never exists).
+`relay dev` and the test kit run one. Mail for other domains is captured (RFC 6761 6.2: example.test
+never exists), or goes to the simulated internet: to test recipients, and to the domains of its
+scenario. No other name server is queried, and no connection opened beyond loopback.
 """
 
 import secrets
@@ -15,13 +16,16 @@ from relay.app.configuration import ListenerCertificates
 from relay.app.daemon import Daemon
 from relay.app.development_ca import DevelopmentCertificate
 from relay.app.development_folder import DevelopmentFolder
-from relay.clock import Clock, SystemClock
+from relay.app.development_internet import RemoteSide
+from relay.clock import Clock, Ids, SystemClock
+from relay.internet.simulator import SimulatedInternet
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
-from relay.routing.resolver import NoResolver
 from relay.settings.environment import shipped
 from relay.settings.reader import load
 from relay.settings.tree import Address, Settings
+
+CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
 
 _CONFIG = """\
 : its configuration, which the other commands find.
@@ -42,9 +46,13 @@ domains = {domains}
 root = "mail"
 accounts = "accounts.toml"
 
+[dns]
+nameservers = ["{nameserver}"]
+
 [delivery]
-tls = "none"
-retry = ["5s", "15s", "1m"]
+port = {port}
+retry = ["5s", "15s", "1m", "5m", "15m", "30m", "1h"]
+command_timeout = "30s"
 shutdown_grace = "2s"
 
 [[route]]
@@ -121,34 +129,55 @@ class DevelopmentRelay:
             folder.path, (*options.hosts, options.https.host), ca_dir=options.ca_dir,
             clock=self.clock,
         )  # fmt: skip
-        settings = write_config(folder, options)
+        self.internet = SimulatedInternet(self.clock)
+        try:
+            self.daemon: Daemon = self._compose()
+        except BaseException:
+            self.internet.close()
+            raise
+        self.remote_side = RemoteSide(
+            self.daemon.store, clock=self.clock, ids=Ids(self.clock),
+            smtp=lambda: self.addresses.smtp,
+        )  # fmt: skip
+        self.internet.on_mail = self.remote_side.keep
+
+    def _compose(self) -> Daemon:
+        options = self._options
+        settings = write_config(self.folder, options, self.internet)
         self._rules = _rules_of(settings)
         sources = RelayDependencies(
             DevelopmentAccounts(operator_token=self.token),
             lambda: self._rules,
-            resolver=NoResolver(),
+            is_simulated=self.internet.covers,
             # A web page of another site could create an account otherwise, by DNS rebinding.
             hosts=options.hosts,
             certificates=ListenerCertificates((self.certificate.server,), self.certificate.server),
             crash_at=options.crash_at,
             development=self,
         )
-        self.daemon: Daemon = compose(settings, sources, clock=self.clock)
+        return compose(settings, sources, clock=self.clock)
 
     async def start(self) -> None:
         """Start it, and write the configuration with the ports in use.
 
         Raises OSError for a port in use; stop() must be called even then.
         """
+        await self.internet.start()
         await self.daemon.start()
         at = self.addresses
         write_config(
-            self.folder, replace(self._options, http=at.http, https=at.https, smtp=at.smtp)
+            self.folder,
+            replace(self._options, http=at.http, https=at.https, smtp=at.smtp),
+            self.internet,
         )
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
-        await self.daemon.stop()
+        await self.remote_side.stop()
+        try:
+            await self.daemon.stop()
+        finally:
+            await self.internet.stop()
 
     def reload_rules(self) -> int:
         """Load the rules again, and return how many there are. Blocks.
@@ -171,15 +200,21 @@ class DevelopmentRelay:
         return DevelopmentAddresses(http, https, smtp, self.certificate.ca)
 
 
-def write_config(folder: DevelopmentFolder, options: DevelopmentOptions) -> Settings:
+def write_config(
+    folder: DevelopmentFolder, options: DevelopmentOptions, internet: SimulatedInternet
+) -> Settings:
     """Write the configuration for these options, and load it."""
     domain = options.domains[0]
     folder.write("accounts.toml", _ACCOUNTS.format(domain=domain))
+    authority = internet.certificates.authority
+    folder.write(CA_OF_INTERNET, f": the authority of the simulated hosts.\n{authority}")
     text = _CONFIG.format(
         domain=domain,
         domains=_toml(options.domains),
         http=_toml((f"http://{options.http}", str(options.https))),
         smtp=options.smtp,
+        nameserver=internet.nameserver,
+        port=internet.port,
         policies=_toml(str(options.rules or shipped("policies"))),
     )
     folder.write("relay.toml", text)

@@ -143,7 +143,7 @@ class _TextView(DevelopmentView):
         mail = self._place.path / "mail" / self._domain
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         _echo(
-            f"relay dev {__version__}: no mail leaves this machine (no DNS, no connection out)",
+            f"relay dev {__version__}: no mail leaves this machine (no connection out)",
             f"  Graph API  http://{addresses.http}/v1.0 and https://{addresses.https}/v1.0"
             "    Authorization: Bearer alice",
             f"  Trust      CA={ca}; export {' '.join(f'{name}=$CA' for name in _TRUST)}",

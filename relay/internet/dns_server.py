@@ -8,6 +8,7 @@ their number and their idle time are bounded. See RFC 1035, RFC 2308 (negative a
 
 import asyncio
 import errno
+import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ import dns.rdatatype
 import dns.rrset
 
 from relay.settings.tree import Address
-from relay.sockets import Listener, open_listener
+from relay.sockets import Listener, open_datagram_socket, open_listener
 
 Records = Sequence[str] | str
 NO_NAME = "NXDOMAIN"
@@ -54,33 +55,27 @@ class Zone(Protocol):
 class DnsServer:
     """Answers from `zone` between start() and stop(); `ttl_s` and `negative_ttl_s` go into answers.
 
-    `address` has its port after start().
+    `address` is a free port of 127.0.0.1, the same for UDP and TCP.
     """
 
     def __init__(self, zone: Zone, *, ttl_s: int = 300, negative_ttl_s: int = 60) -> None:
+        """Bind the port; queries wait for start(). Raises OSError."""
         self.zone = zone
         self.ttl_s = ttl_s
         self.negative_ttl_s = negative_ttl_s
-        self.address = Address()
+        self._listener, self._datagrams = _bound_pair()
+        self.address = self._listener.address
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen on a free port of 127.0.0.1, the same for UDP and TCP. Raises OSError."""
+        """Begin to answer."""
         loop = asyncio.get_running_loop()
-        for _ in range(_PORTS_TRIED):
-            listener = open_listener(Address(_HOST, 0), backlog=_BACKLOG)
-            place = (_HOST, listener.address.port)
-            try:
-                made = await loop.create_datagram_endpoint(lambda: _Datagrams(self), place)
-            except OSError:  # UDP is in use there
-                listener.close()
-                continue
-            self._udp = made[0]
-            await self._listen(listener)
-            return
-        raise OSError(errno.EADDRINUSE, "no loopback port is free for both UDP and TCP")
+        made = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=self._datagrams)
+        self._udp = made[0]
+        [sock] = self._listener.sockets
+        self._tcp = await asyncio.start_server(self._connected, sock=sock)
 
     async def stop(self) -> None:
         """Close the sockets and the connections."""
@@ -88,10 +83,16 @@ class DnsServer:
             self._udp.close()
         if self._tcp is not None:
             self._tcp.close()
+        self.close()
         connections = list(self._connections)
         for one in connections:
             one.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+
+    def close(self) -> None:
+        """Release the port, in place of stop() where there was no start()."""
+        self._listener.close()
+        self._datagrams.close()
 
     def answer(self, data: bytes, *, tcp: bool) -> bytes:
         """Return the response to a query, in wire format; b"" for none."""
@@ -114,11 +115,6 @@ class DnsServer:
             truncated = dns.message.make_response(query, recursion_available=True)
             truncated.flags |= dns.flags.TC
             return truncated.to_wire()
-
-    async def _listen(self, listener: Listener) -> None:
-        [sock] = listener.sockets
-        self._tcp = await asyncio.start_server(self._connected, sock=sock)
-        self.address = listener.address
 
     def _fill(self, response: dns.message.Message, name: dns.name.Name, kind: str) -> bool:
         """Put the answer into `response`; return whether there is one."""
@@ -174,6 +170,17 @@ class DnsServer:
                 writer.write(len(answer).to_bytes(2, "big") + answer)
                 async with asyncio.timeout(_IDLE_S):  # real time: a client
                     await writer.drain()
+
+
+def _bound_pair() -> tuple[Listener, socket.socket]:
+    """Bind one port for both; the system may give a TCP port that is in use for UDP."""
+    for _ in range(_PORTS_TRIED):
+        listener = open_listener(Address(_HOST, 0), backlog=_BACKLOG)
+        try:
+            return listener, open_datagram_socket(Address(_HOST, listener.address.port))
+        except OSError:
+            listener.close()
+    raise OSError(errno.EADDRINUSE, "no loopback port is free for both UDP and TCP")
 
 
 class _Datagrams(asyncio.DatagramProtocol):

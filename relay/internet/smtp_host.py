@@ -87,14 +87,21 @@ class SmtpHost:
         self._server: asyncio.Server | None = None
         self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
-    async def start(self, address: Address) -> Address:
-        """Listen; return the address with the actual port. Raises OSError."""
+    def listen(self, address: Address) -> Address:
+        """Listen; connections wait for start(). Return the address with the actual port.
+
+        Raises OSError.
+        """
         self._listener = open_listener(address, backlog=self.options.sessions_max)
+        return self._listener.address
+
+    async def start(self) -> None:
+        """Serve the connections."""
+        assert self._listener is not None
         [sock] = self._listener.sockets
-        opened = asyncio.start_unix_server if address.path else asyncio.start_server
+        opened = asyncio.start_unix_server if self._listener.address.path else asyncio.start_server
         tls = self.options.tls if self.options.implicit_tls else None
         self._server = await opened(self.converse, sock=sock, limit=_READ_BYTES, ssl=tls)
-        return self._listener.address
 
     async def stop(self) -> None:
         """Stop listening and end all sessions."""

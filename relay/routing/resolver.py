@@ -178,15 +178,43 @@ class Resolver:
         return Records(found)
 
 
-class NoResolver:
-    """The resolver of development mode, which opens no outbound connections."""
+class LoopbackResolver:
+    """The resolver of a relay that opens no connection beyond loopback, whatever a route says.
+
+    MX hosts are those of the name servers given to `resolver`. Of smarthosts only loopback
+    addresses and localhost count, because the system's lookup may ask other name servers.
+    """
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
-        """Return a temporary failure for every next hop."""
-        return TemporaryFailure(f"{next_hop} was not looked up: development mode uses no DNS")
+        """Return the hosts of a next hop; hosts elsewhere are a temporary failure."""
+        if next_hop.kind is not HopKind.MX and not _is_loopback(next_hop.host):
+            return _elsewhere(next_hop)
+        found = await self._resolver.resolve(next_hop)
+        if isinstance(found, Hosts) and not all(
+            _is_loopback(address) for host in found.hosts for address in host.addresses
+        ):
+            return _elsewhere(next_hop)
+        return found
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Cancel the queries in progress."""
+        await self._resolver.close()
+
+
+def _elsewhere(next_hop: NextHop) -> TemporaryFailure:
+    return TemporaryFailure(
+        f"{next_hop} is not on this machine: a development relay connects to loopback only", "4.4.1"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _addresses_by_system(name: str) -> tuple[str, ...]:

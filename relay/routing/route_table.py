@@ -6,7 +6,7 @@ matches wins. A table that cannot be made raises ValueError; a lookup never fail
 dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -207,9 +207,12 @@ class RouteTable:
         catch_all: str = "",
         postmaster: str = "",
         tls: TlsLevel = "opportunistic",
+        is_simulated: Callable[[str], bool] | None = None,
     ) -> None:
         """Make the table; password files are read here. `tls` is for hosts without a route's.
 
+        Mail for an address that `is_simulated` goes to the MX hosts of its domain, whatever the
+        routes say, unless the domain is local.
         Raises ValueError for a route that cannot be understood, and for a catch_all or postmaster
         that is no account.
         """
@@ -217,6 +220,7 @@ class RouteTable:
         self._accounts = accounts
         self._catch_all = self._mailbox_of("catch_all", catch_all)
         self._postmaster = self._mailbox_of("postmaster", postmaster) or DEAD_LETTER
+        self._is_simulated = is_simulated
         actions = [_action_of(route) for route in routes]
         both = list(zip(routes, actions, strict=True))
         self._credentials = read_credentials(both)
@@ -242,6 +246,8 @@ class RouteTable:
                 return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
         if domain in self._domains and _local_part(address) == "postmaster":
             return LocalRecipient(self.mailbox_for(address) or self._postmaster)
+        if self._goes_to_simulator(address, domain):
+            return RemoteRecipient(NextHop(HopKind.MX, domain))
         _, action = self._route_for(domain) or (0, None)
         match action:
             case None if domain in self._domains:
@@ -303,6 +309,11 @@ class RouteTable:
     def is_local_domain(self, domain: str) -> bool:
         """Whether `domain` is local; rules check the sender with it."""
         return domain.lower() in self._domains
+
+    def _goes_to_simulator(self, address: str, domain: str) -> bool:
+        if self._is_simulated is None or domain in self._domains or domain.startswith("["):
+            return False
+        return self._is_simulated(f"{address.rpartition('@')[0]}@{domain}")
 
     def _find_route(self, domain: str) -> tuple[int, RouteAction] | None:
         """Find the first route among the few patterns that can match."""

@@ -105,7 +105,8 @@ class RemoteMx:
 
     async def __aenter__(self) -> Self:
         address = Address(path=self.path) if self.path else Address(self.host, self.port)
-        self.port = (await self._host.start(address)).port
+        self.port = self._host.listen(address).port
+        await self._host.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -22,6 +22,7 @@ from relay.app.development_folder import ForeignFolderError, open_folder, runnin
 from relay.app.state_dir import AlreadyRunningError
 from relay.certificates import certificate_of_handshake
 from relay.clock import ManualClock, SystemClock
+from relay.internet.simulator import SimulatedInternet
 from relay.settings.tree import Address
 
 HTTP, HTTPS = Address("127.0.0.1", 8025, plain=True), Address("127.0.0.1", 8443)
@@ -32,8 +33,10 @@ def write_config(folder):
     """Write the configuration of a relay that has a certificate."""
     now = datetime.now(UTC)
     open_authority(folder.path / "ca", now=now).issue(folder.path / "tls", (), now=now)
+    internet = SimulatedInternet(SystemClock())
+    internet.close()  # only its addresses are needed
     options = development.DevelopmentOptions(http=HTTP, https=HTTPS, smtp=SMTP)
-    return development.write_config(folder, options)
+    return development.write_config(folder, options, internet)
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,8 @@ async def session(behaviour=None, *, clock=None, on_mail=None, greeted=True, **o
         "mx.y.test", behaviour or AcceptsAll(), clock=clock, options=HostOptions(**options),
         on_mail=on_mail,
     )  # fmt: skip
-    address = await host.start(Address("127.0.0.1", 0))
+    address = host.listen(Address("127.0.0.1", 0))
+    await host.start()
     client = Client(*await asyncio.open_connection(address.host, address.port))
     try:
         if greeted:

@@ -21,7 +21,7 @@ from relay.routing.mx_hosts import (
     NullMx,
     TemporaryFailure,
 )
-from relay.routing.resolver import NoResolver, Resolver
+from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address
 from tests.support.dns_server import DnsThread
 
@@ -284,10 +284,26 @@ async def test_local_and_capture_have_no_hosts(dns):
             await resolver.resolve(CAPTURE)
 
 
-async def test_no_resolver_defers_and_says_why():
-    found = await NoResolver().resolve(mx("three.test"))
+@pytest.mark.parametrize("text", ["mx:three.test", "smtp://127.0.0.9:25", "smtps://localhost:465"])
+async def test_a_relay_of_loopback_finds_hosts_there(dns, text):
+    dns.zone["mx3.three.test"] = {}  # the others are in loopback
+    async with resolving(dns) as resolver:
+        found = await LoopbackResolver(resolver).resolve(NextHop.parse(text))
+    assert isinstance(found, Hosts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["mx:three.test", "mx:[192.0.2.1]", "smtp://192.0.2.1:25", "smtps://three.test:465",
+     "smtp://[2001:db8::1]:25", "smtp://smarthost:25"],
+)  # fmt: skip
+async def test_a_relay_of_loopback_goes_nowhere_else(dns, text, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the system"))
+    async with resolving(dns) as resolver:
+        found = await LoopbackResolver(resolver).resolve(NextHop.parse(text))
     assert isinstance(found, TemporaryFailure)
-    assert "development mode uses no DNS" in found.text
+    assert "connects to loopback only" in found.text
+    assert text.startswith("mx:") or not dns.queries
 
 
 async def test_a_system_lookup_that_hangs_does_not_delay_others(dns, monkeypatch):

@@ -259,3 +259,25 @@ def test_routes_to_one_next_hop_must_require_the_same_tls():
     ):
         RouteTable(routes, [], Accounts())
     RouteTable([Route("a.test", "mx", tls="verify"), Route("b.test", "mx")], [], Accounts())
+
+
+def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
+    asked = []
+
+    def is_simulated(address):
+        asked.append(address)
+        return "+550@" in address or address.endswith("@gmail.com")
+
+    routes = ("*", "capture"), ("refused.test", "reject:no")
+    found = table(*routes, is_simulated=is_simulated, tls="opportunistic")
+    assert found.examine("bob+550@other.test") == mx("other.test")
+    assert found.examine("Bob@Gmail.com") == mx("gmail.com")
+    assert found.examine("bob+550@b\u00fccher.test") == mx("xn--bcher-kva.test")
+    assert found.examine("bob@other.test") == RemoteRecipient(CAPTURE)
+    assert found.examine("bob+550@[192.0.2.1]") == RemoteRecipient(CAPTURE)
+    assert found.next_hop_for("bob@gmail.com") == NextHop(HopKind.MX, "gmail.com")
+    assert found.tls_for(NextHop(HopKind.MX, "gmail.com")) == TlsPolicy("opportunistic")
+    del asked[:]
+    assert isinstance(found.examine("nobody+550@example.test"), InvalidRecipient)
+    assert isinstance(found.examine("alice@example.test"), LocalRecipient)
+    assert asked == []

@@ -1,0 +1,184 @@
+"""What the hosts of the simulated internet do with the messages that they accept.
+
+Each recipient gets a copy in a mailbox of this relay, where it can be read. A test recipient that
+bounces later (bob+later550@example.org) is reported some seconds afterwards, by SMTP to the
+relay's own listener, as a remote host would. Reports that wait are lost when the relay stops.
+RFC 3461 4.1 (NOTIFY), RFC 3464.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+from ipaddress import ip_address
+
+from relay.clock import Clock, Ids, Timer
+from relay.internet.behaviour import ForwardedTo, ReceivedMail
+from relay.internet.spellings import Manner, spelling_of
+from relay.mailbox.api import DeliveryStore
+from relay.mailbox.types import (
+    ContentUnreadableError,
+    MailboxFullError,
+    StoreUnavailableError,
+)
+from relay.message.address import own_mailbox
+from relay.message.content import edit_header
+from relay.message.envelope import (
+    Envelope,
+    ForwardPath,
+    MessageFacts,
+    Notify,
+    Source,
+    parse_envid,
+    parse_notify,
+    parse_orcpt,
+    parse_ret,
+)
+from relay.message.outcome import Evidence, Relayed
+from relay.message.status import split_reply
+from relay.message.tls_policy import TlsPolicy
+from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
+from relay.observe.logs import get_logger
+from relay.settings.tree import Address
+from relay.smtp.connect import ConnectError, Target, connect
+from relay.smtp.connection import Timeouts
+from relay.smtp.transaction import Transaction
+
+_log = get_logger("app")
+
+LATER_S = 5.0  # from the acceptance to the report
+_REPORTS_MAX = 1000  # that wait
+_RETRY_S = 60.0
+_ATTEMPTS_MAX = 5
+_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+_TIMEOUTS = Timeouts(connect_s=10, command_s=30, data_s=30, block_s=30, dot_s=60)
+
+
+class RemoteSide:
+    """Keeps accepted messages in `store`, and reports to the relay that listens at `smtp`."""
+
+    def __init__(
+        self, store: DeliveryStore, *, clock: Clock, ids: Ids, smtp: Callable[[], Address]
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._smtp = smtp
+        self._waiting: set[Timer] = set()
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def keep(self, mail: ReceivedMail) -> None:
+        """Put a copy into the mailbox of each recipient; raise OSError if that is impossible."""
+        for recipient in mail.recipients:
+            head = f"Return-Path: <{mail.sender}>\r\nDelivered-To: {recipient.address}\r\n"
+            try:
+                await self._store.deliver(
+                    own_mailbox(recipient.address),
+                    unique=self._ids.new(),
+                    content=edit_header(mail.content, head.encode().__add__),
+                    over_quota=True,
+                )
+            except (MailboxFullError, ContentUnreadableError, StoreUnavailableError) as error:
+                raise OSError(str(error)) from error
+        for recipient in mail.recipients:
+            self._expect_report(mail, recipient)
+
+    def in_progress(self) -> str:
+        """Say what is in progress, "" for nothing; a report that waits for its time is not."""
+        return f"reports by remote hosts: {len(self._sending)}" if self._sending else ""
+
+    async def stop(self) -> None:
+        """Forget the reports."""
+        for timer in self._waiting:
+            timer.cancel()
+        for task in self._sending:
+            task.cancel()
+        await asyncio.gather(*self._sending, return_exceptions=True)
+
+    def _expect_report(self, mail: ReceivedMail, recipient: ForwardedTo) -> None:
+        spelling = spelling_of(recipient.address)
+        if spelling is None or spelling.manner is not Manner.LATER or not mail.sender:
+            return
+        if len(self._waiting) + len(self._sending) >= _REPORTS_MAX:
+            _log.warning("a later report is left out: too many wait", host=mail.host)
+            return
+        report = self._report(mail, recipient, spelling.reply)
+        if report:
+            self._after(LATER_S, partial(self._send, mail, report, 1))
+
+    def _after(self, seconds: float, send: Callable[[], None]) -> None:
+        def now() -> None:
+            self._waiting.discard(timer)
+            send()
+
+        timer = self._clock.call_later(seconds, now)
+        self._waiting.add(timer)
+
+    def _send(self, mail: ReceivedMail, report: bytes, attempt: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._submit(mail, report, attempt))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _submit(self, mail: ReceivedMail, report: bytes, attempt: int) -> None:
+        smtp = self._smtp()
+        target = Target(
+            "localhost", address=_local(smtp.host), port=smtp.port, tls=TlsPolicy("none")
+        )
+        transaction = Transaction(
+            Envelope("", smtputf8=not report.isascii(), eight_bit=not report.isascii()),
+            (ForwardPath(mail.sender, frozenset({Notify.NEVER})),),
+            report,
+        )
+        try:
+            connection = await connect(target, ehlo_name=mail.host, timeouts=_TIMEOUTS)
+            result = await connection.transact(transaction)
+            await connection.quit()
+            outcome = result.outcomes.get(0)
+        except ConnectError as error:
+            outcome = error.outcome
+        if isinstance(outcome, Relayed):
+            return
+        reply = outcome.evidence.reply if outcome is not None else ""
+        _log.info("a later report was not accepted", host=mail.host, attempt=attempt, reply=reply)
+        if attempt < _ATTEMPTS_MAX:
+            self._after(_RETRY_S, partial(self._send, mail, report, attempt + 1))
+
+    def _report(self, mail: ReceivedMail, recipient: ForwardedTo, reply: str) -> bytes:
+        """Return the DSN about one recipient, b"" if the sender wants none."""
+        try:
+            notify = parse_notify(recipient.parameters.get("NOTIFY", "FAILURE"))
+            path = ForwardPath(
+                recipient.address, notify, _parsed(parse_orcpt, recipient.parameters, "ORCPT")
+            )
+            envelope = Envelope(
+                mail.sender,
+                ret=_parsed(parse_ret, mail.parameters, "RET"),
+                envid=_parsed(parse_envid, mail.parameters, "ENVID"),
+                smtputf8="SMTPUTF8" in mail.parameters,
+            )
+        except ValueError:
+            return b""
+        if Notify.FAILURE not in notify:
+            return b""
+        now_us, queue_id = self._clock.time_us(), self._ids.new()
+        facts = MessageFacts(
+            queue_id, envelope, Source.SMTP, trusted=False, received_us=mail.received_us,
+            client=f"{mail.helo} [127.0.0.1]",
+        )  # fmt: skip
+        evidence = Evidence(split_reply(reply).status, reply)
+        return write_dsn(
+            ReportKind.FAILED, facts, [ReportedRecipient(path, evidence, last_attempt_us=now_us)],
+            content=mail.content, hostname=mail.host, report_id=queue_id, now_us=now_us,
+        )  # fmt: skip
+
+
+def _local(host: str) -> str:
+    """Return a loopback address at which a listener of `host` answers."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return _LOOPBACK[4]
+    return _LOOPBACK[address.version] if address.is_unspecified else host
+
+
+def _parsed(parse: Callable[[str], str], parameters: Mapping[str, str], name: str) -> str:
+    return parse(parameters[name]) if name in parameters else ""

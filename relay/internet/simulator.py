@@ -1,0 +1,215 @@
+"""The simulated internet: one name server, and the mail hosts of all remote domains.
+
+Each host has a loopback address of its own, made from its name, and all listen on one port. A host
+listens from its first lookup; of the hosts without sessions, those not looked up for the longest
+time are closed. A domain that the scenario does not describe has one host, mx1.DOMAIN, which
+accepts everything but what test recipients ask for. Answers are not cached (TTL 0), so that a
+scenario that is replaced is in force at once. RFC 5321 5.1, RFC 7505 (null MX), RFC 6761 6.4
+(.invalid).
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from relay.clock import Clock
+from relay.internet.behaviour import Action, Moment, ReceivedMail
+from relay.internet.dns_server import NO_NAME, DnsServer, Records
+from relay.internet.host_certificates import HostCertificates
+from relay.internet.scenario import MxHost, Scenario
+from relay.internet.scenario_state import ScenarioState
+from relay.internet.smtp_host import HostOptions, SmtpHost
+from relay.observe.logs import get_logger
+from relay.pressure import MemoryBudget
+from relay.settings.tree import Address
+from relay.sockets import reserve_port
+
+_log = get_logger("internet")
+
+HOSTS_MAX = 256  # that listen at once; delivery has at most 200 connections
+RECEIVED_MAX = 1000  # messages that are remembered
+RECEIVED_BYTES_MAX = 64 * 1024**2
+CONTENT_BYTES_MAX = 512 * 1024**2  # of the messages that are being received
+_LOOPBACK = "127.0.0.1"
+_ADDRESSES_TRIED = 4
+_DEFAULT_HOST = "mx1."
+_FAILED = "SERVFAIL"
+
+
+class SimulatedInternet:
+    """The servers, and the scenario in force (`state`).
+
+    It holds its ports from the beginning, so that they are known before start(). `on_mail` is
+    awaited before a host accepts a message; if it raises OSError, the host replies 451.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        scenario: Scenario | None = None,
+        *,
+        on_mail: Callable[[ReceivedMail], Awaitable[None]] | None = None,
+    ) -> None:
+        """Raises OSError."""
+        self.state = ScenarioState(scenario or Scenario(), clock)
+        self.certificates = HostCertificates()
+        self.on_mail = on_mail
+        self._clock = clock
+        self._memory = MemoryBudget(CONTENT_BYTES_MAX)
+        self._received: deque[ReceivedMail] = deque()
+        self._received_bytes = 0
+        self._hosts: OrderedDict[str, SmtpHost] = OrderedDict()  # the last one looked up last
+        self._addresses: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reserved = reserve_port(_LOOPBACK)
+        self.port = int(self._reserved.getsockname()[1])
+        self._dns = DnsServer(self, ttl_s=0, negative_ttl_s=0)
+
+    @property
+    def nameserver(self) -> Address:
+        """Where the name server answers."""
+        return self._dns.address
+
+    @property
+    def received(self) -> Sequence[ReceivedMail]:
+        """The messages that hosts have accepted, the oldest first; only the latest are kept."""
+        return tuple(self._received)
+
+    @property
+    def delayed(self) -> int:
+        """How many sessions wait for the clock."""
+        return sum(host.delayed for host in self._hosts.values())
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._dns.start()
+
+    async def stop(self) -> None:
+        """Close everything."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(host.stop() for host in self._hosts.values()))
+        await self._dns.stop()
+        self.close()
+
+    def close(self) -> None:
+        """Release the ports, in place of stop() where there was no start()."""
+        self._dns.close()
+        self._reserved.close()
+
+    def use(self, scenario: Scenario) -> None:
+        """Replace the scenario; what the old one has counted is forgotten."""
+        self.state = ScenarioState(scenario, self._clock)
+        for name, host in self._hosts.items():
+            host.options = self._options_of(name)
+
+    def forget(self) -> None:
+        """Forget the messages received, and what the scenario has counted."""
+        self._received.clear()
+        self._received_bytes = 0
+        self.use(self.state.scenario)
+
+    def covers(self, address: str) -> bool:
+        """Return whether mail for `address` goes to a simulated host."""
+        return self.state.covers(address)
+
+    # -- Behaviour and Zone
+
+    def at(self, moment: Moment) -> Action:
+        """See Behaviour."""
+        return self.state.at(moment)
+
+    def records(self, name: str, kind: str) -> Records:
+        """See Zone."""
+        if fault := self.state.dns(name, kind):
+            return fault
+        if name.endswith(".invalid"):
+            return NO_NAME
+        if kind == "MX":
+            return self._exchanges(name)
+        host = self._host_of(name)
+        if kind != "A" or host is None or host.addresses == "none":
+            return ()
+        address = self._listening(name)
+        return [address] if address else _FAILED
+
+    def _exchanges(self, name: str) -> Records:
+        domain = self.state.scenario.domain_of(name)
+        if domain is None:
+            return () if self._is_host(name) else [f"10 {_DEFAULT_HOST}{name}."]
+        if domain.null_mx:
+            return ["0 ."]
+        hosts = domain.hosts if domain.has_mx else ()
+        return [f"{one.preference} {one.host}." for one in hosts]
+
+    def _is_host(self, name: str) -> bool:
+        return name.startswith(_DEFAULT_HOST) or self._host_of(name) is not None
+
+    def _host_of(self, name: str) -> MxHost | None:
+        """Return what is known of a host, None if there is none of this name."""
+        for domain in self.state.scenario.domains_at(name):
+            return next(one for one in domain.hosts if one.host == name)
+        return MxHost(name) if name.startswith(_DEFAULT_HOST) else None
+
+    # -- hosts
+
+    def _listening(self, name: str) -> str:
+        """Return the address at which the host listens; "" if it cannot."""
+        if name in self._hosts:
+            self._hosts.move_to_end(name)
+            return self._addresses[name]
+        if len(self._hosts) >= HOSTS_MAX and not self._close_unused():
+            return ""
+        host = SmtpHost(
+            name, self, clock=self._clock, options=self._options_of(name), on_mail=self._accept
+        )
+        for number in range(_ADDRESSES_TRIED):
+            address = address_of(name, number)
+            try:
+                host.listen(Address(address, self.port))
+            except OSError as error:  # another host's name has led to the same address
+                _log.warning("a simulated host cannot listen", host=name, error=error)
+                continue
+            self._hosts[name], self._addresses[name] = host, address
+            self._spawn(host.start())
+            return address
+        return ""
+
+    def _close_unused(self) -> bool:
+        """Close a host without sessions, if there is one; return whether there was."""
+        unused = next((name for name, host in self._hosts.items() if not host.open), None)
+        if unused is not None:
+            del self._addresses[unused]
+            self._spawn(self._hosts.pop(unused).stop())
+        return unused is not None
+
+    def _options_of(self, name: str) -> HostOptions:
+        offers_tls = self.state.scenario.tls_of(name) != "none"
+        certificates = self.certificates
+        return HostOptions(
+            tls=certificates.for_host(name) if offers_tls else None,
+            bad_tls=certificates.bad,
+            memory=self._memory,
+        )
+
+    async def _accept(self, mail: ReceivedMail) -> None:
+        if self.on_mail is not None:
+            await self.on_mail(mail)
+        self._received.append(mail)
+        self._received_bytes += len(mail.content)
+        while len(self._received) > RECEIVED_MAX or self._received_bytes > RECEIVED_BYTES_MAX:
+            self._received_bytes -= len(self._received.popleft().content)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def address_of(name: str, number: int = 0) -> str:
+    """Return the loopback address of a host: 127.0.0.0/8 without 127.0.0.0/16.
+
+    `number` is for a name whose address is in use.
+    """
+    first, second, third, *_ = hashlib.sha256(f"{name} {number}".encode()).digest()
+    return f"127.{1 + first % 254}.{second}.{1 + third % 254}"
