@@ -1,0 +1,194 @@
+"""`relay dev` and its simulated internet: each test recipient ends as it says, and nothing goes beyond loopback."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.dev_process import DevProcess
+from tests.support.graph_client import people
+from tests.support.relay_process import until
+from tests.support.reports import report_about
+
+SENDERS = {"graph": "alice", "smtp": "bob"}
+
+BOUNCES = {  # recipient: status and a part of the reply
+    "x+550@one.test": ("5.1.1", "550 5.1.1 "),
+    "x+554-5.7.1@one.test": ("5.7.1", "554 5.7.1 "),
+    "bounce+552+too+big@two.test": ("5.2.2", "552 too big"),
+    "permerror@two.test": ("5.1.1", "550 "),
+    "rcptto550@two.test": ("5.1.1", "550 "),
+    "bounce@simulator.amazonses.com": ("5.1.1", "550 5.1.1 "),
+    "suppressionlist@simulator.amazonses.com": ("5.1.1", "550 5.1.1 "),
+    "bounced@resend.dev": ("5.1.1", "550 5.1.1 "),
+}
+DEFERRALS = {  # recipient: status and a part of the reply
+    "x+450@one.test": ("4.2.1", "450 4.2.1 "),
+    "x+full@one.test": ("4.2.2", "452 4.2.2 "),
+    "x+drop@three.test": ("4.4.2", "closed the connection"),
+    "temperror@two.test": ("4.3.0", "451 "),
+}
+DELIVERIES = {  # recipient: outcomes of the attempts
+    "x+451x1@four.test": ["deferred", "relayed"],
+    "x+slow2@five.test": ["relayed"],
+    "x+tls@six.test": ["relayed"],
+    "success@simulator.amazonses.com": ["relayed"],
+    "delivered@resend.dev": ["relayed"],
+}
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[DevProcess]:
+    with DevProcess() as started:
+        yield started
+
+
+def send(relay: DevProcess, way: str, *recipients: str) -> str:
+    """Send one message; return its id."""
+    sender = SENDERS[way]
+    if way == "smtp":
+        return relay.submit(f"{sender}@example.test", recipients)
+    return relay.send_mail(token=sender, toRecipients=people(*recipients))
+
+
+def of_recipient(journey: dict[str, Any], address: str) -> dict[str, Any]:
+    [found] = [one for one in journey["recipients"] if one["address"] == address]
+    return dict(found)
+
+
+@pytest.mark.parametrize("way", SENDERS)
+def test_recipients_that_bounce_are_reported_to_the_sender(relay: DevProcess, way: str) -> None:
+    journey = relay.until_final(send(relay, way, *BOUNCES))
+    for address, (status, reply) in BOUNCES.items():
+        found = of_recipient(journey, address)
+        assert (found["state"], found["status"]) == ("failed", status), address
+        assert reply in found["reply"]
+        report = report_about(relay, address, person=SENDERS[way])
+        fields = report.recipients[address]
+        assert (fields["action"], fields["status"]) == ("failed", status)
+        assert reply in fields["diagnostic-code"]
+        assert fields["remote-mta"] == f"dns; mx1.{address.rpartition('@')[2]}"
+
+
+@pytest.mark.parametrize("way", SENDERS)
+def test_recipients_that_are_refused_for_now_wait(relay: DevProcess, way: str) -> None:
+    journey = relay.until_state(send(relay, way, *DEFERRALS), "deferred")
+
+    def waiting() -> dict[str, Any] | None:
+        found = relay.journey(journey["id"])
+        return found if all(one["attempts"] for one in found["recipients"]) else None
+
+    journey = until("each has been tried", waiting)
+    for address, (status, reply) in DEFERRALS.items():
+        found = of_recipient(journey, address)
+        assert (found["state"], found["status"]) == ("deferred", status), address
+        assert reply in found["reply"]
+
+
+@pytest.mark.parametrize("way", SENDERS)
+def test_recipients_that_are_accepted_can_be_read(relay: DevProcess, way: str) -> None:
+    journey = relay.until_final(send(relay, way, *DELIVERIES))
+    for address, outcomes in DELIVERIES.items():
+        found = of_recipient(journey, address)
+        assert [one["outcome"] for one in found["attempts"]] == outcomes, address
+        assert {one["tls"] for one in found["attempts"]} == {"TLSv1.3"}
+        assert list((relay.mailbox_of(address) / "new").iterdir())
+
+
+@pytest.mark.parametrize("way", SENDERS)
+def test_a_recipient_that_bounces_later_is_reported_by_its_host(
+    relay: DevProcess, way: str
+) -> None:
+    address = f"{way}+later550@seven.test"
+    assert relay.until_final(send(relay, way, address))["state"] == "relayed"
+    report = report_about(relay, address, person=SENDERS[way])
+    assert report.about["reporting-mta"] == "dns; mx1.seven.test"
+    assert report.recipients[address]["status"] == "5.1.1"
+    assert report.message["return-path"] == "<>"
+
+
+def test_a_greylisted_recipient_is_accepted_by_a_later_attempt(relay: DevProcess) -> None:
+    sent = {f"{way}+grey@eight.test": send(relay, way, f"{way}+grey@eight.test") for way in SENDERS}
+    for address, key in sent.items():
+        reply = of_recipient(relay.until_state(key, "deferred"), address)["reply"]
+        assert reply.startswith("451 4.7.1 Greylisted")
+
+    def outcomes() -> list[list[str]]:
+        found = [of_recipient(relay.journey(key), address) for address, key in sent.items()]
+        return [[one["outcome"] for one in each["attempts"]] for each in found]
+
+    expected = ["deferred", "deferred", "relayed"]
+    until("both are accepted", lambda: outcomes() == [expected, expected], timeout_s=40)
+
+
+def test_other_mail_stays_captured(relay: DevProcess) -> None:
+    recipients = ["x@one.test", "x550@one.test", "x+tag@gmail.com"]
+    journey = relay.until_state(relay.submit("alice@example.test", recipients), "captured")
+    assert {one["state"] for one in journey["recipients"]} == {"captured"}
+
+
+_SOCKADDR = re.compile(
+    r"sa_family=(?P<family>AF_\w+)"
+    r"(?:.*?(?:inet_addr|inet_pton)\((?:AF_INET6, )?\"(?P<address>[^\"]+)\")?"
+)
+
+
+class TracedDev(DevProcess):
+    """`relay dev` below strace, from its first system call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trace = Path(tempfile.mkdtemp(prefix="relay-trace-")) / "trace"
+
+    def _start_command(self) -> list[str]:
+        calls = "trace=connect,sendto,sendmsg,sendmmsg"
+        return ["strace", "-D", "-f", "-qq", "-o", str(self.trace), "-e", calls,
+                *super()._start_command()]  # fmt: skip
+
+    def addresses(self) -> set[tuple[str, str]]:
+        """(family, address) of each call that names one."""
+        found = (_SOCKADDR.search(line) for line in self.trace.read_text().splitlines())
+        return {(one["family"], one["address"] or "") for one in found if one}
+
+
+@pytest.mark.interop
+def test_no_connection_goes_beyond_loopback() -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    relay = TracedDev()
+    with relay:
+        recipients = [*BOUNCES, *DEFERRALS, *DELIVERIES, "x@gmail.com", "x+later550@b.test"]
+        for way in SENDERS:
+            send(relay, way, *recipients)
+        literal = "x+550@[192.0.2.9]"
+        held = relay.submit("alice@example.test", ["someone@elsewhere.test", literal])
+        relay.until_state(held, "captured")
+        for hop in (
+            "smtp://192.0.2.1:25",
+            "smtp://smtp.elsewhere.test:25",
+            "smtps://[2001:db8::1]:465",
+        ):
+            done = relay.cli("queue", "reroute", held, "--to", hop)
+            assert done.returncode == 0, done.stderr
+            journey = relay.until_state(held, "deferred")
+            assert "loopback only" in journey["recipients"][0]["reply"]
+        for sender in SENDERS.values():
+            report_about(relay, "x+later550@b.test", person=sender)
+        assert relay.stop() == 0
+    seen = relay.addresses()
+    shutil.rmtree(relay.trace.parent)
+    hosts = {address for family, address in seen if family == "AF_INET"}
+    assert len(hosts) > 8, "the name server and a host for each domain"
+    assert {one for one in hosts if not one.startswith("127.")} == set()
+    assert {address for family, address in seen if family == "AF_INET6"} <= {"::1"}
+    assert {family for family, _ in seen} <= {
+        "AF_INET",
+        "AF_INET6",
+        "AF_UNIX",
+        "AF_NETLINK",
+        "AF_UNSPEC",
+    }
