@@ -5,8 +5,10 @@ is due and what expires is compared in queue time, which does not jump when the 
 changed: neither while the process runs nor between two processes, because a start continues from
 an anchor on disk.
 
-Relay waits for a time only through the Clock, so that a clock that can be advanced needs to replace
-nothing but its `call_later`. Time-outs of a peer, a child process or a disk are in real time.
+Relay waits for a time only through the Clock, so that a clock that can be advanced
+(relay/advanceable_clock.py) needs to replace nothing but its `call_later`. Real time is apart from
+these three: no clock advances it. It is for time-outs of a peer, a child process or a disk, for how
+long something took or may take, and for the times of files.
 
 Ids are time-ordered, like those of RFC 9562 5.7.
 """
@@ -109,23 +111,42 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Seconds on a clock that never goes back. An advance of the clock advances it: it is for
+        rates, and for how long something is remembered.
+        """
+        ...
+
+    def real_s(self) -> float:
+        """Seconds of real time on a clock that never goes back: for durations and their limits."""
+        ...
+
+    def file_time_us(self) -> int:
+        """Wall clock in real time, with which the times of files are compared."""
         ...
 
     def busy_s(self) -> float:
         """Processor time of the calling thread, in seconds."""
         ...
 
-    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call `callback` in the running event loop when `seconds` have passed."""
+    def call_later(
+        self, seconds: float, callback: Callable[..., object], *args: Any, slack_s: float = 0.0
+    ) -> Timer:
+        """Call `callback` in the running event loop when `seconds` have passed.
+
+        Where the clock is advanced, the call may come up to `slack_s` later: the advance does not
+        stop for it before.
+        """
         ...
 
-    async def sleep(self, seconds: float) -> None:
-        """Return when `seconds` have passed."""
+    async def sleep(self, seconds: float, *, slack_s: float = 0.0) -> None:
+        """Return when `seconds` have passed; `slack_s` as in call_later()."""
         ...
 
-    async def wait(self, event: "asyncio.Event", seconds: float) -> bool:
-        """Wait for `event`, for at most `seconds`; return whether it is set."""
+    async def wait(self, event: "asyncio.Event", seconds: float, *, slack_s: float = 0.0) -> bool:
+        """Wait for `event`, for at most `seconds`; return whether it is set.
+
+        `slack_s` as in call_later().
+        """
         ...
 
 
@@ -135,30 +156,36 @@ class LoopTimers:
     They import asyncio themselves, because commands without an event loop start faster without it.
     """
 
-    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
+    def call_later(
+        self,
+        seconds: float,
+        callback: Callable[..., object],
+        *args: Any,
+        slack_s: float = 0.0,  # noqa: ARG002 - nothing advances this clock
+    ) -> Timer:
         """See Clock."""
         import asyncio  # noqa: PLC0415
 
         return asyncio.get_running_loop().call_later(seconds, callback, *args)
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, *, slack_s: float = 0.0) -> None:
         """See Clock."""
         import asyncio  # noqa: PLC0415
 
         over = asyncio.Event()
-        timer = self.call_later(seconds, over.set)
+        timer = self.call_later(seconds, over.set, slack_s=slack_s)
         try:
             await over.wait()
         finally:
             timer.cancel()
 
-    async def wait(self, event: "asyncio.Event", seconds: float) -> bool:
+    async def wait(self, event: "asyncio.Event", seconds: float, *, slack_s: float = 0.0) -> bool:
         """See Clock."""
         import asyncio  # noqa: PLC0415
 
         with suppress(TimeoutError):
             async with asyncio.timeout(None) as limit:
-                timer = self.call_later(seconds, limit.reschedule, 0.0)
+                timer = self.call_later(seconds, limit.reschedule, 0.0, slack_s=slack_s)
                 try:
                     await event.wait()
                 finally:
@@ -239,6 +266,14 @@ class SystemClock(LoopTimers):
         """Seconds on a clock that never goes back."""
         return time.monotonic()
 
+    def real_s(self) -> float:
+        """See Clock."""
+        return time.monotonic()
+
+    def file_time_us(self) -> int:
+        """See Clock."""
+        return self._machine.wall_us()
+
     def busy_s(self) -> float:
         """See Clock."""
         return time.thread_time()
@@ -276,6 +311,14 @@ class ManualClock(LoopTimers):
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
         return self.now_s
+
+    def real_s(self) -> float:
+        """See Clock: a test advances it as well."""
+        return self.now_s
+
+    def file_time_us(self) -> int:
+        """See Clock: a test advances it as well."""
+        return self.time_us()
 
     def busy_s(self) -> float:
         """See Clock: always 0."""

@@ -157,16 +157,16 @@ class Handlers:
         deadline = loop.time() + timeout_s  # real time: a client waits
         while True:
             seen = self._dependencies.changes.count
-            began = clock.monotonic()
+            began = clock.real_s()
             found = await read()
-            pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * (clock.monotonic() - began))
+            pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * (clock.real_s() - began))
             left_s = deadline - loop.time()  # real time: a client waits
             if is_enough(found) or left_s <= 0:
                 return found
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
                     await self._dependencies.changes.wait_beyond(seen)
-                    await clock.sleep(pause_s)  # sleeps: reads a burst of events once
+                    await asyncio.sleep(pause_s)  # real time: reads a burst of events once
 
     async def _find(self, key: str, principal: Principal) -> dict[str, Any] | None:
         if not key or len(key) > _KEY_CHARACTERS:

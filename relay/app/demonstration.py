@@ -56,7 +56,7 @@ class Follower:
             if until_settled is not None and self._settled >= until_settled:
                 return
             await self._daemon.changes.wait_beyond(count)
-            await self._daemon.clock.sleep(_PAUSE_S)  # sleeps: reads a burst of events once
+            await asyncio.sleep(_PAUSE_S)  # real time: reads a burst of events once
 
     async def update(self, *, quietly: bool = False) -> None:
         """Show new steps; with `quietly`, only mark them as shown."""

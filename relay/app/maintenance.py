@@ -42,7 +42,7 @@ async def update_gauges(
 ) -> None:
     """Set the gauges of the queue and of `figures` until cancelled."""
     while True:
-        began = clock.monotonic()
+        began = clock.real_s()
         metrics.connections.labels(state="incoming").set(figures.sessions())
         metrics.pickup_deferred.set(figures.scheduled_sends())
         try:
@@ -51,9 +51,9 @@ async def update_gauges(
             _log.warning("queue not counted", error=str(error))
         except Exception:  # noqa: BLE001 - ours: counting must go on
             _log.exception("counting failed")
-        took_s = clock.monotonic() - began
+        took_s = clock.real_s() - began
         pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
-        await clock.sleep(pause_s)  # sleeps: the interval between counts
+        await asyncio.sleep(pause_s)  # real time: counting takes time of the machine
 
 
 async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> None:
@@ -73,7 +73,7 @@ async def prune_history(
 
     async def prune() -> None:
         while await spool.maintenance.prune(keep):
-            await clock.sleep(_PRUNE_PAUSE_S)  # sleeps: lets others write
+            await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
         await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
 
     await _repeat(prune, clock, interval_s=_PRUNE_S, fault="history not pruned")
@@ -90,10 +90,10 @@ async def _repeat(
             _log.warning(fault, error=str(error))
         except Exception:  # noqa: BLE001 - ours: the task must go on
             _log.exception(fault)
-        await clock.sleep(interval_s)  # sleeps: the interval between passes
+        await clock.sleep(interval_s, slack_s=math.inf)  # sleeps: the interval between passes
 
 
-async def write_clock_anchor(store: FileStore, clock: Clock) -> None:
+async def write_clock_anchor(store: FileStore) -> None:
     """Write the mail store's clock anchor until cancelled, and once more at the end."""
     fault = RepeatedError()
     try:
@@ -105,7 +105,7 @@ async def write_clock_anchor(store: FileStore, clock: Clock) -> None:
                     _log.warning("the clock anchor cannot be written", error=str(error))
             else:
                 fault.clear()
-            await clock.sleep(_ANCHOR_S)  # sleeps: the interval between writes
+            await asyncio.sleep(_ANCHOR_S)  # real time: the machine may stop at any time
     finally:
         with suppress(StoreError):
             await store.keep_anchor()

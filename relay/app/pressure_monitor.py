@@ -150,7 +150,7 @@ class PressureMonitor:
                 await self.measure()
             except Exception:  # noqa: BLE001 - the state stays until the next measurement
                 _log.exception("pressure not measured")
-            await self._clock.sleep(INTERVAL_S)  # sleeps: free space changes without an event
+            await asyncio.sleep(INTERVAL_S)  # real time: free space changes without an event
 
     async def measure(self) -> None:
         """Measure once, and log changes."""
@@ -179,7 +179,7 @@ class PressureMonitor:
         self._check_clock()
 
     async def _give_memory_back(self) -> None:
-        now_s = self._clock.monotonic()
+        now_s = self._clock.real_s()
         if now_s - self._trimmed_s >= _TRIM_S:
             self._trimmed_s = now_s
             await asyncio.to_thread(trim_memory)
@@ -221,7 +221,7 @@ class _AskedDisk:
 
     async def asked(self) -> Disk | None:
         if self._asking is None:
-            self._asked_s = self._clock.monotonic()
+            self._asked_s = self._clock.real_s()
             self._asking = asyncio.get_running_loop().run_in_executor(None, self._ask)
         done, _ = await asyncio.wait({self._asking}, timeout=_ANSWER_S)  # real time: a disk
         if done:
@@ -231,7 +231,7 @@ class _AskedDisk:
             except OSError as error:
                 _log.warning("disk usage cannot be read", error=str(error))
                 self._answer = None
-        elif self._clock.monotonic() - self._asked_s > _SILENT_S:
+        elif self._clock.real_s() - self._asked_s > _SILENT_S:
             self._answer = None
         return self._answer
 

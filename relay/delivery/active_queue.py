@@ -82,6 +82,11 @@ class ActiveQueue:
         """How many more claims there may be in all."""
         return self._whole.left.claims
 
+    @property
+    def claims(self) -> int:
+        """How many claims there are in all."""
+        return self._claims_max - self.claims_left
+
     def full_hops(self, level: PriorityLevel) -> AbstractSet[NextHop]:
         """The next hops that get no more claims of a priority level for now."""
         part = self._parts.get(level)

@@ -78,7 +78,7 @@ class LookupPacing:
         self._timer = self._clock.call_later(_TICK_S, self._tick)
 
     def _may_begin(self) -> bool:
-        now_s, busy_s = self._clock.monotonic(), self._clock.busy_s()
+        now_s, busy_s = self._clock.real_s(), self._clock.busy_s()
         passed_s = now_s - self._last_s
         if busy_s - self._last_busy_s > _BUSY_PART * passed_s and passed_s < _SLOWEST_S:
             return False
@@ -300,6 +300,11 @@ class Sites:
         yield from self._settling
         for site in self._sites.values():
             yield from site.workers
+
+    @property
+    def delayed_claims(self) -> int:
+        """How many claims wait until a message rate allows them."""
+        return sum(site.delayed_claims for site in self._sites.values())
 
     def _push_to_site(self, claim: Claim, site: Site) -> None:
         self._claims_in_memory.track(claim, site.ready)

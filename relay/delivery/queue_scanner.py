@@ -255,7 +255,7 @@ class QueueScanner:
         self._delivers_captured = delivers_captured
         self._scans = {level: PriorityScan(level, active_queue) for level in PriorityLevel}
         self._scanned_us = 0  # queries are for what was due by then
-        self._next_due_us = 0  # the next due time after that
+        self.next_due_us = 0  # the next due time after that; 0 if it is not known
         self._has_newly_due = False  # entries have come due since then
         self._rescan_us = 0
         self._is_stopped = False
@@ -263,7 +263,12 @@ class QueueScanner:
     @property
     def next_run_us(self) -> int:
         """When run() has something to do, if nothing happens earlier."""
-        return min(self._next_due_us, self._rescan_us)
+        return min(self.next_due_us, self._rescan_us)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether entries have come due that no scan has looked for."""
+        return self._has_newly_due or self.next_due_us <= self._clock.queue_us()
 
     @property
     def has_work(self) -> bool:
@@ -293,9 +298,9 @@ class QueueScanner:
         if now_us >= self._rescan_us:
             self.restart()
             self._rescan_us = now_us + RESCAN_US
-        has_come_due = self._has_newly_due or now_us >= self._next_due_us
+        has_come_due = self._has_newly_due or now_us >= self.next_due_us
         if has_come_due:
-            self._scanned_us, self._next_due_us, self._has_newly_due = now_us, _NEVER_US, False
+            self._scanned_us, self.next_due_us, self._has_newly_due = now_us, _NEVER_US, False
             for scan in self._scans.values():
                 scan.resume()
         try:
@@ -317,7 +322,7 @@ class QueueScanner:
         """Scan all that is due from the start."""
         for scan in self._scans.values():
             scan.restart()
-        self._next_due_us = 0
+        self.next_due_us = 0
 
     def add_unclaimed(self, message: NewMessage) -> bool:
         """Record a message that was accepted and not claimed; return whether it has room now."""
@@ -336,9 +341,9 @@ class QueueScanner:
 
     def due_at(self, due_us: int) -> bool:
         """Record a future due time; return whether it is the next one."""
-        if due_us >= self._next_due_us:
+        if due_us >= self.next_due_us:
             return False
-        self._next_due_us = due_us
+        self.next_due_us = due_us
         return True
 
     def requeued(self, claim: Claim, due_us: int) -> bool:

@@ -152,6 +152,18 @@ class DeliveryScheduler:
                 taken.append(key)
         return frozenset(taken)
 
+    @property
+    def is_scanning(self) -> bool:
+        """Whether entries may be due in the spool for which there is room."""
+        is_woken = self._wake.is_set() or self._wake_timer is not None
+        is_due = self._scanner.is_due or self._scanner.can_scan
+        return is_woken or is_due or self._scan_lock.locked()
+
+    @property
+    def claims_in_progress(self) -> int:
+        """The number of claims in memory that wait for no later time."""
+        return self._active_queue.claims - self._sites.delayed_claims
+
     async def run(self) -> None:
         """Fetch due claims and expire waiting ones, until cancelled."""
         while True:
@@ -169,7 +181,7 @@ class DeliveryScheduler:
                 await self._clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
             else:
                 self._fault.clear()
-            await self._clock.wait(self._wake, self._pause_s())
+            await self._wait()
             self._wake.clear()
             if self._wake_timer is not None:
                 self._wake_timer.cancel()
@@ -358,12 +370,18 @@ class DeliveryScheduler:
         for claim in self._claims_in_memory.take_delayed(now_us):
             self._spawn(self._finish(claim, self._recorder.requeue(claim)))
 
-    def _pause_s(self) -> float:
-        """How long to wait if nothing happens."""
-        next_us = min(self._scanner.next_run_us, self._delayed_us)
+    async def _wait(self) -> None:
+        """Wait until something happens, an entry is due or a claim expires; or for a check, which
+        may come later where the clock is advanced.
+        """
+        due_us, check_us = self._scanner.next_due_us, self._scanner.next_run_us
         if self._claims_in_memory.next_expiry_us is not None:
-            next_us = min(next_us, self._claims_in_memory.next_expiry_us)
-        return min(max(0.0, (next_us - self._clock.queue_us()) / 1_000_000), _SLEEP_S_MAX)
+            due_us = min(due_us, self._claims_in_memory.next_expiry_us)
+        now_us = self._clock.queue_us()
+        due_s = max(0.0, (due_us - now_us) / 1_000_000)
+        check_s = max(0.0, (min(check_us, self._delayed_us) - now_us) / 1_000_000)
+        wait_s = min(due_s, check_s, _SLEEP_S_MAX)
+        await self._clock.wait(self._wake, wait_s, slack_s=due_s - wait_s)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -72,6 +72,11 @@ class Site:
         spent = self._bucket is not None and not self._bucket.is_full(self.clock.monotonic())
         return not self.ready and not self.workers and not spent
 
+    @property
+    def delayed_claims(self) -> int:
+        """How many claims wait until the message rate allows them."""
+        return len(self.ready) if self._rate_timer is not None else 0
+
     def push(self, claim: Claim) -> None:
         """Take a claim; an idle connection is woken for it, or one is opened."""
         self.ready.push(claim)

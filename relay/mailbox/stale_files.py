@@ -126,7 +126,7 @@ class StaleFiles:
         remove files of any program in any tmp/ that are older than 36 hours, and copies of folders
         that a crash interrupted so long ago.
         """
-        now_s = self._shared.clock.monotonic()
+        now_s = self._shared.clock.real_s()
         if now_s - self._cleaned_s.get(mailbox, -_EVERY_S) < _EVERY_S:
             return
         with self._lock:  # a second caller waits until the first cleaning is complete
@@ -136,7 +136,8 @@ class StaleFiles:
             if cleaned_s is None:
                 _remove_half_done(mailbox)
             self._cleaned_s[mailbox] = now_s
-        old_s = now_at_least_us(self._shared.clock) / 1_000_000 - STALE_S
+        clock = self._shared.clock
+        old_s = min(clock.file_time_us(), now_at_least_us(clock)) / 1_000_000 - STALE_S
         for folder in list_folders(mailbox):
             _remove_old(folder.path / "tmp", old_s)
         for name in list_names(mailbox):

@@ -127,7 +127,7 @@ class QueryTimeLimit:
 
     def begin(self) -> None:
         """Start the time; waiting for a thread does not count."""
-        self._until_s = self._clock.monotonic() + QUERY_TIME_MAX_S
+        self._until_s = self._clock.real_s() + QUERY_TIME_MAX_S
 
     def stop(self) -> None:
         """End the query, because its client has disconnected."""
@@ -135,7 +135,7 @@ class QueryTimeLimit:
 
     def is_over(self) -> bool:
         """Return whether the query has to end now."""
-        return self.is_stopped or self._clock.monotonic() > self._until_s
+        return self.is_stopped or self._clock.real_s() > self._until_s
 
     def check(self) -> None:
         """Raise QueryTooLongError if the query has to end now."""

@@ -139,7 +139,9 @@ class ConversionPool:
     def _put_back(self, child: "_ConversionProcess") -> None:
         if child.is_usable and not self._is_closed:
             self._idle.append(child)
-            child.timer = self._clock.call_later(_IDLE_S, self._retire, child)
+            child.timer = asyncio.get_running_loop().call_later(  # real time: an idle child
+                _IDLE_S, self._retire, child
+            )
         else:
             self._end(child)
 

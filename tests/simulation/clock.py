@@ -64,5 +64,7 @@ class WorldClock(SystemClock):
     def monotonic(self) -> float:
         return 1000.0 + float(self.world.time())
 
+    real_s = monotonic
+
     def busy_s(self) -> float:
         return 0.0

@@ -213,9 +213,9 @@ class OperatorClient:
         state, or None if no message is known. Raises ControlUnavailableError.
         """
         client = ControlClient(self._settings.control_socket, timeout_s=WAIT_S_MAX + _WAIT_MARGIN_S)
-        deadline = self._clock.monotonic() + timeout_s
+        deadline = self._clock.real_s() + timeout_s
         while True:
-            left_s = max(0.0, deadline - self._clock.monotonic())
+            left_s = max(0.0, deadline - self._clock.real_s())
             query = {"state": state, "timeout": f"{min(left_s, WAIT_S_MAX):.3f}"}
             try:
                 found: dict[str, Any] | None = client.get(path_of(key) + "/wait", query)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
+from math import inf
 from pathlib import Path
 
 from relay.clock import Clock
@@ -82,20 +83,20 @@ class IndexBuilder:
         if not await self._threads.run(_is_large, mailbox):
             return
         misses: Counter[int] = Counter()
-        began_s, count = self._clock.monotonic(), 0
+        began_s, count = self._clock.real_s(), 0
         while True:
             while not (is_calm() and self._may_work()):
-                await self._clock.sleep(_BUSY_PAUSE_S)  # sleeps: there is no event for it
-            start_s = self._clock.monotonic()
+                await self._clock.sleep(_BUSY_PAUSE_S, slack_s=inf)  # sleeps: there is no event
+            start_s = self._clock.real_s()
             if not await self._threads.run(
                 self._indexes.read_some, mailbox, _MESSAGES_AT_ONCE, misses=misses
             ):
                 break
             count += 1
-            pause_s = max(_PAUSE_S, self._clock.monotonic() - start_s)
-            await self._clock.sleep(pause_s)  # sleeps: others have the processor
+            pause_s = max(_PAUSE_S, self._clock.real_s() - start_s)
+            await asyncio.sleep(pause_s)  # real time: others have the processor
         if count:
-            seconds = round(self._clock.monotonic() - began_s, 1)
+            seconds = round(self._clock.real_s() - began_s, 1)
             _log.info("index built", mailbox=str(mailbox), seconds=seconds)
 
 

@@ -254,7 +254,7 @@ class ContentIndexer:
 
     def run(self, operation: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T]) -> _T:
         """Read what is missing, then answer. Raises StoreUnavailableError, QueryTooLongError."""
-        self._until_s = self._clock.monotonic() + READ_TIME_MAX_S
+        self._until_s = self._clock.real_s() + READ_TIME_MAX_S
 
         def run_if_indexed(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> _T | None:
             return None if self._has_unread(cursor) else operation(cursor, folders)
@@ -340,7 +340,7 @@ class ContentIndexer:
         return bool(self._level) and any(select_rows(cursor, where, (self._level,)))
 
     def _is_over(self) -> bool:
-        return self._limit.is_stopped or self._clock.monotonic() > self._until_s
+        return self._limit.is_stopped or self._clock.real_s() > self._until_s
 
     def _check(self) -> None:
         if self._is_over():

@@ -96,7 +96,7 @@ class MailboxIndex:
                 except IndexUnusableError as error:
                     _log.warning("index in memory", mailbox=str(self._mailbox), reason=str(error))
                     self._discard()
-                    self._memory_until_s = self._clock.monotonic() + _IN_MEMORY_S
+                    self._memory_until_s = self._clock.real_s() + _IN_MEMORY_S
                 except StoreError:
                     raise
                 except BaseException:
@@ -200,7 +200,7 @@ class MailboxIndex:
         if self._connection is None:
             return True
         if self._memory_until_s is not None:
-            if self._clock.monotonic() < self._memory_until_s:
+            if self._clock.real_s() < self._memory_until_s:
                 return False
             self._memory_until_s = None
             return True

@@ -166,7 +166,7 @@ class IndexUpdater:
         self._transaction = transaction
         self._root_ns = 0
         self._is_stale = True  # the list of folders may have changed
-        self._checked_s = clock.monotonic()
+        self._checked_s = clock.real_s()
         self._is_reliable = True  # the watch; False once a change came without an event
         # Directories whose time is not stored yet, with the time up to which the index is current,
         # or _BY_NAME if there were events since.
@@ -269,7 +269,7 @@ class IndexUpdater:
         return scope
 
     def _is_check_due(self) -> bool:
-        now_s = self._clock.monotonic()
+        now_s = self._clock.real_s()
         if now_s - self._checked_s < _CHECK_INTERVAL_S or not self._is_reliable:
             return False
         self._checked_s = now_s
@@ -465,7 +465,7 @@ class IndexUpdater:
     def _is_old(self, changed_ns: int) -> bool:
         """Return whether a later change certainly has another time."""
         tick_ns = _TICK_NS if changed_ns % _SECOND_NS else _COARSE_TICK_NS
-        return self._clock.time_us() * 1000 - changed_ns > tick_ns
+        return self._clock.file_time_us() * 1000 - changed_ns > tick_ns
 
 
 def _changed_ns(directory: Path) -> int:

@@ -48,6 +48,8 @@ class PendingSubmissions:
         self._waiting: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
         self._known: dict[str, str] = {}  # the account by submission id
         self._of_account: Counter[str] = Counter()
+        self._delayed: set[str] = set()  # ids of those that retry() hands out later
+        self._has_unlisted = True  # ready/ has some, or was not listed yet
         self._on_ready: Callable[[], None] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listed_ns = -1
@@ -56,13 +58,18 @@ class PendingSubmissions:
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def due_count(self) -> int:
+        """How many are in progress or wait to be taken, without those that retry() delays."""
+        return len(self._known) - len(self._delayed) + self._has_unlisted
+
     async def watch(self, on_ready: Callable[[], None]) -> None:
         """List ready/ when it changes, until cancelled; `on_ready`: take() may have more."""
         self._loop = asyncio.get_running_loop()
         self._on_ready = on_ready
         while True:
             await self._list()
-            await self._clock.sleep(self._interval_s)  # sleeps: other processes give no notice
+            await asyncio.sleep(self._interval_s)  # real time: other processes give no notice
 
     def take(self, may_start: Callable[[str], bool]) -> PendingSubmission | None:
         """Hand out the next submission of an account that may start one.
@@ -80,11 +87,13 @@ class PendingSubmissions:
     def retry(self, submission: PendingSubmission, delay_s: float) -> None:
         """Hand a submission in progress out again after `delay_s` seconds."""
         if submission.submission_id in self._known:
+            self._delayed.add(submission.submission_id)
             self._clock.call_later(delay_s, self._put_back, submission)
 
     def done(self, submission: PendingSubmission) -> None:
         """Forget a submission that was removed."""
         account = self._known.pop(submission.submission_id, None)
+        self._delayed.discard(submission.submission_id)
         if account is not None:
             self._of_account[account] -= 1
             if not self._of_account[account]:
@@ -105,12 +114,14 @@ class PendingSubmissions:
             return
         if len(found) < room:
             self._listings += 1
+            self._has_unlisted = False
         self._add(found)
 
     def _add(self, submissions: Iterable[PendingSubmission]) -> None:
         for one in submissions:
             if one.submission_id in self._known or not self._has_room(one.account):
                 self._listings = 0  # ready/ may have more than is known here: list it again
+                self._has_unlisted = one.submission_id not in self._known
                 continue
             self._known[one.submission_id] = one.account
             self._of_account[one.account] += 1
@@ -124,6 +135,7 @@ class PendingSubmissions:
         return is_modest and len(self._known) < 2 * self._submissions_max
 
     def _put_back(self, submission: PendingSubmission) -> None:
+        self._delayed.discard(submission.submission_id)
         if submission.submission_id in self._known:
             self._waiting.push(submission.account, submission)
             self._on_ready()
@@ -140,7 +152,7 @@ class RushMeter:
         self._clock = clock
         self._in_progress = 0
         self._level = 0.0  # the fraction of time, when last updated
-        self._updated_s = clock.monotonic()
+        self._updated_s = clock.real_s()
 
     @contextmanager
     def submission(self) -> Iterator[None]:
@@ -159,7 +171,7 @@ class RushMeter:
         return self._level > RUSH
 
     def _update(self) -> None:
-        now_s = self._clock.monotonic()
+        now_s = self._clock.real_s()
         now = 1.0 if self._in_progress else 0.0
         self._level = now + (self._level - now) * math.exp((self._updated_s - now_s) / MOMENT_S)
         self._updated_s = now_s

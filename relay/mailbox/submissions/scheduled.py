@@ -10,6 +10,7 @@ MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
 
 import asyncio
 import heapq
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -343,7 +344,14 @@ class ScheduleTimer:
         self._listing = False
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_waiting = False
         self.count = 0  # approximate number; exact after each listing of deferred/
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a scheduled send is due, or this does not know yet."""
+        is_due = bool(self._earliest) and self._earliest[0][0] <= self._clock.time_us()
+        return is_due or self._wake.is_set() or not self._is_waiting
 
     def add(self, submission: PendingSubmission) -> None:
         """Add a scheduled send, from any thread. Before run(), it only is in the directory."""
@@ -364,7 +372,10 @@ class ScheduleTimer:
                 _log.error("scheduled sends not listed", reason=str(error))
                 wait_s = _RETRY_S
             if wait_s > 0:
-                await self._clock.wait(self._wake, min(wait_s, self._wait_s_max))
+                check_s = min(wait_s, self._wait_s_max)
+                self._is_waiting = True
+                await self._clock.wait(self._wake, check_s, slack_s=wait_s - check_s)
+                self._is_waiting = False
 
     async def _refresh(self) -> None:
         """List deferred/ periodically if it changed, and when all known entries are done."""
@@ -394,7 +405,7 @@ class ScheduleTimer:
         self._beyond_us = None if complete else self._earliest[-1][0]
 
     async def _release_due(self) -> float:
-        """Make the first due sends ready. Return the time to wait, 0 when more may be due."""
+        """Make the first due sends ready. Return the time to the next, 0 when more may be due."""
         now_us = self._clock.time_us()
         due: list[tuple[int, str]] = []
         while self._earliest and self._earliest[0][0] <= now_us and len(due) < _BATCH_SUBMISSIONS:
@@ -402,7 +413,7 @@ class ScheduleTimer:
         if not due:
             if self._earliest:
                 return (self._earliest[0][0] - now_us) / 1_000_000
-            return self._wait_s_max
+            return math.inf if self._beyond_us is None else self._wait_s_max
         try:
             result = await self._scheduled.make_due_ready([name for _, name in due])
         except BaseException:

@@ -161,10 +161,10 @@ class Maintenance:
         long that the log, which cannot be reused during the snapshot, would grow too much.
         """
         count = stats.QueueCounter()
-        deadline = self._clock.monotonic() + _COUNT_S_MAX
+        deadline = self._clock.real_s() + _COUNT_S_MAX
         try:
             while await self._counting.run(count.step):
-                if self._clock.monotonic() > deadline:
+                if self._clock.real_s() > deadline:
                     raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
         finally:
             await self._counting.run(count.end)

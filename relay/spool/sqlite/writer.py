@@ -72,17 +72,17 @@ class CommitTimer:
     @contextmanager
     def commit(self) -> Iterator[None]:
         """Time the block as one commit."""
-        began_s = self._began_s = self._clock.monotonic()
+        began_s = self._began_s = self._clock.real_s()
         try:
             yield
         finally:
-            now_s = self._clock.monotonic()
+            now_s = self._clock.real_s()
             self._ended.append((now_s, now_s - began_s))
             self._began_s = None
 
     def commit_s(self) -> float:
         """Return the 95th percentile of recent commits, or the time of the running one."""
-        now_s, began_s = self._clock.monotonic(), self._began_s
+        now_s, began_s = self._clock.real_s(), self._began_s
         running_s = now_s - began_s if began_s is not None else 0.0
         times = sorted(took for ended, took in self._ended.copy() if now_s - ended <= _LAST_S)
         took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0
@@ -232,7 +232,7 @@ class Writer:
         return batch
 
     def _write(self, batch: Sequence[_Job], *, again: bool = False) -> None:
-        began = self._clock.monotonic()
+        began = self._clock.real_s()
         try:
             self._log.confirm_writable()
             answers = self._commit(batch)
@@ -259,7 +259,7 @@ class Writer:
             for job in batch:  # the operation at fault fails alone
                 self._write([job])
             return
-        self._metrics.commit_seconds.observe(self._clock.monotonic() - began)
+        self._metrics.commit_seconds.observe(self._clock.real_s() - began)
         self._metrics.commit_batch.observe(len(batch))
         self._answer(
             [(job.future, answer, None) for job, answer in zip(batch, answers, strict=True)]

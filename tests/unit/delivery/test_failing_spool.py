@@ -159,7 +159,7 @@ async def test_an_unreadable_spool_is_logged_once(delivery, monkeypatch) -> None
     await delivery.open()
     delivery.compose()
     monkeypatch.setattr(delivery.scheduler._scanner, "run", run)
-    monkeypatch.setattr(delivery.scheduler, "_pause_s", lambda: 0.001)
+    monkeypatch.setattr(scheduler, "_SLEEP_S_MAX", 0.001)
     with capture_logs() as lines:
         delivery.run()
         async with asyncio.timeout(SOON_S):

@@ -1,0 +1,263 @@
+"""A clock that can be advanced: days of retries in seconds, for `relay dev` and the test kit.
+
+Wall time, queue time and monotonic() are those of the machine, plus what the clock was advanced by;
+it never goes back. Its timers are in a heap of its own. The event loop fires them in real time, and
+advance() goes from timer to timer, so that everything happens in its order and at its time.
+
+Timers belong to one event loop; the times may be read in any thread.
+"""
+
+import asyncio
+import contextvars
+import heapq
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from relay.clock import Machine, SystemClock, this_machine
+
+ADVANCED_S_MAX = 400 * 86400.0
+_STOPS_MAX = 200_000
+_STOPS_AT_ONCE_MAX = 1000  # stops in a row, each less than a millisecond after the one before
+_MOMENT_US = 1000
+_HEAP_SLACK = 64  # entries of ended timers that are kept in a heap in any case
+
+
+class AdvanceError(Exception):
+    """The clock could not be advanced as far as requested; it has the time that it reached."""
+
+
+class ClockTimer:
+    """A call that waits for a time of the clock. `stop_us` is None if no advance stops for it."""
+
+    __slots__ = ("_args", "_callback", "_context", "_heap", "due_us", "number", "stop_us")
+
+    def __init__(
+        self,
+        heap: "TimerHeap",
+        due_us: int,
+        stop_us: int | None,
+        *,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+    ) -> None:
+        self.due_us = due_us
+        self.stop_us = stop_us
+        self.number = 0
+        self._heap = heap
+        self._callback: Callable[..., object] | None = callback
+        self._args = args
+        self._context = contextvars.copy_context()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was called or cancelled."""
+        return self._callback is None
+
+    @property
+    def name(self) -> str:
+        """What it calls, for an error message; "" when it is over."""
+        callback = getattr(self._callback, "func", self._callback)
+        return getattr(callback, "__qualname__", "") or ("" if callback is None else repr(callback))
+
+    def cancel(self) -> None:
+        """Do not call any more."""
+        if self._callback is not None:
+            self._callback, self._args = None, ()
+            self._heap.discard_one()
+
+    def call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Call it unless it is over. The event loop handles an exception."""
+        callback, args = self._callback, self._args
+        if callback is None:
+            return
+        self.cancel()
+        try:
+            self._context.run(callback, *args)
+        except Exception as error:  # noqa: BLE001 - as the event loop's own timers
+            message = f"Exception in the timer {getattr(callback, '__qualname__', callback)}"
+            loop.call_exception_handler({"message": message, "exception": error})
+
+
+class TimerHeap:
+    """Timers by the time of their call, and by the time at which an advance must stop for them.
+
+    Entries of ended timers are removed when they come first, or when they are most of a heap.
+    """
+
+    def __init__(self) -> None:
+        self._due: list[tuple[int, int, ClockTimer]] = []
+        self._stops: list[tuple[int, int, ClockTimer]] = []
+        self._number = 0  # of the last timer: those of one time are called in the order of addition
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def push(self, timer: ClockTimer) -> None:
+        """Add a timer."""
+        self._number += 1
+        self._waiting += 1
+        timer.number = self._number
+        heapq.heappush(self._due, (timer.due_us, timer.number, timer))
+        if timer.stop_us is not None:
+            heapq.heappush(self._stops, (timer.stop_us, timer.number, timer))
+
+    def discard_one(self) -> None:
+        """Count a timer as ended."""
+        self._waiting -= 1
+        for heap in (self._due, self._stops):
+            if len(heap) > 2 * self._waiting + _HEAP_SLACK:
+                heap[:] = [entry for entry in heap if not entry[2].is_over]
+                heapq.heapify(heap)
+
+    @property
+    def next_due_us(self) -> int | None:
+        """The time of the next call; None without timers."""
+        first = _first(self._due)
+        return None if first is None else first.due_us
+
+    @property
+    def next_stop(self) -> ClockTimer | None:
+        """The timer for which an advance stops next; None if there is none."""
+        return _first(self._stops)
+
+    def take_due(self, now_us: int) -> list[ClockTimer]:
+        """Remove and return the timers to call until `now_us`, in the order of their times."""
+        taken = []
+        while (first := _first(self._due)) is not None and first.due_us <= now_us:
+            heapq.heappop(self._due)
+            taken.append(first)
+        return taken
+
+
+def _first(heap: list[tuple[int, int, ClockTimer]]) -> ClockTimer | None:
+    while heap and heap[0][2].is_over:
+        heapq.heappop(heap)
+    return heap[0][2] if heap else None
+
+
+class AdvanceableClock(SystemClock):
+    """The clock of a machine, plus what it was advanced by."""
+
+    def __init__(self, machine: Machine | None = None, *, advanced_s: float = 0.0) -> None:
+        """Begin ahead of the machine by `advanced_s`. Without `machine`, this one."""
+        self._real = real = machine or this_machine()
+        self._ahead_us = round(advanced_s * 1_000_000)
+        super().__init__(
+            Machine(
+                wall_us=lambda: real.wall_us() + self._ahead_us,
+                elapsed_us=lambda: real.elapsed_us() + self._ahead_us,
+                boot_id=real.boot_id,
+            )
+        )
+        self._timers = TimerHeap()
+        self._handle: asyncio.TimerHandle | None = None  # of the event loop, for the next timer
+        self._handle_us = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._advancing = asyncio.Lock()
+
+    @property
+    def advanced_s(self) -> float:
+        """By how many seconds it was advanced so far."""
+        return self._ahead_us / 1_000_000
+
+    def monotonic(self) -> float:
+        """See Clock."""
+        return self.real_s() + self.advanced_s
+
+    def file_time_us(self) -> int:
+        """See Clock."""
+        return self._real.wall_us()
+
+    def call_later(
+        self, seconds: float, callback: Callable[..., object], *args: Any, slack_s: float = 0.0
+    ) -> ClockTimer:
+        """See Clock."""
+        due_us = self._now_us() + math.ceil(max(0.0, seconds) * 1_000_000)
+        stop_us = due_us + round(slack_s * 1_000_000) if math.isfinite(slack_s) else None
+        timer = ClockTimer(self._timers, due_us, stop_us, callback=callback, args=args)
+        self._timers.push(timer)
+        loop = asyncio.get_running_loop()
+        if self._handle is None or due_us < self._handle_us or loop is not self._loop:
+            self._set_handle(loop)
+        return timer
+
+    async def advance(self, seconds: float, settle: Callable[[], Awaitable[None]]) -> None:
+        """Advance the clock, in its turn among concurrent advances.
+
+        At the time of each timer on the way, the timer is called, and `settle` awaited: it returns
+        when what is due then has been done. If it raises, or the caller is cancelled, the clock
+        keeps the time that it has reached.
+
+        Raises ValueError unless `seconds` is a positive number within ADVANCED_S_MAX in all, and
+        AdvanceError if there are too many stops on the way.
+        """
+        async with self._advancing:
+            self.check_advance(seconds)
+            await settle()
+            await self._advance_to(self._ahead_us + round(seconds * 1_000_000), settle)
+
+    def check_advance(self, seconds: float) -> None:
+        """Raise ValueError if the clock cannot be advanced by `seconds` now."""
+        left_s = ADVANCED_S_MAX - self.advanced_s
+        if not 0 < seconds <= left_s:  # NaN as well
+            limit = f"at most {left_s:.15g}"
+            if self._ahead_us:
+                limit += f", because the clock was advanced by {self.advanced_s:.15g} already"
+            raise ValueError(f"found {seconds:.15g}, expected a number of seconds over 0, {limit}")
+
+    async def _advance_to(self, goal_us: int, settle: Callable[[], Awaitable[None]]) -> None:
+        stops, at_once, last_us = 0, 0, 0
+        end_us = self._now_us() + goal_us - self._ahead_us
+        while (timer := self._timers.next_stop) is not None:
+            stop_us = timer.stop_us or 0
+            if stop_us > end_us:
+                break
+            stops, at_once = stops + 1, at_once + 1 if stop_us - last_us < _MOMENT_US else 0
+            if stops > _STOPS_MAX or at_once > _STOPS_AT_ONCE_MAX:
+                raise AdvanceError(self._too_many_stops(goal_us, stops, timer))
+            last_us = stop_us
+            self._set_ahead(max(self._ahead_us, stop_us - self._real_us()))
+            await settle()
+        self._set_ahead(goal_us)
+        await settle()
+
+    def _too_many_stops(self, goal_us: int, stops: int, timer: ClockTimer) -> str:
+        left_s = (goal_us - self._ahead_us) / 1_000_000
+        return (
+            f"the clock was not advanced by the last {left_s:.15g} seconds: there were {stops}"
+            f" timers on the way, at last {timer.name}; expected at most {_STOPS_MAX}, and at most"
+            f" {_STOPS_AT_ONCE_MAX} of them at the same time"
+        )
+
+    def _real_us(self) -> int:
+        return int(self.real_s() * 1_000_000)
+
+    def _now_us(self) -> int:
+        return self._real_us() + self._ahead_us
+
+    def _set_ahead(self, ahead_us: int) -> None:
+        """Advance the clock, and call what is due."""
+        with self._lock:  # both clocks of queue time are advanced at once
+            self._ahead_us = ahead_us
+        loop = asyncio.get_running_loop()
+        for timer in self._timers.take_due(self._now_us()):
+            timer.call(loop)
+        self._set_handle(loop)
+
+    def _set_handle(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the event loop call the next timer in real time."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        due_us = self._timers.next_due_us
+        if due_us is None:
+            return
+        self._loop, self._handle_us = loop, due_us
+        wait_s = math.ceil(max(0, due_us - self._now_us()) / 1000) / 1000  # as uvloop counts
+        self._handle = loop.call_later(wait_s, self._on_time)  # real time: no advance
+
+    def _on_time(self) -> None:
+        self._handle = None
+        self._set_ahead(self._ahead_us)

@@ -1,0 +1,287 @@
+"""A clock that is advanced from timer to timer, and its heap."""
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.advanceable_clock import ADVANCED_S_MAX, AdvanceableClock, AdvanceError
+from relay.clock import Anchor, Clock, Machine, this_machine
+
+DAY_S = 86400.0
+_TIMES = st.integers(0, 40)
+_SLACKS = st.sampled_from([0, 0, 3, 15, math.inf])
+
+
+class StoppedClock(AdvanceableClock):
+    """No real time passes."""
+
+    def __init__(self) -> None:
+        super().__init__(Machine(lambda: 7_000_000, lambda: 5_000_000, "boot"))
+
+    def real_s(self) -> float:
+        return 1000.0
+
+
+async def nothing() -> None:
+    """Settle what is done at once."""
+
+
+@dataclass
+class Calls:
+    """Timers of a clock, and when each was called; a model of them."""
+
+    clock: StoppedClock = field(default_factory=StoppedClock)
+    due: dict[int, tuple[float, float]] = field(default_factory=dict)  # and the latest time
+    called: list[tuple[int, float]] = field(default_factory=list)
+
+    def add(self, delay_s: float, slack_s: float) -> None:
+        number = len(self.timers)
+        now_s = self.clock.monotonic()
+        self.due[number] = (now_s + delay_s, now_s + delay_s + slack_s)
+        self.timers.append(self.clock.call_later(delay_s, self.call, number, slack_s=slack_s))
+
+    def __post_init__(self) -> None:
+        self.timers: list = []
+
+    def call(self, number: int) -> None:
+        self.called.append((number, self.clock.monotonic()))
+
+    def cancel(self, number: int) -> None:
+        if self.timers:
+            number %= len(self.timers)
+            self.timers[number].cancel()
+            if number not in dict(self.called):
+                self.due.pop(number, None)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), _TIMES, _SLACKS),
+            st.tuples(st.just("cancel"), st.integers(0, 99)),
+            st.tuples(st.just("advance"), st.integers(1, 30)),
+        ),
+        max_size=60,
+    )
+)
+def test_timers_are_called_in_their_order_and_in_time(steps):
+    async def run() -> None:
+        calls = Calls()
+        for step in steps:
+            match step:
+                case ("add", delay_s, slack_s):
+                    calls.add(delay_s, slack_s)
+                case ("cancel", number):
+                    calls.cancel(number)
+                case ("advance", seconds):
+                    before_s = calls.clock.monotonic()
+                    await calls.clock.advance(seconds, nothing)
+                    now_s = calls.clock.monotonic()
+                    assert now_s == before_s + seconds
+                    check(calls, now_s)
+
+    asyncio.run(run())
+
+
+def check(calls: Calls, now_s: float) -> None:
+    """Compare with the model, after an advance to `now_s`."""
+    numbers = [number for number, _ in calls.called]
+    assert len(numbers) == len(set(numbers)), "called twice"
+    assert set(numbers) == {one for one, (due_s, _) in calls.due.items() if due_s <= now_s}
+    times = [at_s for _, at_s in calls.called]
+    assert times == sorted(times), "the clock went back"
+    assert sorted(calls.called, key=lambda one: (one[1], calls.due[one[0]][0], one[0])) == (
+        calls.called
+    ), "not in the order of their times"
+    for number, at_s in calls.called:
+        due_s, latest_s = calls.due[number]
+        assert due_s <= at_s <= max(due_s, min(latest_s, now_s)), (number, at_s)
+    assert len(calls.clock._timers) == len(calls.due) - len(calls.called)
+
+
+async def test_ended_timers_do_not_stay_in_the_heap():
+    clock = StoppedClock()
+    for _ in range(5000):
+        clock.call_later(60, print).cancel()
+        clock.call_later(60, print, slack_s=math.inf).cancel()
+    assert len(clock._timers) == 0
+    assert len(clock._timers._due) + len(clock._timers._stops) < 300
+
+
+async def test_each_timer_has_its_time_and_what_follows_is_settled_before_the_next():
+    clock, seen = StoppedClock(), []
+    start_us, start_s = clock.queue_us(), clock.monotonic()
+
+    async def retry(name: str, pauses: list[float]) -> None:
+        for pause_s in pauses:
+            await clock.sleep(pause_s)
+            seen.append((name, clock.monotonic() - start_s))
+
+    tasks = [asyncio.create_task(retry("a", [5, 15, 60])), asyncio.create_task(retry("b", [7, 15]))]
+
+    async def settle() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    await clock.advance(100, settle)
+    await asyncio.gather(*tasks)
+    assert seen == [("a", 5), ("b", 7), ("a", 20), ("b", 22), ("a", 80)]
+    assert (clock.queue_us() - start_us, clock.time_us()) == (100_000_000, 107_000_000)
+    assert (clock.advanced_s, clock.file_time_us(), clock.real_s()) == (100, 7_000_000, 1000)
+
+
+async def test_waits_end_early_or_with_their_time():
+    clock, event = StoppedClock(), asyncio.Event()
+    waits = [asyncio.create_task(clock.wait(event, 30)), asyncio.create_task(clock.wait(event, 90))]
+
+    async def settle() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    await clock.advance(60, settle)
+    assert [wait.done() for wait in waits] == [True, False]
+    event.set()
+    assert [await wait for wait in waits] == [False, True]
+
+
+async def test_maintenance_makes_no_stops():
+    clock, stops, passes = StoppedClock(), 0, 0
+
+    async def maintain() -> None:
+        nonlocal passes
+        while True:
+            await clock.sleep(1, slack_s=math.inf)
+            passes += 1
+
+    async def settle() -> None:
+        nonlocal stops
+        stops += 1
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(maintain())
+    clock.call_later(DAY_S, print)
+    await clock.advance(2 * DAY_S, settle)
+    task.cancel()
+    assert (stops, passes) == (3, 2)  # before, at the timer, at the end
+
+
+async def test_without_an_advance_timers_are_called_in_real_time():
+    clock, called = AdvanceableClock(), asyncio.Event()
+    began_s = clock.real_s()
+    clock.call_later(30, print).cancel()
+    clock.call_later(0.02, called.set)
+    async with asyncio.timeout(10):
+        await called.wait()
+    assert clock.real_s() - began_s >= 0.02
+    assert clock.advanced_s == 0
+
+
+async def test_a_timer_of_before_the_advance_is_called_in_the_rest_of_its_time():
+    clock, called = AdvanceableClock(), asyncio.Event()
+    clock.call_later(3600.05, called.set)
+    await clock.advance(3600, nothing)
+    assert not called.is_set()
+    async with asyncio.timeout(10):
+        await called.wait()
+
+
+async def test_concurrent_advances_come_one_after_the_other():
+    clock, times = StoppedClock(), []
+    start_s = clock.monotonic()
+    for number in range(1, 7):
+        clock.call_later(10 * number, lambda: times.append(clock.monotonic() - start_s))
+
+    async def settle() -> None:
+        await asyncio.sleep(0)
+
+    await asyncio.gather(*(clock.advance(20, settle) for _ in range(3)))
+    assert (times, clock.advanced_s) == ([10, 20, 30, 40, 50, 60], 60)
+
+
+async def test_timers_that_start_again_at_once_end_the_advance():
+    clock = StoppedClock()
+
+    def again() -> None:
+        clock.call_later(0, again)
+
+    clock.call_later(5, again)
+    with pytest.raises(AdvanceError, match=r"last 5 seconds.* at last .*again; expected at most"):
+        await clock.advance(10, nothing)
+    assert clock.advanced_s == 5
+
+
+async def test_an_error_of_a_timer_does_not_stop_the_others():
+    clock, called, faults = StoppedClock(), [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    clock.call_later(1, lambda: 1 / 0)
+    clock.call_later(1, called.append, 1)
+    await clock.advance(1, nothing)
+    assert called == [1]
+    assert isinstance(faults[0]["exception"], ZeroDivisionError)
+
+
+async def test_a_failure_to_settle_keeps_the_time_reached():
+    clock = StoppedClock()
+    clock.call_later(3, print)
+
+    async def settle() -> None:
+        if clock.advanced_s == 3:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        await clock.advance(10, settle)
+    assert clock.advanced_s == 3
+    await clock.advance(1, nothing)
+    assert clock.advanced_s == 4
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, -math.inf, ADVANCED_S_MAX + 1])
+async def test_it_goes_forward_only_and_not_too_far(seconds):
+    clock = StoppedClock()
+    with pytest.raises(ValueError, match=r"expected a number of seconds over 0, at most 34560000$"):
+        await clock.advance(seconds, nothing)
+    assert clock.advanced_s == 0
+
+
+async def test_all_advances_together_have_the_limit():
+    clock = StoppedClock()
+    await clock.advance(ADVANCED_S_MAX - 1, nothing)
+    with pytest.raises(ValueError, match=r"found 2, .* at most 1, because .* by 34559999 already"):
+        await clock.advance(2, nothing)
+    await clock.advance(1, nothing)
+
+
+def restarted(anchor: Anchor, *, advanced_s: float) -> Clock:
+    """The clock of the next start on the same machine, one second later."""
+    real = this_machine()
+    clock = AdvanceableClock(
+        Machine(
+            lambda: real.wall_us() + 1_000_000, lambda: real.elapsed_us() + 1_000_000, real.boot_id
+        ),
+        advanced_s=advanced_s,
+    )
+    clock.resume(anchor)
+    return clock
+
+
+async def test_a_start_continues_exactly_when_it_begins_with_the_same_advance():
+    clock = AdvanceableClock()
+    await clock.advance(2 * DAY_S, nothing)
+    before = clock.anchor()
+    after = restarted(before, advanced_s=clock.advanced_s)
+    assert after.resumed is not None
+    assert after.resumed.is_exact == bool(before.boot_id)
+    assert 1_000_000 <= after.queue_us() - before.queue_us < 60_000_000
+    assert 1_000_000 <= after.time_us() - before.wall_us < 60_000_000
+
+
+async def test_a_start_without_it_does_not_go_back():
+    clock = AdvanceableClock()
+    await clock.advance(2 * DAY_S, nothing)
+    before = clock.anchor()
+    assert restarted(before, advanced_s=0).queue_us() >= before.queue_us
