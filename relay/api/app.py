@@ -11,7 +11,12 @@ from starlette.responses import Response
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal, principal_of
 from relay.api.development import development_response
 from relay.api.handlers import Handlers
-from relay.api.request_parameters import LIST_PARAMETERS, QUEUE_PARAMETERS, single_values
+from relay.api.request_parameters import (
+    LIST_PARAMETERS,
+    QUEUE_PARAMETERS,
+    require_method,
+    single_values,
+)
 from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits, json_response
@@ -67,16 +72,16 @@ def _public_response(request: HttpRequest, dependencies: ApiDependencies) -> Res
     """Return the response for health and metrics, None for other paths."""
     match request.segments:
         case ("healthz",):
-            _require_method(request, "GET")
+            require_method(request, "GET")
             return Response("ok\n", media_type="text/plain")
         case ("readyz",):
-            _require_method(request, "GET")
+            require_method(request, "GET")
             reason = dependencies.ready()
             status = 503 if reason else 200
             text = reason or _readiness(dependencies.pressure.state)
             return Response(f"{text}\n", status_code=status, media_type="text/plain")
         case ("metrics",):
-            _require_method(request, "GET")
+            require_method(request, "GET")
             return Response(
                 dependencies.metrics.exposition(), headers={"content-type": CONTENT_TYPE}
             )
@@ -126,18 +131,8 @@ async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handle
 
 def _query(request: HttpRequest, method: str, *allowed: str) -> dict[str, str]:
     """Return the query parameters. Raises ApiError 405 for another method, 400 as single_values."""
-    _require_method(request, method)
+    require_method(request, method)
     return single_values(request.query, allowed)
-
-
-def _require_method(request: HttpRequest, method: str) -> None:
-    if request.method != method:
-        raise ApiError(
-            405,
-            "Request_BadRequest",
-            "Specified HTTP method is not allowed for the request target.",
-            headers={"allow": method},
-        )
 
 
 def _not_found(request: HttpRequest) -> ApiError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
+from relay.advanceable_clock import AdvanceableClock
 from relay.api.message_source import MessageSources
 from relay.clock import Clock
 from relay.http.errors import ApiError
@@ -21,6 +22,19 @@ from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 class DevelopmentControls(Protocol):
     """What a development relay can do at the request of a client, in addition to a service."""
+
+    @property
+    def clock(self) -> AdvanceableClock:
+        """The clock of the relay."""
+        ...
+
+    async def advance_clock(self, seconds: float) -> None:
+        """Advance the clock from timer to timer, and settle after each.
+
+        A caller that is cancelled does not stop it. Raises ValueError for the number, and
+        AdvanceError if the clock does not get so far.
+        """
+        ...
 
 
 class ChangeNotifier:

@@ -5,14 +5,48 @@ no secrets, and with --token only the operator has an account. Requests of pages
 are refused, also with a token.
 """
 
+from typing import Any
+
+import msgspec
 from starlette.responses import Response
 
+from relay.advanceable_clock import AdvanceError
 from relay.api.dependencies import DevelopmentControls, Principal
+from relay.api.request_parameters import read_body, require_method
+from relay.clock import rfc3339
+from relay.http.browsers import check_origin
+from relay.http.errors import ApiError
+from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 
 
+class _AdvanceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    advance_s: float
+
+
 async def development_response(
-    _request: HttpRequest, _controls: DevelopmentControls, _principal: Principal
+    request: HttpRequest, controls: DevelopmentControls, _principal: Principal
 ) -> Response | None:
     """Return the response of a development relay, None for a path that it does not add."""
-    return None
+    match tuple(map(str.lower, request.segments[2:])):
+        case ("dev", "clock"):
+            check_origin(request)
+            return json_response(await _clock(request, controls))
+        case _:
+            return None
+
+
+async def _clock(request: HttpRequest, controls: DevelopmentControls) -> dict[str, Any]:
+    """GET and POST /dev/clock: the time of the relay, and how far it is ahead."""
+    require_method(request, "GET", "POST")
+    if request.method == "POST":
+        body = read_body(await request.body(), _AdvanceBody)
+        try:
+            await controls.advance_clock(body.advance_s)
+        except ValueError as error:
+            raise ApiError(400, "BadRequest", f"advance_s: {error}.") from None
+        except AdvanceError as error:
+            text = str(error)
+            raise ApiError(503, "ResourceUnhealthy", f"{text[:1].upper()}{text[1:]}.") from None
+    clock = controls.clock
+    return {"now": rfc3339(clock.time_us()), "advanced_s": clock.advanced_s}

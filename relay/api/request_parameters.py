@@ -15,6 +15,7 @@ import msgspec
 
 from relay.clock import Clock
 from relay.http.errors import ApiError, quoted
+from relay.http.http_request import HttpRequest
 from relay.journeys.message_search import FINAL_STATE, MessageSearch, parse_cursor
 from relay.message.lifecycle import RecipientState
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
@@ -50,6 +51,17 @@ def single_values(query: Collection[tuple[str, str]], allowed: Collection[str]) 
             raise _bad(f"The parameter {quoted(name)} is given twice.")
         values[name] = value
     return values
+
+
+def require_method(request: HttpRequest, *methods: str) -> None:
+    """Raise ApiError 405 for another method."""
+    if request.method not in methods:
+        raise ApiError(
+            405,
+            "Request_BadRequest",
+            "Specified HTTP method is not allowed for the request target.",
+            headers={"allow": ", ".join(methods)},
+        )
 
 
 def limit_of(query: Mapping[str, str]) -> int:

@@ -23,6 +23,7 @@ from relay.app.configuration import (
 )
 from relay.app.daemon import Daemon, Readiness
 from relay.app.pressure_monitor import PressureMonitor, bounds_of, open_files_limit
+from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
@@ -38,7 +39,7 @@ from relay.graph.sign_in import SIGN_IN_PATHS, create_sign_in_app
 from relay.http.authentication import HttpAuthentication
 from relay.http.browsers import BrowserGuard
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
-from relay.http.gateway import PathRouter
+from relay.http.gateway import Gateway, PathRouter
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.ingress.acceptance import Acceptance
@@ -147,6 +148,11 @@ class _Composer:
         )  # fmt: skip
         self.resolver = self._resolver()
         self.scheduler = self._scheduler()
+        self.tokens = AccessTokens(token_key(settings.state_dir), clock)
+        self.authentication = HttpAuthentication(
+            sources.accounts, self.tokens, realm=settings.hostname,
+            anonymous=settings.http.anonymous,
+        )  # fmt: skip
         self.spool.queue_admin.attend(self.scheduler)
 
     def daemon(self) -> Daemon:
@@ -156,8 +162,12 @@ class _Composer:
             accounts=self.sources.accounts, quota=self.store, crash=self.crash,
             pressure=self.pressure,
         )  # fmt: skip
-        pickup = self._pickup()
+        pickup, pickup_server = self._pickup(), self._pickup_server(neighbours)
+        smtp_servers, front_door = self._smtp_servers(neighbours), self._front_door()
         journeys = Journeys(self.spool, self.store_log, clock=self.clock)
+        settling = Settling(
+            self.scheduler, pickup, (pickup_server, *smtp_servers), front_door, self.changes, []
+        )
         return Daemon(
             settings=self.settings,
             lock=self.lock,
@@ -169,14 +179,15 @@ class _Composer:
             scheduler=self.scheduler,
             resolver=self.resolver,
             acceptance=acceptance,
-            pickup_server=self._pickup_server(neighbours),
-            smtp_servers=self._smtp_servers(neighbours),
+            pickup_server=pickup_server,
+            smtp_servers=smtp_servers,
             pickup=pickup,
-            http_servers=self._http_servers(journeys),
+            http_servers=self._http_servers(journeys, front_door),
             journeys=journeys,
             changes=self.changes,
             readiness=self.readiness,
             pressure=self._pressure_monitor(pickup),
+            settling=settling,
         )
 
     def _pressure_monitor(self, pickup: Pickup) -> PressureMonitor:
@@ -292,7 +303,15 @@ class _Composer:
         age_s = self.settings.spool.keep if older_than_s is None else older_than_s
         return await self.spool.maintenance.prune_many(age_s, dry_run=dry_run)
 
-    def _http_servers(self, journeys: Journeys) -> list[HttpServer]:
+    def _front_door(self) -> Gateway:
+        """The Graph API."""
+        return graph.create_app(
+            self.store, self.authentication, clock=self.clock, hostname=self.settings.hostname,
+            http=self.settings.http, crash=self.crash, ready=self.readiness,
+            pressure=self.pressure,
+        )  # fmt: skip
+
+    def _http_servers(self, journeys: Journeys, front_door: Gateway) -> list[HttpServer]:
         """The Graph API, the control socket, and the metrics listener if configured."""
         http = self.settings.http
         means = api.ApiDependencies(
@@ -306,19 +325,11 @@ class _Composer:
                 keeps_copies=self.sources.development is not None,
             ),
         )  # fmt: skip
-        accounts, hostname = self.sources.accounts, self.settings.hostname
-        tokens = AccessTokens(token_key(self.settings.state_dir), self.clock)
-        authentication = HttpAuthentication(
-            accounts, tokens, realm=hostname, anonymous=http.anonymous
-        )
-        front_door = graph.create_app(
-            self.store, authentication, clock=self.clock, hostname=hostname, http=http,
-            crash=self.crash, ready=self.readiness, pressure=self.pressure,
-        )  # fmt: skip
         sign_in = create_sign_in_app(
-            accounts, tokens, clock=self.clock, hostname=hostname, http=http
-        )
-        relay_v1 = api.create_app(means, authentication)
+            self.sources.accounts, self.tokens, clock=self.clock,
+            hostname=self.settings.hostname, http=http,
+        )  # fmt: skip
+        relay_v1 = api.create_app(means, self.authentication)
         everything = PathRouter(
             {"v1.0": front_door, "beta": front_door}, by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in),
             otherwise=relay_v1,

@@ -31,6 +31,7 @@ from relay.app.maintenance import (
     write_clock_anchor,
 )
 from relay.app.pressure_monitor import PressureMonitor
+from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, wall_offset_us
 from relay.delivery.scheduler import DeliveryScheduler
@@ -87,6 +88,7 @@ class Daemon:
     changes: ChangeNotifier
     readiness: Readiness
     pressure: PressureMonitor
+    settling: Settling
     on_fault: Callable[[], None] = lambda: (
         None
     )  # called when a task ended unexpectedly; see `fault`
@@ -105,7 +107,7 @@ class Daemon:
         await self.store.remove_unfinished_submissions()
         await self.pressure.measure()  # a full relay rejects from the first connection on
         self._spawn(self.pressure.run(), "pressure")
-        self._spawn(write_clock_anchor(self.store, self.clock), "clock")
+        self._spawn(write_clock_anchor(self.store), "clock")
         self._spawn(self.scheduler.run(), "delivery")
         await self.pickup_server.start()
         for smtp_server in self.smtp_servers:

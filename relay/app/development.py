@@ -8,16 +8,20 @@ scenario. No other name server is queried, and no connection opened beyond loopb
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from relay.accounts.development import DOMAIN, DevelopmentAccounts
+from relay.advanceable_clock import AdvanceableClock
+from relay.app.clock_advances import ClockAdvances
 from relay.app.compose import RelayDependencies, compose
 from relay.app.configuration import ListenerCertificates
 from relay.app.daemon import Daemon
 from relay.app.development_ca import DevelopmentCertificate
 from relay.app.development_folder import DevelopmentFolder
 from relay.app.development_internet import RemoteSide
-from relay.clock import Clock, Ids, SystemClock
+from relay.app.settling import SETTLE_S
+from relay.clock import Ids, SystemClock
 from relay.internet.simulator import SimulatedInternet
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
@@ -113,9 +117,7 @@ class DevelopmentRelay:
     `token` has the role operate. It implements the DevelopmentControls of the API.
     """
 
-    def __init__(
-        self, folder: DevelopmentFolder, options: DevelopmentOptions, *, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, folder: DevelopmentFolder, options: DevelopmentOptions) -> None:
         """Write the configuration, issue the certificate, compose the rooms. Blocks.
 
         Raises OSError, SettingsError for faults in the rules, and AlreadyRunningError for a
@@ -123,11 +125,11 @@ class DevelopmentRelay:
         """
         self.folder = folder
         self._options = options
-        self.clock = clock or SystemClock()
+        self.clock = AdvanceableClock(advanced_s=folder.advanced_s())
         self.token = secrets.token_urlsafe(32)
         self.certificate = DevelopmentCertificate(
             folder.path, (*options.hosts, options.https.host), ca_dir=options.ca_dir,
-            clock=self.clock,
+            clock=SystemClock(),  # that of the clients is not advanced
         )  # fmt: skip
         self.internet = SimulatedInternet(self.clock)
         try:
@@ -140,6 +142,13 @@ class DevelopmentRelay:
             smtp=lambda: self.addresses.smtp,
         )  # fmt: skip
         self.internet.on_mail = self.remote_side.keep
+        settling = self.daemon.settling
+        settling.others.append(self.remote_side.in_progress)
+        self._advances = ClockAdvances(
+            self.clock,
+            folder,
+            partial(settling.settle, is_delayed=lambda: self.internet.delayed > 0),
+        )
 
     def _compose(self) -> Daemon:
         options = self._options
@@ -173,6 +182,7 @@ class DevelopmentRelay:
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
+        await self._advances.stop()
         await self.remote_side.stop()
         try:
             await self.daemon.stop()
@@ -191,6 +201,21 @@ class DevelopmentRelay:
     def can_demonstrate(self) -> bool:
         """Whether its users and rules are those that demonstrate() needs."""
         return self._options.domains == (DOMAIN,) and self._options.rules is None
+
+    async def settle(self, timeout_s: float = SETTLE_S) -> None:
+        """Return when nothing is queued and due, or in progress; see relay/app/settling.py.
+
+        Raises UnsettledError.
+        """
+        await self.daemon.settling.settle(timeout_s)
+
+    async def advance_clock(self, seconds: float) -> None:
+        """Advance the clock from timer to timer, and settle after each. A caller that is cancelled
+        does not stop it.
+
+        Raises ValueError for the number, and AdvanceError if the clock does not get so far.
+        """
+        await self._advances.advance(seconds)
 
     @property
     def addresses(self) -> DevelopmentAddresses:

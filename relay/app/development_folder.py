@@ -10,11 +10,15 @@ import os
 import shutil
 import stat
 import tempfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from relay.advanceable_clock import ADVANCED_S_MAX
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
+from relay.files import replace_file
 
+_CLOCK = "clock.toml"
 MARK = "# Written by `relay dev`"
 _PLACE_BYTES_MAX = 60
 
@@ -42,6 +46,29 @@ class DevelopmentFolder:
         part.touch(mode=0o600)
         part.write_text(f"{MARK}{text}")
         part.replace(self.path / name)
+
+    def advanced_s(self) -> float:
+        """Return by how much the clock of earlier runs was advanced, in seconds.
+
+        Raises OSError, and ForeignFolderError for a file that `relay dev` did not write.
+        """
+        path = self.path / _CLOCK
+        try:
+            advanced_s = float(tomllib.loads(path.read_text("utf-8"))["advanced_s"])
+        except FileNotFoundError:
+            return 0.0
+        except (ValueError, KeyError, TypeError):
+            advanced_s = -1.0
+        if not 0 <= advanced_s <= ADVANCED_S_MAX:
+            raise ForeignFolderError(
+                f"{path}: expected advanced_s, a number of seconds from 0 to {ADVANCED_S_MAX:.0f}"
+            )
+        return advanced_s
+
+    def write_advanced(self, advanced_s: float) -> None:
+        """Write by how much the clock was advanced, durably. Raises OSError."""
+        text = f"{MARK}: its clock is ahead of that of the machine.\nadvanced_s = {advanced_s!r}\n"
+        replace_file(self.path / _CLOCK, text.encode(), mode=0o600)
 
     def remove(self) -> None:
         """Remove a temporary directory, and release the lock."""

@@ -52,15 +52,15 @@ class HttpAuthentication:
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise self._unauthorized("Access token is empty.")
-        if (account := self.accounts.by_token(token)) is not None:
-            return account
-        try:
+        try:  # first: a development relay has an account for any token, also for one that expired
             client = self._tokens.client_of(token, self.accounts)
         except InvalidTokenError as error:
             raise self._unauthorized(str(error)) from None
-        if client is None:
+        if client is not None:
+            return client.account
+        if (account := self.accounts.by_token(token)) is None:
             raise self._unauthorized("Access token is not known here.")
-        return client.account
+        return account
 
     def _unauthorized(self, message: str) -> ApiError:
         headers = {"www-authenticate": f'Bearer realm="{self._realm}"'}

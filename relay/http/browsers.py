@@ -93,6 +93,18 @@ class BrowserGuard:
         await (self._preflight if is_preflight else self._app)(scope, receive, send_with_fields)
 
 
+def check_origin(request: HttpRequest) -> None:
+    """Raise ApiError 403 for a request of a page of another site, even if it has a token."""
+    origin = request.headers.get("origin")
+    if origin is None or _is_loopback(origin):
+        return
+    host = request.headers.get("host", "").lower()
+    if host and origin.lower().partition("://")[2] == host:
+        return
+    message = f"Found Origin: {quoted(origin)}; expected a page of this relay or of loopback."
+    raise ApiError(403, "ErrorAccessDenied", message)
+
+
 async def _refuse(request: HttpRequest) -> Response:
     found = request.headers.get("origin")
     what = "Sec-Fetch-Site: cross-site" if found is None else f"Origin: {quoted(found)}"

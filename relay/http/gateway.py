@@ -155,6 +155,7 @@ class Gateway:
         self._clock = clock
         self._ids = Ids(clock)
         self._date = (0, b"")  # a second, and its Date field
+        self.changes_in_progress = 0  # requests of other methods than GET without a response
         self._body_limits = BodyLimits(
             limit_bytes=limits.body_bytes,
             timeout_s=limits.read_timeout_s,
@@ -169,6 +170,8 @@ class Gateway:
         ids = self._request_ids(scope)
         request: HttpRequest | None = None
         is_cancelled = False
+        is_change = scope["method"] != "GET"
+        self.changes_in_progress += is_change
         try:
             request = HttpRequest(scope, receive, ids=ids, limits=self._body_limits)
             response = await self._respond(request)
@@ -180,6 +183,7 @@ class Gateway:
             is_cancelled = True
             response = self._error_response(_shutdown_error(request), ids)
         finally:
+            self.changes_in_progress -= is_change
             if request is not None:
                 request.release()
         if response is None:

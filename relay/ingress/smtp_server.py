@@ -90,6 +90,11 @@ class SmtpServer:
         """The number of open sessions."""
         return self._shared.count.sessions
 
+    @property
+    def acceptances(self) -> int:
+        """The number of messages that are being accepted."""
+        return len(self._acceptances)
+
     async def start(self) -> None:
         """Listen. Raises OSError that names the address."""
         loop = asyncio.get_running_loop()

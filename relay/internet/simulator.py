@@ -78,7 +78,7 @@ class SimulatedInternet:
 
     @property
     def delayed(self) -> int:
-        """How many sessions wait for the clock."""
+        """How many sessions wait for the clock, or are silent for ever."""
         return sum(host.delayed for host in self._hosts.values())
 
     async def start(self) -> None:

@@ -65,7 +65,7 @@ class SmtpHost:
 
     `on_mail` is awaited before a message is accepted; if it raises OSError, the host replies 451.
     `sessions` counts the sessions so far, `open` those that are not over, `delayed` those that wait
-    for the Clock.
+    for the Clock, or for ever.
     """
 
     def __init__(
@@ -148,14 +148,16 @@ class SmtpHost:
         `pause` waits for so many seconds, or for ever, and raises EOFError if the client leaves.
         """
         action = self.behaviour.at(moment)
-        if action.delay_s > 0:
-            self.delayed += 1
-            try:
+        if action.delay_s <= 0 and not action.stall:
+            return action
+        self.delayed += 1
+        try:
+            if action.delay_s > 0:
                 await pause(action.delay_s)
-            finally:
-                self.delayed -= 1
-        if action.stall:
-            await pause(None)
+            if action.stall:
+                await pause(None)
+        finally:
+            self.delayed -= 1
         return action
 
     def heard(self, line: str) -> None:

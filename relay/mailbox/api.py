@@ -277,6 +277,11 @@ class SubmissionStore(Protocol):
         """The number of submissions in memory: those that wait and those in progress."""
         ...
 
+    @property
+    def due_count(self) -> int:
+        """The number of submissions that wait for no later time, those in progress included."""
+        ...
+
     async def watch_submissions(self, on_ready: Callable[[], None]) -> None:
         """Find submissions in ready/, and make scheduled sends ready at their time, without end.
 

@@ -258,6 +258,11 @@ class FileStore:
         return len(self._pending)
 
     @property
+    def due_count(self) -> int:
+        """The number of submissions that wait for no later time, scheduled sends included."""
+        return self._pending.due_count + self._timer.is_busy
+
+    @property
     def scheduled_count(self) -> int:
         """The approximate number of scheduled sends."""
         return self._timer.count

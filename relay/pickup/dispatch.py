@@ -96,6 +96,12 @@ class Pickup:
         finally:
             self._is_running = False
 
+    @property
+    def due_count(self) -> int:
+        """The number of submissions in progress, or that wait for no later time."""
+        is_waiting = self._gate.waits_to_probe and not self._tasks and not self._slow
+        return 0 if is_waiting else self._store.due_count
+
     def limit_concurrency(self, submissions: int) -> None:
         """Process at most `submissions` of an account at once (at least one), and one more of all
         accounts. Those in progress continue.

@@ -62,6 +62,11 @@ class Gate:
         """Whether the concurrency limit lets this account start a submission."""
         return self._in_progress[account] < self._concurrency
 
+    @property
+    def waits_to_probe(self) -> bool:
+        """Whether nothing starts before a time, because the server accepts nothing."""
+        return self._is_broken and self._probe_timer is not None
+
     def started(self, pending: PendingSubmission) -> None:
         """Count a submission as in progress. The caller must call ended()."""
         self._in_progress[pending.account] += 1

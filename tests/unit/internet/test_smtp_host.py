@@ -34,7 +34,7 @@ class HeldClock(ManualClock):
         super().__init__()
         self.timers = []
 
-    def call_later(self, seconds, callback, *args):
+    def call_later(self, seconds, callback, *args, slack_s=0.0):
         self.timers.append((seconds, callback, args))
         return super().call_later(1000, callback, *args)
 

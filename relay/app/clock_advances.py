@@ -1,0 +1,66 @@
+"""Advance the clock of a development relay, and remember how far in its directory."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from relay.advanceable_clock import AdvanceableClock, AdvanceError
+from relay.app.development_folder import DevelopmentFolder
+from relay.app.settling import UnsettledError
+
+_WAITING_MAX = 64
+
+
+class ClockAdvances:
+    """The advances that are requested: one at a time, each to its end or to an error."""
+
+    def __init__(
+        self,
+        clock: AdvanceableClock,
+        folder: DevelopmentFolder,
+        settle: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._clock = clock
+        self._folder = folder
+        self._settle = settle
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+
+    async def advance(self, seconds: float) -> None:
+        """Advance the clock from timer to timer, and settle after each.
+
+        A caller that is cancelled does not stop it. Raises ValueError for the number, and
+        AdvanceError if the clock does not get so far.
+        """
+        self._clock.check_advance(seconds)
+        if len(self._tasks) >= _WAITING_MAX:
+            raise AdvanceError(f"{_WAITING_MAX} requests to advance the clock wait already")
+        task = asyncio.create_task(self._advance(seconds), name="advance")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def stop(self) -> None:
+        """Cancel all; the clock keeps the time that it has reached."""
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _advance(self, seconds: float) -> None:
+        async with self._turn:
+            self._clock.check_advance(seconds)
+            before_s, write = self._clock.advanced_s, self._folder.write_advanced
+            # Before the advance: a start after a kill must not be behind a time on disk.
+            try:
+                await asyncio.to_thread(write, before_s + seconds)
+            except OSError as error:
+                raise AdvanceError(f"the advance cannot be written: {error}") from error
+            try:
+                await self._clock.advance(seconds, self._settle)
+            except UnsettledError as error:
+                done_s = self._clock.advanced_s - before_s
+                text = f"the clock was advanced by {done_s:.15g} of {seconds:.15g} seconds: {error}"
+                raise AdvanceError(text) from error
+            finally:
+                if self._clock.advanced_s < before_s + seconds:
+                    await asyncio.to_thread(write, self._clock.advanced_s)
