@@ -39,6 +39,7 @@ from relay.graph.sign_in import SIGN_IN_PATHS, create_sign_in_app
 from relay.http.authentication import HttpAuthentication
 from relay.http.browsers import BrowserGuard
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
+from relay.http.faults import FaultLookup, FaultyFrontDoor
 from relay.http.gateway import Gateway, PathRouter
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
@@ -86,6 +87,7 @@ class RelayDependencies:
     hosts: Sequence[str] | None = None
     certificates: ListenerCertificates | None = None
     development: api.DevelopmentControls | None = None
+    fault_of: FaultLookup | None = None
 
 
 def compose(
@@ -331,8 +333,8 @@ class _Composer:
         )  # fmt: skip
         relay_v1 = api.create_app(means, self.authentication)
         everything = PathRouter(
-            {"v1.0": front_door, "beta": front_door}, by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in),
-            otherwise=relay_v1,
+            dict.fromkeys(("v1.0", "beta"), self._with_faults(front_door)),
+            by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in), otherwise=relay_v1,
         )  # fmt: skip
         control = Address(path=str(self.settings.control_socket))
         limits = ConnectionLimits(
@@ -357,6 +359,14 @@ class _Composer:
             metrics = self.settings.observe.metrics
             servers.append(HttpServer(guard(relay_v1), [metrics], limits=limits))
         return servers
+
+    def _with_faults(self, front_door: Gateway) -> Gateway | FaultyFrontDoor:
+        if self.sources.fault_of is None:
+            return front_door
+        return FaultyFrontDoor(
+            front_door, self.authentication, fault_of=self.sources.fault_of,
+            realm=self.settings.hostname, clock=self.clock,
+        )  # fmt: skip
 
     def _hosts(self) -> AllowedHosts | None:
         hosts = self.sources.hosts

@@ -22,6 +22,8 @@ from relay.app.development_folder import DevelopmentFolder
 from relay.app.development_internet import RemoteSide
 from relay.app.settling import SETTLE_S
 from relay.clock import Ids, SystemClock
+from relay.internet.scenario import GraphFault
+from relay.internet.scenario_file import read_scenarios
 from relay.internet.simulator import SimulatedInternet
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
@@ -88,7 +90,7 @@ class DevelopmentOptions:
     contain, and that the certificate has. The certificate authority is kept in `ca_dir`; if that is
     None or cannot be written, it is that of this relay alone. `domains` are local; alice and bob
     are in the first. `rules` is the directory of the rules, None for those that are shipped.
-    `crash_at` is for crash tests.
+    `scenarios` are files and shipped names, see read_scenarios(). `crash_at` is for crash tests.
     """
 
     http: Address
@@ -98,6 +100,7 @@ class DevelopmentOptions:
     hosts: tuple[str, ...] = ()
     domains: tuple[str, ...] = (DOMAIN,)
     rules: Path | None = None
+    scenarios: tuple[str, ...] = ()
     crash_at: str = ""
 
 
@@ -120,8 +123,8 @@ class DevelopmentRelay:
     def __init__(self, folder: DevelopmentFolder, options: DevelopmentOptions) -> None:
         """Write the configuration, issue the certificate, compose the rooms. Blocks.
 
-        Raises OSError, SettingsError for faults in the rules, and AlreadyRunningError for a
-        directory in use.
+        Raises OSError, SettingsError for faults in the rules or the scenario, and
+        AlreadyRunningError for a directory in use.
         """
         self.folder = folder
         self._options = options
@@ -131,7 +134,8 @@ class DevelopmentRelay:
             folder.path, (*options.hosts, options.https.host), ca_dir=options.ca_dir,
             clock=SystemClock(),  # that of the clients is not advanced
         )  # fmt: skip
-        self.internet = SimulatedInternet(self.clock)
+        self._scenario = read_scenarios(options.scenarios)
+        self.internet = SimulatedInternet(self.clock, self._scenario.scenario)
         try:
             self.daemon: Daemon = self._compose()
         except BaseException:
@@ -163,8 +167,12 @@ class DevelopmentRelay:
             certificates=ListenerCertificates((self.certificate.server,), self.certificate.server),
             crash_at=options.crash_at,
             development=self,
+            fault_of=self._fault_of,
         )
         return compose(settings, sources, clock=self.clock)
+
+    def _fault_of(self, *, method: str, path: str, account: str) -> GraphFault | None:
+        return self.internet.state.graph_fault(method=method, path=path, account=account)
 
     async def start(self) -> None:
         """Start it, and write the configuration with the ports in use.
@@ -199,8 +207,9 @@ class DevelopmentRelay:
 
     @property
     def can_demonstrate(self) -> bool:
-        """Whether its users and rules are those that demonstrate() needs."""
-        return self._options.domains == (DOMAIN,) and self._options.rules is None
+        """Whether its users, rules and API are those that demonstrate() needs."""
+        has_faults = bool(self._scenario.scenario.graph)
+        return self._options.domains == (DOMAIN,) and not self._options.rules and not has_faults
 
     async def settle(self, timeout_s: float = SETTLE_S) -> None:
         """Return when nothing is queued and due, or in progress; see relay/app/settling.py.

@@ -61,6 +61,16 @@ def _several(parse: Callable[[str], str], expected: str) -> Callable[..., tuple[
     return values
 
 
+def _scenarios(
+    context: click.Context, option: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the values; only those of the environment variable are separated by commas too."""
+    source = context.get_parameter_source(str(option.name))
+    if source is not click.core.ParameterSource.ENVIRONMENT:
+        return given
+    return tuple(one for text in given for one in _SEPARATOR.split(text) if one)
+
+
 def _host_name(text: str) -> str:
     if not _HOST_NAME(text):
         raise ValueError
@@ -142,6 +152,15 @@ _OPTIONS = (
         type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
         help="The directory of the mail-flow rules; changes are loaded while it runs. "
         "[default: the rules that Relay ships]",
+    ),
+    _option(
+        "--scenario",
+        "scenarios",
+        multiple=True,
+        metavar="NAME|FILE",
+        callback=_scenarios,
+        help="What remote domains reply: gmail, outlook, yahoo, or FILE.toml; repeatable. "
+        "NAME:REPLY gives one of its replies to every recipient.",
     ),
     _option("--no-rules", is_flag=True, help="Apply no rules."),
     _option("--no-demo", is_flag=True, help="Show no demonstration."),

@@ -98,3 +98,11 @@ def test_options_that_exclude_each_other(words, expected):
 
 def test_they_exclude_each_other_only_together():
     check_together({"once": True, "no_demo": False, "rules": None, "no_rules": True})
+
+
+def test_scenarios_are_separated_in_the_variable_alone():
+    found = read("--scenario", "gmail:5.1.1", "--scenario", "my dir/a,b.toml")
+    assert found["scenarios"] == ("gmail:5.1.1", "my dir/a,b.toml")
+    found = read(RELAY_DEV_SCENARIO="gmail, yahoo:TSS04")
+    assert found["scenarios"] == ("gmail", "yahoo:TSS04")
+    assert read()["scenarios"] == ()

@@ -227,3 +227,37 @@ def test_a_reply_is_valid_on_the_wire_or_refused(text):
     assert all(one.startswith("550-") for one in others)
     assert wire_reply(reply) == reply
     assert reply.isascii()
+
+
+KEYS = st.sampled_from(
+    ["seed", "domain", "graph", "name", "aliases", "mx", "host", "reply", "verb", "action", "limit",
+     "messages", "status", "times", "chance", "delay", "recipient", "null_mx", "tls", "addresses"]
+)  # fmt: skip
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(["RCPT", "DNS", "drop", "550 5.1.1 no", "a.test", "b.test", "1/1m", 429])
+)  # fmt: skip
+TABLES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["seed", "domain", "graph"]), TABLES, max_size=3))
+def test_any_table_is_a_scenario_or_faulty(table):
+    try:
+        found = scenario_of(table)
+    except SettingsError:
+        return
+    assert parse_scenario(found.toml).scenario == found.scenario
+
+
+@given(st.dictionaries(KEYS, LEAVES, max_size=6), st.dictionaries(KEYS, LEAVES, max_size=6))
+def test_any_reply_is_read_or_faulty(domain, reply):
+    table = {"domain": [{**domain, "name": "a.test", "reply": [{"verb": "RCPT", **reply}]}]}
+    try:
+        found = scenario_of(table)
+    except SettingsError:
+        return
+    assert parse_scenario(found.toml).scenario == found.scenario

@@ -2,14 +2,17 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from relay.clock import ManualClock
 from relay.internet.behaviour import Moment
-from relay.internet.scenario_file import read_scenarios, shipped_scenarios
+from relay.internet.scenario_file import parse_scenario, read_scenarios, shipped_scenarios
 from relay.internet.scenario_state import ScenarioState
+from relay.internet.spellings import spelling_of
 
+PAGE = (Path(__file__).parents[3] / "docs/internet.md").read_text()
 NAMES = ("gmail", "outlook", "yahoo")
 REPLIES = [
     (name, domain.names, reply)
@@ -75,3 +78,29 @@ def test_names_are_unique_and_the_enhanced_status_fits_the_code(name):
     for one in replies:
         found = re.match(r"([245])[0-9]{2}[ -](?:([245])\.)?", one["reply"].strip())
         assert found[2] in (None, found[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_lists_the_replies_of_a_scenario(name):
+    [row] = re.findall(rf"^\| `{name}` \| (.*) \| (.*) \|$", PAGE, re.MULTILINE)
+    [domain] = read_scenarios([name]).scenario.domain
+    assert row[0] == ", ".join(domain.names)
+    assert re.findall("`(.*?)`", row[1]) == [one.name for one in domain.reply]
+
+
+def test_the_page_shows_a_scenario():
+    [text] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert parse_scenario(text).scenario.domain
+
+
+def test_the_page_lists_test_recipients():
+    section = PAGE[PAGE.index("## Test recipients") : PAGE.index("## Scenarios")]
+    rows = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    found = [
+        address if "@" in address.rstrip("@") else address + "example.org"
+        for row in rows
+        if "simulator" not in row
+        for address in re.findall(r"`(.*?)`", row)
+    ]
+    assert len(found) > 20
+    assert [one for one in found if spelling_of(one) is None] == []
