@@ -5,7 +5,7 @@ Also Principal: the role of the account or operator that makes a request.
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +34,19 @@ class DevelopmentControls(Protocol):
         A caller that is cancelled does not stop it. Raises ValueError for the number, and
         AdvanceError if the clock does not get so far.
         """
+        ...
+
+    @property
+    def scenario_toml(self) -> str:
+        """The scenario of the simulated internet, as TOML."""
+        ...
+
+    def used_replies(self) -> Sequence[Mapping[str, Any]]:
+        """Return `entry`, `used` and `left` (None: no limit) for each reply of the scenario."""
+        ...
+
+    async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
+        """Replace the scenario by a TOML text or a table. Raises SettingsError: nothing changed."""
         ...
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from relay.advanceable_clock import AdvanceError
 from relay.api.dependencies import DevelopmentControls, Principal
 from relay.api.request_parameters import read_body, require_method
+from relay.api.scenario_requests import scenario_response
 from relay.clock import rfc3339
 from relay.http.browsers import check_origin
 from relay.http.errors import ApiError
@@ -32,6 +33,8 @@ async def development_response(
         case ("dev", "clock"):
             check_origin(request)
             return json_response(await _clock(request, controls))
+        case ("dev", "internet"):
+            return await scenario_response(request, controls)
         case _:
             return None
 

@@ -8,7 +8,7 @@ expected.
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -36,6 +36,14 @@ def read_body(octets: bytes, kind: type[Body]) -> Body:
     """Decode a JSON body as `kind`; an empty body is {}. Raises ApiError 400."""
     try:
         return msgspec.json.decode(octets or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
+
+
+def read_table(octets: bytes) -> dict[str, Any]:
+    """Decode a JSON body that is any object. Raises ApiError 400."""
+    try:
+        return msgspec.json.decode(octets, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
 

@@ -5,11 +5,13 @@ never exists), or goes to the simulated internet: to test recipients, and to the
 scenario. No other name server is queried, and no connection opened beyond loopback.
 """
 
+import asyncio
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from relay.accounts.development import DOMAIN, DevelopmentAccounts
 from relay.advanceable_clock import AdvanceableClock
@@ -23,7 +25,7 @@ from relay.app.development_internet import RemoteSide
 from relay.app.settling import SETTLE_S
 from relay.clock import Ids, SystemClock
 from relay.internet.scenario import GraphFault
-from relay.internet.scenario_file import read_scenarios
+from relay.internet.scenario_file import parse_scenario, read_scenarios, scenario_of
 from relay.internet.simulator import SimulatedInternet
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
@@ -204,6 +206,24 @@ class DevelopmentRelay:
         """
         self._rules = _rules_of(self.daemon.settings)
         return len(self._rules.rules)
+
+    @property
+    def scenario_toml(self) -> str:
+        """See DevelopmentControls."""
+        return self._scenario.toml
+
+    def used_replies(self) -> Sequence[Mapping[str, Any]]:
+        """See DevelopmentControls."""
+        return [asdict(one) for one in self.internet.state.used()]
+
+    async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
+        """See DevelopmentControls."""
+        if isinstance(content, str):
+            read = await asyncio.to_thread(parse_scenario, content)
+        else:
+            read = await asyncio.to_thread(scenario_of, content)
+        self._scenario = read
+        self.internet.use(read.scenario)
 
     @property
     def can_demonstrate(self) -> bool:

@@ -1,5 +1,6 @@
 """Scenarios of a development relay: by option, by request, in delivery and at the front door."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 
 from relay.app.development import DevelopmentOptions, DevelopmentRelay
 from relay.app.development_folder import open_folder
+from relay.internet.scenario_file import SCENARIO_BYTES_MAX
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address
 from tests.support.graph_client import message
 
+INTERNET = "/relay/v1/dev/internet"
+TOML = {"content-type": "application/toml"}
 SCENARIO = """\
 # mine
 [[domain]]
@@ -56,6 +60,97 @@ def running(short_path: Path) -> Callable[..., object]:
             await relay.stop()
 
     return run
+
+
+async def test_a_scenario_is_shown_and_replaced(running):
+    async with running() as client:
+        empty = await client.get(INTERNET)
+        assert (empty.status_code, empty.text) == (200, "")
+        assert empty.headers["content-type"] == "application/toml; charset=utf-8"
+
+        put = await client.put(INTERNET, content=SCENARIO, headers=TOML)
+        assert put.status_code == 200
+        assert put.text == SCENARIO + "\n# used 0 times, 5 left: 'shop.test: RCPT x'\n"
+
+        answer = await client.send_to("x@shop.test", "y@shop.test")
+        found = await client.recipients(answer)
+        assert found["x@shop.test"] == ("failed", "550 5.1.1 gone")
+        assert found["y@shop.test"][0] == "relayed"
+
+        shown = await client.get(INTERNET, headers={"accept": "application/json"})
+        assert shown.json() == {
+            "toml": SCENARIO,
+            "used": [{"entry": "shop.test: RCPT x", "used": 1, "left": 4}],
+        }
+        text = (await client.get(INTERNET)).text
+        assert (await client.put(INTERNET, content=text, headers=TOML)).status_code == 200
+
+        removed = await client.put(INTERNET, content="", headers=TOML)
+        assert (removed.status_code, removed.text) == (200, "")
+
+
+async def test_a_scenario_is_replaced_by_json(running):
+    table = {
+        "domain": [{"name": "shop.test", "reply": [{"verb": "RCPT", "reply": "550 5.1.1 no"}]}]
+    }
+    async with running("gmail") as client:
+        assert (await client.put(INTERNET, json=table)).status_code == 200
+        answer = await client.send_to("x@shop.test")
+        assert (await client.recipients(answer))["x@shop.test"] == ("failed", "550 5.1.1 no")
+
+
+FAULTY = [
+    (b"[[domain]]\nnam = 1\n", "application/toml", 400, "scenario:2: domain[0].nam: found an unknown key"),
+    (b"[[domain]]\nnam = 1\n", "application/toml", 400, '(did you mean "name"?)'),
+    (b"a = \n", "application/toml", 400, "scenario:1: found no valid TOML"),
+    (b"# \xff\n", "application/toml", 400, "found the byte 0xff in line 1, expected UTF-8"),
+    (b"[[graph]]\n" * 30, "application/toml", 400, "And 10 more."),
+    (b'{"domain": 1}', "application/json; charset=utf-8", 400, "scenario: domain: found 1, expected [[domain]]"),
+    (b"[]", "application/json", 400, "The body: "),
+    (b"{", "application/json", 400, "The body: "),
+    (b"", "application/json", 400, "The body: "),
+    (b"#" * (SCENARIO_BYTES_MAX + 1), "application/toml", 413, "262144 bytes"),
+    (b"", "text/plain", 415, "Content-Type: found 'text/plain', expected application/toml or application/json."),
+    (b"", "application/x-www-form-urlencoded", 415, "Content-Type"),
+    (b"", "", 415, "Content-Type: found ''"),
+]  # fmt: skip
+
+
+async def test_a_faulty_scenario_changes_nothing(running):
+    async with running("gmail") as client:
+        before = (await client.get(INTERNET)).text
+        for content, media_type, status, expected in FAULTY:
+            headers = {"content-type": media_type}
+            answer = await client.put(INTERNET, content=content, headers=headers)
+            assert answer.status_code == status, answer.text
+            assert expected in answer.json()["error"]["message"]
+            assert answer.headers["request-id"]
+            assert (await client.get(INTERNET)).text == before
+
+
+async def test_a_large_body_without_a_length_is_refused(running):
+    async def blocks():
+        for _ in range(5):
+            yield b"#" * 65_536
+
+    async with running() as client:
+        answer = await client.put(INTERNET, content=blocks(), headers=TOML)
+        assert answer.status_code == 413
+
+
+async def test_who_may_replace_a_scenario(running):
+    async with running() as client:
+        for method in ("GET", "PUT"):
+            for origin in ("http://evil.test", "https://127.0.0.1.evil.test", "null"):
+                headers = TOML | {"origin": origin}
+                answer = await client.request(method, INTERNET, content="", headers=headers)
+                assert answer.status_code == 403, answer.text
+        own = TOML | {"origin": str(client.base_url).rstrip("/")}
+        assert (await client.put(INTERNET, content="", headers=own)).status_code == 200
+        anonymous = await client.get(INTERNET, headers={"authorization": ""})
+        assert anonymous.status_code == 401
+        other = await client.post(INTERNET, content="", headers=TOML)
+        assert (other.status_code, other.headers["allow"]) == (405, "GET, PUT")
 
 
 async def test_a_scenario_given_at_the_start(running, tmp_path):
@@ -104,3 +199,11 @@ times = 1
             "/v1.0/me/mailFolders/inbox/messages", headers={"authorization": "Bearer bob"}
         )
         assert len(inbox.json()["value"]) == 1
+
+
+async def test_the_control_socket_shows_the_scenario(running, short_path):
+    async with running("yahoo"):
+        transport = httpx.AsyncHTTPTransport(uds=str(short_path / "dev/state/run/control.sock"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as control:
+            answer = await control.get(INTERNET, headers={"accept": "application/json"})
+            assert json.loads(answer.content)["used"][0]["entry"] == "yahoo.com: DOT nouser"

@@ -1,0 +1,78 @@
+"""GET and PUT /relay/v1/dev/internet: the scenario of the simulated internet, as TOML or JSON.
+
+Only for clients on loopback, and not for pages of other sites. A faulty scenario changes nothing.
+"""
+
+from typing import Any
+
+from starlette.responses import Response
+
+from relay.api.dependencies import DevelopmentControls
+from relay.api.request_parameters import read_table, require_method
+from relay.http.browsers import check_origin
+from relay.http.errors import ApiError, quoted
+from relay.http.gateway import json_response
+from relay.http.http_request import HttpRequest, body_too_large
+from relay.settings.document import SettingsError
+
+_BYTES_MAX = 256 * 1024
+_FAULTS_MAX = 20
+_TOML = "application/toml"
+_JSON = "application/json"
+
+
+async def scenario_response(request: HttpRequest, controls: DevelopmentControls) -> Response:
+    """Return the scenario in force, after replacing it if this is a PUT. Raises ApiError."""
+    require_method(request, "GET", "PUT")
+    check_origin(request)
+    if request.client_address and not request.is_local:
+        message = f"Found the client {request.client_address}, expected one on loopback."
+        raise ApiError(403, "ErrorAccessDenied", message)
+    if request.method == "PUT":
+        await _replace(request, controls)
+    accept = request.headers.get("accept", "").lower()
+    if _JSON in accept and _TOML not in accept:
+        return json_response({"toml": controls.scenario_toml, "used": controls.used_replies()})
+    return Response(_with_uses(controls), media_type=f"{_TOML}; charset=utf-8")
+
+
+async def _replace(request: HttpRequest, controls: DevelopmentControls) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in (_TOML, _JSON):
+        message = f"Content-Type: found {quoted(media_type)}, expected {_TOML} or {_JSON}."
+        raise ApiError(415, "UnsupportedMediaType", message)
+    if (request.declared_bytes or 0) > _BYTES_MAX:
+        raise body_too_large(_BYTES_MAX)
+    body = await request.body()
+    if len(body) > _BYTES_MAX:
+        raise body_too_large(_BYTES_MAX)
+    try:
+        await controls.use_scenario(_content(body, is_json=media_type == _JSON))
+    except SettingsError as error:
+        faults = [f"{fault}." for fault in error.faults[:_FAULTS_MAX]]
+        if len(error.faults) > _FAULTS_MAX:
+            faults.append(f"And {len(error.faults) - _FAULTS_MAX} more.")
+        raise ApiError(400, "BadRequest", " ".join(faults)) from None
+
+
+def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
+    if is_json:
+        return read_table(body)
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 1
+        found = f"the byte 0x{body[error.start]:02x} in line {line}"
+        raise ApiError(400, "BadRequest", f"The body: found {found}, expected UTF-8.") from None
+
+
+def _with_uses(controls: DevelopmentControls) -> str:
+    """Return the TOML with the number of uses as comments at its end."""
+    text = controls.scenario_toml
+    if text and not text.endswith("\n"):
+        text += "\n"
+    lines = []
+    for one in controls.used_replies():
+        left = "" if one["left"] is None else f", {one['left']} left"
+        lines.append(f"# used {one['used']} times{left}: {quoted(one['entry'])}\n")
+    return text + ("\n" if lines else "") + "".join(lines)
