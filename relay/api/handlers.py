@@ -28,7 +28,7 @@ from relay.api.request_parameters import (
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
-from relay.journeys.journey import MessageList, is_final
+from relay.journeys.journey import MessageList, is_final, is_there
 from relay.journeys.message_search import FINAL_STATE
 from relay.mailbox.types import StoreError
 from relay.message.content import blocks
@@ -37,6 +37,7 @@ from relay.spool.queue_commands import UNKNOWN_HEADER, Operation
 Found = TypeVar("Found")
 WAIT_S_MAX = 300.0
 _WAIT_S = 30.0
+THERE = "there"  # all recipients are captured or final
 _WAITING_MAX = 200
 _KEY_CHARACTERS = 1000
 # A process of another role writes the submission log without a notification: poll as well.
@@ -109,13 +110,13 @@ class Handlers:
     async def wait_for_message(
         self, key: str, query: Mapping[str, str], principal: Principal
     ) -> dict[str, Any]:
-        """GET /messages/{id}/wait?state=final&timeout=30: the journey, and `reached`.
+        """GET /messages/{id}/wait?state=there&timeout=30: the journey, and `reached`.
 
         An unknown message is waited for as well. The wait ends when all recipients are final.
         """
-        state = query.get("state", FINAL_STATE)
-        if state not in MESSAGE_STATES:
-            raise bad_state(state, MESSAGE_STATES)
+        state = query.get("state", THERE)
+        if state not in (THERE, *MESSAGE_STATES):
+            raise bad_state(state, (THERE, *MESSAGE_STATES))
         timeout_s = number_of(query, "timeout", default=_WAIT_S, limits=(0, WAIT_S_MAX))
         found = await self._wait_until(
             lambda: self._find(key, principal),
@@ -223,7 +224,11 @@ class Handlers:
 
 
 def has_reached(journey: Mapping[str, Any], state: str) -> bool:
-    """Return whether a journey is in `state`; "final": whether all recipients are."""
+    """Return whether a journey is in `state`; "final": whether all recipients are, "there": whether
+    all are captured or final.
+    """
+    if state == THERE:
+        return is_there(journey)
     return is_final(journey) if state == FINAL_STATE else bool(journey["state"] == state)
 
 

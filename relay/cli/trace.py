@@ -81,19 +81,19 @@ def _reason(recipient: Mapping[str, Any], due: str | None) -> str:
     return f"{text}: {recipient['reply']}" if recipient["reply"] else text
 
 
-_STATES = ["final", *(str(state) for state in RecipientState)]
+_STATES = ["there", "final", *(str(state) for state in RecipientState)]
 
 
 @click.command()
 @click.argument("key", type=Key(), metavar="ID")
 @click.option(
     "--state",
-    default="final",
+    default="there",
     show_default=True,
     type=click.Choice(_STATES),
     metavar="STATE",
-    help="The state to wait for: final (all recipients are final), or a state of the message as "
-    "a whole.",
+    help="The state to wait for: there (all recipients are captured or final), final, or a state "
+    "of the message as a whole.",
 )
 @click.option(
     "--timeout",
@@ -124,5 +124,6 @@ def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> 
         flush()  # the journey first
         entries = client.entries_of(found["id"]) if found["id"] else []
         so_far = "permanently" if is_final(found) else f"after {timeout_s:g} s"
-        text = f"relay wait: {found['state']} {so_far}, expected {state}"
+        expected = "final or captured" if state == "there" else state
+        text = f"relay wait: {found['state']} {so_far}, expected {expected}"
         raise CommandError(ExitCode.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))

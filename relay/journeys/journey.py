@@ -234,6 +234,12 @@ def is_final(journey: Mapping[str, Any]) -> bool:
     return bool(recipients) and all(one["state"] in FINAL for one in recipients)
 
 
+def is_there(journey: Mapping[str, Any]) -> bool:
+    """Whether there are recipients and all of them are captured or in final states."""
+    states = [one["state"] for one in journey["recipients"]]
+    return bool(states) and all(one in FINAL or one == RecipientState.CAPTURED for one in states)
+
+
 def _is_submission(key: str) -> bool:
     """Whether a name known to the spool is a submission id; an address may contain dots as well."""
     return "." in key and "@" not in key

@@ -207,7 +207,8 @@ class OperatorClient:
         return found
 
     def wait(self, key: str, *, state: str, timeout_s: float) -> dict[str, Any] | None:
-        """Wait until a message is in `state` ("final": all recipients are final).
+        """Wait until a message is in `state` ("final": all recipients are final; "there": or
+        captured).
 
         Return its journey with `reached`, which is false after a time-out or if it ended in another
         state, or None if no message is known. Raises ControlUnavailableError.
