@@ -30,6 +30,10 @@ class AccountError(Exception):
     """A change of the accounts is not possible."""
 
 
+class UnknownUserError(Exception):
+    """There is no account and no mailbox of this name, and the caller may know it."""
+
+
 class Role(StrEnum):
     """The rights of an account's token beyond its own mailbox."""
 
@@ -113,7 +117,7 @@ class AccountDirectory(Protocol):
 
     def opened(self, address: str, caller: Account) -> Account | None:
         """Return the account whose mailbox `caller` opens by `address`; None if it may not, or if
-        there is none.
+        there is none. Raises UnknownUserError if there is none and everyone might open it.
         """
         ...
 

@@ -1,24 +1,34 @@
-"""The accounts of `relay dev`: any token, login and client works, and an account is made for it.
+"""The accounts of a development relay: any token, login and client works and names an account.
 
-Nothing is secret: for loopback only. A name that is no local part is replaced by a short hash.
+An account is named by its address. Addresses of other domains are accounts too: mail for them is
+captured in their mailboxes, which every account may open. A bare name is in the first local
+domain; one that is no local part is replaced by a short hash. Nothing is secret, for loopback
+only, unless there is a token that all requests need.
+
+Few accounts are remembered: almost everything is in the address, and a mailbox on the disk shows
+that its account was used.
 """
 
 import base64
 import binascii
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hmac import compare_digest
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from relay.accounts.account import Account, RegisteredClient, Role, untagged
+from relay.accounts.account import Account, RegisteredClient, Role, UnknownUserError
+from relay.accounts.passwords import digest_of
+from relay.message.address import own_mailbox
+from relay.message.address import parse_mailbox as parse_any_mailbox
 from relay.settings.values import parse_mailbox
 
 DOMAIN = "example.test"
 NAMES = ("alice", "bob")  # they always exist; the password of each is its name
-ACCOUNTS_MAX = 1000
+ACCOUNTS_MAX = 1000  # that are remembered without a mailbox, and that are listed
 TOKEN_LENGTH_MAX = 16 * 1024
 _OPERATOR = "operator"
 _HASH_LENGTH = 10
@@ -26,27 +36,58 @@ _USER_CLAIMS = ("upn", "preferred_username")
 _CLIENT_CLAIMS = ("appid", "azp", "sub")
 
 
-class DevelopmentAccounts:
-    """The accounts of `relay dev` (an AccountDirectory)."""
+class ExistingMailboxes(Protocol):
+    """The mailboxes on the disk: relay.mailbox's MailboxNames."""
 
-    def __init__(self, *, operator_token: str = "") -> None:
-        """`operator_token` is the token with the role operate, "" for none."""
-        self._operator_token = operator_token.encode()
-        self._accounts: dict[str, Account] = {}
-        for name in NAMES:
-            self._named(name)
+    def has(self, address: str) -> bool:
+        """Whether there is a mailbox of this address."""
+        ...
+
+    def some(self, limit: int) -> Sequence[str]:
+        """Return the addresses of at most `limit` mailboxes, in order."""
+        ...
+
+
+class DevelopmentAccounts:
+    """The accounts of a development relay (an AccountDirectory)."""
+
+    def __init__(
+        self,
+        mailboxes: ExistingMailboxes | None = None,
+        *,
+        domains: Sequence[str] = (DOMAIN,),
+        operator_token: str = "",
+        token: str = "",
+        strict: bool = False,
+    ) -> None:
+        """`mailboxes` are those that exist; None for none.
+
+        `domains` are the local ones. `operator_token` is a token with the role operate, "" for
+        none. If there is a `token`, it has that role, and nothing else is accepted: no other token,
+        password or client secret. Mail makes a local account, unless `strict`.
+        """
+        self._mailboxes = mailboxes
+        self._domains = tuple(domain.lower() for domain in domains)
+        self._operator_token = (token or operator_token).encode()
+        self._token = token.encode()
+        self._strict = strict
+        self._always = [f"{name}@{self._domains[0]}" for name in NAMES]
+        self._used: OrderedDict[str, None] = OrderedDict()  # the most recently used last
 
     def by_token(self, token: str) -> Account | None:
-        """Return the account that the token names; create it if needed.
+        """Return the account that the token names.
 
         A JWT names it by its claims, whatever its signature. If it names a client and no user, it
-        may open all mailboxes. Any other token is a local part or an address.
+        may open all mailboxes, as the operator may. Any other token is a name or an address.
         """
         if len(token) > TOKEN_LENGTH_MAX:
             return None
-        if self._operator_token and compare_digest(token.encode(), self._operator_token):
-            operator = self._named(_OPERATOR)
+        given = token.encode("utf-8", "surrogatepass")
+        if self._operator_token and compare_digest(given, self._operator_token):
+            operator = self._of_client(_OPERATOR)
             return replace(operator, role=Role.OPERATE) if operator else None
+        if self._token:
+            return None
         claims = _claims_of(token)
         if claims is None:
             return self._named(token)
@@ -55,46 +96,63 @@ class DevelopmentAccounts:
         return self._of_client(_first_text(claims, _CLIENT_CLAIMS) or token)
 
     def by_address(self, address: str) -> Account | None:
-        """Return the existing account of `address`, or None."""
-        local_part, _, domain = address.lower().rpartition("@")
-        if domain != DOMAIN:
+        """Return the account of `address`; with `strict`, a local one only if it was used."""
+        mailbox = self._mailbox_of(address)
+        if not mailbox or (self._strict and self._is_local(mailbox) and not self._exists(mailbox)):
             return None
-        return self._accounts.get(local_part) or self._accounts.get(local_part.partition("+")[0])
+        return Account(mailbox)
 
     def opened(self, address: str, caller: Account) -> Account | None:
-        """Return the account that `caller` opens; a client makes it, and a user has its own one
-        also by the address of another domain that names it.
+        """Return the account that `caller` opens.
+
+        A client and the operator open every mailbox, which makes it; a user its own and those of
+        captured recipients. Raises UnknownUserError for a captured recipient that has none.
         """
-        owner = self.by_address(address)
-        if owner is None:
-            is_local = address.lower().endswith(f"@{DOMAIN}")
-            name = untagged(address) if is_local else address
-            owner = (
-                self._named(name) if caller.acts_for else self._accounts.get(local_part_for(name))
-            )
-        return owner if owner is not None and caller.may_open(owner) else None
+        mailbox = self.address_named(address)
+        if not mailbox:
+            return None
+        if caller.acts_for:
+            return self._account(mailbox)
+        if mailbox == caller.address:
+            return Account(mailbox)
+        if self._is_local(mailbox):
+            return None
+        if not self._exists(mailbox):
+            raise UnknownUserError(address)
+        return Account(mailbox)
 
     def every(self) -> Sequence[Account]:
-        """Return the accounts that exist."""
-        return tuple(self._accounts.values())
+        """Return accounts that exist, at most 2 * ACCOUNTS_MAX."""
+        stored = self._mailboxes.some(ACCOUNTS_MAX) if self._mailboxes else ()
+        found = dict.fromkeys((*self._always, *self._used, *stored))
+        return [Account(address) for address in found]
 
     async def by_password(
         self,
         user: str,
         password: str,
         *,
-        client: str = "",  # noqa: ARG002 -- no password is secret here, so guesses need no delay
+        client: str = "",  # noqa: ARG002 -- guesses need no delay: see the module's docstring
     ) -> Account | None:
-        """Return the account `user`; create it if needed."""
-        name = user.lower().removesuffix(f"@{DOMAIN}")
-        if name in NAMES and password.lower() not in (name, f"{name}@{DOMAIN}"):
+        """Return the account `user` for any password, or for the token if there is one.
+
+        Those that always exist have their name as password.
+        """
+        account = self._named(user)
+        if account is None or not self._is_secret(password):
             return None
-        return self._named(user)
+        name = account.address.partition("@")[0]
+        known = (name, account.address)
+        is_wrong = account.address in self._always and password.lower() not in known
+        if is_wrong and not self._token:
+            return None
+        return account
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
-        """Return the client; create its account if needed."""
+        """Return the client."""
         account = self._of_client(client_id)
-        return RegisteredClient(client_id, account, b"") if account else None
+        secret = digest_of(self._token.decode()) if self._token else b""
+        return RegisteredClient(client_id, account, secret) if account else None
 
     async def by_client_secret(
         self,
@@ -103,51 +161,63 @@ class DevelopmentAccounts:
         *,
         client: str = "",  # noqa: ARG002 -- as by_password()
     ) -> RegisteredClient | None:
-        """Return the client for any secret that is not empty."""
-        return self.by_client_id(client_id) if secret else None
+        """Return the client for any secret that is not empty, or for the token if there is one."""
+        return self.by_client_id(client_id) if secret and self._is_secret(secret) else None
+
+    def address_named(self, name: str) -> str:
+        """Return the address of the account that a user name, address or client id names, "" for an
+        empty one.
+        """
+        name = name.strip()
+        local_part, at, domain = name.rpartition("@")
+        if not (local_part if at else domain):
+            return ""
+        try:
+            if at:
+                return self._mailbox_of(parse_any_mailbox(name, smtputf8=True))
+            return self._mailbox_of(parse_mailbox(f"{name}@{self._domains[0]}"))
+        except ValueError:
+            digest = hashlib.sha256(name.lower().encode("utf-8", "surrogatepass")).digest()
+            short = base64.b32encode(digest).decode().lower()[:_HASH_LENGTH]
+            return f"{short}@{self._domains[0]}"
+
+    def _mailbox_of(self, address: str) -> str:
+        """Return the mailbox of an address, "" for none. A tag counts in other domains only."""
+        mailbox = own_mailbox(address)
+        local_part, _, domain = mailbox.rpartition("@")
+        if self._is_local(mailbox) and not local_part.startswith('"'):
+            local_part = local_part.partition("+")[0] or local_part
+        return f"{local_part}@{domain}" if local_part and domain else ""
+
+    def _is_local(self, mailbox: str) -> bool:
+        return mailbox.rpartition("@")[2] in self._domains
+
+    def _exists(self, mailbox: str) -> bool:
+        if mailbox in self._always or mailbox in self._used:
+            return True
+        return self._mailboxes is not None and self._mailboxes.has(mailbox)
+
+    def _is_secret(self, text: str) -> bool:
+        given = text.encode("utf-8", "surrogatepass")
+        return not self._token or compare_digest(given, self._token)
 
     def _of_client(self, client_id: str) -> Account | None:
         account = self._named(client_id)
-        return replace(account, acts_for=(f"*@{DOMAIN}",)) if account else None
+        every = tuple(f"*@{domain}" for domain in self._domains)
+        return replace(account, acts_for=every) if account else None
 
     def _named(self, name: str) -> Account | None:
-        """Return the account of a name; None for an empty one, and if there are too many."""
-        local_part = local_part_for(name)
-        known = self._accounts.get(local_part)
-        if known or not local_part or len(self._accounts) >= ACCOUNTS_MAX:
-            return known
-        account = Account(f"{local_part}@{DOMAIN}", send_as=_other_address(name))
-        self._accounts[local_part] = account
-        return account
+        """Return the account of a name; None for an empty one."""
+        mailbox = self.address_named(name)
+        return self._account(mailbox) if mailbox else None
 
-
-def local_part_for(name: str) -> str:
-    """Return the local part for a user name, address or client id; "" for an empty one.
-
-    `megan@contoso.test` becomes `megan.contoso.test`, because one domain is local. What cannot be a
-    local part becomes a hash.
-    """
-    local_part, at, domain = name.strip().lower().rpartition("@")
-    if not at:
-        local_part = domain
-    elif domain != DOMAIN:
-        local_part = f"{local_part}.{domain}"
-    if not local_part:
-        return ""
-    try:
-        return parse_mailbox(f"{local_part}@{DOMAIN}").rpartition("@")[0]
-    except ValueError:
-        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-        return base64.b32encode(digest).decode().lower()[:_HASH_LENGTH]
-
-
-def _other_address(name: str) -> tuple[str, ...]:
-    """Return `name` if it is an address of another domain: its account may send from it."""
-    try:
-        address = parse_mailbox(name.strip())
-    except ValueError:
-        return ()
-    return () if address.endswith(f"@{DOMAIN}") else (address,)
+    def _account(self, mailbox: str) -> Account:
+        """Return the account, which is used now."""
+        self._used[mailbox] = None
+        self._used.move_to_end(mailbox)
+        if len(self._used) > ACCOUNTS_MAX:
+            self._used.popitem(last=False)
+        return Account(mailbox)
 
 
 def _claims_of(token: str) -> Mapping[str, Any] | None:

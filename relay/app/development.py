@@ -27,6 +27,7 @@ from relay.clock import Ids, SystemClock
 from relay.internet.scenario import GraphFault
 from relay.internet.scenario_file import parse_scenario, read_scenarios, scenario_of
 from relay.internet.simulator import SimulatedInternet
+from relay.mailbox.mailbox_names import MailboxNames
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
 from relay.settings.environment import shipped
@@ -161,7 +162,11 @@ class DevelopmentRelay:
         settings = write_config(self.folder, options, self.internet)
         self._rules = _rules_of(settings)
         sources = RelayDependencies(
-            DevelopmentAccounts(operator_token=self.token),
+            DevelopmentAccounts(
+                MailboxNames(settings.mailboxes.root),
+                domains=settings.mailboxes.domains,
+                operator_token=self.token,
+            ),
             lambda: self._rules,
             is_simulated=self.internet.covers,
             # A web page of another site could create an account otherwise, by DNS rebinding.

@@ -8,7 +8,7 @@ from functools import partial
 
 from starlette.responses import Response
 
-from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.account import Account, AccountDirectory, UnknownUserError
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.graph.batch import BatchHandler
@@ -188,7 +188,7 @@ def _find_mailbox(
     """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
 
     Raises ApiError: 403 for a mailbox that the caller may not open and for one that does not exist,
-    404 for an unknown path, 501 for resources outside of mailboxes.
+    404 for an unknown path and an UnknownUserError, 501 for resources outside of mailboxes.
     """
     first = segments[0].lower() if segments else ""
     if first == "me":
@@ -199,7 +199,11 @@ def _find_mailbox(
         path = "/".join(segments)
         message = f"Resource not found for the path {quoted(path)}; mail is under /me and /users/…."
         raise ApiError(404, "ResourceNotFound", message)
-    owner = accounts.opened(segments[1], caller)
+    try:
+        owner = accounts.opened(segments[1], caller)
+    except UnknownUserError:
+        message = f"The requested user {quoted(segments[1])} is invalid: no mail has come for it."
+        raise ApiError(404, "ErrorInvalidUser", message) from None
     if owner is None:  # the same answer for both reasons: it reveals no addresses
         message = "Access is denied. Check credentials and try again."
         raise ApiError(403, "ErrorAccessDenied", message)

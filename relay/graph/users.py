@@ -4,8 +4,11 @@ A user is an account: the id is its address, and properties of a directory are n
 mailboxSettings are part of a user when they are selected, as programs at sign-in do.
 """
 
+from contextlib import suppress
+
 from starlette.responses import Response
 
+from relay.accounts.account import Account, AccountDirectory, UnknownUserError
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.mailbox_settings import MAY_READ, settings_json
 from relay.graph.odata import select_users
@@ -26,11 +29,17 @@ async def get_user(request: GraphRequest) -> Response:
     return json_response({**request.context("users/$entity"), **user})
 
 
+def _may_open(accounts: AccountDirectory, caller: Account, owner: Account) -> bool:
+    with suppress(UnknownUserError):  # removed meanwhile
+        return accounts.opened(owner.address, caller) is not None
+    return False
+
+
 async def list_users(request: GraphRequest) -> Response:
     """GET /users: return the users whose mailboxes the token may open."""
     options = request.collection_options(_LIST_OPTIONS, USER_PROPERTIES)
     caller, accounts = request.caller, request.dependencies.accounts
-    visible = [account for account in accounts.every() if caller.may_open(account)]
+    visible = [account for account in accounts.every() if _may_open(accounts, caller, account)]
     users = select_users(visible, filter_=options.filter, orderby=options.orderby)
     page = users[options.skip : options.skip + options.top]
     is_more = options.skip + len(page) < len(users)

@@ -17,13 +17,12 @@ from tests.support.relay_process import until
 
 pytestmark = pytest.mark.crash
 
-_DEMONSTRATED = 3  # deliveries of the demonstration
 ANN, TAGGED = "ann@elsewhere.test", "ann+tag@elsewhere.test"
 
 
 @pytest.fixture
 def relay() -> Iterator[DevProcess]:
-    made = DevProcess()
+    made = DevProcess("--no-demo")
     try:
         yield made
     finally:
@@ -38,7 +37,7 @@ def subjects(relay: DevProcess, address: str) -> list[str]:
 
 @pytest.mark.parametrize("meanwhile", ["left", "seen", "moved"])
 def test_a_kill_between_copy_and_settlement_copies_once(relay: DevProcess, meanwhile: str) -> None:
-    relay.start(crash_at=f"{CrashPoint.DELIVERED_LOCALLY}:{_DEMONSTRATED + 1}")
+    relay.start(crash_at=CrashPoint.DELIVERED_LOCALLY)
     with suppress(SMTPException, OSError):
         relay.submit("app@example.test", [ANN, TAGGED], b"Subject: once\r\n\r\nx\r\n")
     assert relay.wait_end() == -SIGKILL
@@ -53,3 +52,14 @@ def test_a_kill_between_copy_and_settlement_copies_once(relay: DevProcess, meanw
     assert subjects(relay, ANN) == subjects(relay, TAGGED) == ["Subject: once"]
     outcomes = [one["outcome"] for one in relay.journey(ANN)["recipients"][0]["attempts"]]
     assert outcomes == ["indeterminate", "captured"]
+
+
+@pytest.mark.parametrize("point", [CrashPoint.SPOOL_COMMITTED, CrashPoint.SMTP_REPLIED])
+def test_a_kill_after_the_acceptance_loses_nothing(relay: DevProcess, point: CrashPoint) -> None:
+    relay.start(crash_at=point)
+    with suppress(SMTPException, OSError):
+        relay.submit("app@example.test", [ANN], b"Subject: once\r\n\r\nx\r\n")
+    assert relay.wait_end() == -SIGKILL
+    relay.start()
+    until("it is captured", lambda: relay.states(ANN) == {ANN: "captured"})
+    assert subjects(relay, ANN) == ["Subject: once"]

@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tests.support.graph_client import Answer
 from tests.support.relay_config import OPERATOR
-from tests.support.relay_process import RelayProcess
+from tests.support.relay_process import RelayProcess, until
 
 
 class DevProcess(RelayProcess):
@@ -50,3 +51,13 @@ class DevProcess(RelayProcess):
         if headers.get("Authorization") == f"Bearer {OPERATOR}":
             headers["Authorization"] = f"Bearer {self.ready['token']}"
         return super().request(method, path, body, headers, **options)
+
+    def until_messages(self, address: str, count: int) -> list[dict[str, Any]]:
+        """Wait until the inbox of a captured recipient has so many messages; return them."""
+
+        def messages() -> list[dict[str, Any]]:
+            answer = self.graph("GET", f"/users/{quote(address)}/mailFolders/inbox/messages")
+            found = list(answer.json()["value"]) if answer.status == 200 else []
+            return found if len(found) >= count else []
+
+        return until(f"{count} messages for {address}", messages)

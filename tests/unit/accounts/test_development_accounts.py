@@ -1,20 +1,38 @@
-"""The accounts of `relay dev`: which token, login and client gives which account."""
+"""The accounts of a development relay: which token, login and client gives which account."""
 
 import base64
 import json
+from dataclasses import dataclass, field
 
 import pytest
 
-from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.account import Account, AccountDirectory, Role, UnknownUserError
 from relay.accounts.development import (
     ACCOUNTS_MAX,
-    NAMES,
     TOKEN_LENGTH_MAX,
     DevelopmentAccounts,
-    local_part_for,
 )
 
-BOB = Account("bob@example.test")
+ALICE, BOB = Account("alice@example.test"), Account("bob@example.test")
+CAPTURED = "ann+tag@gmail.com"
+
+
+@dataclass
+class Mailboxes:
+    """The mailboxes that exist."""
+
+    addresses: set[str] = field(default_factory=lambda: {CAPTURED})
+
+    def has(self, address: str) -> bool:
+        return address in self.addresses
+
+    def some(self, limit: int) -> list[str]:
+        return sorted(self.addresses)[:limit]
+
+
+@pytest.fixture
+def accounts() -> AccountDirectory:
+    return DevelopmentAccounts(Mailboxes())
 
 
 def jwt(header: object = None, **claims: object) -> str:
@@ -23,66 +41,76 @@ def jwt(header: object = None, **claims: object) -> str:
     return ".".join((*(one.rstrip("=") for one in encoded), "c2ln"))
 
 
-async def test_a_token_or_login_makes_an_account_but_mail_does_not():
-    accounts: AccountDirectory = DevelopmentAccounts()
-    assert accounts.by_address("carol@example.test") is None
-    assert accounts.by_token("carol").address == "carol@example.test"
-    assert accounts.by_address("Carol+x@example.test").address == "carol@example.test"
-    dave = await accounts.by_password("dave@example.test", "any", client="")
-    assert dave.address == "dave@example.test"
-    assert accounts.by_token("alice@EXAMPLE.test") == accounts.by_address("alice@example.test")
-
-
-@pytest.mark.parametrize("password", ["alice", "Alice@example.test"])
-async def test_the_password_of_alice_is_her_name(password):
-    accounts = DevelopmentAccounts()
-    assert await accounts.by_password("Alice", password) == accounts.by_address(
-        "alice@example.test"
-    )
-    assert await accounts.by_password("Alice@example.test", "wrong") is None
-
-
+# -- names
 @pytest.mark.parametrize(
-    ("name", "local_part"),
+    ("name", "address"),
     [
-        ("carol", "carol"),
-        (" Carol@Example.test", "carol"),
-        ("megan@contoso.test", "megan.contoso.test"),
-        ("guest_contoso.test#EXT#", "guest_contoso.test#ext#"),
-        ("3F2504E0-4F89-11D3-9A0C-0305E82C3301", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
-        ("a b", "zbuhucfklv"),
+        ("carol", "carol@example.test"),
+        (" Carol@Example.test", "carol@example.test"),
+        ("carol+x@example.test", "carol@example.test"),
+        ("carol+x", "carol@example.test"),
+        ("+x@example.test", "+x@example.test"),
+        ('"a+b c"@example.test', '"a+b c"@example.test'),
+        ("Megan@Contoso.test", "megan@contoso.test"),
+        ("megan+x@contoso.test", "megan+x@contoso.test"),
+        ("megan@münchen.test", "megan@xn--mnchen-3ya.test"),
+        ("jörg@example.test", "jörg@example.test"),
+        ('"a b"@contoso.test', '"a b"@contoso.test'),
+        ("guest_contoso.test#EXT#", "guest_contoso.test#ext#@example.test"),
+        ("3F2504E0-4F89-11D3-9A0C-0305E82C3301",
+         "3f2504e0-4f89-11d3-9a0c-0305e82c3301@example.test"),
+        ("a b", "zbuhucfklv@example.test"),
         ("../x", None),
         ("x" * 65, None),
         (".a", None),
+        ("a@b@c", None),
+        ("a@-", None),
         ("x" * TOKEN_LENGTH_MAX, None),
         ("\udcff", None),
+        ("\udcff@contoso.test", None),
         ("", ""),
         ("@example.test", ""),
+        ("@contoso.test", ""),
     ],
     ids=lambda value: str(value)[:20].encode("ascii", "replace").decode(),
-)
-def test_what_is_no_local_part_becomes_a_short_hash(name, local_part):
-    found = local_part_for(name)
-    if local_part is None:
-        assert len(found) == 10
-        assert found.isalnum()
+)  # fmt: skip
+def test_an_account_is_named_by_its_address(accounts, name, address):
+    account = accounts.by_token(name)
+    if address is None:  # what is no local part becomes a short hash
+        local_part, _, domain = account.address.partition("@")
+        assert (len(local_part), local_part.isalnum(), domain) == (10, True, "example.test")
     else:
-        assert found == local_part
-    account = DevelopmentAccounts().by_token(name)
-    assert (account and account.address) == (f"{found}@example.test" if found else None)
+        assert (account.address if account else "") == address
 
 
-def test_an_account_may_send_from_the_address_of_another_domain_that_names_it():
-    accounts = DevelopmentAccounts()
-    megan = accounts.by_token("Megan@contoso.test")
-    assert megan.may_send_as("megan@contoso.test")
-    assert not megan.may_send_as("alice@contoso.test")
-    assert not megan.may_send_as("alice@example.test")
-    assert accounts.by_token("carol@example.test").send_as == ()
+async def test_tokens_logins_and_clients_name_the_same_account(accounts):
+    megan = Account("megan@contoso.test")
+    assert accounts.by_token("megan@contoso.test") == megan
+    assert await accounts.by_password("Megan@contoso.test", "any", client="") == megan
+    client = await accounts.by_client_secret("megan@contoso.test", "any", client="")
+    assert client.account.address == megan.address
+    assert accounts.by_address("MEGAN@contoso.test") == megan
 
 
-def test_a_longer_token_is_not_accepted():
-    assert DevelopmentAccounts().by_token("x" * (TOKEN_LENGTH_MAX + 1)) is None
+def test_the_first_of_several_local_domains_is_that_of_bare_names():
+    accounts = DevelopmentAccounts(domains=("First.test", "second.test"))
+    assert accounts.by_token("carol").address == "carol@first.test"
+    assert accounts.by_address("carol+x@second.test").address == "carol@second.test"
+    assert accounts.by_address("carol+x@example.test").address == "carol+x@example.test"
+    assert [one.address for one in accounts.every()][:2] == ["alice@first.test", "bob@first.test"]
+
+
+@pytest.mark.parametrize("password", ["alice", "Alice@example.test"])
+async def test_the_password_of_alice_is_her_name(accounts, password):
+    assert await accounts.by_password("Alice", password) == ALICE
+    assert await accounts.by_password("Alice@example.test", "wrong") is None
+    assert await accounts.by_password("alice+x", "wrong") is None
+    elsewhere = await accounts.by_password("alice@contoso.test", "any")
+    assert elsewhere.address == "alice@contoso.test"
+
+
+def test_a_longer_token_is_not_accepted(accounts):
+    assert accounts.by_token("x" * (TOKEN_LENGTH_MAX + 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -95,60 +123,126 @@ def test_a_longer_token_is_not_accepted():
         ({"sub": "s"}, "s"),
     ],
 )
-def test_a_jwt_names_the_account_by_its_claims(claims, name):
-    account = DevelopmentAccounts().by_token(jwt(**claims))
-    assert account.address == f"{name}@example.test"
+def test_a_jwt_names_the_account_by_its_claims(accounts, claims, name):
+    assert accounts.by_token(jwt(**claims)).address == f"{name}@example.test"
 
 
-def test_a_jwt_without_such_claims_gets_a_hash():
-    account = DevelopmentAccounts().by_token(jwt(aud="x" * 64))
+def test_a_jwt_without_such_claims_gets_a_hash(accounts):
+    account = accounts.by_token(jwt(aud="x" * 64))
     assert len(account.address.partition("@")[0]) == 10
 
 
 @pytest.mark.parametrize(
     "token", ["a.b.c", jwt({}, upn="x"), jwt([], upn="x"), jwt(upn="x").replace(".", "._", 1)]
 )
-def test_what_only_looks_like_a_jwt_is_a_name(token):
-    assert DevelopmentAccounts().by_token(token).address != "x@example.test"
+def test_what_only_looks_like_a_jwt_is_a_name(accounts, token):
+    assert accounts.by_token(token).address != "x@example.test"
 
 
-async def test_a_client_may_open_all_mailboxes_and_a_user_its_own():
-    accounts: AccountDirectory = DevelopmentAccounts()
-    assert not accounts.by_token(jwt(upn="megan", appid="app")).may_open(BOB)
-    assert not accounts.by_token("app").may_open(BOB)
-    assert accounts.by_token(jwt(appid="app")).may_open(BOB)
+# -- the mailboxes that may be opened
+async def test_a_client_opens_all_mailboxes_and_a_user_its_own(accounts):
+    user, application = accounts.by_token(jwt(upn="megan", appid="app")), jwt(appid="app")
+    assert not user.may_open(BOB)
+    assert accounts.opened("bob@example.test", user) is None
+    assert accounts.by_token(application).may_open(BOB)
     client = await accounts.by_client_secret("app", "any", client="")
     assert client.account.address == "app@example.test"
-    assert client.account.may_open(BOB)
+    assert accounts.opened("bob@example.test", client.account) == BOB
     assert await accounts.by_client_secret("app", "", client="") is None
 
 
-def test_an_application_makes_the_mailboxes_that_it_opens():
-    accounts: AccountDirectory = DevelopmentAccounts()
-    application = accounts.by_token(jwt(appid="app"))
-    for address, name in (
-        ("carol+x@example.test", "carol"),
-        ("carol@example.test", "carol"),
-        ("sender@contoso.test", "sender.contoso.test"),
-    ):
-        opened = accounts.opened(address, application)
-        assert opened.address == f"{name}@example.test"
-    assert accounts.opened("sender@contoso.test", application).may_send_as("sender@contoso.test")
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("carol+x@example.test", "carol@example.test"),
+        ("Sender@contoso.test", "sender@contoso.test"),
+        ("sender", "sender@example.test"),
+    ],
+)
+def test_an_application_makes_the_accounts_that_it_opens(given, address):
+    accounts = DevelopmentAccounts(Mailboxes(), strict=True)
+    opened = accounts.opened(given, accounts.by_token(jwt(appid="app")))
+    assert opened == accounts.by_address(address) == Account(address)
 
 
-def test_a_user_opens_its_own_mailbox_by_each_of_its_addresses_and_makes_none():
-    accounts: AccountDirectory = DevelopmentAccounts()
-    megan = accounts.by_token("megan@contoso.test")
-    assert accounts.opened("megan@contoso.test", megan) == megan
-    assert accounts.opened("Megan.Contoso.Test@example.test", megan) == megan
+def test_a_user_opens_its_own_mailbox_by_each_of_its_addresses(accounts):
+    megan, carol = accounts.by_token("megan@contoso.test"), accounts.by_token("carol")
+    assert accounts.opened("Megan@contoso.test", megan) == megan
+    assert accounts.opened("carol+x@example.test", carol) == carol
     assert accounts.opened("bob@example.test", megan) is None
     assert accounts.opened("nobody@example.test", megan) is None
-    assert accounts.by_address("nobody@example.test") is None
 
 
-def test_the_number_of_accounts_is_bounded():
-    accounts = DevelopmentAccounts()
-    made = [accounts.by_token(f"user{number}") for number in range(ACCOUNTS_MAX + 5)]
-    assert made.count(None) == 5 + len(NAMES)
-    assert accounts.by_token("bob") is not None
-    assert accounts.by_client_id("one-more") is None
+@pytest.mark.parametrize("token", ["alice", "megan@contoso.test"])
+def test_everyone_opens_the_mailbox_of_a_captured_recipient(accounts, token):
+    caller = accounts.by_token(token)
+    assert accounts.opened("Ann+Tag@gmail.com", caller).address == CAPTURED
+    accounts.by_token("pat@contoso.test")  # it was used: its mailbox may be empty
+    assert accounts.opened("pat@contoso.test", caller).address == "pat@contoso.test"
+
+
+@pytest.mark.parametrize("address", ["ann@gmail.com", "nobody@contoso.test"])
+def test_a_captured_recipient_without_mail_is_unknown(accounts, address):
+    with pytest.raises(UnknownUserError):
+        accounts.opened(address, ALICE)
+
+
+# -- local recipients
+def test_mail_makes_a_local_account(accounts):
+    assert accounts.by_address("New+tag@example.test").address == "new@example.test"
+    assert accounts.by_address("postmaster") is None
+
+
+def test_with_strict_users_a_local_account_was_used_or_has_a_mailbox():
+    accounts = DevelopmentAccounts(Mailboxes({"dora@example.test"}), strict=True)
+    assert accounts.by_address("new@example.test") is None
+    assert accounts.by_address("Dora+x@example.test").address == "dora@example.test"
+    assert accounts.by_address("bob+x@example.test") == BOB
+    accounts.by_token("new")
+    assert accounts.by_address("new@example.test").address == "new@example.test"
+    assert accounts.by_address("anybody@gmail.com").address == "anybody@gmail.com"
+
+
+def test_few_accounts_are_remembered_and_those_without_mail_go_first():
+    accounts = DevelopmentAccounts(Mailboxes({"user1@example.test"}), strict=True)
+    for number in range(ACCOUNTS_MAX + 3):
+        assert accounts.by_token(f"user{number}") is not None
+    known = [accounts.by_address(f"user{number}@example.test") for number in range(4)]
+    assert [one is not None for one in known] == [False, True, False, True]
+    assert accounts.by_address("bob@example.test") == BOB
+
+
+def test_the_accounts_that_exist_are_listed():
+    stored = {f"{number:04}@x.test" for number in range(ACCOUNTS_MAX + 5)}
+    accounts = DevelopmentAccounts(Mailboxes(stored))
+    accounts.by_token("carol")
+    listed = [one.address for one in accounts.every()]
+    assert listed[:3] == ["alice@example.test", "bob@example.test", "carol@example.test"]
+    assert len(listed) == len(set(listed)) == 3 + ACCOUNTS_MAX
+
+
+# -- the operator, and a token for everything
+def test_the_operators_token_opens_every_mailbox():
+    accounts = DevelopmentAccounts(Mailboxes(), operator_token="secret")
+    operator = accounts.by_token("secret")
+    assert operator.role is Role.OPERATE
+    assert accounts.opened("bob@example.test", operator) == BOB
+    assert accounts.by_token("operator").role is Role.USER
+
+
+async def test_with_a_token_nothing_else_is_accepted():
+    accounts = DevelopmentAccounts(Mailboxes(), operator_token="other", token="T")
+    operator = accounts.by_token("T")
+    assert operator.role is Role.OPERATE
+    assert accounts.opened("bob@example.test", operator) == BOB
+    for token in ("alice", "other", "t", "", jwt(upn="alice"), jwt(appid="app"), "\udcff"):
+        assert accounts.by_token(token) is None
+    assert await accounts.by_password("alice", "T", client="") == ALICE
+    assert await accounts.by_password("alice", "alice", client="") is None
+    assert (await accounts.by_client_secret("app", "T", client="")).account.acts_for
+    assert await accounts.by_client_secret("app", "any", client="") is None
+
+
+def test_tokens_of_a_client_end_with_the_token():
+    clients = [DevelopmentAccounts(token=token).by_client_id("app") for token in ("T", "U")]
+    assert clients[0].secret_digest != clients[1].secret_digest

@@ -2,10 +2,13 @@
 
 import pytest
 
-from relay.accounts.development import DevelopmentAccounts
+from relay.accounts.account import Account
 from relay.app.configuration import parse_next_hop
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Route
+from tests.support.accounts import TokenAccounts
+
+PEOPLE = TokenAccounts({name: Account(f"{name}@example.test") for name in ("alice", "bob")})
 
 
 def table() -> RouteTable:
@@ -14,13 +17,11 @@ def table() -> RouteTable:
         Route(domain="home.test", next_hop="local"),
         Route(domain="*", next_hop="smtp://smart.test:25"),
     )
-    people = DevelopmentAccounts()
-    return RouteTable(routes, ("example.test",), people, catch_all="")
+    return RouteTable(routes, ("example.test",), PEOPLE, catch_all="")
 
 
 def table_with_catch_all() -> RouteTable:
-    people = DevelopmentAccounts()
-    return RouteTable((), ("example.test",), people, catch_all="alice@example.test")
+    return RouteTable((), ("example.test",), PEOPLE, catch_all="alice@example.test")
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,6 @@ def test_a_latin_1_terminal_gets_the_journey(shell, sent):
         (["wait", "friend@elsewhere.test", "--timeout", "0", "--state", "relayed"], 75, "at step 7"),
         (["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
          75, "failed permanently, expected relayed"),
-        (["send", "--to", "nobody@example.test"], 65, "550 5.1.1"),
         (["send", "--to", "not an address"], 65, "is not an address"),
         (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),
         (["send", "--to", "bob@example.test", "--token", "a\nb"], 65, "token"),
@@ -327,6 +326,12 @@ def test_failures_have_their_text_and_exit_code(shell, dev, words, code, expecte
     done = shell(*words)
     assert done.returncode == code, done.stderr
     assert expected_text in done.stderr
+
+
+def test_send_reports_a_rejected_message(shell, dev):
+    program = str(shell.folder / "setup.exe")
+    done = shell("send", "--to", "friend@elsewhere.test", "--attach", program, "--body", "x")
+    assert (done.returncode, "550 5.7.1" in done.stderr) == (65, True)
 
 
 def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):

@@ -1,0 +1,163 @@
+"""The inboxes of a real development relay: captured mail is read as with Graph, by anyone."""
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.dev_process import DevProcess
+from tests.support.graph_client import Answer, message
+
+APP = "app@shop.test"
+MIXED = "Ann+Tag@Gmail.com"
+CAPTURED = "ann+tag@gmail.com"
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[DevProcess]:
+    made = DevProcess("--no-demo")
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
+
+def inbox(relay: DevProcess, address: str, query: str = "", *, token: str = "alice") -> Any:
+    """The messages of an inbox."""
+    path = f"/users/{quote(address)}/mailFolders/inbox/messages{query}"
+    answer = relay.graph("GET", path, token=token)
+    assert answer.status == 200, answer.body
+    return answer.json()["value"]
+
+
+def code(answer: Answer) -> tuple[int, str]:
+    return answer.status, answer.json()["error"]["code"]
+
+
+def submit(relay: DevProcess, recipient: str, subject: str, sender: str = APP) -> str:
+    """Send by SMTP and wait until the message is there; return its queue id."""
+    content = f"From: {sender}\r\nSubject: {subject}\r\n\r\nThe code is 4711.\r\n".encode()
+    queue_id = relay.submit(sender, [recipient], content)
+    relay.until_state(queue_id, "there")
+    return queue_id
+
+
+def test_a_captured_message_is_listed_read_and_searched(relay: DevProcess) -> None:
+    queue_id = submit(relay, MIXED, "read me")
+    assert relay.states(queue_id) == {MIXED.replace("Gmail", "gmail"): "captured"}
+    [found] = inbox(relay, CAPTURED, "?$filter=subject eq 'read me'".replace(" ", "%20"))
+    assert (found["bodyPreview"], found["isRead"]) == ("The code is 4711.", False)
+    path = f"/users/{quote(CAPTURED)}/messages"
+    assert relay.graph("GET", f"{path}/{found['id']}").json()["body"]["content"].strip()
+    assert (
+        b"Delivered-To: Ann+Tag@gmail.com"
+        in relay.graph("GET", f"{path}/{found['id']}/$value").body
+    )
+    searched = relay.graph("GET", f'{path}?$search="4711"'.replace('"', "%22"), token="bob")
+    assert found["id"] in [one["id"] for one in searched.json()["value"]]
+    assert relay.mailbox_of(CAPTURED).is_dir()
+
+
+def test_a_captured_message_is_marked_moved_and_deleted(relay: DevProcess) -> None:
+    submit(relay, "mover@gmail.com", "change me")
+    [found] = inbox(relay, "mover@gmail.com")
+    path = f"/users/mover@gmail.com/messages/{found['id']}"
+    assert relay.graph("PATCH", path, {"isRead": True}, token="bob").json()["isRead"] is True
+    assert relay.graph("POST", f"{path}/move", {"destinationId": "archive"}).status == 201
+    assert inbox(relay, "mover@gmail.com") == []
+    assert relay.graph("DELETE", path).status == 204
+    deleted = relay.graph("GET", "/users/mover@gmail.com/mailFolders/deleteditems").json()
+    assert deleted["totalItemCount"] == 1
+
+
+def test_a_message_with_an_attachment_is_downloaded(relay: DevProcess) -> None:
+    attachment = {
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "name": "a.txt",
+        "contentBytes": "aGVsbG8=",
+    }
+    sent = relay.send_mail(to=["files@gmail.com"], subject="file", attachments=[attachment])
+    relay.until_state(sent, "there")
+    [found] = inbox(relay, "files@gmail.com")
+    path = f"/users/files@gmail.com/messages/{found['id']}/attachments"
+    [listed] = relay.graph("GET", path).json()["value"]
+    assert relay.graph("GET", f"{path}/{listed['id']}/$value").body == b"hello"
+
+
+def test_a_tag_is_part_of_a_captured_address_and_not_of_a_local_one(relay: DevProcess) -> None:
+    submit(relay, "tina@gmail.com", "plain")
+    submit(relay, "tina+x@gmail.com", "tagged")
+    assert [one["subject"] for one in inbox(relay, "tina@gmail.com")] == ["plain"]
+    assert [one["subject"] for one in inbox(relay, "tina+x@gmail.com")] == ["tagged"]
+    submit(relay, "fresh+x@example.test", "to a new local recipient")
+    assert relay.states("fresh+x@example.test") == {"fresh+x@example.test": "delivered"}
+    assert [one["subject"] for one in inbox(relay, "fresh@example.test", token="fresh")] == [
+        "to a new local recipient"
+    ]
+
+
+def test_only_recipients_that_got_mail_exist(relay: DevProcess) -> None:
+    submit(relay, "known@gmail.com", "here")
+    unknown = relay.graph("GET", "/users/unknown@gmail.com/messages")
+    assert code(unknown) == (404, "ErrorInvalidUser")
+    assert "unknown@gmail.com" in unknown.json()["error"]["message"]
+    assert not relay.mailbox_of("unknown@gmail.com").exists()
+    closed = relay.graph("GET", "/users/bob@example.test/messages")
+    assert code(closed) == (403, "ErrorAccessDenied")
+    users = [one["mail"] for one in relay.graph("GET", "/users?$top=999").json()["value"]]
+    assert {"alice@example.test", "known@gmail.com"} <= {*users}
+    assert not {"bob@example.test", "unknown@gmail.com"} & {*users}
+
+
+def test_an_account_of_another_domain_gets_its_own_mail(relay: DevProcess) -> None:
+    sent = relay.send_mail(token="megan@contoso.test", to=["megan@contoso.test"], subject="to me")
+    relay.until_state(sent, "there")
+    messages = relay.messages("inbox", token="megan@contoso.test")
+    assert [one["subject"] for one in messages] == ["to me"]
+    assert messages[0]["from"]["emailAddress"]["address"] == "megan@contoso.test"
+    assert len(relay.messages("sentitems", token="megan@contoso.test")) == 1
+
+
+def test_a_bounce_to_another_domain_is_in_the_inbox_of_the_sender(relay: DevProcess) -> None:
+    body = {
+        "message": message(
+            to=["x@gmail.com"],
+            subject="program",
+            attachments=[
+                {
+                    "@odata.type": "#microsoft.graph.fileAttachment",
+                    "name": "setup.exe",
+                    "contentBytes": "TVo=",
+                }
+            ],
+        )
+    }
+    token = "noreply@shop.test"
+    answer = relay.graph("POST", "/me/sendMail", body, token=token)
+    relay.until_state(answer.headers["x-relay-message-id"], "final")
+    reports = relay.until_messages("noreply@shop.test", 1)
+    assert reports[0]["subject"] == "Undeliverable: program"
+
+
+def test_wait_ends_for_captured_mail(relay: DevProcess) -> None:
+    queue_id = submit(relay, "waited@gmail.com", "wait")
+    done = relay.cli("wait", queue_id)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "captured" in done.stdout
+    final = relay.cli("wait", queue_id, "--state", "final", "--timeout", "0")
+    assert final.returncode == 75
+    assert "captured after 0 s, expected final" in final.stderr
+
+
+def test_the_mailboxes_are_known_after_a_restart() -> None:
+    relay = DevProcess("--no-demo")
+    try:
+        relay.start()
+        submit(relay, "kept@gmail.com", "still here")
+        assert relay.stop() in (0, 130)
+        relay.start()
+        assert [one["subject"] for one in inbox(relay, "kept@gmail.com")] == ["still here"]
+        assert relay.states("kept@gmail.com") == {"kept@gmail.com": "captured"}
+    finally:
+        relay.close()
