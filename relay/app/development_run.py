@@ -126,7 +126,8 @@ async def _relay_for_demonstration() -> AsyncIterator[DevelopmentRelay]:
     folder = open_new_folder()
     try:
         options = DevelopmentOptions(http=_FREE_PORT, https=_FREE_PORT, smtp=_FREE_PORT)
-        relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
+        # Blocks: a thread would go on when this is cancelled and the directory is removed.
+        relay = DevelopmentRelay(folder, options)
         try:
             await relay.start()
             yield relay
