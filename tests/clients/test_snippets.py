@@ -49,6 +49,19 @@ class DevelopmentRelay:
         )
         return [one["subject"] for one in answer.json()["value"]]
 
+    def send(self, recipient: str, subject: str) -> None:
+        """Send a message as alice, and wait until it is there."""
+        to = {"emailAddress": {"address": recipient}}
+        with httpx.Client(
+            base_url=f"http://{self.ready['http'][0]}", headers={"Authorization": "Bearer alice"}
+        ) as client:
+            body = {"message": {"subject": subject, "toRecipients": [to]}}
+            sent = client.post("/v1.0/me/sendMail", json=body)
+            waited = client.get(
+                f"/relay/v1/messages/{sent.headers['x-relay-message-id']}/wait", timeout=60
+            )
+        assert waited.json()["reached"]
+
     def run(self, *command: str, text: str, suffix: str) -> str:
         """Run a program, which must end with 0; return what it prints."""
         path = self.folder / f"program{suffix}"
@@ -121,6 +134,7 @@ def test_shell_examples(development: DevelopmentRelay) -> None:
             pytest.skip(f"{name} is not installed")
     examples = SHELL.findall(PAGE.read_text().partition("\n## /relay/v1")[0])
     assert len(examples) > 5
+    development.send("alice@example.test", "a message that the examples read")
     text = "set -euo pipefail\n" + "\n".join(examples)
     output = development.run("bash", text=text, suffix=".sh")
     assert '"error"' not in output
