@@ -36,6 +36,7 @@ _FOLLOWING_PARTS = 10  # the correction is at most this part of the time that pa
 _TIME_CHARACTERS = 10  # 48 bits of milliseconds need ten characters of five bits
 DOUBT_US = 86_400_000_000  # how long a relay runs before a doubtful gap counts as a long stop
 _GAP_US_MIN = 3_600_000_000  # a shorter gap is not doubtful
+ADVANCED_S_MAX = 400 * 86400.0  # of the clock of a development relay, in all
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Time since boot, including suspend where the system reports it.
 _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)

@@ -14,8 +14,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.advanceable_clock import ADVANCED_S_MAX
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
+from relay.clock import ADVANCED_S_MAX
 from relay.files import replace_file
 
 _CLOCK = "clock.toml"
