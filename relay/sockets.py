@@ -62,6 +62,15 @@ def reserve_port(host: str) -> socket.socket:
     return _reserved(Address(host, 0), socket.SOCK_STREAM)
 
 
+def has_ipv6() -> bool:
+    """Whether this machine can listen on IPv6 addresses."""
+    try:
+        _tcp_socket(socket.AF_INET6, ("::", 0), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 def _reserved(address: Address, kind: socket.SocketKind) -> socket.socket:
     made = socket.socket(socket.AF_INET, kind)
     try:

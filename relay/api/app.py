@@ -108,6 +108,9 @@ async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handle
         case ("messages", key, "source"):
             _query(request, "GET")
             return await handlers.source(key, principal)
+        case ("messages", key, "release") if handlers.is_development:
+            _query(request, "POST")
+            return json_response(await handlers.release_message(key, request, principal))
         case ("messages", key, "wait"):
             query = _query(request, "GET", "state", "timeout")
             wait = handlers.wait_for_message(key, query, principal)

@@ -15,6 +15,7 @@ from relay.api.message_source import MessageSources
 from relay.clock import Clock
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
+from relay.message.nexthop import NextHop
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
@@ -22,6 +23,11 @@ from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 class DevelopmentControls(Protocol):
     """What a development relay can do at the request of a client, in addition to a service."""
+
+    @property
+    def release_to(self) -> NextHop | None:
+        """Where a release sends captured mail; None if nothing leaves this machine."""
+        ...
 
     @property
     def clock(self) -> AdvanceableClock:

@@ -32,7 +32,15 @@ from relay.journeys.journey import MessageList, is_final, is_there
 from relay.journeys.message_search import FINAL_STATE
 from relay.mailbox.types import StoreError
 from relay.message.content import blocks
-from relay.spool.queue_commands import UNKNOWN_HEADER, Operation
+from relay.message.lifecycle import RecipientState
+from relay.spool.queue_commands import (
+    UNKNOWN_HEADER,
+    CommandReport,
+    Operation,
+    QueueCommand,
+    RouteLookup,
+)
+from relay.spool.types import Selector
 
 Found = TypeVar("Found")
 WAIT_S_MAX = 300.0
@@ -46,6 +54,10 @@ _POLL_S = 1.0
 _PAUSE_S_MIN = 0.02
 _COST_FACTOR = 10
 _AGE_S_MAX = 1e9
+_NOTHING_LEAVES = (
+    "No mail leaves this machine. To let captured mail leave by a release, start the relay with: "
+    "relay dev --release-to smtp://HOST:PORT"
+)
 _GONE = (
     "The content is gone: the queue keeps it until all recipients are final, and neither a local "
     "recipient nor the sender has a copy in a mailbox (any more):"
@@ -203,8 +215,39 @@ class Handlers:
             may_name_other=principal is OPERATOR,
             way_to=self._dependencies.way_to,
             clock=self._dependencies.clock,
+            release_to=self._release_to(),
         )
         command = read_queue_command(operation, await request.body(), issuer)
+        return await self._execute(command, request)
+
+    @property
+    def is_development(self) -> bool:
+        """Whether captured mail can be released."""
+        return self._dependencies.development is not None
+
+    async def release_message(
+        self, key: str, request: HttpRequest, principal: Principal
+    ) -> dict[str, Any]:
+        """POST /messages/{id}/release in a development relay: send what is captured of it."""
+        principal.check_may_operate()
+        found = await self._find(key, principal)
+        if found is None:
+            raise _unknown(key)
+        release_to = self._release_to()
+        if release_to is None:
+            raise ApiError(403, "ErrorAccessDenied", _NOTHING_LEAVES)
+        if found["id"] is None:
+            return CommandReport().as_json()
+        selector = Selector(ids=(found["id"],), state=RecipientState.CAPTURED)
+        command = QueueCommand(Operation.RELEASE, selector, principal.name, to=release_to)
+        return await self._execute(command, request)
+
+    def _release_to(self) -> RouteLookup | None:
+        development = self._dependencies.development
+        next_hop = development.release_to if development is not None else None
+        return None if next_hop is None else lambda _address: next_hop
+
+    async def _execute(self, command: QueueCommand, request: HttpRequest) -> dict[str, Any]:
         try:
             changed = await request.cancel_on_disconnect(
                 self._dependencies.queue_admin.execute(command)

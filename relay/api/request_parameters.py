@@ -202,13 +202,15 @@ _BODIES: Mapping[Operation, type[_CommandBody]] = {
 @dataclass(frozen=True, slots=True)
 class CommandIssuer:
     """Who issues a command. With `may_name_other` the body may name the user of `relay queue`.
-    `way_to` parses the `to` of a reroute or raises ValueError.
+    `way_to` parses the `to` of a reroute or raises ValueError. `release_to` is where a release
+    sends captured mail, None if it stays.
     """
 
     name: str
     may_name_other: bool
     way_to: Callable[[str], RouteLookup]
     clock: Clock
+    release_to: RouteLookup | None = None
 
 
 def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer) -> QueueCommand:
@@ -223,7 +225,7 @@ def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer)
             dry_run=given.dry_run,
             until_us=_until_us(given.until, issuer.clock) if isinstance(given, _HoldBody) else None,
             as_before=isinstance(given, _ReleaseBody) and given.as_before,
-            to=_way(given.to, issuer) if isinstance(given, _RerouteBody) else None,
+            to=_next_hops(given, issuer),
             to_text=given.to if isinstance(given, _RerouteBody) else "",
         )
     except ValueError as error:
@@ -271,8 +273,12 @@ def _until_us(text: str, clock: Clock) -> int | None:
     return clock.queue_us() + int(ahead_s * 1e6)
 
 
-def _way(text: str, issuer: CommandIssuer) -> RouteLookup:
+def _next_hops(given: _CommandBody, issuer: CommandIssuer) -> RouteLookup | None:
+    if isinstance(given, _ReleaseBody):
+        return issuer.release_to
+    if not isinstance(given, _RerouteBody):
+        return None
     try:
-        return issuer.way_to(text)
+        return issuer.way_to(given.to)
     except ValueError as error:
         raise _bad(f"to: {error}.") from None

@@ -7,7 +7,7 @@ OSError, and ValueError for a route or a network.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,6 +59,7 @@ from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address, Settings, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
+from relay.spool.queue_commands import RouteLookup
 from relay.spool.types import Claim, PriorityLevel
 
 _DOWN_S_MAX = 30.0
@@ -73,8 +74,8 @@ class RelayDependencies:
     """What compose() needs in addition to the settings.
 
     `rules` gives those in force. `is_simulated` returns whether mail for an address goes to a host
-    of a simulated internet; with it nothing leaves loopback. With `hosts`, the
-    front door answers only requests for these, for loopback names and for http.public_url.
+    of a simulated internet; with it nothing leaves loopback, except to `release_to`. With `hosts`,
+    the front door answers only requests for these, for loopback names and for http.public_url.
     Without `certificates`, those that the settings name are loaded. `development` are the actions
     that only the API of a development relay has; with it, captured mail is put into mailboxes.
     """
@@ -83,8 +84,9 @@ class RelayDependencies:
     rules: Callable[[], RuleSet]
     crash_at: str = ""
     is_simulated: Callable[[str], bool] | None = None
+    release_to: NextHop | None = None
     log_role: str = "relay"
-    hosts: Sequence[str] | None = None
+    hosts: AllowedHosts | None = None
     certificates: ListenerCertificates | None = None
     development: api.DevelopmentControls | None = None
     fault_of: FaultLookup | None = None
@@ -210,8 +212,17 @@ class _Composer:
         return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
 
     def _resolver(self) -> Resolver | LoopbackResolver:
-        resolver = Resolver(
-            self.settings.dns.nameservers,
+        resolver = self._resolver_with(self.settings.dns.nameservers)
+        if self.sources.is_simulated is None:
+            return resolver
+        release_to = self.sources.release_to
+        elsewhere = self._resolver_with(()) if release_to is not None else None
+        return LoopbackResolver(resolver, release_to=release_to, elsewhere=elsewhere)
+
+    def _resolver_with(self, nameservers: Sequence[Address]) -> Resolver:
+        """Return a resolver; without name servers it has the system's."""
+        return Resolver(
+            nameservers,
             timeout_s=self.settings.dns.timeout,
             clock=self.clock,
             rng=self.rng,
@@ -219,7 +230,6 @@ class _Composer:
             own_addresses=[listener.listen for listener in self.settings.smtp],
             port=self.settings.delivery.port,
         )
-        return LoopbackResolver(resolver) if self.sources.is_simulated else resolver
 
     def _scheduler(self) -> DeliveryScheduler:
         delivery = self.settings.delivery
@@ -318,7 +328,7 @@ class _Composer:
         http = self.settings.http
         means = api.ApiDependencies(
             journeys=journeys, queue_admin=self.spool.queue_admin, stats=self.spool.stats,
-            way_to=lambda text: parse_next_hop(text, lambda: self.table), changes=self.changes,
+            way_to=self._way_to, changes=self.changes,
             metrics=self.metrics, clock=self.clock,
             ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
             pressure=self.pressure, development=self.sources.development,
@@ -368,12 +378,17 @@ class _Composer:
             realm=self.settings.hostname, clock=self.clock,
         )  # fmt: skip
 
+    def _way_to(self, text: str) -> RouteLookup:
+        """Return the function from address to next hop of a reroute. Raises ValueError."""
+        check = self.resolver.check if isinstance(self.resolver, LoopbackResolver) else None
+        return parse_next_hop(text, lambda: self.table, check=check)
+
     def _hosts(self) -> AllowedHosts | None:
         hosts = self.sources.hosts
         if hosts is None:
             return None
         public_host = urlsplit(self.settings.http.public_url).hostname
-        return AllowedHosts(frozenset(map(str.lower, (*hosts, *filter(None, [public_host])))))
+        return replace(hosts, names=hosts.names | frozenset(filter(None, [public_host])))
 
 
 def _origins(url: str) -> list[str]:

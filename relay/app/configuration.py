@@ -203,12 +203,17 @@ def route_table(
     )
 
 
-def parse_next_hop(text: str, table: Callable[[], RouteTable]) -> RouteLookup:
+def parse_next_hop(
+    text: str,
+    table: Callable[[], RouteTable],
+    *,
+    check: Callable[[NextHop], None] | None = None,
+) -> RouteLookup:
     """Return the function from address to next hop that the text of `queue reroute --to` means.
 
     "default" uses the routes, as for new mail; "mx" is the MX of each recipient's domain;
     "local" accepts only recipients with a mailbox here. "capture" is not accepted: hold instead.
-    Raises ValueError.
+    `check` raises ValueError for a host that is not allowed. Raises ValueError.
     """
     if text == "default":
         return table().next_hop_for
@@ -217,6 +222,8 @@ def parse_next_hop(text: str, table: Callable[[], RouteTable]) -> RouteLookup:
     if text == "local":
         return lambda address: _local(address, table())
     hop = _next_hop(text)
+    if check is not None:
+        check(hop)
     return lambda _address: hop
 
 

@@ -8,10 +8,11 @@ scenario. No other name server is queried, and no connection opened beyond loopb
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from relay.accounts.development import DOMAIN, DevelopmentAccounts
 from relay.advanceable_clock import AdvanceableClock
@@ -22,18 +23,24 @@ from relay.app.daemon import Daemon
 from relay.app.development_ca import DevelopmentCertificate
 from relay.app.development_folder import DevelopmentFolder
 from relay.app.development_internet import RemoteSide
+from relay.app.release_target import ReleaseTarget
 from relay.app.settling import SETTLE_S
 from relay.clock import Ids, SystemClock
+from relay.http.protocol import AllowedHosts
 from relay.internet.scenario import GraphFault
 from relay.internet.scenario_file import parse_scenario, read_scenarios, scenario_of
 from relay.internet.simulator import SimulatedInternet
 from relay.mailbox.mailbox_names import MailboxNames
+from relay.message.nexthop import NextHop
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
 from relay.settings.environment import shipped
 from relay.settings.reader import load
 from relay.settings.tree import Address, Settings
+from relay.settings.validation import is_loopback
+from relay.sockets import has_ipv6, reserve_port
 
+_ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
 CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
 
 _CONFIG = """\
@@ -42,14 +49,10 @@ hostname = "relay.{domain}"
 state_dir = "state"
 
 [http]
-listen = {http}
+listen = {listen}
 tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
 
-[[smtp]]
-listen = "{smtp}"
-trusted_networks = ["127.0.0.0/8", "::1/128"]
-tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
-
+{smtp}
 [mailboxes]
 domains = {domains}
 root = "mail"
@@ -71,6 +74,14 @@ next_hop = "capture"
 [policy]
 directory = {policies}
 """
+_SMTP = """\
+[[smtp]]
+listen = "{listen}"
+trusted_networks = ["127.0.0.0/8", "::1/128"]
+tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
+"""
+# The configuration cannot have networks so wide. Nothing that such a client sends can leave.
+_EVERYONE = ("0.0.0.0/0", "::/0")
 _ACCOUNTS = """\
 : the accounts that always exist; others are created when they log in.
 [[account]]
@@ -93,7 +104,10 @@ class DevelopmentOptions:
     contain, and that the certificate has. The certificate authority is kept in `ca_dir`; if that is
     None or cannot be written, it is that of this relay alone. `domains` are local; alice and bob
     are in the first. `rules` is the directory of the rules, None for those that are shipped.
-    `scenarios` are files and shipped names, see read_scenarios(). `crash_at` is for crash tests.
+    `scenarios` are files and shipped names, see read_scenarios(). With `strict_users`, only an
+    account that exists gets mail. A `token` is the only one that HTTP requests are accepted with,
+    and the password of all users. With `listen_all`, only the ports of the addresses count.
+    Released mail goes to `release_to`, if that is not None. `crash_at` is for crash tests.
     """
 
     http: Address
@@ -104,7 +118,35 @@ class DevelopmentOptions:
     domains: tuple[str, ...] = (DOMAIN,)
     rules: Path | None = None
     scenarios: tuple[str, ...] = ()
+    strict_users: bool = False
+    token: str = ""
+    listen_all: bool = False
+    release_to: ReleaseTarget | None = None
     crash_at: str = ""
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether other machines can reach it."""
+        return self.listen_all or not all(map(is_loopback, (self.http, self.https, self.smtp)))
+
+    def everywhere(self, address: Address) -> tuple[Address, ...]:
+        """Return where to listen for `address`."""
+        if not self.listen_all:
+            return (address,)
+        hosts = (_ANY, "::") if has_ipv6() else (_ANY,)
+        return tuple(replace(address, host=host) for host in hosts)
+
+    def with_ports(self) -> Self:
+        """Return options that have the same port on all addresses of the machine."""
+        if not self.listen_all:
+            return self
+        with ExitStack() as held:
+            free = [held.enter_context(reserve_port(_ANY)).getsockname()[1] for _ in range(3)]
+        given = (self.http, self.https, self.smtp)
+        http, https, smtp = (
+            Address(_ANY, one.port or port) for one, port in zip(given, free, strict=True)
+        )
+        return replace(self, http=http, https=https, smtp=smtp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +172,12 @@ class DevelopmentRelay:
         AlreadyRunningError for a directory in use.
         """
         self.folder = folder
-        self._options = options
+        self._options = options = options.with_ports()
         self.clock = AdvanceableClock(advanced_s=folder.advanced_s())
-        self.token = secrets.token_urlsafe(32)
+        self.token = options.token or secrets.token_urlsafe(32)
+        own_host = () if options.listen_all or options.https.host == _ANY else (options.https.host,)
         self.certificate = DevelopmentCertificate(
-            folder.path, (*options.hosts, options.https.host), ca_dir=options.ca_dir,
+            folder.path, (*options.hosts, *own_host), ca_dir=options.ca_dir,
             clock=SystemClock(),  # that of the clients is not advanced
         )  # fmt: skip
         self._scenario = read_scenarios(options.scenarios)
@@ -160,18 +203,29 @@ class DevelopmentRelay:
     def _compose(self) -> Daemon:
         options = self._options
         settings = write_config(self.folder, options, self.internet)
+        if options.release_to is not None:
+            route = options.release_to.route(self.folder.path)
+            settings = replace(settings, route=(*settings.route, route))
+        if options.is_exposed:
+            smtp = tuple(replace(one, trusted_networks=_EVERYONE) for one in settings.smtp)
+            settings = replace(settings, smtp=smtp)
         self._rules = _rules_of(settings)
         sources = RelayDependencies(
             DevelopmentAccounts(
                 MailboxNames(settings.mailboxes.root),
                 domains=settings.mailboxes.domains,
                 operator_token=self.token,
+                token=options.token,
+                strict=options.strict_users,
             ),
             lambda: self._rules,
             is_simulated=self.internet.covers,
+            release_to=self.release_to,
             # A web page of another site could create an account otherwise, by DNS rebinding.
-            hosts=options.hosts,
-            certificates=ListenerCertificates((self.certificate.server,), self.certificate.server),
+            hosts=AllowedHosts(frozenset(options.hosts), any_address=options.is_exposed),
+            certificates=ListenerCertificates(
+                tuple(self.certificate.server for _ in settings.smtp), self.certificate.server
+            ),
             crash_at=options.crash_at,
             development=self,
             fault_of=self._fault_of,
@@ -213,6 +267,12 @@ class DevelopmentRelay:
         return len(self._rules.rules)
 
     @property
+    def release_to(self) -> NextHop | None:
+        """See DevelopmentControls."""
+        target = self._options.release_to
+        return None if target is None else target.next_hop
+
+    @property
     def scenario_toml(self) -> str:
         """See DevelopmentControls."""
         return self._scenario.toml
@@ -233,8 +293,9 @@ class DevelopmentRelay:
     @property
     def can_demonstrate(self) -> bool:
         """Whether its users, rules and API are those that demonstrate() needs."""
-        has_faults = bool(self._scenario.scenario.graph)
-        return self._options.domains == (DOMAIN,) and not self._options.rules and not has_faults
+        options = self._options
+        has_users = options.domains == (DOMAIN,) and not options.token and not options.strict_users
+        return has_users and not options.rules and not self._scenario.scenario.graph
 
     async def settle(self, timeout_s: float = SETTLE_S) -> None:
         """Return when nothing is queued and due, or in progress; see relay/app/settling.py.
@@ -253,8 +314,10 @@ class DevelopmentRelay:
 
     @property
     def addresses(self) -> DevelopmentAddresses:
-        """Where it listens."""
-        http, https = self.daemon.http_servers[0].bound
+        """Where it listens; of several addresses the first."""
+        web = self.daemon.http_servers[0]
+        http = next(one for one in web.bound if not web.has_tls(one))
+        https = next(one for one in web.bound if web.has_tls(one))
         smtp = self.daemon.smtp_servers[0].address
         return DevelopmentAddresses(http, https, smtp, self.certificate.ca)
 
@@ -270,8 +333,13 @@ def write_config(
     text = _CONFIG.format(
         domain=domain,
         domains=_toml(options.domains),
-        http=_toml((f"http://{options.http}", str(options.https))),
-        smtp=options.smtp,
+        listen=_toml(
+            [
+                *(f"http://{one}" for one in options.everywhere(options.http)),
+                *map(str, options.everywhere(options.https)),
+            ]
+        ),
+        smtp="\n".join(_SMTP.format(listen=one) for one in options.everywhere(options.smtp)),
         nameserver=internet.nameserver,
         port=internet.port,
         policies=_toml(str(options.rules or shipped("policies"))),

@@ -7,6 +7,8 @@ interrupted before the end.
 import errno
 import os
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,13 @@ from relay.app.demonstration import DemonstratedMessage, DemonstrationError
 from relay.app.development import DevelopmentAddresses, DevelopmentOptions
 from relay.app.development_folder import DevelopmentFolder, open_folder
 from relay.app.development_run import DevelopmentView, RunOptions, develop
-from relay.cli.dev_options import PORTS, check_together, dev_options, unknown_variables
+from relay.cli.dev_options import (
+    PORTS,
+    TOKEN_CHARACTERS,
+    check_together,
+    dev_options,
+    unknown_variables,
+)
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush, print_json_line, printable, step_lines
@@ -27,6 +35,7 @@ from relay.journeys.events import Step
 from relay.observe import logs
 from relay.settings.environment import Environment, read_environment
 from relay.settings.tree import Address
+from relay.settings.validation import is_loopback
 
 _TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that show why a message bounced
@@ -51,6 +60,8 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
         "auto", clock=SystemClock(), color=not environment.no_color, level="warning"
     )  # events are printed to stdout
     check_together(options)
+    if 0 < len(options["token"]) < TOKEN_CHARACTERS:
+        _warn(f"the token is easily guessed: it has fewer than {TOKEN_CHARACTERS} characters")
     run = RunOptions(
         once=options["once"],
         demonstration=not options.pop("no_demo"),
@@ -136,22 +147,54 @@ class _TextView(DevelopmentView):
 
     def __init__(self, place: DevelopmentFolder, plan: DevelopmentOptions) -> None:
         self._place = place
+        self._plan = plan
         self._domain = plan.domains[0]
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
         ca = shlex.quote(str(addresses.ca))
         mail = self._place.path / "mail" / self._domain
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
+        http, https, smtp = map(_from_here, (addresses.http, addresses.https, addresses.smtp))
+        password = "TOKEN" if self._plan.token else "alice"
         _echo(
-            f"relay dev {__version__}: no mail leaves this machine (no connection out)",
-            f"  Graph API  http://{addresses.http}/v1.0 and https://{addresses.https}/v1.0"
-            "    Authorization: Bearer alice",
+            f"relay dev {__version__}: {self._what_leaves()}",
+            *self._who_reaches(addresses),
+            f"  Graph API  http://{http}/v1.0 and https://{https}/v1.0"
+            f"    Authorization: Bearer {password}",
             f"  Trust      CA={ca}; export {' '.join(f'{name}=$CA' for name in _TRUST)}",
-            f"  SMTP       smtp://alice:alice@{addresses.smtp}    or without a login",
+            f"  SMTP       smtp://alice:{password}@{smtp}    or without a login",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
+            *self._accounts(),
+            "",
+        )
+
+    def _what_leaves(self) -> str:
+        target = self._plan.release_to
+        if target is None:
+            return "no mail leaves this machine (no connection out)"
+        return f"mail leaves this machine only when you release it, to {target.next_hop}"
+
+    def _who_reaches(self, addresses: DevelopmentAddresses) -> Sequence[str]:
+        """Return the lines about other machines."""
+        if not self._plan.is_exposed:
+            return ()
+        places = ((name, getattr(addresses, name)) for name in PORTS)
+        open_to = [f"{name.upper()} {one}" for name, one in places if not is_loopback(one)]
+        return (
+            f"  Reachable  from other machines: {', '.join(open_to)}",
+            "             HTTP needs the token; SMTP takes mail from everyone, and captures it",
+        )
+
+    def _accounts(self) -> Sequence[str]:
+        if self._plan.token:
+            return (
+                "  Accounts   TOKEN opens every mailbox; it is every password and client secret",
+            )
+        if self._plan.strict_users:
+            return ("  Accounts   alice, bob; local mail for others is rejected",)
+        return (
             "  Accounts   alice, bob; any other token, login or client id makes its own mailbox:",
             f"             the token NAME that of NAME@{self._domain}",
-            "",
         )
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
@@ -171,12 +214,14 @@ class _TextView(DevelopmentView):
             _echo("")
 
     def waiting(self, addresses: DevelopmentAddresses) -> None:
-        http, smtp, bob = addresses.http, addresses.smtp, f"bob@{self._domain}"
+        http, smtp = _from_here(addresses.http), _from_here(addresses.smtp)
+        alice, bob = f"alice@{self._domain}", f"bob@{self._domain}"
+        user, token = (f"users/{alice}", "TOKEN") if self._plan.token else ("me", "alice")
         found = CommandContext().found_config_file() == self._place.config  # without --config
         config = "" if found else f" --config {shlex.quote(str(self._place.config))}"
         _echo(
             "Try next:",
-            f"  curl -i http://{http}/v1.0/me/sendMail -H 'Authorization: Bearer alice' \\",
+            f"  curl -i http://{http}/v1.0/{user}/sendMail -H 'Authorization: Bearer {token}' \\",
             "    -H 'Content-Type: application/json' -d '"
             '{"message": {"subject": "hi", "toRecipients":',
             f'    [{{"emailAddress": {{"address": "{bob}"}}}}]}}}}\'',
@@ -193,6 +238,12 @@ class _TextView(DevelopmentView):
 
     def rules_changed(self, text: str) -> None:
         _warn(text)
+
+
+def _from_here(address: Address) -> Address:
+    """Return the address for a client on this machine."""
+    is_any = address.host == "0.0.0.0"  # noqa: S104 - compared, not bound
+    return replace(address, host="127.0.0.1") if is_any else address
 
 
 def _echo(*lines: str) -> None:

@@ -5,7 +5,6 @@ an option that may be repeated has its values separated by spaces or commas. The
 counts more than a variable; an empty variable counts as unset.
 """
 
-import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
+from relay.app.release_target import ReleaseTarget
 from relay.settings.tree import Address
+from relay.settings.validation import is_loopback
 from relay.settings.values import is_ip, parse_address, parse_domain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,6 +23,8 @@ PREFIX = "RELAY_DEV_"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
 _SEPARATOR = re.compile(r"[\s,]+")
 _DEFAULT_PORT = "{}, with --once a free port"
+_EXPOSED = "other machines can reach this relay: expected --token TOKEN too"
+TOKEN_CHARACTERS = 16  # fewer are easily guessed
 
 
 class _AddressType(click.ParamType[Address]):
@@ -36,10 +39,23 @@ class _AddressType(click.ParamType[Address]):
             address = parse_address(value, Path.cwd())
         except ValueError:
             self.fail(f'expected HOST:PORT or [IPV6]:PORT, found "{value}"', param, ctx)
-        host = address.host
-        if host != "localhost" and not (is_ip(host) and ipaddress.ip_address(host).is_loopback):
-            self.fail("the development relay listens on loopback only", param, ctx)
+        if address.path or not (is_ip(address.host) or address.host == "localhost"):
+            self.fail(f'expected an IP address or localhost, found "{value}"', param, ctx)
         return address
+
+
+class _ReleaseType(click.ParamType[ReleaseTarget]):
+    name = "URL"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ReleaseTarget:
+        if isinstance(value, ReleaseTarget):
+            return value
+        try:
+            return ReleaseTarget.parse(value)
+        except ValueError as error:
+            self.fail(f"expected {error}", param, ctx)  # what was found may have a password
 
 
 def _several(parse: Callable[[str], str], expected: str) -> Callable[..., tuple[str, ...]]:
@@ -101,6 +117,21 @@ def check_together(options: Mapping[str, Any]) -> None:
         if options[one] and options[other]:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
             raise click.UsageError(f"{names} exclude each other")
+    if options["token"]:
+        return
+    if options["listen_all"]:
+        raise click.UsageError(f"--listen-all: {_EXPOSED}")
+    for name in PORTS:
+        address = options[name]
+        if address is not None and not is_loopback(address):
+            raise click.UsageError(f"--{name} {address}: {_EXPOSED}")
+
+
+def _token(context: click.Context, option: click.Parameter, text: str) -> str:
+    if text and not (text.isascii() and text.isprintable() and " " not in text):
+        message = "expected printable ASCII characters without spaces"  # what was found is secret
+        raise click.BadParameter(message, context, option)
+    return text
 
 
 _OPTIONS = (
@@ -163,6 +194,30 @@ _OPTIONS = (
         "NAME:REPLY gives one of its replies to every recipient.",
     ),
     _option("--no-rules", is_flag=True, help="Apply no rules."),
+    _option(
+        "--strict-users",
+        is_flag=True,
+        help="Make no account by mail, login or token: local mail for others is rejected.",
+    ),
+    _option(
+        "--listen-all",
+        is_flag=True,
+        help="Listen on all addresses of the machine; of --http, --https and --smtp only the port "
+        "counts. Needs --token.",
+    ),
+    _option(
+        "--token",
+        default="",
+        metavar="TOKEN",
+        callback=_token,
+        help="The only token that HTTP requests are accepted with, and the password of all users.",
+    ),
+    _option(
+        "--release-to",
+        type=_ReleaseType(),
+        help="The one host beyond loopback: captured mail goes to smtp://HOST:PORT or "
+        "smtps://HOST:PORT when you release it.",
+    ),
     _option("--no-demo", is_flag=True, help="Show no demonstration."),
     _option("--once", is_flag=True, help="Show the two messages and exit; 0 on success."),
     _option(

@@ -35,10 +35,12 @@ _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0
 class AllowedHosts:
     """The host names of a server in lower case; those of the loopback interface are implied.
 
-    This protects a development relay from DNS rebinding.
+    This protects a development relay from DNS rebinding, which needs a name: `any_address` allows
+    every IP address.
     """
 
     names: frozenset[str] = frozenset()
+    any_address: bool = False
 
     def allows(self, name: str) -> bool:
         """Return whether a host name without its port is allowed."""
@@ -46,7 +48,7 @@ class AllowedHosts:
         if name in self.names or name == "localhost" or name.endswith(".localhost"):
             return True
         try:
-            return ip_address(name.strip("[]")).is_loopback
+            return ip_address(name.strip("[]")).is_loopback or self.any_address
         except ValueError:
             return False
 

@@ -182,14 +182,32 @@ class LoopbackResolver:
     """The resolver of a relay that opens no connection beyond loopback, whatever a route says.
 
     MX hosts are those of the name servers given to `resolver`. Of smarthosts only loopback
-    addresses and localhost count, because the system's lookup may ask other name servers.
+    addresses and localhost count, because the system's lookup may ask other name servers. One next
+    hop may be elsewhere: `release_to`, which has a resolver of its own.
     """
 
-    def __init__(self, resolver: Resolver) -> None:
+    def __init__(
+        self,
+        resolver: Resolver,
+        *,
+        release_to: NextHop | None = None,
+        elsewhere: Resolver | None = None,
+    ) -> None:
         self._resolver = resolver
+        self._release_to = release_to
+        self._elsewhere = elsewhere or resolver
+
+    def check(self, next_hop: NextHop) -> None:
+        """Raise ValueError for a smarthost that is elsewhere."""
+        is_smarthost = next_hop.kind in (HopKind.SMTP, HopKind.SMTPS)
+        if is_smarthost and next_hop != self._release_to and not _is_loopback(next_hop.host):
+            text = "relay dev connects to loopback only, and to the host of --release-to"
+            raise ValueError(f"found {next_hop}, which is not on this machine; {text}")
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Return the hosts of a next hop; hosts elsewhere are a temporary failure."""
+        if next_hop == self._release_to:
+            return await self._elsewhere.resolve(next_hop)
         if next_hop.kind is not HopKind.MX and not _is_loopback(next_hop.host):
             return _elsewhere(next_hop)
         found = await self._resolver.resolve(next_hop)
@@ -202,6 +220,7 @@ class LoopbackResolver:
     async def close(self) -> None:
         """Cancel the queries in progress."""
         await self._resolver.close()
+        await self._elsewhere.close()
 
 
 def _elsewhere(next_hop: NextHop) -> TemporaryFailure:

@@ -49,7 +49,7 @@ class QueueCommand:
 
     `until_us` ends a hold. `as_before` makes a release restore the state and the next retry time.
     `to` returns the next hop of an address for a reroute, None where it has none; `to_text` is the
-    operator's text for it.
+    operator's text for it. With `to`, a release takes captured mail too, and sends it there.
     """
 
     operation: Operation
@@ -70,8 +70,21 @@ class QueueCommand:
             raise ValueError(
                 f"reason: expected one line of at most {WHY_CHARACTERS_MAX} characters"
             )
-        if (self.operation is Operation.REROUTE) != (self.to is not None):
+        is_reroute = self.operation is Operation.REROUTE
+        if is_reroute != (self.to is not None) and self.operation is not Operation.RELEASE:
             raise ValueError("only a reroute takes a next hop, and it needs one")
+
+    def is_rerouting(self, state: RecipientState) -> bool:
+        """Whether the command gives an entry in `state` another next hop."""
+        return self.operation is Operation.REROUTE or (
+            self.to is not None and state is RecipientState.CAPTURED
+        )
+
+    def inapplicable_reason(self, state: RecipientState) -> str:
+        """Return why the command does not apply to an entry in `state`, "" if it does."""
+        if self.operation is Operation.RELEASE and self.is_rerouting(state):
+            return ""
+        return _INAPPLICABLE[self.operation].get(state, "")
 
 
 @dataclass(slots=True)
@@ -180,16 +193,12 @@ _INAPPLICABLE: Mapping[Operation, Mapping[RecipientState, str]] = {
     Operation.RELEASE: {
         RecipientState.QUEUED: "it is not held",
         RecipientState.DEFERRED: "it is not held",
-        RecipientState.CAPTURED: "it is captured: say where to with reroute",
+        RecipientState.CAPTURED: "it is captured: say where to with reroute, or start "
+        "relay dev with --release-to smtp://HOST:PORT",
     },
     Operation.CANCEL: {},
     Operation.REROUTE: {},
 }
-
-
-def inapplicable_reason(operation: Operation, state: RecipientState) -> str:
-    """Return why `operation` does not apply to an entry in `state`, "" if it does."""
-    return _INAPPLICABLE[operation].get(state, "")
 
 
 def state_after(

@@ -158,6 +158,26 @@ async def test_captured_mail_is_rerouted_by_an_operator(spool, make, clock) -> N
     assert str(claim.next_hop) == "mx:a.test"
 
 
+async def test_a_release_with_a_next_hop_sends_captured_mail_there(spool, make, clock) -> None:
+    await spool.accept(make({"capture": ["x@a.test"]}))
+    hop = NextHop.parse("smtp://smart.test:25")
+    release = command("release", to=lambda _: hop, as_before=True)
+    (one,) = (await spool.queue_admin.execute(replace(release, dry_run=True))).entries
+    assert (one["result"], one["state"]) == ("done", "captured")
+    (one,) = (await spool.queue_admin.execute(release)).entries
+    assert (one["result"], one["state"], one["next_hop"]) == ("done", "queued", str(hop))
+    (claim,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
+    assert claim.next_hop == hop
+
+
+async def test_a_release_with_a_next_hop_leaves_held_mail_its_own(spool, defer) -> None:
+    await defer()
+    (held,) = (await spool.queue_admin.execute(command("hold"))).entries
+    release = command("release", to=lambda _: NextHop.parse("smtp://smart.test:25"))
+    (one,) = (await spool.queue_admin.execute(release)).entries
+    assert (one["state"], one["next_hop"]) == ("queued", held["next_hop"])
+
+
 async def test_a_rerouted_held_entry_stays_held(spool, defer) -> None:
     await defer()
     await spool.queue_admin.execute(command("hold"))

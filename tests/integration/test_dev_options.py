@@ -4,20 +4,14 @@ import json
 import os
 import smtplib
 import ssl
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from tests.support.relay_process import ROOT, until
+from tests.support.relay_process import until
+from tests.support.running_dev import RunningDev, relay_dev, run
 
-PORTS = [f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp")]
 REJECTING = """
 [[rule]]
 name = "{name}"
@@ -26,76 +20,13 @@ then = [ {{ reject = "5.7.1 not here" }} ]
 """
 
 
-class DevProcess:
-    """A running `relay dev`, and what its ready file says."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", ready: dict[str, Any], output: Path):
-        self.process = process
-        self.ready = ready
-        self._output = output
-        self.http = f"http://{ready['http'][0]}"
-        host, port = ready["smtp"][0].rsplit(":", 1)
-        self.smtp = (host, int(port))
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text()
-
-    def get(self, path: str, token: str = "alice", **more: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {token}"}
-        return httpx.get(self.http + path, headers=headers, trust_env=False, **more)
-
-    def inbox(self, token: str) -> list[str]:
-        answer = self.get("/v1.0/me/mailFolders/inbox/messages", token)
-        return [one["subject"] for one in answer.json()["value"]]
-
-    def send(self, sender: str, recipient: str, subject: str) -> None:
-        with smtplib.SMTP(*self.smtp) as session:
-            session.sendmail(sender, [recipient], f"Subject: {subject}\n\nx")
-
-
-@contextmanager
-def relay_dev(*words: str, ports: list[str] = PORTS, **variables: str) -> Iterator[DevProcess]:
-    """Run `relay dev` in a short directory until it is ready."""
-    with tempfile.TemporaryDirectory(prefix="relay-options-") as name:
-        folder = Path(name)
-        ready, output = folder / "ready.json", folder / "output"
-        command = [sys.executable, "-m", "relay", "dev", *ports, "--ready-file", str(ready), *words]
-        with output.open("wb") as out:
-            process = subprocess.Popen(
-                command, env=environment(folder) | variables, stdout=out, stderr=out
-            )
-        try:
-            until("it is ready", lambda: ready.exists() or process.poll() is not None)
-            assert ready.exists(), output.read_text()
-            yield DevProcess(process, json.loads(ready.read_text()), output)
-        finally:
-            sys.stderr.write(output.read_text())  # pytest shows it with a failure
-            process.terminate()
-            process.wait(20)
-    assert process.returncode == 0
-
-
-def environment(folder: Path) -> dict[str, str]:
-    kept = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    return kept | {"HOME": str(folder), "TMPDIR": str(folder)}
-
-
-def run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Run `relay dev`, which is expected to end by itself."""
-    return subprocess.run(
-        [sys.executable, "-m", "relay", "dev", *PORTS, *words], env=environment(folder),
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def dev() -> Iterator[DevProcess]:
+def dev() -> Iterator[RunningDev]:
     with relay_dev() as running:
         yield running
 
 
-def test_the_demonstration_leaves_nothing(dev: DevProcess) -> None:
+def test_the_demonstration_leaves_nothing(dev: RunningDev) -> None:
     assert "one message, seven steps" in dev.output
     for name in ("alice", "bob"):
         assert dev.get("/v1.0/me/messages", name).json()["value"] == []
@@ -105,7 +36,7 @@ def test_the_demonstration_leaves_nothing(dev: DevProcess) -> None:
     assert folders == [f"relay-dev-{os.getuid()}"], "the relay of the demonstration is gone"
 
 
-def test_smtp_has_starttls_with_the_development_certificate(dev: DevProcess) -> None:
+def test_smtp_has_starttls_with_the_development_certificate(dev: RunningDev) -> None:
     trust = ssl.create_default_context(cafile=dev.ready["ca"])
     with smtplib.SMTP("localhost", dev.smtp[1]) as session:
         session.login("alice", "alice")  # on loopback also without TLS
@@ -123,6 +54,30 @@ def test_no_demo_shows_none_and_the_ready_file_is_private() -> None:
         assert Path(running.ready["dir"]).is_dir()
         [ready] = Path(running.ready["dir"]).parent.glob("ready.json*")
         assert ready.stat().st_mode & 0o777 == 0o600
+
+
+def test_domains_are_local_and_the_first_is_that_of_alice() -> None:
+    with relay_dev("--no-demo", "--domain", "corp.test", "--domain", "other.test") as running:
+        assert running.get("/v1.0/me").json()["mail"] == "alice@corp.test"
+        running.send("app@corp.test", "alice@corp.test", "to the first")
+        until("alice has it", lambda: running.inbox("alice") == ["to the first"])
+        running.send("app@corp.test", "x@example.test", "to another")
+        token = running.ready["token"]
+        until(
+            "the mail for another domain is captured",
+            lambda: (
+                [one["next_hop"] for one in running.get("/relay/v1/queue", token).json()]
+                == ["capture"]
+            ),
+        )
+
+
+def test_strict_users_rejects_mail_for_others() -> None:
+    with relay_dev("--no-demo", "--strict-users") as running:
+        running.send("a@b.test", "alice@example.test", "for alice")
+        until("alice has it", lambda: running.inbox("alice") == ["for alice"])
+        with pytest.raises(smtplib.SMTPRecipientsRefused, match=r"5\.1\.1"):
+            running.send("a@b.test", "carol@example.test", "for nobody")
 
 
 def test_changed_rules_are_loaded_and_faulty_ones_are_not(tmp_path: Path) -> None:

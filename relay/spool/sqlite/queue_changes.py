@@ -26,7 +26,6 @@ from relay.spool.queue_commands import (
     QueueCommand,
     RouteLookup,
     earliest_due_us,
-    inapplicable_reason,
     state_after,
     states_before,
 )
@@ -146,10 +145,10 @@ def dry_run_entry(
         return None
     if facts.is_claimed and key not in waiting:
         return CommandResult.IN_FLIGHT, IN_FLIGHT
-    note = inapplicable_reason(command.operation, facts.state) or unchanged_reason(
+    note = command.inapplicable_reason(facts.state) or unchanged_reason(
         command, facts, now_us=now_us
     )
-    if command.to is not None and not note:
+    if command.to is not None and command.is_rerouting(facts.state) and not note:
         note = reroute_targets(cursor, key, command.to, now=facts.next_hop).inapplicable_reason
     return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
 
@@ -222,9 +221,7 @@ class _EntryChanger:
                 continue
             if facts.is_claimed and key not in self._taken:
                 self._result(key, CommandResult.IN_FLIGHT)
-            elif note := inapplicable_reason(self._order.operation, facts.state) or self._do(
-                key, facts
-            ):
+            elif note := self._order.inapplicable_reason(facts.state) or self._do(key, facts):
                 self._result(key, CommandResult.UNCHANGED, note)
                 if facts.is_claimed:
                     put_back(self._batch, [key])
@@ -243,11 +240,11 @@ class _EntryChanger:
                 return self._retry(key, facts)
             case Operation.HOLD:
                 return self._hold(key, facts)
-            case Operation.RELEASE:
+            case Operation.RELEASE if not self._order.is_rerouting(facts.state):
                 return self._release(key, facts)
             case Operation.CANCEL:
                 return self._cancel(key, facts)
-            case Operation.REROUTE:
+            case Operation.RELEASE | Operation.REROUTE:
                 return self._reroute(key, facts)
 
     def _retry(self, key: Key, facts: EntryFacts) -> str:
@@ -356,7 +353,8 @@ class _EntryChanger:
         return self._cursor.connection.changes()
 
     def _is_deferred_again(self, facts: EntryFacts) -> bool:
-        return self._order.as_before and facts.attempts > 0
+        was_held = facts.state is RecipientState.HELD
+        return self._order.as_before and was_held and facts.attempts > 0
 
     def _due_before(self, key: Key) -> int:
         """Return when an entry was due before its hold, 0 where that is not known."""

@@ -97,7 +97,7 @@ def test_options_that_exclude_each_other(words, expected):
 
 
 def test_they_exclude_each_other_only_together():
-    check_together({"once": True, "no_demo": False, "rules": None, "no_rules": True})
+    check_together(read("--once", "--no-rules"))
 
 
 def test_scenarios_are_separated_in_the_variable_alone():
@@ -106,3 +106,12 @@ def test_scenarios_are_separated_in_the_variable_alone():
     found = read(RELAY_DEV_SCENARIO="gmail, yahoo:TSS04")
     assert found["scenarios"] == ("gmail", "yahoo:TSS04")
     assert read()["scenarios"] == ()
+
+
+def test_with_a_token_every_address_is_allowed():
+    check_together(read("--http", "0.0.0.0:1", "--smtp", "[::]:0", "--token", "T"))
+    check_together(read("--listen-all", RELAY_DEV_TOKEN="T"))
+
+
+def test_a_wrong_host_to_release_to_does_not_show_its_password():
+    assert "secret" not in refused("--release-to", "smtp://me:secret@mail.test/x")

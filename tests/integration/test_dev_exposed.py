@@ -1,0 +1,117 @@
+"""`relay dev --listen-all --token T`: what other machines can and cannot do."""
+
+import smtplib
+import socket
+import ssl
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from relay.sockets import has_ipv6
+from tests.support.relay_process import until
+from tests.support.running_dev import RunningDev, relay_dev
+
+TOKEN = "a-token-of-a-good-length"
+GRANT = {"grant_type": "client_credentials", "scope": "https://graph.microsoft.com/.default"}
+
+
+@pytest.fixture(scope="module")
+def own_address() -> str:
+    """An address of this machine that is not on loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has loopback addresses only")
+        return str(probe.getsockname()[0])
+
+
+@pytest.fixture(scope="module")
+def dev(own_address: str) -> Iterator[RunningDev]:
+    with relay_dev(
+        "--listen-all", "--host", "mail.test", "--host", own_address, RELAY_DEV_TOKEN=TOKEN
+    ) as running:
+        yield running
+
+
+def port(running: RunningDev, name: str) -> int:
+    return int(running.ready[name][0].rpartition(":")[2])
+
+
+def get(url: str, token: str, **headers: str) -> httpx.Response:
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return httpx.get(url, headers=headers, trust_env=False)
+
+
+def test_it_listens_on_every_address(dev: RunningDev, own_address: str) -> None:
+    assert dev.ready["token"] == TOKEN
+    families = 2 if has_ipv6() else 1
+    for name in ("http", "https", "smtp"):
+        hosts = [one.rpartition(":")[0] for one in dev.ready[name]]
+        assert hosts == ["0.0.0.0", "[::]"][:families]
+        assert {one.rpartition(":")[2] for one in dev.ready[name]} == {str(port(dev, name))}
+        for host in (own_address, "127.0.0.1", *(["::1"] if families == 2 else [])):
+            socket.create_connection((host, port(dev, name)), timeout=10).close()
+    assert f"0.0.0.0:{port(dev, 'smtp')}" in dev.output
+    assert TOKEN not in dev.output
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1.0/me", "/v1.0/users/alice@example.test/messages", "/relay/v1/messages"]
+)
+def test_only_the_token_is_accepted(dev: RunningDev, own_address: str, path: str) -> None:
+    for host in (own_address, "127.0.0.1"):
+        url = f"http://{host}:{port(dev, 'http')}{path}"
+        assert get(url, TOKEN).status_code == 200
+        for token in ("", "alice", "operator", "alice@example.test", TOKEN[:-1], "a.b.c"):
+            assert get(url, token).status_code == 401
+
+
+def test_the_token_is_the_secret_of_every_client(dev: RunningDev, own_address: str) -> None:
+    base = f"http://{own_address}:{port(dev, 'http')}"
+    path = "/any/oauth2/v2.0/token"
+    for secret, status in ((TOKEN, 200), ("any", 401), ("", 401)):
+        form = {**GRANT, "client_id": "billing", "client_secret": secret}
+        answer = httpx.post(base + path, data=form, trust_env=False)
+        assert answer.status_code == status
+        if status == 200:
+            token = answer.json()["access_token"]
+            assert get(f"{base}/v1.0/users/bob@example.test/messages", token).status_code == 200
+
+
+def test_hosts_are_addresses_and_the_given_names(dev: RunningDev, own_address: str) -> None:
+    url = f"http://127.0.0.1:{port(dev, 'http')}/v1.0/me"
+    for host in ("mail.test:1", own_address, "192.0.2.7:8025", "[2001:db8::1]:8025", "localhost"):
+        assert get(url, TOKEN, Host=host).status_code == 200
+    assert get(url, TOKEN, Host="evil.test").status_code == 421
+
+
+def test_https_has_a_certificate_for_the_given_hosts(dev: RunningDev, own_address: str) -> None:
+    trust = ssl.create_default_context(cafile=dev.ready["ca"])
+    url = f"https://{own_address}:{port(dev, 'https')}/v1.0/me"
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    assert httpx.get(url, headers=headers, verify=trust, trust_env=False).status_code == 200
+
+
+def test_mail_is_captured_without_a_login(dev: RunningDev, own_address: str) -> None:
+    with smtplib.SMTP(own_address, port(dev, "smtp")) as session:
+        session.sendmail("app@b.test", ["x@elsewhere.test"], "Subject: from a container\n\nx")
+    url = f"http://127.0.0.1:{port(dev, 'http')}/relay/v1/messages?to=x@elsewhere.test"
+    until(
+        "it is captured",
+        lambda: [one["state"] for one in get(url, TOKEN).json()["messages"]] == ["captured"],
+    )
+
+
+def test_a_login_needs_tls_and_the_token(dev: RunningDev, own_address: str) -> None:
+    trust = ssl.create_default_context(cafile=dev.ready["ca"])
+    with smtplib.SMTP(own_address, port(dev, "smtp")) as session:
+        session.ehlo()
+        assert not session.has_extn("auth")
+        session.starttls(context=trust)
+        with pytest.raises(smtplib.SMTPAuthenticationError):
+            session.login("alice", "alice")
+        session.login("alice", TOKEN)
+        session.sendmail("alice@example.test", ["bob@example.test"], "Subject: x\n\nx")

@@ -1,0 +1,90 @@
+"""`relay dev` as a process of its own, in a short directory, and what its ready file says."""
+
+import json
+import os
+import smtplib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support.relay_process import ROOT, until
+
+PORTS = tuple(f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp"))
+
+
+class RunningDev:
+    """A running `relay dev`, and what its ready file says."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", ready: dict[str, Any], output: Path):
+        self.process = process
+        self.ready = ready
+        self._output = output
+        self.http = f"http://{ready['http'][0]}"
+        host, port = ready["smtp"][0].rsplit(":", 1)
+        self.smtp = (host, int(port))
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def get(self, path: str, token: str = "alice", **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.get(self.http + path, headers=headers, trust_env=False, **more)
+
+    def inbox(self, token: str) -> list[str]:
+        answer = self.get("/v1.0/me/mailFolders/inbox/messages", token)
+        return [one["subject"] for one in answer.json()["value"]]
+
+    def send(self, sender: str, recipient: str, subject: str) -> None:
+        with smtplib.SMTP(*self.smtp) as session:
+            session.sendmail(sender, [recipient], f"Subject: {subject}\n\nx")
+
+
+@contextmanager
+def relay_dev(*words: str, ports: Sequence[str] = PORTS, **variables: str) -> Iterator[RunningDev]:
+    """Run `relay dev` in a short directory until it is ready."""
+    with tempfile.TemporaryDirectory(prefix="relay-options-") as name:
+        folder = Path(name)
+        ready, output = folder / "ready.json", folder / "output"
+        command = [sys.executable, "-m", "relay", "dev", *ports, "--ready-file", str(ready), *words]
+        with output.open("wb") as out:
+            process = subprocess.Popen(
+                command, env=environment(folder) | variables, stdout=out, stderr=out
+            )
+        try:
+            until("it is ready", lambda: ready.exists() or process.poll() is not None)
+            assert ready.exists(), output.read_text()
+            yield RunningDev(process, json.loads(ready.read_text()), output)
+        finally:
+            sys.stderr.write(output.read_text())  # pytest shows it with a failure
+            process.terminate()
+            process.wait(20)
+    assert process.returncode == 0
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    return kept | {"HOME": str(folder), "TMPDIR": str(folder)}
+
+
+def run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run `relay dev`, which is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "relay", "dev", *PORTS, *words], env=environment(folder),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def relay_command(running: RunningDev, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run another command of relay on it."""
+    folder = Path(running.ready["dir"])
+    return subprocess.run(
+        [sys.executable, "-m", "relay", *words, "--config", str(folder / "relay.toml")],
+        env=environment(folder), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
