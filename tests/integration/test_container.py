@@ -1,0 +1,204 @@
+"""The container image of `relay dev`: what can be checked without a builder, and the image itself."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from relay.cli.dev import dev as command
+from relay.cli.dev_options import PORTS, PREFIX, check_together
+from relay.cli.root import cli
+from tests.support.relay_process import ROOT, until
+from tests.support.running_dev import relay_dev
+
+FILE = ROOT / "Containerfile"
+PAGE = ROOT / "docs/development.md"
+IMAGE = "relay-dev-test"
+BASE = "python:3.13-slim"
+TOKEN = "a-token-of-a-good-length"
+VARIABLES = {one.envvar for one in command.params if one.envvar}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The instructions of the file, without comments, with continued lines joined."""
+    text = re.sub(r"^#.*\n", "", FILE.read_text(), flags=re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [
+        (name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines) if name
+    ]
+
+
+def of(name: str) -> list[str]:
+    return [rest for found, rest in instructions() if found == name]
+
+
+def environment() -> dict[str, str]:
+    return dict(one.split("=", 1) for text in of("ENV") for one in shlex.split(text))
+
+
+def copied() -> list[Path]:
+    """The files and folders of the checkout that the first stage copies."""
+    rows = [shlex.split(one) for one in of("COPY") if not one.startswith("--from")]
+    return [ROOT / source for row in rows for source in row[:-1]]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the wheel is installed that the first stage builds."""
+    folder = tmp_path_factory.mktemp("image")
+    source, wheels = folder / "source", folder / "wheels"
+    source.mkdir()
+    for one in copied():
+        if one.is_dir():
+            shutil.copytree(one, source / one.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(one, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    done = subprocess.run(
+        [*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(source)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    if "hatchling" in done.stderr and done.returncode:
+        pytest.skip("no wheel can be built: hatchling cannot be downloaded")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = wheels.iterdir()
+    place = folder / "installed"
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", str(place), str(wheel)], check=True, timeout=120
+    )
+    shutil.rmtree(source)
+    return place
+
+
+def test_it_copies_what_exists_and_no_more_than_the_build_sees() -> None:
+    assert len(copied()) >= 7
+    allowed = {one[1:] for one in (ROOT / ".dockerignore").read_text().split() if one[0] == "!"}
+    for one in copied():
+        assert one.exists()
+        assert one.name in allowed
+
+
+def test_it_runs_as_a_user_and_is_checked() -> None:
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", of("USER")[-1])
+    assert len(of("HEALTHCHECK")) == 1
+    assert [int(port) for port in of("EXPOSE")[0].split()] == list(PORTS.values())
+
+
+def test_its_command_line_and_variables_are_understood() -> None:
+    words = [*json.loads(of("ENTRYPOINT")[0]), *json.loads(of("CMD")[0])]
+    assert words == ["relay", "dev"]
+    assert cli.get_command(click.Context(cli), "dev") is command
+    own = {name for name in environment() if name.startswith(PREFIX)}
+    assert own
+    assert own <= VARIABLES
+    values = {name: environment()[name] for name in own} | {"RELAY_DEV_TOKEN": TOKEN}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        options = command.make_context("dev", []).params
+    check_together(options)
+    assert options["listen_all"]
+
+
+def test_the_health_check_sees_whether_it_runs() -> None:
+    words = json.loads(of("HEALTHCHECK")[0].partition(" CMD ")[2])
+    assert words[0] == "python"
+    text = words[-1]
+    with relay_dev("--no-demo") as running:
+        port = running.ready["http"][0].rpartition(":")[2]
+        code = text.replace(":8025/", f":{port}/")
+        assert code != text
+        check = [sys.executable, *words[1:-1], code]
+        assert subprocess.run(check, timeout=20, check=False).returncode == 0
+    ended = subprocess.run(check, timeout=20, check=False, stderr=subprocess.DEVNULL)
+    assert ended.returncode != 0
+
+
+def test_the_installed_wheel_runs_without_the_source(installed: Path, short_path: Path) -> None:
+    """Rules and scenarios are in the wheel."""
+    variables = {
+        "PATH": os.environ["PATH"], "PYTHONPATH": str(installed), "HOME": str(short_path),
+        "TMPDIR": str(short_path),
+    }  # fmt: skip
+    where = (
+        "import relay; from relay.settings.environment import shipped as s;"
+        "print(relay.__file__, s('policies'), s('scenarios'), s('conf'))"
+    )
+    for words in (["-c", where], ["-m", "relay", "dev", "--once"]):
+        done = subprocess.run(
+            [sys.executable, *words], cwd=short_path, env=variables, capture_output=True,
+            text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        if words[0] == "-c":
+            assert all(one.startswith(str(installed)) for one in done.stdout.split())
+    assert "Undeliverable: " in done.stdout
+
+
+def test_the_compose_example_uses_options_that_exist() -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = [one for one in blocks if "services:" in one]
+    named = set(re.findall(rf"\b{PREFIX}[A-Z_]+", text))
+    assert named >= {"RELAY_DEV_TOKEN"}
+    assert named <= VARIABLES
+    assert "read_only: true" in text
+
+
+# -- the image
+
+
+def builder() -> str:
+    """A program that builds images here; skips the test if there is none, or if it does not run."""
+    reasons = []
+    for name in ("podman", "docker"):
+        if shutil.which(name) is None:
+            reasons.append(f"{name} is not installed")
+            continue
+        done = subprocess.run([name, "info"], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return name
+        reasons.append(f"{name}: {(done.stderr.splitlines() or ['it does not run'])[-1]}")
+    pytest.skip("; ".join(reasons))
+
+
+@pytest.fixture
+def container() -> Iterator[tuple[str, str]]:
+    program = builder()
+    pulled = subprocess.run([program, "pull", BASE], capture_output=True, text=True, check=False)
+    if pulled.returncode:
+        pytest.skip(f"{program} cannot pull {BASE}: {pulled.stderr.strip().splitlines()[-1]}")
+    build = [program, "build", "--tag", IMAGE, "--file", str(FILE), str(ROOT)]
+    subprocess.run(build, check=True, timeout=900)
+    run = [
+        program, "run", "--detach", "--rm", "--read-only", "--tmpfs", "/tmp:size=512m,mode=1777",
+        "--env", f"RELAY_DEV_TOKEN={TOKEN}", IMAGE,
+    ]  # fmt: skip
+    done = subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
+    name = done.stdout.strip()
+    yield program, name
+    subprocess.run([program, "stop", name], check=True, capture_output=True, timeout=60)
+
+
+def test_the_image_runs_read_only_as_a_user(container: tuple[str, str]) -> None:
+    program, name = container
+
+    def inside(*words: str) -> str:
+        done = subprocess.run(
+            [program, "exec", name, *words], capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    check = json.loads(of("HEALTHCHECK")[0].partition(" CMD ")[2])
+    check[-1] += "; print('healthy')"
+    until("it is healthy", lambda: inside(*check) == "healthy", timeout_s=60)
+    assert inside("id", "-u") == of("USER")[-1].partition(":")[0]
+    assert inside("relay", "send", "--to", "bob@example.test", "--body", "x")
+    until("it is delivered", lambda: "delivered" in inside("relay", "trace", "last"))
