@@ -95,7 +95,7 @@ async def test_many_at_once_by_both_ways(sender):
 
 async def test_reports_are_delivered_as_well(sender):
     for number in range(1, 6):
-        await sender.send_mail("nobody@example.test")
+        await sender.send_mail("x+550@elsewhere.test")
         await sender.relay.settle()
         assert len(sender.files("alice")) == number
 
