@@ -1,0 +1,171 @@
+"""What each test recipient of docs/internet.md leads to, for mail that several clients send to one relay.
+
+    sent = SentToAll(relay, clients)       # sends, waits, advances the clock once
+    sent.check("swaks", EXPECTED[0])
+
+All messages are sent before anything is checked, so that the clock is advanced once. A client is a
+function that sends one message to each recipient; its subject is subject_for().
+"""
+
+import mailbox
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relay.journeys.journey import is_final
+from tests.support.dev_process import DevProcess
+from tests.support.relay_config import OPERATOR
+from tests.support.relay_process import until
+from tests.support.reports import reports_of
+
+ADVANCED_S = 3600  # enough for all that is accepted later; two days of retries take much longer
+_WAIT_S = 60.0
+
+Client = Callable[[DevProcess, str, Sequence[str]], None]  # relay, sender, recipients
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A test recipient, and what its mail comes to when the clock was advanced.
+
+    `first` is the outcome of the first attempt, "" if that had not ended before the advance, and
+    `reply` a pattern of its reply. `reported` is one of the status in a report to the sender, ""
+    without one. `attempts` is the least number at the end.
+    """
+
+    address: str
+    first: str
+    last: str
+    reply: str = "2"
+    reported: str = ""
+    attempts: int = 1
+
+
+def _failed(address: str, status: str, reply: str = "") -> Expected:
+    return Expected(address, "failed", "failed", reply or rf"550 {status} ", status)
+
+
+def _relayed(address: str) -> Expected:
+    return Expected(address, "relayed", "relayed")
+
+
+def _deferred(address: str, reply: str) -> Expected:
+    return Expected(address, "deferred", "deferred", reply, attempts=5)
+
+
+EXPECTED = (
+    _failed("ann+550@customer.example", r"5\.1\.1"),
+    _failed("ann+550-5.7.26@customer.example", r"5\.7\.26"),
+    _deferred("ann+421@busy.example", r"421 4\.3\.2 "),
+    Expected("ann+451x2@customer.example", "deferred", "relayed", r"451 4\.3\.0 ", attempts=3),
+    Expected("ann+grey@customer.example", "deferred", "relayed", r"451 4\.7\.1 ", attempts=2),
+    Expected("ann+slow300@slow.example", "", "relayed"),
+    _deferred("ann+drop@lossy.example", ""),
+    _deferred("ann+full@customer.example", r"452 4\.2\.2 "),
+    Expected("ann+later550@customer.example", "relayed", "relayed", reported=r"5\.1\.1"),
+    _relayed("ann+tls@customer.example"),
+    _failed("bounce+550+no+such+user@customer.example", r"5\.\d\.\d", "550 no such user "),
+    _failed("permerror@customer.example", r"5\.1\.1"),
+    _deferred("temperror@customer.example", r"451 4\.3\.0 "),
+    _failed("rcptto550@customer.example", r"5\.1\.1"),
+    _relayed("success@simulator.amazonses.com"),
+    _failed("bounce@simulator.amazonses.com", r"5\.1\.1"),
+    _failed("suppressionlist@simulator.amazonses.com", r"5\.1\.1"),
+    _relayed("complaint@simulator.amazonses.com"),
+    _relayed("ooto@simulator.amazonses.com"),
+    _relayed("delivered@resend.dev"),
+    _failed("bounced@resend.dev", r"5\.1\.1"),
+    _relayed("complained@resend.dev"),
+    _failed("suppressed@resend.dev", r"5\.1\.1"),
+    # not one: it is captured
+    Expected("ann@customer.example", "captured", "captured"),
+)  # fmt: skip
+RECIPIENTS = [one.address for one in EXPECTED]
+
+
+def subject_for(recipient: str) -> str:
+    """The subject of the message to a recipient."""
+    return f"For {recipient}"
+
+
+class SentToAll:
+    """Mail of some clients to all test recipients, before and after the advance of the clock."""
+
+    def __init__(self, relay: DevProcess, clients: Mapping[str, Client]) -> None:
+        self._relay = relay
+        for name, send in clients.items():
+            send(relay, f"{name}@example.test", RECIPIENTS)
+        final = {one.address for one in EXPECTED if one.last in ("failed", "relayed")}
+        tried = {one.address for one in EXPECTED if one.first}
+        self.before = {
+            name: self._until(name, lambda one: bool(_attempts(one)), tried) for name in clients
+        }
+        answer = relay.graph(
+            "POST", "/relay/v1/dev/clock", {"advance_s": ADVANCED_S}, token=OPERATOR
+        )
+        assert answer.status == 200, answer.body
+        self.after = {name: self._until(name, is_final, final) for name in clients}
+        self.reports = {name: reports_of(relay, name) for name in clients}
+        self.senders = {address: _senders(relay.mailbox_of(address)) for address in RECIPIENTS}
+
+    def _until(
+        self, client: str, ready: Callable[[Mapping[str, Any]], bool], addresses: Collection[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Return the journeys by recipient, when those of `addresses` are ready."""
+        found: dict[str, dict[str, Any]] = {}
+
+        def all_are() -> bool:
+            path = f"/relay/v1/messages?sender={client}@example.test&limit=1000"
+            for journey in self._relay.graph("GET", path, token=OPERATOR).json()["messages"]:
+                found[journey["recipients"][0]["address"]] = journey
+            return {name for name, one in found.items() if ready(one)} >= set(addresses)
+
+        try:
+            until("the mail has come so far", all_are, timeout_s=_WAIT_S)
+        except AssertionError as error:
+            late = {
+                name: found[name]
+                for name in addresses
+                if not (name in found and ready(found[name]))
+            }
+            raise AssertionError(f"{client}: {late}") from error
+        return found
+
+    def check(self, client: str, expected: Expected) -> None:
+        """Compare one message of a client with what its recipient names."""
+        address = expected.address
+        before, after = self.before[client].get(address), self.after[client].get(address)
+        assert before, f"{client} did not send to {address}"
+        assert after["subject"] == subject_for(address)
+        assert after["state"] == expected.last, after
+        assert bool(_attempts(before)) == bool(expected.first), before
+        attempts = _attempts(after)
+        assert len(attempts) >= expected.attempts, attempts
+        assert attempts[0]["outcome"] == (expected.first or expected.last), attempts
+        assert re.match(expected.reply, attempts[0]["reply"]), attempts
+        copies = sum(f"{client}@example.test" in one for one in self.senders[address])
+        assert copies == (expected.last in ("relayed", "captured"))
+        self._check_report(client, expected)
+
+    def _check_report(self, client: str, expected: Expected) -> None:
+        reports = [one for one in self.reports[client] if expected.address in one.recipients]
+        assert len(reports) == bool(expected.reported), reports
+        for report in reports:
+            assert report.returned["Subject"] == subject_for(expected.address)
+            fields = report.recipients[expected.address]
+            assert fields["action"] == "failed"
+            assert re.fullmatch(expected.reported, fields["status"]), fields
+
+
+def _attempts(journey: Mapping[str, Any]) -> list[dict[str, Any]]:
+    [recipient] = journey["recipients"]
+    return list(recipient["attempts"])
+
+
+def _senders(maildir: Path) -> list[str]:
+    """The From fields of the messages in a mailbox."""
+    if not maildir.is_dir():
+        return []
+    return [str(one["From"]) for one in mailbox.Maildir(maildir, create=False)]
