@@ -77,6 +77,7 @@ simulate: .venv/development
 	    $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace)
 
 clients: .clients/installed
+	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
 	.clients/venv/bin/python -m pytest -n 2 --dist worksteal tests/clients $(ARGS)
 
 crash: .venv/development

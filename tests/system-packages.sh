@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
 # msmtp as submitters, Dovecot and mutt as programs that share a mailbox with the relay, strace to see
-# the sync before the 250, openssl for certificates, faketime to let a clock jump.
+# the sync before the 250, openssl for certificates, faketime to let a clock jump. With "languages": those
+# that run the programs in docs/snippets.md.
 # As root, or where CI is set, they are installed. On a person's machine nothing is changed through sudo
 # unless SYSTEM_PACKAGES=install says so: then, as without apt or the rights, those tests are skipped, and
 # one line says why and how to have them run.
@@ -10,12 +11,20 @@ set -euo pipefail
 declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=strace
     [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [faketime]=faketime)
 PATH="$PATH:/usr/sbin:/sbin"
+if [ "${1:-}" = languages ]; then
+    package_of=([curl]=curl [jq]=jq [java]=default-jdk-headless [mcs]=mono-mcs
+        [mono]=libmono-system-net-http4.0-cil [php]=php-cli [ruby]=ruby)
+fi
 missing=()
 for program in "${!package_of[@]}"; do
     command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
 done
-# swaks has TLS by a module that its package only recommends
-/usr/bin/perl -MNet::SSLeay -e 1 2>/dev/null || missing+=(libnet-ssleay-perl)
+if [ "${1:-}" = languages ]; then
+    [ -e /usr/share/java/javax.mail.jar ] || missing+=(libmail-java)
+else
+    # swaks has TLS by a module that its package only recommends
+    /usr/bin/perl -MNet::SSLeay -e 1 2>/dev/null || missing+=(libnet-ssleay-perl)
+fi
 [ ${#missing[@]} = 0 ] && exit 0
 
 skip() {
