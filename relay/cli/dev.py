@@ -228,6 +228,7 @@ class _TextView(DevelopmentView):
             f"  swaks --server {smtp.host} --port {smtp.port} --from app@{self._domain} --to {bob}",
             f"  relay send{config} --to {bob} --subject hi --body hello",
             f"  relay trace{config} last        relay queue list{config}",
+            "  or --to x+550@example.org, which bounces; also +451x2 +grey +slow10 +drop +later550",
             f"ready (pid {os.getpid()}); every step of every message follows, Ctrl-C ends it",
         )
 

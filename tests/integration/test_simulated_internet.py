@@ -1,5 +1,6 @@
 """`relay dev` and its simulated internet: each test recipient ends as it says, and nothing goes beyond loopback."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ import pytest
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import people
 from tests.support.relay_process import until
-from tests.support.reports import report_about
+from tests.support.reports import report_about, reports_of
 
 SENDERS = {"graph": "alice", "smtp": "bob"}
 
@@ -111,18 +112,58 @@ def test_a_recipient_that_bounces_later_is_reported_by_its_host(
     assert report.message["return-path"] == "<>"
 
 
-def test_a_greylisted_recipient_is_accepted_by_a_later_attempt(relay: DevProcess) -> None:
-    sent = {f"{way}+grey@eight.test": send(relay, way, f"{way}+grey@eight.test") for way in SENDERS}
-    for address, key in sent.items():
-        reply = of_recipient(relay.until_state(key, "deferred"), address)["reply"]
-        assert reply.startswith("451 4.7.1 Greylisted")
+def advance(relay: DevProcess, seconds: float) -> None:
+    headers = {"Authorization": "Bearer alice", "Content-Type": "application/json"}
+    body = json.dumps({"advance_s": seconds}).encode()
+    answer = relay.request("POST", "/relay/v1/dev/clock", body, headers, timeout_s=90)
+    assert answer.status == 200, answer.body
 
-    def outcomes() -> list[list[str]]:
-        found = [of_recipient(relay.journey(key), address) for address, key in sent.items()]
-        return [[one["outcome"] for one in each["attempts"]] for each in found]
 
-    expected = ["deferred", "deferred", "relayed"]
-    until("both are accepted", lambda: outcomes() == [expected, expected], timeout_s=40)
+@pytest.fixture
+def fresh() -> Iterator[DevProcess]:
+    """A relay of its own, whose clock is advanced."""
+    with DevProcess() as started:
+        yield started
+
+
+LATER = {  # local part: state after two minutes, outcomes of the attempts
+    "grey": ("relayed", ["deferred", "deferred", "relayed"]),
+    "451x2": ("relayed", ["deferred", "deferred", "relayed"]),
+    "451x1": ("relayed", ["deferred", "relayed"]),
+    "slow100": ("relayed", ["relayed"]),
+}
+NEVER = {"graph": ("drop", "4.4.2"), "smtp": ("full", "4.2.2")}  # local part, status
+
+
+def test_retries_of_two_days_take_an_advance_of_the_clock(fresh: DevProcess) -> None:
+    def sent_to(way: str, tag: str) -> tuple[str, str]:
+        address = f"{way}+{tag}@{tag}.test"
+        return send(fresh, way, address), address
+
+    sent = {(way, tag): sent_to(way, tag) for way in SENDERS for tag in (*LATER, "later550")}
+    never = {way: sent_to(way, tag) for way, (tag, _) in NEVER.items()}
+    for key, address in [*sent.values(), *never.values()]:
+        if "slow" not in address and "later" not in address:
+            fresh.until_state(key, "deferred")
+    advance(fresh, 130)
+    for (_, tag), (key, address) in sent.items():
+        found = of_recipient(fresh.journey(key), address)
+        outcomes = [one["outcome"] for one in found["attempts"]]
+        assert (found["state"], outcomes) == LATER.get(tag, ("relayed", ["relayed"])), tag
+    for way, sender in SENDERS.items():
+        key, address = never[way]
+        found = of_recipient(fresh.journey(key), address)
+        assert (found["state"], found["status"]) == ("deferred", NEVER[way][1])
+        [report] = reports_of(fresh, sender)
+        assert set(report.recipients) == {f"{way}+later550@later550.test"}
+    advance(fresh, 3 * 86_400)
+    for way, sender in SENDERS.items():
+        key, address = never[way]
+        found = of_recipient(fresh.journey(key), address)
+        assert found["state"] == "expired"
+        assert len(found["attempts"]) > 40
+        fields = report_about(fresh, address, person=sender).recipients[address]
+        assert (fields["action"], fields["status"]) == ("failed", "5.4.7")
 
 
 def test_other_mail_stays_captured(relay: DevProcess) -> None:
