@@ -43,6 +43,15 @@ class Client(httpx.AsyncClient):
         assert found.status_code == 200, found.text
         return {one["address"]: (one["state"], one["reply"]) for one in found.json()["recipients"]}
 
+    async def now(self, answer: httpx.Response) -> dict[str, tuple[str, str]]:
+        """State and reply by recipient."""
+        found = await self.get(f"/relay/v1/messages/{answer.headers['x-relay-message-id']}")
+        return {one["address"]: (one["state"], one["reply"]) for one in found.json()["recipients"]}
+
+    async def advance(self, seconds: float) -> None:
+        answer = await self.post("/relay/v1/dev/clock", json={"advance_s": seconds})
+        assert answer.status_code == 200, answer.text
+
 
 @pytest.fixture
 def running(short_path: Path) -> Callable[..., object]:
@@ -207,3 +216,85 @@ async def test_the_control_socket_shows_the_scenario(running, short_path):
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as control:
             answer = await control.get(INTERNET, headers={"accept": "application/json"})
             assert json.loads(answer.content)["used"][0]["entry"] == "yahoo.com: DOT nouser"
+
+
+async def test_a_limit_ends_when_the_clock_is_advanced(running, tmp_path):
+    limited = """
+[[domain]]
+name = "shop.test"
+[[domain.limit]]
+messages = "1/10m"
+reply = "421 4.7.28 too many messages"
+"""
+    (tmp_path / "limited.toml").write_text(limited)
+    async with running(f"{tmp_path}/limited.toml") as client:
+        first = await client.send_to("a@shop.test")
+        assert (await client.recipients(first))["a@shop.test"][0] == "relayed"
+        second = await client.send_to("b@shop.test")
+        await client.advance(9 * 60)
+        assert await client.now(second) == {
+            "b@shop.test": ("deferred", "421 4.7.28 too many messages")
+        }
+        await client.advance(20 * 60)
+        assert (await client.now(second))["b@shop.test"][0] == "relayed"
+
+
+async def test_faults_of_dns_end_in_a_delivery_or_a_bounce(running, tmp_path):
+    faulty = """
+[[domain]]
+name = "once.test"
+[[domain.reply]]
+verb = "DNS"
+action = "servfail"
+times = 1
+[[domain]]
+name = "nowhere.test"
+[[domain.reply]]
+verb = "DNS"
+action = "nxdomain"
+[[domain]]
+name = "null.test"
+null_mx = true
+[[domain]]
+name = "second.test"
+mx = [
+    { host = "mx1.second.test", preference = 1, addresses = "none" },
+    { host = "mx2.second.test", preference = 2 },
+]
+[[domain]]
+name = "hidden.test"
+addresses = "none"
+"""
+    (tmp_path / "faulty.toml").write_text(faulty)
+    names = ("once", "nowhere", "null", "second", "hidden")
+    async with running(f"{tmp_path}/faulty.toml") as client:
+        answer = await client.send_to(*(f"a@{name}.test" for name in names))
+        await client.advance(5 * 60)
+        found = {key[2:-5]: state for key, (state, _) in (await client.now(answer)).items()}
+        assert found == {
+            "once": "relayed",
+            "nowhere": "failed",
+            "null": "failed",
+            "second": "relayed",
+            "hidden": "failed",
+        }
+
+
+async def test_a_host_fails_over_to_the_next_one(running, tmp_path):
+    hosts = """
+[[domain]]
+name = "shop.test"
+mx = [{ host = "one.shop.test", preference = 1 }, { host = "two.shop.test", preference = 2 }]
+[[domain.reply]]
+verb = "CONNECT"
+host = "one.*"
+action = "drop"
+[[domain.reply]]
+verb = "DOT"
+host = "two.*"
+reply = "250 2.0.0 kept by two"
+"""
+    (tmp_path / "hosts.toml").write_text(hosts)
+    async with running(f"{tmp_path}/hosts.toml") as client:
+        found = await client.recipients(await client.send_to("a@shop.test"))
+        assert found == {"a@shop.test": ("relayed", "250 2.0.0 kept by two")}
