@@ -19,6 +19,7 @@ _BYTES_MAX = 256 * 1024
 _FAULTS_MAX = 20
 _TOML = "application/toml"
 _JSON = "application/json"
+_USED = "# used: "  # begins a comment that a later PUT may bring back
 
 
 async def scenario_response(request: HttpRequest, controls: DevelopmentControls) -> Response:
@@ -68,11 +69,15 @@ def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
 
 def _with_uses(controls: DevelopmentControls) -> str:
     """Return the TOML with the number of uses as comments at its end."""
-    text = controls.scenario_toml
-    if text and not text.endswith("\n"):
-        text += "\n"
-    lines = []
-    for one in controls.used_replies():
-        left = "" if one["left"] is None else f", {one['left']} left"
-        lines.append(f"# used {one['used']} times{left}: {quoted(one['entry'])}\n")
-    return text + ("\n" if lines else "") + "".join(lines)
+    kept = [one for one in controls.scenario_toml.split("\n") if not one.startswith(_USED)]
+    text = "\n".join(kept).rstrip("\n")
+    used = [
+        f"{_USED}{one['used']}{_left(one['left'])}: {quoted(one['entry'])}"
+        for one in controls.used_replies()
+    ]
+    parts = [part for part in (text, "\n".join(used)) if part]
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _left(number: int | None) -> str:
+    return "" if number is None else f", left: {number}"

@@ -165,6 +165,7 @@ class _TextView(DevelopmentView):
             f"  SMTP       smtp://alice:{password}@{smtp}    or without a login",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             *self._accounts(),
+            *(f"  Scenario   {printable(name)}" for name in self._plan.scenarios),
             "",
         )
 

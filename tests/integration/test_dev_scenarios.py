@@ -79,7 +79,7 @@ async def test_a_scenario_is_shown_and_replaced(running):
 
         put = await client.put(INTERNET, content=SCENARIO, headers=TOML)
         assert put.status_code == 200
-        assert put.text == SCENARIO + "\n# used 0 times, 5 left: 'shop.test: RCPT x'\n"
+        assert put.text == SCENARIO + "\n# used: 0, left: 5: 'shop.test: RCPT x'\n"
 
         answer = await client.send_to("x@shop.test", "y@shop.test")
         found = await client.recipients(answer)
@@ -92,7 +92,9 @@ async def test_a_scenario_is_shown_and_replaced(running):
             "used": [{"entry": "shop.test: RCPT x", "used": 1, "left": 4}],
         }
         text = (await client.get(INTERNET)).text
-        assert (await client.put(INTERNET, content=text, headers=TOML)).status_code == 200
+        assert text == SCENARIO + "\n# used: 1, left: 4: 'shop.test: RCPT x'\n"
+        again = await client.put(INTERNET, content=text, headers=TOML)
+        assert (again.status_code, again.text) == (200, put.text)  # counted from the beginning
 
         removed = await client.put(INTERNET, content="", headers=TOML)
         assert (removed.status_code, removed.text) == (200, "")
