@@ -74,6 +74,10 @@ class DevelopmentAccounts:
         self._always = [f"{name}@{self._domains[0]}" for name in NAMES]
         self._used: OrderedDict[str, None] = OrderedDict()  # the most recently used last
 
+    def forget(self) -> None:
+        """Forget the accounts that were used; those of mailboxes exist as long as these do."""
+        self._used.clear()
+
     def by_token(self, token: str) -> Account | None:
         """Return the account that the token names.
 

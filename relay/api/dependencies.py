@@ -55,6 +55,10 @@ class DevelopmentControls(Protocol):
         """Replace the scenario by a TOML text or a table. Raises SettingsError: nothing changed."""
         ...
 
+    async def reset(self) -> int:
+        """Delete everything that is stored; return the number of messages."""
+        ...
+
 
 class ChangeNotifier:
     """Wakes the waiting requests when a journey changes; one for the whole process."""

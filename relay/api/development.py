@@ -12,13 +12,14 @@ from starlette.responses import Response
 
 from relay.advanceable_clock import AdvanceError
 from relay.api.dependencies import DevelopmentControls, Principal
-from relay.api.request_parameters import read_body, require_method
+from relay.api.request_parameters import read_body, require_method, single_values
 from relay.api.scenario_requests import scenario_response
 from relay.clock import rfc3339
 from relay.http.browsers import check_origin
-from relay.http.errors import ApiError
+from relay.http.errors import ApiError, service_unavailable
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
+from relay.mailbox.types import StoreError
 
 
 class _AdvanceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +36,15 @@ async def development_response(
             return json_response(await _clock(request, controls))
         case ("dev", "internet"):
             return await scenario_response(request, controls)
+        case ("messages",) if request.method == "DELETE":
+            check_origin(request)
+            single_values(request.query, ())
+            try:
+                return json_response({"messages": await controls.reset()})
+            except StoreError as error:
+                raise service_unavailable(
+                    "ResourceUnhealthy", str(error), retry_after_s=5
+                ) from error
         case _:
             return None
 

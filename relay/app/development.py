@@ -24,6 +24,7 @@ from relay.app.development_ca import DevelopmentCertificate
 from relay.app.development_folder import DevelopmentFolder
 from relay.app.development_internet import RemoteSide
 from relay.app.release_target import ReleaseTarget
+from relay.app.reset import Reset
 from relay.app.settling import SETTLE_S
 from relay.clock import Ids, SystemClock
 from relay.http.protocol import AllowedHosts
@@ -199,6 +200,9 @@ class DevelopmentRelay:
             folder,
             partial(settling.settle, is_delayed=lambda: self.internet.delayed > 0),
         )
+        self._reset = Reset(
+            self.daemon, folder.path / "trash", quiet=self._quiet, forget=self._forget
+        )
 
     def _compose(self) -> Daemon:
         options = self._options
@@ -210,14 +214,15 @@ class DevelopmentRelay:
             smtp = tuple(replace(one, trusted_networks=_EVERYONE) for one in settings.smtp)
             settings = replace(settings, smtp=smtp)
         self._rules = _rules_of(settings)
+        self._accounts = DevelopmentAccounts(
+            MailboxNames(settings.mailboxes.root),
+            domains=settings.mailboxes.domains,
+            operator_token=self.token,
+            token=options.token,
+            strict=options.strict_users,
+        )
         sources = RelayDependencies(
-            DevelopmentAccounts(
-                MailboxNames(settings.mailboxes.root),
-                domains=settings.mailboxes.domains,
-                operator_token=self.token,
-                token=options.token,
-                strict=options.strict_users,
-            ),
+            self._accounts,
             lambda: self._rules,
             is_simulated=self.internet.covers,
             release_to=self.release_to,
@@ -240,6 +245,7 @@ class DevelopmentRelay:
 
         Raises OSError for a port in use; stop() must be called even then.
         """
+        await self._reset.begin()
         await self.internet.start()
         await self.daemon.start()
         at = self.addresses
@@ -252,11 +258,28 @@ class DevelopmentRelay:
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
         await self._advances.stop()
+        await self._reset.end()
         await self.remote_side.stop()
         try:
             await self.daemon.stop()
         finally:
             await self.internet.stop()
+
+    async def reset(self) -> int:
+        """Delete all messages, mailboxes and accounts that were made; return how many messages.
+
+        Raises SpoolError, StoreError.
+        """
+        return await self._reset.run()
+
+    async def _quiet(self) -> None:
+        """End what remote hosts do at present."""
+        await self.internet.end_sessions()
+        await self.remote_side.stop()
+
+    def _forget(self) -> None:
+        self._accounts.forget()
+        self.internet.forget()
 
     def reload_rules(self) -> int:
         """Load the rules again, and return how many there are. Blocks.

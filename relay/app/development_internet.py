@@ -90,6 +90,7 @@ class RemoteSide:
         """Forget the reports."""
         for timer in self._waiting:
             timer.cancel()
+        self._waiting.clear()
         for task in self._sending:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)

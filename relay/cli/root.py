@@ -20,6 +20,7 @@ _VERBS = {
     "wait": "Wait until a message reaches a state.",
     "trace": "Show a message's journey through the seven steps.",
     "show": "Show a message's content, captured mail too.",
+    "reset": "Delete everything that the development relay has stored.",
     "queue": "List the queue and change it.",
     "storage": "Check, repair, back up and prune the stored data.",
     "account": "Add, list and remove accounts; tokens and passwords.",

@@ -8,7 +8,17 @@ A spool that cannot be read is retried; no claim is dropped. See docs/design.md 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from functools import partial
 from types import MappingProxyType
 
 from relay.clock import Clock, Timer
@@ -37,6 +47,7 @@ _DELAY_CHECK_US = 60_000_000  # between checks for delay notices that are due
 _AFTER_FAULT_S = 1.0
 _SCAN_DELAY_S = 0.1  # until a scan for less than a batch
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
+_ABORTS, _EMPTIED_S = 2, 0.5  # how often, and how long each time, emptied() waits
 _AFTER_CANCEL_S = 1.0  # for cancelled attempts to be settled after the grace time
 
 
@@ -68,10 +79,11 @@ class DeliveryScheduler:
         self._active_queue = active_queue
         self._claims_in_memory = ClaimsInMemory()
         self._local_queue = LocalDeliveryQueue(local, self)
-        self._sites = Sites(
-            self, self._claims_in_memory, resolver=resolver, table=table, slots=slots,
+        self._new_sites = partial(
+            Sites, self, self._claims_in_memory, resolver=resolver, table=table, slots=slots,
             options=options, clock=clock, connect=connect,
         )  # fmt: skip
+        self._sites = self._new_sites()
         self._scanner = QueueScanner(
             spool, active_queue, clock, offer=self.offer, delivers_captured=local.delivers_captured
         )
@@ -209,12 +221,42 @@ class DeliveryScheduler:
         self._recorder.stop_retrying()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
 
+    @contextlib.asynccontextmanager
+    async def emptied(self) -> AsyncIterator[None]:
+        """Forget all claims, end all attempts, and do nothing until the block is left.
+
+        What hosts did is forgotten too. An attempt that is cut off is settled before the block, if
+        its host lets go of it soon. The block removes the entries; a claim that it leaves in the
+        spool is released by the next start only.
+        """
+        loop = asyncio.get_running_loop()
+        self._stopping = True
+        try:
+            async with self._scan_lock:
+                for claim in (*self._sites.close(), *self._local_queue.ready.drain()):
+                    self._contents.release(claim)
+                    self._remove(claim)
+                for _ in range(_ABORTS):  # a connection that was cut off says QUIT first
+                    self._sites.abort()
+                    deadline_s = loop.time() + _EMPTIED_S  # real time: a peer
+                    await self._tasks_ended(deadline_s)
+                self._sites = self._new_sites()
+                yield
+        finally:
+            self._stopping = False
+            self.due_now()
+
     async def _all_ended(self, deadline_s: float) -> None:
         """Wait until all connections and tasks have ended, with the tasks that they start."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline_s):  # real time: attempts at peers end
                 async with self._scan_lock:  # claims being fetched are released
                     pass
+                await self._tasks_ended(deadline_s)
+
+    async def _tasks_ended(self, deadline_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline_s):  # real time: attempts at peers end
                 while busy := [*self._unfinished_tasks()]:
                     await asyncio.wait(busy)
 

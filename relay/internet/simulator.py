@@ -92,6 +92,10 @@ class SimulatedInternet:
         await self._dns.stop()
         self.close()
 
+    async def end_sessions(self) -> None:
+        """Close all connections of hosts; a message that is not accepted yet never is."""
+        await asyncio.gather(*(host.end_sessions() for host in self._hosts.values()))
+
     def close(self) -> None:
         """Release the ports, in place of stop() where there was no start()."""
         self._dns.close()

@@ -109,6 +109,10 @@ class SmtpHost:
             self._server.close()
         if self._listener is not None:
             self._listener.close()
+        await self.end_sessions()
+
+    async def end_sessions(self) -> None:
+        """Close every connection, and wait until nothing more is done for it."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

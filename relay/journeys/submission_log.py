@@ -121,6 +121,13 @@ class SubmissionLog:
                 os.write(self._file, b"\n")
         return self._file
 
+    def clear(self) -> None:
+        """Remove all files."""
+        with self._lock:
+            self.close()
+            for path in self._files():
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Close today's file."""
         if self._file is not None:

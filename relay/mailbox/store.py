@@ -8,6 +8,7 @@ _bind_calls(). docs/design.md 3.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -24,7 +25,7 @@ from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import ROOT_ID, Folders
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import IndexBuilder, Indexes
-from relay.mailbox.maildir import DirectorySync, Stripes
+from relay.mailbox.maildir import DirectorySync, Stripes, list_names
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.moving import MessageMover
 from relay.mailbox.query import DeltaQuery, MessageQuery
@@ -83,7 +84,7 @@ class FileStore:
             return dead_letter if account == DEAD_LETTER else mailbox_directory(root, account)
 
         clock.resume(ClockAnchorFile(root / ".submissions").read())
-        self._directory_of = directory_of
+        self._directory_of, self._root, self._log = directory_of, root, log
         folders, stripes, syncs = Folders(directory_of), Stripes(), DirectorySync()
         self._index = Indexes(clock)
         submissions = SubmissionDirectory(root / ".submissions", syncs)
@@ -328,6 +329,17 @@ class FileStore:
         self._builder.note_delivery(self._directory_of(account))
         return result
 
+    async def clear(self, trash: Path) -> int:
+        """Remove all mailboxes, submissions and upload sessions, and the submission log; return the
+        number of submissions. The mailboxes are moved into `trash`, on the same file system.
+
+        No other call runs meanwhile. For tests and development only.
+        """
+        removed = await self._actions.run_alone(lambda: self._clear(trash))
+        self._pending.clear()
+        self._timer.clear()
+        return removed
+
     def _is_idle(self) -> bool:
         return all(one.is_idle for one in (self._actions, self._queries, self._folder_changes))
 
@@ -357,6 +369,19 @@ class FileStore:
             self._pending.offer(submission)
 
     # -- in a thread
+
+    def _clear(self, trash: Path) -> int:
+        removed = self._shared.submissions.clear()
+        self._shared.keyed.clear()
+        self.attachments.clear()
+        self._log.clear()
+        self._index.forget()
+        trash.mkdir(mode=0o700, exist_ok=True)
+        domains = [self._root / name for name in list_names(self._root) if name[:1] != "."]
+        for number, directory in enumerate([*domains, self._directory_of(DEAD_LETTER)]):
+            with suppress(FileNotFoundError):
+                directory.rename(trash / str(number))
+        return removed
 
     def _write_anchor(self) -> None:
         submissions = self._shared.submissions

@@ -39,6 +39,8 @@ class ThreadPool:
         self._threads: list[threading.Thread] = []
         self._pending = 0
         self._is_closed = False
+        self._alone: asyncio.Event | None = None  # set when the call that runs alone has ended
+        self._has_ended = asyncio.Event()
 
     @property
     def is_idle(self) -> bool:
@@ -70,6 +72,26 @@ class ThreadPool:
             with storage_errors():
                 return function(*args, **kwargs)
 
+        while self._alone is not None:
+            await self._alone.wait()
+        return await self._run(call)
+
+    async def run_alone(self, function: Callable[[], _Result]) -> _Result:
+        """Call `function` in a thread when all other calls have ended; later calls wait for it."""
+        while self._alone is not None:
+            await self._alone.wait()
+        self._alone = asyncio.Event()
+        try:
+            while self._pending:
+                self._has_ended.clear()
+                await self._has_ended.wait()
+            with storage_errors():
+                return await self._run(function)
+        finally:
+            self._alone.set()
+            self._alone = None
+
+    async def _run(self, call: Callable[[], _Result]) -> _Result:
         if self._is_closed:
             raise RuntimeError("the store is closed")
         loop = asyncio.get_running_loop()
@@ -109,6 +131,8 @@ class ThreadPool:
 
     def _settle(self, future: "asyncio.Future[Any]", result: Any, error: Any) -> None:
         self._pending -= 1
+        if not self._pending and self._alone is not None:
+            self._has_ended.set()
         if future.done():  # cancelled
             return
         if error is None:

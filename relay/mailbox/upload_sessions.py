@@ -183,6 +183,12 @@ class Uploads:
         with self._all():
             pass
 
+    def clear(self) -> None:
+        """Remove all sessions."""
+        with self._all() as sessions:
+            for digest in list(sessions):
+                self._remove(sessions, digest)
+
     def _attach(self, digest: str, session: _UploadSession, limit_bytes: int) -> None:
         facts = session.facts
         path = self._directory / f"{digest}@{session.received}"
@@ -394,6 +400,7 @@ class AttachmentStore:
         self.find_upload = threads.in_thread(self._uploads.find)
         self.attach_upload = threads.in_thread(self._uploads.attach)
         self.remove_upload = threads.in_thread(self._uploads.remove)
+        self.clear = self._uploads.clear
         self.remove_expired = threads.in_thread(self._uploads.remove_expired)
 
     async def add(

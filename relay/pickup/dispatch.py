@@ -7,8 +7,8 @@ others. An exception of the store's queue ends run().
 
 import asyncio
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from relay.clock import Clock
@@ -28,6 +28,7 @@ from relay.pickup.smtp_client import SubmissionClient
 from relay.round_robin import RoundRobinQueue
 
 SOCKET_NAME = "pickup.sock"
+_EMPTIED_S = 2.0
 _SLOW_MAX = 4096  # further ones are retried later
 _log = get_logger("pickup")
 
@@ -86,7 +87,7 @@ class Pickup:
         self._slow_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # one for each submission in progress
         self._idle_clients: list[SubmissionClient] = []
-        self._is_running = False
+        self._is_running = self._is_paused = False
 
     async def run(self) -> None:
         """Run until cancelled. Submissions in progress continue: call drain() afterwards."""
@@ -126,12 +127,36 @@ class Pickup:
                 task.cancel()
             self._conversion.close()
 
+    @asynccontextmanager
+    async def emptied(self) -> AsyncIterator[None]:
+        """Finish the submissions in progress, and start none until the block is left.
+
+        One that takes long is dropped; it is still pending. The block removes the pending ones.
+        """
+        self._is_paused = True
+        try:
+            tasks = set(self._tasks)
+            if self._slow_task is not None:
+                self._slow_task.cancel()
+                tasks.add(self._slow_task)
+            if tasks:
+                _, unfinished = await asyncio.wait(tasks, timeout=_EMPTIED_S)  # real time: a child
+                for task in unfinished:
+                    task.cancel()
+                await asyncio.gather(*unfinished, return_exceptions=True)
+            self._slow = RoundRobinQueue()
+            self._attempts.clear()
+            yield
+        finally:
+            self._is_paused = False
+            self._start_more()
+
     def _start_more(self) -> None:
         """Start the submissions that may start now.
 
         Called when a submission is ready, when one has ended, and when the gate has reopened.
         """
-        while self._is_running and self._gate.is_open():
+        while self._is_running and not self._is_paused and self._gate.is_open():
             pending = self._store.take_submission(self._gate.may_start)
             if pending is None:
                 return

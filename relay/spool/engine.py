@@ -63,6 +63,12 @@ class SpoolMaintenance(Protocol):
         """Remove contents without a message, such as a crash leaves; return their number."""
         ...
 
+    async def clear(self) -> int:
+        """Remove every message, in whatever state, and every submission key; return the number of
+        messages that are not reports. Claims can no longer settle. For tests and development only.
+        """
+        ...
+
 
 class SpoolEngine(Spool, Protocol):
     """An open spool, as its owner uses it. Call start() once, then stop() once."""

@@ -1,5 +1,7 @@
 """What maintenance.prune removes and what it keeps."""
 
+import asyncio
+
 import pytest
 
 from relay.message.outcome import Evidence, Relayed
@@ -97,3 +99,23 @@ async def test_a_waiting_message_is_not_pruned(spool, make, clock) -> None:
     await spool.settle(Settlement(claim, 5, {}, EntrySchedule(due_us, due_us)))
     clock.advance(60)
     assert await spool.maintenance.prune(Retention(0)) == 0
+
+
+async def test_clear_removes_everything_and_the_queue_goes_on(spool, make) -> None:
+    large = b"Subject: x\r\n\r\n" + b"y" * 200_000
+    held = (await spool.accept(make(content=large), submission_key="k", claim=False)).queue_id
+    (claim,) = (await spool.accept(make())).claims
+    await finished(spool, make)
+    accepting = asyncio.gather(*(spool.accept(make()) for _ in range(3)), spool.maintenance.clear())
+    cleared = (await accepting)[-1]
+    assert 3 <= cleared <= 6
+    cleared += await spool.maintenance.clear()
+    assert cleared == 6
+    assert await spool.journey(held) is None
+    assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0] is False
+    assert (await spool.counts()).unaccounted == 0
+    again = await spool.accept(make(), submission_key="k")
+    assert not again.repeated
+    assert await spool.journey(again.queue_id) is not None
+    counts = await spool.counts()
+    assert (sum(counts.entries.values()), counts.unaccounted) == (1, 0)

@@ -105,6 +105,10 @@ class ControlClient:
         finally:
             connection.close()
 
+    def delete(self, path: str) -> Any:
+        """Delete what is at `/relay/v1` + `path`; return the JSON. Raises as get() does."""
+        return self._request("DELETE", path, b"").value
+
     def _request(self, method: str, path: str, body: bytes) -> ControlResponse:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
@@ -163,7 +167,7 @@ def path_of(key: str) -> str:
 
 T = TypeVar("T")
 LIST_MAX = 10_000
-_NOT_FOUND = 404
+_NOT_FOUND, _NOT_ALLOWED = 404, 405
 WAIT_S_MAX = 300.0  # per request
 _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries
@@ -239,6 +243,20 @@ class OperatorClient:
     def source(self, key: str) -> Iterator[bytes]:
         """Yield the MIME of a message from the daemon. Raises as message_from_relay() does."""
         return self._client.download(path_of(key) + "/source")
+
+    def reset(self) -> dict[str, Any] | None:
+        """Delete everything that a development relay has stored; None: it is a service.
+
+        Raises ControlUnavailableError without a daemon.
+        """
+        client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
+        try:
+            deleted: dict[str, Any] = client.delete("/messages")
+        except ControlError as error:
+            if error.status in (_NOT_FOUND, _NOT_ALLOWED):
+                return None
+            raise
+        return deleted
 
     def entries_of(self, queue_id: str) -> list[dict[str, Any]]:
         """Return the entries of a message that are not final, from the daemon."""

@@ -269,11 +269,15 @@ class Indexes:
 
     def close(self) -> None:
         """Close all indexes."""
+        self.forget()
+        self._watcher.close()
+
+    def forget(self) -> None:
+        """Close the indexes; their next use opens them again."""
         with self._lock:
             closing, self._open = list(self._open.values()), OrderedDict()
         for index in closing:
             index.close()
-        self._watcher.close()
 
     @contextmanager
     def _of(self, mailbox: Path, *, in_background: bool = False) -> Iterator[MailboxIndex]:

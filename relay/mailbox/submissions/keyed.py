@@ -169,6 +169,16 @@ class KeyedSubmissions:
             rows = self._opened().execute("SELECT submission_id, place FROM submission")
             return {identifier: place for identifier, place in rows if identifier in wanted}
 
+    def clear(self) -> None:
+        """Remove all records."""
+        with self._writing, _translated():
+            if self._path.exists():
+                connection = self._opened()
+                with connection:
+                    connection.execute("DELETE FROM submission")
+            self._counts.clear()
+            self._left.clear()
+
     def close(self) -> None:
         """Close the file."""
         with self._writing:

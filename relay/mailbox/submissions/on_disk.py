@@ -174,6 +174,15 @@ class SubmissionDirectory:
             self.ready, f"{submission_id}@"
         )
 
+    def clear(self) -> int:
+        """Remove all submissions that are ready or scheduled, or corrupt; return their number."""
+        removed = 0
+        for directory in (self.ready, self.scheduled, self._corrupt):
+            for name in list_names(directory):
+                remove(directory / name)
+                removed += 1
+        return removed
+
     def changed_ns(self) -> int:
         """When ready/ last changed, by the file system's clock; 0 if it does not exist yet."""
         return _changed_ns(self.ready)

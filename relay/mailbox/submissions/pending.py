@@ -99,6 +99,13 @@ class PendingSubmissions:
             if not self._of_account[account]:
                 del self._of_account[account]
 
+    def clear(self) -> None:
+        """Forget all submissions: ready/ was emptied."""
+        self._waiting = RoundRobinQueue()
+        self._known.clear()
+        self._of_account.clear()
+        self._listed_ns = -1
+
     async def _list(self) -> None:
         """List ready/ if it changed, or if it had more entries than memory may hold."""
         try:

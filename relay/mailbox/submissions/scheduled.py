@@ -360,6 +360,10 @@ class ScheduleTimer:
                 self._add, submission.options.scheduled_us, submission.path.name
             )
 
+    def clear(self) -> None:
+        """Forget all sends: deferred/ was emptied."""
+        self._earliest, self._beyond_us, self._listed_ns, self.count = [], None, -1, 0
+
     async def run(self) -> None:
         """Make each scheduled send ready when it is due, until cancelled."""
         self._loop = asyncio.get_running_loop()

@@ -25,6 +25,7 @@ from relay.spool.engine import Retention
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.content_files import ContentFiles
 from relay.spool.sqlite.database import LIVE_STATES, Reader, fetch, fetch_one
+from relay.spool.sqlite.last_commit import COMMITS_COUNTER
 from relay.spool.sqlite.transactions import append_events, is_file_needed
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import QueueCounts, SpoolUnavailableError
@@ -112,6 +113,20 @@ def _ids_end(before_us: int, offset_us: int) -> str:
     return first_id_after(before_us + max(0, offset_us))
 
 
+def clear(batch: Batch) -> tuple[int, list[str]]:
+    """Remove all messages and counts; return how many messages, without reports, and the names of
+    the files of their contents.
+    """
+    (messages,) = fetch_one(batch.cursor, "SELECT count(*) FROM message WHERE source <> 'report'")
+    files = fetch(batch.cursor, "SELECT file FROM content WHERE file IS NOT NULL")
+    for table in (*(name for name, _ in _TABLES), "content", "submission"):
+        batch.cursor.execute(f"DELETE FROM {table}")
+    batch.cursor.execute("DELETE FROM counter WHERE name <> ?", (COMMITS_COUNTER,))
+    for name in [*batch.counts]:  # of operations of the same transaction
+        del batch.counts[name]
+    return messages, [name for (name,) in files]
+
+
 def used_bytes(cursor: apsw.Cursor) -> int:
     """Return the used size of the file; new rows use its free pages first."""
     pages = cursor.connection.pragma("page_count") - cursor.connection.pragma("freelist_count")
@@ -155,6 +170,15 @@ class Maintenance:
         while (number := await self._queries.run(partial(self._sweep_some, listed))) is not None:
             removed += number
         return removed
+
+    async def clear(self) -> int:
+        """SpoolMaintenance.clear."""
+        messages, files = await self._writer.submit(clear)
+        self._pruned_to = ""
+        self._unaccounted = None
+        if files:
+            self._queries.later(partial(self._files.remove, files))
+        return messages
 
     async def counts(self) -> QueueCounts:
         """Count entries and unaccounted recipients. Raises SpoolUnavailableError when this takes so

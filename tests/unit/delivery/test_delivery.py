@@ -7,6 +7,7 @@ import pytest
 
 from relay.message.outcome import Deferred
 from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
+from relay.smtp.connection import Timeouts
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 from tests.support.journeys import outcomes, states
@@ -337,3 +338,40 @@ async def test_an_idle_connection_takes_the_claim_of_a_failed_connection(deliver
             journey = await delivery.done(queue_id)
             assert journey["state"] == "relayed"
         assert {one.session for one in mx.envelopes} == {1}
+
+
+@pytest.mark.parametrize("stage", ["CONNECT", "RCPT", "DOT"])
+async def test_nothing_of_an_emptied_queue_is_delivered_later(delivery, stage: str) -> None:
+    gate = asyncio.Event()
+    async with RemoteMx(gates={stage: gate}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.connections_max = 1
+        delivery.timeouts = Timeouts(quit_s=0.1)  # of minutes
+        await delivery.start()
+        for number in range(3):
+            await delivery.send(f"{number}@a.test")
+        await mx.reached(stage)
+        async with asyncio.timeout(10), delivery.scheduler.emptied():
+            await delivery.spool.maintenance.clear()
+            late = await delivery.send("late@a.test", claim=False)
+        cut_off = len(mx.envelopes)
+        gate.set()
+        journey = await delivery.done(late)
+        assert states(journey) == {"late@a.test": "relayed"}
+        assert [one.addresses for one in mx.envelopes[cut_off:]] == [["late@a.test"]]
+        assert cut_off == (stage == "DOT")
+
+
+async def test_an_emptied_queue_forgets_that_a_host_was_down(delivery) -> None:
+    delivery.unreachable_s = 3600
+    delivery.retry_s = (3600,)
+    async with RemoteMx(replies={"CONNECT": DROP}) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        await delivery.send("x@a.test")
+        await delivery.changed.get()
+        async with delivery.scheduler.emptied():
+            await delivery.spool.maintenance.clear()
+        mx.replies = {}
+        journey = await delivery.done(await delivery.send("x@a.test"))
+    assert states(journey) == {"x@a.test": "relayed"}

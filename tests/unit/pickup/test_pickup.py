@@ -159,7 +159,7 @@ class PickupFakes:
 
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
-        pickup = Pickup(
+        pickup = self.pickup = Pickup(
             self.store, run_dir=self.folder, hostname="relay.test", reports=self.reports,
             postmaster=POSTMASTER, log=self.log, clock=self.clock, crash=self.crash,
             metrics=self.metrics, give_up_after_s=DAY_S, max_concurrent=max_concurrent,
@@ -531,6 +531,22 @@ async def test_drain_finishes_submissions_in_progress(fakes):
         asyncio.get_running_loop().call_later(0.05, gate.set)
     assert len(fakes.store.filed) == 1  # drain() waited
     assert mx.commands[-1] == "QUIT"
+
+
+async def test_an_emptied_pickup_has_finished_what_was_in_progress_and_starts_nothing(fakes):
+    fakes.submit(1)
+    gate = asyncio.Event()
+    async with fakes.with_server(max_concurrent=1, gates={"DOT": gate}) as mx:
+        await mx.reached("DOT")
+        asyncio.get_running_loop().call_later(0.05, gate.set)
+        async with fakes.pickup.emptied():
+            assert len(fakes.store.filed) == 1
+            fakes.submit(2)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not fakes.pickup._tasks
+            assert len(mx.envelopes) == 1
+        await fakes.store.ended(2)
 
 
 async def test_a_connection_closed_while_idle_is_replaced_without_a_retry(fakes):
