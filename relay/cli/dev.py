@@ -179,11 +179,12 @@ class _TextView(DevelopmentView):
         """Return the lines about other machines."""
         if not self._plan.is_exposed:
             return ()
-        places = ((name, getattr(addresses, name)) for name in PORTS)
-        open_to = [f"{name.upper()} {one}" for name, one in places if not is_loopback(one)]
+        places = {name.upper(): getattr(addresses, name) for name in PORTS}
+        open_to = [f"{name} {one}" for name, one in places.items() if not is_loopback(one)]
+        smtp = "" if is_loopback(addresses.smtp) else "; SMTP takes mail from everyone"
         return (
             f"  Reachable  from other machines: {', '.join(open_to)}",
-            "             HTTP needs the token; SMTP takes mail from everyone, and captures it",
+            f"             HTTP needs the token{smtp}",
         )
 
     def _accounts(self) -> Sequence[str]:
