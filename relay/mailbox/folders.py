@@ -22,7 +22,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relay.mailbox.maildir import list_names, make_directory, remove, sync_directory, write_synced
+from relay.mailbox.maildir import (
+    list_names,
+    make_directories,
+    make_directory,
+    remove,
+    sync_directory,
+    write_synced,
+)
 from relay.mailbox.types import Folder, FolderError, NoSuchItemError, WellKnown
 
 SEPARATOR = "."
@@ -193,8 +200,11 @@ class Folders:
             return made.mailbox
         mailbox = self._directory_of(account)
         with self._lock:
-            for known in _WELL_KNOWN.values():
-                _make_maildir(mailbox / known.directory, is_folder=bool(known.directory))
+            make_directory(mailbox)
+            directories = [known.directory for known in _WELL_KNOWN.values() if known.directory]
+            make_directories(mailbox, (*DIRECTORIES, *directories))
+            for directory in directories:
+                _make_maildir(mailbox / directory, is_folder=True)
             subscriptions = mailbox / "subscriptions"
             if not subscriptions.exists():
                 write_synced(subscriptions, _SUBSCRIPTIONS.encode())
@@ -366,8 +376,7 @@ def _derived_id(directory: str, number: int) -> str:
 def _make_maildir(path: Path, *, is_folder: bool) -> None:
     if all((path / name).is_dir() for name in DIRECTORIES):
         return
+    make_directory(path)
     if is_folder and not (path / MARKER).exists():
-        make_directory(path)
         (path / MARKER).touch(0o600)
-    for name in DIRECTORIES:
-        make_directory(path / name)
+    make_directories(path, DIRECTORIES)

@@ -26,6 +26,7 @@ from relay.message.content import Content, edit_header, size_of
 from relay.mime.headers import with_relay_id
 
 _IDS_REMEMBERED = 500_000
+_MAILBOX_WEIGHT = 10  # a mailbox takes as much memory as so many ids
 
 
 class Inbox:
@@ -129,9 +130,11 @@ class DeliveredIds:
 
     def _remember(self, mailbox: Path, listed: set[str]) -> set[str]:
         with self._lock:
-            if self._count + len(listed) > self._limit:
+            if self._count + len(listed) + _MAILBOX_WEIGHT > self._limit:
                 self._mailboxes.clear()
                 self._count = 0
+            if mailbox not in self._mailboxes:
+                self._count += _MAILBOX_WEIGHT
             known = self._mailboxes.setdefault(mailbox, set())
             self._count += len(listed - known)
             known |= listed  # another thread may also have listed it, and added ids

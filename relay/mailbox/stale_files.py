@@ -49,8 +49,9 @@ class StaleFiles:
         self._shared = dependencies
         self._log = log
         self._lock = threading.Lock()
-        # One path per account, never forgotten: the first cleaning must not meet active writers.
-        self._cleaned_s: dict[Path, float] = {}
+        # By the hash of a path, as there may be many. None is ever forgotten: the first cleaning
+        # must not meet active writers.
+        self._cleaned_s: dict[int, float] = {}
 
     def remove_unfinished(self) -> int:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
@@ -126,16 +127,16 @@ class StaleFiles:
         remove files of any program in any tmp/ that are older than 36 hours, and copies of folders
         that a crash interrupted so long ago.
         """
-        now_s = self._shared.clock.real_s()
-        if now_s - self._cleaned_s.get(mailbox, -_EVERY_S) < _EVERY_S:
+        now_s, key = self._shared.clock.real_s(), hash(os.fspath(mailbox))
+        if now_s - self._cleaned_s.get(key, -_EVERY_S) < _EVERY_S:
             return
         with self._lock:  # a second caller waits until the first cleaning is complete
-            cleaned_s = self._cleaned_s.get(mailbox)
+            cleaned_s = self._cleaned_s.get(key)
             if cleaned_s is not None and now_s - cleaned_s < _EVERY_S:
                 return
             if cleaned_s is None:
                 _remove_half_done(mailbox)
-            self._cleaned_s[mailbox] = now_s
+            self._cleaned_s[key] = now_s
         clock = self._shared.clock
         old_s = min(clock.file_time_us(), now_at_least_us(clock)) / 1_000_000 - STALE_S
         for folder in list_folders(mailbox):

@@ -385,7 +385,7 @@ SYNCED_BY = frozenset(
     (
         *("sync", "sync_ready", "sync_scheduled", "sync_preparing", "sync_directory"),
         "write_synced",
-        *("make_directory", "named_in_order", "place_again", "link_or_copy"),
+        *("make_directory", "make_directories", "named_in_order", "place_again", "link_or_copy"),
     )
 )
 MODULES = (

@@ -29,6 +29,7 @@ LARGE_MESSAGES = 1000  # a query reads fewer at once
 _MESSAGES_AT_ONCE = 50
 _PAUSE_S = 0.02
 _BUSY_PAUSE_S = 0.25
+_MAILBOXES_COUNTED = 10_000
 
 _log = get_logger("mailbox")
 
@@ -51,6 +52,8 @@ class IndexBuilder:
 
     def note_delivery(self, mailbox: Path) -> None:
         """Build a mailbox's index at its first message since the start, and each 1000th later."""
+        if mailbox not in self._delivered and len(self._delivered) >= _MAILBOXES_COUNTED:
+            self._delivered.clear()  # a mailbox is only looked at earlier
         if self._delivered[mailbox] % LARGE_MESSAGES == 0:
             self._waiting[mailbox] = None
             self._is_woken.set()

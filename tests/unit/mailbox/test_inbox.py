@@ -154,7 +154,7 @@ async def test_what_a_crash_left_in_tmp_is_no_hindrance(place, store):
 
 
 def test_the_memory_of_delivered_ids_is_bounded(tmp_path):
-    ids = DeliveredIds(limit=2)
+    ids = DeliveredIds(limit=22)
     for number in range(5):
         box = tmp_path / str(number)
         (box / "cur").mkdir(parents=True)
@@ -162,3 +162,10 @@ def test_the_memory_of_delivered_ids_is_bounded(tmp_path):
         assert ids.has(box, f"l{number:015}")
         assert not ids.has(box, "l" + "x" * 15)
     assert sum(map(len, ids._mailboxes.values())) <= 2
+
+
+def test_the_mailboxes_of_delivered_ids_count_too(tmp_path):
+    ids = DeliveredIds(limit=100)
+    for number in range(50):
+        ids.has(tmp_path / str(number), "l" + "x" * 15)
+    assert len(ids._mailboxes) <= 10

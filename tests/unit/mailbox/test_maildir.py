@@ -12,6 +12,7 @@ from relay.mailbox import maildir
 from relay.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
+    make_directories,
     make_directory,
     open_message,
     place,
@@ -146,6 +147,25 @@ def test_a_directory_that_could_not_be_made_durable_is_made_again(tmp_path, monk
     make_directory(tmp_path / "a" / "b")
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a"]
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_directories_that_could_not_be_made_durable_are_made_again(tmp_path, monkeypatch):
+    synced = []
+
+    def sync(path):
+        synced.append(path)
+        if len(synced) == 1:
+            raise OSError(errno.EIO, "bad")
+
+    monkeypatch.setattr(maildir, "sync_directory", sync)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="bad"):
+        make_directories(tmp_path, ("a", "b", "c"))
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    make_directories(tmp_path, ("a", "b", "c"))
+    make_directories(tmp_path, ("a", "b", "c"))
+    assert synced == [tmp_path, tmp_path]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_a_rename_replaces_nothing(tmp_path):
