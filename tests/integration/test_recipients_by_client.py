@@ -1,6 +1,7 @@
 """smtplib, swaks and Django send to each test recipient of `relay dev`; tests/clients has other clients."""
 
 import os
+import re
 import shutil
 import smtplib
 import subprocess
@@ -11,10 +12,12 @@ from email.message import EmailMessage
 
 import pytest
 
-from relay.internet.spellings import spelling_of
+from relay.internet.spellings import Manner, spelling_of
 from tests.support.dev_process import DevProcess
 from tests.support.recipients_by_client import EXPECTED, Client, SentToAll, subject_for
+from tests.support.relay_process import ROOT
 
+PAGE = ROOT / "docs/internet.md"
 DJANGO = """\
 import sys
 from django.conf import settings
@@ -84,3 +87,20 @@ def test_recipients_have_the_outcomes_that_they_name(subtests: pytest.Subtests) 
 def test_all_but_the_captured_one_are_test_recipients() -> None:
     others = [one.address for one in EXPECTED if spelling_of(one.address) is None]
     assert others == ["ann@customer.example"]
+
+
+def test_each_recipient_of_the_page_has_a_row() -> None:
+    """Apart from a silent host, which costs a time-out in real time at each attempt."""
+
+    def kind(address: str) -> tuple[object, ...]:
+        found = spelling_of(address)
+        assert found is not None, f"{address} is no test recipient"
+        return found.manner, found.stage, found.reply, found.times
+
+    section = PAGE.read_text().partition("\n## Test recipients\n")[2].partition("\n## ")[0]
+    cells = "\n".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))
+    named = set(re.findall(r"`([^`@]+@[^`@]+)`", cells))
+    assert len(named) > 12
+    silent = {one for one in named if kind(one)[0] is Manner.STALL}
+    sent = {kind(one.address) for one in EXPECTED if spelling_of(one.address)}
+    assert [one for one in sorted(named - silent) if kind(one) not in sent] == []

@@ -69,6 +69,7 @@ EXPECTED = (
     _failed("bounce+550+no+such+user@customer.example", r"5\.\d\.\d", "550 no such user "),
     _failed("permerror@customer.example", r"5\.1\.1"),
     _deferred("temperror@customer.example", r"451 4\.3\.0 "),
+    _deferred("rcpttotemperror@customer.example", r"451 4\.3\.0 "),
     _failed("rcptto550@customer.example", r"5\.1\.1"),
     _relayed("success@simulator.amazonses.com"),
     _failed("bounce@simulator.amazonses.com", r"5\.1\.1"),

@@ -1,7 +1,8 @@
-"""The commands of "First five minutes" in docs/development.md print what the page shows.
+"""The commands with which README.md and docs/development.md begin print what the pages show.
 
-Ids, times and ports differ. In what the page shows, "…" is any text, and any lines if it stands
-alone.
+Ids, times and ports differ, and the order of lines with the same number of a step. In what a page
+shows, "…" is any text, and any lines if it stands alone. A block that begins with curl, without a
+prompt, is a command as well.
 """
 
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,13 @@ import pytest
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import ROOT, until
 
-PAGE = ROOT / "docs/development.md"
-BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = {
+    "README.md": ("Send a message", "Read it, and see what happens next"),
+    "docs/development.md": ("First five minutes",),
+}
+BLOCK = re.compile(r"^```(?:console\n|\n(?=curl ))(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*\n(?:> .*\n)*)((?:(?!\$ ).*\n)*)", re.MULTILINE)
+STEP = re.compile(r" \d [a-z ]+")
 VARIES = {
     "id": r"\b06g[0-9a-z]{13}\b",
     "time": r"\b\d\d:\d\d:\d\d\.\d{3,6}Z",
@@ -39,17 +45,32 @@ class Step:
     @property
     def repeatable(self) -> bool:
         """Whether the command only reads, so that it can wait for what comes a little later."""
-        return self.command.startswith("curl ") and " -d " not in self.command
+        is_question = self.command.startswith("curl ") and " -d " not in self.command
+        return is_question or re.match(r"\S*relay (trace|show) ", self.command) is not None
 
     def prints(self, output: str) -> bool:
-        return pattern_for(self.output).fullmatch(output.rstrip("\n")) is not None
+        return pattern_for(in_order(self.output)).fullmatch(in_order(output)) is not None
 
 
-def steps() -> list[Step]:
-    """The commands of the section."""
-    section = PAGE.read_text().partition("\n## First five minutes\n")[2].partition("\n## ")[0]
-    found = [step for block in BLOCK.findall(section) for step in COMMAND.findall(block)]
-    return [Step(command.replace("\n> ", "\n"), output) for command, output in found]
+def in_order(output: str) -> str:
+    """Sort successive lines of the same step of a journey; drop the line feed at the end."""
+    lines = list(enumerate(output.splitlines()))
+    groups = groupby(lines, lambda one: found[0] if (found := STEP.match(one[1])) else one[0])
+    sorted_groups = (
+        sorted((re.sub(VARIES["time"], "", text), text) for _, text in group) for _, group in groups
+    )
+    return "\n".join(text for group in sorted_groups for _, text in group)
+
+
+def steps(page: str) -> list[Step]:
+    """The commands of the page's sections."""
+    text, found = (ROOT / page).read_text(), []
+    for heading in PAGES[page]:
+        section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        for block in BLOCK.findall(section):
+            shown = COMMAND.findall(block) if block.startswith("$ ") else [(block, "…\n")]
+            found += [Step(command.replace("\n> ", "\n"), output) for command, output in shown]
+    return found
 
 
 def pattern_for(output: str) -> re.Pattern[str]:
@@ -79,7 +100,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_commands_print_what_the_page_shows(folder: Path) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_print_what_the_page_shows(folder: Path, page: str) -> None:
     for name in ("bash", "curl", "jq"):
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed")
@@ -96,14 +118,15 @@ def test_commands_print_what_the_page_shows(folder: Path) -> None:
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
             return done.stdout
 
-        assignment, *rest = steps()
-        assert len(rest) >= 8
-        for step in rest:
-            printed = [run(assignment.command + step.command)]
+        found = steps(page)
+        assert len(found) >= 6
+        assignments = "".join(one.command for one in found if re.match("[A-Z]+=", one.command))
+        for step in found:
+            printed = [run(assignments + step.command)]
 
             def is_right(step: Step = step, printed: list[str] = printed) -> bool:
                 if step.repeatable and not step.prints(printed[-1]):
-                    printed.append(run(assignment.command + step.command))
+                    printed.append(run(assignments + step.command))
                 return step.prints(printed[-1])
 
             if step.repeatable:
