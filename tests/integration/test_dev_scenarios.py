@@ -1,6 +1,9 @@
 """Scenarios of a development relay: by option, by request, in delivery and at the front door."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ from relay.internet.scenario_file import SCENARIO_BYTES_MAX
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address
 from tests.support.graph_client import message
+from tests.support.relay_process import ROOT
 
 INTERNET = "/relay/v1/dev/internet"
 TOML = {"content-type": "application/toml"}
@@ -181,6 +185,22 @@ def test_a_faulty_scenario_at_the_start_is_an_error(short_path):
     options = DevelopmentOptions(http=LOCAL, https=LOCAL, smtp=LOCAL, scenarios=("gmial",))
     with pytest.raises(SettingsError, match="found no scenario of this name"):
         DevelopmentRelay(open_folder(short_path / "dev"), options)
+
+
+def test_the_command_ends_with_78_and_each_fault(short_path):
+    (short_path / "mine.toml").write_text('[[domain]]\nname = "a.test"\ntls = "off"\nx = 1\n')
+    command = [sys.executable, "-m", "relay", "dev", "--once", "--dir", str(short_path / "dev")]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(short_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--scenario", "gmail", "--scenario", "./mine.toml"],
+        cwd=short_path, env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (78, "")
+    assert (
+        'mine.toml:3: domain[0].tls: found "off", expected one of offered, required' in done.stderr
+    )
+    assert "mine.toml:4: domain[0].x: found an unknown key" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 async def test_faults_of_the_front_door(running, tmp_path):

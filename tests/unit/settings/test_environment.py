@@ -36,5 +36,6 @@ def test_what_is_set_is_there_and_what_is_not_is_empty(monkeypatch):
 
 def test_shipped_files_are_found():
     assert (shipped("conf") / "relay.toml").is_file()
+    assert (shipped("scenarios") / "gmail.toml").is_file()
     with pytest.raises(FileNotFoundError, match="incomplete"):
         shipped("nonsense")
