@@ -16,6 +16,7 @@ from tests.support.dev_process import DevProcess
 from tests.support.relay_process import ROOT
 
 PAGE = ROOT / "docs/snippets.md"
+EXAMPLES = ROOT / "docs/examples"
 RECIPIENT = "ann@customer.example"
 PORTS = {"1025": "smtp", "8025": "http", "8443": "https"}
 JARS = [Path("/usr/share/java") / f"javax.{name}.jar" for name in ("mail", "activation")]
@@ -143,3 +144,25 @@ def test_program(development: DevProcess, program: Program, tmp_path: Path) -> N
 
 def test_subjects_differ() -> None:
     assert len({one.subject for one in PROGRAMS}) == len(PROGRAMS) > 10
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> str:
+    """`relay` of this environment, as the examples start it."""
+    path = tmp_path / "relay"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m relay "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_end_to_end_in_node(tmp_path: Path, command: str) -> None:
+    node = program_of("node")
+    if not (INSTALLED / "node_modules").is_dir():
+        pytest.skip("the npm packages are not installed: make clients")
+    output = run([node, "--test", str(EXAMPLES / "end-to-end.test.js")], tmp_path, RELAY=command)
+    assert re.search(r"^# pass 2$", output, re.MULTILINE), output
+
+
+def test_end_to_end_in_java(tmp_path: Path, command: str) -> None:
+    output = run([program_of("java"), str(EXAMPLES / "EndToEnd.java")], tmp_path, RELAY=command)
+    assert output == "all tests passed\n"
