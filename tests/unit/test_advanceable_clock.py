@@ -225,6 +225,15 @@ async def test_an_error_of_a_timer_does_not_stop_the_others():
     assert isinstance(faults[0]["exception"], ZeroDivisionError)
 
 
+async def test_a_timer_can_cancel_another_one_of_the_same_time():
+    clock, called, faults = StoppedClock(), [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    clock.call_later(1, lambda: other.cancel())
+    other = clock.call_later(1, called.append, "other")
+    await clock.advance(1, nothing)
+    assert (called, faults, other.is_over) == ([], [], True)
+
+
 async def test_a_failure_to_settle_keeps_the_time_reached():
     clock = StoppedClock()
     clock.call_later(3, print)

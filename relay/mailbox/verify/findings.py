@@ -254,10 +254,10 @@ class QuietPeriod:
 
     def wait_since(self, at_s: float) -> None:
         """Wait until 2 s after a time."""
-        left_s = at_s + _UNCHANGED_S - self._clock.time_us() / 1_000_000
+        left_s = at_s + _UNCHANGED_S - self._clock.file_time_us() / 1_000_000
         if left_s > 0:
             self._pause(min(left_s, _UNCHANGED_S))
 
     def age_s(self, at_s: float) -> float:
         """Return the seconds since a time."""
-        return self._clock.time_us() / 1_000_000 - at_s
+        return self._clock.file_time_us() / 1_000_000 - at_s

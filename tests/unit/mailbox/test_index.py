@@ -13,7 +13,8 @@ from unittest.mock import Mock
 import pytest
 from inotify_simple import INotify
 
-from relay.clock import ManualClock, SystemClock
+from relay.advanceable_clock import AdvanceableClock
+from relay.clock import Machine, ManualClock, SystemClock
 from relay.mailbox.index import Indexes, change_feed, content_index, update
 from relay.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
 from relay.mailbox.index.watch import InotifyWatcher
@@ -516,6 +517,18 @@ def test_a_change_within_a_tick_is_seen_without_watches(mailbox):
     assert len(found(index, mailbox)) == 2
     mailbox.clock.now_us += 60_000_000
     assert len(found(index, mailbox)) == 2
+
+
+def test_a_change_within_a_tick_is_seen_by_a_clock_that_was_advanced(mailbox):
+    directory = mailbox.path / "cur"
+    changed_ns = directory.stat().st_mtime_ns
+    half_a_tick_later = Machine(lambda: changed_ns // 1000 + 50_000, lambda: 0, "boot")
+    mailbox.clock = AdvanceableClock(half_a_tick_later, advanced_s=86400)
+    index = mailbox.index(watcher=InotifyWatcher(watches_max=0))
+    for number in range(1, 4):
+        mailbox.add()
+        os.utime(directory, ns=(changed_ns, changed_ns))  # all changes within one tick
+        assert len(found(index, mailbox)) == number
 
 
 def test_a_directory_that_is_made_again_is_watched_again(mailbox, index):

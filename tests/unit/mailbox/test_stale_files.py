@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from relay.advanceable_clock import AdvanceableClock
 from relay.clock import SystemClock
 
 ALICE = "alice@example.test"
@@ -41,6 +42,14 @@ async def test_a_jump_of_the_clock_makes_no_file_old(place, home, days):
     left = home / "tmp/1.M1P1.other"
     left.write_bytes(b"being written")
     place.clock.jumped_us = days * 24 * HOUR_US
+    await use(place.store())
+    assert left.exists()
+
+
+async def test_an_advance_of_the_clock_makes_no_file_old(place, home):
+    left = home / "tmp/1.M1P1.other"
+    left.write_bytes(b"being written")
+    place.clock = AdvanceableClock(advanced_s=3 * 86400)
     await use(place.store())
     assert left.exists()
 
