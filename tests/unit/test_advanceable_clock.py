@@ -228,10 +228,15 @@ async def test_an_error_of_a_timer_does_not_stop_the_others():
 async def test_a_timer_can_cancel_another_one_of_the_same_time():
     clock, called, faults = StoppedClock(), [], []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-    clock.call_later(1, lambda: other.cancel())
-    other = clock.call_later(1, called.append, "other")
+    timers = []
+
+    def cancel() -> None:
+        timers[0].cancel()
+
+    clock.call_later(1, cancel)
+    timers.append(clock.call_later(1, called.append, "other"))
     await clock.advance(1, nothing)
-    assert (called, faults, other.is_over) == ([], [], True)
+    assert (called, faults, timers[0].is_over) == ([], [], True)
 
 
 async def test_a_failure_to_settle_keeps_the_time_reached():

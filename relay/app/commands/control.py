@@ -170,7 +170,7 @@ LIST_MAX = 10_000
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
 WAIT_S_MAX = 300.0  # per request
 _WAIT_MARGIN_S = 10.0
-_CHANGE_S_MAX = 3600.0  # for a change of a million entries
+_CHANGE_S_MAX = 3600.0  # for a change of a million entries, and an advance of the clock
 _NOTHING_CHANGED: dict[str, Any] = {
     "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
 }  # fmt: skip
@@ -262,6 +262,17 @@ class OperatorClient:
         """Return the entries of a message that are not final, from the daemon."""
         listed: list[dict[str, Any]] = self._client.get("/queue", {"id": queue_id})
         return listed
+
+    def clock_state(self) -> dict[str, Any]:
+        """Return `now` and `advanced_s` of a development relay. A service raises ControlError."""
+        found: dict[str, Any] = self._client.get("/dev/clock")
+        return found
+
+    def advance_clock(self, seconds: float) -> dict[str, Any]:
+        """Advance the clock of a development relay; return what clock_state() does then."""
+        client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
+        found: dict[str, Any] = client.post("/dev/clock", {"advance_s": seconds})
+        return found
 
     def queue_list(self, selector: "Selector") -> EntryList:
         """Return entries that are not final, oldest first, at most LIST_MAX."""
