@@ -16,6 +16,8 @@ MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 60
 LINE_LENGTH_MAX = 100
 POSITIONAL_PARAMETERS_MAX = 3
+# send(sender, recipients, subject, text, html, attachments), as docs/names.md has it
+MORE_POSITIONAL = {("relay/testing/relay.py", "send"), ("relay/testing/async_relay.py", "send")}
 
 # calls that only these modules may make: the rest gets time, chance and environment passed in
 BANNED = {
@@ -68,7 +70,8 @@ def test_signatures_have_few_positional_parameters(path):
     for function in functions(path):
         names = [argument.arg for argument in function.args.posonlyargs + function.args.args]
         names = [name for name in names if name not in ("self", "cls")]
-        if len(names) > POSITIONAL_PARAMETERS_MAX:
+        is_known = (str(path), function.name) in MORE_POSITIONAL
+        if len(names) > POSITIONAL_PARAMETERS_MAX and not is_known:
             wide.append(f"{function.name}({', '.join(names)})")
     assert wide == []
 

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from relay.accounts.development import DOMAIN, DevelopmentAccounts
 from relay.advanceable_clock import AdvanceableClock
 from relay.app.clock_advances import ClockAdvances
 from relay.app.compose import RelayDependencies, compose
+from relay.app.config_changes import with_changes
 from relay.app.configuration import ListenerCertificates
 from relay.app.daemon import Daemon
 from relay.app.development_ca import DevelopmentCertificate
@@ -29,7 +30,12 @@ from relay.app.settling import SETTLE_S
 from relay.clock import Ids, SystemClock
 from relay.http.protocol import AllowedHosts
 from relay.internet.scenario import GraphFault
-from relay.internet.scenario_file import parse_scenario, read_scenarios, scenario_of
+from relay.internet.scenario_file import (
+    ScenarioText,
+    parse_scenario,
+    read_scenarios,
+    scenario_of,
+)
 from relay.internet.simulator import SimulatedInternet
 from relay.mailbox.mailbox_names import MailboxNames
 from relay.message.nexthop import NextHop
@@ -108,7 +114,8 @@ class DevelopmentOptions:
     `scenarios` are files and shipped names, see read_scenarios(). With `strict_users`, only an
     account that exists gets mail. A `token` is the only one that HTTP requests are accepted with,
     and the password of all users. With `listen_all`, only the ports of the addresses count.
-    Released mail goes to `release_to`, if that is not None. `crash_at` is for crash tests.
+    Released mail goes to `release_to`, if that is not None. `changes` are keys of relay.toml with
+    other values. `crash_at` is for crash tests.
     """
 
     http: Address
@@ -123,6 +130,7 @@ class DevelopmentOptions:
     token: str = ""
     listen_all: bool = False
     release_to: ReleaseTarget | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     crash_at: str = ""
 
     @property
@@ -206,7 +214,8 @@ class DevelopmentRelay:
 
     def _compose(self) -> Daemon:
         options = self._options
-        settings = write_config(self.folder, options, self.internet)
+        write_config(self.folder, options, self.internet)
+        settings = load(self.folder.config, {})
         if options.release_to is not None:
             route = options.release_to.route(self.folder.path)
             settings = replace(settings, route=(*settings.route, route))
@@ -313,6 +322,11 @@ class DevelopmentRelay:
         self._scenario = read
         self.internet.use(read.scenario)
 
+    def extend_scenario(self, read: ScenarioText) -> None:
+        """Use a scenario with more entries behind those in force; what was counted stays."""
+        self._scenario = read
+        self.internet.extend(read.scenario)
+
     @property
     def can_demonstrate(self) -> bool:
         """Whether its users, rules and API are those that demonstrate() needs."""
@@ -347,8 +361,8 @@ class DevelopmentRelay:
 
 def write_config(
     folder: DevelopmentFolder, options: DevelopmentOptions, internet: SimulatedInternet
-) -> Settings:
-    """Write the configuration for these options, and load it."""
+) -> None:
+    """Write the configuration for these options."""
     domain = options.domains[0]
     folder.write("accounts.toml", _ACCOUNTS.format(domain=domain))
     authority = internet.certificates.authority
@@ -367,8 +381,7 @@ def write_config(
         port=internet.port,
         policies=_toml(str(options.rules or shipped("policies"))),
     )
-    folder.write("relay.toml", text)
-    return load(folder.config, {})
+    folder.write("relay.toml", with_changes(f"#{text}", options.changes).removeprefix("#"))
 
 
 def _toml(value: str | Sequence[str]) -> str:

@@ -104,8 +104,12 @@ class SimulatedInternet:
     def use(self, scenario: Scenario) -> None:
         """Replace the scenario; what the old one has counted is forgotten."""
         self.state = ScenarioState(scenario, self._clock)
-        for name, host in self._hosts.items():
-            host.options = self._options_of(name)
+        self._update_hosts()
+
+    def extend(self, scenario: Scenario) -> None:
+        """Replace the scenario by one with more entries behind its own; what it counted stays."""
+        self.state.scenario = scenario
+        self._update_hosts()
 
     def forget(self) -> None:
         """Forget the messages received, and what the scenario has counted."""
@@ -156,6 +160,10 @@ class SimulatedInternet:
         return MxHost(name) if name.startswith(_DEFAULT_HOST) else None
 
     # -- hosts
+
+    def _update_hosts(self) -> None:
+        for name, host in self._hosts.items():
+            host.options = self._options_of(name)
 
     def _listening(self, name: str) -> str:
         """Return the address at which the host listens; "" if it cannot."""

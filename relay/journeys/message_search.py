@@ -100,11 +100,11 @@ class MessageSearch:
         wanted = self.subject
         if not set(wanted) & set("*?"):
             wanted = wanted[:SUBJECT_CHARACTERS_MAX]
-        return _matches(self.sender, sender or "<>") and _matches(wanted, subject)
+        return matches_pattern(self.sender, sender or "<>") and matches_pattern(wanted, subject)
 
     def matches_address(self, address: str) -> bool:
         """Whether a recipient matches `to`."""
-        return _matches(self.to, address)
+        return matches_pattern(self.to, address)
 
     def matches_recipients(self, recipients: Iterable[tuple[str, str]]) -> bool:
         """Whether (address, state) pairs match `to` and `state`."""
@@ -161,7 +161,8 @@ class FoundSubmission:
         return self.at_us
 
 
-def _matches(pattern: str, value: str) -> bool:
+def matches_pattern(pattern: str, value: str) -> bool:
+    """Whether the whole value matches; "" matches all. `*` is any text, `?` one character."""
     return not pattern or _compiled(pattern).match(value.casefold()) is not None
 
 

@@ -39,17 +39,26 @@ class TryLaterError(RejectedError):
 
 @dataclass(frozen=True, slots=True)
 class DraftToSend:
-    """The message to send. Attachments are (name, content); `sender` may be "" for Graph."""
+    """The message to send. Attachments are (name, content); `sender` may be "" for Graph.
+
+    With `html` only, that is the body; with both, they are alternatives, sent by Graph as MIME.
+    """
 
     sender: str
     recipients: tuple[str, ...]
     subject: str
     text: str
     attachments: tuple[tuple[str, bytes], ...] = field(default=())
+    html: str = ""
+
+    @property
+    def is_ascii(self) -> bool:
+        """Whether all its addresses are ASCII."""
+        return "".join((self.sender, *self.recipients)).isascii()
 
     def check(self) -> None:
         """Raise RejectedError for values that a message cannot contain."""
-        for name, text in (("subject", self.subject), ("body", self.text)):
+        for name, text in (("subject", self.subject), ("body", self.text), ("html", self.html)):
             if not _is_unicode(text):
                 raise RejectedError(f"{name}: expected text in UTF-8")
         if "\n" in self.subject or "\r" in self.subject or "\0" in self.subject:
@@ -86,7 +95,11 @@ def send_by_graph(
     )
     try:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        body = msgspec.json.encode({"message": _as_graph(draft)})
+        if draft.text and draft.html:
+            headers["Content-Type"] = "text/plain"  # base64 of MIME
+            body = base64.b64encode(_as_mime(draft, ascii_only=draft.is_ascii))
+        else:
+            body = msgspec.json.encode({"message": _as_graph(draft)})
         connection.request("POST", "/v1.0/me/sendMail", body, headers)
         answer = connection.getresponse()
         body = answer.read()
@@ -107,9 +120,8 @@ def send_by_graph(
 def send_by_smtp(address: Address, draft: DraftToSend) -> str:
     """Submit by SMTP; return the queue id. Raises RejectedError, OSError."""
     draft.check()
-    ascii_only = "".join((draft.sender, *draft.recipients)).isascii()
-    data = _as_mime(draft, ascii_only=ascii_only)
-    options = [f"size={len(data)}"] + ([] if ascii_only else ["smtputf8", "body=8bitmime"])
+    data = _as_mime(draft, ascii_only=draft.is_ascii)
+    options = [f"size={len(data)}"] + ([] if draft.is_ascii else ["smtputf8", "body=8bitmime"])
     try:
         client = smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S)
         try:
@@ -132,7 +144,9 @@ def send_by_smtp(address: Address, draft: DraftToSend) -> str:
 def _as_graph(draft: DraftToSend) -> dict[str, Any]:
     message: dict[str, Any] = {
         "subject": draft.subject,
-        "body": {"contentType": "text", "content": draft.text},
+        "body": {"contentType": "html", "content": draft.html}
+        if draft.html
+        else {"contentType": "text", "content": draft.text},
         "toRecipients": [{"emailAddress": {"address": one}} for one in draft.recipients],
         "attachments": [
             {
@@ -155,7 +169,10 @@ def _as_mime(draft: DraftToSend, *, ascii_only: bool) -> bytes:
     message["From"] = draft.sender
     message["To"] = ", ".join(draft.recipients)
     message["Subject"] = draft.subject
-    message.set_content(draft.text)
+    if draft.text or not draft.html:
+        message.set_content(draft.text)
+    if draft.html:
+        message.add_alternative(draft.html, subtype="html")
     for name, content in draft.attachments:
         kind, _, subtype = _type_of(name).partition("/")
         message.add_attachment(content, maintype=kind, subtype=subtype, filename=name)

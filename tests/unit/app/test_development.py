@@ -36,7 +36,8 @@ def write_config(folder):
     internet = SimulatedInternet(SystemClock())
     internet.close()  # only its addresses are needed
     options = development.DevelopmentOptions(http=HTTP, https=HTTPS, smtp=SMTP)
-    return development.write_config(folder, options, internet)
+    development.write_config(folder, options, internet)
+    return load(folder.config, {})
 
 
 @pytest.fixture(autouse=True)

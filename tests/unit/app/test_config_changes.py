@@ -1,0 +1,71 @@
+"""Changes of single keys of a configuration that Relay wrote."""
+
+import tomllib
+
+import pytest
+
+from relay.app.config_changes import with_changes
+
+TEXT = """\
+# first line
+hostname = "relay.example.test"  # another comment
+
+[http]
+listen = ["127.0.0.1:0"]
+tls = { certificate = "a", key = "b" }
+
+[[smtp]]
+listen = "127.0.0.1:0"
+max_recipients = 10
+
+[[route]]
+domain = "*"
+next_hop = "capture"
+"""
+
+
+def changed(changes):
+    return tomllib.loads(with_changes(TEXT, changes))
+
+
+def test_without_changes_the_text_stays():
+    assert with_changes(TEXT, {}) == TEXT
+
+
+def test_tables_are_changed_key_by_key():
+    found = changed({"http": {"tls": {"key": "c"}}, "spool": {"keep": "1d"}, "hostname": "x"})
+    assert found["http"] == {"listen": ["127.0.0.1:0"], "tls": {"certificate": "a", "key": "c"}}
+    assert (found["spool"], found["hostname"]) == ({"keep": "1d"}, "x")
+
+
+def test_entries_of_arrays_are_changed_and_added():
+    found = changed({"smtp": [{"max_recipients": 5}, {"listen": "127.0.0.1:1"}]})
+    assert found["smtp"] == [
+        {"listen": "127.0.0.1:0", "max_recipients": 5},
+        {"listen": "127.0.0.1:1"},
+    ]
+
+
+def test_routes_go_first():
+    routes = [{"domain": "a.test", "next_hop": "mx"}]
+    assert changed({"route": routes})["route"][0] == routes[0]
+    assert changed({"route": routes})["route"][1]["domain"] == "*"
+
+
+def test_the_first_line_and_all_values_stay():
+    text = with_changes(TEXT, {"spool": {}})
+    assert text.startswith("# first line\n")
+    assert tomllib.loads(text) == tomllib.loads(TEXT) | {"spool": {}}
+
+
+@pytest.mark.parametrize(
+    "value", ['"\\ ünï \x7f\n', True, 0, 1.5, [], ["a", "b"], {"a": [{"b": 1}]}]
+)
+def test_values_are_written_as_toml(value):
+    assert changed({"key": {"a b": value}})["key"] == {"a b": value}
+    assert changed({"other": value})["other"] == value
+
+
+def test_what_toml_does_not_have_is_an_error():
+    with pytest.raises(ValueError, match="None"):
+        with_changes(TEXT, {"key": None})
