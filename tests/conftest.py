@@ -20,6 +20,8 @@ settings.register_profile(
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("same")
 
+collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_sample_project.py
+
 # Where slow tests are, the slowest first. A line that is out of date costs time and nothing else.
 _SLOW = (
     "tests/integration/test_wrong_clock.py",

@@ -23,6 +23,7 @@ from relay.app.state_dir import AlreadyRunningError
 from relay.certificates import certificate_of_handshake
 from relay.clock import ManualClock, SystemClock
 from relay.internet.simulator import SimulatedInternet
+from relay.settings.reader import load
 from relay.settings.tree import Address
 
 HTTP, HTTPS = Address("127.0.0.1", 8025, plain=True), Address("127.0.0.1", 8443)

@@ -1,0 +1,175 @@
+"""The messages in the mailboxes of a relay: read from its Maildirs, each file once.
+
+Every recipient has a mailbox: local ones, captured ones, and those that a simulated host accepted.
+A message has arrived when its file is there and the queue has the recipient's state, so that its
+journey is complete.
+"""
+
+import email
+import email.policy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from relay.app.daemon import Daemon
+from relay.mailbox.message_file import mailbox_directory
+from relay.mailbox.types import NoSuchItemError
+from relay.message.lifecycle import FINAL, RecipientState
+
+_NOT_RECEIVED = frozenset({".Drafts", ".Sent", ".Outbox"})
+_ARRIVED = FINAL | {RecipientState.CAPTURED}
+_received_id = re.compile(r"\bid ([0-9a-z]{16})\b").search
+_own_message_id = re.compile(r"<([0-9a-z]{16})[.@]").match
+
+
+@dataclass(frozen=True, slots=True)
+class MessageCopy:
+    """A message's file in a mailbox. `recipient` is the address in the envelope."""
+
+    path: Path
+    mailbox: str
+    recipient: str
+    queue_id: str
+    eml: EmailMessage
+    content: bytes
+    written_ns: int = 0
+
+    @property
+    def key(self) -> str:
+        """What identifies the copy."""
+        return _key(self.mailbox, self.path)
+
+    @property
+    def name(self) -> str:
+        """What identifies the message, whatever the number of its copies."""
+        return self.queue_id or self.path.name.partition(":")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedMessage:
+    """A copy that has arrived, and the journey of its message; {} for one that has none."""
+
+    copy: MessageCopy
+    journey: Mapping[str, Any]
+
+    @property
+    def subject(self) -> str:
+        """The subject, decoded."""
+        return str(self.copy.eml.get("Subject", ""))
+
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """The reverse-path and the addresses in From."""
+        written = self.copy.eml.get("From")
+        found = [one.addr_spec for one in getattr(written, "addresses", ())]
+        return tuple(dict.fromkeys([str(self.journey.get("sender", "")), *found]))
+
+    @property
+    def state(self) -> str:
+        """The state of this recipient."""
+        return next(
+            (
+                str(one["state"])
+                for one in self.journey.get("recipients", ())
+                if one["address"].lower() == self.copy.recipient.lower()
+            ),
+            str(self.journey.get("state", RecipientState.DELIVERED)),
+        )
+
+
+class MailboxFiles:
+    """Reads the mailboxes; blocking."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._root = daemon.settings.mailboxes.root
+        self._domains = frozenset(daemon.settings.mailboxes.domains)
+        self._read: dict[str, MessageCopy] = {}
+
+    def forget(self) -> None:
+        """Forget what was read: the mailboxes were emptied."""
+        self._read.clear()
+
+    def copies(self, address: str | None = None) -> list[MessageCopy]:
+        """Return the copies for an address, or all, in the order of their arrival.
+
+        For an address with a tag only those that were sent to it.
+        """
+        folders = self._folders() if address is None else self._folders_of(address)
+        wanted = (address or "").lower()
+        found: dict[str, MessageCopy] = {}
+        for mailbox, folder in folders:
+            for path in _files(folder):
+                copy = self._copy(mailbox, path)
+                if "+" not in wanted or copy.recipient.lower() == wanted:
+                    found[copy.key] = copy
+        return sorted(found.values(), key=lambda one: (one.written_ns, one.key))
+
+    def _copy(self, mailbox: str, path: Path) -> MessageCopy:
+        key = _key(mailbox, path)
+        known = self._read.get(key)
+        if known is None:
+            known = self._read[key] = _read_copy(mailbox, path)
+        return known
+
+    def _folders(self) -> Iterator[tuple[str, Path]]:
+        """Yield the Maildir of each mailbox with its address."""
+        for domain in sorted(self._root.glob("[!.]*")):
+            for folder in sorted(domain.glob("*")):
+                if (folder / "new").is_dir():
+                    yield f"{unquote(folder.name)}@{unquote(domain.name)}", folder
+
+    def _folders_of(self, address: str) -> Iterator[tuple[str, Path]]:
+        """Yield the mailbox of an address; of a local one with a tag also that without it."""
+        local_part, _, domain = address.lower().rpartition("@")
+        names = [local_part]
+        if domain in self._domains and "+" in local_part:
+            names.append(local_part.partition("+")[0])
+        for name in names:
+            try:
+                folder = mailbox_directory(self._root, f"{name}@{_ascii(domain)}")
+            except NoSuchItemError:
+                continue
+            if (folder / "new").is_dir():
+                yield f"{name}@{domain}", folder
+
+
+def has_arrived(copy: MessageCopy, journey: Mapping[str, Any]) -> bool:
+    """Return whether the queue knows that this copy was written."""
+    return not journey or ArrivedMessage(copy, journey).state in _ARRIVED
+
+
+def _files(mailbox: Path) -> Iterator[Path]:
+    folders = [mailbox, *(one for one in mailbox.glob(".*") if one.name not in _NOT_RECEIVED)]
+    for folder in folders:
+        for place in ("new", "cur"):
+            try:
+                yield from [one for one in (folder / place).iterdir() if one.name[0] != "."]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+
+
+def _key(mailbox: str, path: Path) -> str:
+    return f"{path.name.partition(':')[0]} {mailbox}"
+
+
+def _read_copy(mailbox: str, path: Path) -> MessageCopy:
+    content, written_ns = path.read_bytes(), path.stat().st_mtime_ns
+    eml = email.message_from_bytes(content, policy=email.policy.default)
+    assert isinstance(eml, EmailMessage)
+    recipient = str(eml.get("Delivered-To", "")) or mailbox
+    found = _received_id(str(eml.get("Received", ""))) or _own_message_id(
+        str(eml.get("Message-ID", ""))
+    )
+    queue_id = found[1] if found else ""
+    return MessageCopy(path, mailbox, recipient, queue_id, eml, content, written_ns)
+
+
+def _ascii(domain: str) -> str:
+    try:
+        return domain.encode("idna").decode()
+    except UnicodeError:
+        return domain

@@ -1,0 +1,128 @@
+"""The test kit for asynchronous tests: the methods of Relay that wait, as coroutines."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from relay.app.commands.send import DraftToSend
+from relay.testing.internet import SimulatedNetwork, SiteScenario
+from relay.testing.internet_scenario import RemoteMessage
+from relay.testing.message import Message
+from relay.testing.running import RelayPlaces, RunningRelay
+from relay.testing.virtual_clock import AsyncVirtualClock
+from relay.testing.waiting import SETTLE_S, WAIT_S, Pattern, Wanted
+
+Result = TypeVar("Result")
+
+
+class AsyncRelay(RelayPlaces):
+    """What `async with Relay()` returns; AsyncRelay(relay) is the same relay for coroutines.
+
+    `state`, `journey` and `bounce` of its messages are read as they are, without a wait: call
+    settle() before.
+    """
+
+    def __init__(self, relay: RelayPlaces) -> None:
+        super().__init__(relay.running)
+        self.internet = AsyncInternet(self.running.scenario)
+        self.clock = AsyncVirtualClock(self.running)
+
+    async def send(
+        self,
+        sender: str,
+        recipients: str | Sequence[str],
+        subject: str = "",
+        text: str = "",
+        html: str = "",
+        attachments: Sequence[tuple[str, bytes]] = (),
+    ) -> Message:
+        """See Relay.send()."""
+        to = (recipients,) if isinstance(recipients, str) else tuple(recipients)
+        draft = DraftToSend(sender, to, subject, text, tuple(attachments), html)
+        return await asyncio.to_thread(self.running.send, draft, settles=False)
+
+    def mailbox(self, address: str) -> "AsyncMailbox":
+        """See Relay.mailbox()."""
+        return AsyncMailbox(self.running, address)
+
+    async def messages(self) -> list[Message]:
+        """See Relay.messages()."""
+        return await _in_relay(self.running, self.running.arrived(None, settles=False))
+
+    async def settle(self, timeout: float = SETTLE_S) -> None:  # noqa: ASYNC109
+        """See Relay.settle()."""
+        await _in_relay(self.running, self.running.observer.settle(timeout))
+
+    async def assert_no_more_mail(self, timeout: float = SETTLE_S) -> None:  # noqa: ASYNC109
+        """See Relay.assert_no_more_mail()."""
+        await _in_relay(self.running, self.running.assert_no_more(timeout))
+
+    async def reset(self) -> None:
+        """See Relay.reset()."""
+        await _in_relay(self.running, self.running.reset())
+
+    async def check(self) -> None:
+        """See Relay.check()."""
+        if self.internet.strict:
+            await _in_relay(self.running, self.running.scenario.check(SETTLE_S))
+
+
+class AsyncInternet(SimulatedNetwork):
+    """The simulated internet, for coroutines."""
+
+    def domain(self, name: str) -> "AsyncRemoteSite":
+        """See Internet.domain()."""
+        return AsyncRemoteSite(self._scenario, name)
+
+    async def messages(self) -> list[RemoteMessage]:
+        """See Internet.messages()."""
+        return await _in_relay(self._scenario.running, self._scenario.read())
+
+
+class AsyncRemoteSite(SiteScenario):
+    """A remote domain, for coroutines."""
+
+    async def messages(self) -> list[RemoteMessage]:
+        """See RemoteSite.messages()."""
+        return await _in_relay(self._scenario.running, self._scenario.read(self.name))
+
+    async def wait_for(
+        self,
+        *,
+        subject: Pattern | None = None,
+        sender: Pattern | None = None,
+        timeout: float = WAIT_S,  # noqa: ASYNC109
+    ) -> RemoteMessage:
+        """See RemoteSite.wait_for()."""
+        wanted = Wanted(f"*@{self.name}", subject, sender)
+        work = self._scenario.wait(self.name, wanted, timeout)
+        return await _in_relay(self._scenario.running, work)
+
+
+class AsyncMailbox:
+    """The messages of one address."""
+
+    def __init__(self, running: RunningRelay, address: str) -> None:
+        self._running = running
+        self.address = address
+
+    async def wait_for(
+        self,
+        *,
+        subject: Pattern | None = None,
+        sender: Pattern | None = None,
+        timeout: float = WAIT_S,  # noqa: ASYNC109
+    ) -> Message:
+        """See Mailbox.wait_for()."""
+        wanted = Wanted(self.address, subject, sender)
+        work = self._running.wait_for(wanted, timeout, settles=False)
+        return await _in_relay(self._running, work)
+
+    async def messages(self) -> list[Message]:
+        """See Mailbox.messages()."""
+        return await _in_relay(self._running, self._running.arrived(self.address, settles=False))
+
+
+async def _in_relay(running: RunningRelay, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in the relay's loop, and wait for it in this one."""
+    return await asyncio.wrap_future(running.thread.submit(work))

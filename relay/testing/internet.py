@@ -1,0 +1,228 @@
+"""The simulated internet as tests describe it: remote domains, what their hosts reply, what came.
+
+A description is a scenario (docs/internet.md), made by calls. Replies are used in the order of
+their description: the first that matches, until its `times` are used up.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from relay.settings.document import SettingsError
+from relay.testing.internet_scenario import InternetScenario, RemoteMessage
+from relay.testing.waiting import WAIT_S, Pattern, Wanted
+
+
+class SimulatedNetwork:
+    """The simulated internet of a relay.
+
+    With `strict`, mail to a domain that was not described fails the test; otherwise it is captured.
+    """
+
+    def __init__(self, scenario: InternetScenario) -> None:
+        self._scenario = scenario
+
+    @property
+    def strict(self) -> bool:
+        """Whether mail to a domain that was not described fails the test."""
+        return self._scenario.strict
+
+    @strict.setter
+    def strict(self, value: bool) -> None:
+        self._scenario.strict = value
+
+    def load(self, *scenarios: str | Path) -> None:
+        """Add the domains of scenarios: files, or names such as "gmail" and "gmail:4.2.2".
+
+        Raises SettingsError.
+        """
+        self._scenario.load(*scenarios)
+
+
+class Internet(SimulatedNetwork):
+    """The simulated internet, for tests without coroutines."""
+
+    def domain(self, name: str) -> "RemoteSite":
+        """Describe a remote domain: its hosts accept everything, but for what is described."""
+        return RemoteSite(self._scenario, name)
+
+    def messages(self) -> list[RemoteMessage]:
+        """Return what remote hosts have received, in that order."""
+        return self._scenario.running.run(self._scenario.read())
+
+
+class SiteScenario:
+    """A remote domain and its hosts. `rcpt()` and the like say at which verb a reply is used."""
+
+    def __init__(self, scenario: InternetScenario, name: str) -> None:
+        """Raises SettingsError for what is no domain."""
+        self._scenario = scenario
+        self.name = name.lower()
+        scenario.describe(self.name)
+
+    # -- replies
+
+    def connect(self) -> "Stage":
+        """Describe what happens to a connection; drop() refuses it."""
+        return self._stage("CONNECT")
+
+    def banner(self) -> "Stage":
+        """Describe the greeting."""
+        return self._stage("BANNER")
+
+    def ehlo(self) -> "Stage":
+        """Describe the reply to EHLO."""
+        return self._stage("EHLO")
+
+    def starttls(self) -> "Stage":
+        """Describe the reply to STARTTLS, or bad_certificate()."""
+        return self._stage("STARTTLS")
+
+    def mail(self, sender: str = "") -> "Stage":
+        """Describe the reply to MAIL, for senders that match this glob."""
+        return self._stage("MAIL", sender=sender)
+
+    def rcpt(self, local_part: str = "") -> "Stage":
+        """Describe the reply to RCPT, for recipients whose local part matches this glob."""
+        return self._stage("RCPT", recipient=self._local(local_part))
+
+    def data(self, local_part: str = "") -> "Stage":
+        """Describe the reply to DATA, if a recipient matches."""
+        return self._stage("DATA", recipient=self._local(local_part))
+
+    def dot(self, local_part: str = "") -> "Stage":
+        """Describe the reply to the final dot, if a recipient matches."""
+        return self._stage("DOT", recipient=self._local(local_part))
+
+    def quit(self) -> "Stage":
+        """Describe the reply to QUIT."""
+        return self._stage("QUIT")
+
+    def dns(self, host: str = "") -> "Stage":
+        """Describe a fault of the name server, for the domain, or for the address of a host."""
+        return self._stage("DNS", host=host)
+
+    # -- the domain
+
+    def mx(self, *hosts: str | tuple[str, int]) -> Self:
+        """Give it these hosts, each a name or (name, preference)."""
+        pairs = [(one, 10) if isinstance(one, str) else one for one in hosts]
+        return self.set(mx=[{"host": host, "preference": number} for host, number in pairs])
+
+    def null_mx(self) -> Self:
+        """Make it a domain that accepts no mail (RFC 7505)."""
+        return self.set(null_mx=True)
+
+    def greylist(self, seconds: float) -> Self:
+        """Refuse each pair of sender and recipient until so long after its first attempt."""
+        return self.set(greylist=f"{seconds:g}s")
+
+    def latency(self, seconds: float) -> Self:
+        """Delay each reply."""
+        return self.set(latency=f"{seconds:g}s")
+
+    def tls(self, mode: str) -> Self:
+        """Set what its hosts do about TLS: offered, required, none or bad-certificate."""
+        return self.set(tls=mode)
+
+    def limit(self, reply: str, **rates: str) -> Self:
+        """Reply this to more `connections`, `messages` or `recipients` than "COUNT/SECONDS"."""
+        table = self._scenario.describe(self.name)
+        return self.set(limit=[*table.get("limit", ()), {"reply": reply, **rates}])
+
+    def add_reply(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry of a scenario's domain.reply. Raises SettingsError."""
+        self.set(reply=[*self._scenario.describe(self.name).get("reply", ()), dict(entry)])
+
+    def set(self, **keys: Any) -> Self:
+        """Set keys of the domain's table in a scenario. Raises SettingsError."""
+        table = self._scenario.describe(self.name)
+        before = dict(table)
+        table.update(keys)
+        try:
+            self._scenario.apply()
+        except SettingsError:
+            table.clear()
+            table.update(before)
+            raise
+        return self
+
+    def _stage(self, verb: str, **keys: str) -> "Stage":
+        return Stage(self, {"verb": verb, **{key: value for key, value in keys.items() if value}})
+
+    def _local(self, local_part: str) -> str:
+        """Return a local part that may be given as an address of this domain."""
+        return local_part.removesuffix(f"@{self.name}")
+
+
+class RemoteSite(SiteScenario):
+    """A remote domain, for tests without coroutines."""
+
+    def messages(self) -> list[RemoteMessage]:
+        """Return what its hosts have received, in that order."""
+        return self._scenario.running.run(self._scenario.read(self.name))
+
+    def wait_for(
+        self,
+        *,
+        subject: Pattern | None = None,
+        sender: Pattern | None = None,
+        timeout: float = WAIT_S,
+    ) -> RemoteMessage:
+        """Return the first message that it received, that matches, and that no wait returned.
+
+        Patterns are those of Mailbox.wait_for(). Raises WaitTimeout.
+        """
+        wanted = Wanted(f"*@{self.name}", subject, sender)
+        return self._scenario.running.run(self._scenario.wait(self.name, wanted, timeout))
+
+
+class Stage:
+    """Where in a session, and for whom, the replies are used that it describes.
+
+    Each method adds an entry; `times` is how often it is used, then the next entry that matches is.
+    """
+
+    def __init__(self, site: SiteScenario, keys: Mapping[str, str]) -> None:
+        self._site = site
+        self._keys = keys
+
+    def reply(
+        self, text: str, *, times: int | None = None, delay: float = 0, chance: int = 100
+    ) -> Self:
+        """Reply this, such as "550 5.1.1 no such user"; in `chance` percent of the cases."""
+        more = {"chance": chance} if chance != 100 else {}
+        return self._add(times, delay, reply=text, **more)
+
+    def delay(self, seconds: float, *, times: int | None = None) -> Self:
+        """Reply as usual, but so much later."""
+        return self._add(times, seconds)
+
+    def drop(self, *, times: int | None = None, delay: float = 0) -> Self:
+        """Close the connection."""
+        return self._add(times, delay, action="drop")
+
+    def stall(self, *, times: int | None = None) -> Self:
+        """Say nothing any more."""
+        return self._add(times, 0, action="stall")
+
+    def bad_certificate(self, *, times: int | None = None) -> Self:
+        """Present a certificate that is not valid, at STARTTLS."""
+        return self._add(times, 0, action="bad-certificate")
+
+    def servfail(self, *, times: int | None = None) -> Self:
+        """Fail the query, at DNS."""
+        return self._add(times, 0, action="servfail")
+
+    def nxdomain(self, *, times: int | None = None) -> Self:
+        """Answer that the name does not exist, at DNS."""
+        return self._add(times, 0, action="nxdomain")
+
+    def _add(self, times: int | None, delay_s: float, **keys: Any) -> Self:
+        entry: dict[str, Any] = {**self._keys, **keys}
+        if times is not None:
+            entry["times"] = times
+        if delay_s:
+            entry["delay"] = f"{delay_s:g}s"
+        self._site.add_reply(entry)
+        return self

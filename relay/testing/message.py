@@ -1,0 +1,222 @@
+"""A message as a test sees it: its content, and where it stands."""
+
+import email
+import email.policy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from email.message import EmailMessage
+from html.parser import HTMLParser
+from typing import Any, Protocol
+
+from relay.testing.delivery_report import Bounce, read_bounces
+
+_TEXT_SHOWN_MAX = 400
+_CODE = r"(?<![\w.,-])\d{6}(?![\w-]|[.,]\d)"
+_SHORT_OR_LONG_CODE = r"(?<![\w.,-])\d{4,8}(?![\w-]|[.,]\d)"
+_link = re.compile(r"\b(?:https?://|mailto:)[^\s<>\"'\x00-\x20]+", re.IGNORECASE)
+_AFTER_LINK = ".,;:!?)]}'"
+
+
+class MessageSource(Protocol):
+    """Where a message's journey and reports are read, each time again."""
+
+    def journey(self) -> Mapping[str, Any]:
+        """Return the journey, {} if there is none."""
+        ...
+
+    def bounces(self) -> Sequence[Bounce]:
+        """Return what delivery reports say about it, failures first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MessageAttachment:
+    """An attachment; `content_id` is without its brackets."""
+
+    name: str
+    content_type: str
+    content: bytes
+    content_id: str = ""
+    inline: bool = False
+
+
+class Message:
+    """A message that arrived, or that the test sent. Its content does not change.
+
+    `journey`, `state`, `bounce` and what follows from them are read again each time.
+    """
+
+    def __init__(self, read: Callable[[], bytes], source: MessageSource) -> None:
+        """`read` returns the content; it is called once."""
+        self._read = read
+        self._source = source
+        self._eml: EmailMessage | None = None
+        self._content: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Message {self.subject!r} from {self.sender or '<>'}: {self.state}>"
+
+    # -- content
+
+    @property
+    def source(self) -> bytes:
+        """The message as octets."""
+        if self._content is None:
+            self._content = self._read()
+        return self._content
+
+    @property
+    def eml(self) -> EmailMessage:
+        """The message as email.message.EmailMessage."""
+        if self._eml is None:
+            parsed = email.message_from_bytes(self.source, policy=email.policy.default)
+            assert isinstance(parsed, EmailMessage)
+            self._eml = parsed
+        return self._eml
+
+    @property
+    def subject(self) -> str:
+        """The subject, decoded."""
+        return str(self.eml.get("Subject", ""))
+
+    @property
+    def text(self) -> str:
+        """The text part, "" if there is none."""
+        return self._body("plain")
+
+    @property
+    def html(self) -> str:
+        """The HTML part, "" if there is none."""
+        return self._body("html")
+
+    @property
+    def attachments(self) -> list[MessageAttachment]:
+        """All parts that are neither text nor HTML of the body, those within the HTML too."""
+        bodies = [self.eml.get_body((kind,)) for kind in ("plain", "html")]
+        return [
+            _attachment(part)
+            for part in _leaves(self.eml)
+            if not any(part is body for body in bodies)
+        ]
+
+    def links(self) -> list[str]:
+        """Return the URLs in HTML and text, each once, in their order."""
+        collector = _LinkCollector()
+        collector.feed(self.html)
+        found = [one.rstrip(_AFTER_LINK) for one in _link.findall(self.text)]
+        return list(dict.fromkeys([*collector.links, *found]))
+
+    def code(self, pattern: str | re.Pattern[str] | None = None) -> str:
+        """Return the first match of `pattern`, or of its group, in text or HTML.
+
+        Without a pattern: six digits, or else four to eight. Raises AssertionError without a match.
+        """
+        collector = _LinkCollector()
+        collector.feed(self.html)
+        texts = (self.text, " ".join(collector.texts))
+        patterns = (pattern,) if pattern is not None else (_CODE, _SHORT_OR_LONG_CODE)
+        for wanted in patterns:
+            for text in texts:
+                if found := re.search(wanted, text):
+                    return found[1] if found.re.groups else found[0]
+        shown = (self.text or self.html)[:_TEXT_SHOWN_MAX]
+        wanted = "code" if pattern is None else f"match of {pattern!r}"
+        raise AssertionError(f"no {wanted} in {self.subject!r}: {shown}")
+
+    # -- where it stands
+
+    @property
+    def sender(self) -> str:
+        """The reverse-path; "" for a report."""
+        known = self._source.journey()
+        if "sender" in known:
+            return str(known["sender"])
+        return str(self.eml.get("Return-Path", "")).strip().strip("<>")
+
+    @property
+    def recipients(self) -> list[str]:
+        """The recipients of the envelope."""
+        return [str(one["address"]) for one in self._source.journey().get("recipients", ())]
+
+    def recipient(self, address: str) -> Mapping[str, Any]:
+        """Return state, status, reply and attempts of a recipient, as in the journey."""
+        known = self._source.journey().get("recipients", ())
+        for one in known:
+            if one["address"].lower() == address.lower():
+                found: Mapping[str, Any] = one
+                return found
+        names = ", ".join(one["address"] for one in known)
+        raise LookupError(f"{address} is no recipient of this message; those are {names}")
+
+    @property
+    def journey(self) -> Mapping[str, Any]:
+        """The journey, as `relay trace --json` prints it."""
+        return self._source.journey()
+
+    @property
+    def state(self) -> str:
+        """The state of its recipients, the one that is least done; as in the journey."""
+        return str(self._source.journey().get("state", ""))
+
+    @property
+    def bounce(self) -> Bounce | None:
+        """What a delivery report says about it, None without a report.
+
+        Of a message that is a report itself, what that says.
+        """
+        return next(iter(self.bounces), None)
+
+    @property
+    def bounces(self) -> Sequence[Bounce]:
+        """As `bounce`, for each recipient that a report names; failures first."""
+        return read_bounces(self.eml) or self._source.bounces()
+
+    def _body(self, kind: str) -> str:
+        part = self.eml.get_body((kind,))
+        return str(part.get_content()).replace("\r\n", "\n") if part is not None else ""
+
+
+class _LinkCollector(HTMLParser):
+    """Collects the URLs of links, and the text that is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.texts: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._hidden += tag in ("style", "script")
+        if tag in ("a", "area"):
+            self.links += [value for name, value in attrs if name == "href" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("style", "script") and self._hidden > 0
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.texts.append(data)
+
+
+def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
+    """Yield the parts that contain no others; an attached message is one."""
+    if part.get_content_maintype() != "multipart":
+        yield part
+        return
+    for each in part.iter_parts():
+        assert isinstance(each, EmailMessage)
+        yield from _leaves(each)
+
+
+def _attachment(part: EmailMessage) -> MessageAttachment:
+    content = part.get_payload(decode=True)
+    if part.get_content_maintype() == "message":
+        content = part.get_content().as_bytes()
+    return MessageAttachment(
+        name=part.get_filename() or "",
+        content_type=part.get_content_type(),
+        content=content if isinstance(content, bytes) else b"",
+        content_id=str(part.get("Content-ID", "")).strip("<> "),
+        inline=part.get_content_disposition() == "inline",
+    )

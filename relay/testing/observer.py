@@ -1,0 +1,177 @@
+"""Look at a running relay from its event loop: what arrived, what is in flight, what was seen.
+
+A test has seen a message when a wait or a list returned it, or when it sent it itself. An earlier
+wait's message does not end a later wait.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from relay.app.development import DevelopmentRelay
+from relay.app.settling import UnsettledError
+from relay.journeys.journey import is_final
+from relay.journeys.message_search import MessageSearch
+from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy, has_arrived
+from relay.testing.delivery_report import Bounce, original_message_id, read_bounces
+from relay.testing.waiting import (
+    Observed,
+    WaitTimeout,
+    Wanted,
+    arrival_line,
+    in_flight,
+    journey_lines,
+    timeout_text,
+    unexpected_text,
+)
+
+_JOURNEYS_MAX = 1000
+_LOG_LINES_MAX = 10
+_LOG_BYTES_MAX = 16 * 1024
+
+
+class Observer:
+    """What the test kit knows of one relay. Coroutines, for the relay's loop."""
+
+    def __init__(self, relay: DevelopmentRelay, *, log: Path) -> None:
+        self._relay = relay
+        self._daemon = relay.daemon
+        self._log = log
+        self._log_start = 0
+        self.files = MailboxFiles(relay.daemon)
+        self._taken: set[str] = set()  # keys of copies that a wait returned
+        self._seen: set[str] = set()  # names of messages that a wait or a list returned
+        self._sent: set[str] = set()  # Graph ids of messages that the test sent itself
+        self._final: dict[str, Mapping[str, Any]] = {}  # journeys that change no more
+
+    def sent(self, graph_id: str) -> None:
+        """Note a message that the test sent itself."""
+        self._sent.add(graph_id)
+
+    def seen(self, arrival: ArrivedMessage) -> None:
+        """Note a message that the test has seen."""
+        self._seen.add(arrival.copy.name)
+
+    def saw(self, queue_id: str) -> None:
+        """Note the message with this queue id."""
+        self._seen.add(queue_id)
+
+    async def journey(self, key: str) -> Mapping[str, Any]:
+        """Return the journey of a message, {} for one that is not known."""
+        return await self._daemon.journeys.journey(key, account=None) or {}
+
+    async def arrivals(self, address: str | None = None) -> list[ArrivedMessage]:
+        """Return what has arrived for an address, or for all, in that order."""
+        found: list[ArrivedMessage] = []
+        for copy in await asyncio.to_thread(self.files.copies, address):
+            journey = await self._journey_of(copy)
+            if has_arrived(copy, journey):
+                found.append(ArrivedMessage(copy, journey))
+        return found
+
+    async def wait_for(self, wanted: Wanted, timeout_s: float) -> ArrivedMessage:
+        """Return the first message that matches and that no wait returned; raise WaitTimeout."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s  # real time: a test waits
+        while True:
+            count = self._daemon.changes.count
+            for arrival in await self.arrivals(wanted.address):
+                if arrival.copy.key not in self._taken and wanted.matches(arrival):
+                    self._taken.add(arrival.copy.key)
+                    self.seen(arrival)
+                    return arrival
+            try:
+                async with asyncio.timeout_at(deadline_s):  # real time: as above
+                    await self._daemon.changes.wait_beyond(count)
+            except TimeoutError:
+                break
+        raise WaitTimeout(timeout_text(wanted, timeout_s, await self.observed()))
+
+    async def settle(self, timeout_s: float) -> None:
+        """Return when nothing is queued, due or in progress; raise WaitTimeout."""
+        try:
+            await self._relay.settle(timeout_s)
+        except UnsettledError as error:
+            flight = in_flight(await self.journeys())
+            lines = [str(error), *(line for one in flight for line in journey_lines(one))]
+            raise WaitTimeout("\n".join(lines)) from None
+
+    async def rest(self, timeout_s: float) -> None:
+        """Settle, or give up."""
+        with suppress(UnsettledError):
+            await self._relay.settle(timeout_s)
+
+    async def observed(self) -> Observed:
+        """Return what a failed wait shows."""
+        log = await asyncio.to_thread(self._last_log_lines)
+        return Observed(
+            await self.arrivals(), await self.journeys(), frozenset(self._taken), tuple(log)
+        )
+
+    async def journeys(self) -> list[dict[str, Any]]:
+        """Return the journeys of all messages but reports, the oldest first."""
+        found = await self._daemon.journeys.search(
+            MessageSearch(), account=None, limit=_JOURNEYS_MAX
+        )
+        return found.messages[::-1]
+
+    async def unexpected(self) -> str:
+        """Return the text about mail that the test has not seen, "" for none.
+
+        That is a message that has arrived somewhere, reports too, or that is in flight.
+        """
+        names: set[str] = set()
+        lines: list[str] = []
+        journeys = await self.journeys()
+        own = {one["id"] or "" for one in journeys if one["graph_id"] in self._sent}
+        for arrival in await self.arrivals():
+            name = arrival.copy.name
+            if name not in self._seen | own | names:
+                lines.append(arrival_line(arrival))
+            names.add(name)
+        for journey in in_flight(journeys):
+            name = journey["id"] or ""
+            if journey["graph_id"] not in self._sent and name not in self._seen | names:
+                lines.append("; ".join(journey_lines(journey)))
+        return unexpected_text(lines) if lines else ""
+
+    async def bounces_of(self, journey: Mapping[str, Any]) -> list[Bounce]:
+        """Return what reports in the sender's mailbox say about a message, failures first."""
+        found: list[Bounce] = []
+        message_id = journey.get("message_id", "")
+        if not message_id or not journey["sender"]:
+            return found
+        for arrival in await self.arrivals(journey["sender"]):
+            bounces = read_bounces(arrival.copy.eml)
+            if bounces and original_message_id(arrival.copy.eml).strip("<>") == message_id.strip(
+                "<>"
+            ):
+                self.seen(arrival)
+                found += bounces
+        return sorted(found, key=lambda one: one.action != "failed")
+
+    def reset(self) -> None:
+        """Forget everything: the relay was emptied."""
+        self.files.forget()
+        self._taken.clear()
+        self._seen.clear()
+        self._sent.clear()
+        self._final.clear()
+        self._log_start = self._log.stat().st_size
+
+    async def _journey_of(self, copy: MessageCopy) -> Mapping[str, Any]:
+        key = copy.queue_id
+        if key in self._final:
+            return self._final[key]
+        journey = await self.journey(key) if key else {}
+        if journey and is_final(journey):
+            self._final[key] = journey
+        return journey
+
+    def _last_log_lines(self) -> Sequence[str]:
+        with self._log.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(self._log_start, end - _LOG_BYTES_MAX))
+            return file.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES_MAX:]

@@ -1,0 +1,146 @@
+"""A relay within a test program: `with Relay() as relay`, and the same with `async with`.
+
+It runs in a thread with an event loop of its own, on free ports of loopback, with its state in a
+temporary directory. Nothing leaves loopback. All methods may be called from any thread.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from relay.app.commands.send import DraftToSend
+from relay.testing.async_relay import AsyncRelay
+from relay.testing.internet import Internet
+from relay.testing.message import Message
+from relay.testing.running import RelayOptions, RelayPlaces, RunningRelay
+from relay.testing.virtual_clock import VirtualClock
+from relay.testing.waiting import SETTLE_S, WAIT_S, Pattern, Wanted
+
+
+class Relay(RelayPlaces):
+    """A development relay that runs within `with`. See docs/testing.md."""
+
+    def __init__(
+        self,
+        *,
+        config: Mapping[str, Any] | None = None,
+        policies: Path | str | Mapping[str, str] | None = None,
+        domains: str | Sequence[str] = (),
+        ca_dir: Path | None = None,
+    ) -> None:
+        """`config` changes the development configuration, with the keys of relay.toml. `policies`
+        is a directory of mail-flow rules, or their texts by file name; without it there are none.
+        `domains` are local, instead of example.test. The certificate authority is kept in `ca_dir`;
+        without it, it is that of this relay alone.
+        """
+        super().__init__(None)
+        names = (domains,) if isinstance(domains, str) else tuple(domains)
+        self._options = RelayOptions(config or {}, policies or {}, names, ca_dir)
+
+    def __enter__(self) -> Self:
+        self._started = RunningRelay(self._options)
+        self.internet = Internet(self.running.scenario)
+        self.clock = VirtualClock(self.running)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        running = self.running
+        try:
+            if kind is None:
+                self.check()
+        finally:
+            self._started = None
+            running.stop()
+
+    async def __aenter__(self) -> AsyncRelay:
+        await asyncio.to_thread(self.__enter__)
+        return AsyncRelay(self)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+    def send(
+        self,
+        sender: str,
+        recipients: str | Sequence[str],
+        subject: str = "",
+        text: str = "",
+        html: str = "",
+        attachments: Sequence[tuple[str, bytes]] = (),
+    ) -> Message:
+        """Send a message as `sender`, by the Graph API. Raises RejectedError."""
+        to = (recipients,) if isinstance(recipients, str) else tuple(recipients)
+        draft = DraftToSend(sender, to, subject, text, tuple(attachments), html)
+        return self.running.send(draft, settles=True)
+
+    def mailbox(self, address: str) -> "Mailbox":
+        """Return the mailbox of an address: what was delivered, captured or accepted for it."""
+        return Mailbox(self.running, address)
+
+    def messages(self) -> list[Message]:
+        """Return what arrived in all mailboxes, in the order of its arrival."""
+        return self.running.run(self.running.arrived(None, settles=True))
+
+    def settle(self, timeout: float = SETTLE_S) -> None:
+        """Return when nothing is queued, due or in progress. Raises WaitTimeout."""
+        self.running.run(self.running.observer.settle(timeout))
+
+    def assert_no_more_mail(self, timeout: float = SETTLE_S) -> None:
+        """Settle, then raise AssertionError if there is a message that the test has not seen.
+
+        It has seen those that it sent by send(), and those that a wait, messages() or `bounce`
+        returned.
+        """
+        self.running.run(self.running.assert_no_more(timeout))
+
+    def check(self) -> None:
+        """Raise AssertionError for mail that `internet.strict` forbids; as the end of `with`."""
+        if self.internet.strict:
+            self.running.run(self.running.scenario.check(SETTLE_S))
+
+    def reset(self) -> None:
+        """Remove all messages, and forget what the test described of the internet.
+
+        The clock stays where it is.
+        """
+        self.running.run(self.running.reset())
+
+
+class Mailbox:
+    """The messages of one address."""
+
+    def __init__(self, running: RunningRelay, address: str) -> None:
+        self._running = running
+        self.address = address
+
+    def wait_for(
+        self,
+        *,
+        subject: Pattern | None = None,
+        sender: Pattern | None = None,
+        timeout: float = WAIT_S,
+    ) -> Message:
+        """Return the first message that matches and that no earlier wait returned.
+
+        A pattern is the whole value, without regard to case; `*` is any text, `?` one character;
+        or it is a compiled regular expression. `sender` is the reverse-path or an address in From.
+        Raises WaitTimeout.
+        """
+        wanted = Wanted(self.address, subject, sender)
+        return self._running.run(self._running.wait_for(wanted, timeout, settles=True))
+
+    def messages(self) -> list[Message]:
+        """Return all messages, in the order of their arrival."""
+        return self._running.run(self._running.arrived(self.address, settles=True))

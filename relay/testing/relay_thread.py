@@ -1,0 +1,132 @@
+"""Run a development relay in a thread with an event loop of its own.
+
+The thread has its own log, a file in the relay's directory. Nothing of the process changes: no
+signal handlers, limits, environment or directory. stop() leaves nothing; a process that ends
+without it removes the files, and what a fork inherits does nothing.
+"""
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import Context, copy_context
+from typing import Any, TypeVar
+
+import uvloop
+
+from relay.app.daemon import BrokenRelayError
+from relay.app.development import DevelopmentRelay
+from relay.app.development_folder import DevelopmentFolder
+from relay.observe import logs
+
+Result = TypeVar("Result")
+LOG_NAME = "relay.log"
+
+
+class RelayThread:
+    """A development relay in its thread. Call start() once, then stop()."""
+
+    relay: DevelopmentRelay
+    _context: Context
+
+    def __init__(
+        self, folder: DevelopmentFolder, build: Callable[[DevelopmentFolder], DevelopmentRelay]
+    ) -> None:
+        """`build` composes the relay; it is called in the thread. The folder is removed at last."""
+        self.folder = folder
+        self._build = build
+        self._started: Future[None] = Future()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._error: BaseException | None = None
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._work, name="relay", daemon=True)
+
+    def start(self) -> None:
+        """Return when it is ready. Raises what the start raised; then nothing is left."""
+        atexit.register(self._abandon)
+        try:
+            self._thread.start()
+            self._started.result()
+        except BaseException:  # Ctrl-C as well
+            with suppress(Exception):
+                self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop it and remove its files. Raises what the stop raised, BrokenRelayError."""
+        if os.getpid() != self._pid:
+            return
+        atexit.unregister(self._abandon)
+        if self._loop is not None and self._stopping is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.folder.remove()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
+        """Run a coroutine in the relay's loop. Raises RuntimeError if the relay does not run."""
+        fault = self._fault()
+        if fault is not None or self._loop is None:
+            work.close()
+            raise fault or RuntimeError("the relay does not run: use it within `with Relay()`")
+        context = self._context.copy()  # for the log
+        return context.run(asyncio.run_coroutine_threadsafe, work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine in the relay's loop and return its result."""
+        future = self.submit(work)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # after Ctrl-C
+
+    def _abandon(self) -> None:
+        """Remove the files at the end of the process, which ends the threads."""
+        if os.getpid() == self._pid:
+            self.folder.remove()
+
+    def _fault(self) -> Exception | None:
+        if os.getpid() != self._pid:
+            return RuntimeError(
+                f"the relay runs in the process {self._pid}, not in this fork of it"
+            )
+        if not self._thread.is_alive():
+            return RuntimeError("the relay has stopped")
+        if self.relay.daemon.fault:
+            return BrokenRelayError(self.relay.daemon.fault)
+        return None
+
+    def _work(self) -> None:
+        try:
+            with (self.folder.path / LOG_NAME).open("ab") as file:
+                sink = logs.LogSink()
+                sink.point_at(file.fileno())
+                logs.use(sink)
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    runner.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            if not self._started.done():
+                self._started.set_exception(error)
+            else:
+                self._error = error
+
+    async def _serve(self) -> None:
+        self._context = copy_context()
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self.relay = self._build(self.folder)
+        try:
+            await self.relay.start()
+            self._started.set_result(None)
+            await self._stopping.wait()
+        finally:
+            await self.relay.stop()
+        if self.relay.daemon.fault:
+            raise BrokenRelayError(self.relay.daemon.fault)

@@ -1,0 +1,212 @@
+"""A running relay of the test kit: what both faces of it, Relay and AsyncRelay, share."""
+
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from relay.accounts.development import DOMAIN
+from relay.app.commands.send import DraftToSend, send_by_graph
+from relay.app.development import DevelopmentOptions, DevelopmentRelay
+from relay.app.development_folder import DevelopmentFolder
+from relay.message.content import blocks
+from relay.settings.tree import Address
+from relay.testing.arrivals import ArrivedMessage
+from relay.testing.delivery_report import Bounce
+from relay.testing.internet_scenario import InternetScenario
+from relay.testing.message import Message, MessageSource
+from relay.testing.observer import Observer
+from relay.testing.relay_thread import LOG_NAME, RelayThread
+from relay.testing.state_folder import new_state_folder
+from relay.testing.waiting import Wanted
+
+Result = TypeVar("Result")
+_REST_S = 5.0
+_LOOPBACK = "127.0.0.1"
+# The state is in memory, which a reserve would only make scarce.
+_IN_MEMORY = {"spool": {"reserve_size": 0}, "pressure": {"disk_free": "8 MiB"}}
+
+
+@dataclass(frozen=True, slots=True)
+class RelayOptions:
+    """What differs from `relay dev`. `policies` are a directory, or texts by file name."""
+
+    config: Mapping[str, Any]
+    policies: Path | str | Mapping[str, str]
+    domains: tuple[str, ...]
+    ca_dir: Path | None
+
+    def compose(self, folder: DevelopmentFolder) -> DevelopmentRelay:
+        """Compose a relay in `folder`. Raises SettingsError, OSError."""
+        rules = self.policies
+        if isinstance(rules, Mapping):
+            texts, rules = rules, folder.path / "policies"
+            rules.mkdir()
+            for name, text in texts.items():
+                (rules / Path(name).with_suffix(".toml").name).write_text(text)
+        free = Address(_LOOPBACK, 0)
+        options = DevelopmentOptions(
+            http=free, https=free, smtp=free, ca_dir=self.ca_dir, rules=Path(rules),
+            domains=self.domains or (DOMAIN,), changes=_IN_MEMORY | dict(self.config),
+        )  # fmt: skip
+        return DevelopmentRelay(folder, options)
+
+
+class SmtpAddress(NamedTuple):
+    """Where SMTP listens: `smtplib.SMTP(*relay.smtp)`."""
+
+    host: str
+    port: int
+
+
+class RunningRelay:
+    """A relay in its thread, and what a test has seen of it.
+
+    Coroutines are for the relay's loop: see run().
+    """
+
+    def __init__(self, options: RelayOptions) -> None:
+        """Start it. Raises SettingsError, OSError; then nothing is left."""
+        self.thread = RelayThread(new_state_folder(), options.compose)
+        self.thread.start()
+        self.relay = self.thread.relay
+        self.observer = Observer(self.relay, log=self.thread.folder.path / LOG_NAME)
+        self.scenario = InternetScenario(self)
+
+    def stop(self) -> None:
+        """Stop it; nothing is left. Raises BrokenRelayError."""
+        self.thread.stop()
+
+    async def reset(self) -> None:
+        """Remove all messages, and forget what the test described and saw."""
+        await self.relay.reset()
+        await self.relay.use_scenario({})
+        self.scenario.reset()
+        self.observer.reset()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine in the relay's loop, and wait for its result."""
+        return self.thread.run(work)
+
+    def send(self, draft: DraftToSend, *, settles: bool) -> Message:
+        """Send a message by the Graph API. Raises RejectedError."""
+        graph_id = send_by_graph(self.relay.addresses.http, draft, token=draft.sender)
+        self.observer.sent(graph_id)
+
+        async def read() -> bytes:
+            return b"".join(blocks(await self.relay.daemon.store.mime(draft.sender, graph_id)))
+
+        return Message(lambda: self.run(read()), _RunningSource(self, graph_id, settles=settles))
+
+    async def arrived(self, address: str | None, *, settles: bool) -> list[Message]:
+        """Return the messages of a mailbox, or of all; the test has seen them."""
+        found = await self.observer.arrivals(address)
+        for one in found:
+            self.observer.seen(one)
+        return [self._message(one, settles=settles) for one in found]
+
+    async def wait_for(self, wanted: Wanted, timeout_s: float, *, settles: bool) -> Message:
+        """Return the first message that matches and was not returned yet; raise WaitTimeout."""
+        arrival = await self.observer.wait_for(wanted, timeout_s)
+        return self._message(arrival, settles=settles)
+
+    async def assert_no_more(self, timeout_s: float) -> None:
+        """Settle, then raise AssertionError if there is a message that the test has not seen."""
+        await self.observer.settle(timeout_s)
+        if text := await self.observer.unexpected():
+            raise AssertionError(text)
+
+    def source_of(self, key: str, *, settles: bool = True) -> MessageSource:
+        """Return where journey and reports of a message are read; `key` is one of its ids."""
+        return _RunningSource(self, key, settles=settles)
+
+    def _message(self, arrival: ArrivedMessage, *, settles: bool) -> Message:
+        source = _RunningSource(self, arrival.copy.queue_id, settles=settles)
+        return Message(lambda: arrival.copy.content, source)
+
+
+class RelayPlaces:
+    """Where a relay listens, and what programs under test need to reach it."""
+
+    def __init__(self, running: RunningRelay | None) -> None:
+        self._started = running
+
+    @property
+    def running(self) -> RunningRelay:
+        """The relay, for the other classes of the kit."""
+        if self._started is None:
+            raise RuntimeError("the relay does not run: use it within `with Relay() as relay`")
+        return self._started
+
+    @property
+    def http_url(self) -> str:
+        """Its URL, as "http://127.0.0.1:40001"; the Graph API is under /v1.0."""
+        at = self.running.relay.addresses.http
+        return f"http://{at.host}:{at.port}"
+
+    @property
+    def https_url(self) -> str:
+        """The same with TLS; clients have to trust `ca`."""
+        return f"https://localhost:{self.running.relay.addresses.https.port}"
+
+    @property
+    def ca(self) -> str:
+        """The file of the certificate authority (PEM)."""
+        return str(self.running.relay.addresses.ca)
+
+    @property
+    def smtp(self) -> SmtpAddress:
+        """Host and port of SMTP. A client needs no login, and any login is accepted."""
+        at = self.running.relay.addresses.smtp
+        return SmtpAddress(at.host, at.port)
+
+    @property
+    def operator_token(self) -> str:
+        """A token that sees all messages and may change the queue."""
+        return self.running.relay.token
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment variables for programs under test; docs/testing.md lists them."""
+        host, port = self.smtp.host, str(self.smtp.port)
+        url = f"smtp://{host}:{port}"
+        return {
+            "SMTP_HOST": host, "SMTP_PORT": port, "SMTP_URL": url,
+            "EMAIL_HOST": host, "EMAIL_PORT": port, "EMAIL_URL": url,
+            "MAIL_SERVER": host, "MAIL_PORT": port,
+            "RELAY_URL": self.http_url, "RELAY_HTTPS_URL": self.https_url,
+            "RELAY_TOKEN": self.operator_token, "RELAY_CA": self.ca,
+            "RELAY_CONFIG": str(self.running.thread.folder.config),
+            "SSL_CERT_FILE": self.ca, "REQUESTS_CA_BUNDLE": self.ca, "NODE_EXTRA_CA_CERTS": self.ca,
+        }  # fmt: skip
+
+    def token(self, address: str) -> str:
+        """Return a bearer token of an account, which is made when it is first used."""
+        return address
+
+
+class _RunningSource:
+    """Reads the journey and the reports of one message (a MessageSource)."""
+
+    def __init__(self, running: RunningRelay, key: str, *, settles: bool) -> None:
+        """`key` is a queue id or Graph id, "" for a message without a journey."""
+        self._running = running
+        self._key = key
+        self._settles = settles
+
+    def journey(self) -> Mapping[str, Any]:
+        """See MessageSource. With `settles`, what is in progress ends first."""
+        return self._running.run(self._journey()) if self._key else {}
+
+    def bounces(self) -> Sequence[Bounce]:
+        """See MessageSource."""
+
+        async def read() -> Sequence[Bounce]:
+            return await self._running.observer.bounces_of(await self._journey())
+
+        return self._running.run(read()) if self._key else ()
+
+    async def _journey(self) -> Mapping[str, Any]:
+        if self._settles:
+            await self._running.observer.rest(_REST_S)
+        return await self._running.observer.journey(self._key)

@@ -1,0 +1,201 @@
+"""What a wait looks for, and the text of one that fails: what did arrive, and where the rest is.
+
+Values and texts only. Patterns are those of the message list of the API: the whole value, without
+regard to case; `*` is any text, `?` one character.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+from relay.journeys.message_search import matches_pattern
+from relay.message.lifecycle import FINAL, RecipientState
+from relay.testing.arrivals import ArrivedMessage
+
+WAIT_S = 10.0  # unless a test says another one
+SETTLE_S = 60.0
+_SHOWN_MAX = 10
+_VALUE_CHARACTERS_MAX = 120
+_RESTING = FINAL | {RecipientState.CAPTURED}
+
+
+Pattern = str | re.Pattern[str]
+
+
+class WaitTimeout(AssertionError):  # noqa: N818 - the name that tests use
+    """A wait ended without what it waited for; the text says what there was instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The message that a wait looks for; None matches every value."""
+
+    address: str
+    subject: Pattern | None = None
+    sender: Pattern | None = None
+
+    def __str__(self) -> str:
+        given = [("subject", self.subject), ("sender", self.sender)]
+        named = " and ".join(f"{name} {_shown(one)}" for name, one in given if one is not None)
+        return f"message for {self.address}" + (f" with {named}" if named else "")
+
+    def matches(self, arrival: ArrivedMessage) -> bool:
+        """Whether all of it matches."""
+        return all(is_right for _, _, _, is_right in self.compare(arrival))
+
+    def matches_values(self, subject: str, senders: Sequence[str]) -> bool:
+        """Whether subject and sender match."""
+        return (self.subject is None or _matches(self.subject, subject)) and (
+            self.sender is None or any(_matches(self.sender, one or "<>") for one in senders)
+        )
+
+    def compare(self, arrival: ArrivedMessage) -> Iterator[tuple[str, str, str, bool]]:
+        """Yield each field with what was expected, what was found, and whether it matches."""
+        if self.subject is not None:
+            found = arrival.subject
+            yield "subject", _shown(self.subject), _shown(found), _matches(self.subject, found)
+        if self.sender is not None:
+            senders = arrival.senders
+            is_right = any(_matches(self.sender, one or "<>") for one in senders)
+            shown = " or ".join(_shown(one or "<>") for one in senders)
+            yield "sender", _shown(self.sender), shown, is_right
+        yield "mailbox", self.address, arrival.copy.mailbox, self.is_in(arrival)
+
+    def is_in(self, arrival: ArrivedMessage) -> bool:
+        """Whether a message arrived in the mailbox of the address."""
+        names = arrival.copy.mailbox, arrival.copy.recipient
+        return any(matches_pattern(self.address, one) for one in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a relay has at the end of a wait. `taken` are the keys of copies that waits returned."""
+
+    arrivals: Sequence[ArrivedMessage]
+    journeys: Sequence[Mapping[str, Any]]
+    taken: frozenset[str] = frozenset()
+    log: Sequence[str] = ()
+
+
+def timeout_text(wanted: Wanted, seconds: float, observed: Observed) -> str:
+    """Return why a wait failed."""
+    lines = [f"no {wanted} within {seconds:g} s", ""]
+    here = [one for one in observed.arrivals if wanted.is_in(one)]
+    elsewhere = [one for one in observed.arrivals if one not in here]
+    lines += _listed(f"Arrived in {wanted.address}", here, observed)
+    if elsewhere:
+        lines += _listed("Arrived in other mailboxes", elsewhere, observed)
+    nearest = _nearest(wanted, here or elsewhere, observed)
+    if nearest is not None:
+        lines += ["", f"Nearest: {_line(nearest, observed)}"]
+        for name, expected, found, is_right in wanted.compare(nearest):
+            mark = "  " if is_right else "! "
+            verdict = "matches" if is_right else "differs"
+            lines.append(f"  {mark}{name:<8} expected {expected}, found {found}: {verdict}")
+        if nearest.copy.key in observed.taken:
+            lines.append("  ! an earlier wait returned this message already")
+    lines += ["", *_flight(observed)]
+    if observed.log:
+        lines += ["", "Last lines of the relay's log:", *(f"  {one}" for one in observed.log)]
+    return "\n".join(lines)
+
+
+def in_flight(journeys: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the messages with recipients that are neither final nor captured."""
+    return [
+        one for one in journeys if any(each["state"] not in _RESTING for each in one["recipients"])
+    ]
+
+
+def unexpected_text(unexpected: Sequence[str]) -> str:
+    """Return the text for mail that no test expected."""
+    count = len(unexpected)
+    lines = [f"{count} more message{'s' if count > 1 else ''} than the test has seen:"]
+    lines += [f"  {one}" for one in unexpected[:_SHOWN_MAX]]
+    return "\n".join(lines + _omitted(count))
+
+
+def journey_lines(journey: Mapping[str, Any]) -> list[str]:
+    """Return where a message stands: its last step, and each recipient that is not final."""
+    step = max(journey["steps"], key=lambda one: one["step"], default=None)
+    at = f"step {step['step']} {step['name']}" if step else "no step yet"
+    name = journey["id"] or journey["submission_id"] or ""
+    to = ", ".join(one["address"] for one in journey["recipients"][:_SHOWN_MAX])
+    head = f"{name}  {_shown(journey['subject'])}  {journey['sender'] or '<>'} -> {to}: {at}"
+    return [head, *(f"  {line}" for line in _recipient_lines(journey))]
+
+
+def arrival_line(arrival: ArrivedMessage) -> str:
+    """Return one line about a message that arrived."""
+    sender = arrival.journey.get("sender") or "<>"
+    name = arrival.copy.name
+    what = f"{_shown(arrival.subject)} from {sender} to {arrival.copy.recipient}"
+    return f"{name}  {what}: {arrival.state}"
+
+
+def _recipient_lines(journey: Mapping[str, Any]) -> Iterator[str]:
+    for one in journey["recipients"][:_SHOWN_MAX]:
+        reply = f": {_clipped(one['reply'])}" if one["reply"] else ""
+        count = len(one["attempts"])
+        attempts = f" after {count} attempt{'s' if count > 1 else ''}" if count else ""
+        yield f"{one['address']} {one['state']}{attempts}{reply}"
+
+
+def _listed(title: str, arrivals: Sequence[ArrivedMessage], observed: Observed) -> list[str]:
+    if not arrivals:
+        return [f"{title}: nothing"]
+    shown = arrivals[-_SHOWN_MAX:]
+    lines = [f"{title}: {len(arrivals)}"]
+    return [*lines, *(f"  {_line(one, observed)}" for one in shown), *_omitted(len(arrivals))]
+
+
+def _line(arrival: ArrivedMessage, observed: Observed) -> str:
+    taken = " (returned by an earlier wait)" if arrival.copy.key in observed.taken else ""
+    return arrival_line(arrival) + taken
+
+
+def _flight(observed: Observed) -> list[str]:
+    found = in_flight(observed.journeys)
+    if not found:
+        return ["In flight: nothing"]
+    lines = [f"In flight: {len(found)}"]
+    for journey in found[:_SHOWN_MAX]:
+        lines += [f"  {line}" for line in journey_lines(journey)]
+    return lines + _omitted(len(found))
+
+
+def _omitted(count: int) -> list[str]:
+    return [f"  … and {count - _SHOWN_MAX} more"] if count > _SHOWN_MAX else []
+
+
+def _nearest(
+    wanted: Wanted, arrivals: Sequence[ArrivedMessage], observed: Observed
+) -> ArrivedMessage | None:
+    """Return the message that differs least, a new one before one that was returned."""
+
+    def likeness(arrival: ArrivedMessage) -> tuple[float, bool]:
+        score = 0.0
+        for _, expected, found, is_right in wanted.compare(arrival):
+            score += 1 if is_right else SequenceMatcher(None, expected, found).ratio()
+        return score, arrival.copy.key not in observed.taken
+
+    return max(arrivals, key=likeness, default=None)
+
+
+def _matches(pattern: Pattern, value: str) -> bool:
+    if isinstance(pattern, re.Pattern):
+        return pattern.search(value) is not None
+    return matches_pattern(pattern, value) if pattern else not value
+
+
+def _shown(value: Pattern) -> str:
+    if isinstance(value, re.Pattern):
+        return f"/{_clipped(value.pattern)}/"
+    return f'"{_clipped(value)}"'
+
+
+def _clipped(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _VALUE_CHARACTERS_MAX else f"{text[:_VALUE_CHARACTERS_MAX]}…"

@@ -1,0 +1,41 @@
+"""The sample project uses the test kit as a project outside this one does."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1] / "sample_project"
+PAGE = Path(__file__).parents[2] / "docs/testing.md"
+
+
+def run(name: str) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", name],
+        cwd=PROJECT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("django"), reason="Django is not installed")
+def test_django():
+    assert "4 passed" in run("test_django.py")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("django"), reason="Django is not installed")
+@pytest.mark.skipif(not importlib.util.find_spec("msgraph"), reason="needs make clients")
+def test_msgraph_sdk():
+    assert "2 passed" in run("test_graph.py")
+
+
+def test_the_page_shows_the_fixture_for_django():
+    fixture = re.search(
+        r"^@pytest.fixture\ndef mail.*",
+        (PROJECT / "conftest.py").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert fixture[0] in PAGE.read_text()

@@ -1,0 +1,234 @@
+"""A relay of the test kit leaves nothing behind, and changes nothing of its process."""
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+
+from relay.observe.logs import get_logger
+from relay.settings.document import SettingsError
+from relay.testing import Relay, state_folder
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+
+
+def children() -> list[int]:
+    own = Path(f"/proc/{os.getpid()}/task")
+    return [int(pid) for task in own.iterdir() for pid in (task / "children").read_text().split()]
+
+
+def files() -> dict[str, str]:
+    found = {}
+    for one in Path("/proc/self/fd").iterdir():
+        try:
+            found[one.name] = str(one.readlink())
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch):
+    """A directory of this test alone; other tests run at the same time."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as own:
+        monkeypatch.setattr(state_folder, "_MEMORY", Path(own))
+        yield Path(own) / f"relay-tests-{os.getuid()}"
+
+
+def of_process() -> dict[str, object]:
+    root = logging.getLogger()
+    return {
+        "signals": {one: signal.getsignal(one) for one in signal.valid_signals()},
+        "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "environment": dict(os.environ),
+        "directory": Path.cwd(),
+        "umask": _umask(),
+        "gc": (gc.get_threshold(), gc.get_freeze_count() // 10_000, gc.isenabled()),
+        "logging": (root.level, list(root.handlers), logging.getLogger("uvicorn").level),
+        "warnings": (warnings.showwarning, list(warnings.filters)),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook),
+    }
+
+
+def _umask() -> int:
+    now = os.umask(0o22)
+    os.umask(now)
+    return now
+
+
+def use(relay: Relay) -> None:
+    relay.internet.domain("gmail.com").rcpt("joe").reply("550 5.1.1 no")
+    relay.send(ALICE, [BOB, "joe@gmail.com"], "Hello", html="<p>converted in a child process</p>")
+    relay.mailbox(BOB).wait_for(subject="Hello")
+    relay.mailbox(ALICE).wait_for(subject="Undeliverable*")
+
+
+def test_nothing_is_left_and_the_process_is_as_before(memory):
+    with Relay() as relay:  # imports, and what libraries keep
+        use(relay)
+    before = of_process(), {one.name for one in threading.enumerate()}, files(), children()
+    with Relay() as relay:
+        use(relay)
+        during = of_process()
+        path = relay.running.thread.folder.path
+        assert path.is_dir()
+    gc.collect()
+    after = of_process(), {one.name for one in threading.enumerate()}, files(), children()
+    assert during == before[0]
+    assert after == before
+    assert not path.exists()
+    assert [one.name for one in memory.iterdir()] == ["lock"]
+
+
+@pytest.fixture
+def port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("fault", ["a key", "a port"])
+def test_a_failing_start_leaves_nothing(fault, port_in_use, memory):
+    threads = threading.active_count()
+    if fault == "a key":
+        config, expected = {"delivery": {"retri": []}}, SettingsError
+    else:
+        config, expected = {"smtp": [{"listen": f"127.0.0.1:{port_in_use}"}]}, OSError
+    with pytest.raises(expected, match=f"retri|{port_in_use}"), Relay(config=config):
+        raise AssertionError
+    assert threading.active_count() == threads
+    assert [one.name for one in memory.iterdir()] == ["lock"]
+
+
+def test_an_error_within_leaves_nothing():
+    paths = []
+
+    def interrupted():
+        with Relay() as relay:
+            paths.append(relay.running.thread.folder.path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not paths[0].exists()
+
+
+def test_ctrl_c_ends_a_wait_and_stops_the_relay():
+    program = (
+        "from relay.testing import Relay\n"
+        "with Relay() as relay:\n"
+        "    print(relay.running.thread.folder.path, flush=True)\n"
+        "    relay.mailbox('bob@example.test').wait_for(timeout=60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        path = Path(running.stdout.readline().strip())
+        assert path.is_dir()
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=120)
+    assert "KeyboardInterrupt" in errors
+    assert not path.exists()
+
+
+def test_a_process_that_ends_without_the_end_of_with_leaves_nothing():
+    program = (
+        "from relay.testing import Relay\n"
+        "relay = Relay()\n"
+        "relay.__enter__()\n"
+        "print(relay.running.thread.folder.path)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ended.stderr == ""
+    assert not Path(ended.stdout.strip()).exists()
+
+
+def test_the_files_of_a_killed_process_are_removed_by_the_next(memory):
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "from relay.testing import Relay, state_folder\n"
+        "state_folder._MEMORY = pathlib.Path(sys.argv[1])\n"
+        "with Relay() as relay:\n"
+        "    print(relay.running.thread.folder.path, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, memory.parent],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    path = Path(ended.stdout.strip())
+    assert path.is_dir()
+    with Relay():
+        assert not path.exists()
+
+
+def test_a_fork_leaves_the_relay_alone():
+    with Relay() as relay:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                relay.settle()
+            except RuntimeError:
+                relay.__exit__(None, None, None)
+                os._exit(3)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        use(relay)
+
+
+def test_two_relays_do_not_disturb_each_other():
+    with Relay() as one, Relay(domains=["corp.test"]) as other:
+        for relay, sender in ((one, ALICE), (other, "ann@corp.test")):
+            relay.send(sender, "joe@gmail.com", f"From {sender}", "x")
+        assert one.mailbox("joe@gmail.com").wait_for().subject == f"From {ALICE}"
+        assert other.mailbox("joe@gmail.com").wait_for().subject == "From ann@corp.test"
+        assert len(one.messages()) == len(other.messages()) == 1
+        assert one.smtp != other.smtp
+        one.clock.advance(hours=1)
+        assert (one.clock.now - other.clock.now).total_seconds() == pytest.approx(3600, abs=60)
+
+
+def test_each_relay_has_its_own_log(capfd):
+    log = get_logger("app")
+
+    async def warn(text):
+        log.warning(text)
+        await asyncio.to_thread(log.warning, f"{text} thread")
+
+    with Relay() as one, Relay() as other:
+        one.running.run(warn("first"))
+        other.running.run(warn("second"))
+        found = [
+            (relay.running.thread.folder.path / "relay.log").read_text() for relay in (one, other)
+        ]
+    assert "first thread" in found[0]
+    assert "second" not in found[0]
+    assert "second thread" in found[1]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_many_relays_at_once_in_threads():
+    def run(number: int) -> None:
+        with Relay() as relay:
+            relay.send(ALICE, BOB, f"Number {number}", "x")
+            found.append(relay.mailbox(BOB).wait_for(timeout=60).subject)
+
+    found: list[str] = []
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(120)
+    assert sorted(found) == [f"Number {number}" for number in range(4)]

@@ -1,0 +1,126 @@
+"""What a test reads of a message: text, links, codes, attachments, and delivery reports."""
+
+import re
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from relay.testing.delivery_report import original_message_id, read_bounces
+from relay.testing.message import Message
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+class NoSource:
+    def journey(self):
+        return {}
+
+    def bounces(self):
+        return ()
+
+
+def message(eml: EmailMessage | bytes) -> Message:
+    octets = eml if isinstance(eml, bytes) else eml.as_bytes()
+    return Message(lambda: octets, NoSource())
+
+
+def mail(text="", html="", subject="Hello"):
+    made = EmailMessage()
+    made["Subject"] = subject
+    made["Message-ID"] = "<1@x.test>"
+    if text:
+        made.set_content(text)
+    if html:
+        made.add_alternative(html, subtype="html") if text else made.set_content(
+            html, subtype="html"
+        )
+    return made
+
+
+def test_links_are_those_of_html_and_text_each_once():
+    found = message(
+        mail(
+            "Confirm: https://app.test/confirm?t=1. Or (https://app.test/help), or mail:\n"
+            "<mailto:help@app.test>",
+            '<a href="https://app.test/confirm?t=1">x</a> <a href="https://app.test/a&amp;b">y</a>',
+        )
+    )
+    assert found.links() == [
+        "https://app.test/confirm?t=1",
+        "https://app.test/a&b",
+        "https://app.test/help",
+        "mailto:help@app.test",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Your code is 123456.", "123456"),
+        ("(c) 2026. Your code: 204 512 is not one, 987654 is", "987654"),
+        ("PIN 4711", "4711"),
+        ("order 12345-99, 1.250000 EUR, code 00112233", "00112233"),
+    ],
+)
+def test_a_code_has_six_digits_or_else_four_to_eight(text, code):
+    assert message(mail(text)).code() == code
+
+
+def test_a_code_is_found_in_html_but_not_in_its_styles():
+    html = "<style>p {color: #123456; width: 654321px}</style><p>Your code: <b>111222</b></p>"
+    assert message(mail(html=html)).code() == "111222"
+
+
+def test_a_code_can_have_a_pattern():
+    found = message(mail("Use G-8812 now"))
+    assert found.code(r"G-(\d+)") == "8812"
+    assert found.code(re.compile(r"g-\d+", re.IGNORECASE)) == "G-8812"
+
+
+def test_a_missing_code_shows_the_text():
+    with pytest.raises(AssertionError, match=r"no code in 'Hello': no digits here"):
+        message(mail("no digits here")).code()
+
+
+def test_attachments_have_name_type_and_content():
+    made = mail("text", "<p>html</p>")
+    made.add_attachment(b"%PDF", maintype="application", subtype="pdf", filename="a.pdf")
+    inner = mail("inner", subject="Forwarded")
+    made.add_attachment(inner)
+    pdf, forwarded = message(made).attachments
+    assert (pdf.name, pdf.content_type, pdf.content) == ("a.pdf", "application/pdf", b"%PDF")
+    assert forwarded.content_type == "message/rfc822"
+    assert b"Subject: Forwarded" in forwarded.content
+
+
+def test_text_and_html_are_decoded():
+    found = message(mail("Grüße\n", "<p>Grüße</p>\n", subject="Ünïcode"))
+    assert (found.subject, found.text, found.html) == ("Ünïcode", "Grüße\n", "<p>Grüße</p>\n")
+    assert message(mail("only text")).html == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mixed", [("bob@example.net", "5.1.1"), ("carol@example.net", "5.2.2")]),
+        ("headers", [("bob@example.net", "5.1.1")]),
+        ("international", [("bøb@example.net", "5.1.1"), ("bob@example.net", "5.1.1")]),
+    ],
+)
+def test_delivery_reports_are_read(name, expected):
+    report = message((GOLDEN / f"report-{name}.eml").read_bytes())
+    assert [(one.recipient, one.status) for one in report.bounces] == expected
+    assert {one.action for one in report.bounces} == {"failed"}
+    assert report.bounce.reply.startswith(("550 5.1.1", "no"))
+
+
+@pytest.mark.parametrize("name", ["mixed", "headers"])
+def test_a_report_names_the_original(name):
+    report = message((GOLDEN / f"report-{name}.eml").read_bytes())
+    assert original_message_id(report.eml) == "<orig-123@example.com>"
+
+
+def test_other_messages_are_no_reports():
+    assert read_bounces(mail("text")) == []
+    assert message(mail("text")).bounce is None

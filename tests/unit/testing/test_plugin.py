@@ -1,0 +1,224 @@
+"""The pytest plugin, in test runs of its own: fixtures, marker, artifacts, strict, xdist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BOUNCE = """
+def test_bounce(relay, internet):
+    internet.domain("gmail.com").rcpt("joe").reply("550 5.1.1 no such user")
+    sent = relay.send("alice@example.test", "joe@gmail.com", "Hello", "x")
+    assert sent.bounce.status == "5.1.1"
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run pytest with these files; return its exit code and output."""
+
+    def call(*arguments: str, **files: str) -> tuple[int, str]:
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:asyncio",
+        ]
+        ended = subprocess.run(
+            [*command, f"--basetemp={tmp_path / 'tmp'}", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        return ended.returncode, ended.stdout + ended.stderr
+
+    return call
+
+
+def test_no_configuration_is_needed(run):
+    code, output = run("--strict-markers", "-W", "error", test_a=BOUNCE)
+    assert code == 0, output
+
+
+def test_nothing_of_relay_is_imported_until_a_fixture_is_used(run):
+    conftest = """
+import sys
+def pytest_unconfigure():
+    names = [one for one in sys.modules if one.partition(".")[0] == "relay"]
+    print("IMPORTED", *sorted(names))
+"""
+    unused = "def test_it(): pass\n"
+    code, output = run(conftest=conftest, test_a=unused)
+    assert code == 0
+    assert "IMPORTED relay relay.testing relay.testing.plugin\n" in output
+    _, output = run("--co", test_a=BOUNCE)
+    assert "IMPORTED relay relay.testing relay.testing.plugin\n" in output
+    _, output = run(test_a=BOUNCE)
+    assert "relay.testing.relay" in output
+
+
+def test_the_marker_has_the_arguments_of_relay(run):
+    test = """
+import pytest
+
+pytestmark = pytest.mark.relay(domains=["corp.test"])
+
+@pytest.mark.relay(config={"smtp": [{"max_recipients": 1}]})
+def test_marked(relay):
+    assert relay.running.relay.daemon.settings.smtp[0].max_recipients == 1
+    assert relay.running.relay.daemon.settings.mailboxes.domains == ("corp.test",)
+
+def test_not_marked(relay):
+    assert relay.running.relay.daemon.settings.smtp[0].max_recipients > 1
+"""
+    code, output = run("--strict-markers", test_a=test)
+    assert code == 0, output
+
+
+def test_an_unknown_argument_of_the_marker_is_an_error(run):
+    test = """
+import pytest
+
+@pytest.mark.relay(domain="corp.test")
+def test_marked(relay): pass
+"""
+    code, output = run(test_a=test)
+    assert code != 0
+    assert "marker relay: found domain, expected config, policies or domains" in output
+
+
+def test_a_project_can_set_the_options_of_all_relays(run):
+    conftest = """
+import pytest
+
+@pytest.fixture(scope="session")
+def relay_options():
+    return {"domains": ["corp.test"]}
+"""
+    test = """
+def test_it(relay):
+    assert relay.running.relay.daemon.settings.mailboxes.domains == ("corp.test",)
+"""
+    code, output = run(conftest=conftest, test_a=test)
+    assert code == 0, output
+
+
+def test_the_relay_of_a_session_is_emptied_before_each_test(run):
+    test = """
+import pytest
+
+ports = []
+
+@pytest.fixture
+def app(relay_session):
+    return relay_session
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_it(app, internet, clock, number):
+    ports.append(app.smtp.port)
+    assert len(set(ports)) == 1
+    assert app.messages() == [] and app.internet is internet
+    internet.domain("gmail.com").rcpt().reply("550 5.1.1 no", times=1)
+    sent = app.send("alice@example.test", "joe@gmail.com", "Hello", "x")
+    assert sent.state == "failed"
+    internet.strict = True
+"""
+    code, output = run(test_a=test)
+    assert code == 0, output
+
+
+def test_a_relay_can_be_shared_as_relay(run):
+    conftest = """
+import pytest
+
+@pytest.fixture(scope="session")
+def relay(relay_session):
+    return relay_session
+"""
+    code, output = run(conftest=conftest, test_a=BOUNCE, test_b=BOUNCE)
+    assert code == 0, output
+
+
+def test_strict_fails_the_test(run):
+    test = """
+def test_strict(relay, internet):
+    internet.strict = True
+    relay.send("alice@example.test", "joe@elsewhere.test", "Hello", "x")
+"""
+    code, output = run(test_a=test)
+    assert code == 1
+    assert "mail to domains that the test does not describe: elsewhere.test" in output
+    assert "1 failed" in output
+    assert "error" not in output.splitlines()[-1]
+
+
+def test_a_failed_test_keeps_its_messages(run, tmp_path):
+    test = """
+def test_fails(relay):
+    relay.send("alice@example.test", ["bob@example.test", "joe@gmail.com"], "Hello There", "x")
+    relay.mailbox("bob@example.test").wait_for(subject="Bye", timeout=0.5)
+
+def test_passes(relay):
+    relay.send("alice@example.test", "bob@example.test", "Fine", "x")
+"""
+    code, output = run("--relay-artifacts", "kept", test_a=test)
+    assert code == 1
+    (folder,) = (tmp_path / "kept").iterdir()
+    assert sorted(one.name for one in folder.iterdir()) == [
+        "01-Hello-There.json",
+        "01-bob@example.test-Hello-There.eml",
+        "02-joe@gmail.com-Hello-There.eml",
+        "relay.log",
+    ]
+    assert "Subject: Hello There" in (folder / "02-joe@gmail.com-Hello-There.eml").read_text()
+    assert re.search(r"-+ relay -+\n.*Hello There.*-> bob@example.test, joe@gmail.com", output)
+    assert f"journeys and messages: {folder}" in output
+    assert '! subject  expected "Bye", found "Hello There": differs' in output
+    _, output = run(test_a=test)
+    found = re.search(r"journeys and messages: (\S+)", output)
+    assert Path(found[1]).is_relative_to(tmp_path / "tmp")
+
+
+def test_eight_workers_do_not_collide(run):
+    test = """
+import smtplib
+import pytest
+
+@pytest.mark.parametrize("number", range(32))
+def test_it(relay, internet, number):
+    internet.domain("gmail.com").rcpt("joe").reply("451 4.7.1 later", times=1)
+    with smtplib.SMTP(*relay.smtp) as client:
+        to = ["bob@example.test", "joe@gmail.com"]
+        client.sendmail("alice@example.test", to, f"Subject: Number {number}\\n\\nx")
+    message = relay.mailbox("bob@example.test").wait_for(subject=f"Number {number}", timeout=60)
+    assert message.recipient("joe@gmail.com")["state"] == "deferred"
+    relay.clock.advance(minutes=1)
+    assert [one.subject for one in internet.messages()] == [f"Number {number}"]
+    relay.assert_no_more_mail()
+"""
+    code, output = run("-n", "8", test_a=test)
+    assert code == 0, output
+    assert "32 passed" in output
+
+
+def test_asynchronous_tests_have_a_fixture(run):
+    test = """
+import asyncio
+
+def test_it(async_relay, internet):
+    async def check():
+        await async_relay.send("alice@example.test", "joe@gmail.com", "Hello", "x")
+        message = await async_relay.mailbox("joe@gmail.com").wait_for(subject="Hello")
+        assert message.state == "captured"
+        await async_relay.assert_no_more_mail()
+
+    asyncio.run(check())
+"""
+    code, output = run(test_a=test)
+    assert code == 0, output

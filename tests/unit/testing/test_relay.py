@@ -1,0 +1,308 @@
+"""The test kit runs a relay within the test program: send, wait, settle, bounce, clock, internet."""
+
+import asyncio
+import json
+import re
+import smtplib
+import ssl
+import unittest
+import urllib.request
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from relay.app.commands.send import RejectedError
+from relay.settings.document import SettingsError
+from relay.testing import AsyncRelay, Relay, WaitTimeout
+
+ALICE, BOB, GMAIL = "alice@example.test", "bob@example.test", "joe@gmail.com"
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with Relay() as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(shared):
+    shared.reset()
+    return shared
+
+
+class TestMail:
+    def test_a_message_makes_all_steps(self, relay):
+        sent = relay.send(ALICE, [BOB, GMAIL], "Hello", "Your code is 123456.")
+        got = relay.mailbox(BOB).wait_for(subject="hello", sender=ALICE, timeout=10)
+        assert (got.subject, got.text, got.code()) == ("Hello", "Your code is 123456.\n", "123456")
+        assert (got.sender, got.recipients) == (ALICE, [BOB, GMAIL])
+        assert [step["step"] for step in got.journey["steps"]] == [1, 2, 3, 4, 5, 6, 6]
+        assert got.recipient(BOB)["state"] == "delivered"
+        assert sent.recipient(GMAIL)["state"] == "captured"
+        assert sent.journey["id"] == got.journey["id"]
+        assert sent.bounce is None
+
+    def test_captured_mail_has_a_mailbox(self, relay):
+        relay.send(ALICE, GMAIL, "Captured", html="<a href='https://x.test/'>x</a>")
+        got = relay.mailbox(GMAIL).wait_for()
+        assert got.links() == ["https://x.test/"]
+        assert got.state == "captured"
+
+    def test_text_html_and_attachments_are_sent(self, relay):
+        relay.send(ALICE, BOB, "All", "text", "<p>html</p>", [("a.txt", b"attached")])
+        got = relay.mailbox(BOB).wait_for(subject="All")
+        assert (got.text.strip(), got.html.strip()) == ("text", "<p>html</p>")
+        assert [(one.name, one.content) for one in got.attachments] == [("a.txt", b"attached")]
+
+    def test_mail_of_smtp_clients_arrives(self, relay):
+        mail = EmailMessage()
+        mail["From"], mail["To"], mail["Subject"] = "app@shop.test", BOB, "By SMTP"
+        mail.set_content("x")
+        with smtplib.SMTP(*relay.smtp) as client:
+            client.login("app@shop.test", "anything")
+            client.send_message(mail)
+        got = relay.mailbox(BOB).wait_for(subject="By SMTP", sender="app@*")
+        assert got.state == "delivered"
+        assert got.eml["To"] == BOB
+
+    def test_the_bounce_of_a_message_is_found(self, relay):
+        sent = relay.send(ALICE, ["joe+550@gmail.com", BOB], "Lost", "x")
+        assert sent.bounce.recipient == "joe+550@gmail.com"
+        assert (sent.bounce.status, sent.bounce.action) == ("5.1.1", "failed")
+        assert sent.bounce.reply.startswith("550 5.1.1 ")
+        report = relay.mailbox(ALICE).wait_for(subject="Undeliverable: Lost")
+        assert report.bounce == sent.bounce
+        assert report.sender == ""
+
+    def test_a_refused_message_raises(self, relay):
+        with pytest.raises(RejectedError, match="not an address"):
+            relay.send(ALICE, "nobody", "x", "x")
+
+    def test_each_wait_returns_another_message(self, relay):
+        relay.send(ALICE, [BOB, GMAIL], "Twice", "1")
+        first = relay.mailbox(BOB).wait_for(subject="Twice")
+        relay.send(ALICE, BOB, "Twice", "2")
+        second = relay.mailbox(BOB).wait_for(subject="Twice")
+        assert (first.text.strip(), second.text.strip()) == ("1", "2")
+        assert relay.mailbox(GMAIL).wait_for(subject="Twice").text.strip() == "1"
+        assert [one.text.strip() for one in relay.mailbox(BOB).messages()] == ["1", "2"]
+
+    def test_a_failed_wait_says_what_there_was(self, relay):
+        relay.send(ALICE, BOB, "Wellcome", "x")
+        relay.settle()
+        with pytest.raises(WaitTimeout) as caught:
+            relay.mailbox(BOB).wait_for(subject="Welcome", timeout=0.1)
+        assert '! subject  expected "Welcome", found "Wellcome": differs' in str(caught.value)
+
+    def test_no_more_mail_means_none_that_the_test_has_not_seen(self, relay):
+        relay.assert_no_more_mail()
+        relay.send(ALICE, BOB, "Sent by the test", "x")
+        relay.assert_no_more_mail()
+        with smtplib.SMTP(*relay.smtp) as client:
+            client.sendmail("app@shop.test", [BOB, GMAIL], "Subject: Surprise\r\n\r\nx")
+        with pytest.raises(
+            AssertionError, match=r'1 more message than.*\n.*"Surprise" from app@shop'
+        ):
+            relay.assert_no_more_mail()
+        relay.mailbox(GMAIL).wait_for(subject="Surprise")
+        relay.assert_no_more_mail()
+
+    def test_a_report_that_the_test_has_not_seen_is_more_mail(self, relay):
+        sent = relay.send(ALICE, "joe+550@gmail.com", "Lost", "x")
+        with pytest.raises(AssertionError, match="Undeliverable: Lost"):
+            relay.assert_no_more_mail()
+        assert sent.bounce
+        relay.assert_no_more_mail()
+
+    def test_a_reset_relay_is_empty(self, relay):
+        relay.send(ALICE, [BOB, GMAIL], "Old", "x")
+        relay.settle()
+        relay.reset()
+        assert relay.messages() == []
+        relay.assert_no_more_mail()
+        relay.send(ALICE, BOB, "New", "x")
+        relay.mailbox(BOB).wait_for(subject="New")
+
+
+class TestInternet:
+    def test_a_host_refuses_a_recipient(self, relay):
+        relay.internet.domain("gmail.com").rcpt("joe").reply("550 5.1.1 no such user here")
+        sent = relay.send(ALICE, [GMAIL, "ann@gmail.com"], "Hello", "x")
+        assert (sent.bounce.recipient, sent.bounce.status) == (GMAIL, "5.1.1")
+        assert sent.bounce.reply == "550 5.1.1 no such user here"
+        assert sent.recipient("ann@gmail.com")["state"] == "relayed"
+
+    def test_what_a_host_received_can_be_read(self, relay):
+        gmail = relay.internet.domain("gmail.com")
+        relay.send(ALICE, [GMAIL, "ann@gmail.com", "x@other.test"], "Hello", "x")
+        got = gmail.wait_for(subject="Hello", sender=ALICE)
+        assert (got.host, got.sender) == ("mx1.gmail.com", ALICE)
+        assert got.recipients == [GMAIL, "ann@gmail.com"]
+        assert got.state == "relayed" or got.recipient(GMAIL)["state"] == "relayed"
+        assert len(gmail.messages()) == len(relay.internet.messages()) == 1
+        assert relay.mailbox(GMAIL).wait_for(subject="Hello").text.strip() == "x"
+        with pytest.raises(WaitTimeout, match=r"Received by the hosts of gmail\.com: 1"):
+            gmail.wait_for(subject="Hello", timeout=0.1)
+
+    def test_greylisting_ends_with_the_next_attempt(self, relay):
+        relay.internet.domain("gmail.com").rcpt().reply("451 4.7.1 greylisted", times=2)
+        sent = relay.send(ALICE, GMAIL, "Hello", "x")
+        assert sent.state == "deferred"
+        relay.clock.advance(minutes=2)
+        assert sent.state == "relayed"
+        assert len(sent.recipient(GMAIL)["attempts"]) == 3
+
+    def test_two_days_of_retries_end_in_a_bounce(self, relay):
+        relay.internet.domain("gmail.com").dot().reply("452 4.2.2 mailbox full")
+        sent = relay.send(ALICE, GMAIL, "Hello", "x")
+        relay.clock.advance(days=2, hours=2)
+        assert sent.state == "expired"
+        assert sent.bounce.reply.endswith("last: 452 4.2.2 mailbox full")
+
+    def test_a_description_adds_to_what_was_counted(self, relay):
+        gmail = relay.internet.domain("gmail.com")
+        gmail.rcpt("joe").reply("451 4.7.1 once", times=1)
+        sent = relay.send(ALICE, GMAIL, "Hello", "x")
+        assert sent.state == "deferred"
+        gmail.rcpt("ann").reply("550 5.1.1 no such user")
+        relay.clock.advance(minutes=1)
+        assert sent.state == "relayed"
+
+    def test_a_broken_description_says_what_is_expected(self, relay):
+        gmail = relay.internet.domain("gmail.com")
+        with pytest.raises(
+            SettingsError, match=r'expected a reply such as "550 5\.1\.1 no such user"'
+        ):
+            gmail.rcpt("joe").reply("go away")
+        gmail.rcpt("joe").reply("550 5.1.1 no such user")
+
+    def test_shipped_scenarios_are_loaded(self, relay):
+        relay.internet.load("gmail:4.2.2")
+        sent = relay.send(ALICE, GMAIL, "Hello", "x")
+        assert sent.state in ("deferred", "failed")
+        assert sent.recipient(GMAIL)["reply"]
+
+    def test_strict_forbids_mail_to_other_domains(self, relay):
+        relay.internet.domain("gmail.com")
+        relay.internet.strict = True
+        relay.send(ALICE, [GMAIL, BOB], "Hello", "x")
+        relay.check()
+        relay.send(ALICE, "x@elsewhere.test", "Hello", "x")
+        with pytest.raises(AssertionError, match=r"does not describe: elsewhere\.test\n.*Hello"):
+            relay.check()
+
+
+class TestFacts:
+    def test_urls_and_certificate_work(self, relay):
+        trusted = ssl.create_default_context(cafile=relay.ca)
+        for url in (relay.http_url, relay.https_url):
+            context = trusted if url.startswith("https") else None
+            with urllib.request.urlopen(f"{url}/healthz", context=context) as answer:
+                assert answer.status == 200
+
+    def test_a_token_opens_the_mailbox_of_any_address(self, relay):
+        request = urllib.request.Request(
+            f"{relay.http_url}/v1.0/me",
+            headers={"Authorization": f"Bearer {relay.token('ann@corp.test')}"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["userPrincipalName"] == "ann@corp.test"
+
+    def test_programs_get_it_all_from_the_environment(self, relay):
+        env = relay.env
+        assert (env["SMTP_HOST"], int(env["SMTP_PORT"])) == relay.smtp
+        assert env["EMAIL_URL"] == f"smtp://{relay.smtp.host}:{relay.smtp.port}"
+        assert env["RELAY_URL"] == relay.http_url
+        assert Path(env["SSL_CERT_FILE"]).read_text().startswith("-----BEGIN CERTIFICATE")
+        assert env["RELAY_TOKEN"] == relay.operator_token
+        assert all(isinstance(value, str) for value in env.values())
+
+
+class TestOptions:
+    def test_keys_of_the_configuration_are_changed(self):
+        config = {"smtp": [{"max_message_size": "64 KiB"}], "delivery": {"retry": ["1m"]}}
+        with Relay(config=config) as relay, smtplib.SMTP(*relay.smtp) as client:
+            client.ehlo()
+            assert client.esmtp_features["size"] == "65536"
+
+    def test_routes_go_before_those_that_are_there(self):
+        route = {"domain": "refused.test", "next_hop": "reject:5.7.1 no mail there"}
+        with Relay(config={"route": [route]}) as relay:
+            sent = relay.send(ALICE, ["x@refused.test", "x@other.test"], "Hello", "x")
+            states = [sent.recipient(one)["state"] for one in sent.recipients]
+            assert states == ["failed", "captured"]
+
+    def test_an_unknown_key_is_the_error_of_the_configuration(self):
+        with (
+            pytest.raises(SettingsError, match=r"relay.toml:\d+: delivery.retri: .*retry"),
+            Relay(config={"delivery": {"retri": ["1m"]}}),
+        ):
+            raise AssertionError
+
+    def test_there_are_no_rules_unless_given(self, tmp_path):
+        rule = (
+            '[[rule]]\nname = "no exe"\nwhen = {attachment_name = ["*.exe"]}\n'
+            'then = [{reject = "5.7.1 no"}]\n'
+        )
+        (tmp_path / "10-exe.toml").write_text(rule)
+        states = []
+        for policies in (None, {"exe": rule}, tmp_path, str(tmp_path)):
+            with Relay(policies=policies) as relay:
+                sent = relay.send(ALICE, BOB, "x", "x", attachments=[("a.exe", b"MZ")])
+                states.append(sent.state)
+        assert states == ["delivered", "failed", "failed", "failed"]
+
+    def test_domains_are_local(self):
+        with Relay(domains=["corp.test", "other.test"]) as relay:
+            sent = relay.send("ann@corp.test", ["new@corp.test", "x@other.test", BOB], "Hi", "x")
+            states = [sent.recipient(one)["state"] for one in sent.recipients]
+            assert states == ["delivered", "delivered", "captured"]
+
+
+class TestAsynchronous:
+    async def test_the_methods_that_wait_are_coroutines(self):
+        async with Relay() as relay:
+            relay.internet.domain("gmail.com").rcpt().reply("451 4.7.1 later", times=1)
+            sent = await relay.send(ALICE, [BOB, GMAIL], "Hello", "x")
+            got, _ = await asyncio.gather(
+                relay.mailbox(BOB).wait_for(subject="Hello"), relay.settle()
+            )
+            assert got.text.strip() == "x"
+            assert sent.recipient(GMAIL)["state"] == "deferred"
+            await relay.clock.advance(minutes=1)
+            remote = await relay.internet.domain("gmail.com").wait_for(subject="Hello")
+            assert remote.recipients == [GMAIL]
+            assert [one.subject for one in await relay.mailbox(BOB).messages()] == ["Hello"]
+            await relay.assert_no_more_mail()
+            with pytest.raises(WaitTimeout, match="no message for bob"):
+                await relay.mailbox(BOB).wait_for(subject="None", timeout=0.05)
+
+    async def test_a_relay_has_a_face_for_coroutines(self, relay):
+        other = AsyncRelay(relay)
+        await other.send(ALICE, BOB, "Hello", "x")
+        assert (await other.mailbox(BOB).wait_for(subject="Hello")).text.strip() == "x"
+        relay.assert_no_more_mail()
+
+    async def test_a_wait_does_not_stop_the_test_s_own_loop(self, relay):
+        waiting = asyncio.create_task(
+            AsyncRelay(relay).mailbox(BOB).wait_for(subject=re.compile("^Later$"))
+        )
+        await AsyncRelay(relay).settle()
+        assert not waiting.done()
+        relay.send(ALICE, BOB, "Later", "x")
+        assert (await waiting).subject == "Later"
+
+
+class UnittestExample(unittest.TestCase):
+    def setUp(self):
+        self.relay = self.enterContext(Relay())
+
+    def test_mail_arrives(self):
+        self.relay.send(ALICE, BOB, "Hello", "x")
+        assert self.relay.mailbox(BOB).wait_for().subject == "Hello"
+
+
+def test_a_relay_that_does_not_run_says_so():
+    with pytest.raises(RuntimeError, match="use it within `with Relay"):
+        _ = Relay().http_url

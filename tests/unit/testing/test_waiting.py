@@ -1,0 +1,113 @@
+"""The text of a failed wait: what arrived, the nearest miss field by field, what is in flight."""
+
+import re
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from relay.testing.arrivals import ArrivedMessage, MessageCopy
+from relay.testing.waiting import Observed, Wanted, timeout_text, unexpected_text
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+
+
+def arrival(subject, *, sender="alice@example.test", to=BOB, queue_id="06gz000000000001"):
+    eml = EmailMessage()
+    eml["Subject"] = subject
+    eml["From"] = f"Alice <{sender}>"
+    copy = MessageCopy(Path(f"/{queue_id}:2,"), to, to, queue_id, eml, b"")
+    recipients = [{"address": to, "state": "delivered", "reply": "", "attempts": []}]
+    return ArrivedMessage(copy, journey(subject, queue_id, sender, recipients))
+
+
+def journey(subject, queue_id, sender, recipients, step=(6, "delivery")):
+    return {
+        "id": queue_id, "submission_id": None, "subject": subject, "sender": sender,
+        "state": recipients[0]["state"], "recipients": recipients,
+        "steps": [{"step": step[0], "name": step[1]}],
+    }  # fmt: skip
+
+
+def test_the_nearest_miss_is_compared_field_by_field():
+    wanted = Wanted(BOB, subject="Welcome to Relay", sender="alice@example.test")
+    observed = Observed([arrival("Invoice 12"), arrival("Welcome to Rely", queue_id="b")], [])
+    assert timeout_text(wanted, 2, observed).splitlines() == [
+        f'no message for {BOB} with subject "Welcome to Relay" and sender "{ALICE}" within 2 s',
+        "",
+        "Arrived in bob@example.test: 2",
+        '  06gz000000000001  "Invoice 12" from alice@example.test to bob@example.test: delivered',
+        '  b  "Welcome to Rely" from alice@example.test to bob@example.test: delivered',
+        "",
+        'Nearest: b  "Welcome to Rely" from alice@example.test to bob@example.test: delivered',
+        '  ! subject  expected "Welcome to Relay", found "Welcome to Rely": differs',
+        '    sender   expected "alice@example.test", found "alice@example.test": matches',
+        "    mailbox  expected bob@example.test, found bob@example.test: matches",
+        "",
+        "In flight: nothing",
+    ]
+
+
+def test_mail_in_other_mailboxes_is_shown():
+    observed = Observed([arrival("Hello", to="carol@example.test")], [])
+    text = timeout_text(Wanted(BOB, subject="Hello"), 2, observed)
+    assert "Arrived in bob@example.test: nothing" in text
+    assert "Arrived in other mailboxes: 1" in text
+    assert "! mailbox  expected bob@example.test, found carol@example.test: differs" in text
+
+
+def test_messages_in_flight_show_step_state_and_reply():
+    attempts = [{}, {}]
+    waiting = {
+        "address": "x@gmail.com",
+        "state": "deferred",
+        "reply": "451 4.7.1 greylisted",
+        "attempts": attempts,
+    }
+    flying = journey("Later", "q1", "alice@example.test", [waiting])
+    done = arrival("Done").journey
+    text = timeout_text(Wanted(BOB), 2, Observed([], [flying, done]))
+    assert text.splitlines()[-3:] == [
+        "In flight: 1",
+        '  q1  "Later"  alice@example.test -> x@gmail.com: step 6 delivery',
+        "    x@gmail.com deferred after 2 attempts: 451 4.7.1 greylisted",
+    ]
+
+
+def test_the_text_is_bounded():
+    many = [arrival(f"{number} {'x' * 1000}", queue_id=f"q{number}") for number in range(500)]
+    observed = Observed(many, [one.journey for one in many])
+    text = timeout_text(Wanted(BOB, subject="y"), 2, observed)
+    assert len(text) < 10_000
+    assert "… and 490 more" in text
+
+
+def test_a_message_of_an_earlier_wait_is_marked():
+    found = arrival("Hello")
+    observed = Observed([found], [], frozenset({found.copy.key}))
+    text = timeout_text(Wanted(BOB, subject="Hello"), 2, observed)
+    assert "! an earlier wait returned this message already" in text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_right"),
+    [
+        ({"subject": "hello*"}, True),
+        ({"subject": "ello"}, False),
+        ({"subject": re.compile("ell")}, True),
+        ({"subject": ""}, False),
+        ({"sender": "alice@example.test"}, True),
+        ({"sender": "*@example.test", "subject": "Hello World"}, True),
+        ({"sender": "bob@*"}, False),
+    ],
+)
+def test_patterns_are_of_the_whole_value_without_regard_to_case(wanted, is_right):
+    assert Wanted(BOB, **wanted).matches(arrival("Hello World")) is is_right
+
+
+def test_unexpected_mail_is_listed():
+    assert unexpected_text(["a", "b"]).splitlines() == [
+        "2 more messages than the test has seen:",
+        "  a",
+        "  b",
+    ]
