@@ -197,7 +197,8 @@ _OPTIONS = (
     _option(
         "--strict-users",
         is_flag=True,
-        help="Make no account by mail, login or token: local mail for others is rejected.",
+        help="Make no account by mail: local mail is rejected, except for alice, bob and those who "
+        "used a token or a login.",
     ),
     _option(
         "--listen-all",
