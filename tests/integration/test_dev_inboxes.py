@@ -25,7 +25,7 @@ def relay() -> Iterator[DevProcess]:
 
 def inbox(relay: DevProcess, address: str, query: str = "", *, token: str = "alice") -> Any:
     """The messages of an inbox."""
-    path = f"/users/{quote(address)}/mailFolders/inbox/messages{query}"
+    path = f"/users/{quote(address, safe='')}/mailFolders/inbox/messages{query}"
     answer = relay.graph("GET", path, token=token)
     assert answer.status == 200, answer.body
     return answer.json()["value"]
@@ -161,3 +161,17 @@ def test_the_mailboxes_are_known_after_a_restart() -> None:
         assert relay.states("kept@gmail.com") == {"kept@gmail.com": "captured"}
     finally:
         relay.close()
+
+
+@pytest.mark.parametrize("address", ['"a b/c"@gmail.com', "jörg@müller.test", "x" * 64 + "@y.test"])
+def test_an_unusual_address_has_a_mailbox_too(relay: DevProcess, address: str) -> None:
+    subject = f"for {len(address)}"
+    with relay.smtp() as session:
+        session.command_encoding = "utf-8"
+        session.ehlo()
+        assert session.mail(APP, ["SMTPUTF8"])[0] == 250
+        assert session.rcpt(address)[0] == 250
+        code, reply = session.data(f"Subject: {subject}\r\n\r\nx\r\n".encode())
+    assert code == 250
+    relay.until_state(reply.decode().rpartition(" ")[2], "there")
+    assert [one["subject"] for one in inbox(relay, address)] == [subject]
