@@ -33,13 +33,14 @@ class ReleaseTarget:
         try:
             url = urlsplit(text)
             kind = HopKind(url.scheme)
-            hop = NextHop(kind, _host(url.hostname or ""), url.port or _PORTS[kind])
+            port = _PORTS[kind] if url.port is None else url.port
+            hop = NextHop(kind, _host(url.hostname or ""), port)
         except (ValueError, KeyError):
             raise ValueError(EXPECTED) from None
         user, password = unquote(url.username or ""), unquote(url.password or "")
         has_more = url.path.strip("/") or url.query or url.fragment
         is_line = (user + password).isprintable()
-        if has_more or bool(user) != bool(password) or not is_line:
+        if not port or has_more or bool(user) != bool(password) or not is_line:
             raise ValueError(EXPECTED)
         return cls(hop, user, password)
 

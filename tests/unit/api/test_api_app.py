@@ -473,6 +473,7 @@ async def test_health_readiness_and_metrics_need_no_token(api: ApiClients) -> No
         ("GET", "/relay/v1/queue/q1", 404),
         ("POST", "/relay/v1/messages", 405),
         ("POST", "/relay/v1/queue/delete", 404),
+        ("POST", "/relay/v1/messages/q1/release", 404),  # only in a development relay
         ("GET", "/relay/v1/queue/retry", 405),
         ("GET", "/relay/v1/queue/hold", 405),
         ("POST", "/relay/v1/queue/stats", 405),
