@@ -78,6 +78,7 @@ class RelayDependencies:
     the front door answers only requests for these, for loopback names and for http.public_url.
     Without `certificates`, those that the settings name are loaded. `development` are the actions
     that only the API of a development relay has; with it, captured mail is put into mailboxes.
+    `converts_in_threads` saves the child processes of step 3, for a test's own messages.
     """
 
     accounts: AccountDirectory
@@ -89,6 +90,7 @@ class RelayDependencies:
     hosts: AllowedHosts | None = None
     certificates: ListenerCertificates | None = None
     development: api.DevelopmentControls | None = None
+    converts_in_threads: bool = False
     fault_of: FaultLookup | None = None
 
 
@@ -309,6 +311,7 @@ class _Composer:
             clock=self.clock, crash=self.crash, metrics=self.metrics,
             give_up_after_s=self.settings.pickup.give_up_after,
             max_concurrent=self.settings.pickup.max_concurrent, rng=self.rng,
+            converts_in_threads=self.sources.converts_in_threads,
         )  # fmt: skip
 
     async def _prune(self, older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:

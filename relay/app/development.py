@@ -115,7 +115,7 @@ class DevelopmentOptions:
     account that exists gets mail. A `token` is the only one that HTTP requests are accepted with,
     and the password of all users. With `listen_all`, only the ports of the addresses count.
     Released mail goes to `release_to`, if that is not None. `changes` are keys of relay.toml with
-    other values. `crash_at` is for crash tests.
+    other values. For `converts_in_threads` see RelayDependencies; `crash_at` is for crash tests.
     """
 
     http: Address
@@ -131,6 +131,7 @@ class DevelopmentOptions:
     listen_all: bool = False
     release_to: ReleaseTarget | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    converts_in_threads: bool = False
     crash_at: str = ""
 
     @property
@@ -242,6 +243,7 @@ class DevelopmentRelay:
             ),
             crash_at=options.crash_at,
             development=self,
+            converts_in_threads=options.converts_in_threads,
             fault_of=self._fault_of,
         )
         return compose(settings, sources, clock=self.clock)

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 from relay.clock import Clock, Timer
 from relay.mailbox.types import PendingSubmission
 from relay.message.content import Octets
-from relay.mime.convert import ConvertedMessage
+from relay.mime.convert import ConversionError, ConvertedMessage
 from relay.mime.draft import FIRST_FIELD_BYTES, private_block_length
 from relay.pickup.conversion_child import LENGTH_BYTES, READY, Answer
 
@@ -72,8 +72,19 @@ class ConversionFailedError(Exception):
 class ConversionPool:
     """Converts submissions in child processes, which a conversion may crash."""
 
-    def __init__(self, convert: ConvertFunction, *, hostname: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        convert: ConvertFunction,
+        *,
+        hostname: str,
+        clock: Clock,
+        in_threads: bool = False,
+    ) -> None:
+        """With `in_threads` the first attempt at a conversion is made in a thread, without limits:
+        for content of one's own.
+        """
         self._convert = convert
+        self._in_threads = in_threads
         self._hostname = hostname
         self._clock = clock
         self._shared = asyncio.Semaphore(_SHARED_MAX)
@@ -89,6 +100,8 @@ class ConversionPool:
         """
         if is_plain(content):
             return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+        if self._in_threads:
+            return await asyncio.to_thread(self._convert_here, content)
         share = self._shares.setdefault(pending.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
         async with share, self._shared:
             child = self._take_idle() or await self._start()
@@ -116,6 +129,15 @@ class ConversionPool:
             raise ConversionFailedError(str(error)) from None
         finally:
             self._end(child)
+
+    def _convert_here(self, content: Octets) -> ConvertedMessage:
+        try:
+            return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+        except (ConversionError, OSError):
+            raise
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+            raise ConversionUnfinishedError("it failed with an internal error", fault) from error
 
     def close(self) -> None:
         """End the idle processes. The others end after their current submission."""

@@ -52,6 +52,7 @@ class Pickup:
         max_concurrent: int,
         rng: random.Random | None = None,
         converter: ConvertFunction = convert,
+        converts_in_threads: bool = False,
     ) -> None:
         """`run_dir` has the pickup socket; `rng` spreads the retries.
 
@@ -68,7 +69,9 @@ class Pickup:
             is_rush=store.is_rush,
             on_reopened=self._start_more,
         )
-        self._conversion = ConversionPool(converter, hostname=hostname, clock=clock)
+        self._conversion = ConversionPool(
+            converter, hostname=hostname, clock=clock, in_threads=converts_in_threads
+        )
         self._processor = SubmissionProcessor(
             store=store,
             reports=reports,

@@ -395,6 +395,26 @@ async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkey
     assert _children() == set()
 
 
+async def test_a_conversion_in_a_thread_needs_no_process(tmp_path):
+    converting = conversion.ConversionPool(
+        converters.only_in_a_child, hostname="here.test", clock=ManualClock(), in_threads=True
+    )
+    store = Store(tmp_path)
+
+    async def converted(number, subject):
+        content = f"Subject: {subject}\r\nTo: b@y.test\r\n\r\nx".encode()
+        pending = store.submit(number, content=content)
+        return await converting.convert(pending, MemoryOctets(pending.path.read_bytes()))
+
+    assert (await converted(1, "fine")).subject == "fine"
+    assert converters.calls_here.pop() == "here.test"
+    with pytest.raises(conversion.ConversionUnfinishedError) as caught:
+        await converted(2, "raise")
+    assert caught.value.fault == "ZeroDivisionError: an internal error"
+    assert _children() == set()
+    converting.close()
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["idle", "killed while idle"])
 async def test_a_conversion_process_is_reused_until_it_is_killed(fakes, killed):
     async with fakes.with_server():

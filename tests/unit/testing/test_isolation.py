@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -20,6 +21,7 @@ from relay.observe.logs import get_logger
 from relay.settings.document import SettingsError
 from relay.testing import Relay, state_folder
 
+TOP = Path(__file__).parents[3]
 ALICE, BOB = "alice@example.test", "bob@example.test"
 
 
@@ -74,6 +76,15 @@ def use(relay: Relay) -> None:
     relay.mailbox(ALICE).wait_for(subject="Undeliverable*")
 
 
+@pytest.fixture
+def few_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("few_files")
 def test_nothing_is_left_and_the_process_is_as_before(memory):
     with Relay() as relay:  # imports, and what libraries keep
         use(relay)
@@ -172,6 +183,12 @@ def test_the_files_of_a_killed_process_are_removed_by_the_next(memory):
     assert path.is_dir()
     with Relay():
         assert not path.exists()
+
+
+def test_only_the_kit_converts_in_threads():
+    setting = re.compile(r"converts_in_threads\s*=\s*(?!options|self|sources|False)")
+    files = (path for path in (TOP / "relay").rglob("*.py") if setting.search(path.read_text()))
+    assert [str(path.relative_to(TOP)) for path in files] == ["relay/testing/running.py"]
 
 
 def test_a_fork_leaves_the_relay_alone():

@@ -108,6 +108,13 @@ class TestMail:
         relay.mailbox(GMAIL).wait_for(subject="Surprise")
         relay.assert_no_more_mail()
 
+    def test_mail_in_flight_is_more_mail(self, relay):
+        relay.internet.domain("gmail.com").rcpt().reply("451 4.7.1 later")
+        with smtplib.SMTP(*relay.smtp) as client:
+            client.sendmail("app@shop.test", GMAIL, "Subject: Waits\r\n\r\nx")
+        with pytest.raises(AssertionError, match=r'"Waits" .*; +joe@gmail\.com deferred'):
+            relay.assert_no_more_mail()
+
     def test_a_report_that_the_test_has_not_seen_is_more_mail(self, relay):
         sent = relay.send(ALICE, "joe+550@gmail.com", "Lost", "x")
         with pytest.raises(AssertionError, match="Undeliverable: Lost"):
@@ -167,7 +174,10 @@ class TestInternet:
         assert sent.state == "deferred"
         gmail.rcpt("ann").reply("550 5.1.1 no such user")
         relay.clock.advance(minutes=1)
-        assert sent.state == "relayed"
+        assert [one["outcome"] for one in sent.recipient(GMAIL)["attempts"]] == [
+            "deferred",
+            "relayed",
+        ]
 
     def test_a_broken_description_says_what_is_expected(self, relay):
         gmail = relay.internet.domain("gmail.com")
