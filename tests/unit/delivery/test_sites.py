@@ -118,6 +118,8 @@ async def test_a_site_that_waits_for_its_rate_holds_no_connection(delivery) -> N
         assert journey["state"] == "relayed"
         assert states(await delivery.spool.journey(waiting)) == {"2@a.test": "queued"}
         assert len(mx.envelopes) == 1
+        await until(lambda: not delivery.scheduler.is_scanning)
+        assert delivery.scheduler.claims_in_progress == 0  # it waits for a time
 
 
 async def test_the_rate_of_a_site_is_not_forgotten_with_it(delivery) -> None:

@@ -143,6 +143,29 @@ async def test_a_submission_is_handed_out_again_after_retry(directory, reading):
     assert await nothing_comes(reader)
 
 
+async def test_what_retry_delays_is_not_due(directory, reading):
+    directory.submissions = [submission(1), submission(2)]
+    pending = directory.pending()
+    assert pending.due_count == 1  # ready/ was not listed
+    taken = await reading(pending).take(2)
+    assert (pending.due_count, len(pending)) == (2, 2)
+    pending.retry(taken[0], 3600)
+    assert (pending.due_count, len(pending)) == (1, 2)
+    for one in taken:
+        pending.done(one)
+    assert (pending.due_count, len(pending)) == (0, 0)
+
+
+async def test_what_is_only_in_the_directory_is_due(directory, reading):
+    directory.submissions = [submission(number) for number in range(3)]
+    pending = directory.pending(submissions_max=2)
+    taken = await reading(pending).take(2)
+    for one in taken:
+        directory.submissions.remove(one)
+        pending.done(one)
+    assert pending.due_count == 1
+
+
 async def test_memory_is_bounded_and_nothing_is_forgotten(directory, reading):
     directory.submissions = [submission(number) for number in range(7)]
     pending = directory.pending(submissions_max=3)
