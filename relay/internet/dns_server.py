@@ -104,8 +104,11 @@ class DnsServer:
             return b""
         [question] = query.question
         response = dns.message.make_response(query, recursion_available=True)
-        if not self._fill(response, question.name, dns.rdatatype.to_text(question.rdtype)):
-            return b""
+        try:
+            if not self._fill(response, question.name, dns.rdatatype.to_text(question.rdtype)):
+                return b""
+        except dns.exception.DNSException:  # the zone's text is no record
+            response.set_rcode(dns.rcode.SERVFAIL)
         if not response.answer:
             response.authority.append(self._soa(question.name))
         limit = _MESSAGE_BYTES_MAX if tcp else max(_DATAGRAM_BYTES_MIN, query.payload)

@@ -131,7 +131,7 @@ class SimulatedInternet:
         """See Zone."""
         if fault := self.state.dns(name, kind):
             return fault
-        if name.endswith(".invalid"):
+        if not name or name.endswith(".invalid"):
             return NO_NAME
         if kind == "MX":
             return self._exchanges(name)

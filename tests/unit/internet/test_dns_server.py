@@ -14,6 +14,8 @@ class OneName:
     def records(self, name, kind):
         if name == "silent.test":
             return "TIMEOUT"
+        if name == "broken.test":
+            return ["10 mx1..broken.test."]
         if name != "x.test":
             return "NXDOMAIN"
         return ["10 mx.x.test."] if kind == "MX" else ()
@@ -39,7 +41,13 @@ async def ask(server, data):
 
 @pytest.mark.parametrize(
     ("name", "kind", "code", "answers"),
-    [("X.Test", "MX", "NOERROR", 1), ("x.test", "A", "NOERROR", 0), ("y.test", "A", "NXDOMAIN", 0)],
+    [
+        ("X.Test", "MX", "NOERROR", 1),
+        ("x.test", "A", "NOERROR", 0),
+        ("y.test", "A", "NXDOMAIN", 0),
+        (".", "MX", "NXDOMAIN", 0),
+        ("broken.test", "MX", "SERVFAIL", 0),
+    ],
 )
 async def test_a_query_is_answered(server, name, kind, code, answers):
     response = await ask(server, dns.message.make_query(name, kind).to_wire())

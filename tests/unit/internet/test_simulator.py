@@ -118,6 +118,13 @@ async def test_the_name_server_tells_what_the_scenario_says():
             assert isinstance(await resolve(name), TemporaryFailure)
 
 
+async def test_names_that_no_host_can_have_are_a_failure_and_no_exception():
+    async with simulated() as (internet, resolve):
+        assert internet.records("", "MX") == "NXDOMAIN"
+        longest = ".".join(["a" * 63] * 3 + ["a" * 58])  # with mx1. it is too long
+        assert isinstance(await resolve(longest), TemporaryFailure)
+
+
 async def test_a_replaced_scenario_is_in_force_at_once():
     busy = '[[domain]]\nname = "a.test"\nreply = [{ verb = "RCPT", reply = "450 4.2.1 busy" }]'
     async with simulated() as (internet, resolve):
