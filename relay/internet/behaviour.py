@@ -46,7 +46,7 @@ class Moment:
     """Where a session is. `recipients` are those that the host has accepted so far.
 
     `sender` is "" before MAIL and for the null reverse-path, `recipient` is that of RCPT, `mail`
-    that of DOT.
+    that of DOT. `session` counts the sessions of the host.
     """
 
     stage: str
@@ -56,6 +56,7 @@ class Moment:
     recipient: str = ""
     recipients: tuple[str, ...] = ()
     mail: ReceivedMail | None = None
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True)

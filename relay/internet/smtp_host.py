@@ -44,7 +44,7 @@ class HostOptions:
 
     STARTTLS is offered with `tls`; with `implicit_tls`, sessions begin with the handshake. AUTH is
     offered with `users` (passwords by name). Replies are written `fragment_bytes` at a time, 0 for
-    all at once. `idle_s` is how long a client may be silent.
+    all at once. `idle_s` is how long a client may be silent, None for ever.
     """
 
     extensions: Sequence[str] = EXTENSIONS
@@ -55,7 +55,7 @@ class HostOptions:
     size_bytes_max: int = SIZE_BYTES_MAX
     recipients_max: int = 1000
     sessions_max: int = 100
-    idle_s: float = 300.0
+    idle_s: float | None = 300.0
     fragment_bytes: int = 0
     memory: MemoryBudget | None = None
 
@@ -345,6 +345,7 @@ class _Session:
             stage, self._host.name, tls=bool(self._tls),
             sender=self._mail[0] if self._mail else "", recipient=recipient,
             recipients=tuple(one.address for one in self._recipients), mail=mail,
+            session=self._number,
         )  # fmt: skip
         action = await self._host.act(moment, self._input.pause)
         if action.drop and stage != "CONTENT":
@@ -395,7 +396,7 @@ class _Session:
 class _Input:
     """What the client sent. Raises EOFError when it is gone, and ValueError for a long line."""
 
-    def __init__(self, reader: asyncio.StreamReader, clock: Clock, *, idle_s: float) -> None:
+    def __init__(self, reader: asyncio.StreamReader, clock: Clock, *, idle_s: float | None) -> None:
         self._reader = reader
         self._clock = clock
         self._idle_s = idle_s

@@ -1,16 +1,20 @@
 """Remote sites: good, slow, dead, greylisting, lying; each keeps a durable record of what it took.
 
-`taken` is what a site's mailboxes have, whatever it answered and whoever heard it. Never; a
-session that breaks off ends quietly. See RFC 5321, 2920; RFC 3461 by keyword only.
+`taken` is what a site's mailboxes have, whatever it answered and who heard it. The sessions are
+those of the simulated internet's hosts.
 """
 
 import asyncio
 import errno
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+from relay.clock import ManualClock
+from relay.internet.behaviour import AcceptsAll, Action, Moment, ReceivedMail
+from relay.internet.smtp_host import HostOptions, SmtpHost
 from tests.simulation.network import Host
 from tests.simulation.world import World
 
@@ -116,10 +120,6 @@ def name_of(content: bytes) -> str:
     return found[1].decode() if found else ""
 
 
-class Broken(Exception):  # noqa: N818 - what a site does, and no error
-    """The site closes the connection now."""
-
-
 class Site:
     """One host. `on_dot(connection, queue_id, addresses)` hears of every final dot at once, and
     `on_mail(name)` of every transaction that begins.
@@ -138,13 +138,12 @@ class Site:
         self.manner = manner
         self.taken: list[Taken] = []
         self.refusals: list[ConnectFailure] = []
-        self.open = 0
+        self.on_dot = on_dot
+        self.on_mail = on_mail
         self._world = world
         self._rng: Random = world.rng
-        self._on_dot = on_dot
-        self.on_mail = on_mail
         self._first_seen: dict[tuple[str, str], float] = {}
-        self._sessions = 0
+        self._smtp = _SiteHost(self)
 
     def host(self) -> Host:
         """Where calls to it go."""
@@ -154,7 +153,7 @@ class Site:
     def _protocol(self) -> asyncio.BaseProtocol:
         loop = self._world
         reader = asyncio.StreamReader(loop=loop)
-        return asyncio.StreamReaderProtocol(reader, self._session, loop=loop)
+        return asyncio.StreamReaderProtocol(reader, self._smtp.converse, loop=loop)
 
     def _rings(self) -> float:
         manner, chance = self.manner, self._rng.random
@@ -165,27 +164,17 @@ class Site:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
         return NEVER if chance() < manner.ignores_calls else manner.delay_s * chance()
 
-    async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open += 1
-        self._sessions += 1
-        try:
-            await _Session(self, self._sessions, reader, writer).run()
-        except (OSError, Broken, asyncio.IncompleteReadError):
-            pass  # it went away, or is sent away
-        finally:
-            self.open -= 1
-            writer.close()
-
-    def take(self, session: "_Session", content: bytes) -> None:
+    def take(self, mail: ReceivedMail) -> None:
         """Make a copy for each recipient durable."""
+        content = mail.content
         token = TOKEN.search(content[:_HEADER_BYTES])
-        for address in session.recipients:
+        for address in mail.addresses:
             self.taken.append(
                 Taken(
-                    token[1].decode() if token and session.reverse_path else "",
+                    token[1].decode() if token and mail.sender else "",
                     name_of(content),
                     address,
-                    session.reverse_path,
+                    mail.sender,
                     content,
                 )
             )
@@ -203,114 +192,95 @@ class Site:
             return "451 4.2.1 not now"
         return "250 2.1.5 ok"
 
+    def note(self, *words: object) -> None:
+        """Put a line into the trace."""
+        self._world.note(self.name, *words)
 
-class _Session:
-    def __init__(
-        self, site: Site, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.site = site
-        self.number = number
-        self.recipients: list[str] = []
-        self.reverse_path = ""
-        self._reader = reader
-        self._writer = writer
-        self._transactions = 0
 
-    async def run(self) -> None:
-        manner = self.site.manner
-        self._may_close("CONNECT")
-        if self.site.open > manner.connections_max:
-            await self._say("421 4.7.0 too many connections")
-            return
-        self._note_refusal(manner.banner)
-        await self._say(manner.banner or f"220 {self.site.name} ESMTP")
-        while True:
-            line = (await self._reader.readuntil(b"\r\n")).decode("utf-8", "replace").strip()
-            self.site._world.note(self.site.name, self.number, "<", line[:80])
-            verb = line.split(" ")[0].partition(":")[0].upper()
-            self._may_close(verb)
-            if verb == "MAIL":
-                self.site.on_mail(self.site.name)
-            if verb == "QUIT":
-                await self._say("221 2.0.0 bye")
-                return
-            await self._say(await self._answer(verb, line))
-            if verb == "DATA" and self._goes_on:
-                await self._content()
+class _SiteHost(SmtpHost):
+    """The sessions of a site; EOFError closes one."""
 
-    _goes_on = False
+    def __init__(self, site: Site) -> None:
+        manner = site.manner
+        options = HostOptions(
+            extensions=manner.extensions, sessions_max=manner.connections_max, idle_s=None
+        )
+        super().__init__(site.name, AcceptsAll(), clock=ManualClock(), options=options)
+        self._site = site
+        self._manner = manner
+        self._chance = site._rng.random
+        self._transactions: Counter[int] = Counter()  # by session
 
-    async def _answer(self, verb: str, line: str) -> str:
-        manner = self.site.manner
-        self._goes_on = False
-        if self.site._rng.random() < manner.nonsense:
+    async def act(self, moment: Moment, pause: object) -> Action:
+        manner = self._manner
+        if moment.stage in manner.closes_after and self._chance() < manner.closes:
+            raise EOFError
+        match moment.stage:
+            case "CONNECT" | "CONTENT":
+                return Action()
+            case "DOT":
+                reply = await self._take(moment)
+            case stage:
+                reply = self._reply(stage, moment)
+        if manner.delay_s:
+            await asyncio.sleep(manner.delay_s * self._chance())
+        self._site.note(moment.session, ">", moment.stage, reply[:60])
+        return Action(reply)
+
+    def heard(self, line: str) -> None:
+        self._site.note("<", line[:80])
+
+    def _reply(self, stage: str, moment: Moment) -> str:
+        """The reply to a command; "" is the usual one."""
+        manner = self._manner
+        if stage == "MAIL":
+            self._site.on_mail(self.name)
+        if stage == "BANNER":
+            self._note_refusal(manner.banner, moment)
+            return manner.banner
+        if stage == "QUIT":
+            return ""
+        if self._chance() < manner.nonsense:
             return "9x9 what?"
-        match verb:
+        match stage:
             case "EHLO":
-                words = (self.site.name, *manner.extensions)
-                said = [f"250-{word}" for word in words[:-1]] + [f"250 {words[-1]}"]
-                return manner.hello or "\r\n".join(said)
-            case "HELO" | "RSET":
-                self.recipients = []
-                return "250 2.0.0 ok"
+                return manner.hello
             case "MAIL":
-                if manner.busy_after and self._transactions >= manner.busy_after:
-                    await self._say("421 4.7.0 enough for now")
-                    raise Broken
-                self.recipients = []
-                self.reverse_path = line.partition("<")[2].partition(">")[0]
-                return "250 2.1.0 ok"
+                is_busy = (
+                    manner.busy_after and self._transactions[moment.session] >= manner.busy_after
+                )
+                return "421 4.7.0 enough for now" if is_busy else ""
+            case "RCPT" if len(moment.recipients) >= manner.recipients_max:
+                return "452 4.5.3 too many recipients"
             case "RCPT":
-                address = line.partition("<")[2].partition(">")[0]
-                if len(self.recipients) >= manner.recipients_max:
-                    return "452 4.5.3 too many recipients"
-                said = self.site.verdict(self.reverse_path, address)
-                if said.startswith("250"):
-                    self.recipients.append(address)
-                self._note_refusal(said, address)
+                said = self._site.verdict(moment.sender, moment.recipient)
+                self._note_refusal(said, moment, moment.recipient)
                 return said
-            case "DATA":
-                if not self.recipients:
-                    return "503 5.5.1 no recipients"
-                self._goes_on = not manner.data_reply
-                return manner.data_reply or "354 go on"
-        return "500 5.5.2 what?"
+            case "DATA" if moment.recipients:
+                return manner.data_reply
+        return ""
 
-    async def _content(self) -> None:
-        site, manner = self.site, self.site.manner
-        self._may_close("CONTENT")
-        content = await self._reader.readuntil(b"\r\n.\r\n")
-        content = content[:-3].replace(b"\r\n..", b"\r\n.")
-        site._on_dot(f"{site.name}/{self.number}", name_of(content), self.recipients)
-        self._transactions += 1
-        if site._rng.random() < manner.drops_dot:
-            if site._rng.random() < manner.keeps_dropped:
-                site.take(self, content)
-            raise Broken
+    async def _take(self, moment: Moment) -> str:
+        """Take a message, or not; return the reply to the final dot."""
+        site, manner, mail = self._site, self._manner, moment.mail
+        assert mail
+        name = name_of(mail.content)
+        site.on_dot(f"{site.name}/{moment.session}", name, mail.addresses)
+        self._transactions[moment.session] += 1
+        if self._chance() < manner.drops_dot:
+            if self._chance() < manner.keeps_dropped:
+                site.take(mail)
+            raise EOFError
         if manner.dot_reply:
-            for address in self.recipients:
-                self._note_refusal(manner.dot_reply, address, name_of(content))
-            await self._say(manner.dot_reply)
-            return
-        if manner.late_s and site._rng.random() < 0.6:
+            for address in mail.addresses:
+                self._note_refusal(manner.dot_reply, moment, address, name)
+            return manner.dot_reply
+        if manner.late_s and self._chance() < 0.6:
             await asyncio.sleep(manner.late_s)
-        site.take(self, content)
-        self.recipients = []
-        await self._say("250 2.0.0 taken")
+        site.take(mail)
+        return "250 2.0.0 taken"
 
-    def _note_refusal(self, reply: str, address: str = "", name: str = "") -> None:
+    def _note_refusal(self, reply: str, moment: Moment, address: str = "", name: str = "") -> None:
         """Keep a reply that is about to be said, if it is a 5yz."""
         if reply.startswith("5"):
-            self.site.refusals.append(ConnectFailure(reply, self.reverse_path, address, name))
-
-    def _may_close(self, stage: str) -> None:
-        manner = self.site.manner
-        if stage in manner.closes_after and self.site._rng.random() < manner.closes:
-            raise Broken
-
-    async def _say(self, reply: str) -> None:
-        if delay_s := self.site.manner.delay_s:
-            await asyncio.sleep(delay_s * self.site._rng.random())
-        self.site._world.note(self.site.name, self.number, ">", reply[:60])
-        self._writer.write(reply.encode() + b"\r\n")
-        await self._writer.drain()
+            self._site.refusals.append(ConnectFailure(reply, moment.sender, address, name))
