@@ -26,6 +26,7 @@ from relay.app.development_folder import DevelopmentFolder
 from relay.app.development_internet import RemoteSide
 from relay.app.release_target import ReleaseTarget
 from relay.app.reset import Reset
+from relay.app.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
 from relay.app.settling import SETTLE_S
 from relay.clock import Ids, SystemClock
 from relay.http.protocol import AllowedHosts
@@ -115,7 +116,8 @@ class DevelopmentOptions:
     account that exists gets mail. A `token` is the only one that HTTP requests are accepted with,
     and the password of all users. With `listen_all`, only the ports of the addresses count.
     Released mail goes to `release_to`, if that is not None. `changes` are keys of relay.toml with
-    other values. For `converts_in_threads` see RelayDependencies; `crash_at` is for crash tests.
+    other values. The oldest mail above `keep` is removed. For `converts_in_threads` see
+    RelayDependencies; `crash_at` is for crash tests.
     """
 
     http: Address
@@ -132,6 +134,7 @@ class DevelopmentOptions:
     release_to: ReleaseTarget | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     converts_in_threads: bool = False
+    keep: KeepLimits = DEFAULT_LIMITS
     crash_at: str = ""
 
     @property
@@ -209,6 +212,7 @@ class DevelopmentRelay:
             folder,
             partial(settling.settle, is_delayed=lambda: self.internet.delayed > 0),
         )
+        self._retention: asyncio.Task[None] | None = None
         self._reset = Reset(
             self.daemon, folder.path / "trash", quiet=self._quiet, forget=self._forget
         )
@@ -266,8 +270,16 @@ class DevelopmentRelay:
             self.internet,
         )
 
+        retention = MailRetention(
+            self.daemon.store, self.daemon.spool.maintenance, keep=self._options.keep,
+            clock=self.clock,
+        )  # fmt: skip
+        self._retention = asyncio.create_task(retention.run(), name="retention")
+
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
+        if self._retention is not None:
+            self._retention.cancel()
         await self._advances.stop()
         await self._reset.end()
         await self.remote_side.stop()

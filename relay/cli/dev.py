@@ -20,6 +20,7 @@ from relay.app.demonstration import DemonstratedMessage, DemonstrationError
 from relay.app.development import DevelopmentAddresses, DevelopmentOptions
 from relay.app.development_folder import DevelopmentFolder, open_folder
 from relay.app.development_run import DevelopmentView, RunOptions, develop
+from relay.app.retention import KeepLimits
 from relay.cli.dev_options import (
     PORTS,
     TOKEN_CHARACTERS,
@@ -98,10 +99,14 @@ def _plan(
     if no_rules:
         options["rules"] = place.path / "no-rules"
         options["rules"].mkdir(exist_ok=True)
+    limits = {"messages": "keep_messages", "age_s": "keep_age", "size_bytes": "keep_size"}
+    asked = {name: options.pop(option) for name, option in limits.items()}
+    keep = KeepLimits(**{name: value for name, value in asked.items() if value is not None})
     data_home = environment.data_home
     given = {name: value for name, value in options.items() if value}
     return DevelopmentOptions(
         **given,
+        keep=keep,
         ca_dir=data_home / "relay/ca" if data_home else None,
         crash_at=environment.crash_at,
     )

@@ -15,7 +15,7 @@ import click
 from relay.app.release_target import ReleaseTarget
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
-from relay.settings.values import is_ip, parse_address, parse_domain
+from relay.settings.values import is_ip, parse_address, parse_domain, parse_duration, parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 PORTS = {"http": 8025, "https": 8443, "smtp": 1025}
@@ -75,6 +75,22 @@ def _several(parse: Callable[[str], str], expected: str) -> Callable[..., tuple[
         return tuple(dict.fromkeys(found))
 
     return values
+
+
+def _parsed(parse: Callable[[str], float]) -> Callable[..., float | None]:
+    """Return the callback of an option with a unit."""
+
+    def value(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+        try:
+            number = None if text is None else parse(text)
+        except ValueError as error:
+            message = f'expected {error}, found "{text}"'
+            raise click.BadParameter(message, context, option) from None
+        if number is not None and number <= 0:
+            raise click.BadParameter(f'expected more than 0, found "{text}"', context, option)
+        return number
+
+    return value
 
 
 def _scenarios(
@@ -218,6 +234,27 @@ _OPTIONS = (
         type=_ReleaseType(),
         help="The one host beyond loopback: captured mail goes to smtp://HOST:PORT or "
         "smtps://HOST:PORT when you release it.",
+    ),
+    _option(
+        "--keep-messages",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="10000",
+        help="The newest N messages stay in all mailboxes together, and N in the queue.",
+    ),
+    _option(
+        "--keep-age",
+        callback=_parsed(parse_duration),
+        metavar="DURATION",
+        show_default="7d",
+        help="Older messages are removed.",
+    ),
+    _option(
+        "--keep-size",
+        callback=_parsed(parse_size),
+        metavar="SIZE",
+        show_default="1 GiB",
+        help="The newest messages of this size together stay.",
     ),
     _option("--no-demo", is_flag=True, help="Show no demonstration."),
     _option("--once", is_flag=True, help="Show the two messages and exit; 0 on success."),

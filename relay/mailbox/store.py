@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,6 +33,7 @@ from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.quota import Quota
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.stored_files import remove_files, stored_files
 from relay.mailbox.submissions import SubmissionDirectory, content_of
 from relay.mailbox.submissions.keyed import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
@@ -137,6 +139,8 @@ class FileStore:
         self.create_draft = in_thread(self._drafts.create)
         self.submit_new = self._submitting(self._writer.submit_new)
         self.submit_draft = self._submitting(self._writer.submit_draft)
+        self.stored_files = in_thread(partial(stored_files, root))
+        self.remove_files = in_thread(remove_files)
         self.find_keyed = in_thread(self._shared.keyed.find)
         self.get = in_thread(self._drafts.get)
         self.update = in_thread(self._drafts.update)

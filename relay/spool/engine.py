@@ -63,6 +63,18 @@ class SpoolMaintenance(Protocol):
         """Remove contents without a message, such as a crash leaves; return their number."""
         ...
 
+    async def sizes(self, limit: int) -> Sequence[tuple[int, int]]:
+        """Return when the newest messages were accepted, by the wall clock in microseconds, and the
+        sizes of the contents that they still have.
+        """
+        ...
+
+    async def discard(self, until_us: int) -> int:
+        """Remove some messages that were accepted until then, captured and held ones too, but none
+        that is to be delivered; return how many, 0 when nothing is left. For development only.
+        """
+        ...
+
     async def clear(self) -> int:
         """Remove every message, in whatever state, and every submission key; return the number of
         messages that are not reports. Claims can no longer settle. For tests and development only.

@@ -119,3 +119,29 @@ async def test_clear_removes_everything_and_the_queue_goes_on(spool, make) -> No
     assert await spool.journey(again.queue_id) is not None
     counts = await spool.counts()
     assert (sum(counts.entries.values()), counts.unaccounted) == (1, 0)
+
+
+async def test_the_oldest_messages_are_discarded_unless_they_are_to_be_delivered(
+    spool, make, clock
+) -> None:
+    large = b"Subject: x\r\n\r\n" + b"y" * 200_000
+    captured = (await spool.accept(make({"capture": ["x@a.test"]}, content=large))).queue_id
+    held = (await spool.accept(make({"capture": ["y@a.test", "z@a.test"]}))).queue_id
+    waiting = (await spool.accept(make(), claim=False)).queue_id
+    claimed = (await spool.accept(make())).queue_id
+    old = await finished(spool, make)
+    until_us = clock.time_us()
+    clock.advance(1)
+    young = (await spool.accept(make({"capture": ["x@a.test"]}))).queue_id
+    sizes = await spool.maintenance.sizes(10)
+    assert [at_us for at_us, _ in sizes] == [until_us + 1_000_000] + [until_us] * 5
+    assert sorted(size > 0 for _, size in sizes) == [False] + [True] * 5
+    assert len(await spool.maintenance.sizes(2)) == 2
+    assert await spool.maintenance.discard(until_us) == 3
+    assert await spool.maintenance.discard(until_us) == 0
+    for name in (captured, held, old):
+        assert await spool.journey(name) is None
+    for name in (waiting, claimed, young):
+        assert (await spool.read_message(name)).content
+    counts = await spool.counts()
+    assert (sum(counts.entries.values()), counts.unaccounted) == (3, 0)

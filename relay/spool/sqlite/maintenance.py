@@ -18,9 +18,9 @@ from typing import Any
 
 import apsw
 
-from relay.clock import Clock, first_id_after, wall_offset_us
+from relay.clock import Clock, first_id_after, id_time_us, wall_offset_us
 from relay.journeys.events import Event, Step
-from relay.message.lifecycle import PARKED
+from relay.message.lifecycle import PARKED, RecipientState
 from relay.spool.engine import Retention
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.content_files import ContentFiles
@@ -127,6 +127,40 @@ def clear(batch: Batch) -> tuple[int, list[str]]:
     return messages, [name for (name,) in files]
 
 
+def discard(batch: Batch, until_us: int) -> tuple[int, list[str]]:
+    """Remove some messages accepted until then that are not to be delivered, with their contents;
+    return how many, and the names of files that are not needed any more.
+
+    Recipients that were captured or held count as discarded.
+    """
+    cursor = batch.cursor
+    ids = fetch(
+        cursor,
+        "SELECT id FROM message m WHERE id < ? AND NOT EXISTS (SELECT 1 FROM entry e WHERE"
+        " e.message_id = m.id AND (e.claimed = 1 OR e.state IN ('queued', 'deferred')))"
+        " ORDER BY id LIMIT ?",
+        (first_id_after(until_us), AT_ONCE),
+    )
+    contents, live = [], 0
+    for (queue_id,) in ids:
+        contents += fetch(
+            cursor,
+            "SELECT DISTINCT content_id FROM entry WHERE message_id = ? AND state <> 'final'",
+            (queue_id,),
+        )
+        sql = f"SELECT count(*) FROM recipient WHERE message_id = ? AND state IN {LIVE_STATES}"
+        live += fetch_one(cursor, sql, (queue_id,))[0]
+    names = []
+    for content in contents:
+        names += fetch(cursor, "DELETE FROM content WHERE id = ? RETURNING file", content)
+    for table, column in _TABLES:
+        cursor.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
+    if live:
+        batch.counts[RecipientState.DISCARDED] += live
+    files = [name for (name,) in names if name and not is_file_needed(cursor, name)]
+    return len(ids), files
+
+
 def used_bytes(cursor: apsw.Cursor) -> int:
     """Return the used size of the file; new rows use its free pages first."""
     pages = cursor.connection.pragma("page_count") - cursor.connection.pragma("freelist_count")
@@ -170,6 +204,25 @@ class Maintenance:
         while (number := await self._queries.run(partial(self._sweep_some, listed))) is not None:
             removed += number
         return removed
+
+    async def sizes(self, limit: int) -> list[tuple[int, int]]:
+        """SpoolMaintenance.sizes."""
+        rows = await self._queries.run(
+            lambda c: fetch(
+                c,
+                f"SELECT id, CASE WHEN {_IS_IN_QUEUE} THEN size ELSE 0 END FROM message m"
+                " ORDER BY id DESC LIMIT ?",
+                (limit,),
+            )
+        )
+        return [(id_time_us(queue_id) or 0, size) for queue_id, size in rows]
+
+    async def discard(self, until_us: int) -> int:
+        """SpoolMaintenance.discard."""
+        messages, files = await self._writer.submit(lambda batch: discard(batch, until_us))
+        if files:
+            self._queries.later(partial(self._files.remove, files))
+        return messages
 
     async def clear(self) -> int:
         """SpoolMaintenance.clear."""

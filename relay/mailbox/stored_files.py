@@ -1,0 +1,53 @@
+"""All files of messages below a mail root, and their removal, for a development relay's retention.
+
+A removed file is noticed as the removal by any other program. Raises OSError.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.mailbox.folders import list_folders
+from relay.mailbox.maildir import list_names, remove
+
+
+@dataclass(frozen=True, slots=True)
+class MailFile:
+    """A message's file; `at_us` is when it was written."""
+
+    path: Path
+    at_us: int
+    size_bytes: int
+
+
+def stored_files(root: Path) -> list[MailFile]:
+    """Return the files of all folders of all mailboxes; no drafts that are being sent."""
+    return [*_files(root)]
+
+
+def remove_files(files: Iterable[MailFile]) -> int:
+    """Remove them; return how many."""
+    number = 0
+    for one in files:
+        remove(one.path)
+        number += 1
+    return number
+
+
+def _files(root: Path) -> Iterator[MailFile]:
+    for domain in list_names(root):
+        if domain.startswith("."):
+            continue
+        for local_part in list_names(root / domain):
+            for folder in list_folders(root / domain / local_part):
+                for directory in (folder.path / "new", folder.path / "cur"):
+                    yield from _in_directory(directory)
+
+
+def _in_directory(directory: Path) -> Iterator[MailFile]:
+    for name in list_names(directory):
+        with suppress(FileNotFoundError):
+            found = (directory / name).stat()
+            if found.st_nlink == 1:  # otherwise it has a submission
+                yield MailFile(directory / name, found.st_mtime_ns // 1000, found.st_size)

@@ -1,0 +1,72 @@
+"""Which messages of a development relay go, and that they do."""
+
+from email import message_from_bytes
+
+import pytest
+
+from relay.app.retention import KeepLimits, cut_us
+from tests.support.dev_process import DevProcess
+from tests.support.relay_process import OPERATOR, until
+
+NOW_US = 1_000_000_000
+DAY_S = 86400.0
+
+
+def stays(items, cut):
+    return [at_us for at_us, _ in items if at_us > cut]
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (KeepLimits(), [1, 2, 3, 4, 5]),
+        (KeepLimits(messages=5), [1, 2, 3, 4, 5]),
+        (KeepLimits(messages=2), [4, 5]),
+        (KeepLimits(size_bytes=50), [1, 2, 3, 4, 5]),
+        (KeepLimits(size_bytes=49), [2, 3, 4, 5]),
+        (KeepLimits(size_bytes=20), [4, 5]),
+        (KeepLimits(size_bytes=1), [5]),
+        (KeepLimits(messages=4, size_bytes=20), [4, 5]),
+        (KeepLimits(age_s=(NOW_US - 3) / 1e6), [4, 5]),
+        (KeepLimits(age_s=1e-6), []),
+    ],
+)
+def test_the_newest_stay(keep: KeepLimits, expected: list[int]) -> None:
+    items = [(at_us, 10) for at_us in (3, 1, 5, 2, 4)]
+    limits = keep if keep.age_s != 7 * DAY_S else KeepLimits(keep.messages, 1e6, keep.size_bytes)
+    assert sorted(stays(items, cut_us(items, keep=limits, now_us=NOW_US))) == expected
+
+
+def test_the_number_holds_for_each_store_and_the_size_for_both() -> None:
+    mailboxes, spool = [(1, 10), (3, 10), (5, 10)], [(2, 10), (4, 10), (6, 10)]
+    old = KeepLimits(age_s=1e6)
+    for keep, expected in (
+        (KeepLimits(3, old.age_s), 0),
+        (KeepLimits(2, old.age_s), 2),
+        (KeepLimits(3, old.age_s, 35), 3),
+    ):
+        assert max(0, cut_us(mailboxes, spool, keep=keep, now_us=NOW_US)) == expected
+
+
+def test_nothing_is_no_trouble() -> None:
+    assert cut_us([], [], keep=KeepLimits(), now_us=NOW_US) < NOW_US
+
+
+def test_a_development_relay_removes_its_oldest_mail() -> None:
+    with DevProcess("--no-demo") as relay:
+        for number in range(6):
+            content = f"Subject: {number}\r\n\r\nx\r\n".encode()
+            name = relay.submit("app@example.test", ["x@elsewhere.test"], content)
+            relay.until_state(name, "captured")
+        assert relay.stop() == 0
+        relay._options = ("--no-demo", "--keep-messages=4")
+        relay.start()
+        until("removed", lambda: "old messages removed" in relay.log)
+        listed = relay.graph("GET", "/relay/v1/messages", token=OPERATOR).json()["messages"]
+        assert [one["subject"] for one in listed] == ["5", "4", "3", "2"]
+        assert relay.metric("relay_queue_unaccounted") == 0
+        files = [*relay.mailbox_of("x@elsewhere.test").glob("new/*")]
+        assert sorted(message_from_bytes(one.read_bytes())["Subject"] for one in files) == [*"2345"]
+        token = {"token": "x@elsewhere.test"}
+        shown = relay.graph("GET", "/me/messages?$select=subject", **token).json()["value"]
+        assert len(shown) == 4
