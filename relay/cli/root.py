@@ -23,11 +23,15 @@ _VERBS = {
     "reset": "Delete everything that the development relay has stored.",
     "queue": "List the queue and change it.",
     "clock": "Show and advance the clock of relay dev.",
+    "import": "Put messages from files into a mailbox.",
+    "export": "Write the messages of a mailbox into files.",
     "storage": "Check, repair, back up and prune the stored data.",
     "account": "Add, list and remove accounts; tokens and passwords.",
     "policy": "Check and try the mail-flow rules.",
 }
-_MODULES = {"wait": "trace"}  # other verbs are in the module of their name
+# Other verbs are in the module of their name, by that name.
+_MODULES = {"wait": "trace", "import": "mail_files", "export": "mail_files"}
+_NAMES = {"import": "import_mail", "export": "export_mail"}
 
 
 class _Verbs(click.Group):
@@ -44,7 +48,8 @@ class _Verbs(click.Group):
         if cmd_name not in _VERBS:
             return None
         module = _MODULES.get(cmd_name, cmd_name)
-        verb = getattr(importlib.import_module(f"relay.cli.{module}"), cmd_name)
+        name = _NAMES.get(cmd_name, cmd_name)
+        verb = getattr(importlib.import_module(f"relay.cli.{module}"), name)
         assert isinstance(verb, click.Command)
         return verb
 

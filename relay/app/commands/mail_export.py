@@ -1,0 +1,139 @@
+"""Write the messages of a mailbox as .eml files, an mbox file or a Maildir.
+
+A message is written as `$value` gives it: a draft as MIME. In .eml files and a Maildir every octet
+stays; mbox has LF line ends, and lines that begin with From get a > (mboxrd). Messages of any size
+are read in blocks. Raises OSError.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.files import OpenOctets
+from relay.mailbox.folders import list_folders
+from relay.mailbox.maildir import list_names, open_message
+from relay.mailbox.message_file import MessageName, parse_name
+from relay.mailbox.types import Folder
+from relay.message.content import blocks
+from relay.mime.convert import render
+
+FORMATS = ("eml", "mbox", "maildir")
+_FROM = re.compile(rb"^(>*From )", re.MULTILINE)
+_RETURN_PATH = re.compile(rb"Return-Path:[ \t]*<([^<>\r\n ]+)>", re.IGNORECASE)
+_TAIL = 4096  # of a block, kept until its line is complete
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMail:
+    """A message of a mailbox."""
+
+    folder: Folder
+    directory: str
+    name: MessageName
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.folder.path / self.directory / self.name.file_name
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield its MIME."""
+        with open_message(self.path) as file:
+            yield from blocks(render(OpenOctets.of(file)))
+
+
+def stored_mail(folders: Iterable[Folder]) -> Iterator[StoredMail]:
+    """Yield the messages of these folders, the oldest of each first."""
+    for folder in folders:
+        found = [
+            (name.seconds, name.file_name, StoredMail(folder, directory, name))
+            for directory in ("new", "cur")
+            for file_name in list_names(folder.path / directory)
+            if (name := parse_name(file_name)) is not None
+        ]
+        for *_, mail in sorted(found, key=lambda one: one[:2]):
+            yield mail
+
+
+def folders_of(mailbox: Path, wanted: str) -> list[Folder]:
+    """Return the folders with this name or id, or all for ""."""
+    folders = list_folders(mailbox)
+    names = wanted.casefold()
+    return [one for one in folders if names in ("", one.id.casefold(), one.display_name.casefold())]
+
+
+def export_eml(mail: Iterable[StoredMail], target: Path) -> int:
+    """Write TARGET/FOLDER/NAME.eml; a repetition writes the same files. Return the number."""
+    number = 0
+    for one in mail:
+        directory = target / _folder_name(one.folder)
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / f"{one.name.base_name}.eml", one.pieces())
+        number += 1
+    return number
+
+
+def export_maildir(mail: Iterable[StoredMail], target: Path) -> int:
+    """Write a Maildir++ with the same flags; a repetition replaces what is there."""
+    number = 0
+    for one in mail:
+        is_inbox = not one.folder.path.name.startswith(".")
+        folder = target if is_inbox else target / one.folder.path.name
+        for name in ("tmp", "new", "cur"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        if not is_inbox:
+            (folder / "maildirfolder").touch()
+        base = one.name.base_name
+        flagged = f"{base}:2,{one.name.flags}" if one.directory == "cur" else base
+        for other in (*(folder / "new").glob(f"{base}*"), *(folder / "cur").glob(f"{base}*")):
+            other.unlink()
+        _write(folder / one.directory / flagged, one.pieces(), part=folder / "tmp" / base)
+        number += 1
+    return number
+
+
+def export_mbox(mail: Iterable[StoredMail], target: Path) -> int:
+    """Write one mbox file. Raises FileExistsError."""
+    part = target.with_name(f"{target.name}.part")
+    number = 0
+    with target.open("xb"), part.open("wb") as file:
+        for one in mail:
+            for piece in _mboxrd(one):
+                file.write(piece)
+            number += 1
+    part.replace(target)
+    return number
+
+
+def _mboxrd(mail: StoredMail) -> Iterator[bytes]:
+    rest = b""
+    is_begin = True
+    for piece in mail.pieces():
+        if is_begin:
+            found = _RETURN_PATH.match(piece)
+            sender = found[1].decode("ascii", "replace") if found else "MAILER-DAEMON"
+            at = time.asctime(time.gmtime(mail.name.seconds))
+            yield f"From {sender} {at}\n".encode()
+            is_begin = False
+        complete, line_end, rest = (rest + piece).rpartition(b"\n")
+        yield _quoted(complete + line_end)
+    yield _quoted(rest)
+    yield b"\n\n" if rest else b"\n"
+
+
+def _quoted(lines: bytes) -> bytes:
+    return _FROM.sub(rb">\1", lines.replace(b"\r\n", b"\n"))
+
+
+def _folder_name(folder: Folder) -> str:
+    name = folder.path.name
+    return name[1:] if name.startswith(".") else "INBOX"
+
+
+def _write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None) -> None:
+    part = part or path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        file.writelines(pieces)
+    part.replace(path)

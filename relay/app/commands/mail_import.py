@@ -1,0 +1,209 @@
+"""Put messages from .eml, mbox and Maildir into a mailbox, as another mail program does.
+
+A message's file is named by the digest of its content, so that a repeated import adds nothing.
+Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
+are read in blocks. Raises BadMailError with file and position, and OSError; what was imported
+before stays.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from calendar import timegm
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.mailbox.folders import list_folders
+from relay.mailbox.maildir import list_names, place, remove, sync_directory
+from relay.mailbox.message_file import FLAGGED, SEEN, parse_name
+
+_LINE_BYTES = 64 * 1024  # of a longer line, at once
+_FROM = b"From "
+_QUOTED = re.compile(rb">+From ")
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+_OWN_FIELD = b"x-relay-"
+_KEPT_FLAGS = {SEEN, FLAGGED, "R", "P"}
+_IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
+_SHOWN = 60
+
+
+class BadMailError(Exception):
+    """A file is not what was expected; the text names file and position."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundMail:
+    """A message in a file: its octets from `start` to `end`, and where it begins.
+
+    `quoted`: a line that begins with >From lost a > (mboxrd). `flags` are those of Maildir, None
+    for mail that is new.
+    """
+
+    path: Path
+    start: int
+    end: int
+    place: str
+    at_s: int
+    quoted: bool = False
+    flags: str | None = None
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the lines, very long ones in pieces, with the line ends that they have."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            at_begin = True
+            while file.tell() < self.end:
+                line = file.readline(min(_LINE_BYTES, self.end - file.tell()))
+                if self.quoted and at_begin and _QUOTED.match(line):
+                    line = line[1:]
+                at_begin = line.endswith(b"\n")
+                yield line
+
+
+def find_mail(path: Path) -> Iterator[FoundMail]:
+    """Yield the messages of a file or directory. Raises BadMailError, OSError."""
+    if not path.is_dir():
+        yield from _in_file(path)
+    elif (path / "cur").is_dir() or (path / "new").is_dir():
+        yield from _in_maildir(path)
+    else:
+        files = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".eml")
+        if not files:
+            raise BadMailError(f"{path}: found no .eml file and no Maildir (cur, new)")
+        for one in files:
+            yield from _in_file(one)
+
+
+def _in_file(path: Path) -> Iterator[FoundMail]:
+    with path.open("rb") as file:
+        begin = file.read(len(_FROM))
+    if begin == _FROM:
+        yield from _in_mbox(path)
+    else:
+        found = path.stat()
+        yield FoundMail(path, 0, found.st_size, str(path), int(found.st_mtime))
+
+
+def _in_mbox(path: Path) -> Iterator[FoundMail]:
+    """A message begins behind a line "From " that is the first, or follows an empty one, which is
+    not part of the message before it.
+    """
+    number = position = 0
+    begun: tuple[int, int, bytes] | None = None  # its line number, its start, its line
+    last_start = 0
+    was_empty = at_begin = True
+    with path.open("rb") as file:
+        while line := file.readline(_LINE_BYTES):
+            if was_empty and line.startswith(_FROM):
+                if begun is not None:
+                    yield _of_mbox(path, begun, last_start)
+                begun = (number + 1, position + len(line), line)
+            last_start = position
+            position += len(line)
+            was_empty = at_begin and line in (b"\n", b"\r\n")
+            at_begin = line.endswith(b"\n")
+            number += at_begin
+    if begun is not None:
+        yield _of_mbox(path, begun, last_start if was_empty else position)
+
+
+def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
+    number, start, line = begun
+    words = line.decode("ascii", "replace").split()
+    at_s = int(path.stat().st_mtime)
+    with contextlib.suppress(ValueError):
+        at_s = timegm(time.strptime(" ".join(words[-5:]), "%a %b %d %H:%M:%S %Y"))
+    return FoundMail(path, start, end, f"{path}:{number}", max(at_s, 0), quoted=True)
+
+
+def _in_maildir(path: Path) -> Iterator[FoundMail]:
+    for directory in ("cur", "new"):
+        for name in sorted(list_names(path / directory)):
+            file = path / directory / name
+            if name.startswith(".") or not file.is_file():
+                continue
+            flags = None
+            if directory == "cur":
+                flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
+            found = file.stat()
+            at_s = int(found.st_mtime)
+            yield FoundMail(file, 0, found.st_size, str(file), at_s, flags=flags)
+
+
+class MailImport:
+    """Adds messages to a folder; `folder` is the directory of one of the folders of `mailbox`."""
+
+    def __init__(self, mailbox: Path, folder: Path, *, hostname: str) -> None:
+        self._folder = folder
+        self._hostname = hostname
+        self._present = {
+            found[1]
+            for one in list_folders(mailbox)
+            for directory in ("new", "cur")
+            for name in list_names(one.path / directory)
+            if (found := _IMPORTED.match(name))
+        }
+        self.imported = self.present = 0
+
+    def add(self, mail: FoundMail) -> None:
+        """Add a message unless the mailbox has it. Raises BadMailError, OSError."""
+        temporary = self._folder / "tmp" / f"import.{os.getpid()}.{self._hostname}"
+        digest = hashlib.sha256()
+        try:
+            with temporary.open("xb") as file:
+                for piece in _normalized(mail):
+                    digest.update(piece)
+                    file.write(piece)
+                file.flush()
+                os.utime(file.fileno(), (mail.at_s, mail.at_s))
+                os.fsync(file.fileno())
+                size = file.tell()
+            name = digest.hexdigest()[:32]
+            if name in self._present:
+                self.present += 1
+                return
+            base_name = f"{mail.at_s}.I{name}.{self._hostname},S={size}"
+            assert parse_name(base_name) is not None
+            is_new = mail.flags is None
+            target = f"new/{base_name}" if is_new else f"cur/{base_name}:2,{mail.flags}"
+            place(temporary, self._folder / target)
+            self._present.add(name)
+            self.imported += 1
+        finally:
+            remove(temporary)
+
+    def finish(self) -> None:
+        """Make what was added durable. Raises OSError."""
+        for directory in ("new", "cur"):
+            sync_directory(self._folder / directory)
+
+
+def _normalized(mail: FoundMail) -> Iterator[bytes]:
+    """Yield the octets with CRLF line ends and without Relay's fields. Raises BadMailError."""
+    in_header, is_dropped, is_first, position = True, False, True, 0
+    last = b""
+    for line in mail.lines():
+        if is_first and not _FIELD.match(line):
+            found = line[:_SHOWN].decode("ascii", "backslashreplace").rstrip()
+            raise BadMailError(
+                f"{mail.place}: found {found!r}, expected the header of a message, such as From:"
+            )
+        is_first = False
+        if in_header and not last.endswith(b"\n") and last:
+            pass  # the rest of a very long line
+        elif in_header:
+            in_header = line.rstrip(b"\r\n") != b""
+            if not line.startswith((b" ", b"\t")):
+                is_dropped = line[: len(_OWN_FIELD)].lower() == _OWN_FIELD
+        last = line
+        position += len(line)
+        if in_header and is_dropped:
+            continue
+        yield line[:-1].removesuffix(b"\r") + b"\r\n" if line.endswith(b"\n") else line
+    if is_first:
+        raise BadMailError(f"{mail.place}: found no octets, expected a message")
+    if not last.endswith(b"\n"):
+        yield b"\r\n"
