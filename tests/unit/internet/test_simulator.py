@@ -182,6 +182,14 @@ async def test_hosts_that_nobody_uses_are_closed_and_listen_again(monkeypatch):
         assert isinstance(await deliver(resolve, "x@a.test"), Relayed)
 
 
+async def test_a_host_that_is_looked_up_again_stays(monkeypatch):
+    monkeypatch.setattr(simulator, "HOSTS_MAX", 2)
+    async with simulated() as (internet, resolve):
+        for name in ("a.test", "b.test", "a.test", "c.test"):
+            await resolve(name)
+        assert list(internet._hosts) == ["mx1.a.test", "mx1.c.test"]
+
+
 async def test_no_host_is_opened_while_all_have_sessions(monkeypatch):
     monkeypatch.setattr(simulator, "HOSTS_MAX", 1)
     async with simulated() as (_, resolve):
