@@ -173,6 +173,7 @@ class RemoteSite(SiteScenario):
 
         Patterns are those of Mailbox.wait_for(). Raises WaitTimeout.
         """
+        __tracebackhide__ = True
         wanted = Wanted(f"*@{self.name}", subject, sender)
         return self._scenario.running.run(self._scenario.wait(self.name, wanted, timeout))
 

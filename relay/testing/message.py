@@ -55,7 +55,7 @@ class Message:
         self._content: bytes | None = None
 
     def __repr__(self) -> str:
-        return f"<Message {self.subject!r} from {self.sender or '<>'}: {self.state}>"
+        return f"<Message {self.subject!r} from {self.eml.get('From', '')}>"
 
     # -- content
 

@@ -95,6 +95,7 @@ class Relay(RelayPlaces):
 
     def settle(self, timeout: float = SETTLE_S) -> None:
         """Return when nothing is queued, due or in progress. Raises WaitTimeout."""
+        __tracebackhide__ = True
         self.running.run(self.running.observer.settle(timeout))
 
     def assert_no_more_mail(self, timeout: float = SETTLE_S) -> None:
@@ -103,10 +104,12 @@ class Relay(RelayPlaces):
         It has seen those that it sent by send(), and those that a wait, messages() or `bounce`
         returned.
         """
+        __tracebackhide__ = True
         self.running.run(self.running.assert_no_more(timeout))
 
     def check(self) -> None:
         """Raise AssertionError for mail that `internet.strict` forbids; as the end of `with`."""
+        __tracebackhide__ = True
         if self.internet.strict:
             self.running.run(self.running.scenario.check(SETTLE_S))
 
@@ -138,6 +141,7 @@ class Mailbox:
         or it is a compiled regular expression. `sender` is the reverse-path or an address in From.
         Raises WaitTimeout.
         """
+        __tracebackhide__ = True
         wanted = Wanted(self.address, subject, sender)
         return self._running.run(self._running.wait_for(wanted, timeout, settles=True))
 

@@ -82,9 +82,12 @@ class RelayThread:
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine in the relay's loop and return its result."""
+        __tracebackhide__ = True  # pytest shows the line of the test
         future = self.submit(work)
         try:
             return future.result()
+        except AssertionError as error:
+            raise error.with_traceback(None) from None
         finally:
             future.cancel()  # after Ctrl-C
 

@@ -1,15 +1,16 @@
 """A running relay of the test kit: what both faces of it, Relay and AsyncRelay, share."""
 
+import http.client
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from relay.accounts.development import DOMAIN
 from relay.app.commands.send import DraftToSend, send_by_graph
 from relay.app.development import DevelopmentOptions, DevelopmentRelay
 from relay.app.development_folder import DevelopmentFolder
-from relay.message.content import blocks
 from relay.settings.tree import Address
 from relay.testing.arrivals import ArrivedMessage
 from relay.testing.delivery_report import Bounce
@@ -22,6 +23,7 @@ from relay.testing.waiting import Wanted
 
 Result = TypeVar("Result")
 _REST_S = 5.0
+_READ_S = 30.0
 _LOOPBACK = "127.0.0.1"
 # The state is in memory, which a reserve would only make scarce.
 _IN_MEMORY = {"spool": {"reserve_size": 0}, "pressure": {"disk_free": "8 MiB"}}
@@ -87,6 +89,7 @@ class RunningRelay:
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine in the relay's loop, and wait for its result."""
+        __tracebackhide__ = True
         return self.thread.run(work)
 
     def send(self, draft: DraftToSend, *, settles: bool) -> Message:
@@ -94,10 +97,25 @@ class RunningRelay:
         graph_id = send_by_graph(self.relay.addresses.http, draft, token=draft.sender)
         self.observer.sent(graph_id)
 
-        async def read() -> bytes:
-            return b"".join(blocks(await self.relay.daemon.store.mime(draft.sender, graph_id)))
+        def read() -> bytes:
+            return self._content_of(graph_id, token=draft.sender)
 
-        return Message(lambda: self.run(read()), _RunningSource(self, graph_id, settles=settles))
+        return Message(read, _RunningSource(self, graph_id, settles=settles))
+
+    def _content_of(self, graph_id: str, *, token: str) -> bytes:
+        """Return the MIME of a message in the mailbox of an account. Raises LookupError."""
+        at = self.relay.addresses.http
+        connection = http.client.HTTPConnection(at.host, at.port, timeout=_READ_S)
+        try:
+            path = f"/v1.0/me/messages/{quote(graph_id)}/$value"
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.status != http.client.OK:
+            raise LookupError(f"the mailbox of {token} does not have the message any more")
+        return content
 
     async def arrived(self, address: str | None, *, settles: bool) -> list[Message]:
         """Return the messages of a mailbox, or of all; the test has seen them."""

@@ -86,8 +86,10 @@ def few_files():
 
 @pytest.mark.usefixtures("few_files")
 def test_nothing_is_left_and_the_process_is_as_before(memory):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Relay() as relay:  # imports, and what libraries keep
         use(relay)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
     before = of_process(), {one.name for one in threading.enumerate()}, files(), children()
     with Relay() as relay:
         use(relay)

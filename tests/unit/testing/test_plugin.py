@@ -180,6 +180,7 @@ def test_passes(relay):
     assert re.search(r"-+ relay -+\n.*Hello There.*-> bob@example.test, joe@gmail.com", output)
     assert f"journeys and messages: {folder}" in output
     assert '! subject  expected "Bye", found "Hello There": differs' in output
+    assert "observer.py" not in output
     _, output = run(test_a=test)
     found = re.search(r"journeys and messages: (\S+)", output)
     assert Path(found[1]).is_relative_to(tmp_path / "tmp")

@@ -41,6 +41,7 @@ class TestMail:
         assert got.recipient(BOB)["state"] == "delivered"
         assert sent.recipient(GMAIL)["state"] == "captured"
         assert sent.journey["id"] == got.journey["id"]
+        assert (sent.subject, sent.text) == (got.subject, got.text)
         assert sent.bounce is None
 
     def test_captured_mail_has_a_mailbox(self, relay):

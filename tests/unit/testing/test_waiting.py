@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.testing.arrivals import ArrivedMessage, MessageCopy
+from relay.testing.arrivals import ArrivedMessage, MessageCopy, has_arrived
 from relay.testing.waiting import Observed, Wanted, timeout_text, unexpected_text
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -103,6 +103,16 @@ def test_a_message_of_an_earlier_wait_is_marked():
 )
 def test_patterns_are_of_the_whole_value_without_regard_to_case(wanted, is_right):
     assert Wanted(BOB, **wanted).matches(arrival("Hello World")) is is_right
+
+
+@pytest.mark.parametrize(
+    ("state", "is_there"),
+    [("queued", False), ("deferred", False), ("delivered", True), ("captured", True)],
+)
+def test_a_copy_has_arrived_when_the_queue_has_its_state(state, is_there):
+    found = arrival("Hello")
+    found.journey["recipients"][0]["state"] = state
+    assert has_arrived(found.copy, found.journey) is is_there
 
 
 def test_unexpected_mail_is_listed():
