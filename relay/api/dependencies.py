@@ -55,6 +55,10 @@ class DevelopmentControls(Protocol):
         """Replace the scenario by a TOML text or a table. Raises SettingsError: nothing changed."""
         ...
 
+    def received_content(self, queue_id: str) -> bytes | None:
+        """Return what a simulated host has received of a message, None if it is not remembered."""
+        ...
+
     async def reset(self) -> int:
         """Delete everything that is stored; return the number of messages."""
         ...

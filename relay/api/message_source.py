@@ -47,16 +47,17 @@ class MessageSources:
         mailboxes: SourceMailboxes,
         *,
         mailbox_for: Callable[[str], str | None],
-        keeps_copies: bool,
+        received: Callable[[str], bytes | None] | None = None,
     ) -> None:
-        """`mailbox_for` returns the mailbox of a local recipient, or None. With `keeps_copies` mail
-        for other domains is copied into mailboxes as well.
+        """`mailbox_for` returns the mailbox of a local recipient, or None. In a development relay,
+        `received` returns what a simulated host has received of a queue id; there, mail for other
+        domains is copied into mailboxes as well.
         """
         self._journeys = journeys
         self._spool = spool
         self._mailboxes = mailboxes
         self._mailbox_for = mailbox_for
-        self._keeps_copies = keeps_copies
+        self._received = received
 
     async def find(self, journey: Mapping[str, Any], *, reader: str | None) -> Content | None:
         """Return the MIME of a message; None if nobody has it any more. Raises SpoolError.
@@ -72,6 +73,8 @@ class MessageSources:
                 name = delivered_id(f"{queue_id}-{number}")
                 if mailbox and (copy := await self._in_mailbox(mailbox, name)) is not None:
                     return edit_header(copy, without_delivery_fields)
+            if self._received is not None and (octets := self._received(queue_id)) is not None:
+                return octets
         if submission_id := journey["submission_id"]:
             return await self._of_sender(submission_id, reader=reader)
         return None
@@ -79,7 +82,8 @@ class MessageSources:
     def _mailbox_with_copy(self, address: str, state: str) -> str | None:
         if state == RecipientState.DELIVERED:
             return self._mailbox_for(address)
-        return own_mailbox(address) if self._keeps_copies and state in _AFTER_CAPTURE else None
+        keeps_copies = self._received is not None
+        return own_mailbox(address) if keeps_copies and state in _AFTER_CAPTURE else None
 
     async def _of_sender(self, submission_id: str, *, reader: str | None) -> Content | None:
         mailbox = await self._journeys.mailbox_of(submission_id)

@@ -329,6 +329,7 @@ class _Composer:
     def _http_servers(self, journeys: Journeys, front_door: Gateway) -> list[HttpServer]:
         """The Graph API, the control socket, and the metrics listener if configured."""
         http = self.settings.http
+        development = self.sources.development
         means = api.ApiDependencies(
             journeys=journeys, queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=self._way_to, changes=self.changes,
@@ -337,7 +338,7 @@ class _Composer:
             pressure=self.pressure, development=self.sources.development,
             sources=api.MessageSources(
                 journeys, self.spool, self.store, mailbox_for=self.table.mailbox_for,
-                keeps_copies=self.sources.development is not None,
+                received=development.received_content if development else None,
             ),
         )  # fmt: skip
         sign_in = create_sign_in_app(

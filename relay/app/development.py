@@ -172,6 +172,9 @@ class DevelopmentAddresses:
     ca: Path
 
 
+_TRACE_BYTES = 2000  # have the Received field of this relay, whose date follows a semicolon
+
+
 class DevelopmentRelay:
     """A composed development relay. Call start() once, then stop() once.
 
@@ -287,6 +290,14 @@ class DevelopmentRelay:
             await self.daemon.stop()
         finally:
             await self.internet.stop()
+
+    def received_content(self, queue_id: str) -> bytes | None:
+        """See DevelopmentControls."""
+        trace = f" id {queue_id}".encode()
+        for mail in reversed(self.internet.received):
+            if trace in mail.content[:_TRACE_BYTES].partition(b";")[0]:
+                return mail.content
+        return None
 
     async def reset(self) -> int:
         """Delete all messages, mailboxes and accounts that were made; return how many messages.

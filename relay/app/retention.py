@@ -84,7 +84,8 @@ class MailRetention:
         old = [one for one in files if one.at_us <= cut]
         removed = await self._store.remove_files(old) if old else 0
         messages = 0
-        while number := await self._spool.discard(cut):
-            messages += number
+        if any(at_us <= cut for at_us, _ in kept):  # otherwise nothing is written
+            while number := await self._spool.discard(cut):
+                messages += number
         if removed or messages:  # relay dev shows warnings only
             _log.warning("old messages removed", in_mailboxes=removed, in_the_queue=messages)

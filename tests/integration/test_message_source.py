@@ -192,3 +192,6 @@ def test_captured_mail_of_a_development_relay() -> None:
         relay.until_state(shown["id"], "cancelled")
         again = relay.cli_json("show", shown["id"])
         assert again == shown | {"state": "cancelled"}
+        queue_id = relay.submit("app@example.test", ["x+451x1@gmail.com"], a_message())
+        assert relay.until_final(queue_id)["state"] == "relayed"
+        assert b"\r\n\r\na,b\r\n" in source(relay, queue_id)
