@@ -16,11 +16,11 @@ import click
 import uvloop
 
 from relay import __version__
-from relay.app.demonstration import DemonstratedMessage, DemonstrationError
-from relay.app.development import DevelopmentAddresses, DevelopmentOptions
-from relay.app.development_folder import DevelopmentFolder, open_folder
-from relay.app.development_run import DevelopmentView, RunOptions, develop
-from relay.app.retention import KeepLimits
+from relay.app.development.demonstration import DemonstratedMessage, DemonstrationError
+from relay.app.development.folder import DevelopmentFolder, open_folder
+from relay.app.development.foreground import DevelopmentView, RunOptions, develop
+from relay.app.development.relay import DevelopmentAddresses, DevelopmentOptions
+from relay.app.development.retention import KeepLimits
 from relay.cli.dev_options import (
     PORTS,
     TOKEN_CHARACTERS,

@@ -13,7 +13,7 @@ import click
 from relay.accounts.account import AccountError
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
 from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
-from relay.app.development_folder import ForeignFolderError
+from relay.app.development.folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
 from relay.settings.document import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.development_folder import running_config
+from relay.app.development.folder import running_config
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.output import print_json, print_lines
 from relay.files import check_readable

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from relay.app.development import DevelopmentRelay
+from relay.app.development.relay import DevelopmentRelay
 from relay.app.settling import UnsettledError
 from relay.journeys.journey import is_final
 from relay.journeys.message_search import MessageSearch

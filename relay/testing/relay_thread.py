@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import uvloop
 
 from relay.app.daemon import BrokenRelayError
-from relay.app.development import DevelopmentRelay
-from relay.app.development_folder import DevelopmentFolder
+from relay.app.development.folder import DevelopmentFolder
+from relay.app.development.relay import DevelopmentRelay
 from relay.observe import logs
 
 Result = TypeVar("Result")

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from relay.accounts.development import DOMAIN
 from relay.app.commands.send import DraftToSend, send_by_graph
-from relay.app.development import DevelopmentOptions, DevelopmentRelay
-from relay.app.development_folder import DevelopmentFolder
+from relay.app.development.folder import DevelopmentFolder
+from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.settings.tree import Address
 from relay.testing.arrivals import ArrivedMessage
 from relay.testing.delivery_report import Bounce

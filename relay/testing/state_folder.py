@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from relay.app.development_folder import DevelopmentFolder
+from relay.app.development.folder import DevelopmentFolder
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
 from relay.files import disk_of
 

@@ -23,7 +23,7 @@ import tomlkit
 from relay.accounts.account import AccountError
 from relay.accounts.directory import load_accounts
 from relay.accounts.passwords import digest_of
-from relay.app.development_folder import MARK
+from relay.app.development.folder import MARK
 from relay.clock import Clock
 from relay.files import fsync_path, write_all
 from relay.settings.document import SettingsError, locate, shown

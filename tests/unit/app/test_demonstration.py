@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from relay.api import ChangeNotifier
-from relay.app.demonstration import Follower, is_settled
+from relay.app.development.demonstration import Follower, is_settled
 from relay.clock import ManualClock
 from relay.journeys.message_search import MessageSearch
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.development_ca import LEAF_DAYS, open_authority
+from relay.app.development.authority import LEAF_DAYS, open_authority
 from relay.certificates import client_of_pair, load_pair
 
 NOW = datetime.now(UTC).replace(microsecond=0)

@@ -8,9 +8,9 @@ from email import policy
 import httpx
 import pytest
 
-from relay.app import development_internet
-from relay.app.development import DevelopmentOptions, DevelopmentRelay
-from relay.app.development_folder import open_folder
+from relay.app.development import remote_side
+from relay.app.development.folder import open_folder
+from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.internet.scenario_file import parse_scenario
 from relay.settings.tree import Address
 
@@ -70,7 +70,7 @@ async def test_what_a_remote_host_accepts_can_be_read_in_the_mailbox_of_each_rec
 
 
 async def test_a_test_recipient_bounces_later_by_smtp_from_the_remote_host(relay, monkeypatch):
-    monkeypatch.setattr(development_internet, "LATER_S", 0.1)
+    monkeypatch.setattr(remote_side, "LATER_S", 0.1)
     await send(relay, "bob+later550@b.test", options=["ORCPT=rfc822;bob@old.test"])
     [octets] = await until(lambda: mailbox(relay, SENDER))
     report = email.message_from_bytes(octets, policy=policy.default)
@@ -98,8 +98,8 @@ async def test_a_sender_who_wants_no_report_gets_none_later(relay, sender, optio
 
 
 async def test_a_report_that_is_refused_for_now_is_sent_again(relay, monkeypatch):
-    monkeypatch.setattr(development_internet, "LATER_S", 0.05)
-    monkeypatch.setattr(development_internet, "_RETRY_S", 0.05)
+    monkeypatch.setattr(remote_side, "LATER_S", 0.05)
+    monkeypatch.setattr(remote_side, "_RETRY_S", 0.05)
     attempts = []
 
     def nowhere():

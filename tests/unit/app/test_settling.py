@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from relay.advanceable_clock import AdvanceError
-from relay.app.development import DevelopmentOptions, DevelopmentRelay
-from relay.app.development_folder import open_folder
+from relay.app.development.folder import open_folder
+from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.app.settling import UnsettledError
 from relay.settings.tree import Address
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from relay.accounts.directory import load_accounts
-from relay.app.development_folder import MARK
+from relay.app.development.folder import MARK
 from relay.cli.errors import report_error
 from relay.cli.root import cli
 from relay.clock import SystemClock

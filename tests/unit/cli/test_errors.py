@@ -8,7 +8,7 @@ import pytest
 
 from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
 from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
-from relay.app.development_folder import ForeignFolderError
+from relay.app.development.folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.errors import CommandError, ExitCode, report_error
 from relay.settings.document import Fault, SettingsError

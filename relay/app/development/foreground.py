@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.app.daemon import BrokenRelayError, write_ready_file
-from relay.app.demonstration import DemonstratedMessage, Follower, demonstrate
-from relay.app.development import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
-from relay.app.development_folder import DevelopmentFolder, open_new_folder
+from relay.app.development.demonstration import DemonstratedMessage, Follower, demonstrate
+from relay.app.development.folder import DevelopmentFolder, open_new_folder
+from relay.app.development.relay import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
 from relay.app.pressure_monitor import raise_open_files_limit
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from relay.advanceable_clock import AdvanceableClock, AdvanceError
-from relay.app.development_folder import DevelopmentFolder
+from relay.app.development.folder import DevelopmentFolder
 from relay.app.settling import UnsettledError
 
 _WAITING_MAX = 64

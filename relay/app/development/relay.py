@@ -16,17 +16,17 @@ from typing import Any, Self
 
 from relay.accounts.development import DOMAIN, DevelopmentAccounts
 from relay.advanceable_clock import AdvanceableClock
-from relay.app.clock_advances import ClockAdvances
 from relay.app.compose import RelayDependencies, compose
-from relay.app.config_changes import with_changes
 from relay.app.configuration import ListenerCertificates
 from relay.app.daemon import Daemon
-from relay.app.development_ca import DevelopmentCertificate
-from relay.app.development_folder import DevelopmentFolder
-from relay.app.development_internet import RemoteSide
-from relay.app.release_target import ReleaseTarget
-from relay.app.reset import Reset
-from relay.app.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
+from relay.app.development.authority import DevelopmentCertificate
+from relay.app.development.clock_advances import ClockAdvances
+from relay.app.development.config_changes import with_changes
+from relay.app.development.folder import DevelopmentFolder
+from relay.app.development.release_target import ReleaseTarget
+from relay.app.development.remote_side import RemoteSide
+from relay.app.development.reset import Reset
+from relay.app.development.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
 from relay.app.settling import SETTLE_S
 from relay.clock import Ids, SystemClock
 from relay.http.protocol import AllowedHosts
