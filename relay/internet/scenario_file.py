@@ -14,6 +14,7 @@ import tomlkit
 
 from relay.internet.scenario import (
     WITH_RECIPIENTS,
+    GraphFault,
     MxHost,
     RateLimit,
     RemoteDomain,
@@ -36,6 +37,7 @@ from relay.settings.reader import DocumentReader
 
 SCENARIO_BYTES_MAX = 256 * 1024
 DOMAINS_MAX = 100
+NAMES_MAX = 1000  # domains and their aliases
 HOSTS_MAX = 100  # each has an address and a listener of its own
 REPLIES_MAX = 1000
 GRAPH_FAULTS_MAX = 100
@@ -163,6 +165,8 @@ def _faults_in(made: object) -> Iterator[tuple[KeyPath, str]]:
             yield from _faults_of_domain(made)
         case MxHost():
             yield from _delays(made, "latency")
+        case GraphFault():
+            yield from _lengths(made, "path", "account")
 
 
 def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
@@ -180,8 +184,7 @@ def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
         glob = getattr(reply, key)
         if glob and reply.verb not in verbs:
             yield (key,), f"found {shown(glob)}, expected it only with {_listed(verbs)}"
-        if len(glob) > _GLOB_CHARACTERS_MAX:
-            yield (key,), f"found {len(glob)} characters, expected {_GLOB_CHARACTERS_MAX} at most"
+    yield from _lengths(reply, "recipient", "sender", "host")
     if "@" in reply.recipient:
         yield (
             ("recipient",),
@@ -215,6 +218,14 @@ def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
     yield from _delays(domain, "latency", "greylist")
 
 
+def _lengths(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the globs that are too long: each is made into a regular expression."""
+    for key in keys:
+        length = len(getattr(made, key))
+        if length > _GLOB_CHARACTERS_MAX:
+            yield (key,), f"found {length} characters, expected {_GLOB_CHARACTERS_MAX} at most"
+
+
 def _delays(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
     for key in keys:
         if getattr(made, key) > DELAY_S_MAX:
@@ -224,9 +235,11 @@ def _delays(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
 def _faults_of(scenario: Scenario) -> Iterator[tuple[KeyPath, str]]:
     """Yield the faults that concern several tables."""
     replies = sum(len(one.reply) + len(one.limit) for one in scenario.domain)
+    names = sum(len(one.names) for one in scenario.domain)
     hosts = {each.host for one in scenario.domain for each in one.hosts}
     for key, number, most, noun in (
         ("domain", len(scenario.domain), DOMAINS_MAX, "domain"),
+        ("domain", names, NAMES_MAX, "name"),
         ("domain", len(hosts), HOSTS_MAX, "host"),
         ("domain", replies, REPLIES_MAX, "reply"),
         ("graph", len(scenario.graph), GRAPH_FAULTS_MAX, "fault"),

@@ -247,6 +247,10 @@ def _unquoted(text: str) -> str:
 
 
 _FILE_SIZE_MAX = 1024 * 1024
+# A key of so many parts: tomllib takes time and memory by the square of their number. Shorter keys
+# match without a group, so that no part is looked at again.
+_PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_LONG_KEY = re.compile(f"((?:{_PART}){{130}})|(?:{_PART})++", re.ASCII)
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -287,11 +291,18 @@ def read_document(file: Path) -> Document:
 
 def parse_document(file: Path, text: str) -> Document:
     """Return the document `text`; its faults name it `file`. Raises SettingsError."""
+    if found := next((one for one in _LONG_KEY.finditer(text) if one[1]), None):
+        line = text.count("\n", 0, found.start()) + 1
+        message = "found a key of more than 130 parts, expected a few"
+        raise SettingsError([Fault(file, line, "", message)])
     try:
         table = tomllib.loads(text)
         return Document(file, table, locate(text))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([_syntax_fault(file, text, error)]) from None
+    except ValueError:  # of int(), about more than 4300 digits
+        message = "found a number of thousands of digits, expected at most 64 bits"
+        raise SettingsError([Fault(file, 0, "", message)]) from None
     except RecursionError:
         fault = Fault(file, 0, "", "found values nested too deeply, expected a few levels")
         raise SettingsError([fault]) from None

@@ -302,6 +302,9 @@ def test_a_free_port_may_be_asked_for_twice(folder):
         ('a = 1\nb = "open', ":2: found no valid TOML: "),
         ("a = 1\na = 2\n", ":2: found no valid TOML: cannot overwrite a value"),
         ("a = " + "[" * 5000, ": found values nested too deeply"),
+        ("\na" + ".a" * 20_000 + " = 1", ":2: found a key of more than 130 parts"),
+        ("x = {" + "\"a b\" . 'c'." * 100 + "d = 1}", ":1: found a key of more than 130 parts"),
+        ("a = 1" + "0" * 5000, ": found a number of thousands of digits"),
         ("# " + "x" * (1 << 20), ": found more than 1048576 bytes"),
     ],
 )
