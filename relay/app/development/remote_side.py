@@ -8,6 +8,7 @@ RFC 3461 4.1 (NOTIFY), RFC 3464.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 
@@ -47,10 +48,18 @@ _log = get_logger("app")
 
 LATER_S = 5.0  # from the acceptance to the report
 _REPORTS_MAX = 1000  # that wait
+REPORTS_BYTES_MAX = 64 * 1024**2
 _RETRY_S = 60.0
 _ATTEMPTS_MAX = 5
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 _TIMEOUTS = Timeouts(connect_s=10, command_s=30, data_s=30, block_s=30, dot_s=60)
+
+
+@dataclass(frozen=True, slots=True)
+class _LaterReport:
+    host: str
+    to: str
+    content: bytes
 
 
 class RemoteSide:
@@ -65,6 +74,7 @@ class RemoteSide:
         self._smtp = smtp
         self._waiting: set[Timer] = set()
         self._sending: set[asyncio.Task[None]] = set()
+        self._bytes = 0  # of the reports that wait or are being sent
 
     async def keep(self, mail: ReceivedMail) -> None:
         """Put a copy into the mailbox of each recipient; raise OSError if that is impossible."""
@@ -94,17 +104,20 @@ class RemoteSide:
         for task in self._sending:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
+        self._bytes = 0
 
     def _expect_report(self, mail: ReceivedMail, recipient: ForwardedTo) -> None:
         spelling = spelling_of(recipient.address)
         if spelling is None or spelling.manner is not Manner.LATER or not mail.sender:
             return
-        if len(self._waiting) + len(self._sending) >= _REPORTS_MAX:
+        number = len(self._waiting) + len(self._sending)
+        if number >= _REPORTS_MAX or self._bytes >= REPORTS_BYTES_MAX:
             _log.warning("a later report is left out: too many wait", host=mail.host)
             return
-        report = self._report(mail, recipient, spelling.reply)
-        if report:
-            self._after(LATER_S, partial(self._send, mail, report, 1))
+        if content := self._report(mail, recipient, spelling.reply):
+            self._bytes += len(content)
+            report = _LaterReport(mail.host, mail.sender, content)
+            self._after(LATER_S, partial(self._send, report, 1))
 
     def _after(self, seconds: float, send: Callable[[], None]) -> None:
         def now() -> None:
@@ -114,34 +127,38 @@ class RemoteSide:
         timer = self._clock.call_later(seconds, now)
         self._waiting.add(timer)
 
-    def _send(self, mail: ReceivedMail, report: bytes, attempt: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._submit(mail, report, attempt))
+    def _send(self, report: _LaterReport, attempt: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._submit(report, attempt))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _submit(self, mail: ReceivedMail, report: bytes, attempt: int) -> None:
+    async def _submit(self, report: _LaterReport, attempt: int) -> None:
         smtp = self._smtp()
         target = Target(
             "localhost", address=_local(smtp.host), port=smtp.port, tls=TlsPolicy("none")
         )
+        is_ascii = report.content.isascii()
         transaction = Transaction(
-            Envelope("", smtputf8=not report.isascii(), eight_bit=not report.isascii()),
-            (ForwardPath(mail.sender, frozenset({Notify.NEVER})),),
-            report,
+            Envelope("", smtputf8=not is_ascii, eight_bit=not is_ascii),
+            (ForwardPath(report.to, frozenset({Notify.NEVER})),),
+            report.content,
         )
         try:
-            connection = await connect(target, ehlo_name=mail.host, timeouts=_TIMEOUTS)
+            connection = await connect(target, ehlo_name=report.host, timeouts=_TIMEOUTS)
             result = await connection.transact(transaction)
             await connection.quit()
             outcome = result.outcomes.get(0)
         except ConnectError as error:
             outcome = error.outcome
-        if isinstance(outcome, Relayed):
-            return
-        reply = outcome.evidence.reply if outcome is not None else ""
-        _log.info("a later report was not accepted", host=mail.host, attempt=attempt, reply=reply)
-        if attempt < _ATTEMPTS_MAX:
-            self._after(_RETRY_S, partial(self._send, mail, report, attempt + 1))
+        if not isinstance(outcome, Relayed):
+            reply = outcome.evidence.reply if outcome is not None else ""
+            _log.info(
+                "a later report was not accepted", host=report.host, attempt=attempt, reply=reply
+            )
+            if attempt < _ATTEMPTS_MAX:
+                self._after(_RETRY_S, partial(self._send, report, attempt + 1))
+                return
+        self._bytes -= len(report.content)
 
     def _report(self, mail: ReceivedMail, recipient: ForwardedTo, reply: str) -> bytes:
         """Return the DSN about one recipient, b"" if the sender wants none."""

@@ -69,6 +69,21 @@ async def test_what_a_remote_host_accepts_can_be_read_in_the_mailbox_of_each_rec
     assert mail.helo == "relay.example.test"
 
 
+async def test_the_later_reports_that_wait_are_limited_in_octets(relay, monkeypatch):
+    monkeypatch.setattr(development_internet, "REPORTS_BYTES_MAX", 1)
+    await send(relay, "a+later550@b.test")
+    await send(relay, "b+later550@b.test")
+    await until(lambda: len(relay.internet.received) == 2)
+    await until(lambda: relay.daemon.scheduler.claims_in_progress == 0)
+    await relay.advance_clock(development_internet.LATER_S + 1)
+    [octets] = mailbox(relay, SENDER)
+    assert b"Final-Recipient: rfc822;" in octets
+    await send(relay, "c+later550@b.test")  # the first is not counted any more
+    await until(lambda: len(relay.internet.received) == 3)
+    await relay.advance_clock(development_internet.LATER_S + 1)
+    assert len(mailbox(relay, SENDER)) == 2
+
+
 async def test_a_test_recipient_bounces_later_by_smtp_from_the_remote_host(relay, monkeypatch):
     monkeypatch.setattr(remote_side, "LATER_S", 0.1)
     await send(relay, "bob+later550@b.test", options=["ORCPT=rfc822;bob@old.test"])
