@@ -5,6 +5,7 @@ runs for weeks and gets the mail of every test, so that its oldest messages go, 
 the queue. Mail that is still to be delivered stays, and so does a submission that is pending.
 """
 
+import asyncio
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,15 +74,21 @@ class MailRetention:
                 _log.warning("old messages not removed", error=str(error))
             except Exception:  # noqa: BLE001 - the task must go on
                 _log.exception("old messages not removed")
-            await self._clock.sleep(_INTERVAL_S)  # sleeps: the interval between passes
+            await asyncio.sleep(_INTERVAL_S)  # real time: an advance makes no mail old
 
     async def remove(self) -> None:
-        """Remove what is above the limits now. Raises StoreError, SpoolError."""
+        """Remove what is above the limits now. Raises StoreError, SpoolError.
+
+        Nothing is older than in real time. The times of files are real: that of the queue may be
+        ahead of them.
+        """
         files = await self._store.stored_files()
         kept = await self._spool.sizes(self._keep.messages + 1)
-        sizes = [(one.at_us, one.size_bytes) for one in files]
-        cut = cut_us(sizes, kept, keep=self._keep, now_us=self._clock.time_us())
-        old = [one for one in files if one.at_us <= cut]
+        real_us = self._clock.file_time_us()
+        ahead_us = max(0, self._clock.time_us() - real_us)
+        sizes = [(one.at_us + ahead_us, one.size_bytes) for one in files]
+        cut = cut_us(sizes, kept, keep=self._keep, now_us=real_us)
+        old = [one for one in files if one.at_us + ahead_us <= cut]
         removed = await self._store.remove_files(old) if old else 0
         messages = 0
         if any(at_us <= cut for at_us, _ in kept):  # otherwise nothing is written

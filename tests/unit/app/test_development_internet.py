@@ -11,6 +11,7 @@ import pytest
 from relay.app.development import remote_side
 from relay.app.development.folder import open_folder
 from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.app.development.retention import KeepLimits, MailRetention
 from relay.internet.scenario_file import parse_scenario
 from relay.settings.tree import Address
 
@@ -69,18 +70,35 @@ async def test_what_a_remote_host_accepts_can_be_read_in_the_mailbox_of_each_rec
     assert mail.helo == "relay.example.test"
 
 
+async def test_an_advance_of_the_clock_makes_no_mail_old(relay):
+    await send(relay, "before@elsewhere.test")
+    await until(lambda: mailbox(relay, "before@elsewhere.test"))
+    await relay.advance_clock(30 * 86400.0)
+    await send(relay, "after@elsewhere.test")
+    await until(lambda: mailbox(relay, "after@elsewhere.test"))
+    daemon = relay.daemon
+    limits = KeepLimits(messages=3)  # those of the other limits are met
+    retention = MailRetention(
+        daemon.store, daemon.spool.maintenance, keep=limits, clock=relay.clock
+    )
+    await retention.remove()
+    for address in ("before@elsewhere.test", "after@elsewhere.test"):
+        assert mailbox(relay, address), address
+        assert await daemon.journeys.journey(address, account=None)
+
+
 async def test_the_later_reports_that_wait_are_limited_in_octets(relay, monkeypatch):
-    monkeypatch.setattr(development_internet, "REPORTS_BYTES_MAX", 1)
+    monkeypatch.setattr(remote_side, "REPORTS_BYTES_MAX", 1)
     await send(relay, "a+later550@b.test")
     await send(relay, "b+later550@b.test")
     await until(lambda: len(relay.internet.received) == 2)
     await until(lambda: relay.daemon.scheduler.claims_in_progress == 0)
-    await relay.advance_clock(development_internet.LATER_S + 1)
+    await relay.advance_clock(remote_side.LATER_S + 1)
     [octets] = mailbox(relay, SENDER)
     assert b"Final-Recipient: rfc822;" in octets
     await send(relay, "c+later550@b.test")  # the first is not counted any more
     await until(lambda: len(relay.internet.received) == 3)
-    await relay.advance_clock(development_internet.LATER_S + 1)
+    await relay.advance_clock(remote_side.LATER_S + 1)
     assert len(mailbox(relay, SENDER)) == 2
 
 
