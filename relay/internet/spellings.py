@@ -21,11 +21,11 @@ _CODE = "[45][0-5][0-9]"  # RFC 5321 4.2.1
 _own_code = re.compile(
     rf"(?P<code>{_CODE})"
     r"(?:-(?P<status>[45]\.[0-9]{1,3}\.[0-9]{1,3}))?"
-    r"(?:x(?P<times>[0-9]{1,2}))?"
+    r"(?:x(?P<times>[1-9][0-9]?))?"
 ).fullmatch
 _own_slow = re.compile(r"slow(?P<seconds>[0-9]{1,3})").fullmatch
 _own_later = re.compile(rf"later(?P<code>{_CODE})").fullmatch
-_mailtrap = re.compile(rf"bounce\+(?P<code>{_CODE})(?:\+(?P<text>.+))?").fullmatch
+_mailtrap = re.compile(rf"bounce\+(?P<code>{_CODE})(?:\+(?P<text>.+))?", re.IGNORECASE).fullmatch
 # mox takes any local part with these ends; a code alone at the end is also an ordinary address.
 _mox = re.compile(
     rf"(?P<stage>mailfrom|rcptto|queue)?.*?(?P<end>temperror|permerror|timeout|{_CODE})"
@@ -98,7 +98,7 @@ def spelling_of(address: str) -> Spelling | None:
     if service := _SERVICES.get(domain):
         name, _, _ = local.partition("+")  # both products allow a label behind "+"
         return service.get(name)
-    if found := _mailtrap(local):
+    if found := _mailtrap(address.rpartition("@")[0]):  # its text in its own case
         return _bounced(found["code"], found["text"])
     _, plus, tag = local.rpartition("+")
     if plus and (own := _own(tag)):
