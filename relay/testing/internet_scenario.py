@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from relay.internet.behaviour import ReceivedMail
 from relay.internet.scenario_file import read_scenarios, scenario_of
 from relay.message.lifecycle import RecipientState
+from relay.settings.document import SettingsError
 from relay.testing.message import Message, MessageSource
 from relay.testing.waiting import WaitTimeout, Wanted, journey_lines, timeout_text
 
@@ -67,20 +68,14 @@ class InternetScenario:
         Raises SettingsError.
         """
         found = tomllib.loads(read_scenarios([str(one) for one in scenarios]).toml)
-        for key, value in found.items():
-            if isinstance(value, list):
-                self._tables.setdefault(key, []).extend(value)
-            else:
-                self._tables[key] = value
-        self.apply()
+        self._extend(found)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return the table of a domain, a new one if there is none. Raises SettingsError."""
         table = self._table_of(name)
         if table is None:
             table = {"name": name}
-            self._tables["domain"].append(table)
-            self.apply()
+            self._extend({"domain": [table]})
         return table
 
     def reset(self) -> None:
@@ -90,7 +85,7 @@ class InternetScenario:
         self._taken.clear()
 
     def apply(self) -> None:
-        """Put the description into force. Raises SettingsError; then it is as before."""
+        """Put the description into force. Raises SettingsError; then what is in force stays."""
         scenario = scenario_of(self._tables, Path("internet"))
 
         async def use() -> None:
@@ -144,6 +139,19 @@ class InternetScenario:
             lines = [f"mail to domains that the test does not describe: {', '.join(domains)}"]
             lines += [f"  {one}" for one in list(found.values())[:_SHOWN_MAX]]
             raise AssertionError("\n".join(lines))
+
+    def _extend(self, tables: dict[str, Any]) -> None:
+        """Add to the lists, replace other values. Raises SettingsError; then nothing changes."""
+        before, extended = self._tables, dict(self._tables)
+        for key, value in tables.items():
+            is_list = isinstance(value, list)
+            extended[key] = [*extended.get(key, ()), *value] if is_list else value
+        self._tables = extended
+        try:
+            self.apply()
+        except SettingsError:
+            self._tables = before
+            raise
 
     def _table_of(self, name: str) -> dict[str, Any] | None:
         for table in self._tables["domain"]:

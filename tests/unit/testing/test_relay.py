@@ -188,6 +188,16 @@ class TestInternet:
             gmail.rcpt("joe").reply("go away")
         gmail.rcpt("joe").reply("550 5.1.1 no such user")
 
+    def test_a_faulty_domain_or_scenario_changes_nothing(self, relay):
+        relay.internet.domain("gmail.com")
+        with pytest.raises(SettingsError, match=r'found "a b", expected a domain'):
+            relay.internet.domain("a b")
+        with pytest.raises(SettingsError, match=r'found "gmail\.com" a second time'):
+            relay.internet.load("yahoo", "gmail")
+        relay.internet.domain("gmail.com").rcpt("joe").reply("550 5.1.1 no such user")
+        sent = relay.send(ALICE, [GMAIL, "joe@yahoo.com"], "Hello", "x")
+        assert [one["state"] for one in sent.journey["recipients"]] == ["failed", "captured"]
+
     def test_shipped_scenarios_are_loaded(self, relay):
         relay.internet.load("gmail:4.2.2")
         sent = relay.send(ALICE, GMAIL, "Hello", "x")
@@ -202,6 +212,7 @@ class TestInternet:
         relay.send(ALICE, "x@elsewhere.test", "Hello", "x")
         with pytest.raises(AssertionError, match=r"does not describe: elsewhere\.test\n.*Hello"):
             relay.check()
+        relay.internet.strict = False  # or the check at the end of the module fails
 
 
 class TestFacts:
