@@ -161,13 +161,14 @@ class _TextView(DevelopmentView):
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         http, https, smtp = map(_from_here, (addresses.http, addresses.https, addresses.smtp))
         password = "TOKEN" if self._plan.token else "alice"
+        login = "" if is_loopback(addresses.smtp) else "; a login needs STARTTLS"
         _echo(
             f"relay dev {__version__}: {self._what_leaves()}",
             *self._who_reaches(addresses),
             f"  Graph API  http://{http}/v1.0 and https://{https}/v1.0"
             f"    Authorization: Bearer {password}",
             f"  Trust      CA={ca}; export {' '.join(f'{name}=$CA' for name in _TRUST)}",
-            f"  SMTP       smtp://alice:{password}@{smtp}    or without a login",
+            f"  SMTP       smtp://alice:{password}@{smtp}    or without a login{login}",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             *self._accounts(),
             *(f"  Scenario   {printable(name)}" for name in self._plan.scenarios),

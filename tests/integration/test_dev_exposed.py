@@ -106,6 +106,10 @@ def test_mail_is_captured_without_a_login(dev: RunningDev, own_address: str) -> 
 
 
 def test_a_login_needs_tls_and_the_token(dev: RunningDev, own_address: str) -> None:
+    assert "or without a login; a login needs STARTTLS\n" in dev.output
+    with smtplib.SMTP("127.0.0.1", port(dev, "smtp")) as session:
+        session.ehlo()
+        assert not session.has_extn("auth")
     trust = ssl.create_default_context(cafile=dev.ready["ca"])
     with smtplib.SMTP(own_address, port(dev, "smtp")) as session:
         session.ehlo()
