@@ -19,6 +19,7 @@ from relay.app.daemon import Daemon
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import NoSuchItemError
 from relay.message.lifecycle import FINAL, RecipientState
+from relay.testing.header_fields import field_addresses, field_text
 
 _NOT_RECEIVED = frozenset({".Drafts", ".Sent", ".Outbox"})
 _ARRIVED = FINAL | {RecipientState.CAPTURED}
@@ -59,13 +60,12 @@ class ArrivedMessage:
     @property
     def subject(self) -> str:
         """The subject, decoded."""
-        return str(self.copy.eml.get("Subject", ""))
+        return field_text(self.copy.eml, "Subject")
 
     @property
     def senders(self) -> tuple[str, ...]:
         """The reverse-path and the addresses in From."""
-        written = self.copy.eml.get("From")
-        found = [one.addr_spec for one in getattr(written, "addresses", ())]
+        found = field_addresses(self.copy.eml, "From")
         return tuple(dict.fromkeys([str(self.journey.get("sender", "")), *found]))
 
     @property
@@ -160,9 +160,9 @@ def _read_copy(mailbox: str, path: Path) -> MessageCopy:
     content, written_ns = path.read_bytes(), path.stat().st_mtime_ns
     eml = email.message_from_bytes(content, policy=email.policy.default)
     assert isinstance(eml, EmailMessage)
-    recipient = str(eml.get("Delivered-To", "")) or mailbox
-    found = _received_id(str(eml.get("Received", ""))) or _own_message_id(
-        str(eml.get("Message-ID", ""))
+    recipient = field_text(eml, "Delivered-To") or mailbox
+    found = _received_id(field_text(eml, "Received")) or _own_message_id(
+        field_text(eml, "Message-ID")
     )
     queue_id = found[1] if found else ""
     return MessageCopy(path, mailbox, recipient, queue_id, eml, content, written_ns)

@@ -5,11 +5,12 @@ import email.policy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from html.parser import HTMLParser
 from typing import Any, Protocol
 
 from relay.testing.delivery_report import Bounce, read_bounces
+from relay.testing.header_fields import field_text
 
 _TEXT_SHOWN_MAX = 400
 _CODE = r"(?<![\w.,-])\d{6}(?![\w-]|[.,]\d)"
@@ -55,7 +56,7 @@ class Message:
         self._content: bytes | None = None
 
     def __repr__(self) -> str:
-        return f"<Message {self.subject!r} from {self.eml.get('From', '')}>"
+        return f"<Message {self.subject!r} from {field_text(self.eml, 'From')}>"
 
     # -- content
 
@@ -78,7 +79,7 @@ class Message:
     @property
     def subject(self) -> str:
         """The subject, decoded."""
-        return str(self.eml.get("Subject", ""))
+        return field_text(self.eml, "Subject")
 
     @property
     def text(self) -> str:
@@ -132,7 +133,7 @@ class Message:
         known = self._source.journey()
         if "sender" in known:
             return str(known["sender"])
-        return str(self.eml.get("Return-Path", "")).strip().strip("<>")
+        return field_text(self.eml, "Return-Path").strip().strip("<>")
 
     @property
     def recipients(self) -> list[str]:
@@ -174,7 +175,15 @@ class Message:
 
     def _body(self, kind: str) -> str:
         part = self.eml.get_body((kind,))
-        return str(part.get_content()).replace("\r\n", "\n") if part is not None else ""
+        return _text_of(part).replace("\r\n", "\n") if part is not None else ""
+
+
+def _text_of(part: MIMEPart) -> str:
+    try:
+        return str(part.get_content())
+    except (LookupError, ValueError):  # an unknown charset
+        content = part.get_payload(decode=True)
+        return content.decode("utf-8", "replace") if isinstance(content, bytes) else ""
 
 
 class _LinkCollector(HTMLParser):
@@ -212,11 +221,13 @@ def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
 def _attachment(part: EmailMessage) -> MessageAttachment:
     content = part.get_payload(decode=True)
     if part.get_content_maintype() == "message":
-        content = part.get_content().as_bytes()
+        inner = part.get_payload()
+        first = inner[0] if isinstance(inner, list) and inner else None
+        content = first.as_bytes() if isinstance(first, EmailMessage) else content
     return MessageAttachment(
         name=part.get_filename() or "",
         content_type=part.get_content_type(),
         content=content if isinstance(content, bytes) else b"",
-        content_id=str(part.get("Content-ID", "")).strip("<> "),
+        content_id=field_text(part, "Content-ID").strip("<> "),
         inline=part.get_content_disposition() == "inline",
     )

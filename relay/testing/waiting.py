@@ -131,7 +131,7 @@ def arrival_line(arrival: ArrivedMessage) -> str:
     """Return one line about a message that arrived."""
     sender = arrival.journey.get("sender") or "<>"
     name = arrival.copy.name
-    what = f"{_shown(arrival.subject)} from {sender} to {arrival.copy.recipient}"
+    what = f"{_shown(arrival.subject)} from {sender} to {_clipped(arrival.copy.recipient)}"
     return f"{name}  {what}: {arrival.state}"
 
 
@@ -197,5 +197,6 @@ def _shown(value: Pattern) -> str:
 
 
 def _clipped(text: str) -> str:
-    text = " ".join(text.split())
+    """Return a short text for a terminal, on one line and without control characters."""
+    text = "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))
     return text if len(text) <= _VALUE_CHARACTERS_MAX else f"{text[:_VALUE_CHARACTERS_MAX]}…"

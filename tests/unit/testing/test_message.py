@@ -38,6 +38,14 @@ def mail(text="", html="", subject="Hello"):
     return made
 
 
+def test_a_malformed_header_and_an_unknown_charset_are_read_all_the_same():
+    found = message(
+        b'From: "\r\nSubject: x\r\nContent-Type: text/plain; charset=utf-99\r\n\r\nCode 123456'
+    )
+    assert repr(found).startswith("<Message 'x' from ")
+    assert (found.text, found.code()) == ("Code 123456", "123456")
+
+
 def test_links_are_those_of_html_and_text_each_once():
     found = message(
         mail(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.testing.arrivals import ArrivedMessage, MessageCopy, has_arrived
+from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy, has_arrived
 from relay.testing.waiting import Observed, Wanted, timeout_text, unexpected_text
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -46,6 +46,33 @@ def test_the_nearest_miss_is_compared_field_by_field():
         "",
         "In flight: nothing",
     ]
+
+
+def test_nothing_that_arrived_controls_the_terminal():
+    one = arrival("a\x1b[2J\x07b\x9b1m", to="bob\x1b[2J@example.test")
+    text = timeout_text(Wanted(BOB, subject="x"), 2, Observed([one], [one.journey]))
+    assert "a?[2J?b?1m" in text
+    text = text.replace(one.copy.mailbox, "")  # the kit's own: the mailboxes of a test
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+
+
+MALFORMED = [
+    b'From: "',
+    b"From: <",
+    b"From: a@",
+    b"Message-ID: <;a=<",
+    b"From: a@b.test\r\nFrom: :\x00 b=<",
+]
+
+
+@pytest.mark.parametrize("header", MALFORMED)
+def test_a_malformed_header_does_not_end_a_wait(tmp_path, header):
+    (tmp_path / "new").mkdir()
+    path = tmp_path / "new" / "1.a.b"
+    path.write_bytes(header + b"\r\nSubject: hi\r\n\r\nx")
+    found = ArrivedMessage(_read_copy(BOB, path), {})
+    assert found.subject == "hi"
+    assert "hi" in timeout_text(Wanted(BOB, subject="y", sender="z"), 2, Observed([found], []))
 
 
 def test_mail_in_other_mailboxes_is_shown():
