@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from relay.files import OpenOctets
@@ -22,7 +23,7 @@ from relay.mime.convert import render
 FORMATS = ("eml", "mbox", "maildir")
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _RETURN_PATH = re.compile(rb"Return-Path:[ \t]*<([^<>\r\n ]+)>", re.IGNORECASE)
-_TAIL = 4096  # of a block, kept until its line is complete
+_LINE_BYTES_MAX = 1 << 20  # of a line that is kept until it is complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def export_maildir(mail: Iterable[StoredMail], target: Path) -> int:
             (folder / "maildirfolder").touch()
         base = one.name.base_name
         flagged = f"{base}:2,{one.name.flags}" if one.directory == "cur" else base
-        for other in (*(folder / "new").glob(f"{base}*"), *(folder / "cur").glob(f"{base}*")):
+        (folder / "new" / base).unlink(missing_ok=True)
+        for other in (folder / "cur").glob(f"{escape(base)}:2,*"):
             other.unlink()
         _write(folder / one.directory / flagged, one.pieces(), part=folder / "tmp" / base)
         number += 1
@@ -109,7 +111,7 @@ def export_mbox(mail: Iterable[StoredMail], target: Path) -> int:
 
 def _mboxrd(mail: StoredMail) -> Iterator[bytes]:
     rest = b""
-    is_begin = True
+    is_begin = is_line_begin = True
     for piece in mail.pieces():
         if is_begin:
             found = _RETURN_PATH.match(piece)
@@ -118,18 +120,26 @@ def _mboxrd(mail: StoredMail) -> Iterator[bytes]:
             yield f"From {sender} {at}\n".encode()
             is_begin = False
         complete, line_end, rest = (rest + piece).rpartition(b"\n")
-        yield _quoted(complete + line_end)
-    yield _quoted(rest)
+        yield _quoted(complete + line_end, is_line_begin=is_line_begin)
+        is_line_begin = is_line_begin or bool(line_end)
+        if len(rest) > _LINE_BYTES_MAX:
+            yield _quoted(rest[:-1], is_line_begin=is_line_begin)
+            is_line_begin, rest = False, rest[-1:]  # perhaps the CR of its end
+    yield _quoted(rest, is_line_begin=is_line_begin)
     yield b"\n\n" if rest else b"\n"
 
 
-def _quoted(lines: bytes) -> bytes:
-    return _FROM.sub(rb">\1", lines.replace(b"\r\n", b"\n"))
+def _quoted(lines: bytes, *, is_line_begin: bool) -> bytes:
+    first = 0 if is_line_begin else lines.find(b"\n") + 1 or len(lines)
+    plain = lines[first:].replace(b"\r\n", b"\n")
+    return lines[:first].replace(b"\r\n", b"\n") + _FROM.sub(rb">\1", plain)
 
 
 def _folder_name(folder: Folder) -> str:
     name = folder.path.name
-    return name[1:] if name.startswith(".") else "INBOX"
+    if not name.startswith("."):
+        return "INBOX"
+    return name[1:] if name.strip(".") else name  # never ".."
 
 
 def _write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None) -> None:

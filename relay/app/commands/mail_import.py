@@ -78,13 +78,15 @@ def find_mail(path: Path) -> Iterator[FoundMail]:
 
 
 def _in_file(path: Path) -> Iterator[FoundMail]:
+    if not path.is_file():
+        raise BadMailError(f"{path}: found no regular file, expected mail")
     with path.open("rb") as file:
         begin = file.read(len(_FROM))
     if begin == _FROM:
         yield from _in_mbox(path)
     else:
         found = path.stat()
-        yield FoundMail(path, 0, found.st_size, str(path), int(found.st_mtime))
+        yield FoundMail(path, 0, found.st_size, str(path), _mtime_s(found))
 
 
 def _in_mbox(path: Path) -> Iterator[FoundMail]:
@@ -113,7 +115,7 @@ def _in_mbox(path: Path) -> Iterator[FoundMail]:
 def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
     number, start, line = begun
     words = line.decode("ascii", "replace").split()
-    at_s = int(path.stat().st_mtime)
+    at_s = _mtime_s(path.stat())
     with contextlib.suppress(ValueError):
         at_s = timegm(time.strptime(" ".join(words[-5:]), "%a %b %d %H:%M:%S %Y"))
     return FoundMail(path, start, end, f"{path}:{number}", max(at_s, 0), quoted=True)
@@ -129,8 +131,11 @@ def _in_maildir(path: Path) -> Iterator[FoundMail]:
             if directory == "cur":
                 flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
             found = file.stat()
-            at_s = int(found.st_mtime)
-            yield FoundMail(file, 0, found.st_size, str(file), at_s, flags=flags)
+            yield FoundMail(file, 0, found.st_size, str(file), _mtime_s(found), flags=flags)
+
+
+def _mtime_s(found: os.stat_result) -> int:
+    return max(0, int(found.st_mtime))  # a name has no sign
 
 
 class MailImport:
