@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relay.testing.async_relay import AsyncRelay
-    from relay.testing.delivery_report import Bounce
-    from relay.testing.message import Message, MessageAttachment
+    from relay.testing.message import Bounce, Message, MessageAttachment
     from relay.testing.relay import Relay
     from relay.testing.waiting import WaitTimeout
 
@@ -20,7 +19,7 @@ __all__ = ["AsyncRelay", "Bounce", "Message", "MessageAttachment", "Relay", "Wai
 
 _MODULES = {
     "AsyncRelay": "async_relay",
-    "Bounce": "delivery_report",
+    "Bounce": "message",
     "Message": "message",
     "MessageAttachment": "message",
     "Relay": "relay",

@@ -5,11 +5,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from relay.app.commands.send import DraftToSend
-from relay.testing.internet import SimulatedNetwork, SiteScenario
-from relay.testing.internet_scenario import RemoteMessage
+from relay.testing.internet import RemoteMessage, SimulatedNetwork, SiteScenario
 from relay.testing.message import Message
-from relay.testing.running import RelayPlaces, RunningRelay
-from relay.testing.virtual_clock import AsyncVirtualClock
+from relay.testing.running import AsyncVirtualClock, RelayPlaces, RunningRelay
 from relay.testing.waiting import SETTLE_S, WAIT_S, Pattern, Wanted
 
 Result = TypeVar("Result")

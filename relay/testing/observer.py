@@ -15,7 +15,7 @@ from relay.app.settling import UnsettledError
 from relay.journeys.journey import is_final
 from relay.journeys.message_search import MessageSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy, has_arrived
-from relay.testing.delivery_report import Bounce, original_message_id, read_bounces
+from relay.testing.message import Bounce, original_message_id, read_bounces
 from relay.testing.waiting import (
     Observed,
     WaitTimeout,

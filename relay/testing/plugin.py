@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from relay.testing.async_relay import AsyncRelay
     from relay.testing.internet import Internet
     from relay.testing.relay import Relay
-    from relay.testing.virtual_clock import VirtualClock
+    from relay.testing.running import VirtualClock
 
 _MARKER = "relay(config=…, policies=…, domains=…): how the relay of this test differs"
 _ARGUMENTS = frozenset({"config", "policies", "domains"})

@@ -14,8 +14,7 @@ from relay.app.commands.send import DraftToSend
 from relay.testing.async_relay import AsyncRelay
 from relay.testing.internet import Internet
 from relay.testing.message import Message
-from relay.testing.running import RelayOptions, RelayPlaces, RunningRelay
-from relay.testing.virtual_clock import VirtualClock
+from relay.testing.running import RelayOptions, RelayPlaces, RunningRelay, VirtualClock
 from relay.testing.waiting import SETTLE_S, WAIT_S, Pattern, Wanted
 
 

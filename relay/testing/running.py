@@ -1,8 +1,10 @@
 """A running relay of the test kit: what both faces of it, Relay and AsyncRelay, share."""
 
+import asyncio
 import http.client
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -13,12 +15,10 @@ from relay.app.development.folder import DevelopmentFolder
 from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.settings.tree import Address
 from relay.testing.arrivals import ArrivedMessage
-from relay.testing.delivery_report import Bounce
-from relay.testing.internet_scenario import InternetScenario
-from relay.testing.message import Message, MessageSource
+from relay.testing.internet import InternetScenario
+from relay.testing.message import Bounce, Message, MessageSource
 from relay.testing.observer import Observer
-from relay.testing.relay_thread import LOG_NAME, RelayThread
-from relay.testing.state_folder import new_state_folder
+from relay.testing.relay_thread import LOG_NAME, RelayThread, new_state_folder
 from relay.testing.waiting import Wanted
 
 Result = TypeVar("Result")
@@ -229,3 +229,42 @@ class _RunningSource:
         if self._settles:
             await self._running.observer.rest(_REST_S)
         return await self._running.observer.journey(self._key)
+
+
+class RelayTime:
+    """The time of a relay."""
+
+    def __init__(self, running: RunningRelay) -> None:
+        self._running = running
+
+    @property
+    def now(self) -> datetime:
+        """The time of the relay, in UTC."""
+        return datetime.fromtimestamp(self._running.relay.clock.time_us() / 1_000_000, UTC)
+
+
+class VirtualClock(RelayTime):
+    """The clock, for tests without coroutines."""
+
+    def advance(
+        self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
+    ) -> None:
+        """Advance the time, from timer to timer; what is due happens at its time.
+
+        Returns when nothing is in progress. Time-outs of connections stay real. Raises ValueError
+        for a time that is negative or too long, and AdvanceError if something does not end.
+        """
+        passed = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        self._running.run(self._running.relay.advance_clock(passed.total_seconds()))
+
+
+class AsyncVirtualClock(RelayTime):
+    """The clock, for coroutines."""
+
+    async def advance(
+        self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
+    ) -> None:
+        """See VirtualClock.advance()."""
+        passed = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        work = self._running.relay.advance_clock(passed.total_seconds())
+        await asyncio.wrap_future(self._running.thread.submit(work))

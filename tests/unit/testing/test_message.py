@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.testing.delivery_report import original_message_id, read_bounces
-from relay.testing.message import Message
+from relay.testing.message import Message, original_message_id, read_bounces
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
