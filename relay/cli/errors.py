@@ -15,6 +15,7 @@ from relay.app.commands.control import ControlError, ControlForbiddenError, Cont
 from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
 from relay.app.development.folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
+from relay.cli.output import printable
 from relay.settings.document import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
 
@@ -111,4 +112,5 @@ def _discard_output() -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    """Print lines; file names and replies of remote hosts may have control characters."""
+    click.echo("\n".join(printable(line.expandtabs()) for line in text.split("\n")), err=True)

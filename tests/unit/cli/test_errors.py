@@ -36,6 +36,7 @@ from relay.spool.types import SpoolError
         (AlreadyRunningError("state is in use"), 69, "relay: state is in use"),
         (ForeignFolderError("not ours"), 64, "relay: not ours"),
         (RejectedError("550 5.1.1 no"), 65, "relay: 550 5.1.1 no"),
+        (RejectedError("a\x1b[2J\nb\x07"), 65, "relay: a?[2J\nb?"),
         (NotAllowedError("403"), 77, "relay: 403"),
         (TryLaterError("451"), 75, "relay: 451"),
         (SpoolError("the disk is full"), 75, "relay: the disk is full"),
