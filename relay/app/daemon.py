@@ -233,6 +233,8 @@ async def serve(
     stop = asyncio.Event()
     daemon.on_fault = stop.set
     loop = asyncio.get_running_loop()
+    if ready_file is not None:
+        remove_old_ready_file(ready_file)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     reloader = Reloader(active) if active is not None else None
@@ -337,6 +339,12 @@ def addresses(daemon: Daemon) -> dict[str, str]:
         "https": " ".join(str(one) for one in web.bound if web.has_tls(one)),
         "smtp": " ".join(str(server.address) for server in daemon.smtp_servers),
     }
+
+
+def remove_old_ready_file(path: Path) -> None:
+    """Remove the file of an earlier run, whose ports a program that waits for it would use."""
+    if path.is_file() and path.stat().st_size:  # an empty one is that of mktemp
+        path.unlink()
 
 
 def write_ready_file(path: Path, daemon: Daemon, more: Mapping[str, str] | None = None) -> None:

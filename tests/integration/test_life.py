@@ -247,10 +247,12 @@ def test_dev_counts_a_message_sent_when_the_ready_file_appears(
     ready_file = tmp_path / "ready.json"
     command = dev(tmp_path / "dev", "--exit-after", "1", "--ready-file", str(ready_file))
     (tmp_path / "dev").mkdir()
+    ready_file.write_text('{"pid":1}')  # of an earlier run
     with (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen(command, env=environment(tmp_path), stdout=out, stderr=out)
     try:
         output = tmp_path / "out"
+        until("the old file is gone", lambda: not ready_file.exists())
         until("it is ready", lambda: ready_file.exists() or process.poll() is not None)
         ready = json.loads(ready_file.read_text())
         assert ready["pid"] == process.pid

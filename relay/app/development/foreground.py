@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from relay.app.daemon import BrokenRelayError, write_ready_file
+from relay.app.daemon import BrokenRelayError, remove_old_ready_file, write_ready_file
 from relay.app.development.demonstration import DemonstratedMessage, Follower, demonstrate
 from relay.app.development.folder import DevelopmentFolder, open_new_folder
 from relay.app.development.relay import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
@@ -79,6 +79,8 @@ async def develop(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     raise_open_files_limit()
+    if run.ready_file is not None:
+        remove_old_ready_file(run.ready_file)
     relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
     relay.daemon.on_fault = stop.set
     tasks = [asyncio.create_task(relay.certificate.keep_valid())]
