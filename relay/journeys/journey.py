@@ -5,7 +5,7 @@ account sees its own messages only.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from relay.clock import Clock, id_time_us, rfc3339, time_us_of
@@ -17,6 +17,7 @@ from relay.journeys.message_search import (
     ListCursor,
     MessageSearch,
     cursor_at,
+    cursor_before,
 )
 from relay.message.envelope import Client
 from relay.message.lifecycle import FINAL, RecipientState
@@ -101,13 +102,17 @@ class Journeys:
     ) -> MessageList:
         """Return the newest messages that match, and the cursor of this moment.
 
-        A message that becomes visible meanwhile is not in the list, but behind the cursor.
+        With `after`, return the oldest behind it; the cursor is then before those that are left
+        out. A message that becomes visible meanwhile is not in the list, but behind the cursor.
         """
         since_us = self._clock.time_us() - _WINDOW_US
         visible = await self._visible(since_us)
         found: list[dict[str, Any]] = []
-        for candidate in await self._candidates(wanted, account=account, limit=limit):
-            if len(found) == limit:
+        candidates = await self._candidates(wanted, account=account, limit=limit)
+        unread: Sequence[FoundMessage | FoundSubmission] = ()
+        for number, candidate in enumerate(candidates):
+            if len(found) == limit or number == max(limit, _READ_MAX):
+                unread = candidates[number:]
                 break
             journey = await self._journey_of(candidate)
             if journey is None or not wanted.matches(journey):
@@ -119,6 +124,11 @@ class Journeys:
             ):
                 found.append(journey)
         found.sort(key=_known_at, reverse=True)
+        if wanted.after is not None and unread:
+            names = visible | {one.name: one.at_us for one in candidates}
+            for one in unread:
+                del names[one.name]
+            return MessageList(found, cursor_before(unread[0].at_us, since_us, names))
         return MessageList(found, cursor_at(since_us, visible))
 
     async def _visible(self, since_us: int) -> dict[str, int]:
@@ -133,7 +143,7 @@ class Journeys:
     async def _candidates(
         self, wanted: MessageSearch, *, account: str | None, limit: int
     ) -> list[FoundMessage | FoundSubmission]:
-        """Return the newest messages that may match, each once, newest first.
+        """Return the messages that may match, each once, newest first; with `after` oldest first.
 
         The log is read first: what it has as accepted is in the spool by then.
         """
@@ -148,13 +158,19 @@ class Journeys:
         )
         if after is not None:
             submissions = [one for one in submissions if after.is_after(one.name, one.at_us)]
-            newer = {one.name for one in submissions}
-            messages = [one for one in messages if one.name in newer or not one.submission_id]
+            newer = {one.name: one.at_us for one in submissions}
+            messages = [
+                replace(one, at_us=newer.get(one.name, one.at_us))
+                for one in messages
+                if one.name in newer or not one.submission_id
+            ]
         in_spool = {one.name for one in messages}
         waiting = [one for one in submissions if one.matches and one.name not in in_spool]
         found: list[FoundMessage | FoundSubmission] = [*messages, *waiting]
+        if after is not None:
+            return sorted(found, key=lambda one: one.at_us)
         found.sort(key=lambda one: one.known_us, reverse=True)
-        return found[: max(limit, _READ_MAX)]
+        return found
 
     async def _journey_of(self, found: FoundMessage | FoundSubmission) -> dict[str, Any] | None:
         if isinstance(found, FoundMessage):

@@ -63,6 +63,19 @@ def cursor_at(since_us: int, visible: Mapping[str, int]) -> ListCursor:
     return ListCursor(since_us, frozenset(seen))
 
 
+def cursor_before(first_us: int, since_us: int, seen: Mapping[str, int]) -> ListCursor:
+    """Return the cursor behind which are messages from `first_us` on that are not in `seen`.
+
+    As cursor_at(), `seen` has times by name, and what becomes visible late since `since_us` is
+    behind the cursor too, unless there are very many messages.
+    """
+    since_us = min(since_us, first_us - 1)
+    if sum(at_us > since_us for at_us in seen.values()) > SEEN_MAX:
+        since_us = first_us - 1
+        seen = {name: at_us for name, at_us in seen.items() if at_us == first_us}
+    return cursor_at(since_us, seen)
+
+
 def parse_cursor(text: str, *, now_us: int) -> ListCursor:
     """Return the cursor. Raises ValueError for a text that is not one, or is from the future."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{11,2000}", text, re.ASCII) or len(text) % 4 == 1:

@@ -74,7 +74,7 @@ class AsyncInternet(SimulatedNetwork):
 
     async def messages(self) -> list[RemoteMessage]:
         """See Internet.messages()."""
-        return await _in_relay(self._scenario.running, self._scenario.read())
+        return await _in_relay(self._scenario.running, self._scenario.received())
 
 
 class AsyncRemoteSite(SiteScenario):
@@ -82,7 +82,7 @@ class AsyncRemoteSite(SiteScenario):
 
     async def messages(self) -> list[RemoteMessage]:
         """See RemoteSite.messages()."""
-        return await _in_relay(self._scenario.running, self._scenario.read(self.name))
+        return await _in_relay(self._scenario.running, self._scenario.received(self.name))
 
     async def wait_for(
         self,

@@ -99,6 +99,11 @@ class InternetScenario:
 
         self.running.run(use())
 
+    async def received(self, domain: str = "") -> list[RemoteMessage]:
+        """Return what read() returns when what is in progress has ended."""
+        await self.running.rest()
+        return await self.read(domain)
+
     async def read(self, domain: str = "") -> list[RemoteMessage]:
         """Return what the hosts of a domain received, of all for ""."""
         names = {domain, *(self._table_of(domain) or {}).get("aliases", ())}
@@ -209,7 +214,7 @@ class Internet(SimulatedNetwork):
 
     def messages(self) -> list[RemoteMessage]:
         """Return what remote hosts have received, in that order."""
-        return self._scenario.running.run(self._scenario.read())
+        return self._scenario.running.run(self._scenario.received())
 
 
 class SiteScenario:
@@ -321,7 +326,7 @@ class RemoteSite(SiteScenario):
 
     def messages(self) -> list[RemoteMessage]:
         """Return what its hosts have received, in that order."""
-        return self._scenario.running.run(self._scenario.read(self.name))
+        return self._scenario.running.run(self._scenario.received(self.name))
 
     def wait_for(
         self,

@@ -118,11 +118,19 @@ class RunningRelay:
         return content
 
     async def arrived(self, address: str | None, *, settles: bool) -> list[Message]:
-        """Return the messages of a mailbox, or of all; the test has seen them."""
+        """Return the messages of a mailbox, or of all; the test has seen them.
+
+        What is in progress ends first, so that a message that was just sent is there.
+        """
+        await self.rest()
         found = await self.observer.arrivals(address)
         for one in found:
             self.observer.seen(one)
         return [self._message(one, settles=settles) for one in found]
+
+    async def rest(self) -> None:
+        """Let what is in progress end, for a few seconds at most."""
+        await self.observer.rest(_REST_S)
 
     async def wait_for(self, wanted: Wanted, timeout_s: float, *, settles: bool) -> Message:
         """Return the first message that matches and was not returned yet; raise WaitTimeout."""
@@ -227,7 +235,7 @@ class _RunningSource:
 
     async def _journey(self) -> Mapping[str, Any]:
         if self._settles:
-            await self._running.observer.rest(_REST_S)
+            await self._running.rest()
         return await self._running.observer.journey(self._key)
 
 

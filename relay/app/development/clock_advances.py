@@ -8,6 +8,7 @@ from relay.app.development.folder import DevelopmentFolder
 from relay.app.settling import UnsettledError
 
 _WAITING_MAX = 64
+ADVANCE_S_MAX = 300.0  # in real time: while mail keeps arriving, an advance might not end
 
 
 class ClockAdvances:
@@ -55,8 +56,19 @@ class ClockAdvances:
                 await asyncio.to_thread(write, before_s + seconds)
             except OSError as error:
                 raise AdvanceError(f"the advance cannot be written: {error}") from error
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()  # real time: a client waits
+
+            async def settle() -> None:
+                await self._settle()
+                if loop.time() - began_s > ADVANCE_S_MAX:  # real time: as above
+                    raise UnsettledError(
+                        f"this took more than {ADVANCE_S_MAX:g} seconds; stop the programs that"
+                        " send, or advance the clock in smaller steps"
+                    )
+
             try:
-                await self._clock.advance(seconds, self._settle)
+                await self._clock.advance(seconds, settle)
             except UnsettledError as error:
                 done_s = self._clock.advanced_s - before_s
                 text = f"the clock was advanced by {done_s:.15g} of {seconds:.15g} seconds: {error}"

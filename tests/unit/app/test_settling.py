@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay.advanceable_clock import AdvanceError
+from relay.app.development import clock_advances
 from relay.app.development.folder import open_folder
 from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.app.settling import UnsettledError
@@ -151,3 +152,10 @@ async def test_an_advance_that_cannot_settle_says_how_far_it_went(sender):
         await relay.advance_clock(3600)
     assert relay.folder.advanced_s() == relay.clock.advanced_s
     assert 59 < relay.clock.advanced_s < 61
+
+
+async def test_an_advance_ends_when_it_takes_too_long(sender, monkeypatch):
+    monkeypatch.setattr(clock_advances, "ADVANCE_S_MAX", 0.0)
+    with pytest.raises(AdvanceError, match=r"of 3600 seconds: this took more than 0 seconds; stop"):
+        await sender.relay.advance_clock(3600)
+    assert sender.relay.clock.advanced_s < 3600

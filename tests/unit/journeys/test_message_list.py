@@ -172,6 +172,32 @@ async def test_each_message_is_behind_exactly_one_cursor(messages: Messages) -> 
     assert sorted(found) == sorted(sent)
 
 
+@pytest.mark.parametrize(
+    ("count", "step_us"),
+    [(25, 0), (25, 40_000), (25, 3_000_000), (230, 1), (230, 40_000), (230, 3_000_000)],
+)
+async def test_what_a_limit_leaves_out_is_behind_the_next_cursor(
+    messages: Messages, step_us: int, count: int
+) -> None:
+    cursor, found, sent = await messages.cursor(), [], []
+    for number in range(count):
+        if number % 3 == 0:
+            sent.append(await messages.accept())
+        else:
+            submitted = messages.submit()
+            sent.append(submitted.submission_id)
+            if number % 3 == 1:
+                await messages.accept(submitted)
+        messages.clock.now_us += step_us
+    while True:
+        listed = await messages.listed(after=cursor, limit=10)
+        cursor = str(listed.cursor)
+        found += [one["submission_id"] or one["id"] for one in listed.messages]
+        if not listed.messages:
+            break
+    assert sorted(found) == sorted(sent)
+
+
 async def test_a_submission_that_was_withdrawn_is_not_listed(messages: Messages) -> None:
     cursor = await messages.cursor()
     messages.log.withdraw(messages.submit())

@@ -50,6 +50,17 @@ class TestMail:
         assert got.links() == ["https://x.test/"]
         assert got.state == "captured"
 
+    def test_a_list_has_what_was_just_sent(self, relay):
+        for number in range(5):
+            relay.send(ALICE, [BOB, "x+grey@gmail.com"], f"Hello {number}")
+            assert len(relay.mailbox(BOB).messages()) == number + 1
+
+    def test_a_list_of_a_remote_site_has_what_was_just_sent(self, relay):
+        site = relay.internet.domain("gmail.com")
+        for number in range(5):
+            relay.send(ALICE, [GMAIL], f"Hello {number}")
+            assert len(site.messages()) == number + 1
+
     def test_text_html_and_attachments_are_sent(self, relay):
         relay.send(ALICE, BOB, "All", "text", "<p>html</p>", [("a.txt", b"attached")])
         got = relay.mailbox(BOB).wait_for(subject="All")
