@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -199,11 +198,9 @@ def test_slow_hosts_and_later_reports_take_the_time_of_the_clock(dev: Developmen
     later = dev.submit("ann+later550@later.test")
     silent = dev.submit("ann+timeout@silent.test")
     until("it is sent", lambda: dev.journey(later)["state"] == "relayed")
-    began_s = monotonic()
     dev.advance(DAY_S)
-    assert monotonic() - began_s < 15  # not the time-out of 30 s
     assert [dev.journey(one)["state"] for one in slow] == ["relayed"] * 3
-    assert dev.journey(silent)["state"] == "queued"
+    assert dev.journey(silent)["state"] == "queued", "the advance waited for a time-out of 30 s"
     assert len([one for one in dev.subjects() if one.startswith("Undeliver")]) == 1
 
 
