@@ -5,7 +5,10 @@ the file open, also when it is renamed or removed. All functions raise OSError.
 """
 
 import errno
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
@@ -156,3 +159,17 @@ def link_or_copy(source: Path, target: Path) -> None:
             copy.flush()
             os.fsync(copy.fileno())
     part.rename(target)
+
+
+@contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Exclude other processes that hold the same lock, a file in `directory` (flock(2)). Blocks.
+
+    Raises OSError.
+    """
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -127,7 +127,7 @@ class Journeys:
         if wanted.after is not None and unread:
             names = visible | {one.name: one.at_us for one in candidates}
             for one in unread:
-                del names[one.name]
+                names.pop(one.name, None)
             return MessageList(found, cursor_before(unread[0].at_us, since_us, names))
         return MessageList(found, cursor_at(since_us, visible))
 

@@ -12,15 +12,14 @@ relay. Those of processes that were killed are removed when the next relay start
 import asyncio
 import atexit
 import contextlib
-import fcntl
 import os
 import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +30,7 @@ from relay.app.daemon import BrokenRelayError
 from relay.app.development.folder import DevelopmentFolder
 from relay.app.development.relay import DevelopmentRelay
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
-from relay.files import disk_of
+from relay.files import disk_of, locked_directory
 from relay.observe import logs
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - the directory in it is this user's
@@ -41,7 +40,7 @@ _FREE_BYTES_MIN = 128 * 1024 * 1024  # a container often has 64 MiB: too little 
 def new_state_folder() -> DevelopmentFolder:
     """Create and lock the directory of one relay. Raises OSError."""
     parent = _parent()
-    with _locked(parent):
+    with locked_directory(parent):  # others create and remove directories too
         _remove_abandoned(parent)
         path = Path(tempfile.mkdtemp(dir=parent, prefix=""))
         lock = OwnerLock(path / "run")
@@ -70,17 +69,6 @@ def _is_roomy(place: Path) -> bool:
         return disk_of(place).free_bytes >= _FREE_BYTES_MIN
     except OSError:
         return False
-
-
-@contextmanager
-def _locked(parent: Path) -> Iterator[None]:
-    """Exclude other processes that create or remove directories."""
-    descriptor = os.open(parent / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove_abandoned(parent: Path) -> None:

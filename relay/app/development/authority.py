@@ -9,11 +9,8 @@ each relay. Raises OSError.
 
 import asyncio
 import contextlib
-import fcntl
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -32,7 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relay.certificates import ServerCertificate
 from relay.clock import Clock
-from relay.files import replace_file
+from relay.files import locked_directory, replace_file
 from relay.settings.tree import CertificateFiles
 from relay.settings.values import is_ip
 
@@ -94,7 +91,7 @@ def open_authority(
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
     key_file, file = directory / "ca.key", directory / "ca.pem"
-    with _locked(directory):
+    with locked_directory(directory):
         key = _read_key(key_file)
         if key is None:
             key = ec.generate_private_key(ec.SECP256R1())
@@ -110,16 +107,6 @@ def open_authority(
             found = _self_signed(key, wanted, now=now)
             replace_file(file, found.public_bytes(Encoding.PEM), mode=0o644)
     return DevelopmentAuthority(file, found, key)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
