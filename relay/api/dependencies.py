@@ -16,6 +16,7 @@ from relay.clock import Clock
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
 from relay.message.nexthop import NextHop
+from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
@@ -113,6 +114,7 @@ class ApiDependencies:
     way_to: Callable[[str], RouteLookup]
     changes: ChangeNotifier
     metrics: Metrics
+    history: MetricsHistory
     ready: Callable[[], str]
     clock: Clock
     pressure: Pressure

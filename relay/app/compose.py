@@ -50,6 +50,7 @@ from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
+from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pickup.dispatch import Pickup
 from relay.policy.engine import RuleSet
@@ -128,6 +129,7 @@ class _Composer:
         self.crash = CrashPoints(sources.crash_at)
         self.certificates = sources.certificates or server_certificates(settings)
         self.metrics = Metrics()
+        self.history = MetricsHistory(self.metrics, clock)
         self.readiness = Readiness()
         self.changes = api.ChangeNotifier()
         self.pressure = Pressure()
@@ -203,11 +205,13 @@ class _Composer:
             PressureLevel.SLOW: notes // _SLOW_DIVISOR,
             PressureLevel.REFUSE: 1,
         }
-        return PressureMonitor(
+        monitor = PressureMonitor(
             self.pressure, self.spool, bounds=bounds_of(self.settings),
             mailboxes=self.settings.mailboxes.root, metrics=self.metrics, clock=self.clock,
             on_change=lambda state: pickup.limit_concurrency(allowed[state.queue]),
         )  # fmt: skip
+        monitor.on_measured = self.history.keep
+        return monitor
 
     def _limits_of(self, account: str) -> QuotaLimits:
         found = self.sources.accounts.by_address(account)
@@ -333,7 +337,7 @@ class _Composer:
         means = api.ApiDependencies(
             journeys=journeys, queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=self._way_to, changes=self.changes,
-            metrics=self.metrics, clock=self.clock,
+            metrics=self.metrics, history=self.history, clock=self.clock,
             ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
             pressure=self.pressure, development=self.sources.development,
             sources=api.MessageSources(

@@ -106,7 +106,10 @@ def bounds_of(settings: Settings) -> Bounds:
 
 
 class PressureMonitor:
-    """Keeps a Pressure up to date. run() runs until cancelled; measure() may be called before."""
+    """Keeps a Pressure up to date. run() runs until cancelled; measure() may be called before.
+
+    `on_measured` is called after each measurement.
+    """
 
     def __init__(
         self,
@@ -137,6 +140,7 @@ class PressureMonitor:
         self._resident = resident or resident_bytes
         self._clock_differs = abs(wall_offset_us(clock)) > _CLOCK_DIFFERS_S * 1_000_000
         self._trimmed_s = -math.inf
+        self.on_measured: Callable[[], None] = lambda: None
 
     @property
     def is_calm(self) -> bool:
@@ -177,6 +181,7 @@ class PressureMonitor:
         if state.has(PressureReason.MEMORY):
             await self._give_memory_back()
         self._check_clock()
+        self.on_measured()
 
     async def _give_memory_back(self) -> None:
         now_s = self._clock.real_s()

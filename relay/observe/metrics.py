@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PICKUP_DEFERRED = "Scheduled sends that wait for their time; not deferred mail."
-_SECONDS = (
+BOUNDS_S = (
     0.001,
     0.0025,
     0.005,
@@ -62,14 +62,14 @@ class Metrics:
         self.delivery_seconds = Histogram(
             "relay_delivery_seconds",
             "From acceptance to a recipient's delivery.",
-            buckets=_SECONDS,
+            buckets=BOUNDS_S,
             registry=registry,
         )
         self.attempts = Counter(
             "relay_attempts", "Attempts by outcome.", ["outcome", "class"], registry=registry
         )
         self.commit_seconds = Histogram(
-            "relay_commit_seconds", "Time of one spool commit.", buckets=_SECONDS, registry=registry
+            "relay_commit_seconds", "Time of one spool commit.", buckets=BOUNDS_S, registry=registry
         )
         self.commit_batch = Histogram(
             "relay_commit_batch_size",

@@ -15,6 +15,7 @@ from relay.clock import SystemClock
 from relay.journeys.journey import MessageList
 from relay.journeys.message_search import ListCursor, MessageSearch
 from relay.message.nexthop import NextHop
+from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from relay.spool.queue_commands import (
@@ -128,7 +129,8 @@ async def api() -> AsyncIterator[ApiClients]:
         stats=records.stats,
         way_to=lambda text: lambda _: NextHop.parse(text),
         changes=changes,
-        metrics=Metrics(),
+        metrics=(metrics := Metrics()),
+        history=MetricsHistory(metrics, SystemClock()),
         ready=lambda: made.not_ready,
         clock=SystemClock(),
         pressure=(pressure := Pressure()),
