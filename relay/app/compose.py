@@ -12,9 +12,12 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from relay import api, graph, spool
+from starlette.types import ASGIApp
+
+from relay import api, graph, pages, spool
 from relay.accounts.access_tokens import AccessTokens, token_key
-from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.accounts.account import DEAD_LETTER, AccountDirectory, Role
+from relay.api.dependencies import Principal
 from relay.app.configuration import (
     ListenerCertificates,
     parse_next_hop,
@@ -350,8 +353,15 @@ class _Composer:
             hostname=self.settings.hostname, http=http,
         )  # fmt: skip
         relay_v1 = api.create_app(means, self.authentication)
+        by_prefix: dict[str, ASGIApp] = dict.fromkeys(
+            ("v1.0", "beta"), self._with_faults(front_door)
+        )
+        if development is not None:
+            everyone = Principal(name="development", role=Role.OPERATE)
+            access = pages.Access(everyone=everyone)
+            by_prefix |= dict.fromkeys(pages.PREFIXES, pages.create_app(means, access))
         everything = PathRouter(
-            dict.fromkeys(("v1.0", "beta"), self._with_faults(front_door)),
+            by_prefix,
             by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in), otherwise=relay_v1,
         )  # fmt: skip
         control = Address(path=str(self.settings.control_socket))

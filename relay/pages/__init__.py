@@ -1,0 +1,9 @@
+"""The pages: what a person sees of the relay in a browser.
+
+Server-rendered HTML over the same functions as the JSON API (relay.api), in the same process.
+"""
+
+from relay.pages.access import Access
+from relay.pages.app import PREFIXES, create_app
+
+__all__ = ["PREFIXES", "Access", "create_app"]

@@ -1,0 +1,57 @@
+"""The pages as an ASGI application: routing, the visitor, and errors as pages.
+
+Each page has a module of its own with a handler `(request, visitor, site) -> Response`. A page is
+read with GET; a change is a POST of a form with the visitor's CSRF token, answered with 303.
+"""
+
+from starlette.responses import Response
+
+from relay.api.dependencies import ApiDependencies
+from relay.api.request_parameters import require_method
+from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.http.gateway import Gateway, RequestLimits
+from relay.http.http_request import HttpRequest
+from relay.pages.access import Access, Visitor
+from relay.pages.message_list import message_list
+from relay.pages.site import Site
+from relay.spool.types import SpoolError
+
+# The first segments of the paths of pages; "" is the first page.
+PREFIXES = ("", "messages", "queue", "internet", "clock", "health", "login", "logout", "static")
+_BODY_BYTES_MAX = 1 << 20
+_HELD_BYTES_MAX = 8 << 20
+
+
+def create_app(dependencies: ApiDependencies, access: Access) -> Gateway:
+    """Return the application of the pages; `access` decides who the visitor is."""
+    site = Site(dependencies)
+
+    async def handle(request: HttpRequest) -> Response:
+        visitor: Visitor | None = None
+        try:
+            if request.segments[:1] == ("static",) and len(request.segments) == 2:
+                require_method(request, "GET")
+                return site.static_file(request, request.segments[1])
+            visitor = access.visitor(request)
+            if visitor is None:
+                return site.redirect(request, "login")
+            return await _page(request, visitor, site)
+        except SpoolError as error:
+            failure = service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)
+            return site.error(request, visitor, failure)
+        except ApiError as error:
+            return site.error(request, visitor, error)
+
+    limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
+    return Gateway(handle, clock=dependencies.clock, limits=limits)
+
+
+async def _page(request: HttpRequest, visitor: Visitor, site: Site) -> Response:
+    match request.segments:
+        case ():
+            require_method(request, "GET")
+            return await message_list(request, visitor, site)
+        case _:
+            path = "/".join(request.segments)
+            message = f"There is no page {quoted(path)}."
+            raise ApiError(404, "ResourceNotFound", message)

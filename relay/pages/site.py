@@ -1,0 +1,163 @@
+"""Site: renders the templates, with relative links and the header fields that protect a page.
+
+Templates escape all values and fail for an undefined one. Links are relative to the path of the
+request, so that the pages work below any path of a reverse proxy that removes it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import jinja2
+from starlette.responses import Response
+
+from relay.api.dependencies import ApiDependencies
+from relay.api.handlers import Handlers
+from relay.clock import rfc3339
+from relay.http.errors import ApiError, quoted
+from relay.http.http_request import HttpRequest
+from relay.pages.access import Visitor
+
+# CSP Level 3: nothing is loaded from other hosts, and nothing inline is executed.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+_PAGE_HEADERS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "cache-control": "no-store",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "x-dns-prefetch-control": "off",
+}
+_STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+_IMMUTABLE = "public, max-age=31536000, immutable"
+_VERSION_DIGITS = 12
+
+
+class Site:
+    """What all pages share: the dependencies of the API, its handlers, and the templates."""
+
+    def __init__(self, dependencies: ApiDependencies) -> None:
+        """Load templates and static files of the package."""
+        self.dependencies = dependencies
+        self.handlers = Handlers(dependencies)
+        self._static = _load_static()
+        self._templates = _environment()
+
+    def page(
+        self,
+        request: HttpRequest,
+        visitor: Visitor | None,
+        template: str,
+        *,
+        status: int = 200,
+        **values: Any,
+    ) -> Response:
+        """Return a whole page."""
+        content = self.render(request, visitor, template, **values)
+        return Response(
+            content,
+            status_code=status,
+            headers=_PAGE_HEADERS,
+            media_type="text/html; charset=utf-8",
+        )
+
+    def render(
+        self, request: HttpRequest, visitor: Visitor | None, template: str, **values: Any
+    ) -> str:
+        """Return the text of a template: a whole page or a part of one.
+
+        In addition to `values` it has `visitor`, `csrf_token`, `url`, `static`, `now` (RFC 3339),
+        `path` and `is_development`.
+        """
+        up = "../" * _depth(request)
+
+        def url(path: str = "", **query: Any) -> str:
+            return relative_url(up, path, query)
+
+        def static(name: str) -> str:
+            return relative_url(up, f"static/{name}", {"v": self._static[name][0]})
+
+        return self._templates.get_template(template).render(
+            values,
+            visitor=visitor,
+            csrf_token=visitor.csrf if visitor else "",
+            url=url,
+            static=static,
+            now=rfc3339(self.dependencies.clock.time_us()),
+            path="/".join(request.segments),
+            is_development=self.handlers.is_development,
+        )
+
+    def error(self, request: HttpRequest, visitor: Visitor | None, error: ApiError) -> Response:
+        """Return the page of an error."""
+        response = self.page(
+            request, visitor, "error.html", status=error.status, message=error.message
+        )
+        response.headers.update(error.headers)
+        return response
+
+    def redirect(self, request: HttpRequest, path: str = "", **query: Any) -> Response:
+        """Return 303 to a page: the answer to a POST that was carried out (RFC 9110 15.4.4)."""
+        location = relative_url("../" * _depth(request), path, query)
+        return Response(
+            status_code=303, headers={"location": location, "cache-control": "no-store"}
+        )
+
+    def static_file(self, request: HttpRequest, name: str) -> Response:
+        """Return a script or the style sheet. Raises ApiError 404."""
+        if name not in self._static:
+            raise ApiError(404, "ResourceNotFound", f"There is no file {quoted(name)}.")
+        version, content = self._static[name]
+        is_versioned = ("v", version) in request.query
+        headers = {
+            "content-type": _STATIC_TYPES[name.rpartition(".")[2]],
+            "cache-control": _IMMUTABLE if is_versioned else "no-cache",
+            "cross-origin-resource-policy": "same-origin",
+        }
+        return Response(content, headers=headers)
+
+
+def relative_url(up: str, path: str, query: Mapping[str, Any]) -> str:
+    """Return the URL reference of a page; `up` leads from the present page to the first one.
+
+    Each segment of `path` is percent-encoded; None in `query` leaves a field out.
+    """
+    reference = up + "/".join(quote(segment, safe="") for segment in path.split("/"))
+    fields = urlencode({name: value for name, value in query.items() if value is not None})
+    return (reference or "./") + (f"?{fields}" if fields else "")
+
+
+def _depth(request: HttpRequest) -> int:
+    """Return how many directories below the first page the path of a request is."""
+    path = request.target.partition(b"?")[0]
+    return max(path.count(b"/") - 1, 0)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("relay.pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+
+
+@cache
+def _load_static() -> dict[str, tuple[str, bytes]]:
+    """Return version and content of each script and style sheet, by name."""
+    found = {}
+    for file in resources.files("relay.pages").joinpath("static").iterdir():
+        if file.name.rpartition(".")[2] in _STATIC_TYPES:
+            content = file.read_bytes()
+            found[file.name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
+    return found

@@ -1,0 +1,97 @@
+// The behaviour of the pages. Each works by data attributes, also in parts that arrive later; the
+// pages can be read and used without it.
+"use strict";
+
+(() => {
+  const loadedAt = Date.now();
+  const relayAtLoad = Date.parse(document.body.dataset.now);
+
+  // The time of the relay: a development relay's clock may be ahead of the browser's.
+  const relayNow = () => relayAtLoad + (Date.now() - loadedAt);
+
+  const announce = (text) => {
+    document.getElementById("announcements").textContent = text;
+  };
+
+  // <time datetime>: the browser's time zone; the title has both forms.
+  const clockTime = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  const dayTime = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+  const localise = (element) => {
+    const at = new Date(element.dateTime);
+    if (Number.isNaN(at.getTime())) return;
+    const isToday = at.toDateString() === new Date(relayNow()).toDateString();
+    element.textContent = (isToday ? clockTime : dayTime).format(at);
+    element.title = `${at.toString()}; ${element.dateTime}`;
+  };
+
+  // <time data-countdown>: the time that is left, each second.
+  const duration = (seconds) => {
+    const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+    const first = units.findIndex(([size]) => seconds >= size);
+    if (first < 0) return "0 s";
+    const parts = [];
+    let rest = seconds;
+    for (const [size, name] of units.slice(first, first + 2)) {
+      if (rest >= size) parts.push(`${Math.floor(rest / size)} ${name}`);
+      rest %= size;
+    }
+    return parts.join(" ");
+  };
+  const countDown = () => {
+    for (const element of document.querySelectorAll("[data-countdown]")) {
+      const left = Math.round((Date.parse(element.dateTime) - relayNow()) / 1000);
+      element.textContent = left > 0 ? `in ${duration(left)}` : "now";
+    }
+  };
+
+  const prepare = (root) => {
+    for (const element of root.querySelectorAll("time[datetime]:not([data-countdown])")) localise(element);
+    countDown();
+  };
+
+  // data-copy="TEXT" or data-copy-from="ID": a button that copies.
+  const copy = async (button) => {
+    const source = document.getElementById(button.dataset.copyFrom);
+    const text = button.dataset.copy ?? source.textContent.trim();
+    try {
+      await navigator.clipboard.writeText(text);
+      announce("Copied.");
+      button.dataset.copied = "";
+      setTimeout(() => delete button.dataset.copied, 1500);
+    } catch {
+      if (source) window.getSelection().selectAllChildren(source);
+      announce("Copying is not allowed here. The text is selected.");
+    }
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-copy], [data-copy-from]");
+    if (button) copy(button);
+  });
+
+  // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links.
+  const rows = () => [...document.querySelectorAll("[data-row]")];
+  const move = (by) => {
+    const all = rows();
+    if (all.length === 0) return;
+    const at = all.indexOf(document.activeElement.closest("tr")?.querySelector("[data-row]"));
+    const next = at < 0 ? 0 : Math.min(Math.max(at + by, 0), all.length - 1);
+    all[next].focus();
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input:not([type=checkbox]), select, textarea, [contenteditable], dialog")) return;
+    if (event.key === "/") {
+      const search = document.querySelector("[data-search]");
+      if (!search) return;
+      search.focus();
+      search.select();
+    } else if (event.key === "j") move(1);
+    else if (event.key === "k") move(-1);
+    else return;
+    event.preventDefault();
+  });
+
+  prepare(document);
+  setInterval(countDown, 1000);
+  document.addEventListener("htmx:load", (event) => prepare(event.detail.elt));
+})();

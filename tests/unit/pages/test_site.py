@@ -1,0 +1,52 @@
+"""The frame of the pages: vendored scripts, relative links, header fields."""
+
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from relay.pages.site import relative_url
+
+PAGES = Path(__file__).parents[3] / "relay/pages"
+VENDORED = tomllib.loads((PAGES / "static/vendored.toml").read_text())
+
+
+@pytest.mark.parametrize("name", VENDORED)
+def test_a_vendored_script_is_unchanged(name):
+    content = (PAGES / "static" / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == VENDORED[name]["sha256"]
+
+
+def test_each_script_is_ours_or_recorded_as_vendored():
+    scripts = {path.name for path in (PAGES / "static").glob("*.js")}
+    assert scripts - set(VENDORED) == {"pages.js"}
+
+
+@pytest.mark.parametrize(
+    ("up", "path", "query", "expected"),
+    [
+        ("", "", {}, "./"),
+        ("", "queue", {"state": "held", "after": None}, "queue?state=held"),
+        ("../", "messages/<a/b@c>", {}, "../messages/%3Ca/b%40c%3E"),
+        ("../", "", {"q": 'to:"x y"'}, "../?q=to%3A%22x+y%22"),
+    ],
+)
+def test_links_are_relative_and_percent_encoded(up, path, query, expected):
+    assert relative_url(up, path, query) == expected
+
+
+@pytest.mark.parametrize("path", sorted((PAGES / "templates").glob("*.html")), ids=lambda p: p.name)
+def test_templates_have_nothing_that_the_content_security_policy_blocks(path):
+    text = path.read_text()
+    assert not re.search(r"\s(style|on[a-z]+)=", text), "inline styles and handlers are blocked"
+    assert not re.search(r"<style|<script(?![^>]*\ssrc=)", text)
+    assert not re.search(r"""(href|src|action)=["']/""", text), "an absolute path has no base path"
+    assert "hx-on" not in text
+    assert '"js:' not in text
+
+
+@pytest.mark.parametrize("path", sorted((PAGES / "templates").glob("*.html")), ids=lambda p: p.name)
+def test_templates_escape_every_value(path):
+    assert not re.search(r"\|\s*safe\b|autoescape\s+false", path.read_text())
