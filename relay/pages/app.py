@@ -13,7 +13,7 @@ from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
 from relay.pages.message_list import message_list
-from relay.pages.site import Site
+from relay.pages.site import PageSite
 from relay.spool.types import SpoolError
 
 # The first segments of the paths of pages; "" is the first page.
@@ -24,7 +24,7 @@ _HELD_BYTES_MAX = 8 << 20
 
 def create_app(dependencies: ApiDependencies, access: Access) -> Gateway:
     """Return the application of the pages; `access` decides who the visitor is."""
-    site = Site(dependencies)
+    site = PageSite(dependencies)
 
     async def handle(request: HttpRequest) -> Response:
         visitor: Visitor | None = None
@@ -46,7 +46,7 @@ def create_app(dependencies: ApiDependencies, access: Access) -> Gateway:
     return Gateway(handle, clock=dependencies.clock, limits=limits)
 
 
-async def _page(request: HttpRequest, visitor: Visitor, site: Site) -> Response:
+async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
     match request.segments:
         case ():
             require_method(request, "GET")

@@ -5,12 +5,12 @@ from starlette.responses import Response
 from relay.http.http_request import HttpRequest
 from relay.journeys.message_search import MessageSearch
 from relay.pages.access import Visitor
-from relay.pages.site import Site
+from relay.pages.site import PageSite
 
 _ROWS = 50
 
 
-async def message_list(request: HttpRequest, visitor: Visitor, site: Site) -> Response:
+async def message_list(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
     """GET /."""
     found = await site.dependencies.journeys.search(
         MessageSearch(), account=visitor.principal.account, limit=_ROWS

@@ -1,4 +1,4 @@
-"""Site: renders the templates, with relative links and the header fields that protect a page.
+"""PageSite: renders the templates, with relative links and the header fields that protect a page.
 
 Templates escape all values and fail for an undefined one. Links are relative to the path of the
 request, so that the pages work below any path of a reverse proxy that removes it.
@@ -40,7 +40,7 @@ _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
 
-class Site:
+class PageSite:
     """What all pages share: the dependencies of the API, its handlers, and the templates."""
 
     def __init__(self, dependencies: ApiDependencies) -> None:
