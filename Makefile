@@ -37,7 +37,7 @@ run: .venv/installed
 
 venv: .venv/development
 
-test: .venv/development
+test: .venv/development .pages/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
@@ -88,7 +88,7 @@ crash: .venv/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py
 
 clean:
-	rm -rf .venv .clients .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .clients .pages .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache
 	find relay tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -121,3 +121,10 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 	cp tests/clients/package.json .clients/package.json
 	npm install --prefix .clients --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
+
+# axe-core looks for what keeps people out of a page. Without npm its tests are skipped.
+.pages/installed: tests/pages/package.json
+	@mkdir -p .pages && cp $< .pages/package.json && command -v npm >/dev/null && \
+	npm install --prefix .pages --no-package-lock --no-audit --no-fund --loglevel=error \
+	    --fetch-retries=1 --fetch-timeout=20000 && touch $@ || \
+	echo "tests that need axe-core are skipped: npm does not install it" >&2

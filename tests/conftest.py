@@ -10,9 +10,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.support.browser import Browser
 
 settings.register_profile(
     "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -31,6 +35,7 @@ _SLOW = (
     "tests/crash/",
     "tests/integration/",
     "tests/unit/cli/test_process.py",
+    "tests/pages/",
     "tests/interop/",
     "tests/bench/",
 )
@@ -97,3 +102,22 @@ def short_path() -> Iterator[Path]:
     """A folder for a state_dir that a test does not choose: sockets have short names only."""
     with tempfile.TemporaryDirectory(prefix="relay-", dir="/tmp") as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def one_browser() -> "Iterator[Browser]":
+    """Chromium, started by the first test of this process that needs it."""
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    from tests.support.browser import missing_programs, running_browser
+
+    if missing := missing_programs():
+        pytest.skip(f"{missing} not installed: tests/system-packages.sh installs a browser")
+    with running_browser() as started:
+        yield started
+
+
+@pytest.fixture
+def browser(one_browser: "Browser") -> "Browser":
+    """An empty browser: no cookies, no cache, one window, an empty console."""
+    one_browser.reset()
+    return one_browser

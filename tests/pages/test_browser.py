@@ -1,0 +1,152 @@
+"""The browser of these tests sees what it is there to see: requests, errors, what axe-core finds."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from selenium.common.exceptions import TimeoutException
+
+from tests.support.browser import AXE, Browser
+
+HEAD = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Page</title>'
+GOOD = f"""{HEAD}<link rel="icon" href="data:,"></head><body><main><h1>Page</h1>
+<p id="scheme"></p><a href="x">a link</a> <input aria-label="name"></main></body></html>"""
+BAD = f"""{HEAD}
+<link rel="dns-prefetch" href="//prefetched.example">
+<link rel="preconnect" href="https://connected.example">
+</head><body><img src="http://image.example/a.png"><img src="http://192.0.2.1/b.png" alt="">
+<iframe src="https://frame.example/" title="f" sandbox></iframe>
+<script>missing()</script></body></html>"""
+
+
+@contextmanager
+def serving(page: str, policy: str = "") -> Iterator[str]:
+    """Serve one page at every path; yield its origin."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = page.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            if policy:
+                self.send_header("Content-Security-Policy", policy)
+            if self.path == "/sets-a-cookie":
+                self.send_header("Set-Cookie", "kept=1")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_page_that_is_in_order_leaves_nothing(browser: Browser):
+    with serving(GOOD) as origin:
+        browser.open(origin)
+        assert browser.requests_elsewhere(origin) == []
+        assert browser.console_errors() == []
+        assert browser.wait_for("a", "link").tag_name == "a"
+
+
+def test_requests_prefetched_names_and_connections_are_seen(browser: Browser):
+    with serving(BAD) as origin:
+        browser.open(origin)
+        browser.evaluate("new WebSocket('ws://socket.example/x').readyState")
+        asked = " ".join(browser.requests_elsewhere(origin))
+    for expected in (
+        "prefetched.example", "https://connected.example", "http://image.example/a.png",
+        "http://192.0.2.1/b.png", "https://frame.example/", "socket.example",
+    ):  # fmt: skip
+        assert expected in asked
+
+
+def test_another_port_of_the_host_is_elsewhere(browser: Browser):
+    with serving(GOOD) as other, serving(GOOD.replace("x", f"{other}/x")) as origin:
+        browser.open(origin)
+        browser.wait_for("a").click()
+        assert f"{other}/x" in browser.requests_elsewhere(origin)
+
+
+def test_errors_of_scripts_and_refusals_by_the_policy_are_seen(browser: Browser):
+    with serving(BAD) as origin:
+        browser.open(origin)
+        assert any("missing is not defined" in error for error in browser.console_errors())
+    browser.reset()
+    with serving(BAD, policy="default-src 'none'") as origin:
+        browser.open(origin)
+        assert any("Content Security Policy" in error for error in browser.console_errors())
+        assert not any("image.example" in url for url in browser.requests_elsewhere(origin))
+
+
+def test_what_axe_finds_is_reported_under_any_policy(browser: Browser):
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed: make test installs it where npm is")
+    with serving(GOOD, policy="default-src 'none'") as origin:
+        browser.open(origin)
+        assert browser.axe() == []
+    with serving(BAD, policy="default-src 'none'") as origin:
+        browser.open(origin)
+        assert any(finding.startswith("image-alt: ") for finding in browser.axe())
+
+
+def test_a_test_begins_with_an_empty_browser(browser: Browser):
+    with serving(BAD) as origin:
+        browser.open(f"{origin}/sets-a-cookie")
+        browser.without_javascript()
+        browser.emulate_scheme("dark")
+        browser.set_width(400)
+        assert browser.driver.get_cookies() != []
+        browser.driver.switch_to.new_window("tab")
+        browser.reset()
+    with serving(GOOD) as origin:
+        browser.open(origin)
+        assert browser.driver.get_cookies() == []
+        assert browser.requests_elsewhere(origin) == []
+        assert browser.console_errors() == []
+        assert len(browser.driver.window_handles) == 1
+        assert browser.evaluate("innerWidth") == 1200
+        assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is False
+
+
+def test_scheme_width_and_keys_are_those_asked_for(browser: Browser):
+    with serving(GOOD) as origin:
+        browser.emulate_scheme("dark")
+        browser.set_width(400)
+        browser.open(origin)
+        assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is True
+        assert browser.evaluate("innerWidth") == 400
+        browser.press("\ue004")  # Tab
+        assert browser.evaluate("document.activeElement.tagName") == "A"
+        browser.press("\ue004", "Ann")
+        assert browser.evaluate("document.querySelector('input').value") == "Ann"
+
+
+def test_scripts_do_not_run_without_javascript(browser: Browser):
+    script = "<script>document.querySelector('h1').textContent = 'changed'</script>"
+    with serving(GOOD.replace("</body>", script)) as origin:
+        browser.open(origin)
+        assert browser.wait_for("h1").text == "changed"
+        browser.without_javascript()
+        browser.open(origin)
+        assert browser.wait_for("h1").text == "Page"
+
+
+def test_waits_end_with_what_was_missing(browser: Browser):
+    with serving(GOOD) as origin:
+        browser.open(origin)
+        with pytest.raises(TimeoutException, match="no visible h1 with 'Other'"):
+            browser.wait_for("h1", "Other", within=0.1)
+        with pytest.raises(TimeoutException, match="still a visible h1"):
+            browser.wait_without("h1", within=0.1)
+        browser.wait_without("h1", "Other")
