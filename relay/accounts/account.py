@@ -5,7 +5,7 @@ Addresses are in lower case, local parts as well: mailboxes are matched without 
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -56,7 +56,8 @@ class Account:
     addresses of the mailbox. `send_as` are other addresses that it may send from; `*@domain` is a
     whole domain. `reserved` are the addresses with a tag (local+tag) that belong to an account by
     name. `scopes` limit what its tokens may do in the Graph API. `acts_for` are the accounts whose
-    mailboxes its tokens may open there, in the form of `send_as`.
+    mailboxes its tokens may open there, in the form of `send_as`. `credentials` is a digest that
+    changes with the stored password and token.
     """
 
     address: str
@@ -68,6 +69,7 @@ class Account:
     reserved: frozenset[str] = frozenset()
     scopes: frozenset[Scope] = ALL_SCOPES
     acts_for: tuple[str, ...] = ()
+    credentials: bytes = field(default=b"", repr=False, compare=False)
 
     def owns(self, address: str) -> bool:
         """Whether `address` belongs to this account, with or without a tag."""

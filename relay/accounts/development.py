@@ -104,7 +104,7 @@ class DevelopmentAccounts:
         mailbox = self._mailbox_of(address)
         if not mailbox or (self._strict and self._is_local(mailbox) and not self._exists(mailbox)):
             return None
-        return Account(mailbox)
+        return self._account_of(mailbox)
 
     def opened(self, address: str, caller: Account) -> Account | None:
         """Return the account that `caller` opens.
@@ -221,7 +221,12 @@ class DevelopmentAccounts:
         self._used.move_to_end(mailbox)
         if len(self._used) > ACCOUNTS_MAX:
             self._used.popitem(last=False)
-        return Account(mailbox)
+        return self._account_of(mailbox)
+
+    def _account_of(self, mailbox: str) -> Account:
+        """Return an account. The operator has its role by a login only if that needs a secret."""
+        is_operator = bool(self._token) and mailbox == f"{_OPERATOR}@{self._domains[0]}"
+        return Account(mailbox, role=Role.OPERATE if is_operator else Role.USER)
 
 
 def _claims_of(token: str) -> Mapping[str, Any] | None:

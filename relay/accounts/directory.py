@@ -251,6 +251,7 @@ class _Loading:
             reserved=self._reserved,
             scopes=ALL_SCOPES if entry.scopes is None else frozenset(map(Scope, entry.scopes)),
             acts_for=entry.acts_for,
+            credentials=digest_of(f"{entry.password}\0{entry.token}"),
         )
         self.accounts.add(account, password=password, token=token)
         if secret:

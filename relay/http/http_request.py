@@ -121,6 +121,11 @@ class HttpRequest:
         return str(peer[0]).removeprefix("::ffff:") if peer else ""
 
     @property
+    def is_secure(self) -> bool:
+        """Whether the connection has TLS here."""
+        return bool(self._scope["scheme"] == "https")
+
+    @property
     def is_local(self) -> bool:
         """Whether both ends of the connection have loopback addresses."""
         ends = (self._scope.get("client"), self._scope.get("server"))

@@ -1,10 +1,11 @@
-"""Who looks at the pages: the visitor of a request."""
+"""Who looks at the pages: the account of a login, or everyone in an open development relay."""
 
-import secrets
 from dataclasses import dataclass
 
-from relay.api.dependencies import Principal
+from relay.api.dependencies import Principal, principal_of
 from relay.http.http_request import HttpRequest
+from relay.pages.logins import Logins
+from relay.pages.sessions import new_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,23 @@ class Visitor:
 class Access:
     """Finds the visitor of a request."""
 
-    def __init__(self, *, everyone: Principal | None = None) -> None:
-        """`everyone` is who all visitors are; None if they have to log in."""
-        self._open = Visitor(everyone, csrf=secrets.token_urlsafe(32)) if everyone else None
+    def __init__(self, *, everyone: Principal | None = None, logins: Logins | None = None) -> None:
+        """`everyone` is who all visitors are; None if they have to log in, by `logins`."""
+        self._open = Visitor(everyone, csrf=new_secret()) if everyone else None
+        self.logins = None if everyone else logins
 
-    def visitor(self, _request: HttpRequest) -> Visitor | None:
+    def visitor(self, request: HttpRequest) -> Visitor | None:
         """Return the visitor, None if they have to log in."""
-        return self._open
+        session = self.logins.session(request) if self.logins else None
+        if session is None:
+            return self._open
+        return Visitor(principal_of(session.account), csrf=session.csrf, may_log_out=True)
+
+    def is_current(self, request: HttpRequest) -> bool:
+        """Return whether a request that still runs may go on: its login has not ended since.
+
+        It is not a use of the login: a page that is left open does not prolong it.
+        """
+        if self._open is not None:
+            return True
+        return bool(self.logins and self.logins.session(request, is_use=False))

@@ -38,6 +38,7 @@ RESTART_ONLY: Final = frozenset(
         "http.max_body",
         "http.max_upload",
         "http.anonymous",
+        "http.pages",
         "smtp.listen",
         "smtp.role",
         "smtp.trusted_networks",

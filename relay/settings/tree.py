@@ -88,7 +88,9 @@ class CertificateFiles:
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """The HTTP server: HTTPS with `tls`, except on Unix sockets and plain addresses."""
+    """The HTTP server: HTTPS with `tls`, except on Unix sockets and plain addresses. A development
+    relay has pages without `pages`.
+    """
 
     listen: tuple[Annotated[Address, Form.HTTP_LISTENER], ...] = (Address("127.0.0.1", 8025),)
     tls: CertificateFiles | None = None
@@ -97,6 +99,7 @@ class HttpSettings:
     max_body: Bytes = 35 * 1024 * 1024
     max_upload: Bytes = 150 * 1024 * 1024
     anonymous: Mailbox = ""
+    pages: bool = False
 
 
 @dataclass(frozen=True, slots=True)

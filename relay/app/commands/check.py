@@ -355,6 +355,13 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Ch
                 "expected http.tls, or loopback with a TLS proxy in front"
             )
             yield _warning("listeners", place.fault(one.key, text))
+    for one in http if settings.http.pages else ():
+        if one.is_open and one.tls is None and one.key[0] == "http":
+            text = (
+                f'found true with the address "{one.address}", where passwords of logins are sent '
+                "in clear text; expected http.tls, or loopback with a TLS proxy in front"
+            )
+            yield _warning("pages", place.fault(("http", "pages"), text))
     yield from _certificates(settings, place, clock)
     if is_free:
         addresses = ", ".join(str(one.address) for one in (*http, *smtp))

@@ -322,6 +322,16 @@ def test_plain_http_for_other_machines_causes_a_warning(files):
     assert 'found "0.0.0.0:0", where tokens and mail are sent in clear text' in warnings[0][1]
 
 
+def test_pages_without_tls_for_other_machines_cause_a_warning(files):
+    config = CONFIG.replace("[http]", "[http]\npages = true")
+    assert "http.pages" not in places(of(files(relay=config), CheckResult.WARNING))
+    config = config.replace('"127.0.0.1:0"', '"0.0.0.0:0"')
+    (text,) = [
+        text for what, text in of(files(relay=config), CheckResult.WARNING) if what == "pages"
+    ]
+    assert 'http.pages: found true with the address "0.0.0.0:0"' in text
+
+
 def test_the_anonymous_account_must_exist(files):
     config = CONFIG.replace("[http]", '[http]\nanonymous = "{}@example.test"')
     ((what, text),) = files.faults(config.replace("{}", "nobody"))

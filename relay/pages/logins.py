@@ -1,0 +1,138 @@
+"""Logins of browsers: the address and the password or token of an account, then a cookie.
+
+The cookie of a login is HttpOnly, SameSite=Strict and without a Domain, so that it belongs to one
+host: a page of another name that resolves to this address (DNS rebinding) has no cookie. Over HTTPS
+it is Secure and has the prefix __Host- (RFC 6265bis 4.1.3). Its path is "/", because a proxy may
+serve the relay under a path that the relay does not know.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from ipaddress import ip_network
+
+from starlette.responses import Response
+
+from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.passwords import LoginDelayedError
+from relay.clock import Clock
+from relay.http.connection_limits import NOT_COUNTED, client_address
+from relay.http.http_request import HttpRequest
+from relay.observe.logs import get_logger
+from relay.pages.sessions import Session, Sessions, new_secret
+
+_SECURE_PREFIX = "__Host-"
+_COOKIES_LENGTH_MAX = 16 * 1024
+_USER_LENGTH_MAX = 320
+_LOGGED_MAX = 128
+_log = get_logger("pages")
+
+
+class Logins:
+    """Checks logins, and finds the session of a request."""
+
+    def __init__(
+        self,
+        accounts: AccountDirectory,
+        clock: Clock,
+        *,
+        relay: str,
+        public_url: str = "",
+        proxy_networks: Sequence[str] = (),
+    ) -> None:
+        """`clock` has the real time.
+
+        `relay` tells relays of one host name apart by their cookies. `public_url` and
+        `proxy_networks` are those of the configuration.
+        """
+        self._accounts = accounts
+        self._sessions = Sessions(accounts, clock)
+        self._proxies = tuple(map(ip_network, proxy_networks))
+        self._is_public_secure = public_url.lower().startswith("https:")
+        self._name = f"relay-{hashlib.sha256(relay.encode()).hexdigest()[:10]}"
+
+    def session(self, request: HttpRequest, *, is_use: bool = True) -> Session | None:
+        """Return the session of a request, None without one. `is_use` prolongs it."""
+        identifier = self._cookie(request, self._session_cookie(request))
+        return self._sessions.find(identifier, is_use=is_use) if identifier else None
+
+    async def account_of(self, request: HttpRequest, user: str, secret: str) -> Account | None:
+        """Return the account of an address and its password or token; None if they are wrong.
+
+        The address of an account's token may be left out. An unknown account takes as much time as
+        a wrong password. Raises LoginDelayedError.
+        """
+        user = user.strip()[:_USER_LENGTH_MAX]
+        of_token = self._accounts.by_token(secret) if secret else None
+        if of_token is not None and _is_named(user, of_token):
+            return of_token
+        address = request.client_address
+        # All visitors behind a proxy have its address: guesses of one must not lock out the others.
+        is_counted = client_address(address, self._proxies) != NOT_COUNTED
+        try:
+            account = await self._accounts.by_password(
+                user, secret, client=address if is_counted else ""
+            )
+        except LoginDelayedError as error:
+            if error.__cause__ is not None:
+                _log.error("password not checked", client=address, error=error.__cause__)
+            raise
+        if account is None:
+            _log.info("login rejected", client=address, user=user[:_LOGGED_MAX])
+        return account
+
+    def log_in(self, request: HttpRequest, account: Account, response: Response) -> None:
+        """Begin a session with a new identifier; an earlier one of this browser ends."""
+        self._sessions.end(self._cookie(request, self._session_cookie(request)))
+        identifier = self._sessions.begin(account)
+        self._set_cookie(request, response, name=self._session_cookie(request), value=identifier)
+        self._set_cookie(request, response, name=self._form_cookie(request), value="")
+        _log.info("logged in", client=request.client_address, account=account.address)
+
+    def log_out(self, request: HttpRequest, response: Response) -> None:
+        """End the session of a request."""
+        self._sessions.end(self._cookie(request, self._session_cookie(request)))
+        self._set_cookie(request, response, name=self._session_cookie(request), value="")
+
+    def form_secret(self, request: HttpRequest, response: Response | None = None) -> str:
+        """Return the CSRF token of the login form, which a cookie of its own repeats.
+
+        It is "" for a request without that cookie; with a `response`, the cookie is set then.
+        """
+        secret = self._cookie(request, self._form_cookie(request))
+        if not secret and response is not None:
+            secret = new_secret()
+            self._set_cookie(request, response, name=self._form_cookie(request), value=secret)
+        return secret
+
+    def _is_secure(self, request: HttpRequest) -> bool:
+        return request.is_secure or self._is_public_secure
+
+    def _session_cookie(self, request: HttpRequest) -> str:
+        return f"{_SECURE_PREFIX if self._is_secure(request) else ''}{self._name}"
+
+    def _form_cookie(self, request: HttpRequest) -> str:
+        return f"{self._session_cookie(request)}-login"
+
+    def _set_cookie(
+        self, request: HttpRequest, response: Response, *, name: str, value: str
+    ) -> None:
+        """Set a cookie until the browser is closed; "" deletes it."""
+        response.set_cookie(
+            name, value, max_age=None if value else 0, path="/",
+            secure=self._is_secure(request), httponly=True, samesite="strict",
+        )  # fmt: skip
+
+    @staticmethod
+    def _cookie(request: HttpRequest, name: str) -> str:
+        """Return the value of a cookie, "" for none."""
+        for field in request.headers.getlist("cookie"):
+            for pair in field[:_COOKIES_LENGTH_MAX].split(";"):
+                given, _, value = pair.strip().partition("=")
+                if given == name:
+                    return value.strip()
+        return ""
+
+
+def _is_named(user: str, account: Account) -> bool:
+    """Return whether a login names the account of its token: "", an address or its local part."""
+    return not user or user.lower() == account.address.partition("@")[0] or account.owns(user)
