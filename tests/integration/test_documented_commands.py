@@ -1,4 +1,4 @@
-"""The commands with which README.md and docs/development.md begin print what the pages show.
+"""The commands with which README.md and two pages of docs begin print what they show.
 
 Ids, times and ports differ, and the order of lines with the same number of a step. In what a page
 shows, "…" is any text, and any lines if it stands alone. A block that begins with curl, without a
@@ -22,6 +22,7 @@ from tests.support.relay_process import ROOT, until
 PAGES = {
     "README.md": ("Send a message", "Read it, and see what happens next"),
     "docs/development.md": ("First five minutes",),
+    "docs/coming-from.md": ("The first test",),
 }
 BLOCK = re.compile(r"^```(?:console\n|\n(?=curl ))(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*\n(?:> .*\n)*)((?:(?!\$ ).*\n)*)", re.MULTILINE)
