@@ -13,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from relay.journeys.wording import client_line, describe, named
 from relay.settings.document import counted
 
 
@@ -39,9 +40,7 @@ def flush() -> None:
 
 
 _RECIPIENTS_MAX = 20  # of one message, one line each; --json has all
-_NAMES_MAX = 5  # on one line
 _ADDRESS_WIDTH_MAX = 40
-_DETAIL_CHARACTERS_MAX = 300
 _UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
 _DONE = {
     "retry": "tried now:",
@@ -55,7 +54,7 @@ _DONE = {
 def journey_lines(found: Mapping[str, Any]) -> list[str]:
     """Return a journey: a headline, its steps, its recipients."""
     name = found["id"] or found["submission_id"]
-    recipients = _names([one["address"] for one in found["recipients"]])
+    recipients = named([one["address"] for one in found["recipients"]])
     headline = f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {recipients}'
     days = {str(step["at"])[:10] for step in found["steps"]}
     lines = [printable(f"{headline}  {_state(found)}")]
@@ -66,15 +65,6 @@ def journey_lines(found: Mapping[str, Any]) -> list[str]:
     return lines + recipient_lines(found["recipients"])
 
 
-def client_line(client: Mapping[str, str]) -> str:
-    """Return the client that submitted a message, "" if unknown."""
-    parts = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
-    parts += [f"EHLO {client['helo']}"] if client["helo"] else []
-    parts += [f"login {client['account']}"] if client["account"] else []
-    parts += [client["tls"]] if client["tls"] else []
-    return f"from {', '.join(parts)}" if any(parts) else ""
-
-
 def step_lines(step: Mapping[str, Any], *, with_date: bool = False) -> list[str]:
     """Return a step: number, name, time of day (UTC) and details, one line for each detail."""
     at = str(step["at"])
@@ -83,30 +73,6 @@ def step_lines(step: Mapping[str, Any], *, with_date: bool = False) -> list[str]
     head = f" {step['step']} {step['name']:<18} {clock}Z  "
     first, *rest = details
     return [printable(f"{head}{first}".rstrip()), *(printable(" " * len(head) + x) for x in rest)]
-
-
-def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the details of an event, one short line each."""
-    if step == 5:
-        for hit in detail.get("rules", []):
-            yield f'rule "{hit["rule"]}": {hit["outcome"]}'
-        counts = detail.get("counts", {})  # an event names at most a few recipients
-        for hop, recipients in detail.get("next_hops", {}).items():
-            yield f"{hop}: {_names(recipients, counts.get(hop))}"
-        refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
-        yield from _few(refused, counts.get("refused"))
-    elif step == 6 and "recipients" in detail:
-        host = f" by {detail['host']}" if detail.get("host") else ""
-        outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
-        yield from _few([f"{who} {outcome}{host}: {reply}" for who, outcome, reply in outcomes])
-        if held := detail.get("held"):
-            yield f"held: {held}"
-    elif "operation" in detail:
-        yield _operation(detail)
-    elif step == 4 and detail.get("folder", "") is None:
-        yield f"not kept, queue_id {detail['queue_id']}"
-    elif detail:
-        yield ", ".join(f"{name} {_short(value)}" for name, value in detail.items())
 
 
 def recipient_lines(
@@ -270,7 +236,7 @@ def verified_lines(document: Mapping[str, Any]) -> list[str]:
         ("corrupt", "in corrupt/, to be examined"),
     ):
         if found := submissions[name]:
-            lines.append(f"{result}: {_names(found)}")
+            lines.append(f"{result}: {named(found)}")
     if spool := document["spool"]:
         queue = f"{counted(spool['entries'], 'entry')} in the queue"
         contents = counted(spool["contents"], "content")
@@ -298,20 +264,6 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"held by {entry['reason']}"
     if entry.get("note"):
         yield f"{entry['result']}: {entry['note']}"
-
-
-def _operation(detail: Mapping[str, Any]) -> str:
-    """Return an operator's command, and the reason given."""
-    numbers = [str(number) for number in detail.get("entries", ())]
-    result = [f"{detail['operation']} by {detail.get('who', '?')}"]
-    if "until" in detail:
-        result.append(f"until {str(detail['until'])[:19]}Z")
-    if "to" in detail:
-        result.append(f"to {_names(detail['to'])}")
-    if detail.get("why"):
-        result.append(f"because: {detail['why']}")
-    result.append(f"{'entry' if len(numbers) == 1 else 'entries'} {_names(numbers)}")
-    return ", ".join(result)
 
 
 def _age(at: str | None, now_us: int) -> str:
@@ -347,19 +299,3 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def _names(addresses: Sequence[str], count: int | None = None) -> str:
-    """Return the first addresses and the number of the others; `count` is the total, if larger."""
-    more = (count or len(addresses)) - _NAMES_MAX
-    return ", ".join(addresses[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
-
-
-def _few(lines: Sequence[str], count: int | None = None) -> list[str]:
-    more = (count or len(lines)) - _NAMES_MAX
-    return [*lines[:_NAMES_MAX], *([f"and {more} more"] if more > 0 else [])]
-
-
-def _short(value: Any) -> str:
-    text = _names([str(one) for one in value]) if isinstance(value, list) else str(value)
-    return text[:_DETAIL_CHARACTERS_MAX]

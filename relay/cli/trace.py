@@ -16,6 +16,7 @@ from relay.cli.options import CommandContext, Key, common_options, unknown_messa
 from relay.cli.output import flush, journey_lines, printable
 from relay.clock import SystemClock
 from relay.journeys.journey import is_final
+from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.settings.document import counted, shown
 
@@ -36,21 +37,6 @@ def trace(context: CommandContext, key: str) -> None:
     context.show(found, lambda: journey_lines(found))
 
 
-_WAITS_FOR = {
-    1: "the draft is created, but not submitted",
-    2: "pickup has not converted it yet",
-    3: "it is converted, but transport has not accepted it; pickup retries",
-    4: "accepted, not routed yet",
-    5: "routed, but no delivery was attempted yet",
-    6: "delivery was attempted",
-    7: "a report was sent",
-}
-_REASONS = {
-    "queued": "waits for its first attempt",
-    "deferred": "will be retried",
-    "held": "is held until an operator releases it",
-    "captured": "is captured by a route and never sent",
-}
 _RECIPIENTS_MAX = 10
 
 
@@ -59,7 +45,7 @@ def diagnosis(found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) ->
     last = max(found["steps"], key=lambda step: int(step["step"]), default=None)
     lines = []
     if last is not None:
-        lines.append(f"it is at step {last['step']} ({last['name']}): {_WAITS_FOR[last['step']]}")
+        lines.append(f"it is at step {last['step']} ({last['name']}): {WAITS_FOR[last['step']]}")
     waiting = [one for one in found["recipients"] if one["state"] not in FINAL]
     due = {one["address"]: entry["due"] for entry in entries for one in entry["recipients"]}
     shown = waiting[:_RECIPIENTS_MAX]
@@ -71,7 +57,7 @@ def diagnosis(found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) ->
 
 def _reason(recipient: Mapping[str, Any], due: str | None) -> str:
     state = str(recipient["state"])
-    text = f"{recipient['address']} {_REASONS.get(state, f'is {state}')}"
+    text = f"{recipient['address']} {REASONS.get(state, f'is {state}')}"
     if state == "deferred" and due:
         text += f" at {due[11:19]}Z"
     if attempts := recipient["attempts"]:

@@ -101,7 +101,10 @@ def result_of_attempt(
         claim, retry_us=None if held else retry.at_us, cause=retry.cause, warn_us=warned,
         level=claim.priority if reached else PriorityLevel.UNREACHABLE, now_us=time.now_us,
     )  # fmt: skip
-    event = _attempt_event(claim, outcomes, time.at_us, held=_NOT_READ if held else "")
+    event = _attempt_event(
+        claim, outcomes, time.at_us, held=_NOT_READ if held else "",
+        retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
+    )  # fmt: skip
     return AttemptResult(
         time.at_us, outcomes, failed=failed, waiting=waiting, events=(event, *late), held=held
     )
@@ -267,9 +270,11 @@ def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
 
 
 def _attempt_event(
-    claim: Claim, outcomes: Mapping[int, Outcome], at_us: int, *, held: str = ""
+    claim: Claim, outcomes: Mapping[int, Outcome], at_us: int, *, held: str = "", retry: str = ""
 ) -> Event:
-    """`held` is why an operator must act, "" if the claim is not held."""
+    """`held` is why an operator must act, "" if the claim is not held; `retry` is the time of the
+    next attempt, if there is one.
+    """
     details = [
         _recipient_detail(recipient, outcome_name(outcome), outcome.evidence)
         for recipient in claim.recipients
@@ -284,8 +289,14 @@ def _attempt_event(
         "tls": first.evidence.tls if first else "",
         "recipients": details[:_DETAIL_RECIPIENTS_MAX],
     }
+    if first is not None and first.evidence.address:
+        detail["address"] = first.evidence.address
+    if first is not None and first.evidence.cipher:
+        detail["cipher"] = first.evidence.cipher
     if held:
         detail["held"] = held
+    if retry:
+        detail["retry"] = retry
     return Event(Step.DELIVERY, at_us, detail)
 
 

@@ -207,7 +207,7 @@ class HostSelection:
                 return await self._connect(target)
         except TimeoutError:
             text = "no answer yet; ended because other hosts waited for a connection attempt"
-            peer = Peer(host.name)
+            peer = Peer(host.name, address=str(target))
             outcome = classify_session_failure(
                 SmtpStage.CONNECT, SessionFailure.TIMEOUT, text, peer=peer
             )

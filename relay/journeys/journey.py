@@ -222,6 +222,12 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
     client = _client_of(steps)
     known = transport or store or {}
     waiting, reply = _before_transport((store or {}).get("steps", []))
+    recipients = (
+        transport["recipients"]
+        if transport
+        else [_not_yet(address, waiting, reply) for address in known.get("recipients", ())]
+    )
+    _add_reports(recipients, steps)
     return {
         "id": transport["id"] if transport else None,
         "graph_id": (store or {}).get("graph_id") or _draft_of(known.get("submission_id")),
@@ -232,10 +238,30 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
         "state": transport["state"] if transport else str(waiting),
         "client": client,
         "steps": steps,
-        "recipients": transport["recipients"]
-        if transport
-        else [_not_yet(address, waiting, reply) for address in known.get("recipients", ())],
+        "recipients": recipients,
     }
+
+
+def _add_reports(recipients: Sequence[dict[str, Any]], steps: Sequence[Mapping[str, Any]]) -> None:
+    """Add `reported` to each recipient: what the last report to the sender says of it, or None.
+
+    The report on a failed conversion is about all recipients. An event names a limited number.
+    """
+    last: dict[str, Mapping[str, Any]] = {}
+    for step in steps:
+        detail = step["detail"]
+        if step["step"] == Step.REPORT and "to" in detail and detail["kind"] != "dead-letter":
+            named = detail.get("recipients") or [one["address"] for one in recipients]
+            last |= dict.fromkeys(named, step)
+    for one in recipients:
+        report, attempts = last.get(one["address"]), one["attempts"]
+        one["reported"] = report and {
+            "kind": report["detail"]["kind"],
+            "status": one["status"],
+            "reply": one["reply"],
+            "host": attempts[-1]["host"] if attempts else "",
+            "at": report["at"],
+        }
 
 
 def _client_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:

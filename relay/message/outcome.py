@@ -37,7 +37,7 @@ class Evidence:
 
     `status` is the RFC 3463 code; `reply` the remote reply as "550 5.1.1 text", or a text of this
     relay; `host` the MTA's name ("" for this relay); `remote` whether a remote MTA sent the reply;
-    `tls` the protocol version or "".
+    `tls` the protocol version or "", `cipher` its cipher suite; `address` that of the connection.
     """
 
     status: str
@@ -45,6 +45,8 @@ class Evidence:
     host: str = ""
     remote: bool = False
     tls: str = ""
+    address: str = ""
+    cipher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,22 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The remote host: its name, the TLS version or "" without TLS, and whether it offers DSN."""
+    """The remote host: its name, the TLS version or "" without TLS, whether it offers DSN, the
+    address of the connection, and the cipher suite.
+    """
 
     host: str
     tls: str = ""
     offers_dsn: bool = False
+    address: str = ""
+    cipher: str = ""
+
+    def evidence(self, status: str, reply: str, *, remote: bool = False) -> Evidence:
+        """Return the evidence of a reply of this host, or of a failure to talk to it."""
+        return Evidence(
+            status, reply, host=self.host, remote=remote, tls=self.tls, address=self.address,
+            cipher=self.cipher,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +255,7 @@ def classify_session_failure(
         status, kind = "4.5.0", DeferralClass.PROTOCOL
     else:
         status, kind = "4.4.2", DeferralClass.CONNECT
-    evidence = Evidence(status, text, host=peer.host, tls=peer.tls)
+    evidence = peer.evidence(status, text)
     return Indeterminate(evidence) if stage is SmtpStage.DOT else Deferred(evidence, kind)
 
 
@@ -277,4 +290,4 @@ def _says_too_many(reply: Reply) -> bool:
 
 
 def _evidence(status: str, reply: Reply, peer: Peer) -> Evidence:
-    return Evidence(status, str(reply), host=peer.host, remote=True, tls=peer.tls)
+    return peer.evidence(status, str(reply), remote=True)

@@ -66,21 +66,26 @@ class AddedRecipient:
 
 @dataclass(frozen=True, slots=True)
 class RuleHit:
-    """A rule that matched. `outcome` is what it did, or would have done in audit mode."""
+    """A rule that matched. `outcome` is what it did, or would have done in audit mode; `because`
+    has what each of its conditions found, for the first recipient.
+    """
 
     rule: str
     mode: str
     outcome: str
     recipients: tuple[str, ...]
+    because: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the hit for `relay trace`, with `count` if not all recipients are named."""
-        hit = {
+        hit: dict[str, Any] = {
             "rule": self.rule,
             "mode": self.mode,
             "outcome": self.outcome,
             "recipients": list(self.recipients[:_NAMED_MAX]),
         }
+        if self.because:
+            hit["because"] = list(self.because)
         return hit | ({"count": count} if (count := len(self.recipients)) > _NAMED_MAX else {})
 
 

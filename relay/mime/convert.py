@@ -71,7 +71,8 @@ class ConversionError(Exception):
 class ConvertedMessage:
     """The message to submit. `originator` is the reverse-path: the address in Sender, else From.
 
-    `defects` are the damage in MIME and the repairs, each as a short text.
+    `defects` are the damage in MIME and the repairs, each as a short text; `changes` are what the
+    conversion made, added and removed, for the journey. `from_mime`: the draft was MIME.
     `notify_success`: the sender requested a DSN on delivery too.
     """
 
@@ -84,6 +85,8 @@ class ConvertedMessage:
     subject: str
     defects: tuple[str, ...] = ()
     notify_success: bool = False
+    changes: tuple[str, ...] = ()
+    from_mime: bool = False
 
 
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
@@ -99,6 +102,13 @@ def convert_properties(
     Bcc is removed unless `keep_bcc`, which is for its owner. Reading blocks. Raises
     ConversionError, and OSError where the file cannot be read.
     """
+    return _made_of_properties(stored, block, length, keep_bcc=keep_bcc)[0]
+
+
+def _made_of_properties(
+    stored: Octets, block: PrivateBlock, length: int, *, keep_bcc: bool
+) -> tuple[Content, Sequence[str]]:
+    """Return the MIME, and the types of its text parts with their transfer encodings."""
     properties, body = block.properties, block.body
     if properties is None or body is None:
         raise ConversionError("The draft's private block does not say where the body is.")
@@ -118,10 +128,10 @@ def convert_properties(
     if not as_bytes(rest or tree.leaves[-1].content).endswith(b"\r\n"):
         pieces.append(b"\r\n")
     if stored.size <= LARGE_BYTES:
-        return b"".join((header, *map(as_bytes, pieces)))
+        return b"".join((header, *map(as_bytes, pieces))), tree.texts
     eight_bit = any(part.eight_bit for part in block.attachments)
     body_pieces = tuple(as_octets(one) for one in pieces if one)
-    return LargeContent(header, body_pieces, eight_bit=eight_bit)
+    return LargeContent(header, body_pieces, eight_bit=eight_bit), tree.texts
 
 
 # -- structure: mixed(alternative(text, related(html, images)), files), only the levels needed
@@ -138,10 +148,14 @@ class _Leaf:
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    """The structure with placeholders, and the leaves in the order of the placeholders."""
+    """The structure with placeholders, and the leaves in the order of the placeholders.
+
+    `texts` are the text parts, each with its transfer encoding.
+    """
 
     root: MIMEPart
     leaves: Sequence[_Leaf]
+    texts: Sequence[str]
 
 
 def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _Tree:
@@ -153,6 +167,7 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     items = [stored.part(length + one.offset, one.length) for one in files if one.item]
     boundary = _boundary(block.origin.base_name, items)
     leaves: list[_Leaf] = []
+    texts: list[str] = []
 
     def leaf(fields: Sequence[tuple[str, str]], content: bytes | Octets) -> MIMEPart:
         mark = f"{boundary}_bytes_of_{len(leaves)}_"
@@ -162,6 +177,7 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     def text_leaf(subtype: str, content: bytes) -> MIMEPart:
         coded = coded_text(with_crlf(content))
         content_type = f"text/{subtype}; charset={coded.charset}"
+        texts.append(f"text/{subtype} ({coded.charset}, {coded.encoding})")
         fields = (("Content-Type", content_type), ("Content-Transfer-Encoding", coded.encoding))
         return leaf(fields, coded.content)
 
@@ -181,7 +197,7 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     if files:
         parts = [file_leaf(one, inline=False) for one in files]
         root = _multipart("mixed", [root, *parts], f"{boundary}_mixed")
-    return _Tree(root, leaves)
+    return _Tree(root, leaves, texts)
 
 
 def _written(tree: _Tree) -> bytes:
@@ -271,7 +287,7 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
     _checked(ascii_address(author.address))
     sender = explicit_sender(properties) or author
     envelope = _envelope(sender, (*properties.to, *properties.cc, *properties.bcc))
-    content = convert_properties(stored, block, length, keep_bcc=False)
+    content, texts = _made_of_properties(stored, block, length, keep_bcc=False)
     return ConvertedMessage(
         content=content,
         originator=envelope.originator,
@@ -282,7 +298,20 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
         message_id=origin.message_id,
         subject=properties.subject,
         notify_success=properties.delivery_receipt,
+        changes=_changes(block, texts),
     )
+
+
+def _changes(block: PrivateBlock, texts: Sequence[str]) -> tuple[str, ...]:
+    """Return what the conversion of properties made and left out."""
+    changes = [f"{each} made" for each in texts]
+    if len(texts) > 1:
+        changes[0] += " from the HTML"
+    if block.attachments:
+        changes.append(f"attachments: {len(block.attachments)}")
+    if block.properties is not None and block.properties.bcc:
+        changes.append("Bcc removed")
+    return tuple(changes)
 
 
 def _of_mime(
@@ -304,6 +333,8 @@ def _of_mime(
         message_id=read_token(header, "message-id") or origin.message_id,
         subject=read_text(header, "subject"),
         defects=sent.defects,
+        changes=sent.changes,
+        from_mime=True,
     )
 
 

@@ -48,11 +48,14 @@ _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
 
 @dataclass(frozen=True, slots=True)
 class RepairedMime:
-    """The content that is sent, the damage and repairs, and the Sender that was added."""
+    """The content that is sent, the damage and repairs, the Sender that was added, and the fields
+    that were added and removed.
+    """
 
     content: Content
     defects: tuple[str, ...]
     sender: EmailAddress | None
+    changes: tuple[str, ...]
 
 
 def convert_mime(content: Octets, structure: Structure, origin: DraftOrigin) -> RepairedMime:
@@ -86,6 +89,7 @@ class _MimeRepair:
         self._sender = _sender_for(structure.message, origin)
         self._is_clean = all(map(_is_clean, self._structure.entities))
         self._defects = dict.fromkeys(self._structure.defects)
+        self._changes: list[str] = []
         self._place = self._structure.message.body_start
         self._pieces: list[Octets] = [MemoryOctets(_CRLF)]
 
@@ -113,6 +117,7 @@ class _MimeRepair:
             content if self._content.size > LARGE_BYTES else read_all(content),
             tuple(self._defects),
             self._sender,
+            tuple(self._changes),
         )
 
     # -- output
@@ -145,18 +150,20 @@ class _MimeRepair:
         if not name and line.startswith(MBOX_LINES):
             self._defects["the line before the header was removed"] = None
             header = Header(header.fields[1:])
-        missing = ""
+        missing: dict[str, str] = {}
         if "From" not in header:
-            missing += address_list_field("From", [EmailAddress(self._origin.account)])
+            missing["From"] = address_list_field("From", [EmailAddress(self._origin.account)])
         if self._sender is not None:
-            missing += address_list_field("Sender", [self._sender])
+            missing["Sender"] = address_list_field("Sender", [self._sender])
         if "Date" not in header:
-            missing += raw_field("Date", date_field(self._origin.modified_us))
+            missing["Date"] = raw_field("Date", date_field(self._origin.modified_us))
         if "Message-ID" not in header:
-            missing += raw_field("Message-ID", self._origin.message_id)
+            missing["Message-ID"] = raw_field("Message-ID", self._origin.message_id)
         if is_encoded and "MIME-Version" not in header:
-            missing += raw_field("MIME-Version", "1.0")
-        return header.remove(_HIDDEN).append(missing.encode())
+            missing["MIME-Version"] = raw_field("MIME-Version", "1.0")
+        self._changes += [f"{name} added" for name in missing]
+        self._changes += [f"{name} removed" for name in _HIDDEN if name in header]
+        return header.remove(_HIDDEN).append("".join(missing.values()).encode())
 
     def _fields(self, entity: Entity, encoding: str) -> Header:
         """Return the fields of an entity, long lines folded, with `encoding` unless it is ""."""

@@ -121,7 +121,7 @@ class SubmissionProcessor:
             await self._move_to_corrupt(pending, content, error)
             return None
         if not earlier.failures:
-            self._record(pending, Step.CONVERTED, _facts_of(message))
+            self._record(pending, Step.CONVERTED, _facts_of(message, content.size))
         self.crash.reached(CrashPoint.SUBMISSION_CONVERTED)
         return await self._submit(pending, message, client, earlier=earlier)
 
@@ -239,12 +239,16 @@ class SubmissionProcessor:
         return (self.clock.confirmed_us() - pending.ready_us) / 1_000_000
 
 
-def _facts_of(message: ConvertedMessage) -> dict[str, Any]:
+def _facts_of(message: ConvertedMessage, draft_bytes: int) -> dict[str, Any]:
     """Return the details of step 3, with the defects of the message if there are any."""
     facts: dict[str, Any] = {
         "size": size_of(message.content),
         "recipients": len(message.recipients),
+        "draft": "MIME" if message.from_mime else "properties",
+        "draft_size": draft_bytes,
     }
+    if message.changes:
+        facts["changes"] = list(message.changes)
     if message.defects:
         facts["defects"] = list(message.defects[:_DEFECTS_MAX])
     return facts

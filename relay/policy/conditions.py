@@ -8,6 +8,9 @@ raises ValueError that says what was expected.
 Globs are matched in linear time, without regard to case; only * and ? are special, so "[EXTERNAL]*"
 is literal. MessageView reads each fact of a message once, when a condition first needs it.
 
+Where a condition matches, found_in() or found_for() returns the key and the value that matched, as
+a short text for the journey.
+
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
 
@@ -30,6 +33,7 @@ from relay.settings.values import parse_size
 GLOB_CHARACTERS_MAX = 500
 VALUE_CHARACTERS_MAX = 2000  # the rest of a longer value is ignored
 FIELDS_MAX = 100  # of one name; further ones are ignored
+_FOUND_CHARACTERS_MAX = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,10 @@ class Globs:
     def match_any(self, values: Sequence[str]) -> bool:
         """Return whether any glob matches any of `values`."""
         return any(map(self.match, values))
+
+    def first_match(self, values: Sequence[str]) -> str:
+        """Return the first of `values` that matches, "" if none does."""
+        return next(filter(self.match, values), "")
 
 
 class MessageView:
@@ -124,6 +132,10 @@ class SenderCondition(GlobCondition):
         """Return whether the condition matches."""
         return self.globs.match(view.message.reverse_path or "<>")
 
+    def found_in(self, view: MessageView) -> str:
+        """Return the reverse-path."""
+        return _found("sender", view.message.reverse_path or "<>")
+
 
 @dataclass(frozen=True, slots=True)
 class RecipientAddressCondition(GlobCondition):
@@ -133,6 +145,10 @@ class RecipientAddressCondition(GlobCondition):
         """Return whether the condition matches."""
         return self.globs.match(recipient)
 
+    def found_for(self, _: MessageView, recipient: str) -> str:
+        """Return the address."""
+        return _found("recipient", recipient)
+
 
 class MailDirection(StrEnum):
     """The direction of a copy; each copy has exactly one."""
@@ -140,6 +156,12 @@ class MailDirection(StrEnum):
     INBOUND = "inbound"  # from elsewhere to a local mailbox
     OUTBOUND = "outbound"  # to a mailbox elsewhere
     INTERNAL = "internal"  # from a local sender to a local mailbox
+
+
+def _direction(view: MessageView, recipient: str) -> MailDirection:
+    if recipient not in view.message.local:
+        return MailDirection.OUTBOUND
+    return MailDirection.INTERNAL if view.message.sender_local else MailDirection.INBOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +177,11 @@ class DirectionCondition:
 
     def matches_recipient(self, view: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
-        if recipient not in view.message.local:
-            return MailDirection.OUTBOUND in self.directions
-        return (
-            MailDirection.INTERNAL if view.message.sender_local else MailDirection.INBOUND
-        ) in self.directions
+        return _direction(view, recipient) in self.directions
+
+    def found_for(self, view: MessageView, recipient: str) -> str:
+        """Return the direction."""
+        return f"direction {_direction(view, recipient)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +198,10 @@ class SourceCondition:
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
         return view.message.source in self.sources
+
+    def found_in(self, view: MessageView) -> str:
+        """Return how it arrived."""
+        return f"source {view.message.source}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +221,10 @@ class SizeOverCondition:
         """Return whether the condition matches."""
         return view.content.size > self.size_bytes
 
+    def found_in(self, view: MessageView) -> str:
+        """Return the size and the limit."""
+        return f"size {view.content.size}, over {self.size_bytes}"
+
 
 @dataclass(frozen=True, slots=True)
 class SubjectCondition(GlobCondition):
@@ -203,6 +233,10 @@ class SubjectCondition(GlobCondition):
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
         return self.globs.match(view.subject)
+
+    def found_in(self, view: MessageView) -> str:
+        """Return the Subject."""
+        return _found("subject", view.subject)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +265,18 @@ class HeaderCondition:
         """Return whether the condition matches."""
         return any(globs.match_any(view.header(name)) for name, globs in self.fields)
 
+    def found_in(self, view: MessageView) -> str:
+        """Return the first field that matches."""
+        found = ((name, globs, view.header(name)) for name, globs in self.fields)
+        return next(
+            (
+                _found(f"header {name}", globs.first_match(values))
+                for name, globs, values in found
+                if globs.match_any(values)
+            ),
+            "header",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class AttachmentNameCondition(GlobCondition):
@@ -244,6 +290,10 @@ class AttachmentNameCondition(GlobCondition):
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
         return self.globs.match_any(view.attachment_names)
+
+    def found_in(self, view: MessageView) -> str:
+        """Return the first name that matches."""
+        return _found("attachment_name", self.globs.first_match(view.attachment_names))
 
 
 MessageCondition = (
@@ -269,6 +319,11 @@ CONDITIONS: dict[str, type[Condition]] = {
     "header": HeaderCondition,
     "attachment_name": AttachmentNameCondition,
 }
+
+
+def _found(key: str, value: str) -> str:
+    cut = value[:_FOUND_CHARACTERS_MAX]
+    return f'{key} "{cut}{"…" if len(cut) < len(value) else ""}"'
 
 
 def _texts(value: Any) -> list[str]:

@@ -93,6 +93,12 @@ class Rule:
         unless = self.unless.on_recipient
         return not unless or not any(each.matches_recipient(view, recipient) for each in unless)
 
+    def found_in(self, view: MessageView, recipient: str) -> tuple[str, ...]:
+        """Return what each condition of `when` found, in a message that the rule matches."""
+        return tuple([each.found_in(view) for each in self.when.on_message]) + tuple(
+            [each.found_for(view, recipient) for each in self.when.on_recipient]
+        )
+
 
 class OverallVerdict(StrEnum):
     """The verdict for the whole message, as rule tests expect it."""
@@ -171,7 +177,8 @@ class _Evaluation:
         if not matched:
             return
         addresses = tuple(self._message.recipients[each] for each in matched)
-        self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses))
+        because = rule.found_in(self._views[self._contents[matched[0]]], addresses[0])
+        self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses, because))
         if rule.mode is RuleMode.AUDIT:
             return
         self._edit(rule, matched)

@@ -18,7 +18,6 @@ import aiosmtplib
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
-    Evidence,
     Failed,
     Peer,
     Reply,
@@ -254,16 +253,29 @@ class _SessionSetup:
         return cast("ssl.SSLObject | None", found)
 
     def _peer(self) -> Peer:
-        tls = self._tls()
-        return Peer(self._target.host, tls.version() or "" if tls is not None else "")
+        tls, address = self._tls(), str(self._target)
+        if tls is None:
+            return Peer(self._target.host, address=address)
+        suite = tls.cipher()
+        return Peer(
+            self._target.host,
+            tls.version() or "",
+            address=address,
+            cipher=suite[0] if suite else "",
+        )
 
     def _no_tls(self, text: str, status: str = "4.7.5") -> ConnectError:
         """The error for TLS that is missing, or not what this target requires."""
-        evidence = Evidence(status, text, host=self._target.host)
+        evidence = self._place_of_failure().evidence(status, text)
         return ConnectError(Deferred(evidence, DeferralClass.TLS), SmtpStage.STARTTLS)
 
+    def _place_of_failure(self) -> Peer:
+        """Return the host of a session that ended before TLS and EHLO were complete."""
+        return Peer(self._target.host, address=str(self._target))
+
     def _trouble(self, trouble: SessionFailure, text: str) -> Deferred:
-        outcome = classify_session_failure(self._stage, trouble, text, peer=Peer(self._target.host))
+        peer = self._place_of_failure()
+        outcome = classify_session_failure(self._stage, trouble, text, peer=peer)
         assert isinstance(outcome, Deferred)
         return outcome
 
@@ -274,7 +286,7 @@ class _SessionSetup:
         text = joined(
             [printable(line.encode("utf-8", "replace")) for line in error.message.split("\n")]
         )
-        reply, peer = Reply(error.code, text), Peer(self._target.host)
+        reply, peer = Reply(error.code, text), self._place_of_failure()
         is_reply = error.code > 0
         outcome = classify(self._stage, reply, peer) if is_reply else None
         if outcome is None:

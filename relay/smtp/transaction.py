@@ -86,8 +86,7 @@ class TransactionProgress:
 
     def reject(self, status: str, text: str) -> None:
         """Fail all recipients: the message cannot be sent to this peer."""
-        evidence = Evidence(status, f"{status} {text}", host=self._peer.host, tls=self._peer.tls)
-        self._set(self._all, Failed(evidence))
+        self._set(self._all, Failed(self._peer.evidence(status, f"{status} {text}")))
 
     def mail(self, reply: Reply) -> bool:
         """Take the reply to MAIL; return whether recipients may follow."""

@@ -3,7 +3,6 @@
 import pytest
 
 from relay.cli.output import (
-    describe,
     entry_lines,
     journey_lines,
     recipient_lines,
@@ -11,6 +10,7 @@ from relay.cli.output import (
     step_lines,
 )
 from relay.cli.trace import diagnosis
+from relay.journeys.wording import describe
 from relay.message.envelope import Client
 
 AT = "2026-11-20T09:11:43.766123Z"

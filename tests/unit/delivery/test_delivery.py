@@ -26,6 +26,10 @@ async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
     assert [one.addresses for one in mx.envelopes] == [["a@a.test"], ["b@a.test"]]
     assert delivery.reporter.failures_reported == [("c@a.test", "5.1.1")]
     assert [step["step"] for step in journey["steps"]] == [6, 7, 6]
+    first, _, second = (step["detail"] for step in journey["steps"])
+    assert first["address"] == f"127.0.0.1:{mx.port}"
+    assert first["retry"] <= journey["steps"][2]["at"]
+    assert "retry" not in second
 
 
 async def test_a_connection_is_reused(delivery) -> None:

@@ -30,7 +30,9 @@ def spool_half(queue_id: str, submission_id: str | None, *numbers: int) -> dict[
     return {
         "id": queue_id, "submission_id": submission_id, "message_id": "<m@x>", "sender": "alice@x",
         "subject": "s", "state": "relayed", "account": "alice@x", "steps": steps(*numbers),
-        "recipients": [{"address": "bob@y", "state": "relayed"}],
+        "recipients": [
+            {"address": "bob@y", "state": "relayed", "status": "", "reply": "", "attempts": []}
+        ],
     }  # fmt: skip
 
 
@@ -236,3 +238,28 @@ def test_what_waits_for_its_time_says_until_when(numbers, noted, state, reply):
     told = join(half, None)
     assert told["state"] == state
     assert [(one["state"], one["reply"]) for one in told["recipients"]] == [(state, reply)]
+
+
+def test_each_recipient_has_what_the_last_report_says_of_it() -> None:
+    half = spool_half("q1", None, 5, 6, 7, 7)
+    attempt = {"at": "", "host": "mx.y", "outcome": "failed", "status": "", "reply": "", "tls": ""}
+    half["recipients"] = [
+        {"address": "b@y", "state": "failed", "status": "5.1.1", "reply": "550 no", "attempts": [attempt]},
+        {"address": "c@y", "state": "relayed", "status": "2.0.0", "reply": "250 ok", "attempts": []},
+    ]  # fmt: skip
+    half["steps"][2]["detail"] = {"to": "a@x", "kind": "failure", "recipients": ["b@y"]}
+    half["steps"][3]["detail"] = {"to": "postmaster", "kind": "dead-letter", "recipients": ["c@y"]}
+    found = join(None, half)
+    assert found["recipients"][0]["reported"] == {
+        "kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "mx.y",
+        "at": half["steps"][2]["at"],
+    }  # fmt: skip
+    assert found["recipients"][1]["reported"] is None
+
+
+def test_the_report_of_pickup_is_about_all_recipients() -> None:
+    half = store_half("a.1", 1, 2, 3, 7)
+    half["steps"][3]["detail"] = {"to": "alice@x", "kind": "failure", "reply": "5.6.3 no"}
+    (recipient,) = join(half, None)["recipients"]
+    assert recipient["reported"]["kind"] == "failure"
+    assert recipient["reported"]["reply"] == "5.6.3 no"

@@ -223,6 +223,9 @@ async def test_a_submission_is_converted_submitted_and_filed(fakes):
     journey = await fakes.log.submission(pending.submission_id)
     (step,) = journey["steps"]
     assert (step["step"], step["detail"]["recipients"]) == (3, 2)
+    assert step["detail"]["draft"] == "MIME"
+    assert step["detail"]["draft_size"] == pending.path.stat().st_size
+    assert step["detail"]["size"] == len(envelope.content)
 
 
 async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(fakes):

@@ -64,6 +64,35 @@ def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches
 
 
 @pytest.mark.parametrize(
+    ("when", "message", "found"),
+    [
+        ("sender = '*@in.test'", {}, ['sender "a@in.test"']),
+        ("sender = '<>'", {"sender": ""}, ['sender "<>"']),
+        ("subject = 'hel*', recipient = 'b@*'", {}, ['subject "hello"', 'recipient "b@out.test"']),
+        ("header = [{ name = 'X', matches = '*' }, { name = 'X-Old', matches = '1' }]", {},
+         ['header x-old "1"']),
+        ("size_over = 10", {}, [f"size {len(MAIL)}, over 10"]),
+        ("source = 'smtp', direction = 'outbound'", {}, ["source smtp", "direction outbound"]),
+        ("subject = '*'", {"content": b"Subject: %s\r\n\r\n" % (b"x" * 200)},
+         [f'subject "{"x" * 120}…"']),
+    ],
+)  # fmt: skip
+def test_a_match_says_what_each_condition_found(evaluate, when, message, found):
+    (hit,) = evaluate(rule(TAG, when=f"{{ {when} }}"), **message).hits
+    assert hit.as_json()["because"] == found
+
+
+def test_the_name_of_an_attachment_that_matches_is_found(evaluate):
+    content = (
+        b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
+        b"--b\r\nContent-Disposition: attachment; filename=a.txt\r\n\r\nx\r\n"
+        b"--b\r\nContent-Disposition: attachment; filename=setup.EXE\r\n\r\nx\r\n--b--\r\n"
+    )
+    (hit,) = evaluate(rule(REJECT, when="{ attachment_name = '*.exe' }"), content=content).hits
+    assert hit.because[0].lower() == 'attachment_name "setup.exe"'
+
+
+@pytest.mark.parametrize(
     ("unless", "exempt"),
     [
         ("sender = 'a@*'", True),

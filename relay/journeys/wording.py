@@ -1,0 +1,95 @@
+"""The words for the steps of a journey: what an event says, and what a message waits for.
+
+`relay trace`, `relay wait` and the pages use them. Everything here is a pure function that returns
+text with the characters of the message in it: the caller makes it safe for a terminal or a page.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_NAMES_MAX = 5  # on one line
+_DETAIL_CHARACTERS_MAX = 300
+
+WAITS_FOR = {
+    1: "the draft is created, but not submitted",
+    2: "pickup has not converted it yet",
+    3: "it is converted, but transport has not accepted it; pickup retries",
+    4: "accepted, not routed yet",
+    5: "routed, but no delivery was attempted yet",
+    6: "delivery was attempted",
+    7: "a report was sent",
+}
+REASONS = {
+    "queued": "waits for its first attempt",
+    "deferred": "will be retried",
+    "held": "is held until an operator releases it",
+    "captured": "is captured by a route and never sent",
+}
+
+
+def client_line(client: Mapping[str, str]) -> str:
+    """Return the client that submitted a message, "" if unknown."""
+    parts = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
+    parts += [f"EHLO {client['helo']}"] if client["helo"] else []
+    parts += [f"login {client['account']}"] if client["account"] else []
+    parts += [client["tls"]] if client["tls"] else []
+    return f"from {', '.join(parts)}" if any(parts) else ""
+
+
+def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the details of an event, one short line each."""
+    if step == 5:
+        for hit in detail.get("rules", []):
+            because = f" ({', '.join(hit['because'])})" if hit.get("because") else ""
+            yield f'rule "{hit["rule"]}": {hit["outcome"]}{because}'
+        counts = detail.get("counts", {})  # an event names at most a few recipients
+        for hop, recipients in detail.get("next_hops", {}).items():
+            yield f"{hop}: {named(recipients, counts.get(hop))}"
+        refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
+        yield from _few(refused, counts.get("refused"))
+    elif step == 6 and "recipients" in detail:
+        host = f" by {detail['host']}" if detail.get("host") else ""
+        outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
+        yield from _few([f"{who} {outcome}{host}: {reply}" for who, outcome, reply in outcomes])
+        if held := detail.get("held"):
+            yield f"held: {held}"
+    elif "operation" in detail:
+        yield _operation(detail)
+    elif step == 4 and detail.get("folder", "") is None:
+        yield f"not kept, queue_id {detail['queue_id']}"
+    elif step == 3 and "draft" in detail:
+        changes = [*detail.get("changes", ()), *detail.get("defects", ())]
+        size = f"size {detail['size']}, recipients {detail['recipients']}"
+        yield "; ".join([size, *_few(changes)])
+    elif detail:
+        yield ", ".join(f"{name} {_short(value)}" for name, value in detail.items())
+
+
+def _operation(detail: Mapping[str, Any]) -> str:
+    """Return an operator's command, and the reason given."""
+    numbers = [str(number) for number in detail.get("entries", ())]
+    result = [f"{detail['operation']} by {detail.get('who', '?')}"]
+    if "until" in detail:
+        result.append(f"until {str(detail['until'])[:19]}Z")
+    if "to" in detail:
+        result.append(f"to {named(detail['to'])}")
+    if detail.get("why"):
+        result.append(f"because: {detail['why']}")
+    result.append(f"{'entry' if len(numbers) == 1 else 'entries'} {named(numbers)}")
+    return ", ".join(result)
+
+
+def named(addresses: Sequence[str], count: int | None = None) -> str:
+    """Return the first addresses and the number of the others; `count` is the total, if larger."""
+    more = (count or len(addresses)) - _NAMES_MAX
+    return ", ".join(addresses[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _few(lines: Sequence[str], count: int | None = None) -> list[str]:
+    more = (count or len(lines)) - _NAMES_MAX
+    return [*lines[:_NAMES_MAX], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _short(value: Any) -> str:
+    text = named([str(one) for one in value]) if isinstance(value, list) else str(value)
+    return text[:_DETAIL_CHARACTERS_MAX]
