@@ -65,8 +65,11 @@ class HtmlToken(NamedTuple):
     is_end: bool = False
 
 
-def split_html(html: str) -> Iterator[HtmlToken]:
-    """Split HTML as a browser does, without comments. A text may come in several pieces."""
+def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
+    """Split HTML as a browser does, without comments. A text may come in several pieces.
+
+    The texts of INVISIBLE_TEXTS are left out, except those of <style> if they are wanted.
+    """
     position = start = 0
     while found := _MARKUP.search(html, position):
         position = found.start()
@@ -85,7 +88,7 @@ def split_html(html: str) -> Iterator[HtmlToken]:
         if name in TEXTS and not tag[1]:
             ended = _TEXT_ENDS[name].search(html, position)
             start = position = ended.start() if ended else len(html)
-            if name not in INVISIBLE_TEXTS:
+            if name not in INVISIBLE_TEXTS or (with_styles and name == "style"):
                 yield HtmlToken("", html[attributes.end() : start])
         elif name == "plaintext" and not tag[1]:
             break

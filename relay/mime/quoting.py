@@ -17,6 +17,7 @@ from html import escape
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.html_tokens import HtmlToken, attribute_value, split_html, tag_attributes
 from relay.mime.read_mime import TEXT_OCTETS_MAX
+from relay.mime.safe_markup import ATTRIBUTES, ELEMENTS, safe_style
 
 QUOTE_CHARACTERS_MAX = TEXT_OCTETS_MAX
 MARKUP_MAX = 500_000  # tags, attributes and declarations of style together: about two seconds
@@ -37,42 +38,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MAX = 253_370_764_800  # in the year 9999, so that any time zone can be added
 _CONTROLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
-_ELEMENTS = frozenset(
-    (
-        *("a", "abbr", "acronym", "address", "article", "aside", "b", "bdi", "bdo", "big"),
-        *("blockquote", "br", "caption", "center", "cite", "code", "col", "colgroup", "dd", "del"),
-        *("details", "dfn", "dir", "div", "dl", "dt", "em", "figcaption", "figure", "font"),
-        *("footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "i", "img", "ins", "kbd"),
-        *("li", "main", "mark", "menu", "nav", "nobr", "ol", "p", "pre", "q", "s", "samp"),
-        *("section", "small", "span", "strike", "strong", "sub", "summary", "sup", "table"),
-        *("tbody", "td", "tfoot", "th", "thead", "time", "tr", "tt", "u", "ul", "var", "wbr"),
-    )
-)
 _WRITTEN_AS = {"xmp": "pre", "listing": "pre", "plaintext": "pre"}
-_ATTRIBUTES = frozenset(
-    (
-        *("align", "alt", "bgcolor", "border", "cellpadding", "cellspacing", "class", "color"),
-        *("cols", "colspan", "compact", "dir", "face", "headers", "height", "hspace", "lang"),
-        *("noshade", "nowrap", "reversed", "rows", "rowspan", "rules", "scope", "size", "span"),
-        *("start", "summary", "title", "type", "valign", "value", "vspace", "width"),
-    )
-)
 _LINKS = {
     "href": re.compile(r"(?:https?|ftp|mailto|tel|cid):", re.IGNORECASE),
     "src": re.compile(r"https?:|cid:|data:image/(?:png|gif|jpeg|webp|bmp)[;,]", re.IGNORECASE),
 }
 _IN_URL = re.compile(r"[\x00-\x1f\x7f]+")
-# Properties and values that cannot move an element over another one, load anything or run anything.
-_STYLES = re.compile(
-    r"background(?:-color)?|(?:border|margin|padding|font|text|list-style)(?:-[a-z-]+)?|color"
-    r"|clear|direction|display|float|(?:min-|max-)?(?:height|width)|letter-spacing|line-height"
-    r"|overflow-wrap|table-layout|unicode-bidi|vertical-align|white-space"
-    r"|word-(?:break|spacing|wrap)"
-)
-_STYLE_VALUE = re.compile(
-    r"(?:(?!-[\d.])[\w\s.,#%'\"!+/-]|(?:rgb|hsl)a?\([\d\s.,%/]{1,40}\))+", re.IGNORECASE
-)
-_DISPLAYS = re.compile(r"none|block|inline(?:-block)?|list-item|table(?:-[a-z-]+)?", re.IGNORECASE)
 
 
 def quoted_body(
@@ -210,7 +181,7 @@ class _SafeWriter:
         if name == "body" and not token.is_end and not self.has_body:
             self.has_body = True
             name = "div"
-        if name not in _ELEMENTS:
+        if name not in ELEMENTS:
             return ""
         if token.is_end:
             return f"</{name}>"
@@ -232,23 +203,10 @@ def _attributes(given: Mapping[str, str]) -> str:
             value = _IN_URL.sub("", value).strip()
             is_safe = _LINKS[name].match(value) is not None
         elif name == "style":
-            value = _safe_style(value)
+            value = safe_style(value)
             is_safe = bool(value)
         else:
-            is_safe = name in _ATTRIBUTES
+            is_safe = name in ATTRIBUTES
         if is_safe:
             written.append(f' {name}="{escape(value)}"')
     return "".join(written)
-
-
-def _safe_style(style: str) -> str:
-    """Return the safe declarations of a style attribute."""
-    kept = []
-    for declaration in style.split(";"):
-        name, _, value = declaration.partition(":")
-        name, value = name.strip().lower(), value.strip()
-        if not _STYLES.fullmatch(name) or not _STYLE_VALUE.fullmatch(value):
-            continue
-        if name != "display" or _DISPLAYS.fullmatch(value):
-            kept.append(f"{name}:{value}")
-    return "; ".join(kept)

@@ -8,7 +8,7 @@ RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related).
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 
@@ -163,6 +163,34 @@ def read_bodies(content: Octets) -> ReadBodies:
     return ReadBodies(html, text)
 
 
+@dataclass(frozen=True, slots=True)
+class ReadParts:
+    """All that a message has: its header, its bodies and its attachments, those of HTML too.
+
+    `header` has at most 1 MiB. `defects` says what is damaged or beyond a limit.
+    """
+
+    header: bytes = field(repr=False)
+    bodies: ReadBodies
+    attachments: tuple[AttachedOctets, ...]
+    defects: tuple[str, ...]
+
+
+def read_parts(content: Octets) -> ReadParts:
+    """Read a MIME message in one pass over its octets. Reading blocks; raises OSError."""
+    structure = read_structure(content)
+    leaves = sorted_leaves(structure)
+    html, text = (
+        None if leaf is None else _read_text(content, leaf) for leaf in (leaves.html, leaves.text)
+    )
+    return ReadParts(
+        structure.message.header,
+        ReadBodies(html.text if html else None, text.text if text else None),
+        _attached(content, structure, leaves),
+        (*structure.defects, *(html.defects if html else ()), *(text.defects if text else ())),
+    )
+
+
 def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
     """Return the attachments of a file of a mailbox, in the order of read_message().
 
@@ -188,7 +216,12 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
 
 def _attached_to_mime(octets: Octets) -> tuple[AttachedOctets, ...]:
     structure = read_structure(octets)
-    leaves = sorted_leaves(structure)
+    return _attached(octets, structure, sorted_leaves(structure))
+
+
+def _attached(
+    octets: Octets, structure: Structure, leaves: SortedLeaves
+) -> tuple[AttachedOctets, ...]:
     has_html = leaves.html is not None
     return tuple(
         AttachedOctets(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage, MIMEPart
 from email.message import Message as Fields
 from email.parser import Parser
-from html.parser import HTMLParser
 from typing import Any, Protocol
 
+from relay.mime.links import CODES, links_of_html, links_of_text, text_of_html
 from relay.testing.header_fields import field_text
 
 _STATUS = ("message/delivery-status", "message/global-delivery-status")
@@ -81,10 +81,6 @@ def _value(fields: Fields, name: str) -> str:
 
 
 _TEXT_SHOWN_MAX = 400
-_CODE = r"(?<![\w.,-])\d{6}(?![\w-]|[.,]\d)"
-_SHORT_OR_LONG_CODE = r"(?<![\w.,-])\d{4,8}(?![\w-]|[.,]\d)"
-_link = re.compile(r"\b(?:https?://|mailto:)[^\s<>\"'\x00-\x20]+", re.IGNORECASE)
-_AFTER_LINK = ".,;:!?)]}'"
 
 
 class MessageSource(Protocol):
@@ -171,20 +167,16 @@ class Message:
 
     def links(self) -> list[str]:
         """Return the URLs in HTML and text, each once, in their order."""
-        collector = _LinkCollector()
-        collector.feed(self.html)
-        found = [one.rstrip(_AFTER_LINK) for one in _link.findall(self.text)]
-        return list(dict.fromkeys([*collector.links, *found]))
+        found = (*links_of_html(self.html), *links_of_text(self.text))
+        return list(dict.fromkeys(one.target for one in found))
 
     def code(self, pattern: str | re.Pattern[str] | None = None) -> str:
         """Return the first match of `pattern`, or of its group, in text or HTML.
 
         Without a pattern: six digits, or else four to eight. Raises AssertionError without a match.
         """
-        collector = _LinkCollector()
-        collector.feed(self.html)
-        texts = (self.text, " ".join(collector.texts))
-        patterns = (pattern,) if pattern is not None else (_CODE, _SHORT_OR_LONG_CODE)
+        texts = (self.text, text_of_html(self.html))
+        patterns = (pattern,) if pattern is not None else CODES
         for wanted in patterns:
             for text in texts:
                 if found := re.search(wanted, text):
@@ -252,28 +244,6 @@ def _text_of(part: MIMEPart) -> str:
     except (LookupError, ValueError):  # an unknown charset
         content = part.get_payload(decode=True)
         return content.decode("utf-8", "replace") if isinstance(content, bytes) else ""
-
-
-class _LinkCollector(HTMLParser):
-    """Collects the URLs of links, and the text that is shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: list[str] = []
-        self.texts: list[str] = []
-        self._hidden = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._hidden += tag in ("style", "script")
-        if tag in ("a", "area"):
-            self.links += [value for name, value in attrs if name == "href" and value]
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag in ("style", "script") and self._hidden > 0
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.texts.append(data)
 
 
 def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
