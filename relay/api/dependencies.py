@@ -44,6 +44,20 @@ class DevelopmentControls(Protocol):
         ...
 
     @property
+    def is_advancing(self) -> bool:
+        """Whether an advance of the clock is in progress."""
+        ...
+
+    @property
+    def last_advance(self) -> Mapping[str, Any] | None:
+        """The last advance that ended: `seconds`, `attempts`, `reports`, `error`; None: none."""
+        ...
+
+    async def next_retry_s(self) -> float | None:
+        """Return in how many seconds the next deferred entry is due, None if there is none."""
+        ...
+
+    @property
     def scenario_toml(self) -> str:
         """The scenario of the simulated internet, as TOML."""
         ...
@@ -54,6 +68,35 @@ class DevelopmentControls(Protocol):
 
     async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
         """Replace the scenario by a TOML text or a table. Raises SettingsError: nothing changed."""
+        ...
+
+    @property
+    def shipped_scenarios(self) -> Mapping[str, Sequence[str]]:
+        """The shipped scenarios, and the names of their replies."""
+        ...
+
+    async def use_shipped_scenario(self, name: str) -> None:
+        """Replace the scenario by a shipped one: NAME, or NAME:REPLY. Raises SettingsError."""
+        ...
+
+    async def add_reply(self, domain: str, reply: Mapping[str, Any]) -> None:
+        """Add a reply to the scenario, before the others of a domain, with the keys of the file.
+
+        What was counted stays. Raises SettingsError: nothing changed.
+        """
+        ...
+
+    async def remove_reply(self, domain: int, reply: int) -> None:
+        """Remove a reply by the numbers in internet_overview(). Raises IndexError."""
+        ...
+
+    def internet_overview(self) -> Mapping[str, Any]:
+        """Return `domains`, `graph` and `hosts` of the simulated internet, see docs/internet.md."""
+        ...
+
+    @property
+    def test_recipients(self) -> Sequence[tuple[str, str]]:
+        """Addresses of test recipients, and what their hosts do."""
         ...
 
     def received_content(self, queue_id: str) -> bytes | None:

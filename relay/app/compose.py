@@ -184,6 +184,7 @@ class _Composer:
             lock=self.lock,
             clock=self.clock,
             metrics=self.metrics,
+            history=self.history,
             spool=self.spool,
             store=self.store,
             store_log=self.store_log,

@@ -41,6 +41,7 @@ from relay.ingress.smtp_server import SmtpServer
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
+from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.pickup.dispatch import Pickup
@@ -74,6 +75,7 @@ class Daemon:
     lock: OwnerLock
     clock: Clock
     metrics: Metrics
+    history: MetricsHistory
     spool: SpoolEngine
     store: FileStore
     store_log: SubmissionLog

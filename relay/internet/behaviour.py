@@ -4,9 +4,13 @@ The stages are CONNECT (the connection is accepted), BANNER (its greeting), EHLO
 AUTH, MAIL, RCPT, DATA, CONTENT (before the content is read), DOT (after the final dot), RSET, QUIT.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+
+_HEADER_BYTES_MAX = 16 * 1024
+_queue_id = re.compile(rb"\bid ([0-9a-z]{16})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,12 @@ class ReceivedMail:
     def addresses(self) -> list[str]:
         """The recipients without parameters."""
         return [one.address for one in self.recipients]
+
+    @property
+    def queue_id(self) -> str:
+        """The queue id that Relay wrote into the first Received field, "" without one."""
+        found = _queue_id.search(self.content, 0, _HEADER_BYTES_MAX)
+        return found[1].decode() if found else ""
 
 
 @dataclass(frozen=True, slots=True)

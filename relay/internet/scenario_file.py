@@ -7,6 +7,7 @@ in a scenario names a file or a variable of the environment. The format is in do
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,25 @@ def shipped_scenarios() -> dict[str, Path]:
     return {file.stem: file for file in sorted(shipped("scenarios").glob("*.toml"))}
 
 
+@cache
+def reply_names() -> Mapping[str, Sequence[str]]:
+    """Return the shipped scenarios and the names of their replies, which follow a colon."""
+    return {
+        name: [
+            one.name for domain in read_scenarios([name]).scenario.domain for one in domain.reply
+        ]
+        for name in shipped_scenarios()
+    }
+
+
 def _named(name: str) -> ScenarioText:
     if "/" in name or name.endswith(".toml"):
         return parse_scenario(read_text(Path(name)), Path(name))
+    return read_shipped_scenario(name)
+
+
+def read_shipped_scenario(name: str) -> ScenarioText:
+    """Return a shipped scenario, of a name or NAME:REPLY. Raises SettingsError."""
     name, _, reply = name.partition(":")
     known = shipped_scenarios()
     if name not in known:

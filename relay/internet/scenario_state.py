@@ -7,7 +7,7 @@ sequence of events it does the same again. What is remembered is bounded.
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from relay.clock import Clock
@@ -103,6 +103,23 @@ class ScenarioState:
     def _use_of(self, place: _Place, entry: str, times: int | None) -> UsedReply:
         used = self._used.get(place, 0)
         return UsedReply(entry, used, None if times is None else times - used)
+
+    def edit(self, scenario: Scenario, number: int, kept: Sequence[int]) -> None:
+        """Use a scenario that has other replies in one domain, or more domains behind the others.
+
+        `kept` are the former numbers of that domain's replies, -1 for a new one. What was counted
+        stays.
+        """
+        self.scenario = scenario
+        for counted in (self._used, self._tried):
+            former = {
+                place[2]: counted.pop(place)
+                for place in [*counted]
+                if place[:2] == ("domain", number)
+            }
+            for index, one in enumerate(kept):
+                if one in former:
+                    counted["domain", number, index] = former[one]
 
     # -- scenario
 

@@ -11,7 +11,7 @@ scenario that is replaced is in force at once. RFC 5321 5.1, RFC 7505 (null MX),
 import asyncio
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from relay.clock import Clock
 from relay.internet.behaviour import Action, Moment, ReceivedMail
@@ -77,6 +77,11 @@ class SimulatedInternet:
         return tuple(self._received)
 
     @property
+    def hosts(self) -> Mapping[str, SmtpHost]:
+        """The hosts that listen, by name."""
+        return self._hosts
+
+    @property
     def delayed(self) -> int:
         """How many sessions wait for the clock, or are silent for ever."""
         return sum(host.delayed for host in self._hosts.values())
@@ -109,6 +114,11 @@ class SimulatedInternet:
     def extend(self, scenario: Scenario) -> None:
         """Replace the scenario by one with more entries behind its own; what it counted stays."""
         self.state.scenario = scenario
+        self._update_hosts()
+
+    def edit(self, scenario: Scenario, number: int, kept: Sequence[int]) -> None:
+        """Use a scenario with other replies in one domain; see ScenarioState.edit()."""
+        self.state.edit(scenario, number, kept)
         self._update_hosts()
 
     def forget(self) -> None:

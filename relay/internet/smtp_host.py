@@ -12,9 +12,10 @@ import binascii
 import socket
 import ssl
 import struct
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relay.clock import Clock
@@ -34,6 +35,9 @@ _LINE_BYTES_MAX = 16_384  # AUTH has the longest lines (RFC 4954 4)
 _READ_BYTES = 65_536
 _CLOSE_S = 1.0
 _FRAGMENT_S = 0.001
+GIVEN_MAX = 20  # replies of a host that are remembered
+_GIVEN_CHARACTERS_MAX = 500
+_NOTABLE_S = 1.0  # a shorter delay alone, such as a latency, is not remembered
 _DOT = b"\r\n.\r\n"
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
@@ -60,12 +64,27 @@ class HostOptions:
     memory: MemoryBudget | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GivenReply:
+    """What a host did at one moment; `at_us` is wall time.
+
+    `recipient` is that of RCPT, or the first one. A long reply is cut off.
+    """
+
+    at_us: int
+    stage: str
+    sender: str
+    recipient: str
+    action: Action
+
+
 class SmtpHost:
     """One mail host. `behaviour` may be replaced while it runs.
 
     `on_mail` is awaited before a message is accepted; if it raises OSError, the host replies 451.
     `sessions` counts the sessions so far, `open` those that are not over, `delayed` those that wait
-    for the Clock, or for ever.
+    for the Clock, or for ever. `given` are the latest of what its behaviour decided, and of its
+    replies to messages.
     """
 
     def __init__(
@@ -83,6 +102,7 @@ class SmtpHost:
         self.options = options or HostOptions()
         self.on_mail = on_mail
         self.sessions = self.open = self.delayed = 0
+        self.given: deque[GivenReply] = deque(maxlen=GIVEN_MAX)
         self._listener: Listener | None = None
         self._server: asyncio.Server | None = None
         self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -152,6 +172,8 @@ class SmtpHost:
         `pause` waits for so many seconds, or for ever, and raises EOFError if the client leaves.
         """
         action = self.behaviour.at(moment)
+        if _is_notable(action, moment.stage):
+            self.remember(moment, action)
         if action.delay_s <= 0 and not action.stall:
             return action
         self.delayed += 1
@@ -163,6 +185,14 @@ class SmtpHost:
         finally:
             self.delayed -= 1
         return action
+
+    def remember(self, moment: Moment, action: Action) -> None:
+        """Keep what is done at this moment among the latest."""
+        recipient = moment.recipient or next(iter(moment.recipients), "")
+        cut = replace(action, reply=action.reply[:_GIVEN_CHARACTERS_MAX])
+        self.given.append(
+            GivenReply(self.clock.time_us(), moment.stage, moment.sender, recipient, cut)
+        )
 
     def heard(self, line: str) -> None:
         """Called with each command."""
@@ -333,6 +363,8 @@ class _Session:
             except OSError as error:
                 _log.warning("a simulated host could not keep a message", error=error)
                 reply = "451 4.3.0 the message could not be kept"
+        moment = Moment("DOT", mail.host, sender=sender, recipients=tuple(mail.addresses))
+        self._host.remember(moment, replace(action, reply=reply))
         await self._write(reply)
 
     # -- replies
@@ -464,6 +496,13 @@ class _Input:
         if not data:
             raise EOFError
         return data
+
+
+def _is_notable(action: Action, stage: str) -> bool:
+    """Return whether this is remembered before it is done; the reply to a message is afterwards."""
+    if action.drop or action.stall or stage == "DOT":
+        return action.drop or action.stall
+    return bool(action.reply or action.bad_certificate or action.delay_s >= _NOTABLE_S)
 
 
 def _unstuffed(content: bytearray, end: int) -> bytes:

@@ -11,6 +11,24 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
+# One address of each kind, and what its host does.
+EXAMPLES = (
+    ("bob+550@example.org", "replies 550 5.1.1 No such user; any code with 4 or 5 in front"),
+    ("bob+550-5.7.26@example.org", "the same with another enhanced status"),
+    ("bob+451x2@example.org", "refuses twice, then accepts"),
+    ("bob+grey@example.org", "refuses for 10 seconds, then accepts"),
+    ("bob+slow10@example.org", "replies after 10 seconds, then accepts"),
+    ("bob+drop@example.org", "closes the connection instead of a reply"),
+    ("bob+timeout@example.org", "never replies"),
+    ("bob+full@example.org", "replies 452 4.2.2 Mailbox full"),
+    ("bob+tls@example.org", "accepts only after STARTTLS"),
+    ("bob+later550@example.org", "accepts, and reports a failure five seconds later"),
+    ("bounce+550+no+such+user@example.org", "replies 550 no such user (as in Mailtrap)"),
+    ("bounce@simulator.amazonses.com", "replies 550 5.1.1 (as in Amazon SES)"),
+    ("bounced@resend.dev", "replies 550 5.1.1 (as in Resend)"),
+    ("temperror@example.org", "replies 451 after the content (as in mox)"),
+)
+
 MARK = "test recipient of relay dev"
 GREYLISTED_S = 10.0
 DELAY_S_MAX = 300

@@ -29,9 +29,10 @@ _FAILED = ("failed", "expired")
 class Sample:
     """The metrics at one moment; `at_us` is wall time, `real_s` real time on a steady clock.
 
-    `counts` only grow: `accepted` messages, `delivered`, `relayed` and `failed` recipients, and
-    attempts that were `deferred` or `captured`. `levels` go up and down. `delivery` and `commits`
-    count what took at most so long, for each bound of BOUNDS_S and without a bound.
+    `counts` only grow: `accepted` messages, `delivered`, `relayed` and `failed` recipients, all
+    `attempts` and those that were `deferred` or `captured`, `reports`. `levels` go up and down.
+    `delivery` and `commits` count what took at most so long, for each bound of BOUNDS_S and without
+    a bound.
     """
 
     at_us: int
@@ -97,6 +98,8 @@ class MetricsHistory:
             "captured": attempts.get("captured", 0.0),
             "deferred": attempts.get("deferred", 0.0),
             "failed": sum(recipients.get(one, 0.0) for one in _FAILED),
+            "attempts": sum(attempts.values()),
+            "reports": sum(_by_label(metrics.reports, "kind").values()),
         }
         levels = {
             **_by_label(metrics.queue_entries, "state"),

@@ -5,7 +5,6 @@ their description: the first that matches, until its `times` are used up.
 """
 
 import asyncio
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from relay.testing.running import RunningRelay
 
 
-_queue_id = re.compile(r"\bid ([0-9a-z]{16})\b")
-_HEADER_BYTES_MAX = 16 * 1024
 _SHOWN_MAX = 10
 
 
@@ -35,7 +32,7 @@ class RemoteMessage(Message):
         self.host = mail.host
         self.helo = mail.helo
         self.tls = mail.tls
-        self.queue_id = _id_of(mail)
+        self.queue_id = mail.queue_id
         self._mail = mail
 
     @property
@@ -108,7 +105,7 @@ class InternetScenario:
         """Return what the hosts of a domain received, of all for ""."""
         names = {domain, *(self._table_of(domain) or {}).get("aliases", ())}
         return [
-            RemoteMessage(one, self.running.source_of(_id_of(one)))
+            RemoteMessage(one, self.running.source_of(one.queue_id))
             for one in self.running.relay.internet.received
             if not domain or any(each.lower().rpartition("@")[2] in names for each in one.addresses)
         ]
@@ -170,13 +167,6 @@ class InternetScenario:
                 found: dict[str, Any] = table
                 return found
         return None
-
-
-def _id_of(mail: ReceivedMail) -> str:
-    """Return the queue id that Relay wrote into the first Received field, "" without one."""
-    header = mail.content[:_HEADER_BYTES_MAX].decode("latin-1")
-    found = _queue_id.search(header)
-    return found[1] if found else ""
 
 
 class SimulatedNetwork:

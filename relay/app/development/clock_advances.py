@@ -1,30 +1,58 @@
 """Advance the clock of a development relay, and remember how far in its directory."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from relay.advanceable_clock import AdvanceableClock, AdvanceError
 from relay.app.development.folder import DevelopmentFolder
 from relay.app.settling import UnsettledError
 
 _WAITING_MAX = 64
+_COUNTED = ("attempts", "reports")
 ADVANCE_S_MAX = 300.0  # in real time: while mail keeps arriving, an advance might not end
 
 
+@dataclass(frozen=True, slots=True)
+class EndedAdvance:
+    """How far the clock was advanced, and what was done on the way.
+
+    `error` says why it did not get as far as requested.
+    """
+
+    seconds: float
+    attempts: int
+    reports: int
+    error: str = ""
+
+
 class ClockAdvances:
-    """The advances that are requested: one at a time, each to its end or to an error."""
+    """The advances that are requested: one at a time, each to its end or to an error.
+
+    `last` is the latest that has ended.
+    """
 
     def __init__(
         self,
         clock: AdvanceableClock,
         folder: DevelopmentFolder,
         settle: Callable[[], Awaitable[None]],
+        *,
+        counts: Callable[[], Mapping[str, float]],
     ) -> None:
+        """`counts` returns how many `attempts` and `reports` there were so far."""
+        self.last: EndedAdvance | None = None
+        self._counts = counts
         self._clock = clock
         self._folder = folder
         self._settle = settle
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether an advance is in progress."""
+        return bool(self._tasks)
 
     async def advance(self, seconds: float) -> None:
         """Advance the clock from timer to timer, and settle after each.
@@ -50,29 +78,42 @@ class ClockAdvances:
     async def _advance(self, seconds: float) -> None:
         async with self._turn:
             self._clock.check_advance(seconds)
-            before_s, write = self._clock.advanced_s, self._folder.write_advanced
-            # Before the advance: a start after a kill must not be behind a time on disk.
+            before_s, counted, error = self._clock.advanced_s, self._counts(), ""
             try:
-                await asyncio.to_thread(write, before_s + seconds)
-            except OSError as error:
-                raise AdvanceError(f"the advance cannot be written: {error}") from error
-            loop = asyncio.get_running_loop()
-            began_s = loop.time()  # real time: a client waits
-
-            async def settle() -> None:
-                await self._settle()
-                if loop.time() - began_s > ADVANCE_S_MAX:  # real time: as above
-                    raise UnsettledError(
-                        f"this took more than {ADVANCE_S_MAX:g} seconds; stop the programs that"
-                        " send, or advance the clock in smaller steps"
-                    )
-
-            try:
-                await self._clock.advance(seconds, settle)
-            except UnsettledError as error:
-                done_s = self._clock.advanced_s - before_s
-                text = f"the clock was advanced by {done_s:.15g} of {seconds:.15g} seconds: {error}"
-                raise AdvanceError(text) from error
+                await self._advance_now(seconds)
+            except AdvanceError as raised:
+                error = str(raised)
+                raise
             finally:
-                if self._clock.advanced_s < before_s + seconds:
-                    await asyncio.to_thread(write, self._clock.advanced_s)
+                now = self._counts()
+                attempts, reports = (int(now[key] - counted[key]) for key in _COUNTED)
+                done_s = self._clock.advanced_s - before_s
+                self.last = EndedAdvance(done_s, attempts, reports, error)
+
+    async def _advance_now(self, seconds: float) -> None:
+        before_s, write = self._clock.advanced_s, self._folder.write_advanced
+        # Before the advance: a start after a kill must not be behind a time on disk.
+        try:
+            await asyncio.to_thread(write, before_s + seconds)
+        except OSError as error:
+            raise AdvanceError(f"the advance cannot be written: {error}") from error
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()  # real time: a client waits
+
+        async def settle() -> None:
+            await self._settle()
+            if loop.time() - began_s > ADVANCE_S_MAX:  # real time: as above
+                raise UnsettledError(
+                    f"this took more than {ADVANCE_S_MAX:g} seconds; stop the programs that"
+                    " send, or advance the clock in smaller steps"
+                )
+
+        try:
+            await self._clock.advance(seconds, settle)
+        except UnsettledError as error:
+            done_s = self._clock.advanced_s - before_s
+            text = f"the clock was advanced by {done_s:.15g} of {seconds:.15g} seconds: {error}"
+            raise AdvanceError(text) from error
+        finally:
+            if self._clock.advanced_s < before_s + seconds:
+                await asyncio.to_thread(write, self._clock.advanced_s)

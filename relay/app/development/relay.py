@@ -7,7 +7,7 @@ scenario. No other name server is queried, and no connection opened beyond loopb
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -28,17 +28,23 @@ from relay.app.development.remote_side import RemoteSide
 from relay.app.development.reset import Reset
 from relay.app.development.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
 from relay.app.settling import SETTLE_S
-from relay.clock import Ids, SystemClock
+from relay.clock import Ids, SystemClock, time_us_of
 from relay.http.protocol import AllowedHosts
+from relay.internet.overview import overview
 from relay.internet.scenario import GraphFault
+from relay.internet.scenario_edit import EditedScenario, with_reply, without_reply
 from relay.internet.scenario_file import (
     ScenarioText,
     parse_scenario,
     read_scenarios,
+    read_shipped_scenario,
+    reply_names,
     scenario_of,
 )
 from relay.internet.simulator import SimulatedInternet
+from relay.internet.spellings import EXAMPLES
 from relay.mailbox.mailbox_names import MailboxNames
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
@@ -47,8 +53,10 @@ from relay.settings.reader import load
 from relay.settings.tree import Address, Settings
 from relay.settings.validation import is_loopback
 from relay.sockets import has_ipv6, reserve_port
+from relay.spool.types import Selector
 
 _ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
+_DEFERRED_MAX = 1000  # entries among which the next retry is looked for
 CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
 
 _CONFIG = """\
@@ -172,9 +180,6 @@ class DevelopmentAddresses:
     ca: Path
 
 
-_TRACE_BYTES = 2000  # have the Received field of this relay, whose date follows a semicolon
-
-
 class DevelopmentRelay:
     """A composed development relay. Call start() once, then stop() once.
 
@@ -197,6 +202,7 @@ class DevelopmentRelay:
             clock=SystemClock(),  # that of the clients is not advanced
         )  # fmt: skip
         self._scenario = read_scenarios(options.scenarios)
+        self._scenario_turn = asyncio.Lock()
         self.internet = SimulatedInternet(self.clock, self._scenario.scenario)
         try:
             self.daemon: Daemon = self._compose()
@@ -214,6 +220,7 @@ class DevelopmentRelay:
             self.clock,
             folder,
             partial(settling.settle, is_delayed=lambda: self.internet.delayed > 0),
+            counts=lambda: self.daemon.history.sample().counts,
         )
         self._retention: asyncio.Task[None] | None = None
         self._reset = Reset(
@@ -293,11 +300,9 @@ class DevelopmentRelay:
 
     def received_content(self, queue_id: str) -> bytes | None:
         """See DevelopmentControls."""
-        trace = f" id {queue_id}".encode()
-        for mail in reversed(self.internet.received):
-            if trace in mail.content[:_TRACE_BYTES].partition(b";")[0]:
-                return mail.content
-        return None
+        found = (one for one in reversed(self.internet.received) if one.queue_id == queue_id)
+        mail = next(found, None)
+        return mail.content if mail else None
 
     async def reset(self) -> int:
         """Delete all messages, mailboxes and accounts that were made; return how many messages.
@@ -341,11 +346,46 @@ class DevelopmentRelay:
     async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
         """See DevelopmentControls."""
         if isinstance(content, str):
-            read = await asyncio.to_thread(parse_scenario, content)
+            await self._use(partial(parse_scenario, content))
         else:
-            read = await asyncio.to_thread(scenario_of, content)
-        self._scenario = read
-        self.internet.use(read.scenario)
+            await self._use(partial(scenario_of, content))
+
+    async def use_shipped_scenario(self, name: str) -> None:
+        """See DevelopmentControls."""
+        await self._use(partial(read_shipped_scenario, name))
+
+    async def _use(self, read: Callable[[], ScenarioText]) -> None:
+        async with self._scenario_turn:
+            self._scenario = await asyncio.to_thread(read)
+            self.internet.use(self._scenario.scenario)
+
+    async def add_reply(self, domain: str, reply: Mapping[str, Any]) -> None:
+        """See DevelopmentControls."""
+        await self._edit(lambda text: with_reply(text, domain, reply))
+
+    async def remove_reply(self, domain: int, reply: int) -> None:
+        """See DevelopmentControls."""
+        await self._edit(lambda text: without_reply(text, domain, reply))
+
+    async def _edit(self, edit: Callable[[ScenarioText], EditedScenario]) -> None:
+        async with self._scenario_turn:
+            edited = await asyncio.to_thread(edit, self._scenario)
+            self._scenario = edited.text
+            self.internet.edit(edited.text.scenario, edited.domain, edited.kept)
+
+    @property
+    def shipped_scenarios(self) -> Mapping[str, Sequence[str]]:
+        """See DevelopmentControls."""
+        return reply_names()
+
+    @property
+    def test_recipients(self) -> Sequence[tuple[str, str]]:
+        """See DevelopmentControls."""
+        return EXAMPLES
+
+    def internet_overview(self) -> Mapping[str, Any]:
+        """See DevelopmentControls."""
+        return overview(self.internet)
 
     def extend_scenario(self, read: ScenarioText) -> None:
         """Use a scenario with more entries behind those in force; what was counted stays."""
@@ -373,6 +413,26 @@ class DevelopmentRelay:
         Raises ValueError for the number, and AdvanceError if the clock does not get so far.
         """
         await self._advances.advance(seconds)
+
+    @property
+    def is_advancing(self) -> bool:
+        """See DevelopmentControls."""
+        return self._advances.in_progress
+
+    @property
+    def last_advance(self) -> Mapping[str, Any] | None:
+        """See DevelopmentControls."""
+        last = self._advances.last
+        return None if last is None else asdict(last)
+
+    async def next_retry_s(self) -> float | None:
+        """See DevelopmentControls."""
+        selector = Selector(state=RecipientState.DEFERRED)
+        listed = await self.daemon.spool.queue_admin.list(selector, limit=_DEFERRED_MAX)
+        now_us = self.clock.time_us()
+        waits_us = (time_us_of(one["due"]) - now_us for one in listed if one["due"])
+        next_us = min((one for one in waits_us if one > 0), default=None)
+        return None if next_us is None else next_us / 1_000_000
 
     @property
     def addresses(self) -> DevelopmentAddresses:

@@ -8,11 +8,14 @@ from email import policy
 import httpx
 import pytest
 
+from relay.advanceable_clock import AdvanceError
 from relay.app.development import remote_side
 from relay.app.development.folder import open_folder
 from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.app.development.retention import KeepLimits, MailRetention
+from relay.app.settling import UnsettledError
 from relay.internet.scenario_file import parse_scenario
+from relay.settings.document import SettingsError
 from relay.settings.tree import Address
 
 FREE = Address("127.0.0.1", 0)
@@ -185,3 +188,96 @@ async def test_mail_for_a_domain_of_the_scenario_goes_there_and_other_mail_stays
         "yes@gmail.com": "relayed", "no@gmail.com": "failed", "someone@other.test": "captured",
     }  # fmt: skip
     assert [one.addresses for one in relay.internet.received] == [["yes@gmail.com"]]
+
+
+async def test_a_reply_that_is_added_is_used_at_once_and_can_be_removed(relay):
+    await relay.add_reply("b.test", {"verb": "RCPT", "reply": "550 5.1.1 not here"})
+    await send(relay, "x@b.test")
+    [octets] = await until(lambda: mailbox(relay, SENDER))
+    assert b"550 5.1.1 not here" in octets
+    assert 'reply = "550 5.1.1 not here"' in relay.scenario_toml
+    [domain] = relay.internet_overview()["domains"]
+    assert [one["used"] for one in domain["replies"]] == [1]
+    await relay.remove_reply(0, 0)
+    await send(relay, "y@b.test")
+    [mail] = await until(lambda: relay.internet.received)
+    [host] = relay.internet_overview()["hosts"]
+    assert host["messages"][0]["id"] == mail.queue_id
+    journey = await relay.daemon.journeys.journey(mail.queue_id, account=None)
+    assert journey["recipients"][0]["address"] == "y@b.test"
+    with pytest.raises(IndexError):
+        await relay.remove_reply(0, 0)
+
+
+async def test_a_faulty_reply_changes_nothing(relay):
+    await relay.use_shipped_scenario("gmail")
+    before = relay.scenario_toml
+    with pytest.raises(SettingsError, match="expected a reply such as"):
+        await relay.add_reply("gmail.com", {"verb": "RCPT", "reply": "no"})
+    assert relay.scenario_toml == before
+    assert relay.internet.state.scenario == parse_scenario(before).scenario
+
+
+async def test_changes_of_the_scenario_at_once_are_all_made(relay):
+    replies = [{"verb": "RCPT", "recipient": f"r{n}", "reply": "550 no"} for n in range(5)]
+    await asyncio.gather(*(relay.add_reply("b.test", one) for one in replies))
+    [domain] = relay.internet.state.scenario.domain
+    assert {one.recipient for one in domain.reply} == {f"r{n}" for n in range(5)}
+
+
+@pytest.mark.parametrize("name", ["gmail", "outlook:S3150"])
+async def test_a_shipped_scenario_is_chosen_by_name(relay, name):
+    await relay.use_shipped_scenario(name)
+    first = relay.internet.state.scenario.domain[0].reply[0]
+    assert first.recipient == ("*" if ":" in name else f"*+{first.name}")
+    scenario, _, reply = name.partition(":")
+    assert reply in ("", *relay.shipped_scenarios[scenario])
+
+
+@pytest.mark.parametrize(
+    "name", ["", "hotmail", "gmail:nothing", "scenarios/gmail.toml", "gmail:/x.toml"]
+)
+async def test_only_shipped_scenarios_can_be_chosen(relay, name):
+    with pytest.raises(SettingsError, match="expected"):
+        await relay.use_shipped_scenario(name)
+    assert relay.scenario_toml == ""
+
+
+async def test_the_clock_is_advanced_to_the_next_retry(relay):
+    assert await relay.next_retry_s() is None
+    assert relay.last_advance is None
+    await send(relay, "bob+451x1@b.test")
+    await relay.settle()
+    wait_s = await relay.next_retry_s()
+    assert 3 < wait_s <= 5 * 1.25
+    await relay.advance_clock(wait_s)
+    [mail] = relay.internet.received
+    assert mail.addresses == ["bob+451x1@b.test"]
+    assert relay.last_advance == {"seconds": wait_s, "attempts": 1, "reports": 0, "error": ""}
+    assert await relay.next_retry_s() is None
+    assert not relay.is_advancing
+
+
+async def test_it_tells_what_was_done_by_an_advance_and_that_one_is_in_progress(relay):
+    await send(relay, "bob+451@b.test")
+    await relay.settle()
+    task = asyncio.create_task(relay.advance_clock(3 * 86400.0))
+    await until(lambda: relay.is_advancing)
+    assert relay.last_advance is None
+    await task
+    assert not relay.is_advancing
+    last = relay.last_advance
+    assert (last["seconds"], last["error"]) == (3 * 86400.0, "")
+    assert last["attempts"] > 20
+    assert last["reports"] == len(mailbox(relay, SENDER)) == 1
+
+
+async def test_an_advance_that_fails_says_so_afterwards(relay, monkeypatch):
+    async def never(_timeout_s=0):
+        raise UnsettledError("still in progress")
+
+    monkeypatch.setattr(relay._advances, "_settle", never)
+    with pytest.raises(AdvanceError):
+        await relay.advance_clock(60)
+    assert relay.last_advance["seconds"] == 0
+    assert "still in progress" in relay.last_advance["error"]

@@ -1,13 +1,15 @@
 """Recipients that name what their host does, and addresses that must not."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.internet.spellings import MARK, Manner, spelling_of
+from relay.internet.spellings import EXAMPLES, MARK, Manner, spelling_of
 
+DOCUMENT = Path(__file__).parents[3] / "docs/internet.md"
 MARKED = f" ({MARK})"
 
 
@@ -165,3 +167,18 @@ def test_letters_and_digits_are_an_address_of_a_person(local):
     assume(not local.startswith(("mailfrom", "rcptto", "queue")))
     assume(not local.endswith(("temperror", "permerror")) and local != "timeout")
     assert spelling_of(f"{local}@example.org") is None
+
+
+def test_the_examples_are_test_recipients_of_every_kind_and_are_documented():
+    documented = DOCUMENT.read_text()
+    found = {}
+    for address, meaning in EXAMPLES:
+        spelling = spelling_of(address)
+        assert spelling, address
+        found[spelling.manner] = meaning
+        assert f"`{address}`" in documented or address.partition("@")[0] + "@`" in documented, (
+            address
+        )
+        if spelling.manner is Manner.REPLY and not spelling.times:
+            assert f"replies {spelling.reply[:3]}" in meaning or "the same" in meaning
+    assert set(found) == set(Manner) - {Manner.ACCEPT}

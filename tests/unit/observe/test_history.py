@@ -41,6 +41,7 @@ def test_the_counts_of_a_minute_are_what_was_added_in_it(watched):
     for kind in ("dns", "site"):
         watched.metrics.attempts.labels("deferred", kind).inc(5)
     watched.metrics.attempts.labels("captured", "").inc()
+    watched.metrics.reports.labels("failure").inc(4)
     watched.run(59)
     *_, before, last = watched.minutes()
     assert before.start_us == WHOLE_MINUTE_US
@@ -48,6 +49,7 @@ def test_the_counts_of_a_minute_are_what_was_added_in_it(watched):
     assert last.start_us == WHOLE_MINUTE_US + MINUTE_US
     assert last.counts == {
         "accepted": 5, "delivered": 1, "relayed": 2, "failed": 7, "deferred": 10, "captured": 1,
+        "attempts": 11, "reports": 4,
     }  # fmt: skip
 
 
