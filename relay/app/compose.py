@@ -82,6 +82,7 @@ class RelayDependencies:
     the front door answers only requests for these, for loopback names and for http.public_url.
     Without `certificates`, those that the settings name are loaded. `development` are the actions
     that only the API of a development relay has; with it, captured mail is put into mailboxes.
+    With `are_pages_open`, everyone who reaches the pages has the role operate, without a login.
     `converts_in_threads` saves the child processes of step 3, for a test's own messages.
     """
 
@@ -95,6 +96,7 @@ class RelayDependencies:
     certificates: ListenerCertificates | None = None
     development: api.DevelopmentControls | None = None
     converts_in_threads: bool = False
+    are_pages_open: bool = False
     fault_of: FaultLookup | None = None
 
 
@@ -357,14 +359,9 @@ class _Composer:
         by_prefix: dict[str, ASGIApp] = dict.fromkeys(
             ("v1.0", "beta"), self._with_faults(front_door)
         )
-        if development is not None:
-            everyone = Principal(name="development", role=Role.OPERATE)
-            access = pages.Access(everyone=everyone)
-            by_prefix |= dict.fromkeys(pages.PREFIXES, pages.create_app(means, access))
-        everything = PathRouter(
-            by_prefix,
-            by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in), otherwise=relay_v1,
-        )  # fmt: skip
+        programs = PathRouter(
+            by_prefix, by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in), otherwise=relay_v1
+        )
         control = Address(path=str(self.settings.control_socket))
         limits = ConnectionLimits(
             connections=min(CONNECTIONS_MAX, open_files_limit() // _FILES_PER_CONNECTION),
@@ -376,7 +373,7 @@ class _Composer:
         )  # fmt: skip
         servers = [
             HttpServer(
-                guard(everything),
+                self._with_pages(guard(programs), means, guard=guard),
                 http.listen,
                 limits=limits,
                 hosts=self._hosts(),
@@ -388,6 +385,33 @@ class _Composer:
             metrics = self.settings.observe.metrics
             servers.append(HttpServer(guard(relay_v1), [metrics], limits=limits))
         return servers
+
+    def _with_pages(
+        self, programs: ASGIApp, means: api.ApiDependencies, *, guard: Callable[..., BrowserGuard]
+    ) -> ASGIApp:
+        """Return `programs` and the pages, which are on in a development relay, or by http.pages.
+
+        CORS does not apply to pages, not even in a development relay.
+        """
+        if self.sources.development is None and not self.settings.http.pages:
+            return programs
+        app = pages.create_app(means, self._pages_access())
+        site = guard(app, allows_loopback_pages=False, may_be_linked=True)
+        return PathRouter(
+            dict.fromkeys(pages.PREFIXES, site),
+            by_rest=dict.fromkeys(SIGN_IN_PATHS, programs), otherwise=programs,
+        )  # fmt: skip
+
+    def _pages_access(self) -> pages.Access:
+        if self.sources.are_pages_open:
+            return pages.Access(everyone=Principal(name="development", role=Role.OPERATE))
+        settings, http = self.settings, self.settings.http
+        logins = pages.Logins(
+            self.sources.accounts, SystemClock(),  # an advanced clock would end all logins
+            relay=f"{settings.hostname} {settings.state_dir}",
+            public_url=http.public_url, proxy_networks=http.proxy_networks,
+        )  # fmt: skip
+        return pages.Access(logins=logins)
 
     def _with_faults(self, front_door: Gateway) -> Gateway | FaultyFrontDoor:
         if self.sources.fault_of is None:

@@ -1,5 +1,7 @@
 """Requests that web pages make: refuse those of strangers, and allow pages of this machine in dev.
 
+A stranger may link to a page of the relay, and nothing else.
+
 Any page may make a browser send a GET, or a POST of text or a form, to any address, also on
 loopback. Such a request has no Authorization, and says by Origin or Sec-Fetch-Site that it comes
 from another site. Fetch standard 3.2 (CORS); Fetch Metadata 2.2.
@@ -26,7 +28,12 @@ _LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
 
 
 class BrowserGuard:
-    """Answers 403 to requests of foreign pages, and applies CORS to pages of loopback."""
+    """Answers 403 to requests of foreign pages, and applies CORS to pages of loopback.
+
+    The relay's own pages are an application that strangers may link to (`may_be_linked`), but not
+    load as a frame, image or script. They are never shown to other origins, not even of loopback:
+    who reads a page has the token for its forms.
+    """
 
     def __init__(
         self,
@@ -35,11 +42,13 @@ class BrowserGuard:
         clock: Clock,
         own_origins: Sequence[str] = (),
         allows_loopback_pages: bool = False,
+        may_be_linked: bool = False,
     ) -> None:
         """`own_origins` are those of public URLs; that of the request's Host is implied."""
         self._app = app
         self._own_origins = frozenset(map(str.lower, own_origins))
         self._allows_loopback_pages = allows_loopback_pages
+        self._may_be_linked = may_be_linked
         self._refusal = Gateway(_refuse, clock=clock, limits=_LIMITS)
         self._preflight = Gateway(_allow, clock=clock, limits=_LIMITS)
 
@@ -69,9 +78,14 @@ class BrowserGuard:
         return origin.lower() == asked or origin.lower() in self._own_origins
 
     def _is_foreign(self, origin: str | None, scope: Scope, headers: Headers) -> bool:
+        site = headers.get("sec-fetch-site", "").strip().lower()
+        if site == "same-origin":  # a proxy may have changed the Host
+            return False
         if origin is not None:
             return not self._is_own(origin, scope, headers)
-        return headers.get("sec-fetch-site", "").strip().lower() == "cross-site"
+        if self._may_be_linked:  # another port of a host is the same site
+            return site in ("cross-site", "same-site") and not _is_navigation(scope, headers)
+        return site == "cross-site"
 
     async def _for_page(self, scope: Scope, receive: Receive, send: Send, *, origin: str) -> None:
         """Answer a page of this machine, which may read the response and its fields."""
@@ -103,6 +117,15 @@ def check_origin(request: HttpRequest) -> None:
         return
     message = f"Found Origin: {quoted(origin)}; expected a page of this relay or of loopback."
     raise ApiError(403, "ErrorAccessDenied", message)
+
+
+def _is_navigation(scope: Scope, headers: Headers) -> bool:
+    """Return whether a person followed a link: the response becomes the page of a tab."""
+    return (
+        scope["method"] in ("GET", "HEAD")
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
 
 
 async def _refuse(request: HttpRequest) -> Response:

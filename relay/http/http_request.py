@@ -85,9 +85,10 @@ class HttpRequest:
         """Update `digest` with the body while it is read."""
         self._digest = digest
 
-    async def keep_body(self) -> None:
-        """Read the whole body; the next body() returns it. Raises what body() raises."""
+    async def keep_body(self) -> bytes:
+        """Read the whole body; the next body() returns it again. Raises what body() raises."""
         self._kept_body = await self.body()
+        return self._kept_body
 
     def part_scope(
         self,

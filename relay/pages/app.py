@@ -1,7 +1,8 @@
 """The pages as an ASGI application: routing, the visitor, and errors as pages.
 
 Each page has a module of its own with a handler `(request, visitor, site) -> Response`. A page is
-read with GET; a change is a POST of a form with the visitor's CSRF token, answered with 303.
+read with GET; a change is a POST of a form with the visitor's CSRF token, answered with 303. The
+token of every request but GET is checked before its handler is called.
 """
 
 from starlette.responses import Response
@@ -12,6 +13,8 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
+from relay.pages.forms import read_form
+from relay.pages.login import login, login_needed, logout
 from relay.pages.message_list import message_list
 from relay.pages.site import PageSite
 from relay.spool.types import SpoolError
@@ -33,8 +36,14 @@ def create_app(dependencies: ApiDependencies, access: Access) -> Gateway:
                 require_method(request, "GET")
                 return site.static_file(request, request.segments[1])
             visitor = access.visitor(request)
+            if request.segments == ("login",):
+                return await login(request, visitor, site, logins=access.logins)
             if visitor is None:
-                return site.redirect(request, "login")
+                return login_needed(request, site)
+            if request.method != "GET":
+                await read_form(request, visitor.csrf)
+            if request.segments == ("logout",):
+                return logout(request, visitor, site, logins=access.logins)
             return await _page(request, visitor, site)
         except SpoolError as error:
             failure = service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)

@@ -39,11 +39,12 @@ class PageForm:
 async def read_form(request: HttpRequest, csrf: str) -> PageForm:
     """Read the form of a POST whose CSRF token is `csrf`, "" for a visitor without one.
 
-    The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError 403 for another one or
-    none, 415 for another media type, 400, and what HttpRequest.body() raises.
+    A form can be read again. The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError
+    403 for another one or none, 415 for another media type, 400, and what HttpRequest.body()
+    raises.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = await request.body()
+    body = await request.keep_body()
     if body and kind != _FORM:
         message = f"Content-Type: found {quoted(kind)}, expected {_FORM}."
         raise ApiError(415, "UnsupportedMediaType", message)

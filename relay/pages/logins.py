@@ -18,7 +18,7 @@ from relay.clock import Clock
 from relay.http.connection_limits import NOT_COUNTED, client_address
 from relay.http.http_request import HttpRequest
 from relay.observe.logs import get_logger
-from relay.pages.sessions import Session, Sessions, new_secret
+from relay.pages.sessions import Session, Sessions
 
 _SECURE_PREFIX = "__Host-"
 _COOKIES_LENGTH_MAX = 16 * 1024
@@ -93,16 +93,13 @@ class Logins:
         self._sessions.end(self._cookie(request, self._session_cookie(request)))
         self._set_cookie(request, response, name=self._session_cookie(request), value="")
 
-    def form_secret(self, request: HttpRequest, response: Response | None = None) -> str:
-        """Return the CSRF token of the login form, which a cookie of its own repeats.
+    def form_token(self, request: HttpRequest) -> str:
+        """Return the CSRF token of the login form, from its cookie; "" without one."""
+        return self._cookie(request, self._form_cookie(request))
 
-        It is "" for a request without that cookie; with a `response`, the cookie is set then.
-        """
-        secret = self._cookie(request, self._form_cookie(request))
-        if not secret and response is not None:
-            secret = new_secret()
-            self._set_cookie(request, response, name=self._form_cookie(request), value=secret)
-        return secret
+    def keep_form_token(self, request: HttpRequest, response: Response, token: str) -> None:
+        """Set the cookie of the login form, so that a form of another site has no valid token."""
+        self._set_cookie(request, response, name=self._form_cookie(request), value=token)
 
     def _is_secure(self, request: HttpRequest) -> bool:
         return request.is_secure or self._is_public_secure

@@ -257,6 +257,7 @@ class DevelopmentRelay:
             ),
             crash_at=options.crash_at,
             development=self,
+            are_pages_open=not options.token,
             converts_in_threads=options.converts_in_threads,
             fault_of=self._fault_of,
         )

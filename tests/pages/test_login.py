@@ -1,0 +1,218 @@
+"""The pages of `relay serve`: off by default, behind a login, and what is answered without one."""
+
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from relay.pages.login import local_reference
+from tests.support.relay_config import OPERATOR
+from tests.support.relay_process import RelayProcess
+from tests.support.running_dev import relay_dev
+
+PAGES = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
+LISTED = "<h1>Messages</h1>"
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[RelayProcess]:
+    with RelayProcess(config=PAGES) as running:
+        yield running
+
+
+@pytest.fixture
+def browser(relay: RelayProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url_of(relay), trust_env=False) as client:
+        yield client
+
+
+def url_of(relay: RelayProcess) -> str:
+    return f"http://{relay.ready['http'][0]}"
+
+
+def field(page: httpx.Response, name: str) -> str:
+    found = re.search(rf'<input type="hidden" name="{name}" value="([^"]*)">', page.text)
+    assert found, page.text
+    return found[1]
+
+
+def log_in(browser: httpx.Client, user: str, password: str, **more: str) -> httpx.Response:
+    form = browser.get("/login", params=more)
+    fields = {"csrf": field(form, "csrf"), "next": field(form, "next")}
+    return browser.post("/login", data=fields | {"user": user, "password": password})
+
+
+def test_pages_are_off_by_default():
+    with RelayProcess() as relay, httpx.Client(base_url=url_of(relay), trust_env=False) as client:
+        for path in ("/", "/login", "/queue", "/static/pages.css"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "ResourceNotFound")
+
+
+def test_a_visitor_logs_in_and_out(browser):
+    answer = browser.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (303, "login")
+    answer = log_in(browser, "alice@example.test", "alice")
+    assert (answer.status_code, answer.headers["location"]) == (303, "./")
+    page = browser.get("/")
+    assert LISTED in page.text
+    assert "alice@example.test" in page.text
+    assert browser.get("/login").headers["location"] == "./", "there is nothing to log in to"
+    assert browser.get("/logout").status_code == 405
+    cookies = dict(browser.cookies)
+    answer = browser.post("/logout", data={"csrf": field(page, "csrf")})
+    assert (answer.status_code, answer.headers["location"]) == (303, "login")
+    assert not browser.cookies
+    assert httpx.get(f"{browser.base_url}", cookies=cookies).status_code == 303, "it goes on"
+
+
+def test_the_header_names_the_role(browser):
+    assert log_in(browser, "", OPERATOR).status_code == 303
+    assert "operator@example.test (operate)" in browser.get("/").text
+
+
+def test_a_login_leads_to_the_page_that_was_asked_for(browser):
+    answer = browser.get("/messages/a%2Fb/html?x=%22y&x=2")
+    assert answer.headers["location"].startswith("../../login?next=")
+    form = browser.get(answer.headers["location"].removeprefix("../.."))
+    given = {"csrf": field(form, "csrf"), "next": field(form, "next").replace("&amp;", "&")}
+    answer = browser.post("/login", data=given | {"user": "alice", "password": "alice"})
+    assert answer.headers["location"] == "messages/a%2Fb/html?x=%22y&x=2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "//evil.test", "/evil", "/\\evil.test", "\\\\evil.test", "https:evil.test", "https://evil.test",
+        "javascript:alert(1)", "data:text/html,x", "a:b", "../x", "x/../../y", "%2e%2e/x", "x/.%2E/y",
+        ".", "./", "x\r\nset-cookie: a=b", "x\ty", "\x00", " x", "x y", "http&colon;//evil", "é", "x#y",
+        "x//evil", "?x=<y>", "x" * 2001,
+    ],
+)  # fmt: skip
+def test_a_login_leads_nowhere_else(browser, text):
+    assert local_reference(text) == ""
+    answer = log_in(browser, "alice@example.test", "alice", next=text)
+    assert answer.headers["location"] == "./"
+    assert list(answer.headers).count("location") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "queue", "messages/x:y", "messages/%3Cid%40x%3E/", "?state=held&to=a@b", "queue?after=/"],
+)
+def test_references_to_pages_are_kept(text):
+    assert local_reference(text) == text
+
+
+def test_wrong_logins_and_unknown_accounts_look_the_same(browser):
+    pages = set()
+    for user in ("bob@example.test", "nobody@example.test"):
+        answer = log_in(browser, user, "wrong")
+        assert answer.status_code == 403
+        assert "The address or the password is wrong." in answer.text
+        pages.add(answer.text.replace(field(answer, "csrf"), "").partition('data-now="')[0])
+        assert user not in answer.text
+    assert len(pages) == 1
+
+
+def test_guesses_are_delayed(browser):
+    for _ in range(3):
+        assert log_in(browser, "dave@example.test", "wrong").status_code == 403
+    answer = log_in(browser, "dave@example.test", "dave@")
+    assert answer.status_code == 429
+    assert "Too many failed logins. Try again in 1 second." in answer.text
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_a_login_needs_the_token_of_its_form(browser):
+    """A page of another site could log a visitor in to an account of its own otherwise."""
+    fields = {"user": "alice@example.test", "password": "alice"}
+    assert browser.post("/login", data=fields).status_code == 403
+    token = field(browser.get("/login"), "csrf")
+    assert browser.post("/login", data=fields | {"csrf": token + "x"}).status_code == 403
+    browser.cookies.clear()
+    answer = browser.post("/login", data=fields | {"csrf": token})
+    assert answer.status_code == 403
+    assert "Please try again." in answer.text
+    answer = browser.post("/login", data=fields | {"csrf": field(answer, "csrf")})
+    assert answer.status_code == 303, "the answer has a new form"
+
+
+def test_a_change_needs_the_token_of_the_session(browser):
+    log_in(browser, "alice@example.test", "alice")
+    for data in ({}, {"csrf": ""}, {"csrf": "x"}):
+        answer = browser.post("/logout", data=data)
+        assert answer.status_code == 403
+        assert "Nothing was changed." in answer.text
+    assert LISTED in browser.get("/").text
+
+
+def test_scripts_learn_that_a_login_is_needed(browser):
+    for headers in ({"hx-request": "true"}, {"accept": "text/event-stream"}):
+        answer = browser.get("/", headers=headers)
+        assert (answer.status_code, answer.headers["hx-refresh"]) == (401, "true")
+
+
+def test_a_link_of_another_site_leads_to_the_page_by_one_more_click(browser):
+    """The browser sends no SameSite=Strict cookie with it, even if the visitor is logged in."""
+    link = {
+        "sec-fetch-site": "cross-site",
+        "sec-fetch-mode": "navigate",
+        "sec-fetch-dest": "document",
+    }
+    answer = browser.get("/queue", headers=link)
+    assert answer.headers["location"] == "login?next=queue"
+    page = browser.get("/login?next=queue", headers=link)
+    assert '<a href="queue">open the page</a>' in page.text
+    assert "open the page" not in browser.get("/login?next=queue").text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+        {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+        {"origin": "http://evil.test"},
+        {"origin": "null"},
+    ],
+)  # fmt: skip
+def test_other_sites_may_only_link(browser, fields):
+    assert browser.get("/login", headers=fields).status_code == 403
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_what_the_visitor_does_is_allowed(browser, site):
+    log_in(browser, "alice@example.test", "alice")
+    assert browser.get("/", headers={"sec-fetch-site": site}).status_code == 200
+    by_another_name = str(browser.base_url).replace("127.0.0.1", "localhost")  # DNS rebinding
+    assert browser.get(by_another_name).headers["location"] == "login"
+
+
+def test_in_development_pages_of_other_ports_cannot_read_a_page():
+    with relay_dev("--no-demo") as dev:
+        foreign = {"origin": "http://localhost:3000"}
+        answer = httpx.get(f"{dev.http}/", headers=foreign, trust_env=False)
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+        preflight = foreign | {"access-control-request-method": "POST"}
+        answer = httpx.options(f"{dev.http}/logout", headers=preflight, trust_env=False)
+        assert answer.status_code == 403
+        page = httpx.get(f"{dev.http}/", trust_env=False)
+        assert LISTED in page.text
+        assert "Log out" not in page.text
+        assert httpx.post(f"{dev.http}/logout", trust_env=False).status_code == 403
+        api = httpx.get(f"{dev.http}/relay/v1/messages", headers=foreign, trust_env=False)
+        assert api.headers["access-control-allow-origin"] == foreign["origin"]
+
+
+def test_an_exposed_development_relay_has_a_login():
+    with (
+        relay_dev("--listen-all", "--token", "tok", "--no-demo") as dev,
+        httpx.Client(base_url=dev.http.replace("0.0.0.0", "127.0.0.1"), trust_env=False) as browser,
+    ):
+        assert browser.get("/").headers["location"] == "login"
+        assert log_in(browser, "alice", "alice").status_code == 403
+        assert log_in(browser, "", "tok").status_code == 303
+        assert "operator@example.test (operate)" in browser.get("/").text
