@@ -8,7 +8,6 @@ import errno
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,8 @@ class _JsonView(DevelopmentView):
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
         listeners = {name: [str(getattr(addresses, name))] for name in PORTS}
-        print_json_line({"pid": os.getpid(), **listeners, "ca": str(addresses.ca)})
+        facts = {"pages": addresses.pages, "ca": str(addresses.ca)}
+        print_json_line({"pid": os.getpid(), **listeners, **facts})
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
         print_json_line(shown.journey)
@@ -159,16 +159,17 @@ class _TextView(DevelopmentView):
         ca = shlex.quote(str(addresses.ca))
         mail = self._place.path / "mail" / self._domain
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
-        http, https, smtp = map(_from_here, (addresses.http, addresses.https, addresses.smtp))
+        here = addresses.for_this_machine()
         password = "TOKEN" if self._plan.token else "alice"
         login = "" if is_loopback(addresses.smtp) else "; a login needs STARTTLS"
         _echo(
             f"relay dev {__version__}: {self._what_leaves()}",
+            f"  Pages      {addresses.pages}",
             *self._who_reaches(addresses),
-            f"  Graph API  http://{http}/v1.0 and https://{https}/v1.0"
+            f"  Graph API  http://{here.http}/v1.0 and https://{here.https}/v1.0"
             f"    Authorization: Bearer {password}",
             f"  Trust      CA={ca}; export {' '.join(f'{name}=$CA' for name in _TRUST)}",
-            f"  SMTP       smtp://alice:{password}@{smtp}    or without a login{login}",
+            f"  SMTP       smtp://alice:{password}@{here.smtp}    or without a login{login}",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             *self._accounts(),
             *(f"  Scenario   {printable(name)}" for name in self._plan.scenarios),
@@ -222,7 +223,8 @@ class _TextView(DevelopmentView):
             _echo("")
 
     def waiting(self, addresses: DevelopmentAddresses) -> None:
-        http, smtp = _from_here(addresses.http), _from_here(addresses.smtp)
+        here = addresses.for_this_machine()
+        http, smtp = here.http, here.smtp
         alice, bob = f"alice@{self._domain}", f"bob@{self._domain}"
         user, token = (f"users/{alice}", "TOKEN") if self._plan.token else ("me", "alice")
         found = CommandContext().found_config_file() == self._place.config  # without --config
@@ -247,12 +249,6 @@ class _TextView(DevelopmentView):
 
     def rules_changed(self, text: str) -> None:
         _warn(text)
-
-
-def _from_here(address: Address) -> Address:
-    """Return the address for a client on this machine."""
-    is_any = address.host == "0.0.0.0"  # noqa: S104 - compared, not bound
-    return replace(address, host="127.0.0.1") if is_any else address
 
 
 def _echo(*lines: str) -> None:

@@ -6,6 +6,7 @@ import smtplib
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -34,6 +35,12 @@ def test_the_demonstration_leaves_nothing(dev: RunningDev) -> None:
     assert dev.get("/relay/v1/queue", dev.ready["token"]).json() == []
     folders = [one.name for one in Path(dev.ready["dir"]).parent.glob("relay-dev-*")]
     assert folders == [f"relay-dev-{os.getuid()}"], "the relay of the demonstration is gone"
+
+
+def test_the_address_of_the_pages_is_printed_first(dev: RunningDev) -> None:
+    assert dev.output.splitlines()[1] == f"  Pages      {dev.ready['pages']}"
+    with urlopen(dev.ready["pages"]) as page:
+        assert b"<h1>Messages</h1>" in page.read()
 
 
 def test_smtp_has_starttls_with_the_development_certificate(dev: RunningDev) -> None:

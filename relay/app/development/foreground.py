@@ -113,6 +113,7 @@ async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions)
         return
     if run.ready_file is not None:
         facts = {
+            "pages": relay.addresses.pages,
             "ca": str(relay.certificate.ca),
             "token": relay.token,
             "dir": str(relay.folder.path),

@@ -179,6 +179,24 @@ class DevelopmentAddresses:
     smtp: Address
     ca: Path
 
+    def for_this_machine(self) -> Self:
+        """Return the addresses that clients on this machine connect to."""
+        return replace(
+            self,
+            http=_connectable(self.http),
+            https=_connectable(self.https),
+            smtp=_connectable(self.smtp),
+        )
+
+    @property
+    def pages(self) -> str:
+        """The URL of the pages, for a browser on this machine."""
+        return f"http://{_connectable(self.http)}/"
+
+
+def _connectable(address: Address) -> Address:
+    return replace(address, host="127.0.0.1") if address.host == _ANY else address
+
 
 class DevelopmentRelay:
     """A composed development relay. Call start() once, then stop() once.

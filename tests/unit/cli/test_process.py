@@ -97,6 +97,7 @@ def dev(shell):
     assert (process.returncode, err) == (0, "")
     lines = [json.loads(line) for line in expected_text.read_text().splitlines()]
     assert lines[0]["pid"] == process.pid
+    assert lines[0]["pages"] == f"http://{lines[0]['http'][0]}/"
     assert [line["state"] for line in lines[1:3]] == ["captured", "failed"]
     assert all(line["step"] in range(1, 8) for line in lines[3:])
     assert not list(shell.folder.glob("relay-dev-*")), "the folder goes with the relay"
@@ -120,7 +121,7 @@ def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
     done = Shell(short_path)("dev", "--once", *ANY_PORTS)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 26
     for number, name in enumerate(
         (
             "created",
