@@ -36,11 +36,12 @@ from relay.message.lifecycle import RecipientState
 from relay.spool.queue_commands import (
     UNKNOWN_HEADER,
     CommandReport,
+    EntryList,
     Operation,
     QueueCommand,
     RouteLookup,
 )
-from relay.spool.types import Selector
+from relay.spool.types import FIRST_KEY, Key, Selector
 
 Found = TypeVar("Found")
 WAIT_S_MAX = 300.0
@@ -192,12 +193,17 @@ class Handlers:
 
     async def queue_list(self, query: Mapping[str, str], principal: Principal) -> Response:
         """GET /queue?CONDITION=&limit=; a response header lists the unknown ids."""
-        principal.check_may_read()
-        listed = await self._dependencies.queue_admin.list(
-            selector_of_query(query), limit=limit_of(query)
-        )
+        listed = await self.queue_entries(query, principal)
         unknown = ",".join(quote(name, safe="") for name in listed.unknown)
         return json_response(listed, headers={UNKNOWN_HEADER: unknown} if unknown else None)
+
+    async def queue_entries(
+        self, query: Mapping[str, str], principal: Principal, *, after: Key = FIRST_KEY
+    ) -> EntryList:
+        """Return the entries of GET /queue; those behind the entry `after`."""
+        principal.check_may_read()
+        selector, limit = selector_of_query(query), limit_of(query)
+        return await self._dependencies.queue_admin.list(selector, limit=limit, after=after)
 
     async def queue_stats(self, principal: Principal) -> Mapping[str, Any]:
         """GET /queue/stats."""
@@ -210,6 +216,13 @@ class Handlers:
         """POST /queue/{operation}."""
         principal.check_may_operate()
         request.is_idempotent = True  # a repeat finds entries held or cancelled and skips them
+        return await self.run_command(operation, await request.body(), principal, request=request)
+
+    async def run_command(
+        self, operation: Operation, body: bytes, principal: Principal, *, request: HttpRequest
+    ) -> dict[str, Any]:
+        """Run the queue command in `body`, unless the client of `request` disconnects."""
+        principal.check_may_operate()
         issuer = CommandIssuer(
             name=principal.name,
             may_name_other=principal is OPERATOR,
@@ -217,7 +230,7 @@ class Handlers:
             clock=self._dependencies.clock,
             release_to=self._release_to(),
         )
-        command = read_queue_command(operation, await request.body(), issuer)
+        command = read_queue_command(operation, body, issuer)
         return await self._execute(command, request)
 
     @property

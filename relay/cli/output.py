@@ -42,13 +42,6 @@ def flush() -> None:
 _RECIPIENTS_MAX = 20  # of one message, one line each; --json has all
 _ADDRESS_WIDTH_MAX = 40
 _UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
-_DONE = {
-    "retry": "tried now:",
-    "hold": "held",
-    "release": "released",
-    "cancel": "cancelled",
-    "reroute": "rerouted",
-}
 
 
 def journey_lines(found: Mapping[str, Any]) -> list[str]:
@@ -117,18 +110,6 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def changed_lines(answer: Mapping[str, Any]) -> list[str]:
     """Return the entries of a response to a queue command."""
     return entry_lines(answer["entries"])[:-1]
-
-
-def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
-    """Return the result of a queue command in one line."""
-    done, matched = answer["done"], answer["matched"]
-    verb = f"would {operation}" if answer["dry_run"] else _DONE[operation]
-    parts = [f"{verb} {done} of {counted(matched, 'entry')}"]
-    if unchanged := answer["unchanged"]:
-        parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
-    if answer["in_flight"]:
-        parts.append(f"{answer['in_flight']} in flight")
-    return ", ".join(parts)
 
 
 def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:

@@ -28,7 +28,6 @@ from relay.cli.options import (
     user_name,
 )
 from relay.cli.output import (
-    changed_line,
     changed_lines,
     entry_lines,
     flush,
@@ -38,6 +37,7 @@ from relay.cli.output import (
     stats_lines,
 )
 from relay.clock import SystemClock
+from relay.journeys.wording import changed_line
 from relay.settings.document import shown
 from relay.spool.types import Selector
 

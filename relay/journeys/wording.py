@@ -7,6 +7,8 @@ text with the characters of the message in it: the caller makes it safe for a te
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from relay.settings.document import counted
+
 _NAMES_MAX = 5  # on one line
 _DETAIL_CHARACTERS_MAX = 300
 
@@ -24,6 +26,15 @@ REASONS = {
     "deferred": "will be retried",
     "held": "is held until an operator releases it",
     "captured": "is captured by a route and never sent",
+}
+
+
+_DONE = {
+    "retry": "tried now:",
+    "hold": "held",
+    "release": "released",
+    "cancel": "cancelled",
+    "reroute": "rerouted",
 }
 
 
@@ -93,3 +104,15 @@ def _few(lines: Sequence[str], count: int | None = None) -> list[str]:
 def _short(value: Any) -> str:
     text = named([str(one) for one in value]) if isinstance(value, list) else str(value)
     return text[:_DETAIL_CHARACTERS_MAX]
+
+
+def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
+    """Return the result of a queue command in one line."""
+    done, matched = answer["done"], answer["matched"]
+    verb = f"would {operation}" if answer["dry_run"] else _DONE[operation]
+    parts = [f"{verb} {done} of {counted(matched, 'entry')}"]
+    if unchanged := answer["unchanged"]:
+        parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
+    if answer["in_flight"]:
+        parts.append(f"{answer['in_flight']} in flight")
+    return ", ".join(parts)

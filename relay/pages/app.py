@@ -15,8 +15,12 @@ from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
 from relay.pages.forms import read_form
 from relay.pages.login import login, login_needed, logout
+from relay.pages.message import advance_to_next, message_page
 from relay.pages.message_list import message_list
+from relay.pages.queue_change import queue_change
+from relay.pages.queue_page import queue_page
 from relay.pages.site import PageSite
+from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 
 # The first segments of the paths of pages; "" is the first page.
@@ -60,6 +64,14 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
         case ():
             require_method(request, "GET")
             return await message_list(request, visitor, site)
+        case ("messages", key):
+            return await message_page(key, request, visitor, site=site)
+        case ("messages", key, "advance"):
+            return await advance_to_next(key, request, visitor, site=site)
+        case ("queue",):
+            return await queue_page(request, visitor, site)
+        case ("queue", operation) if operation in tuple(Operation):
+            return await queue_change(Operation(operation), request, visitor, site=site)
         case _:
             path = "/".join(request.segments)
             message = f"There is no page {quoted(path)}."

@@ -170,8 +170,8 @@ class QueueAdmin(Protocol):
         """From now on `delivery` holds claims in memory."""
         ...
 
-    async def list(self, selector: Selector, *, limit: int) -> EntryList:
-        """Return entries that are not final, oldest first."""
+    async def list(self, selector: Selector, *, limit: int, after: Key = ...) -> EntryList:
+        """Return entries that are not final, oldest first; of all but ids, those behind `after`."""
         ...
 
     async def execute(

@@ -25,6 +25,7 @@ from relay.message.outcome import Outcome
 from relay.mime.dsn import ReportedRecipient, ReportKind
 
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
+FIRST_KEY: Key = ("", 0)  # before every entry
 FIRST_EPOCH = 1
 
 

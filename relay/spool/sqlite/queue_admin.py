@@ -41,7 +41,7 @@ from relay.spool.sqlite.queue_changes import (
 )
 from relay.spool.sqlite.queue_list import EntryListBuilder, EntrySelection
 from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.types import Key, Selector
+from relay.spool.types import FIRST_KEY, Key, Selector
 
 _AT_ONCE = 200  # entries of one transaction, so that the writer is free soon
 _ROUNDS = 3  # in which claims made meanwhile are withdrawn as well
@@ -74,10 +74,12 @@ class SqliteQueueAdmin:
         """From now on `delivery` holds claims in memory."""
         self._delivery = delivery
 
-    async def list(self, selector: Selector, *, limit: int) -> EntryList:
+    async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
         """QueueAdmin.list."""
         times = self._times()
-        selection = EntrySelection(selector, now_us=times.queue_us, keys_at_once=2 * limit)
+        selection = EntrySelection(
+            selector, now_us=times.queue_us, keys_at_once=2 * limit, after=after
+        )
         listing = EntryListBuilder(
             offset_us=times.offset_us, entries_max=limit, recipients_max=RECIPIENTS_MAX
         )

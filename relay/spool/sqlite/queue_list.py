@@ -17,7 +17,7 @@ from relay.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.types import Key, PriorityLevel, Selector
+from relay.spool.types import FIRST_KEY, Key, PriorityLevel, Selector
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
 _ENTRY = (
@@ -137,13 +137,18 @@ class EntrySelection:
     """One scan of the queue for a selector."""
 
     def __init__(
-        self, selector: Selector, *, now_us: int, keys_at_once: int = KEYS_AT_ONCE
+        self,
+        selector: Selector,
+        *,
+        now_us: int,
+        keys_at_once: int = KEYS_AT_ONCE,
+        after: Key = FIRST_KEY,
     ) -> None:
-        """`now_us` is queue time."""
+        """`now_us` is queue time. Without ids, the scan begins behind the entry `after`."""
         self._selector = selector
         self._keys_at_once = keys_at_once
         self._condition, self._values = _condition(selector, now_us)
-        self._after: Key = ("", 0)
+        self._after = after
         self._newest_id: str | None = None
         self._keys: list[Key] = []
         self._is_last = False

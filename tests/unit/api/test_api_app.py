@@ -75,7 +75,7 @@ class Records:
         ]
         return MessageList(found, ListCursor(5))
 
-    async def list(self, selector: Selector, *, limit: int) -> EntryList:
+    async def list(self, selector: Selector, *, limit: int, **_: Any) -> EntryList:
         if self.fault:
             raise self.fault
         self.asked.append((selector, limit))

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 from relay.app.commands.control import OperatorClient
 from relay.cli.errors import INTERRUPTED, CommandError
-from relay.cli.output import changed_line, entry_lines, stats_lines, step_lines
+from relay.cli.output import entry_lines, stats_lines, step_lines
 from relay.cli.root import cli
 from relay.clock import SystemClock
+from relay.journeys.wording import changed_line
 from relay.settings.reader import load
 from tests.support.spools import new_message, spool_on
 

@@ -1,0 +1,398 @@
+"""The journey of a message as a page shows it: seven steps, the recipients, and what happens next.
+
+Pure functions of a journey (docs/names.md), its entries in the queue, and the time. Every step is
+there, in its order, with its evidence as sentences and facts; a step without evidence says so.
+The texts contain what hosts and senders wrote: a template escapes them.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from relay.clock import time_us_of
+from relay.journeys.events import Step
+from relay.journeys.wording import REASONS, WAITS_FOR, client_line
+from relay.message.lifecycle import FINAL, RecipientState
+from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
+from relay.settings.document import counted
+
+_EVENTS_MAX = 50  # of one step: the newest
+RECIPIENTS_MAX = 200
+# Step 5 comes before step 4: transport replies when the message is routed and stored.
+_IN_TIME = (1, 2, 3, 5, 4, 6, 7)
+_NAMES = {int(step): step.title for step in Step}
+_BAD = frozenset({"failed", "expired", "cancelled"})
+_ENDED_WELL = frozenset(FINAL) - _BAD
+
+
+class StepState(StrEnum):
+    """How far a step is."""
+
+    DONE = "done"
+    RUNNING = "running"
+    WAITING = "waiting"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    NO_EVIDENCE = "no evidence"
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """One event of a step: `since` is the time since the event before it, in words."""
+
+    at: str
+    since: str
+    evidence: StepEvidence
+
+
+@dataclass(frozen=True, slots=True)
+class ShownStep:
+    """One of the seven steps. `text` says how it is; `left_out` counts older events."""
+
+    number: int
+    name: str
+    state: StepState
+    text: str
+    events: tuple[StepEvent, ...] = ()
+    left_out: int = 0
+
+    @property
+    def at(self) -> str:
+        """When the step began to have evidence, "" if it has none."""
+        return self.events[0].at if self.events else ""
+
+    @property
+    def since(self) -> str:
+        """The time from the event before the step."""
+        return self.events[0].since if self.events else ""
+
+
+@dataclass(frozen=True, slots=True)
+class NextEvent:
+    """What happens next, and when ("" if no time is known); `until` is when the relay gives up.
+
+    `entry` is the entry's name in the queue.
+    """
+
+    text: str
+    at: str = ""
+    until: str = ""
+    until_text: str = ""
+    entry: str = ""
+    state: str = ""
+    recipients: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRecipient:
+    """A recipient: its state, in a sentence too, and its attempts."""
+
+    address: str
+    state: str
+    text: str
+    reply: str
+    attempts: tuple[Mapping[str, Any], ...]
+    reported: Mapping[str, Any] | None
+    successors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JourneyView:
+    """A whole journey; `others` are the states of recipients that are not listed, with numbers."""
+
+    name: str
+    subject: str
+    sender: str
+    state: str
+    client: str
+    steps: tuple[ShownStep, ...]
+    recipients: tuple[ShownRecipient, ...]
+    others: str
+    next: tuple[NextEvent, ...]
+    is_final: bool
+
+
+def journey_view(
+    journey: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]] = (),
+    *,
+    now_us: int,
+    reports: Mapping[str, Mapping[str, Any]] | None = None,
+) -> JourneyView:
+    """Return the view of a journey.
+
+    `entries` are those of the message in the queue, as in `queue list`; `reports` are the journeys
+    of its reports, by their ids.
+    """
+    recipients = journey["recipients"]
+    ordered = sorted(recipients, key=lambda one: _importance(one["state"]))
+    listed, rest = ordered[:RECIPIENTS_MAX], ordered[RECIPIENTS_MAX:]
+    by_state = Counter(one["state"] for one in rest)
+    return JourneyView(
+        name=journey["id"] or journey["submission_id"] or "",
+        subject=journey["subject"],
+        sender=journey["sender"],
+        state=journey["state"],
+        client=client_line(journey["client"]),
+        steps=tuple(_steps(journey, entries, reports or {})),
+        recipients=tuple(map(_recipient, listed)),
+        others=", ".join(f"{number} {state}" for state, number in by_state.items()),
+        next=tuple(next_events(journey, entries, now_us=now_us)),
+        is_final=bool(recipients) and all(one["state"] in FINAL for one in recipients),
+    )
+
+
+# -- steps
+
+
+def _steps(
+    journey: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]],
+    reports: Mapping[str, Mapping[str, Any]],
+) -> Iterator[ShownStep]:
+    events: dict[int, list[Mapping[str, Any]]] = {number: [] for number in _NAMES}
+    for one in journey["steps"]:
+        events[int(one["step"])].append(one)
+    since = _times_between(journey["steps"])
+    for number, name in _NAMES.items():
+        state, text = _state_of_step(number, journey, events, entries=entries)
+        found = events[number]
+        shown = tuple(
+            StepEvent(one["at"], since[id(one)], evidence_of(one, journey, reports=reports))
+            for one in found[-_EVENTS_MAX:]
+        )
+        yield ShownStep(number, name, state, text, shown, len(found) - len(shown))
+
+
+def _times_between(steps: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return the time between each event and the one before it in time, in words."""
+    since: dict[int, str] = {}
+    before_us: int | None = None
+    for one in sorted(steps, key=lambda one: str(one["at"])):
+        at_us = time_us_of(one["at"])
+        since[id(one)] = "" if before_us is None else f"+{duration((at_us - before_us) / 1e6)}"
+        before_us = at_us
+    return since
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units: "3 ms", "2.4 s", "1 min 5 s"."""
+    if seconds < 0.01:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 1:
+        return f"{round(seconds * 1000)} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    left, parts = round(seconds), []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        number, left = divmod(left, size)
+        if number:
+            parts.append(f"{number} {unit}")
+    return " ".join(parts[:2])
+
+
+_Events = Mapping[int, Sequence[Mapping[str, Any]]]
+
+
+def _state_of_step(
+    number: int,
+    journey: Mapping[str, Any],
+    events: _Events,
+    *,
+    entries: Sequence[Mapping[str, Any]],
+) -> tuple[StepState, str]:
+    """Return the state of a step and a sentence about it."""
+    if number == Step.DELIVERY and journey["id"]:
+        return _delivery(journey, events, entries=entries)
+    if number == Step.REPORT:
+        return _report(journey, events)
+    if events[number]:
+        return _with_events(number, journey, events)
+    if not journey["submission_id"]:
+        return StepState.SKIPPED, _SKIPPED_BY_SMTP.get(number, "Nothing is recorded.")
+    place = _IN_TIME.index(number)
+    if any(events[later] for later in _IN_TIME[place + 1 : -1]):
+        return StepState.NO_EVIDENCE, _NO_EVIDENCE
+    if ended := _end_before_transport(events):
+        at, text = ended
+        if number == at:
+            return StepState.FAILED, text
+        return StepState.SKIPPED, f"Not reached: the message ended at step {at}."
+    before = max((one for one in _IN_TIME[:place] if events[one]), default=0)
+    if place and not events[_IN_TIME[place - 1]]:
+        return StepState.WAITING, "Not reached yet."
+    if number == Step.CONVERTED and (until := _detail(events, 2).get("deferred_until")):
+        return StepState.WAITING, f"A scheduled send: it waits until {until[:19]}Z."
+    return StepState.RUNNING, f"Next: {WAITS_FOR[before]}." if before else "Nothing is recorded."
+
+
+_NO_EVIDENCE = (
+    "No evidence: later steps are recorded, so this one happened. Its record was removed with old "
+    "history, or lost with the power."
+)
+_SKIPPED_BY_SMTP = {
+    1: "No draft: the message came by SMTP.",
+    2: "Nobody was notified: the message came by SMTP.",
+    3: "Not converted: the client sent MIME.",
+    4: "No Sent Items: the client got the reply 250 when step 5 was stored.",
+}
+
+
+def _detail(events: _Events, number: int) -> Mapping[str, Any]:
+    detail: Mapping[str, Any] = events[number][0]["detail"] if events[number] else {}
+    return detail
+
+
+def _with_events(number: int, journey: Mapping[str, Any], events: _Events) -> tuple[StepState, str]:
+    detail = _detail(events, number)
+    if number == Step.NOTIFIED and "cancelled" in detail and not events[3]:
+        return StepState.FAILED, "Cancelled before it was sent; the draft stays."
+    if number == Step.CONVERTED and (reply := detail.get("failed") or detail.get("unknown")):
+        return StepState.FAILED, f"It could not be sent: {reply}"
+    if number == Step.POLICY_AND_ROUTING:
+        states = [one["state"] for one in journey["recipients"]]
+        if detail.get("refused") and not detail.get("next_hops"):
+            return StepState.FAILED, f"Refused for {_all_or(len(states))}."
+    return StepState.DONE, ""
+
+
+def _all_or(number: int) -> str:
+    return "the recipient" if number == 1 else f"all {number} recipients"
+
+
+def _end_before_transport(events: _Events) -> tuple[int, str] | None:
+    """Return the step at which a submission ended without transport, and how; None if it did
+    not.
+    """
+    notified, converted = _detail(events, 2), _detail(events, 3)
+    if "cancelled" in notified and not events[3]:
+        return 2, "Cancelled."
+    if not events[7] or events[5] or events[4]:
+        return None
+    reply = str(_detail(events, 7).get("reply", ""))
+    return (4, f"Transport refused the message: {reply}") if "size" in converted else (3, reply)
+
+
+def _delivery(
+    journey: Mapping[str, Any], events: _Events, *, entries: Sequence[Mapping[str, Any]]
+) -> tuple[StepState, str]:
+    """Return the state of step 6, which follows from those of the recipients."""
+    states = Counter(str(one["state"]) for one in journey["recipients"])
+    text = ", ".join(f"{number} {state}" for state, number in states.items())
+    text = f"{counted(states.total(), 'recipient')}: {text}."
+    if any(entry.get("claimed") for entry in entries):
+        return StepState.RUNNING, text
+    if any(states[name] for name in ("queued", "deferred", "held")):
+        return StepState.WAITING, text
+    tried = {x["address"] for one in events[6] for x in one["detail"].get("recipients", ())}
+    if not events[6]:
+        if not _detail(events, 5).get("next_hops") and events[5]:
+            return StepState.SKIPPED, "No recipient was left to deliver to after step 5."
+        return StepState.NO_EVIDENCE, f"{text} {_NO_EVIDENCE}"
+    of_step = [one["state"] for one in journey["recipients"] if one["address"] in tried]
+    is_bad = any(state in _BAD for state in of_step) or states["cancelled"]
+    return (StepState.FAILED if is_bad else StepState.DONE), text
+
+
+def _report(journey: Mapping[str, Any], events: _Events) -> tuple[StepState, str]:
+    if events[7]:
+        kinds = {one["detail"].get("kind") for one in events[7]}
+        if kinds == {"dropped"}:
+            return StepState.FAILED, "A report could not be delivered, and was dropped."
+        return StepState.DONE, ""
+    states = {one["state"] for one in journey["recipients"]}
+    if not states or not states <= FINAL | {RecipientState.CAPTURED}:
+        return StepState.WAITING, "The sender gets a report if a recipient fails."
+    if not states & {"failed", "expired"}:
+        return StepState.SKIPPED, "No report was due: no recipient failed."
+    if not journey["sender"]:
+        return StepState.SKIPPED, "No report: the message has no reverse-path to send one to."
+    return StepState.SKIPPED, (
+        "No report was sent: the sender is not trusted, or asked for none (NOTIFY)."
+    )
+
+
+# -- recipients
+
+
+def _importance(state: str) -> int:
+    """Return the place of a recipient: failed ones first, then those that wait."""
+    if state in _BAD:
+        return 0
+    return 2 if state in _ENDED_WELL else 1
+
+
+_ENDS = {
+    "delivered": "is in the mailbox here",
+    "relayed": "was accepted by the next host",
+    "failed": "got no copy",
+    "expired": "was given up after the last attempt",
+    "cancelled": "was cancelled by an operator",
+    "discarded": "was discarded by a rule",
+    "redirected": "was redirected by a rule",
+    "expanded": "was replaced by the members of a list",
+}
+
+
+def _recipient(one: Mapping[str, Any]) -> ShownRecipient:
+    state = str(one["state"])
+    text = REASONS.get(state) or _ENDS.get(state) or f"is {state}"
+    attempts = tuple(one["attempts"])
+    if state == "relayed" and attempts and attempts[-1]["host"]:
+        text = f"was accepted by {attempts[-1]['host']}"
+    if (hop := one.get("next_hop")) and state in ("queued", "deferred"):
+        text += f", by {hop_words(hop)}"
+    return ShownRecipient(
+        address=one["address"], state=state, text=text, reply=one["reply"], attempts=attempts,
+        reported=one.get("reported"), successors=tuple(one.get("successors", ())),
+    )  # fmt: skip
+
+
+# -- what happens next
+
+
+def next_events(
+    journey: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], *, now_us: int
+) -> Iterator[NextEvent]:
+    """Yield what happens next: for each entry in the queue, or for the submission."""
+    if not journey["id"]:
+        yield from _next_before_transport(journey)
+    for entry in entries:
+        addresses = tuple(
+            one["address"] for one in entry["recipients"] if one["state"] not in FINAL
+        )
+        yield NextEvent(
+            **_next_of(entry, now_us), entry=f"{entry['id']}-{entry['entry']}",
+            state=str(entry["state"]), recipients=addresses,
+        )  # fmt: skip
+
+
+def _next_before_transport(journey: Mapping[str, Any]) -> Iterator[NextEvent]:
+    details = {one["step"]: one["detail"] for one in journey["steps"]}
+    if Step.REPORT in details or "cancelled" in details.get(2, {}):
+        return
+    if Step.CONVERTED not in details and (until := details.get(2, {}).get("deferred_until")):
+        yield NextEvent("It is sent at the time that the sender chose", at=until)
+    elif details:
+        yield NextEvent(f"Pickup goes on by itself: {WAITS_FOR[max(details)]}")
+
+
+def _next_of(entry: Mapping[str, Any], now_us: int) -> dict[str, str]:
+    state, until = str(entry["state"]), entry.get("expires") or ""
+    gives_up = {"until": until, "until_text": "gives up" if until else ""}
+    due, number = entry["due"], entry["attempts"] + 1
+    if entry.get("claimed"):
+        return {"text": f"Attempt {number} is in progress, or next in turn", **gives_up}
+    if state == "held":
+        text = f"Held by {entry['reason']}" if entry.get("reason") else "Held"
+        if held_until := entry.get("held_until"):
+            return {"text": f"{text}; it is released", "at": held_until, **gives_up}
+        return {"text": f"{text}; it stays until an operator releases it", **gives_up}
+    if state == "captured":
+        text = "Captured: it is kept here and never sent"
+        return {"text": text, "until": until, "until_text": "removed" if until else ""}
+    if due is None or time_us_of(due) <= now_us:
+        return {"text": f"Attempt {number} is due now", **gives_up}
+    return {"text": f"Attempt {number}", "at": due, **gives_up}

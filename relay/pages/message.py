@@ -1,0 +1,116 @@
+"""The page of a message, /messages/{id}: its journey, and what can be done about it.
+
+Any name that `relay trace` takes is an id. Another account's message and an unknown one are the
+same 404.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from relay.accounts.account import Role
+from relay.advanceable_clock import AdvanceError
+from relay.api.request_parameters import require_method
+from relay.clock import time_us_of
+from relay.http.errors import ApiError, service_unavailable
+from relay.http.http_request import HttpRequest
+from relay.pages.access import Visitor
+from relay.pages.forms import read_form
+from relay.pages.journey_view import duration, journey_view
+from relay.pages.queue_change import choices_for, result_sentence
+from relay.pages.site import PageSite
+from relay.spool.types import Selector
+
+_ENTRIES_MAX = 100
+_REPORTS_MAX = 10
+_MARGIN_S = 0.01
+
+
+async def message_page(
+    key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite
+) -> Response:
+    """GET /messages/{id}."""
+    require_method(request, "GET")
+    values = await journey_values(key, visitor, site)
+    return site.page(
+        request, visitor, "message.html", result=result_sentence(request.query), **values
+    )
+
+
+async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str, Any]:
+    """Return what the template of a journey needs. Raises ApiError 404."""
+    journey = await site.handlers.message(key, visitor.principal)
+    entries = await _entries_of(journey, visitor, site)
+    now_us = site.dependencies.clock.time_us()
+    view = journey_view(
+        journey, entries, now_us=now_us, reports=await _reports_of(journey, visitor, site)
+    )
+    may_operate = visitor.principal.role is Role.OPERATE
+    due = min((one.at for one in view.next if one.at), default="")
+    controls = site.dependencies.development
+    return {
+        "journey": journey,
+        "view": view,
+        "key": view.name,
+        "operations": choices_for(entries, release_to=controls.release_to if controls else None)
+        if may_operate and entries
+        else [],
+        "may_advance": bool(controls and may_operate and due),
+        "due": due,
+        "in_words": lambda at: duration(max(0.0, (time_us_of(at) - now_us) / 1e6)),
+    }
+
+
+async def _entries_of(
+    journey: Mapping[str, Any], visitor: Visitor, site: PageSite
+) -> Sequence[Mapping[str, Any]]:
+    """Return the entries of a message in the queue; an account sees those with its recipients."""
+    if not journey["id"]:
+        return []
+    listed = await site.dependencies.queue_admin.list(
+        Selector(ids=(journey["id"],)), limit=_ENTRIES_MAX
+    )
+    if visitor.principal.account is None:
+        return listed
+    shown = {one["address"] for one in journey["recipients"]}
+    return [
+        {**entry, "recipients": [one for one in entry["recipients"] if one["address"] in shown]}
+        for entry in listed
+        if any(one["address"] in shown for one in entry["recipients"])
+    ]
+
+
+async def _reports_of(
+    journey: Mapping[str, Any], visitor: Visitor, site: PageSite
+) -> dict[str, Mapping[str, Any]]:
+    """Return the journeys of the newest reports on a message, as far as the visitor sees them."""
+    names = [one["detail"].get("report_id") for one in journey["steps"] if one["step"] == 7]
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in list(filter(None, names))[-_REPORTS_MAX:]:
+        report = await site.dependencies.journeys.journey(name, account=visitor.principal.account)
+        if report is not None:
+            found[name] = report
+    return found
+
+
+async def advance_to_next(
+    key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite
+) -> Response:
+    """POST /messages/{id}/advance in a development relay: to the time of what happens next."""
+    require_method(request, "POST")
+    await read_form(request, visitor.csrf)
+    visitor.principal.check_may_operate()
+    values = await journey_values(key, visitor, site)
+    controls = site.dependencies.development
+    if controls is None or not values["due"]:
+        message = "Nothing of this message waits for a time: the clock stays as it is."
+        raise ApiError(400, "BadRequest", message)
+    left_s = (time_us_of(values["due"]) - site.dependencies.clock.time_us()) / 1e6
+    try:
+        await controls.advance_clock(max(left_s, 0.0) + _MARGIN_S)
+    except ValueError as error:
+        raise ApiError(400, "BadRequest", f"The clock: {error}.") from None
+    except AdvanceError as error:
+        raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+    return site.redirect(request, f"messages/{values['key']}")

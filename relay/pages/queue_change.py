@@ -1,0 +1,172 @@
+"""Queue operations of the pages: what one would change (GET), and doing it (POST).
+
+/queue/{operation}. Both use the same selection and the checks of the API: the page runs the
+operation as `--dry-run` does, and the form on it has the conditions, not a list of what they found.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from relay.api.request_parameters import require_method
+from relay.http.errors import ApiError
+from relay.http.http_request import HttpRequest
+from relay.journeys.wording import changed_line
+from relay.message.lifecycle import RecipientState
+from relay.message.nexthop import NextHop
+from relay.pages.access import Visitor
+from relay.pages.forms import read_form
+from relay.pages.queue_selection import selection_of
+from relay.pages.site import PageSite
+from relay.spool.queue_commands import Operation, QueueCommand
+from relay.spool.types import Selector
+
+_LISTED_MAX = 20
+_PARAMETERS = {
+    Operation.RETRY: (),
+    Operation.HOLD: ("until",),
+    Operation.RELEASE: (),
+    Operation.CANCEL: (),
+    Operation.REROUTE: ("to",),
+}
+_COUNTS = ("matched", "done", "unchanged", "in_flight")
+LABELS = {
+    Operation.RETRY: "Retry now",
+    Operation.HOLD: "Hold",
+    Operation.RELEASE: "Release",
+    Operation.CANCEL: "Cancel",
+    Operation.REROUTE: "Reroute",
+}
+EFFECTS = {
+    Operation.RETRY: "The next attempt is made now.",
+    Operation.HOLD: "Nothing is attempted until the mail is released.",
+    Operation.RELEASE: "Held mail is attempted again; captured mail leaves this machine.",
+    Operation.CANCEL: "The recipients are not attempted any more. This cannot be undone, and the "
+    "sender gets no report.",
+    Operation.REROUTE: "The mail goes to another next hop.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OperationChoice:
+    """An operation, and why it does not apply ("" if it does)."""
+
+    operation: Operation
+    label: str
+    reason: str
+
+
+def choices_for(
+    entries: Collection[Mapping[str, Any]], *, release_to: NextHop | None
+) -> list[OperationChoice]:
+    """Return all operations, each with the reason why it applies to none of the entries."""
+    states = [RecipientState(one["state"]) for one in entries]
+    found = []
+    for operation in Operation:
+        if operation is Operation.REROUTE:
+            reasons = [""] * len(states)
+        else:
+            may_leave = operation is Operation.RELEASE and release_to is not None
+            to = (lambda _: release_to) if may_leave else None
+            command = QueueCommand(operation, Selector(all=True), "", to=to)
+            reasons = [command.inapplicable_reason(state) for state in states]
+        reason = reasons[0] if reasons and all(reasons) else ""
+        found.append(OperationChoice(operation, LABELS[operation], reason))
+    return found
+
+
+async def queue_change(
+    operation: Operation, request: HttpRequest, visitor: Visitor, *, site: PageSite
+) -> Response:
+    """GET and POST /queue/{operation}."""
+    require_method(request, "GET", "POST")
+    visitor.principal.check_may_operate()
+    if request.method == "POST":
+        form = await read_form(request, visitor.csrf)
+        return await _change(operation, form.fields, request, visitor=visitor, site=site)
+    return await _confirmation(operation, request, visitor, site=site)
+
+
+async def _confirmation(
+    operation: Operation, request: HttpRequest, visitor: Visitor, *, site: PageSite
+) -> Response:
+    selection = selection_of(request.query)
+    given = _given(operation, request.query)
+    values: dict[str, Any] = {
+        "operation": str(operation),
+        "label": LABELS[operation],
+        "effect": EFFECTS[operation],
+        "selection": selection,
+        "given": given,
+        "back": _text(request.query, "message"),
+    }
+    if not (selection.ids or selection.conditions or selection.all):
+        message = "Nothing is selected: mark entries, or choose all that match."
+        raise ApiError(400, "BadRequest", message)
+    answer, line, fault = None, "", ""
+    if operation is not Operation.REROUTE or given["to"]:
+        body = {**selection.body(), **_without_empty(given), "dry_run": True}
+        try:
+            answer = await site.handlers.run_command(
+                operation, msgspec.json.encode(body), visitor.principal, request=request
+            )
+            line = changed_line(operation, answer)
+        except ApiError as error:
+            if operation is not Operation.REROUTE or error.status != 400:
+                raise
+            fault = error.message
+    listed: Sequence[Any] = answer["entries"][:_LISTED_MAX] if answer else ()
+    return site.page(
+        request, visitor, "queue_change.html",
+        status=400 if fault else 200, **values,
+        answer=answer, line=line, listed=listed, fault=fault,
+    )  # fmt: skip
+
+
+async def _change(
+    operation: Operation,
+    fields: Collection[tuple[str, str]],
+    request: HttpRequest,
+    *,
+    visitor: Visitor,
+    site: PageSite,
+) -> Response:
+    selection = selection_of(fields)
+    given = _given(operation, fields) | {"reason": _text(fields, "reason")}
+    body = {**selection.body(), **_without_empty(given)}
+    answer = await site.handlers.run_command(
+        operation, msgspec.json.encode(body), visitor.principal, request=request
+    )
+    result = {"did": str(operation)} | {name: answer[name] for name in _COUNTS}
+    message = _text(fields, "message")
+    if message.replace(".", "").isalnum():  # a queue id or a submission id
+        return site.redirect(request, f"messages/{message}", **result)
+    return site.redirect(request, "queue", **(dict(selection.conditions) | result))
+
+
+def result_sentence(query: Collection[tuple[str, str]]) -> str:
+    """Return what the operation did that led to this page, "" if none did."""
+    values = dict(query)
+    if values.get("did") not in tuple(Operation):
+        return ""
+    try:
+        counts = {name: int(values.get(name, "0")) for name in _COUNTS}
+    except ValueError:
+        return ""
+    line = changed_line(values["did"], {**counts, "dry_run": False})
+    return f"{line[:1].upper()}{line[1:]}."
+
+
+def _given(operation: Operation, pairs: Collection[tuple[str, str]]) -> dict[str, str]:
+    return {name: _text(pairs, name) for name in _PARAMETERS[operation]}
+
+
+def _without_empty(given: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in given.items() if text}
+
+
+def _text(pairs: Collection[tuple[str, str]], name: str) -> str:
+    return next((text.strip() for given, text in pairs if given == name), "")

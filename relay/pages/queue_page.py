@@ -1,0 +1,128 @@
+"""The page of the queue: entries by conditions, as `relay queue list`, and operations on them."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from relay.accounts.account import Role
+from relay.api.request_parameters import require_method
+from relay.clock import id_time_us, time_us_of
+from relay.http.errors import ApiError
+from relay.http.http_request import HttpRequest
+from relay.message.lifecycle import FINAL
+from relay.pages.access import Visitor
+from relay.pages.journey_view import duration
+from relay.pages.queue_change import EFFECTS, LABELS, result_sentence
+from relay.pages.queue_selection import QueueSelection, selection_of
+from relay.pages.site import PageSite
+from relay.pages.step_evidence import hop_words
+from relay.spool.queue_commands import LIVE
+from relay.spool.types import FIRST_KEY, Key
+
+_ROWS = 50
+_REASONS_MAX = 10
+FIELDS = (
+    ("sender", "Sender", "*@example.org"),
+    ("recipient", "Recipient", "bob@*"),
+    ("domain", "Domain", "example.org"),
+    ("next_hop", "Next hop", "mx:example.org"),
+    ("older_than", "Older than", "2h"),
+)
+
+
+async def queue_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+    """GET /queue?CONDITION=&after=ENTRY."""
+    require_method(request, "GET")
+    visitor.principal.check_may_read()
+    selection = selection_of(request.query)
+    after = _entry_name(request.query)
+    entries: Sequence[Mapping[str, Any]] = ()
+    fault = ""
+    try:
+        query = selection.query() | {"limit": str(_ROWS)}
+        entries = await site.handlers.queue_entries(query, visitor.principal, after=after)
+    except ApiError as error:
+        if error.status != 400:
+            raise
+        fault = error.message
+    stats = await site.handlers.queue_stats(visitor.principal)
+    now_us = site.dependencies.clock.time_us()
+    last = f"{entries[-1]['id']}-{entries[-1]['entry']}" if len(entries) == _ROWS else ""
+    return site.page(
+        request,
+        visitor,
+        "queue.html",
+        status=400 if fault else 200,
+        fault=fault,
+        selection=selection,
+        rows=[_row(one, now_us) for one in entries],
+        reasons=_reasons(entries),
+        tabs=_tabs(stats, selection),
+        stats=stats,
+        fields=FIELDS,
+        more=last,
+        is_first=after == FIRST_KEY,
+        result=result_sentence(request.query),
+        operations=[(str(one), LABELS[one], EFFECTS[one]) for one in LABELS]
+        if visitor.principal.role is Role.OPERATE
+        else [],
+    )
+
+
+def _entry_name(query: Collection[tuple[str, str]]) -> Key:
+    """Return the entry behind which the list begins. Raises ApiError 400."""
+    text = next((value for name, value in query if name == "after" and value), "")
+    if not text:
+        return FIRST_KEY
+    name, _, number = text.partition("-")
+    if not (name.isalnum() and number.isascii() and number.isdecimal() and len(number) < 10):
+        raise ApiError(400, "BadRequest", "after: expected the name of an entry, ID-NUMBER.")
+    return name, int(number)
+
+
+def _row(entry: Mapping[str, Any], now_us: int) -> dict[str, Any]:
+    """Return what a row shows of an entry."""
+    accepted_us = id_time_us(entry["id"])
+    waiting = [one for one in entry["recipients"] if one["state"] not in FINAL]
+    due = entry["due"]
+    return {
+        **entry,
+        "recipients": waiting,
+        "name": f"{entry['id']}-{entry['entry']}",
+        "age": duration(max(0.0, (now_us - accepted_us) / 1e6)) if accepted_us else "",
+        "hop": hop_words(entry["next_hop"]),
+        "reply": _reply(entry),
+        "due_in": duration(max(0.0, (time_us_of(due) - now_us) / 1e6)) if due else "",
+    }
+
+
+def _reply(entry: Mapping[str, Any]) -> str:
+    """Return the last reply of the first recipient that waits, or why the entry is held."""
+    replies = [one["reply"] for one in entry["recipients"] if one["state"] not in FINAL]
+    return next(filter(None, replies), "") or str(entry.get("reason", ""))
+
+
+def _reasons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return why the listed entries wait: next hop and last reply, the most frequent first."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for entry in entries:
+        found[entry["next_hop"], str(entry["state"]), _reply(entry)] += 1
+    return [
+        {"next_hop": hop, "hop": hop_words(hop), "state": state, "reply": reply, "entries": number}
+        for (hop, state, reply), number in found.most_common(_REASONS_MAX)
+    ]
+
+
+def _tabs(stats: Mapping[str, Any], selection: QueueSelection) -> list[dict[str, Any]]:
+    """Return a tab for each state, with the number of entries in it."""
+    counts = stats.get("entries", {})
+    chosen = selection.conditions.get("state", "")
+    states = {"": ("All", sum(counts.values()))} | {
+        str(state): (state.capitalize(), counts.get(str(state), 0)) for state in LIVE
+    }
+    return [
+        {"state": state, "label": label, "entries": number, "is_chosen": chosen == state}
+        for state, (label, number) in states.items()
+    ]

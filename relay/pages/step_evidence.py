@@ -1,0 +1,262 @@
+"""What is recorded of one event of a journey, as sentences and facts for a page.
+
+Pure functions. The details of the events are those of docs/names.md; a detail that is missing,
+because an older version of the relay recorded the event, leaves its sentence out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from relay.journeys.events import Step
+from relay.journeys.wording import client_line, describe
+from relay.settings.document import counted
+
+_RECIPIENTS_MAX = 20  # of one event
+
+
+@dataclass(frozen=True, slots=True)
+class StepFact:
+    """A fact: its name and its value. `state` is a recipient's; `message` is the id of a message
+    that a link leads to; `view` is a view of this message's content.
+    """
+
+    name: str
+    value: str
+    state: str = ""
+    message: str = ""
+    view: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvidence:
+    """The evidence of one event. `time` is a time to come, such as that of the next attempt."""
+
+    text: str
+    facts: tuple[StepFact, ...] = ()
+    time: str = ""
+    time_text: str = ""
+
+
+def evidence_of(
+    step: Mapping[str, Any],
+    journey: Mapping[str, Any],
+    *,
+    reports: Mapping[str, Mapping[str, Any]],
+) -> StepEvidence:
+    """Return the evidence of an event of a journey's `steps`."""
+    detail = step["detail"]
+    match Step(step["step"]):
+        case Step.CREATED:
+            return StepEvidence(f"{_who(journey)} created the draft.", tuple(_created(journey)))
+        case Step.NOTIFIED:
+            return _notified(detail)
+        case Step.CONVERTED:
+            return _converted(detail)
+        case Step.ACCEPTED:
+            return _accepted(detail)
+        case Step.POLICY_AND_ROUTING:
+            return _routed(detail, journey)
+        case Step.DELIVERY:
+            return _delivery(detail)
+        case Step.REPORT:
+            return _reported(detail, journey, reports)
+
+
+def _who(journey: Mapping[str, Any]) -> str:
+    return journey["client"]["account"] or journey["sender"] or "A client"
+
+
+def _created(journey: Mapping[str, Any]) -> Iterator[StepFact]:
+    if client := client_line(journey["client"]):
+        yield StepFact("Client", client.removeprefix("from "))
+    yield StepFact("Graph id", str(journey["graph_id"]))
+    if journey["message_id"]:
+        yield StepFact("Message-ID", journey["message_id"])
+    yield StepFact("Content", "as it was sent", view="source")
+
+
+def _notified(detail: Mapping[str, Any]) -> StepEvidence:
+    until = str(detail.get("deferred_until", ""))
+    if "cancelled" in detail:
+        reason = f": {detail['reason']}" if detail.get("reason") else ""
+        return StepEvidence(f"The scheduled send was cancelled{reason}.")
+    if until:
+        return StepEvidence(
+            "Submitted, to be sent at the time that the sender chose.", time=until,
+            time_text="sent",
+        )  # fmt: skip
+    return StepEvidence("The sender submitted the draft, and pickup was notified.")
+
+
+def _converted(detail: Mapping[str, Any]) -> StepEvidence:
+    if reply := detail.get("failed") or detail.get("unknown"):
+        return StepEvidence("The conversion or its submission failed.", (StepFact("Reply", reply),))
+    if "size" not in detail:
+        return StepEvidence("Converted to MIME.")
+    recipients = counted(detail["recipients"], "recipient")
+    if "draft" not in detail:
+        return StepEvidence(f"Converted to MIME of {detail['size']} bytes, for {recipients}.")
+    kind = "MIME" if detail["draft"] == "MIME" else "properties (Graph JSON)"
+    text = (
+        f"The draft was {kind} in a file of {detail['draft_size']} bytes; the message is MIME of "
+        f"{detail['size']} bytes, for {recipients}."
+    )
+    facts = [StepFact("Change", one) for one in detail.get("changes", ())]
+    if not facts:
+        facts = [StepFact("Change", "none: the MIME is sent as it is")]
+    facts += [StepFact("Repair", one) for one in detail.get("defects", ())]
+    return StepEvidence(text, (*facts, StepFact("Content", "the MIME", view="source")))
+
+
+_FOLDERS = {"sentitems": "Sent Items", "drafts": "Drafts"}
+
+
+def _accepted(detail: Mapping[str, Any]) -> StepEvidence:
+    folder = detail.get("folder")
+    kept = (
+        f"the draft became the copy in {_FOLDERS.get(folder, folder)}"
+        if folder
+        else "the sender asked for no copy, and the draft was removed"
+    )
+    facts = [StepFact("Reply", f"250 2.0.0 Ok: queued as {detail.get('queue_id', '?')}")]
+    if gone := detail.get("folder_gone"):
+        facts.append(StepFact("Folder", f"{gone} did not exist any more"))
+    return StepEvidence(f"Transport took over the message; {kept}.", tuple(facts))
+
+
+# -- step 5
+
+
+def hop_words(next_hop: str) -> str:
+    """Return a next hop in words."""
+    if next_hop == "local":
+        return "a mailbox here"
+    if next_hop.startswith("mx:"):
+        return f"the mail hosts (MX) of {next_hop[3:]}"
+    if next_hop == "capture":
+        return "capture: kept here, never sent"
+    if next_hop == "hold":
+        return "hold: until an operator releases it"
+    return next_hop
+
+
+def _routed(detail: Mapping[str, Any], journey: Mapping[str, Any]) -> StepEvidence:
+    facts = []
+    if about := detail.get("about"):
+        facts.append(StepFact("Report about", about, message=about))
+    elif not journey["submission_id"] and (client := client_line(journey["client"])):
+        facts.append(StepFact("Client", client.removeprefix("from ")))
+    rules = detail.get("rules", ())
+    facts += [StepFact("Rule", _rule(one)) for one in rules]
+    counts = detail.get("counts", {})
+    for hop, addresses in detail.get("next_hops", {}).items():
+        names = _some(addresses, counts.get(hop))
+        facts.append(StepFact("Next hop", f"{hop_words(hop)}, for {names}"))
+    refused = detail.get("refused", ())
+    facts += [
+        StepFact("Refused", f"{one['address']}: {one['reply']}", state="failed")
+        for one in refused[:_RECIPIENTS_MAX]
+    ]
+    if about:
+        return StepEvidence("The report was routed; rules do not apply to reports.", tuple(facts))
+    hits = f"{counted(len(rules), 'rule')} matched" if rules else "No rule matched"
+    return StepEvidence(f"{hits}; the message is stored in the queue.", tuple(facts))
+
+
+def _rule(hit: Mapping[str, Any]) -> str:
+    because = f", because of {', '.join(hit['because'])}" if hit.get("because") else ""
+    names = _some(hit["recipients"], hit.get("count"))
+    audit = " (audit mode: recorded only)" if hit.get("mode") == "audit" else ""
+    return f"“{hit['rule']}” matched{because}: {hit['outcome']}{audit}, for {names}"
+
+
+def _some(addresses: Sequence[str], count: int | None = None) -> str:
+    shown = addresses[:_RECIPIENTS_MAX]
+    more = (count or len(addresses)) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+# -- steps 6 and 7
+
+
+def _delivery(detail: Mapping[str, Any]) -> StepEvidence:
+    if "recipients" not in detail:
+        return StepEvidence(f"Operator: {'; '.join(describe(6, detail))}.")
+    facts: list[StepFact] = []
+    if "expired" in detail:
+        text = "The time to deliver was over."
+    else:
+        text = f"Attempt {detail.get('attempt', '?')}, to {hop_words(detail['next_hop'])}."
+        facts += _host(detail)
+    people = detail["recipients"]
+    facts += [
+        StepFact(one["address"], one["reply"] or one["outcome"], state=one["outcome"])
+        for one in people[:_RECIPIENTS_MAX]
+    ]
+    if len(people) > _RECIPIENTS_MAX:
+        facts.append(StepFact("Recipients", f"{len(people) - _RECIPIENTS_MAX} more"))
+    if held := detail.get("held"):
+        facts.append(StepFact("Held", held, state="held"))
+    retry = detail.get("retry", "")
+    return StepEvidence(text, tuple(facts), time=retry, time_text="next attempt" if retry else "")
+
+
+def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
+    host, address = detail.get("host", ""), detail.get("address", "")
+    if not host and not address:
+        return
+    yield StepFact("Host", f"{host} [{address}]" if host and address else host or address)
+    tls = detail.get("tls", "")
+    cipher = f", {detail['cipher']}" if detail.get("cipher") else ""
+    yield StepFact("TLS", f"{tls}{cipher}" if tls else "none: the session was not encrypted")
+
+
+_KINDS = {
+    "failure": "A report on failed delivery",
+    "unknown": "A report that the outcome is not known",
+    "delivered": "A report on delivery",
+    "relayed": "A report on delivery to the next host",
+    "expanded": "A report on delivery to a list",
+    "dead-letter": "A dead letter",
+}
+
+
+def _reported(
+    detail: Mapping[str, Any],
+    journey: Mapping[str, Any],
+    reports: Mapping[str, Mapping[str, Any]],
+) -> StepEvidence:
+    kind, names = str(detail.get("kind", "")), _some(detail.get("recipients", ()))
+    if kind == "delayed":
+        return StepEvidence(
+            f"Late: {names} not delivered yet.", time=str(detail.get("until", "")),
+            time_text="gives up",
+        )  # fmt: skip
+    if kind == "dropped":
+        return StepEvidence(f"The report to {names} was dropped: it failed at the postmaster.")
+    facts = [StepFact("About", names)] if names else []
+    if reply := detail.get("reply"):
+        facts.append(StepFact("It says", reply))
+    said = [one for one in journey["recipients"] if one["address"] in detail.get("recipients", ())]
+    facts += [
+        StepFact("It says", f"{one['address']}: {one['reply']}")
+        for one in said[:_RECIPIENTS_MAX]
+        if one["reply"]
+    ]
+    if report_id := detail.get("report_id"):
+        facts.append(StepFact("Report", report_id, message=report_id))
+        if (report := reports.get(report_id)) is not None:
+            facts += _whereabouts(report)
+    else:
+        facts.append(StepFact("Where", f"in the Inbox of {detail.get('to', '?')}"))
+    return StepEvidence(
+        f"{_KINDS.get(kind, 'A report')} went to {detail.get('to', '?')}.", tuple(facts)
+    )
+
+
+def _whereabouts(report: Mapping[str, Any]) -> Iterator[StepFact]:
+    for one in report["recipients"][:1]:
+        state = str(one["state"])
+        where = "in the Inbox" if state == "delivered" else one["reply"] or state
+        yield StepFact("Where", f"{where}, {one['address']}", state=state)

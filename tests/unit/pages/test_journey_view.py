@@ -1,0 +1,292 @@
+"""The journey of a message as a page shows it, of journeys that a relay has recorded."""
+
+import smtplib
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.clock import rfc3339, time_us_of
+from relay.journeys.journey import join
+from relay.pages.journey_view import JourneyView, duration, journey_view
+from relay.testing import Relay
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+RULES = """
+[[rule]]
+name = "no executables"
+when = { attachment_name = "*.exe" }
+then = [ { reject = "5.7.1 no programs" } ]
+
+[[rule]]
+name = "to the archive"
+when = { subject = "redirect*" }
+then = [ { redirect = "bob@example.test" } ]
+"""
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with Relay(policies={"10-test.toml": RULES}) as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(shared):
+    shared.reset()
+    return shared
+
+
+def call(relay: Relay, method: str, path: str, body: Any = None) -> Any:
+    headers = {"authorization": f"Bearer {relay.operator_token}"}
+    answer = httpx.request(method, f"{relay.http_url}{path}", json=body, headers=headers)
+    assert answer.is_success, answer.text
+    return answer.json() if answer.content else None
+
+
+def view_of(relay: Relay, key: str) -> JourneyView:
+    journey = call(relay, "GET", f"/relay/v1/messages/{key}")
+    entries = call(relay, "GET", f"/relay/v1/queue?id={journey['id']}") if journey["id"] else []
+    ids = [one["detail"]["report_id"] for one in journey["steps"] if "report_id" in one["detail"]]
+    reports = {one: call(relay, "GET", f"/relay/v1/messages/{one}") for one in ids}
+    now_us = int(relay.clock.now.timestamp() * 1e6)
+    return journey_view(journey, entries, now_us=now_us, reports=reports)
+
+
+def sent(relay: Relay, to: str | list[str], subject: str = "Hello", **more: Any) -> JourneyView:
+    message = relay.send(ALICE, to, subject, "text", **more)
+    relay.settle()
+    return view_of(relay, message.journey["id"])
+
+
+def posted(relay: Relay, **properties: Any) -> JourneyView:
+    """A message to bob, sent as properties."""
+    message = {"subject": "Hello", "toRecipients": [{"emailAddress": {"address": BOB}}]}
+    answer = httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail",
+        json={"message": message | properties},
+        headers={"authorization": f"Bearer {relay.token(ALICE)}"},
+    )
+    relay.settle()
+    return view_of(relay, answer.headers["x-relay-message-id"])
+
+
+def states(view: JourneyView) -> list[str]:
+    assert [one.number for one in view.steps] == [1, 2, 3, 4, 5, 6, 7]
+    return [str(one.state) for one in view.steps]
+
+
+def facts(view: JourneyView, number: int) -> list[tuple[str, str]]:
+    return [
+        (fact.name, fact.value)
+        for event in view.steps[number - 1].events
+        for fact in event.evidence.facts
+    ]
+
+
+def texts(view: JourneyView, number: int) -> list[str]:
+    return [event.evidence.text for event in view.steps[number - 1].events]
+
+
+def test_a_delivered_message_has_evidence_in_six_steps_and_needs_no_report(relay):
+    view = posted(relay, body={"contentType": "html", "content": "<p>Grüße an alle Kollegen</p>"})
+    assert states(view) == ["done"] * 6 + ["skipped"]
+    assert texts(view, 1) == [f"{ALICE} created the draft."]
+    assert ("Graph id", view.name) not in facts(view, 1)
+    assert "properties (Graph JSON)" in texts(view, 3)[0]
+    assert ("Change", "text/html (utf-8, quoted-printable) made") in facts(view, 3)
+    assert facts(view, 4) == [("Reply", f"250 2.0.0 Ok: queued as {view.name}")]
+    assert texts(view, 5) == ["No rule matched; the message is stored in the queue."]
+    assert facts(view, 5) == [("Next hop", f"a mailbox here, for {BOB}")]
+    assert facts(view, 6) == [(BOB, f"250 2.1.5 delivered to {BOB}")]
+    assert view.steps[6].text == "No report was due: no recipient failed."
+    assert view.is_final
+    assert view.next == ()
+
+
+def test_times_are_counted_from_the_event_before_in_time(relay):
+    view = sent(relay, BOB)
+    assert view.steps[0].since == ""
+    for step in view.steps[1:6]:
+        assert step.since.startswith("+")
+    assert view.steps[4].at <= view.steps[3].at  # the 250 of step 4 follows step 5
+
+
+def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
+    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
+    view = sent(relay, ["joe@slow.test", BOB])
+    assert states(view) == ["done"] * 5 + ["waiting", "waiting"]
+    (after,) = view.next
+    assert (after.text, after.state) == ("Attempt 2", "deferred")
+    assert time_us_of(after.until) > time_us_of(after.at) > relay.clock.now.timestamp() * 1e6
+    assert after.recipients == ("joe@slow.test",)
+    (attempt,) = [event for event in view.steps[5].events if event.evidence.time]
+    assert attempt.evidence.time[:23] == after.at[:23]
+    found = {fact.name: fact.value for fact in attempt.evidence.facts}
+    assert found["joe@slow.test"] == "451 4.3.0 later"
+    assert found["Host"].startswith("mx1.slow.test [127.")
+    assert found["TLS"].startswith("TLSv1.3, TLS_")
+    assert view.recipients[0].address == "joe@slow.test"
+    assert "by the mail hosts (MX) of slow.test" in view.recipients[0].text
+
+
+def test_a_bounce_names_the_reply_and_the_report_and_where_that_is(relay):
+    relay.internet.domain("no.test").rcpt("gone").reply("550 5.1.1 no such user")
+    view = sent(relay, "gone@no.test")
+    assert states(view) == ["done"] * 5 + ["failed", "done"]
+    found = facts(view, 7)
+    assert ("It says", "gone@no.test: 550 5.1.1 no such user") in found
+    assert ("Where", f"in the Inbox, {ALICE}") in found
+    (report,) = [fact for fact in view.steps[6].events[0].evidence.facts if fact.message]
+    about = view_of(relay, report.message)
+    assert states(about)[:4] == ["skipped"] * 4
+    assert ("Report about", view.name) in facts(about, 5)
+    assert view.recipients[0].reported["kind"] == "failure"
+    assert view.recipients[0].reported["host"] == "mx1.no.test"
+
+
+def test_a_rule_is_shown_with_the_condition_that_matched(relay):
+    view = sent(relay, BOB, attachments=[("setup.exe", b"x")])
+    assert states(view) == ["done"] * 4 + ["failed", "skipped", "done"]
+    (rule,) = [value for name, value in facts(view, 5) if name == "Rule"]
+    assert rule == (
+        f'“no executables” matched, because of attachment_name "setup.exe": reject, for {BOB}'
+    )
+    assert ("Refused", f"{BOB}: 550 5.7.1 no programs") in facts(view, 5)
+    assert view.steps[5].text == "No recipient was left to deliver to after step 5."
+
+
+def test_a_redirected_recipient_names_its_successor(relay):
+    view = sent(relay, "carl@example.test", "redirect this")
+    assert view.recipients[0].state == "redirected"
+    assert view.recipients[0].successors == (BOB,)
+
+
+def test_captured_mail_stays_and_says_so(relay):
+    view = sent(relay, "joe@elsewhere.example")
+    assert states(view) == ["done"] * 6 + ["skipped"]
+    (after,) = view.next
+    assert after.text == "Captured: it is kept here and never sent"
+    assert after.until_text == "removed"
+
+
+def test_held_mail_names_who_holds_it_until_when(relay):
+    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
+    name = sent(relay, "joe@slow.test").name
+    hold = {"ids": [name], "reason": "to be examined", "until": "2h"}
+    call(relay, "POST", "/relay/v1/queue/hold", hold)
+    view = view_of(relay, name)
+    assert states(view)[5] == "waiting"
+    (after,) = view.next
+    assert "to be examined; it is released" in after.text
+    assert after.at > rfc3339(int(relay.clock.now.timestamp() * 1e6))
+    assert any(text.startswith("Operator: hold by ") for text in texts(view, 6))
+
+
+def test_cancelled_mail_ends_at_step_six_without_a_report(relay):
+    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
+    name = sent(relay, "joe@slow.test").name
+    call(relay, "POST", "/relay/v1/queue/cancel", {"ids": [name]})
+    view = view_of(relay, name)
+    assert states(view) == ["done"] * 5 + ["failed", "skipped"]
+    assert view.recipients[0].text == "was cancelled by an operator"
+    assert view.next == ()
+
+
+def test_expired_mail_has_its_last_reply_and_a_report(relay):
+    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=999)
+    name = sent(relay, "joe@slow.test").name
+    relay.clock.advance(days=3)
+    view = view_of(relay, name)
+    assert states(view) == ["done"] * 5 + ["failed", "done"]
+    assert view.recipients[0].state == "expired"
+    assert texts(view, 6)[-1] == "The time to deliver was over."
+
+
+def test_a_scheduled_send_waits_before_step_three(relay):
+    due = (relay.clock.now + timedelta(hours=1)).astimezone(UTC)
+    send_at = {"id": "SystemTime 0x3FEF", "value": f"{due:%Y-%m-%dT%H:%M:%SZ}"}
+    view = posted(relay, singleValueExtendedProperties=[send_at])
+    assert states(view) == ["done", "done"] + ["waiting"] * 5
+    (after,) = view.next
+    assert datetime.fromisoformat(after.at) == due.replace(microsecond=0)
+    assert view.recipients[0].state == "deferred"
+
+
+def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):
+    mail = EmailMessage()
+    mail["From"], mail["To"], mail["Subject"] = "app@example.test", BOB, "By SMTP"
+    mail.set_content("x")
+    with smtplib.SMTP(*relay.smtp) as client:
+        client.send_message(mail)
+    relay.settle()
+    view = view_of(relay, "app@example.test")
+    assert states(view) == ["skipped"] * 4 + ["done", "done", "skipped"]
+    assert view.steps[2].text == "Not converted: the client sent MIME."
+    assert facts(view, 5)[0][0] == "Client"
+
+
+def test_steps_whose_history_is_gone_say_so(relay):
+    message = relay.send(ALICE, BOB, "Old", "text")
+    relay.settle()
+    journey = dict(message.journey)
+    late = {**journey, "steps": [one for one in journey["steps"] if one["step"] >= 5]}
+    view = journey_view(late, now_us=0)
+    assert states(view) == ["no evidence"] * 4 + ["done", "done", "skipped"]
+    assert "No evidence: later steps are recorded" in view.steps[0].text
+
+
+def test_an_expanded_recipient_names_the_members(relay):
+    journey = dict(relay.send(ALICE, BOB, "List", "text").journey)
+    members = ["b@x.test", "c@x.test"]
+    expanded = {**journey["recipients"][0], "state": "expanded", "successors": members}
+    view = journey_view({**journey, "recipients": [expanded]}, now_us=0)
+    assert view.recipients[0].successors == tuple(members)
+    assert view.recipients[0].text == "was replaced by the members of a list"
+
+
+def before_transport(*steps: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+    half = {
+        "submission_id": "a.1", "graph_id": "a", "message_id": "<m@x>", "sender": ALICE,
+        "subject": "s", "account": ALICE, "queue_id": None, "recipients": [BOB],
+        "steps": [
+            {"step": number, "name": "", "at": rfc3339(number), "detail": detail}
+            for number, detail in steps
+        ],
+    }  # fmt: skip
+    found = join(half, None)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([(1, {})], "done running waiting waiting waiting waiting waiting"),
+        ([(1, {}), (2, {})], "done done running waiting waiting waiting waiting"),
+        ([(1, {}), (2, {}), (3, {"size": 1, "recipients": 1})],
+         "done done done waiting running waiting waiting"),
+        ([(1, {}), (2, {"cancelled": "x"})],
+         "done failed skipped skipped skipped skipped skipped"),
+        ([(1, {}), (2, {}), (3, {"failed": "5.6.3 no"}),
+          (7, {"kind": "failure", "to": ALICE, "reply": "5.6.3 no"})],
+         "done done failed skipped skipped skipped done"),
+        ([(1, {}), (2, {}), (3, {"size": 1, "recipients": 1}),
+          (7, {"kind": "failure", "to": ALICE, "reply": "550 5.1.1 no"})],
+         "done done done failed skipped skipped done"),
+    ],
+)  # fmt: skip
+def test_a_submission_before_transport(steps, expected):
+    view = journey_view(before_transport(*steps), now_us=0)
+    assert " ".join(states(view)) == expected.replace("no evidence", "no-evidence")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0004, "0.4 ms"), (0.003, "3.0 ms"), (0.25, "250 ms"), (2.44, "2.4 s"), (65, "1 min 5 s"),
+     (3600, "1 h"), (90061, "1 d 1 h"), (59.99, "60.0 s")],
+)  # fmt: skip
+def test_a_duration_has_its_two_largest_units(seconds, words):
+    assert duration(seconds) == words

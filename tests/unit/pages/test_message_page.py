@@ -1,0 +1,277 @@
+"""The pages of a message and of the queue, and the operations on them, over HTTP."""
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.testing import Relay
+
+ALICE, BOB, JOE = "alice@example.test", "bob@example.test", "joe@slow.test"
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with Relay() as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(shared):
+    shared.reset()
+    shared.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=99)
+    return shared
+
+
+@pytest.fixture
+def deferred(relay):
+    """A message that waits, by its queue id."""
+    message = relay.send(ALICE, [JOE, BOB], "Wait <b>for</b> it", "text")
+    relay.settle()
+    return message.journey["id"]
+
+
+class Page(HTMLParser):
+    """The texts, links and forms of a page."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        super().__init__()
+        self.status, self.url = answer.status_code, answer.url
+        self.links: dict[str, str] = {}
+        self.headings: list[str] = []
+        self.forms: list[dict[str, Any]] = []
+        self._open: list[tuple[str, str]] = []
+        self._texts: list[str] = []
+        self._link = self._heading = ""
+        self.feed(answer.text)
+        self.text = re.sub(r"\s+", " ", " ".join(self._texts))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "a":
+            self._open.append((given.get("href", ""), ""))
+        elif tag == "form":
+            self.forms.append(
+                {"method": given["method"], "action": given.get("action", ""), "fields": []}
+            )
+        elif tag == "input" and self.forms:
+            if given.get("type") != "checkbox":
+                self.forms[-1]["fields"].append((given["name"], given.get("value", "")))
+        elif tag in ("h1", "h3"):
+            self._heading = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a":
+            href, text = self._open.pop()
+            self.links[re.sub(r"\s+", " ", text).strip()] = href
+        elif tag in ("h1", "h3"):
+            self._heading = ""
+
+    def handle_data(self, data: str) -> None:
+        self._texts.append(data)
+        if self._open:
+            href, text = self._open[-1]
+            self._open[-1] = href, text + data
+        if self._heading and data.strip():
+            self.headings.append(data.strip())
+
+    def follow(self, text: str) -> str:
+        """Return the address of a link."""
+        return str(self.url.join(self.links[text]))
+
+
+def get(relay: Relay, path: str) -> Page:
+    url = path if path.startswith("http") else f"{relay.http_url}/{path}"
+    return Page(httpx.get(url))
+
+
+def post(page: Page, *, action: str = "", **fields: str) -> httpx.Response:
+    """Send the form of a page to whose action it is, with changed fields."""
+    (form,) = [
+        one for one in page.forms if one["method"] == "post" and one["action"].endswith(action)
+    ]
+    data = dict(form["fields"]) | fields
+    return httpx.post(page.url.join(form["action"] or str(page.url)), data=data)
+
+
+def state_of(relay: Relay, name: str, address: str = JOE) -> str:
+    headers = {"authorization": f"Bearer {relay.operator_token}"}
+    journey = httpx.get(f"{relay.http_url}/relay/v1/messages/{name}", headers=headers).json()
+    return next(one["state"] for one in journey["recipients"] if one["address"] == address)
+
+
+def test_the_page_of_a_message_shows_seven_steps(relay, deferred):
+    page = get(relay, f"messages/{deferred}")
+    assert page.status == 200
+    assert page.headings[0] == "Wait <b>for</b> it"
+    steps = " ".join(page.headings[1:])
+    assert steps == (
+        "1 created 2 notified 3 converted 4 accepted 5 policy and routing 6 delivery 7 report"
+    )
+    assert "2 recipients: 1 deferred, 1 delivered." in page.text
+    assert "451 4.3.0 later" in page.text
+    assert "For joe@slow.test." in page.text
+
+
+def test_any_name_of_a_message_is_its_address(relay, deferred):
+    headers = {"authorization": f"Bearer {relay.operator_token}"}
+    journey = httpx.get(f"{relay.http_url}/relay/v1/messages/{deferred}", headers=headers).json()
+    message_id = journey["message_id"].replace("<", "%3C").replace("@", "%40")
+    names = (journey["graph_id"], journey["submission_id"], message_id, "last", ALICE)
+    for name in names:
+        page = get(relay, f"messages/{name}")
+        assert (page.status, page.headings[0]) == (200, "Wait <b>for</b> it"), name
+
+
+@pytest.mark.parametrize("key", ["unknown", "%3Cscript%3E", "x%00y", "a" * 3000, "..%2f..%2fx"])
+def test_an_unknown_message_is_a_page_with_404(relay, key):
+    answer = httpx.get(f"{relay.http_url}/messages/{key}")
+    assert answer.status_code == 404
+    assert "No message is known as" in answer.text
+    assert "<script>" not in answer.text.replace('<script src="', "")
+
+
+@pytest.mark.parametrize(
+    ("link", "expected", "sentence"),
+    [
+        ("Hold…", "held", "Held 1 of 1 entry."),
+        ("Cancel…", "cancelled", "Cancelled 1 of 1 entry."),
+        ("Retry now…", "deferred", "Tried now: 1 of 1 entry."),
+    ],
+)
+def test_an_operation_is_shown_before_it_is_done(relay, deferred, link, expected, sentence):
+    page = get(relay, f"messages/{deferred}")
+    confirmation = get(relay, page.follow(link))
+    operation = link.split()[0].rstrip("…").lower()
+    assert f"Dry run: this would {operation} 1 of 1 entry." in confirmation.text
+    assert state_of(relay, deferred) == "deferred", "a GET changes nothing"
+    answer = post(confirmation, reason="because")
+    assert answer.status_code == 303
+    after = get(relay, str(answer.url.join(answer.headers["location"])))
+    assert sentence in after.text
+    relay.settle()
+    assert state_of(relay, deferred) == expected
+    assert "because" in get(relay, f"messages/{deferred}").text
+
+
+def test_a_hold_may_have_an_end_and_a_release_ends_it(relay, deferred):
+    confirmation = get(relay, get(relay, f"messages/{deferred}").follow("Hold…"))
+    post(confirmation, until="2h")
+    page = get(relay, f"messages/{deferred}")
+    assert "it is released in 2 h (at" in page.text
+    assert "Retry now…" not in page.links
+    post(get(relay, page.follow("Release…")))
+    relay.settle()
+    assert state_of(relay, deferred) == "deferred"
+
+
+def test_a_reroute_asks_for_the_next_hop_first(relay, deferred):
+    page = get(relay, get(relay, f"messages/{deferred}").follow("Reroute…"))
+    assert [form["method"] for form in page.forms] == ["get"]
+    confirmation = Page(httpx.get(page.url.copy_add_param("to", "smtp://127.0.0.1:9")))
+    assert "would reroute 1 of 1 entry" in confirmation.text
+    post(confirmation)
+    relay.settle()
+    assert "Attempt 2, to smtp://127.0.0.1:9." in get(relay, f"messages/{deferred}").text
+    bad = Page(httpx.get(page.url.copy_add_param("to", "nonsense://x")))
+    assert bad.status == 400
+    assert "to: found 'nonsense://x', expected default, mx," in bad.text
+    assert [form["method"] for form in bad.forms] == ["get"]
+
+
+def test_a_change_needs_the_token_of_the_form(relay, deferred):
+    confirmation = get(relay, get(relay, f"messages/{deferred}").follow("Cancel…"))
+    assert post(confirmation, csrf="x").status_code == 403
+    assert post(confirmation, csrf="").status_code == 403
+    assert state_of(relay, deferred) == "deferred"
+
+
+def test_captured_mail_cannot_leave_and_the_page_says_why(relay):
+    message = relay.send(ALICE, "joe@elsewhere.example", "Kept", "text")
+    relay.settle()
+    page = get(relay, f"messages/{message.journey['id']}")
+    assert "Release…" not in page.links
+    assert "Release is not possible: it is captured" in page.text
+    assert "--release-to" in page.text
+
+
+def test_the_clock_advances_to_the_next_attempt(relay, deferred):
+    page = get(relay, f"messages/{deferred}")
+    answer = post(page, action="/advance")
+    assert answer.status_code == 303
+    relay.settle()
+    assert (
+        "Attempt 2, to the mail hosts (MX) of slow.test." in get(relay, f"messages/{deferred}").text
+    )
+
+
+def test_the_queue_lists_what_waits(relay, deferred):
+    relay.send(ALICE, "joe@elsewhere.example", "Kept", "text")
+    relay.settle()
+    page = get(relay, "queue")
+    assert page.status == 200
+    assert "All 2" in page.links
+    assert page.links["Deferred 1"].endswith("queue?state=deferred")
+    assert JOE in page.text
+    assert "451 4.3.0 later" in page.text
+    assert BOB not in page.text, "the delivered recipient does not wait"
+    only = get(relay, "queue?state=captured&sender=&recipient=")
+    assert JOE not in only.text
+    assert "joe@elsewhere.example" in only.text
+    nothing = get(relay, "queue?domain=nowhere.test")
+    assert "Nothing in the queue meets these conditions." in nothing.text
+
+
+@pytest.mark.parametrize(
+    ("query", "fault"),
+    [
+        ("state=odd", "state: found"),
+        ("older_than=soon", "older than: found"),
+        ("sender=" + "x" * 2000, "sender: found 2000 letters"),
+        ("after=x", "after: expected the name of an entry"),
+    ],
+)
+def test_a_bad_condition_is_named_on_the_page(relay, query, fault):
+    page = get(relay, f"queue?{query}")
+    assert page.status == 400
+    assert fault in page.text
+
+
+def test_all_that_match_are_changed_by_their_conditions(relay, deferred):
+    later = relay.send(ALICE, JOE, "Second", "text").journey["id"]
+    relay.settle()
+    page = get(relay, "queue?domain=slow.test&older_than=0s")
+    confirmation = get(relay, page.follow("Hold all…"))
+    assert "all entries with domain slow.test, older than 0s?" in confirmation.headings[0]
+    assert "would hold 2 of 2 entries" in confirmation.text
+    third = relay.send(ALICE, JOE, "Third", "text").journey["id"]
+    relay.settle()
+    answer = post(confirmation)
+    assert "done=3" in answer.headers["location"], "the conditions are applied again"
+    assert {state_of(relay, one) for one in (deferred, later, third)} == {"held"}
+
+
+def test_marked_entries_are_changed_alone(relay, deferred):
+    later = relay.send(ALICE, JOE, "Second", "text").journey["id"]
+    relay.settle()
+    confirmation = get(relay, f"queue/cancel?id={later}-1")
+    post(confirmation)
+    assert state_of(relay, deferred) == "deferred"
+    assert state_of(relay, later) == "cancelled"
+    none = get(relay, "queue/cancel")
+    assert (none.status, "Nothing is selected" in none.text) == (400, True)
+
+
+def test_the_queue_has_pages(relay):
+    for number in range(60):
+        relay.send(ALICE, f"u{number}@elsewhere.example", "Many", "text")
+    relay.settle()
+    first = get(relay, "queue")
+    second = get(relay, first.follow("Next page"))
+    seen = [set(re.findall(r"u\d+@elsewhere", one.text)) for one in (first, second)]
+    assert [len(names) for names in seen] == [50, 10]
+    assert seen[0] | seen[1] == {f"u{number}@elsewhere" for number in range(60)}
+    assert "Next page" not in second.links
+    assert "First page" in second.links
