@@ -40,6 +40,7 @@ from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.graph.sign_in import SIGN_IN_PATHS, create_sign_in_app
 from relay.http.authentication import HttpAuthentication
+from relay.http.base_path import BasePath
 from relay.http.browsers import BrowserGuard
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
 from relay.http.faults import FaultLookup, FaultyFrontDoor
@@ -373,7 +374,7 @@ class _Composer:
         )  # fmt: skip
         servers = [
             HttpServer(
-                self._with_pages(guard(programs), means, guard=guard),
+                self._below_base_path(self._with_pages(guard(programs), means, guard=guard)),
                 http.listen,
                 limits=limits,
                 hosts=self._hosts(),
@@ -401,6 +402,10 @@ class _Composer:
             dict.fromkeys(pages.PREFIXES, site),
             by_rest=dict.fromkeys(SIGN_IN_PATHS, programs), otherwise=programs,
         )  # fmt: skip
+
+    def _below_base_path(self, app: ASGIApp) -> ASGIApp:
+        path = urlsplit(self.settings.http.public_url).path
+        return BasePath(app, path, clock=self.clock) if path else app
 
     def _pages_access(self) -> pages.Access:
         if self.sources.are_pages_open:
