@@ -14,6 +14,7 @@ from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
 from relay.pages.forms import read_form
+from relay.pages.health import HealthPage
 from relay.pages.login import login, login_needed, logout
 from relay.pages.message import advance_to_next, message_page
 from relay.pages.message_list import message_list
@@ -31,7 +32,7 @@ _HELD_BYTES_MAX = 8 << 20
 
 def create_app(dependencies: ApiDependencies, access: Access) -> Gateway:
     """Return the application of the pages; `access` decides who the visitor is."""
-    site = PageSite(dependencies)
+    site, health = PageSite(dependencies), HealthPage(dependencies)
 
     async def handle(request: HttpRequest) -> Response:
         visitor: Visitor | None = None
@@ -48,6 +49,8 @@ def create_app(dependencies: ApiDependencies, access: Access) -> Gateway:
                 await read_form(request, visitor.csrf)
             if request.segments == ("logout",):
                 return logout(request, visitor, site, logins=access.logins)
+            if request.segments == ("health",):
+                return await health.respond(request, visitor, site)
             return await _page(request, visitor, site)
         except SpoolError as error:
             failure = service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)

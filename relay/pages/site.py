@@ -59,8 +59,12 @@ class PageSite:
         status: int = 200,
         **values: Any,
     ) -> Response:
-        """Return a whole page."""
-        content = self.render(request, visitor, template, **values)
+        """Return a whole page, or a part of one."""
+        return self.html(self.render(request, visitor, template, **values), status=status)
+
+    @staticmethod
+    def html(content: str, *, status: int = 200) -> Response:
+        """Return a page, or a part of one, that is rendered already."""
         return Response(
             content,
             status_code=status,

@@ -91,6 +91,16 @@
     event.preventDefault();
   });
 
+  // data-keeps-open: a part that arrives has those <details> open that were open before.
+  const opened = (target) => [...target.querySelectorAll("details[open][id]")].map((one) => one.id);
+  let keptOpen = [];
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    keptOpen = event.detail.target.matches("[data-keeps-open]") ? opened(event.detail.target) : [];
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    for (const id of keptOpen) document.getElementById(id)?.setAttribute("open", "");
+  });
+
   prepare(document);
   setInterval(countDown, 1000);
   document.addEventListener("htmx:load", (event) => prepare(event.detail.elt));

@@ -1,0 +1,170 @@
+"""Small charts: where the lines of a series of values run, and the same values as text and table.
+
+Pure. The template `charts.html` makes SVG of them. Lines end at a gap; a single value between two
+gaps is a dot.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+WIDTH, HEIGHT = 600, 100  # of the drawing, in its own units
+_NARROW_SPACE = "\u202f"  # between groups of digits, and between a number and its unit
+_NO_DATA = "no data"
+_ROUND_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 43200, 86400)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: a value for each time, None for a gap."""
+
+    name: str
+    values: Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnLine:
+    """A line of a chart: the data of its SVG path, and its latest and highest value as text."""
+
+    name: str
+    path: str
+    latest: str
+    highest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart as the template needs it; `times` and `maximum` are texts.
+
+    `rows` are the times with their values as text, from the first value on. `description` says in
+    words what the lines show. `key` is the same for all charts of this title up to a comma.
+    """
+
+    key: str
+    title: str
+    times: Sequence[str]
+    maximum: str
+    lines: Sequence[DrawnLine]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    description: str
+
+
+def draw(
+    title: str,
+    times: Sequence[str],
+    series: Sequence[Series],
+    *,
+    text_of: Callable[[float], str],
+    top: float | None = None,
+) -> Chart:
+    """Return the chart of some series with a value for each of `times`.
+
+    `text_of` writes a value with its unit. The upper edge is `top`, or a round number that is no
+    less than the highest value.
+    """
+    known = [value for one in series for value in one.values if value is not None]
+    highest = max(known, default=0.0)
+    if top is not None:
+        edge = top
+    else:
+        edge = round_up_duration(highest) if text_of is duration_text else round_up(highest)
+    lines = [
+        DrawnLine(
+            one.name,
+            path_of(one.values, edge),
+            _text(one.values[-1] if one.values else None, text_of),
+            _text(max((v for v in one.values if v is not None), default=None), text_of),
+        )
+        for one in series
+    ]
+    columns = list(zip(*(one.values for one in series), strict=True))
+    gaps = [all(value is None for value in column) for column in columns]
+    first = next((index for index, is_gap in enumerate(gaps) if not is_gap), len(gaps))
+    rows = [
+        (time, [_text(value, text_of) for value in column])
+        for time, column in zip(times[first:], columns[first:], strict=True)
+    ]
+    name = title.partition(",")[0].lower()
+    return Chart(
+        key="".join(one if one.isalnum() else "-" for one in name),
+        title=title,
+        times=times,
+        maximum=text_of(edge),
+        lines=lines,
+        rows=rows,
+        description=_described(times, lines, sum(gaps)),
+    )
+
+
+def path_of(values: Sequence[float | None], edge: float) -> str:
+    """Return the data of an SVG path: one line for each run of values without a gap."""
+    step = WIDTH / max(1, len(values) - 1)
+    points = [
+        (index * step, HEIGHT - min(value, edge) / edge * HEIGHT if value is not None else None)
+        for index, value in enumerate(values)
+    ]
+    parts = []
+    for is_known, run in groupby(points, key=lambda point: point[1] is not None):
+        if is_known:
+            places = [f"{x:.4g} {y:.4g}" for x, y in run]
+            parts.append(f"M{'L'.join(places)}" if places[1:] else f"M{places[0]}h.01")
+    return "".join(parts)
+
+
+def round_up(value: float) -> float:
+    """Return the next of 1, 2, 5 and their powers of ten that is not below a value; 1 for 0."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
+
+
+def round_up_duration(seconds: float) -> float:
+    """Return the next round duration that is not below one: as 10 s, 30 min, 2 d."""
+    if seconds <= 1:
+        return round_up(seconds)
+    days = 86400 * round_up(seconds / 86400)
+    return next((float(one) for one in _ROUND_S if one >= seconds), days)
+
+
+def number_text(value: float) -> str:
+    """Return a number: thousands in groups, small ones with two significant digits."""
+    if value == 0 or abs(value) >= 100 or float(value).is_integer():
+        return f"{value:,.0f}".replace(",", _NARROW_SPACE)
+    return f"{value:.2g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration with its unit: 12 ms, 3.4 s, 5 min, 2 h 10 min, 3 d 4 h."""
+    if seconds < 0.9995:
+        return _with_unit(number_text(round(seconds * 1000, 1)), "ms")
+    if seconds < 60:
+        return _with_unit(f"{seconds:.2g}" if seconds < 9.95 else f"{seconds:.0f}", "s")
+    for size, unit, smaller, smaller_unit in (
+        (86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"),
+    ):  # fmt: skip
+        if seconds >= size:
+            whole, rest = divmod(int(seconds), size)
+            more = rest // smaller
+            text = _with_unit(number_text(whole), unit)
+            return f"{text} {_with_unit(str(more), smaller_unit)}" if more else text
+    return _with_unit("60", "s")
+
+
+def _with_unit(number: str, unit: str) -> str:
+    return f"{number}{_NARROW_SPACE}{unit}"
+
+
+def _text(value: float | None, text_of: Callable[[float], str]) -> str:
+    return _NO_DATA if value is None else text_of(value)
+
+
+def _described(times: Sequence[str], lines: Sequence[DrawnLine], gaps: int) -> str:
+    if not times:
+        return _NO_DATA
+    parts = [f"From {times[0]} to {times[-1]}."]
+    parts += [f"{one.name}: latest {one.latest}, highest {one.highest}." for one in lines]
+    if gaps:
+        parts.append(f"No data for {gaps} of {len(times)} minutes.")
+    return " ".join(parts)

@@ -1,0 +1,57 @@
+"""A development relay whose pages are read by HTTP."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.app.development.folder import open_folder
+from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.settings.tree import Address
+
+FREE = Address("127.0.0.1", 0)
+
+
+class PageReader:
+    """A browser without scripts: it reads pages and sends their forms."""
+
+    def __init__(self, relay: DevelopmentRelay, http: httpx.AsyncClient) -> None:
+        self.relay, self.http = relay, http
+
+    async def get(self, path: str, **more: Any) -> httpx.Response:
+        return await self.http.get(path, **more)
+
+    async def text(self, path: str) -> str:
+        answer = await self.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    async def csrf(self) -> str:
+        found = re.search(r'name="csrf" value="([^"]+)"', await self.text("/internet"))
+        assert found
+        return found[1]
+
+    async def post(self, path: str, fields: dict[str, str], **more: Any) -> httpx.Response:
+        """Send a form with the CSRF token of a page."""
+        return await self.http.post(path, data={"csrf": await self.csrf()} | fields, **more)
+
+
+@pytest.fixture
+async def pages(short_path: Path) -> AsyncIterator[PageReader]:
+    folder = open_folder(short_path / "dev")
+    relay = await asyncio.to_thread(
+        DevelopmentRelay, folder, DevelopmentOptions(http=FREE, https=FREE, smtp=FREE)
+    )
+    try:
+        await relay.start()
+        async with httpx.AsyncClient(
+            base_url=f"http://{relay.addresses.http}", trust_env=False, timeout=30
+        ) as http:
+            yield PageReader(relay, http)
+    finally:
+        await relay.stop()
+        folder.remove()

@@ -1,0 +1,133 @@
+"""The page of health: its figures are those of the relay, and who may read it."""
+
+import asyncio
+import re
+import smtplib
+from unittest.mock import sentinel
+
+import httpx
+import pytest
+
+from relay.accounts.account import Role
+from relay.api.dependencies import ApiDependencies, ChangeNotifier, Principal
+from relay.clock import ManualClock, SystemClock
+from relay.observe.history import MetricsHistory
+from relay.observe.metrics import Metrics
+from relay.pages.access import Access
+from relay.pages.app import create_app
+from relay.pages.health import HealthPage, last_hour
+from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
+
+
+async def send(pages, *recipients):
+    at = pages.relay.addresses.smtp
+
+    def submit():
+        with smtplib.SMTP(at.host, at.port) as client:
+            client.sendmail("alice@example.test", recipients, b"Subject: x\r\n\r\nx")
+
+    await asyncio.to_thread(submit)
+    await pages.relay.settle()
+
+
+def plain(text):
+    """The text without tags, with single spaces."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", text)).strip()
+
+
+async def test_the_page_shows_what_the_relay_has_done(pages):
+    await send(pages, "bob@example.test")
+    await send(pages, "a+550@b.test", "c+451@d.test", "e@elsewhere.test")
+    text = plain(await pages.text("/health"))
+    assert "Readiness ready Pressure normal: all mail is accepted" in text
+    for expected in (
+        "Messages accepted: 3", "recipients delivered: 2", "recipients captured: 1",
+        "attempts deferred: 1", "recipients failed or expired: 1", "reports: 1",
+    ):  # fmt: skip
+        assert expected in text
+    assert "Version 0.1.0, running for" in text
+
+
+async def test_each_chart_is_an_image_with_words_and_a_table(pages):
+    history = pages.relay.daemon.history
+    history._samples.append(history.sample())
+    await send(pages, "bob@example.test")
+    text = await pages.text("/health")
+    for figure in re.findall(r"<figure.*?</figure>", text, re.DOTALL):
+        [svg] = re.findall(r'<svg role="img".*?</svg>', figure, re.DOTALL)
+        named = re.search(r'aria-labelledby="(\S+) (\S+)"', svg)
+        assert f'<title id="{named[1]}">' in svg
+        assert f'<desc id="{named[2]}">From ' in svg
+        assert "<table" in figure
+        assert " style=" not in figure
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert "accepted: latest 1, highest 1." in text
+
+
+async def test_the_part_that_changes_is_rendered_once_for_all(pages, monkeypatch):
+    rendered = []
+    values = HealthPage._values
+    monkeypatch.setattr(HealthPage, "_values", lambda self: rendered.append(1) or values(self))
+    first = await pages.get("/health?part=figures")
+    assert first.text.lstrip().startswith("<dl")
+    again = await asyncio.gather(*(pages.get("/health?part=figures") for _ in range(20)))
+    assert {one.text for one in again} == {first.text}
+    assert len(rendered) == 1
+    assert first.headers["content-security-policy"].startswith("default-src 'none'")
+    assert len(again[0].headers.get_list("request-id")) == 1
+    assert (await pages.get("/health?part=figures&more=1")).status_code == 400
+
+
+async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):
+    daemon = pages.relay.daemon
+    state = PressureState({PressureReason.MEMORY: PressureLevel.REFUSE})
+    daemon.pressure._pressure.state = state
+    daemon.readiness.reason = "a room <has> ended"
+    text = await pages.text("/health")
+    assert "not ready" in text
+    assert "a room &lt;has&gt; ended" in text
+    assert "refuse: new mail is refused for now" in text
+    assert "refuse: memory is short" in text
+
+
+@pytest.mark.parametrize(
+    ("role", "status", "expected"),
+    [
+        (Role.USER, 403, "this needs an account of the role read or operate."),
+        (Role.READ, 200, "Readiness"),
+        (Role.OPERATE, 200, "Readiness"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/health", "/health?part=figures"])
+async def test_an_account_of_the_role_user_does_not_see_it(path, role, status, expected):
+    metrics, clock = Metrics(), SystemClock()
+    dependencies = ApiDependencies(
+        journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats,
+        way_to=sentinel.way_to, changes=ChangeNotifier(), metrics=metrics, clock=clock,
+        history=MetricsHistory(metrics, clock), ready=lambda: "", prune=sentinel.prune,
+        pressure=Pressure(), sources=sentinel.sources,
+    )  # fmt: skip
+    app = create_app(dependencies, Access(everyone=Principal("ann@a.test", role)))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://relay.test") as http:
+        answer = await http.get(path)
+    assert answer.status_code == status
+    assert expected in plain(answer.text)
+    assert "Internet" not in answer.text  # it is a service
+
+
+def test_rates_of_a_busy_relay_are_per_second_and_captured_mail_is_left_out_of_a_service():
+    metrics, clock = Metrics(), ManualClock()
+    history = MetricsHistory(metrics, clock)
+    for _ in range(30):
+        history.keep()
+        metrics.accepted.labels("smtp").inc(500)
+        clock.advance(10)
+    found = last_hour(history.last_hour(), captures=False)
+    chart = found.charts[0]
+    assert chart.title == "Accepted and delivered, per second"
+    assert chart.lines[0].highest == "50"
+    assert [one.name for one in chart.lines] == ["accepted", "delivered", "relayed"]
+    assert found.counted["Messages accepted"] == "15\u202f000"
+    assert "recipients captured" not in found.counted
