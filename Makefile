@@ -7,6 +7,7 @@
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
+#   make bench-pages         what a page of the message list costs with 10,000 messages
 #   make bench-kit           how long a relay of the test kit takes to start
 #   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make clients              Graph's own client libraries, in Python and JavaScript, against a relay
@@ -29,7 +30,8 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
 
-.PHONY: run venv test check lint types layers unused rules bench bench-mail bench-kit bench-mailbox bench-queue \
+.PHONY: run venv test check lint types layers unused rules bench bench-mail bench-kit bench-mailbox bench-pages \
+	bench-queue \
 	simulate clients crash clean
 
 run: .venv/installed
@@ -69,6 +71,9 @@ bench-mail: .venv/development
 
 bench-queue: .venv/development
 	$(BIN)/python -m tests.bench.queued $(ARGS)
+
+bench-pages: .venv/development
+	$(BIN)/python -m tests.bench.pages $(ARGS)
 
 bench-kit: .venv/development
 	$(BIN)/python tests/bench/kit.py $(ARGS)

@@ -19,6 +19,7 @@ from relay.api.request_parameters import (
     CommandIssuer,
     bad_state,
     limit_of,
+    list_position_of,
     message_search_of,
     number_of,
     read_body,
@@ -78,20 +79,24 @@ class Handlers:
         self._waiting = 0
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
-        """GET /messages?to=&sender=&subject=&state=&after=&wait=&limit=: {messages, cursor}."""
+        """GET /messages?to=&sender=&subject=&mailbox=&state=&before=&after=&wait=&limit=:
+        {messages, cursor, older}.
+        """
+        before = list_position_of(query)
         wanted = message_search_of(query, self._dependencies.clock)
         limit = limit_of(query)
         wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
 
         async def search() -> MessageList:
             return await self._dependencies.journeys.search(
-                wanted, account=principal.account, limit=limit
+                wanted, account=principal.account, limit=limit, before=before
             )
 
         found = await self._wait_until(
             search, lambda listed: bool(listed.messages), timeout_s=wait_s
         )
-        return {"messages": found.messages, "cursor": str(found.cursor)}
+        older = None if found.older is None else str(found.older)
+        return {"messages": found.messages, "cursor": str(found.cursor), "older": older}
 
     async def message(self, key: str, principal: Principal) -> dict[str, Any]:
         """GET /messages/{id}."""

@@ -16,6 +16,7 @@ import msgspec
 from relay.clock import Clock
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
+from relay.journeys.message_list import ListPosition, parse_position
 from relay.journeys.message_search import FINAL_STATE, MessageSearch, parse_cursor
 from relay.message.lifecycle import RecipientState
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
@@ -28,7 +29,9 @@ _LIMIT = 100
 _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
 TEXT_CONDITIONS = ("sender", "recipient", "domain", "next_hop", "state")
-LIST_PARAMETERS = ("to", "sender", "subject", "state", "after", "wait", "limit")
+LIST_PARAMETERS = (
+    "to", "sender", "subject", "mailbox", "state", "before", "after", "wait", "limit",
+)  # fmt: skip
 QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "limit")
 
 
@@ -96,7 +99,7 @@ def number_of(
 
 def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
     """Return the conditions of GET /messages. Raises ApiError 400."""
-    texts = {name: query.get(name, "") for name in ("to", "sender", "subject")}
+    texts = {name: query.get(name, "") for name in ("to", "sender", "subject", "mailbox")}
     for name, pattern in texts.items():
         if len(pattern) > _TEXT_CHARACTERS_MAX or (name in query and not pattern):
             raise _bad(_length_fault(name, pattern))
@@ -110,7 +113,25 @@ def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
         except ValueError:
             expected = 'the "cursor" of an earlier answer'
             raise _bad(f"after: found {quoted(text)}, expected {expected}.") from None
-    return MessageSearch(state=state, after=after, **texts)
+    return MessageSearch(
+        to=texts["to"], sender=texts["sender"], subject=texts["subject"],
+        mailbox=texts["mailbox"], state=state, after=after,
+    )  # fmt: skip
+
+
+def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
+    """Return the place behind which GET /messages goes on. Raises ApiError 400."""
+    text = query.get("before")
+    if text is None:
+        return None
+    for name in ("after", "wait"):
+        if name in query:
+            raise _bad(f"before: found it together with {name}, expected one of them.")
+    try:
+        return parse_position(text)
+    except ValueError:
+        expected = 'the "older" of an earlier answer'
+        raise _bad(f"before: found {quoted(text)}, expected {expected}.") from None
 
 
 MESSAGE_STATES = (FINAL_STATE, *RecipientState)

@@ -8,8 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from relay.clock import Clock, id_time_us, rfc3339, time_us_of
+from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
 from relay.journeys.events import Step
+from relay.journeys.message_list import (
+    LISTED_MAX,
+    FoundPage,
+    ListedRecipient,
+    ListPosition,
+    MessageSummary,
+    OpenSubmission,
+    position_of,
+)
 from relay.journeys.message_search import (
     SCAN_MAX,
     FoundMessage,
@@ -19,6 +28,7 @@ from relay.journeys.message_search import (
     cursor_at,
     cursor_before,
 )
+from relay.journeys.open_submissions import state_before_transport
 from relay.message.envelope import Client
 from relay.message.lifecycle import FINAL, RecipientState
 
@@ -47,6 +57,30 @@ class SpoolJourneys(Protocol):
         """
         ...
 
+    async def find_page(
+        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
+    ) -> FoundPage:
+        """Return messages that match, apart from `after` and `key`, in the order of the list; no
+        reports.
+        """
+        ...
+
+    async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
+        """Return the rows of messages; those that are gone are left out."""
+        ...
+
+    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
+        """Return those of these submissions that the spool has."""
+        ...
+
+    async def count_states(
+        self, *, account: str | None, limit: int
+    ) -> tuple[int, Mapping[str, int]]:
+        """Return the number of messages, at most `limit`, and in how many of them, the newest, a
+        recipient is in each state.
+        """
+        ...
+
 
 class StoreJourneys(Protocol):
     """What Journeys needs of the submission log."""
@@ -67,13 +101,28 @@ class StoreJourneys(Protocol):
         """Return submissions that may match, newest first; with `since_us` all that are newer."""
         ...
 
+    async def open_submissions(self) -> Sequence[OpenSubmission]:
+        """Return the newest submissions that are not recorded as accepted."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class MessageList:
-    """Journeys, newest first, and the cursor behind which later messages are."""
+    """Journeys, newest first, and the cursors behind which later and older messages are."""
 
     messages: list[dict[str, Any]]
     cursor: ListCursor
+    older: ListPosition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Rows of the message list, newest first. `older` is the place behind which older messages may
+    be, None at the end of the list.
+    """
+
+    rows: tuple[MessageSummary, ...]
+    older: ListPosition | None
 
 
 class Journeys:
@@ -98,38 +147,125 @@ class Journeys:
         return str(found.get("account", "")) if found else ""
 
     async def search(
-        self, wanted: MessageSearch, *, account: str | None, limit: int
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None = None,
     ) -> MessageList:
-        """Return the newest messages that match, and the cursor of this moment.
+        """Return the newest messages that match, or those older than `before`, and the cursor of
+        this moment.
 
         With `after`, return the oldest behind it; the cursor is then before those that are left
         out. A message that becomes visible meanwhile is not in the list, but behind the cursor.
         """
+        if wanted.after is not None:
+            return await self._behind(wanted, wanted.after, account=account, limit=limit)
         since_us = self._clock.time_us() - _WINDOW_US
         visible = await self._visible(since_us)
+        page = await self.page(wanted, account=account, before=before, limit=limit)
         found: list[dict[str, Any]] = []
-        candidates = await self._candidates(wanted, account=account, limit=limit)
-        unread: Sequence[FoundMessage | FoundSubmission] = ()
-        for number, candidate in enumerate(candidates):
-            if len(found) == limit or number == max(limit, _READ_MAX):
-                unread = candidates[number:]
-                break
-            journey = await self._journey_of(candidate)
+        for row in page.rows:
+            journey = await self._journey_of(row)
             if journey is None or not wanted.matches(journey):
                 continue
-            at_us = _submitted_us(journey)
-            is_new = at_us > since_us and candidate.name not in visible
-            if not is_new and (
-                wanted.after is None or wanted.after.is_after(candidate.name, at_us)
-            ):
+            name = row.submission_id or row.id
+            if _submitted_us(journey) <= since_us or name in visible:
                 found.append(journey)
-        found.sort(key=_known_at, reverse=True)
-        if wanted.after is not None and unread:
-            names = visible | {one.name: one.at_us for one in candidates}
-            for one in unread:
-                names.pop(one.name, None)
-            return MessageList(found, cursor_before(unread[0].at_us, since_us, names))
-        return MessageList(found, cursor_at(since_us, visible))
+        return MessageList(found, cursor_at(since_us, visible), page.older)
+
+    async def page(
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None = None,
+    ) -> ListPage:
+        """Return the newest messages that match, or those older than `before`, as rows.
+
+        `after` is ignored. The cost does not grow with the number of messages, nor of steps.
+        """
+        if wanted.key:
+            return await self._page_of_key(wanted, account=account, limit=limit, before=before)
+        # The log is read first: what it has as accepted is in the spool by then.
+        submissions = await self._store.open_submissions()
+        spooled = await self._spool.find_page(
+            wanted, account=account, before=before, limit=limit + 1
+        )
+        places: dict[ListPosition, FoundMessage | OpenSubmission] = {
+            place: one
+            for one in submissions
+            if account in (None, one.account)
+            and _is_between(place := position_of("", one.submission_id), before, spooled.reached)
+            and one.matches(wanted)
+        }
+        places |= {position_of(one.queue_id, one.submission_id): one for one in spooled.messages}
+        newest = sorted(places, key=lambda place: place.order)
+        read = newest[: 2 * limit + 1]
+        shown = await self._without_accepted([(place, places[place]) for place in read])
+        older = spooled.reached if len(newest) == len(read) else read[-1]
+        if len(shown) > limit:
+            older = shown[limit - 1][0]
+        return ListPage(await self._rows([one for _, one in shown[:limit]]), older)
+
+    async def counts(self, *, account: str | None, limit: int) -> tuple[int, Mapping[str, int]]:
+        """Return the number of messages, at most `limit`, and in how many of them, the newest, a
+        recipient is in each state.
+        """
+        return await self._spool.count_states(account=account, limit=limit)
+
+    async def _without_accepted(
+        self, places: Sequence[tuple[ListPosition, FoundMessage | OpenSubmission]]
+    ) -> list[tuple[ListPosition, FoundMessage | OpenSubmission]]:
+        """Leave out submissions that the spool has by now: there they did not match."""
+        names = [one.submission_id for _, one in places if isinstance(one, OpenSubmission)]
+        accepted = set(await self._spool.accepted_submissions(names)) if names else set()
+        return [
+            (place, one)
+            for place, one in places
+            if isinstance(one, FoundMessage) or one.submission_id not in accepted
+        ]
+
+    async def _rows(
+        self, found: Sequence[FoundMessage | OpenSubmission]
+    ) -> tuple[MessageSummary, ...]:
+        ids = [one.queue_id for one in found if isinstance(one, FoundMessage)]
+        ahead_us = wall_offset_us(self._clock)
+        in_spool = {one.name: one for one in await self._spool.summaries(ids)} if ids else {}
+        rows = []
+        for one in found:
+            if isinstance(one, OpenSubmission):
+                rows.append(_row_of(one))
+            elif (row := in_spool.get(one.queue_id)) is not None:
+                next_us = row.next_attempt_us
+                rows.append(
+                    row if next_us is None else replace(row, next_attempt_us=next_us + ahead_us)
+                )
+        return tuple(rows)
+
+    async def _page_of_key(
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None,
+    ) -> ListPage:
+        """Return the messages that a name names; an address is none."""
+        key = wanted.key
+        if "@" in key and not key.startswith("<"):
+            key = f"<{key}>"
+        rows: list[MessageSummary] = []
+        for journey in await self._recent(key, account=account, limit=limit):
+            place = position_of(journey["id"] or "", journey["submission_id"] or "")
+            if wanted.matches(journey) and _is_between(place, before, None):
+                if journey["id"]:
+                    rows += await self._rows([FoundMessage(journey["id"], "")])
+                else:
+                    rows.append(_row_of_journey(journey, place))
+        return ListPage(tuple(rows), None)
 
     async def _visible(self, since_us: int) -> dict[str, int]:
         """Return the times, by name, of all messages since then."""
@@ -140,41 +276,65 @@ class Journeys:
         accepted = {one.name: one.at_us for one in messages}
         return accepted | {one.name: one.at_us for one in submissions}
 
+    async def _behind(
+        self, wanted: MessageSearch, after: ListCursor, *, account: str | None, limit: int
+    ) -> MessageList:
+        """Return the oldest messages behind a cursor, and the cursor of this moment."""
+        since_us = self._clock.time_us() - _WINDOW_US
+        visible = await self._visible(since_us)
+        found: list[dict[str, Any]] = []
+        candidates = await self._candidates(wanted, after, account=account)
+        unread: Sequence[FoundMessage | FoundSubmission] = ()
+        for number, candidate in enumerate(candidates):
+            if len(found) == limit or number == max(limit, _READ_MAX):
+                unread = candidates[number:]
+                break
+            journey = await self._journey_of(candidate)
+            if journey is None or not wanted.matches(journey):
+                continue
+            at_us = _submitted_us(journey)
+            is_new = at_us > since_us and candidate.name not in visible
+            if not is_new and after.is_after(candidate.name, at_us):
+                found.append(journey)
+        found.sort(key=_known_at, reverse=True)
+        if unread:
+            names = visible | {one.name: one.at_us for one in candidates}
+            for one in unread:
+                names.pop(one.name, None)
+            return MessageList(found, cursor_before(unread[0].at_us, since_us, names))
+        return MessageList(found, cursor_at(since_us, visible))
+
     async def _candidates(
-        self, wanted: MessageSearch, *, account: str | None, limit: int
+        self, wanted: MessageSearch, after: ListCursor, *, account: str | None
     ) -> list[FoundMessage | FoundSubmission]:
-        """Return the messages that may match, each once, newest first; with `after` oldest first.
+        """Return the messages behind a cursor that may match, each once, oldest first.
 
         The log is read first: what it has as accepted is in the spool by then.
         """
-        after = wanted.after
-        since_us = after.since_us if after else None
-        read_max = SCAN_MAX if after else max(limit, _READ_MAX)
         submissions = await self._store.search(
-            wanted, account=account, since_us=since_us, limit=read_max
+            wanted, account=account, since_us=after.since_us, limit=SCAN_MAX
         )
         messages = await self._spool.search(
-            wanted, account=account, since_us=since_us, limit=read_max
+            wanted, account=account, since_us=after.since_us, limit=SCAN_MAX
         )
-        if after is not None:
-            submissions = [one for one in submissions if after.is_after(one.name, one.at_us)]
-            newer = {one.name: one.at_us for one in submissions}
-            messages = [
-                replace(one, at_us=newer.get(one.name, one.at_us))
-                for one in messages
-                if one.name in newer or not one.submission_id
-            ]
+        submissions = [one for one in submissions if after.is_after(one.name, one.at_us)]
+        newer = {one.name: one.at_us for one in submissions}
+        messages = [
+            replace(one, at_us=newer.get(one.name, one.at_us))
+            for one in messages
+            if one.name in newer or not one.submission_id
+        ]
         in_spool = {one.name for one in messages}
         waiting = [one for one in submissions if one.matches and one.name not in in_spool]
-        found: list[FoundMessage | FoundSubmission] = [*messages, *waiting]
-        if after is not None:
-            return sorted(found, key=lambda one: one.at_us)
-        found.sort(key=lambda one: one.known_us, reverse=True)
-        return found
+        return sorted([*messages, *waiting], key=lambda one: one.at_us)
 
-    async def _journey_of(self, found: FoundMessage | FoundSubmission) -> dict[str, Any] | None:
+    async def _journey_of(
+        self, found: FoundMessage | FoundSubmission | MessageSummary
+    ) -> dict[str, Any] | None:
         if isinstance(found, FoundMessage):
             return await self._by_queue_id(found.queue_id)
+        if isinstance(found, MessageSummary) and found.id:
+            return await self._by_queue_id(found.id)
         return await self._by_submission(found.name)
 
     async def _recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
@@ -221,7 +381,7 @@ def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict
     )  # each part is sorted already; the clock may have gone back
     client = _client_of(steps)
     known = transport or store or {}
-    waiting, reply = _before_transport((store or {}).get("steps", []))
+    waiting, reply = state_before_transport((store or {}).get("steps", []))
     recipients = (
         transport["recipients"]
         if transport
@@ -310,21 +470,6 @@ def _draft_of(submission_id: str | None) -> str | None:
     return submission_id.partition(".")[0] if submission_id else None
 
 
-def _before_transport(steps: Sequence[Mapping[str, Any]]) -> tuple[RecipientState, str]:
-    """Return state and reply, by steps 1 to 4, of recipients that the spool does not know."""
-    details = {step["step"]: step["detail"] for step in steps}
-    if (report := details.get(Step.REPORT)) is not None:
-        state = RecipientState.EXPIRED if report.get("kind") == "unknown" else RecipientState.FAILED
-        return state, str(report.get("reply", ""))
-    notified = details.get(Step.NOTIFIED, {})
-    if Step.CONVERTED not in details:
-        if "cancelled" in notified:
-            return RecipientState.CANCELLED, f"cancelled: {notified.get('reason', '')}"
-        if until := notified.get("deferred_until"):
-            return RecipientState.DEFERRED, f"waits until {until}"
-    return RecipientState.QUEUED, ""
-
-
 def _not_yet(address: str, state: RecipientState, reply: str) -> dict[str, Any]:
     """Return a recipient that the spool does not know yet."""
     return {
@@ -335,3 +480,47 @@ def _not_yet(address: str, state: RecipientState, reply: str) -> dict[str, Any]:
         "reply": reply,
         "attempts": [],
     }
+
+
+def _is_between(
+    place: ListPosition, before: ListPosition | None, reached: ListPosition | None
+) -> bool:
+    """Whether a place is on a page: older than `before`, and read by a scan that ended there."""
+    return (before is None or place.order > before.order) and (
+        reached is None or place.order < reached.order
+    )
+
+
+def _row_of(submission: OpenSubmission) -> MessageSummary:
+    return MessageSummary(
+        position=position_of("", submission.submission_id),
+        id=None,
+        submission_id=submission.submission_id,
+        message_id=submission.message_id,
+        sender=submission.sender,
+        subject=submission.subject,
+        state=submission.state,
+        recipients=tuple(
+            ListedRecipient(number, address, submission.state)
+            for number, address in enumerate(submission.recipients[:LISTED_MAX], start=1)
+        ),
+        recipient_count=len(submission.recipients),
+        reply=submission.reply,
+    )
+
+
+def _row_of_journey(journey: Mapping[str, Any], place: ListPosition) -> MessageSummary:
+    """Return the row of a submission that is not in the spool."""
+    recipients = journey["recipients"]
+    return _row_of(
+        OpenSubmission(
+            submission_id=place.name,
+            account="",
+            sender=journey["sender"],
+            message_id=journey["message_id"],
+            subject=journey["subject"],
+            recipients=tuple(one["address"] for one in recipients),
+            state=journey["state"],
+            reply=recipients[0]["reply"] if recipients else "",
+        )
+    )

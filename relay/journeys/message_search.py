@@ -8,12 +8,11 @@ import fnmatch
 import hashlib
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from relay.clock import id_time_us
 from relay.message.lifecycle import FINAL
 
 FINAL_STATE = "final"  # all recipients are in final states
@@ -100,13 +99,24 @@ class MessageSearch:
     `to`, `sender` and `subject` are patterns of the whole value, without regard to case: `*` is any
     text, `?` one character. A message is in `state` if one of its recipients is, and "final" if all
     are; with `to`, only the recipients that it matches count.
+
+    `mailbox` is an address: the sender, or one of the recipients. Each of `words` is contained in
+    the subject or in one of these addresses. `key` is one of the names of the message.
     """
 
     to: str = ""
     sender: str = ""
     subject: str = ""
     state: str = ""
+    mailbox: str = ""
+    words: tuple[str, ...] = ()
+    key: str = ""
     after: ListCursor | None = None
+
+    @property
+    def needs_recipients(self) -> bool:
+        """Whether sender and subject are not enough to decide."""
+        return bool(self.to or self.state or self.mailbox or self.words)
 
     def matches_facts(self, sender: str, subject: str) -> bool:
         """Whether sender and subject match."""
@@ -133,12 +143,22 @@ class MessageSearch:
             is_any = True
         return is_any
 
+    def matches_all(self, sender: str, subject: str, recipients: Sequence[tuple[str, str]]) -> bool:
+        """Whether a message matches, apart from `after` and `key`."""
+        if not self.matches_facts(sender, subject) or not self.matches_recipients(recipients):
+            return False
+        addresses = [address for address, _ in recipients]
+        if self.mailbox and self.mailbox.casefold() not in map(str.casefold, (sender, *addresses)):
+            return False
+        if not self.words:
+            return True
+        text = "\n".join((subject, sender, *addresses)).casefold()
+        return all(word.casefold() in text for word in self.words)
+
     def matches(self, journey: Mapping[str, Any]) -> bool:
-        """Whether a journey matches, apart from `after`."""
-        pairs = ((one["address"], one["state"]) for one in journey["recipients"])
-        return self.matches_facts(
-            journey["sender"], journey["subject"]
-        ) and self.matches_recipients(pairs)
+        """Whether a journey matches, apart from `after` and `key`."""
+        pairs = [(one["address"], one["state"]) for one in journey["recipients"]]
+        return self.matches_all(journey["sender"], journey["subject"], pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +174,6 @@ class FoundMessage:
         """The submission id, or the queue id of a message that was received by SMTP."""
         return self.submission_id or self.queue_id
 
-    @property
-    def known_us(self) -> int:
-        """The time that its queue id contains."""
-        return id_time_us(self.queue_id) or 0
-
 
 @dataclass(frozen=True, slots=True)
 class FoundSubmission:
@@ -167,11 +182,6 @@ class FoundSubmission:
     name: str
     at_us: int
     matches: bool
-
-    @property
-    def known_us(self) -> int:
-        """When it was submitted."""
-        return self.at_us
 
 
 def matches_pattern(pattern: str, value: str) -> bool:

@@ -21,6 +21,8 @@ import msgspec
 
 from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.journeys.events import Event, Step
+from relay.journeys.log_lines import lines_backwards
+from relay.journeys.message_list import OpenSubmission
 from relay.journeys.message_search import (
     CLOCK_MARGIN_US,
     SCAN_MAX,
@@ -28,11 +30,10 @@ from relay.journeys.message_search import (
     FoundSubmission,
     MessageSearch,
 )
+from relay.journeys.open_submissions import OpenSubmissions
 
 _DAY_US = 86_400_000_000
-_CHUNK_BYTES = 1 << 20
 _RECIPIENTS_MAX = 1000  # in a line
-_LINE_BYTES_MAX = 512 * 1024  # _RECIPIENTS_MAX addresses of 320 characters, and the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class SubmissionLog:
         self._lock = threading.Lock()  # the store appends in its threads, pickup on the loop
         self._file: int | None = None
         self._day = -1  # the day of the open file, counted from 1970
+        self._followed = OpenSubmissions(self._files)
 
     def append(self, facts: SubmissionFacts, *events: Event, queue_id: str = "") -> None:
         """Write steps with one write(2), so that readers never see a part of a line."""
@@ -151,6 +153,10 @@ class SubmissionLog:
         scan = _Scan(wanted, account, since_us=since_us, limit=limit)
         return await asyncio.to_thread(scan.read, self._files())
 
+    async def open_submissions(self) -> Sequence[OpenSubmission]:
+        """Return the submissions that are not recorded as accepted (StoreJourneys)."""
+        return await asyncio.to_thread(self._followed.read)
+
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return the number of removed files."""
         before_us = now_at_least_us(self._clock) - keep_days * _DAY_US
@@ -175,7 +181,7 @@ class SubmissionLog:
         for path in self._files():
             if earliest is not None and path.name[:10] < _day_of(earliest):
                 break
-            for line in _lines_backwards(path):
+            for line in lines_backwards(path):
                 if wanted not in line or (record := _decoded(line)) is None:
                     continue
                 if record.get("submission_id") != submission_id:
@@ -219,7 +225,7 @@ class SubmissionLog:
         for path in self._files():
             if created_us is not None and path.name[:10] < _day_of(created_us):
                 break  # no earlier log contains an id
-            for line in _lines_backwards(path):
+            for line in lines_backwards(path):
                 if wanted not in line.lower() or (record := _decoded(line)) is None:
                     continue
                 if "account" not in record or account not in (None, record["account"]):
@@ -265,7 +271,7 @@ class _Scan:
         for path in files:
             if earliest_us is not None and path.name[:10] < _day_of(earliest_us):
                 break
-            for line in _lines_backwards(path):
+            for line in lines_backwards(path):
                 if (record := _decoded(line)) is None:
                     continue
                 if self._has_enough():
@@ -334,27 +340,6 @@ def _decoded(line: bytes) -> dict[str, Any] | None:
         if isinstance(record, dict) and "submission_id" in record and "step" in record
         else None
     )
-
-
-def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file from last to first, in bounded memory; skip overlong lines."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:  # pruned meanwhile
-        return
-    with file:
-        end = file.seek(0, os.SEEK_END)
-        rest = b""
-        while end > 0:
-            start = max(0, end - _CHUNK_BYTES)
-            file.seek(start)
-            block = file.read(end - start) + rest
-            first, _, complete = block.partition(b"\n")
-            if start == 0:
-                complete, first = block, b""
-            yield from reversed(complete.splitlines())
-            rest = first + b"\n" if start and len(first) < _LINE_BYTES_MAX else b""
-            end = start
 
 
 _READ_BYTES_MAX = 1 << 20

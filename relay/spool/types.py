@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 from relay.journeys.events import Event
+from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
 from relay.message.content import Content, Octets
 from relay.message.envelope import ForwardPath, MessageFacts
@@ -445,6 +446,30 @@ class Spool(Protocol):
 
         With `since_us` those that were accepted later, with their times. The scan is bounded: older
         messages may be missed.
+        """
+        ...
+
+    async def find_page(
+        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
+    ) -> FoundPage:
+        """Return messages that match, apart from `after` and `key`, in the order of the list; no
+        reports.
+        """
+        ...
+
+    async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
+        """Return the rows of messages; those that are gone are left out."""
+        ...
+
+    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
+        """Return those of these submissions that the spool has."""
+        ...
+
+    async def count_states(
+        self, *, account: str | None, limit: int
+    ) -> tuple[int, Mapping[str, int]]:
+        """Return the number of messages, at most `limit`, and in how many of them, the newest, a
+        recipient is in each state.
         """
         ...
 

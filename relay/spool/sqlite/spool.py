@@ -4,7 +4,7 @@ A coroutine returns after the fsync that covers its change. See docs/design.md 4
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -16,13 +16,14 @@ import apsw
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
+from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
-from relay.spool.sqlite import queries, transactions
+from relay.spool.sqlite import message_list, queries, transactions
 from relay.spool.sqlite.claims import find_due, next_due_us, release_claims, take_claims
 from relay.spool.sqlite.content_files import (
     ContentFiles,
@@ -338,6 +339,32 @@ class SqliteSpool:
         """Spool.search."""
         return await self._queries.run(
             lambda c: queries.search(c, wanted, account=account, since_us=since_us, limit=limit)
+        )
+
+    async def find_page(
+        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
+    ) -> FoundPage:
+        """Spool.find_page."""
+        return await self._queries.run(
+            lambda c: message_list.find_page(c, wanted, account=account, before=before, limit=limit)
+        )
+
+    async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
+        """Spool.summaries."""
+        return await self._queries.run(lambda c: message_list.summaries(c, queue_ids))
+
+    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
+        """Spool.accepted_submissions."""
+        return await self._queries.run(
+            lambda c: message_list.accepted_submissions(c, submission_ids)
+        )
+
+    async def count_states(
+        self, *, account: str | None, limit: int
+    ) -> tuple[int, Mapping[str, int]]:
+        """Spool.count_states."""
+        return await self._queries.run(
+            lambda c: message_list.count_states(c, account=account, limit=limit)
         )
 
     def load(self) -> SpoolLoad:

@@ -13,6 +13,7 @@ from relay.accounts.account import Account, Role, Scope
 from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app, handlers
 from relay.clock import SystemClock
 from relay.journeys.journey import MessageList
+from relay.journeys.message_list import ListPosition
 from relay.journeys.message_search import ListCursor, MessageSearch
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
@@ -64,8 +65,15 @@ class Records:
         return journey if account in (None, owner) else None
 
     async def search(
-        self, wanted: MessageSearch, *, account: str | None, limit: int
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None = None,
     ) -> MessageList:
+        if before is not None:
+            return MessageList([], ListCursor(5), older=before)
         self.asked.append((account, wanted, limit))
         self.looks.put_nowait("list")
         found = [
@@ -177,7 +185,30 @@ async def test_an_account_sees_its_own_messages_only(
         never = await api.get("/relay/v1/messages/q2", token)
         assert answer.json()["error"]["code"] == never.json()["error"]["code"]
     recent = (await api.get("/relay/v1/messages", token)).json()
-    assert recent == {"messages": [journey] if seen else [], "cursor": str(ListCursor(5))}
+    cursor = str(ListCursor(5))
+    assert recent == {"messages": [journey] if seen else [], "cursor": cursor, "older": None}
+
+
+@pytest.mark.parametrize(
+    ("query", "fault"),
+    [
+        ("before=5", "before: found"),
+        ("before=5-&after=AAAAAAAAAAU", "before: found it together with after"),
+        ("before=5-&wait=1", "before: found it together with wait"),
+        ("mailbox=", "mailbox: found 0 letters"),
+    ],
+)
+async def test_a_place_in_the_list_is_checked(api: ApiClients, query: str, fault: str) -> None:
+    answer = await api.get(f"/relay/v1/messages?{query}")
+    assert code(answer) == (400, "BadRequest")
+    assert answer.json()["error"]["message"].startswith(fault)
+
+
+async def test_a_list_goes_on_from_its_place(api: ApiClients) -> None:
+    answer = await api.get("/relay/v1/messages?before=5-06gzy78nhccc7r9c&mailbox=bob@a.test")
+    assert answer.json() == {
+        "messages": [], "cursor": str(ListCursor(5)), "older": "5-06gzy78nhccc7r9c",
+    }  # fmt: skip
 
 
 async def test_the_source_of_a_message(api: ApiClients) -> None:

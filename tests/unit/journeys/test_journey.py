@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from relay.clock import Ids, ManualClock, time_us_of
+from relay.clock import Ids, ManualClock
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, join
-from relay.journeys.message_search import FoundMessage, FoundSubmission, MessageSearch
 
 CLOCK = ManualClock()
 IDS = Ids(CLOCK)
@@ -54,14 +53,6 @@ class Spool:
             reverse=True,
         )[:limit]
 
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> list[FoundMessage]:
-        found = await self.find_queue_ids("last", account=account, limit=limit)
-        names = [self.halves[queue_id]["submission_id"] or "" for queue_id in found]
-        at_us = CLOCK.time_us()
-        return [FoundMessage(*each, at_us) for each in zip(found, names, strict=True)]
-
 
 @dataclass
 class Store:
@@ -78,13 +69,6 @@ class Store:
             and account in (None, one["account"])
         ]
         return found[::-1][:limit]  # as a log that is read backwards
-
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> list[FoundSubmission]:
-        names = await self.find_submission_ids("last", account=account, limit=limit)
-        at_us = [time_us_of(self.halves[name]["steps"][1]["at"]) for name in names]
-        return [FoundSubmission(*each, matches=True) for each in zip(names, at_us, strict=True)]
 
 
 @dataclass
@@ -169,19 +153,6 @@ async def test_a_submission_is_found_by_each_of_its_names(known: KnownJourneys) 
         assert found is not None
         assert (found["graph_id"], found["id"]) == (graph_id, queue_id), key
         assert [step["step"] for step in found["steps"]] == [1, 2, 5, 6]
-
-
-async def test_the_newest_come_first_from_both_halves_each_once(known: KnownJourneys) -> None:
-    first, second = known.submit(accepted=True), known.receive()
-    third, fourth = known.submit(accepted=False), known.submit(accepted=True)
-    recent = await known.journeys.search(MessageSearch(), account=None, limit=10)
-    names = [one["graph_id"] or one["id"] for one in recent.messages]
-    assert names == [fourth, third, second, first]
-    last = await known.journeys.journey("last", account=None)
-    assert last is not None
-    assert last["graph_id"] == fourth
-    waiting = await known.journeys.search(MessageSearch(state="queued"), account=None, limit=10)
-    assert [one["graph_id"] for one in waiting.messages] == [third]
 
 
 @pytest.mark.parametrize("key", ["last", "alice@x"])

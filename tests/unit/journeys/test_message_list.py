@@ -1,4 +1,4 @@
-"""The message list over a real spool and submission log: what is behind a cursor."""
+"""The message list over a real spool and submission log: its pages, and what is behind a cursor."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,6 +10,7 @@ import pytest
 from relay.clock import Ids, ManualClock
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
+from relay.journeys.message_list import ListPosition, parse_position, position_of
 from relay.journeys.message_search import MessageSearch, parse_cursor
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from tests.support.spools import message_of, spool_on
@@ -20,18 +21,21 @@ ALICE = "alice@example.test"
 class Messages:
     """Submissions and accepted messages, as the rooms record them."""
 
-    def __init__(self, spool: Any, log: SubmissionLog, clock: ManualClock) -> None:
+    def __init__(self, spool: Any, log: SubmissionLog, clock: ManualClock, directory: Path) -> None:
         self.spool = spool
+        self.directory = directory
         self.log = log
         self.clock = clock
         self.ids = Ids(clock)
         self.journeys = Journeys(spool, log, clock=clock)
 
-    def submit(self, *, draft_id: str = "", account: str = ALICE, **facts: Any) -> SubmissionFacts:
+    def submit(
+        self, *, draft_id: str = "", account: str = ALICE, number: str = "1", **facts: Any
+    ) -> SubmissionFacts:
         """Steps 1 and 2."""
         draft_id = draft_id or self.ids.new()
         values = {"sender": account, "subject": "s", "recipients": ("x@a.test",)} | facts
-        made = SubmissionFacts(f"{draft_id}.1", draft_id, account, **values)
+        made = SubmissionFacts(f"{draft_id}.{number}", draft_id, account, **values)
         now_us = self.clock.time_us()
         self.log.append(made, Event(Step.CREATED, now_us), Event(Step.NOTIFIED, now_us))
         return made
@@ -70,7 +74,7 @@ async def messages(tmp_path: Path) -> AsyncIterator[Messages]:
     clock = ManualClock()
     log = SubmissionLog(tmp_path / "log", role="relay", clock=clock)
     async with spool_on(tmp_path / "spool.sqlite", clock) as spool:
-        yield Messages(spool, log, clock)
+        yield Messages(spool, log, clock, tmp_path / "log")
     log.close()
 
 
@@ -87,6 +91,7 @@ async def test_the_newest_come_first_from_log_and_spool(messages: Messages) -> N
 
 async def test_conditions_hold_in_log_and_spool(messages: Messages) -> None:
     one = messages.submit(subject="Invoice 1", recipients=("bob@a.test", "carol@a.test"))
+    messages.clock.advance(1)
     other = await messages.accept(subject="Invoice 2", recipients=["dan@b.test"])
     messages.submit(subject="Hello")
     await messages.accept(subject="Hello", reverse_path="app@b.test")
@@ -211,3 +216,147 @@ async def test_a_cursor_reaches_behind_a_change_of_the_day(messages: Messages) -
     second = messages.submit()
     names = [second.submission_id, first.submission_id]
     assert await messages.names(after=cursor) == names
+
+
+class Reader:
+    """Reads page after page of the list."""
+
+    def __init__(self, messages: Messages, **wanted: Any) -> None:
+        self.messages = messages
+        self.wanted = MessageSearch(**wanted)
+        self.place: ListPosition | None = None
+        self.at_end = False
+
+    async def page(self, limit: int, account: str | None = None) -> list[str]:
+        page = await self.messages.journeys.page(
+            self.wanted, account=account, limit=limit, before=self.place
+        )
+        self.place, self.at_end = page.older, page.older is None
+        return [row.submission_id or row.name for row in page.rows]
+
+    async def rest(self, limit: int, account: str | None = None) -> list[str]:
+        found: list[str] = []
+        while not self.at_end:
+            found += await self.page(limit, account)
+        return found
+
+
+@pytest.mark.parametrize("step_s", [0, 0.0004, 0.7])
+@pytest.mark.parametrize("limit", [1, 3, 50])
+async def test_pages_have_each_message_once_while_mail_arrives_and_is_accepted(
+    messages: Messages, limit: int, step_s: float
+) -> None:
+    pending, sent = [], []
+    for number in range(24):
+        messages.clock.advance(step_s)
+        if number % 3:
+            submitted = messages.submit()
+            sent.append(submitted.submission_id)
+            pending.append(submitted) if number % 3 == 1 else await messages.accept(submitted)
+        else:
+            sent.append(await messages.accept())
+    reader = Reader(messages)
+    found = await reader.page(limit)
+    while not reader.at_end:
+        messages.clock.advance(1)
+        if pending:
+            await messages.accept(pending.pop(len(pending) // 2))
+        await messages.accept()  # arrives later: on no page
+        found += await reader.page(limit)
+    assert len(found) == len(set(found))
+    assert set(sent) <= set(found)
+    assert found[: len(sent)] == found
+
+
+async def test_a_row_stays_in_its_place_when_a_scheduled_message_is_accepted(
+    messages: Messages,
+) -> None:
+    draft_id = messages.ids.new()
+    messages.clock.advance(3600)
+    late = messages.submit(number=str(messages.clock.queue_us()), draft_id=draft_id)
+    messages.clock.advance(5)
+    newer = await messages.accept()
+    before = await Reader(messages).page(10)
+    messages.clock.advance(86400)
+    await messages.accept(late)
+    assert await Reader(messages).page(10) == before == [newer, late.submission_id]
+
+
+async def test_a_place_in_the_list_survives_its_text(messages: Messages) -> None:
+    sent = messages.submit()
+    for place in (
+        position_of("", sent.submission_id),
+        position_of(await messages.accept(), ""),
+        ListPosition(5, ""),
+    ):
+        assert parse_position(str(place)) == place
+
+
+@pytest.mark.parametrize("text", ["", "5", "x-06gzy78nhccc7r9c", "5-short", "5-06gzy78nhccc7r9c.x"])
+def test_another_text_is_no_place(text: str) -> None:
+    with pytest.raises(ValueError, match="not a place"):
+        parse_position(text)
+
+
+async def test_a_row_has_the_first_recipients_and_what_is_next(messages: Messages) -> None:
+    sent = messages.submit(recipients=("x@a.test", "y@a.test"))
+    [waiting] = (await messages.journeys.page(MessageSearch(), account=None, limit=5)).rows
+    assert (waiting.id, waiting.state, waiting.recipient_count) == (None, "queued", 2)
+    addresses = [f"r{number}@a.test" for number in range(30)]
+    await messages.accept(sent, recipients=addresses, subject="changed")
+    [row] = (await messages.journeys.page(MessageSearch(), account=None, limit=5)).rows
+    assert (row.submission_id, row.position) == (sent.submission_id, waiting.position)
+    assert (row.subject, row.state, row.recipient_count) == ("changed", "queued", 30)
+    assert [one.address for one in row.recipients] == addresses[:20]
+
+
+async def test_rows_match_words_mailboxes_and_names(messages: Messages) -> None:
+    def reader(**wanted: Any) -> Reader:
+        return Reader(messages, **wanted)
+
+    one = messages.submit(subject="Grüsse aus Köln", recipients=("bob@a.test",), message_id="<m@x>")
+    messages.clock.advance(1)
+    other = await messages.accept(subject="Hello", recipients=["Bob@A.test"], message_id="<n@x>")
+    messages.clock.advance(1)
+    last = await messages.accept(subject="Hello", reverse_path="bob@a.test")
+    assert await reader(words=("KÖLN", "bob")).page(5) == [one.submission_id]
+    assert await reader(words=("hello",)).page(5) == [last, other]
+    assert await reader(words=("hello", "nobody")).page(5) == []
+    assert await reader(mailbox="bob@a.test").page(5) == [last, other, one.submission_id]
+    assert await reader(mailbox="bob@a").page(5) == []
+    assert await reader(key="<m@x>").page(5) == [one.submission_id]
+    assert await reader(key="n@x").page(5) == [other]
+    assert await reader(key=other).page(5) == [other]
+    assert await reader(key="bob@a.test").page(5) == []
+    assert await reader(key=other).page(5, account="bob@example.test") == []
+
+
+async def test_counts_are_of_the_newest_messages(messages: Messages) -> None:
+    for _ in range(3):
+        await messages.accept()
+    await messages.accept(account="bob@example.test")
+    counts = messages.journeys.counts
+    assert await counts(account=None, limit=10) == (4, {"queued": 4})
+    assert await counts(account=ALICE, limit=2) == (2, {"queued": 2})
+    assert await counts(account="nobody@example.test", limit=2) == (0, {})
+
+
+async def test_the_log_is_followed_without_reading_it_again(messages: Messages) -> None:
+    first = messages.submit()
+    assert await messages.names() == [first.submission_id]
+    messages.clock.advance(1)
+    second = messages.submit()
+    other_role = SubmissionLog(messages.directory, role="graph", clock=messages.clock)
+    messages.clock.advance(2 * 86400)
+    third = SubmissionFacts(f"{messages.ids.new()}.1", "d", ALICE, ALICE, recipients=("x@a.test",))
+    other_role.append(third, Event(Step.CREATED, 1), Event(Step.NOTIFIED, 1))
+    other_role.close()
+    names = [third.submission_id, second.submission_id, first.submission_id]
+    assert await messages.names() == names
+    messages.log.withdraw(second)
+    messages.log.append(third, Event(Step.ACCEPTED, 1), queue_id="q")
+    assert await messages.names() == [first.submission_id]
+    messages.log.clear()
+    assert await messages.names() == []
+    again = messages.submit()
+    assert await messages.names() == [again.submission_id]

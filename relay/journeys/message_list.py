@@ -1,0 +1,126 @@
+"""The message list: the place of a message in it, and its rows.
+
+The list has the newest message first, by the time when it was submitted or received by SMTP. This
+time follows from the names of a message, so that a row stays where it is when its submission is
+accepted, and a reader who goes on from a place misses nothing and sees nothing twice.
+"""
+
+import re
+from dataclasses import dataclass
+
+from relay.clock import id_time_us
+from relay.journeys.message_search import FoundMessage, MessageSearch
+
+LISTED_MAX = 20  # recipients in a row
+
+
+@dataclass(frozen=True, slots=True)
+class ListPosition:
+    """The place of a message in the list: when it was submitted, or received by SMTP, and its
+    name. It does not change when a submission is accepted.
+    """
+
+    at_us: int
+    name: str
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Sorts the newest first."""
+        return -self.at_us, self.name
+
+    def __str__(self) -> str:
+        """Return the text of the API."""
+        return f"{self.at_us:x}-{self.name}"
+
+
+_POSITION = re.compile(r"([0-9a-f]{1,15})-((?:[0-9a-z]{16}(?:\.[0-9]{1,20})?)?)", re.ASCII)
+_DRAFT_OF_REQUEST = "1"  # ends the submission id of a draft that was made by sendMail
+
+
+def position_of(queue_id: str, submission_id: str) -> ListPosition:
+    """Return the place of a message; `queue_id` is "" before step 4, `submission_id` for SMTP."""
+    accepted_us = id_time_us(queue_id) or 0
+    if not submission_id:
+        return ListPosition(accepted_us, queue_id)
+    draft_id, _, number = submission_id.partition(".")
+    at_us = id_time_us(draft_id) or 0
+    if number != _DRAFT_OF_REQUEST and number.isdecimal():
+        at_us = int(number) // 1000 * 1000  # when a draft that existed was sent, as exact as ids
+    return ListPosition(min(at_us, accepted_us) if queue_id else at_us, submission_id)
+
+
+def parse_position(text: str) -> ListPosition:
+    """Return the place. Raises ValueError for a text that is not one."""
+    found = _POSITION.fullmatch(text)
+    if found is None:
+        raise ValueError("not a place in the list")
+    return ListPosition(int(found[1], 16), found[2])
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRecipient:
+    """A recipient in a row of the list; `number` is its place in the envelope."""
+
+    number: int
+    address: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSummary:
+    """A row of the message list.
+
+    `recipients` are the first ones, `recipient_count` is the number of all. `status` and `reply`
+    are those of a recipient that decides the state. `next_attempt_us` is None if none is planned;
+    in the spool it is queue time.
+    """
+
+    position: ListPosition
+    id: str | None
+    submission_id: str | None
+    message_id: str
+    sender: str
+    subject: str
+    state: str
+    recipients: tuple[ListedRecipient, ...]
+    recipient_count: int
+    status: str = ""
+    reply: str = ""
+    next_attempt_us: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The queue id, or before step 4 the submission id."""
+        return self.id or self.submission_id or ""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPage:
+    """Messages in the order of the list. `reached` is where a bounded scan ended, None at the end
+    of what there is or if enough was found.
+    """
+
+    messages: tuple[FoundMessage, ...]
+    reached: ListPosition | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSubmission:
+    """A submission in the log that is not recorded as accepted: it waits, or ended before step 4.
+
+    All its recipients are in one state.
+    """
+
+    submission_id: str
+    account: str
+    sender: str
+    message_id: str
+    subject: str
+    recipients: tuple[str, ...]
+    state: str
+    reply: str
+
+    def matches(self, wanted: MessageSearch) -> bool:
+        """Whether it matches, apart from `after` and `key`."""
+        pairs = [(address, self.state) for address in self.recipients]
+        return wanted.matches_all(self.sender, self.subject, pairs)

@@ -1,0 +1,271 @@
+"""Read a page of the message list, and what its rows show.
+
+A page begins at a place, so that its cost does not grow with the number of newer messages. Each
+query is bounded; what a page did not reach is on the next one.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import apsw
+
+from relay.clock import first_id_after, id_time_us
+from relay.journeys.message_list import (
+    LISTED_MAX,
+    FoundPage,
+    ListedRecipient,
+    ListPosition,
+    MessageSummary,
+    position_of,
+)
+from relay.journeys.message_search import FINAL_STATE, SCAN_MAX, FoundMessage, MessageSearch
+from relay.message.lifecycle import RecipientState, message_state
+from relay.spool.sqlite.database import fetch, fetch_one
+
+_RECIPIENTS_MAX = 200_000  # rows that one page reads
+_CHUNK = 200
+_LATEST = "~"  # sorts after every id
+_FACTS = "id, account, reverse_path, subject, submission_id"
+_Row = tuple[str, str, str, str, str]
+_Recipients = Mapping[str, Sequence[tuple[str, str]]]
+
+# A submission may be accepted long after it was made: its id is then newer than its place.
+_LATE = (
+    f"SELECT {_FACTS} FROM (SELECT {_FACTS} FROM message"
+    " WHERE source <> 'report' AND id >= ?1 ORDER BY id LIMIT ?2)"
+    " WHERE submission_id <> '' AND (substr(submission_id, 17) = '.1' AND submission_id < ?1"
+    " OR substr(submission_id, 17) <> '.1' AND CAST(substr(submission_id, 18) AS INTEGER) <= ?3)"
+)
+
+
+def find_page(
+    cursor: apsw.Cursor,
+    wanted: MessageSearch,
+    *,
+    account: str | None,
+    before: ListPosition | None,
+    limit: int,
+) -> FoundPage:
+    """Return the messages that match from a place on, without reports."""
+    page = _Page(cursor, wanted, account=account, before=before, limit=limit)
+    return page.find()
+
+
+class _Page:
+    """Reads messages in the order of their ids, and orders them by their places.
+
+    No message has a place behind its id, so that those before the next id are complete.
+    """
+
+    def __init__(
+        self,
+        cursor: apsw.Cursor,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        before: ListPosition | None,
+        limit: int,
+    ) -> None:
+        self._cursor = cursor
+        self._wanted = wanted
+        self._account = account
+        self._before = before
+        self._limit = limit
+        self._recipients_left = _RECIPIENTS_MAX
+        self._waiting: list[tuple[tuple[int, str], FoundMessage]] = []
+        self._found: list[FoundMessage] = []
+
+    def find(self) -> FoundPage:
+        begin = _LATEST
+        if self._before is not None:
+            begin = first_id_after(self._before.at_us)
+            late = fetch(self._cursor, _LATE, (begin, SCAN_MAX, self._before.at_us))
+            self._take(late)
+        read = 0
+        for chunk in self._chunks(begin):
+            read += len(chunk)
+            self._take(chunk)
+            last_us = id_time_us(chunk[-1][0]) or 0
+            self._settle(last_us)
+            if len(self._found) >= self._limit:
+                return FoundPage(tuple(self._found[: self._limit]), None)
+            if self._recipients_left <= 0 or read >= SCAN_MAX:
+                return FoundPage(tuple(self._found), ListPosition(last_us, ""))
+        self._settle(-1)
+        return FoundPage(tuple(self._found[: self._limit]), None)
+
+    def _chunks(self, begin: str) -> Iterator[list[_Row]]:
+        """Yield the rows with ids before `begin`, newest first."""
+        while True:
+            rows = fetch(
+                self._cursor,
+                f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id < ?"
+                " ORDER BY id DESC LIMIT ?",
+                (begin, _CHUNK),
+            )
+            if rows:
+                yield rows
+            if len(rows) < _CHUNK:
+                return
+            begin = rows[-1][0]
+
+    def _take(self, rows: Sequence[_Row]) -> None:
+        wanted = self._wanted
+        rows = [row for row in rows if self._account in (None, row[1])]
+        if wanted.sender or wanted.subject:
+            rows = [row for row in rows if wanted.matches_facts(row[2], row[3])]
+        if rows and wanted.state and not wanted.to:
+            rows = self._in_state(rows)
+        if rows and wanted.needs_recipients:
+            recipients = self._recipients(rows)
+            rows = [row for row in rows if wanted.matches_all(row[2], row[3], recipients[row[0]])]
+        for queue_id, _, _, _, submission_id in rows:
+            position = position_of(queue_id, submission_id)
+            if self._before is None or position.order > self._before.order:
+                found = FoundMessage(queue_id, submission_id)
+                heapq.heappush(self._waiting, (position.order, found))
+
+    def _in_state(self, rows: Sequence[_Row]) -> Sequence[_Row]:
+        """Return the rows with a recipient in the state; for "final" all of them."""
+        if self._wanted.state == FINAL_STATE:
+            return rows
+        marks = ", ".join("?" * len(rows))
+        found = fetch(
+            self._cursor,
+            f"SELECT DISTINCT message_id FROM recipient WHERE message_id IN ({marks})"
+            " AND added_by = '' AND state = ?",
+            (*(row[0] for row in rows), self._wanted.state),
+        )
+        ids = {queue_id for (queue_id,) in found}
+        return [row for row in rows if row[0] in ids]
+
+    def _recipients(self, rows: Sequence[_Row]) -> _Recipients:
+        """Return (address, state) pairs by queue id, except those that policy added."""
+        found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for queue_id, address, state in self._recipient_rows([row[0] for row in rows]):
+            found[queue_id].append((address, state))
+            self._recipients_left -= 1
+        return found
+
+    def _recipient_rows(self, ids: Sequence[str]) -> list[tuple[str, str, str]]:
+        return fetch(
+            self._cursor,
+            "SELECT message_id, address, state FROM recipient WHERE message_id IN"
+            f" ({', '.join('?' * len(ids))}) AND added_by = '' LIMIT ?",
+            (*ids, max(self._recipients_left, 0)),
+        )
+
+    def _settle(self, until_us: int) -> None:
+        """Move the messages whose places are after `until_us` into the page."""
+        while self._waiting and -self._waiting[0][0][0] > until_us:
+            if len(self._found) >= self._limit:
+                return
+            self._found.append(heapq.heappop(self._waiting)[1])
+
+
+def summaries(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> list[MessageSummary]:
+    """Return what the rows of these messages show; those that are gone are left out."""
+    return [found for one in queue_ids if (found := _summary(cursor, one)) is not None]
+
+
+def _summary(cursor: apsw.Cursor, queue_id: str) -> MessageSummary | None:
+    row = fetch_one(
+        cursor,
+        "SELECT reverse_path, submission_id, message_id, subject FROM message WHERE id = ?",
+        (queue_id,),
+    )
+    if row is None:
+        return None
+    sender, submission_id, message_id, subject = row
+    counts: dict[str, int] = dict(
+        fetch(
+            cursor,
+            "SELECT state, count(*) FROM recipient WHERE message_id = ? AND added_by = ''"
+            " GROUP BY state",
+            (queue_id,),
+        )
+    )
+    state = str(message_state([RecipientState(one) for one in counts]))
+    first: list[Any] = fetch(
+        cursor,
+        "SELECT number, address, state, status, reply FROM recipient"
+        " WHERE message_id = ? AND added_by = '' ORDER BY entry, number LIMIT ?",
+        (queue_id, LISTED_MAX),
+    )
+    first.sort()
+    status, reply = _deciding(cursor, queue_id, state=state, first=first)
+    (retry_us,) = fetch_one(
+        cursor,
+        "SELECT min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'",
+        (queue_id,),
+    )
+    return MessageSummary(
+        position=position_of(queue_id, submission_id),
+        id=queue_id,
+        submission_id=submission_id or None,
+        message_id=message_id,
+        sender=sender,
+        subject=subject,
+        state=state,
+        recipients=tuple(ListedRecipient(*one[:3]) for one in first),
+        recipient_count=sum(counts.values()),
+        status=status,
+        reply=reply,
+        next_attempt_us=retry_us,
+    )
+
+
+def _deciding(
+    cursor: apsw.Cursor, queue_id: str, *, state: str, first: Sequence[Any]
+) -> tuple[str, str]:
+    """Return status and reply of a recipient in the state of the message."""
+    for _, _, one_state, status, reply in first:
+        if one_state == state:
+            return status, reply
+    row = fetch_one(
+        cursor,
+        "SELECT status, reply FROM recipient WHERE message_id = ? AND added_by = ''"
+        " AND state = ? LIMIT 1",
+        (queue_id, state),
+    )
+    return row or ("", "")
+
+
+def accepted_submissions(cursor: apsw.Cursor, submission_ids: Sequence[str]) -> list[str]:
+    """Return those of these submissions that the spool has."""
+    marks = ", ".join("?" * len(submission_ids))
+    rows = fetch(
+        cursor,
+        f"SELECT submission_id FROM message WHERE submission_id IN ({marks})"
+        " AND submission_id <> ''",
+        submission_ids,
+    )
+    return [name for (name,) in rows]
+
+
+def count_states(
+    cursor: apsw.Cursor, *, account: str | None, limit: int
+) -> tuple[int, dict[str, int]]:
+    """Return the number of messages, at most `limit`, and in how many of them, the newest, a
+    recipient is in each state.
+    """
+    ids = [
+        queue_id
+        for queue_id, owner in cursor.connection.execute(
+            "SELECT id, account FROM message WHERE source <> 'report' ORDER BY id DESC LIMIT ?",
+            (SCAN_MAX if account else limit,),
+        )
+        if account in (None, owner)
+    ][:limit]
+    if not ids:
+        return 0, {}
+    marks = ", ".join("?" * len(ids))
+    rows = fetch(
+        cursor,
+        "SELECT state, count(DISTINCT message_id) FROM recipient"
+        f" WHERE message_id IN ({marks}) AND added_by = '' GROUP BY state",
+        ids,
+    )
+    return len(ids), dict(rows)
