@@ -22,6 +22,19 @@ from relay.pressure import Pressure
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How programs on this machine send to a development relay: `sender` and `recipient` have an
+    account. If `needs_token`, HTTP requests need the relay's own token, not the sender's name.
+    """
+
+    smtp_host: str
+    smtp_port: int
+    sender: str
+    recipient: str
+    needs_token: bool
+
+
 class DevelopmentControls(Protocol):
     """What a development relay can do at the request of a client, in addition to a service."""
 
@@ -105,6 +118,18 @@ class DevelopmentControls(Protocol):
 
     async def reset(self) -> int:
         """Delete everything that is stored; return the number of messages."""
+        ...
+
+    @property
+    def clients(self) -> ClientSettings:
+        """How programs send to it."""
+        ...
+
+    async def send_example(self, key: str) -> str:
+        """Send a message through the front door; return "", or why it was not sent.
+
+        A second message with the same key is not sent.
+        """
         ...
 
 

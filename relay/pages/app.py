@@ -13,6 +13,7 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
+from relay.pages.first_minute import help_page, send_example
 from relay.pages.forms import read_form
 from relay.pages.health import HealthPage
 from relay.pages.login import login, login_needed, logout
@@ -25,7 +26,18 @@ from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 
 # The first segments of the paths of pages; "" is the first page.
-PREFIXES = ("", "messages", "queue", "internet", "clock", "health", "login", "logout", "static")
+PREFIXES = (
+    "",
+    "messages",
+    "queue",
+    "internet",
+    "clock",
+    "health",
+    "login",
+    "logout",
+    "static",
+    "help",
+)
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 8 << 20
 
@@ -75,6 +87,10 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
             return await queue_page(request, visitor, site)
         case ("queue", operation) if operation in tuple(Operation):
             return await queue_change(Operation(operation), request, visitor, site=site)
+        case ("help",):
+            return await help_page(request, visitor, site)
+        case ("help", "example"):
+            return await send_example(request, visitor, site)
         case _:
             path = "/".join(request.segments)
             message = f"There is no page {quoted(path)}."

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -76,11 +77,18 @@ def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
 
 
 def send_by_graph(
-    address: Address, draft: DraftToSend, *, token: str, certificate: Path | None = None
+    address: Address,
+    draft: DraftToSend,
+    *,
+    token: str,
+    certificate: Path | None = None,
+    mailbox: str = "",
+    key: str = "",
 ) -> str:
-    """POST /me/sendMail with `token`; return the message's Graph id.
+    """POST sendMail with `token`, from its own mailbox or `mailbox`; return the Graph id.
 
-    With `certificate`, by HTTPS to the server that has it. Raises RejectedError, OSError.
+    With `certificate`, by HTTPS to the server that has it. The same message with the same `key` is
+    sent once. Raises RejectedError, OSError.
     """
     draft.check()
     if not (token.isascii() and token.isprintable() and " " not in token):
@@ -100,7 +108,10 @@ def send_by_graph(
             body = base64.b64encode(_as_mime(draft, ascii_only=draft.is_ascii))
         else:
             body = msgspec.json.encode({"message": _as_graph(draft)})
-        connection.request("POST", "/v1.0/me/sendMail", body, headers)
+        if key:
+            headers["Idempotency-Key"] = key
+        whose = f"users/{quote(mailbox)}" if mailbox else "me"
+        connection.request("POST", f"/v1.0/{whose}/sendMail", body, headers)
         answer = connection.getresponse()
         body = answer.read()
     except http.client.HTTPException as error:

@@ -104,6 +104,16 @@ _ALICE = f"alice@{DOMAIN}"
 _TOKEN = "alice"  # noqa: S105 - a development token is the name
 
 
+_EXAMPLE_HTML = """\
+<html><body>
+<h1>Hello</h1>
+<p>Your code is <strong>481516</strong>.</p>
+<p><a href="https://customer.example/confirm?code=481516">Confirm your address</a></p>
+<p><img src="https://customer.example/opened.png" alt="A remote image, which is not loaded"></p>
+</body></html>
+"""
+
+
 class DemonstrationError(Exception):
     """A step of the demonstration did not happen."""
 
@@ -132,6 +142,17 @@ async def demonstrate(daemon: Daemon, show: Callable[[DemonstratedMessage], None
     bounced = await _send(daemon, refused, until=_is_reported)
     subject = await _report_subject(daemon)
     show(DemonstratedMessage("one message that bounces", bounced, subject))
+
+
+def example(sender: str, recipient: str) -> DraftToSend:
+    """Return the message that a press of a button sends: one is delivered, captured and refused."""
+    return DraftToSend(
+        sender,
+        (recipient, "ann@customer.example", "gone+550@customer.example"),
+        "Welcome to Relay",
+        "",
+        html=_EXAMPLE_HTML,
+    )
 
 
 async def _send(

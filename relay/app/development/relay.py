@@ -16,12 +16,15 @@ from typing import Any, Self
 
 from relay.accounts.development import DOMAIN, DevelopmentAccounts
 from relay.advanceable_clock import AdvanceableClock
+from relay.api.dependencies import ClientSettings
+from relay.app.commands.send import RejectedError, send_by_graph
 from relay.app.compose import RelayDependencies, compose
 from relay.app.configuration import ListenerCertificates
 from relay.app.daemon import Daemon
 from relay.app.development.authority import DevelopmentCertificate
 from relay.app.development.clock_advances import ClockAdvances
 from relay.app.development.config_changes import with_changes
+from relay.app.development.demonstration import example
 from relay.app.development.folder import DevelopmentFolder
 from relay.app.development.release_target import ReleaseTarget
 from relay.app.development.remote_side import RemoteSide
@@ -338,6 +341,28 @@ class DevelopmentRelay:
     def _forget(self) -> None:
         self._accounts.forget()
         self.internet.forget()
+
+    @property
+    def clients(self) -> ClientSettings:
+        """See DevelopmentControls."""
+        smtp = self.addresses.for_this_machine().smtp
+        domain, needs_token = self._options.domains[0], bool(self._options.token)
+        return ClientSettings(
+            smtp.host, smtp.port, f"alice@{domain}", f"bob@{domain}", needs_token=needs_token
+        )
+
+    async def send_example(self, key: str) -> str:
+        """See DevelopmentControls."""
+        clients = self.clients
+        draft = example(clients.sender, clients.recipient)
+        address = self.addresses.for_this_machine().http
+        try:
+            await asyncio.to_thread(
+                send_by_graph, address, draft, token=self.token, mailbox=clients.sender, key=key
+            )
+        except (RejectedError, OSError) as error:
+            return str(error)
+        return ""
 
     def reload_rules(self) -> int:
         """Load the rules again, and return how many there are. Blocks.

@@ -46,6 +46,7 @@
 
   const prepare = (root) => {
     for (const element of root.querySelectorAll("time[datetime]:not([data-countdown])")) localise(element);
+    for (const button of root.querySelectorAll("[data-copy][hidden], [data-copy-from][hidden]")) button.hidden = false;
     countDown();
   };
 

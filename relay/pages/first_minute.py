@@ -1,0 +1,106 @@
+"""The first minute: what Relay is, how to send a first message, and a button that sends one.
+
+The list shows it while it is empty; the page `help` has it always.
+"""
+
+import secrets
+import shlex
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import msgspec
+from starlette.responses import Response
+
+from relay.api.request_parameters import require_method
+from relay.http.errors import ApiError, service_unavailable
+from relay.http.http_request import HttpRequest
+from relay.pages.access import Visitor
+from relay.pages.site import PageSite
+
+_KEY_BYTES = 16
+_KEY_CHARACTERS_MAX = 64
+_SUBJECT, _TEXT = "Hello", "It works."
+
+
+@dataclass(frozen=True, slots=True)
+class FirstMinute:
+    """What `_first.html` shows: commands for a shell, and where SMTP clients connect, if known.
+
+    `key` lets one page send one message, however often its button is pressed; without a key there
+    is no button.
+    """
+
+    curl_http: str
+    curl_smtp: str = ""
+    smtp_host: str = ""
+    smtp_port: int = 0
+    key: str = ""
+    needs_token: bool = True
+
+
+def first_minute(request: HttpRequest, site: PageSite) -> FirstMinute:
+    """Return how a first message is sent to this relay."""
+    base = request.base_url("", "127.0.0.1:8025")
+    development = site.dependencies.development
+    if development is None:
+        return FirstMinute(_curl_http(f"{base}/v1.0/me/sendMail", "$TOKEN", "bob@example.com"))
+    clients = development.clients
+    name = clients.sender.partition("@")[0]
+    whose, token = ("me", name)
+    if clients.needs_token:
+        whose, token = f"users/{quote(clients.sender, safe='@')}", "$TOKEN"
+    return FirstMinute(
+        _curl_http(f"{base}/v1.0/{whose}/sendMail", token, clients.recipient),
+        _curl_smtp(clients.smtp_host, clients.smtp_port, clients.sender, to=clients.recipient),
+        smtp_host=clients.smtp_host,
+        smtp_port=clients.smtp_port,
+        key=secrets.token_urlsafe(_KEY_BYTES),
+        needs_token=clients.needs_token,
+    )
+
+
+async def help_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+    """GET /help."""
+    require_method(request, "GET")
+    first = first_minute(request, site)
+    return site.page(request, visitor, "help.html", first=first)
+
+
+async def send_example(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+    """POST /help/example?key=: send one message to this relay, as a client does."""
+    require_method(request, "POST")
+    visitor.principal.check_may_operate()
+    development = site.dependencies.development
+    if development is None:
+        raise ApiError(404, "ResourceNotFound", "Only the development relay sends an example.")
+    key = dict(request.query).get("key", "")
+    if not (0 < len(key) <= _KEY_CHARACTERS_MAX and key.isascii() and key.isprintable()):
+        message = f"key: expected 1 to {_KEY_CHARACTERS_MAX} characters of ASCII."
+        raise ApiError(400, "BadRequest", message)
+    reason = await development.send_example(key)
+    if reason:
+        message = f"The example was not sent: {reason}"
+        raise service_unavailable("ResourceUnhealthy", message, retry_after_s=1)
+    return site.redirect(request)
+
+
+def _curl_http(url: str, token: str, recipient: str) -> str:
+    message = {
+        "subject": _SUBJECT,
+        "body": {"contentType": "text", "content": _TEXT},
+        "toRecipients": [{"emailAddress": {"address": recipient}}],
+    }
+    body = msgspec.json.encode({"message": message}).decode()
+    return (
+        f'curl -i {shlex.quote(url)} -H "Authorization: Bearer {token}" '
+        f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    )
+
+
+def _curl_smtp(host: str, port: int, sender: str, *, to: str) -> str:
+    content = f"From: {sender}\\nTo: {to}\\nSubject: {_SUBJECT}\\n\\n{_TEXT}\\n"
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return (
+        f"printf '{content}' | curl -sS smtp://{place} --crlf --upload-file - "
+        f"--mail-from {shlex.quote(sender)} --mail-rcpt {shlex.quote(to)}"
+    )

@@ -1,0 +1,165 @@
+"""The first minute: an empty relay says how to send to it, and a button sends a message."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from html import unescape
+
+import httpx
+import pytest
+
+from tests.support.browser import AXE, Browser
+from tests.support.dev_process import DevProcess
+from tests.support.relay_process import RelayProcess, until
+
+ACTION = re.compile(r'<form method="post" action="(help/example\?key=[^"]+)">')
+CSRF = re.compile(r'<input type="hidden" name="csrf" value="([^"]+)">')
+COMMAND = re.compile(r'<pre id="first-(smtp|http)"[^>]*>(.*?)</pre>', re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[DevProcess]:
+    with DevProcess("--no-demo") as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(running: DevProcess) -> DevProcess:
+    """The same for all tests, and empty."""
+    answer = running.graph("DELETE", "/relay/v1/messages", token=running.ready["token"])
+    assert answer.status == 200
+    return running
+
+
+@pytest.fixture
+def client(relay: DevProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=relay.ready["pages"], trust_env=False) as opened:
+        yield opened
+
+
+def journeys(relay: DevProcess) -> list[dict]:
+    answer = relay.graph("GET", "/relay/v1/messages", token=relay.ready["token"])
+    return list(answer.json()["messages"])
+
+
+def test_the_button_sends_a_message_and_the_list_shows_it(
+    browser: Browser, relay: DevProcess
+) -> None:
+    browser.open(relay.ready["pages"])
+    browser.wait_for(".first", "nothing leaves this machine")
+    browser.wait_for("button", "Send one for me").click()
+    browser.wait_for("a", "Welcome to Relay").click()
+    browser.wait_for("h1", "Welcome to Relay")
+    [journey] = journeys(relay)
+    assert len(journey["recipients"]) == 3
+    assert browser.requests_elsewhere(relay.ready["pages"]) == []
+    assert browser.console_errors() == []
+
+
+def test_the_command_can_be_copied(browser: Browser, relay: DevProcess) -> None:
+    rights = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    browser.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": rights})
+    browser.open(relay.ready["pages"])
+    command = browser.wait_for("#first-smtp").text
+    browser.wait_for("button[data-copy-from=first-smtp]").click()
+    said = "document.getElementById('announcements').textContent"
+    assert until("it is announced", lambda: browser.evaluate(said)) == "Copied."
+    assert browser.evaluate("navigator.clipboard.readText()") == command
+
+
+def test_where_copying_is_not_allowed_the_text_is_selected(
+    browser: Browser, relay: DevProcess
+) -> None:
+    browser.driver.execute_cdp_cmd("Browser.resetPermissions", {})
+    browser.open(relay.ready["pages"])
+    command = browser.wait_for("#first-smtp").text
+    browser.evaluate("navigator.clipboard.writeText = async () => { throw new Error('no') }")
+    browser.wait_for("button[data-copy-from=first-smtp]").click()
+    until("it is selected", lambda: browser.evaluate("getSelection().toString()") == command)
+
+
+def test_one_page_sends_one_message_with_each_outcome(
+    client: httpx.Client, relay: DevProcess
+) -> None:
+    page = client.get("").text
+    action, csrf = unescape(ACTION.search(page)[1]), CSRF.search(page)[1]
+    for _ in range(2):  # a double click
+        answer = client.post(action, data={"csrf": csrf})
+        assert (answer.status_code, answer.headers["location"]) == (303, "../")
+    relay.until_state("last", "there")
+    states = {one["address"]: one["state"] for one in journeys(relay)[0]["recipients"]}
+    assert states == {
+        "bob@example.test": "delivered",
+        "ann@customer.example": "captured",
+        "gone+550@customer.example": "failed",
+    }
+    assert len(journeys(relay)) == 1
+    page = client.get("").text
+    assert "Welcome to Relay" in page
+    assert "Send one for me" not in page
+    assert "Send one for me" in client.get("help").text
+
+
+@pytest.mark.parametrize(
+    ("action", "csrf", "status"),
+    [
+        ("help/example?key=k", "another", 403),
+        ("help/example?key=k", "", 403),
+        ("help/example", None, 400),
+        (f"help/example?key={'k' * 65}", None, 400),
+    ],
+)
+def test_a_request_that_is_not_of_the_page_sends_nothing(
+    client: httpx.Client, relay: DevProcess, action: str, csrf: str | None, status: int
+) -> None:
+    token = CSRF.search(client.get("").text)[1] if csrf is None else csrf
+    assert client.post(action, data={"csrf": token}).status_code == status
+    assert client.get("help/example?key=k").status_code == 405
+    assert journeys(relay) == []
+
+
+def test_the_commands_send_what_they_say(client: httpx.Client, relay: DevProcess) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    commands = dict(COMMAND.findall(client.get("help").text))
+    assert set(commands) == {"smtp", "http"}
+    for number, command in enumerate(map(unescape, commands.values()), 1):
+        done = subprocess.run(
+            ["bash", "-c", command], env={"PATH": os.environ["PATH"]},
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        until("bob has it", lambda number=number: relay.subjects("bob") == ["Hello"] * number)
+
+
+def test_with_a_token_the_command_names_a_variable_and_not_the_token() -> None:
+    token = "a-token-of-the-tests"
+    with DevProcess("--no-demo", "--token", token) as relay:
+        answer = httpx.get(relay.ready["pages"], trust_env=False)
+        assert token not in answer.text
+
+
+def test_a_service_explains_and_has_no_button() -> None:
+    config = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
+    with RelayProcess(config=config) as relay:
+        url = f"http://{relay.ready['http'][0]}/"
+        with httpx.Client(base_url=url, trust_env=False, follow_redirects=True) as client:
+            fields = {"csrf": CSRF.search(client.get("login").text)[1], "user": "alice", "next": ""}
+            page = client.post("login", data=fields | {"password": "alice"}).text
+            assert "Bearer $TOKEN" in page
+            assert "Send one for me" not in page
+            csrf = CSRF.search(page)[1]
+            answer = client.post("help/example?key=k", data={"csrf": csrf})
+            assert answer.status_code in (403, 404)
+            assert relay.queue() == []
+
+
+def test_the_page_keeps_nobody_out(browser: Browser, relay: DevProcess) -> None:
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed: make test")
+    browser.open(relay.ready["pages"] + "help")
+    for scheme in ("light", "dark"):
+        browser.emulate_scheme(scheme)
+        assert browser.axe() == []
