@@ -7,7 +7,6 @@ import signal
 import smtplib
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import relay_starts
 from tests.support.graph_client import message
 from tests.support.relay_process import ROOT, RelayProcess, until
 
@@ -40,7 +40,7 @@ class DevelopmentProcess:
         file.unlink(missing_ok=True)
         ports = [f"--{name}=localhost:0" for name in ("http", "https", "smtp")]
         command = [
-            sys.executable, "-m", "relay", "dev", "--dir", str(self.directory), *ports,
+            *relay_starts.RELAY, "dev", "--dir", str(self.directory), *ports,
             "--ready-file", str(file),
         ]  # fmt: skip
         environment = {
@@ -48,7 +48,7 @@ class DevelopmentProcess:
             "HOME": str(self._folder),
             "PYTHONPATH": str(ROOT),
         }
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        self.process = relay_starts.start(command, cwd=self._folder, env=environment)
         until("it is ready", lambda: file.exists() or self.process.poll() is not None)
         self.ready = json.loads(file.read_text())
         return self
@@ -104,18 +104,9 @@ class DevelopmentProcess:
         return queue_id
 
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "relay",
-            *words,
-            "--config",
-            f"{self.directory}/relay.toml",
-        ]
+        command = [*relay_starts.RELAY, *words, "--config", f"{self.directory}/relay.toml"]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_WAIT_S, check=False
-        )
+        return relay_starts.run(command, cwd=self._folder, env=environment, timeout_s=_WAIT_S)
 
     def journey(self, key: str) -> dict[str, Any]:
         return dict(self.get(f"/relay/v1/messages/{key}"))

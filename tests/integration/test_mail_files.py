@@ -12,7 +12,7 @@ from tests.support.dev_process import DevProcess
 from tests.support.graph_client import message
 
 USAGE, DATA = 64, 65
-BOB = "bob@example.test"
+BOB, CAROL = "bob@example.test", "carol@example.test"
 MAIL = [
     b"Subject: plain\r\n\r\nHello.\r\n",
     b"Subject: quoting\r\n\r\nFrom here\r\n>From there\r\n\r\nFrom \r\n>>From x\r\n\r\n\r\n",
@@ -112,13 +112,13 @@ def test_what_is_no_mail_is_named(
     good, bad = tmp_path / "good.eml", tmp_path / "bad"
     good.write_bytes(b"Subject: " + hashlib.sha256(octets).hexdigest().encode() + b"\n\nx\n")
     bad.write_bytes(octets)
-    done = relay.cli("import", str(good), str(bad), "--mailbox", BOB)
+    done = relay.cli("import", str(good), str(bad), "--mailbox", CAROL, "--create")
     assert (done.returncode, done.stdout) == (DATA, "")
     assert str(bad) in done.stderr
     assert text in done.stderr
     number = 1 + octets.startswith(b"From")
     assert f"imported {number} message" in done.stderr
-    left = [*relay.mailbox_of(BOB).glob("tmp/*")]
+    left = [*relay.mailbox_of(CAROL).glob("tmp/*")]
     assert left == []
 
 

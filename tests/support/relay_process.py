@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from relay.settings.tree import Address
+from tests.support import relay_starts
 from tests.support.graph_client import Answer, message
 from tests.support.relay_config import (
     DOMAIN,
@@ -70,7 +71,7 @@ class RelayProcess:
         """`config` changes the one below key by key; `accounts` come on top of the usual ones."""
         self.folder = Path(tempfile.mkdtemp(prefix="relay-test-"))
         self.config_file = self.folder / "relay.toml"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: relay_starts.Started | None = None
         self.ready: dict[str, Any] = {}
         self._environment = dict(environment or {})
         self.config = changed(configuration(dns, mx_port), config or {})
@@ -107,10 +108,9 @@ class RelayProcess:
         command = [*self._start_command(), "--ready-file", str(ready_file)]
         crash = {"RELAY_CRASH_AT": crash_at} if crash_at else {}
         with (self.folder / "relay.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self.environment | crash,
-            )  # fmt: skip
+            self.process = relay_starts.start(
+                command, cwd=self.folder, stdout=log, stderr=log, env=self.environment | crash
+            )
         if wait:
             until("ready, or ended", lambda: ready_file.exists() or self.process_ended)
             assert ready_file.exists(), f"it ended with {self.process.poll()}\n{self.log_tail()}"
@@ -339,9 +339,9 @@ class RelayProcess:
         self, *words: str, stdin: str = "", timeout_s: float = 40
     ) -> subprocess.CompletedProcess[str]:
         """Run a relay command with --config, unless that is among its words."""
-        return subprocess.run(
-            self._command(*words), cwd=self.folder, env=self.environment, input=stdin,
-            capture_output=True, text=True, timeout=timeout_s, check=False,
+        return relay_starts.run(
+            self._command(*words), cwd=self.folder, env=self.environment, stdin=stdin,
+            timeout_s=timeout_s,
         )  # fmt: skip
 
     def cli_json(self, *words: str) -> Any:
@@ -366,7 +366,7 @@ class RelayProcess:
 
     def _command(self, *words: str) -> list[str]:
         config = () if "--config" in words else ("--config", str(self.config_file))
-        return [sys.executable, "-m", "relay", *words, *config]
+        return [*relay_starts.RELAY, *words, *config]
 
 
 def _host_port(address: str) -> tuple[str, int]:

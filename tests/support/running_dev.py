@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from tests.support import relay_starts
 from tests.support.relay_process import ROOT, until
 
 PORTS = tuple(f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp"))
@@ -21,7 +22,7 @@ PORTS = tuple(f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp"))
 class RunningDev:
     """A running `relay dev`, and what its ready file says."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", ready: dict[str, Any], output: Path):
+    def __init__(self, process: relay_starts.Started, ready: dict[str, Any], output: Path):
         self.process = process
         self.ready = ready
         self._output = output
@@ -52,10 +53,10 @@ def relay_dev(*words: str, ports: Sequence[str] = PORTS, **variables: str) -> It
     with tempfile.TemporaryDirectory(prefix="relay-options-") as name:
         folder = Path(name)
         ready, output = folder / "ready.json", folder / "output"
-        command = [sys.executable, "-m", "relay", "dev", *ports, "--ready-file", str(ready), *words]
+        command = [*relay_starts.RELAY, "dev", *ports, "--ready-file", str(ready), *words]
         with output.open("wb") as out:
-            process = subprocess.Popen(
-                command, env=environment(folder) | variables, stdout=out, stderr=out
+            process = relay_starts.start(
+                command, cwd=folder, env=environment(folder) | variables, stdout=out, stderr=out
             )
         try:
             until("it is ready", lambda: ready.exists() or process.poll() is not None)
@@ -75,16 +76,12 @@ def environment(folder: Path) -> dict[str, str]:
 
 def run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run `relay dev`, which is expected to end by itself."""
-    return subprocess.run(
-        [sys.executable, "-m", "relay", "dev", *PORTS, *words], env=environment(folder),
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    command = [*relay_starts.RELAY, "dev", *PORTS, *words]
+    return relay_starts.run(command, cwd=folder, env=environment(folder))
 
 
 def relay_command(running: RunningDev, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run another command of relay on it."""
     folder = Path(running.ready["dir"])
-    return subprocess.run(
-        [sys.executable, "-m", "relay", *words, "--config", str(folder / "relay.toml")],
-        env=environment(folder), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    command = [*relay_starts.RELAY, *words, "--config", str(folder / "relay.toml")]
+    return relay_starts.run(command, cwd=folder, env=environment(folder))

@@ -1,0 +1,192 @@
+"""Starts of the relay command without the time that Python takes to load its modules.
+
+A process that has loaded all of Relay waits for orders, and forks for each: the child gets the
+arguments, environment, folder and files of the order, and runs `python -m relay` from its first line.
+It is a process like any other: it can be killed, and its exit code is that of the command. An order
+that Python itself reads at its start, such as LD_PRELOAD or PYTHONWARNINGS, starts Python.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RELAY = [sys.executable, "-m", "relay"]
+_READ_BY_PYTHON = ("LD_", "PYTHON", "MALLOC_")
+_LARGEST_ORDER = 200_000
+
+
+class StartedRelay:
+    """What tests use of subprocess.Popen, for a process that the server of forks has started."""
+
+    def __init__(self, server: "_Server", pid: int):
+        self.pid = pid
+        self.returncode: int | None = None
+        self._server = server
+        self._ended = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            patience = None if timeout is None else timeout * 1000
+            poll = select.poll()
+            poll.register(self._ended, select.POLLIN)
+            if not poll.poll(patience):
+                raise subprocess.TimeoutExpired(RELAY, timeout or 0)
+            self.returncode = self._server.ask({"reap": self.pid})
+            os.close(self._ended)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:  # until it is reaped, its number is nobody else's
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Started = StartedRelay | subprocess.Popen[bytes]
+
+
+class _Server:
+    """The process that forks, and the socket for its orders."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        with theirs:
+            subprocess.run(
+                [sys.executable, "-m", "tests.support.relay_starts", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL, check=True,
+                env=kept | {"PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+        atexit.register(self._socket.close)
+
+    def ask(self, order: Mapping[str, Any], files: Sequence[int] = ()) -> int:
+        socket.send_fds(self._socket, [json.dumps(order).encode()], files)
+        answer = self._socket.recv(100)
+        assert answer, "the process that starts relays has ended"
+        return int(answer)
+
+
+@functools.cache
+def _server() -> _Server:
+    """Return that of this process."""
+    return _Server()
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: int | IO[Any] = subprocess.DEVNULL,
+    stdout: int | IO[Any] = subprocess.DEVNULL,
+    stderr: int | IO[Any] = subprocess.DEVNULL,
+) -> Started:
+    """Start a command: as subprocess.Popen if it is another one than `python -m relay`."""
+    own = {name for name in env if name.startswith(_READ_BY_PYTHON)} - {"PYTHONPATH"}
+    if list(command[:3]) != RELAY or own or env.get("PYTHONPATH") != str(ROOT):
+        return subprocess.Popen(
+            command, cwd=cwd, env=dict(env), stdin=stdin, stdout=stdout, stderr=stderr
+        )
+    order = {"words": [*command[3:]], "cwd": str(cwd), "env": dict(env)}
+    with Path(os.devnull).open("r+b") as null:
+        files = [null if file == subprocess.DEVNULL else file for file in (stdin, stdout, stderr)]
+        numbers = [file if isinstance(file, int) else file.fileno() for file in files]
+        return StartedRelay(_server(), _server().ask(order, numbers))
+
+
+def run(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: str = "",
+    timeout_s: float = 60,
+) -> "subprocess.CompletedProcess[str]":
+    """Start a command that ends by itself; return what it printed."""
+    with (
+        tempfile.TemporaryFile("w+") as given,
+        tempfile.TemporaryFile("w+") as stdout,
+        tempfile.TemporaryFile("w+") as stderr,
+    ):
+        given.write(stdin)
+        given.seek(0)
+        process = start(command, cwd=cwd, env=env, stdin=given, stdout=stdout, stderr=stderr)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+            process.wait()
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
+
+
+def _load_relay() -> None:
+    package = importlib.import_module("relay")
+    for module in pkgutil.walk_packages(package.__path__, "relay."):
+        if not module.name.startswith(("relay.testing", "relay.__main__")):
+            importlib.import_module(module.name)
+
+
+def _serve(orders: socket.socket) -> None:
+    """Carry out orders until nobody can give any more; return in each child."""
+    while True:
+        text, files, _, _ = socket.recv_fds(orders, _LARGEST_ORDER, 3)
+        if not text:
+            sys.exit()
+        order = json.loads(text)
+        if "reap" in order:
+            _, status = os.waitpid(order["reap"], 0)
+            orders.send(str(os.waitstatus_to_exitcode(status)).encode())
+        elif pid := os.fork():
+            for file in files:
+                os.close(file)
+            orders.send(str(pid).encode())
+        else:
+            orders.close()
+            for number, file in enumerate(files):
+                os.dup2(file, number)
+                os.close(file)
+            os.chdir(order["cwd"])
+            os.environ.clear()
+            os.environ.update(order["env"])
+            time.tzset()
+            tempfile.tempdir = None
+            sys.argv[1:] = order["words"]
+            return
+
+
+if __name__ == "__main__":
+    if os.fork():  # tests count the children of their process
+        os._exit(0)
+    _load_relay()
+    gc.collect()
+    gc.freeze()
+    _serve(socket.socket(fileno=int(sys.argv[1])))
+    runpy.run_module("relay", run_name="__main__", alter_sys=True)
