@@ -27,7 +27,8 @@ class Access:
 
     def visitor(self, request: HttpRequest) -> Visitor | None:
         """Return the visitor, None if they have to log in."""
-        session = self.logins.session(request) if self.logins else None
+        is_use = not _is_by_script(request)
+        session = self.logins.session(request, is_use=is_use) if self.logins else None
         if session is None:
             return self._open
         return Visitor(principal_of(session.account), csrf=session.csrf, may_log_out=True)
@@ -40,3 +41,10 @@ class Access:
         if self._open is not None:
             return True
         return bool(self.logins and self.logins.session(request, is_use=False))
+
+
+def _is_by_script(request: HttpRequest) -> bool:
+    """Return whether a page that is left open may have made a request by itself."""
+    headers = request.headers
+    is_update = "hx-request" in headers and "hx-boosted" not in headers
+    return is_update or "text/event-stream" in headers.get("accept", "")

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from relay.api.dependencies import ApiDependencies
 from relay.api.request_parameters import require_method
+from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
@@ -16,6 +17,7 @@ from relay.pages.access import Access, Visitor
 from relay.pages.first_minute import help_page, send_example
 from relay.pages.forms import read_form
 from relay.pages.health import HealthPage
+from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
 from relay.pages.message import advance_to_next, message_page
 from relay.pages.message_list import message_list
@@ -39,7 +41,7 @@ PREFIXES = (
     "help",
 )
 _BODY_BYTES_MAX = 1 << 20
-_HELD_BYTES_MAX = 8 << 20
+_HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX  # slow strangers never use it up
 
 
 def create_app(dependencies: ApiDependencies, access: Access) -> Gateway:

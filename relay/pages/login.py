@@ -13,7 +13,7 @@ from starlette.responses import Response
 from relay.accounts.passwords import LoginDelayedError
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError
-from relay.http.http_request import HttpRequest
+from relay.http.http_request import HttpRequest, body_too_large
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
 from relay.pages.logins import Logins
@@ -26,6 +26,7 @@ _REFERENCE = re.compile(
     re.ASCII,
 )
 _NEXT_LENGTH_MAX = 2000
+BODY_BYTES_MAX = 16 * 1024
 _WRONG = "The address or the password is wrong."
 _NO_COOKIE = (
     "Please try again. The form was too old, or the browser keeps no cookies of this site: they "
@@ -89,6 +90,7 @@ def local_reference(text: str) -> str:
 
 
 async def _log_in(request: HttpRequest, site: PageSite, logins: Logins) -> Response:
+    _check_size(request)
     try:
         form = await read_form(request, logins.form_token(request))
     except ApiError as error:
@@ -109,6 +111,14 @@ async def _log_in(request: HttpRequest, site: PageSite, logins: Logins) -> Respo
     response = _redirect(wanted)
     logins.log_in(request, account, response)
     return response
+
+
+def _check_size(request: HttpRequest) -> None:
+    """Raise ApiError for a body that is too large: strangers must not use up the memory for all."""
+    if "transfer-encoding" in request.headers:
+        raise ApiError(411, "LengthRequired", "The form needs a Content-Length.")
+    if (request.declared_bytes or 0) > BODY_BYTES_MAX:
+        raise body_too_large(BODY_BYTES_MAX)
 
 
 def _form(

@@ -139,6 +139,19 @@ def test_a_login_needs_the_token_of_its_form(browser):
     assert answer.status_code == 303, "the answer has a new form"
 
 
+def test_strangers_send_small_forms(browser):
+    """The memory for bodies is that of all visitors."""
+    token = field(browser.get("/login"), "csrf")
+    form = f"csrf={token}&user=alice&password=alice&x=".encode()
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    large = form + b"x" * 16_384
+    assert browser.post("/login", content=large, headers=headers).status_code == 413
+    in_chunks = browser.post("/login", content=iter([form]), headers=headers)
+    assert in_chunks.status_code == 411
+    assert browser.post("/", content=large, headers=headers).headers["location"] == "login"
+    assert browser.post("/login", content=form, headers=headers).status_code == 303
+
+
 def test_a_change_needs_the_token_of_the_session(browser):
     log_in(browser, "alice@example.test", "alice")
     for data in ({}, {"csrf": ""}, {"csrf": "x"}):

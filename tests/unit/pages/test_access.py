@@ -265,6 +265,29 @@ async def test_the_token_of_an_exposed_development_relay_is_the_password():
             assert who["role"] == role
 
 
+@pytest.mark.parametrize(
+    "headers", [{"hx-request": "true"}, {"accept": "text/event-stream"}], ids=["poll", "stream"]
+)
+async def test_a_page_that_is_left_open_does_not_prolong_a_login(accounts, headers):
+    async with visiting(accounts) as client:
+        cookie = cookie_of(await client.log_in("", "alice-token"))
+        client.clock.advance(IDLE_S - 1)
+        answer = await client.http.get("/who", headers={**headers, "cookie": cookie})
+        assert answer.json()
+        client.clock.advance(1)
+        assert await client.who(cookie) == {}
+
+
+async def test_a_boosted_link_prolongs_a_login(accounts):
+    async with visiting(accounts) as client:
+        cookie = cookie_of(await client.log_in("", "alice-token"))
+        client.clock.advance(IDLE_S - 1)
+        headers = {"hx-request": "true", "hx-boosted": "true", "cookie": cookie}
+        assert (await client.http.get("/who", headers=headers)).json()
+        client.clock.advance(1)
+        assert await client.who(cookie)
+
+
 async def test_a_request_that_runs_learns_that_its_login_has_ended(accounts):
     """A stream does not prolong a login, and ends with it."""
     async with visiting(accounts) as client:

@@ -1,0 +1,195 @@
+"""Who may see and do what: every route of the pages, for each kind of visitor and each kind of request.
+
+A route without a row fails the test. A POST without the token of the login is 403 for everybody who
+is logged in, and leads to the login for everybody else.
+"""
+
+import ast
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from relay.pages import app
+from tests.support.relay_config import OPERATOR, account
+from tests.support.relay_process import RelayProcess, until
+from tests.support.running_dev import relay_dev
+
+CONFIG = {
+    "http": {"listen": ["127.0.0.1:0"], "pages": True},
+    "route": [{"domain": "*", "next_hop": "capture"}],
+}
+VISITORS = ("nobody", "alice", "bob", "auditor", OPERATOR)  # the message is alice's
+LOGIN = 303
+
+
+@dataclass(frozen=True)
+class Row:
+    """The statuses of a route for each of VISITORS. `fields` are those of a POST."""
+
+    path: str
+    get: str
+    post: str = "303 405 405 405 405"
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+ALL_MAY_READ = "303 200 200 200 200"
+OVERVIEW = "303 403 403 200 200"
+CONTENT = "303 200 404 403 200"
+DEVELOPMENT_ONLY = "303 404 404 404 404"
+ROWS = {
+    "": Row("/", ALL_MAY_READ),
+    "login": Row("/login", "200 303 303 303 303", post="403 403 403 403 403"),
+    "logout": Row("/logout", "303 405 405 405 405", post="303 303 303 303 303"),
+    "static": Row("/static/pages.css", "200 200 200 200 200", post="405 405 405 405 405"),
+    "messages/{key}": Row("/messages/{id}", "303 200 404 200 200"),
+    "messages/{key}/advance": Row(
+        "/messages/{id}/advance", "303 405 405 405 405", post="303 403 403 403 400"
+    ),
+    "queue": Row("/queue", OVERVIEW),
+    "health": Row("/health", OVERVIEW),
+    "queue/{operation}": Row(
+        "/queue/hold?id={id}",
+        "303 403 403 403 200",
+        post="303 403 403 403 303",
+        fields={"id": "{id}"},
+    ),
+}
+# What only a development relay has, with a token: nobody, a user, the operator.
+DEVELOPMENT = {
+    "messages/{key}/advance": Row("/messages/{id}/advance", "303 405 405", post="303 403 400"),
+}
+
+
+def routes() -> set[str]:
+    """The paths that the module of the application compares and matches, with names in braces."""
+    tree = ast.parse(Path(app.__file__).read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Match) and "segments" in ast.unparse(node.subject):
+            for case in node.cases:
+                found.update(templates(case.pattern))
+        if isinstance(node, ast.Compare) and "segments" in ast.unparse(node.left):
+            for compared in node.comparators:
+                if isinstance(compared, ast.Constant):
+                    continue  # the number of segments
+                assert isinstance(compared, ast.Tuple), ast.unparse(node)
+                found.add("/".join(str(ast.literal_eval(one)) for one in compared.elts))
+    return found
+
+
+def templates(pattern: ast.pattern) -> Iterator[str]:
+    if isinstance(pattern, ast.MatchSequence):
+        for parts in itertools.product(*map(names, pattern.patterns)):
+            yield "/".join(parts)
+    else:
+        assert ast.unparse(pattern) == "_", f"a route is a sequence: {ast.unparse(pattern)}"
+
+
+def names(pattern: ast.pattern) -> list[str]:
+    match pattern:
+        case ast.MatchValue(value=ast.Constant(value=str(text))):
+            return [text]
+        case ast.MatchOr(patterns=several):
+            return [name for one in several for name in names(one)]
+        case ast.MatchAs(name=str(name)):
+            return [f"{{{name}}}"]
+        case ast.MatchStar():
+            return ["..."]
+    raise AssertionError(ast.unparse(pattern))
+
+
+class Visitors:
+    """A browser for each visitor, and the id of a message of alice."""
+
+    def __init__(self, base: str, logins: Mapping[str, tuple[str, str]], message: str) -> None:
+        self.message = message
+        self._base, self._logins = base, logins
+
+    @contextmanager
+    def browser(self, name: str) -> Iterator[httpx.Client]:
+        """A browser that is logged in: a new one each time, as some requests end the login."""
+        with httpx.Client(base_url=self._base, trust_env=False, verify=False) as browser:
+            if name in self._logins:
+                user, password = self._logins[name]
+                token = re.search(r'name="csrf" value="([^"]+)"', browser.get("/login").text)[1]
+                fields = {"csrf": token, "user": user, "password": password}
+                assert browser.post("/login", data=fields).status_code == 303
+            yield browser
+
+    def filled(self, text: str) -> str:
+        return text.replace("{id}", self.message)
+
+    def statuses(self, row: Row, name: str) -> tuple[int, int, int]:
+        """Those of GET, of POST without and with the token of the visitor."""
+        path = self.filled(row.path)
+        fields = {key: self.filled(value) for key, value in row.fields.items()}
+        with self.browser(name) as browser:
+            token = re.search(r'name="csrf" value="([^"]+)"', browser.get("/").text)
+            got = browser.get(path)
+            without = browser.post(path, data=fields)
+            wrong = browser.post(path, data=fields | {"csrf": "x" * 43})
+            assert without.status_code == wrong.status_code
+            fields["csrf"] = token[1] if token else ""
+            return got.status_code, without.status_code, browser.post(path, data=fields).status_code
+
+
+@pytest.fixture(scope="module")
+def visitors() -> Iterator[Visitors]:
+    people = [account("auditor", role="read")]
+    with RelayProcess(config=CONFIG, accounts=people) as relay:
+        message = relay.send_mail(to=["someone@elsewhere.test"], subject="hers")
+        queue_id = str(relay.until_state(message, "captured")["id"])
+        logins = {name: (f"{name}@example.test", name) for name in VISITORS[1:]}
+        yield Visitors(f"http://{relay.ready['http'][0]}", logins, queue_id)
+
+
+@pytest.fixture(scope="module")
+def exposed() -> Iterator[Visitors]:
+    """A development relay with a token: alice is a user, and the operator has the token."""
+    with relay_dev("--no-demo", "--listen-all", "--token", "tok") as dev:
+        dev.send("alice@example.test", "someone@elsewhere.test", "hers")
+
+        def sent() -> str:
+            listed = dev.get("/relay/v1/messages", "tok").json()["messages"]
+            return str(listed[0]["id"]) if listed and listed[0]["state"] == "captured" else ""
+
+        logins = {"alice": ("alice", "tok"), OPERATOR: ("", "tok")}
+        base = dev.http.replace("0.0.0.0", "127.0.0.1")
+        yield Visitors(base, logins, until("it is captured", sent))
+
+
+def test_every_route_has_a_row():
+    assert routes() == set(ROWS), "say who may use it"
+    prefixes = {route.partition("/")[0] for route in ROWS}
+    assert prefixes <= set(app.PREFIXES)
+
+
+@pytest.mark.parametrize("route", ROWS)
+def test_who_may(visitors: Visitors, route: str):
+    row = ROWS[route]
+    found = [visitors.statuses(row, name) for name in VISITORS]
+    got, without, posted = (" ".join(map(str, one)) for one in zip(*found, strict=True))
+    expected_without = {"login": "403 403 403 403 403", "static": row.post}
+    assert (got, posted) == (row.get, row.post)
+    assert without == expected_without.get(route, "303 403 403 403 403")
+
+
+@pytest.mark.parametrize("route", DEVELOPMENT)
+def test_who_may_in_development(exposed: Visitors, route: str):
+    row = DEVELOPMENT[route]
+    found = [exposed.statuses(row, name) for name in ("nobody", "alice", OPERATOR)]
+    got, without, posted = (" ".join(map(str, one)) for one in zip(*found, strict=True))
+    assert (got, posted) == (row.get, row.post)
+    assert without == "303 403 403"
+
+
+def test_an_account_finds_its_own_messages(visitors: Visitors):
+    for name in VISITORS[1:]:
+        with visitors.browser(name) as browser:
+            assert (">hers</a>" in browser.get("/").text) is (name != "bob")
