@@ -1,0 +1,81 @@
+"""The journey of a message and the queue, driven in Chromium."""
+
+import pytest
+
+from relay.testing import Relay
+from tests.support.browser import AXE, Browser
+
+ALICE, BOB, JOE = "alice@example.test", "bob@example.test", "joe@slow.test"
+
+
+@pytest.fixture(scope="module")
+def relay():
+    with Relay() as relay:
+        relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=99)
+        yield relay
+
+
+def test_a_journey_is_opened_and_its_mail_held_released_retried_and_cancelled(
+    browser: Browser, relay: Relay
+):
+    relay.send(ALICE, [JOE, BOB], "Wait for it", "text")
+    relay.settle()
+    browser.open(relay.http_url)
+    browser.wait_for("a", "Wait for it").click()
+    browser.wait_for("h1", "Wait for it")
+    steps = browser.driver.find_elements("css selector", "ol.journey > li h3")
+    assert [one.text.split(maxsplit=1)[0] for one in steps] == list("1234567")
+    shown = browser.wait_for("time[data-countdown]", "in ").text
+    browser.wait_without("time[data-countdown]", shown)
+    browser.wait_for("time[data-countdown]", "in ")
+
+    for operation, note in (("Hold", "Held 1"), ("Release", "Released 1"), ("Retry now", "Tried")):
+        browser.wait_for(".actions a", f"{operation}…").click()
+        browser.wait_for("#dry-run", "Dry run: this would")
+        browser.wait_for("#reason").send_keys("seen in the browser")
+        browser.wait_for("form[method=post] button", operation).click()
+        browser.wait_for("[role=status]", note)
+        browser.wait_for("h1", "Wait for it")
+    browser.wait_for(".actions a", "Cancel…").click()
+    browser.wait_for(".actions a", "Change nothing").click()
+    browser.wait_for(".actions a", "Cancel…").click()
+    browser.wait_for("button.danger").click()
+    browser.wait_for(".state-cancelled")
+    assert "hold by" in browser.wait_for("ol.journey").text
+    assert browser.console_errors() == []
+    assert browser.requests_elsewhere(relay.http_url) == []
+
+
+def test_marked_entries_of_the_queue_are_held_by_keyboard_without_javascript(
+    browser: Browser, relay: Relay
+):
+    relay.send(ALICE, JOE, "By keyboard", "text")
+    relay.settle()
+    browser.without_javascript()
+    browser.open(f"{relay.http_url}/queue?state=deferred")
+    box = browser.wait_for("input[name=id]")
+    box.send_keys(" ")
+    hold = browser.wait_for("button[formaction]", "Hold…")
+    hold.send_keys("\n")
+    browser.wait_for("#dry-run", "Dry run: this would hold 1 of 1 entry.")
+    browser.wait_for("form[method=post] button.primary").send_keys("\n")
+    browser.wait_for("[role=status]", "Held 1 of 1 entry.")
+    browser.wait_for(".tabs a", "Held 1")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_these_pages(browser: Browser, relay: Relay, scheme: str):
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed: make test installs it where npm is")
+    name = relay.send(ALICE, [JOE, BOB, "x@elsewhere.example"], "Checked", "text").journey["id"]
+    relay.settle()
+    browser.emulate_scheme(scheme)
+    for path in (f"messages/{name}", "queue", f"queue/cancel?id={name}", "queue/reroute?all=true"):
+        browser.open(f"{relay.http_url}/{path}")
+        browser.wait_for("h1")
+        assert browser.axe() == [], path
+    browser.set_width(360)
+    for path in (f"messages/{name}", "queue"):
+        browser.open(f"{relay.http_url}/{path}")
+        width = browser.evaluate("document.documentElement.scrollWidth")
+        assert width <= 360, f"{path} is wider than the window"
