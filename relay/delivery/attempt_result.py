@@ -293,6 +293,8 @@ def _attempt_event(
         detail["address"] = first.evidence.address
     if first is not None and first.evidence.cipher:
         detail["cipher"] = first.evidence.cipher
+    if first is not None and first.evidence.hosts:
+        detail["hosts"] = list(first.evidence.hosts)
     if held:
         detail["held"] = held
     if retry:

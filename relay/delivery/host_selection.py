@@ -10,7 +10,7 @@ each retry connects again.
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay.clock import Clock
 from relay.delivery.dependencies import Connect
@@ -34,6 +34,7 @@ HOSTS_MAX = 20_000
 # address, port, TLS policy, login: a failure with one of them says nothing about another
 HostKey = tuple[str, int, TlsPolicy | None, str]
 ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit
+_RESULT_CHARACTERS_MAX = 200
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 
 
@@ -165,6 +166,7 @@ class HostSelection:
         since_s = self._clock.monotonic() - self._options.unreachable_s
         last_error: ConnectError | None = None
         tried = 0
+        results: list[str] = []  # of each address, for the journey
         for host, address in self._addresses_in_order(use.sessions):
             key = self._key(host, address)
             known = self._host_status.failure(key, since_s=since_s)
@@ -176,6 +178,9 @@ class HostSelection:
                     tried += 1
                     connection = await self._connect_to(host, address, probe_timeout=probe_timeout)
                     self._host_status.set_answered(key, self._clock.monotonic())
+                    if results:
+                        results.append(f"{_named(host, address)}: connected")
+                        connection.peer = replace(connection.peer, hosts=tuple(results))
                     return connection
                 error = ConnectError(known.outcome, SmtpStage.CONNECT)
             except ConnectError as raised:
@@ -184,10 +189,17 @@ class HostSelection:
                 if host.name not in use.connected:
                     failure = ConnectFailure(error.outcome, self._clock.monotonic())
                     self._host_status.set_failed(key, failure)
+            if len(results) < ADDRESSES_MAX:
+                reply = error.outcome.evidence.reply[:_RESULT_CHARACTERS_MAX]
+                results.append(f"{_named(host, address)}: {reply}")
             # A temporary failure of one host outweighs a permanent one of another.
             if last_error is None or isinstance(last_error.outcome, Failed):
                 last_error = error
         assert last_error is not None
+        if len(results) > 1:
+            outcome = last_error.outcome
+            evidence = replace(outcome.evidence, hosts=tuple(results))
+            raise ConnectError(replace(outcome, evidence=evidence), last_error.stage)
         raise last_error
 
     async def _connect_to(
@@ -233,3 +245,7 @@ class HostSelection:
     def _key(self, host: Host, address: str) -> HostKey:
         login = self._credentials[0] if self._credentials else ""
         return (address, host.port, host.tls, login)
+
+
+def _named(host: Host, address: str) -> str:
+    return f"{host.preference} {host.name} [{address}]"

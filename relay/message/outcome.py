@@ -37,7 +37,8 @@ class Evidence:
 
     `status` is the RFC 3463 code; `reply` the remote reply as "550 5.1.1 text", or a text of this
     relay; `host` the MTA's name ("" for this relay); `remote` whether a remote MTA sent the reply;
-    `tls` the protocol version or "", `cipher` its cipher suite; `address` that of the connection.
+    `tls` the protocol version or "", `cipher` its cipher suite; `address` that of the connection;
+    `hosts` what each host gave that was tried, if there was a choice.
     """
 
     status: str
@@ -47,6 +48,7 @@ class Evidence:
     tls: str = ""
     address: str = ""
     cipher: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The remote host: its name, the TLS version or "" without TLS, whether it offers DSN, the
-    address of the connection, and the cipher suite.
+    address of the connection, the cipher suite, and `hosts` as in Evidence.
     """
 
     host: str
@@ -140,12 +142,13 @@ class Peer:
     offers_dsn: bool = False
     address: str = ""
     cipher: str = ""
+    hosts: tuple[str, ...] = ()
 
     def evidence(self, status: str, reply: str, *, remote: bool = False) -> Evidence:
         """Return the evidence of a reply of this host, or of a failure to talk to it."""
         return Evidence(
             status, reply, host=self.host, remote=remote, tls=self.tls, address=self.address,
-            cipher=self.cipher,
+            cipher=self.cipher, hosts=self.hosts,
         )  # fmt: skip
 
 

@@ -203,6 +203,8 @@ def _delivery(detail: Mapping[str, Any]) -> StepEvidence:
 
 
 def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
+    for one in detail.get("hosts", ()):
+        yield StepFact("Tried", one)
     host, address = detail.get("host", ""), detail.get("address", "")
     if not host and not address:
         return

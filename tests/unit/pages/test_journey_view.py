@@ -147,6 +147,17 @@ def test_a_bounce_names_the_reply_and_the_report_and_where_that_is(relay):
     assert view.recipients[0].reported["host"] == "mx1.no.test"
 
 
+def test_an_attempt_names_each_host_that_was_tried(relay):
+    site = relay.internet.domain("two.test").mx(("mx1.two.test", 10), ("mx2.two.test", 20))
+    site.banner().reply("421 4.3.2 busy", times=1)
+    found = facts(sent(relay, "joe@two.test"), 6)
+    first, second = (value for name, value in found if name == "Tried")
+    assert first.startswith("10 mx1.two.test [127.")
+    assert first.endswith("]: 421 4.3.2 busy")
+    assert second.startswith("20 mx2.two.test [127.")
+    assert second.endswith("]: connected")
+
+
 def test_a_rule_is_shown_with_the_condition_that_matched(relay):
     view = sent(relay, BOB, attachments=[("setup.exe", b"x")])
     assert states(view) == ["done"] * 4 + ["failed", "skipped", "done"]
