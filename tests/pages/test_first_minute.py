@@ -69,6 +69,17 @@ def test_the_command_can_be_copied(browser: Browser, relay: DevProcess) -> None:
     assert browser.evaluate("navigator.clipboard.readText()") == command
 
 
+def test_without_scripts_there_is_no_button_that_does_nothing(
+    browser: Browser, relay: DevProcess
+) -> None:
+    browser.without_javascript()
+    browser.open(relay.ready["pages"])
+    browser.wait_for("#first-smtp")
+    browser.wait_without("button", "Copy")
+    browser.wait_for("button", "Send one for me").click()
+    browser.wait_for("a", "Welcome to Relay")
+
+
 def test_where_copying_is_not_allowed_the_text_is_selected(
     browser: Browser, relay: DevProcess
 ) -> None:
