@@ -32,7 +32,7 @@ from relay.http.http_request import HttpRequest
 from relay.journeys.journey import MessageList, is_final, is_there
 from relay.journeys.message_search import FINAL_STATE
 from relay.mailbox.types import StoreError
-from relay.message.content import blocks
+from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
 from relay.spool.queue_commands import (
     UNKNOWN_HEADER,
@@ -109,12 +109,7 @@ class Handlers:
         """GET /messages/{id}/source: the MIME."""
         principal.check_may_read_content()
         journey = await self.message(key, principal)
-        try:
-            content = await self._dependencies.sources.find(journey, reader=principal.name)
-        except StoreError as error:
-            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
-        if content is None:
-            raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(key)}.")
+        content = await self.content(journey, principal)
         name = journey["id"] or journey["submission_id"]
         headers = {
             "content-type": "message/rfc822",
@@ -124,6 +119,21 @@ class Handlers:
         if isinstance(content, bytes):
             return Response(content, headers=headers)
         return StreamedResponse(blocks(content), size_bytes=content.size, headers=headers)
+
+    async def content(self, journey: Mapping[str, Any], principal: Principal) -> Content:
+        """Return the MIME of a message that the principal has found.
+
+        Raises ApiError 403, 404 if nobody has it any more, and 503.
+        """
+        principal.check_may_read_content()
+        try:
+            content = await self._dependencies.sources.find(journey, reader=principal.name)
+        except StoreError as error:
+            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+        if content is None:
+            key = journey["id"] or journey["submission_id"]
+            raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(key)}.")
+        return content
 
     async def wait_for_message(
         self, key: str, query: Mapping[str, str], principal: Principal

@@ -19,6 +19,7 @@ from relay.message.content import Content, Octets, as_octets, join_octets
 from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import html_to_text
+from relay.mime.html_tokens import content_ids
 from relay.mime.links import CODES, BodyLink, links_of_html, links_of_text, text_of_html
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
@@ -109,6 +110,7 @@ class MessageContent:
     text: str | None
     has_html: bool
     attachments: tuple[ShownAttachment, ...]
+    attachment_count: int
     links: tuple[ShownLink, ...]
     codes: tuple[str, ...]
     notes: tuple[str, ...]
@@ -132,6 +134,7 @@ def read_content(octets: Octets) -> MessageContent:
         notes.append(f"the text has {len(text):,} characters: {TEXT_CHARACTERS_MAX:,} are shown")
         text = text[:TEXT_CHARACTERS_MAX]
     attached = parts.attachments
+    used = content_ids((bodies.html or "")[:_SEARCHED_CHARACTERS_MAX])
     if len(attached) > ATTACHMENTS_MAX:
         notes.append(f"{len(attached):,} attachments: {ATTACHMENTS_MAX} are listed")
     links = list(islice(_links(parts), LINKS_MAX + 1))
@@ -147,8 +150,10 @@ def read_content(octets: Octets) -> MessageContent:
         text=text,
         has_html=bodies.html is not None,
         attachments=tuple(
-            _shown(number, one) for number, one in enumerate(attached[:ATTACHMENTS_MAX], 1)
+            _shown(number, one, is_used=one.facts.content_id in used)
+            for number, one in enumerate(attached[:ATTACHMENTS_MAX], 1)
         ),
+        attachment_count=len(attached),
         links=tuple(links[:LINKS_MAX]),
         codes=_codes(parts),
         notes=tuple(map(one_line, notes)),
@@ -262,14 +267,14 @@ def _codes(parts: ReadParts) -> tuple[str, ...]:
 # -- attachments
 
 
-def _shown(number: int, one: AttachedOctets) -> ShownAttachment:
+def _shown(number: int, one: AttachedOctets, *, is_used: bool) -> ShownAttachment:
     facts = one.facts
     return ShownAttachment(
         number,
         one_line(facts.name[: 4 * NAME_CHARACTERS_MAX])[:NAME_CHARACTERS_MAX],
         one_line(facts.content_type[:_FIELD_NAME_OCTETS_MAX]),
         facts.size,
-        facts.inline,
+        facts.inline or is_used,
         one_line(facts.content_id[:_FIELD_NAME_OCTETS_MAX]),
     )
 

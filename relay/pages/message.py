@@ -34,7 +34,12 @@ async def message_page(
     require_method(request, "GET")
     values = await journey_values(key, visitor, site)
     return site.page(
-        request, visitor, "message.html", result=result_sentence(request.query), **values
+        request,
+        visitor,
+        "message.html",
+        result=result_sentence(request.query),
+        content=await site.contents.panel(request, visitor, values["journey"]),
+        **values,
     )
 
 

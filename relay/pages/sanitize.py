@@ -8,7 +8,9 @@ attributes and URLs. Style sheets and style attributes are filtered by relay.mim
 
 Images of the message (cid:) and data: images become data: URLs, within limits, because a document
 in a sandbox has no origin of its own and cannot load them with the rights of the reader. What
-would load from other hosts is removed and counted. Links open in a new window, if at all.
+would load from other hosts is removed and counted. Links keep their target as a title only: when a
+mouse button goes down on a link, browsers look up its host and connect to it, even if the sandbox
+then does not let it open.
 The HTML standard 13.2 (parsing); RFC 2392 (cid); RFC 2397 (data).
 """
 
@@ -38,6 +40,7 @@ _URLS_MAX = 10_000
 _REFERENCES_MAX = 100_000  # "&amp;" and "&lt;" in texts
 _STYLE_SHEETS_CHARACTERS_MAX = 1_000_000
 _STYLE_CHARACTERS_MAX = 20_000
+_TITLE_CHARACTERS_MAX = 2000
 
 RASTER_TYPES = frozenset(("image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp"))
 _DATA_IMAGE = re.compile(r"data:(image/[a-z]+)(?:;charset=[\w-]+)?;base64,", re.IGNORECASE)
@@ -68,8 +71,8 @@ _IMPLIED_ENDS = {
     ),
 }
 
-_SCHEMES = frozenset(("http", "https", "mailto", "cid", "data"))
-_LINK = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
+_SCHEMES = frozenset(("http", "https", "cid", "data"))
+_LINK = re.compile(r":link(?![\w-])")
 _REMOTE = re.compile(r"(?:https?:|ftp:)?//([^/\s\"'()<>?#\\,;]+)", re.IGNORECASE)
 _IN_STYLE = re.compile(
     r"@import\s*(?:url\()?\s*[\"']?([^\"')\s;]+)|url\(\s*[\"']?([^\"')\s]+)"
@@ -81,7 +84,7 @@ _IN_URL = re.compile(r"[\x00-\x20\x7f]+")
 _LINE_END = re.compile(r"\r\n?")
 _GENERIC_ATTRIBUTES = (ATTRIBUTES - {"type", "value"}) | {"id", "style", "background"}
 _TAG_ATTRIBUTES = {
-    "a": {"href", "name"},
+    "a": {"name"},
     "img": {"src", "srcset", "lowsrc"},
     "li": {"type", "value"},
     "ol": {"type"},
@@ -106,7 +109,8 @@ _LOADS = {  # what other elements would load: element, attribute, whether it is 
 
 _OWN_STYLE = (
     ":root { color-scheme: light; background: #fff } "
-    "img:not([src]) { outline: 1px dashed #888; background: #eee }"
+    "img:not([src]) { outline: 1px dashed #888; background: #eee } "
+    ":where(a[title]) { color: #0645ad; text-decoration: underline; cursor: help }"
 )
 
 
@@ -150,7 +154,7 @@ def safe_document(html: str, image_url: Callable[[str], str | None]) -> SafeDocu
     if not (body.startswith("<div") and body.endswith("></div>")):
         body = "<div></div>"
     content = _clean("".join(balancer.written), attributes)
-    style = safe_style_sheet("\n".join(balancer.style_sheets))
+    style = _LINK.sub("[title]", safe_style_sheet("\n".join(balancer.style_sheets)))
     assert "<" not in style, "a style sheet cannot end its element"
     return SafeDocument(
         "<!DOCTYPE html>\n"
@@ -171,11 +175,7 @@ def _clean(html: str, attributes: "_AttributeFilter") -> str:
         attributes={"*": set(_GENERIC_ATTRIBUTES), **_TAG_ATTRIBUTES},
         attribute_filter=attributes.filtered,
         strip_comments=True,
-        link_rel="noopener noreferrer",
-        set_tag_attribute_values={
-            "a": {"target": "_blank"},
-            "img": {"referrerpolicy": "no-referrer"},
-        },
+        link_rel=None,
         url_schemes=set(_SCHEMES),  # relative URLs pass too: the filter counts and drops them
     )
 
@@ -273,7 +273,8 @@ class _Balancer:
         elif name not in ELEMENTS:
             self._count_loads(name, attributes)
         elif self._may_begin(name):
-            self.written.append(f"<{name} {attributes}")
+            title = _title_of_link(attributes) if name == "a" else ""
+            self.written.append(f"<{name} {title}{attributes}")
             if name not in _VOID:
                 self._open.append(name)
 
@@ -323,6 +324,12 @@ class _Balancer:
             self._counter.count_set(attribute_value(given.get("srcset", "")))
 
 
+def _title_of_link(attributes: str) -> str:
+    """Return the target of a link as a title, before which no other title counts."""
+    target = attribute_value(tag_attributes(attributes).get("href", "")).strip()
+    return f'title="{escape(target[:_TITLE_CHARACTERS_MAX])}" ' if target else ""
+
+
 class _AttributeFilter:
     """Decides on the value of each attribute that nh3 has let through."""
 
@@ -332,14 +339,14 @@ class _AttributeFilter:
         self._image_url = image_url
         self._image_characters = 0
 
-    def filtered(self, element: str, attribute: str, value: str) -> str | None:
+    def filtered(self, _element: str, attribute: str, value: str) -> str | None:
         """Return the value to write; None drops the attribute."""
         try:
-            return self._filtered(element, attribute, value)
+            return self._filtered(attribute, value)
         except Exception:  # noqa: BLE001 - nh3 would keep the attribute
             return None
 
-    def _filtered(self, element: str, attribute: str, value: str) -> str | None:
+    def _filtered(self, attribute: str, value: str) -> str | None:
         match attribute:
             case "style":
                 self._counter.count_in_style(value[:HTML_CHARACTERS_MAX])
@@ -352,9 +359,6 @@ class _AttributeFilter:
                 return None
             case "src":
                 return self._image(value)
-            case "href":
-                is_link = element == "a" and _LINK.match(value) is not None
-                return value if is_link and len(value) <= URL_CHARACTERS_MAX else None
             case _:
                 return value if len(value) <= URL_CHARACTERS_MAX else None
 

@@ -20,6 +20,7 @@ from relay.clock import rfc3339
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Visitor
+from relay.pages.content_pages import ContentPages
 
 # CSP Level 3: nothing is loaded from other hosts, and nothing inline is executed.
 CONTENT_SECURITY_POLICY = (
@@ -41,12 +42,13 @@ _VERSION_DIGITS = 12
 
 
 class PageSite:
-    """What all pages share: the dependencies of the API, its handlers, and the templates."""
+    """What all pages share: the API with its handlers, contents of messages, and the templates."""
 
     def __init__(self, dependencies: ApiDependencies) -> None:
         """Load templates and static files of the package."""
         self.dependencies = dependencies
         self.handlers = Handlers(dependencies)
+        self.contents = ContentPages(self.handlers)
         self._static = _load_static()
         self._templates = _environment()
 

