@@ -2,7 +2,8 @@
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
 # msmtp as submitters, Dovecot and mutt as programs that share a mailbox with the relay, strace to see
 # the sync before the 250, openssl for certificates, faketime to let a clock jump, Chromium and its driver
-# for the pages. With "languages": those that run the programs in docs/snippets.md.
+# for the pages, nginx as a proxy in front of them. With "languages": those that run the programs in
+# docs/snippets.md.
 # As root, or where CI is set, they are installed. On a person's machine nothing is changed through sudo
 # unless SYSTEM_PACKAGES=install says so: then, as without apt or the rights, those tests are skipped, and
 # one line says why and how to have them run.
@@ -10,7 +11,7 @@ set -euo pipefail
 
 declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=strace
     [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [faketime]=faketime
-    [chromium]=chromium [chromedriver]=chromium-driver)
+    [chromium]=chromium [chromedriver]=chromium-driver [nginx]=nginx)
 PATH="$PATH:/usr/sbin:/sbin"
 if [ "${1:-}" = languages ]; then
     package_of=([curl]=curl [jq]=jq [java]=default-jdk-headless [mcs]=mono-mcs

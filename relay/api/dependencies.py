@@ -30,6 +30,8 @@ class ClientSettings:
 
     smtp_host: str
     smtp_port: int
+    http_port: int
+    https_port: int
     sender: str
     recipient: str
     needs_token: bool

@@ -24,6 +24,7 @@ from relay.pages.message_list import message_list
 from relay.pages.queue_change import queue_change
 from relay.pages.queue_page import queue_page
 from relay.pages.site import PageSite
+from relay.pages.snippets import snippets_page
 from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 
@@ -93,6 +94,8 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
             return await queue_change(Operation(operation), request, visitor, site=site)
         case ("help",):
             return await help_page(request, visitor, site)
+        case ("help", "programs"):
+            return await snippets_page(request, visitor, site)
         case ("help", "example"):
             return await send_example(request, visitor, site)
         case _:

@@ -145,6 +145,12 @@ def test_the_commands_send_what_they_say(client: httpx.Client, relay: DevProcess
         until("bob has it", lambda number=number: relay.subjects("bob") == ["Hello"] * number)
 
 
+def test_programs_have_the_ports_of_the_relay(client: httpx.Client, relay: DevProcess) -> None:
+    page = client.get("help/programs").text
+    assert "Python: Django" in page
+    assert f"EMAIL_PORT={relay.ready['smtp'][0].rpartition(':')[2]}" in page
+
+
 def test_with_a_token_the_command_names_a_variable_and_not_the_token() -> None:
     token = "a-token-of-the-tests"
     with DevProcess("--no-demo", "--token", token) as relay:

@@ -345,10 +345,15 @@ class DevelopmentRelay:
     @property
     def clients(self) -> ClientSettings:
         """See DevelopmentControls."""
-        smtp = self.addresses.for_this_machine().smtp
-        domain, needs_token = self._options.domains[0], bool(self._options.token)
+        here, domain = self.addresses.for_this_machine(), self._options.domains[0]
         return ClientSettings(
-            smtp.host, smtp.port, f"alice@{domain}", f"bob@{domain}", needs_token=needs_token
+            smtp_host=here.smtp.host,
+            smtp_port=here.smtp.port,
+            http_port=here.http.port,
+            https_port=here.https.port,
+            sender=f"alice@{domain}",
+            recipient=f"bob@{domain}",
+            needs_token=bool(self._options.token),
         )
 
     async def send_example(self, key: str) -> str:
