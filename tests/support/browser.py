@@ -41,6 +41,7 @@ _DNS_OVER_HTTPS = "https://127.0.0.1:9"
 # What Chromium asks for by itself: updates, the time, its start page.
 _OWN_HOSTS = ("google.com", "googleapis.com", "gvt1.com", "duckduckgo.com")
 _SIZE = (1200, 900)
+_Site = tuple[str | None, int | None]
 
 
 def missing_programs() -> str:
@@ -58,6 +59,8 @@ class Browser:
         self._console: list[dict[str, Any]] = []
         self._marker_origin = f"http://127.0.0.1:{free_port()}"
         self._marker_numbers = itertools.count()
+        self._opened: set[_Site] = set()
+        self._opened_earlier: set[_Site] = set()
         self._began = 0  # where this test's part of the log begins, and its first line
         self._first_mark = ""
 
@@ -77,11 +80,14 @@ class Browser:
         self.set_width(_SIZE[0])
         self._read_console()
         self._console.clear()
+        self._opened_earlier |= self._opened
+        self._opened.clear()
         self._began = self._network_log.stat().st_size
         self._first_mark = self._mark()
 
     def open(self, url: str) -> None:
         """Load a page; return when it and what it includes are loaded."""
+        self._opened.add(_site(url))
         self.driver.get(url)
 
     def wait_for(self, css: str, text: str = "", *, within: float = PATIENCE) -> WebElement:
@@ -142,7 +148,8 @@ class Browser:
     def requests_elsewhere(self, origin: str) -> list[str]:
         """Return URLs and names outside of an origin for which this test's pages made the browser ask.
 
-        A name that is only looked up, or a connection that is only opened, appears as SCHEME://HOST.
+        A name that is only looked up, or a connection that is only opened, appears as SCHEME://HOST;
+        but not that of an earlier test's page: Chromium remembers it for other ports of its host.
         """
         allowed = {_site(origin), _site(self._marker_origin), _site(_DNS_OVER_HTTPS)}
         asked = {
@@ -150,6 +157,7 @@ class Browser:
             for url in self._asked()
             if url.startswith(("http", "ws"))
             and _site(url) not in allowed
+            and not (urlsplit(url).path == "" and _site(url) in self._opened_earlier)
             and not f".{urlsplit(url).hostname}".endswith(tuple(f".{host}" for host in _OWN_HOSTS))
         }
         return sorted(asked)
@@ -218,7 +226,7 @@ class Browser:
         return wait.until(condition, failure)
 
 
-def _site(url: str) -> tuple[str | None, int | None]:
+def _site(url: str) -> _Site:
     """Return host and port."""
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "ws": 80, "https": 443, "wss": 443}.get(parts.scheme)

@@ -1,0 +1,131 @@
+"""Each page: by keyboard, in both colour schemes, narrow, without scripts, and below another path.
+
+A new page needs a line in PAGES.
+"""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.browser import AXE, Browser
+from tests.support.relay_config import OPERATOR
+from tests.support.relay_process import RelayProcess
+from tests.support.reverse_proxy import reverse_proxy
+from tests.support.sample_mail import Samples, relay_with_samples
+
+TAB, ENTER = "\ue004", "\ue007"
+NARROW = 360  # pixels
+# By name: a path, or the subject of the message whose page it is.
+PAGES = {
+    "list": "/",
+    "queue": "/queue",
+    "queue, none": "/queue?sender=nobody@nowhere.test",
+    "health": "/health",
+    "help": "/help",
+    "missing page": "/queue/nothing",
+    "delivered": "Lunch?",
+    "captured": "Your order is on its way",
+    "bounced": "Invoice 1041",
+    "deferred": "Reminder",
+}
+# What can have the focus, of what is visible; of a group of radio buttons, one has it.
+CONTROLS = """[...document.querySelectorAll(
+    "a[href], button:not(:disabled), input:not([type=hidden], :disabled), select, textarea, summary"
+)].filter((one) => one.checkVisibility({visibilityProperty: true}))
+  .filter((one) => one.type !== "radio" || one.checked)"""
+RECORD_FOCUS = """{
+    window.reached = new Set(); window.unmarked = [];
+    document.addEventListener("focusin", ({target}) => {
+        reached.add(target);
+        const style = getComputedStyle(target), box = target.getBoundingClientRect();
+        if (style.outlineStyle === "none" || box.right <= 0 || box.bottom <= 0)
+            unmarked.push(target.outerHTML);
+    });
+    document.activeElement.blur();
+}"""
+
+
+@pytest.fixture(scope="module")
+def samples() -> Iterator[Samples]:
+    with relay_with_samples() as made:
+        yield made
+
+
+def axe(browser: Browser) -> list[str]:
+    """What axe-core finds, if it is installed."""
+    return browser.axe() if AXE.exists() else []
+
+
+def errors_of(browser: Browser) -> list[str]:
+    """What the console shows, but for the status of the page of an error."""
+    return [one for one in browser.console_errors() if "status of 404" not in one]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Samples, name: str):
+    page = samples.url(PAGES[name])
+    browser.open(page)
+    assert axe(browser) == []
+    count = browser.evaluate(f"{CONTROLS}.length")
+    assert count > 4
+    browser.evaluate(RECORD_FOCUS)
+    browser.press(*[TAB] * (count + 10))
+    left = f"{CONTROLS}.filter((one) => !reached.has(one)).map((one) => one.outerHTML)"
+    assert browser.evaluate(left) == []
+    assert browser.evaluate("unmarked") == []
+
+    browser.emulate_scheme("dark")
+    browser.set_width(NARROW)
+    browser.open(page)
+    assert axe(browser) == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= NARROW
+    assert errors_of(browser) == []
+    assert browser.requests_elsewhere(samples.relay.http_url) == []
+
+
+def test_axe_is_installed_where_npm_is():
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed: no page is examined with axe-core")
+    assert AXE.exists(), "make .pages/installed"
+
+
+def test_pages_work_without_scripts(browser: Browser, samples: Samples):
+    browser.without_javascript()
+    browser.open(f"{samples.relay.http_url}/")
+    browser.wait_for("main a", "Minutes of Monday").click()
+    browser.wait_for("h1", "Minutes of Monday")
+    browser.wait_for("a.button, button", "Hold").click()
+    browser.wait_for("#dry-run")
+    browser.wait_for("main form button", "Hold").click()
+    browser.wait_for("[role=status]")
+    browser.wait_for(".state", "held")
+    assert errors_of(browser) == []
+
+
+def test_pages_work_below_a_path_of_a_proxy(browser: Browser, samples: Samples):
+    with reverse_proxy("/mail/relay", strips=True) as proxy:
+        proxy.target = samples.relay.http_url.removeprefix("http://")
+        browser.open(f"{proxy.url}/")
+        browser.wait_for("main a", "Reminder").click()
+        browser.wait_for("h1", "Reminder")
+        browser.wait_for("a.button, button", "Retry now").click()
+        browser.wait_for("main form button", "Retry now").click()
+        browser.wait_for("[role=status]")
+        for name in ("Queue", "Health", "Messages"):
+            browser.wait_for("nav a", name).click()
+            browser.wait_for("h1", name)
+            assert browser.driver.current_url.startswith(f"{proxy.url}/")
+            assert browser.evaluate("document.styleSheets[0].cssRules.length") > 0
+        assert errors_of(browser) == []
+        assert browser.requests_elsewhere(proxy.url) == []
+
+
+def test_a_visitor_logs_in_by_keyboard(browser: Browser):
+    with RelayProcess(config={"http": {"listen": ["127.0.0.1:0"], "pages": True}}) as relay:
+        browser.open(f"http://{relay.ready['http'][0]}/queue")
+        browser.wait_for("[name=user]").click()
+        assert axe(browser) == []
+        browser.press(TAB, OPERATOR, ENTER)
+        browser.wait_for("h1", "Queue")
+        assert errors_of(browser) == []
