@@ -53,6 +53,8 @@ ROWS = {
     ),
     "queue": Row("/queue", OVERVIEW),
     "health": Row("/health", OVERVIEW),
+    "help": Row("/help", ALL_MAY_READ),
+    "help/example": Row("/help/example?key=k", "303 405 405 405 405", post="303 403 403 403 404"),
     "queue/{operation}": Row(
         "/queue/hold?id={id}",
         "303 403 403 403 200",
@@ -62,6 +64,7 @@ ROWS = {
 }
 # What only a development relay has, with a token: nobody, a user, the operator.
 DEVELOPMENT = {
+    "help/example": Row("/help/example?key=k", "303 405 405", post="303 403 303"),
     "messages/{key}/advance": Row("/messages/{id}/advance", "303 405 405", post="303 403 400"),
 }
 

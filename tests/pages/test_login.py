@@ -1,6 +1,7 @@
 """The pages of `relay serve`: off by default, behind a login, and what is answered without one."""
 
 import re
+import signal
 from collections.abc import Iterator
 
 import httpx
@@ -8,7 +9,7 @@ import pytest
 
 from relay.pages.login import local_reference
 from tests.support.relay_config import OPERATOR
-from tests.support.relay_process import RelayProcess
+from tests.support.relay_process import RelayProcess, until
 from tests.support.running_dev import relay_dev
 
 PAGES = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
@@ -159,6 +160,39 @@ def test_a_change_needs_the_token_of_the_session(browser):
         assert answer.status_code == 403
         assert "Nothing was changed." in answer.text
     assert LISTED in browser.get("/").text
+
+
+def test_a_changed_password_ends_the_logins_of_its_account():
+    with (
+        RelayProcess(config=PAGES) as relay,
+        httpx.Client(base_url=url_of(relay), trust_env=False) as alice,
+        httpx.Client(base_url=url_of(relay), trust_env=False) as bob,
+    ):
+        log_in(alice, "alice@example.test", "alice")
+        log_in(bob, "bob@example.test", "bob")
+        accounts = relay.folder / "accounts.toml"
+        accounts.write_text(accounts.read_text().replace('"plain:alice"', '"plain:other"'))
+        relay.process.send_signal(signal.SIGHUP)
+        until("the reload ends the login", lambda: alice.get("/").status_code == 303)
+        assert bob.get("/").status_code == 200
+        assert log_in(alice, "alice@example.test", "alice").status_code == 403
+        assert log_in(alice, "alice@example.test", "other").status_code == 303
+
+
+def test_the_log_names_who_logged_in_and_no_secret():
+    with (
+        RelayProcess(config=PAGES) as relay,
+        httpx.Client(base_url=url_of(relay), trust_env=False) as browser,
+    ):
+        log_in(browser, "alice@example.test", "a-guessed-password")
+        log_in(browser, "carol", "carol")
+        cookies = list(browser.cookies.values())
+        log = relay.log
+        assert re.search(
+            r'"login rejected".*"alice@example.test"|alice@example.test.*login rejected', log
+        )
+        assert re.search(r'"logged in".*"carol@example.test"|carol@example.test.*logged in', log)
+        assert [one for one in ("a-guessed-password", *cookies) if one in log] == []
 
 
 def test_scripts_learn_that_a_login_is_needed(browser):
