@@ -13,7 +13,7 @@ from tests.support.relay_process import RelayProcess, until
 from tests.support.running_dev import relay_dev
 
 PAGES = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
-LISTED = "<h1>Messages</h1>"
+LISTED = "<title>Messages"
 
 
 @pytest.fixture(scope="module")
