@@ -13,6 +13,7 @@ import pytest
 from tests.support.browser import AXE, Browser
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import RelayProcess, until
+from tests.support.running_dev import relay_dev
 
 ACTION = re.compile(r'<form method="post" action="(help/example\?key=[^"]+)">')
 CSRF = re.compile(r'<input type="hidden" name="csrf" value="([^"]+)">')
@@ -151,11 +152,22 @@ def test_programs_have_the_ports_of_the_relay(client: httpx.Client, relay: DevPr
     assert f"EMAIL_PORT={relay.ready['smtp'][0].rpartition(':')[2]}" in page
 
 
-def test_with_a_token_the_command_names_a_variable_and_not_the_token() -> None:
+def test_with_a_token_the_command_names_a_variable_and_the_button_works() -> None:
     token = "a-token-of-the-tests"
-    with DevProcess("--no-demo", "--token", token) as relay:
-        answer = httpx.get(relay.ready["pages"], trust_env=False)
-        assert token not in answer.text
+    with (
+        relay_dev("--no-demo", "--token", token) as dev,
+        httpx.Client(base_url=dev.ready["pages"], trust_env=False) as client,
+    ):
+        form = client.get("login")
+        fields = {"csrf": CSRF.search(form.text)[1], "next": "", "user": "", "password": token}
+        assert client.post("login", data=fields).status_code == 303
+        page = client.get("").text
+        assert "Bearer $TOKEN" in page
+        assert token not in page
+        csrf = {"csrf": CSRF.search(page)[1]}
+        answer = client.post(unescape(ACTION.search(page)[1]), data=csrf)
+        assert answer.status_code == 303, answer.text
+        assert "Welcome to Relay" in client.get("").text
 
 
 def test_a_service_explains_and_has_no_button() -> None:

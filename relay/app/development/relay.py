@@ -361,9 +361,12 @@ class DevelopmentRelay:
         clients = self.clients
         draft = example(clients.sender, clients.recipient)
         address = self.addresses.for_this_machine().http
+        token, mailbox = clients.sender.partition("@")[0], ""
+        if clients.needs_token:
+            token, mailbox = self.token, clients.sender
         try:
             await asyncio.to_thread(
-                send_by_graph, address, draft, token=self.token, mailbox=clients.sender, key=key
+                send_by_graph, address, draft, token=token, mailbox=mailbox, key=key
             )
         except (RejectedError, OSError) as error:
             return str(error)
