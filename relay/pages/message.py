@@ -17,7 +17,7 @@ from relay.http.errors import ApiError, service_unavailable
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
-from relay.pages.journey_view import duration, journey_view
+from relay.pages.journey_view import journey_view
 from relay.pages.queue_change import choices_for, result_sentence
 from relay.pages.site import PageSite
 from relay.spool.types import Selector
@@ -63,7 +63,6 @@ async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str
         else [],
         "may_advance": bool(controls and may_operate and due),
         "due": due,
-        "in_words": lambda at: duration(max(0.0, (time_us_of(at) - now_us) / 1e6)),
     }
 
 
