@@ -208,15 +208,18 @@ def test_the_clock_advances_to_the_next_attempt(relay, deferred):
 
 
 def test_the_queue_lists_what_waits(relay, deferred):
+    relay.internet.domain("slow.test").rcpt("gone").reply("550 5.1.1 no such user")
+    relay.send(ALICE, [JOE, "gone@slow.test"], "Half", "text")
     relay.send(ALICE, "joe@elsewhere.example", "Kept", "text")
     relay.settle()
     page = get(relay, "queue")
     assert page.status == 200
-    assert "All 2" in page.links
-    assert page.links["Deferred 1"].endswith("queue?state=deferred")
+    assert "All 3" in page.links
+    assert page.links["Deferred 2"].endswith("queue?state=deferred")
     assert JOE in page.text
     assert "451 4.3.0 later" in page.text
-    assert BOB not in page.text, "the delivered recipient does not wait"
+    assert "gone@slow.test" not in page.text, "a failed recipient does not wait"
+    assert "no such user" not in page.text
     only = get(relay, "queue?state=captured&sender=&recipient=")
     assert JOE not in only.text
     assert "joe@elsewhere.example" in only.text
