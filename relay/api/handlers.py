@@ -31,7 +31,7 @@ from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
 from relay.journeys.journey import MessageList, is_final, is_there
 from relay.journeys.message_search import FINAL_STATE
-from relay.mailbox.types import StoreError
+from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
 from relay.spool.queue_commands import (
@@ -64,6 +64,9 @@ _GONE = (
     "The content is gone: the queue keeps it until all recipients are final, and neither a local "
     "recipient nor the sender has a copy in a mailbox (any more):"
 )
+
+
+_NO_COPY = "The sender has no copy of this message in Drafts or Sent Items (any more)."
 
 
 class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,6 +137,22 @@ class Handlers:
             key = journey["id"] or journey["submission_id"]
             raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(key)}.")
         return content
+
+    async def sent_message(
+        self, journey: Mapping[str, Any], principal: Principal
+    ) -> tuple[str, StoredMessage]:
+        """Return the sender's copy of a message that the principal has found, and its mailbox.
+
+        Raises ApiError 403, 404 if it is gone, and 503.
+        """
+        principal.check_may_read_content()
+        try:
+            found = await self._dependencies.sources.original(journey)
+        except StoreError as error:
+            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+        if found is None:
+            raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
+        return found
 
     async def wait_for_message(
         self, key: str, query: Mapping[str, str], principal: Principal

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from relay.journeys.journey import Journeys
 from relay.mailbox.message_file import delivered_id
-from relay.mailbox.types import NoSuchItemError
+from relay.mailbox.types import NoSuchItemError, StoredMessage
 from relay.message.address import own_mailbox
 from relay.message.content import Content, edit_header
 from relay.message.header import ParsedContent
@@ -34,6 +34,10 @@ class SourceMailboxes(Protocol):
 
     async def mime(self, account: str, message_id: str) -> Content:
         """See MailStore.mime()."""
+        ...
+
+    async def get(self, account: str, message_id: str) -> StoredMessage:
+        """See MailStore.get()."""
         ...
 
 
@@ -78,6 +82,17 @@ class MessageSources:
         if submission_id := journey["submission_id"]:
             return await self._of_sender(submission_id, reader=reader)
         return None
+
+    async def original(self, journey: Mapping[str, Any]) -> tuple[str, StoredMessage] | None:
+        """Return the sender's draft or copy and its mailbox; None if it is gone, or by SMTP."""
+        if not (submission_id := journey["submission_id"]):
+            return None
+        mailbox = await self._journeys.mailbox_of(submission_id)
+        try:
+            found = await self._mailboxes.get(mailbox, submission_id.partition(".")[0])
+        except NoSuchItemError:
+            return None
+        return mailbox, found
 
     def _mailbox_with_copy(self, address: str, state: str) -> str | None:
         if state == RecipientState.DELIVERED:

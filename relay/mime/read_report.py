@@ -53,6 +53,11 @@ class DeliveryReport:
     recipients: tuple[RecipientReport, ...]
     envelope_id: str
 
+    @property
+    def tables(self) -> list[tuple[str, ReportFields]]:
+        """The fields of each recipient, with its address."""
+        return [(one.address, one.fields) for one in self.recipients]
+
 
 def read_report(content: Octets) -> DeliveryReport | None:
     """Return what a delivery report says, None for another message."""

@@ -86,7 +86,12 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
             return await message_page(key, request, visitor, site=site)
         case ("messages", key, "advance"):
             return await advance_to_next(key, request, visitor, site=site)
-        case ("messages", key, "html" | "text" | "headers" | "source" | "attachments", *_):
+        case (
+            "messages",
+            key,
+            "html" | "text" | "headers" | "source" | "properties" | "attachments",
+            *_,
+        ):
             return await site.contents.response(request, visitor, key)
         case ("queue",):
             return await queue_page(request, visitor, site)

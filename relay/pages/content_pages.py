@@ -11,25 +11,31 @@ CSP Level 3 6.3.2 (sandbox); RFC 6266 (Content-Disposition).
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, TypeVar, get_args
 
+import msgspec
 from starlette.responses import Response
 
 from relay.accounts.account import Role
 from relay.api.dependencies import Principal
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import require_method
+from relay.graph.serializer import MESSAGE_PROPERTIES
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import StreamedResponse
 from relay.http.http_request import HttpRequest
+from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks, size_of
+from relay.mime.read_report import DeliveryReport, read_report
 from relay.observe.logs import get_logger
 from relay.pages.access import Visitor
 from relay.pages.content import (
+    ATTACHMENTS_MAX,
+    TEXT_CHARACTERS_MAX,
     MessageContent,
     content_disposition,
     decoded,
@@ -89,8 +95,17 @@ class ContentPanel:
     refusal: str = ""
     message: MessageContent | None = None
     document: SafeDocument | None = None
+    report: DeliveryReport | None = None
     source: str = ""
     source_left: int = 0
+
+
+# What a client may send; "id" and the rest are the store's.
+_PROPERTIES_FOR_OTHERS = (
+    "subject", "importance", "body", "from", "sender", "toRecipients", "ccRecipients", "replyTo",
+    "categories", "internetMessageHeaders", "isDeliveryReceiptRequested", "isReadReceiptRequested",
+)  # fmt: skip
+_PROPERTIES = (*_PROPERTIES_FOR_OTHERS, "bccRecipients")
 
 
 class ContentPages:
@@ -106,6 +121,8 @@ class ContentPages:
         require_method(request, "GET")
         view = request.segments[2]
         journey = await self._handlers.message(key, visitor.principal)
+        if view == "properties":
+            return await self._properties(journey, visitor.principal)
         content = await self._content(journey, visitor.principal, view)
         match request.segments[2:]:
             case ("source",):
@@ -147,12 +164,26 @@ class ContentPages:
         self, journey: Mapping[str, Any], principal: Principal, view: str
     ) -> Content:
         """Return a content. Raises ApiError 403 for that of others without the role operate."""
+        await self._check_may_see(journey, principal, view)
+        return await self._handlers.content(journey, principal)
+
+    async def _properties(self, journey: Mapping[str, Any], principal: Principal) -> Response:
+        """Return the draft's properties as Graph's JSON, without Bcc for others than its owner."""
+        await self._check_may_see(journey, principal, "properties")
+        mailbox, message = await self._handlers.sent_message(journey, principal)
+        select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
+        shown = await self._in_thread(lambda: _properties_json(message, select))
+        return Response(shown, headers=_TEXT_HEADERS)
+
+    async def _check_may_see(
+        self, journey: Mapping[str, Any], principal: Principal, view: str
+    ) -> None:
+        """Log a look into content of others. Raises ApiError 403 without the role operate."""
         key = journey["id"] or journey["submission_id"]
         if not self._handlers.is_development and not await self._is_own(key, principal):
             if principal.role is not Role.OPERATE:
                 raise ApiError(403, "ErrorAccessDenied", _NOT_YOURS)
             _log.info("content of others read", who=principal.name, message=key, view=view[:20])
-        return await self._handlers.content(journey, principal)
 
     async def _is_own(self, key: str, principal: Principal) -> bool:
         if principal.role is Role.USER:
@@ -205,7 +236,9 @@ def _filled(panel: ContentPanel, content: Content, *, is_chosen: bool) -> Conten
     view = panel.view
     if view == "html" and not message.has_html and not is_chosen:
         view = "text"
-    panel = replace(panel, view=view, message=message)
+    is_report = b"multipart/report" in message.parts.header.lower()
+    report = read_report(octets_of(content)) if is_report else None
+    panel = replace(panel, view=view, message=message, report=report)
     if view == "html" and message.has_html:
         return replace(panel, document=html_document(message.parts))
     if view == "source":
@@ -213,6 +246,26 @@ def _filled(panel: ContentPanel, content: Content, *, is_chosen: bool) -> Conten
         left = size_of(content) - len(octets)
         return replace(panel, source=octets.decode("utf-8", "replace"), source_left=left)
     return panel
+
+
+def _properties_json(message: StoredMessage, select: Collection[str]) -> bytes:
+    known = [name for name in select if name in MESSAGE_PROPERTIES]
+    shown = {name: MESSAGE_PROPERTIES[name](message) for name in known}
+    body = shown["body"]["content"]
+    if len(body) > TEXT_CHARACTERS_MAX:
+        cut = f"{body[:TEXT_CHARACTERS_MAX]}… {len(body) - TEXT_CHARACTERS_MAX:,} characters more"
+        shown["body"] = shown["body"] | {"content": cut}
+    shown["attachments"] = [
+        {
+            "name": one.name,
+            "contentType": one.content_type,
+            "size": one.size,
+            "isInline": one.inline,
+        }
+        for one in message.attachments[:ATTACHMENTS_MAX]
+    ]
+    given = {name: value for name, value in shown.items() if value not in (None, "", [])}
+    return msgspec.json.format(msgspec.json.encode(given), indent=2)
 
 
 def _source(request: HttpRequest, journey: Mapping[str, Any], content: Content) -> Response:

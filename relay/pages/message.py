@@ -15,6 +15,7 @@ from relay.api.request_parameters import require_method
 from relay.clock import time_us_of
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.http_request import HttpRequest
+from relay.mime.read_report import DeliveryReport
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
 from relay.pages.journey_view import journey_view
@@ -24,6 +25,7 @@ from relay.spool.types import Selector
 
 _ENTRIES_MAX = 100
 _REPORTS_MAX = 10
+_ENVID_CHARACTERS_MAX = 100
 _MARGIN_S = 0.01
 
 
@@ -33,12 +35,15 @@ async def message_page(
     """GET /messages/{id}."""
     require_method(request, "GET")
     values = await journey_values(key, visitor, site)
+    content = await site.contents.panel(request, visitor, values["journey"])
+    about = await _original_of(content.report, visitor, site) if content.report else ""
     return site.page(
         request,
         visitor,
         "message.html",
         result=result_sentence(request.query),
-        content=await site.contents.panel(request, visitor, values["journey"]),
+        content=content,
+        about=about,
         **values,
     )
 
@@ -96,6 +101,19 @@ async def _reports_of(
         if report is not None:
             found[name] = report
     return found
+
+
+async def _original_of(report: DeliveryReport, visitor: Visitor, site: PageSite) -> str:
+    """Return the message that a report is about, "" if it is none that the visitor may see.
+
+    Relay sends a submission id as the ENVID, which a report repeats.
+    """
+    envid = report.envelope_id
+    if not envid or len(envid) > _ENVID_CHARACTERS_MAX or "@" in envid or envid == "last":
+        return ""
+    journeys = site.dependencies.journeys
+    found = await journeys.journey(envid, account=visitor.principal.account)
+    return str(found["id"] or found["submission_id"]) if found else ""
 
 
 async def advance_to_next(

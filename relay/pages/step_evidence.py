@@ -73,7 +73,10 @@ def _created(journey: Mapping[str, Any]) -> Iterator[StepFact]:
     yield StepFact("Graph id", str(journey["graph_id"]))
     if journey["message_id"]:
         yield StepFact("Message-ID", journey["message_id"])
-    yield StepFact("Content", "as it was sent", view="source")
+    details = [one["detail"] for one in journey["steps"] if one["step"] == Step.CONVERTED]
+    converted = details[0] if details else {}
+    if converted.get("draft") != "MIME":
+        yield StepFact("Content", "the properties (Graph JSON)", view="properties")
 
 
 def _notified(detail: Mapping[str, Any]) -> StepEvidence:
