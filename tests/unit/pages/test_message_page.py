@@ -278,3 +278,62 @@ def test_the_queue_has_pages(relay):
     assert seen[0] | seen[1] == {f"u{number}@elsewhere" for number in range(60)}
     assert "Next page" not in second.links
     assert "First page" in second.links
+
+
+def test_a_bounce_and_its_message_lead_to_each_other(relay):
+    relay.internet.domain("slow.test").rcpt("gone").reply("550 5.1.1 no such user")
+    name = relay.send(ALICE, "gone@slow.test", "Lost", "text").journey["id"]
+    relay.settle()
+    page = get(relay, f"messages/{name}")
+    (report,) = [text for text, link in page.links.items() if link.endswith(text) and text != name]
+    about = get(relay, page.follow(report))
+    assert about.links[f"the message {name}"] == f"../messages/{name}"
+    assert (
+        "gone@slow.test was not delivered: mx1.slow.test said 550 5.1.1 no such user" in about.text
+    )
+    assert "Reporting-MTA" in about.text
+    assert "Final-Recipient" in about.text
+
+
+def test_a_report_of_another_host_leads_to_the_message_that_relay_sent(relay):
+    name = relay.send(ALICE, "bob+later550@example.org", "Late", "text").journey["id"]
+    relay.clock.advance(seconds=30)
+    relay.settle()
+    (report,) = relay.mailbox(ALICE).messages()
+    page = get(relay, f"messages/{report.journey['id']}")
+    assert f"the message {name}" in page.links
+    assert "bob+later550@example.org was not delivered" in page.text
+
+
+def test_the_properties_are_shown_as_they_were_sent(relay):
+    message = {
+        "subject": "<b>", "body": {"contentType": "html", "content": "<script>x</script>"},
+        "toRecipients": [{"emailAddress": {"address": BOB}}],
+        "bccRecipients": [{"emailAddress": {"address": "hidden@example.test"}}],
+    }  # fmt: skip
+    httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail", json={"message": message},
+        headers={"authorization": f"Bearer {relay.token(ALICE)}"},
+    )  # fmt: skip
+    relay.settle()
+    page = get(relay, "messages/last")
+    answer = httpx.get(page.follow("the properties (Graph JSON)"))
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert "sandbox" in answer.headers["content-security-policy"]
+    shown = answer.json()
+    assert {name: shown[name] for name in ("subject", "body")} == {
+        "subject": "<b>", "body": {"contentType": "html", "content": "<script>x</script>"},
+    }  # fmt: skip
+    assert "hidden@example.test" not in answer.text, "Bcc is its owner's"
+
+
+def test_without_a_copy_there_are_no_properties(relay):
+    message = {"subject": "x", "toRecipients": [{"emailAddress": {"address": BOB}}]}
+    httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail",
+        json={"message": message, "saveToSentItems": False},
+        headers={"authorization": f"Bearer {relay.token(ALICE)}"},
+    )
+    relay.settle()
+    gone = get(relay, "messages/last/properties")
+    assert (gone.status, "The sender has no copy" in gone.text) == (404, True)
