@@ -155,6 +155,7 @@ class _Composer:
             delivers_captured=sources.development is not None,
         )  # fmt: skip
         undo.callback(self.spool.close)
+        self.live_views = pages.LiveViews(self.changes, clock)
         self.reporter = Reporter(
             hostname=settings.hostname, clock=clock, ids=self.ids,
             next_hop_for=self.table.next_hop_for,
@@ -200,6 +201,7 @@ class _Composer:
             http_servers=self._http_servers(journeys, front_door),
             journeys=journeys,
             changes=self.changes,
+            live_views=self.live_views,
             readiness=self.readiness,
             pressure=self._pressure_monitor(pickup),
             settling=settling,
@@ -396,7 +398,7 @@ class _Composer:
         """
         if self.sources.development is None and not self.settings.http.pages:
             return programs
-        app = pages.create_app(means, self._pages_access())
+        app = pages.create_app(means, self._pages_access(), live_views=self.live_views)
         site = guard(app, allows_loopback_pages=False, may_be_linked=True)
         return PathRouter(
             dict.fromkeys(pages.PREFIXES, site),

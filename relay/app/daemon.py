@@ -44,6 +44,7 @@ from relay.mailbox import FileStore
 from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
+from relay.pages import LiveViews
 from relay.pickup.dispatch import Pickup
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.document import SettingsError
@@ -88,6 +89,7 @@ class Daemon:
     http_servers: Sequence[HttpServer]
     journeys: Journeys
     changes: ChangeNotifier
+    live_views: LiveViews
     readiness: Readiness
     pressure: PressureMonitor
     settling: Settling
@@ -129,6 +131,7 @@ class Daemon:
     async def stop(self) -> None:
         """Stop listening, drain within the grace time, close the stores."""
         self.readiness.reason = _STOPPING
+        self.live_views.close()
         grace_s = self.settings.delivery.shutdown_grace
         async with contextlib.AsyncExitStack() as last:  # in reverse order, even after errors
             last.callback(self.lock.give_back)

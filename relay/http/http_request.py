@@ -24,6 +24,7 @@ _Result = TypeVar("_Result")
 
 BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
 CLOSE = "relay.close"  # scope key: a function that closes the connection
+ABORT = "relay.abort"  # scope key: a function that closes it without waiting for the client
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
 _PART_ID = "relay.part_id"  # scope key: the id of a request that is part of a batch
 
@@ -112,7 +113,7 @@ class HttpRequest:
             BODY_COMPLETE: True,
             _PART_ID: part_id,
         }
-        kept = {k: v for k, v in self._scope.items() if k not in (CLOSE, ALLOW_RESPONSE)}
+        kept = {k: v for k, v in self._scope.items() if k not in (CLOSE, ABORT, ALLOW_RESPONSE)}
         return {**kept, **own}
 
     @property

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from relay.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import ConnectionState, ConnectionTable, HttpConnection
 from relay.http.errors import ApiError, RequestIds, error_body, quoted, service_unavailable
-from relay.http.http_request import ALLOW_RESPONSE, BODY_COMPLETE, CLOSE
+from relay.http.http_request import ABORT, ALLOW_RESPONSE, BODY_COMPLETE, CLOSE
 
 # RFC 3986 3.2.2: an IP literal or a registered name, which may be empty; then a port
 _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
@@ -179,6 +179,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_header = True
         super().on_message_begin()
         self.scope[CLOSE] = self.transport.close  # type: ignore[literal-required]
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
     def on_url(self, url: bytes) -> None:
         """Count the URL."""

@@ -5,6 +5,7 @@ Server-rendered HTML over the same functions as the JSON API (relay.api), in the
 
 from relay.pages.access import Access
 from relay.pages.app import PREFIXES, create_app
+from relay.pages.live import LiveViews
 from relay.pages.logins import Logins
 
-__all__ = ["PREFIXES", "Access", "Logins", "create_app"]
+__all__ = ["PREFIXES", "Access", "LiveViews", "Logins", "create_app"]

@@ -17,6 +17,7 @@ from relay.pages.access import Access, Visitor
 from relay.pages.first_minute import help_page, send_example
 from relay.pages.forms import read_form
 from relay.pages.health import HealthPage
+from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
 from relay.pages.message import advance_to_next, message_page
@@ -45,9 +46,16 @@ _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX  # slow strangers never use it up
 
 
-def create_app(dependencies: ApiDependencies, access: Access) -> Gateway:
-    """Return the application of the pages; `access` decides who the visitor is."""
-    site, health = PageSite(dependencies), HealthPage(dependencies)
+def create_app(
+    dependencies: ApiDependencies, access: Access, *, live_views: LiveViews | None = None
+) -> Gateway:
+    """Return the application of the pages; `access` decides who the visitor is.
+
+    The caller closes `live_views` at the end.
+    """
+    live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
+    site = PageSite(dependencies, access, live_views)
+    health = HealthPage(dependencies)
 
     async def handle(request: HttpRequest) -> Response:
         visitor: Visitor | None = None

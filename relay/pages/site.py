@@ -6,12 +6,14 @@ request, so that the pages work below any path of a reverse proxy that removes i
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import jinja2
+from markupsafe import Markup
 from starlette.responses import Response
 
 from relay.api.dependencies import ApiDependencies
@@ -19,8 +21,9 @@ from relay.api.handlers import Handlers
 from relay.clock import rfc3339
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
-from relay.pages.access import Visitor
+from relay.pages.access import Access, Visitor
 from relay.pages.content_pages import ContentPages
+from relay.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
 
 # CSP Level 3: nothing is loaded from other hosts, and nothing inline is executed.
 CONTENT_SECURITY_POLICY = (
@@ -41,12 +44,24 @@ _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
 
+@dataclass(frozen=True, slots=True)
+class LivePart:
+    """The part of a page that changes by itself, and the URL of its stream."""
+
+    html: Markup
+    url: str
+
+
 class PageSite:
     """What all pages share: the API with its handlers, contents of messages, and the templates."""
 
-    def __init__(self, dependencies: ApiDependencies) -> None:
+    def __init__(
+        self, dependencies: ApiDependencies, access: Access, live_views: LiveViews
+    ) -> None:
         """Load templates and static files of the package."""
         self.dependencies = dependencies
+        self._access = access
+        self._live_views = live_views
         self.handlers = Handlers(dependencies)
         self.contents = ContentPages(self.handlers)
         self._static = _load_static()
@@ -100,6 +115,35 @@ class PageSite:
             path="/".join(request.segments),
             is_development=self.handlers.is_development,
         )
+
+    def live_stream(
+        self, request: HttpRequest, visitor: Visitor, render: Render
+    ) -> Response | None:
+        """Return the stream of a live page, None if the request is for the page itself.
+
+        `render` returns the part of the page that changes by itself. It depends on the query and
+        the visitor's principal alone, and contains no CSRF token: requests with the same ones share
+        it. The page has it by live_part() and the macro live_region().
+        """
+        query = dict(request.query)
+        has = query.pop(LIVE_PARAMETER, None)
+        if has is None:
+            return None
+        principal = visitor.principal
+        key = (request.segments, tuple(sorted(query.items())), principal.name, principal.role)
+        reader = LiveReader(
+            principal.name,
+            has=request.headers.get("last-event-id", has),
+            is_current=lambda: self._access.is_current(request),
+        )
+        return self._live_views.stream(key, render, reader)
+
+    async def live_part(self, request: HttpRequest, render: Render) -> LivePart:
+        """Return the part of a page that changes by itself, and the URL of its stream."""
+        fragment = await render()
+        query = [(name, value) for name, value in request.query if name != LIVE_PARAMETER]
+        fields = urlencode([*query, (LIVE_PARAMETER, digest_of(fragment))])
+        return LivePart(Markup(fragment), f"?{fields}")  # noqa: S704 - a template has rendered it
 
     def error(self, request: HttpRequest, visitor: Visitor | None, error: ApiError) -> Response:
         """Return the page of an error."""

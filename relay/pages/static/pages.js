@@ -102,6 +102,92 @@
     for (const id of keptOpen) document.getElementById(id)?.setAttribute("open", "");
   });
 
+  // [data-submit]: a choice that sends its form at once.
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
+  });
+
+  // [data-live]: the part of a page that changes by itself. Focus and marks stay; while a mouse
+  // button is down the part waits, so that no click is lost; new [data-key] elements are counted.
+  const isLive = (element) => element.matches?.("[data-live]");
+  const marks = (root) => [...root.querySelectorAll("input[type=checkbox]:checked")].map((box) => `${box.name}=${box.value}`);
+  const keys = (root) => [...root.querySelectorAll("[data-key]")].map((element) => element.dataset.key);
+  let before = null;
+  let held = null;
+  let isPressed = false;
+  const restore = (root) => {
+    const { focus, marked, known, open } = before;
+    for (const box of root.querySelectorAll("input[type=checkbox]")) {
+      if (marked.has(`${box.name}=${box.value}`)) box.checked = true;
+    }
+    for (const element of root.querySelectorAll("details[id]")) {
+      if (open.has(element.id)) element.open = true;
+    }
+    if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
+    const fresh = keys(root).filter((key) => !known.has(key));
+    for (const key of fresh) root.querySelector(`[data-key="${CSS.escape(key)}"]`).classList.add("fresh");
+    if (fresh.length > 0 && root.querySelector("[data-announce]")) {
+      announce(`${fresh.length} new ${fresh.length === 1 ? "message" : "messages"}`);
+    }
+    document.dispatchEvent(new CustomEvent("relay:live"));
+    before = null;
+  };
+  document.addEventListener("htmx:sseBeforeMessage", (event) => {
+    const root = event.target;
+    if (!isLive(root)) return;
+    if (isPressed) {
+      event.preventDefault();
+      held = { root, text: event.detail.data };
+      return;
+    }
+    before = {
+      focus: root.contains(document.activeElement) ? document.activeElement.id : "",
+      marked: new Set(marks(root)),
+      known: new Set(keys(root)),
+      open: new Set([...root.querySelectorAll("details[id][open]")].map((element) => element.id)),
+    };
+  });
+  document.addEventListener("htmx:sseMessage", (event) => {
+    if (isLive(event.target) && before) restore(event.target);
+  });
+  document.addEventListener("pointerdown", () => { isPressed = true; });
+  const release = () => setTimeout(() => {
+    isPressed = false;
+    if (!held) return;
+    const { root, text } = held;
+    held = null;
+    if (!htmx.trigger(root, "htmx:sseBeforeMessage", { data: text })) return;
+    htmx.swap(root, text, { swapStyle: "innerHTML" });
+    htmx.trigger(root, "htmx:sseMessage", {});
+  });
+  document.addEventListener("pointerup", release);
+  document.addEventListener("pointercancel", release);
+
+  // A browser keeps few connections to one host: a page that is not visible gives its own back.
+  const streams = new Map();
+  const showLive = (root, isConnected) => {
+    const state = document.querySelector("[data-live-state]");
+    if (state) state.hidden = isConnected;
+    root.toggleAttribute("data-connected", isConnected);
+  };
+  document.addEventListener("htmx:sseOpen", (event) => {
+    if (!isLive(event.target)) return;
+    streams.set(event.target, event.detail.source);
+    showLive(event.target, true);
+  });
+  document.addEventListener("htmx:sseError", (event) => {
+    if (isLive(event.target)) showLive(event.target, false);
+  });
+  document.addEventListener("visibilitychange", () => {
+    for (const root of document.querySelectorAll("[data-live]")) {
+      if (document.hidden) streams.get(root)?.close();
+      else if (streams.get(root)?.readyState === EventSource.CLOSED) {
+        root.setAttribute("sse-connect", `${root.getAttribute("sse-connect").split("#")[0]}#${Date.now()}`);
+        htmx.process(root);
+      }
+    }
+  });
+
   prepare(document);
   setInterval(countDown, 1000);
   document.addEventListener("htmx:load", (event) => prepare(event.detail.elt));

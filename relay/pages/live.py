@@ -1,0 +1,200 @@
+"""Live views: a fragment of a page, rendered once and sent to all its readers when it changes.
+
+One task renders for all views, one view after the other, and pauses after each for twenty times
+what it took: however many pages are open, they take a twentieth of the time. A view is rendered at
+most once a second, after a change, and only while somebody reads it. Nothing is kept for a reader:
+one that has missed a fragment gets the present one.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay.api.dependencies import ChangeNotifier
+from relay.clock import Clock
+from relay.http.errors import service_unavailable
+from relay.http.event_stream import EventStreamResponse
+from relay.observe.logs import get_logger
+
+READERS_MAX = 300
+READERS_OF_VISITOR_MAX = 100
+VIEWS_MAX = 100
+LIVE_PARAMETER = "live"  # of the query: the digest of the fragment that the page has
+_PAUSE_S_MIN = 0.02
+_COST_FACTOR = 20
+_VIEW_PAUSE_S = 1.0
+# A process of another role writes the submission log without a notification: look as well.
+_POLL_S = 5.0
+_CHECK_S = 10.0  # whether the reader may still read
+_EVENT = "view"
+_RETRY = b"retry: 2000\n"
+_TOO_MANY = "Too many live pages are open. This page does not change by itself: load it again."
+_log = get_logger("pages")
+
+Render = Callable[[], Awaitable[str]]
+
+
+def digest_of(fragment: str) -> str:
+    """Return the id of a fragment: equal fragments have the same."""
+    return hashlib.blake2b(fragment.encode(), digest_size=9).hexdigest()
+
+
+@dataclass(slots=True, eq=False)
+class _View:
+    """A fragment that is read; `render` is that of its first reader."""
+
+    render: Render
+    readers: int = 0
+    seen: int = -1  # the number of changes before it was rendered
+    rendered_s: float = -math.inf
+    digest: str = ""
+    event: bytes = b""
+    is_failed: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # replaced by each fragment
+
+    def update(self, fragment: str) -> None:
+        digest = digest_of(fragment)
+        if digest == self.digest:
+            return
+        lines = "".join(f"data: {line}\n" for line in fragment.splitlines())
+        self.event = f"event: {_EVENT}\nid: {digest}\n{lines}\n".encode()
+        self.digest = digest
+        news, self.news = self.news, asyncio.Event()
+        news.set()
+
+
+@dataclass(frozen=True, slots=True)
+class LiveReader:
+    """Who reads a view. `has` is the digest of the fragment that the page shows. When
+    `is_current` returns false, the stream ends.
+    """
+
+    name: str
+    has: str
+    is_current: Callable[[], bool] = lambda: True
+
+
+class LiveViews:
+    """The live views of a process."""
+
+    def __init__(self, changes: ChangeNotifier, clock: Clock) -> None:
+        self._changes = changes
+        self._clock = clock
+        self._views: dict[Hashable, _View] = {}
+        self._readers: Counter[str] = Counter()
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._arrived = asyncio.Event()  # a reader of a new view
+
+    def close(self) -> None:
+        """End all streams; their pages connect to the next process."""
+        self._is_closed = True
+        self._stop()
+        for view in self._views.values():
+            view.news.set()
+
+    def stream(self, key: Hashable, render: Render, reader: LiveReader) -> EventStreamResponse:
+        """Return the events of a view: the fragment if the reader has another one, and then each
+        time it changes. Readers with the same key share what the first one's `render` returns.
+
+        Raises ApiError 503 if too many are open.
+        """
+        if (
+            self._is_closed
+            or self._readers.total() >= READERS_MAX
+            or self._readers[reader.name] >= READERS_OF_VISITOR_MAX
+            or (key not in self._views and len(self._views) >= VIEWS_MAX)
+        ):
+            raise service_unavailable("ResourceUnhealthy", _TOO_MANY, retry_after_s=30)
+        return EventStreamResponse(self._events(key, render, reader))
+
+    async def _events(
+        self, key: Hashable, render: Render, reader: LiveReader
+    ) -> AsyncGenerator[bytes, None]:
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = _View(render)
+            self._arrived.set()
+        view.readers += 1
+        self._readers[reader.name] += 1
+        if self._task is None and not self._is_closed:
+            self._task = asyncio.create_task(self._render_all(), name="live views")
+        has = reader.has
+        try:
+            yield _RETRY
+            while not self._is_closed and not view.is_failed:
+                news = view.news
+                if not reader.is_current():
+                    return
+                if view.digest not in ("", has):
+                    has = view.digest
+                    yield view.event
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_CHECK_S):  # real time: a client
+                        await news.wait()
+        finally:
+            view.readers -= 1
+            if not view.readers and self._views.get(key) is view:
+                del self._views[key]
+            self._readers[reader.name] -= 1
+            self._readers = +self._readers
+            if not self._views:
+                self._stop()
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _render_all(self) -> None:
+        """Render the views when they are due, until there is none."""
+        while True:
+            self._arrived.clear()
+            seen = self._changes.count
+            due = {key: self._due_s(view, seen) for key, view in self._views.items()}
+            key = min(due, key=due.__getitem__)
+            wait_s = due[key] - self._clock.real_s()
+            if wait_s <= 0:
+                cost_s = await self._render(key, self._views[key])
+                pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * cost_s)
+                await asyncio.sleep(pause_s)  # real time: readers wait
+            else:
+                is_changed = any(view.seen != seen for view in self._views.values())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):  # real time: readers wait
+                        await self._news_beyond(None if is_changed else seen)
+
+    def _due_s(self, view: _View, seen: int) -> float:
+        """Return when to render a view: a burst of changes is one, and some are not reported."""
+        return view.rendered_s + (_VIEW_PAUSE_S if view.seen != seen else _POLL_S)
+
+    async def _news_beyond(self, seen: int | None) -> None:
+        """Return when a new view is read, or when there are changes beyond `seen`."""
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._arrived.wait())]
+        if seen is not None:
+            waits.append(asyncio.ensure_future(self._changes.wait_beyond(seen)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+
+    async def _render(self, key: Hashable, view: _View) -> float:
+        """Render a view; return how long it took. One that fails ends its streams."""
+        began_s = self._clock.real_s()
+        view.seen = self._changes.count
+        try:
+            view.update(await view.render())
+        except Exception:  # noqa: BLE001 - the pages connect again, and see the error then
+            _log.exception("live view not rendered")
+            view.is_failed = True
+            self._views.pop(key, None)
+            view.news.set()
+        view.rendered_s = self._clock.real_s()
+        return view.rendered_s - began_s

@@ -1,0 +1,198 @@
+"""Live views: rendered once for all readers, bounded, and ended at the stop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from relay.api.dependencies import ChangeNotifier
+from relay.clock import SystemClock
+from relay.http.errors import ApiError
+from relay.pages import live
+from relay.pages.live import LiveReader, LiveViews, digest_of
+
+
+class Page:
+    """A fragment that tests change, and how often it was rendered."""
+
+    def __init__(self) -> None:
+        self.text, self.rendered = "one", 0
+        self.changes = ChangeNotifier()
+        self.views = LiveViews(self.changes, SystemClock())
+
+    async def render(self) -> str:
+        self.rendered += 1
+        return self.text
+
+    def change(self, text: str) -> None:
+        self.text = text
+        self.changes.notify()
+
+    def reader(self, key: str = "k", *, name: str = "ann", has: str = "", **more) -> "Stream":
+        return Stream(self.views.stream(key, self.render, LiveReader(name, has, **more)))
+
+
+class Stream:
+    """What one reader gets."""
+
+    def __init__(self, response) -> None:
+        self.blocks = response._blocks
+
+    async def begin(self) -> None:
+        """Open the stream."""
+        assert await self.next() == "retry: 2000\n"
+
+    async def next(self) -> str:
+        """The next block; "" at the end."""
+        async with asyncio.timeout(20):
+            return (await anext(self.blocks, b"")).decode()
+
+    async def close(self) -> None:
+        await self.blocks.aclose()
+
+
+def event(text: str) -> str:
+    data = "".join(f"data: {line}\n" for line in text.split("\n"))
+    return f"event: view\nid: {digest_of(text)}\n{data}\n"
+
+
+@pytest.fixture
+async def page(monkeypatch) -> AsyncIterator[Page]:
+    monkeypatch.setattr(live, "_VIEW_PAUSE_S", 0.05)
+    made = Page()
+    yield made
+    made.views.close()
+
+
+async def test_readers_get_what_changes_and_it_is_rendered_once_for_all(page):
+    streams = [page.reader() for _ in range(20)]
+    for one in streams:
+        await one.begin()
+    assert {await one.next() for one in streams} == {event("one")}
+    page.change("two\nlines")
+    assert {await one.next() for one in streams} == {event("two\nlines")}
+    assert page.rendered == 2
+    for one in streams:
+        await one.close()
+
+
+async def test_a_reader_gets_the_present_fragment_only_if_it_has_another_one(page):
+    old, same = page.reader(has=digest_of("zero")), page.reader(has=digest_of("one"))
+    await old.begin()
+    await same.begin()
+    assert await old.next() == event("one")
+    page.change("two")
+    assert await same.next() == event("two")
+
+
+async def test_a_slow_reader_gets_the_last_fragment_and_none_is_kept_for_it(page):
+    slow, quick = page.reader(), page.reader()
+    await slow.begin()
+    await quick.begin()
+    for text in ("two", "three", "four"):
+        page.change(text)
+        while await quick.next() != event(text):
+            pass
+    assert await slow.next() == event("four")
+
+
+async def test_a_burst_of_changes_is_rendered_at_most_once_in_a_pause(page, monkeypatch):
+    monkeypatch.setattr(live, "_VIEW_PAUSE_S", 0.5)
+    reader = page.reader()
+    await reader.begin()
+    assert await reader.next() == event("one")
+    for number in range(50):
+        page.change(str(number))
+        await asyncio.sleep(0)
+    assert await reader.next() == event("49")
+    assert page.rendered == 2
+
+
+async def test_nothing_is_rendered_without_a_reader(page):
+    reader = page.reader()
+    await reader.begin()
+    await reader.next()
+    await reader.close()
+    page.change("two")
+    assert not page.views._views
+    assert page.views._task is None
+    again = page.reader(has=digest_of("one"))
+    await again.begin()
+    assert await again.next() == event("two")
+    assert page.rendered == 2
+
+
+async def test_a_reader_whose_login_has_ended_gets_nothing_more(page):
+    is_current = True
+    reader = page.reader(is_current=lambda: is_current)
+    await reader.begin()
+    assert await reader.next() == event("one")
+    is_current = False
+    page.change("two")
+    assert await reader.next() == ""
+
+
+async def test_the_number_of_readers_and_views_is_bounded(page, monkeypatch):
+    monkeypatch.setattr(live, "READERS_OF_VISITOR_MAX", 2)
+    monkeypatch.setattr(live, "VIEWS_MAX", 2)
+    for key, name in (("a", "ann"), ("a", "ann"), ("b", "bob")):
+        await page.reader(key, name=name).begin()
+    for key, name in (("a", "ann"), ("c", "bob")):
+        with pytest.raises(ApiError) as caught:
+            page.reader(key, name=name)
+        assert caught.value.status == 503
+    await page.reader("b", name="bob").begin()
+
+
+async def test_a_stop_ends_all_streams_and_takes_no_more(page):
+    reader, waiting = page.reader(), page.reader(has=digest_of("one"))
+    await reader.begin()
+    await waiting.begin()
+    end = asyncio.ensure_future(waiting.next())
+    assert await reader.next() == event("one")
+    page.views.close()
+    assert await reader.next() == ""
+    assert await end == ""
+    with pytest.raises(ApiError):
+        page.reader()
+
+
+async def test_a_view_that_fails_ends_its_streams_alone(page):
+    async def fail() -> str:
+        raise RuntimeError("broken")
+
+    broken = Stream(page.views.stream("broken", fail, LiveReader("ann", "")))
+    other = page.reader()
+    await broken.begin()
+    await other.begin()
+    assert await broken.next() == ""
+    assert await other.next() == event("one")
+
+
+async def test_renderings_take_a_twentieth_of_the_time_however_many_views_there_are(
+    page, monkeypatch
+):
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(live.asyncio, "sleep", note)
+    costs = iter(range(1, 100))
+    now_s = 0.0
+
+    async def render() -> str:
+        nonlocal now_s
+        now_s += 0.001 * next(costs)
+        return "x"
+
+    monkeypatch.setattr(page.views._clock, "real_s", lambda: now_s, raising=False)
+    readers = [Stream(page.views.stream(key, render, LiveReader("ann", ""))) for key in range(5)]
+    for one in readers:
+        await one.begin()
+        with contextlib.suppress(TimeoutError):
+            await one.next()
+    assert slept[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
