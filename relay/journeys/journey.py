@@ -81,6 +81,10 @@ class SpoolJourneys(Protocol):
         """
         ...
 
+    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
+        """Return senders and recipients of the newest messages, the most frequent first."""
+        ...
+
 
 class StoreJourneys(Protocol):
     """What Journeys needs of the submission log."""
@@ -215,6 +219,10 @@ class Journeys:
         recipient is in each state.
         """
         return await self._spool.count_states(account=account, limit=limit)
+
+    async def addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
+        """Return the senders and recipients of the newest messages, the most frequent first."""
+        return await self._spool.recent_addresses(account=account, limit=limit)
 
     async def _without_accepted(
         self, places: Sequence[tuple[ListPosition, FoundMessage | OpenSubmission]]

@@ -1,21 +1,225 @@
-"""The first page: the list of messages, newest first."""
+"""The first page: the list of messages, newest first, with its search and filters."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from starlette.responses import Response
 
+from relay.api.request_parameters import MESSAGE_STATES
+from relay.clock import rfc3339
 from relay.http.http_request import HttpRequest
+from relay.journeys.message_list import ListPosition, MessageSummary, parse_position
 from relay.journeys.message_search import MessageSearch
+from relay.message.lifecycle import RecipientState
 from relay.pages.access import Visitor
 from relay.pages.first_minute import first_minute
+from relay.pages.search_text import SearchTextError, parse_search
 from relay.pages.site import PageSite
 
 _ROWS = 50
+_COUNTED_MAX = 1000
+_MAILBOXES_MAX = 50
+_MAILBOX_CHARACTERS_MAX = 320
+_TRAIL_MAX = 20
+_TRAIL_SEPARATOR = "~"
+_NO_MESSAGES = 'id="no-messages"'
+_EVERYTHING = MessageSearch()
+# What happened last is of interest only while a message is not where it should be.
+_WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
+# The tabs; the others are in the search: state:expired.
+_TABS = (
+    RecipientState.DELIVERED,
+    RecipientState.RELAYED,
+    RecipientState.CAPTURED,
+    RecipientState.QUEUED,
+    RecipientState.DEFERRED,
+    RecipientState.HELD,
+    RecipientState.FAILED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ListView:
+    """What the visitor asks for. `trail` are the places of the newer pages, the first page is "".
+
+    `fault` is a sentence if the search is none.
+    """
+
+    text: str = ""
+    mailbox: str = ""
+    state: str = ""
+    before: ListPosition | None = None
+    trail: tuple[str, ...] = ()
+    fault: str = ""
+    wanted: MessageSearch = _EVERYTHING
+
+    def query(self, **changes: Any) -> dict[str, Any]:
+        """Return the fields of a link to this view, on its first page."""
+        fields = {"q": self.text, "mailbox": self.mailbox, "state": self.state}
+        return {name: value for name, value in (fields | changes).items() if value}
+
+    def here(self) -> dict[str, Any]:
+        """Return the fields of a link to this page of the view."""
+        before = str(self.before) if self.before else None
+        return self.query(before=before, newer=_TRAIL_SEPARATOR.join(self.trail))
+
+    def older(self, place: ListPosition | None) -> dict[str, Any] | None:
+        """Return the fields of a link to the next page."""
+        if place is None:
+            return None
+        trail = (*self.trail, str(self.before) if self.before else "")[-_TRAIL_MAX:]
+        return self.query(before=str(place), newer=_TRAIL_SEPARATOR.join(trail))
+
+    def newer(self) -> dict[str, Any] | None:
+        """Return the fields of a link to the page before, None on the first one."""
+        if self.before is None:
+            return None
+        if not self.trail:
+            return self.query()
+        trail = _TRAIL_SEPARATOR.join(self.trail[:-1])
+        return self.query(before=self.trail[-1], newer=trail)
+
+    def filters(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the name of each filter, and the fields of a link without it."""
+        found = []
+        if self.text:
+            found.append((f"the search {self.text}", self.query(q="")))
+        if self.mailbox:
+            found.append((f"the mailbox {self.mailbox}", self.query(mailbox="")))
+        if self.state:
+            found.append((f"the state {self.state}", self.query(state="")))
+        return found
+
+
+def view_of(query: Collection[tuple[str, str]]) -> ListView:
+    """Return the view of a query; fields that are not known are ignored."""
+    fields = dict(query)
+    text = fields.get("q", "").strip()
+    mailbox = fields.get("mailbox", "").strip()[:_MAILBOX_CHARACTERS_MAX]
+    state = fields.get("state", "")
+    fault, wanted = "", _EVERYTHING
+    try:
+        wanted = parse_search(text)
+    except SearchTextError as error:
+        fault = str(error)
+    if state and state not in MESSAGE_STATES:
+        state = ""
+    if state and wanted.state not in ("", state):
+        fault = f"The search has state:{wanted.state}, and the filter has {state}. Remove one."
+    wanted = replace(wanted, mailbox=mailbox, state=state or wanted.state)
+    trail = tuple(fields.get("newer", "").split(_TRAIL_SEPARATOR))[:_TRAIL_MAX]
+    return ListView(
+        text=text,
+        mailbox=mailbox,
+        state=state,
+        before=_place(fields.get("before", "")),
+        trail=trail if fields.get("before") else (),
+        fault=fault,
+        wanted=wanted,
+    )
+
+
+def _place(text: str) -> ListPosition | None:
+    try:
+        return parse_position(text)
+    except ValueError:
+        return None
 
 
 async def message_list(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
-    """GET /."""
-    found = await site.dependencies.journeys.search(
-        MessageSearch(), account=visitor.principal.account, limit=_ROWS
-    )
+    """GET /?q=&mailbox=&state=&before=&newer=."""
+    view = view_of(request.query)
+
+    async def render() -> str:
+        return await _fragment(request, visitor, site, view=view)
+
+    if (stream := site.live_stream(request, visitor, render)) is not None:
+        return stream
+    account = visitor.principal.account
+    journeys = site.dependencies.journeys
+    mailboxes = await journeys.addresses(account=account, limit=_COUNTED_MAX)
+    live = await site.live_part(request, render)
     return site.page(
-        request, visitor, "list.html", messages=found.messages, first=first_minute(request, site)
+        request,
+        visitor,
+        "list.html",
+        first=first_minute(request, site) if _NO_MESSAGES in live.html else None,
+        status=400 if view.fault else 200,
+        view=view,
+        live=live,
+        mailboxes=_mailboxes(mailboxes, view.mailbox),
+        states=MESSAGE_STATES,
+        hidden=view.here(),
     )
+
+
+async def _fragment(
+    request: HttpRequest, visitor: Visitor, site: PageSite, *, view: ListView
+) -> str:
+    """Render the part of the page that changes by itself."""
+    journeys = site.dependencies.journeys
+    account = visitor.principal.account
+    rows: Sequence[MessageSummary] = ()
+    older = None
+    if not view.fault:
+        page = await journeys.page(view.wanted, account=account, limit=_ROWS, before=view.before)
+        rows, older = page.rows, page.older
+    total, counts = await journeys.counts(account=account, limit=_COUNTED_MAX)
+    return site.render(
+        request,
+        None,
+        "_list.html",
+        view=view,
+        rows=[_row(one) for one in rows],
+        tabs=_tabs(view, total, counts),
+        is_empty=not (rows or view.filters() or view.before),
+        older=view.older(older),
+        newer=view.newer(),
+    )
+
+
+def _row(row: MessageSummary) -> dict[str, Any]:
+    """Return what a row shows."""
+    next_us = row.next_attempt_us
+    return {
+        "key": row.name,
+        "state": row.state,
+        "at": rfc3339(row.position.at_us),
+        "sender": row.sender or "<>",
+        "to": row.recipients[0].address if row.recipients else "",
+        "more": max(0, row.recipient_count - 1),
+        "subject": row.subject,
+        "reply": "" if row.state in _WITHOUT_REPLY else row.reply,
+        "next": None if next_us is None else rfc3339(next_us),
+    }
+
+
+def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return a tab for each state that occurs, with the number of messages; "+": or more."""
+    more = "+" if total >= _COUNTED_MAX else ""
+    tabs = [("", "All", f"{total:,}{more}")]
+    tabs += [
+        (str(one), one.capitalize(), f"{counts.get(one, 0):,}{more}")
+        for one in _TABS
+        if counts.get(one) or view.state == one
+    ]
+    if view.state and view.state not in _TABS:
+        tabs.append((view.state, view.state.capitalize(), ""))
+    return [
+        {
+            "label": label,
+            "number": number,
+            "query": view.query(state=state),
+            "is_chosen": view.state == state,
+        }
+        for state, label, number in tabs
+    ]
+
+
+def _mailboxes(addresses: Sequence[str], chosen: str) -> list[str]:
+    """Return the addresses to choose from, in alphabetical order."""
+    found = list(addresses[:_MAILBOXES_MAX])
+    if chosen and chosen.casefold() not in map(str.casefold, found):
+        found.append(chosen)
+    return sorted(found, key=str.casefold)

@@ -473,6 +473,10 @@ class Spool(Protocol):
         """
         ...
 
+    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
+        """Return senders and recipients of the newest messages, the most frequent first."""
+        ...
+
     async def counts(self) -> QueueCounts:
         """Count the queue, for the metrics."""
         ...

@@ -7,6 +7,7 @@ query is bounded; what a page did not reach is on the next one.
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import apsw
@@ -26,6 +27,7 @@ from relay.spool.sqlite.database import fetch, fetch_one
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200
+_ADDRESSES_MAX = 50
 _LATEST = "~"  # sorts after every id
 _FACTS = "id, account, reverse_path, subject, submission_id"
 _Row = tuple[str, str, str, str, str]
@@ -251,16 +253,7 @@ def count_states(
     """Return the number of messages, at most `limit`, and in how many of them, the newest, a
     recipient is in each state.
     """
-    ids = [
-        queue_id
-        for queue_id, owner in cursor.connection.execute(
-            "SELECT id, account FROM message WHERE source <> 'report' ORDER BY id DESC LIMIT ?",
-            (SCAN_MAX if account else limit,),
-        )
-        if account in (None, owner)
-    ][:limit]
-    if not ids:
-        return 0, {}
+    ids = _newest(cursor, account=account, limit=limit)
     marks = ", ".join("?" * len(ids))
     rows = fetch(
         cursor,
@@ -269,3 +262,27 @@ def count_states(
         ids,
     )
     return len(ids), dict(rows)
+
+
+def recent_addresses(cursor: apsw.Cursor, *, account: str | None, limit: int) -> list[str]:
+    """Return the senders and recipients of the newest messages, the most frequent first."""
+    ids = _newest(cursor, account=account, limit=limit)
+    marks = ", ".join("?" * len(ids))
+    rows = fetch(
+        cursor,
+        f"SELECT min(address) FROM (SELECT address FROM recipient WHERE message_id IN ({marks})"
+        f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE id IN ({marks}))"
+        " WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
+        (*ids, *ids, _ADDRESSES_MAX),
+    )
+    return [address for (address,) in rows]
+
+
+def _newest(cursor: apsw.Cursor, *, account: str | None, limit: int) -> list[str]:
+    """Return the ids of the newest messages, without reports."""
+    rows = cursor.connection.execute(  # read only as far as needed
+        "SELECT id, account FROM message WHERE source <> 'report' ORDER BY id DESC LIMIT ?",
+        (SCAN_MAX if account else limit,),
+    )
+    own = (queue_id for queue_id, owner in rows if account in (None, owner))
+    return list(islice(own, limit))

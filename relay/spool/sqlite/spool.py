@@ -367,6 +367,12 @@ class SqliteSpool:
             lambda c: message_list.count_states(c, account=account, limit=limit)
         )
 
+    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
+        """Spool.recent_addresses."""
+        return await self._queries.run(
+            lambda c: message_list.recent_addresses(c, account=account, limit=limit)
+        )
+
     def load(self) -> SpoolLoad:
         """Return the load, without a disk access."""
         return SpoolLoad(

@@ -1,0 +1,72 @@
+"""The list of messages in a browser: it is live, and keeps focus and marks."""
+
+import smtplib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.browser import Browser
+from tests.support.dev_process import DevProcess
+from tests.support.relay_process import until
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[DevProcess]:
+    with DevProcess("--no-demo") as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(running: DevProcess) -> DevProcess:
+    """The same for all tests, and empty."""
+    answer = running.graph("DELETE", "/relay/v1/messages", token=running.ready["token"])
+    assert answer.status == 200
+    return running
+
+
+def send(relay: DevProcess, *subjects: str, recipient: str = "bob@example.test") -> None:
+    host, _, port = relay.ready["smtp"][0].rpartition(":")
+    with smtplib.SMTP(host, int(port)) as client:
+        for subject in subjects:
+            client.sendmail("alice@example.test", [recipient], f"Subject: {subject}\r\n\r\nx")
+
+
+def focused(browser: Browser) -> str:
+    return str(browser.evaluate("document.activeElement.textContent"))
+
+
+def test_the_list_follows_what_happens(browser: Browser, relay: DevProcess) -> None:
+    browser.open(relay.ready["pages"])
+    browser.wait_for("#no-messages")
+    browser.wait_for("[data-live][data-connected]")
+    send(relay, "first")
+    browser.wait_for("tr .state-delivered")
+    browser.wait_without(".first")
+    browser.press("j")
+    assert focused(browser) == "first"
+    send(relay, "second", "third")
+    browser.wait_for("tr.fresh", "third")
+    assert focused(browser) == "first"
+    said = "document.getElementById('announcements').textContent"
+    until("it is announced", lambda: "new message" in browser.evaluate(said))
+    browser.press("k")
+    assert focused(browser) == "second"
+    browser.press("/", "first", "\n")
+    browser.wait_for("a", "first")
+    browser.wait_without("a", "second")
+    assert browser.console_errors() == []
+    assert browser.requests_elsewhere(relay.ready["pages"]) == []
+
+
+def test_a_hidden_page_gives_its_connection_back(browser: Browser, relay: DevProcess) -> None:
+    browser.open(relay.ready["pages"])
+    browser.wait_for("[data-live][data-connected]")
+    page = browser.driver.current_window_handle
+    browser.evaluate("Object.defineProperty(document, 'hidden', {get: () => window.away})")
+    browser.evaluate("window.away = true; document.dispatchEvent(new Event('visibilitychange'))")
+    send(relay, "while away")
+    assert browser.driver.current_window_handle == page
+    browser.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
+    browser.wait_for("a", "while away")
+    send(relay, "later")
+    browser.wait_for("a", "later")

@@ -1,0 +1,64 @@
+"""The text of the search box."""
+
+import contextlib
+
+import pytest
+
+from relay.journeys.message_search import MessageSearch
+from relay.pages.search_text import SearchTextError, parse_search
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", {}),
+        ("  \t ", {}),
+        ("invoice march", {"words": ("invoice", "march")}),
+        ('"invoice march"', {"words": ("invoice march",)}),
+        ('"invoice march', {"words": ("invoice march",)}),
+        ("from:alice", {"sender": "*alice*"}),
+        ("FROM:alice@a.test", {"sender": "*alice@a.test*"}),
+        ("from:<>", {"sender": "<>"}),
+        ("to:*@b.test", {"to": "*@b.test"}),
+        ('subject:"in voice" x', {"subject": "*in voice*", "words": ("x",)}),
+        ("subject:Invoice*", {"subject": "Invoice*"}),
+        ("state:Deferred", {"state": "deferred"}),
+        ("state:final", {"state": "final"}),
+        ("id:<a@b>", {"key": "<a@b>"}),
+        ('"from:alice"', {"words": ("from:alice",)}),
+        ('"-x"', {"words": ("-x",)}),
+        ("Re: hello", {"words": ("Re:", "hello")}),
+        ("12:30 http://x.test/a-b - ", {"words": ("12:30", "http://x.test/a-b", "-")}),
+        ('x""', {"words": ('x""',)}),
+        ("Grüße", {"words": ("Grüße",)}),
+    ],
+)
+def test_a_text_has_conditions(text, wanted):
+    assert parse_search(text) == MessageSearch(**wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("form:alice", "'form:' is not known; there are from:, to:, subject:, state:, id:."),
+        ("state:sent", "state: 'sent' is not a state; there are final, queued, deferred"),
+        ("from:a from:b", "from: is there twice."),
+        ("-to:bob", "'-to:bob': a search cannot leave out messages."),
+        ("-draft", "a search cannot leave out messages."),
+        ("x" * 1001, "The search has 1,001 characters; it may have 1,000."),
+        ("a " * 21, "The search has more than 20 words."),
+    ],
+)
+def test_a_text_that_is_no_search_is_said_in_a_sentence(text, said):
+    with pytest.raises(SearchTextError) as caught:
+        parse_search(text)
+    assert said in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "text", ['"' * 500, 'a:"' * 300, "\x00\x01", ":::", "- -- ---", '""', "id:"]
+)
+def test_any_text_is_a_search_or_a_sentence(text):
+    with contextlib.suppress(SearchTextError):
+        assert isinstance(parse_search(text), MessageSearch)
