@@ -4,18 +4,16 @@ A route without a row fails the test. A POST without the token of the login is 4
 is logged in, and leads to the login for everybody else.
 """
 
-import ast
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import pytest
 
 from relay.pages import app
+from tests.support.page_routes import routes
 from tests.support.relay_config import OPERATOR, account
 from tests.support.relay_process import RelayProcess, until
 from tests.support.running_dev import relay_dev
@@ -67,44 +65,6 @@ DEVELOPMENT = {
     "help/example": Row("/help/example?key=k", "303 405 405", post="303 403 303"),
     "messages/{key}/advance": Row("/messages/{id}/advance", "303 405 405", post="303 403 400"),
 }
-
-
-def routes() -> set[str]:
-    """The paths that the module of the application compares and matches, with names in braces."""
-    tree = ast.parse(Path(app.__file__).read_text())
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Match) and "segments" in ast.unparse(node.subject):
-            for case in node.cases:
-                found.update(templates(case.pattern))
-        if isinstance(node, ast.Compare) and "segments" in ast.unparse(node.left):
-            for compared in node.comparators:
-                if isinstance(compared, ast.Constant):
-                    continue  # the number of segments
-                assert isinstance(compared, ast.Tuple), ast.unparse(node)
-                found.add("/".join(str(ast.literal_eval(one)) for one in compared.elts))
-    return found
-
-
-def templates(pattern: ast.pattern) -> Iterator[str]:
-    if isinstance(pattern, ast.MatchSequence):
-        for parts in itertools.product(*map(names, pattern.patterns)):
-            yield "/".join(parts)
-    else:
-        assert ast.unparse(pattern) == "_", f"a route is a sequence: {ast.unparse(pattern)}"
-
-
-def names(pattern: ast.pattern) -> list[str]:
-    match pattern:
-        case ast.MatchValue(value=ast.Constant(value=str(text))):
-            return [text]
-        case ast.MatchOr(patterns=several):
-            return [name for one in several for name in names(one)]
-        case ast.MatchAs(name=str(name)):
-            return [f"{{{name}}}"]
-        case ast.MatchStar():
-            return ["..."]
-    raise AssertionError(ast.unparse(pattern))
 
 
 class Visitors:
