@@ -4,10 +4,12 @@ A route without a row fails the test. A POST without the token of the login is 4
 is logged in, and leads to the login for everybody else.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +25,11 @@ CONFIG = {
     "route": [{"domain": "*", "next_hop": "capture"}],
 }
 VISITORS = ("nobody", "alice", "bob", "auditor", OPERATOR)  # the message is alice's
-LOGIN = 303
+ATTACHMENT = {
+    "@odata.type": "#microsoft.graph.fileAttachment",
+    "name": "a.txt",
+    "contentBytes": "eA==",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ ROWS = {
     "logout": Row("/logout", "303 405 405 405 405", post="303 303 303 303 303"),
     "static": Row("/static/pages.css", "200 200 200 200 200", post="405 405 405 405 405"),
     "messages/{key}": Row("/messages/{id}", "303 200 404 200 200"),
+    **{
+        f"messages/{{key}}/{view}/...": Row(f"/messages/{{id}}/{view}", CONTENT)
+        for view in ("html", "text", "headers", "source")
+    },
+    "messages/{key}/attachments/...": Row("/messages/{id}/attachments/1", CONTENT),
     "messages/{key}/advance": Row(
         "/messages/{id}/advance", "303 405 405 405 405", post="303 403 403 403 400"
     ),
@@ -70,8 +81,14 @@ DEVELOPMENT = {
 class Visitors:
     """A browser for each visitor, and the id of a message of alice."""
 
-    def __init__(self, base: str, logins: Mapping[str, tuple[str, str]], message: str) -> None:
-        self.message = message
+    def __init__(
+        self,
+        base: str,
+        logins: Mapping[str, tuple[str, str]],
+        message: str,
+        relay: RelayProcess | None = None,
+    ) -> None:
+        self.message, self.relay = message, relay
         self._base, self._logins = base, logins
 
     @contextmanager
@@ -106,10 +123,15 @@ class Visitors:
 def visitors() -> Iterator[Visitors]:
     people = [account("auditor", role="read")]
     with RelayProcess(config=CONFIG, accounts=people) as relay:
-        message = relay.send_mail(to=["someone@elsewhere.test"], subject="hers")
+        message = relay.send_mail(
+            to=["someone@elsewhere.test"],
+            subject="hers",
+            body={"contentType": "html", "content": "<p>hello</p>"},
+            attachments=[ATTACHMENT],
+        )
         queue_id = str(relay.until_state(message, "captured")["id"])
         logins = {name: (f"{name}@example.test", name) for name in VISITORS[1:]}
-        yield Visitors(f"http://{relay.ready['http'][0]}", logins, queue_id)
+        yield Visitors(f"http://{relay.ready['http'][0]}", logins, queue_id, relay)
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +178,17 @@ def test_an_account_finds_its_own_messages(visitors: Visitors):
     for name in VISITORS[1:]:
         with visitors.browser(name) as browser:
             assert (">hers</a>" in browser.get("/").text) is (name != "bob")
+
+
+def test_looks_into_the_content_of_others_are_logged(visitors: Visitors):
+    def looks() -> list[Any]:
+        lines = map(json.loads, visitors.relay.log.splitlines())
+        return [one for one in lines if one.get("event") == "content of others read"]
+
+    before = len(looks())
+    for name in VISITORS[1:]:
+        with visitors.browser(name) as browser:
+            browser.get(visitors.filled("/messages/{id}/text"))
+            browser.get(visitors.filled("/messages/{id}/attachments/1"))
+    found = [(one["who"], one["message"]) for one in looks()[before:]]
+    assert found == [("operator@example.test", visitors.message)] * 2
