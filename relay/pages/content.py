@@ -106,7 +106,6 @@ class MessageContent:
 
     size: int
     fields: tuple[ShownField, ...]
-    raw_header: str
     text: str | None
     has_html: bool
     attachments: tuple[ShownAttachment, ...]
@@ -146,7 +145,6 @@ def read_content(octets: Octets) -> MessageContent:
     return MessageContent(
         size=octets.size,
         fields=fields,
-        raw_header=parts.header[:HEADER_OCTETS_MAX].decode("utf-8", "replace"),
         text=text,
         has_html=bodies.html is not None,
         attachments=tuple(

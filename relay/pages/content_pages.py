@@ -30,11 +30,13 @@ from relay.http.gateway import StreamedResponse
 from relay.http.http_request import HttpRequest
 from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks, size_of
+from relay.mime.read_mime import read_parts
 from relay.mime.read_report import DeliveryReport, read_report
 from relay.observe.logs import get_logger
 from relay.pages.access import Visitor
 from relay.pages.content import (
     ATTACHMENTS_MAX,
+    HEADER_OCTETS_MAX,
     TEXT_CHARACTERS_MAX,
     MessageContent,
     content_disposition,
@@ -130,13 +132,11 @@ class ContentPages:
             case ("html",):
                 return await self._html(content)
             case ("text",):
-                text = await self._in_thread(
-                    lambda: shown_text(read_content(octets_of(content)).parts)
-                )
+                text = await self._in_thread(lambda: shown_text(read_parts(octets_of(content))))
                 return Response(text.encode("utf-8", "replace"), headers=_TEXT_HEADERS)
             case ("headers",):
-                found = await self._in_thread(lambda: read_content(octets_of(content)))
-                return Response(found.raw_header.encode(), headers=_TEXT_HEADERS)
+                found = await self._in_thread(lambda: read_parts(octets_of(content)))
+                return Response(found.header[:HEADER_OCTETS_MAX], headers=_TEXT_HEADERS)
             case ("attachments", number):
                 return await self._attachment(content, number)
             case _:
@@ -195,15 +195,13 @@ class ContentPages:
         return True
 
     async def _html(self, content: Content) -> Response:
-        document = await self._in_thread(
-            lambda: html_document(read_content(octets_of(content)).parts).html
-        )
+        document = await self._in_thread(lambda: html_document(read_parts(octets_of(content))).html)
         if not document:
             raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
         return Response(document.encode(), headers=HTML_HEADERS)
 
     async def _attachment(self, content: Content, number: str) -> Response:
-        found = await self._in_thread(lambda: read_content(octets_of(content)).parts.attachments)
+        found = await self._in_thread(lambda: read_parts(octets_of(content)).attachments)
         index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
         if not 1 <= index <= len(found):
             expected = f"the message has {len(found)}" if found else "the message has none"

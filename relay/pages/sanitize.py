@@ -108,7 +108,7 @@ _LOADS = {  # what other elements would load: element, attribute, whether it is 
 }
 
 _OWN_STYLE = (
-    ":root { color-scheme: light; background: #fff } "
+    ":root { color-scheme: light } "
     "img:not([src]) { outline: 1px dashed #888; background: #eee } "
     ":where(a[title]) { color: #0645ad; text-decoration: underline; cursor: help }"
 )

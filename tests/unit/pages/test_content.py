@@ -74,9 +74,6 @@ def test_a_message_is_shown_with_all_its_parts(form):
     found = read_content(octets_of(raw if form == "small" else as_large(raw)))
     assert found.size == len(raw)
     assert found.fields[0] == ShownField("From", "Jürgen <j@a.test>")
-    assert found.raw_header.startswith(
-        "From: =?utf-8?q?J=C3=BCrgen?= <j@a.test>\r\nSubject: Hello\r\n"
-    )
     assert found.text == "Your code is 123456. See https://a.test/help."
     assert found.codes == ("123456",)
     assert [(one.number, one.name, one.content_type, one.inline) for one in found.attachments] == [
@@ -190,7 +187,7 @@ def test_what_is_cut_or_damaged_is_said(lines, note):
     found = content(*lines)
     assert time.process_time() - started < 3
     assert any(note in one for one in found.notes), found.notes
-    assert len(found.raw_header) + sum(len(one.value) for one in found.fields) < 1_000_000
+    assert sum(len(one.value) for one in found.fields) < 500_000
 
 
 def test_names_and_fields_cannot_hide_or_reorder_what_follows():
