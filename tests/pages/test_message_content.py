@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
 from html.parser import HTMLParser
+from pathlib import Path
 
 import httpx
 import pytest
@@ -189,6 +190,26 @@ def test_a_source_is_shown_up_to_a_limit(dev):
     assert len(shown.encode()) - len(rest[0]) - 4 + int(rest[1].replace(",", "")) == len(whole)
     assert "bytes more." in _Elements(page(dev, f"{key}?show=source").text).text
     assert "200,000 are shown" in _Elements(page(dev, key).text).text
+
+
+def peak_kib(dev: RunningDev) -> int:
+    """The most memory that the relay's process has had."""
+    status = Path(f"/proc/{dev.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def test_a_large_message_is_shown_without_being_held_in_memory(dev):
+    attached = (b"QUJD" * 19 + b"\r\n") * 600_000  # 47 MB
+    key = sent(dev, (
+        b"Subject: large\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nsee below\r\n"
+        b"--b\r\nContent-Type: x/y; name=large\r\nContent-Transfer-Encoding: base64\r\n\r\n" + attached + b"--b--\r\n"
+    ))  # fmt: skip
+    before = peak_kib(dev)
+    assert "see below" in page(dev, key).text
+    assert "34,200,000 bytes" in page(dev, f"{key}?show=attachments").text
+    content = page(dev, f"{key}/attachments/1").content
+    assert (len(content), content[:6], content[-3:]) == (34_200_000, b"ABCABC", b"ABC")
+    assert peak_kib(dev) - before < 16 * 1024
 
 
 def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Browser):
