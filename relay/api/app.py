@@ -57,7 +57,9 @@ def _application(
                 raise _not_found(request)
             principal = principal_for(request)
             if (controls := dependencies.development) is not None:
-                response = await development_response(request, controls, principal)
+                response = await development_response(
+                    request, controls, principal, handlers=handlers
+                )
                 if response is not None:
                     return response
             return await _relay_v1(request, principal, handlers)

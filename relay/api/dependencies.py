@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
 from relay.advanceable_clock import AdvanceableClock
+from relay.api.message_copies import MessageCopies
 from relay.api.message_source import MessageSources
 from relay.clock import Clock
 from relay.http.errors import ApiError
@@ -116,6 +117,13 @@ class DevelopmentControls(Protocol):
 
     def received_content(self, queue_id: str) -> bytes | None:
         """Return what a simulated host has received of a message, None if it is not remembered."""
+        ...
+
+    async def remove_message(self, journey: Mapping[str, Any], copies: MessageCopies) -> bool:
+        """Remove a message: from the queue, from the history, and its copies in mailboxes.
+
+        Return False, and remove nothing of it, while it is in delivery or in step 3.
+        """
         ...
 
     async def reset(self) -> int:

@@ -1,8 +1,8 @@
 """Handlers that only a development relay has: /relay/v1/dev/… and DELETE /relay/v1/messages.
 
-In a service they are 404, as any unknown path. Every account may use them: a development relay has
-no secrets, and with --token only the operator has an account. Requests of pages of other sites
-are refused, also with a token.
+In a service they are 404, as any unknown path. Every account may use them, DELETE of one message
+for its own ones: a development relay has no secrets, and with --token only the operator has an
+account. Requests of pages of other sites are refused, also with a token.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from relay.advanceable_clock import AdvanceError
 from relay.api.dependencies import DevelopmentControls, Principal
+from relay.api.handlers import Handlers
 from relay.api.request_parameters import read_body, require_method, single_values
 from relay.api.scenario_requests import scenario_response
 from relay.clock import rfc3339
@@ -27,7 +28,7 @@ class _AdvanceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def development_response(
-    request: HttpRequest, controls: DevelopmentControls, _principal: Principal
+    request: HttpRequest, controls: DevelopmentControls, principal: Principal, *, handlers: Handlers
 ) -> Response | None:
     """Return the response of a development relay, None for a path that it does not add."""
     match tuple(map(str.lower, request.segments[2:])):
@@ -45,6 +46,11 @@ async def development_response(
                 raise service_unavailable(
                     "ResourceUnhealthy", str(error), retry_after_s=5
                 ) from error
+        case ("messages", _) if request.method == "DELETE":
+            check_origin(request)
+            single_values(request.query, ())
+            await handlers.remove_message(request.segments[3], principal)
+            return Response(status_code=204)
         case _:
             return None
 

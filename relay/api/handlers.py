@@ -6,7 +6,7 @@ operate; if its client disconnects, it stops, and the changes made before that r
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -30,6 +30,7 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
 from relay.journeys.journey import MessageList, is_final, is_there
+from relay.journeys.message_list import MessageSummary
 from relay.journeys.message_search import FINAL_STATE
 from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks
@@ -288,6 +289,47 @@ class Handlers:
         selector = Selector(ids=(found["id"],), state=RecipientState.CAPTURED)
         command = QueueCommand(Operation.RELEASE, selector, principal.name, to=release_to)
         return await self._execute(command, request)
+
+    async def remove_message(self, key: str, principal: Principal) -> None:
+        """DELETE /messages/{id} in a development relay. Raises ApiError 404, and 409 while it is
+        being converted or delivered.
+        """
+        development = self._dependencies.development
+        journey = await self.message(key, principal)
+        copies = self._dependencies.sources.copies
+        try:
+            is_removed = development is not None and await development.remove_message(
+                journey, copies
+            )
+        except StoreError as error:
+            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+        if not is_removed:
+            message = f"{quoted(key)} is being converted or delivered at present; try again."
+            raise ApiError(409, "ErrorItemInUse", message, headers={"retry-after": "1"})
+
+    async def mark_message(self, key: str, principal: Principal, *, is_read: bool) -> bool:
+        """Mark the copies of a message as read or unread, in a service only that in the mailbox of
+        the principal; return whether there is one.
+        """
+        mailbox = None if self.is_development else principal.name
+        rows = await self._dependencies.journeys.rows_of(key, account=principal.account)
+        copies = self._dependencies.sources.copies
+        try:
+            return any([await copies.mark(one, is_read=is_read, mailbox=mailbox) for one in rows])
+        except StoreError as error:
+            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+
+    async def unread_among(
+        self, rows: Sequence[MessageSummary], principal: Principal
+    ) -> Collection[str]:
+        """Return the names of the rows with an unread copy; the mailboxes are as for
+        mark_message().
+        """
+        mailbox = None if self.is_development else principal.name
+        try:
+            return await self._dependencies.sources.copies.unread(rows, mailbox=mailbox)
+        except StoreError as error:
+            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
 
     def _release_to(self) -> RouteLookup | None:
         development = self._dependencies.development

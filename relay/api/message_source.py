@@ -7,6 +7,7 @@ recipient's mailbox may have it, and the sender's Sent Items or Drafts.
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from relay.api.message_copies import AFTER_CAPTURE, CopyMailboxes, MessageCopies
 from relay.journeys.journey import Journeys
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.types import NoSuchItemError, StoredMessage
@@ -18,7 +19,6 @@ from relay.mime.headers import without_delivery_fields
 from relay.spool.types import KeptMessage
 
 _HIDDEN = ("Bcc", "Resent-Bcc")
-_AFTER_CAPTURE = (RecipientState.RELAYED, RecipientState.CANCELLED, RecipientState.EXPIRED)
 
 
 class SourceSpool(Protocol):
@@ -29,7 +29,7 @@ class SourceSpool(Protocol):
         ...
 
 
-class SourceMailboxes(Protocol):
+class SourceMailboxes(CopyMailboxes, Protocol):
     """What MessageSources needs of the mail store."""
 
     async def mime(self, account: str, message_id: str) -> Content:
@@ -62,6 +62,9 @@ class MessageSources:
         self._mailboxes = mailboxes
         self._mailbox_for = mailbox_for
         self._received = received
+        self.copies = MessageCopies(
+            mailboxes, mailbox_for=mailbox_for, keeps_captured=received is not None
+        )
 
     async def find(self, journey: Mapping[str, Any], *, reader: str | None) -> Content | None:
         """Return the MIME of a message; None if nobody has it any more. Raises SpoolError.
@@ -98,7 +101,7 @@ class MessageSources:
         if state == RecipientState.DELIVERED:
             return self._mailbox_for(address)
         keeps_copies = self._received is not None
-        return own_mailbox(address) if keeps_copies and state in _AFTER_CAPTURE else None
+        return own_mailbox(address) if keeps_copies and state in AFTER_CAPTURE else None
 
     async def _of_sender(self, submission_id: str, *, reader: str | None) -> Content | None:
         mailbox = await self._journeys.mailbox_of(submission_id)

@@ -214,6 +214,12 @@ class Journeys:
             older = shown[limit - 1][0]
         return ListPage(await self._rows([one for _, one in shown[:limit]]), older)
 
+    async def rows_of(self, key: str, *, account: str | None) -> Sequence[MessageSummary]:
+        """Return the row of the newest message that `key` names, or nothing."""
+        wanted = MessageSearch(key=key)
+        page = await self._page_of_key(wanted, account=account, limit=1, before=None)
+        return page.rows
+
     async def counts(self, *, account: str | None, limit: int) -> tuple[int, Mapping[str, int]]:
         """Return the number of messages, at most `limit`, and in how many of them, the newest, a
         recipient is in each state.

@@ -6,7 +6,7 @@ returns when its result is durable, directories included. Errors are StoreError'
 (types.py); after one, nothing is half-written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from relay.mailbox.arrivals import Arrivals
@@ -108,6 +108,10 @@ class MailStore(Protocol):
 
     async def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
         """One message, in any folder or only in `folder_id`. Raises NoSuchItemError."""
+        ...
+
+    async def read_flags(self, account: str, message_ids: Sequence[str]) -> Mapping[str, bool]:
+        """Whether messages are read, by id; those that are not in the mailbox are left out."""
         ...
 
     async def query_messages(self, account: str, query: MessageQuery) -> Page:

@@ -7,7 +7,7 @@ _bind_calls(). docs/design.md 3.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -143,6 +143,7 @@ class FileStore:
         self.remove_files = in_thread(remove_files)
         self.find_keyed = in_thread(self._shared.keyed.find)
         self.get = in_thread(self._drafts.get)
+        self.read_flags = in_thread(self._read_flags)
         self.update = in_thread(self._drafts.update)
         self.mime = in_thread(self._drafts.mime)
         self.delete = in_thread(self._moving.delete)
@@ -373,6 +374,10 @@ class FileStore:
             self._pending.offer(submission)
 
     # -- in a thread
+
+    def _read_flags(self, account: str, message_ids: Sequence[str]) -> Mapping[str, bool]:
+        mailbox = self._shared.folders.mailbox(account)
+        return self._index.read_flags(mailbox, message_ids) if mailbox.is_dir() else {}
 
     def _clear(self, trash: Path) -> int:
         removed = self._shared.submissions.clear()

@@ -22,6 +22,7 @@ from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
 from relay.pages.message import advance_to_next, message_page
 from relay.pages.message_list import message_list
+from relay.pages.message_marks import marked_messages
 from relay.pages.queue_change import queue_change
 from relay.pages.queue_page import queue_page
 from relay.pages.site import PageSite
@@ -90,6 +91,8 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
         case ():
             require_method(request, "GET")
             return await message_list(request, visitor, site)
+        case ("messages",):
+            return await marked_messages(request, visitor, site)
         case ("messages", key):
             return await message_page(key, request, visitor, site=site)
         case ("messages", key, "advance"):

@@ -17,7 +17,8 @@ from relay.pages.first_minute import first_minute
 from relay.pages.search_text import SearchTextError, parse_search
 from relay.pages.site import PageSite
 
-_ROWS = 50
+ROWS = 50
+READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
 _COUNTED_MAX = 1000
 _MAILBOXES_MAX = 50
 _MAILBOX_CHARACTERS_MAX = 320
@@ -151,6 +152,7 @@ async def message_list(request: HttpRequest, visitor: Visitor, site: PageSite) -
         mailboxes=_mailboxes(mailboxes, view.mailbox),
         states=MESSAGE_STATES,
         hidden=view.here(),
+        result=result_sentence(dict(request.query)),
     )
 
 
@@ -163,15 +165,16 @@ async def _fragment(
     rows: Sequence[MessageSummary] = ()
     older = None
     if not view.fault:
-        page = await journeys.page(view.wanted, account=account, limit=_ROWS, before=view.before)
+        page = await journeys.page(view.wanted, account=account, limit=ROWS, before=view.before)
         rows, older = page.rows, page.older
+    unread = await site.handlers.unread_among(rows, visitor.principal)
     total, counts = await journeys.counts(account=account, limit=_COUNTED_MAX)
     return site.render(
         request,
         None,
         "_list.html",
         view=view,
-        rows=[_row(one) for one in rows],
+        rows=[_row(one, is_unread=one.name in unread) for one in rows],
         tabs=_tabs(view, total, counts),
         is_empty=not (rows or view.filters() or view.before),
         older=view.older(older),
@@ -179,11 +182,12 @@ async def _fragment(
     )
 
 
-def _row(row: MessageSummary) -> dict[str, Any]:
+def _row(row: MessageSummary, *, is_unread: bool) -> dict[str, Any]:
     """Return what a row shows."""
     next_us = row.next_attempt_us
     return {
         "key": row.name,
+        "is_unread": is_unread,
         "state": row.state,
         "at": rfc3339(row.position.at_us),
         "sender": row.sender or "<>",
@@ -223,3 +227,22 @@ def _mailboxes(addresses: Sequence[str], chosen: str) -> list[str]:
     if chosen and chosen.casefold() not in map(str.casefold, found):
         found.append(chosen)
     return sorted(found, key=str.casefold)
+
+
+_DONE = {READ: "marked as read", UNREAD: "marked as unread", DELETE: "deleted"}
+_WHY_NOT = {
+    READ: "The others have no copy in your mailbox.",
+    UNREAD: "The others have no copy in your mailbox.",
+    DELETE: "The others are being delivered, or were gone already.",
+}
+
+
+def result_sentence(query: Mapping[str, str]) -> str:
+    """Return what an action did, by the fields of its redirect; "" without one."""
+    done, count, of = query.get("done", ""), query.get("count", ""), query.get("of", "")
+    if done not in _DONE or not (count.isdecimal() and of.isdecimal()):
+        return ""
+    if of == "0":
+        return "No message was marked."
+    number = "1 message" if count == "1" else f"{count} messages"
+    return f"{number} {_DONE[done]}." + (f" {_WHY_NOT[done]}" if count != of else "")

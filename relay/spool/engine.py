@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.clock import Clock
+from relay.journeys.message_list import ListedRecipient
 from relay.pressure import Disk
 from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import Spool, SpoolLoad
@@ -72,6 +73,12 @@ class SpoolMaintenance(Protocol):
     async def discard(self, until_us: int) -> int:
         """Remove some messages that were accepted until then, captured and held ones too, but none
         that is to be delivered; return how many, 0 when nothing is left. For development only.
+        """
+        ...
+
+    async def remove(self, queue_id: str) -> Sequence[ListedRecipient] | None:
+        """Remove a message in whatever state, with its history; return its recipients. None, and
+        nothing is removed, while delivery has it. For development only.
         """
         ...
 

@@ -51,6 +51,12 @@ ROWS = {
     "login": Row("/login", "200 303 303 303 303", post="403 403 403 403 403"),
     "logout": Row("/logout", "303 405 405 405 405", post="303 303 303 303 303"),
     "static": Row("/static/pages.css", "200 200 200 200 200", post="405 405 405 405 405"),
+    "messages": Row(
+        "/messages",
+        "303 405 405 405 405",
+        post="303 303 303 303 303",
+        fields={"action": "read", "id": "{id}"},
+    ),
     "messages/{key}": Row("/messages/{id}", "303 200 404 200 200"),
     **{
         f"messages/{{key}}/{view}/...": Row(f"/messages/{{id}}/{view}", CONTENT)

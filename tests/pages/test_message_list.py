@@ -9,6 +9,8 @@ from tests.support.browser import Browser
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import until
 
+MARKED = "[...document.querySelectorAll('[name=id]:checked')].map((box) => box.ariaLabel)"
+
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[DevProcess]:
@@ -43,19 +45,47 @@ def test_the_list_follows_what_happens(browser: Browser, relay: DevProcess) -> N
     browser.wait_for("tr .state-delivered")
     browser.wait_without(".first")
     browser.press("j")
-    assert focused(browser) == "first"
+    assert focused(browser) == "Unread: first"
+    browser.press("x")
     send(relay, "second", "third")
     browser.wait_for("tr.fresh", "third")
-    assert focused(browser) == "first"
+    assert focused(browser) == "Unread: first"
+    assert browser.evaluate(MARKED) == ["Mark first"]
     said = "document.getElementById('announcements').textContent"
     until("it is announced", lambda: "new message" in browser.evaluate(said))
     browser.press("k")
-    assert focused(browser) == "second"
+    assert focused(browser) == "Unread: second"
     browser.press("/", "first", "\n")
     browser.wait_for("a", "first")
     browser.wait_without("a", "second")
     assert browser.console_errors() == []
     assert browser.requests_elsewhere(relay.ready["pages"]) == []
+
+
+def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProcess) -> None:
+    send(relay, "opened", "kept", "doomed")
+    browser.open(relay.ready["pages"])
+    browser.wait_for("[data-live][data-connected]")
+    browser.wait_for(".unread", "opened")
+    browser.press("jjj\n")
+    browser.wait_for("h1", "opened")
+    browser.driver.back()
+    browser.wait_for(".unread", "kept")
+    browser.wait_without(".unread", "opened")
+    browser.press("jx")
+    browser.wait_for("button", "Mark read").click()
+    browser.wait_for("[role=status]", "1 message marked as read.")
+    browser.wait_without(".unread", "doomed")
+    browser.press("jx")
+    browser.wait_for("button", "Delete…").click()
+    browser.wait_for("h1", "Delete 1 message?")
+    browser.wait_for("button", "Delete 1 message").click()
+    browser.wait_for("[role=status]", "1 message deleted.")
+    browser.wait_without("a", "doomed")
+    browser.wait_for("a", "kept")
+    browser.wait_for("[data-mark-all]").click()
+    assert len(browser.evaluate(MARKED)) == 2
+    assert browser.console_errors() == []
 
 
 def test_a_hidden_page_gives_its_connection_back(browser: Browser, relay: DevProcess) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from relay.accounts.development import DOMAIN, DevelopmentAccounts
 from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
+from relay.api.message_copies import MessageCopies
 from relay.app.commands.send import RejectedError, send_by_graph
 from relay.app.compose import RelayDependencies, compose
 from relay.app.configuration import ListenerCertificates
@@ -28,6 +29,7 @@ from relay.app.development.demonstration import example
 from relay.app.development.folder import DevelopmentFolder
 from relay.app.development.release_target import ReleaseTarget
 from relay.app.development.remote_side import RemoteSide
+from relay.app.development.removal import MessageRemoval
 from relay.app.development.reset import Reset
 from relay.app.development.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
 from relay.app.settling import SETTLE_S
@@ -325,6 +327,10 @@ class DevelopmentRelay:
         found = (one for one in reversed(self.internet.received) if one.queue_id == queue_id)
         mail = next(found, None)
         return mail.content if mail else None
+
+    async def remove_message(self, journey: Mapping[str, Any], copies: MessageCopies) -> bool:
+        """See DevelopmentControls."""
+        return await MessageRemoval(self.daemon, copies).run(journey)
 
     async def reset(self) -> int:
         """Delete all messages, mailboxes and accounts that were made; return how many messages.

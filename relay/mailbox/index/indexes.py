@@ -159,6 +159,17 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.run(operation)
 
+    def read_flags(self, mailbox: Path, message_ids: Sequence[str]) -> dict[str, bool]:
+        """Return whether messages are read, by id; those that are not there are left out."""
+
+        def operation(cursor: apsw.Cursor) -> dict[str, bool]:
+            marks = ", ".join("?" * len(message_ids))
+            sql = f"SELECT message_id, is_read FROM message WHERE message_id IN ({marks})"
+            return {found: bool(is_read) for found, is_read in fetch(cursor, sql, message_ids)}
+
+        with self._of(mailbox) as index:
+            return index.run(operation)
+
     def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile:
         """Return the file of a message. Raises NoSuchItemError."""
         located = self.find(mailbox, message_id, folder_id=folder_id)

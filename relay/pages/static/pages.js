@@ -69,7 +69,7 @@
     if (button) copy(button);
   });
 
-  // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links.
+  // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links, x marks a row.
   const rows = () => [...document.querySelectorAll("[data-row]")];
   const move = (by) => {
     const all = rows();
@@ -88,6 +88,11 @@
       search.select();
     } else if (event.key === "j") move(1);
     else if (event.key === "k") move(-1);
+    else if (event.key === "x") {
+      const box = document.activeElement.closest("tr")?.querySelector("input[type=checkbox]");
+      if (!box) return;
+      box.click();
+    }
     else return;
     event.preventDefault();
   });
@@ -105,6 +110,13 @@
   // [data-submit]: a choice that sends its form at once.
   document.addEventListener("change", (event) => {
     if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
+  });
+
+  // [data-mark-all]: marks all rows of the page. [data-needs-script] is shown where this runs.
+  for (const element of document.querySelectorAll("[data-needs-script]")) element.hidden = false;
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches("[data-mark-all]")) return;
+    for (const box of document.querySelectorAll("[data-key] input[type=checkbox]")) box.checked = event.target.checked;
   });
 
   // [data-live]: the part of a page that changes by itself. Focus and marks stay; while a mouse

@@ -11,7 +11,7 @@ correct.
 See docs/design.md 4 (history, indeterminate attempts), invariants 2, 6, 8 and 9; RFC 1047.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ import apsw
 
 from relay.clock import Clock, first_id_after, id_time_us, wall_offset_us
 from relay.journeys.events import Event, Step
+from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.spool.engine import Retention
 from relay.spool.sqlite import stats
@@ -141,8 +142,31 @@ def discard(batch: Batch, until_us: int) -> tuple[int, list[str]]:
         " ORDER BY id LIMIT ?",
         (first_id_after(until_us), AT_ONCE),
     )
+    return len(ids), _remove_messages(batch, [queue_id for (queue_id,) in ids])
+
+
+def remove(batch: Batch, queue_id: str) -> tuple[list[ListedRecipient] | None, list[str]]:
+    """Remove a message in whatever state; return its recipients, and the names of files that are
+    not needed any more. None, and nothing is removed, while delivery has it.
+    """
+    cursor = batch.cursor
+    if fetch_one(
+        cursor, "SELECT 1 FROM entry WHERE message_id = ? AND claimed = 1 LIMIT 1", (queue_id,)
+    ):
+        return None, []
+    sql = "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
+    recipients = [ListedRecipient(*row) for row in fetch(cursor, sql, (queue_id,))]
+    return recipients, _remove_messages(batch, [queue_id])
+
+
+def _remove_messages(batch: Batch, queue_ids: Sequence[str]) -> list[str]:
+    """Remove messages with their contents; return the names of files that are not needed any more.
+
+    Live recipients count as discarded.
+    """
+    cursor = batch.cursor
     contents, live = [], 0
-    for (queue_id,) in ids:
+    for queue_id in queue_ids:
         contents += fetch(
             cursor,
             "SELECT DISTINCT content_id FROM entry WHERE message_id = ? AND state <> 'final'",
@@ -154,11 +178,10 @@ def discard(batch: Batch, until_us: int) -> tuple[int, list[str]]:
     for content in contents:
         names += fetch(cursor, "DELETE FROM content WHERE id = ? RETURNING file", content)
     for table, column in _TABLES:
-        cursor.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
+        cursor.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(one,) for one in queue_ids])
     if live:
         batch.counts[RecipientState.DISCARDED] += live
-    files = [name for (name,) in names if name and not is_file_needed(cursor, name)]
-    return len(ids), files
+    return [name for (name,) in names if name and not is_file_needed(cursor, name)]
 
 
 def used_bytes(cursor: apsw.Cursor) -> int:
@@ -223,6 +246,13 @@ class Maintenance:
         if files:
             self._queries.later(partial(self._files.remove, files))
         return messages
+
+    async def remove(self, queue_id: str) -> Sequence[ListedRecipient] | None:
+        """SpoolMaintenance.remove."""
+        recipients, files = await self._writer.submit(lambda batch: remove(batch, queue_id))
+        if files:
+            self._queries.later(partial(self._files.remove, files))
+        return recipients
 
     async def clear(self) -> int:
         """SpoolMaintenance.clear."""

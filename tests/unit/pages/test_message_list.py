@@ -9,7 +9,9 @@ import pytest
 
 from relay.pages.message_list import ListView, view_of
 
-LINK = re.compile(r'<a id="open-[^"]+" data-row href="(messages/[^"]+)">(.*?)</a>')
+LINK = re.compile(
+    r'<a id="open-[^"]+" data-row href="(messages/[^"]+)">(?:<span.*?</span>)?(.*?)</a>'
+)
 
 
 async def send(pages, *messages):
@@ -122,3 +124,121 @@ def test_the_trail_of_pages_is_bounded_and_leads_back(steps):
     for expected in seen[: -min(steps, 20) - 1 : -1]:
         view = view_of(list(view.newer().items()))
         assert (str(view.before) if view.before else "") == expected
+
+
+async def marked(pages, action, *keys, **fields):
+    """Send the form of the list with these messages marked; follow the redirect."""
+    page = await pages.text("/")
+    csrf = re.search(r'name="csrf" value="([^"]+)"', page)[1]
+    data = {"csrf": csrf, "action": action, "id": list(keys)} | fields
+    return await pages.http.post("/messages", data=data, follow_redirects=True)
+
+
+def keys_of(text):
+    return re.findall(r'name="id" value="([^"]+)"', text)
+
+
+def unread(text):
+    return re.findall(r'class="unread">.*?Unread: </span>([^<]*)</a>', text, re.DOTALL)
+
+
+async def flags_of(pages, address):
+    token = address.partition("@")[0] if address.endswith("@example.test") else "alice"
+    answer = await pages.get(
+        f"/v1.0/users/{address}/messages?$select=subject,isRead",
+        headers={"authorization": f"Bearer {token}"},
+    )
+    return {one["subject"]: one["isRead"] for one in answer.json()["value"]}
+
+
+async def test_marked_messages_are_read_and_unread_in_all_mailboxes(pages):
+    await send(pages, ("one", "bob@example.test"), ("two", "ann@customer.test"))
+    text = await pages.text("/")
+    assert sorted(unread(text)) == ["one", "two"]
+    assert sorted(keys_of(text)) == sorted(key.partition("/")[2] for key, _ in LINK.findall(text))
+    answer = await marked(pages, "read", *keys_of(text), state="captured")
+    assert answer.url.query == b"state=captured&done=read&count=2&of=2"
+    assert "2 messages marked as read." in answer.text
+    assert unread(await pages.text("/")) == []
+    assert await flags_of(pages, "ann@customer.test") == {"two": True}
+    await marked(pages, "unread", keys_of(text)[0])
+    assert unread(await pages.text("/")) == ["two"]
+    assert await flags_of(pages, "ann@customer.test") == {"two": False}
+    assert "No message was marked." in (await marked(pages, "read")).text
+
+
+async def test_what_a_program_has_read_is_read_in_the_list(pages):
+    await send(pages, ("one", "bob@example.test"))
+    bob = {"authorization": "Bearer bob"}
+    [message] = (await pages.get("/v1.0/me/messages", headers=bob)).json()["value"]
+    await pages.http.patch(f"/v1.0/me/messages/{message['id']}", json={"isRead": True}, headers=bob)
+    assert unread(await pages.text("/")) == []
+
+
+async def test_a_deletion_is_confirmed_and_removes_messages_whole(pages):
+    await send(pages, ("keep", "bob@example.test"), ("captured", "ann@customer.test"))
+    await send(pages, ("delivered", "bob@example.test"), ("later", "x+451@customer.test"))
+    text = await pages.text("/")
+    paths = [path for path, subject in LINK.findall(text) if subject != "keep"]
+    doomed = [path.removeprefix("messages/") for path in paths]
+    assert len(doomed) == 3
+    asked = await marked(pages, "delete", *doomed, q="e")
+    assert "Delete 3 messages?" in asked.text
+    assert len(subjects(await pages.text("/"))) == 4
+    done = await marked(pages, "delete", *doomed, q="e", confirmed="yes")
+    assert done.url.query.startswith(b"q=e&done=delete")
+    assert "3 messages deleted." in done.text
+    assert subjects(await pages.text("/")) == ["keep"]
+    assert await flags_of(pages, "ann@customer.test") == {}
+    assert await flags_of(pages, "bob@example.test") == {"keep": False}
+    for key in doomed:
+        assert (await pages.get(f"/messages/{key}")).status_code == 404
+    counts = await pages.relay.daemon.spool.counts()
+    assert (counts.unaccounted, sum(counts.entries.values())) == (0, 0)
+    again = await marked(pages, "delete", *doomed, confirmed="yes")
+    assert "0 messages deleted. The others are being delivered, or were gone already." in again.text
+
+
+async def test_a_message_of_graph_is_deleted_with_its_original_and_its_steps(pages):
+    alice = {"authorization": "Bearer alice"}
+    recipient = {"emailAddress": {"address": "bob@example.test"}}
+    message = {"subject": "sent", "toRecipients": [recipient]}
+    sent = await pages.http.post("/v1.0/me/sendMail", json={"message": message}, headers=alice)
+    graph_id = sent.headers["x-relay-message-id"]
+    await pages.relay.settle()
+    url = f"/relay/v1/messages/{graph_id}"
+    other = await pages.http.delete(url, headers={"authorization": "Bearer bob"})
+    assert other.status_code == 404
+    assert (await pages.http.delete(url, headers=alice)).status_code == 204
+    assert (await pages.get(url, headers=alice)).status_code == 404
+    assert await flags_of(pages, "alice@example.test") == {}
+    assert subjects(await pages.text("/")) == []
+    found = await pages.get("/relay/v1/messages", headers=alice)
+    assert found.json()["messages"] == []
+
+
+async def test_a_scheduled_message_is_cancelled_by_its_deletion(pages):
+    alice = {"authorization": "Bearer alice"}
+    deferred = {"id": "SystemTime 0x3FEF", "value": "2999-01-01T00:00:00Z"}
+    message = {
+        "subject": "later", "singleValueExtendedProperties": [deferred],
+        "toRecipients": [{"emailAddress": {"address": "bob@example.test"}}],
+    }  # fmt: skip
+    await pages.http.post("/v1.0/me/sendMail", json={"message": message}, headers=alice)
+    text = await pages.text("/")
+    assert subjects(text) == ["later"]
+    assert "waits until" in text
+    done = await marked(pages, "delete", *keys_of(text), confirmed="yes")
+    assert "1 message deleted." in done.text
+    assert subjects(done.text) == []
+    assert await flags_of(pages, "alice@example.test") == {}
+
+
+@pytest.mark.parametrize("action", ["", "steal", "delete "])
+async def test_another_action_and_a_form_without_the_token_are_refused(pages, action):
+    await send(pages, ("one", "bob@example.test"))
+    [key] = keys_of(await pages.text("/"))
+    assert (await marked(pages, action, key)).status_code == 400
+    form = {"action": "delete", "confirmed": "yes", "id": key}
+    assert (await pages.http.post("/messages", data=form)).status_code == 403
+    assert subjects(await pages.text("/")) == ["one"]

@@ -1,0 +1,101 @@
+"""The copies of a message in mailboxes: whether they are read, and their removal.
+
+Delivery derives the id of a copy from the queue id and the number of the recipient, so that copies
+are found without a search. A development relay keeps copies of captured mail as well.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from relay.journeys.message_list import ListedRecipient, MessageSummary
+from relay.mailbox.message_file import delivered_id
+from relay.mailbox.types import MessageChange, NoSuchItemError
+from relay.message.address import own_mailbox
+from relay.message.lifecycle import RecipientState
+
+AFTER_CAPTURE = (RecipientState.RELAYED, RecipientState.CANCELLED, RecipientState.EXPIRED)
+_Copy = tuple[str, str]  # mailbox and id
+
+
+class CopyMailboxes(Protocol):
+    """What MessageCopies needs of the mail store."""
+
+    async def read_flags(self, account: str, message_ids: Sequence[str]) -> Mapping[str, bool]:
+        """See MailStore.read_flags()."""
+        ...
+
+    async def update(self, account: str, message_id: str, change: MessageChange) -> Any:
+        """See MailStore.update()."""
+        ...
+
+    async def remove_message(self, account: str, message_id: str) -> None:
+        """See MailStore.remove_message()."""
+        ...
+
+
+class MessageCopies:
+    """Finds and changes copies. Raises StoreError."""
+
+    def __init__(
+        self,
+        mailboxes: CopyMailboxes,
+        *,
+        mailbox_for: Callable[[str], str | None],
+        keeps_captured: bool,
+    ) -> None:
+        """`mailbox_for` returns the mailbox of a local recipient, or None."""
+        self._mailboxes = mailboxes
+        self._mailbox_for = mailbox_for
+        self._keeps_captured = keeps_captured
+
+    async def unread(self, rows: Sequence[MessageSummary], *, mailbox: str | None) -> set[str]:
+        """Return the names of the messages with an unread copy, in one mailbox or in any."""
+        wanted: dict[str, dict[str, str]] = defaultdict(dict)  # names by id, by mailbox
+        for row in rows:
+            for place, copy_id in self._copies(row, mailbox):
+                wanted[place][copy_id] = row.name
+        found: set[str] = set()
+        for place, names in wanted.items():
+            flags = await self._mailboxes.read_flags(place, list(names))
+            found.update(names[copy_id] for copy_id, is_read in flags.items() if not is_read)
+        return found
+
+    async def mark(self, row: MessageSummary, *, is_read: bool, mailbox: str | None) -> bool:
+        """Mark the copies in one mailbox or in all; return whether there are any."""
+        is_any = False
+        for place, copy_id in self._copies(row, mailbox):
+            flags = await self._mailboxes.read_flags(place, [copy_id])
+            if copy_id in flags:
+                is_any = True
+                if flags[copy_id] != is_read:
+                    await self._mailboxes.update(place, copy_id, MessageChange(is_read=is_read))
+        return is_any
+
+    async def remove(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> None:
+        """Remove the copies of all these recipients."""
+        for one in recipients:
+            place = self._place(one)
+            if place is not None:
+                await self.remove_one(place, delivered_id(f"{queue_id}-{one.number}"))
+
+    async def remove_one(self, mailbox: str, message_id: str) -> None:
+        """Remove a message from a mailbox if it is there. Raises BeingSentError."""
+        if await self._mailboxes.read_flags(mailbox, [message_id]):
+            try:
+                await self._mailboxes.remove_message(mailbox, message_id)
+            except NoSuchItemError:
+                return
+
+    def _copies(self, row: MessageSummary, mailbox: str | None) -> list[_Copy]:
+        return [
+            (place, delivered_id(f"{row.id}-{one.number}"))
+            for one in row.recipients
+            if row.id and (place := self._place(one)) and mailbox in (None, place)
+        ]
+
+    def _place(self, recipient: ListedRecipient) -> str | None:
+        if recipient.state == RecipientState.DELIVERED:
+            return self._mailbox_for(recipient.address)
+        is_kept = recipient.state == RecipientState.CAPTURED or recipient.state in AFTER_CAPTURE
+        return own_mailbox(recipient.address) if self._keeps_captured and is_kept else None
