@@ -14,6 +14,7 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
+from relay.pages.clock import ClockPage
 from relay.pages.first_minute import help_page, send_example
 from relay.pages.forms import read_form
 from relay.pages.health import HealthPage
@@ -57,6 +58,8 @@ def create_app(
     live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
     site = PageSite(dependencies, access, live_views)
     health = HealthPage(dependencies)
+    controls = dependencies.development
+    clock = ClockPage(controls) if controls is not None else None
 
     async def handle(request: HttpRequest) -> Response:
         visitor: Visitor | None = None
@@ -75,6 +78,8 @@ def create_app(
                 return logout(request, visitor, site, logins=access.logins)
             if request.segments == ("health",):
                 return await health.respond(request, visitor, site)
+            if request.segments == ("clock",) and clock is not None:
+                return await clock.respond(request, visitor, site)
             return await _page(request, visitor, site)
         except SpoolError as error:
             failure = service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)

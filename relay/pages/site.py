@@ -22,6 +22,7 @@ from relay.clock import rfc3339
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
+from relay.pages.clock_facts import clock_facts
 from relay.pages.content_pages import ContentPages
 from relay.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
 
@@ -95,9 +96,10 @@ class PageSite:
         """Return the text of a template: a whole page or a part of one.
 
         In addition to `values` it has `visitor`, `csrf_token`, `url`, `static`, `now` (RFC 3339),
-        `path` and `is_development`.
+        `path`, `here` (the path with its query), `clock` (see clock_facts(); None in a service) and
+        `is_development`.
         """
-        up = "../" * _depth(request)
+        up, controls = "../" * _depth(request), self.dependencies.development
 
         def url(path: str = "", **query: Any) -> str:
             return relative_url(up, path, query)
@@ -113,6 +115,8 @@ class PageSite:
             static=static,
             now=rfc3339(self.dependencies.clock.time_us()),
             path="/".join(request.segments),
+            here=_here(request),
+            clock=clock_facts(controls) if controls is not None else None,
             is_development=self.handlers.is_development,
         )
 
@@ -153,7 +157,7 @@ class PageSite:
         response.headers.update(error.headers)
         return response
 
-    def redirect(self, request: HttpRequest, path: str = "", **query: Any) -> Response:
+    def redirect(self, request: HttpRequest, path: str = "", /, **query: Any) -> Response:
         """Return 303 to a page: the answer to a POST that was carried out (RFC 9110 15.4.4)."""
         location = relative_url("../" * _depth(request), path, query)
         return Response(
@@ -182,6 +186,12 @@ def relative_url(up: str, path: str, query: Mapping[str, Any]) -> str:
     reference = up + "/".join(quote(segment, safe="") for segment in path.split("/"))
     fields = urlencode({name: value for name, value in query.items() if value is not None})
     return (reference or "./") + (f"?{fields}" if fields else "")
+
+
+def _here(request: HttpRequest) -> str:
+    """Return path and query of a request for a form that leads back to it."""
+    path = "/".join(quote(one, safe="") for one in request.segments)
+    return path + (f"?{urlencode(request.query)}" if request.query else "")
 
 
 def _depth(request: HttpRequest) -> int:

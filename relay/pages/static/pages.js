@@ -200,7 +200,27 @@
     }
   });
 
+  // form data-busy="TEXT": what its button says while the relay answers.
+  document.addEventListener("submit", (event) => {
+    const text = event.target.dataset.busy;
+    if (!text || event.defaultPrevented) return;
+    const button = event.submitter ?? event.target.querySelector("button");
+    setTimeout(() => {  // after the browser has read the form
+      button.textContent = text;
+      for (const one of event.target.querySelectorAll("button")) one.disabled = true;
+    });
+    announce(text);
+  });
+
+  // <time data-clock>: the time of the relay, each second.
+  const showTime = () => {
+    for (const element of document.querySelectorAll("[data-clock]")) element.textContent = clockTime.format(relayNow());
+  };
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) location.reload();  // a page from the browser's history has old buttons
+  });
+
   prepare(document);
-  setInterval(countDown, 1000);
+  setInterval(() => { countDown(); showTime(); }, 1000);
   document.addEventListener("htmx:load", (event) => prepare(event.detail.elt));
 })();

@@ -1,7 +1,9 @@
 """A development relay whose pages are read by HTTP."""
 
 import asyncio
+import html
 import re
+import smtplib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,30 @@ class PageReader:
         return answer.text
 
     async def csrf(self) -> str:
-        found = re.search(r'name="csrf" value="([^"]+)"', await self.text("/internet"))
+        found = re.search(r'name="csrf" value="([^"]+)"', await self.text("/clock"))
         assert found
         return found[1]
 
     async def post(self, path: str, fields: dict[str, str], **more: Any) -> httpx.Response:
         """Send a form with the CSRF token of a page."""
         return await self.http.post(path, data={"csrf": await self.csrf()} | fields, **more)
+
+
+async def send(pages: PageReader, *recipients: str) -> None:
+    """Send a message by SMTP, and wait until everything that is due is done."""
+    at = pages.relay.addresses.smtp
+
+    def submit() -> None:
+        with smtplib.SMTP(at.host, at.port) as client:
+            client.sendmail("alice@example.test", recipients, b"Subject: x\r\n\r\nx")
+
+    await asyncio.to_thread(submit)
+    await pages.relay.settle()
+
+
+def plain(text: str) -> str:
+    """The text without tags, with single spaces."""
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", text)).strip())
 
 
 @pytest.fixture

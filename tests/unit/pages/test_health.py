@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import smtplib
 from unittest.mock import sentinel
 
 import httpx
@@ -17,22 +16,7 @@ from relay.pages.access import Access
 from relay.pages.app import create_app
 from relay.pages.health import HealthPage, last_hour
 from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
-
-
-async def send(pages, *recipients):
-    at = pages.relay.addresses.smtp
-
-    def submit():
-        with smtplib.SMTP(at.host, at.port) as client:
-            client.sendmail("alice@example.test", recipients, b"Subject: x\r\n\r\nx")
-
-    await asyncio.to_thread(submit)
-    await pages.relay.settle()
-
-
-def plain(text):
-    """The text without tags, with single spaces."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", text)).strip()
+from tests.unit.pages.conftest import plain, send
 
 
 async def test_the_page_shows_what_the_relay_has_done(pages):
