@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 # One address of each kind, and what its host does.
 EXAMPLES = (
     ("bob+550@example.org", "replies 550 5.1.1 No such user; any code with 4 or 5 in front"),
-    ("bob+550-5.7.26@example.org", "the same with another enhanced status"),
+    ("bob+550-5.7.26@example.org", "replies 550 with the enhanced status 5.7.26"),
     ("bob+451x2@example.org", "refuses twice, then accepts"),
     ("bob+grey@example.org", "refuses for 10 seconds, then accepts"),
     ("bob+slow10@example.org", "replies after 10 seconds, then accepts"),

@@ -18,6 +18,7 @@ from relay.pages.clock import ClockPage
 from relay.pages.first_minute import help_page, send_example
 from relay.pages.forms import read_form
 from relay.pages.health import HealthPage
+from relay.pages.internet import INTERNET_PATHS, InternetPage
 from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
@@ -60,6 +61,7 @@ def create_app(
     health = HealthPage(dependencies)
     controls = dependencies.development
     clock = ClockPage(controls) if controls is not None else None
+    internet = InternetPage(controls) if controls is not None else None
 
     async def handle(request: HttpRequest) -> Response:
         visitor: Visitor | None = None
@@ -80,6 +82,8 @@ def create_app(
                 return await health.respond(request, visitor, site)
             if request.segments == ("clock",) and clock is not None:
                 return await clock.respond(request, visitor, site)
+            if request.segments in INTERNET_PATHS and internet is not None:
+                return await internet.respond(request, visitor, site)
             return await _page(request, visitor, site)
         except SpoolError as error:
             failure = service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)

@@ -1,0 +1,172 @@
+"""The simulated internet of a development relay: what its hosts reply and have seen, and changes.
+
+A change is checked by the code that reads scenario files. With a fault nothing is changed, and the
+page shows it next to what was typed.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from relay.api.dependencies import DevelopmentControls
+from relay.api.request_parameters import require_method, single_values
+from relay.http.errors import ApiError
+from relay.http.http_request import HttpRequest
+from relay.pages.access import Visitor
+from relay.pages.charts import duration_text
+from relay.pages.forms import PageForm, read_form
+from relay.pages.site import PageSite
+from relay.settings.document import Fault, SettingsError
+
+VERBS = (
+    "RCPT", "DOT", "MAIL", "DATA", "CONNECT", "BANNER", "EHLO", "STARTTLS", "AUTH", "QUIT", "DNS",
+)  # fmt: skip
+ACTIONS = {
+    "": "sends the reply",
+    "drop": "closes the connection",
+    "stall": "never replies",
+    "bad-certificate": "shows a bad certificate (STARTTLS)",
+    "servfail": "answers SERVFAIL (DNS)",
+    "nxdomain": "answers that the domain does not exist (DNS)",
+}
+INTERNET_PATHS = (
+    ("internet",),
+    *(("internet", change) for change in ("add", "remove", "shipped", "scenario")),
+)
+_FIELDS = ("domain", "verb", "recipient", "reply", "action", "delay", "times")
+_FAULTS_MAX = 20
+_VERSION_DIGITS = 16
+_NOT_REMOVED = "The scenario was changed meanwhile; nothing was removed. This is the present one."
+_NOT_REPLACED = (
+    "The scenario was changed meanwhile; nothing was replaced. The text below is still yours: use "
+    "it again to replace what is in force now."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedChange:
+    """A change that was not made, and why. `form` has what was typed."""
+
+    change: str
+    form: PageForm
+    status: int = 400
+    notice: str = ""
+    faults: Sequence[Fault] = ()
+
+
+class InternetPage:
+    """GET /internet, with `?part=hosts` what changes of it, and POST /internet/{change}."""
+
+    def __init__(self, controls: DevelopmentControls) -> None:
+        self._controls = controls
+
+    async def respond(self, request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+        """Return the page, or change the scenario. Raises ApiError."""
+        visitor.principal.check_may_read()
+        if len(request.segments) == 1:
+            require_method(request, "GET")
+            part = single_values(request.query, ("part",)).get("part")
+            name = "_hosts.html" if part == "hosts" else "internet.html"
+            return site.page(request, visitor, name, **self._values())
+        require_method(request, "POST")
+        visitor.principal.check_may_operate()
+        if request.client_address and not request.is_local:
+            message = "The scenario can be changed only from the machine of the relay."
+            raise ApiError(403, "ErrorAccessDenied", message)
+        form = await read_form(request, visitor.csrf)
+        refused = await self._change(request.segments[1], form)
+        if refused is None:
+            return site.redirect(request, "internet")
+        return site.page(
+            request, visitor, "internet.html", status=refused.status, **self._values(refused)
+        )
+
+    async def _change(self, change: str, form: PageForm) -> RefusedChange | None:
+        """Change the scenario; return why it is not changed, None if it is."""
+        controls = self._controls
+        is_present = form.text("version") == self._version()
+        try:
+            if change == "add":
+                await controls.add_reply(form.text("domain").strip(), reply_of(form))
+            elif change == "shipped":
+                await controls.use_shipped_scenario(form.text("name"))
+            elif change == "scenario" and is_present:
+                await controls.use_scenario(_toml_of(form))
+            elif change == "remove" and is_present:
+                await controls.remove_reply(int(form.text("domain")), int(form.text("reply")))
+            else:
+                notice = _NOT_REPLACED if change == "scenario" else _NOT_REMOVED
+                return RefusedChange(change, form, status=409, notice=notice)
+        except SettingsError as error:
+            return RefusedChange(change, form, faults=error.faults)
+        except (IndexError, ValueError):
+            return RefusedChange(change, form, status=409, notice=_NOT_REMOVED)
+        return None
+
+    def _version(self) -> str:
+        """Return what differs for another scenario: a form about this one has it."""
+        text = self._controls.scenario_toml.encode()
+        return hashlib.sha256(text).hexdigest()[:_VERSION_DIGITS]
+
+    def _values(self, refused: RefusedChange | None = None) -> dict[str, Any]:
+        controls = self._controls
+        change = refused.change if refused else ""
+        typed = dict.fromkeys(_FIELDS, "")
+        toml, by_field, faults = controls.scenario_toml, {}, []
+        if refused and change == "add":
+            typed = {name: refused.form.text(name) for name in _FIELDS}
+            by_field = faults_by_field(refused.faults)
+        elif refused:
+            faults = [_fault_line(one) for one in refused.faults[:_FAULTS_MAX]]
+            if len(refused.faults) > _FAULTS_MAX:
+                faults.append(f"and {len(refused.faults) - _FAULTS_MAX} more")
+        if refused and change == "scenario":
+            toml = _toml_of(refused.form)
+        return {
+            **controls.internet_overview(),
+            "notice": refused.notice if refused else "",
+            "change": change,
+            "typed": typed,
+            "field_faults": by_field,
+            "faults": faults,
+            "toml": toml,
+            "version": self._version(),
+            "verbs": VERBS,
+            "actions": ACTIONS,
+            "shipped": controls.shipped_scenarios,
+            "recipients": controls.test_recipients,
+            "duration": duration_text,
+        }
+
+
+def reply_of(form: PageForm) -> dict[str, Any]:
+    """Return the reply of a form with the keys of a scenario file; empty fields are left out."""
+    table: dict[str, Any] = {
+        name: value for name in _FIELDS[1:] if (value := form.text(name).strip())
+    }
+    if table.get("times", "").isdecimal():
+        table["times"] = int(table["times"])
+    return table
+
+
+def faults_by_field(faults: Sequence[Fault]) -> dict[str, str]:
+    """Return faults by the field of the form, "" for those of none."""
+    found: dict[str, list[str]] = {}
+    for one in faults[:_FAULTS_MAX]:
+        _, is_reply, name = one.key.rpartition("reply[0].")
+        field = name if is_reply else "domain" if one.key.endswith(".name") else ""
+        found.setdefault(field if field in _FIELDS else "", []).append(one.message)
+    return {field: "; ".join(messages) for field, messages in found.items()}
+
+
+def _toml_of(form: PageForm) -> str:
+    """Return the text of the form; browsers send CR LF at the ends of lines."""
+    return form.text("toml").replace("\r\n", "\n")
+
+
+def _fault_line(fault: Fault) -> str:
+    """Return a fault of the TOML text: LINE: KEY: MESSAGE."""
+    return ": ".join(filter(None, [str(fault.line or ""), fault.key, fault.message]))

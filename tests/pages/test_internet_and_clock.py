@@ -1,0 +1,93 @@
+"""In a browser: what a simulated host replies is changed, the clock is advanced, health is read."""
+
+from collections.abc import Iterator
+
+import pytest
+from selenium.webdriver.support.select import Select
+
+from tests.support.browser import AXE, Browser
+from tests.support.relay_process import until
+from tests.support.running_dev import RunningDev, relay_dev
+
+SENDER, REMOTE = "alice@example.test", "carla@partner.test"
+
+
+@pytest.fixture(scope="module")
+def dev() -> Iterator[RunningDev]:
+    with relay_dev("--no-demo") as running:
+        yield running
+
+
+def add_reply(browser: Browser, dev: RunningDev, reply: str, times: str = "") -> None:
+    browser.open(f"{dev.http}/internet")
+    for field, value in (("domain", "partner.test"), ("reply", reply), ("times", times)):
+        browser.wait_for(f"#add-{field}").send_keys(value)
+    Select(browser.wait_for("#add-verb")).select_by_visible_text("RCPT")
+    browser.wait_for("button.primary", "Add the reply").click()
+    browser.wait_for("td code", reply)
+
+
+def test_a_reply_that_is_changed_in_the_page_makes_mail_bounce(browser: Browser, dev: RunningDev):
+    add_reply(browser, dev, "550 5.7.1 not welcome here")
+    dev.send(SENDER, REMOTE, "Will it arrive?")
+    until("the report is there", lambda: dev.inbox("alice"))
+    browser.wait_for("#hosts", "550 5.7.1 not welcome here")  # by itself
+    browser.open(dev.http)
+    browser.wait_for("a", "Will it arrive?").click()
+    browser.wait_for("main", "550 5.7.1 not welcome here")
+    browser.open(f"{dev.http}/internet")
+    browser.wait_for("td button", "Remove").click()
+    browser.wait_without("td button", "Remove")
+    assert browser.console_errors() == []
+    assert browser.requests_elsewhere(dev.http) == []
+
+
+def test_an_advance_to_the_next_retry_delivers_a_deferred_message(
+    browser: Browser, dev: RunningDev
+):
+    add_reply(browser, dev, "451 4.2.1 later", times="5")
+    dev.send(SENDER, REMOTE, "Later")
+    browser.wait_for("#hosts", "451 4.2.1 later")
+    for _ in range(10):  # the first waits are short, so that some may end by themselves
+        browser.open(f"{dev.http}/queue")
+        if REMOTE not in browser.wait_for("main").text:
+            break
+        browser.wait_for(".clock summary").click()
+        browser.wait_for(".clock button", "To the next retry").click()
+        browser.wait_without("button", "Advancing")
+    browser.open(f"{dev.http}/clock")
+    browser.wait_for("#clock-state", "1 attempt, 0 reports.")
+    browser.open(f"{dev.http}/queue")
+    assert REMOTE not in browser.wait_for("main").text
+    browser.wait_for(".clock summary", "ahead").click()
+    browser.wait_for(".clock-panel", "1 attempt, 0 reports.")
+    browser.wait_for("#clock-own-top").send_keys("soon\n")
+    browser.wait_for('[role="alert"]', "expected a duration such as")
+    assert browser.driver.current_url == f"{dev.http}/clock"
+    assert browser.wait_for("#clock-own-page").get_attribute("value") == "soon"
+
+
+def test_values_that_are_open_stay_open_when_health_is_brought_up_to_date(
+    browser: Browser, dev: RunningDev
+):
+    until("there are samples", lambda: 'id="values-queue-entries"' in dev.get("/health").text)
+    browser.open(f"{dev.http}/health")
+    browser.wait_for("#open-queue-entries").click()
+    browser.wait_for("#values-queue-entries td")
+    browser.evaluate("document.querySelector('#figures dl').remove()")
+    browser.evaluate("htmx.ajax('GET', 'health?part=figures', '#figures')")
+    browser.wait_for("#figures dl", "ready")
+    browser.wait_for("#values-queue-entries td")
+    assert browser.console_errors() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", ["internet", "clock", "health"])
+def test_axe_finds_nothing(browser: Browser, dev: RunningDev, page: str, scheme: str):
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed: make test installs it where npm is")
+    browser.emulate_scheme(scheme)
+    browser.open(f"{dev.http}/{page}")
+    if page != "clock":
+        browser.wait_for(".clock summary").click()
+    assert browser.axe() == []
