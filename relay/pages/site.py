@@ -134,7 +134,8 @@ class PageSite:
         if has is None:
             return None
         principal = visitor.principal
-        key = (request.segments, tuple(sorted(query.items())), principal.name, principal.role)
+        path = request.target.partition(b"?")[0]  # links are relative to it
+        key = (path, tuple(sorted(query.items())), principal.name, principal.role)
         reader = LiveReader(
             principal.name,
             has=request.headers.get("last-event-id", has),

@@ -195,6 +195,17 @@ def test_the_log_names_who_logged_in_and_no_secret():
         assert [one for one in ("a-guessed-password", *cookies) if one in log] == []
 
 
+def test_a_live_view_ends_with_the_login(relay, browser):
+    log_in(browser, "carol@example.test", "carol")
+    token = field(browser.get("/"), "csrf")
+    with browser.stream("GET", "/", params={"live": "x"}) as stream:
+        lines = stream.iter_lines()
+        assert any(line.startswith("data:") for line in lines)
+        assert browser.post("/logout", data={"csrf": token}).status_code == 303
+        relay.send_mail(token="carol", to=["bob@example.test"], subject="after the end")
+        assert "after the end" not in "".join(lines)
+
+
 def test_scripts_learn_that_a_login_is_needed(browser):
     for headers in ({"hx-request": "true"}, {"accept": "text/event-stream"}):
         answer = browser.get("/", headers=headers)

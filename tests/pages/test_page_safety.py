@@ -5,6 +5,7 @@ hostile values of all parameters that any page has.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from html.parser import HTMLParser
 
 import httpx
@@ -19,7 +20,7 @@ HOSTILE = "\"'><script>alert(1)</script><img src=//evil.test onerror=alert(1)>{{
 PARAMETERS = (
     "q", "mailbox", "state", "before", "newer", "sender", "recipient", "domain", "next_hop", "older_than",
     "id", "after", "message", "to", "until", "reason", "all", "did", "matched", "done", "unchanged",
-    "in_flight", "show", "part", "live", "next", "key", "back", "own", "by", "download", "name", "x",
+    "in_flight", "show", "part", "next", "key", "back", "own", "by", "download", "name", "x",
 )  # fmt: skip
 HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
@@ -130,3 +131,40 @@ def test_other_methods_need_the_token_too(dev: RunningDev, message: str, method:
 def test_head_is_get_without_a_body(dev: RunningDev):
     answer = httpx.head(f"{dev.http}/", trust_env=False, verify=False)
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+def live(
+    dev: RunningDev, path: str, query: dict[str, str]
+) -> AbstractContextManager[httpx.Response]:
+    return httpx.stream(
+        "GET", dev.http + path, params=query, trust_env=False, verify=False, timeout=20
+    )
+
+
+def first_event(stream: httpx.Response) -> list[str]:
+    lines: list[str] = []
+    for line in stream.iter_lines():
+        if not line and lines and lines[-1].startswith("data:"):
+            break
+        lines.append(line)
+    return lines
+
+
+def test_a_live_view_has_no_markup_of_strangers(dev: RunningDev, message: str):
+    """No text ends an event or begins another one."""
+    query = {"live": HOSTILE, "q": ""}
+    with live(dev, "/", query) as stream:
+        assert stream.headers["content-type"] == "text/event-stream"
+        assert stream.headers["cache-control"] == "no-store"
+        lines = first_event(stream)
+    assert {line.partition(":")[0] for line in lines} <= {"retry", "event", "id", "data", ""}
+    text = "\n".join(line.removeprefix("data: ") for line in lines if line.startswith("data:"))
+    assert message in text
+    assert "&lt;script&gt;" in text
+    assert Markup(text).faults == []
+
+
+def test_readers_of_another_path_have_links_of_their_own(dev: RunningDev, message: str):
+    with live(dev, "//", {"live": "x"}) as other, live(dev, "/", {"live": "x"}) as stream:
+        assert f'href="../messages/{message}"' in "".join(first_event(other))
+        assert f'href="messages/{message}"' in "".join(first_event(stream))
