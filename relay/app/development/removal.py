@@ -34,7 +34,7 @@ class MessageRemoval:
         except BeingSentError:
             return False
         if queue_id is not None:
-            if not is_final(journey):  # what waits for delivery in memory is given back
+            if not is_final(journey):  # delivery gives up what waits in its memory
                 selector = Selector(ids=(queue_id,))
                 await daemon.spool.queue_admin.execute(
                     QueueCommand(Operation.CANCEL, selector, _WHO)
