@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -21,6 +23,7 @@ from tests.support.relay_process import ROOT, until
 
 LINK = re.compile(r'(?:href|src|action)="([^"]*)"')
 EXAMPLE = re.compile(r'<form method="post" action="([^"]*help/example[^"]*)"')
+LIVE = re.compile(r'sse-connect="([^"]+)"')
 CSRF = re.compile(r'name="csrf" value="([^"]+)"')
 
 
@@ -129,3 +132,16 @@ def test_pages_and_forms_work_below_the_path(url: str, relay: DevProcess) -> Non
         sent = client.post(action, data={"csrf": CSRF.search(page.text)[1]})
         assert (sent.status_code, urljoin(action, sent.headers["location"])) == (303, url)
         until("it is listed", lambda: "Welcome to Relay" in client.get(url).text)
+
+
+def test_live_parts_are_not_held_back(url: str, relay: DevProcess) -> None:
+    with httpx.Client(trust_env=False, timeout=15) as client:
+        live = urljoin(url, unescape(LIVE.search(client.get(url).text)[1]))
+        with client.stream("GET", live) as response:
+            assert response.status_code == 200
+            lines = response.iter_lines()
+            next(lines)  # the stream has begun
+            relay.submit("app@example.test", ["bob@example.test"], b"Subject: fresh\r\n\r\nx\r\n")
+            deadline = time.monotonic() + 20
+            while "fresh" not in next(lines):  # a comment comes now and then
+                assert time.monotonic() < deadline, "the proxy holds events back"
