@@ -85,6 +85,20 @@ async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):
 )
 @pytest.mark.parametrize("path", ["/health", "/health?part=figures"])
 async def test_an_account_of_the_role_user_does_not_see_it(path, role, status, expected):
+    answer = await get_from_service(path, role)
+    assert answer.status_code == status
+    assert expected in plain(answer.text)
+    assert "Internet" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/internet", "/internet?part=hosts", "/clock"])
+async def test_a_service_has_neither_the_simulated_internet_nor_its_clock(path):
+    answer = await get_from_service(path, Role.OPERATE)
+    assert answer.status_code == 404
+    assert "There is no page" in answer.text
+
+
+async def get_from_service(path, role):
     metrics, clock = Metrics(), SystemClock()
     dependencies = ApiDependencies(
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats,
@@ -95,10 +109,7 @@ async def test_an_account_of_the_role_user_does_not_see_it(path, role, status, e
     app = create_app(dependencies, Access(everyone=Principal("ann@a.test", role)))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://relay.test") as http:
-        answer = await http.get(path)
-    assert answer.status_code == status
-    assert expected in plain(answer.text)
-    assert "Internet" not in answer.text  # it is a service
+        return await http.get(path)
 
 
 def test_rates_of_a_busy_relay_are_per_second_and_captured_mail_is_left_out_of_a_service():
