@@ -45,6 +45,7 @@ class Row:
 ALL_MAY_READ = "303 200 200 200 200"
 OVERVIEW = "303 403 403 200 200"
 CONTENT = "303 200 404 403 200"
+CHANGES = ("add", "remove", "shipped", "scenario")  # of the simulated internet
 DEVELOPMENT_ONLY = "303 404 404 404 404"
 ROWS = {
     "": Row("/", ALL_MAY_READ),
@@ -68,6 +69,10 @@ ROWS = {
     ),
     "queue": Row("/queue", OVERVIEW),
     "health": Row("/health", OVERVIEW),
+    **{
+        route: Row(f"/{route}", DEVELOPMENT_ONLY, post="303 404 404 404 404")
+        for route in ("internet", *(f"internet/{change}" for change in CHANGES))
+    },
     "clock": Row("/clock", DEVELOPMENT_ONLY, post="303 404 404 404 404"),
     "help": Row("/help", ALL_MAY_READ),
     "help/programs": Row("/help/programs", DEVELOPMENT_ONLY),
@@ -81,6 +86,11 @@ ROWS = {
 }
 # What only a development relay has, with a token: nobody, a user, the operator.
 DEVELOPMENT = {
+    "internet": Row("/internet", "303 403 200", post="303 403 405"),
+    **{
+        f"internet/{change}": Row(f"/internet/{change}", "303 403 405", post=f"303 403 {refused}")
+        for change, refused in zip(CHANGES, (400, 409, 400, 409), strict=True)
+    },
     "clock": Row("/clock", "303 200 200", post="303 403 400", fields={"by": "own", "own": "x"}),
     "help/programs": Row("/help/programs", "303 200 200", post="303 405 405"),
     "help/example": Row("/help/example?key=k", "303 405 405", post="303 403 303"),

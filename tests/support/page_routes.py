@@ -23,6 +23,9 @@ def routes() -> set[str]:
             for compared in node.comparators:
                 if isinstance(compared, ast.Constant):
                     continue  # the number of segments
+                if isinstance(compared, ast.Name):
+                    found.update("/".join(one) for one in getattr(app, compared.id))
+                    continue
                 assert isinstance(compared, ast.Tuple), ast.unparse(node)
                 found.add("/".join(str(ast.literal_eval(one)) for one in compared.elts))
     return found
