@@ -220,6 +220,12 @@ class Principal:
             message = f"Access is denied: this needs the permission {Scope.MAIL_READ}."
             raise ApiError(403, "ErrorAccessDenied", message)
 
+    def check_may_change_content(self) -> None:
+        """Raise ApiError 403 unless the account's tokens may change messages in its mailbox."""
+        if Scope.MAIL_READ_WRITE not in self.scopes:
+            message = f"Access is denied: this needs the permission {Scope.MAIL_READ_WRITE}."
+            raise ApiError(403, "ErrorAccessDenied", message)
+
     def check_may_read(self) -> None:
         """Raise ApiError 403 unless the role may see the whole queue."""
         if self.role is Role.USER:

@@ -309,8 +309,9 @@ class Handlers:
 
     async def mark_message(self, key: str, principal: Principal, *, is_read: bool) -> bool:
         """Mark the copies of a message as read or unread, in a service only that in the mailbox of
-        the principal; return whether there is one.
+        the principal; return whether there is one. Raises ApiError 403 and 503.
         """
+        principal.check_may_change_content()
         mailbox = None if self.is_development else principal.name
         rows = await self._dependencies.journeys.rows_of(key, account=principal.account)
         copies = self._dependencies.sources.copies
