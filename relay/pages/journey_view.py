@@ -211,7 +211,9 @@ def _state_of_step(
     if events[number]:
         return _with_events(number, journey, events)
     if not journey["submission_id"]:
-        return StepState.SKIPPED, _SKIPPED_BY_SMTP.get(number, "Nothing is recorded.")
+        is_report = "about" in _detail(events, Step.POLICY_AND_ROUTING)
+        reasons = _SKIPPED_BY_A_REPORT if is_report else _SKIPPED_BY_SMTP
+        return StepState.SKIPPED, reasons.get(number, "Nothing is recorded.")
     place = _IN_TIME.index(number)
     if any(events[later] for later in _IN_TIME[place + 1 : -1]):
         return StepState.NO_EVIDENCE, _NO_EVIDENCE
@@ -237,6 +239,13 @@ _SKIPPED_BY_SMTP = {
     2: "Nobody was notified: the message came by SMTP.",
     3: "Not converted: the client sent MIME.",
     4: "No Sent Items: the client got the reply 250 when step 5 was stored.",
+}
+
+_SKIPPED_BY_A_REPORT = {
+    1: "No draft: the relay wrote this report.",
+    2: "Nobody was notified: the relay wrote this report.",
+    3: "Not converted: the relay wrote MIME.",
+    4: "No Sent Items: no client sent it.",
 }
 
 

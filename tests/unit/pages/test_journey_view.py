@@ -142,6 +142,7 @@ def test_a_bounce_names_the_reply_and_the_report_and_where_that_is(relay):
     (report,) = [fact for fact in view.steps[6].events[0].evidence.facts if fact.message]
     about = view_of(relay, report.message)
     assert states(about)[:4] == ["skipped"] * 4
+    assert about.steps[0].text == "No draft: the relay wrote this report."
     assert ("Report about", view.name) in facts(about, 5)
     assert view.recipients[0].reported["kind"] == "failure"
     assert view.recipients[0].reported["host"] == "mx1.no.test"
