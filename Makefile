@@ -11,6 +11,7 @@
 #   make bench-kit           how long a relay of the test kit takes to start
 #   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make clients              Graph's own client libraries, in Python and JavaScript, against a relay
+#   make screenshots         the pictures of pages in docs/images, taken with Chromium
 #   make crash               a relay killed RUNS=200 times while people use it, and as often under load
 
 SHELL := /bin/bash
@@ -32,7 +33,7 @@ SYSTEM_PACKAGES ?=
 
 .PHONY: run venv test check lint types layers unused rules bench bench-mail bench-kit bench-mailbox bench-pages \
 	bench-queue \
-	simulate clients crash clean
+	simulate clients screenshots crash clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -88,6 +89,9 @@ simulate: .venv/development
 clients: .clients/installed .clients/maildev/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
 	.clients/venv/bin/python -m pytest -n 2 --dist worksteal tests/clients tests/interop/test_maildev.py $(ARGS)
+
+screenshots: .venv/development
+	$(BIN)/python -m tests.pages.screenshots
 
 crash: .venv/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py

@@ -21,12 +21,16 @@ PAGES = {
     "list": "/",
     "queue": "/queue",
     "queue, none": "/queue?sender=nobody@nowhere.test",
+    "internet": "/internet",
+    "clock": "/clock",
     "health": "/health",
     "help": "/help",
+    "programs": "/help/programs",
     "missing page": "/queue/nothing",
     "delivered": "Lunch?",
     "captured": "Your order is on its way",
     "bounced": "Invoice 1041",
+    "report": "Undeliverable: Invoice 1041",
     "deferred": "Reminder",
 }
 # What can have the focus, of what is visible; of a group of radio buttons, one has it.

@@ -26,6 +26,9 @@ class Samples:
         message = self.relay.send(sender, to, subject, *content)  # type: ignore[arg-type]
         self.relay.settle()
         self.ids[subject] = message.journey["id"]
+        for step in message.journey["steps"]:
+            if "report_id" in step["detail"]:
+                self.ids[f"Undeliverable: {subject}"] = step["detail"]["report_id"]
 
     def url(self, place: str) -> str:
         """The URL of a path, or of the message with a subject."""
@@ -40,8 +43,8 @@ def relay_with_samples() -> Iterator[Samples]:
         slow = relay.internet.domain("slow.example")
         slow.rcpt("joe").reply("451 4.3.0 the mailbox is busy", times=99)
         relay.internet.domain("strict.example").rcpt("nobody").reply("550 5.1.1 no such user")
-        relay.internet.domain("grey.example").greylist(60)
-        attached = [("invoice 1042.csv", b"article,pieces\nPencil HB,12\n"), ("logo.png", _png())]
+        relay.internet.domain("grey.example").greylist(3600)
+        attached = [("invoice 1042.csv", b"article,pieces\nPencil HB,12\n"), ("logo.png", _logo())]
         made, joe, nobody = Samples(relay), "joe@slow.example", "nobody@strict.example"
         made.send(SHOP, ["alice@example.test"], "Welcome to the shop", "Your account is ready.")
         made.send(
@@ -55,18 +58,17 @@ def relay_with_samples() -> Iterator[Samples]:
         yield made
 
 
-def _png() -> bytes:
+def png(**chunks: bytes) -> bytes:
+    """Return a picture of chunks (ISO/IEC 15948)."""
+    octets = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks.items():
+        named = kind.encode() + content
+        octets += len(content).to_bytes(4) + named + zlib.crc32(named).to_bytes(4)
+    return octets
+
+
+def _logo() -> bytes:
     """Return a small picture: one colour."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        octets = kind + content
-        return len(content).to_bytes(4) + octets + zlib.crc32(octets).to_bytes(4)
-
     header = (16).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
     rows = (b"\0" + b"\x0b\x5c\xad" * 16) * 16
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return png(IHDR=header, IDAT=zlib.compress(rows), IEND=b"")

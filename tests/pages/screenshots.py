@@ -1,0 +1,88 @@
+"""`make screenshots`: the pictures of pages in docs/images, of a relay with mail in every state."""
+
+import sys
+import zlib
+
+from tests.support.browser import Browser, missing_programs, running_browser
+from tests.support.relay_process import ROOT
+from tests.support.sample_mail import png, relay_with_samples
+
+IMAGES = ROOT / "docs/images"
+WIDTH = 1200  # pixels
+LARGEST = 150_000  # octets
+# By name: the page's path, or the message's subject, and the greatest height in pixels.
+PICTURES = {
+    "list": ("/", 900),
+    "journey": ("Reminder", 1400),
+    "bounce": ("Undeliverable: Invoice 1041", 1330),
+    "internet": ("/internet", 1000),
+}
+
+
+# The most frequent and strongest colours of a picture, and for each pixel the number of the one that is nearest.
+WITH_A_PALETTE = """(async () => {
+    const image = new Image();
+    image.src = "data:image/png;base64,%s";
+    await image.decode();
+    const context = new OffscreenCanvas(image.width, image.height).getContext("2d");
+    context.drawImage(image, 0, 0);
+    const data = new DataView(context.getImageData(0, 0, image.width, image.height).data.buffer);
+    const colours = Array.from({length: data.byteLength / 4}, (_, n) => data.getUint32(4 * n) >>> 8);
+    const counts = new Map();
+    for (const one of colours) counts.set(one, (counts.get(one) ?? 0) + 1);
+    const parts = (one) => [one >> 16, (one >> 8) & 255, one & 255];
+    const strength = (one) => 16 + Math.max(...parts(one)) - Math.min(...parts(one));
+    const weight = new Map([...counts].map(([one, count]) => [one, count * strength(one)]));
+    const palette = [...counts.keys()].sort((a, b) => weight.get(b) - weight.get(a)).slice(0, 256);
+    const distance = (a, b) => parts(a).reduce((sum, part, n) => sum + (part - parts(b)[n]) ** 2, 0);
+    const nearest = new Map([...counts.keys()].map((one) => {
+        const far = palette.map((other) => distance(one, other));
+        return [one, far.indexOf(Math.min(...far))];
+    }));
+    return {width: image.width, height: image.height, palette: palette.map(parts),
+            pixels: colours.map((one) => nearest.get(one))};
+})()"""
+
+
+def main() -> None:
+    """Take all pictures. Raises AssertionError for one that is too large."""
+    if missing := missing_programs():
+        sys.exit(f"{missing} not installed: tests/system-packages.sh installs a browser")
+    IMAGES.mkdir(exist_ok=True)
+    with relay_with_samples() as samples, running_browser() as browser:
+        browser.reset()
+        browser.emulate_scheme("light")
+        for name, (place, tallest) in PICTURES.items():
+            browser.open(samples.url(place))
+            picture = _png(browser, _screenshot(browser, tallest))
+            assert len(picture) <= LARGEST, f"{name}.png: {len(picture)} bytes, limit {LARGEST}"
+            (IMAGES / f"{name}.png").write_bytes(picture)
+            print(f"docs/images/{name}.png: {len(picture)} bytes")
+
+
+def _screenshot(browser: Browser, tallest: int) -> str:
+    """Return the page down to its end or the greatest height, as PNG in base64."""
+    end = browser.evaluate(
+        "Math.max(...[...document.querySelectorAll('main > *')].map((one) => "
+        "one.getBoundingClientRect().bottom)) + 24"
+    )
+    clip = {"x": 0, "y": 0, "width": WIDTH, "height": min(int(end), tallest), "scale": 1}
+    taken = browser.driver.execute_cdp_cmd(
+        "Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True}
+    )
+    return str(taken["data"])
+
+
+def _png(browser: Browser, picture: str) -> bytes:
+    """Return a picture as PNG of 256 colours (ISO/IEC 15948)."""
+    browser.open("about:blank")
+    found = browser.evaluate(WITH_A_PALETTE % picture)
+    width, height, pixels = found["width"], found["height"], bytes(found["pixels"])
+    rows = b"".join(b"\0" + pixels[n * width : (n + 1) * width] for n in range(height))
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 3, 0, 0, 0])
+    palette = bytes(part for colour in found["palette"] for part in colour)
+    return png(IHDR=header, PLTE=palette, IDAT=zlib.compress(rows, 9), IEND=b"")
+
+
+if __name__ == "__main__":
+    main()
