@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 from relay.testing import Relay
+from tests.support.relay_process import until
+from tests.support.running_dev import relay_dev
 
 ALICE, BOB, JOE = "alice@example.test", "bob@example.test", "joe@slow.test"
 
@@ -195,6 +197,19 @@ def test_captured_mail_cannot_leave_and_the_page_says_why(relay):
     assert "Release…" not in page.links
     assert "Release is not possible: it is captured" in page.text
     assert "--release-to" in page.text
+
+
+def test_captured_mail_is_released_where_it_may_leave():
+    with relay_dev("--no-demo", "--release-to", "smtp://192.0.2.1:25") as dev:
+        dev.send(ALICE, "joe@elsewhere.example", "Kept")
+
+        def page() -> Page | None:
+            shown = Page(httpx.get(f"{dev.http}/messages/last"))
+            return shown if "Release…" in shown.links else None
+
+        released = until("it is captured", page)
+        confirmation = Page(httpx.get(released.follow("Release…")))
+        assert "Dry run: this would release 1 of 1 entry." in confirmation.text
 
 
 def test_the_clock_advances_to_the_next_attempt(relay, deferred):
