@@ -7,6 +7,7 @@ same 404.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
 from starlette.responses import Response
 
 from relay.accounts.account import Role
@@ -18,23 +19,34 @@ from relay.http.http_request import HttpRequest
 from relay.mime.read_report import DeliveryReport
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
-from relay.pages.journey_view import journey_view
+from relay.pages.journey_view import JourneyView, journey_view
+from relay.pages.live import LIVE_PARAMETER, digest_of
 from relay.pages.queue_change import choices_for, result_sentence
-from relay.pages.site import PageSite
+from relay.pages.site import LivePart, PageSite
 from relay.spool.types import Selector
 
 _ENTRIES_MAX = 100
 _REPORTS_MAX = 10
 _ENVID_CHARACTERS_MAX = 100
+_STILL_US = 60_000_000
 _MARGIN_S = 0.01
 
 
 async def message_page(
     key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite
 ) -> Response:
-    """GET /messages/{id}."""
+    """GET /messages/{id}; with `live`, the stream of its journey."""
     require_method(request, "GET")
     values = await journey_values(key, visitor, site)
+    name = values["key"]
+
+    async def render() -> str:
+        return site.render(
+            request, None, "_journey.html", **await journey_values(name, visitor, site)
+        )
+
+    if (stream := site.live_stream(request, visitor, render)) is not None:
+        return stream
     content = await site.contents.panel(request, visitor, values["journey"])
     about = await _original_of(content.report, visitor, site) if content.report else ""
     return site.page(
@@ -44,8 +56,22 @@ async def message_page(
         result=result_sentence(request.query),
         content=content,
         about=about,
+        live=None if _has_ended(values["view"], site) else _live_part(name, await render()),
         **values,
     )
+
+
+def _has_ended(view: JourneyView, site: PageSite) -> bool:
+    """Return whether a journey is over for so long that nothing more is to be expected."""
+    last = max((event.at for step in view.steps for event in step.events), default="")
+    ended_us = site.dependencies.clock.time_us() - _STILL_US
+    return view.is_final and last != "" and time_us_of(last) < ended_us
+
+
+def _live_part(name: str, fragment: str) -> LivePart:
+    """Return the journey and its stream, by the message's own name: "last" is soon another one."""
+    url = f"{name}?{LIVE_PARAMETER}={digest_of(fragment)}"
+    return LivePart(Markup(fragment), url)  # noqa: S704 - a template has rendered it
 
 
 async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str, Any]:

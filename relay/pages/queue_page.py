@@ -7,13 +7,12 @@ from typing import Any
 from starlette.responses import Response
 
 from relay.accounts.account import Role
-from relay.api.request_parameters import require_method
-from relay.clock import id_time_us, time_us_of
+from relay.api.request_parameters import require_method, selector_of_query
+from relay.clock import id_time_us
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
 from relay.message.lifecycle import FINAL
 from relay.pages.access import Visitor
-from relay.pages.journey_view import duration
 from relay.pages.queue_change import EFFECTS, LABELS, result_sentence
 from relay.pages.queue_selection import QueueSelection, selection_of
 from relay.pages.site import PageSite
@@ -23,6 +22,7 @@ from relay.spool.types import FIRST_KEY, Key
 
 _ROWS = 50
 _REASONS_MAX = 10
+_OPERATIONS = tuple((str(one), LABELS[one], EFFECTS[one]) for one in LABELS)
 FIELDS = (
     ("sender", "Sender", "*@example.org"),
     ("recipient", "Recipient", "bob@*"),
@@ -33,23 +33,37 @@ FIELDS = (
 
 
 async def queue_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
-    """GET /queue?CONDITION=&after=ENTRY."""
+    """GET /queue?CONDITION=&after=ENTRY; with `live`, the stream of its entries."""
     require_method(request, "GET")
     visitor.principal.check_may_read()
-    selection = selection_of(request.query)
-    after = _entry_name(request.query)
-    entries: Sequence[Mapping[str, Any]] = ()
+    selection, after = selection_of(request.query), _entry_name(request.query)
     fault = ""
     try:
-        query = selection.query() | {"limit": str(_ROWS)}
-        entries = await site.handlers.queue_entries(query, visitor.principal, after=after)
+        selector_of_query(selection.query())
     except ApiError as error:
-        if error.status != 400:
-            raise
         fault = error.message
-    stats = await site.handlers.queue_stats(visitor.principal)
-    now_us = site.dependencies.clock.time_us()
-    last = f"{entries[-1]['id']}-{entries[-1]['entry']}" if len(entries) == _ROWS else ""
+
+    async def render() -> str:
+        entries = [] if fault else await _entries(selection, after, visitor, site=site)
+        stats = await site.handlers.queue_stats(visitor.principal)
+        now_us = site.dependencies.clock.time_us()
+        return site.render(
+            request,
+            None,
+            "_queue.html",
+            fault=fault,
+            selection=selection,
+            rows=[_row(one, now_us) for one in entries],
+            reasons=_reasons(entries),
+            tabs=_tabs(stats, selection),
+            stats=stats,
+            more=_name_of(entries[-1]) if len(entries) == _ROWS else "",
+            is_first=after == FIRST_KEY,
+            operations=_OPERATIONS if visitor.principal.role is Role.OPERATE else (),
+        )
+
+    if (stream := site.live_stream(request, visitor, render)) is not None:
+        return stream
     return site.page(
         request,
         visitor,
@@ -57,18 +71,23 @@ async def queue_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> 
         status=400 if fault else 200,
         fault=fault,
         selection=selection,
-        rows=[_row(one, now_us) for one in entries],
-        reasons=_reasons(entries),
-        tabs=_tabs(stats, selection),
-        stats=stats,
         fields=FIELDS,
-        more=last,
-        is_first=after == FIRST_KEY,
+        states=tuple(map(str, LIVE)),
         result=result_sentence(request.query),
-        operations=[(str(one), LABELS[one], EFFECTS[one]) for one in LABELS]
-        if visitor.principal.role is Role.OPERATE
-        else [],
+        live=await site.live_part(request, render),
     )
+
+
+async def _entries(
+    selection: QueueSelection, after: Key, visitor: Visitor, *, site: PageSite
+) -> Sequence[Mapping[str, Any]]:
+    """Return the entries of a page. Raises ApiError 400."""
+    query = selection.query() | {"limit": str(_ROWS)}
+    return await site.handlers.queue_entries(query, visitor.principal, after=after)
+
+
+def _name_of(entry: Mapping[str, Any]) -> str:
+    return f"{entry['id']}-{entry['entry']}"
 
 
 def _entry_name(query: Collection[tuple[str, str]]) -> Key:
@@ -86,16 +105,22 @@ def _row(entry: Mapping[str, Any], now_us: int) -> dict[str, Any]:
     """Return what a row shows of an entry."""
     accepted_us = id_time_us(entry["id"])
     waiting = [one for one in entry["recipients"] if one["state"] not in FINAL]
-    due = entry["due"]
     return {
         **entry,
         "recipients": waiting,
-        "name": f"{entry['id']}-{entry['entry']}",
-        "age": duration(max(0.0, (now_us - accepted_us) / 1e6)) if accepted_us else "",
+        "name": _name_of(entry),
+        "age": _age((now_us - accepted_us) / 1e6) if accepted_us else "",
         "hop": hop_words(entry["next_hop"]),
         "reply": _reply(entry),
-        "due_in": duration(max(0.0, (time_us_of(due) - now_us) / 1e6)) if due else "",
     }
+
+
+def _age(seconds: float) -> str:
+    """Return an age that changes seldom: in its largest unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return "under 1 min"
 
 
 def _reply(entry: Mapping[str, Any]) -> str:

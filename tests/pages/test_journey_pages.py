@@ -63,6 +63,31 @@ def test_marked_entries_of_the_queue_are_held_by_keyboard_without_javascript(
     browser.wait_for(".tabs a", "Held 1")
 
 
+def test_a_journey_and_the_queue_change_without_a_reload(browser: Browser, relay: Relay):
+    relay.send(ALICE, [JOE, BOB], "Watched", "text")
+    relay.settle()
+    browser.open(f"{relay.http_url}/messages/last")
+    browser.wait_for(".next", "Attempt 2")
+    browser.evaluate("document.getElementById('do-hold').focus()")
+    browser.wait_for("[data-connected]")
+    relay.clock.advance(seconds=70)
+    browser.wait_for(".next", "Attempt 3")
+    assert browser.evaluate("document.activeElement.id") == "do-hold"
+    assert browser.wait_for("h1").text == "Watched"
+
+    browser.open(f"{relay.http_url}/queue?sender=watched@*")
+    browser.wait_for(".empty")
+    browser.wait_for("[data-connected]")
+    relay.send("watched@example.test", [JOE], "Arrives", "text")
+    browser.wait_for("td", "watched@example.test")
+    box = browser.wait_for("input[name=id]")
+    box.click()
+    relay.send("watched@example.test", [JOE], "Second", "text")
+    browser.wait_for("tbody:first-of-type tr:nth-child(2) input[name=id]")
+    assert browser.evaluate("document.querySelectorAll('input[name=id]:checked').length") == 1
+    assert browser.console_errors() == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_on_these_pages(browser: Browser, relay: Relay, scheme: str):
     if not AXE.exists():
