@@ -169,7 +169,7 @@ def _routed(detail: Mapping[str, Any], journey: Mapping[str, Any]) -> StepEviden
 
 def _rule(hit: Mapping[str, Any]) -> str:
     because = f", because of {', '.join(hit['because'])}" if hit.get("because") else ""
-    names = _some(hit["recipients"], hit.get("count"))
+    names = _some(hit.get("recipients", ()), hit.get("count"))
     audit = " (audit mode: recorded only)" if hit.get("mode") == "audit" else ""
     return f"“{hit['rule']}” matched{because}: {hit['outcome']}{audit}, for {names}"
 
@@ -185,7 +185,7 @@ def _some(addresses: Sequence[str], count: int | None = None) -> str:
 
 def _delivery(detail: Mapping[str, Any]) -> StepEvidence:
     if "recipients" not in detail:
-        return StepEvidence(f"Operator: {'; '.join(describe(6, detail))}.")
+        return StepEvidence(f"Queue command: {'; '.join(describe(6, detail))}.")
     facts: list[StepFact] = []
     if "expired" in detail:
         text = "The time to deliver was over."

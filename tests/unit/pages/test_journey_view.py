@@ -194,7 +194,7 @@ def test_held_mail_names_who_holds_it_until_when(relay):
     (after,) = view.next
     assert "to be examined; it is released" in after.text
     assert after.at > rfc3339(int(relay.clock.now.timestamp() * 1e6))
-    assert any(text.startswith("Operator: hold by ") for text in texts(view, 6))
+    assert any(text.startswith("Queue command: hold by ") for text in texts(view, 6))
 
 
 def test_cancelled_mail_ends_at_step_six_without_a_report(relay):

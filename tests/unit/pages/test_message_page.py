@@ -47,14 +47,18 @@ class Page(HTMLParser):
         self._open: list[tuple[str, str]] = []
         self._texts: list[str] = []
         self._link = self._heading = ""
+        self._is_main = False
         self.feed(answer.text)
         self.text = re.sub(r"\s+", " ", " ".join(self._texts))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
+        self._is_main = self._is_main or tag == "main"
         if tag == "a":
             self._open.append((given.get("href", ""), ""))
-        elif tag == "form":
+        elif not self._is_main:
+            return  # the forms of the header
+        elif tag == "form" and "method" in given:
             self.forms.append(
                 {"method": given["method"], "action": given.get("action", ""), "fields": []}
             )
