@@ -98,6 +98,12 @@ def _server() -> _Server:
     return _Server()
 
 
+def environment(home: Path) -> dict[str, str]:
+    """Return an environment without settings of the tester."""
+    plain = {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "HOME": str(home)}
+    return {"PATH": os.environ["PATH"]} | plain
+
+
 def start(
     command: Sequence[str],
     *,

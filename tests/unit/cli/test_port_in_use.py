@@ -1,10 +1,10 @@
 """A port in use: exit 69 and its name, for the service and the development relay."""
 
 import socket
-import subprocess
-import sys
 
 import pytest
+
+from tests.support import relay_starts
 
 CONFIG = """\
 hostname = "relay.example.test"
@@ -37,10 +37,9 @@ def test_a_port_in_use_is_named(tmp_path, arguments):
         (tmp_path / "relay.toml").write_text(CONFIG.format(port=port))
         (tmp_path / "accounts.toml").touch(0o600)
         (tmp_path / "rules").mkdir()
-        command = [sys.executable, "-m", "relay", *(one.format(port=port) for one in arguments)]
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
-        )
+        command = [*relay_starts.RELAY, *(one.format(port=port) for one in arguments)]
+        environment = relay_starts.environment(tmp_path)
+        done = relay_starts.run(command, cwd=tmp_path, env=environment, timeout_s=30)
     assert done.returncode == 69, done.stderr
     assert "in use" in done.stderr.lower()
     if arguments[0] == "dev":

@@ -4,8 +4,6 @@ import asyncio
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from contextlib import closing
 
@@ -19,6 +17,7 @@ from relay.cli.root import cli
 from relay.clock import SystemClock
 from relay.journeys.wording import changed_line
 from relay.settings.reader import load
+from tests.support import relay_starts
 from tests.support.spools import new_message, spool_on
 
 DATA, TRY_LATER, CONFIGURATION = 65, 75, 78
@@ -228,8 +227,8 @@ def test_invalid_options_are_rejected(relay, queued, words, fault):
 def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, words):
     spool = load(config, {}).spool_file
     spool.mkdir(parents=True)
-    command = [sys.executable, "-m", "relay", "--config", str(config), *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, check=False)
+    command, folder = [*relay_starts.RELAY, "--config", str(config), *words], config.parent
+    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
     assert f"{spool}: found a directory, expected the spool's file" in done.stderr
     assert done.returncode == CONFIGURATION
     assert list(spool.parent.glob("spool.sqlite?*")) == []

@@ -1,13 +1,12 @@
 """A state_dir that cannot be written: the service and its check say the same, and exit with 78."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from relay.app import state_dir
 from relay.settings.reader import load
+from tests.support import relay_starts
 
 CONFIG = """\
 hostname = "relay.example.test"
@@ -33,10 +32,8 @@ def folder(tmp_path):
 
 
 def run(folder, verb):
-    command = [sys.executable, "-m", "relay", verb, "--config", "relay.toml"]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [*relay_starts.RELAY, verb, "--config", "relay.toml"]
+    return relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
 
 
 def test_a_state_dir_that_is_a_file(folder):
