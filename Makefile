@@ -8,6 +8,7 @@
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
 #   make bench-pages         what a page of the message list costs with 10,000 messages
+#   make bench-streams       what 100 open event streams cost the delivery of mail, with ARGS
 #   make bench-kit           how long a relay of the test kit takes to start
 #   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make clients              Graph's own client libraries, in Python and JavaScript, against a relay
@@ -32,7 +33,7 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 SYSTEM_PACKAGES ?=
 
 .PHONY: run venv test check lint types layers unused rules bench bench-mail bench-kit bench-mailbox bench-pages \
-	bench-queue \
+	bench-queue bench-streams \
 	simulate clients screenshots crash clean
 
 run: .venv/installed
@@ -75,6 +76,9 @@ bench-queue: .venv/development
 
 bench-pages: .venv/development
 	$(BIN)/python -m tests.bench.pages $(ARGS)
+
+bench-streams: .venv/development
+	$(BIN)/python tests/bench/streams.py $(ARGS)
 
 bench-kit: .venv/development
 	$(BIN)/python tests/bench/kit.py $(ARGS)

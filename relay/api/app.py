@@ -117,6 +117,13 @@ async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handle
             query = _query(request, "GET", "state", "timeout")
             wait = handlers.wait_for_message(key, query, principal)
             return json_response(await request.cancel_on_disconnect(wait))
+        case ("events",):
+            query = _query(request, "GET", "after", "message")
+            last_event_id = request.headers.get("last-event-id")
+            response = await handlers.events(query, last_event_id, principal)
+            if response is None:
+                raise _not_found(request)
+            return response
         case ("queue",):
             query = _query(request, "GET", *QUEUE_PARAMETERS)
             return await handlers.queue_list(query, principal)

@@ -7,7 +7,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
 from relay.advanceable_clock import AdvanceableClock
@@ -21,6 +21,9 @@ from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
+
+if TYPE_CHECKING:
+    from relay.api.event_streams import EventStreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,8 @@ class ApiDependencies:
 
     `way_to` parses the target of a reroute or raises ValueError. `ready` returns "" or the reason
     why the relay is not ready. `prune` removes history older than some seconds (None: spool.keep),
-    or with the second argument only counts it. `development` is None in a service.
+    or with the second argument only counts it. `events` are the streams of GET /events, if there
+    are any. `development` is None in a service.
     """
 
     journeys: Journeys
@@ -198,6 +202,7 @@ class ApiDependencies:
     pressure: Pressure
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
     sources: MessageSources
+    events: "EventStreams | None" = None
     development: DevelopmentControls | None = None
 
 

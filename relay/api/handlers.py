@@ -7,6 +7,7 @@ operate; if its client disconnects, it stops, and the changes made before that r
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ import msgspec
 from starlette.responses import Response
 
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
+from relay.api.event_streams import WantedMessage
 from relay.api.request_parameters import (
     MESSAGE_STATES,
     CommandIssuer,
@@ -108,6 +110,20 @@ class Handlers:
         if found is None:
             raise _unknown(key)
         return found
+
+    async def events(
+        self, query: Mapping[str, str], last_event_id: str | None, principal: Principal
+    ) -> Response | None:
+        """GET /events?after=&message=: what is recorded, as server-sent events; None without it."""
+        streams = self._dependencies.events
+        if streams is None:
+            return None
+        view = streams.view_of(query, last_event_id, principal)
+        if (key := query.get("message")) is not None:
+            found = await self.message(key, principal)
+            wanted = WantedMessage(found["id"], found["submission_id"])
+            view = replace(view, message=wanted)
+        return await streams.response(view)
 
     async def source(self, key: str, principal: Principal) -> Response:
         """GET /messages/{id}/source: the MIME."""

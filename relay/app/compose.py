@@ -49,7 +49,9 @@ from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
+from relay.journeys.event_feed import EventFeed
 from relay.journeys.journey import Journeys
+from relay.journeys.log_reader import LogReader
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
@@ -139,10 +141,11 @@ class _Composer:
         self.readiness = Readiness()
         self.changes = api.ChangeNotifier()
         self.pressure = Pressure()
+        log_directory = settings.mailboxes.root / ".submissions" / "log"
         boxes = settings.mailboxes
         self.table = route_table(settings, sources.accounts, is_simulated=sources.is_simulated)
         self.store_log = SubmissionLog(
-            boxes.root / ".submissions" / "log", role=sources.log_role, clock=clock,
+            log_directory, role=sources.log_role, clock=clock,
             on_append=self.changes.notify,
         )  # fmt: skip
         self.store = FileStore(
@@ -156,6 +159,8 @@ class _Composer:
         )  # fmt: skip
         undo.callback(self.spool.close)
         self.live_views = pages.LiveViews(self.changes, clock)
+        feed = EventFeed(self.spool, LogReader(log_directory))
+        self.events = api.EventStreams(feed, changes=self.changes, clock=clock)
         self.reporter = Reporter(
             hostname=settings.hostname, clock=clock, ids=self.ids,
             next_hop_for=self.table.next_hop_for,
@@ -202,6 +207,7 @@ class _Composer:
             journeys=journeys,
             changes=self.changes,
             live_views=self.live_views,
+            events=self.events,
             readiness=self.readiness,
             pressure=self._pressure_monitor(pickup),
             settling=settling,
@@ -348,7 +354,7 @@ class _Composer:
             way_to=self._way_to, changes=self.changes,
             metrics=self.metrics, history=self.history, clock=self.clock,
             ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
-            pressure=self.pressure, development=self.sources.development,
+            pressure=self.pressure, development=self.sources.development, events=self.events,
             sources=api.MessageSources(
                 journeys, self.spool, self.store, mailbox_for=self.table.mailbox_for,
                 received=development.received_content if development else None,

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from relay.api import ChangeNotifier
+from relay.api import ChangeNotifier, EventStreams
 from relay.app.configuration import ActiveConfiguration
 from relay.app.maintenance import (
     MaintenanceGauges,
@@ -90,6 +90,7 @@ class Daemon:
     journeys: Journeys
     changes: ChangeNotifier
     live_views: LiveViews
+    events: EventStreams
     readiness: Readiness
     pressure: PressureMonitor
     settling: Settling
@@ -132,6 +133,7 @@ class Daemon:
         """Stop listening, drain within the grace time, close the stores."""
         self.readiness.reason = _STOPPING
         self.live_views.close()
+        self.events.close()
         grace_s = self.settings.delivery.shutdown_grace
         async with contextlib.AsyncExitStack() as last:  # in reverse order, even after errors
             last.callback(self.lock.give_back)

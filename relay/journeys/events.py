@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Any
 
 from relay.clock import rfc3339
+from relay.message.lifecycle import RecipientState
 
 
 class Step(IntEnum):
@@ -46,3 +47,17 @@ class Event:
             "at": rfc3339(self.at_us),
             "detail": dict(self.detail),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent:
+    """An event of a message of `account`; one of the two ids may be unknown.
+
+    `state` is that of the recipients that the event is about, None if it does not say.
+    """
+
+    queue_id: str | None
+    submission_id: str | None
+    account: str
+    event: Event
+    state: RecipientState | None

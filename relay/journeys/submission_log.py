@@ -85,6 +85,8 @@ class SubmissionLog:
             }
             if event.step is Step.CREATED:  # the other steps are joined to this line
                 line |= _names(facts)
+            else:
+                line["owner"] = facts.account
             if queue_id:
                 line["queue_id"] = queue_id
             lines.append(line)
@@ -92,12 +94,16 @@ class SubmissionLog:
 
     def withdraw(self, facts: SubmissionFacts) -> None:
         """Record that a submission was rejected: it has no journey."""
-        line = {"submission_id": facts.submission_id, "step": 0, "withdrawn": True}
+        line = self._remark_of(facts.submission_id) | {"withdrawn": True}
         self._write(line | _names(facts))
 
-    def remark(self, submission_id: str, detail: Mapping[str, Any]) -> None:
+    def remark(self, submission_id: str, detail: Mapping[str, Any], *, account: str) -> None:
         """Add `detail` to step 2 of a submission: what happened to it before step 3."""
-        self._write({"submission_id": submission_id, "step": 0, "detail": dict(detail)})
+        line = self._remark_of(submission_id)
+        self._write(line | {"detail": dict(detail), "owner": account})
+
+    def _remark_of(self, submission_id: str) -> dict[str, Any]:
+        return {"submission_id": submission_id, "step": 0, "at_us": self._clock.time_us()}
 
     def _write(self, *lines: dict[str, Any]) -> None:
         octets = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.clock import Clock
+from relay.journeys.event_feed import EventSpool
 from relay.journeys.message_list import ListedRecipient
 from relay.pressure import Disk
 from relay.spool.queue_commands import QueueAdmin
@@ -89,7 +90,7 @@ class SpoolMaintenance(Protocol):
         ...
 
 
-class SpoolEngine(Spool, Protocol):
+class SpoolEngine(Spool, EventSpool, Protocol):
     """An open spool, as its owner uses it. Call start() once, then stop() once."""
 
     @property

@@ -14,6 +14,7 @@ import msgspec
 
 from relay.message.lifecycle import RecipientState
 from relay.spool.sqlite.last_commit import COMMITS_COUNTER
+from relay.spool.sqlite.transactions import REMOVED_EVENTS
 from tests.simulation.sites import TOKEN
 
 
@@ -72,8 +73,8 @@ def read_rows(home: Path) -> Rows:
         cursor = connection.cursor()
         messages = {row[0]: _message(cursor, row) for row in list(cursor.execute(_MESSAGES))}
         contents = cursor.execute("SELECT count(*) FROM content").fetchone()[0]
-        counted = "SELECT name, value FROM counter WHERE name <> ?"
-        counters = dict(cursor.execute(counted, (COMMITS_COUNTER,)))
+        counted = "SELECT name, value FROM counter WHERE name NOT IN (?, ?)"
+        counters = dict(cursor.execute(counted, (COMMITS_COUNTER, REMOVED_EVENTS)))
         return Rows(messages, contents, counters, ())
     finally:
         connection.close()

@@ -105,7 +105,11 @@ class ScheduledSends:
     def cancel(self, submission: PendingSubmission, *, reason: str) -> None:
         """Remove a submission from deferred/, durably. Raises BeingSentError."""
         at = rfc3339(self._clock.time_us())
-        self._log.remark(submission.submission_id, {"cancelled": at, "reason": reason})
+        self._log.remark(
+            submission.submission_id,
+            {"cancelled": at, "reason": reason},
+            account=submission.account,
+        )
         try:
             submission.path.unlink()
         except FileNotFoundError:

@@ -27,7 +27,13 @@ from relay.spool.sqlite import stats
 from relay.spool.sqlite.content_files import ContentFiles
 from relay.spool.sqlite.database import LIVE_STATES, Reader, fetch, fetch_one
 from relay.spool.sqlite.last_commit import COMMITS_COUNTER
-from relay.spool.sqlite.transactions import append_events, is_file_needed
+from relay.spool.sqlite.transactions import (
+    REMOVED_EVENTS,
+    append_events,
+    is_file_needed,
+    last_sequence,
+    note_removed_events,
+)
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import QueueCounts, SpoolUnavailableError
 
@@ -79,10 +85,19 @@ def prune(cursor: apsw.Cursor, before_us: int, *, after: str, offset_us: int) ->
         " FROM message m WHERE id > ?2 AND id < ?3 ORDER BY id LIMIT ?4",
         (before_us, after, _ids_end(before_us, offset_us), AT_ONCE),
     )
-    ids = [(row[0],) for row in rows if row[1]]
+    ids = [row[0] for row in rows if row[1]]
+    _remove_rows(cursor, ids)
+    return Pruned(len(ids), rows[-1][0] if len(rows) == AT_ONCE else "")
+
+
+def _remove_rows(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> None:
+    """Remove all rows of messages but their contents."""
+    ids = [(one,) for one in queue_ids]
+    sql = "SELECT max(sequence) FROM event WHERE message_id = ?"
+    found = [last for (last,) in cursor.executemany(sql, ids) if last is not None]
+    note_removed_events(cursor, max(found, default=None))
     for table, column in _TABLES:
         cursor.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
-    return Pruned(len(ids), rows[-1][0] if len(rows) == AT_ONCE else "")
 
 
 def prune_keys(cursor: apsw.Cursor, now_us: int) -> int:
@@ -120,9 +135,11 @@ def clear(batch: Batch) -> tuple[int, list[str]]:
     """
     (messages,) = fetch_one(batch.cursor, "SELECT count(*) FROM message WHERE source <> 'report'")
     files = fetch(batch.cursor, "SELECT file FROM content WHERE file IS NOT NULL")
+    note_removed_events(batch.cursor, last_sequence(batch.cursor))
     for table in (*(name for name, _ in _TABLES), "content", "submission"):
         batch.cursor.execute(f"DELETE FROM {table}")
-    batch.cursor.execute("DELETE FROM counter WHERE name <> ?", (COMMITS_COUNTER,))
+    kept = (COMMITS_COUNTER, REMOVED_EVENTS)
+    batch.cursor.execute("DELETE FROM counter WHERE name NOT IN (?,?)", kept)
     for name in [*batch.counts]:  # of operations of the same transaction
         del batch.counts[name]
     return messages, [name for (name,) in files]
@@ -177,8 +194,7 @@ def _remove_messages(batch: Batch, queue_ids: Sequence[str]) -> list[str]:
     names = []
     for content in contents:
         names += fetch(cursor, "DELETE FROM content WHERE id = ? RETURNING file", content)
-    for table, column in _TABLES:
-        cursor.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(one,) for one in queue_ids])
+    _remove_rows(cursor, queue_ids)
     if live:
         batch.counts[RecipientState.DISCARDED] += live
     return [name for (name,) in names if name and not is_file_needed(cursor, name)]

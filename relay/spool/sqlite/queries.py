@@ -5,6 +5,7 @@ Nothing is changed here. A limit or a single message bounds each answer. The JSO
 """
 
 import re
+from collections.abc import Container
 from typing import Any
 
 import apsw
@@ -48,11 +49,10 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
         (queue_id,),
     ):
         detail = msgspec.json.decode(text)
-        if step == Step.DELIVERY and not (
-            _collect_attempts(detail, at_us, hidden=hidden, attempts=attempts)
-            and _concerns(detail, entries)
-        ):
-            continue
+        if step == Step.DELIVERY:
+            _collect_attempts(detail, at_us, attempts=attempts)
+            if not is_shown(detail, hidden=hidden, entries=entries):
+                continue
         steps.append(Event(Step(step), at_us, detail).as_json())
     shown = [one for one in recipients if one[0] not in hidden]
     return {
@@ -80,17 +80,10 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
 
 
 def _collect_attempts(
-    detail: dict[str, Any],
-    at_us: int,
-    *,
-    hidden: set[int],
-    attempts: dict[int, list[dict[str, Any]]],
-) -> bool:
-    """Collect an attempt's outcomes by recipient; False if it had only hidden ones."""
-    recipients = detail.get("recipients")
-    if recipients is None:
-        return True
-    for one in recipients:
+    detail: dict[str, Any], at_us: int, *, attempts: dict[int, list[dict[str, Any]]]
+) -> None:
+    """Collect an attempt's outcomes by recipient."""
+    for one in detail.get("recipients", ()):
         attempts.setdefault(one["number"], []).append(
             {
                 "at": rfc3339(at_us),
@@ -101,12 +94,16 @@ def _collect_attempts(
                 "tls": detail.get("tls", ""),
             }
         )
-    detail["recipients"] = [one for one in recipients if one["number"] not in hidden]
-    return bool(detail["recipients"])
 
 
-def _concerns(detail: dict[str, Any], entries: set[int]) -> bool:
-    """Remove hidden entries from an operation; False if none is left."""
+def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Container[int]) -> bool:
+    """Remove from an event of step 6 what concerns recipients that policy added; return whether
+    anything is left. `hidden` are the numbers of these recipients, `entries` those of the others.
+    """
+    if (recipients := detail.get("recipients")) is not None:
+        detail["recipients"] = [one for one in recipients if one["number"] not in hidden]
+        if not detail["recipients"]:
+            return False
     if "operation" in detail:
         detail["entries"] = [number for number in detail["entries"] if number in entries]
         return bool(detail["entries"])

@@ -1,4 +1,4 @@
--- The spool, schema 4. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 5. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
 -- records the schemas that made the file. Each change here needs a migration in migrations/.
@@ -84,12 +84,14 @@ CREATE TABLE recipient (
 -- Append-only. An attempt is an event of step 6 with the outcome of each recipient.
 CREATE TABLE event (
     message_id TEXT NOT NULL,
-    sequence   INTEGER NOT NULL,
+    sequence   INTEGER NOT NULL,      -- the order in which the events of all messages were recorded:
+                                      -- about the time in microseconds; up to schema 4 from 1
     step       INTEGER NOT NULL,
     at_us      INTEGER NOT NULL,
     detail     TEXT NOT NULL,
     PRIMARY KEY (message_id, sequence)
 ) WITHOUT ROWID;
+CREATE INDEX event_sequence ON event (sequence) WHERE sequence > 1000000;
 
 -- The message of each submission key; kept independently of history.
 CREATE TABLE submission (

@@ -16,6 +16,7 @@ import apsw
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
+from relay.journeys.event_feed import SpoolEvents
 from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
 from relay.message.content import Content, LargeContent, memory_part
@@ -23,7 +24,7 @@ from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
-from relay.spool.sqlite import message_list, queries, transactions
+from relay.spool.sqlite import message_list, queries, recorded_events, transactions
 from relay.spool.sqlite.claims import find_due, next_due_us, release_claims, take_claims
 from relay.spool.sqlite.content_files import (
     ContentFiles,
@@ -372,6 +373,19 @@ class SqliteSpool:
         return await self._queries.run(
             lambda c: message_list.recent_addresses(c, account=account, limit=limit)
         )
+
+    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
+        """EventSpool.events_after."""
+        at_once = not self._captured.is_delivered
+        return await self._queries.run(
+            lambda c: recorded_events.events_after(
+                c, after, until, limit=limit, captures_at_once=at_once
+            )
+        )
+
+    async def last_event(self) -> int:
+        """EventSpool.last_event."""
+        return await self._queries.run(recorded_events.last_event)
 
     def load(self) -> SpoolLoad:
         """Return the load, without a disk access."""

@@ -60,7 +60,17 @@ _ENTRY = (
     " epoch, retry_us, lane, sender, warn_us, priority) VALUES (?,?,?,?,?,?,?,0,1,?,?,?,?,?)"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?)"
-_EVENT = "INSERT INTO event VALUES (?,?,?,?,?)"
+SEQUENCE_BASE = 1_000_000  # the index `event_sequence` has what is greater
+REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence that was removed
+# The sequence of an event is greater than that of every event recorded before, also of those that
+# were removed. It is at least the time of the event, so that after the restoration of a back-up it
+# is also greater than those that the back-up lacks.
+_EVENT = (
+    "INSERT INTO event VALUES (?1, max(?3,"
+    f" 1 + coalesce((SELECT max(sequence) FROM event WHERE sequence > {SEQUENCE_BASE}), 0),"
+    f" 1 + coalesce((SELECT value FROM counter WHERE name = '{REMOVED_EVENTS}'), {SEQUENCE_BASE})),"
+    " ?2, ?3, ?4)"
+)
 ACCEPTED_COUNTER = "accepted"
 
 
@@ -166,23 +176,27 @@ def settle(
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
     """Append events to those of the message."""
-    for event in events:
+    rows = [(message_id, int(event.step), event.at_us, _json(event.detail)) for event in events]
+    cursor.executemany(_EVENT, rows)
+
+
+def note_removed_events(cursor: apsw.Cursor, last: int | None) -> None:
+    """Record that events up to the sequence `last` are about to be removed: followers are informed
+    that some are missing, and no later event gets such a sequence.
+    """
+    if last is not None and last > SEQUENCE_BASE:
         cursor.execute(
-            "INSERT INTO event SELECT ?1, coalesce(max(sequence), 0) + 1, ?2, ?3, ?4"
-            " FROM event WHERE message_id = ?1",
-            (message_id, int(event.step), event.at_us, _json(event.detail)),
+            "INSERT INTO counter VALUES (?,?)"
+            " ON CONFLICT DO UPDATE SET value = max(value, excluded.value)",
+            (REMOVED_EVENTS, last),
         )
 
 
-def _insert_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
-    """Write the first events of a message."""
-    cursor.executemany(
-        _EVENT,
-        [
-            (message_id, sequence, int(event.step), event.at_us, _json(event.detail))
-            for sequence, event in enumerate(events, 1)
-        ],
-    )
+def last_sequence(cursor: apsw.Cursor) -> int | None:
+    """Return the sequence of the last event that was recorded and is kept."""
+    sql = f"SELECT max(sequence) FROM event WHERE sequence > {SEQUENCE_BASE}"
+    last: int | None = fetch_one(cursor, sql)[0]
+    return last
 
 
 def _insert_message(
@@ -237,7 +251,7 @@ def _insert_message(
                 )
             )  # fmt: skip
     cursor.executemany(_RECIPIENT, rows)
-    _insert_events(cursor, facts.id, message.events)
+    append_events(cursor, facts.id, message.events)
     batch.counts[ACCEPTED_COUNTER] += len(rows)
     return claims
 

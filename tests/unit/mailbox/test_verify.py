@@ -565,7 +565,9 @@ async def test_a_draft_whose_submission_was_removed_is_reported(checked):
     [
         lambda log, facts: log.append(facts, Event(Step.ACCEPTED, 1), queue_id="q"),
         lambda log, facts: log.append(facts, Event(Step.REPORT, 1)),
-        lambda log, facts: log.remark(facts.submission_id, {"cancelled": "now"}),
+        lambda log, facts: log.remark(
+            facts.submission_id, {"cancelled": "now"}, account=facts.account
+        ),
         lambda log, facts: log.withdraw(facts),
     ],
     ids=["accepted", "reported", "cancelled", "withdrawn"],

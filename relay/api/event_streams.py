@@ -1,0 +1,291 @@
+"""GET /relay/v1/events: the recorded events as server-sent events, behind one cursor.
+
+While streams are open, one task reads what was recorded since its last look, and gives the same
+block of events to all of them. A stream with an older cursor first reads on its own up to the place
+of that task. Nothing else is kept: after a break the client continues with its last cursor. With no
+stream open there is no task, and mail costs no more than without this module.
+
+A busy relay records thousands of events in a second. Reading and sending them takes at most a
+twentieth of the time; then the streams follow later than the mail.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from relay.api.dependencies import ChangeNotifier, Principal
+from relay.clock import Clock
+from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.http.event_stream import TAKE_TIMEOUT_S, EventStreamResponse
+from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
+from relay.journeys.events import RecordedEvent
+from relay.observe.logs import get_logger
+
+STREAMS_MAX = 200
+STREAMS_OF_ACCOUNT_MAX = 20  # of the role user
+_EVENTS_MAX = 500  # in a block
+_RECENT_BLOCKS = 8
+_READS_AT_ONCE = 2
+# A process of another role writes the submission log without a notification: poll as well.
+_POLL_S = 1.0
+_PAUSE_S_MIN = 0.02
+_PAUSE_S_MAX = 5.0  # a read may have waited for a long query
+_COST_FACTOR = 20
+_SEND_S = 0.0002  # what one block for one stream costs at least, and each of its octets
+_SEND_S_PER_BYTE = 2e-9
+# Without an empty line: some clients would report an event without data there.
+_RETRY = b"retry: 2000\n"
+_GAP = "Events between this cursor and the next event are not kept any more."
+_EXPECTED = 'the id of an event, or "0" for the beginning'
+_log = get_logger("api")
+
+
+class _EventText(NamedTuple):
+    """One event in its text form, and by whom and how it can be asked for."""
+
+    account: str
+    queue_id: str | None
+    submission_id: str | None
+    source: str
+    cursor: EventCursor
+    octets: bytes
+
+
+class WantedMessage(NamedTuple):
+    """The message that a stream is about."""
+
+    queue_id: str | None
+    submission_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """What a stream shows: the events of an account, None for all, and of one message or all.
+
+    Without `after` it begins with what is recorded from now on.
+    """
+
+    account: str | None = None
+    message: WantedMessage | None = None
+    after: EventCursor | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """Events that were read once, for all streams at the place `batch.after`."""
+
+    batch: EventBatch
+    texts: tuple[_EventText, ...]
+    _joined: dict[str | None, bytes] = field(default_factory=dict)
+
+    def text_for(self, view: EventView, begins: EventCursor | None) -> bytes:
+        """Return the events that a view shows, only those behind `begins` if it is given."""
+        if view.message is None and begins is None:
+            text = self._joined.get(view.account)
+            if text is None:
+                text = self._joined[view.account] = self._join(view, None)
+            return text
+        return self._join(view, begins)
+
+    def _join(self, view: EventView, begins: EventCursor | None) -> bytes:
+        wanted = view.message
+        return b"".join(
+            one.octets
+            for one in self.texts
+            if view.account in (None, one.account)
+            and (begins is None or not begins.covers(one.source, one.cursor))
+            and (
+                wanted is None
+                or (one.queue_id is not None and one.queue_id == wanted.queue_id)
+                or (one.submission_id is not None and one.submission_id == wanted.submission_id)
+            )
+        )
+
+
+class EventStreams:
+    """The open streams of a process, and the task that reads for them."""
+
+    def __init__(
+        self,
+        feed: EventFeed,
+        *,
+        changes: ChangeNotifier,
+        clock: Clock,
+        take_timeout_s: float = TAKE_TIMEOUT_S,
+    ) -> None:
+        """A client that does not take what was sent within `take_timeout_s` is cut off."""
+        self._feed = feed
+        self._take_timeout_s = take_timeout_s
+        self._changes = changes
+        self._clock = clock
+        self._is_closed = False
+        self._open: Counter[str | None] = Counter()  # streams by account
+        self._reader: asyncio.Task[None] | None = None
+        self._place = EventCursor()  # of the reader
+        self._recent: deque[_Block] = deque(maxlen=_RECENT_BLOCKS)
+        self._news = asyncio.Event()  # replaced by each block
+        self._caught_up: dict[str, asyncio.Task[_Block]] = {}  # that run
+        self._reads = asyncio.Semaphore(_READS_AT_ONCE)
+        self._sent_s = 0.0  # what sending has cost since the last block
+
+    def close(self) -> None:
+        """End all streams; their clients continue with another process."""
+        self._is_closed = True
+        self._news.set()
+        self._stop_reading()
+
+    def view_of(
+        self, query: Mapping[str, str], last_event_id: str | None, principal: Principal
+    ) -> EventView:
+        """Return the view that a request asks for, apart from the message. Raises ApiError 400."""
+        name, text = "after", query.get("after")
+        if last_event_id:
+            name, text = "Last-Event-ID", last_event_id
+        if text is None:
+            return EventView(principal.account)
+        try:
+            after = parse_event_cursor(text, now_us=self._clock.time_us())
+        except ValueError:
+            message = f"{name}: found {quoted(text)}, expected {_EXPECTED}."
+            raise ApiError(400, "BadRequest", message) from None
+        return EventView(principal.account, after=after)
+
+    async def response(self, view: EventView) -> EventStreamResponse:
+        """Return a stream. Raises ApiError 503 or 429 if too many are open."""
+        if self._is_closed or self._open.total() >= STREAMS_MAX:
+            message = "Too many event streams are open already."
+            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5)
+        if view.account is not None and self._open[view.account] >= STREAMS_OF_ACCOUNT_MAX:
+            message = f"This account has {STREAMS_OF_ACCOUNT_MAX} event streams open already."
+            raise ApiError(429, "TooManyRequests", message, headers={"retry-after": "5"})
+        begins = await self._feed.now() if view.after is None else None
+        cursor = str(view.after or begins)
+        return EventStreamResponse(self._stream(view, begins), headers={"x-relay-cursor": cursor})
+
+    async def _stream(
+        self, view: EventView, begins: EventCursor | None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield blocks of text. `begins` is the place of a stream from now on."""
+        self._open[view.account] += 1
+        try:
+            if self._reader is None:
+                await self._start_reading(begins)
+            yield _RETRY
+            place, told = view.after or self._place, 0
+            while not self._is_closed:
+                news = self._news
+                block = await self._block_behind(place)
+                if block is None:
+                    await news.wait()
+                    continue
+                batch = block.batch
+                if batch.is_log_missing or 0 < max(told, place.sequence) < batch.removed_to:
+                    told = batch.removed_to
+                    yield _gap_at(place)
+                if begins is not None and (batch.is_log_missing or place.covers_all(begins)):
+                    begins = None
+                text = block.text_for(view, begins)
+                place = batch.cursor
+                del block, batch  # a stream that waits for its client keeps the text alone
+                if text:
+                    self._sent_s += _SEND_S + len(text) * _SEND_S_PER_BYTE
+                    yield text
+        except Exception:  # noqa: BLE001 - the client continues where the stream ends
+            _log.exception("event stream ended")
+        finally:
+            self._open[view.account] -= 1
+            self._open = +self._open
+            if not self._open:
+                self._stop_reading()
+
+    async def _block_behind(self, place: EventCursor) -> _Block | None:
+        """Return the events behind a place; None if the reader has no more yet."""
+        for block in self._recent:
+            if block.batch.after == place:
+                return block
+        if place == self._place:
+            return None
+        key = str(place)
+        if (task := self._caught_up.get(key)) is None:
+            task = self._caught_up[key] = asyncio.create_task(self._catch_up(place))
+            # The streams that wait for it may have ended by then.
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return await asyncio.shield(task)
+
+    async def _catch_up(self, place: EventCursor) -> _Block:
+        """Read for one stream; the others that come to the same place at once share the block."""
+        try:
+            async with self._reads:
+                batch = await self._feed.read(place, limit=_EVENTS_MAX, until=self._place)
+            return _block_of(batch)
+        finally:
+            del self._caught_up[str(place)]
+
+    async def _start_reading(self, begins: EventCursor | None) -> None:
+        place = begins or await self._feed.now()
+        if self._reader is None and not self._is_closed:
+            self._place = place
+            self._reader = asyncio.create_task(self._read(), name="event streams")
+
+    def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+        self._recent.clear()
+
+    async def _read(self) -> None:
+        """Read what is recorded, until the last stream ends."""
+        while True:
+            seen = self._changes.count
+            began_s = self._clock.real_s()
+            try:
+                block = _block_of(await self._feed.read(self._place, limit=_EVENTS_MAX))
+            except Exception:  # noqa: BLE001 - such as a spool on a failing disk: try again
+                _log.exception("events not read")
+                await asyncio.sleep(_POLL_S)  # real time: clients wait
+                continue
+            cost_s = self._clock.real_s() - began_s
+            if block.batch.cursor != self._place:
+                self._recent.append(block)
+                self._place = block.batch.cursor
+                news, self._news = self._news, asyncio.Event()
+                news.set()
+                await asyncio.sleep(0)  # real time: the streams take the block
+            cost_s += self._sent_s
+            self._sent_s = 0.0
+            if block.batch.is_complete:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL_S):  # real time: clients wait
+                        await self._changes.wait_beyond(seen)
+            pause_s = min(max(_PAUSE_S_MIN, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
+            await asyncio.sleep(pause_s)  # real time: clients wait
+
+
+def _block_of(batch: EventBatch) -> _Block:
+    texts = [_text_of(source, cursor, one) for source, cursor, one in batch.events]
+    return _Block(batch, tuple(texts))
+
+
+def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _EventText:
+    text = str(cursor)
+    data: dict[str, Any] = {
+        "cursor": text,
+        "message": recorded.queue_id,
+        "submission_id": recorded.submission_id,
+        **recorded.event.as_json(),
+        "state": recorded.state,
+    }
+    octets = b"id: %b\ndata: %b\n\n" % (text.encode(), msgspec.json.encode(data))
+    return _EventText(
+        recorded.account, recorded.queue_id, recorded.submission_id, source, cursor, octets
+    )
+
+
+def _gap_at(place: EventCursor) -> bytes:
+    data = msgspec.json.encode({"cursor": str(place), "detail": _GAP})
+    return b"event: gap\nid: %b\ndata: %b\n\n" % (str(place).encode(), data)

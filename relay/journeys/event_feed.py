@@ -1,0 +1,183 @@
+"""The recorded events of all messages, behind one cursor.
+
+Steps 1 to 4 are read from the submission log, steps 5 to 7 from the spool, where they are recorded
+anyway: a reader costs the mail nothing, and can continue after any time that the history covers.
+
+A cursor has a place in each source, and each source is read in the order in which it was recorded.
+So an event that becomes visible late is behind every cursor that was given out before. Between the
+sources, events are merged by their times.
+"""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from relay.journeys.events import RecordedEvent
+from relay.journeys.log_reader import LogEvents, LogPosition, LogReader
+
+_CURSOR_CHARACTERS_MAX = 1000
+_FUTURE_US_MAX = 86_400_000_000
+_ENDLESS = 2**63 - 1
+_LOG = re.compile(r"([a-z]{1,20})~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class EventCursor:
+    """A place in the recorded events; `sequence` is that in the spool. 0 is the beginning of what
+    is kept.
+    """
+
+    sequence: int = 0
+    logs: Mapping[str, LogPosition] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the text of the API, which needs no escaping in a URL."""
+        logs = (
+            f".{role}~{one.day}~{one.offset}~{one.size}~{one.crc:08x}"
+            for role, one in sorted(self.logs.items())
+        )
+        return f"{self.sequence}{''.join(logs)}"
+
+    def covers(self, source: str, place: "EventCursor") -> bool:
+        """Whether the place of `place` in one source is not behind this one's."""
+        if not source:
+            return place.sequence <= self.sequence
+        here, there = self.logs.get(source), place.logs[source]
+        return here is not None and (there.day, there.offset) <= (here.day, here.offset)
+
+    def covers_all(self, other: "EventCursor") -> bool:
+        """Whether no place of `other` is behind this one's."""
+        return all(self.covers(source, other) for source in ("", *other.logs))
+
+    def moved(self, source: str, place: int | LogPosition) -> "EventCursor":
+        """Return the cursor with another place in the spool, "", or in the log of a role."""
+        if isinstance(place, int):
+            return EventCursor(place, self.logs)
+        return EventCursor(self.sequence, {**self.logs, source: place})
+
+
+_Entry = tuple[int | LogPosition, RecordedEvent | None]
+
+
+def parse_event_cursor(text: str, *, now_us: int) -> EventCursor:
+    """Return the cursor. Raises ValueError for a text that is not one, or is from the future."""
+    number, *parts = text[:_CURSOR_CHARACTERS_MAX].split(".")
+    if not re.fullmatch(r"\d{1,18}", number, re.ASCII):
+        raise ValueError("not a cursor")
+    logs: dict[str, LogPosition] = {}
+    for part in parts:
+        found = _LOG.fullmatch(part)
+        if found is None or found[1] in logs:
+            raise ValueError("not a cursor")
+        position = LogPosition(found[2], int(found[3]), int(found[4]), int(found[5], 16))
+        logs[found[1]] = position
+    cursor = EventCursor(int(number), logs)
+    if cursor.sequence > now_us + _FUTURE_US_MAX or str(cursor) != text:
+        raise ValueError("not a cursor")
+    return cursor
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolEvents:
+    """Events with their sequences, None for one that is not shown. `removed_to` is the sequence of
+    the last one that was removed. `is_complete`: no more were there.
+    """
+
+    events: Sequence[tuple[int, RecordedEvent | None]]
+    removed_to: int
+    is_complete: bool
+
+
+class EventSpool(Protocol):
+    """What EventFeed needs of the spool."""
+
+    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
+        """Return the first events behind the sequence `after`, up to `until`, in their order.
+
+        They may be fewer than `limit` although there are more, if they are large.
+        """
+        ...
+
+    async def last_event(self) -> int:
+        """Return the sequence behind which all later events are."""
+        ...
+
+
+class EventBatch(NamedTuple):
+    """The events behind the cursor `after`, each with its source and the cursor behind it; and the
+    cursor behind all of them.
+
+    `removed_to` is the sequence of the last event that the spool has removed. `is_log_missing`: the
+    place of `after` in the submission log is not kept. `is_complete`: no more were there.
+    """
+
+    after: EventCursor
+    events: Sequence[tuple[str, EventCursor, RecordedEvent]]
+    cursor: EventCursor
+    removed_to: int
+    is_log_missing: bool
+    is_complete: bool
+
+
+class EventFeed:
+    """Reads the events of the spool and of the submission log."""
+
+    def __init__(self, spool: EventSpool, log: LogReader) -> None:
+        self._spool = spool
+        self._log = log
+
+    async def now(self) -> EventCursor:
+        """Return the cursor behind which all later events are."""
+        sequence = await self._spool.last_event()
+        return EventCursor(sequence, await asyncio.to_thread(self._log.ends))
+
+    async def read(
+        self, after: EventCursor, *, limit: int, until: EventCursor | None = None
+    ) -> EventBatch:
+        """Return the first events behind a cursor, up to the cursor `until` if it is given.
+
+        The spool is read first: of what it has, the log has the earlier steps by then.
+        """
+        last = until.sequence if until else _ENDLESS
+        spool = await self._spool.events_after(after.sequence, last, limit=limit)
+        ends = until.logs if until else None
+        logs = await asyncio.to_thread(self._log.read, after.logs, ends, limit=limit)
+        return _merged(after, spool, logs, until=until)
+
+
+def _merged(
+    after: EventCursor,
+    spool: SpoolEvents,
+    logs: Mapping[str, LogEvents],
+    *,
+    until: EventCursor | None,
+) -> EventBatch:
+    """Merge the sources by time, as far as all of them were read; "" is the spool."""
+    # At the same time the log goes first, with the earlier steps.
+    sources: dict[str, deque[_Entry]] = {role: deque(one.events) for role, one in logs.items()}
+    sources[""] = deque(spool.events)
+    cut_off = [role for role, one in logs.items() if not one.is_complete]
+    if not spool.is_complete:
+        cut_off.append("")
+    cursor = after
+    found: list[tuple[str, EventCursor, RecordedEvent]] = []
+    while any(sources.values()) and all(sources[name] for name in cut_off):
+        name = min(filter(sources.__getitem__, sources), key=lambda one: _time_us(sources[one][0]))
+        place, recorded = sources[name].popleft()
+        cursor = cursor.moved(name, place)
+        if recorded is not None:
+            found.append((name, cursor, recorded))
+    if not cut_off:  # a place may have moved without an event, such as to the file of the next day
+        for role, one in logs.items():
+            cursor = cursor.moved(role, one.end)
+        cursor = until or cursor
+    is_log_missing = any(one.is_missing for one in logs.values())
+    return EventBatch(after, found, cursor, spool.removed_to, is_log_missing, not cut_off)
+
+
+def _time_us(entry: _Entry) -> int:
+    _, recorded = entry
+    return recorded.event.at_us if recorded is not None else 0
