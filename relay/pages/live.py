@@ -1,9 +1,10 @@
 """Live views: a fragment of a page, rendered once and sent to all its readers when it changes.
 
 One task renders for all views, one view after the other, and pauses after each for twenty times
-what it took: however many pages are open, they take a twentieth of the time. A view is rendered at
-most once a second, after a change, and only while somebody reads it. Nothing is kept for a reader:
-one that has missed a fragment gets the present one.
+what it took: however many pages are open, they take a twentieth of the time. Visitors take turns:
+one with many views delays those of the others by one of them. A view is rendered at most once a
+second, after a change, and only while somebody reads it. Nothing is kept for a reader: one that has
+missed a fragment gets the present one.
 """
 
 import asyncio
@@ -23,7 +24,8 @@ from relay.observe.logs import get_logger
 
 READERS_MAX = 300
 READERS_OF_VISITOR_MAX = 100
-VIEWS_MAX = 100
+VIEWS_MAX = 200
+VIEWS_OF_VISITOR_MAX = 50
 LIVE_PARAMETER = "live"  # of the query: the digest of the fragment that the page has
 _PAUSE_S_MIN = 0.02
 _COST_FACTOR = 20
@@ -46,9 +48,10 @@ def digest_of(fragment: str) -> str:
 
 @dataclass(slots=True, eq=False)
 class _View:
-    """A fragment that is read; `render` is that of its first reader."""
+    """A fragment that is read; `render` is that of its first reader, `name` that of its visitor."""
 
     render: Render
+    name: str
     readers: int = 0
     seen: int = -1  # the number of changes before it was rendered
     rendered_s: float = -math.inf
@@ -102,23 +105,30 @@ class LiveViews:
         """Return the events of a view: the fragment if the reader has another one, and then each
         time it changes. Readers with the same key share what the first one's `render` returns.
 
-        Raises ApiError 503 if too many are open.
+        They are of one visitor. Raises ApiError 503 if too many are open.
         """
+        if not self._may_read(key, reader):
+            raise service_unavailable("ResourceUnhealthy", _TOO_MANY, retry_after_s=30)
+        return EventStreamResponse(self._events(key, render, reader))
+
+    def _may_read(self, key: Hashable, reader: LiveReader) -> bool:
         if (
             self._is_closed
             or self._readers.total() >= READERS_MAX
             or self._readers[reader.name] >= READERS_OF_VISITOR_MAX
-            or (key not in self._views and len(self._views) >= VIEWS_MAX)
         ):
-            raise service_unavailable("ResourceUnhealthy", _TOO_MANY, retry_after_s=30)
-        return EventStreamResponse(self._events(key, render, reader))
+            return False
+        own = sum(view.name == reader.name for view in self._views.values())
+        return key in self._views or (len(self._views) < VIEWS_MAX and own < VIEWS_OF_VISITOR_MAX)
 
     async def _events(
         self, key: Hashable, render: Render, reader: LiveReader
     ) -> AsyncGenerator[bytes, None]:
+        if not self._may_read(key, reader):  # others have begun since stream()
+            return
         view = self._views.get(key)
         if view is None:
-            view = self._views[key] = _View(render)
+            view = self._views[key] = _View(render, reader.name)
             self._arrived.set()
         view.readers += 1
         self._readers[reader.name] += 1
@@ -157,9 +167,8 @@ class LiveViews:
         while True:
             self._arrived.clear()
             seen = self._changes.count
-            due = {key: self._due_s(view, seen) for key, view in self._views.items()}
-            key = min(due, key=due.__getitem__)
-            wait_s = due[key] - self._clock.real_s()
+            key, due_s = self._next(seen)
+            wait_s = due_s - self._clock.real_s()
             if wait_s <= 0:
                 cost_s = await self._render(key, self._views[key])
                 pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * cost_s)
@@ -169,6 +178,22 @@ class LiveViews:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):  # real time: readers wait
                         await self._news_beyond(None if is_changed else seen)
+
+    def _next(self, seen: int) -> tuple[Hashable, float]:
+        """Return the view to render next, and when. Of those that are due now, that of the visitor
+        for whom nothing was rendered for the longest time.
+        """
+        now_s = self._clock.real_s()
+        due = {key: self._due_s(view, seen) for key, view in self._views.items()}
+        served: dict[str, float] = {}
+        for view in self._views.values():
+            served[view.name] = max(view.rendered_s, served.get(view.name, -math.inf))
+
+        def order(key: Hashable) -> tuple[float, float, float]:
+            return max(due[key], now_s), served[self._views[key].name], due[key]
+
+        key = min(due, key=order)
+        return key, due[key]
 
     def _due_s(self, view: _View, seen: int) -> float:
         """Return when to render a view: a burst of changes is one, and some are not reported."""

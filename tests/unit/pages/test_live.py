@@ -145,6 +145,48 @@ async def test_the_number_of_readers_and_views_is_bounded(page, monkeypatch):
     await page.reader("b", name="bob").begin()
 
 
+async def test_one_visitor_does_not_take_all_views(page, monkeypatch):
+    monkeypatch.setattr(live, "VIEWS_OF_VISITOR_MAX", 2)
+    for key in ("a", "b"):
+        await page.reader(key).begin()
+    with pytest.raises(ApiError):
+        page.reader("c")
+    await page.reader("a").begin()
+    await page.reader("d", name="bob").begin()
+
+
+async def test_readers_that_come_at_once_do_not_exceed_the_bounds(page, monkeypatch):
+    monkeypatch.setattr(live, "READERS_OF_VISITOR_MAX", 2)
+    monkeypatch.setattr(live, "VIEWS_OF_VISITOR_MAX", 1)
+    readers = [page.reader(key) for key in ("a", "b", "a", "a")]
+    assert [await one.next() for one in readers] == ["retry: 2000\n", "", "retry: 2000\n", ""]
+
+
+async def test_visitors_take_turns(page, monkeypatch):
+    """Each view of ann is due at once, and bob has a single one."""
+    rendered: list[str] = []
+    now_s = 0.0
+
+    def stream(key: str, name: str) -> Stream:
+        async def render() -> str:
+            nonlocal now_s
+            now_s += 10.0
+            rendered.append(name)
+            return f"{now_s}"
+
+        return Stream(page.views.stream(key, render, LiveReader(name, "")))
+
+    sleep = asyncio.sleep
+    monkeypatch.setattr(live.asyncio, "sleep", lambda _: sleep(0))
+    monkeypatch.setattr(page.views._clock, "real_s", lambda: now_s, raising=False)
+    readers = [*(stream(str(key), "ann") for key in range(5)), stream("his", "bob")]
+    for one in readers:
+        await one.begin()
+    while len(rendered) < 10:
+        await sleep(0)
+    assert rendered.count("bob") >= 4
+
+
 async def test_a_stop_ends_all_streams_and_takes_no_more(page):
     reader, waiting = page.reader(), page.reader(has=digest_of("one"))
     await reader.begin()
