@@ -145,3 +145,14 @@ def test_live_parts_are_not_held_back(url: str, relay: DevProcess) -> None:
             deadline = time.monotonic() + 20
             while "fresh" not in next(lines):  # a comment comes now and then
                 assert time.monotonic() < deadline, "the proxy holds events back"
+
+
+def test_the_stream_for_programs_is_not_held_back(url: str, relay: DevProcess) -> None:
+    headers = {"Authorization": f"Bearer {relay.ready['token']}"}
+    events = urljoin(url, "relay/v1/events")
+    with httpx.stream("GET", events, headers=headers, timeout=15, trust_env=False) as response:
+        assert response.status_code == 200
+        relay.submit("app@example.test", ["bob@example.test"])
+        lines, deadline = response.iter_lines(), time.monotonic() + 20
+        while not next(lines).startswith("data:"):
+            assert time.monotonic() < deadline, "the proxy holds events back"
