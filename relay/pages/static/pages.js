@@ -119,7 +119,7 @@
     for (const box of document.querySelectorAll("[data-key] input[type=checkbox]")) box.checked = event.target.checked;
   });
 
-  // [data-live]: the part of a page that changes by itself. Focus and marks stay; while a mouse
+  // [data-live]: the part of a page that changes by itself. Marks stay, and htmx keeps the focus by ids; while a mouse
   // button is down the part waits, so that no click is lost; new [data-key] elements are counted.
   const isLive = (element) => element.matches?.("[data-live]");
   const marks = (root) => [...root.querySelectorAll("input[type=checkbox]:checked")].map((box) => `${box.name}=${box.value}`);
@@ -128,14 +128,13 @@
   let held = null;
   let isPressed = false;
   const restore = (root) => {
-    const { focus, marked, known, open } = before;
+    const { marked, known, open } = before;
     for (const box of root.querySelectorAll("input[type=checkbox]")) {
       if (marked.has(`${box.name}=${box.value}`)) box.checked = true;
     }
     for (const element of root.querySelectorAll("details[id]")) {
       if (open.has(element.id)) element.open = true;
     }
-    if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
     const fresh = keys(root).filter((key) => !known.has(key));
     for (const key of fresh) root.querySelector(`[data-key="${CSS.escape(key)}"]`).classList.add("fresh");
     if (fresh.length > 0 && root.querySelector("[data-announce]")) {
@@ -153,7 +152,6 @@
       return;
     }
     before = {
-      focus: root.contains(document.activeElement) ? document.activeElement.id : "",
       marked: new Set(marks(root)),
       known: new Set(keys(root)),
       open: new Set([...root.querySelectorAll("details[id][open]")].map((element) => element.id)),
