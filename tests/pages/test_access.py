@@ -54,7 +54,7 @@ ROWS = {
     "static": Row("/static/pages.css", "200 200 200 200 200", post="405 405 405 405 405"),
     "messages": Row(
         "/messages",
-        "303 405 405 405 405",
+        "303 303 303 303 303",
         post="303 303 303 303 303",
         fields={"action": "read", "id": "{id}"},
     ),

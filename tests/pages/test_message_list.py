@@ -62,6 +62,23 @@ def test_the_list_follows_what_happens(browser: Browser, relay: DevProcess) -> N
     assert browser.requests_elsewhere(relay.ready["pages"]) == []
 
 
+def test_a_long_subject_takes_two_lines_and_a_narrow_row_its_width(
+    browser: Browser, relay: DevProcess
+) -> None:
+    send(relay, "w" * 200, "short")
+    width = "document.querySelector('[data-row]').closest('th').offsetWidth / innerWidth"
+    heights = "[...document.querySelectorAll('[data-row]')].map((link) => link.offsetHeight)"
+    for pixels in (1200, 380):
+        browser.set_width(pixels)
+        browser.open(relay.ready["pages"])
+        browser.wait_for("a", "short")
+        browser.wait_for("a", "www")
+        short, long = sorted(browser.evaluate(heights))
+        assert short < long < 2.5 * short
+        assert browser.evaluate("document.documentElement.scrollWidth") == pixels
+    assert browser.evaluate(width) > 0.9
+
+
 def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProcess) -> None:
     send(relay, "opened", "kept", "doomed")
     browser.open(relay.ready["pages"])

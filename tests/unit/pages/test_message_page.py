@@ -121,6 +121,26 @@ def test_the_page_of_a_message_shows_seven_steps(relay, deferred):
     assert "For joe@slow.test." in page.text
 
 
+def test_a_message_for_many_lists_some_recipients_at_once_and_leads_to_its_content(relay):
+    recipients = [f"u{number}@slow.test" for number in range(25)]
+    name = relay.send(ALICE, recipients, "For many", "text").journey["id"]
+    page = get(relay, f"messages/{name}")
+    assert "To u0@slow.test, u1@slow.test, u2@slow.test and 22 more" in page.text
+    assert page.links["and 22 more"] == "#recipients-heading"
+    assert page.links["To the content"] == "#content"
+    assert "5 more recipients" in page.text
+    source = httpx.get(str(page.url)).text
+    shown, _, more = source.partition('<details id="recipients-more">')
+    rows = [part.count('<th scope="row">u') for part in (shown, more)]
+    assert rows == [20, 5]
+
+
+def test_messages_without_a_name_are_the_list(relay):
+    for path, location in (("messages", "./"), ("messages/", "../")):
+        answer = httpx.get(f"{relay.http_url}/{path}")
+        assert (answer.status_code, answer.headers["location"]) == (303, location)
+
+
 def test_any_name_of_a_message_is_its_address(relay, deferred):
     headers = {"authorization": f"Bearer {relay.operator_token}"}
     journey = httpx.get(f"{relay.http_url}/relay/v1/messages/{deferred}", headers=headers).json()
