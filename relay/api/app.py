@@ -62,7 +62,7 @@ def _application(
                 )
                 if response is not None:
                     return response
-            return await _relay_v1(request, principal, handlers)
+            return await _relay_v1(request, principal, handlers, principal_for=principal_for)
         except SpoolError as error:
             raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
 
@@ -98,7 +98,13 @@ def _readiness(state: PressureState) -> str:
     return f"ready; {state.level.name.lower()}: {', '.join(state.reasons)}"
 
 
-async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handlers) -> Response:
+async def _relay_v1(
+    request: HttpRequest,
+    principal: Principal,
+    handlers: Handlers,
+    *,
+    principal_for: Callable[[HttpRequest], Principal],
+) -> Response:
     match request.segments[2:]:
         case ("messages",):
             query = _query(request, "GET", *LIST_PARAMETERS)
@@ -120,7 +126,12 @@ async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handle
         case ("events",):
             query = _query(request, "GET", "after", "message")
             last_event_id = request.headers.get("last-event-id")
-            response = await handlers.events(query, last_event_id, principal)
+            response = await handlers.events(
+                query,
+                last_event_id,
+                principal,
+                is_current=lambda: _is_still(principal, request, principal_for),
+            )
             if response is None:
                 raise _not_found(request)
             return response
@@ -139,6 +150,15 @@ async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handle
             return json_response(changed)
         case _:
             raise _not_found(request)
+
+
+def _is_still(
+    principal: Principal, request: HttpRequest, principal_for: Callable[[HttpRequest], Principal]
+) -> bool:
+    try:
+        return principal_for(request) == principal
+    except ApiError:
+        return False
 
 
 def _query(request: HttpRequest, method: str, *allowed: str) -> dict[str, str]:

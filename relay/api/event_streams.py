@@ -12,7 +12,7 @@ twentieth of the time; then the streams follow later than the mail.
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ STREAMS_OF_ACCOUNT_MAX = 20  # of the role user
 _EVENTS_MAX = 500  # in a block
 _RECENT_BLOCKS = 8
 _READS_AT_ONCE = 2
+_CHECK_S = 10.0  # whether the client may still read
 # A process of another role writes the submission log without a notification: poll as well.
 _POLL_S = 1.0
 _PAUSE_S_MIN = 0.02
@@ -67,12 +68,14 @@ class WantedMessage(NamedTuple):
 class EventView:
     """What a stream shows: the events of an account, None for all, and of one message or all.
 
-    Without `after` it begins with what is recorded from now on.
+    Without `after` it begins with what is recorded from now on. When `is_current` returns false,
+    the stream ends.
     """
 
     account: str | None = None
     message: WantedMessage | None = None
     after: EventCursor | None = None
+    is_current: Callable[[], bool] = lambda: True
 
 
 @dataclass(slots=True, eq=False)
@@ -157,31 +160,49 @@ class EventStreams:
 
     async def response(self, view: EventView) -> EventStreamResponse:
         """Return a stream. Raises ApiError 503 or 429 if too many are open."""
+        self._check_number(view)
+        begins = await self._feed.now() if view.after is None else None
+        cursor = str(view.after or begins)
+        return EventStreamResponse(
+            self._stream(view, begins),
+            headers={"x-relay-cursor": cursor},
+            take_timeout_s=self._take_timeout_s,
+        )
+
+    def _check_number(self, view: EventView) -> None:
         if self._is_closed or self._open.total() >= STREAMS_MAX:
             message = "Too many event streams are open already."
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5)
         if view.account is not None and self._open[view.account] >= STREAMS_OF_ACCOUNT_MAX:
             message = f"This account has {STREAMS_OF_ACCOUNT_MAX} event streams open already."
             raise ApiError(429, "TooManyRequests", message, headers={"retry-after": "5"})
-        begins = await self._feed.now() if view.after is None else None
-        cursor = str(view.after or begins)
-        return EventStreamResponse(self._stream(view, begins), headers={"x-relay-cursor": cursor})
 
     async def _stream(
         self, view: EventView, begins: EventCursor | None
     ) -> AsyncGenerator[bytes, None]:
         """Yield blocks of text. `begins` is the place of a stream from now on."""
+        try:
+            self._check_number(view)
+        except ApiError:  # others have begun since response()
+            return
         self._open[view.account] += 1
+        checked_s = self._clock.real_s()
         try:
             if self._reader is None:
                 await self._start_reading(begins)
             yield _RETRY
             place, told = view.after or self._place, 0
             while not self._is_closed:
+                if (now_s := self._clock.real_s()) - checked_s >= _CHECK_S:
+                    checked_s = now_s
+                    if not view.is_current():
+                        return
                 news = self._news
                 block = await self._block_behind(place)
                 if block is None:
-                    await news.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_CHECK_S):  # real time: a client
+                            await news.wait()
                     continue
                 batch = block.batch
                 if batch.is_log_missing or 0 < max(told, place.sequence) < batch.removed_to:
@@ -218,11 +239,21 @@ class EventStreams:
         return await asyncio.shield(task)
 
     async def _catch_up(self, place: EventCursor) -> _Block:
-        """Read for one stream; the others that come to the same place at once share the block."""
+        """Read for one stream; the others that come to the same place at once share the block.
+
+        The next one reads after a pause: a client that begins at the beginning of a long history,
+        again and again, takes a bounded part of the time.
+        """
         try:
-            async with self._reads:
+            await self._reads.acquire()
+            began_s = self._clock.real_s()
+            try:
                 batch = await self._feed.read(place, limit=_EVENTS_MAX, until=self._place)
-            return _block_of(batch)
+                return _block_of(batch)
+            finally:
+                pause_s = min(_COST_FACTOR * (self._clock.real_s() - began_s), _PAUSE_S_MAX)
+                loop = asyncio.get_running_loop()
+                loop.call_later(pause_s, self._reads.release)  # real time: clients wait
         finally:
             del self._caught_up[str(place)]
 

@@ -112,13 +112,22 @@ class Handlers:
         return found
 
     async def events(
-        self, query: Mapping[str, str], last_event_id: str | None, principal: Principal
+        self,
+        query: Mapping[str, str],
+        last_event_id: str | None,
+        principal: Principal,
+        *,
+        is_current: Callable[[], bool],
     ) -> Response | None:
-        """GET /events?after=&message=: what is recorded, as server-sent events; None without it."""
+        """GET /events?after=&message=: what is recorded, as server-sent events; None without it.
+
+        The stream ends when `is_current` returns false: the token is not that of `principal` now.
+        """
         streams = self._dependencies.events
         if streams is None:
             return None
         view = streams.view_of(query, last_event_id, principal)
+        view = replace(view, is_current=is_current)
         if (key := query.get("message")) is not None:
             found = await self.message(key, principal)
             wanted = WantedMessage(found["id"], found["submission_id"])

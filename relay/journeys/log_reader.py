@@ -143,9 +143,13 @@ class _RoleFiles:
         return LogEvents(found, position, is_missing, is_complete=True)
 
     def _is_there(self, position: LogPosition) -> bool:
-        """Whether the file still has the line before the position."""
+        """Whether the file still has the line before the position, which a client has given."""
+        if position.size > _LINE_BYTES_MAX or (position.offset and not position.size):
+            return False
         try:
             with self._path(position.day).open("rb") as file:
+                if position.offset > os.fstat(file.fileno()).st_size:
+                    return False
                 file.seek(max(0, position.offset - position.size))
                 line = file.read(position.size)
         except FileNotFoundError:

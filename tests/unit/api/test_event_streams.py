@@ -11,6 +11,7 @@ import pytest
 
 from relay.accounts.account import Account, Role
 from relay.api import ApiDependencies, ChangeNotifier, EventStreams, create_app, event_streams
+from relay.api.event_streams import EventView
 from relay.clock import Ids, SystemClock
 from relay.http.http_server import HttpServer
 from relay.journeys.event_feed import EventCursor, EventFeed, parse_event_cursor
@@ -75,7 +76,8 @@ class Relay:
             metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
             prune=None, sources=None, history=None, events=self.streams,
         )  # fmt: skip
-        app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
+        self.accounts = dict(ACCOUNTS)
+        app = create_app(dependencies, authentication_of(TokenAccounts(self.accounts)))
         self.server = HttpServer(app, [ANY_PORT])
 
     async def mail(self, account: str = ALICE, *, late_us: int = 0) -> tuple[str, str]:
@@ -252,6 +254,22 @@ async def test_an_account_gets_the_events_of_its_own_messages(relay: Relay, toke
         assert {one.data["submission_id"] for one in await source.events(6)} == {last}
 
 
+@pytest.mark.parametrize("now", [None, Account(ACCOUNTS["operator"].address, role=Role.USER)])
+async def test_a_stream_ends_when_the_token_or_the_role_does(
+    relay: Relay, now: Account | None, monkeypatch
+) -> None:
+    monkeypatch.setattr(event_streams, "_CHECK_S", 0.05)
+    async with relay.stream() as source, relay.stream("auditor") as other:
+        await relay.mail()
+        await source.events(EVENTS_OF_MAIL)
+        if now is None:
+            del relay.accounts["operator"]
+        else:
+            relay.accounts["operator"] = now
+        assert await source.event() is None
+        await other.events(EVENTS_OF_MAIL)
+
+
 async def test_one_message(relay: Relay) -> None:
     submission_id, queue_id = await relay.mail()
     await relay.mail()
@@ -388,6 +406,30 @@ async def test_all_streams_are_limited(relay: Relay, monkeypatch) -> None:
     monkeypatch.setattr(event_streams, "STREAMS_MAX", 2)
     async with relay.stream(), relay.stream(), relay.stream() as source:
         assert (source.status, source.headers["retry-after"]) == (503, "5")
+
+
+async def test_streams_that_come_at_once_do_not_exceed_the_limit(relay: Relay, monkeypatch) -> None:
+    monkeypatch.setattr(event_streams, "STREAMS_OF_ACCOUNT_MAX", 2)
+    view = EventView(ALICE)
+    streams = [(await relay.streams.response(view))._blocks for _ in range(4)]
+    first = [await anext(one, b"") for one in streams]
+    assert first == [b"retry: 2000\n"] * 2 + [b""] * 2
+    for one in streams:
+        await one.aclose()
+
+
+async def test_clients_that_read_the_past_again_and_again_take_turns_with_pauses(
+    relay: Relay, monkeypatch
+) -> None:
+    monkeypatch.setattr(event_streams, "_COST_FACTOR", 10**6)
+    monkeypatch.setattr(event_streams, "_PAUSE_S_MAX", 0.3)
+    await relay.mail()
+    async with relay.stream("auditor"):
+        began = asyncio.get_running_loop().time()
+        for number in range(5):  # two at once, so three pairs
+            async with relay.stream(query={"after": str(number)}) as source:
+                await source.events(1)
+        assert asyncio.get_running_loop().time() - began > 0.5
 
 
 async def test_without_streams_nothing_is_read(relay: Relay) -> None:

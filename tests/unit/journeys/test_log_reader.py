@@ -2,10 +2,12 @@
 
 import random
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from relay.clock import ManualClock
+from relay.journeys import log_reader
 from relay.journeys.events import Event, Step
 from relay.journeys.log_reader import LogPosition, LogReader
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
@@ -181,3 +183,20 @@ def test_the_states_of_a_submission(logs: Logs) -> None:
     assert [one.queue_id for one in found] == [None] * 6 + ["q1"]
     assert found[3].event.detail == {"withdrawn": True}
     assert found[2].event.at_us == logs.clock.time_us()
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"), [(10**18 - 1, 0), (10**18 - 1, 9), (5, 0), (-1, 10**9 - 1)]
+)
+def test_a_position_that_no_reader_has_given_is_missing_and_reads_little(
+    logs: Logs, offset: int, size: int, monkeypatch
+) -> None:
+    for _ in range(3):
+        logs.write(text="x" * 1000)
+    end = logs.reader.ends()["graph"]
+    monkeypatch.setattr(log_reader, "_LINE_BYTES_MAX", 2000)
+    octets = (logs.folder / f"{end.day}-graph").read_bytes()
+    place = len(octets) if offset < 0 else offset
+    made = LogPosition(end.day, place, min(size, len(octets)), crc32(octets) if size > 9 else 0)
+    numbers, found = logs.read({"graph": made})
+    assert (numbers, found.is_missing) == ([1, 2, 3], True)
