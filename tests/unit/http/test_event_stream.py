@@ -120,8 +120,8 @@ async def test_a_client_that_does_not_read_is_cut_off(blocks: Blocks) -> None:
 
 async def test_a_slow_client_that_reads_is_not_cut_off(blocks: Blocks) -> None:
     async with (
-        streaming(blocks, take_timeout_s=0.5) as server,
-        client(server, receive_bytes=SMALL) as source,
+        streaming(blocks, take_timeout_s=5.0) as server,
+        client(server, receive_bytes=16 * SMALL) as source,
     ):
         sent = [b"data: " + bytes([65 + n]) * 300_000 + b"\n\n" for n in range(20)]
         for block in (*sent, b""):
