@@ -11,6 +11,7 @@ CSP Level 3 6.3.2 (sandbox); RFC 6266 (Content-Disposition).
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -56,6 +57,7 @@ SOURCE_OCTETS_MAX = 1024 * 1024
 _SOURCE_IN_PAGE_OCTETS_MAX = 64 * 1024
 _THREADS = 2
 _WAITING_MAX = 50
+_WAITING_OF_VISITOR_MAX = 25
 
 CONTENT_HEADERS = {
     "content-security-policy": (
@@ -116,7 +118,8 @@ class ContentPages:
     def __init__(self, handlers: Handlers) -> None:
         self._handlers = handlers
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()  # by the name of the visitor
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def response(self, request: HttpRequest, visitor: Visitor, key: str) -> Response:
         """GET /messages/{key}/...: one view of a content, or a part of it."""
@@ -130,15 +133,19 @@ class ContentPages:
             case ("source",):
                 return _source(request, journey, content)
             case ("html",):
-                return await self._html(content)
+                return await self._html(content, visitor.principal)
             case ("text",):
-                text = await self._in_thread(lambda: shown_text(read_parts(octets_of(content))))
+                text = await self._in_thread(
+                    visitor.principal, lambda: shown_text(read_parts(octets_of(content)))
+                )
                 return Response(text.encode("utf-8", "replace"), headers=_TEXT_HEADERS)
             case ("headers",):
-                found = await self._in_thread(lambda: read_parts(octets_of(content)))
+                found = await self._in_thread(
+                    visitor.principal, lambda: read_parts(octets_of(content))
+                )
                 return Response(found.header[:HEADER_OCTETS_MAX], headers=_TEXT_HEADERS)
             case ("attachments", number):
-                return await self._attachment(content, number)
+                return await self._attachment(content, number, visitor.principal)
             case _:
                 path = "/".join(request.segments)
                 raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
@@ -156,7 +163,9 @@ class ContentPages:
         try:
             content = await self._content(journey, visitor.principal, view)
             is_chosen = view == asked
-            return await self._in_thread(lambda: _filled(panel, content, is_chosen=is_chosen))
+            return await self._in_thread(
+                visitor.principal, lambda: _filled(panel, content, is_chosen=is_chosen)
+            )
         except ApiError as error:
             return replace(panel, refusal=error.message)
 
@@ -172,7 +181,7 @@ class ContentPages:
         await self._check_may_see(journey, principal, "properties")
         mailbox, message = await self._handlers.sent_message(journey, principal)
         select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
-        shown = await self._in_thread(lambda: _properties_json(message, select))
+        shown = await self._in_thread(principal, lambda: _properties_json(message, select))
         return Response(shown, headers=_TEXT_HEADERS)
 
     async def _check_may_see(
@@ -194,14 +203,16 @@ class ContentPages:
             return False
         return True
 
-    async def _html(self, content: Content) -> Response:
-        document = await self._in_thread(lambda: html_document(read_parts(octets_of(content))).html)
+    async def _html(self, content: Content, principal: Principal) -> Response:
+        document = await self._in_thread(
+            principal, lambda: html_document(read_parts(octets_of(content))).html
+        )
         if not document:
             raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
         return Response(document.encode(), headers=HTML_HEADERS)
 
-    async def _attachment(self, content: Content, number: str) -> Response:
-        found = await self._in_thread(lambda: read_parts(octets_of(content)).attachments)
+    async def _attachment(self, content: Content, number: str, principal: Principal) -> Response:
+        found = await self._in_thread(principal, lambda: read_parts(octets_of(content)).attachments)
         index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
         if not 1 <= index <= len(found):
             expected = f"the message has {len(found)}" if found else "the message has none"
@@ -214,19 +225,26 @@ class ContentPages:
         }
         return StreamedResponse(decoded(one), headers=headers)
 
-    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        """Run blocking work in one of the threads. Raises ApiError 503."""
-        if self._waiting >= _WAITING_MAX:
-            message = f"{_WAITING_MAX} pages wait for contents; try again."
+    async def _in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
+        """Run blocking work in one of the threads, one at a time of each visitor, so that costly
+        messages of one do not keep the others from theirs. Raises ApiError 503.
+        """
+        name = principal.name
+        waiting = self._waiting[name]
+        if self._waiting.total() >= _WAITING_MAX or waiting >= _WAITING_OF_VISITOR_MAX:
+            message = f"{waiting} of your pages wait for contents; try again."
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=2)
-        self._waiting += 1
+        self._waiting[name] += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            async with self._turns.setdefault(name, asyncio.Lock()):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except OSError as error:
             message = f"The content cannot be read: {error.strerror or error}."
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5) from error
         finally:
-            self._waiting -= 1
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                del self._waiting[name], self._turns[name]
 
 
 def _filled(panel: ContentPanel, content: Content, *, is_chosen: bool) -> ContentPanel:
