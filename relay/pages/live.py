@@ -18,7 +18,7 @@ from typing import Any
 
 from relay.api.dependencies import ChangeNotifier
 from relay.clock import Clock
-from relay.http.errors import service_unavailable
+from relay.http.errors import ApiError, service_unavailable
 from relay.http.event_stream import EventStreamResponse
 from relay.observe.logs import get_logger
 
@@ -216,8 +216,9 @@ class LiveViews:
         view.seen = self._changes.count
         try:
             view.update(await view.render())
-        except Exception:  # noqa: BLE001 - the pages connect again, and see the error then
-            _log.exception("live view not rendered")
+        except Exception as error:  # noqa: BLE001 - the pages connect again, and see it then
+            if not isinstance(error, ApiError):  # such as that of a message that was deleted
+                _log.exception("live view not rendered")
             view.is_failed = True
             self._views.pop(key, None)
             view.news.set()

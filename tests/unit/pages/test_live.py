@@ -11,6 +11,7 @@ from relay.clock import SystemClock
 from relay.http.errors import ApiError
 from relay.pages import live
 from relay.pages.live import LiveReader, LiveViews, digest_of
+from tests.support.logs import capture_logs
 
 
 class Page:
@@ -210,6 +211,18 @@ async def test_a_view_that_fails_ends_its_streams_alone(page):
     await other.begin()
     assert await broken.next() == ""
     assert await other.next() == event("one")
+
+
+@pytest.mark.parametrize(("error", "logged"), [(ApiError(404, "x", "x"), 0), (OSError(), 1)])
+async def test_what_is_gone_is_no_failure_of_the_relay(page, error, logged):
+    async def fail() -> str:
+        raise error
+
+    with capture_logs() as lines:
+        stream = Stream(page.views.stream("gone", fail, LiveReader("ann", "")))
+        await stream.begin()
+        assert await stream.next() == ""
+    assert len(lines) == logged
 
 
 async def test_renderings_take_a_twentieth_of_the_time_however_many_views_there_are(
