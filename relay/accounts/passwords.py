@@ -263,6 +263,8 @@ class PasswordChecker:
             raise LoginDelayedError("Too many logins of this user at once", _BUSY_S)
         if _counts_all_users(client):
             self._delay_by_client(pair, now)
+        if self._running_of[client] >= WAITING_MAX // 2:
+            raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
         if len(self._running) >= WAITING_MAX:
             raise LoginDelayedError("Too many logins at once", _BUSY_S)
         running = asyncio.get_running_loop().run_in_executor(self._threads, compare)
@@ -282,8 +284,6 @@ class PasswordChecker:
             self._raise_if_delayed(self._of_clients, client, now)
             if running and self._of_clients.count(client, now) >= FREE_FAILURES_OF_CLIENT:
                 raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
-        if running >= WAITING_MAX // 2:
-            raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
 
     def _raise_if_delayed(self, table: FailureTable, key: str | _Pair, now: float) -> None:
         if wait_s := table.wait_s(key, now):

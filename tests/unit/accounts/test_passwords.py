@@ -264,9 +264,10 @@ def test_argon2_tells_a_wrong_password_from_a_check_that_failed():
         Password(hashed=stored.replace("m=64", "m=4294967295")).matches("wrong")
 
 
-async def test_one_client_has_half_of_the_places_and_others_the_rest(login, stored):
+@pytest.mark.parametrize("home", [HOME, "", "127.0.0.1"])
+async def test_one_client_has_half_of_the_places_and_others_the_rest(login, stored, home):
     stored.may_go.clear()
-    own = [asyncio.create_task(login("right", HOME, user=f"u{n}")) for n in range(WAITING_MAX)]
+    own = [asyncio.create_task(login("right", home, user=f"u{n}")) for n in range(WAITING_MAX)]
     others = [
         asyncio.create_task(login("right", f"198.51.100.{n}")) for n in range(WAITING_MAX // 2)
     ]
