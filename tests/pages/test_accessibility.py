@@ -105,6 +105,20 @@ def test_pages_work_without_scripts(browser: Browser, samples: Samples):
     assert errors_of(browser) == []
 
 
+def test_without_scripts_no_button_is_shown_that_needs_them(browser: Browser, samples: Samples):
+    name = samples.relay.send(
+        "app@example.test", ["bob@example.test"], "Sign in", "Your code is 482913."
+    ).journey["id"]
+    buttons = "[...document.querySelectorAll('button[type=button]')].filter((b) => b.offsetParent)"
+    for path in ("/internet", f"/messages/{name}"):
+        browser.open(samples.relay.http_url + path)
+        assert browser.evaluate(f"{buttons}.length") > 0
+    browser.without_javascript()
+    for path in ("/internet", f"/messages/{name}"):
+        browser.open(samples.relay.http_url + path)
+        assert browser.evaluate(f"{buttons}.map((one) => one.textContent)") == []
+
+
 def test_pages_work_below_a_path_of_a_proxy(browser: Browser, samples: Samples):
     with reverse_proxy("/mail/relay", strips=True) as proxy:
         proxy.target = samples.relay.http_url.removeprefix("http://")
