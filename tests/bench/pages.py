@@ -1,27 +1,20 @@
-"""What the pages cost a relay: a list in processor time, and open pages in deliveries.
+"""What a page of the message list costs a relay in processor time.
 
-    python -m tests.bench.pages                              all figures
-    python -m tests.bench.pages --only lists --messages 1000 --rounds 5
-    python -m tests.bench.pages --only open --pages 100
+    python -m tests.bench.pages
+    python -m tests.bench.pages --messages 1000 --rounds 5
 
-`lists`: a development relay has 10,000 messages, some captured, a few deferred, and is asked for
+A development relay has 10,000 messages, some captured, a few deferred, and is asked for
 pages of 50. Each figure is the processor time of the whole process, by /proc, for one request; the
 bound is 50 ms. The cost of the same list as whole journeys, by the JSON API, is next to it.
-
-`open`: messages are sent to local mailboxes while no page is open, and while many are, in turns.
-The rates of deliveries are compared; the pages may cost 5 % of the rate.
 """
 
 import argparse
-import asyncio
 import os
 import re
 import smtplib
 import statistics
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -32,7 +25,6 @@ from tests.support.relay_process import until
 
 CONNECTIONS = 4
 BOUND_MS = 50.0
-BOUND_RATIO = 0.95
 LISTS = {
     "first page": "",
     "state=deferred": "?state=deferred",
@@ -40,7 +32,6 @@ LISTS = {
     "subject of nothing": "?q=subject:nothing",
     "a mailbox": f"?mailbox={quote('customer7@other.test')}",
 }
-VIEWS = ("", "?state=delivered", "?q=invoice", "?q=from:alice", "?mailbox=bob@example.test")
 _ARRIVED = re.compile(
     r'^relay_attempts_total\{[^}]*outcome="(?:delivered|captured)"[^}]*\} (\S+)', re.MULTILINE
 )
@@ -51,20 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pages", type=int, default=100)
-    parser.add_argument("--load", type=int, default=3000, help="messages of a round of `open`")
-    parser.add_argument("--only", choices=("lists", "open"))
     options = parser.parse_args()
-    if options.only != "open":
-        for name, cost_ms in lists(options.messages, options.rounds).items():
-            print(f"{name:<32}{cost_ms:>8.1f} ms   (bound: {BOUND_MS:g} ms)")
-    if options.only != "lists":
-        rates = open_pages(options.pages, options.load, options.rounds)
-        for closed, opened in rates:
-            ratio = opened / closed
-            print(f"{closed:>8.0f}/s closed {opened:>8.0f}/s open   ratio {ratio:.3f}")
-        ratio = statistics.median(opened / closed for closed, opened in rates)
-        print(f"median ratio {ratio:.3f}   (bound: {BOUND_RATIO:g})")
+    for name, cost_ms in lists(options.messages, options.rounds).items():
+        print(f"{name:<32}{cost_ms:>8.1f} ms   (bound: {BOUND_MS:g} ms)")
 
 
 def lists(messages: int, rounds: int) -> dict[str, float]:
@@ -107,48 +87,6 @@ def _mail(number: int) -> tuple[str, str]:
     if number % 2:
         return f"customer{number % 500}@other.test", f"Invoice {number} for March"
     return "bob@example.test", f"Invoice {number} for March"
-
-
-def open_pages(pages: int, load: int, rounds: int) -> list[tuple[float, float]]:
-    """Return deliveries per second without and with open pages, of each round."""
-    with DevProcess("--no-demo") as relay:
-        mail = [("bob@example.test", f"Invoice {number}") for number in range(load)]
-        send(relay, mail[: load // 4])
-        found = []
-        for number in range(rounds):
-            rates = {}
-            for is_open in (False, True) if number % 2 else (True, False):
-                rates[is_open] = asyncio.run(_rate(relay, mail, pages=pages if is_open else 0))
-            found.append((rates[False], rates[True]))
-        return found
-
-
-async def _rate(relay: DevProcess, mail: Sequence[tuple[str, str]], *, pages: int) -> float:
-    base = relay.ready["pages"]
-    limits = httpx.Limits(max_connections=None)
-    async with (
-        AsyncExitStack() as streams,
-        httpx.AsyncClient(base_url=base, trust_env=False, timeout=None, limits=limits) as client,
-    ):
-        readers = []
-        for number in range(pages):
-            view = VIEWS[number % len(VIEWS)]
-            url = f"{view or '?'}{'&' if view else ''}live="
-            stream = await streams.enter_async_context(client.stream("GET", url))
-            stream.raise_for_status()
-            readers.append(asyncio.create_task(_read(stream)))
-        began_s = time.perf_counter()
-        await asyncio.to_thread(send, relay, mail)
-        took_s = time.perf_counter() - began_s
-        for one in readers:
-            one.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
-    return len(mail) / took_s
-
-
-async def _read(stream: httpx.Response) -> None:
-    async for _ in stream.aiter_raw():
-        pass
 
 
 def send(relay: DevProcess, mail: Sequence[tuple[str, str]]) -> None:

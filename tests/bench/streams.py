@@ -3,12 +3,13 @@
     tests/bench/streams.py                         100 streams, five rounds each, 8 clients
     tests/bench/streams.py --streams 20 --rounds 3 --messages 500
     tests/bench/streams.py --as alice              streams of the sender: its own events only
-    tests/bench/streams.py --page '/?live='        open pages of the message list, after a login
+    tests/bench/streams.py --pages                 open pages of the message list, after a login
 
 Each round sends messages to a local mailbox and ends when all of them are there. In every second
-round, programs follow GET /relay/v1/events, or the live part of a page, on connections of their
-own; the relay has one process, the senders another, the followers a third. The bound is a loss of 5 % of the rate. The machine
-needs a core for the followers: what they take from the relay's core is not the relay's cost.
+round, programs follow GET /relay/v1/events, or the live parts of five lists, on connections of
+their own; the relay has one process, the senders another, the followers a third. The bound is a
+loss of 5 % of the rate. The machine needs a core for the followers: what they take from the relay's
+core is not the relay's cost.
 """
 
 import argparse
@@ -32,6 +33,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import sendmail
 
 BOUND = 0.95
+LIVE_LISTS = [
+    f"/?{query}live="
+    for query in ("", "state=delivered&", "q=a&", "q=from:alice&", "mailbox=bob@example.test&")
+]
 OPERATOR = """\
 [[account]]
 address = "ops@example.test"
@@ -59,10 +64,10 @@ def main() -> int:
         try:
             relay.start()
             one_round(relay, given, count=min(given.messages, 200))  # warm
-            request = followed_request(relay.socket, given)
+            requests = followed_requests(relay.socket, given)
             for number in range(given.rounds):
                 for has_streams in (False, True):
-                    with followers(relay.socket, request, given.streams * has_streams) as followed:
+                    with followers(relay.socket, requests, given.streams * has_streams) as followed:
                         measured = one_round(relay, given, count=given.messages)
                     found[has_streams].append(measured)
                     print(
@@ -99,7 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--messages", type=int, default=2000, help="in each round")
     parser.add_argument("--size", type=int, default=4096, help="octets of the body")
     parser.add_argument("--as", dest="token", default="ops", choices=("ops", "alice"))
-    parser.add_argument("--page", default="", help="path and query of a page's live part")
+    parser.add_argument("--pages", action="store_true", help="lists of messages, not events")
     parser.add_argument("--directory", default=None, help="on the disk to measure")
     return parser.parse_args()
 
@@ -122,20 +127,13 @@ def one_round(relay: sendmail.Relay, given: argparse.Namespace, *, count: int) -
     return Measured(count / took_s, (relay.cpu_s() - before_s) * 1000 / count)
 
 
-def followed_request(path: str, given: argparse.Namespace) -> bytes:
-    """Return the request of a follower; for a page it has the cookie of a login."""
-    target, field = "/relay/v1/events", f"Authorization: Bearer {given.token}"
-    if given.page:
-        target, field = given.page, f"Cookie: {login(path, given.token)}"
-    lines = (
-        f"GET {target} HTTP/1.1",
-        "Host: localhost",
-        "Accept: text/event-stream",
-        field,
-        "",
-        "",
-    )
-    return "\r\n".join(lines).encode()
+def followed_requests(path: str, given: argparse.Namespace) -> list[bytes]:
+    """Return what the followers request in turns; for pages with the cookie of a login."""
+    targets, field = ["/relay/v1/events"], f"Authorization: Bearer {given.token}"
+    if given.pages:
+        targets, field = LIVE_LISTS, f"Cookie: {login(path, given.token)}"
+    end = f"HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{field}\r\n\r\n"
+    return [f"GET {target} {end}".encode() for target in targets]
 
 
 def login(path: str, user: str) -> str:
@@ -162,14 +160,14 @@ def _cookies(answer: http.client.HTTPResponse) -> str:
 
 
 @contextmanager
-def followers(path: str, request: bytes, count: int) -> Iterator[Callable[[], int]]:
+def followers(path: str, requests: list[bytes], count: int) -> Iterator[Callable[[], int]]:
     """Follow with `count` streams in a process of its own; yields what returns their octets."""
     if not count:
         yield lambda: 0
         return
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
-        target=follow, args=(path, request, count, theirs)
+        target=follow, args=(path, requests, count, theirs)
     )
     process.start()
     total = 0
@@ -186,14 +184,14 @@ def followers(path: str, request: bytes, count: int) -> Iterator[Callable[[], in
         process.join()
 
 
-def follow(path: str, request: bytes, count: int, control: Connection) -> None:
+def follow(path: str, requests: list[bytes], count: int, control: Connection) -> None:
     """Read and forget what `count` streams send, until the control connection says so."""
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
-        for _ in range(count):
+        for number in range(count):
             stream = socket.socket(socket.AF_UNIX)
             stream.connect(path)
-            stream.sendall(request)
+            stream.sendall(requests[number % len(requests)])
             head = stream.recv(4096)
             assert head.startswith(b"HTTP/1.1 200"), head
             selector.register(stream, selectors.EVENT_READ)

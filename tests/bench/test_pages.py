@@ -1,15 +1,9 @@
 """The bench of the pages runs; its figures are for `make bench-pages`."""
 
-from tests.bench.pages import LISTS, lists, open_pages
+from tests.bench.pages import LISTS, lists
 
 
 def test_lists_are_measured() -> None:
     measured = lists(messages=120, rounds=1)
     assert set(LISTS) < set(measured)
     assert all(cost_ms >= 0 for cost_ms in measured.values())
-
-
-def test_open_pages_are_measured() -> None:
-    [(closed, opened)] = open_pages(pages=10, load=40, rounds=1)
-    assert closed > 0
-    assert opened > 0
