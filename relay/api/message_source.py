@@ -1,24 +1,28 @@
 """The content of a message: from the spool, a recipient's mailbox, or the sender's mailbox.
 
 It is found without a copy of its own: the spool has it while a recipient is not final; then a local
-recipient's mailbox may have it, and the sender's Sent Items or Drafts.
+recipient's mailbox may have it, the sender's Sent Items or Drafts, or a report that returns it.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from relay.api.message_copies import AFTER_CAPTURE, CopyMailboxes, MessageCopies
+from relay.journeys.events import Step
 from relay.journeys.journey import Journeys
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.types import NoSuchItemError, StoredMessage
 from relay.message.address import own_mailbox
-from relay.message.content import Content, edit_header
+from relay.message.content import Content, edit_header, octets_of
 from relay.message.header import ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.mime.headers import without_delivery_fields
+from relay.mime.read_report import returned_message
 from relay.spool.types import KeptMessage
 
 _HIDDEN = ("Bcc", "Resent-Bcc")
+_REPORTS_MAX = 3  # to read for the message that they return
 
 
 class SourceSpool(Protocol):
@@ -72,18 +76,40 @@ class MessageSources:
         It has no Bcc, unless it is from the mailbox of `reader`.
         """
         if queue_id := journey["id"]:
-            kept = await self._spool.read_message(queue_id)
-            if kept.content is not None:
-                return kept.content
-            for number, address, state in kept.recipients:
-                mailbox = self._mailbox_with_copy(address, state)
-                name = delivered_id(f"{queue_id}-{number}")
-                if mailbox and (copy := await self._in_mailbox(mailbox, name)) is not None:
-                    return edit_header(copy, without_delivery_fields)
-            if self._received is not None and (octets := self._received(queue_id)) is not None:
-                return octets
+            content = await self._transported(queue_id)
+            if content is not None:
+                return content
         if submission_id := journey["submission_id"]:
-            return await self._of_sender(submission_id, reader=reader)
+            content = await self._of_sender(submission_id, reader=reader)
+            if content is not None:
+                return content
+        return await self._returned(journey)
+
+    async def _transported(self, queue_id: str) -> Content | None:
+        """Return the content as the queue, a recipient, or a simulated host has it."""
+        kept = await self._spool.read_message(queue_id)
+        if kept.content is not None:
+            return kept.content
+        for number, address, state in kept.recipients:
+            mailbox = self._mailbox_with_copy(address, state)
+            name = delivered_id(f"{queue_id}-{number}")
+            if mailbox and (copy := await self._in_mailbox(mailbox, name)) is not None:
+                return edit_header(copy, without_delivery_fields)
+        return self._received(queue_id) if self._received is not None else None
+
+    async def _returned(self, journey: Mapping[str, Any]) -> Content | None:
+        """Return the content as a report to the sender returns it in whole."""
+        reports = [
+            name
+            for step in journey["steps"]
+            if step["step"] == Step.REPORT and (name := step["detail"].get("report_id"))
+        ]
+        for name in reports[:_REPORTS_MAX]:
+            report = await self._transported(name)
+            if report is not None:
+                returned = await asyncio.to_thread(returned_message, octets_of(report))
+                if returned is not None:
+                    return returned
         return None
 
     async def original(self, journey: Mapping[str, Any]) -> tuple[str, StoredMessage] | None:

@@ -210,6 +210,13 @@ def join_octets(pieces: Sequence[Octets]) -> JoinedOctets:
     return JoinedOctets(some, tuple(accumulate(piece.size for piece in some)))
 
 
+def octets_of(content: Content) -> Octets:
+    """Return a content as Octets."""
+    if isinstance(content, bytes):
+        return MemoryOctets(content)
+    return join_octets([MemoryOctets(content.header), *content.body])
+
+
 def contains(octets: Octets, wanted: bytes) -> bool:
     """Return whether `wanted` occurs in the octets. Reading blocks; raises UnreadableError."""
     end = b""

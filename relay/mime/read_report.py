@@ -27,6 +27,9 @@ _ACTIONS = {
     "relayed": "was passed on to a host that sends no reports",
     "expanded": "was delivered to a list, and sent to its members",
 }
+_RETURNED = ("message/rfc822", "message/global")
+_RETURNED_OCTETS_MAX = 2 * 1024 * 1024
+_PLAIN = frozenset(("", "7bit", "8bit", "binary"))
 _blank_line = re.compile(rb"\r?\n\r?\n")
 _white = re.compile(rb"\s+")
 
@@ -68,6 +71,22 @@ def read_report(content: Octets) -> DeliveryReport | None:
         if entity.content_type in _STATUS:
             size = min(entity.end - entity.body_start, _STATUS_OCTETS_MAX)
             return _report_of(content.read(entity.body_start, size))
+    return None
+
+
+def returned_message(content: Octets) -> bytes | None:
+    """Return the message that a report returns in whole, None if it has none or only its header.
+
+    Reading blocks; raises OSError where the octets cannot be read.
+    """
+    structure = read_structure(content)
+    if structure.message.content_type != "multipart/report":
+        return None
+    for entity in structure.entities:
+        size = entity.end - entity.body_start
+        is_whole = entity.content_type in _RETURNED and entity.encoding in _PLAIN
+        if is_whole and entity.parent == 0 and 0 < size <= _RETURNED_OCTETS_MAX:
+            return content.read(entity.body_start, size)
     return None
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from urllib.parse import quote, urlsplit
 
-from relay.message.content import Content, Octets, as_octets, join_octets
+from relay.message.content import Octets
 from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import html_to_text
@@ -114,13 +114,6 @@ class MessageContent:
     codes: tuple[str, ...]
     notes: tuple[str, ...]
     parts: ReadParts = field(repr=False)
-
-
-def octets_of(content: Content) -> Octets:
-    """Return a content as Octets."""
-    if isinstance(content, bytes):
-        return as_octets(content)
-    return join_octets([as_octets(content.header), *content.body])
 
 
 def read_content(octets: Octets) -> MessageContent:

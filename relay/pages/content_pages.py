@@ -30,7 +30,7 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import StreamedResponse
 from relay.http.http_request import HttpRequest
 from relay.mailbox.types import StoredMessage
-from relay.message.content import Content, blocks, size_of
+from relay.message.content import Content, blocks, octets_of, size_of
 from relay.mime.read_mime import read_parts
 from relay.mime.read_report import DeliveryReport, read_report
 from relay.observe.logs import get_logger
@@ -45,7 +45,6 @@ from relay.pages.content import (
     download_type,
     file_name,
     html_document,
-    octets_of,
     read_content,
     shown_text,
 )

@@ -42,7 +42,7 @@ def a_message(*, text: str = "Hello.\n") -> bytes:
 @pytest.fixture(scope="module")
 def relay() -> Iterator[RelayProcess]:
     with Remotes() as remotes:
-        remotes.start("a.test")
+        remotes.start("a.test", rcpt={"nobody@a.test": "550 5.1.1 No such user here"})
         with remotes.relay(
             accounts=[
                 {"address": "mute@example.test", "token": "plain:mute", "scopes": ["Mail.Send"]}
@@ -65,7 +65,7 @@ def test_what_the_queue_has_comes_from_the_queue(relay: RelayProcess) -> None:
 
 def test_what_was_delivered_comes_from_the_mailbox(relay: RelayProcess) -> None:
     content = b"Subject: local\r\nX-Mark: 1\r\n\r\nx\r\n"
-    queue_id = relay.submit("alice@example.test", ["nobody@a.test", BOB], content)
+    queue_id = relay.submit("alice@example.test", ["somebody@a.test", BOB], content)
     relay.until_final(queue_id)
     found = source(relay, queue_id)
     assert found.startswith(b"Received: ")
@@ -85,8 +85,23 @@ def test_what_only_the_sender_has_hides_bcc_from_others(relay: RelayProcess) -> 
     assert relay.graph("GET", f"/relay/v1/messages/{identity}/source", token="bob").status == 404
 
 
+def test_what_bounced_comes_from_the_report(relay: RelayProcess) -> None:
+    content = b"Subject: bounced\r\nX-Mark: 2\r\n\r\n.lost\r\n"
+    queue_id = relay.submit("alice@example.test", ["nobody@a.test"], content)
+    relay.until_final(queue_id)
+    found = until("reported", lambda: reported(relay, queue_id))
+    assert b"\r\nX-Mark: 2\r\n" in found
+    assert found.endswith(b"\r\n\r\n.lost\r\n")
+    assert b"delivery-status" not in found
+
+
+def reported(relay: RelayProcess, key: str) -> bytes | None:
+    answer = relay.graph("GET", f"/relay/v1/messages/{key}/source", token=OPERATOR)
+    return answer.body if answer.status == 200 else None
+
+
 def test_what_nobody_has_says_so(relay: RelayProcess) -> None:
-    queue_id = relay.submit("alice@example.test", ["gone@a.test"])
+    queue_id = relay.submit("", ["gone@a.test"])
     relay.until_final(queue_id)
     assert gone(relay, queue_id).startswith("The content is gone: the queue keeps it until")
     assert gone(relay, "0000000000000000").startswith("No message is known as")

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from relay.message.content import MemoryOctets
+from relay.message.content import MemoryOctets, octets_of
 from relay.pages.content import (
     ATTACHMENTS_MAX,
     IMAGE_OCTETS_MAX,
@@ -15,7 +15,6 @@ from relay.pages.content import (
     download_type,
     file_name,
     html_document,
-    octets_of,
     read_content,
     shown_text,
 )
