@@ -19,6 +19,7 @@ from relay.spool.types import SpoolError
 
 _log = get_logger("app")
 _INTERVAL_S = 60.0
+_AHEAD_US = 1_000_000  # more than between two looks at a clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +80,21 @@ class MailRetention:
     async def remove(self) -> None:
         """Remove what is above the limits now. Raises StoreError, SpoolError.
 
-        Nothing is older than in real time. The times of files are real: that of the queue may be
-        ahead of them.
+        Nothing is older than in real time. The times of files are real: those of the queue are
+        ahead of them by what the clock was, so that each is limited alone once it was advanced.
         """
         files = await self._store.stored_files()
         kept = await self._spool.sizes(self._keep.messages + 1)
         real_us = self._clock.file_time_us()
-        ahead_us = max(0, self._clock.time_us() - real_us)
-        sizes = [(one.at_us + ahead_us, one.size_bytes) for one in files]
-        cut = cut_us(sizes, kept, keep=self._keep, now_us=real_us)
-        old = [one for one in files if one.at_us + ahead_us <= cut]
+        sizes = [(one.at_us, one.size_bytes) for one in files]
+        is_ahead = self._clock.time_us() - real_us > _AHEAD_US
+        groups: list[list[Sequence[KeptItem]]] = [[sizes], [kept]] if is_ahead else [[sizes, kept]]
+        cuts = [cut_us(*group, keep=self._keep, now_us=real_us) for group in groups]
+        old = [one for one in files if one.at_us <= cuts[0]]
         removed = await self._store.remove_files(old) if old else 0
         messages = 0
-        if any(at_us <= cut for at_us, _ in kept):  # otherwise nothing is written
-            while number := await self._spool.discard(cut):
+        if any(at_us <= cuts[-1] for at_us, _ in kept):  # otherwise nothing is written
+            while number := await self._spool.discard(cuts[-1]):
                 messages += number
         if removed or messages:  # relay dev shows warnings only
             _log.warning("old messages removed", in_mailboxes=removed, in_the_queue=messages)

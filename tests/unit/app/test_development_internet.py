@@ -90,6 +90,23 @@ async def test_an_advance_of_the_clock_makes_no_mail_old(relay):
         assert await daemon.journeys.journey(address, account=None)
 
 
+async def test_after_an_advance_the_newest_mail_stays_in_mailboxes_and_in_the_list(relay):
+    addresses = [f"u{number}@elsewhere.test" for number in range(4)]
+    for address in addresses:
+        await send(relay, address)
+        await until(lambda address=address: mailbox(relay, address))
+    await relay.advance_clock(86400.0)
+    daemon = relay.daemon
+    limits = KeepLimits(messages=2)
+    retention = MailRetention(
+        daemon.store, daemon.spool.maintenance, keep=limits, clock=relay.clock
+    )
+    await retention.remove()
+    listed = [one for one in addresses if await daemon.journeys.journey(one, account=None)]
+    assert listed == addresses[2:]
+    assert [one for one in addresses if mailbox(relay, one)] == addresses[2:]
+
+
 async def test_the_later_reports_that_wait_are_limited_in_octets(relay, monkeypatch):
     monkeypatch.setattr(remote_side, "REPORTS_BYTES_MAX", 1)
     await send(relay, "a+later550@b.test")
