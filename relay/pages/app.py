@@ -5,6 +5,10 @@ read with GET; a change is a POST of a form with the visitor's CSRF token, answe
 token of every request but GET is checked before its handler is called.
 """
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from starlette.responses import Response
 
 from relay.api.dependencies import ApiDependencies
@@ -45,6 +49,8 @@ PREFIXES = (
     "static",
     "help",
 )
+REQUESTS_OF_VISITOR_MAX = 32  # at once: the searches of one must not keep all others waiting
+_TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX  # slow strangers never use it up
 
@@ -63,6 +69,21 @@ def create_app(
     clock = ClockPage(controls) if controls is not None else None
     internet = InternetPage(controls) if controls is not None else None
 
+    running: Counter[str] = Counter()  # by the name of the visitor
+
+    @contextmanager
+    def counted(name: str) -> Iterator[None]:
+        """Raise ApiError 429 if the visitor has too many requests already."""
+        if running[name] >= REQUESTS_OF_VISITOR_MAX:
+            raise ApiError(429, "TooManyRequests", _TOO_MANY, headers={"retry-after": "1"})
+        running[name] += 1
+        try:
+            yield
+        finally:
+            running[name] -= 1
+            if not running[name]:
+                del running[name]
+
     async def handle(request: HttpRequest) -> Response:
         visitor: Visitor | None = None
         try:
@@ -78,13 +99,14 @@ def create_app(
                 await read_form(request, visitor.csrf)
             if request.segments == ("logout",):
                 return logout(request, visitor, site, logins=access.logins)
-            if request.segments == ("health",):
-                return await health.respond(request, visitor, site)
-            if request.segments == ("clock",) and clock is not None:
-                return await clock.respond(request, visitor, site)
-            if request.segments in INTERNET_PATHS and internet is not None:
-                return await internet.respond(request, visitor, site)
-            return await _page(request, visitor, site)
+            with counted(visitor.principal.name):
+                if request.segments == ("health",):
+                    return await health.respond(request, visitor, site)
+                if request.segments == ("clock",) and clock is not None:
+                    return await clock.respond(request, visitor, site)
+                if request.segments in INTERNET_PATHS and internet is not None:
+                    return await internet.respond(request, visitor, site)
+                return await _page(request, visitor, site)
         except SpoolError as error:
             failure = service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)
             return site.error(request, visitor, failure)
