@@ -11,7 +11,7 @@ from relay.api.request_parameters import require_method, selector_of_query
 from relay.clock import id_time_us
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
-from relay.message.lifecycle import FINAL
+from relay.message.lifecycle import FINAL, RecipientState
 from relay.pages.access import Visitor
 from relay.pages.queue_change import EFFECTS, LABELS, result_sentence
 from relay.pages.queue_selection import QueueSelection, selection_of
@@ -130,9 +130,14 @@ def _reply(entry: Mapping[str, Any]) -> str:
 
 
 def _reasons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return why the listed entries wait: next hop and last reply, the most frequent first."""
+    """Return why the listed entries wait: next hop and last reply, the most frequent first.
+
+    Captured mail waits for nothing.
+    """
     found: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
+        if entry["state"] == RecipientState.CAPTURED:
+            continue
         found[entry["next_hop"], str(entry["state"]), _reply(entry)] += 1
     return [
         {"next_hop": hop, "hop": hop_words(hop), "state": state, "reply": reply, "entries": number}

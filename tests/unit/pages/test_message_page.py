@@ -246,6 +246,19 @@ def test_the_clock_advances_to_the_next_attempt(relay, deferred):
     )
 
 
+def test_captured_mail_waits_for_nothing(relay):
+    relay.send(ALICE, "joe@elsewhere.example", "Kept", "text")
+    relay.settle()
+    assert "Why they wait" not in get(relay, "queue").text
+    relay.send(ALICE, JOE, "Late", "text")
+    relay.settle()
+    _, _, reasons = get(relay, "queue").text.partition("Why they wait")
+    assert "451 4.3.0 later" in reasons
+    assert "captured for" not in reasons
+    confirmation = get(relay, "queue/cancel?all=true")
+    assert confirmation.headings[0] == "Cancel all entries in the queue?"
+
+
 def test_the_queue_lists_what_waits(relay, deferred):
     relay.internet.domain("slow.test").rcpt("gone").reply("550 5.1.1 no such user")
     relay.send(ALICE, [JOE, "gone@slow.test"], "Half", "text")
