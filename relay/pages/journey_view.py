@@ -15,6 +15,7 @@ from relay.clock import time_us_of
 from relay.journeys.events import Step
 from relay.journeys.wording import REASONS, WAITS_FOR, client_line
 from relay.message.lifecycle import FINAL, RecipientState
+from relay.pages.content import one_line
 from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
 from relay.settings.document import counted
 
@@ -132,7 +133,7 @@ def journey_view(
     by_state = Counter(one["state"] for one in rest)
     return JourneyView(
         name=journey["id"] or journey["submission_id"] or "",
-        subject=journey["subject"],
+        subject=one_line(journey["subject"]),
         sender=journey["sender"],
         state=journey["state"],
         client=client_line(journey["client"]),

@@ -13,6 +13,7 @@ from relay.journeys.message_list import ListPosition, MessageSummary, parse_posi
 from relay.journeys.message_search import MessageSearch
 from relay.message.lifecycle import RecipientState
 from relay.pages.access import Visitor
+from relay.pages.content import one_line
 from relay.pages.first_minute import first_minute
 from relay.pages.search_text import SearchTextError, parse_search
 from relay.pages.site import PageSite
@@ -193,7 +194,7 @@ def _row(row: MessageSummary, *, is_unread: bool) -> dict[str, Any]:
         "sender": row.sender or "<>",
         "to": row.recipients[0].address if row.recipients else "",
         "more": max(0, row.recipient_count - 1),
-        "subject": row.subject,
+        "subject": one_line(row.subject),
         "reply": "" if row.state in _WITHOUT_REPLY else row.reply,
         "next": None if next_us is None else rfc3339(next_us),
     }

@@ -151,6 +151,15 @@ async def flags_of(pages, address):
     return {one["subject"]: one["isRead"] for one in answer.json()["value"]}
 
 
+async def test_a_subject_cannot_reorder_or_hide_what_is_next_to_it(pages):
+    await send(pages, ("\u202eexe.\u2066ab\u200b", "bob@example.test"))
+    page = await pages.text("/")
+    message = await pages.text(f"/messages/{keys_of(page)[0]}?show=text")
+    for text in (page, message):
+        assert "\ufffdexe.\ufffdab\ufffd" in text
+        assert not set(text) & set("\u202e\u2066\u200b")
+
+
 async def test_marked_messages_are_read_and_unread_in_all_mailboxes(pages):
     await send(pages, ("one", "bob@example.test"), ("two", "ann@customer.test"))
     text = await pages.text("/")
