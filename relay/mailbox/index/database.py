@@ -46,10 +46,18 @@ def open_database(path: Path | None) -> apsw.Connection:
     if path is None:
         with translate_errors():
             return _set_up_or_close(apsw.Connection(_MEMORY))
-    with _locked(path.parent, fcntl.LOCK_SH), translate_errors():
+    with _locked(path.parent, _kind_of_lock(path)), translate_errors():
         with suppress(OSError):  # SQLite reports the cause better
             path.touch(0o600)  # it contains mail; its WAL gets the same mode
         return _set_up_or_close(apsw.Connection(str(path)))
+
+
+def _kind_of_lock(path: Path) -> int:
+    """Return the lock for the opening: one program alone creates an index."""
+    with suppress(OSError):
+        if path.stat().st_size:
+            return fcntl.LOCK_SH
+    return fcntl.LOCK_EX
 
 
 def remove_database(path: Path) -> None:
