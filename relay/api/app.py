@@ -107,7 +107,7 @@ async def _relay_v1(
 ) -> Response:
     match request.segments[2:]:
         case ("messages",):
-            query = _query(request, "GET", *LIST_PARAMETERS)
+            query = _with_cursor(_query(request, "GET", *LIST_PARAMETERS))
             found = handlers.messages(query, principal)
             return json_response(await request.cancel_on_disconnect(found))
         case ("messages", key):
@@ -124,7 +124,7 @@ async def _relay_v1(
             wait = handlers.wait_for_message(key, query, principal)
             return json_response(await request.cancel_on_disconnect(wait))
         case ("events",):
-            query = _query(request, "GET", "after", "message")
+            query = _with_cursor(_query(request, "GET", "after", "message"))
             last_event_id = request.headers.get("last-event-id")
             response = await handlers.events(
                 query,
@@ -165,6 +165,13 @@ def _query(request: HttpRequest, method: str, *allowed: str) -> dict[str, str]:
     """Return the query parameters. Raises ApiError 405 for another method, 400 as single_values."""
     require_method(request, method)
     return single_values(request.query, allowed)
+
+
+def _with_cursor(query: dict[str, str]) -> dict[str, str]:
+    """Return the parameters without an empty `after`: a program begins its loop with "after="."""
+    if query.get("after") == "":
+        del query["after"]
+    return query
 
 
 def _not_found(request: HttpRequest) -> ApiError:

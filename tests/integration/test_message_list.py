@@ -46,6 +46,11 @@ def test_nothing_that_matches_is_an_empty_list(relay: RelayProcess) -> None:
     assert found["messages"] == []
 
 
+def test_an_empty_cursor_is_none(relay: RelayProcess) -> None:
+    relay.send_mail(to=["bob@example.test"], subject="empty cursor")
+    assert subjects(listed(relay, subject="empty c*", after="")) == ["empty cursor"]
+
+
 def test_an_account_lists_its_own(relay: RelayProcess) -> None:
     cursor = listed(relay, token="bob")["cursor"]
     relay.send_mail(to=["bob@example.test"], subject="of alice")
