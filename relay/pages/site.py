@@ -203,8 +203,10 @@ def _depth(request: HttpRequest) -> int:
 
 @cache
 def _environment() -> jinja2.Environment:
+    # all templates are read now: those of another version may replace them while Relay runs
+    files = resources.files("relay.pages").joinpath("templates").iterdir()
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("relay.pages"),
+        loader=jinja2.DictLoader({file.name: file.read_text("utf-8") for file in files}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
