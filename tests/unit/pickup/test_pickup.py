@@ -432,15 +432,26 @@ async def test_a_conversion_process_is_reused_until_it_is_killed(fakes, killed):
     assert len(fakes.store.filed) == 2
 
 
+@pytest.fixture(autouse=True)
+def children_before():
+    """The child processes of other tests, such as a browser."""
+    _EARLIER.update(_children())
+    yield
+    _EARLIER.clear()
+
+
+_EARLIER = set()
+
+
 def _children():
-    """The child processes that have not ended."""
+    """The child processes of this test that have not ended."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         for child in map(int, (task / "children").read_text().split()):
             with contextlib.suppress(FileNotFoundError):
                 if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                     found.add(child)
-    return found
+    return found - _EARLIER
 
 
 @pytest.mark.parametrize(
