@@ -73,8 +73,11 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
     count = browser.evaluate(f"{CONTROLS}.length")
     assert count > 4
     browser.evaluate(RECORD_FOCUS)
-    browser.press(*[TAB] * (count + 10))
     left = f"{CONTROLS}.filter((one) => !reached.has(one)).map((one) => one.outerHTML)"
+    for _ in range(3):  # a key is lost now and then while the focus leaves the frame of a preview
+        browser.press(*[TAB] * (count + 10))
+        if not browser.evaluate(left):
+            break
     assert browser.evaluate(left) == []
     assert browser.evaluate("unmarked") == []
 
