@@ -100,9 +100,10 @@ def recover_spool(database: Path, *, stamp: str) -> RecoveryResult:
             if not found.faults:
                 damage_mark_of(database).unlink(missing_ok=True)
                 return found
+            stamp = _unused_stamp(database, stamp)
             mark.write_text(stamp)
             fsync_path(mark)
-        damaged = database.with_name(f"{database.name}.damaged-{stamp}")
+        damaged = _damaged_name(database, stamp)
         found.aside = str(damaged)
         _move_damaged(database, damaged)
         _fill(database, damaged, found)
@@ -123,6 +124,16 @@ def faults_of(database: Path) -> list[str]:
             return integrity_errors(connection, full=True)
     except SpoolDamagedError as error:
         return [str(error)]
+
+
+def _damaged_name(database: Path, stamp: str) -> Path:
+    return database.with_name(f"{database.name}.damaged-{stamp}")
+
+
+def _unused_stamp(database: Path, stamp: str) -> str:
+    """Return the stamp, with a number if a recovery in the same second has moved files there."""
+    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))
+    return next(one for one in names if not _damaged_name(database, one).exists())
 
 
 def _move_damaged(database: Path, damaged: Path) -> None:
