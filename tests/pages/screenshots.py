@@ -8,14 +8,13 @@ from tests.support.relay_process import ROOT
 from tests.support.sample_mail import png, relay_with_samples
 
 IMAGES = ROOT / "docs/images"
-WIDTH = 1200  # pixels
 LARGEST = 150_000  # octets
-# By name: the page's path, or the message's subject, and the greatest height in pixels.
+# By name: the page's path, or the message's subject, the width and the greatest height in pixels.
 PICTURES = {
-    "list": ("/", 900),
-    "journey": ("Reminder", 1400),
-    "bounce": ("Undeliverable: Invoice 1041", 1330),
-    "internet": ("/internet", 1000),
+    "list": ("/", 1200, 900),
+    "journey": ("Reminder", 1400, 1150),
+    "bounce": ("Undeliverable: Invoice 1041", 1400, 1150),
+    "internet": ("/internet", 1200, 1000),
 }
 
 
@@ -52,21 +51,22 @@ def main() -> None:
     with relay_with_samples() as samples, running_browser() as browser:
         browser.reset()
         browser.emulate_scheme("light")
-        for name, (place, tallest) in PICTURES.items():
+        for name, (place, width, tallest) in PICTURES.items():
+            browser.set_width(width)
             browser.open(samples.url(place))
-            picture = _png(browser, _screenshot(browser, tallest))
+            picture = _png(browser, _screenshot(browser, width=width, tallest=tallest))
             assert len(picture) <= LARGEST, f"{name}.png: {len(picture)} bytes, limit {LARGEST}"
             (IMAGES / f"{name}.png").write_bytes(picture)
             print(f"docs/images/{name}.png: {len(picture)} bytes")
 
 
-def _screenshot(browser: Browser, tallest: int) -> str:
+def _screenshot(browser: Browser, *, width: int, tallest: int) -> str:
     """Return the page down to its end or the greatest height, as PNG in base64."""
     end = browser.evaluate(
         "Math.max(...[...document.querySelectorAll('main > *')].map((one) => "
         "one.getBoundingClientRect().bottom)) + 24"
     )
-    clip = {"x": 0, "y": 0, "width": WIDTH, "height": min(int(end), tallest), "scale": 1}
+    clip = {"x": 0, "y": 0, "width": width, "height": min(int(end), tallest), "scale": 1}
     taken = browser.driver.execute_cdp_cmd(
         "Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True}
     )
