@@ -12,7 +12,7 @@ LARGEST = 150_000  # octets
 # By name: the page's path, or the message's subject, the width and the greatest height in pixels.
 PICTURES = {
     "list": ("/", 1200, 900),
-    "journey": ("Reminder", 1400, 1150),
+    "journey": ("Reminder", 1400, 1500),
     "bounce": ("Undeliverable: Invoice 1041", 1400, 1150),
     "internet": ("/internet", 1200, 1000),
 }
