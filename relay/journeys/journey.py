@@ -32,6 +32,7 @@ from relay.journeys.open_submissions import state_before_transport
 from relay.message.envelope import Client
 from relay.message.lifecycle import FINAL, RecipientState
 
+_LOOKS_MAX = 3  # for a page, while submissions are accepted
 _READ_MAX = 1000  # candidates, to find those that match
 _WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
 _ALL = MessageSearch()
@@ -193,22 +194,34 @@ class Journeys:
         """
         if wanted.key:
             return await self._page_of_key(wanted, account=account, limit=limit, before=before)
-        # The log is read first: what it has as accepted is in the spool by then.
+        # The log is read first: what it has as accepted is in the spool by then. What the spool
+        # has accepted meanwhile is looked up there again.
         submissions = await self._store.open_submissions()
-        spooled = await self._spool.find_page(
-            wanted, account=account, before=before, limit=limit + 1
-        )
-        places: dict[ListPosition, FoundMessage | OpenSubmission] = {
-            place: one
-            for one in submissions
-            if account in (None, one.account)
-            and _is_between(place := position_of("", one.submission_id), before, spooled.reached)
-            and one.matches(wanted)
-        }
-        places |= {position_of(one.queue_id, one.submission_id): one for one in spooled.messages}
-        newest = sorted(places, key=lambda place: place.order)
-        read = newest[: 2 * limit + 1]
-        shown = await self._without_accepted([(place, places[place]) for place in read])
+        for _ in range(_LOOKS_MAX):
+            spooled = await self._spool.find_page(
+                wanted, account=account, before=before, limit=limit + 1
+            )
+            places: dict[ListPosition, FoundMessage | OpenSubmission] = {
+                place: one
+                for one in submissions
+                if account in (None, one.account)
+                and _is_between(
+                    place := position_of("", one.submission_id), before, spooled.reached
+                )
+                and one.matches(wanted)
+            }
+            places |= {
+                position_of(one.queue_id, one.submission_id): one for one in spooled.messages
+            }
+            newest = sorted(places, key=lambda place: place.order)
+            read = newest[: 2 * limit + 1]
+            shown = await self._without_accepted([(place, places[place]) for place in read])
+            if len(shown) == len(read):
+                break
+            accepted = set(read) - {place for place, _ in shown}
+            submissions = [
+                one for one in submissions if position_of("", one.submission_id) not in accepted
+            ]
         older = spooled.reached if len(newest) == len(read) else read[-1]
         if len(shown) > limit:
             older = shown[limit - 1][0]
