@@ -191,7 +191,7 @@ class EventStreams:
             if self._reader is None:
                 await self._start_reading(begins)
             yield _RETRY
-            place, told = view.after or self._place, 0
+            place, reported_to = view.after or self._place, 0
             while not self._is_closed:
                 if (now_s := self._clock.real_s()) - checked_s >= _CHECK_S:
                     checked_s = now_s
@@ -205,8 +205,8 @@ class EventStreams:
                             await news.wait()
                     continue
                 batch = block.batch
-                if batch.is_log_missing or 0 < max(told, place.sequence) < batch.removed_to:
-                    told = batch.removed_to
+                if batch.is_log_missing or 0 < max(reported_to, place.sequence) < batch.removed_to:
+                    reported_to = batch.removed_to
                     yield _gap_at(place)
                 if begins is not None and (batch.is_log_missing or place.covers_all(begins)):
                     begins = None

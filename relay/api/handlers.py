@@ -152,7 +152,7 @@ class Handlers:
     async def content(self, journey: Mapping[str, Any], principal: Principal) -> Content:
         """Return the MIME of a message that the principal has found.
 
-        Raises ApiError 403, 404 if nobody has it any more, and 503.
+        Raises ApiError 403, 404 if no copy is left, and 503.
         """
         principal.check_may_read_content()
         try:

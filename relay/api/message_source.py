@@ -71,7 +71,7 @@ class MessageSources:
         )
 
     async def find(self, journey: Mapping[str, Any], *, reader: str | None) -> Content | None:
-        """Return the MIME of a message; None if nobody has it any more. Raises SpoolError.
+        """Return the MIME of a message; None if no copy is left. Raises SpoolError.
 
         It has no Bcc, unless it is from the mailbox of `reader`.
         """

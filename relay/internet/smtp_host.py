@@ -83,7 +83,7 @@ class SmtpHost:
 
     `on_mail` is awaited before a message is accepted; if it raises OSError, the host replies 451.
     `sessions` counts the sessions so far, `open` those that are not over, `delayed` those that wait
-    for the Clock, or for ever. `given` are the latest of what its behaviour decided, and of its
+    for the Clock, or without end. `given` are the latest of what its behaviour decided, and of its
     replies to messages.
     """
 

@@ -237,14 +237,14 @@ _NO_EVIDENCE = (
 )
 _SKIPPED_BY_SMTP = {
     1: "No draft: the message came by SMTP.",
-    2: "Nobody was notified: the message came by SMTP.",
+    2: "No notification: the message came by SMTP.",
     3: "Not converted: the client sent MIME.",
     4: "No Sent Items: the client got the reply 250 when step 5 was stored.",
 }
 
 _SKIPPED_BY_A_REPORT = {
     1: "No draft: the relay wrote this report.",
-    2: "Nobody was notified: the relay wrote this report.",
+    2: "No notification: the relay wrote this report.",
     3: "Not converted: the relay wrote MIME.",
     4: "No Sent Items: no client sent it.",
 }

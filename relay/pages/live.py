@@ -3,7 +3,7 @@
 One task renders for all views, one view after the other, and pauses after each for twenty times
 what it took: however many pages are open, they take a twentieth of the time. Visitors take turns:
 one with many views delays those of the others by one of them. A view is rendered at most once a
-second, after a change, and only while somebody reads it. Nothing is kept for a reader: one that has
+second, after a change, and only while it has readers. Nothing is kept for a reader: one that has
 missed a fragment gets the present one.
 """
 

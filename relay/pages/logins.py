@@ -41,8 +41,8 @@ class Logins:
     ) -> None:
         """`clock` has the real time.
 
-        `relay` tells relays of one host name apart by their cookies. `public_url` and
-        `proxy_networks` are those of the configuration.
+        `relay` goes into the name of the cookie, so that relays of one host name have one each.
+        `public_url` and `proxy_networks` are those of the configuration.
         """
         self._accounts = accounts
         self._sessions = Sessions(accounts, clock)
