@@ -89,6 +89,23 @@ async def test_the_newest_come_first_from_log_and_spool(messages: Messages) -> N
     assert await messages.names(limit=2) == [sent.submission_id, received]
 
 
+async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spool accepts it after it was asked for its page, and before it is asked for its name."""
+    waiting, sent = messages.submit(), messages.submit()
+    find_page, pages = messages.spool.find_page, []
+
+    async def find_and_accept(*wanted: Any, **options: Any) -> Any:
+        pages.append(await find_page(*wanted, **options))
+        if len(pages) == 1:
+            await messages.accept(sent)
+        return pages[-1]
+
+    monkeypatch.setattr(messages.spool, "find_page", find_and_accept)
+    assert set(await messages.names()) == {waiting.submission_id, sent.submission_id}
+
+
 async def test_conditions_hold_in_log_and_spool(messages: Messages) -> None:
     one = messages.submit(subject="Invoice 1", recipients=("bob@a.test", "carol@a.test"))
     messages.clock.advance(1)
