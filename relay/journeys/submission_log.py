@@ -21,7 +21,6 @@ import msgspec
 
 from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.journeys.events import Event, Step
-from relay.journeys.log_lines import lines_backwards
 from relay.journeys.message_list import OpenSubmission
 from relay.journeys.message_search import (
     CLOCK_MARGIN_US,
@@ -30,7 +29,7 @@ from relay.journeys.message_search import (
     FoundSubmission,
     MessageSearch,
 )
-from relay.journeys.open_submissions import OpenSubmissions
+from relay.journeys.open_submissions import OpenSubmissions, lines_backwards
 
 _DAY_US = 86_400_000_000
 _RECIPIENTS_MAX = 1000  # in a line

@@ -19,7 +19,7 @@ from relay.app.daemon import Daemon
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import NoSuchItemError
 from relay.message.lifecycle import FINAL, RecipientState
-from relay.testing.header_fields import field_addresses, field_text
+from relay.testing.message import field_addresses, field_text
 
 _NOT_RECEIVED = frozenset({".Drafts", ".Sent", ".Outbox"})
 _ARRIVED = FINAL | {RecipientState.CAPTURED}

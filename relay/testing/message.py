@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage, MIMEPart
 from email.message import Message as Fields
 from email.parser import Parser
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from relay.mime.links import CODES, links_of_html, links_of_text, text_of_html
-from relay.testing.header_fields import field_text
 
 _STATUS = ("message/delivery-status", "message/global-delivery-status")
 _RETURNED = ("message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers")
+# Python's parser fails for some header fields that are malformed.
+_FAULTS = (AttributeError, IndexError, LookupError, TypeError, ValueError)
 _parser = Parser()
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,3 +271,29 @@ def _attachment(part: EmailMessage) -> MessageAttachment:
         content_id=field_text(part, "Content-ID").strip("<> "),
         inline=part.get_content_disposition() == "inline",
     )
+
+
+def field_text(eml: EmailMessage, name: str) -> str:
+    """Return the first field of this name, decoded; as it is written if that is impossible; "" for
+    none.
+    """
+    return _read_or(lambda: str(eml.get(name, "")), lambda: _written(eml, name))
+
+
+def field_addresses(eml: EmailMessage, name: str) -> list[str]:
+    """Return the addresses in a field, none if it cannot be read."""
+    return _read_or(
+        lambda: [one.addr_spec for one in getattr(eml.get(name), "addresses", ())], list
+    )
+
+
+def _read_or(read: Callable[[], _Found], otherwise: Callable[[], _Found]) -> _Found:
+    try:
+        return read()
+    except _FAULTS:
+        return otherwise()
+
+
+def _written(eml: EmailMessage, name: str) -> str:
+    values = (value for key, value in eml.raw_items() if key.lower() == name.lower())
+    return " ".join(str(next(values, "")).encode("utf-8", "replace").decode().split())
