@@ -1,7 +1,9 @@
 """Handlers of /relay/v1: messages (journeys), the queue, and storage.
 
-An unknown message and another account's message are the same 404. A queue command needs the role
-operate; if its client disconnects, it stops, and the changes made before that remain.
+An unknown message and another account's message are the same 404. The roles read and operate see
+all journeys. The content of others' messages needs the role operate, and each look is logged; not
+in a development relay. A queue command needs the role operate; if its client disconnects, it stops,
+and the changes made before that remain.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import Response
 
+from relay.accounts.account import Role
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
 from relay.api.request_parameters import (
@@ -37,6 +40,7 @@ from relay.journeys.message_search import FINAL_STATE
 from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
+from relay.observe.logs import get_logger
 from relay.spool.queue_commands import (
     UNKNOWN_HEADER,
     CommandReport,
@@ -67,9 +71,12 @@ _GONE = (
     "The content is gone: the queue keeps it until all recipients are final, and neither a local "
     "recipient nor the sender has a copy in a mailbox (any more):"
 )
-
-
+_NOT_YOURS = (
+    "The content of messages of others is shown to accounts with the role operate. The journey of "
+    "this message is shown to you, its content is not."
+)
 _NO_COPY = "The sender has no copy of this message in Drafts or Sent Items (any more)."
+_log = get_logger("api")
 
 
 class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,7 +145,7 @@ class Handlers:
         """GET /messages/{id}/source: the MIME."""
         principal.check_may_read_content()
         journey = await self.message(key, principal)
-        content = await self.content(journey, principal)
+        content = await self.content(journey, principal, view="source")
         name = journey["id"] or journey["submission_id"]
         headers = {
             "content-type": "message/rfc822",
@@ -149,12 +156,15 @@ class Handlers:
             return Response(content, headers=headers)
         return StreamedResponse(blocks(content), size_bytes=content.size, headers=headers)
 
-    async def content(self, journey: Mapping[str, Any], principal: Principal) -> Content:
-        """Return the MIME of a message that the principal has found.
+    async def content(
+        self, journey: Mapping[str, Any], principal: Principal, *, view: str
+    ) -> Content:
+        """Return the MIME of a message that the principal has found. `view` is for the log: what is
+        shown of it.
 
         Raises ApiError 403, 404 if no copy is left, and 503.
         """
-        principal.check_may_read_content()
+        await self._check_may_see(journey, principal, view)
         try:
             content = await self._dependencies.sources.find(journey, reader=principal.name)
         except StoreError as error:
@@ -165,13 +175,13 @@ class Handlers:
         return content
 
     async def sent_message(
-        self, journey: Mapping[str, Any], principal: Principal
+        self, journey: Mapping[str, Any], principal: Principal, *, view: str
     ) -> tuple[str, StoredMessage]:
         """Return the sender's copy of a message that the principal has found, and its mailbox.
 
         Raises ApiError 403, 404 if it is gone, and 503.
         """
-        principal.check_may_read_content()
+        await self._check_may_see(journey, principal, view)
         try:
             found = await self._dependencies.sources.original(journey)
         except StoreError as error:
@@ -179,6 +189,24 @@ class Handlers:
         if found is None:
             raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
         return found
+
+    async def _check_may_see(
+        self, journey: Mapping[str, Any], principal: Principal, view: str
+    ) -> None:
+        """Log a look into content of others. Raises ApiError 403 without the role operate, and
+        without the scope.
+        """
+        principal.check_may_read_content()
+        key = journey["id"] or journey["submission_id"]
+        if not self.is_development and not await self._is_own(key, principal):
+            if principal.role is not Role.OPERATE:
+                raise ApiError(403, "ErrorAccessDenied", _NOT_YOURS)
+            _log.info("content of others read", who=principal.name, message=key, view=view[:20])
+
+    async def _is_own(self, key: str, principal: Principal) -> bool:
+        if principal.role is Role.USER:
+            return True  # the journey was found for this account
+        return await self._find(key, replace(principal, role=Role.USER)) is not None
 
     async def wait_for_message(
         self, key: str, query: Mapping[str, str], principal: Principal

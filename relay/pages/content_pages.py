@@ -1,9 +1,8 @@
 """The content of a message over HTTP: /messages/{id}/html, text, headers, source, attachments/N.
 
-The same values are in the page of a message, by the template _content.html. An account sees the
-content of its own messages. That of others' needs the role operate, and each look is logged; the
-role read sees journeys only. Contents are read in two threads, so that a large or hostile message
-holds up neither the event loop nor, for long, other pages.
+The same values are in the page of a message, by the template _content.html. Handlers of relay/api
+decide who may see them, and log looks into the content of others. Contents are read in two threads,
+so that a large or hostile message holds up neither the event loop nor, for long, other pages.
 
 Every response has a Content-Security-Policy that lets it run and load nothing, even if it is opened
 outside of the sandboxed frame of the page.
@@ -21,7 +20,6 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 from starlette.responses import Response
 
-from relay.accounts.account import Role
 from relay.api.dependencies import Principal
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import require_method
@@ -33,7 +31,6 @@ from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks, octets_of, size_of
 from relay.mime.read_mime import read_parts
 from relay.mime.read_report import DeliveryReport, read_report
-from relay.observe.logs import get_logger
 from relay.pages.access import Visitor
 from relay.pages.content import (
     ATTACHMENTS_MAX,
@@ -77,12 +74,7 @@ HTML_HEADERS = CONTENT_HEADERS | {
 }
 _TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
 
-_NOT_YOURS = (
-    "The content of messages of others is shown to accounts with the role operate. The journey of "
-    "this message is shown to you, its content is not."
-)
 _Result = TypeVar("_Result")
-_log = get_logger("pages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +119,7 @@ class ContentPages:
         journey = await self._handlers.message(key, visitor.principal)
         if view == "properties":
             return await self._properties(journey, visitor.principal)
-        content = await self._content(journey, visitor.principal, view)
+        content = await self._handlers.content(journey, visitor.principal, view=view)
         match request.segments[2:]:
             case ("source",):
                 return _source(request, journey, content)
@@ -160,7 +152,7 @@ class ContentPages:
         view: View = next((one for one in VIEWS if one == asked), "html")
         panel = ContentPanel(key=journey["id"] or journey["submission_id"], view=view)
         try:
-            content = await self._content(journey, visitor.principal, view)
+            content = await self._handlers.content(journey, visitor.principal, view=view)
             is_chosen = view == asked
             return await self._in_thread(
                 visitor.principal, lambda: _filled(panel, content, is_chosen=is_chosen)
@@ -168,39 +160,12 @@ class ContentPages:
         except ApiError as error:
             return replace(panel, refusal=error.message)
 
-    async def _content(
-        self, journey: Mapping[str, Any], principal: Principal, view: str
-    ) -> Content:
-        """Return a content. Raises ApiError 403 for that of others without the role operate."""
-        await self._check_may_see(journey, principal, view)
-        return await self._handlers.content(journey, principal)
-
     async def _properties(self, journey: Mapping[str, Any], principal: Principal) -> Response:
         """Return the draft's properties as Graph's JSON, without Bcc for others than its owner."""
-        await self._check_may_see(journey, principal, "properties")
-        mailbox, message = await self._handlers.sent_message(journey, principal)
+        mailbox, message = await self._handlers.sent_message(journey, principal, view="properties")
         select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
         shown = await self._in_thread(principal, lambda: _properties_json(message, select))
         return Response(shown, headers=_TEXT_HEADERS)
-
-    async def _check_may_see(
-        self, journey: Mapping[str, Any], principal: Principal, view: str
-    ) -> None:
-        """Log a look into content of others. Raises ApiError 403 without the role operate."""
-        key = journey["id"] or journey["submission_id"]
-        if not self._handlers.is_development and not await self._is_own(key, principal):
-            if principal.role is not Role.OPERATE:
-                raise ApiError(403, "ErrorAccessDenied", _NOT_YOURS)
-            _log.info("content of others read", who=principal.name, message=key, view=view[:20])
-
-    async def _is_own(self, key: str, principal: Principal) -> bool:
-        if principal.role is Role.USER:
-            return True  # the journey was found for this account
-        try:
-            await self._handlers.message(key, replace(principal, role=Role.USER))
-        except ApiError:
-            return False
-        return True
 
     async def _html(self, content: Content, principal: Principal) -> Response:
         document = await self._in_thread(

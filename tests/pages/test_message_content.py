@@ -284,6 +284,8 @@ def test_content_of_others_needs_the_role_operate_and_is_logged():
                 assert client.get(f"/messages/{key}/source").status_code == html_status
                 assert ("<iframe" in shown.text) == (user[:5] == "alice")
         assert "accounts with the role operate" in shown.text
+        source = f"/relay/v1/messages/{key}/source"
+        assert relay.graph("GET", source, token="reader").status == 403
         assert looks() == []
         with logged_in(relay, "", OPERATOR) as client:
             assert "<p>secret" in client.get(f"/messages/{key}/html").text

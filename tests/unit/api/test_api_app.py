@@ -28,6 +28,7 @@ from relay.spool.queue_commands import (
 )
 from relay.spool.types import Selector, SpoolUnavailableError
 from tests.support.accounts import TokenAccounts, authentication_of
+from tests.support.logs import capture_logs
 
 ACCOUNTS = {
     "alice": Account("alice@example.test"),
@@ -233,13 +234,37 @@ async def test_a_source_that_is_gone_or_of_another_account(
 
 
 @pytest.mark.parametrize(
-    ("token", "status"), [("sender", 403), ("reader", 200), ("writer", 200), ("auditor", 403)]
+    ("token", "status"), [("sender", 403), ("reader", 200), ("writer", 200), ("watcher", 200)]
 )
 async def test_reading_content_needs_a_scope(api: ApiClients, token: str, status: int) -> None:
     api.records.known["q1"] = (f"{token}@example.test", a_journey("queued"))
     answer = await api.get("/relay/v1/messages/q1/source", token)
     assert answer.status_code == status
     assert (await api.get("/relay/v1/messages/q1", token)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "who"),
+    [
+        ("alice", 200, None),
+        ("bob", 404, None),
+        ("watcher", 403, None),
+        ("auditor", 403, None),
+        ("operator", 200, "operator@example.test"),
+        ("control", 200, "control socket"),
+    ],
+)
+async def test_the_content_of_others_needs_the_role_operate_and_is_logged(
+    api: ApiClients, token: str, status: int, who: str | None
+) -> None:
+    api.records.known["q1"] = ("alice@example.test", a_journey("queued"))
+    path = "/relay/v1/messages/q1/source"
+    with capture_logs() as lines:
+        answer = await (api.control.get(path) if token == "control" else api.get(path, token))
+    assert answer.status_code == status
+    looks = [one for one in lines if one["event"] == "content of others read"]
+    expected = {"who": who, "message": "q1", "view": "source"}
+    assert [{key: one[key] for key in expected} for one in looks] == ([expected] if who else [])
 
 
 @pytest.mark.parametrize("name", ["%3Cm%2Fx@a.test%3E", "m%2Fx@a.test"])
