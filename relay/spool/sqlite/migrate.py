@@ -8,7 +8,7 @@ See docs/operation.md (Going back).
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
@@ -177,8 +177,18 @@ def _check_records(connection: apsw.Connection, path: Path) -> None:
 
 
 def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None:
-    """Copy the file before its migration, so that it can be restored."""
+    """Copy the file before its migration, so that it can be restored.
+
+    A copy of an older schema is never replaced. A migration that was cut off between two texts has
+    made it of this queue: then it is the way back, and the only copy.
+    """
     copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
+    copied, counters = _state_of_copy(copy)
+    if 0 < copied < found:
+        if counters == _counters(connection):
+            _log.info("copy from before the migration kept", file=copy.name, schema=copied)
+            return
+        copy = copy.with_name(f"{copy.name}-from-{found}")  # the other one is of an earlier time
     size = connection.pragma("page_count") * connection.pragma("page_size")
     try:
         check_free_space(path.parent, _COPIES_ROOM * size)
@@ -189,13 +199,29 @@ def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None
         ) from None
     _log.info("copying spool before its migration", file=copy.name, size_bytes=size, schema=found)
     copy_database(connection, copy, on_part=_progress(copy.name))
-    for old in sorted(path.parent.glob(f"{path.name}.before-*"), key=_version_of)[:-COPIES_MAX]:
+    others = (one for one in path.parent.glob(f"{path.name}.before-*") if one != copy)
+    for old in sorted(others, key=_version_of)[: 1 - COPIES_MAX]:
         with suppress(OSError):  # it stays and only uses room
             old.unlink()
 
 
+def _state_of_copy(copy: Path) -> tuple[int, dict[str, int]]:
+    """Return the schema and the counters of a copy; no schema for no copy, or no readable one."""
+    with suppress(apsw.Error):
+        name = f"{copy.absolute().as_uri()}?immutable=1"  # no file is created next to it
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        with closing(apsw.Connection(name, flags=flags)) as connection:
+            return connection.pragma("user_version"), _counters(connection)
+    return 0, {}
+
+
+def _counters(connection: apsw.Connection) -> dict[str, int]:
+    """Return what each commit changes, and no migration."""
+    return dict(connection.execute("SELECT name, value FROM counter"))
+
+
 def _version_of(copy: Path) -> int:
-    number = copy.name.rpartition("-")[2]
+    number = copy.name.rpartition(".before-")[2].partition("-")[0]
     return int(number) if number.isdigit() else 0
 
 

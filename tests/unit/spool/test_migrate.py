@@ -25,7 +25,7 @@ OLD = sorted(int(file.stem) for file in SCHEMAS.glob("*.sql"))
 CAPTURED = "06gzg000000000a4"
 DAY_US = 86400 * 1_000_000
 
-# runs the migration and kills it at its nth statement
+# runs the migration and kills it at its nth statement, of those that begin with a text
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -37,7 +37,7 @@ left = int(sys.argv[2])
 def watch(connection):
     def trace(cursor, sql, bindings):
         global left
-        left -= 1
+        left -= sql.startswith(sys.argv[3])
         if left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return True
@@ -46,6 +46,12 @@ def watch(connection):
 apsw.connection_hooks.append(watch)
 open_database(Path(sys.argv[1])).close()
 """
+
+
+def killed(path: Path, number: int, statement: str = "") -> int:
+    """Migrate the file in a process that is killed at a statement; return its exit code."""
+    run = [sys.executable, "-c", KILLED, str(path), str(number), statement]
+    return subprocess.run(run, check=False).returncode
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def made_by_schema(version: int, path: Path) -> None:
     connection.execute((SCHEMAS / f"{version}.sql").read_text())
     connection.close()
     files = path.with_name(path.name + "-content")
-    files.mkdir()
+    files.mkdir(exist_ok=True)
     (files / f"{CAPTURED}-0").write_bytes(b"S: 1\r\n\r\n".ljust(140_020, b"x"))
 
 
@@ -153,8 +159,7 @@ async def test_a_large_content_of_schema_1_is_read_in_pieces(path, open_spool, l
 @pytest.mark.parametrize("statement", [6, 8, 9, 12, 16, 20, 26, 29, 31])
 def test_a_killed_migration_leaves_a_complete_schema(path: Path, statement: int) -> None:
     made_by_schema(1, path)
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(path), str(statement)], check=False)
-    assert ended.returncode == -9
+    assert killed(path, statement) == -9
     connection = apsw.Connection(str(path))
     version = connection.pragma("user_version")
     assert version in (1, 2)
@@ -184,6 +189,43 @@ def test_a_copy_is_made_before_the_first_change(path: Path) -> None:
     assert before.pragma("user_version") == 2
     assert before.execute("SELECT count(*) FROM entry").get == 5
     before.close()
+
+
+@pytest.mark.parametrize("step", range(2, SCHEMA_VERSION))
+def test_the_copy_of_a_killed_migration_is_kept(path: Path, step: int) -> None:
+    made_by_schema(1, path)
+    assert killed(path, step, "BEGIN IMMEDIATE") == -9  # of the next step
+    assert _schema_of(path) == step
+    copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
+    octets = copy.read_bytes()
+    open_database(path).close()
+    assert (_schema_of(path), _schema_of(copy)) == (SCHEMA_VERSION, 1)
+    assert copy.read_bytes() == octets
+    assert [one.name for one in path.parent.glob("*before*")] == [copy.name]
+
+
+def test_a_copy_of_an_older_queue_is_kept_next_to_the_new_one(path: Path) -> None:
+    made_by_schema(1, path)
+    first = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
+    first.write_bytes(path.read_bytes())
+    path.unlink()
+    made_by_schema(2, path)  # a Relay of schema 2 has worked in the meantime
+    connection = apsw.Connection(str(path))
+    connection.execute("UPDATE counter SET value = value + 1 WHERE name = 'accepted'")
+    connection.close()
+    path.with_name(f"{path.name}.before-2").write_bytes(b"")
+    open_database(path).close()
+    second = first.with_name(f"{first.name}-from-2")
+    assert sorted(path.parent.glob("*before*")) == [first, second]
+    assert (_schema_of(first), _schema_of(second)) == (1, 2)
+
+
+def _schema_of(file: Path) -> int:
+    connection = apsw.Connection(str(file))
+    try:
+        return int(connection.pragma("user_version"))
+    finally:
+        connection.close()
 
 
 def test_without_space_for_the_copy_nothing_changes(path: Path, monkeypatch) -> None:
