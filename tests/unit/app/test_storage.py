@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import relay.app.commands.storage  # noqa: F401 - later this user may not read it
+import relay.spool.sqlite.storage  # noqa: F401 - the other user may not be able to read it
 from relay.app.commands.storage import VerifyOptions, as_owner, verify
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
 from relay.cli.errors import ExitCode, report_error
