@@ -71,18 +71,21 @@ def _application(
 
 
 def _public_response(request: HttpRequest, dependencies: ApiDependencies) -> Response | None:
-    """Return the response for health and metrics, None for other paths."""
-    match request.segments:
-        case ("healthz",):
+    """Return the response for health and metrics, None for other paths.
+
+    Only exactly these paths are public: what a proxy in front closes cannot be had by /metrics/.
+    """
+    match request.path:
+        case b"/healthz":
             require_method(request, "GET")
             return Response("ok\n", media_type="text/plain")
-        case ("readyz",):
+        case b"/readyz":
             require_method(request, "GET")
             reason = dependencies.ready()
             status = 503 if reason else 200
             text = reason or _readiness(dependencies.pressure.state)
             return Response(f"{text}\n", status_code=status, media_type="text/plain")
-        case ("metrics",):
+        case b"/metrics":
             require_method(request, "GET")
             return Response(
                 dependencies.metrics.exposition(), headers={"content-type": CONTENT_TYPE}
@@ -175,5 +178,5 @@ def _with_cursor(query: dict[str, str]) -> dict[str, str]:
 
 
 def _not_found(request: HttpRequest) -> ApiError:
-    path = "/".join(request.segments)
+    path = request.path.decode("utf-8", "replace")
     return ApiError(404, "ResourceNotFound", f"There is nothing at the path {quoted(path)}.")

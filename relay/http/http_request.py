@@ -77,10 +77,15 @@ class HttpRequest:
         return identifier
 
     @property
+    def path(self) -> bytes:
+        """The path as the client wrote it, behind that of a proxy."""
+        path: bytes = self._scope.get("raw_path") or str(self._scope["path"]).encode()
+        return path
+
+    @property
     def target(self) -> bytes:
         """The path and the query as the client wrote them."""
-        path: bytes = self._scope.get("raw_path") or str(self._scope["path"]).encode()
-        return path + b"?" + bytes(self._scope["query_string"])
+        return self.path + b"?" + bytes(self._scope["query_string"])
 
     def hash_body(self, digest: "hashlib._Hash") -> None:
         """Update `digest` with the body while it is read."""

@@ -57,6 +57,20 @@ def test_health_needs_no_token(relay: RelayProcess) -> None:
     assert relay.graph("GET", "/relay/v1/queue", token="alice").status == 403
 
 
+def test_health_and_metrics_have_exactly_one_path(relay: RelayProcess) -> None:
+    """A proxy that closes /metrics closes them."""
+    assert relay.request("GET", "/metrics").status == 200
+    for name in ("healthz", "readyz", "metrics"):
+        for path in (
+            f"/{name}/",
+            f"//{name}",
+            f"///{name}//",
+            f"/{name}/?a=b",
+            f"/%{ord(name[0]):02x}{name[1:]}",
+        ):
+            assert relay.request("GET", path).status == 404, path
+
+
 # -- how it starts
 def test_all_configuration_faults_are_listed_at_once(remotes: Remotes) -> None:
     relay = remotes.relay()

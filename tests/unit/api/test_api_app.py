@@ -535,6 +535,12 @@ async def test_health_readiness_and_metrics_need_no_token(api: ApiClients) -> No
         ("GET", "/relay/v1/queue/hold", 405),
         ("POST", "/relay/v1/queue/stats", 405),
         ("POST", "/metrics", 405),
+        *(("GET", f"/{name}/", 404) for name in ("healthz", "readyz", "metrics")),
+        *(("GET", f"//{name}", 404) for name in ("healthz", "readyz", "metrics")),
+        ("GET", "///metrics//", 404),
+        ("GET", "/metrics//?a=b", 404),
+        ("GET", "/%6detrics", 404),
+        ("GET", "/METRICS", 404),
     ],
 )
 async def test_what_is_not_there(api: ApiClients, method: str, path: str, status: int) -> None:
