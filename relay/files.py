@@ -118,6 +118,21 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def rewrite_file(path: Path) -> None:
+    """Write a file over itself, unchanged, and sync it; afterwards the disk has what was read.
+
+    For a file of a dead process whose sync may have failed. Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        place = 0
+        while block := os.pread(descriptor, _BLOCK_BYTES, place):
+            place += os.pwrite(descriptor, block, place)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_file(path: Path, octets: bytes, *, mode: int) -> None:
     """Create or replace a file durably; after a crash it is complete, old or new. Raises OSError.
 

@@ -23,6 +23,7 @@ from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import TokenBucket
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
+from relay.last_commit import LastCommit
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.reports import bounces
@@ -31,7 +32,6 @@ from relay.smtp import transaction
 from relay.spool.sqlite import maintenance, queue_changes, transactions, writer
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog

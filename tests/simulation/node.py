@@ -25,6 +25,7 @@ from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
+from relay.last_commit import LastCommit
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.reports.bounces import Reporter
@@ -32,7 +33,6 @@ from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
-from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog

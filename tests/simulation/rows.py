@@ -13,7 +13,7 @@ import apsw
 import msgspec
 
 from relay.message.lifecycle import RecipientState
-from relay.spool.sqlite.last_commit import COMMITS_COUNTER
+from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.transactions import REMOVED_EVENTS
 from tests.simulation.sites import TOKEN
 

@@ -2,6 +2,6 @@
 
 `transactions` accepts and settles messages, `claims` finds and claims due entries, `spool` is the
 engine that other rooms use. `queue_admin` executes operator commands; `backup`, `verify` and
-`recover` serve `storage`. `writer`, `database`, `write_ahead_log` and `last_commit` make commits
+`recover` serve `storage`. `writer`, `database`, `write_ahead_log` and `commits` make commits
 durable.
 """

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import apsw
 
 from relay.clock import Anchor
+from relay.last_commit import has_log, read_recorded
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.observe.logs import inherit
-from relay.spool.sqlite.last_commit import check_commits, has_log, read_recorded
+from relay.spool.sqlite.commits import check_commits
 from relay.spool.sqlite.migrate import bring_to_version, check_version
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import check_presence

@@ -24,9 +24,9 @@ from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.spool.engine import Retention
 from relay.spool.sqlite import stats
+from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.content_files import ContentFiles
 from relay.spool.sqlite.database import LIVE_STATES, Reader, fetch, fetch_one
-from relay.spool.sqlite.last_commit import COMMITS_COUNTER
 from relay.spool.sqlite.transactions import (
     REMOVED_EVENTS,
     append_events,

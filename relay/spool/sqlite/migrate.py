@@ -18,8 +18,8 @@ from typing import Any
 import apsw
 
 from relay.observe.logs import get_logger
+from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.disk_space import check_free_space
-from relay.spool.sqlite.last_commit import check_commits_unopened
 from relay.spool.sqlite.spool_files import check_presence, contents_of, copy_database
 from relay.spool.sqlite.write_ahead_log import preview_log
 from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError, sender_key

@@ -21,8 +21,10 @@ from typing import Any
 import apsw
 
 from relay.files import fsync_path, link_or_copy
+from relay.last_commit import log_of
 from relay.message.lifecycle import FINAL
 from relay.spool.engine import RecoveryResult
+from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.database import (
     LIVE_STATES,
     fetch,
@@ -31,7 +33,6 @@ from relay.spool.sqlite.database import (
     read_anchor,
     write_anchor,
 )
-from relay.spool.sqlite.last_commit import check_commits_unopened
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
 from relay.spool.sqlite.spool_errors import (
     integrity_errors,
@@ -45,7 +46,7 @@ from relay.spool.sqlite.spool_files import (
     recovery_mark_of,
 )
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
-from relay.spool.sqlite.write_ahead_log import log_damage, log_of, write_repaired_log
+from relay.spool.sqlite.write_ahead_log import log_damage, write_repaired_log
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 _HEADER_BYTES = 100  # the schema follows in the first page

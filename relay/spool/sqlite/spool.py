@@ -19,6 +19,7 @@ from relay.files import disk_of
 from relay.journeys.event_feed import SpoolEvents
 from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
+from relay.last_commit import LastCommit
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
@@ -26,6 +27,7 @@ from relay.pressure import Disk
 from relay.settings.tree import Settings
 from relay.spool.sqlite import message_list, queries, recorded_events, transactions
 from relay.spool.sqlite.claims import find_due, next_due_us, release_claims, take_claims
+from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import (
     ContentFiles,
     ContentRow,
@@ -37,7 +39,6 @@ from relay.spool.sqlite.content_files import (
 )
 from relay.spool.sqlite.database import CAPTURED_KEEP_S, Reader, open_database, read_anchor
 from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
@@ -128,7 +129,7 @@ class SqliteSpool:
         self.damage = Damage(path, metrics)
         crash.reached(CrashPoint.SPOOL_OPENED)
         number = commits_of(self._connection) or 0
-        self._last_commit = LastCommit(path, number, crash=crash)
+        self._last_commit = LastCommit(path, number, room="spool", crash=crash)
         self._last_commit.begin()
         self._crash = crash
         self._writer = Writer(

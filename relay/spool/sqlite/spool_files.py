@@ -17,6 +17,7 @@ from pathlib import Path
 import apsw
 
 from relay.files import fsync_path
+from relay.last_commit import last_commit_of, log_bytes
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
@@ -39,19 +40,11 @@ def recovery_mark_of(database: Path) -> Path:
     return database.with_name(database.name + ".salvage")
 
 
-def last_commit_of(database: Path) -> Path:
-    """Return the file with the number of the last commit; it exists while a spool is open."""
-    return database.with_name(database.name + ".last-commit")
-
-
-def log_bytes(database: Path) -> int:
-    """Return the size of the write-ahead log, 0 without one."""
-    return _size(database.with_name(database.name + "-wal"))
-
-
 def is_openable(database: Path) -> bool:
     """Whether SQLite can open the file; it removes the log of a missing or empty one."""
-    return _size(database) > 0
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return database.stat().st_size > 0
+    return False
 
 
 def spool_has_traces(database: Path) -> bool:
@@ -86,12 +79,6 @@ def check_presence(database: Path) -> None:
     ):
         # All three are created after the file's first commit.
         raise SpoolDamagedError(f"{database} is damaged: it is empty")
-
-
-def _size(path: Path) -> int:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return path.stat().st_size
-    return 0
 
 
 def _has_contents(database: Path) -> bool:

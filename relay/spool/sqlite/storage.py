@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from relay.clock import Clock
+from relay.last_commit import log_of
 from relay.spool.engine import (
     BackupResult,
     BackupSize,
@@ -19,7 +20,6 @@ from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool_files import damage_mark_of, spool_has_traces
 from relay.spool.sqlite.verify import SpoolVerifier
-from relay.spool.sqlite.write_ahead_log import log_of
 
 
 class SqliteStorage:

@@ -19,10 +19,12 @@ from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.files import FileOctets, fsync_path
 from relay.journeys.events import Event, Step
+from relay.last_commit import LastCommit
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.sqlite import stats
+from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import (
     LIVE_STATES,
@@ -31,7 +33,6 @@ from relay.spool.sqlite.database import (
     open_database,
     read_anchor,
 )
-from relay.spool.sqlite.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.spool_errors import (
     integrity_errors,
     translate_os_errors,
@@ -149,7 +150,7 @@ class SpoolVerifier:
         if self._mode is not VerifyMode.REPAIR:
             return None
         number = commits_of(connection) or 0
-        last_commit = LastCommit(self._database, number, crash=CrashPoints())
+        last_commit = LastCommit(self._database, number, room="spool", crash=CrashPoints())
         WriteAheadLog(connection, last_commit).empty()
         return last_commit
 

@@ -9,7 +9,6 @@ overwrites what follows. What a power loss or a failed sync leaves does not coun
 See the SQLite file format 4 (the WAL) and docs/design.md 4.
 """
 
-import os
 import struct
 import sys
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from typing import BinaryIO
 
 import apsw
 
+from relay.files import rewrite_file
+from relay.last_commit import LastCommit, log_of
 from relay.observe.logs import get_logger
-from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import is_openable
 from relay.spool.types import SpoolDamagedError
@@ -45,7 +45,6 @@ _PAGES_BUSY = 2000  # to checkpoint while the next batch waits: 8 MiB, about 40 
 _PAGES_MAX = 16_000  # from here on the checkpoint waits for readers
 _READERS_WAIT_MS = 250
 _BUSY_MS = 5000
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +78,6 @@ class _Frame:
     def follows(self, sums: bytes, order: str) -> bool:
         """Whether its checksum continues from `sums`."""
         return _sums(self.octets, sums, order) == self.sums
-
-
-def log_of(database: Path) -> Path:
-    """Return the write-ahead log of a spool."""
-    return database.with_name(database.name + "-wal")
 
 
 def check_log(connection: apsw.Connection, database: Path) -> None:
@@ -367,16 +361,6 @@ def rewrite_log(database: Path) -> None:
 
     Raises SpoolUnavailableError, SpoolFullError.
     """
-    path = database.with_name(database.name + "-wal")
-    with translate_os_errors(path):
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
-        try:
-            place = 0
-            while block := os.pread(descriptor, _BLOCK_BYTES, place):
-                place += os.pwrite(descriptor, block, place)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    path = log_of(database)
+    with translate_os_errors(path), suppress(FileNotFoundError):
+        rewrite_file(path)

@@ -23,9 +23,10 @@ import apsw
 
 from relay.clock import Clock, Timer
 from relay.crashpoints import CrashPoint, CrashPoints
+from relay.last_commit import LastCommit
 from relay.observe.metrics import Metrics
+from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.database import write_anchor
-from relay.spool.sqlite.last_commit import COMMITS_COUNTER, LastCommit
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.types import (

@@ -13,6 +13,7 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.journeys.events import Event, Step
+from relay.last_commit import last_commit_of, log_of
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
@@ -23,11 +24,9 @@ from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool_files import (
     contents_of,
     damage_mark_of,
-    last_commit_of,
     recovery_mark_of,
 )
 from relay.spool.sqlite.verify import SpoolVerifier
-from relay.spool.sqlite.write_ahead_log import log_of
 from relay.spool.types import (
     DueQuery,
     EntrySchedule,

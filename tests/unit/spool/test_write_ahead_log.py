@@ -9,8 +9,8 @@ import apsw
 import pytest
 
 from relay.crashpoints import CrashPoints
+from relay.last_commit import LastCommit
 from relay.spool.sqlite import write_ahead_log
-from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.types import SpoolUnavailableError
 from tests.support.disks import read_only
@@ -49,7 +49,7 @@ def log(connection: apsw.Connection, path: Path, monkeypatch) -> WriteAheadLog:
         monkeypatch.setattr(write_ahead_log, name, pages)
     monkeypatch.setattr(write_ahead_log, "_READERS_WAIT_MS", 20)
     monkeypatch.setattr(write_ahead_log, "_BYTES_KEPT", 120 * FRAME)
-    return WriteAheadLog(connection, LastCommit(path, 0, crash=CrashPoints()))
+    return WriteAheadLog(connection, LastCommit(path, 0, room="spool", crash=CrashPoints()))
 
 
 def commit(log: WriteAheadLog, connection: apsw.Connection, *, pages: int) -> None:

@@ -1,38 +1,51 @@
-"""Record the number of the last durable commit in a file outside SQLite's log.
+"""Record the number of the last durable commit of a SQLite file outside its write-ahead log.
 
-The writer records each commit; a process that opens the spool compares. So a log that was removed
-or cut short while it held commits is noticed (SpoolDamagedError). The recorded number never
-exceeds that of a commit on the disk: neither a kill nor a power loss makes a good spool look
-damaged. After each checkpoint the first commit is recorded and synced before it is answered.
+The writer records each commit; a process that opens the file compares. So a log that was removed
+or cut short while it held commits is noticed. The recorded number never exceeds that of a commit on
+the disk: neither a kill nor a power loss makes a good file look damaged. After each checkpoint the
+first commit is recorded and synced before it is answered.
 
-When the record cannot be written, the check is lost and not the mail: recording never fails.
+When the record cannot be written, the check is lost and not the commit: recording never fails.
 
 See docs/operation.md (A damaged spool).
 """
 
 import os
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import apsw
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import fsync_path
 from relay.observe.logs import get_logger
-from relay.spool.sqlite.spool_errors import translate_sqlite_errors
-from relay.spool.sqlite.spool_files import is_openable, last_commit_of, log_bytes
-from relay.spool.types import SpoolDamagedError
 
-COMMITS_COUNTER = "commits"
 _FRAME_BYTES_MIN = 32 + 24 + 512  # a log shorter than its header and one frame has no commit
 _CHECKPOINT = "checkpoint"
 _DIGITS = 20
 _LINE = "{number:020d} {state:<10}\n"  # always as long: it is written over in place
-_COMMITS = "SELECT value FROM counter WHERE name = ?"
-
-_log = get_logger("spool")
 _CAUSE = "its write-ahead log is missing or was cut short"
+
+
+def last_commit_of(database: Path) -> Path:
+    """Return the file with the number of the last commit; it exists while a database is open."""
+    return database.with_name(database.name + ".last-commit")
+
+
+def log_of(database: Path) -> Path:
+    """Return the write-ahead log of a database."""
+    return database.with_name(database.name + "-wal")
+
+
+def log_bytes(database: Path) -> int:
+    """Return the size of the write-ahead log, 0 without one."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return log_of(database).stat().st_size
+    return 0
+
+
+def has_log(database: Path) -> bool:
+    """Whether there is a log that may contain a commit."""
+    return log_bytes(database) >= _FRAME_BYTES_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +61,14 @@ class RecordedCommit:
 
 
 class LastCommit:
-    """Records the commits of one spool; for its owner, the only process that writes it."""
+    """Records the commits of one file; for its owner, the only process that writes it."""
 
-    def __init__(self, database: Path, number: int, *, crash: CrashPoints) -> None:
-        """`number` is that of the last commit in the database and its log."""
+    def __init__(self, database: Path, number: int, *, room: str, crash: CrashPoints) -> None:
+        """`number` is that of the last commit in the database and its log; `room` logs."""
         self._database = database
         self._path = last_commit_of(database)
         self._number = number
+        self._log = get_logger(room)
         self._crash = crash
         self._is_named = False  # durably
         self._is_sync_due = True
@@ -64,7 +78,7 @@ class LastCommit:
         self._may_say_checkpoint = self._is_checkpoint
 
     def begin(self) -> None:
-        """Create the file; from now on the spool counts as not closed."""
+        """Create the file; from now on the database counts as not closed."""
         self._note(sync_it=True)
         self._is_sync_due = True  # for the first commit
         self._crash.reached(CrashPoint.SPOOL_COMMIT_NOTED)
@@ -95,7 +109,7 @@ class LastCommit:
         return is_complete and not self._may_say_checkpoint
 
     def forget(self) -> None:
-        """Remove the record of a spool that was closed with everything in its database."""
+        """Remove the record of a file that was closed with everything in its database."""
         if not log_bytes(self._database):
             with suppress(OSError):  # it stays, with a number that the database has
                 self._path.unlink(missing_ok=True)
@@ -108,7 +122,7 @@ class LastCommit:
             self._write(line, sync_it=sync_it)
         except OSError as error:
             if not self._is_failing:
-                _log.warning("last commit not noted", file=self._path.name, error=str(error))
+                self._log.warning("last commit not noted", file=self._path.name, error=str(error))
             self._is_failing = self._is_sync_due = True
             return
         self._is_failing = False
@@ -132,7 +146,7 @@ class LastCommit:
 def read_recorded(database: Path) -> RecordedCommit | None:
     """Return what was recorded; None where nothing was.
 
-    A file without its line, left by a power loss, belongs to a spool that has its tables.
+    A record without its line, left by a power loss, belongs to a database that has its tables.
     """
     try:
         line = last_commit_of(database).read_text("ascii", "replace")
@@ -144,65 +158,25 @@ def read_recorded(database: Path) -> RecordedCommit | None:
     return RecordedCommit(int(number), is_checkpoint=state == _CHECKPOINT)
 
 
-def commits_of(connection: apsw.Connection) -> int | None:
-    """Return the number of commits of a spool; None for a file without tables."""
-    if not connection.pragma("user_version"):
-        return None
-    row = connection.execute(_COMMITS, (COMMITS_COUNTER,)).fetchone()
-    return int(row[0]) if row else 0
+def lost_commits(
+    database: Path, noted: RecordedCommit | None, *, found: int | None, with_log: bool
+) -> str:
+    """Return what is wrong where recorded commits are not in the database and its log, else "".
 
-
-def has_log(database: Path) -> bool:
-    """Whether there is a log that may contain a commit."""
-    return log_bytes(database) >= _FRAME_BYTES_MIN
-
-
-def check_commits(
-    connection: apsw.Connection, database: Path, noted: RecordedCommit | None, *, with_log: bool
-) -> None:
-    """Raise SpoolDamagedError where recorded commits are not in the database and its log.
-
-    `noted` is read before the connection is used, because a running owner continues. `with_log` is
-    has_log() before SQLite created a new log.
+    `noted` is read before the database is opened, because a running owner continues; `found` is the
+    number of commits that it has, None without tables. `with_log` is has_log() before SQLite
+    created a new log.
     """
     if noted is None:
-        return
-    found = commits_of(connection)
+        return ""
     if found is None:
-        raise SpoolDamagedError(
-            f"{database} is damaged: it has no tables and was not closed; {_CAUSE}"
-        )
+        return f"{database} is damaged: it has no tables and was not closed; {_CAUSE}"
     if found < noted.number:
-        raise SpoolDamagedError(
+        return (
             f"{database} is damaged: its last commit is number {found},"
             f" and number {noted.number} was synced; {_CAUSE}"
             f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
         )
     if noted.is_checkpoint and not with_log:
-        raise SpoolDamagedError(
-            f"{database} is damaged: a checkpoint was cut off halfway; {_CAUSE}"
-        )
-
-
-def check_commits_unopened(database: Path) -> None:
-    """Raise what an owner who opens `database` would find; no file is created or changed.
-
-    For a spool that no process has open: nothing is locked.
-    """
-    noted = read_recorded(database)
-    if noted is None:
-        return
-    if not is_openable(database):
-        raise SpoolDamagedError(f"{database} is damaged: it is empty and was not closed")
-    if with_log := has_log(database):  # "unix-none" and this mode keep the log's index in memory
-        name, flags, vfs = str(database), apsw.SQLITE_OPEN_READONLY, "unix-none"
-    else:
-        name = f"{database.absolute().as_uri()}?immutable=1"
-        flags, vfs = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, None
-    with (
-        translate_sqlite_errors(database),
-        closing(apsw.Connection(name, flags=flags, vfs=vfs)) as connection,
-    ):
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # nor is the log removed
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        check_commits(connection, database, noted, with_log=with_log)
+        return f"{database} is damaged: a checkpoint was cut off halfway; {_CAUSE}"
+    return ""
