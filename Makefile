@@ -4,6 +4,7 @@
 #                            SYSTEM_PACKAGES=install installs what they need of the system through sudo
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make bench               Relay and Postfix side by side, then bench-queue
+#   make bench-versions      OLD=commit: CPU per message of this tree / of a commit; WORKLOADS, ARGS
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
@@ -27,13 +28,15 @@ SEED0 ?= 0
 SEED ?=
 TRACE ?=
 TESTS ?=
+OLD ?=
+WORKLOADS ?=
 # Some tests wait rather than compute, so two cores are busy with four workers.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
 
-.PHONY: run venv test check lint types layers unused rules bench bench-mail bench-kit bench-mailbox bench-pages \
-	bench-queue bench-streams \
+.PHONY: run venv test check lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
+	bench-pages bench-queue bench-streams \
 	simulate clients screenshots crash clean
 
 run: .venv/installed
@@ -67,6 +70,10 @@ rules: .venv/development
 bench: .venv/development
 	tests/bench/run.sh
 	$(MAKE) bench-queue
+
+bench-versions: .venv/development
+	@[ -n "$(OLD)" ] || { echo "bench-versions: OLD=commit is missing" >&2; exit 64; }
+	@OLD="$(OLD)" WORKLOADS="$(WORKLOADS)" tests/bench/run.sh $(ARGS)
 
 bench-mail: .venv/development
 	$(BIN)/python tests/bench/sendmail.py $(ARGS)

@@ -30,6 +30,10 @@ from pathlib import Path
 
 import uvloop
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.support.process_tree import tree_cpu_s
+
 CONFIGURATION = """\
 hostname = "relay.example.test"
 state_dir = "state"
@@ -148,9 +152,16 @@ class Relay:
             self._process.wait(30)
 
     def cpu_s(self) -> float:
+        """Return the processor time until now, with that of the processes that it started."""
         assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return tree_cpu_s(self._process.pid)
+
+    def send(self, request: bytes, clients: int, count: int) -> tuple[float, list[float]]:
+        """Send in another process; return how long it took, and each one's latency."""
+        with multiprocessing.get_context("spawn").Pool(1) as other:
+            took_s, latencies_s = other.apply(send_all, (self.socket, request, clients, count))
+        self.accepted += count
+        return took_s, latencies_s
 
     def wait_until_sent(self) -> None:
         """Every message that was accepted must come to Sent Items."""
@@ -172,9 +183,7 @@ def rounds(
     files = files_per_second(relay.folder, clients, given.size, count=count, directories=False)
     both = files_per_second(relay.folder, clients, given.size, count=count, directories=True)
     before_s = relay.cpu_s()
-    with multiprocessing.get_context("spawn").Pool(1) as other:
-        took_s, latencies_s = other.apply(send_all, (relay.socket, request, clients, count))
-    relay.accepted += count
+    took_s, latencies_s = relay.send(request, clients, count)
     began_s = time.perf_counter()
     relay.wait_until_sent()
     drained_s = time.perf_counter() - began_s

@@ -1,0 +1,85 @@
+"""The bench of two versions runs, and judges as it says; its figures are for `make bench-versions`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench.versions import WORKLOADS, Compared, Pair, Version, pairs
+
+TOP = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "is_slower"),
+    [
+        ([1.0, 1.02, 0.98, 1.01], False),
+        ([1.02, 1.03, 1.03, 1.04], False),
+        ([1.02, 1.05, 1.05, 1.06], True),
+        ([0.9, 0.95, 1.2, 1.3], False),  # the median alone would be over its bound
+        ([1.1], True),
+    ],
+)
+def test_a_version_is_slower_if_the_median_and_the_lower_quartile_say_so(
+    ratios: list[float], is_slower: bool
+) -> None:
+    compared = Compared("small", [Pair(2.0, 2.0 * ratio) for ratio in ratios])
+    assert compared.is_slower is is_slower
+    assert ("SLOWER" in str(compared)) is is_slower
+
+
+def test_the_versions_alternate() -> None:
+    old, new = (Version(name, TOP, TOP) for name in ("old", "new"))
+    took_ms = iter([1.0, 3.0, 4.0, 2.0, 5.0, 5.0])
+    measured: list[str] = []
+
+    def measure(version: Version) -> float:
+        measured.append(version.name)
+        return next(took_ms)
+
+    found = list(pairs("small", measure, (old, new), 3))
+    assert measured == ["old", "new", "new", "old", "old", "new"]
+    assert [pair.ratio for pair in found] == [3.0, 2.0, 1.0]
+
+
+def versions(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TOP / "tests" / "bench" / "run.sh", *words], env=os.environ | environment,
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def test_this_tree_and_a_commit_are_measured() -> None:
+    done = versions("--pairs", "1", "--scale", "0.01", OLD="HEAD", WORKLOADS="sendmail")
+    assert done.returncode in (0, 1), done.stderr  # so few messages say nothing
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("sendmail  pair  1: old ")
+    assert lines[-1].split()[:2] == ["sendmail", "1"]
+    trees = subprocess.run(["git", "worktree", "list"], cwd=TOP, capture_output=True, check=True)
+    assert b"/versions-" not in trees.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--old", "no-such-commit", "--workloads", "sendmail"], "no-such-commit cannot be"),
+        (["--old", "HEAD", "--workloads", "huge"], "no workload huge; there are " + WORKLOADS[0]),
+        (["--old", "HEAD", "--workloads", "small"], "need the benchmark kit"),
+        (["--old", "HEAD", "--workloads", "sendmail", "--pairs", "0"], "--pairs must be"),
+        ([], "arguments are required: --old"),
+    ],
+)
+def test_wrong_arguments_are_refused(words: list[str], says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.versions", *words], cwd=TOP,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, says in done.stderr) == (os.EX_USAGE, True), done.stderr
+
+
+def test_without_the_kit_it_says_so(tmp_path) -> None:
+    done = versions(OLD="HEAD", WORKLOADS="small", PEERS=str(tmp_path))
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert "no benchmark kit" in done.stderr
