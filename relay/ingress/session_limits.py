@@ -32,7 +32,11 @@ class SessionLimits:
 
 
 class SessionCounter:
-    """Counts the sessions of a listener, in total and per client address."""
+    """Counts the sessions of a listener, in total and per client.
+
+    A client is what relay.accounts.passwords.client_of() returns: an IPv4 address or an IPv6 /64.
+    "" has no limit of its own: trusted clients, and Unix sockets.
+    """
 
     def __init__(self, *, sessions: int, per_client: int) -> None:
         self._sessions_max = sessions
@@ -40,14 +44,11 @@ class SessionCounter:
         self._clients: Counter[str] = Counter()
         self.sessions = 0
 
-    def enter(self, client: str, *, exempt: bool) -> str:
-        """Count a new session and return "", or return the reply that rejects it.
-
-        An `exempt` client (a trusted one, or one on this machine) has no limit of its own.
-        """
+    def enter(self, client: str) -> str:
+        """Count a new session and return "", or return the reply that rejects it."""
         if self.sessions >= self._sessions_max:
             return "421 4.7.0 Too many sessions at once, try again later"
-        if not exempt and self._clients[client] >= self._per_client_max:
+        if client and self._clients[client] >= self._per_client_max:
             return "421 4.7.0 Too many sessions from your address, close some and try again"
         self.sessions += 1
         self._clients[client] += 1

@@ -44,6 +44,8 @@ _HTTP_METHODS = frozenset(
 _HTTP_HOST = "HOST:"
 _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
 _EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"
+_TALKS_AHEAD = "554 5.5.0 Wait for the reply to this command (RFC 2920 3.1), closing the connection"
+_LAST_OF_GROUP = frozenset({"EHLO", "HELO", "DATA"})
 _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
 
 
@@ -152,12 +154,17 @@ class SmtpCommandHandler:
         """Whether the server is shutting down and no transaction is open."""
         return self.draining and self._mail is None
 
-    async def handle(self, line: bytes) -> str:
-        """Execute a command line and return the reply, or "" if it is already sent."""
+    async def handle(self, line: bytes, *, more_follows: bool) -> str:
+        """Execute a command line and return the reply, or "" if it is already sent.
+
+        `more_follows` means that the client sent more without waiting for this reply.
+        """
         verb, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
         verb = verb.upper()
         if verb in _HTTP_METHODS or verb.startswith(_HTTP_HOST):
             return self._close_abusive(_NO_HTTP)
+        if more_follows and verb in _LAST_OF_GROUP and not self._is_trusted:
+            return self._close_early_talker(verb, _TALKS_AHEAD)
         if self.may_close and verb != "QUIT":
             return self._close_with(SHUTTING_DOWN)
         try:
@@ -166,17 +173,20 @@ class SmtpCommandHandler:
             reply = str(rejection)
         if reply.startswith(("4", "5")) and verb in _LOGGED_VERBS:
             user = {"user": self._authentication.user} if verb == "AUTH" else {}
-            _log.info("rejected", qid="NOQUEUE", client=self._ip, verb=verb, **user, reply=reply)
+            self._log_rejected(verb, reply, **user)
         return self.count(reply, verb=verb)
 
     def greet(self, *, client_spoke: bool) -> str:
-        """Return the greeting, or reject a client that spoke first and is trusted by its address.
+        """Return the greeting, or reject a client that spoke first.
 
-        An SMTP client waits for the greeting. A browser that a web page directs here does not.
+        An SMTP client waits for the greeting. A browser that a web page directs here does not, nor
+        does most software that only sends spam.
         """
-        if client_spoke and self._trusted_network:
+        if not client_spoke:
+            return f"220 {self._listener.hostname} ESMTP Relay"
+        if self._trusted_network:
             return self._close_abusive(_EARLY_TALKER)
-        return f"220 {self._listener.hostname} ESMTP Relay"
+        return self._close_early_talker("CONNECT", _EARLY_TALKER)
 
     def malformed(self, fault: LineError) -> str:
         """Return the reply to a line that is not a command.
@@ -432,6 +442,13 @@ class SmtpCommandHandler:
     def _reset(self) -> None:
         self._mail = None
         self._forward_paths = {}
+
+    def _close_early_talker(self, verb: str, reply: str) -> str:
+        self._log_rejected(verb, reply)
+        return self._close_with(reply)
+
+    def _log_rejected(self, verb: str, reply: str, **user: str) -> None:
+        _log.info("rejected", qid="NOQUEUE", client=self._ip, verb=verb, **user, reply=reply)
 
     def _close_abusive(self, reply: str) -> str:
         _log.warning("not an SMTP client", client=self._ip, reply=reply)

@@ -20,6 +20,7 @@ from typing import cast
 
 from aiosmtpd.smtp import SMTP
 
+from relay.accounts.passwords import client_of
 from relay.ingress.data import ContentCollector, ContentRejection, DotFraming
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_limits import SessionCounter
@@ -200,6 +201,8 @@ class SmtpSession(_NoHooks, SMTP):
         )
         self._shared = shared
         self._ip = ""
+        self._counted_as = ""
+        self._may_speak_first = False
         self._input = InputBuffer(
             limit_bytes=shared.listener.limits.input_bytes,
             pause=lambda: self._transport_of().pause_reading(),
@@ -217,11 +220,14 @@ class SmtpSession(_NoHooks, SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session, or reject the client."""
         self._ip = _ip_of(transport)
-        trusted = self._shared.is_trusted(self._ip)
+        trusted, tls = self._shared.is_trusted(self._ip), _tls_version(transport)
+        # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
+        self._may_speak_first = trusted and (not self._ip or bool(tls))
+        self._counted_as = "" if trusted else client_of(self._ip)
         if not trusted and self._shared.rejects_untrusted():
             rejection = _BUSY
         else:
-            rejection = self._shared.count.enter(self._ip, exempt=trusted)
+            rejection = self._shared.count.enter(self._counted_as)
         if rejection:
             rejected = cast("asyncio.Transport", transport)
             rejected.write(rejection.encode("ascii") + b"\r\n")
@@ -234,7 +240,7 @@ class SmtpSession(_NoHooks, SMTP):
             self._shared.listener,
             ip=self._ip,
             trusted=trusted,
-            tls=_tls_version(transport),
+            tls=tls,
         )
         super().connection_made(transport)
 
@@ -254,7 +260,7 @@ class SmtpSession(_NoHooks, SMTP):
             self.closed.set_result(None)
         if self._counted:
             self._counted = False
-            self._shared.count.leave(self._ip)
+            self._shared.count.leave(self._counted_as)
             self._shared.sessions.discard(self)
             super().connection_lost(None if isinstance(error, OSError) else error)
 
@@ -292,7 +298,7 @@ class SmtpSession(_NoHooks, SMTP):
         commands = self._commands
         assert commands is not None
         try:
-            self._put(commands.greet(client_spoke=self._has_spoken()))
+            self._put(commands.greet(client_spoke=await self._has_spoken()))
             while not commands.closing:
                 if commands.may_close and self._input.is_empty:
                     self._put(SHUTTING_DOWN)
@@ -315,7 +321,7 @@ class SmtpSession(_NoHooks, SMTP):
         if len(line) + 2 > limits.command_bytes and line[: len(_AUTH_VERB)].upper() != _AUTH_VERB:
             return commands.count(LineError.TOO_LONG)
         try:
-            return await commands.handle(line)
+            return await commands.handle(line, more_follows=not self._input.is_empty)
         except ClientDisconnected:
             raise
         except Exception:  # noqa: BLE001 -- an internal error fails the command, not the session
@@ -431,14 +437,13 @@ class SmtpSession(_NoHooks, SMTP):
 
     # -- the transport
 
-    def _has_spoken(self) -> bool:
-        """Return whether the client sent data before the greeting.
-
-        Not where TLS begins with the first octet, since the client has to speak first there, nor on
-        a Unix socket, which no browser reaches.
-        """
-        if not self._ip or self._is_tls():
+    async def _has_spoken(self) -> bool:
+        """Return whether the client sent data before the greeting and may not."""
+        if self._may_speak_first:
             return False
+        if self._is_tls():
+            await asyncio.sleep(0)  # the next turn has what came with the end of the handshake
+            return not self._input.is_empty
         if not self._input.is_empty:
             return True
         descriptor = self._transport_of().get_extra_info("socket").fileno()

@@ -118,21 +118,3 @@ def test_a_client_trusted_by_address_that_talks_early_is_rejected(loop: str) -> 
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(scenario())
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("way", ["untrusted", "unix"])
-def test_other_clients_may_talk_early(loop: str, way: str, short_path) -> None:
-    async def scenario() -> None:
-        relay = Relay()
-        changes = {"trusted_networks": ()}
-        if way == "unix":
-            changes = {"listen": Address(path=str(short_path / "s"))}
-        async with listening(relay, **changes) as server:
-            said = await all_of(send_before_greeting(server.address, MAIL))
-        assert said.startswith(b"220 ")
-        assert said.endswith(b"221 2.0.0 Bye\r\n")
-        assert len(relay.spool.accepted) == 1
-
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        runner.run(scenario())

@@ -13,6 +13,7 @@ import pytest
 
 from relay.accounts.directory import load_accounts
 from relay.clock import ManualClock
+from relay.ingress import smtp_session
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_session import SmtpSession
 from relay.observe import logs
@@ -153,6 +154,29 @@ async def test_the_limit_of_sessions_per_client_is_for_untrusted_clients(listeni
     assert (await first.reply())[:3] == "220"
     second = await Client.connect(server.address)
     assert (await second.reply())[:3] == code
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:ffff:ffff:ffff", "421"),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", "220"),
+        ("192.0.2.1", "::ffff:192.0.2.1", "421"),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", "220"),
+        ("fe80::1%eth0", "fe80::2%eth0", "421"),
+        ("2001:db8::7", "2001:db8::1", "220"),
+    ],
+)
+async def test_ipv6_clients_of_one_64_network_share_the_limit_of_sessions(
+    listening, monkeypatch, first, second, code
+):
+    """A trusted client in this network takes nothing from the limit."""
+    addresses = iter((first, second))
+    monkeypatch.setattr(smtp_session, "_ip_of", lambda _transport: next(addresses))
+    limits = SessionLimits(sessions_per_client=1)
+    server = await listening(limits=limits, trusted_networks=("2001:db8::7/128",))
+    greetings = [await (await Client.connect(server.address)).reply() for _ in range(2)]
+    assert [one[:3] for one in greetings] == ["220", code]
 
 
 async def test_shutdown_closes_idle_sessions_and_finishes_transactions(relay, listening):
