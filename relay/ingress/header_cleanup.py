@@ -4,22 +4,34 @@ As Postfix's cleanup(8) and message_drop_headers. acceptance calls it before the
 message. All other fields stay octet for octet; a content without a header gets one.
 
 RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
-Message-ID).
+Message-ID); RFC 8601 2.2, 5 (Authentication-Results).
 """
 
+import re
 from collections.abc import Sequence
 
 from relay.ingress.data import Origin
+from relay.message.address import DOMAIN_OCTETS_MAX, AddressError, to_ascii_domain
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.header import Header
 from relay.message.properties import EmailAddress
 from relay.mime import headers
+from relay.mime.encoded_words import decode_words
 from relay.mime.write_header import address_list_field
 
 # Bcc names hidden recipients, the final delivery writes Return-Path, and Content-Length is wrong
 # once the content changes.
 _DROPPED = ("Bcc", "Content-Length", "Resent-Bcc", "Return-Path")
 _PRIVATE_PREFIX = "X-Relay-"  # a client could forge them
+_RESULTS = "Authentication-Results"
+_PARENTHESES = re.compile(r"\\.|\(+|\)+", re.DOTALL)
+_QUOTED = r'"(?P<quoted>(?:[^"\\]|\\.)*+)"'
+_COMMENT = r"\((?:[^()\\]|\\.)*+\)"  # without another one inside
+_WORD = r"(?P<word>[^\s()<>@,;:\\\"/\[\]?=]++)"
+_TOKEN = re.compile(rf'{_QUOTED}|(?:{_COMMENT}|[\s)])++|"|(?P<open>\()|{_WORD}', re.DOTALL)
+_TOKEN_AFTER_UNCLOSED = re.compile(rf'{_QUOTED}|(?:{_COMMENT}|[\s()])++|"|{_WORD}', re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_IDEOGRAPHIC_STOPS = re.compile("[\u3002\uff0e\uff61]")  # dots between labels (RFC 3490 3.1)
 
 
 def is_looping(header: Header, received_max: int) -> bool:
@@ -40,10 +52,13 @@ def clean_up(
     """Return a header with this hop's Received, without X-Relay-*, Bcc, Resent-Bcc, Return-Path
     and Content-Length fields.
 
+    Mail from a client that is not trusted loses the Authentication-Results fields of `hostname`.
     Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
     logged in also gets a missing From.
     """
     header = header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
+    if _RESULTS in header and not origin.trusted:
+        header = _without_results_of(hostname, header)
     new = headers.received(
         helo=origin.helo,
         ip=origin.ip,
@@ -66,3 +81,77 @@ def clean_up(
     if origin.login and "From" not in header:
         new += address_list_field("From", [EmailAddress(origin.login)]).encode()
     return header.prepend(new)
+
+
+def _without_results_of(hostname: str, header: Header) -> Header:
+    """Return a header without the Authentication-Results fields that a reader may take for ours."""
+    wanted, name = _RESULTS.lower().encode(), to_ascii_domain(hostname)
+    kept = tuple(
+        [
+            (one, octets)
+            for one, octets in header.fields
+            if one != wanted or name not in _authserv_ids(octets)
+        ]
+    )
+    return header if len(kept) == len(header.fields) else Header(kept)
+
+
+def _authserv_ids(field: bytes) -> set[str]:
+    """Return the id of an Authentication-Results field in lower case with A-labels.
+
+    There are two if programs that decode encoded words (RFC 2047) read another one.
+    """
+    value = field.partition(b":")[2].replace(b"\r", b"").replace(b"\n", b"")
+    texts = [value.decode("utf-8", "replace")]
+    if b"=?" in value:
+        texts.append(decode_words(value))
+    found = set()
+    for text in texts:
+        try:
+            found.add(to_ascii_domain(_authserv_id(text)))
+        except AddressError:  # an id, but no host name
+            continue
+    return found
+
+
+def _authserv_id(text: str) -> str:
+    """Return what a lenient reader takes for the id: the first word or quoted string.
+
+    Comments and white space are skipped, also around dots. A quote or parenthesis without its
+    partner is white space. The time is linear.
+    """
+    found, position, in_word, pattern = "", 0, False, _TOKEN
+    while len(found) <= DOMAIN_OCTETS_MAX and (token := pattern.match(text, position)):
+        position = token.end()
+        match token.lastgroup:
+            case "word":
+                piece = token["word"]
+            case "quoted":
+                piece = _ESCAPED.sub(r"\1", token["quoted"]).strip()
+            case kind:
+                if kind == "open" and (end := _comment_end(text, position)):
+                    position = end
+                elif kind == "open":
+                    pattern = _TOKEN_AFTER_UNCLOSED
+                in_word = False
+                continue
+        piece = _IDEOGRAPHIC_STOPS.sub(".", piece)
+        begins_another = found and not in_word and "." not in (found[-1], piece[:1])
+        if begins_another or not piece:
+            break
+        found, in_word = found + piece, True
+    found = found.rstrip(".")
+    return found if len(found) <= DOMAIN_OCTETS_MAX else ""
+
+
+def _comment_end(text: str, position: int) -> int:
+    """Return where the comment that began before `position` ends, 0 if it does not."""
+    depth = 1
+    for found in _PARENTHESES.finditer(text, position):
+        if found[0][0] == "(":
+            depth += len(found[0])
+        elif found[0][0] == ")":
+            depth -= len(found[0])
+            if depth <= 0:
+                return found.end() + depth
+    return 0
