@@ -2,7 +2,7 @@
 
 The content is not changed. A body up to 1 MiB is held in memory; a larger one is checked when its
 header has arrived and streamed to the draft's file. Bcc fields count as recipients. Addresses in
-From and Sender must be the account's (RFC 5322 3.6.2).
+From and Sender must be the account's (RFC 5322 3.6.2), also those of a resending (3.6.6).
 """
 
 import asyncio

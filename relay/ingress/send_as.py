@@ -1,10 +1,11 @@
 """Authorize the sender addresses of an account ("send as").
 
 An account that logged in may use its own addresses and those in its send_as, in the reverse-path
-and in the From and Sender fields. HTTP has the same rule (Account.may_send_as). A From or Sender
-that cannot be parsed is rejected, because another program might read another author there.
+and in the From and Sender fields, and in Resent-From and Resent-Sender of the last resending. HTTP
+has the same rule (Account.may_send_as). A field of these that cannot be parsed is rejected, because
+another program might read another author there.
 
-RFC 6409 4.2, 6.1 (553 5.7.1); RFC 5322 3.6.2 (From, Sender).
+RFC 6409 4.2, 6.1 (553 5.7.1); RFC 5322 3.6.2 (From, Sender), 3.6.6 (Resent-From).
 """
 
 from relay.accounts.account import AccountDirectory
@@ -29,7 +30,7 @@ def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) 
 
 
 def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> str:
-    """Return the reply if the account `login` may not use the From and Sender fields, else ""."""
+    """Return the reply if the account `login` may not use a field of originators, else ""."""
     account = accounts.by_address(login)
     if account is None or account.address != login:
         return sender_rejection(accounts, login, "")

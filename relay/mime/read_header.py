@@ -183,7 +183,7 @@ def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Originators:
-    """A From or Sender field: its addresses, and what could not be read ("" if nothing)."""
+    """A field of originators: its addresses, and what could not be read ("" if nothing)."""
 
     name: str
     addresses: tuple[EmailAddress, ...]
@@ -191,12 +191,22 @@ class Originators:
 
 
 def originators(header: Header) -> Iterator[Originators]:
-    """Yield each From and each Sender field of a header."""
+    """Yield each From and Sender, and each Resent-From and Resent-Sender of the last resending.
+
+    Who resends a message puts its resent fields above all others (RFC 5322 3.6.6), and each hop its
+    Received above these. A Received after the first Resent-From therefore ends the block of the
+    last resending; the resent fields below are those of others, from earlier.
+    """
     size = 0
+    is_resent = is_history = False
     for name, octets in header.fields:
-        if name not in (b"from", b"sender"):
+        is_resent |= name == b"resent-from"
+        is_history |= is_resent and name == b"received"
+        if name not in (b"from", b"sender") and (
+            is_history or name not in (b"resent-from", b"resent-sender")
+        ):
             continue
-        shown = name.decode().capitalize()
+        shown = name.decode().title()
         size += len(octets)
         if size > ORIGINATORS_OCTETS_MAX:
             yield Originators(shown, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")

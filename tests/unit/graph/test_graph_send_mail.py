@@ -245,6 +245,8 @@ async def test_mime_without_message_id_has_no_message_id_header(graph: GraphInMe
         (base64.b64encode(b"To: a@b.test\r\nBcc: \xfc@c.test\n\n"), 400, "ErrorInvalidRecipients"),
         (base64.b64encode(b"From: bob@example.test\nTo: a@b.test\n\n"), 403, "ErrorSendAsDenied"),
         (base64.b64encode(b"Sender: eve@a.test\nTo: a@b.test\n\n"), 403, "ErrorSendAsDenied"),
+        (base64.b64encode(b"Resent-From: eve@a.test\nTo: a@b.test\n\n"), 403, "ErrorSendAsDenied"),
+        (base64.b64encode(b"Resent-Sender: e@a.test\nTo: a@b.test\n\n"), 403, "ErrorSendAsDenied"),
         (
             base64.b64encode(b"From: alice@example.test, eve@a.test\nTo: a@b.test\n\n"),
             403,

@@ -50,6 +50,20 @@ REJECTED = {
     "a sender": b"From: alice@example.test\r\nSender: ceo@bank.test",
     "a second sender": b"From: al@example.test\r\nSender: al@example.test\r\nSender: ceo@bank.test",
     "resent": b"From: ceo@bank.test\r\nResent-From: alice@example.test",
+    "resent by another": b"Resent-From: ceo@bank.test\r\nFrom: alice@example.test",
+    "resent by another, below From": b"From: alice@example.test\r\nRESENT-from \t: ceo@bank.test",
+    "resent by two": b"Resent-From: alice@example.test, ceo@bank.test\r\nFrom: alice@example.test",
+    "resent twice at once": b"Resent-From: al@example.test\r\nResent-To: x@b.test\r\n"
+    b"Resent-From: ceo@bank.test\r\nFrom: alice@example.test",
+    "a sender of the resent": b"Resent-From: al@example.test\r\nResent-Sender: ceo@bank.test",
+    "a sender of the resent first": b"Resent-Sender: ceo@bank.test\r\nReceived: by a.test; x\r\n"
+    b"Resent-From: alice@example.test\r\nFrom: alice@example.test",
+    "below a Received and no Resent-From": b"Resent-To: x@b.test\r\nReceived: by a.test; x\r\n"
+    b"Resent-From: ceo@bank.test\r\nFrom: alice@example.test",
+    "From below an earlier resending": b"Resent-From: alice@example.test\r\nReceived: by a.test; x"
+    b"\r\nResent-From: bob@example.test\r\nFrom: ceo@bank.test",
+    "an unreadable Resent-From": b"Resent-From: CEO\r\nFrom: alice@example.test",
+    "an empty Resent-From": b"Resent-From:\r\nFrom: alice@example.test",
     "more than can be read": b"From: "
     + b"alice@example.test, " * (ORIGINATORS_OCTETS_MAX // 20 + 1),
     "at the end of a long header": MANY_FIELDS + b"From: ceo@bank.test",
@@ -73,7 +87,11 @@ ALLOWED = {
     "a name in Latin-1": b"From: \xc4lice <alice@example.test>",
     "named by its address": b"From: alice@example.test <alice@example.test>",
     "another to answer to": b"From: alice@example.test\r\nReply-To: ceo@bank.test",
-    "resent by another": b"From: alice@example.test\r\nResent-From: ceo@bank.test",
+    "resent": b"Resent-From: al@example.test\r\nResent-Sender: office@elsewhere.test\r\n"
+    b"Resent-To: ceo@bank.test\r\nFrom: alice@example.test",
+    "resent by another before": b"Resent-From: al@example.test\r\nResent-To: x@b.test\r\n"
+    b"Received: by a.test; x\r\nResent-Sender: help@bank.test\r\nResent-From: ceo@bank.test\r\n"
+    b"Received: by b.test; x\r\nFrom: alice@example.test",
     "no From": b"Subject: x",
     "no header": b"From my desk, ceo@bank.test says hello",
     "white space first": b" From: ceo@bank.test",
