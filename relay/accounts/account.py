@@ -144,3 +144,10 @@ class AccountDirectory(Protocol):
     ) -> RegisteredClient | None:
         """Return the client if this is its secret, or None; as by_password()."""
         ...
+
+    def unlock(self, address: str) -> int:
+        """Lift the delays of an account after failed logins, also of its client id.
+
+        Return the number of clients that were delayed. Raises UnknownUserError.
+        """
+        ...

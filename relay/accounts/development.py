@@ -168,6 +168,10 @@ class DevelopmentAccounts:
         """Return the client for any secret that is not empty, or for the token if there is one."""
         return self.by_client_id(client_id) if secret and self._is_secret(secret) else None
 
+    def unlock(self, address: str) -> int:  # noqa: ARG002 -- no login of an account is delayed
+        """See AccountDirectory."""
+        return 0
+
     def address_named(self, name: str) -> str:
         """Return the address of the account that a user name, address or client id names, "" for an
         empty one.

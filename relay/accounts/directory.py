@@ -14,8 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from relay.accounts.account import ALL_SCOPES, Account, RegisteredClient, Role, Scope, untagged
+from relay.accounts.account import (
+    ALL_SCOPES,
+    Account,
+    RegisteredClient,
+    Role,
+    Scope,
+    UnknownUserError,
+    untagged,
+)
 from relay.accounts.passwords import (
+    FORGOTTEN_S,
     Password,
     PasswordChecker,
     digest_of,
@@ -24,6 +33,7 @@ from relay.accounts.passwords import (
     parse_token,
 )
 from relay.clock import Clock
+from relay.observe.logs import get_logger
 from relay.settings.document import (
     Document,
     Fault,
@@ -44,6 +54,7 @@ _NOBODY = Password(
 )
 _TOKEN_LENGTH_MAX = 4096
 _USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
+_OF_CLIENT = "client "  # begins the name by which failures of a client id are counted
 _CLIENT_ID = re.compile(r"[!-~]{1,128}")
 _SCOPE_NAMES = Literal[
     "Mail.Read",
@@ -53,6 +64,7 @@ _SCOPE_NAMES = Literal[
     "MailboxSettings.ReadWrite",
     "User.Read",
 ]
+_log = get_logger("accounts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,9 @@ class FileAccounts:
         self._passwords: dict[str, Password] = {}
         self._clients: dict[str, tuple[RegisteredClient, Password]] = {}
         self._warnings: list[str] = []
-        self._checker = PasswordChecker(clock, rng=rng)
+        self._checker = PasswordChecker(clock, rng=rng, on_delay=self._log_delay)
+        self._clock = clock
+        self._delays_logged_s: dict[str, float] = {}
 
     def opened(self, address: str, caller: Account) -> Account | None:
         """See AccountDirectory."""
@@ -135,8 +149,34 @@ class FileAccounts:
         name = client_id[:_USER_LENGTH_MAX].lower()
         found, stored = self._clients.get(name, (None, _NOBODY))
         # its failures are counted apart from those of the user with this name
-        is_right = await self._checker.check(f"client {name}", stored, secret, client=client)
+        is_right = await self._checker.check(_OF_CLIENT + name, stored, secret, client=client)
         return found if is_right else None
+
+    def unlock(self, address: str) -> int:
+        """See AccountDirectory."""
+        account = self._by_address.get(address.lower())
+        if account is None:
+            raise UnknownUserError(address)
+        names = [account.address]
+        names += [_OF_CLIENT + name for name, (one, _) in self._clients.items()
+                  if one.account is account]  # fmt: skip
+        for name in names:
+            self._delays_logged_s.pop(name, None)
+        return sum(map(self._checker.unlock, names))
+
+    def _log_delay(self, name: str, client: str) -> None:
+        """Log that the logins of a user, or of a client id, are delayed; nothing for unknown ones.
+
+        Guesses from many addresses cause one line, until failures would be forgotten.
+        """
+        client_id = name.removeprefix(_OF_CLIENT) if name.startswith(_OF_CLIENT) else ""
+        known = self._clients if client_id else self._passwords
+        now = self._clock.monotonic()
+        before_s = self._delays_logged_s.get(name)
+        if (client_id or name) in known and (before_s is None or now - before_s >= FORGOTTEN_S):
+            self._delays_logged_s[name] = now
+            who = {"client_id": client_id} if client_id else {"user": name}
+            _log.warning("logins delayed", client=client, **who)
 
     def warnings(self) -> Sequence[str]:
         """Return the warnings of `relay check` about secrets in plain text."""

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import hmac
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -104,7 +104,7 @@ FREE_FAILURES = 3  # of one user from one address
 FREE_FAILURES_OF_CLIENT = 10  # of all users from one address
 _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_MAX_S = 60.0
-_FORGOTTEN_S = 900.0  # with the free failures only, guessing is slower than with the delays
+FORGOTTEN_S = 900.0  # with the free failures only, guessing is slower than with the delays
 _BUSY_S = 1.0
 _NETWORK_BITS = 64  # of IPv6: one customer has at least a /64 and changes addresses within it
 
@@ -167,6 +167,10 @@ class FailureTable:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __iter__(self) -> Iterator[str | _Pair]:
+        """Yield the keys; the table may change meanwhile."""
+        return iter(tuple(self._entries))
+
     def wait_s(self, key: str | _Pair, now: float) -> float:
         """Return the remaining delay of a key, 0 if none."""
         return max(0.0, self._entries.get(key, self._others).until_s - now)
@@ -174,7 +178,7 @@ class FailureTable:
     def count(self, key: str | _Pair, now: float) -> int:
         """Return the number of failures of a key."""
         failures = self._entries.get(key, self._others)
-        return failures.count if now - failures.last_s < _FORGOTTEN_S else 0
+        return failures.count if now - failures.last_s < FORGOTTEN_S else 0
 
     def add(self, key: str | _Pair, now: float) -> int:
         """Count a failure of a key; return the number of its failures."""
@@ -194,10 +198,10 @@ class FailureTable:
     def _forget(self, now: float) -> None:
         while self._entries:
             key, oldest = next(iter(self._entries.items()))
-            if now - oldest.last_s < _FORGOTTEN_S:
+            if now - oldest.last_s < FORGOTTEN_S:
                 break
             del self._entries[key]
-        if now - self._others.last_s >= _FORGOTTEN_S:
+        if now - self._others.last_s >= FORGOTTEN_S:
             self._others = _Failures()
 
     def _new_entry(self, key: str | _Pair, now: float) -> _Failures:
@@ -212,9 +216,18 @@ class FailureTable:
 class PasswordChecker:
     """Checks passwords, and delays clients that guess."""
 
-    def __init__(self, clock: Clock, *, rng: Callable[[int], bytes]) -> None:
-        """`rng` makes the key of the remembered digests, which lives as long as the process."""
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        rng: Callable[[int], bytes],
+        on_delay: Callable[[str, str], None] = lambda _user, _client: None,
+    ) -> None:
+        """`rng` makes the key of the remembered digests, which lives as long as the process.
+        `on_delay` is called with a user and the key of a client when its delays begin.
+        """
         self._clock = clock
+        self._on_delay = on_delay
         self._key = rng(32)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
@@ -247,6 +260,19 @@ class PasswordChecker:
         if error := running.exception():
             raise LoginDelayedError("The login could not be checked", _BUSY_S) from error
         return running.result()
+
+    def unlock(self, user: str) -> int:
+        """Forget the failures of a user, and those of the clients that they came from. Return the
+        number of clients from which the user was delayed.
+        """
+        now = self._clock.monotonic()
+        delayed = 0
+        for pair in self._of_pairs:
+            if pair[0] == user:
+                delayed += self._of_pairs.count(pair, now) >= FREE_FAILURES
+                self._of_pairs.remove(pair)
+                self._of_clients.remove(pair[1])
+        return delayed
 
     def close(self) -> None:
         """Stop the threads; waiting checks are cancelled."""
@@ -318,9 +344,12 @@ class PasswordChecker:
             if len(self._successes) > ENTRIES_MAX:
                 self._successes.popitem(last=False)
             return
+        failures = self._of_pairs.add(pair, now)
+        if failures == FREE_FAILURES:
+            self._on_delay(*pair)
         # Further failures are delayed by user and address. If they counted for the client as well,
         # one device with an old password would lock out all users at its address.
-        if self._of_pairs.add(pair, now) <= FREE_FAILURES and _counts_all_users(pair[1]):
+        if failures <= FREE_FAILURES and _counts_all_users(pair[1]):
             self._of_clients.add(pair[1], now)
 
 

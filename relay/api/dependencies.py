@@ -186,8 +186,8 @@ class ApiDependencies:
 
     `way_to` parses the target of a reroute or raises ValueError. `ready` returns "" or the reason
     why the relay is not ready. `prune` removes history older than some seconds (None: spool.keep),
-    or with the second argument only counts it. `events` are the streams of GET /events, if there
-    are any. `development` is None in a service.
+    or with the second argument only counts it. `unlock` is that of AccountDirectory. `events` are
+    the streams of GET /events, if there are any. `development` is None in a service.
     """
 
     journeys: Journeys
@@ -202,6 +202,7 @@ class ApiDependencies:
     pressure: Pressure
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
     sources: MessageSources
+    unlock: Callable[[str], int]
     events: "EventStreams | None" = None
     development: DevelopmentControls | None = None
 

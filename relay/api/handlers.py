@@ -1,4 +1,4 @@
-"""Handlers of /relay/v1: messages (journeys), the queue, and storage.
+"""Handlers of /relay/v1: messages (journeys), the queue, storage, and delays of logins.
 
 An unknown message and another account's message are the same 404. The roles read and operate see
 all journeys. The content of others' messages needs the role operate, and each look is logged; not
@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import Response
 
-from relay.accounts.account import Role
+from relay.accounts.account import Role, UnknownUserError
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
 from relay.api.request_parameters import (
@@ -82,6 +82,10 @@ _log = get_logger("api")
 class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     older_than_s: float | None = None
     dry_run: bool = False
+
+
+class _UnlockBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    address: str
 
 
 class Handlers:
@@ -407,6 +411,18 @@ class Handlers:
             text = f"expected a number of seconds up to {_AGE_S_MAX:.0f}"
             raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
         return await self._dependencies.prune(body.older_than_s, body.dry_run)
+
+    async def unlock(self, request: HttpRequest, principal: Principal) -> dict[str, Any]:
+        """POST /accounts/unlock: lift the delays of an account after failed logins."""
+        principal.check_may_operate()
+        address = read_body(await request.body(), _UnlockBody).address
+        try:
+            delays = self._dependencies.unlock(address)
+        except UnknownUserError:
+            message = f"There is no account {quoted(address)}."
+            raise ApiError(404, "ErrorItemNotFound", message) from None
+        _log.info("logins unlocked", who=principal.name, user=address, delays=delays)
+        return {"address": address, "delays": delays}
 
 
 def has_reached(journey: Mapping[str, Any], state: str) -> bool:

@@ -355,6 +355,7 @@ class _Composer:
             metrics=self.metrics, history=self.history, clock=self.clock,
             ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
             pressure=self.pressure, development=self.sources.development, events=self.events,
+            unlock=self.sources.accounts.unlock,
             sources=api.MessageSources(
                 journeys, self.spool, self.store, mailbox_for=self.table.mailbox_for,
                 received=development.received_content if development else None,

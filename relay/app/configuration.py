@@ -155,6 +155,10 @@ class ActiveConfiguration:
         """See AccountDirectory."""
         return await self._now.accounts.by_client_secret(client_id, secret, client=client)
 
+    def unlock(self, address: str) -> int:
+        """See AccountDirectory."""
+        return self._now.accounts.unlock(address)
+
 
 def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:
     """Return why this account cannot be that of requests without a token, "" if it can."""

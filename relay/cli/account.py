@@ -1,7 +1,8 @@
-"""`relay account`: add, list and remove accounts, and give them tokens and passwords.
+"""`relay account`: add, list and remove accounts, give them tokens and passwords, unlock them.
 
 A new secret is printed once. Exits 65 for an unknown account or one
-that exists already, 78 if the file is or would be faulty.
+that exists already, 78 if the file is or would be faulty. `unlock` exits 69 without a
+running relay.
 """
 
 import sys
@@ -19,10 +20,12 @@ from relay.app.commands.account import (
     new_client_secret,
     new_token,
 )
+from relay.app.commands.control import OperatorClient
 from relay.app.state_dir import owner_of
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, group_options
 from relay.clock import SystemClock
+from relay.settings.document import counted
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox
 
@@ -54,7 +57,7 @@ def _hint(context: CommandContext) -> None:
 @click.group()
 @group_options
 def account(_context: CommandContext) -> None:
-    """Add, list and remove accounts; give them tokens and passwords.
+    """Add, list and remove accounts; give them tokens and passwords; unlock them.
 
     Changes the file that mailboxes.accounts names. A running relay reads it at SIGHUP
     (systemctl reload relay).
@@ -157,6 +160,21 @@ def password(context: CommandContext, address: str, *, is_removal: bool) -> None
     _open(context).set(address, {"password": None if is_removal else hash_of(_read_password())})
     _show(context, address, {})
     _hint(context)
+
+
+@account.command()
+@_ADDRESS
+@common_options
+def unlock(context: CommandContext, address: str) -> None:
+    """Lift the delay of logins after wrong passwords.
+
+    Also that of the account's client id. Delays are in the memory of the running relay, and end
+    with it.
+    """
+    done = OperatorClient(context.settings(), SystemClock()).unlock(address)
+    number = done["delays"]
+    text = f"{counted(number, 'delay')} lifted" if number else "was not delayed"
+    context.show(done, lambda: [f"{address}: {text}"])
 
 
 def _read_password() -> str:

@@ -263,6 +263,14 @@ class OperatorClient:
         listed: list[dict[str, Any]] = self._client.get("/queue", {"id": queue_id})
         return listed
 
+    def unlock(self, address: str) -> dict[str, Any]:
+        """Lift the delays of an account; return its `address` and their number in `delays`.
+
+        Raises ControlUnavailableError without a daemon, which alone has delays.
+        """
+        done: dict[str, Any] = self._client.post("/accounts/unlock", {"address": address})
+        return done
+
     def clock_state(self) -> dict[str, Any]:
         """Return `now` and `advanced_s` of a development relay. A service raises ControlError."""
         found: dict[str, Any] = self._client.get("/dev/clock")

@@ -7,11 +7,19 @@ from pathlib import Path
 import argon2
 import pytest
 
-from relay.accounts.account import ALL_SCOPES, Account, AccountDirectory, Role, Scope
+from relay.accounts.account import (
+    ALL_SCOPES,
+    Account,
+    AccountDirectory,
+    Role,
+    Scope,
+    UnknownUserError,
+)
 from relay.accounts.directory import FileAccounts, load_accounts
-from relay.accounts.passwords import FREE_FAILURES, LoginDelayedError
+from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT, LoginDelayedError
 from relay.clock import ManualClock
 from relay.settings.document import SettingsError
+from tests.support.logs import capture_logs
 
 HASHED = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("pa55")
 TWO = f"""
@@ -274,6 +282,41 @@ async def test_guessing_a_client_secret_is_delayed_as_guessing_a_password_is(tmp
     with pytest.raises(LoginDelayedError):
         await accounts.by_client_secret(CLIENT_ID, "pa55", client="192.0.2.1")
     assert await accounts.by_client_secret(CLIENT_ID, "pa55", client="192.0.2.2")
+    accounts.close()
+
+
+async def test_the_first_delay_of_an_account_is_logged_once(tmp_path):
+    accounts = load(tmp_path, TWO + CLIENT, domains=("example.test", "shared.test"))
+    with capture_logs() as lines:
+        for number in range(FREE_FAILURES * 4):
+            client = f"192.0.2.{number % 4}"
+            assert not await accounts.by_password("alice@example.test", "wrong", client=client)
+            assert not await accounts.by_password("nobody@example.test", "wrong", client=client)
+            assert not await accounts.by_client_secret(CLIENT_ID, "wrong", client=client)
+    accounts.close()
+    assert [(one["event"], one.get("user"), one.get("client_id"), one["client"]) for one in lines] == [
+        ("logins delayed", "alice@example.test", None, "192.0.2.0"),
+        ("logins delayed", None, CLIENT_ID.lower(), "192.0.2.0"),
+    ]  # fmt: skip
+
+
+async def test_an_account_is_unlocked_at_all_addresses_with_its_client_id(tmp_path):
+    accounts = load(tmp_path, TWO + CLIENT, domains=("example.test", "shared.test"))
+    home, office = "192.0.2.1", "192.0.2.2"
+    for client in (home, office) * FREE_FAILURES:
+        await accounts.by_password("app@example.test", "wrong", client=client)
+        await accounts.by_client_secret(CLIENT_ID, "wrong", client=client)
+    for number in range(FREE_FAILURES_OF_CLIENT - 2 * FREE_FAILURES):
+        await accounts.by_password(f"{number}@example.test", "wrong", client=home)
+    for client in (home, office):
+        with pytest.raises(LoginDelayedError):
+            await accounts.by_client_secret(CLIENT_ID, "pa55", client=client)
+    assert accounts.unlock("Service@example.test") == 4
+    assert accounts.unlock("app@example.test") == 0
+    for client in (home, office):
+        assert await accounts.by_client_secret(CLIENT_ID, "pa55", client=client)
+    with pytest.raises(UnknownUserError):
+        accounts.unlock("nobody@example.test")
     accounts.close()
 
 

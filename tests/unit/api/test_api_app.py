@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import pytest
 
-from relay.accounts.account import Account, Role, Scope
+from relay.accounts.account import Account, Role, Scope, UnknownUserError
 from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app, handlers
 from relay.clock import SystemClock
 from relay.journeys.journey import MessageList
@@ -107,6 +107,12 @@ class Records:
         self.asked.append((journey["id"], reader))
         return self.source
 
+    def unlock(self, address: str) -> int:
+        if address != "alice@example.test":
+            raise UnknownUserError(address)
+        self.asked.append(("unlock", address))
+        return 2
+
     async def stats(self) -> dict[str, Any]:
         return {"entries": {"queued": 1}}
 
@@ -145,6 +151,7 @@ async def api() -> AsyncIterator[ApiClients]:
         pressure=(pressure := Pressure()),
         prune=no_history,
         sources=records,
+        unlock=records.unlock,
     )
     app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     outside, inside = (
@@ -558,3 +565,24 @@ async def test_an_order_that_a_stop_breaks_off_may_be_given_again(api: ApiClient
     assert code(answer) == (503, "ResourceUnhealthy")
     assert answer.headers["retry-after"]
     assert "Changes made before that remain" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("token", "body", "status"),
+    [
+        ("operator", b'{"address": "alice@example.test"}', 200),
+        ("operator", b'{"address": "nobody@example.test"}', 404),
+        ("operator", b"{}", 400),
+        ("watcher", b'{"address": "alice@example.test"}', 403),
+        ("alice", b'{"address": "alice@example.test"}', 403),
+    ],
+)
+async def test_only_operators_unlock_accounts(
+    api: ApiClients, token: str, body: bytes, status: int
+) -> None:
+    headers = {"authorization": f"Bearer {token}"}
+    answer = await api.http.post("/relay/v1/accounts/unlock", content=body, headers=headers)
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.json() == {"address": "alice@example.test", "delays": 2}
+    assert (("unlock", "alice@example.test") in api.records.asked) is (status == 200)

@@ -74,7 +74,7 @@ class Relay:
             queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=lambda text: lambda _: NextHop.parse(text), changes=self.changes,
             metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
-            prune=None, sources=None, history=None, events=self.streams,
+            prune=None, sources=None, unlock=None, history=None, events=self.streams,
         )  # fmt: skip
         self.accounts = dict(ACCOUNTS)
         app = create_app(dependencies, authentication_of(TokenAccounts(self.accounts)))

@@ -31,7 +31,7 @@ def dependencies(asked) -> ApiDependencies:
     return ApiDependencies(
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats, way_to=sentinel.way_to,
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=prune,
-        pressure=Pressure(), sources=sentinel.sources, history=sentinel.history,
+        pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock, history=sentinel.history,
     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ async def get_from_service(path, role):
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats,
         way_to=sentinel.way_to, changes=ChangeNotifier(), metrics=metrics, clock=clock,
         history=MetricsHistory(metrics, clock), ready=lambda: "", prune=sentinel.prune,
-        pressure=Pressure(), sources=sentinel.sources,
+        pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock,
     )  # fmt: skip
     app = create_app(dependencies, Access(everyone=Principal("ann@a.test", role)))
     transport = httpx.ASGITransport(app)
