@@ -363,7 +363,7 @@ class _Composer:
         )  # fmt: skip
         sign_in = create_sign_in_app(
             self.sources.accounts, self.tokens, clock=self.clock,
-            hostname=self.settings.hostname, http=http,
+            hostname=self.settings.hostname, public_url=http.public_url,
         )  # fmt: skip
         relay_v1 = api.create_app(means, self.authentication)
         by_prefix: dict[str, ASGIApp] = dict.fromkeys(
@@ -423,7 +423,7 @@ class _Composer:
         logins = pages.Logins(
             self.sources.accounts, SystemClock(),  # an advanced clock would end all logins
             relay=f"{settings.hostname} {settings.state_dir}",
-            public_url=http.public_url, proxy_networks=http.proxy_networks,
+            public_url=http.public_url,
         )  # fmt: skip
         return pages.Access(logins=logins)
 

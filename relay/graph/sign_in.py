@@ -9,7 +9,6 @@ import binascii
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
@@ -19,12 +18,11 @@ from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.account import AccountDirectory, RegisteredClient
 from relay.accounts.passwords import LoginDelayedError
 from relay.clock import Clock, Ids, rfc3339
-from relay.http.connection_limits import NOT_COUNTED, REQUESTS_MAX, client_address
+from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest
 from relay.observe.logs import get_logger
-from relay.settings.tree import HttpSettings
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
 _AUTHORIZE = "oauth2/v2.0/authorize"
@@ -86,10 +84,12 @@ def create_sign_in_app(
     *,
     clock: Clock,
     hostname: str,
-    http: HttpSettings,
+    public_url: str = "",
 ) -> Gateway:
-    """Return the application for SIGN_IN_PATHS. `http` gives the public URL and the proxies."""
-    endpoints = _Endpoints(accounts, tokens, ids=Ids(clock), hostname=hostname, http=http)
+    """Return the application for SIGN_IN_PATHS."""
+    endpoints = _Endpoints(
+        accounts, tokens, ids=Ids(clock), hostname=hostname, public_url=public_url
+    )
 
     async def handle(request: HttpRequest) -> Response:
         try:
@@ -117,13 +117,12 @@ class _Endpoints:
         *,
         ids: Ids,
         hostname: str,
-        http: HttpSettings,
+        public_url: str,
     ) -> None:
         self._accounts = accounts
         self._tokens = tokens
         self._ids = ids
-        self._base = (http.public_url, hostname)
-        self._proxies = tuple(map(ip_network, http.proxy_networks))
+        self._base = (public_url, hostname)
         self._documents: Mapping[str, Callable[[HttpRequest, str], dict[str, Any]]] = {
             _CONFIGURATION: self._configuration,
             _CONFIGURATION_V2: self._configuration,
@@ -215,24 +214,22 @@ class _Endpoints:
 
     async def _signed_in(self, request: HttpRequest, given: _Credentials) -> RegisteredClient:
         """Return the client. An unknown one and a wrong secret have the same response."""
-        address = request.client_address
-        # All clients of a proxy have its address: guesses of one must not lock out the others.
-        is_counted = client_address(address, self._proxies) != NOT_COUNTED
+        shown = request.counted_address or request.client_address
         try:
             client = await self._accounts.by_client_secret(
-                given.client_id, given.secret, client=address if is_counted else ""
+                given.client_id, given.secret, client=request.counted_address
             )
         except LoginDelayedError as error:
             if error.__cause__ is not None:
-                _log.error("secret not checked", client=address, error=error.__cause__)
+                _log.error("secret not checked", client=shown, error=error.__cause__)
             headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
             text = f"{error}. Try again later."
             raise _SignInError(
                 "temporarily_unavailable", text, number=90055, status=429, headers=headers
             ) from None
         if client is None:
-            shown = given.client_id[:_LOGGED_MAX]
-            _log.info("sign-in rejected", client=address, client_id=shown)
+            client_id = given.client_id[:_LOGGED_MAX]
+            _log.info("sign-in rejected", client=shown, client_id=client_id)
             headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
             text = f"Invalid client secret provided for the app {quoted(given.client_id)}, "
             text += "or the app is not known here."

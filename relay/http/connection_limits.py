@@ -2,16 +2,17 @@
 
 At the connection limit a connection that waits for its client is closed for a new one, that of the
 address with the most connections first (RFC 9112 9.5 allows this). One address gets at most half of
-the running requests and of the memory for unread responses.
+the running requests and of the memory for unread responses. A connection of a proxy counts for the
+client of its request while one runs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import chain
 
 from relay.accounts.passwords import client_of
+from relay.http.forwarded import Proxies
 
 CONNECTIONS_MAX = 2000
 REQUESTS_MAX = 1000
@@ -20,7 +21,9 @@ UNREAD_GRACE_S = 10.0  # how long a response may stay unread before its connecti
 STALLED_GRACE_S = 10.0  # how long a body may stall
 _SHARE = 2  # one address gets 1/2 of the requests and of the unread bytes
 
-NOT_COUNTED = ""  # the address of Unix sockets and proxies, which have no limit per address
+# The address of Unix sockets, and of proxies without a request whose client is known: they have no
+# limit per address.
+NOT_COUNTED = ""
 
 
 class ConnectionState(IntEnum):
@@ -35,7 +38,7 @@ class ConnectionState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """The limits of one server. Connections from `proxy_networks` have no limit per address."""
+    """The limits of one server. Connections from `proxy_networks` count for whom they forward."""
 
     connections: int = CONNECTIONS_MAX
     requests: int = REQUESTS_MAX
@@ -45,12 +48,14 @@ class ConnectionLimits:
 
 @dataclass(eq=False, slots=True)
 class HttpConnection:
-    """One connection. `since` is when it became idle, its request or response began, or when a part
-    of its body last arrived.
+    """One connection from `host`, "" for a Unix socket; `client` is for whom it counts. `since` is
+    when it became idle, its request or response began, or when a part of its body last arrived.
     """
 
+    host: str
     client: "ClientConnections"
     close: Callable[[], None]
+    is_of_proxy: bool = False
     state: ConnectionState = ConnectionState.HALF_OPEN
     since: float = 0.0
     response_bytes: int = 0  # of the response that is being sent
@@ -91,7 +96,7 @@ class ConnectionTable:
         """Raise ValueError for an invalid network in `limits`."""
         self._limits = limits
         self._now_s = now_s
-        self._proxies = tuple(map(ip_network, limits.proxy_networks))
+        self._proxies = Proxies(limits.proxy_networks)
         self._clients: dict[str, ClientConnections] = {}
         self._connections = 0
         self._requests = 0
@@ -107,33 +112,39 @@ class ConnectionTable:
             if victim is None:
                 return None
             self._close_connection(victim)
-        address = client_address(host, self._proxies)
-        client = self._clients.get(address)
-        if client is None:
-            client = self._clients[address] = ClientConnections(address)
-        connection = HttpConnection(client, close, since=self._now_s())
-        client.by_state[connection.state][connection] = None
-        client.connections += 1
+        is_of_proxy = self._proxies.includes(host)
+        client = self._client(NOT_COUNTED if is_of_proxy else client_of(host))
+        connection = HttpConnection(
+            host, client, close, is_of_proxy=is_of_proxy, since=self._now_s()
+        )
+        self._attach(connection, client)
         self._connections += 1
         return connection
 
     def remove(self, connection: HttpConnection) -> None:
         """Remove a connection; no effect if it was removed before."""
-        client = connection.client
-        if connection not in client.by_state[connection.state]:
+        if not self._has(connection):
             return
         self._count(connection, response_bytes=0, buffered_bytes=0)
         self._requests -= _is_request(connection.state)
-        del client.by_state[connection.state][connection]
-        client.connections -= 1
+        self._detach(connection)
         self._connections -= 1
-        if not client.connections:
-            del self._clients[client.address]
+
+    def identify(self, connection: HttpConnection, fields: Iterable[tuple[bytes, bytes]]) -> str:
+        """Count a connection for the client of its next request, which has these header fields.
+
+        Return the address by which failures of this client are counted, "" for none.
+        """
+        if not connection.is_of_proxy:
+            return connection.host
+        address = self._proxies.client(fields)
+        self._move(connection, client_of(address))
+        return address
 
     def set_state(self, connection: HttpConnection, state: ConnectionState) -> None:
-        """Record the state of a connection."""
+        """Record the state of a connection. Without a request, that of a proxy has no client."""
         client = connection.client
-        if state is connection.state or connection not in client.by_state[connection.state]:
+        if state is connection.state or not self._has(connection):
             return
         is_request, was_request = _is_request(state), _is_request(connection.state)
         if not (is_request and was_request):
@@ -142,6 +153,8 @@ class ConnectionTable:
         del client.by_state[connection.state][connection]
         client.by_state[state][connection] = None
         connection.state = state
+        if connection.is_of_proxy and not is_request:
+            self._move(connection, NOT_COUNTED)
 
     def body_received(self, connection: HttpConnection) -> None:
         """Record that a part of a body arrived."""
@@ -175,7 +188,7 @@ class ConnectionTable:
         find = self._unread_too_long if may_be_refused else _unread_longest
         if not self._make_room(connection.client, size_bytes, find) and may_be_refused:
             return False
-        if connection in connection.client.by_state[connection.state]:  # else it was closed
+        if self._has(connection):  # else it was closed
             self._count(
                 connection, response_bytes=size_bytes, buffered_bytes=connection.buffered_bytes
             )
@@ -192,12 +205,38 @@ class ConnectionTable:
 
         Responses that could not be refused may exceed the limit: then others are closed for it.
         """
-        if connection in connection.client.by_state[connection.state]:
+        if self._has(connection):
             self._count(
                 connection, response_bytes=connection.response_bytes, buffered_bytes=size_bytes
             )
             if size_bytes:
                 self._make_room(connection.client, 0, _unread_longest)
+
+    def _has(self, connection: HttpConnection) -> bool:
+        return connection in connection.client.by_state[connection.state]
+
+    def _client(self, address: str) -> ClientConnections:
+        return self._clients.setdefault(address, ClientConnections(address))
+
+    def _move(self, connection: HttpConnection, address: str) -> None:
+        """Count a connection for another address, with what it has in memory."""
+        if address != connection.client.address and self._has(connection):
+            self._detach(connection)
+            self._attach(connection, self._client(address))
+
+    def _attach(self, connection: HttpConnection, client: ClientConnections) -> None:
+        connection.client = client
+        client.by_state[connection.state][connection] = None
+        client.connections += 1
+        client.unread_bytes += connection.unread_bytes
+
+    def _detach(self, connection: HttpConnection) -> None:
+        client = connection.client
+        del client.by_state[connection.state][connection]
+        client.connections -= 1
+        client.unread_bytes -= connection.unread_bytes
+        if not client.connections:
+            del self._clients[client.address]
 
     @property
     def _unread_share(self) -> int:
@@ -278,21 +317,6 @@ class ConnectionTable:
     def _close_connection(self, connection: HttpConnection) -> None:
         self.remove(connection)
         connection.close()
-
-
-def client_address(host: str, proxies: Iterable[IPv4Network | IPv6Network] = ()) -> str:
-    """Return the key of a client: its IPv4 address, or the /64 of its IPv6 address.
-
-    NOT_COUNTED for an address in `proxies` and for a Unix socket.
-    """
-    if not host:
-        return NOT_COUNTED
-    address = ip_address(host.partition("%")[0])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    if any(address in network for network in proxies):
-        return NOT_COUNTED
-    return client_of(str(address))
 
 
 def _unread_longest(client: ClientConnections) -> HttpConnection | None:

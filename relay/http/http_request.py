@@ -26,6 +26,7 @@ BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
 CLOSE = "relay.close"  # scope key: a function that closes the connection
 ABORT = "relay.abort"  # scope key: a function that closes it without waiting for the client
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
+COUNTED_ADDRESS = "relay.counted_address"  # scope key: by which failures count, "" for none
 _PART_ID = "relay.part_id"  # scope key: the id of a request that is part of a batch
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
@@ -126,6 +127,15 @@ class HttpRequest:
         """The client's IP address, "" on a Unix socket."""
         peer = self._scope.get("client")
         return str(peer[0]).removeprefix("::ffff:") if peer else ""
+
+    @property
+    def counted_address(self) -> str:
+        """The IP address by which failures of the client count, behind a proxy the one it forwards.
+
+        "" on a Unix socket, and if the proxy does not say.
+        """
+        address: str = self._scope.get(COUNTED_ADDRESS, self.client_address)
+        return address.removeprefix("::ffff:")
 
     @property
     def is_secure(self) -> bool:

@@ -25,7 +25,13 @@ from uvicorn.protocols.http.httptools_impl import (
 from relay.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import ConnectionState, ConnectionTable, HttpConnection
 from relay.http.errors import ApiError, RequestIds, error_body, quoted, service_unavailable
-from relay.http.http_request import ABORT, ALLOW_RESPONSE, BODY_COMPLETE, CLOSE
+from relay.http.http_request import (
+    ABORT,
+    ALLOW_RESPONSE,
+    BODY_COMPLETE,
+    CLOSE,
+    COUNTED_ADDRESS,
+)
 
 # RFC 3986 3.2.2: an IP literal or a registered name, which may be empty; then a port
 _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
@@ -284,6 +290,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _admit_request(self) -> None:
         """Admit a request under the limits; health checks are always admitted."""
         assert self._connection is not None
+        address = self.connection_table.identify(self._connection, self.headers)
+        self.scope[COUNTED_ADDRESS] = address  # type: ignore[literal-required]
         is_health = self.url.partition(b"?")[0] in HEALTH_PATHS
         if not is_health and not self.connection_table.may_start_request(self._connection):
             self._stop_parsing(_too_many("requests"))

@@ -7,15 +7,12 @@ serve the relay under a path that the relay does not know.
 """
 
 import hashlib
-from collections.abc import Sequence
-from ipaddress import ip_network
 
 from starlette.responses import Response
 
 from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.passwords import LoginDelayedError
 from relay.clock import Clock
-from relay.http.connection_limits import NOT_COUNTED, client_address
 from relay.http.http_request import HttpRequest
 from relay.observe.logs import get_logger
 from relay.pages.sessions import Session, Sessions
@@ -37,16 +34,14 @@ class Logins:
         *,
         relay: str,
         public_url: str = "",
-        proxy_networks: Sequence[str] = (),
     ) -> None:
         """`clock` has the real time.
 
         `relay` goes into the name of the cookie, so that relays of one host name have one each.
-        `public_url` and `proxy_networks` are those of the configuration.
+        `public_url` is that of the configuration.
         """
         self._accounts = accounts
         self._sessions = Sessions(accounts, clock)
-        self._proxies = tuple(map(ip_network, proxy_networks))
         self._is_public_secure = public_url.lower().startswith("https:")
         self._name = f"relay-{hashlib.sha256(relay.encode()).hexdigest()[:10]}"
 
@@ -65,19 +60,15 @@ class Logins:
         of_token = self._accounts.by_token(secret) if secret else None
         if of_token is not None and _is_named(user, of_token):
             return of_token
-        address = request.client_address
-        # All visitors behind a proxy have its address: guesses of one must not lock out the others.
-        is_counted = client_address(address, self._proxies) != NOT_COUNTED
+        shown = _client(request)
         try:
-            account = await self._accounts.by_password(
-                user, secret, client=address if is_counted else ""
-            )
+            account = await self._accounts.by_password(user, secret, client=request.counted_address)
         except LoginDelayedError as error:
             if error.__cause__ is not None:
-                _log.error("password not checked", client=address, error=error.__cause__)
+                _log.error("password not checked", client=shown, error=error.__cause__)
             raise
         if account is None:
-            _log.info("login rejected", client=address, user=user[:_LOGGED_MAX])
+            _log.info("login rejected", client=shown, user=user[:_LOGGED_MAX])
         return account
 
     def log_in(self, request: HttpRequest, account: Account, response: Response) -> None:
@@ -86,7 +77,7 @@ class Logins:
         identifier = self._sessions.begin(account)
         self._set_cookie(request, response, name=self._session_cookie(request), value=identifier)
         self._set_cookie(request, response, name=self._form_cookie(request), value="")
-        _log.info("logged in", client=request.client_address, account=account.address)
+        _log.info("logged in", client=_client(request), account=account.address)
 
     def log_out(self, request: HttpRequest, response: Response) -> None:
         """End the session of a request."""
@@ -128,6 +119,11 @@ class Logins:
                 if given == name:
                     return value.strip()
         return ""
+
+
+def _client(request: HttpRequest) -> str:
+    """Return the address of the visitor, or of a proxy that does not name it."""
+    return request.counted_address or request.client_address
 
 
 def _is_named(user: str, account: Account) -> bool:

@@ -362,10 +362,24 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Ch
                 "in clear text; expected http.tls, or loopback with a TLS proxy in front"
             )
             yield _warning("pages", place.fault(("http", "pages"), text))
+    yield from _proxies(settings, place)
     yield from _certificates(settings, place, clock)
     if is_free:
         addresses = ", ".join(str(one.address) for one in (*http, *smtp))
         yield CheckFinding("listeners", CheckResult.OK, addresses)
+
+
+def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Warn if there is a proxy on this machine that the configuration does not name."""
+    http = settings.http
+    local = next((one for one in http.listen if is_loopback(one)), None)
+    if http.public_url and local is not None and not http.proxy_networks:
+        text = (
+            f'found it with "{local}" in http.listen and without http.proxy_networks, expected the '
+            'networks of the proxy there, for example ["127.0.0.1/32"]: Forwarded and '
+            "X-Forwarded-For are ignored, and all clients of the proxy count as one"
+        )
+        yield _warning("listeners", place.fault(("http", "public_url"), text))
 
 
 def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:

@@ -332,6 +332,22 @@ def test_pages_without_tls_for_other_machines_cause_a_warning(files):
     assert 'http.pages: found true with the address "0.0.0.0:0"' in text
 
 
+@pytest.mark.parametrize("listen", ['"127.0.0.1:0"', '"unix:http.sock"', '"[::1]:0", "0.0.0.0:0"'])
+def test_a_proxy_on_this_machine_that_is_not_named_causes_a_warning(files, listen):
+    config = CONFIG.replace('"127.0.0.1:0"', listen)
+    config = config.replace("[http]", '[http]\npublic_url = "https://mail.example.test"')
+
+    def warned(text: str) -> list[str]:
+        found = of(files(relay=text), CheckResult.WARNING)
+        return [text for _, text in found if "http.public_url: " in text]
+
+    (text,) = warned(config)
+    assert "without http.proxy_networks" in text
+    assert "Forwarded and X-Forwarded-For are ignored" in text
+    assert warned(config.replace("[http]", '[http]\nproxy_networks = ["127.0.0.1/32"]')) == []
+    assert warned(CONFIG.replace('"127.0.0.1:0"', listen)) == []
+
+
 def test_the_anonymous_account_must_exist(files):
     config = CONFIG.replace("[http]", '[http]\nanonymous = "{}@example.test"')
     ((what, text),) = files.faults(config.replace("{}", "nobody"))
@@ -366,7 +382,8 @@ def test_https_for_other_machines_is_in_order(files, authority):
 def test_the_certificate_of_https_is_checked_once_and_for_the_public_name(files, authority):
     made = authority.issue("DNS:mail.example.test", days=5)
     config = with_https(made, '"127.0.0.2:0", "127.0.0.3:0"')
-    config = config.replace("[http]", '[http]\npublic_url = "https://mail.example.test"')
+    public = '[http]\npublic_url = "https://mail.example.test"\nproxy_networks = ["127.0.0.0/8"]'
+    config = config.replace("[http]", public)
     ((what, text),) = of(files(relay=config), CheckResult.WARNING)
     assert (what, "http.tls.certificate: found one that expires on 20" in text) == (
         "certificates", True,

@@ -21,11 +21,12 @@ from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.clock import ManualClock
 from relay.graph.sign_in import BODY_BYTES_MAX, SIGN_IN_PATHS, create_sign_in_app
 from relay.http.authentication import HttpAuthentication
-from relay.http.connection_limits import REQUESTS_MAX
+from relay.http.connection_limits import REQUESTS_MAX, ConnectionLimits
 from relay.http.gateway import PathRouter
-from relay.settings.tree import HttpSettings
+from relay.http.http_server import HttpServer
 from tests.support.accounts import HOSTNAME
 from tests.support.graph_fakes import MemoryStore, graph_app, refused
+from tests.support.http_server import ANY_PORT
 
 HASHED = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("s3cret+/ %")
 ACCOUNTS = f"""
@@ -45,7 +46,7 @@ FORM = {
 }
 TOKEN = "/contoso/oauth2/v2.0/token"
 BASE = "https://relay.test:8443"
-PROXY, STRANGER = "192.0.2.2", "192.0.2.3"
+OTHER = "192.0.2.3"
 
 
 class SignIn:
@@ -64,7 +65,6 @@ class SignIn:
             tokens,
             clock=self.clock,
             hostname=HOSTNAME,
-            http=HttpSettings(proxy_networks=(f"{PROXY}/32",)),
         )
         graph = graph_app(store, self.clock, authentication=authentication)
         self.app = PathRouter(
@@ -262,13 +262,29 @@ async def test_guesses_are_delayed(http):
     assert answer.headers["retry-after"] == "1"
 
 
-@pytest.mark.parametrize(("address", "status"), [(STRANGER, 429), (PROXY, 200)])
-async def test_guesses_of_one_client_of_a_proxy_delay_no_other_one(sign_in, address, status):
-    transport = httpx.ASGITransport(sign_in.app, client=(address, 1))
-    async with httpx.AsyncClient(transport=transport, base_url=BASE) as http:
-        for number in range(FREE_FAILURES_OF_CLIENT):
-            await http.post(TOKEN, data=FORM | {"client_id": f"guess{number}"})
-        assert (await http.post(TOKEN, data=FORM)).status_code == status
+async def test_guesses_of_one_client_of_a_proxy_delay_no_other_one(sign_in):
+    """Each client of a proxy counts alone; those that the proxy does not name share nothing."""
+    limits = ConnectionLimits(proxy_networks=("127.0.0.1/32",))
+    server = HttpServer(sign_in.app, [ANY_PORT], limits=limits)
+    await server.start()
+    try:
+        base = f"http://{server.bound[0]}"
+        async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
+
+            async def status(forwarded: str, **form: str) -> int:
+                fields = {"x-forwarded-for": forwarded} if forwarded else {}
+                return (await http.post(TOKEN, data=FORM | form, headers=fields)).status_code
+
+            for number in range(FREE_FAILURES_OF_CLIENT):
+                assert await status("192.0.2.1", client_id=f"guess{number}") == 401
+                assert await status("", client_id=f"guess{number}") == 401
+            for number in range(FREE_FAILURES):
+                assert await status(f"{OTHER}, 192.0.2.2", client_secret=f"wrong{number}") == 401
+            attackers = [await status(one) for one in ("192.0.2.1", "192.0.2.2")]
+            assert attackers == [429, 429]
+            assert [await status(one) for one in (OTHER, "2001:db8::1", "")] == [200, 200, 200]
+    finally:
+        await server.stop(0.5)
 
 
 async def test_slow_strangers_keep_nobody_from_signing_in(http, sign_in):

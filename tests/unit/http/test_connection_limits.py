@@ -1,7 +1,5 @@
 """Limits on connections, requests and unread responses, and which connection is closed."""
 
-from ipaddress import ip_network
-
 import pytest
 
 from relay.http.connection_limits import (
@@ -11,7 +9,6 @@ from relay.http.connection_limits import (
     ConnectionState,
     ConnectionTable,
     HttpConnection,
-    client_address,
 )
 
 HEAVY, LIGHT = "192.0.2.1", "192.0.2.2"
@@ -183,20 +180,59 @@ def test_responses_over_the_limit_are_closed_when_they_wait() -> None:
     assert limited.closed == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize(
-    ("host", "address"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2::3", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("10.1.2.3", ""),
-        ("::ffff:10.1.2.3", ""),
-        ("fd00::1", ""),
-        ("", ""),
-    ],
-)
-def test_a_client_is_an_address_or_a_network_of_64_bits(host: str, address: str) -> None:
-    proxies = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
-    assert client_address(host, proxies) == address
+PROXY = "198.51.100.7"
+
+
+def forwarding(address: str) -> list[tuple[bytes, bytes]]:
+    return [(b"x-forwarded-for", address.encode())]
+
+
+def test_a_request_of_a_proxy_counts_for_its_client() -> None:
+    limited = LimitedConnections(requests=4, proxy_networks=("198.51.100.0/24",))
+    table = limited.connection_table
+
+    def may_start(address: str, host: str = PROXY) -> HttpConnection | None:
+        connection = limited.add(host, address)
+        assert table.identify(connection, forwarding(address)) == address
+        if not table.may_start_request(connection):
+            return None
+        table.set_state(connection, ConnectionState.BUSY)
+        return connection
+
+    heavy = [may_start(HEAVY), may_start(HEAVY, host="")]
+    assert all(heavy)
+    assert may_start(HEAVY) is None
+    [light] = [may_start(LIGHT)]
+    assert light
+    table.set_state(heavy[0], ConnectionState.IDLE)  # the proxy keeps it for any client
+    table.identify(heavy[0], forwarding(LIGHT))
+    assert table.may_start_request(heavy[0])
+    table.set_state(heavy[0], ConnectionState.BUSY)
+    assert may_start(LIGHT) is None
+    assert may_start(HEAVY)
+    for one in (*heavy, light):
+        table.remove(one)
+    assert may_start("2001:db8::1")
+    assert may_start("2001:db8::2:0:0:1")
+    assert may_start("2001:db8::3") is None
+
+
+def test_unread_bytes_of_a_proxy_count_for_its_client() -> None:
+    limited = LimitedConnections(unread_bytes=100, proxy_networks=("198.51.100.0/24",))
+    table = limited.connection_table
+    one, two, other = (limited.add(PROXY, name, ConnectionState.BUSY) for name in "123")
+    for connection, address in ((one, HEAVY), (two, HEAVY), (other, LIGHT)):
+        table.identify(connection, forwarding(address))
+    assert table.may_send_response(one, 45, may_be_refused=True)
+    assert not table.may_send_response(two, 6, may_be_refused=True)
+    assert table.may_send_response(other, 50, may_be_refused=True)
+    table.response_sent(one)
+    table.set_state(one, ConnectionState.IDLE)
+    assert table.may_send_response(two, 50, may_be_refused=True)
+
+
+def test_without_proxies_the_fields_are_ignored() -> None:
+    table = LimitedConnections().connection_table
+    for host in (HEAVY, ""):
+        connection = table.add(host, lambda: None)
+        assert table.identify(connection, forwarding(LIGHT)) == host

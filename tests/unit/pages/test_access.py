@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from relay.accounts.directory import FileAccounts, load_accounts
 from relay.accounts.passwords import FREE_FAILURES, LoginDelayedError
 from relay.api.dependencies import Principal
 from relay.clock import ManualClock
+from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Access
@@ -97,12 +98,17 @@ def handler(access: Access):
 
 @asynccontextmanager
 async def visiting(
-    accounts: AccountDirectory, *, everyone: Principal | None = None, **options: Any
+    accounts: AccountDirectory,
+    *,
+    everyone: Principal | None = None,
+    proxies: Sequence[str] = (),
+    **options: Any,
 ) -> AsyncIterator[Client]:
     clock = ManualClock()
     logins = Logins(accounts, clock, **{"relay": "one", **options})
     access = Access(everyone=everyone, logins=logins)
-    async with serving(handler(access)) as server:
+    limits = ConnectionLimits(proxy_networks=proxies)
+    async with serving(handler(access), connection_limits=limits) as server:
         base = f"http://{server.bound[0]}"
         async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
             yield Client(access, http, clock)
@@ -182,12 +188,21 @@ class Recorder:
         self.clients.append(client)
 
 
-@pytest.mark.parametrize(("proxies", "counted"), [((), "127.0.0.1"), (("127.0.0.0/8",), "")])
-async def test_guesses_through_a_proxy_are_not_counted_for_its_address(proxies, counted):
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "counted"),
+    [
+        ((), "192.0.2.1", "127.0.0.1"),
+        (("127.0.0.0/8",), "192.0.2.9, 192.0.2.1", "192.0.2.1"),
+        (("127.0.0.0/8",), "unknown", ""),
+        (("127.0.0.0/8",), "", ""),
+        (("10.0.0.0/8",), "192.0.2.1", "127.0.0.1"),
+    ],
+)
+async def test_guesses_through_a_proxy_are_counted_for_its_client(proxies, forwarded, counted):
     recorder = Recorder()
-    async with visiting(recorder, proxy_networks=proxies) as client:
+    async with visiting(recorder, proxies=proxies) as client:
         await client.http.get(
-            "/login?user=a&secret=b", headers={"x-forwarded-for": "192.0.2.1", "forwarded": "for=x"}
+            "/login?user=a&secret=b", headers={"x-forwarded-for": forwarded, "x-real-ip": "1.2.3.4"}
         )
     assert recorder.clients == [counted]
 
