@@ -46,6 +46,16 @@ class Retention:
     size_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedRoot:
+    """The mail root of a store as the spool knows it: its id, "" if none was recorded, and whether
+    any mail was ever delivered locally.
+    """
+
+    id: str
+    was_used: bool
+
+
 class SpoolMaintenance(Protocol):
     """Periodic work, in small transactions, so that mail does not wait for it."""
 
@@ -101,6 +111,14 @@ class SpoolEngine(Spool, EventSpool, Protocol):
     @property
     def maintenance(self) -> SpoolMaintenance:
         """Its periodic work."""
+        ...
+
+    def mail_root(self, store: str) -> RecordedRoot:
+        """Return what is recorded of the mail root of `store`; called before start()."""
+        ...
+
+    async def record_mail_root(self, store: str, root_id: str) -> None:
+        """Record the id of the mail root of `store`, instead of any other."""
         ...
 
     async def start(self) -> int:

@@ -15,6 +15,7 @@ from relay.clock import ID_LENGTH, first_id_after, id_time_us, rfc3339
 from relay.journeys.events import Event, Step
 from relay.journeys.message_search import CLOCK_MARGIN_US, SCAN_MAX, FoundMessage, MessageSearch
 from relay.message.lifecycle import RecipientState, message_state
+from relay.spool.engine import RecordedRoot
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 
@@ -243,3 +244,11 @@ def first_recipients(cursor: apsw.Cursor, queue_id: str) -> list[tuple[int, str,
         " ORDER BY state = 'delivered' DESC, number LIMIT ?",
         (queue_id, _COPIES_MAX),
     )
+
+
+def mail_root(cursor: apsw.Cursor, store: str) -> RecordedRoot:
+    """SpoolEngine.mail_root."""
+    row = fetch_one(cursor, "SELECT id FROM mail_root WHERE store = ?", (store,))
+    sql = "SELECT 1 FROM counter WHERE name = ? AND value > 0"
+    delivered = fetch_one(cursor, sql, (RecipientState.DELIVERED,))
+    return RecordedRoot(row[0] if row is not None else "", was_used=delivered is not None)

@@ -66,6 +66,7 @@ _TABLES = {  # and their primary keys
     "content": ("id",),
     "submission": ("key",),
     "counter": ("name",),
+    "mail_root": ("store",),
 }
 _KNOWN_MESSAGES = (
     "SELECT id FROM message UNION SELECT message_id FROM entry"
@@ -75,6 +76,7 @@ _KNOWN = {
     "content": "SELECT DISTINCT content_id FROM entry WHERE state <> 'final' ORDER BY 1",
     "submission": "SELECT submission_id FROM message WHERE submission_id <> '' ORDER BY 1",
     "counter": "SELECT name FROM counter WHERE 0",
+    "mail_root": "SELECT store FROM mail_root WHERE 0",
 }
 _HOLD_WITHOUT_RECIPIENTS = (
     "UPDATE entry AS e SET state = 'held', claimed = 0, retry_us = NULL, warn_us = NULL, due_us ="

@@ -1,4 +1,4 @@
--- The spool, schema 5. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 6. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
 -- records the schemas that made the file. Each change here needs a migration in migrations/.
@@ -117,3 +117,8 @@ CREATE TABLE clock (
     doubtful_us   INTEGER NOT NULL,
     doubt_ends_us INTEGER NOT NULL
 );
+-- The id of the mail root of each store: mail that is delivered locally belongs into no other.
+CREATE TABLE mail_root (
+    store TEXT PRIMARY KEY,
+    id    TEXT NOT NULL
+) WITHOUT ROWID;

@@ -25,6 +25,7 @@ from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
+from relay.spool.engine import RecordedRoot
 from relay.spool.sqlite import message_list, queries, recorded_events, transactions
 from relay.spool.sqlite.claims import find_due, next_due_us, release_claims, take_claims
 from relay.spool.sqlite.commits import commits_of
@@ -163,6 +164,15 @@ class SqliteSpool:
                 raise
             rewrite_log(self._path)
             return open_database(self._path, captured_keep_us=self._captured.keep_us)
+
+    def mail_root(self, store: str) -> RecordedRoot:
+        """SpoolEngine.mail_root."""
+        with translate_sqlite_errors(self._path):
+            return queries.mail_root(self._connection.cursor(), store)
+
+    async def record_mail_root(self, store: str, root_id: str) -> None:
+        """SpoolEngine.record_mail_root."""
+        await self._writer.submit(lambda b: transactions.record_mail_root(b, store, root_id))
 
     async def start(self) -> int:
         """Release the claims of a dead owner; return their number."""

@@ -199,6 +199,11 @@ def last_sequence(cursor: apsw.Cursor) -> int | None:
     return last
 
 
+def record_mail_root(batch: Batch, store: str, root_id: str) -> None:
+    """SpoolEngine.record_mail_root."""
+    batch.cursor.execute("INSERT OR REPLACE INTO mail_root VALUES (?,?)", (store, root_id))
+
+
 def _insert_message(
     batch: Batch,
     message: NewMessage,

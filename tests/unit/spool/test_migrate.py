@@ -235,7 +235,7 @@ def test_without_space_for_the_copy_nothing_changes(path: Path, monkeypatch) -> 
         f_frsize=1024, f_blocks=1024, f_bavail=70, f_files=9, f_favail=9, f_flag=0
     )
     monkeypatch.setattr(disk_space.os, "statvfs", lambda _: full)
-    with pytest.raises(SpoolFullError, match="from schema 2 to 5, 0 MiB are needed next to it"):
+    with pytest.raises(SpoolFullError, match="from schema 2 to 6, 0 MiB are needed next to it"):
         open_database(path)
     assert path.read_bytes() == before
 
@@ -246,7 +246,7 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
     for read_only in (False, True):
-        with pytest.raises(SpoolFormatError, match=r"newer Relay \(schema 6, expected 5\)"):
+        with pytest.raises(SpoolFormatError, match=r"newer Relay \(schema 7, expected 6\)"):
             open_database(path, read_only=read_only)
 
 
@@ -255,7 +255,7 @@ def test_a_file_of_an_unreleased_schema_is_refused(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("UPDATE migration SET checksum = 'another'")
     connection.close()
-    with pytest.raises(SpoolFormatError, match=r"schema 5 by another schema\.sql"):
+    with pytest.raises(SpoolFormatError, match=r"schema 6 by another schema\.sql"):
         open_database(path)
 
 

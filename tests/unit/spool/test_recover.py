@@ -118,6 +118,18 @@ async def listed(open_spool, path: Path) -> dict[str, str]:
     return {one["id"]: one["state"] for one in entries}
 
 
+async def test_the_mail_root_is_known_after_a_recovery(filled: Path, open_spool) -> None:
+    spool = open_spool(filled)
+    await spool.start()
+    await spool.record_mail_root("main", "the id")
+    await spool.stop()
+    damage(filled, pages_of(filled, "message")[1])
+    recover_spool(filled, stamp="now")
+    recovered = open_spool(filled)
+    assert recovered.mail_root("main").id == "the id"
+    recovered.close()
+
+
 def test_an_undamaged_spool_is_not_changed(filled: Path) -> None:
     before = filled.read_bytes()
     damage_mark_of(filled).write_text("it was thought to be damaged")

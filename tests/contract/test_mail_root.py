@@ -1,0 +1,34 @@
+"""What a spool knows of the mail root: its id by store, and whether it was ever used."""
+
+from relay.message.outcome import Delivered, Evidence
+from relay.spool.engine import RecordedRoot
+from relay.spool.types import EntrySchedule, Settlement
+
+DELIVERED = Delivered(Evidence("2.1.5", "250 2.1.5 delivered"))
+
+
+async def test_the_id_of_each_store_is_kept(open_spool) -> None:
+    spool = open_spool()
+    assert spool.mail_root("main") == RecordedRoot("", was_used=False)
+    await spool.start()
+    await spool.record_mail_root("main", "one")
+    await spool.record_mail_root("other", "two")
+    await spool.record_mail_root("main", "three")
+    await spool.stop()
+    again = open_spool()
+    found = {store: again.mail_root(store).id for store in ("main", "other", "third")}
+    again.close()
+    assert found == {"main": "three", "other": "two", "third": ""}
+
+
+async def test_a_local_delivery_is_remembered_without_its_history(open_spool, make) -> None:
+    spool = open_spool()
+    await spool.start()
+    (claim,) = (await spool.accept(make({"local": ["bob@example.test"]}))).claims
+    await spool.settle(Settlement(claim, 5, {1: DELIVERED}, EntrySchedule(None, None)))
+    await spool.maintenance.prune_many(0)
+    await spool.stop()
+    again = open_spool()
+    found = again.mail_root("main")
+    again.close()
+    assert found == RecordedRoot("", was_used=True)
