@@ -1,7 +1,7 @@
 """Build every room from the settings and pass each room its dependencies.
 
 compose() starts and opens nothing that listens. It raises AlreadyRunningError, SpoolError,
-OSError, and ValueError for a route or a network.
+OSError, and ValueError for a route, a network or a mail root that cannot be used.
 """
 
 import random
@@ -27,7 +27,7 @@ from relay.app.configuration import (
 from relay.app.daemon import Daemon, Readiness
 from relay.app.pressure_monitor import PressureMonitor, bounds_of, open_files_limit
 from relay.app.settling import Settling
-from relay.app.state_dir import OwnerLock
+from relay.app.state_dir import OwnerLock, lock_file
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
@@ -54,6 +54,7 @@ from relay.journeys.journey import Journeys
 from relay.journeys.log_reader import LogReader
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
+from relay.mailbox.mail_root import STORE, SUBMISSIONS, MailRoot
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
@@ -108,7 +109,7 @@ def compose(
 ) -> Daemon:
     """Return a daemon that can be started. It owns its state_dir and mail store from now on."""
     with ExitStack() as undo:
-        lock = OwnerLock(settings.run_dir, submissions=settings.mailboxes.root / ".submissions")
+        lock = OwnerLock(settings.run_dir)
         lock.take()
         undo.callback(lock.give_back)
         clock = clock or SystemClock()
@@ -141,15 +142,16 @@ class _Composer:
         self.readiness = Readiness()
         self.changes = api.ChangeNotifier()
         self.pressure = Pressure()
-        log_directory = settings.mailboxes.root / ".submissions" / "log"
-        boxes = settings.mailboxes
+        self.root = MailRoot(settings.mailboxes.root, take_lock=lock_file)
+        undo.callback(self.root.close)
+        log_directory = self.root.path / SUBMISSIONS / "log"
         self.table = route_table(settings, sources.accounts, is_simulated=sources.is_simulated)
         self.store_log = SubmissionLog(
             log_directory, role=sources.log_role, clock=clock,
             on_append=self.changes.notify,
         )  # fmt: skip
         self.store = FileStore(
-            boxes.root, clock=clock, ids=self.ids, crash=self.crash, log=self.store_log,
+            self.root, clock=clock, ids=self.ids, crash=self.crash, log=self.store_log,
             hostname=settings.hostname, limits_of=self._limits_of,
             dead_letter=settings.state_dir / DEAD_LETTER,
         )  # fmt: skip
@@ -158,6 +160,7 @@ class _Composer:
             delivers_captured=sources.development is not None,
         )  # fmt: skip
         undo.callback(self.spool.close)
+        self._open_root()
         self.live_views = pages.LiveViews(self.changes, clock)
         feed = EventFeed(self.spool, LogReader(log_directory))
         self.events = api.EventStreams(feed, changes=self.changes, clock=clock)
@@ -174,6 +177,14 @@ class _Composer:
             anonymous=settings.http.anonymous,
         )  # fmt: skip
         self.spool.queue_admin.attend(self.scheduler)
+
+    def _open_root(self) -> None:
+        """Open the mail root that the spool knows; a development relay takes any."""
+        known = self.spool.mail_root(STORE)
+        if self.sources.development is not None:
+            self.root.open("", may_take=True)
+        else:
+            self.root.open(known.id, may_take=not known.was_used)
 
     def daemon(self) -> Daemon:
         acceptance = self._acceptance()
@@ -195,6 +206,7 @@ class _Composer:
             metrics=self.metrics,
             history=self.history,
             spool=self.spool,
+            root=self.root,
             store=self.store,
             store_log=self.store_log,
             scheduler=self.scheduler,
@@ -353,7 +365,7 @@ class _Composer:
             journeys=journeys, queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=self._way_to, changes=self.changes,
             metrics=self.metrics, history=self.history, clock=self.clock,
-            ready=lambda: self.readiness() or self.spool.health(), prune=self._prune,
+            ready=self._unready, prune=self._prune,
             pressure=self.pressure, development=self.sources.development, events=self.events,
             unlock=self.sources.accounts.unlock,
             sources=api.MessageSources(
@@ -434,6 +446,13 @@ class _Composer:
             front_door, self.authentication, fault_of=self.sources.fault_of,
             realm=self.settings.hostname, clock=self.clock,
         )  # fmt: skip
+
+    def _unready(self) -> str:
+        """Return the reason for a 503 of /readyz, "" if there is none."""
+        reason = self.readiness() or self.spool.health()
+        if not reason and (trouble := self.root.trouble):
+            return f"the mail root {self.root.path} is missing: {trouble}"
+        return reason
 
     def _way_to(self, text: str) -> RouteLookup:
         """Return the function from address to next hop of a reroute. Raises ValueError."""

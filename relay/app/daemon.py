@@ -22,6 +22,7 @@ import msgspec
 from relay.api import ChangeNotifier, EventStreams
 from relay.app.configuration import ActiveConfiguration
 from relay.app.maintenance import (
+    MailRootAttendant,
     MaintenanceGauges,
     expire_uploads,
     log_continued,
@@ -41,6 +42,7 @@ from relay.ingress.smtp_server import SmtpServer
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
+from relay.mailbox.mail_root import MailRoot
 from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -51,6 +53,7 @@ from relay.settings.document import SettingsError
 from relay.settings.reloading import ChangedKey
 from relay.settings.tree import Settings
 from relay.spool.engine import Retention, SpoolEngine
+from relay.spool.types import SpoolError
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
@@ -78,6 +81,7 @@ class Daemon:
     metrics: Metrics
     history: MetricsHistory
     spool: SpoolEngine
+    root: MailRoot
     store: FileStore
     store_log: SubmissionLog
     scheduler: DeliveryScheduler
@@ -109,9 +113,13 @@ class Daemon:
         taken_over = await self.spool.start()
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
+        attendant = MailRootAttendant(self.root, self.store, self.spool)
+        with suppress(SpoolError):  # the disk is full: it is tried again each second
+            await attendant.record_id()
         await self.store.remove_unfinished_submissions()
         await self.pressure.measure()  # a full relay rejects from the first connection on
         self._spawn(self.pressure.run(), "pressure")
+        self._spawn(attendant.run(), "mail-root")
         self._spawn(write_clock_anchor(self.store), "clock")
         self._spawn(self.scheduler.run(), "delivery")
         await self.pickup_server.start()
@@ -137,6 +145,7 @@ class Daemon:
         grace_s = self.settings.delivery.shutdown_grace
         async with contextlib.AsyncExitStack() as last:  # in reverse order, even after errors
             last.callback(self.lock.give_back)
+            last.callback(self.root.close)
             last.callback(self.store_log.close)
             last.push_async_callback(asyncio.to_thread, self.store.close)
             last.push_async_callback(self.spool.stop)

@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from relay.app.state_dir import AlreadyRunningError
 from relay.clock import Clock, ResumedTime
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
+from relay.mailbox.mail_root import STORE, MailRoot
 from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
@@ -26,6 +28,7 @@ _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
 _ANCHOR_S = 10.0
+_ROOT_S = 1.0
 _CLOCK_DIFFERS_US = 60_000_000
 
 
@@ -91,6 +94,36 @@ async def _repeat(
         except Exception:  # noqa: BLE001 - ours: the task must go on
             _log.exception(fault)
         await clock.sleep(interval_s, slack_s=math.inf)  # sleeps: the interval between passes
+
+
+class MailRootAttendant:
+    """Keeps the store on the mail root of which the spool has the id."""
+
+    def __init__(self, root: MailRoot, store: FileStore, spool: SpoolEngine) -> None:
+        self._root = root
+        self._store = store
+        self._spool = spool
+        self._recorded = ""
+
+    async def record_id(self) -> None:
+        """Record the id of the root in the spool, once it is known. Raises SpoolError."""
+        if self._recorded != self._root.id:
+            await self._spool.record_mail_root(STORE, self._root.id)
+            self._recorded = self._root.id
+
+    async def run(self) -> None:
+        """Look each second whether the root is there, until cancelled."""
+        fault = RepeatedError()
+        while True:
+            try:
+                await self._store.attend_root()
+                await self.record_id()
+            except (AlreadyRunningError, StoreError, SpoolError) as error:
+                if fault.is_new(error):
+                    _log.error("the mail root cannot be used", reason=str(error))
+            else:
+                fault.clear()
+            await asyncio.sleep(_ROOT_S)  # real time: mounts change without an event
 
 
 async def write_clock_anchor(store: FileStore) -> None:

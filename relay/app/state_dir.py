@@ -36,7 +36,7 @@ class OwnerLock:
     def take(self) -> None:
         """Acquire the locks; create the directories. Raises AlreadyRunningError, OSError."""
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._files.append(_locked(self._run_dir / "lock"))
+        self._files.append(lock_file(self._run_dir / "lock"))
         if self._submissions is None:
             return
         # A caller of is_running() should not load the store.
@@ -45,7 +45,7 @@ class OwnerLock:
         try:
             with contextlib.suppress(OSError):  # if no lock can be written, no submission can
                 make_directory(self._submissions)
-                self._files.append(_locked(self._submissions / "lock"))
+                self._files.append(lock_file(self._submissions / "lock"))
         except AlreadyRunningError:
             self.give_back()
             raise
@@ -79,7 +79,8 @@ def owner_of(run_dir: Path) -> str | None:
     return None
 
 
-def _locked(path: Path) -> int:
+def lock_file(path: Path) -> int:
+    """Lock a file and return its descriptor. Raises AlreadyRunningError, OSError."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -59,7 +59,8 @@ class SubmissionLog:
         clock: Clock,
         on_append: Callable[[], None] = lambda: None,
     ) -> None:
-        """`directory` is `<mailboxes.root>/.submissions/log`; it is created on first use.
+        """`directory` is `<mailboxes.root>/.submissions/log`; on first use it is created within
+        `.submissions`.
 
         `on_append` is called in the appending thread, once the step can be read.
         """
@@ -118,8 +119,8 @@ class SubmissionLog:
         now_us = self._clock.time_us()
         day = now_us // _DAY_US
         if self._file is None or day > self._day:  # a day never goes back, as ids do not
-            self.close()
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._close()
+            self._directory.mkdir(exist_ok=True)
             path = self._directory / f"{_day_of(now_us)}-{self._role}"
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             self._day = day
@@ -131,12 +132,16 @@ class SubmissionLog:
     def clear(self) -> None:
         """Remove all files."""
         with self._lock:
-            self.close()
+            self._close()
             for path in self._files():
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close today's file."""
+        """Close today's file; the next step opens it again."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -7,6 +7,7 @@ from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.mailbox.folders import Folders
 from relay.mailbox.index import Indexes, MessageFile
+from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.messages import DraftIdentity, change_key
 from relay.mailbox.quota import Quota
@@ -24,6 +25,7 @@ class StoreDependencies:
     ids: Ids
     crash: CrashPoints
     hostname: str
+    root: MailRoot
     folders: Folders
     index: Indexes
     quota: Quota

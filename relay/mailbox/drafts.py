@@ -305,7 +305,7 @@ class Drafts:
                 self._shared.crash.reached(CrashPoint.DRAFT_REPLACED)
             self._shared.syncs.sync(directory)
         except OSError:
-            remove(located.path)
+            self._shared.root.remove(located.path)
             raise
         finally:
             remove(temporary)

@@ -200,6 +200,7 @@ class Folders:
             return made.mailbox
         mailbox = self._directory_of(account)
         with self._lock:
+            make_directory(mailbox.parent)
             make_directory(mailbox)
             directories = [known.directory for known in _WELL_KNOWN.values() if known.directory]
             make_directories(mailbox, (*DIRECTORIES, *directories))

@@ -72,6 +72,10 @@ class Inbox:
         self._shared.crash.reached(CrashPoint.DELIVERED_LOCALLY)
         return DeliveryResult.DELIVERED
 
+    def forget(self) -> None:
+        """Forget which messages are in the mailboxes."""
+        self._delivered.forget()
+
     def _is_there(self, mailbox: Path, message_id: str, *, is_repeat: bool) -> bool:
         """Whether the message was delivered: by its name, for a repeat also by its content.
 
@@ -93,7 +97,7 @@ class Inbox:
         except FileExistsError:
             raise
         except OSError:
-            remove(mailbox / "new" / base)
+            self._shared.root.remove(mailbox / "new" / base)
             raise
         finally:
             remove(temporary)
@@ -128,11 +132,19 @@ class DeliveredIds:
                 known.add(message_id)
                 self._count += 1
 
+    def forget(self) -> None:
+        """Forget all ids; the mailboxes are listed again."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._mailboxes.clear()
+        self._count = 0
+
     def _remember(self, mailbox: Path, listed: set[str]) -> set[str]:
         with self._lock:
             if self._count + len(listed) + _MAILBOX_WEIGHT > self._limit:
-                self._mailboxes.clear()
-                self._count = 0
+                self._forget()
             if mailbox not in self._mailboxes:
                 self._count += _MAILBOX_WEIGHT
             known = self._mailboxes.setdefault(mailbox, set())

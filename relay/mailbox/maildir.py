@@ -35,6 +35,13 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
+class MissingRootError(OSError):
+    """The path of the mail root does not lead to it now."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENODEV, "the mail root is missing")
+
+
 @contextlib.contextmanager
 def storage_errors() -> Iterator[None]:
     """Convert OSError to StoreUnavailableError."""
@@ -42,6 +49,10 @@ def storage_errors() -> Iterator[None]:
         yield
     except UnreadableError as error:
         raise ContentUnreadableError(f"The message cannot be read: {error}.") from error
+    except MissingRootError as error:
+        raise StoreUnavailableError(
+            "The mail store cannot be used: its root is missing."
+        ) from error
     except OSError as error:
         if error.errno in _FULL:
             raise StoreUnavailableError("The mail store's disk is full.") from error
@@ -208,13 +219,12 @@ def list_names(directory: Path) -> list[str]:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents, each 0700 and durable in its parent.
+    """Create a directory within one that exists, 0700 and durable in its parent.
 
     A directory whose parent cannot be synced is removed, so that the next attempt syncs it.
     """
     if path.is_dir():
         return
-    make_directory(path.parent)
     with contextlib.suppress(FileExistsError):
         path.mkdir(_DIRECTORY_MODE)
     try:
@@ -247,12 +257,33 @@ def make_directories(parent: Path, names: Iterable[str]) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make a directory's entries durable."""
+    """Make a directory's entries durable, and check that they are below the mail root."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
+    _work.check_root()
+
+
+class _Work(threading.local):
+    """What the present call of the store in this thread relies on."""
+
+    def __init__(self) -> None:
+        self.check_root: Callable[[], None] = lambda: None
+
+
+_work = _Work()
+
+
+def begin_work(check_root: Callable[[], None]) -> None:
+    """Begin a call of the store in this thread, if `check_root` raises nothing.
+
+    It is called again after each sync of a directory.
+    """
+    SYNC_FAILURES.begin()
+    _work.check_root = check_root
+    check_root()
 
 
 @dataclass(slots=True)

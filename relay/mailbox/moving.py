@@ -137,7 +137,7 @@ class MessageMover:
             place_again(located.path, copy.path)
             self._shared.syncs.sync(copy.directory)
         except OSError:
-            remove(copy.path)
+            self._shared.root.remove(copy.path)
             raise
 
     def _moved(self, located: MessageFile, destination: Folder) -> MessageFile:
@@ -151,8 +151,10 @@ class MessageMover:
             self._shared.syncs.sync(moved.directory)
             self._shared.syncs.sync(located.directory)
         except OSError:
-            with suppress(OSError):
-                rename(moved.path, located.path)
+            places = self._shared.root.places
+            for now, before in zip(places(moved.path), places(located.path), strict=False):
+                with suppress(OSError):
+                    rename(now, before)
             raise
         return moved
 

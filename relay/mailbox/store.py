@@ -26,7 +26,8 @@ from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import ROOT_ID, Folders
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import IndexBuilder, Indexes
-from relay.mailbox.maildir import DirectorySync, Stripes, list_names
+from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
+from relay.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.moving import MessageMover
 from relay.mailbox.query import DeltaQuery, MessageQuery
@@ -70,7 +71,7 @@ class FileStore:
 
     def __init__(
         self,
-        root: Path,
+        root: MailRoot,
         *,
         clock: Clock,
         ids: Ids,
@@ -83,21 +84,22 @@ class FileStore:
         """`dead_letter` is the Maildir of the account DEAD_LETTER."""
 
         def directory_of(account: str) -> Path:
-            return dead_letter if account == DEAD_LETTER else mailbox_directory(root, account)
+            return dead_letter if account == DEAD_LETTER else mailbox_directory(root.path, account)
 
-        clock.resume(ClockAnchorFile(root / ".submissions").read())
+        clock.resume(ClockAnchorFile(root.path / SUBMISSIONS).read())
         self._directory_of, self._root, self._log = directory_of, root, log
         folders, stripes, syncs = Folders(directory_of), Stripes(), DirectorySync()
         self._index = Indexes(clock)
-        submissions = SubmissionDirectory(root / ".submissions", syncs)
+        submissions = SubmissionDirectory(root.path / SUBMISSIONS, syncs)
         scheduled = ScheduledSends(
             submissions, folders=folders, stripes=stripes, clock=clock, crash=crash, log=log,
             on_scheduled=self._offer,
         )  # fmt: skip
         self._shared = StoreDependencies(
-            clock=clock, ids=ids, crash=crash, hostname=hostname, folders=folders,
+            clock=clock, ids=ids, crash=crash, hostname=hostname, root=root, folders=folders,
             index=self._index, quota=Quota(limits_of, self._index), submissions=submissions,
-            syncs=syncs, stripes=stripes, scheduled=scheduled, keyed=KeyedSubmissions(root, clock),
+            syncs=syncs, stripes=stripes, scheduled=scheduled,
+            keyed=KeyedSubmissions(root.path, clock),
         )  # fmt: skip
         self._stale_files = StaleFiles(self._shared, log)
         self._inbox = Inbox(self._shared, self._stale_files)
@@ -105,10 +107,8 @@ class FileStore:
         self._moving = MessageMover(self._shared, self._stale_files)
         self._tree = FolderTree(folders, ids)
         self._writer = SubmissionWriter(self._shared, self._inbox, self._stale_files, log=log)
-        self._actions = ThreadPool(_THREADS, "mailbox")
-        self._queries = ThreadPool(_QUERY_THREADS, "mailbox-query")
-        self._shares = AccountQueues()
-        self._rush = RushMeter(clock)
+        self._actions = ThreadPool(_THREADS, "mailbox", check_root=root.check)
+        self._queries = ThreadPool(_QUERY_THREADS, "mailbox-query", check_root=root.check)
         in_thread = self._actions.in_thread
         self._pending = PendingSubmissions(
             in_thread(submissions.changed_ns), in_thread(submissions.list_ready), clock=clock
@@ -129,9 +129,10 @@ class FileStore:
         self.attachments = AttachmentStore(self._shared, self._drafts, threads=self._actions)
         self._bind_calls(root)
 
-    def _bind_calls(self, root: Path) -> None:
+    def _bind_calls(self, root: MailRoot) -> None:
         """Set the calls that only run in a thread, and those of other objects."""
         in_thread = self._actions.in_thread
+        self._shares, self._rush = AccountQueues(), RushMeter(self._shared.clock)
         builder = IndexBuilder(root, self._index, clock=self._shared.clock, may_work=self._is_idle)
         self._builder, self.build_indexes = builder, builder.run
         self.remove_unfinished_submissions = in_thread(self._stale_files.remove_unfinished)
@@ -139,7 +140,7 @@ class FileStore:
         self.create_draft = in_thread(self._drafts.create)
         self.submit_new = self._submitting(self._writer.submit_new)
         self.submit_draft = self._submitting(self._writer.submit_draft)
-        self.stored_files = in_thread(partial(stored_files, root))
+        self.stored_files = in_thread(partial(stored_files, root.path))
         self.remove_files = in_thread(remove_files)
         self.find_keyed = in_thread(self._shared.keyed.find)
         self.get = in_thread(self._drafts.get)
@@ -152,7 +153,7 @@ class FileStore:
         self.list_folders = in_thread(self._list_folders)
         self.get_folder = in_thread(self._get_folder)
         self._copier = FolderCopier(self._shared, self._tree, self._stale_files)
-        self._folder_changes = ThreadPool(_FOLDER_THREADS, "mailbox-folders")
+        self._folder_changes = ThreadPool(_FOLDER_THREADS, "mailbox-folders", check_root=root.check)
         self._folder_shares = AccountQueues()
         settings = SettingsFiles(self._shared.folders, self._shared.stripes)
         self.mailbox_settings = in_thread(settings.read)
@@ -334,6 +335,16 @@ class FileStore:
         self._builder.note_delivery(self._directory_of(account))
         return result
 
+    # -- the mail root
+
+    async def attend_root(self) -> None:
+        """Notice that the mail root is missing; use it again if it is back. Called each second.
+
+        Raises what taking its lock raises.
+        """
+        if not await asyncio.to_thread(self._root.is_there):
+            await self._actions.run_alone(self._reopen)
+
     async def clear(self, trash: Path) -> int:
         """Remove all mailboxes, submissions and upload sessions, and the submission log; return the
         number of submissions. The mailboxes are moved into `trash`, on the same file system.
@@ -386,11 +397,23 @@ class FileStore:
         self._log.clear()
         self._index.forget()
         trash.mkdir(mode=0o700, exist_ok=True)
-        domains = [self._root / name for name in list_names(self._root) if name[:1] != "."]
+        domains = [
+            self._root.path / name for name in list_names(self._root.path) if name[:1] != "."
+        ]
         for number, directory in enumerate([*domains, self._directory_of(DEAD_LETTER)]):
             with suppress(FileNotFoundError):
                 directory.rename(trash / str(number))
         return removed
+
+    def _reopen(self) -> None:
+        """Use the root again, without what is remembered of it: it may have been restored."""
+        self._index.forget()
+        self._shared.keyed.close()
+        self._log.close()
+        self._inbox.forget()
+        self._shared.submissions.forget()
+        keeps_order.cache_clear()
+        self._root.reopen()
 
     def _write_anchor(self) -> None:
         submissions = self._shared.submissions

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from relay.clock import Clock
-from relay.mailbox.maildir import SYNC_FAILURES, storage_errors
+from relay.mailbox.maildir import begin_work, storage_errors
 from relay.mailbox.types import QueryTooLongError, TooManyQueriesError
 
 QUERY_TIME_MAX_S = 10.0
@@ -32,7 +32,11 @@ _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]
 class ThreadPool:
     """A thread pool. concurrent.futures needs a second future, which costs a fifth more CPU."""
 
-    def __init__(self, threads_max: int, name: str) -> None:
+    def __init__(
+        self, threads_max: int, name: str, *, check_root: Callable[[], None] = lambda: None
+    ) -> None:
+        """`check_root` raises OSError while no call may begin, or complete (begin_work())."""
+        self._check_root = check_root
         self._threads_max = threads_max
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -68,8 +72,8 @@ class ThreadPool:
         """Call `function` in a thread and return its result. OSError: StoreUnavailableError."""
 
         def call() -> _Result:
-            SYNC_FAILURES.begin()
             with storage_errors():
+                begin_work(self._check_root)
                 return function(*args, **kwargs)
 
         while self._alone is not None:
@@ -77,7 +81,16 @@ class ThreadPool:
         return await self._run(call)
 
     async def run_alone(self, function: Callable[[], _Result]) -> _Result:
-        """Call `function` in a thread when all other calls have ended; later calls wait for it."""
+        """Call `function` in a thread when all other calls have ended; later calls wait for it.
+
+        It may be called while the mail root is missing.
+        """
+
+        def call() -> _Result:
+            with storage_errors():
+                begin_work(lambda: None)
+                return function()
+
         while self._alone is not None:
             await self._alone.wait()
         self._alone = asyncio.Event()
@@ -85,8 +98,7 @@ class ThreadPool:
             while self._pending:
                 self._has_ended.clear()
                 await self._has_ended.wait()
-            with storage_errors():
-                return await self._run(function)
+            return await self._run(call)
         finally:
             self._alone.set()
             self._alone = None

@@ -44,6 +44,7 @@ from relay.mailbox.query import (
     SortOrder,
 )
 from relay.mailbox.types import QuotaLimits
+from tests.support.stores import opened_root
 
 ALICE = "alice@example.test"
 SENDERS = 200
@@ -85,7 +86,7 @@ def measure(
     clock = SystemClock()
     log = SubmissionLog(place / "log", role="graph", clock=clock)
     store = FileStore(
-        place / "mail",
+        opened_root(place / "mail"),
         clock=clock,
         ids=Ids(clock),
         crash=CrashPoints(),

@@ -123,3 +123,13 @@ def _mount(*words: str) -> None:
 def _unmount(path: Path) -> None:
     """Lazily: the relay may have a file open there."""
     subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@contextmanager
+def covered(path: Path, by: Path) -> Iterator[None]:
+    """Let the path of the directory `path` lead to the directory `by`, as before it was mounted."""
+    _mount("--bind", str(by), str(path))
+    try:
+        yield
+    finally:
+        _unmount(path)

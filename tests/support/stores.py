@@ -10,6 +10,7 @@ from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
+from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.types import PendingSubmission, QuotaLimits
 
 HOSTNAME = "relay.example.test"
@@ -17,6 +18,13 @@ HOSTNAME = "relay.example.test"
 
 def open_log(root: Path, clock: Clock) -> SubmissionLog:
     return SubmissionLog(root / ".submissions/log", role="graph", clock=clock)
+
+
+def opened_root(root: Path) -> MailRoot:
+    """Open a mail root, without a lock: a test may open another one as after a crash."""
+    opened = MailRoot(root)
+    opened.open("", may_take=True)
+    return opened
 
 
 def open_store(
@@ -29,7 +37,7 @@ def open_store(
 ) -> FileStore:
     """Open a store, which the caller closes; `crash` replaces its crash points."""
     return FileStore(
-        root, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log,
+        opened_root(root), clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log,
         hostname=HOSTNAME, limits_of=limits_of, dead_letter=root.parent / "dead-letter",
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from relay.clock import Clock
 from relay.mailbox.folders import list_folders
 from relay.mailbox.index.indexes import Indexes
+from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import list_names
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import StoreError
@@ -38,14 +39,14 @@ class IndexBuilder:
     """Builds the indexes of large mailboxes. Its methods belong to one event loop."""
 
     def __init__(
-        self, root: Path, indexes: Indexes, *, clock: Clock, may_work: Callable[[], bool]
+        self, root: MailRoot, indexes: Indexes, *, clock: Clock, may_work: Callable[[], bool]
     ) -> None:
         """`may_work` says whether the store has nothing else to do."""
-        self._root = root
+        self._root = root.path
         self._indexes = indexes
         self._clock = clock
         self._may_work = may_work
-        self._threads = ThreadPool(1, "mailbox-index")
+        self._threads = ThreadPool(1, "mailbox-index", check_root=root.check)
         self._waiting: dict[Path, None] = {}  # mailboxes, in their order
         self._delivered: Counter[Path] = Counter()
         self._is_woken = asyncio.Event()

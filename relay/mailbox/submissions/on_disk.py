@@ -128,6 +128,10 @@ class SubmissionDirectory:
                     make_directory(directory)
                 self._made = True
 
+    def forget(self) -> None:
+        """Create the directories again on next use, if they are missing."""
+        self._made = False
+
     def ready_path(self, submission_id: str, ready_us: int) -> Path:
         """The path of a submission that is ready."""
         return self.ready / f"{submission_id}@{ready_us}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.crashpoints import CrashPoint
+from relay.files import fsync_path
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.dependencies import StoreDependencies
@@ -311,10 +312,16 @@ class SubmissionWriter:
         if prepared.exists() and not submission.path.exists():
             return
         SYNC_FAILURES.begin()
+        places = self._shared.root.places
         try:
-            remove(submission.path)
-            _remove_all(*drafts)
-            self._shared.submissions.sync(submission)
+            for path in places(submission.path):
+                remove(path)
+            for draft in drafts:
+                _remove_all(*places(draft))
+            if len(places(submission.path)) == 1:
+                self._shared.submissions.sync(submission)
+            else:  # in the root, which is open; where the path leads now, nothing is sent
+                fsync_path(places(submission.path)[-1].parent)
         except OSError as error:
             raise OutcomeUnknownError(
                 f"The mail store's disk failed while {submission.submission_id} was submitted, and "

@@ -169,7 +169,9 @@ class Repairer:
         target = self._free(path)
 
         def act() -> None:
-            make_directory(target.parent)
+            for directory in reversed(target.parents):
+                if directory.is_relative_to(self.corrupt.parent):
+                    make_directory(directory)
             rename(path, target)
             sync_directory(target.parent)
             sync_directory(path.parent)

@@ -36,6 +36,7 @@ def test_a_second_owner_gets_the_pid_of_the_first(tmp_path: Path) -> None:
 
 def test_a_mail_store_has_one_owner_whatever_their_state_dirs_are(tmp_path: Path) -> None:
     submissions = tmp_path / "mail" / ".submissions"
+    submissions.parent.mkdir()
     first = OwnerLock(tmp_path / "state" / "run", submissions=submissions)
     second = OwnerLock(tmp_path / "other" / "run", submissions=submissions)
     first.take()

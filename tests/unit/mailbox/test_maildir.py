@@ -142,6 +142,7 @@ def test_a_directory_that_could_not_be_made_durable_is_made_again(tmp_path, monk
             raise OSError(errno.EIO, "bad")
 
     monkeypatch.setattr(maildir, "sync_directory", sync)
+    make_directory(tmp_path / "a")
     with pytest.raises(OSError, match="bad"):
         make_directory(tmp_path / "a" / "b")
     make_directory(tmp_path / "a" / "b")

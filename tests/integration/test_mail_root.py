@@ -1,0 +1,209 @@
+"""The mail root is unmounted, covered or renamed while mail arrives; or another one is there at a start."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import apsw
+import pytest
+
+from tests.support.disks import covered, disk_of_its_own
+from tests.support.graph_client import message
+from tests.support.relay_process import RelayProcess, until
+
+LOCAL = "bob@example.test"
+
+
+def tree(path: Path) -> list[tuple[str, int, int]]:
+    """All files and directories below a path, and what changes with their content."""
+    return sorted(
+        (str(one.relative_to(path)), one.lstat().st_size, one.lstat().st_ino)
+        for one in path.rglob("*")
+    )
+
+
+def ready(relay: RelayProcess) -> tuple[int, str]:
+    answer = relay.request("GET", "/readyz")
+    return answer.status, answer.body.decode()
+
+
+def until_missing(relay: RelayProcess) -> str:
+    until("not ready", lambda: ready(relay)[0] == 503)
+    return ready(relay)[1]
+
+
+def until_back(relay: RelayProcess) -> None:
+    until("ready again", lambda: ready(relay)[0] == 200)
+
+
+@pytest.fixture
+def mail(tmp_path: Path) -> Iterator[RelayProcess]:
+    with RelayProcess(config={"delivery": {"retry": ["1s"]}}) as relay:
+        yield relay
+
+
+@contextmanager
+def renamed(root: Path, by: Path) -> Iterator[None]:
+    aside = root.with_name("aside")
+    root.rename(aside)
+    shutil.copytree(by, root)
+    try:
+        yield
+    finally:
+        shutil.rmtree(root)
+        aside.rename(root)
+
+
+@contextmanager
+def gone(root: Path, _: Path) -> Iterator[None]:
+    root.rename(root.with_name("aside"))
+    try:
+        yield
+    finally:
+        root.with_name("aside").rename(root)
+
+
+WAYS = {"mounted over": covered, "renamed": renamed, "gone": gone}
+
+
+@pytest.mark.parametrize("old", ["nothing", "an old tree"])
+@pytest.mark.parametrize("way", WAYS)
+def test_mail_waits_while_the_root_is_missing(
+    mail: RelayProcess, tmp_path: Path, way: str, old: str
+) -> None:
+    relay, root, other = mail, mail.folder / "mail", tmp_path / "other"
+    relay.until_final(relay.send_mail(to=[LOCAL], subject="before"))
+    if old == "nothing":
+        other.mkdir()
+    else:  # with the same id: it was copied when the disk was replaced
+        relay.stop()
+        shutil.copytree(root, other)
+        relay.start()
+    before = tree(other)
+    with WAYS[way](root, other):
+        at_once = relay.submit("carol@example.test", [LOCAL], b"Subject: at once\r\n\r\n")
+        assert str(root) in until_missing(relay)
+        refused = relay.graph("POST", "/me/sendMail", {"message": message(to=[LOCAL])})
+        later = relay.submit("carol@example.test", [LOCAL], b"Subject: later\r\n\r\n")
+        reading = relay.graph("GET", "/me/messages")
+        for queue_id in (at_once, later):
+            until(
+                "deferred",
+                lambda queue_id=queue_id: set(relay.states(queue_id).values()) == {"deferred"},
+            )
+        (reason,) = {one["reply"] for one in relay.queue() for one in one["recipients"]}
+        if way != "gone":
+            assert [one[0] for one in tree(root)] == [one[0] for one in before]
+    assert (refused.status, reading.status) == (503, 503)
+    assert int(refused.headers["retry-after"]) > 0
+    assert reason == "451 4.3.0 The mail store cannot be used: its root is missing."
+    until_back(relay)
+    for queue_id in (at_once, later):
+        relay.until_state(queue_id, "delivered")
+    assert relay.subjects("bob") == ["at once", "before", "later"]
+    relay.until_final(relay.send_mail(to=[LOCAL], subject="after"))
+    assert tree(other) == before
+    (missing,) = [one for one in relay.faults() if "mail root" in one]
+    assert '"event":"the mail root is missing' in missing
+    assert relay.log.count('"event":"the mail root is back"') == 1
+
+
+def test_a_disk_that_is_mounted_again_is_used_without_a_restart(tmp_path: Path) -> None:
+    """As another mount, perhaps with another device number: index, log and lock are those of it."""
+    with RelayProcess(config={"delivery": {"retry": ["1s"]}}) as relay:
+        root = relay.folder / "mail"
+        relay.stop()
+        with disk_of_its_own(root):
+            relay.start()
+            relay.until_final(relay.send_mail(to=[LOCAL], subject="before"))
+            pending = relay.folder / "below"
+            pending.mkdir()
+            with covered(root, pending):
+                until_missing(relay)
+            until_back(relay)
+            relay.until_final(relay.send_mail(to=[LOCAL], subject="after"))
+            assert relay.subjects("bob") == ["after", "before"]
+            found = relay.graph("GET", '/me/messages?$search="after"', token="bob").json()["value"]
+            assert [one["subject"] for one in found] == ["after"]
+            relay.stop()
+
+
+def test_submissions_go_on_when_the_root_is_back(mail: RelayProcess, tmp_path: Path) -> None:
+    relay, root = mail, mail.folder / "mail"
+    other = tmp_path / "other"
+    other.mkdir()
+    relay.stop()
+    relay.start(crash_at="request-answered:3")
+    with suppress(OSError):  # the third is not answered
+        for number in range(3):
+            relay.send_mail(to=[LOCAL], subject=f"n{number}")
+    relay.wait_end()
+    ready_files = root / ".submissions/ready"
+    assert list(ready_files.iterdir())
+    relay.start()
+    with gone(root, other):
+        until_missing(relay)
+    until_back(relay)
+    until("sent", lambda: not list(ready_files.iterdir()))
+    until("delivered", lambda: len(relay.subjects("bob")) == 3)
+
+
+# -- at a start
+
+
+def start_fails(relay: RelayProcess) -> tuple[int, list[str]]:
+    """Return exit code and what was printed that is no log line."""
+    relay.start(wait=False)
+    code = relay.wait_end()
+    return code, [line for line in relay.log.splitlines() if not line.startswith("{")]
+
+
+def _absent(root: Path) -> None:
+    root.rename(root.with_name("aside"))
+
+
+def _empty(root: Path) -> None:
+    _absent(root)
+    root.mkdir()
+
+
+def _foreign(root: Path) -> None:
+    (root / ".submissions/id").write_text("0123456789abcdef\n")
+
+
+@pytest.mark.parametrize("change", [_absent, _empty, _foreign])
+def test_a_start_takes_no_other_root(mail: RelayProcess, change: Callable[[Path], None]) -> None:
+    root = mail.folder / "mail"
+    mail.until_final(mail.send_mail(to=[LOCAL], subject="before"))
+    mail.stop()
+    change(root)
+    before = sorted(mail.folder.glob("mail/**/*"))
+    code, (text,) = start_fails(mail)
+    assert code == 78
+    assert "mailboxes.root: " in text
+    assert "relay storage adopt" in text
+    assert sorted(mail.folder.glob("mail/**/*")) == before
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(True, 0), (False, 78)])
+def test_the_first_start_of_this_version_takes_the_root_that_was_used(
+    mail: RelayProcess, kept: bool, expected: int
+) -> None:
+    """A spool that knows no root, as after a migration: it delivered here."""
+    mail.until_final(mail.send_mail(to=[LOCAL], subject="before"))
+    mail.stop()
+    (mail.folder / "mail/.submissions/id").unlink()
+    connection = apsw.Connection(str(mail.folder / "state/spool.sqlite"))
+    connection.execute("DELETE FROM mail_root")
+    connection.close()
+    if not kept:
+        shutil.rmtree(mail.folder / "mail/.submissions")
+        assert start_fails(mail)[0] == expected
+        return
+    mail.start()
+    mail.until_final(mail.send_mail(to=[LOCAL], subject="after"))
+    assert mail.subjects("bob") == ["after", "before"]
+    (mail.folder / "mail/.submissions/id").unlink()
+    mail.stop()
+    assert start_fails(mail)[0] == 78  # it is recorded
