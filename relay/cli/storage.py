@@ -1,4 +1,4 @@
-"""The commands `relay storage verify | backup | prune | recover`.
+"""The commands `relay storage verify | backup | prune | recover | adopt`.
 
 Results are printed on stdout, progress on stderr if that is a terminal. The exit status is 65 if a
 fault remains that could not be repaired, for an unknown account, and if a directory cannot be used
@@ -33,7 +33,7 @@ _PROGRESS_PAGES = 10_000
 @click.group()
 @group_options
 def storage(_given: CommandContext) -> None:
-    """Verify, back up, prune and recover the files of the relay."""
+    """Verify, back up, prune and recover the files of the relay; adopt another mail root."""
 
 
 @storage.command()
@@ -153,6 +153,38 @@ def recover(context: CommandContext) -> None:
     context.show(result, lambda: recover_lines(result))
     if not result["whole"]:
         raise CommandError(ExitCode.DATA)
+
+
+@storage.command()
+@click.argument("root_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common_options
+def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
+    """Accept the mail root that has this ID.
+
+    A start exits with 78 if the directory of mailboxes.root is missing, or is not the one that mail
+    was delivered to; it prints the ID. "new" accepts a directory without one. No relay may run.
+    Exits 65 if the directory has another ID, and if you do not confirm.
+    """
+    from relay.app.commands.adopt import FoundRoot, NotAdoptedError  # noqa: PLC0415 - is slow
+    from relay.app.commands.adopt import adopt as adopted  # noqa: PLC0415 - the same
+
+    def confirm(found: FoundRoot) -> bool:
+        click.echo(f"mail root  {found.path}", err=True)
+        click.echo(f"its id     {found.id or 'none: it gets a new one'}", err=True)
+        click.echo(f"known id   {found.known_id or 'none'}", err=True)
+        return yes or click.confirm("Deliver local mail there from now on?", err=True)
+
+    if not yes and (sys.stdin is None or not sys.stdin.isatty()):
+        raise click.UsageError("expected --yes, or a terminal to ask on")
+    try:
+        result = adopted(context.settings(), SystemClock(), root_id, confirm=confirm)
+    except NotAdoptedError as error:
+        raise CommandError(ExitCode.DATA, f"relay storage adopt: {error}") from None
+    context.show(
+        {"path": result.path, "id": result.id, "before": result.known_id},
+        lambda: [f"adopted {result.path} with the id {result.id}"],
+    )
 
 
 def _is_watched() -> bool:

@@ -143,7 +143,7 @@ class MailRoot:
         try:
             descriptor = os.open(self._name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise self._foreign(f"{error.strerror}; is its file system mounted?") from None
+            raise self._foreign(f"{error.strerror}: is its file system mounted?") from None
         try:
             status = os.fstat(descriptor)
             identity = (status.st_dev, status.st_ino)
@@ -168,7 +168,8 @@ class MailRoot:
     def _checked_id(self) -> str:
         found = read_id(self.path)
         if self._known_id and found != self._known_id:
-            raise self._foreign(f"it has {f'the id {found}' if found else 'no id'}")
+            has = f"the id {found}" if found else "no id"
+            raise self._foreign(f"it has {has}", accept=found or NEW_ID)
         return found
 
     def _check_session(self) -> None:
@@ -186,16 +187,14 @@ class MailRoot:
         if (self.path / SUBMISSIONS).is_dir():
             return
         if not self._may_take:
-            raise self._foreign(f"it has no {SUBMISSIONS}")
+            raise self._foreign(f"it has no {SUBMISSIONS}", accept=NEW_ID)
         _make_with_parents(self.path)
         make_directory(self.path / SUBMISSIONS)
 
-    def _foreign(self, reason: str) -> ForeignRootError:
+    def _foreign(self, reason: str, *, accept: str = "") -> ForeignRootError:
         known = f"the one with the id {self._known_id}" if self._known_id else "the one used before"
-        return ForeignRootError(
-            f"mailboxes.root: {self._name} is not {known}: {reason};"
-            " `relay storage adopt` accepts another one (docs/operation.md, The mail root)"
-        )
+        how = f"; `relay storage adopt {accept}` accepts it" if accept else ""
+        return ForeignRootError(f"mailboxes.root: {self._name} is not {known}: {reason}{how}")
 
     def _lock(self) -> None:
         """Lock the root. One that cannot be written needs no lock."""

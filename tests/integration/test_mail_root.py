@@ -1,5 +1,6 @@
 """The mail root is unmounted, covered or renamed while mail arrives; or another one is there at a start."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from relay.mailbox.mail_root import read_id
 from tests.support.disks import covered, disk_of_its_own
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
@@ -182,7 +184,8 @@ def test_a_start_takes_no_other_root(mail: RelayProcess, change: Callable[[Path]
     code, (text,) = start_fails(mail)
     assert code == 78
     assert "mailboxes.root: " in text
-    assert "relay storage adopt" in text
+    accepted = {_absent: "", _empty: "new", _foreign: "0123456789abcdef"}[change]
+    assert text.endswith(f"`relay storage adopt {accepted}` accepts it" if accepted else "mounted?")
     assert sorted(mail.folder.glob("mail/**/*")) == before
 
 
@@ -207,3 +210,39 @@ def test_the_first_start_of_this_version_takes_the_root_that_was_used(
     (mail.folder / "mail/.submissions/id").unlink()
     mail.stop()
     assert start_fails(mail)[0] == 78  # it is recorded
+
+
+@pytest.mark.parametrize(("change", "accepted"), [(_empty, "new"), (_foreign, "0123456789abcdef")])
+def test_an_operator_adopts_another_root(
+    mail: RelayProcess, change: Callable[[Path], None], accepted: str
+) -> None:
+    mail.until_final(mail.send_mail(to=[LOCAL], subject="before"))
+    known = read_id(mail.folder / "mail")
+    assert mail.cli("storage", "adopt", known, "--yes").returncode == 69  # it runs
+    mail.stop()
+    change(mail.folder / "mail")
+    wrong = mail.cli("storage", "adopt", known, "--yes")
+    assert (wrong.returncode, "has " in wrong.stderr) == (65, True)
+    unasked = mail.cli("storage", "adopt", accepted)
+    assert (unasked.returncode, "--yes" in unasked.stderr) == (64, True)
+    assert start_fails(mail)[0] == 78
+    done = mail.cli("storage", "adopt", accepted, "--yes", "--json")
+    assert done.returncode == 0
+    shown = json.loads(done.stdout)
+    assert shown == {
+        "path": str(mail.folder / "mail"),
+        "id": read_id(mail.folder / "mail"),
+        "before": known,
+    }
+    assert f"known id   {known}" in done.stderr
+    assert "mail root adopted" in done.stderr
+    mail.start()
+    mail.until_final(mail.send_mail(to=[LOCAL], subject="after"))
+    assert mail.subjects("bob")[0] == "after"
+
+
+def test_without_a_spool_there_is_nothing_to_adopt(mail: RelayProcess) -> None:
+    mail.stop()
+    shutil.rmtree(mail.folder / "state")
+    done = mail.cli("storage", "adopt", "new", "--yes")
+    assert (done.returncode, "there is no spool yet" in done.stderr) == (65, True)

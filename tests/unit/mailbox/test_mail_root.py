@@ -111,7 +111,7 @@ def test_a_root_from_before_ids_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "reason"),
     [
-        (_nothing, "No such file or directory; is its file system mounted?"),
+        (_nothing, "No such file or directory: is its file system mounted?"),
         (_root_alone, "it has no id"),
         (_submissions, "it has no id"),
         (_an_id, "it has the id [0-9a-f]{16}"),
