@@ -23,7 +23,7 @@ from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, memory_part, size_of
 from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
-from relay.message.header import Header, ParsedContent, outgoing
+from relay.message.header import FIELDS_MAX, Header, ParsedContent, outgoing
 from relay.message.nexthop import NextHop
 from relay.message.verdict import ExaminedMessage, Verdict
 from relay.mime.dsn import ReportKind
@@ -62,6 +62,7 @@ _TOO_MANY_PARTS = DataReply(
     "554 5.6.0 The message has too many MIME parts, or nests them too deeply"
 )
 _LONG_HEADER = DataReply(ContentRejection.LONG_HEADER)
+_MANY_FIELDS = DataReply(f"554 5.6.0 The header has more than {FIELDS_MAX} fields")
 _NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
 _LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 
@@ -180,6 +181,8 @@ class Acceptance:
         header = parsed.header
         if header.size > HEADER_BYTES_MAX:
             return _LONG_HEADER
+        if len(header.fields) > FIELDS_MAX and not origin.pickup:  # that has its 202
+            return _MANY_FIELDS
         if header_cleanup.is_looping(header, RECEIVED_MAX):
             return _LOOP
         if origin.login and (rejection := header_rejection(self.accounts, origin.login, header)):

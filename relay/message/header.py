@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 
 from relay.message.content import Content, LargeContent
 
@@ -21,6 +22,7 @@ MBOX_LINES = (b"From ", b">From ")  # before a message that was in an mbox file
 LINE_END = re.compile(rb"(?>\r\n|[\r\n])")
 BLANK_LINE = re.compile(rb"(?>\r\n|[\r\n])\0*(?>\r\n|[\r\n])")  # with the line end before it
 _EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
+FIELDS_MAX = 10_000  # of a message that is accepted; readers take time and memory for each
 _CRLF = b"\r\n"
 _WHITE = (b" ", b"\t")
 _SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # a header without an end is refused long before
@@ -32,6 +34,7 @@ _FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]+)[ \t]*:")
 _PLAIN_FIELD = re.compile(
     rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?:[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
 )
+_FIELD_END = re.compile(rb"(?>\r\n|[\r\n])(?!\0*[ \t])")
 # Other readers do not take these lines for fields either, but their author meant recipients.
 _MEANT_RECIPIENTS = re.compile(
     rb"[^A-Za-z:]{0,9}(?:(?:resent-)?(?:to|b?cc)[^A-Za-z0-9:-]{0,9}:|bcc[^A-Za-z0-9:-])",
@@ -78,6 +81,16 @@ def header_section(content: bytes) -> bytes:
     if end.body == end.header:
         return header
     return header.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def with_first_fields(content: bytes) -> bytes:
+    """Return a content without the fields after the first FIELDS_MAX of its header."""
+    if content.count(b"\n") + content.count(b"\r") < FIELDS_MAX:
+        return content
+    end = header_end(content).header
+    ends = _FIELD_END.finditer(content, 0, end)
+    last = next(islice(ends, FIELDS_MAX - 1, None), None)
+    return content[: last.end()] + content[end:] if last else content
 
 
 def fields_end(header: bytes) -> int:

@@ -19,10 +19,12 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.conversation import message_ids
 from relay.message.header import (
     BYTE_ORDER_MARK,
+    FIELDS_MAX,
     Header,
     cleaned,
     header_end,
     malformed_recipients,
+    with_first_fields,
 )
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.encoded_words import decode_words
@@ -100,7 +102,11 @@ def check_mime(content: bytes) -> str | None:
     if not content or content.isspace():
         return "expected a MIME message, found nothing"
     end = header_end(content)
-    return check_header(content[: end.header], content[end.header : end.body])
+    if reason := check_header(content[: end.header], content[end.header : end.body]):
+        return reason
+    if len(with_first_fields(content)) < len(content):
+        return f"its header has too many fields, expected at most {FIELDS_MAX}"
+    return None
 
 
 def check_header(header: bytes, blank: bytes) -> str | None:

@@ -6,8 +6,8 @@ locked only while the content of up to 2 MiB of files is written. When the time 
 the client leaves, what was read stays, and the next request reads the rest.
 
 Raises StoreUnavailableError when there is more to read than one request may wait for, and
-QueryTooLongError when the client has left. A bounded part of each file is read (RFC 5322; Graph's
-message).
+QueryTooLongError when the client has left. A bounded part of each file is read, and at most
+FIELDS_MAX fields of its header (RFC 5322; Graph's message).
 """
 
 import functools
@@ -31,7 +31,7 @@ from relay.mailbox.query import Collection
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreUnavailableError
 from relay.message.conversation import conversation_id
-from relay.message.header import Header, cleaned, header_end
+from relay.message.header import Header, cleaned, header_end, with_first_fields
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
 from relay.mime.html_text import without_tags
@@ -123,15 +123,16 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         written_us = os.fstat(file.fileno()).st_mtime_ns // 1000
         head = file.read(_HEADER_BYTES)
         length = min(private_block_length(head), PRIVATE_BYTES_MAX)
-        end = length + header_end(head[length:]).body
-        if end >= len(head):
+        end = header_end(head[length:])
+        if end.header == end.body:  # no empty line: the header may go on
             head += file.read(length + _HEADER_BYTES_MAX - len(head))
-            end = length + header_end(head[length:]).body
+            end = header_end(head[length:])
     block = read_block(head) if length else None
     if block is not None and block.properties is not None:
         properties, date_us = block.properties, block.origin.modified_us
     else:
-        properties, date_us = _read_header(head[length:end])
+        header = head[length : length + end.body]
+        properties, date_us = _read_header(with_first_fields(header))
     properties = with_defaults(properties, block)
     own = properties.internet_message_id
     return HeaderData(
@@ -152,7 +153,7 @@ def read_text(path: Path) -> TextData:
         if length:
             raw += file.read(length)
     block = read_block(raw) if length else None
-    read = read_mime(raw[length:])
+    read = read_mime(with_first_fields(raw[length:]))
     properties, attachments = read.properties, [(one.name, one.inline) for one in read.attachments]
     if block is not None and block.properties is not None:
         properties = block.properties

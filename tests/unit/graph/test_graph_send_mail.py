@@ -7,6 +7,7 @@ import pytest
 
 from relay.crashpoints import CrashPoint
 from relay.mailbox.types import MailboxFullError, StoreUnavailableError
+from relay.message.header import FIELDS_MAX
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from tests.support.graph_fakes import MAX_BODY, GraphInMemory, refused, to
 
@@ -253,6 +254,16 @@ async def test_mime_without_message_id_has_no_message_id_header(graph: GraphInMe
             "ErrorSendAsDenied",
         ),
         (base64.b64encode(b"From: nobody\nTo: a@b.test\n\n"), 400, "ErrorMimeContentInvalid"),
+        (
+            base64.b64encode(b"To: a@b.test\n" + b"A:\n" * FIELDS_MAX + b"\n"),
+            400,
+            "ErrorMimeContentInvalid",
+        ),
+        (
+            base64.b64encode(b"A:\r" * FIELDS_MAX + b"To: a@b.test\n\n"),
+            400,
+            "ErrorMimeContentInvalid",
+        ),
     ],
 )
 async def test_bad_mime_is_refused(
@@ -262,6 +273,11 @@ async def test_bad_mime_is_refused(
     answer = await graph.http.post("/v1.0/me/sendMail", content=body, headers=headers)
     assert refused(answer, status, code)
     assert graph.store.written == 0
+
+
+async def test_mime_may_have_as_many_header_fields_as_the_limit(graph: GraphInMemory) -> None:
+    body = b"A:\n" * (FIELDS_MAX - 2) + b"a:\n b\nTo: a@b.test\n\n" + b"\n" * 10_000
+    assert (await graph.send_mime(body)).status_code == 202
 
 
 @pytest.mark.parametrize(

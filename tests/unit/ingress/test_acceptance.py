@@ -8,6 +8,7 @@ import pytest
 from relay.ingress.data import Origin
 from relay.journeys.events import Step
 from relay.message.envelope import Client, Envelope, ForwardPath, Source
+from relay.message.header import FIELDS_MAX
 from relay.message.lifecycle import RecipientState
 from relay.message.verdict import (
     AddedRecipient,
@@ -19,6 +20,7 @@ from relay.message.verdict import (
 from relay.mime import headers
 from relay.policy.attachment_names import TooManyPartsError
 from relay.spool.types import Claim, PriorityLevel
+from tests.support.contents import as_large
 from tests.support.ingress import NoRules, Relay
 
 CONTENT = (
@@ -216,6 +218,28 @@ async def test_a_header_over_1_mib_is_rejected():
     line = b"X-Filling: " + b"x" * 500 + b"\r\n"
     decision = await accept(Relay(), envelope("bob@example.test"), content=line * 2100)
     assert decision.reply.startswith("554 5.6.0 The header is longer ")
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("origin", "more", "reply"),
+    [
+        (UNTRUSTED, 0, "250 "),
+        (UNTRUSTED, 1, "554 5.6.0 The header has more than 10000 fields"),
+        (TRUSTED, 1, "554 5.6.0 "),
+        (PICKUP, 1, "250 "),
+    ],
+    ids=["at the limit", "over it", "over it, trusted", "over it, accepted with a 202"],
+)
+async def test_a_header_with_too_many_fields_is_rejected(origin, more, reply, large):
+    relay = Relay()
+    filling = FIELDS_MAX - 3 + more  # CONTENT has three
+    content = b"A:\r\n" * (filling // 2) + b"b:\r\n c\r\n" * (filling - filling // 2) + CONTENT
+    decision = await accept(
+        relay, envelope("bob@example.test"), origin, as_large(content) if large else content
+    )
+    assert decision.reply.startswith(reply)
+    assert len(relay.spool.accepted) == reply.startswith("250")
 
 
 async def test_subject_and_message_id_in_the_trace_are_bounded():

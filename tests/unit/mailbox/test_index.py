@@ -28,6 +28,7 @@ from relay.mailbox.query import (
     SearchIn,
 )
 from relay.mailbox.types import ChangeKind, StalePositionError, StoreUnavailableError
+from relay.message.header import FIELDS_MAX
 from tests.support.disks import filled, read_only, small_disk
 
 HOUSE = MessageQuery(condition=HasWords(SearchIn.ANYWHERE, "house"))
@@ -271,6 +272,22 @@ def test_a_file_that_cannot_be_read_is_found_by_what_is_known_of_it(mailbox, ind
     monkeypatch.setattr(content_index, "open_message", refused)
     assert found(index, mailbox, HOUSE) == []
     assert found(index, mailbox) == [file]
+
+
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n", b"\r"], ids=repr)
+@pytest.mark.parametrize("field", [b"A:\n", b"A:\n \tx\n \n"], ids=["plain", "folded"])
+def test_only_the_first_10000_header_fields_are_indexed(mailbox, index, field, line_end):
+    """Only another program, or an earlier version, has put such a message there."""
+
+    def add(fields: int) -> Path:
+        content = field * fields + b"Subject: house\nCc: c@b.test\n\na garden\n"
+        return mailbox.add(content=content.replace(b"\n", line_end))
+
+    last, beyond = add(FIELDS_MAX - 1), add(FIELDS_MAX)
+    assert found(index, mailbox, where(Property.SUBJECT, "house")) == [last]
+    assert found(index, mailbox, HOUSE) == [last]
+    garden = MessageQuery(condition=HasWords(SearchIn.BODY, "garden"))
+    assert sorted(found(index, mailbox, garden)) == [last, beyond]
 
 
 def test_what_takes_too_long_is_gone_on_with_by_who_asks_again(mailbox, monkeypatch):
