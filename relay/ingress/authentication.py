@@ -12,7 +12,7 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from relay.accounts.account import AccountDirectory
+from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.passwords import LoginDelayedError
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_limits import SessionLimits
@@ -37,7 +37,7 @@ class AuthCredentials:
 class Authentication:
     """The AUTH state of one session.
 
-    `login` is the address of the account that logged in, or "". `user` is the user name of the last
+    `account` is the one that logged in, as it was then. `user` is the user name of the last
     exchange, for the log.
     """
 
@@ -46,8 +46,23 @@ class Authentication:
         self._limits = limits
         self._ip = ip
         self._failures = 0
-        self.login = ""
+        self.account: Account | None = None
         self.user = ""
+
+    @property
+    def login(self) -> str:
+        """The address of the account that logged in, or ""."""
+        return self.account.address if self.account is not None else ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the account of the login was removed, or has another password or token now."""
+        if self.account is None:
+            return False
+        now = self._accounts.by_address(self.account.address)
+        return now is None or (now.address, now.credentials) != (
+            self.account.address, self.account.credentials,
+        )  # fmt: skip
 
     @property
     def is_exhausted(self) -> bool:
@@ -73,7 +88,7 @@ class Authentication:
             if delayed.__cause__ is not None:
                 _log.error("password not checked", client=self._ip, error=delayed.__cause__)
         if account is not None:
-            self.login = account.address
+            self.account = account
             return "235 2.7.0 Authentication successful"
         self._failures += 1
         await pause(self._limits.auth_failure_delay_s * self._failures)

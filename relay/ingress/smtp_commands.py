@@ -45,6 +45,9 @@ _HTTP_HOST = "HOST:"
 _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
 _EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"
 _TALKS_AHEAD = "554 5.5.0 Wait for the reply to this command (RFC 2920 3.1), closing the connection"
+_LOGIN_ENDED = (
+    "421 4.7.0 The account or its password was changed; log in again, closing the connection"
+)
 _LAST_OF_GROUP = frozenset({"EHLO", "HELO", "DATA"})
 _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
 
@@ -167,6 +170,8 @@ class SmtpCommandHandler:
             return self._close_early_talker(verb, _TALKS_AHEAD)
         if self.may_close and verb != "QUIT":
             return self._close_with(SHUTTING_DOWN)
+        if self._authentication.has_ended and verb != "QUIT":
+            return self._end_login(verb)
         try:
             reply = await self._do(verb, argument.strip(" "))
         except SmtpRejection as rejection:
@@ -291,7 +296,7 @@ class SmtpCommandHandler:
         # RFC 3207 4.2: discard what was sent before TLS; an attacker may have sent it.
         self._tls = await self._client.start_tls()
         self._helo, self._extended = "", False
-        self._authentication.login = ""
+        self._authentication.account = None
         self._reset()
         return ""
 
@@ -411,6 +416,8 @@ class SmtpCommandHandler:
                 return ""
             mail, paths = self._mail, tuple(self._forward_paths.values())
             self._reset()
+            if self._authentication.has_ended:  # before the final dot
+                return self._end_login("DATA")
             if content.rejection is not None:
                 return content.rejection
             size_bytes = content.size_bytes
@@ -446,6 +453,10 @@ class SmtpCommandHandler:
     def _close_early_talker(self, verb: str, reply: str) -> str:
         self._log_rejected(verb, reply)
         return self._close_with(reply)
+
+    def _end_login(self, verb: str) -> str:
+        self._log_rejected(verb, _LOGIN_ENDED, user=self._authentication.user)
+        return self._close_with(_LOGIN_ENDED)
 
     def _log_rejected(self, verb: str, reply: str, **user: str) -> None:
         _log.info("rejected", qid="NOQUEUE", client=self._ip, verb=verb, **user, reply=reply)

@@ -1,8 +1,12 @@
 """SIGHUP reloads rules and accounts; a faulty file changes nothing."""
 
+import contextlib
 import json
 import os
 import signal
+import smtplib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -75,6 +79,68 @@ def test_accounts_are_added_and_removed(relay):
     assert relay.graph("GET", "/me", token="erin").status == 200
     assert relay.graph("GET", "/me", token="alice").status == 401
     assert relay.stop() == 0
+
+
+@contextmanager
+def logged_in(relay: RelayProcess, name: str = "alice") -> Iterator[smtplib.SMTP]:
+    with contextlib.closing(relay.smtp()) as smtp:
+        smtp.ehlo("client.test")
+        smtp.login(f"{name}@example.test", name)
+        yield smtp
+
+
+def codes(smtp: smtplib.SMTP, *commands: str) -> list[int]:
+    return [smtp.docmd(command)[0] for command in commands]
+
+
+def has_ended(smtp: smtplib.SMTP) -> bool:
+    code, text = smtp.docmd("NOOP")
+    assert (code, text[:53]) == (421, b"4.7.0 The account or its password was changed; log in")
+    return smtp.sock.recv(1) == b""
+
+
+MAIL = ("MAIL FROM:<alice@example.test>", "RCPT TO:<bob@example.test>", "DATA")
+
+
+def test_a_changed_password_ends_open_smtp_sessions(relay):
+    with (
+        logged_in(relay) as idle,
+        logged_in(relay) as in_transaction,
+        logged_in(relay) as in_content,
+        logged_in(relay, "bob") as other,
+    ):
+        assert codes(in_transaction, *MAIL[:2]) == [250, 250]
+        assert codes(in_content, *MAIL) == [250, 250, 354]
+        in_content.send(b"Subject: too late\r\n\r\nx\r\n")
+        done = relay.cli("account", "password", "alice@example.test", stdin="another\n")
+        assert done.returncode == 0, done.stderr
+        assert codes(idle, "NOOP") == [250]  # until the relay reads the file
+        hang_up(relay, "reloaded")
+        assert has_ended(idle)
+        assert has_ended(in_transaction)
+        assert codes(in_content, ".") == [421]
+        assert codes(other, "NOOP") == [250]
+    with contextlib.closing(relay.smtp()) as smtp:
+        smtp.ehlo("client.test")
+        with pytest.raises(smtplib.SMTPAuthenticationError):
+            smtp.login("alice@example.test", "alice")
+        smtp.login("alice@example.test", "another")
+        smtp.sendmail("alice@example.test", "bob@example.test", "Subject: in time\r\n\r\nx\r\n")
+    until("it is delivered", lambda: relay.subjects("bob"))
+    assert relay.subjects("bob") == ["in time"]
+
+
+def test_a_removed_account_ends_its_smtp_sessions(relay):
+    with logged_in(relay) as smtp:
+        assert relay.cli("account", "remove", "alice@example.test").returncode == 0
+        hang_up(relay, "reloaded")
+        assert has_ended(smtp)
+
+
+def test_a_reload_that_leaves_an_account_as_it_is_leaves_its_sessions(relay):
+    with logged_in(relay) as smtp:
+        hang_up(relay, "reloaded")
+        assert codes(smtp, *MAIL) == [250, 250, 354]
 
 
 def test_a_changed_key_that_needs_a_restart_is_logged_with_both_values(relay):

@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 
+from relay.accounts.account import Account
 from relay.accounts.directory import load_accounts
 from relay.clock import ManualClock
 from relay.ingress import smtp_session
@@ -427,13 +428,38 @@ async def test_wrong_passwords_from_one_address_do_not_block_another(relay, list
             assert (await log_in(client, f"guess {number}")).startswith("535 5.7.8 ")
         reply = await log_in(await Client.connect(address, **untrusted), "right")
     assert reply == "454 4.7.0 Too many failed logins, try again in 1 second"
-    found = [(one["client"], one["user"], one["reply"][:3]) for one in lines if "user" in one]
+    found = [
+        (one["client"], one["user"], one["reply"][:3])
+        for one in lines
+        if one["event"] == "rejected"
+    ]
     assert found == [("127.0.0.2", "alice@example.test", code) for code in ("535",) * 3 + ("454",)]
     assert (await log_in(await Client.connect(address), "right")).startswith("235 ")
     relay.clock.advance(1.1)
     client = await Client.connect(address, **untrusted)
     assert (await log_in(client, "right")).startswith("235 ")
     relay.accounts.close()
+
+
+async def test_mail_with_its_final_dot_is_answered_before_an_ended_login(
+    relay, listening, monkeypatch
+):
+    relay.spool.gate = asyncio.Event()
+    client = await Client.connect((await listening()).address)
+    assert (await log_in(client, "alice")).startswith("235 ")
+    for line in OPENING[1:]:
+        await client.say(line)
+    client.writer.write(MESSAGE.encode() + b"\r\n")
+    await relay.spool.committing.wait()
+    changed = Account("alice@example.test", credentials=b"another password")
+    monkeypatch.setattr(relay.accounts, "by_address", lambda _address: changed)
+    relay.spool.gate.set()
+    assert (await client.reply()).startswith("250 2.0.0 ")
+    assert (await client.say("NOOP")).startswith(
+        "421 4.7.0 The account or its password was changed"
+    )
+    assert await client.reply() == ""
+    assert len(relay.spool.accepted) == 1
 
 
 async def test_the_user_name_in_the_log_is_bounded(listening):
