@@ -1,26 +1,24 @@
 """uvicorn's HTTP/1.1 connection with the limits that it lacks, and the check of the Host field.
 
 The size of a header and the time for it are limited, and so is the time in which a client reads
-nothing of its response. An error is answered with Graph's envelope and the connection closed. An
-offer to upgrade is ignored (RFC 9110 7.8). RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
+nothing of its response. Requests are parsed one at a time: what follows a request is kept until its
+response is written, at most what one read brought, and reading pauses (RFC 9112 9.3.2). An error is
+answered with Graph's envelope and the connection closed. An offer to upgrade is ignored (RFC 9110
+7.8). RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
 """
 
 import asyncio
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from ipaddress import ip_address
 
 import httptools
 import msgspec
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from relay.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import ConnectionState, ConnectionTable, HttpConnection
@@ -96,6 +94,7 @@ HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take
 HEADER_TIMEOUT_S = 30.0
 UNREAD_TIMEOUT_S = 60.0  # how long a client may read nothing of its response
 BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
+KEPT_BYTES_MAX = 64 * 1024  # behind a request, if more is read to notice a disconnected client
 HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even at the limit of requests
 
 _RETRY_S = 2
@@ -104,10 +103,24 @@ _TRANSPORT_SECURITY = "max-age=31536000"
 _LOCAL_TRANSPORT_SECURITY = "max-age=0"
 _LOOPBACK_HOSTS = AllowedHosts()
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
+_SECTION_END = b"\r\n\r\n"  # ends a header, and a body in chunks: the parser takes no other
 
 
 class _RejectedError(Exception):
     """Raised in a callback of the parser to stop it; `_error` has the response."""
+
+
+class _BoundedFlow(FlowControl):
+    """Reads more only while `may_read` allows it, even if the application asks for more."""
+
+    def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._may_read = may_read
+
+    def resume_reading(self) -> None:
+        """Resume reading, if it is allowed."""
+        if self._may_read():
+            super().resume_reading()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -118,9 +131,10 @@ class BoundedProtocol(HttpToolsProtocol):
     hosts: AllowedHosts | None = None
     _connection: HttpConnection | None = None
     _error: ApiError | None = None
-    _running_cycle: RequestResponseCycle | None = (
-        None  # the running request; `cycle` is the last parsed one
-    )
+    _unparsed = b""  # what one read brought; it is parsed up to `_parsed_bytes`
+    _parsed_bytes = 0
+    _parsed_end = b""  # the last octets of what was parsed before
+    _body_left_bytes = 0  # of a body whose length is known
     _header_bytes = 0
     _is_in_header = True  # a new connection waits for its first header
     _header_timer: asyncio.TimerHandle | None = None
@@ -135,6 +149,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Add the connection, or answer 503 at the limit."""
         super().connection_made(transport)
+        self.flow = _BoundedFlow(transport, self._may_read)
+        self._body_parts: list[bytes] = []
         transport.set_write_buffer_limits(high=BUFFERED_BYTES)
         self._check_client_reads()
         if self._connection is None:
@@ -153,31 +169,79 @@ class BoundedProtocol(HttpToolsProtocol):
             self._read_timer.cancel()
         if self._connection is not None:
             self.connection_table.remove(self._connection)
-        if self._running_cycle is not None and not self._running_cycle.response_complete:
-            self._running_cycle.disconnected = True  # uvicorn marks only the last pipelined request
-            self._running_cycle.message_event.set()
+        self._unparsed = b""
         super().connection_lost(exc)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running_cycle = cycle
-        super()._start_asgi_task(cycle, app)
-
     def data_received(self, data: bytes) -> None:
-        """Parse data; between requests start the header time-out."""
-        if self.transport.is_closing():
-            return
-        if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._start_header_timeout()
-        self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._ignore_upgrade(data[offer.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
-        self._update_state()
+        """Parse data, or keep it until the response to the running request is written."""
+        self._unparsed = self._unparsed[self._parsed_bytes :] + data if self._unparsed else data
+        self._parsed_bytes = 0
+        self._parse()
         if self._connection is not None:
             self.connection_table.body_received(self._connection)
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether a request has no response yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _parse(self) -> None:
+        """Parse what has arrived, up to the end of one request; start the header time-out."""
+        if self.transport.is_closing():
+            self._unparsed = b""
+            return
+        if not self._is_running:
+            self._unset_keepalive_if_required()
+            if self._header_timer is None:
+                self._start_header_timeout()
+        try:
+            while self._unparsed and (not self._is_running or self.cycle.more_body):
+                self.parser.feed_data(self._next_piece())
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
+            return
+        except httptools.HttpParserError:
+            self._unparsed = b""
+            self.send_400_response("Invalid HTTP request received.")
+        self._pass_body()
+        if not self._may_read():
+            self.flow.pause_reading()
+        elif not self._is_running:  # else the application resumes it
+            self.flow.resume_reading()
+        self._update_state()
+
+    def _may_read(self) -> bool:
+        """Return whether to read more now.
+
+        What follows a request is kept, so more is read only if the application waits until the
+        client disconnects.
+        """
+        kept_bytes = len(self._unparsed) - self._parsed_bytes
+        if not kept_bytes:
+            return True
+        is_waiting = self._is_running and not self.cycle.message_event.is_set()
+        return is_waiting and kept_bytes <= KEPT_BYTES_MAX
+
+    def _next_piece(self) -> bytes:
+        """Return what is parsed next: at most the rest of a request, because a parser cannot stop
+        between two.
+        """
+        data, start = self._unparsed, self._parsed_bytes
+        if self._body_left_bytes:
+            end = min(start + self._body_left_bytes, len(data))
+            self._body_left_bytes -= end - start
+        else:
+            before = self._parsed_end
+            across = (before + data[start : start + len(_SECTION_END) - 1]).find(_SECTION_END)
+            found = start + across - len(before) if across >= 0 else data.find(_SECTION_END, start)
+            end = found + len(_SECTION_END) if found >= 0 or across >= 0 else len(data)
+            last = data[max(start, end - len(_SECTION_END) + 1) : end]
+            self._parsed_end = (before + last)[-len(_SECTION_END) + 1 :]
+        if end == len(data):
+            self._unparsed, self._parsed_bytes = b"", 0
+        else:
+            self._parsed_bytes = end
+        return data[start:end]
 
     def on_message_begin(self) -> None:
         """Start to count the header of a request."""
@@ -208,21 +272,33 @@ class BoundedProtocol(HttpToolsProtocol):
             if self.scheme == "https":
                 field = (b"strict-transport-security", self._transport_security().encode())
                 self.cycle.default_headers = [*self.cycle.default_headers, field]
+            fields = dict(self.headers)
+            if b"transfer-encoding" not in fields:
+                self._body_left_bytes = int(fields.get(b"content-length", 0))
+
+    def on_body(self, body: bytes) -> None:
+        """Collect the body's parts: uvicorn copies all that it has for each."""
+        self._body_parts.append(body)
+
+    def _pass_body(self) -> None:
+        if self._body_parts:
+            super().on_body(b"".join(self._body_parts))
+            self._body_parts.clear()
 
     def on_message_complete(self) -> None:
         """End the request's body."""
         if not self.parser.should_upgrade():
+            self._pass_body()
             self.scope[BODY_COMPLETE] = True  # type: ignore[literal-required]
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """From now on count the unread part of the response; continue with the next request."""
+        """From now on count the unread part of the response; continue with what was kept."""
         if self._connection is not None:
             self.connection_table.response_sent(self._connection)
         super().on_response_complete()
-        if self._is_in_header and self.cycle.response_complete and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
-            self._start_header_timeout()  # a part of the next header arrived during this request
+        if self._unparsed:
+            self.loop.call_soon(self._parse)  # others have their turn first
         self._update_state()
 
     def pause_writing(self) -> None:
@@ -244,18 +320,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer invalid HTTP, or a limit that was exceeded, with Graph's envelope."""
-        if self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete):
-            self.cycle.keep_alive = False  # a complete request is running: close after its response
-        else:
-            self._send_error(self._error or ApiError(400, "BadRequest", msg))
+        self._send_error(self._error or ApiError(400, "BadRequest", msg))
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
+    def _ignore_upgrade(self) -> None:
         """Parse the request again without its Upgrade field: the parser reads no body after one.
 
         `curl --http2` and Java's client send the field with every first request.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
+            self._unparsed = b""
             self.send_400_response("CONNECT is not supported: this is not a proxy.")
             return
         fields = [(name, value) for name, value in self.headers if name not in _UPGRADE_FIELDS]
@@ -264,7 +338,8 @@ class BoundedProtocol(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % field for field in fields)
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, self.url, lines)
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(head + rest)
+        self._unparsed, self._parsed_bytes = head + self._unparsed[self._parsed_bytes :], 0
+        self._parse()
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -313,9 +388,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self.flow.write_paused:
             state = ConnectionState.UNREAD
-        elif self.cycle is not None and not self.cycle.response_complete:
-            # The connection does not wait for the body of a pipelined request.
-            is_receiving = self.cycle.more_body and self._running_cycle is self.cycle
+        elif self._is_running:
+            is_receiving = self.cycle.more_body
             state = ConnectionState.RECEIVING if is_receiving else ConnectionState.BUSY
         else:
             state = ConnectionState.HALF_OPEN if self._is_in_header else ConnectionState.IDLE

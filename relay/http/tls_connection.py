@@ -125,6 +125,8 @@ class TlsConnection(asyncio.Protocol):
             try:
                 data = self.tls.read(_READ_BYTES)
             except ssl.SSLWantReadError:
+                if not self.raw.is_reading():
+                    self.raw.resume_reading()  # not before: more would come than is delivered
                 break
             except ssl.SSLError:
                 self.abort()
@@ -181,7 +183,6 @@ class TlsConnection(asyncio.Protocol):
         """Continue with what has arrived meanwhile."""
         if not self._is_reading and not self.is_closing:
             self._is_reading = True
-            self.raw.resume_reading()
             asyncio.get_running_loop().call_soon(self._deliver)
 
 
