@@ -7,6 +7,7 @@ the file open, also when it is renamed or removed. All functions raise OSError.
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,19 @@ def check_readable(path: Path) -> None:
     """Raise PermissionError for a file that exists and this user cannot read."""
     if path.exists() and not os.access(path, os.R_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def open_to_others(path: Path, *, to_read: bool = False) -> str:
+    """Return which permission of `path` is too wide, and the command that corrects it; or ""."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return ""
+    if to_read and mode & (stat.S_IROTH | stat.S_IWOTH):
+        return f"found mode {mode:04o} of {path}: others can read it (chmod o-rwx)"
+    if not to_read and mode & stat.S_IWOTH:
+        return f"found mode {mode:04o} of {path}: others can write in it (chmod o-w)"
+    return ""
 
 
 def disk_of(path: Path) -> Disk:

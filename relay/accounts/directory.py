@@ -33,6 +33,7 @@ from relay.accounts.passwords import (
     parse_token,
 )
 from relay.clock import Clock
+from relay.files import open_to_others
 from relay.observe.logs import get_logger
 from relay.settings.document import (
     Document,
@@ -179,7 +180,7 @@ class FileAccounts:
             _log.warning("logins delayed", client=client, **who)
 
     def warnings(self) -> Sequence[str]:
-        """Return the warnings of `relay check` about secrets in plain text."""
+        """Return the warnings of `relay check` about secrets: in plain text, or open to others."""
         return tuple(self._warnings)
 
     def close(self) -> None:
@@ -227,6 +228,9 @@ def load_accounts(
         faults += loading.take(place, entry)
     if faults:
         raise SettingsError(faults)
+    for place, file in reader.secret_files:
+        if text := open_to_others(file, to_read=True):
+            loading.accounts.warn(str(document.fault(place, text)))
     return loading.accounts
 
 

@@ -9,7 +9,6 @@ text.
 import contextlib
 import fcntl
 import os
-import stat
 from pathlib import Path
 
 from relay import spool
@@ -116,16 +115,3 @@ def unwritable(name: str, folder: Path) -> str:
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
         return ""
     return f"{name}: {folder} is not a directory that this user can write"
-
-
-def open_to_others(path: Path, *, to_read: bool = False) -> str:
-    """Return which permission of `path` is too wide, and the command that corrects it; or ""."""
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError:
-        return ""
-    if to_read and mode & (stat.S_IROTH | stat.S_IWOTH):
-        return f"found mode {mode:04o} of {path}: others can read it (chmod o-rwx)"
-    if not to_read and mode & stat.S_IWOTH:
-        return f"found mode {mode:04o} of {path}: others can write in it (chmod o-w)"
-    return ""

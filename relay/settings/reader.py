@@ -1,13 +1,13 @@
 """Load the configuration: read TOML tables into frozen dataclasses by the types of their fields.
 
 load() returns Settings, or raises SettingsError with all faults of the file: DocumentReader
-continues after a fault. `faults` has the faults and `read` the valid values, each with its key
-path. accounts.toml is read with the same class.
+continues after a fault. `faults` has the faults, `read` the valid values and `secret_files` the
+files that secrets are read from, each with its key path. accounts.toml is read with the same class.
 """
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -34,6 +34,7 @@ from relay.settings.values import (
     parse_duration,
     parse_http_listener,
     parse_size,
+    referenced_files,
 )
 
 _SECONDS_MAX = 10 * 366 * 86400.0
@@ -57,6 +58,7 @@ class DocumentReader:
         self.document = document
         self.faults: list[Fault] = []
         self.read: list[tuple[KeyPath, object]] = []
+        self.secret_files: list[tuple[KeyPath, Path]] = []
         self._base = base
         self._environ = environ
 
@@ -148,6 +150,9 @@ class DocumentReader:
         try:
             value = raw
             if self._environ is not None and isinstance(raw, str) and has_reference(raw):
+                if is_secret:
+                    files = referenced_files(raw, base=self._base)
+                    self.secret_files += [(path, file) for file in files]
                 value = expand(raw, base=self._base, environ=self._environ)
                 if not _wants_text(hint):
                     value = _number_or_word(value)
@@ -273,3 +278,10 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     if faults:
         raise SettingsError(faults)
     return Settings(**values)
+
+
+def secret_files(document: Document, environ: Mapping[str, str]) -> Sequence[tuple[KeyPath, Path]]:
+    """Return the files from which the secrets of a configuration are read, each with its key."""
+    reader = DocumentReader(document, base=document.file.absolute().parent, environ=environ)
+    reader.fields(Settings, document.table, ())
+    return reader.secret_files

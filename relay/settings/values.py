@@ -236,6 +236,12 @@ def expand(text: str, *, base: Path, environ: Mapping[str, str]) -> str:
     return _REFERENCE.sub(lambda found: _resolve_reference(found[1], base, environ), text)
 
 
+def referenced_files(text: str, *, base: Path) -> list[Path]:
+    """Return the files that `text` names by ${file:PATH}."""
+    parts = (found.partition(":") for found in _REFERENCE.findall(text))
+    return [base / name for kind, _, name in parts if kind == "file" and name]
+
+
 def _resolve_reference(reference: str, base: Path, environ: Mapping[str, str]) -> str:
     kind, _, name = reference.partition(":")
     if kind == "env" and name:

@@ -21,13 +21,14 @@ from urllib.parse import urlsplit
 from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.app.configuration import anonymous_fault, route_table
-from relay.app.state_dir import is_running, open_to_others, owner_of, unusable_state, unwritable
+from relay.app.state_dir import is_running, owner_of, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
+from relay.files import open_to_others
 from relay.policy.rule_files import PolicyError, load_rules
 from relay.routing.dns_client import name_servers_answer
 from relay.settings.document import Document, Fault, KeyPath, SettingsError, read_document
-from relay.settings.reader import load
+from relay.settings.reader import load, secret_files
 from relay.settings.tree import Address, CertificateFiles, Settings
 from relay.settings.validation import host_of, is_loopback
 from relay.smtp.tls import certificate_matches, certificate_names
@@ -293,7 +294,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     root = settings.mailboxes.root
     yield _folder("state_dir", settings.state_dir, unusable)
     yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
-    yield from _permissions(settings, place)
+    yield from _permissions(settings, place, environ)
     yield from _token_key(settings)
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
@@ -313,9 +314,12 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             yield _warning("routes", place.fault(("route", number, "tls"), text))
 
 
-def _permissions(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+def _permissions(
+    settings: Settings, place: Document, environ: Mapping[str, str]
+) -> Iterator[CheckFinding]:
     """Yield a warning for each file or directory whose permissions are too wide."""
-    secrets: list[tuple[KeyPath, Path]] = [
+    secrets = list(secret_files(place, environ))
+    secrets += [
         (("route", number, "auth", "password_file"), route.auth.password_file)
         for number, route in enumerate(settings.route)
         if route.auth

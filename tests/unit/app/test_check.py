@@ -436,6 +436,31 @@ def test_secrets_that_others_can_read_cause_a_warning(files, authority):
     made.key.chmod(0o600)
 
 
+def test_files_of_references_that_others_can_read_cause_a_warning(files):
+    """By ${file:PATH}; a file that holds no secret may be open to all."""
+    (files.folder / "name").write_text("relay.example.test\n")
+    (files.folder / "token").write_text(f"sha256:{'0' * 64}\n")
+    (files.folder / "queue").write_text("sqlite:spool.sqlite\n")
+    config = CONFIG.replace('"relay.example.test"', '"${file:name}"')
+    config = config.replace("[policy]", '[spool]\nurl = "${file:queue}"\n[policy]')
+    assert config.count("${file:") == 2
+    accounts = ACCOUNTS + 'token = "${file:token}"\n'
+    for mode, expected in (
+        (0o640, []),
+        (0o644, ["account[0].token", "spool.url"]),
+        (0o602, ["account[0].token", "spool.url"]),
+    ):
+        for name in ("token", "queue"):
+            (files.folder / name).chmod(mode)
+        warnings = of(files(relay=config, accounts=accounts), CheckResult.WARNING)
+        assert places(warnings) == expected
+        path = f"{files.folder}/token"
+        shown = (
+            f"account[0].token: found mode 0{mode:o} of {path}: others can read it (chmod o-rwx)"
+        )
+        assert not expected or shown in warnings[0][1]
+
+
 def test_folders_that_others_can_write_cause_a_warning(files):
     for name in ("state", "mail"):
         (files.folder / name).mkdir()
