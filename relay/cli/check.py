@@ -10,7 +10,7 @@ import click
 from relay.app.commands.check import CheckFinding, CheckResult, check_file
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
-from relay.cli.output import flush, print_json
+from relay.cli.output import flush, print_json, printable
 from relay.clock import SystemClock
 from relay.settings.environment import read_environment
 
@@ -48,12 +48,12 @@ def _show(one: CheckFinding) -> None:
     match one.verdict:
         case CheckResult.FAULT:
             flush()
-            click.echo(one.text, err=True)
+            click.echo(printable(one.text), err=True)
         case CheckResult.FAILED:
             flush()
-            click.echo(f"{one.what}: {one.text}", err=True)
+            click.echo(printable(f"{one.what}: {one.text}"), err=True)
         case CheckResult.WARNING:
             flush()
-            click.echo(f"warning: {one.text}", err=True)
+            click.echo(printable(f"warning: {one.text}"), err=True)
         case _:
-            click.echo(f"{one.what:<15} {one.verdict:<8} {one.text}")
+            click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))

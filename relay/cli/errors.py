@@ -28,6 +28,7 @@ class ExitCode(IntEnum):
     OK = 0
     USAGE = 64
     DATA = 65
+    NO_INPUT = 66
     UNAVAILABLE = 69
     BUG = 70
     TRY_LATER = 75
@@ -100,7 +101,7 @@ def report_error(error: BaseException) -> int:
 
 def _text_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        place = f"{printable(os.fsdecode(error.filename))}: " if error.filename else ""
         return f"{place}{error.strerror}"
     return str(error) or type(error).__name__
 

@@ -1,7 +1,8 @@
 """`relay import` and `relay export`: mailboxes from and to .eml, mbox and Maildir.
 
 Both work on the mailboxes' directories, whether a relay runs or not, as mail programs do. Exits 65
-for a file that is no mail, and for a mailbox or folder that does not exist, 77 for another user
+for a file that is no mail, and for a mailbox or folder that does not exist, 66 for a file that does
+not exist, 77 for another user
 than the mailboxes'.
 """
 
@@ -20,7 +21,8 @@ from relay.app.commands.mail_export import (
 )
 from relay.app.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options
+from relay.cli.options import CommandContext, InputPath, common_options
+from relay.cli.output import printable
 from relay.mailbox.folders import Folders
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import Folder, NoSuchItemError
@@ -28,9 +30,7 @@ from relay.settings.document import counted, shown
 
 
 @click.command("import")
-@click.argument(
-    "paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="PATH…"
-)
+@click.argument("paths", nargs=-1, required=True, type=InputPath(), metavar="PATH…")
 @click.option("--mailbox", required=True, metavar="ADDRESS", help="Where to put the messages.")
 @click.option(
     "--folder",
@@ -59,7 +59,7 @@ def import_mail(
                 importing.add(mail)
     except BadMailError as error:
         raise CommandError(
-            ExitCode.DATA, f"relay import: {error}\n  {_said(importing)} before"
+            ExitCode.DATA, f"relay import: {printable(str(error))}\n  {_said(importing)} before"
         ) from None
     finally:
         importing.finish()

@@ -5,6 +5,7 @@ Both options may stand at each level of the command; the last one counts.
 
 import functools
 import getpass
+import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from relay.settings.tree import Settings
 from relay.settings.values import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
+_INPUT_BYTES_MAX = 256 * 1024 * 1024  # of one file, which is read as a whole
 _KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID
 
 
@@ -92,6 +94,43 @@ class Key(click.ParamType[str]):
         if not (text and len(text) <= _KEY_CHARACTERS_MAX and text.isprintable()):
             self.fail(f'expected an id, an address or "last", found {shown(text)}', param, ctx)
         return text
+
+
+class InputPath(click.Path):
+    """A file to read, or a directory; one that does not exist exits with 66."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, exists=True, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. Raises CommandError, PermissionError."""
+        try:
+            os.stat(value)  # noqa: PTH116 - an empty name is no directory
+        except PermissionError:
+            raise
+        except OSError as error:  # also of a name that is too long
+            text = f"relay: {shown(str(value))} cannot be read: {error.strerror}"
+            raise CommandError(ExitCode.NO_INPUT, text) from None
+        return super().convert(value, param, ctx)
+
+
+def read_input(verb: str, path: Path) -> bytes:
+    """Return the octets of a file or pipe. Raises CommandError (65), PermissionError."""
+    try:
+        # A FIFO is not waited for: without a writer it is empty.
+        file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+        with io.BufferedReader(file) as reader:
+            os.set_blocking(reader.fileno(), True)
+            octets = reader.read(_INPUT_BYTES_MAX + 1)
+    except PermissionError:
+        raise
+    except OSError as error:
+        text = f"{shown(str(path))} cannot be read: {error.strerror}"
+        raise CommandError(ExitCode.DATA, f"relay {verb}: {text}") from None
+    if len(octets) > _INPUT_BYTES_MAX:
+        limit = f"has more than {_INPUT_BYTES_MAX >> 20} MiB"
+        raise CommandError(ExitCode.DATA, f"relay {verb}: {shown(str(path))} {limit}")
+    return octets
 
 
 def older_than_s(text: str) -> float | None:

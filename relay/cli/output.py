@@ -4,6 +4,7 @@ JSON is UTF-8 on any terminal; a document is printed at once, a stream line by l
 functions are pure and return lines.
 """
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,18 +20,27 @@ from relay.settings.document import counted
 
 def print_json(value: Any) -> None:
     """Print one JSON document, indented."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    click.echo(msgspec.json.format(_as_json(value), indent=2))
 
 
 def print_json_line(value: Any) -> None:
     """Print one JSON document as a line."""
-    click.echo(msgspec.json.encode(value))
+    click.echo(_as_json(value))
+
+
+def _as_json(value: Any) -> bytes:
+    """Return the JSON, with "?" for each octet of a file name that is not UTF-8."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+        return text.encode("utf-8", "replace")
 
 
 def print_lines(lines: Sequence[str]) -> None:
     """Print lines of text; without any, nothing."""
     if lines:
-        click.echo("\n".join(lines))
+        click.echo("\n".join(map(printable, lines)))
 
 
 def flush() -> None:

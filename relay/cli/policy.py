@@ -1,6 +1,7 @@
 """`relay policy check | test | try`: check the mail-flow rules, run their tests, try a message.
 
-Exits 78 for faults and failed tests, 65 for a file that is not a message.
+Exits 78 for faults and failed tests, 65 for a file that is not a message or to which the rules
+cannot be applied, and 66 for one that does not exist.
 """
 
 from pathlib import Path
@@ -9,9 +10,16 @@ from typing import Any
 import click
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, group_options
+from relay.cli.options import (
+    CommandContext,
+    InputPath,
+    common_options,
+    group_options,
+    read_input,
+)
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
+from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.rule_files import crlf, load_rules, read_rules
 from relay.policy.rule_tests import (
     PolicyReport,
@@ -42,9 +50,7 @@ class _MailboxType(click.ParamType[str]):
             self.fail(f"found {shown(text)}, expected an address: {error}", param, ctx)
 
 
-_DIRECTORY = click.argument(
-    "directory", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
+_DIRECTORY = click.argument("directory", required=False, type=InputPath(file_okay=False))
 
 
 @click.group()
@@ -75,7 +81,7 @@ def test(context: CommandContext, directory: Path | None) -> None:
 
 
 @policy.command("try")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=InputPath())
 @click.option(
     "--from",
     "sender",
@@ -102,13 +108,18 @@ def try_(
     """Say what the rules would do with a message, without doing it."""
     folder, domains = _place(context, None)
     rules = read_rules(folder)
-    content = crlf(file.read_bytes())
+    content = crlf(read_input("policy try", file))
     subject = examined_message(
         sender, recipients, content, source=Source(source), local_domains=domains
     )
     if not subject.content.header.fields:
-        raise CommandError(ExitCode.DATA, f"relay policy try: {file} has no header")
-    _print(context, format_verdict(rules, rules.evaluate(subject)))
+        raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
+    try:
+        verdict = rules.evaluate(subject)
+    except TooManyPartsError as error:
+        text = f"the rules cannot be applied to {shown(str(file))}, which is rejected: {error}"
+        raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
+    _print(context, format_verdict(rules, verdict))
 
 
 def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple[str, ...]]:

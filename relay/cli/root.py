@@ -65,8 +65,8 @@ class _Verbs(click.Group):
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes are those of sysexits: 64 usage, 65 data, 69 unavailable, 75 try later, "
-    "77 permission, 78 configuration.",
+    epilog="Exit codes are those of sysexits: 64 usage, 65 data, 66 no such input file, "
+    "69 unavailable, 75 try later, 77 permission, 78 configuration.",
 )
 @click.version_option(__version__, prog_name="relay", message="%(prog)s %(version)s")
 @group_options

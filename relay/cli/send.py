@@ -1,7 +1,7 @@
 """`relay send`: submit one message from the shell.
 
-Exits 65 if the relay rejects it, 69 if none answers, 75 for a temporary error, 77 for a token
-that is not allowed.
+Exits 65 if the relay rejects it, 66 for an attachment that does not exist, 69 if none answers, 75
+for a temporary error, 77 for a token that is not allowed.
 """
 
 import functools
@@ -12,9 +12,15 @@ from typing import Any
 
 import click
 
-from relay.app.commands.send import DraftToSend, read_attachments, send_by_graph, send_by_smtp
+from relay.app.commands.send import DraftToSend, send_by_graph, send_by_smtp
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, user_name
+from relay.cli.options import (
+    CommandContext,
+    InputPath,
+    common_options,
+    read_input,
+    user_name,
+)
 from relay.settings.tree import Address, Settings
 
 
@@ -44,7 +50,7 @@ from relay.settings.tree import Address, Settings
 @click.option(
     "--attach",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=True),
+    type=InputPath(),
     help="A file; may be given more than once.",
 )
 @click.option(
@@ -71,7 +77,8 @@ def send(
         sender = f"{user_name()}@{settings.hostname}"
     if body is None:
         body = _standard_input()
-    draft = DraftToSend(sender, recipients, texts["subject"], body, read_attachments(attach))
+    attachments = tuple((one.name, read_input("send", one)) for one in attach)
+    draft = DraftToSend(sender, recipients, texts["subject"], body, attachments)
     identity = _submit(settings, token, draft)
     context.show({"id": identity}, lambda: [identity])
 

@@ -266,7 +266,13 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     Raises SettingsError.
     """
     document = read_document(path)
-    reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
+    base = path.absolute().parent
+    try:
+        str(base).encode()  # SQLite opens no other
+    except UnicodeEncodeError:
+        message = f"found the directory {shown(str(base))}, expected a name in UTF-8"
+        raise SettingsError([Fault(path, 0, "", message)]) from None
+    reader = DocumentReader(document, base=base, environ=environ)
     values = reader.fields(Settings, document.table, ())
     faults = list(reader.faults)
     for place, expected in check_together(reader.read, values.get("state_dir")):

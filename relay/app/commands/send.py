@@ -64,16 +64,14 @@ class DraftToSend:
                 raise RejectedError(f"{name}: expected text in UTF-8")
         if "\n" in self.subject or "\r" in self.subject or "\0" in self.subject:
             raise RejectedError("subject: a line break or NUL is not allowed there")
+        for name, _ in self.attachments:
+            if not name.isprintable():
+                raise RejectedError(f"attachment {name!a}: expected a name that can be shown")
         for one in (*self.recipients, *([self.sender] if self.sender else ())):
             try:
                 parse_mailbox(one, smtputf8=True)
             except AddressError as error:
                 raise RejectedError(f"{one!a} is not an address: {error}") from None
-
-
-def read_attachments(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
-    """Read files. Raises OSError."""
-    return tuple((path.name, path.read_bytes()) for path in paths)
 
 
 def send_by_graph(

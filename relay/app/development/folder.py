@@ -24,7 +24,7 @@ _PLACE_BYTES_MAX = 60
 
 
 class ForeignFolderError(Exception):
-    """The directory has a configuration that `relay dev` did not write."""
+    """The directory has a configuration that `relay dev` did not write, or can have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,15 @@ class DevelopmentFolder:
         return self.path / "relay.toml"
 
     def write(self, name: str, text: str) -> None:
-        """Write a file atomically, beginning with MARK. Raises OSError."""
+        """Write a file atomically, beginning with MARK. Raises OSError, ForeignFolderError."""
+        try:
+            octets = f"{MARK}{text}".encode()
+        except UnicodeEncodeError:
+            text = "found the name of a directory that is not UTF-8, expected one that is"
+            raise ForeignFolderError(f"{self.path / name}: {text}") from None
         part = self.path / f"{name}.part"
         part.touch(mode=0o600)
-        part.write_text(f"{MARK}{text}")
+        part.write_bytes(octets)
         part.replace(self.path / name)
 
     def advanced_s(self) -> float:

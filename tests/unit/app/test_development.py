@@ -116,6 +116,14 @@ def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):
     again.remove()
 
 
+def test_a_configuration_names_only_folders_in_utf_8(temporary):
+    folder = open_folder(temporary)
+    with pytest.raises(ForeignFolderError, match=r"relay\.toml: .* not UTF-8"):
+        folder.write("relay.toml", 'directory = "\udcff"\n')
+    assert not folder.config.exists()
+    folder.remove()
+
+
 @pytest.mark.parametrize("name", ["relay.toml", "accounts.toml"])
 def test_foreign_configuration_files_are_not_touched(temporary, name):
     (temporary / name).write_text("hostname = 'mine'\n")

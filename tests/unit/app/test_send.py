@@ -119,6 +119,11 @@ async def test_one_rejected_recipient_stops_the_message():
         (DraftToSend(ALICE, (BOB,), "x", "\udcff"), "body: expected text in UTF-8"),
         (DraftToSend(ALICE, ("bob@example.test\r\nRCPT TO:<x@y>",), "x", "y"), "is not an address"),
         (DraftToSend(ALICE, ("",), "x", "y"), "is not an address"),
+        (
+            DraftToSend(ALICE, (BOB,), "x", "y", (("\udcff", b""),)),
+            r"attachment '\\udcff': expected",
+        ),
+        (DraftToSend(ALICE, (BOB,), "x", "y", (("a\nb", b""),)), r"attachment 'a\\nb': expected"),
         (DraftToSend("a b", (BOB,), "x", "y"), "'a b' is not an address"),
     ],
 )

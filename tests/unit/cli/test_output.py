@@ -1,10 +1,14 @@
 """Output for people: aligned, bounded, without terminal escape sequences."""
 
+import json
+
 import pytest
 
 from relay.cli.output import (
     entry_lines,
     journey_lines,
+    print_json,
+    print_lines,
     recipient_lines,
     recover_lines,
     step_lines,
@@ -229,3 +233,11 @@ def test_an_unsaved_original_has_no_folder():
     assert list(describe(4, {"folder": "sentitems", "queue_id": "q1"})) == [
         "folder sentitems, queue_id q1"
     ]
+
+
+def test_names_of_files_are_any_octets_and_the_output_is_text(capsys):
+    name = "\udcff\x1b[31m\nb.toml"
+    print_json({"file": name})
+    assert json.loads(capsys.readouterr().out) == {"file": "?\x1b[31m\nb.toml"}
+    print_lines([f"{name}: ok", "2"])
+    assert capsys.readouterr().out == "??[31m?b.toml: ok\n2\n"

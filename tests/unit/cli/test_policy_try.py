@@ -1,8 +1,11 @@
 """`relay policy try`: the options are the words of the rules."""
 
+import os
+
 import pytest
 from click.testing import CliRunner
 
+from relay.cli.errors import CommandError, ExitCode, report_error
 from relay.cli.root import cli
 
 
@@ -59,3 +62,75 @@ def test_the_null_reverse_path_is_an_address_to_try_from(written):
     arguments = ["policy", "try", str(written / "one.eml"), "--from", "<>", "--to", "c@d.test"]
     reported = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
     assert reported.exit_code == 0, reported.output
+
+
+MESSAGE = b"Subject: x\n\nhi\n"
+HOSTILE = [b"\xff\xfe.eml", b"two\nlines.eml", b"\x1b[31mred.eml", b"-rf.eml", b"x" * 255]
+
+
+def tried(written, file, *options):
+    """The exit code and all that was printed, as a process has them."""
+    arguments = ["policy", "try", "--from", "a@b.test", "--to", "c@d.test", *options]
+    arguments += ["--config", str(written / "relay.toml"), "--", str(file)]
+    done = CliRunner().invoke(cli, arguments)
+    code = report_error(done.exception) if done.exception else 0
+    text = str(done.exception) if isinstance(done.exception, CommandError) else ""
+    return code, done.output + text
+
+
+def path_of(written, name):
+    return written / os.fsdecode(name)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_of_any_name_is_tried(written, name, monkeypatch):
+    monkeypatch.chdir(written)  # a dash leads
+    path_of(written, name).write_bytes(MESSAGE)
+    code, output = tried(written, os.fsdecode(name))
+    assert (code, "verdict: accept" in output) == (0, True)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_said_of_a_file_of_any_name_is_one_printable_line(written, name):
+    file = path_of(written, name)
+    missing, text = tried(written, file)
+    assert (missing, text.isprintable()) == (ExitCode.NO_INPUT, True)
+    file.write_bytes(b"no header\n")
+    bad, text = tried(written, file)
+    assert (bad, text.isprintable()) == (ExitCode.DATA, True)
+
+
+def test_a_name_that_no_file_can_have_is_no_input(written):
+    for name in ("", "x" * 300, "one.eml/x"):
+        assert tried(written, name and written / name)[0] == ExitCode.NO_INPUT
+
+
+def test_what_is_no_file_has_no_verdict(written):
+    os.mkfifo(written / "pipe")  # nobody writes into it, and nobody waits
+    for file in (written, written / "pipe", "/dev/null"):
+        assert tried(written, file)[0] == ExitCode.DATA
+
+
+def test_a_message_may_come_through_a_pipe(written):
+    reader, writer = os.pipe()
+    os.write(writer, MESSAGE)
+    os.close(writer)
+    code, output = tried(written, f"/dev/fd/{reader}")
+    os.close(reader)
+    assert (code, "verdict: accept" in output) == (0, True)
+
+
+def test_a_file_without_an_end_is_no_message(written, monkeypatch):
+    monkeypatch.setattr("relay.cli.options._INPUT_BYTES_MAX", 1 << 20)
+    assert tried(written, "/dev/zero")[0] == ExitCode.DATA
+
+
+@pytest.mark.parametrize("field", ["name=" + 9000 * "x", 101 * "a=b;" + "name=x"])
+def test_a_message_that_the_rules_cannot_be_applied_to_has_no_verdict(written, field):
+    (written / "rules/20.toml").write_text(
+        '[[rule]]\nname = "no exe"\nwhen = { attachment_name = "*.exe" }\n'
+        "then = [ { discard = true } ]\n"
+    )
+    (written / "one.eml").write_text(f"Content-Type: a/b; {field}\n\nhi\n")
+    code, text = tried(written, written / "one.eml")
+    assert (code, "the rules cannot be applied" in text) == (ExitCode.DATA, True)

@@ -390,3 +390,10 @@ def test_a_state_dir_too_long_for_its_sockets(folder):
     (told,) = faults(folder, SMALL.replace('"state"', f'"{"d" * 120}"'))
     assert told.startswith(":2: state_dir: found")
     assert "at most 90 bytes" in told
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_a_fault(folder):
+    """SQLite could open nothing in it."""
+    (folder / "\udcff").mkdir()
+    with pytest.raises(SettingsError, match="expected a name in UTF-8"):
+        loaded(folder / "\udcff", SMALL)
