@@ -1,8 +1,9 @@
 """Write the messages of a mailbox as .eml files, an mbox file or a Maildir.
 
 A message is written as `$value` gives it: a draft as MIME. In .eml files and a Maildir every octet
-stays; mbox has LF line ends, and lines that begin with From get a > (mboxrd). Messages of any size
-are read in blocks. Raises OSError.
+stays; mbox has LF line ends, and lines that begin with From get a > (mboxrd). A message whose first
+line ends in a bare CR keeps CRLF there, with its From line: mail_import takes the line ends of a
+message from these two lines. Messages of any size are read in blocks. Raises OSError.
 """
 
 import re
@@ -110,29 +111,31 @@ def export_mbox(mail: Iterable[StoredMail], target: Path) -> int:
 
 
 def _mboxrd(mail: StoredMail) -> Iterator[bytes]:
-    rest = b""
+    rest, line_end = b"", b"\n"
     is_begin = is_line_begin = True
     for piece in mail.pieces():
         if is_begin:
+            if piece.partition(b"\n")[0].endswith(b"\r\r"):
+                line_end = b"\r\n"
             found = _RETURN_PATH.match(piece)
             sender = found[1].decode("ascii", "replace") if found else "MAILER-DAEMON"
             at = time.asctime(time.gmtime(mail.name.seconds))
-            yield f"From {sender} {at}\n".encode()
+            yield f"From {sender} {at}".encode() + line_end
             is_begin = False
-        complete, line_end, rest = (rest + piece).rpartition(b"\n")
-        yield _quoted(complete + line_end, is_line_begin=is_line_begin)
-        is_line_begin = is_line_begin or bool(line_end)
+        complete, ended, rest = (rest + piece).rpartition(b"\n")
+        yield _quoted(complete + ended, line_end, is_line_begin=is_line_begin)
+        is_line_begin = is_line_begin or bool(ended)
         if len(rest) > _LINE_BYTES_MAX:
-            yield _quoted(rest[:-1], is_line_begin=is_line_begin)
+            yield _quoted(rest[:-1], line_end, is_line_begin=is_line_begin)
             is_line_begin, rest = False, rest[-1:]  # perhaps the CR of its end
-    yield _quoted(rest, is_line_begin=is_line_begin)
-    yield b"\n\n" if rest else b"\n"
+    yield _quoted(rest, line_end, is_line_begin=is_line_begin)
+    yield line_end * 2 if rest else line_end
 
 
-def _quoted(lines: bytes, *, is_line_begin: bool) -> bytes:
+def _quoted(lines: bytes, line_end: bytes, *, is_line_begin: bool) -> bytes:
     first = 0 if is_line_begin else lines.find(b"\n") + 1 or len(lines)
-    plain = lines[first:].replace(b"\r\n", b"\n")
-    return lines[:first].replace(b"\r\n", b"\n") + _FROM.sub(rb">\1", plain)
+    quoted = lines[:first] + _FROM.sub(rb">\1", lines[first:])
+    return quoted.replace(b"\r\n", line_end)
 
 
 def _folder_name(folder: Folder) -> str:

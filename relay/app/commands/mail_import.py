@@ -38,8 +38,8 @@ class BadMailError(Exception):
 class FoundMail:
     """A message in a file: its octets from `start` to `end`, and where it begins.
 
-    `quoted`: a line that begins with >From lost a > (mboxrd). `flags` are those of Maildir, None
-    for mail that is new.
+    `from_line` is the line before it in an mbox file; there, a line that begins with >From loses
+    a > (mboxrd). `flags` are those of Maildir, None for mail that is new.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class FoundMail:
     end: int
     place: str
     at_s: int
-    quoted: bool = False
+    from_line: bytes = b""
     flags: str | None = None
 
     def lines(self) -> Iterator[bytes]:
@@ -57,7 +57,9 @@ class FoundMail:
             at_begin = True
             while file.tell() < self.end:
                 line = file.readline(min(_LINE_BYTES, self.end - file.tell()))
-                if self.quoted and at_begin and _QUOTED.match(line):
+                if line.endswith(b"\r") and file.tell() < self.end:
+                    line += file.read(1)  # a CRLF stays together
+                if self.from_line and at_begin and _QUOTED.match(line):
                     line = line[1:]
                 at_begin = line.endswith(b"\n")
                 yield line
@@ -118,7 +120,7 @@ def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
     at_s = _mtime_s(path.stat())
     with contextlib.suppress(ValueError):
         at_s = timegm(time.strptime(" ".join(words[-5:]), "%a %b %d %H:%M:%S %Y"))
-    return FoundMail(path, start, end, f"{path}:{number}", max(at_s, 0), quoted=True)
+    return FoundMail(path, start, end, f"{path}:{number}", max(at_s, 0), from_line=line)
 
 
 def _in_maildir(path: Path) -> Iterator[FoundMail]:
@@ -187,7 +189,11 @@ class MailImport:
 
 
 def _normalized(mail: FoundMail) -> Iterator[bytes]:
-    """Yield the octets with CRLF line ends and without Relay's fields. Raises BadMailError."""
+    """Yield the octets with CRLF line ends and without Relay's fields. Raises BadMailError.
+
+    A CR before the LF belongs to the line end, but not if From line and first line end in LF alone.
+    """
+    removed = b"\r"
     in_header, is_dropped, is_first, position = True, False, True, 0
     last = b""
     for line in mail.lines():
@@ -196,6 +202,8 @@ def _normalized(mail: FoundMail) -> Iterator[bytes]:
             raise BadMailError(
                 f"{mail.place}: found {found!r}, expected the header of a message, such as From:"
             )
+        if is_first and mail.from_line and not (mail.from_line + line).count(b"\r\n"):
+            removed = b""
         is_first = False
         if in_header and not last.endswith(b"\n") and last:
             pass  # the rest of a very long line
@@ -207,7 +215,7 @@ def _normalized(mail: FoundMail) -> Iterator[bytes]:
         position += len(line)
         if in_header and is_dropped:
             continue
-        yield line[:-1].removesuffix(b"\r") + b"\r\n" if line.endswith(b"\n") else line
+        yield line[:-1].removesuffix(removed) + b"\r\n" if line.endswith(b"\n") else line
     if is_first:
         raise BadMailError(f"{mail.place}: found no octets, expected a message")
     if not last.endswith(b"\n"):

@@ -55,6 +55,63 @@ def test_a_line_of_any_length_is_exported_in_pieces(
     assert written.partition(b"\n")[2] == b"Subject: x\n\nx" + text + b"\n>From y\n\n"
 
 
+DAMAGED = {
+    "a bare CR": b"Subject: x\r\n\r\nx\r\r\ny\r\n",
+    "several": b"Subject: x\r\n\r\n\r\r\r\nx\r\r\r\n\r\r\n\r\r\n",
+    "in a line": b"Subject: x\r\n\r\na\rb\r\n\rc\r\n",
+    "in the first line": b"Subject: x\r\r\nA: b\r\r\n\r\nx\r\nFrom x\r\n",
+    "in every line": b"Subject: x\r\r\nx\r\r\nFrom x\r\r\n\r\r\n",
+    "in a header": b"Subject: x\r\nA: b\r\r\n\r\nx\r\n",
+    "before From": b"Subject: x\r\n\r\n\r\r\nFrom x\r\n",
+    "a CRLF between blocks": b"Subject: x\r\n\r\n" + b"x" * 65535 + b"\r\nx\r\n",
+    "a bare CR between blocks": b"Subject: x\r\n\r\n" + b"x" * 65535 + b"\r\r\nx\r\n",
+    "two between blocks": b"Subject: x\r\n\r\n" + b"x" * 65534 + b"\r\r\r\nx\r\n",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_mbox_gives_every_octet_back(tmp_path: Path, content: bytes) -> None:
+    box, other = maildir(tmp_path / "box"), maildir(tmp_path / "other")
+    put(box, "1.a.host:2,", content)
+    put(box, "2.a.host:2,", b"Subject: after\r\n\r\nx\r\n")
+    assert export_mbox(stored_mail(list_folders(box)), tmp_path / "all.mbox") == 2
+    importing = MailImport(other, other, hostname="host")
+    for mail in find_mail(tmp_path / "all.mbox"):
+        importing.add(mail)
+    imported = {one.read_bytes() for one in (other / "new").iterdir()}
+    assert imported == {content, b"Subject: after\r\n\r\nx\r\n"}
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"From a@b Thu Jan  1 00:00:00 1970\r\nSubject: x\r\n\r\nx\r\n\r\n",
+        b"From a@b Thu Jan  1 00:00:00 1970\nSubject: x\r\n\r\nx\r\n\n",
+        b"From a@b Thu Jan  1 00:00:00 1970\nSubject: x\n\nx\n\n",
+        b"From a@b Thu Jan  1 00:00:00 1970\r\nSubject: x\n\nx\n\n",
+    ],
+    ids=["CRLF", "CRLF after a line with LF", "LF", "LF after a line with CRLF"],
+)
+def test_line_ends_of_mbox_files_become_crlf(tmp_path: Path, octets: bytes) -> None:
+    box, file = maildir(tmp_path / "box"), tmp_path / "theirs"
+    file.write_bytes(octets)
+    importing = MailImport(box, box, hostname="host")
+    importing.add(*find_mail(file))
+    [imported] = (box / "new").iterdir()
+    assert imported.read_bytes() == b"Subject: x\r\n\r\nx\r\n"
+
+
+@pytest.mark.parametrize("octets", range(65533, 65537))
+def test_a_line_end_between_two_blocks_stays_one(tmp_path: Path, octets: int) -> None:
+    box, file = maildir(tmp_path / "box"), tmp_path / "long.eml"
+    content = b"Subject: x\r\n\r\n" + b"x" * octets + b"\r\ny\r\n"
+    file.write_bytes(content)
+    importing = MailImport(box, box, hostname="host")
+    importing.add(*find_mail(file))
+    [imported] = (box / "new").iterdir()
+    assert imported.read_bytes() == content
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.eml")
     with pytest.raises(BadMailError, match=r"pipe\.eml: found no regular file"):
