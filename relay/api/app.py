@@ -83,7 +83,7 @@ def _public_response(request: HttpRequest, dependencies: ApiDependencies) -> Res
             require_method(request, "GET")
             reason = dependencies.ready()
             status = 503 if reason else 200
-            text = reason or _readiness(dependencies.pressure.state)
+            text = reason or _readiness(dependencies.pressure.state, dependencies.impaired())
             return Response(f"{text}\n", status_code=status, media_type="text/plain")
         case b"/metrics":
             require_method(request, "GET")
@@ -94,11 +94,10 @@ def _public_response(request: HttpRequest, dependencies: ApiDependencies) -> Res
             return None
 
 
-def _readiness(state: PressureState) -> str:
+def _readiness(state: PressureState, impaired: str) -> str:
     """Return the text of /readyz. Under pressure the relay is ready: it reads and delivers mail."""
-    if not state.levels:
-        return "ready"
-    return f"ready; {state.level.name.lower()}: {', '.join(state.reasons)}"
+    level = f"{state.level.name.lower()}: {', '.join(state.reasons)}" if state.levels else ""
+    return "; ".join(filter(None, ("ready", level, impaired)))
 
 
 async def _relay_v1(

@@ -185,8 +185,9 @@ class ApiDependencies:
     """What the handlers need.
 
     `way_to` parses the target of a reroute or raises ValueError. `ready` returns "" or the reason
-    why the relay is not ready. `prune` removes history older than some seconds (None: spool.keep),
-    or with the second argument only counts it. `unlock` is that of AccountDirectory. `events` are
+    why the relay is not ready, `impaired` what does not work although it is. `prune` removes
+    history older than some seconds (None: spool.keep), or with the second argument only counts it.
+    `unlock` is that of AccountDirectory. `events` are
     the streams of GET /events, if there are any. `development` is None in a service.
     """
 
@@ -205,6 +206,7 @@ class ApiDependencies:
     unlock: Callable[[str], int]
     events: "EventStreams | None" = None
     development: DevelopmentControls | None = None
+    impaired: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True, slots=True)

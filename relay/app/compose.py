@@ -365,7 +365,7 @@ class _Composer:
             journeys=journeys, queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=self._way_to, changes=self.changes,
             metrics=self.metrics, history=self.history, clock=self.clock,
-            ready=self._unready, prune=self._prune,
+            ready=self._unready, impaired=self._impaired, prune=self._prune,
             pressure=self.pressure, development=self.sources.development, events=self.events,
             unlock=self.sources.accounts.unlock,
             sources=api.MessageSources(
@@ -453,6 +453,11 @@ class _Composer:
         if not reason and (trouble := self.root.trouble):
             return f"the mail root {self.root.path} is missing: {trouble}"
         return reason
+
+    def _impaired(self) -> str:
+        """Return what does not work although /readyz is 200, "" if there is nothing."""
+        fault = self.root.fault
+        return f"the mail store refuses all writes: {fault}" if fault else ""
 
     def _way_to(self, text: str) -> RouteLookup:
         """Return the function from address to next hop of a reroute. Raises ValueError."""

@@ -10,6 +10,7 @@ takes no other root. A copy from before the start, such as one below a mount poi
 the root when it comes back: `.submissions/session` names the start. docs/design.md 3.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.files import replace_file
-from relay.mailbox.maildir import MissingRootError, make_directory, remove
+from relay.mailbox.maildir import MissingRootError, make_directory, remove, write_synced
 from relay.observe.logs import get_logger
 
 STORE = "main"  # the name of the only store
@@ -29,6 +30,9 @@ _ID_FILE = "id"
 _SESSION_FILE = "session"
 _ID = re.compile(r"[0-9a-f]{16}")
 _ID_BYTES = 8
+_PROBE_FILE = "probe"
+_PROBE = b"\0" * 4096
+_OF_THE_DISK = frozenset((errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _READ_BYTES = 100
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -54,6 +58,8 @@ class MailRoot:
         self._identity = (-1, -1)  # device and inode
         self._lock_file: int | None = None
         self._session = ""  # of this start
+        self.fault = ""  # why all writes fail; "" if they do not
+        self._has_failed = False  # a call, since the last probe
         self._noting = threading.Lock()
 
     def open(self, known_id: str, *, may_take: bool) -> None:
@@ -110,6 +116,35 @@ class MailRoot:
             self.check()
             return True
         return False
+
+    def note_failure(self, error: OSError) -> None:
+        """Note that a call of the store has failed; probe() finds out whether all do."""
+        self._has_failed |= error.errno in _OF_THE_DISK
+
+    def probe(self) -> None:
+        """After a failure, write a file: set `fault` while that fails, with one line in the log
+        when it begins and one when it ends. Called each second.
+        """
+        if not (self._has_failed or self.fault) or not self.is_there():
+            return
+        self._has_failed = False
+        path = self.path / SUBMISSIONS / _PROBE_FILE
+        try:
+            remove(path)
+            write_synced(path, _PROBE)
+            remove(path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if not self.fault:
+                _log.error(
+                    "the mail store refuses all writes: local mail waits until it works again",
+                    path=self._name, reason=reason,
+                )  # fmt: skip
+            self.fault = reason
+        else:
+            if self.fault:
+                _log.info("the mail store works again", path=self._name)
+            self.fault = ""
 
     def remove(self, path: Path) -> None:
         """Remove a file that was just written to `path`, as far as the disk allows."""

@@ -55,6 +55,7 @@ from relay.mailbox.types import (
     Precondition,
     QuotaLimits,
     Room,
+    StoreUnavailableError,
 )
 from relay.mailbox.upload_sessions import AttachmentStore
 from relay.message.content import Content, Octets
@@ -107,8 +108,7 @@ class FileStore:
         self._moving = MessageMover(self._shared, self._stale_files)
         self._tree = FolderTree(folders, ids)
         self._writer = SubmissionWriter(self._shared, self._inbox, self._stale_files, log=log)
-        self._actions = ThreadPool(_THREADS, "mailbox", check_root=root.check)
-        self._queries = ThreadPool(_QUERY_THREADS, "mailbox-query", check_root=root.check)
+        self._start_pools(root)
         in_thread = self._actions.in_thread
         self._pending = PendingSubmissions(
             in_thread(submissions.changed_ns), in_thread(submissions.list_ready), clock=clock
@@ -128,6 +128,12 @@ class FileStore:
         )  # fmt: skip
         self.attachments = AttachmentStore(self._shared, self._drafts, threads=self._actions)
         self._bind_calls(root)
+
+    def _start_pools(self, root: MailRoot) -> None:
+        pool = partial(ThreadPool, check_root=root.check, on_failure=root.note_failure)
+        self._actions = pool(_THREADS, "mailbox")
+        self._queries = pool(_QUERY_THREADS, "mailbox-query")
+        self._folder_changes = pool(_FOLDER_THREADS, "mailbox-folders")
 
     def _bind_calls(self, root: MailRoot) -> None:
         """Set the calls that only run in a thread, and those of other objects."""
@@ -153,7 +159,6 @@ class FileStore:
         self.list_folders = in_thread(self._list_folders)
         self.get_folder = in_thread(self._get_folder)
         self._copier = FolderCopier(self._shared, self._tree, self._stale_files)
-        self._folder_changes = ThreadPool(_FOLDER_THREADS, "mailbox-folders", check_root=root.check)
         self._folder_shares = AccountQueues()
         settings = SettingsFiles(self._shared.folders, self._shared.stripes)
         self.mailbox_settings = in_thread(settings.read)
@@ -308,11 +313,16 @@ class FileStore:
     # -- step 6
 
     async def room(self, account: str, size: int) -> Room:
-        """Whether `size` bytes fit under the quota."""
+        """Whether `size` bytes fit under the quota. If that cannot be read now, mail is taken and
+        waits: its delivery checks again.
+        """
         if not self._shared.quota.is_limited(account):
             return Room.FITS
         quota, mailbox = self._shared.quota, self._directory_of(account)
-        return await self._actions.run(quota.room, account, mailbox, size)
+        try:
+            return await self._actions.run(quota.room, account, mailbox, size)
+        except StoreUnavailableError:
+            return Room.FITS
 
     async def deliver(
         self,
@@ -338,12 +348,13 @@ class FileStore:
     # -- the mail root
 
     async def attend_root(self) -> None:
-        """Notice that the mail root is missing; use it again if it is back. Called each second.
+        """Notice that the mail root is missing, or refuses all writes, and when it is back.
 
-        Raises what taking its lock raises.
+        Called each second. Raises what taking its lock raises.
         """
         if not await asyncio.to_thread(self._root.is_there):
             await self._actions.run_alone(self._reopen)
+        await asyncio.to_thread(self._root.probe)
 
     async def clear(self, trash: Path) -> int:
         """Remove all mailboxes, submissions and upload sessions, and the submission log; return the

@@ -33,10 +33,19 @@ class ThreadPool:
     """A thread pool. concurrent.futures needs a second future, which costs a fifth more CPU."""
 
     def __init__(
-        self, threads_max: int, name: str, *, check_root: Callable[[], None] = lambda: None
+        self,
+        threads_max: int,
+        name: str,
+        *,
+        check_root: Callable[[], None] = lambda: None,
+        on_failure: Callable[[OSError], None] = lambda _: None,
     ) -> None:
-        """`check_root` raises OSError while no call may begin, or complete (begin_work())."""
+        """`check_root` raises OSError while no call may begin, or complete (begin_work()).
+
+        `on_failure` is called in the thread with the OSError of a call.
+        """
         self._check_root = check_root
+        self._on_failure = on_failure
         self._threads_max = threads_max
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -73,8 +82,12 @@ class ThreadPool:
 
         def call() -> _Result:
             with storage_errors():
-                begin_work(self._check_root)
-                return function(*args, **kwargs)
+                try:
+                    begin_work(self._check_root)
+                    return function(*args, **kwargs)
+                except OSError as error:
+                    self._on_failure(error)
+                    raise
 
         while self._alone is not None:
             await self._alone.wait()

@@ -83,6 +83,7 @@ class HealthPage:
         started_us = dependencies.clock.file_time_us() - int(running_s * 1_000_000)
         return {
             "fault": fault,
+            "impaired": dependencies.impaired(),
             "pressure": _LEVELS[state.level],
             "is_calm": state.level is PressureLevel.NORMAL,
             "reasons": _reasons(state),

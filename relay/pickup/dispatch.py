@@ -18,7 +18,7 @@ from relay.mailbox.api import SubmissionStore
 from relay.mailbox.types import PendingSubmission, StoreError
 from relay.message.outcome import Evidence
 from relay.mime.convert import convert
-from relay.observe.logs import get_logger
+from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.pickup.conversion import ConversionPool, ConversionUnfinishedError, ConvertFunction
 from relay.pickup.decisions import SubmissionDeferred, retry_delay_s
@@ -90,6 +90,7 @@ class Pickup:
         self._slow_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # one for each submission in progress
         self._idle_clients: list[SubmissionClient] = []
+        self._store_fault = RepeatedError()
         self._is_running = self._is_paused = False
 
     async def run(self) -> None:
@@ -199,6 +200,7 @@ class Pickup:
     async def _process(self, pending: PendingSubmission, *, alone: bool = False) -> None:
         """Make one attempt. The submission then has ended, is retried, or waits as a slow one."""
         earlier = self._attempts.get(pending.submission_id, EarlierAttempts())
+        is_told = False  # a mail store that fails has one line, not one for each submission
         try:
             with self._idle_client() as client:
                 deferred = await self._processor.process(pending, client, earlier, alone=alone)
@@ -217,17 +219,21 @@ class Pickup:
             )
         except (StoreError, OSError) as error:
             deferred = SubmissionDeferred(Evidence("4.3.0", str(error)))
+            is_told = not self._store_fault.is_new(error)
         except Exception:  # noqa: BLE001 - an error with one must not stop the others
             _log.exception("submission failed unexpectedly", submission_id=pending.submission_id)
             deferred = SubmissionDeferred(Evidence("4.3.0", "internal error"))
         if deferred is None:
+            self._store_fault.clear()
             self._attempts.pop(pending.submission_id, None)
             return
         earlier = EarlierAttempts(earlier.failures + 1, earlier.uncertain or deferred.uncertain)
         self._attempts[pending.submission_id] = earlier
         pause_s = retry_delay_s(earlier.failures, self._rng.random())
         reply = deferred.evidence.reply
-        _log.info(
-            "submission deferred", submission_id=pending.submission_id, reply=reply, pause_s=pause_s
-        )
+        if not is_told:
+            _log.info(
+                "submission deferred", submission_id=pending.submission_id, reply=reply,
+                pause_s=pause_s,
+            )  # fmt: skip
         self._store.retry_submission(pending, pause_s)

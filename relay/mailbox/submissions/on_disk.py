@@ -24,6 +24,7 @@ from relay.mailbox.maildir import (
     link_or_copy,
     link_or_rename,
     list_names,
+    make_directories,
     make_directory,
     open_message,
     remove,
@@ -124,9 +125,22 @@ class SubmissionDirectory:
             return
         with self._lock:  # a second caller waits until they are durable
             if not self._made:
-                for directory in (self.preparing, self.ready, self.scheduled):
-                    make_directory(directory)
+                make_directories(self.ready.parent, self._names())
                 self._made = True
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in (self.preparing, self.ready, self.scheduled))
+
+    def _make_again(self) -> None:
+        """Create the directories that were removed while others of them exist."""
+        with self._lock:
+            missing = [name for name in self._names() if not (self.ready.parent / name).is_dir()]
+            if missing and (self._made or len(missing) < len(self._names())):
+                make_directories(self.ready.parent, missing)
+                _log.error(
+                    "submissions are lost: their directory was removed, and is made again",
+                    directories=missing, see="relay storage verify",
+                )  # fmt: skip
 
     def forget(self) -> None:
         """Create the directories again on next use, if they are missing."""
@@ -188,8 +202,14 @@ class SubmissionDirectory:
         return removed
 
     def changed_ns(self) -> int:
-        """When ready/ last changed, by the file system's clock; 0 if it does not exist yet."""
-        return _changed_ns(self.ready)
+        """When ready/ last changed, by the file system's clock; 0 if it does not exist yet.
+
+        If it was removed, it is made again.
+        """
+        changed_ns = _changed_ns(self.ready)
+        if not changed_ns:
+            self._make_again()
+        return changed_ns
 
     def scheduled_changed_ns(self) -> int:
         """When deferred/ last changed, like changed_ns()."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from relay.clock import Clock
 from relay.mailbox.types import PendingSubmission, StoreError
-from relay.observe.logs import get_logger
+from relay.observe.logs import RepeatedError, get_logger
 from relay.round_robin import RoundRobinQueue
 
 SUBMISSIONS_IN_MEMORY_MAX = 10_000
@@ -54,6 +54,7 @@ class PendingSubmissions:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listed_ns = -1
         self._listings = 0
+        self._fault = RepeatedError()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -117,8 +118,10 @@ class PendingSubmissions:
                 return
             found = await self._list_ready(frozenset(self._known), room)
         except StoreError as error:
-            _log.error("submissions not listed", reason=str(error))
+            if self._fault.is_new(error):
+                _log.error("submissions not listed", reason=str(error))
             return
+        self._fault.clear()
         if len(found) < room:
             self._listings += 1
             self._has_unlisted = False

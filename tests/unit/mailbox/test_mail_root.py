@@ -23,6 +23,8 @@ from relay.mailbox.query import MessageQuery
 from relay.mailbox.submissions import submit
 from relay.mailbox.types import (
     DeliveryResult,
+    QuotaLimits,
+    Room,
     SendOptions,
     StoreUnavailableError,
 )
@@ -252,6 +254,16 @@ async def test_nothing_is_read_from_another_tree(stored, name: str) -> None:
     disk.vanish()
     with pytest.raises(StoreUnavailableError, match="its root is missing"):
         await getattr(store, name)(ALICE)
+
+
+async def test_mail_for_a_limited_mailbox_is_accepted_while_the_root_is_missing(
+    tmp_path: Path,
+) -> None:
+    limits = QuotaLimits(size_bytes=10)
+    with store_on(tmp_path / "mail", ManualClock(), limits_of=lambda _: limits) as store:
+        assert await store.room(ALICE, 20) is Room.NEVER
+        (tmp_path / "mail").rename(tmp_path / "aside")
+        assert await store.room(ALICE, 20) is Room.FITS  # it waits in the queue
 
 
 @pytest.mark.parametrize("step", ["write_file", "place", "place_again", "fsync"])
