@@ -106,8 +106,11 @@ def _is_listed(address: str, listed: Collection[str]) -> bool:
 class AccountDirectory(Protocol):
     """Looks up accounts."""
 
-    def by_token(self, token: str) -> Account | None:
-        """Return the account of a bearer token, or None; compares in constant time."""
+    def by_token(self, token: str, *, client: str = "") -> Account | None:
+        """Return the account of a bearer token, or None; compares in constant time.
+
+        Raises LoginDelayedError if the address `client` guesses a token that people chose.
+        """
         ...
 
     def by_address(self, address: str) -> Account | None:

@@ -3,7 +3,7 @@
 An account is named by its address. Addresses of other domains are accounts too: mail for them is
 captured in their mailboxes, which every account may open. A bare name is in the first local
 domain; one that is no local part is replaced by a short hash. Nothing is secret, for loopback
-only, unless there is a token that all requests need.
+only, unless there is a token that all requests need. Clients that guess it are delayed.
 
 Few accounts are remembered: almost everything is in the address, and a mailbox on the disk shows
 that its account was used.
@@ -21,7 +21,8 @@ from typing import Any, Protocol
 import msgspec
 
 from relay.accounts.account import Account, RegisteredClient, Role, UnknownUserError
-from relay.accounts.passwords import digest_of
+from relay.accounts.passwords import GuessDelays, digest_of
+from relay.clock import Clock, SystemClock
 from relay.message.address import own_mailbox
 from relay.message.address import parse_mailbox as parse_any_mailbox
 from relay.settings.values import parse_mailbox
@@ -59,17 +60,20 @@ class DevelopmentAccounts:
         operator_token: str = "",
         token: str = "",
         strict: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         """`mailboxes` are those that exist; None for none.
 
         `domains` are the local ones. `operator_token` is a token with the role operate, "" for
         none. If there is a `token`, it has that role, and nothing else is accepted: no other token,
-        password or client secret. Mail makes a local account, unless `strict`.
+        password or client secret; `clock` is for the delays of clients that guess it. Mail makes a
+        local account, unless `strict`.
         """
         self._mailboxes = mailboxes
         self._domains = tuple(domain.lower() for domain in domains)
         self._operator_token = (token or operator_token).encode()
         self._token = token.encode()
+        self._guesses = GuessDelays(clock or SystemClock())
         self._strict = strict
         self._always = [f"{name}@{self._domains[0]}" for name in NAMES]
         self._used: OrderedDict[str, None] = OrderedDict()  # the most recently used last
@@ -78,7 +82,7 @@ class DevelopmentAccounts:
         """Forget the accounts that were used; those of mailboxes exist as long as these do."""
         self._used.clear()
 
-    def by_token(self, token: str) -> Account | None:
+    def by_token(self, token: str, *, client: str = "") -> Account | None:
         """Return the account that the token names.
 
         A JWT names it by its claims, whatever its signature. If it names a client and no user, it
@@ -86,12 +90,12 @@ class DevelopmentAccounts:
         """
         if len(token) > TOKEN_LENGTH_MAX:
             return None
+        if not self._is_secret(token, client):
+            return None
         given = token.encode("utf-8", "surrogatepass")
         if self._operator_token and compare_digest(given, self._operator_token):
             operator = self._of_client(_OPERATOR)
             return replace(operator, role=Role.OPERATE) if operator else None
-        if self._token:
-            return None
         claims = _claims_of(token)
         if claims is None:
             return self._named(token)
@@ -136,14 +140,14 @@ class DevelopmentAccounts:
         user: str,
         password: str,
         *,
-        client: str = "",  # noqa: ARG002 -- guesses need no delay: see the module's docstring
+        client: str = "",
     ) -> Account | None:
         """Return the account `user` for any password, or for the token if there is one.
 
         Those that always exist have their name as password.
         """
         account = self._named(user)
-        if account is None or not self._is_secret(password):
+        if account is None or not self._is_secret(password, client):
             return None
         name = account.address.partition("@")[0]
         known = (name, account.address)
@@ -163,10 +167,10 @@ class DevelopmentAccounts:
         client_id: str,
         secret: str,
         *,
-        client: str = "",  # noqa: ARG002 -- as by_password()
+        client: str = "",
     ) -> RegisteredClient | None:
         """Return the client for any secret that is not empty, or for the token if there is one."""
-        return self.by_client_id(client_id) if secret and self._is_secret(secret) else None
+        return self.by_client_id(client_id) if secret and self._is_secret(secret, client) else None
 
     def unlock(self, address: str) -> int:  # noqa: ARG002 -- no login of an account is delayed
         """See AccountDirectory."""
@@ -205,9 +209,17 @@ class DevelopmentAccounts:
             return True
         return self._mailboxes is not None and self._mailboxes.has(mailbox)
 
-    def _is_secret(self, text: str) -> bool:
-        given = text.encode("utf-8", "surrogatepass")
-        return not self._token or compare_digest(given, self._token)
+    def _is_secret(self, text: str, client: str) -> bool:
+        """Whether a client gives the token, if there is one. Raises LoginDelayedError."""
+        if not self._token:
+            return True
+        self._guesses.raise_if_delayed(client)
+        is_right = compare_digest(text.encode("utf-8", "surrogatepass"), self._token)
+        if is_right:
+            self._guesses.remove(client)
+        else:
+            self._guesses.add(client, text)
+        return is_right
 
     def _of_client(self, client_id: str) -> Account | None:
         account = self._named(client_id)

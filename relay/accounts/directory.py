@@ -109,7 +109,12 @@ class FileAccounts:
         """Return all accounts, in the order of the file."""
         return tuple(self._accounts)
 
-    def by_token(self, token: str) -> Account | None:
+    def by_token(
+        self,
+        token: str,
+        *,
+        client: str = "",  # noqa: ARG002 -- nobody guesses the tokens that relay account makes
+    ) -> Account | None:
         """Return the account of a bearer token: found by its digest, then compared in full."""
         if not token or len(token) > _TOKEN_LENGTH_MAX:
             return None

@@ -213,6 +213,37 @@ class FailureTable:
         return self._entries.setdefault(key, _Failures())
 
 
+class GuessDelays:
+    """Delays clients that guess a secret which all users share, by address.
+
+    The same wrong secret again is no guess: a program has an old one.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failures = FailureTable(FREE_FAILURES_OF_CLIENT)
+        self._last_given: OrderedDict[str, bytes] = OrderedDict()
+
+    def raise_if_delayed(self, client: str) -> None:
+        """Raise LoginDelayedError if the secret of a client address must not be checked now."""
+        if wait_s := self._failures.wait_s(client_of(client), self._clock.monotonic()):
+            raise LoginDelayedError("Too many wrong tokens", wait_s)
+
+    def add(self, client: str, given: str) -> None:
+        """Count a wrong secret."""
+        key, digest = client_of(client), digest_of(given)
+        if self._last_given.get(key) != digest:
+            self._failures.add(key, self._clock.monotonic())
+        self._last_given[key] = digest
+        self._last_given.move_to_end(key)
+        if len(self._last_given) > ENTRIES_MAX:
+            self._last_given.popitem(last=False)
+
+    def remove(self, client: str) -> None:
+        """Forget the wrong secrets of a client that has the right one."""
+        self._failures.remove(client_of(client))
+
+
 class PasswordChecker:
     """Checks passwords, and delays clients that guess."""
 

@@ -125,9 +125,9 @@ class ActiveConfiguration:
         self._now.accounts.close()
 
     # -- AccountDirectory
-    def by_token(self, token: str) -> Account | None:
+    def by_token(self, token: str, *, client: str = "") -> Account | None:
         """See AccountDirectory."""
-        return self._now.accounts.by_token(token)
+        return self._now.accounts.by_token(token, client=client)
 
     def by_address(self, address: str) -> Account | None:
         """See AccountDirectory."""

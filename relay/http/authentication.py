@@ -1,11 +1,13 @@
 """The account of a request, from its bearer token (RFC 6750)."""
 
+import math
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
 from relay.accounts.access_tokens import AccessTokens, InvalidTokenError
 from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.passwords import LoginDelayedError
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
 from relay.http.protocol import AllowedHosts
@@ -37,7 +39,8 @@ class HttpAuthentication:
     def account(self, request: HttpRequest) -> Account:
         """Return the account of the bearer token.
 
-        Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is no valid one.
+        Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is no valid one, and 429 for
+        a client that guesses.
         """
         headers = request.headers
         if (
@@ -58,7 +61,13 @@ class HttpAuthentication:
             raise self._unauthorized(str(error)) from None
         if client is not None:
             return client.account
-        if (account := self.accounts.by_token(token)) is None:
+        try:
+            account = self.accounts.by_token(token, client=request.counted_address)
+        except LoginDelayedError as error:
+            after = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+            message = f"{error}; try again later."
+            raise ApiError(429, "TooManyRequests", message, headers=after) from None
+        if account is None:
             raise self._unauthorized("Access token is not known here.")
         return account
 

@@ -57,12 +57,12 @@ class Logins:
         a wrong password. Raises LoginDelayedError.
         """
         user = user.strip()[:_USER_LENGTH_MAX]
-        of_token = self._accounts.by_token(secret) if secret else None
-        if of_token is not None and _is_named(user, of_token):
-            return of_token
-        shown = _client(request)
+        shown, address = _client(request), request.counted_address
         try:
-            account = await self._accounts.by_password(user, secret, client=request.counted_address)
+            of_token = self._accounts.by_token(secret, client=address) if secret else None
+            if of_token is not None and _is_named(user, of_token):
+                return of_token
+            account = await self._accounts.by_password(user, secret, client=address)
         except LoginDelayedError as error:
             if error.__cause__ is not None:
                 _log.error("password not checked", client=shown, error=error.__cause__)

@@ -1,5 +1,6 @@
 """`relay dev --listen-all --token T`: what other machines can and cannot do."""
 
+import re
 import smtplib
 import socket
 import ssl
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT
 from relay.sockets import has_ipv6
 from tests.support.relay_process import until
 from tests.support.running_dev import RunningDev, relay_dev
@@ -119,3 +121,24 @@ def test_a_login_needs_tls_and_the_token(dev: RunningDev, own_address: str) -> N
             session.login("alice", "alice")
         session.login("alice", TOKEN)
         session.sendmail("alice@example.test", ["bob@example.test"], "Subject: x\n\nx")
+
+
+def test_guesses_of_the_token_are_delayed(dev: RunningDev, own_address: str) -> None:
+    """By bearer token and by the login of the pages; other addresses are not concerned."""
+    with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.5")) as client:
+        base = f"http://127.0.0.1:{port(dev, 'http')}"
+
+        def ask(token: str) -> httpx.Response:
+            return client.get(f"{base}/v1.0/me", headers={"Authorization": f"Bearer {token}"})
+
+        statuses = [ask(f"guess-{number}").status_code for number in range(60)]
+        assert set(statuses[: FREE_FAILURES_OF_CLIENT - 1]) == {401}
+        assert statuses.count(401) < FREE_FAILURES_OF_CLIENT + 6
+        while (answer := ask("one-more")).status_code == 401:
+            pass
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "TooManyRequests")
+        assert int(answer.headers["retry-after"]) >= 1
+        form = re.search(r'name="csrf" value="([^"]*)"', client.get(f"{base}/login").text)
+        fields = {"csrf": form[1], "user": "", "password": TOKEN}
+        assert client.post(f"{base}/login", data=fields).status_code == 429
+    assert get(f"http://{own_address}:{port(dev, 'http')}/v1.0/me", TOKEN).status_code == 200

@@ -53,7 +53,7 @@ TIMEOUTS = Timeouts(connect_s=30, command_s=60, data_s=60, block_s=60, dot_s=120
 class People:
     """The accounts."""
 
-    def by_token(self, token: str) -> Account | None:
+    def by_token(self, token: str, *, client: str = "") -> Account | None:
         return None
 
     def by_address(self, address: str) -> Account | None:

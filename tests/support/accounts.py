@@ -19,7 +19,7 @@ class TokenAccounts:
 
     accounts: Mapping[str, Account]
 
-    def by_token(self, token: str) -> Account | None:
+    def by_token(self, token: str, *, client: str = "") -> Account | None:
         return self.accounts.get(token)
 
     def by_address(self, address: str) -> Account | None:

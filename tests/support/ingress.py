@@ -102,7 +102,7 @@ class FakeAccounts:
 
     names = ("alice", "bob", "full", "small")
 
-    def by_token(self, token: str) -> Account | None:
+    def by_token(self, token: str, *, client: str = "") -> Account | None:
         return None
 
     def by_address(self, address: str) -> Account | None:

@@ -267,6 +267,7 @@ class DevelopmentRelay:
             operator_token=self.token,
             token=options.token,
             strict=options.strict_users,
+            clock=self.clock,
         )
         sources = RelayDependencies(
             self._accounts,

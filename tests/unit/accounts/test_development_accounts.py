@@ -1,8 +1,10 @@
 """The accounts of a development relay: which token, login and client gives which account."""
 
+import asyncio
 import base64
 import json
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import pytest
 
@@ -12,6 +14,8 @@ from relay.accounts.development import (
     TOKEN_LENGTH_MAX,
     DevelopmentAccounts,
 )
+from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT, LoginDelayedError
+from relay.clock import ManualClock
 
 ALICE, BOB = Account("alice@example.test"), Account("bob@example.test")
 CAPTURED = "ann+tag@gmail.com"
@@ -241,6 +245,39 @@ async def test_with_a_token_nothing_else_is_accepted():
     assert await accounts.by_password("alice", "alice", client="") is None
     assert (await accounts.by_client_secret("app", "T", client="")).account.acts_for
     assert await accounts.by_client_secret("app", "any", client="") is None
+
+
+async def test_clients_that_guess_the_token_are_delayed():
+    clock = ManualClock()
+    accounts = DevelopmentAccounts(token="T", clock=clock)
+    home, other = "192.0.2.1", "192.0.2.2"
+    ways = [
+        lambda given, client: asyncio.sleep(0, accounts.by_token(given, client=client)),
+        lambda given, client: accounts.by_password("alice", given, client=client),
+        lambda given, client: accounts.by_client_secret("app", given, client=client),
+    ]
+    for number, way in zip(range(FREE_FAILURES_OF_CLIENT), cycle(ways)):
+        assert await way(f"guess {number}", home) is None
+    for way in ways:
+        with pytest.raises(LoginDelayedError):
+            await way("T", home)
+        assert await way("T", other)
+    clock.advance(1.1)
+    assert accounts.by_token("another guess", client=home) is None
+    clock.advance(1.1)
+    with pytest.raises(LoginDelayedError):
+        accounts.by_token("T", client=home)
+    clock.advance(1)
+    assert accounts.by_token("T", client=home)
+    assert accounts.by_token("wrong", client=home) is None
+    assert accounts.by_token("T", client=home)
+
+
+def test_a_program_with_an_old_token_does_not_delay_its_neighbours():
+    accounts = DevelopmentAccounts(token="T")
+    for _ in range(FREE_FAILURES_OF_CLIENT * 3):
+        assert accounts.by_token("old", client="192.0.2.1") is None
+    assert accounts.by_token("T", client="192.0.2.1")
 
 
 def test_tokens_of_a_client_end_with_the_token():

@@ -181,7 +181,7 @@ class Recorder:
     def __init__(self) -> None:
         self.clients: list[str] = []
 
-    def by_token(self, _token: str) -> None:
+    def by_token(self, _token: str, *, client: str) -> None:
         return None
 
     async def by_password(self, _user: str, _password: str, *, client: str) -> None:
