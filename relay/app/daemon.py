@@ -43,6 +43,7 @@ from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.types import StoreError
 from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -116,7 +117,8 @@ class Daemon:
         attendant = MailRootAttendant(self.root, self.store, self.spool)
         with suppress(SpoolError):  # the disk is full: it is tried again each second
             await attendant.record_id()
-        await self.store.remove_unfinished_submissions()
+        with suppress(StoreError):  # the mail root cannot be opened yet: it is done then
+            await self.store.remove_unfinished_submissions()
         await self.pressure.measure()  # a full relay rejects from the first connection on
         self._spawn(self.pressure.run(), "pressure")
         self._spawn(attendant.run(), "mail-root")

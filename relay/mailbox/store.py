@@ -424,7 +424,8 @@ class FileStore:
         self._inbox.forget()
         self._shared.submissions.forget()
         keeps_order.cache_clear()
-        self._root.reopen()
+        if self._root.reopen():  # requests that were in progress got no 202
+            self._stale_files.remove_unfinished()
 
     def _write_anchor(self) -> None:
         submissions = self._shared.submissions

@@ -10,6 +10,7 @@ import apsw
 import pytest
 
 from relay.mailbox.mail_root import read_id
+from tests.support.dev_process import DevProcess
 from tests.support.disks import covered, disk_of_its_own
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
@@ -246,3 +247,39 @@ def test_without_a_spool_there_is_nothing_to_adopt(mail: RelayProcess) -> None:
     shutil.rmtree(mail.folder / "state")
     done = mail.cli("storage", "adopt", "new", "--yes")
     assert (done.returncode, "there is no spool yet" in done.stderr) == (65, True)
+
+
+def test_a_root_whose_disk_fails_at_the_start_is_opened_later(mail: RelayProcess) -> None:
+    mail.until_final(mail.send_mail(to=[LOCAL], subject="before"))
+    mail.stop()
+    file = mail.folder / "mail/.submissions/id"
+    file.rename(file.with_name("aside"))
+    file.mkdir()  # an error that is not a missing file
+    mail.start()
+    assert "Is a directory" in until_missing(mail)
+    queue_id = mail.submit("carol@example.test", [LOCAL], b"Subject: later\r\n\r\n")
+    file.rmdir()
+    file.with_name("aside").rename(file)
+    until_back(mail)
+    mail.until_state(queue_id, "delivered")
+    mail.until_final(mail.send_mail(to=[LOCAL], subject="sent"))
+    assert mail.subjects("bob") == ["before", "later", "sent"]
+
+
+def test_what_was_in_progress_is_removed_when_the_root_is_back(mail: RelayProcess) -> None:
+    preparing = mail.folder / "mail/.submissions/preparing"
+    mail.until_final(mail.send_mail(to=[LOCAL], subject="before"))
+    (preparing / "06gzg000000000a1.1").write_bytes(b"half")
+    with gone(mail.folder / "mail", preparing):
+        until_missing(mail)
+    until_back(mail)
+    assert list(preparing.iterdir()) == []
+
+
+def test_relay_dev_makes_its_root_and_takes_any() -> None:
+    with DevProcess("--no-demo") as relay:
+        for number in range(2):
+            relay.until_final(relay.send_mail(to=["bob@example.test"], subject=f"n{number}"))
+            relay.stop()
+            shutil.rmtree(relay.folder / "mail")
+            relay.start()

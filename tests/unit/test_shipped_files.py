@@ -110,6 +110,11 @@ def test_the_sandbox_of_the_unit_is_tight(unit):
     assert rated.returncode == 0, rated.stdout
 
 
+def test_the_unit_waits_for_its_mounts():
+    unit = (TOP / "systemd/relay.service").read_text()
+    assert "\nRequiresMountsFor=/var/lib/relay /var/lib/relay/mail\n" in unit
+
+
 def test_the_unit_fits_the_settings():
     settings = load(CONF, {})
     unit = (TOP / "systemd/relay.service").read_text()
