@@ -33,6 +33,8 @@ from relay.journeys.open_submissions import OpenSubmissions, lines_backwards
 
 _DAY_US = 86_400_000_000
 _RECIPIENTS_MAX = 1000  # in a line
+NOT_ANSWERED = "not_answered"  # in a remark: the client does not know whether it will be sent
+_ENDS = frozenset(("cancelled", NOT_ANSWERED))  # remarks after which no file has to be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +360,7 @@ _DAY_CHARACTERS = 10
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedSubmission:
-    """A submission whose step 2 is recorded, and no end."""
+    """A submission whose step 2 is recorded, and no end; its client may have a 202."""
 
     account: str
     draft_id: str
@@ -399,7 +401,9 @@ def _read_file(
             at_us = int(record.get("at_us", 0))
             found.open[submission_id] = UnfinishedSubmission(account, draft_id, at_us)
         elif (
-            step in (Step.ACCEPTED, Step.REPORT) or record.get("withdrawn") or "cancelled" in detail
+            step in (Step.ACCEPTED, Step.REPORT)
+            or record.get("withdrawn")
+            or not _ENDS.isdisjoint(detail)
         ):
             ended.add(submission_id)
             if step == Step.ACCEPTED and submission_id in among:

@@ -19,7 +19,7 @@ from typing import Any
 from relay.crashpoints import CrashPoint
 from relay.files import fsync_path
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.journeys.submission_log import NOT_ANSWERED, SubmissionFacts, SubmissionLog
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
@@ -323,6 +323,9 @@ class SubmissionWriter:
             else:  # in the root, which is open; where the path leads now, nothing is sent
                 fsync_path(places(submission.path)[-1].parent)
         except OSError as error:
+            with suppress(OSError):  # it may be sent, but nobody was told so: it cannot be lost
+                detail = {NOT_ANSWERED: True}
+                self._log.remark(submission.submission_id, detail, account=submission.account)
             raise OutcomeUnknownError(
                 f"The mail store's disk failed while {submission.submission_id} was submitted, and "
                 f"again when the submission was removed: {error.strerror or error}. Whether it "

@@ -1,5 +1,6 @@
 """`relay storage verify`: one test for each kind of damage on a real store; repairs last."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from relay.mailbox.folders import write_folder_id
 from relay.mailbox.index.database import open_database
 from relay.mailbox.message_file import parse_name
 from relay.mailbox.query import HasWords, MessageQuery, SearchIn
+from relay.mailbox.types import OutcomeUnknownError
 from relay.mailbox.verify import (
     StoreCounts,
     StoreFinding,
@@ -577,6 +579,34 @@ async def test_a_submission_that_ended_needs_no_file(checked, place, end):
     checked.ready.unlink()
     checked.verify()
     assert checked.findings == []
+
+
+@pytest.mark.parametrize("is_rewritten", [False, True], ids=["as it is", "rewritten"])
+async def test_a_draft_whose_send_was_not_answered_is_not_reported(
+    checked, store, draft, monkeypatch, is_rewritten
+):
+    """The disk could not make the removal of the submission durable, but nobody got a 202."""
+    made = await store.create_draft(ALICE, draft(subject="asked"))
+    options = SendOptions(save_to_sent_items=not is_rewritten)
+    sync, ready = os.fsync, (checked.submissions / "ready").stat().st_ino
+
+    def fail(descriptor):
+        if os.fstat(descriptor).st_ino == ready:
+            raise OSError(errno.EIO, "I/O error")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OutcomeUnknownError):
+            await store.submit_draft(ALICE, made.id, options)
+    checked.verify()
+    assert checked.findings == []
+    drafts = checked.home / ".Drafts/cur"
+    assert sum(b"asked" in one.read_bytes() for one in drafts.iterdir()) == 1
+    await store.complete_submission(await store.submit_draft(ALICE, made.id, options), queue_id="q")
+    checked.verify()
+    assert checked.findings == []
+    assert not any(b"asked" in one.read_bytes() for one in drafts.iterdir())
 
 
 async def test_a_submission_in_corrupt_needs_no_other_file(checked):
