@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.bench.versions import WORKLOADS, Compared, Pair, Version, pairs
+from tests.bench.versions import SLICES, WORKLOADS, Compared, Pair, Send, Version, pairs
 
 TOP = Path(__file__).parents[2]
 
@@ -32,16 +35,23 @@ def test_a_version_is_slower_if_the_median_and_the_lower_quartile_say_so(
 
 def test_the_versions_alternate() -> None:
     old, new = (Version(name, TOP, TOP) for name in ("old", "new"))
-    took_ms = iter([1.0, 3.0, 4.0, 2.0, 5.0, 5.0])
-    measured: list[str] = []
+    sent: list[tuple[str, int]] = []
 
-    def measure(version: Version) -> float:
-        measured.append(version.name)
-        return next(took_ms)
+    @contextmanager
+    def running(version: Version) -> Iterator[Send]:
+        def send(count: int) -> float:
+            sent.append((version.name, count))
+            return count * {"old": 0.002, "new": 0.003}[version.name]
 
-    found = list(pairs("small", measure, (old, new), 3))
-    assert measured == ["old", "new", "new", "old", "old", "new"]
-    assert [pair.ratio for pair in found] == [3.0, 2.0, 1.0]
+        yield send
+
+    given = Namespace(pairs=2, scale=0.04)
+    found = list(pairs("sendmail", running, (old, new), given=given))
+    turns = ["old", "new", "new", "old"] * (SLICES // 2)
+    back = ["new", "old", "old", "new"] * (SLICES // 2)
+    assert [name for name, _ in sent] == ["old", "new", *turns, "new", "old", *back]
+    assert {count for _, count in sent} == {8, 20}  # to warm up; a slice
+    assert [(pair.old_ms, pair.new_ms) for pair in found] == [pytest.approx((2, 3))] * 2
 
 
 def versions(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -5,10 +5,11 @@
     python -m tests.bench.versions --old HEAD --workloads sendmail  needs neither root nor the kit
 
 OLD is checked out into a temporary directory. It runs with the packages of this environment, or in
-an environment of its own if its pyproject.toml asks for other ones. A round starts one version with
-an empty spool, warms it up and measures it; rounds alternate (old new, new old, ...), so that one
-relay runs at a time and other load of the machine meets both. Each version has its own `policies`;
-the configuration is that of this tree. A ratio is new / old of two neighbouring rounds.
+an environment of its own if its pyproject.toml asks for other ones. For each pair both versions start
+with empty spools, are warmed up, and get slices of the messages in turn (old new, new old, ...; the
+next pair begins with new), so that one works at a time and other load of the machine meets both. The
+processor time of a slice is that of the whole process tree. Each version has its own `policies`; the
+configuration is that of this tree.
 
 Exit codes: 0, 1 if a workload's median is over 1.03 and its lower quartile over 1.00, 64 for wrong
 arguments, 69 if something could not be measured.
@@ -24,9 +25,11 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -39,9 +42,11 @@ SENDMAIL = SimpleNamespace(messages=2000, clients=8)
 MEDIAN_MOST = 1.03
 QUARTILE_MOST = 1.00
 WARM_SHARE = 0.1
+SLICES = 4
 ROUND_S = 300.0
 REST_S = 0.4  # without work for so long, a relay has finished what it was sent
 REST_CPU_S = 0.02
+Send = Callable[[int], float]  # sends so many messages, and returns the seconds of processor time
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Pair:
-    """The processor time per message of two neighbouring rounds, in milliseconds."""
+    """The processor time per message of both versions, in milliseconds."""
 
     old_ms: float
     new_ms: float
@@ -107,10 +112,12 @@ def main() -> int:
             new = Version("new", TOP, launcher(TOP, folder, Path(sys.executable)))
             found = []
             for workload in given.workloads:
-                measure = measurement(workload, given, folder)
-                found.append(
-                    Compared(workload, list(pairs(workload, measure, (old, new), given.pairs)))
-                )
+                if workload == "sendmail":
+                    running = partial(sendmail_relay, folder=folder)
+                else:
+                    running = partial(smtp_relay, compare=kit(given), workload=workload)
+                measured = pairs(workload, running, (old, new), given=given)
+                found.append(Compared(workload, list(measured)))
     print(f"\n{'workload':<9} pairs    old ms    new ms new/old (quartiles)")
     for compared in found:
         print(compared)
@@ -196,18 +203,21 @@ def launcher(tree: Path, folder: Path, python: Path) -> Path:
 
 def pairs(
     workload: str,
-    measure: Callable[[Version], float],
+    running: Callable[[Version], AbstractContextManager[Send]],
     versions: tuple[Version, Version],
-    count: int,
+    *,
+    given: argparse.Namespace,
 ) -> Iterator[Pair]:
     """Measure both versions alternately; tell each pair."""
-    for number in range(count):
+    count, fewest = messages_of(workload, given)
+    for number in range(given.pairs):
         order = versions if number % 2 == 0 else versions[::-1]
         try:
-            cpu_ms = {version.name: measure(version) for version in order}
+            used_s = both_used_s(running, order, count=count, fewest=fewest)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             refuse(f"{workload}: {error}", os.EX_UNAVAILABLE)
-        pair = Pair(cpu_ms["old"], cpu_ms["new"])
+        sent = SLICES * max(fewest, count // SLICES)
+        pair = Pair(used_s["old"] * 1000 / sent, used_s["new"] * 1000 / sent)
         print(
             f"{workload:<9} pair {number + 1:>2}: old {pair.old_ms:.3f} ms,"
             f" new {pair.new_ms:.3f} ms, new/old {pair.ratio:.3f}",
@@ -216,65 +226,87 @@ def pairs(
         yield pair
 
 
-def measurement(
-    workload: str, given: argparse.Namespace, folder: Path
-) -> Callable[[Version], float]:
-    """Return what measures a round of a workload: the processor time per message, in ms."""
+def both_used_s(
+    running: Callable[[Version], AbstractContextManager[Send]],
+    order: Sequence[Version],
+    *,
+    count: int,
+    fewest: int,
+) -> Counter[str]:
+    """Start both, warm them up, and send to one after the other; return the processor time of each."""
+    used_s: Counter[str] = Counter()
+    with ExitStack() as stack:
+        relays = {one.name: stack.enter_context(running(one)) for one in order}
+        for version in order:
+            relays[version.name](max(fewest, int(count * WARM_SHARE)))
+        for number in range(SLICES):
+            for version in order if number % 2 == 0 else order[::-1]:
+                used_s[version.name] += relays[version.name](max(fewest, count // SLICES))
+    return used_s
+
+
+def messages_of(workload: str, given: argparse.Namespace) -> tuple[int, int]:
+    """Return how many messages a pair sends to each version, and how many at least at once."""
     if workload == "sendmail":
-        count = max(1, int(SENDMAIL.messages * given.scale))
-        return lambda version: sendmail_round(version, count, folder)
-    sys.path.insert(0, given.peers)
-    import compare  # the benchmark kit's
-
-    load = compare.WORKLOADS[workload]
-    fewest = load.sessions if load.domains == 1 else 1
-    count = max(fewest, int(load.messages * given.scale))
-    return lambda version: smtp_round(version, count, compare, workload=workload)
+        return int(SENDMAIL.messages * given.scale), SENDMAIL.clients
+    load = kit(given).WORKLOADS[workload]
+    return int(load.messages * given.scale), load.sessions if load.domains == 1 else 1
 
 
-def smtp_round(version: Version, count: int, compare: ModuleType, *, workload: str) -> float:
-    """Relay messages to the kit's sink."""
+def kit(given: argparse.Namespace) -> ModuleType:
+    """Return compare.py of the benchmark kit."""
+    if given.peers not in sys.path:
+        sys.path.insert(0, given.peers)
+    import compare
+
+    return compare
+
+
+@contextmanager
+def smtp_relay(version: Version, *, compare: ModuleType, workload: str) -> Iterator[Send]:
+    """Run a relay whose messages come by SMTP and go to the kit's sink."""
     load = compare.WORKLOADS[workload]
     with tempfile.TemporaryDirectory(prefix="version-") as name:
         accounts, template = Path(name, "accounts.toml"), Path(name, "relay.toml")
         accounts.touch(0o600)
         names = {"accounts": str(accounts), "policies": str(version.tree / "policies")}
-        template.write_text(
-            compare.fill((TOP / "tests" / "bench" / "relay.toml").read_text(), names)
-        )
+        text = (TOP / "tests" / "bench" / "relay.toml").read_text()
+        template.write_text(compare.fill(text, names))
         start = f"{version.command} serve --config {{config}}"
         system = compare.System(version.name, start, str(template), {})
-        try:
-            system.round(load, max(1, int(count * WARM_SHARE)), ROUND_S)
+
+        def send(count: int) -> float:
             figures = system.round(load, count, ROUND_S)
+            return float(figures["cpu_ms_per_msg"]) * count / 1000
+
+        try:
+            yield send
         finally:
             system.stop()
-    return float(figures["cpu_ms_per_msg"])
 
 
-def sendmail_round(version: Version, count: int, folder: Path) -> float:
-    """Send by Graph's sendMail to a captured recipient."""
+@contextmanager
+def sendmail_relay(version: Version, *, folder: Path) -> Iterator[Send]:
+    """Run a relay that gets Graph's sendMail; the recipient is captured."""
     request = sendmail.request_bytes("json", sendmail.RECIPIENTS["capture"], 4096)
     with tempfile.TemporaryDirectory(dir=folder, prefix="sendmail-") as name:
         relay = sendmail.Relay(Path(name), str(version.command))
+
+        def send(count: int) -> float:
+            before_s = relay.cpu_s()
+            relay.send(request, SENDMAIL.clients, count)
+            relay.wait_until_sent()
+            now_s = 0.0
+            while (used_s := relay.cpu_s()) - now_s > REST_CPU_S:
+                now_s = used_s
+                time.sleep(REST_S)
+            return used_s - before_s
+
         try:
             relay.start()
-            before_s = used_at_rest_s(relay, request, max(1, int(count * WARM_SHARE)))
-            used_s = used_at_rest_s(relay, request, count) - before_s
+            yield send
         finally:
             relay.stop()
-    return used_s * 1000 / count
-
-
-def used_at_rest_s(relay: sendmail.Relay, request: bytes, count: int) -> float:
-    """Send, and return the relay's processor time when it has nothing more to do."""
-    relay.send(request, SENDMAIL.clients, count)
-    relay.wait_until_sent()
-    used_s = 0.0
-    while (now_s := relay.cpu_s()) - used_s > REST_CPU_S:
-        used_s = now_s
-        time.sleep(REST_S)
-    return now_s
 
 
 if __name__ == "__main__":
