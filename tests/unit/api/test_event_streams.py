@@ -174,6 +174,36 @@ async def test_every_step_of_a_message(relay: Relay) -> None:
     assert found[-1].data["detail"]["recipients"][0]["outcome"] == "delivered"
 
 
+async def test_a_step_before_step_5_never_comes_behind_it(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mail is recorded while the stream reads: behind the first of its two sources."""
+    loop, mailed = asyncio.get_running_loop(), asyncio.Event()
+    events_after, read_log = relay.spool.events_after, LogReader.read
+
+    async def mail_once() -> None:
+        if not mailed.is_set():
+            mailed.set()
+            await relay.mail()
+
+    async def events_after_and_mail(*args: Any, **options: Any) -> Any:
+        found = await events_after(*args, **options)
+        await mail_once()
+        return found
+
+    def read_log_and_mail(*args: Any, **options: Any) -> Any:
+        found = read_log(*args, **options)
+        asyncio.run_coroutine_threadsafe(mail_once(), loop).result(20)
+        return found
+
+    monkeypatch.setattr(relay.spool, "events_after", events_after_and_mail)
+    monkeypatch.setattr(LogReader, "read", read_log_and_mail)
+    async with relay.stream() as source:
+        steps = [one.data["step"] for one in await source.events(EVENTS_OF_MAIL)]
+    assert sorted(steps) == [1, 2, 3, 4, 5, 6]
+    assert [step for step in steps if step != 4] == [1, 2, 3, 5, 6]
+
+
 async def test_a_stream_begins_now_or_at_the_beginning_or_behind_a_cursor(relay: Relay) -> None:
     await relay.mail()
     async with relay.stream(query={"after": "0"}) as source:
