@@ -133,14 +133,14 @@ class SubmissionDirectory:
 
     def _make_again(self) -> None:
         """Create the directories that were removed while others of them exist."""
-        with self._lock:
-            missing = [name for name in self._names() if not (self.ready.parent / name).is_dir()]
-            if missing and (self._made or len(missing) < len(self._names())):
-                make_directories(self.ready.parent, missing)
-                _log.error(
-                    "submissions are lost: their directory was removed, and is made again",
-                    directories=missing, see="relay storage verify",
-                )  # fmt: skip
+        missing = [name for name in self._names() if not (self.ready.parent / name).is_dir()]
+        if missing and (self._made or len(missing) < len(self._names())):
+            self._made = False
+            self.make()
+            _log.error(
+                "submissions are lost: their directory was removed, and is made again",
+                directories=missing, see="relay storage verify",
+            )  # fmt: skip
 
     def forget(self) -> None:
         """Create the directories again on next use, if they are missing."""
