@@ -110,3 +110,18 @@ def test_no_202_while_drafts_cannot_be_synced(relay: RelayProcess) -> None:
     until("sent", lambda: not relay.pending_submissions())
     until("delivered", lambda: "taken" in relay.subjects())
     assert "refused" not in relay.subjects()
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["new", "damaged"])
+def test_an_index_is_in_memory_while_the_disk_removes_nothing(
+    relay: RelayProcess, is_damaged: bool
+) -> None:
+    """SQLite removes a journal when it creates the file, and a damaged file is removed first."""
+    if is_damaged:
+        (relay.home("carol") / "cur").mkdir(parents=True)
+        (relay.home("carol") / "relay-index").write_bytes(b"no database" * 1000)
+    with failing(relay, "unlink:error=EIO"):
+        for _ in range(5):
+            assert relay.messages("inbox", token="carol") == []
+        assert relay.log.count('"event":"index in memory"') == 1
+        assert '"event":"index rebuilt"' not in relay.log

@@ -60,8 +60,8 @@ def _kind_of_lock(path: Path) -> int:
     return fcntl.LOCK_EX
 
 
-def remove_database(path: Path) -> None:
-    """Remove the index and its WAL; no process opens it meanwhile.
+def remove_database(path: Path) -> bool:
+    """Remove the index and its WAL; no process opens it meanwhile. Return whether it is gone.
 
     The database is removed first, so that after a crash it is never opened without its WAL.
     """
@@ -69,6 +69,7 @@ def remove_database(path: Path) -> None:
         for suffix in ("", "-wal", "-shm", "-journal"):
             with suppress(OSError):
                 path.with_name(path.name + suffix).unlink()
+    return not path.exists()
 
 
 @contextmanager
@@ -134,17 +135,23 @@ def limit_statements(connection: apsw.Connection, limit: QueryTimeLimit) -> Iter
         connection.set_progress_handler(None)
 
 
+_REJECTED = (
+    apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.BusyError,
+    apsw.LockedError, apsw.PermissionsError,
+)  # fmt: skip
+
+
 @contextmanager
 def translate_errors() -> Iterator[None]:
     """Convert apsw's exceptions to IndexDamagedError and IndexUnusableError."""
     try:
         yield
-    except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError) as error:
-        raise IndexUnusableError(str(error)) from error
-    except (apsw.BusyError, apsw.LockedError, apsw.PermissionsError) as error:
-        raise IndexUnusableError(str(error)) from error
-    except apsw.Error as error:  # NotADB, Corrupt, and another schema than expected
-        raise IndexDamagedError(str(error)) from error
+    except apsw.Error as error:
+        # After some errors SQLite has rolled back by itself: the rollback that follows fails.
+        first = error.__context__ if isinstance(error.__context__, apsw.Error) else error
+        if isinstance(first, _REJECTED):
+            raise IndexUnusableError(str(first)) from error
+        raise IndexDamagedError(str(first)) from error  # NotADB, Corrupt, another schema
 
 
 def _set_up_or_close(connection: apsw.Connection) -> apsw.Connection:

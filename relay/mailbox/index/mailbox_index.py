@@ -90,13 +90,14 @@ class MailboxIndex:
                         updater.run(cursor)
                         return operation(cursor)
                 except IndexDamagedError as error:
-                    _log.warning("index rebuilt", mailbox=str(self._mailbox), reason=str(error))
                     self._discard()
-                    remove_database(self._path)
+                    if remove_database(self._path):
+                        self._log("index rebuilt", str(error))
+                    else:
+                        self._use_memory(f"{error}, and the file cannot be removed")
                 except IndexUnusableError as error:
-                    _log.warning("index in memory", mailbox=str(self._mailbox), reason=str(error))
                     self._discard()
-                    self._memory_until_s = self._clock.real_s() + _IN_MEMORY_S
+                    self._use_memory(str(error))
                 except StoreError:
                     raise
                 except BaseException:
@@ -195,6 +196,13 @@ class MailboxIndex:
                 self._discard()  # it has folders that are not in the index
                 raise
         return cursor, self._updater
+
+    def _use_memory(self, reason: str) -> None:
+        self._log("index in memory", reason)
+        self._memory_until_s = self._clock.real_s() + _IN_MEMORY_S
+
+    def _log(self, event: str, reason: str) -> None:
+        _log.warning(event, mailbox=str(self._mailbox), reason=reason)
 
     def _must_open(self) -> bool:
         if self._connection is None:
