@@ -205,8 +205,10 @@ class EventStreams:
                             await news.wait()
                     continue
                 batch = block.batch
-                if batch.is_log_missing or 0 < max(reported_to, place.sequence) < batch.removed_to:
-                    reported_to = batch.removed_to
+                is_removed = 0 < max(reported_to, place.sequence) < batch.removed_to
+                is_older = batch.leaves_out_older and not reported_to
+                if batch.is_log_missing or is_removed or is_older:
+                    reported_to = max(batch.removed_to, 1)
                     yield _gap_at(place)
                 if begins is not None and (batch.is_log_missing or place.covers_all(begins)):
                     begins = None

@@ -83,12 +83,14 @@ def parse_event_cursor(text: str, *, now_us: int) -> EventCursor:
 @dataclass(frozen=True, slots=True)
 class SpoolEvents:
     """Events with their sequences, None for one that is not shown. `removed_to` is the sequence of
-    the last one that was removed. `is_complete`: no more were there.
+    the last one that was removed. `is_complete`: no more were there. `leaves_out_older`: there are
+    earlier ones, of messages that are kept, without a place in the sequence.
     """
 
     events: Sequence[tuple[int, RecordedEvent | None]]
     removed_to: int
     is_complete: bool
+    leaves_out_older: bool = False
 
 
 class EventSpool(Protocol):
@@ -111,7 +113,8 @@ class EventBatch(NamedTuple):
     cursor behind all of them.
 
     `removed_to` is the sequence of the last event that the spool has removed. `is_log_missing`: the
-    place of `after` in the submission log is not kept. `is_complete`: no more were there.
+    place of `after` in the submission log is not kept. `leaves_out_older` is that of SpoolEvents.
+    `is_complete`: no more were there.
     """
 
     after: EventCursor
@@ -119,6 +122,7 @@ class EventBatch(NamedTuple):
     cursor: EventCursor
     removed_to: int
     is_log_missing: bool
+    leaves_out_older: bool
     is_complete: bool
 
 
@@ -175,7 +179,9 @@ def _merged(
             cursor = cursor.moved(role, one.end)
         cursor = until or cursor
     is_log_missing = any(one.is_missing for one in logs.values())
-    return EventBatch(after, found, cursor, spool.removed_to, is_log_missing, not cut_off)
+    return EventBatch(
+        after, found, cursor, spool.removed_to, is_log_missing, spool.leaves_out_older, not cut_off
+    )
 
 
 def _time_us(entry: _Entry) -> int:

@@ -26,6 +26,8 @@ _EVENTS = (
     f" WHERE e.sequence > ?1 AND e.sequence <= ?2 AND e.sequence > {SEQUENCE_BASE}"
     " ORDER BY e.sequence LIMIT ?3"
 )
+# Of the oldest message: its events are numbered from 1 if they were recorded before schema 5.
+_OLDEST = "SELECT sequence FROM event ORDER BY message_id, sequence LIMIT 1"
 _CHARACTERS_MAX = 1 << 20  # of details in one answer, and one event more
 _RECIPIENTS = "SELECT number, entry, added_by <> '' FROM recipient WHERE message_id = ?"
 _Recipients = tuple[frozenset[int], frozenset[int]]  # hidden numbers, and entries that are shown
@@ -41,6 +43,7 @@ def events_after(
 
     `captures_at_once`: mail for the next hop "capture" is captured when it is accepted.
     """
+    leaves_out_older = after < SEQUENCE_BASE and _has_older(cursor)
     known: dict[str, _Recipients] = {}
     found: list[tuple[int, RecordedEvent | None]] = []
     characters = 0
@@ -63,8 +66,8 @@ def events_after(
         found.append((sequence, recorded))
         characters += len(text)
         if characters > _CHARACTERS_MAX or len(found) == limit:
-            return SpoolEvents(found, _removed_to(cursor), is_complete=False)
-    return SpoolEvents(found, _removed_to(cursor), is_complete=True)
+            return SpoolEvents(found, _removed_to(cursor), False, leaves_out_older)
+    return SpoolEvents(found, _removed_to(cursor), True, leaves_out_older)
 
 
 def last_event(cursor: apsw.Cursor) -> int:
@@ -75,6 +78,11 @@ def last_event(cursor: apsw.Cursor) -> int:
 def _removed_to(cursor: apsw.Cursor) -> int:
     row = fetch_one(cursor, "SELECT value FROM counter WHERE name = ?", (REMOVED_EVENTS,))
     return int(row[0]) if row else 0
+
+
+def _has_older(cursor: apsw.Cursor) -> bool:
+    oldest = fetch_one(cursor, _OLDEST)
+    return oldest is not None and int(oldest[0]) <= SEQUENCE_BASE
 
 
 def _recipients(cursor: apsw.Cursor, queue_id: str) -> _Recipients:
