@@ -79,8 +79,8 @@ def create_app(
         public_url=http.public_url,
         crash=crash,
         max_upload=http.max_upload,
+        pressure=pressure,
     )
-
     admission = _Admission(SubmissionRepeats(store, clock), pressure)
 
     async def handle(request: HttpRequest) -> Response:
@@ -107,10 +107,9 @@ def create_app(
     limits = RequestLimits(body_bytes=http.max_body, held_bytes=_HELD_BODIES * http.max_body)
     gateway = Gateway(handle, clock=clock, limits=limits)
     batches = BatchHandler(
-        gateway.respond_to,
-        clock=clock,
+        gateway.respond_to, clock=clock, pressure=pressure,
         base_url=lambda request: request.base_url(http.public_url, hostname),
-    )
+    )  # fmt: skip
     return gateway
 
 

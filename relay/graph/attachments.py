@@ -222,9 +222,14 @@ async def _open_message(request: GraphRequest) -> OpenedMessage:
 
 def _size(attachments: tuple[OpenAttachment, ...], options: QueryOptions) -> int:
     """Estimate the size of the JSON in bytes."""
-    if options.select and not any(name.endswith(CONTENT) for name in options.select):
+    if not shows_content(options.select):
         return 0
     return sum(one.octets.size for one in attachments) * 4 // 3
+
+
+def shows_content(select: Collection[str]) -> bool:
+    """Return whether the JSON of attachments has their content."""
+    return not select or any(name.endswith(CONTENT) for name in select)
 
 
 def _url(request: GraphRequest, opened: OpenedMessage) -> str:

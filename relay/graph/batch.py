@@ -22,15 +22,22 @@ from starlette.types import Receive, Scope
 from relay.clock import Clock, rfc3339
 from relay.graph.json_values import check_number_of_values
 from relay.graph.repeats import key_of_part, read_key
-from relay.http.errors import ApiError, UnansweredError, error_body, quoted
+from relay.http.errors import (
+    ApiError,
+    UnansweredError,
+    error_body,
+    quoted,
+    service_unavailable,
+)
 from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
-from relay.pressure import MemoryBudget
+from relay.pressure import MemoryBudget, Pressure, PressureReason, describe
 
 REQUESTS_MAX = 20
 CONCURRENT_MAX = 4
 RESPONSES_BYTES_MAX = 16 * 1024 * 1024  # bodies of the responses of one batch
 _HELD_BYTES_MAX = 4 * RESPONSES_BYTES_MAX  # of all batches
+_RETRY_S = 30  # while memory is short
 _PATH = "$batch"
 _VERSION = re.compile(r"/(?:v1\.0|beta)(?=/|$)", re.IGNORECASE)
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))  # quote() leaves these as they are
@@ -104,6 +111,14 @@ class _Run:
     status: dict[str, int] = field(default_factory=dict)
     done: dict[str, asyncio.Event] = field(default_factory=dict)
     background: list[BackgroundTask] = field(default_factory=list)
+    collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def page_bytes(self) -> int:
+        """The octets that a page may have now: each request that is not done gets the same share,
+        so that the last one still gets a page.
+        """
+        return self.left_bytes // sum(not one.is_set() for one in self.done.values())
 
 
 class BatchHandler:
@@ -115,20 +130,25 @@ class BatchHandler:
         *,
         clock: Clock,
         base_url: Callable[[HttpRequest], str],
+        pressure: Pressure,
     ) -> None:
         """`base_url` is the URL of the API with which an absolute URL must begin."""
         self._respond = respond
         self._clock = clock
         self._base_url = base_url
+        self._pressure = pressure
         self._budget = MemoryBudget(_HELD_BYTES_MAX)
 
     async def handle(self, request: HttpRequest) -> Response:
-        """Answer a batch. Raises ApiError 400, 405; UnansweredError."""
+        """Answer a batch. Raises ApiError 400, 405, 503; UnansweredError."""
         if request.part_id is not None:
             raise ApiError(400, "BadRequest", "A batch cannot contain a batch.")
         if request.method != "POST":
             message = "Specified HTTP method is not allowed for the request target."
             raise ApiError(405, "Request_BadRequest", message, headers={"allow": "POST"})
+        if (reason := self._pressure.state.refusing({PressureReason.MEMORY})) is not None:
+            message = f"Batches are not taken now: {describe(reason)}. Try again later."
+            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
         read_key(request)
         version = request.segments[0].lower()
         items = parse_batch(await request.body(), version=version, base_url=self._base_url(request))
@@ -166,8 +186,9 @@ class BatchHandler:
 
     async def _run(self, item: BatchItem, run: _Run) -> dict[str, Any] | None:
         scope = run.request.part_scope(
-            item.method, item.target, headers=_fields(item, run.request), part_id=item.id
-        )
+            item.method, item.target,
+            headers=_fields(item, run.request), part_id=item.id, page_bytes=run.page_bytes,
+        )  # fmt: skip
         body = [item.body]
 
         async def receive() -> dict[str, Any]:
@@ -210,33 +231,24 @@ class BatchHandler:
         A body that does not fit is left out of the response to a change, which was made. Raises
         ApiError 413, 503 for a GET.
         """
-        content: bytes | None
-        if isinstance(response, StreamedResponse):
-            try:
-                content = await response.collect(run.left_bytes)
-            except OSError:
-                message = "The content cannot be read now; try again."
-                raise ApiError(503, "ResourceUnhealthy", message) from None
-        else:
-            content = bytes(response.body)
-        if content is None or len(content) > run.left_bytes:
-            error = ApiError(
-                413,
-                "ResponseTooLarge",
-                f"The responses of a batch have at most {RESPONSES_BYTES_MAX} bytes together. "
-                "Make this request alone.",
-            )
-        elif not self._budget.take(len(content)):
-            message = "Too many batches are running; try again."
-            headers = {"retry-after": "2"}
-            error = ApiError(503, "ResourceUnhealthy", message, headers=headers)
-        else:
+        content = await _content(response, run)
+        fits = content is not None and len(content) <= run.left_bytes
+        if content is not None and fits and self._budget.take(len(content)):
             run.left_bytes -= len(content)
             run.held_bytes += len(content)
             return content
-        if item.method == "GET":
-            raise error
-        return b""
+        del content
+        response.body = b""
+        if item.method != "GET":
+            return b""
+        if fits:
+            message = "Too many batches are running; try again."
+            raise ApiError(503, "ResourceUnhealthy", message, headers={"retry-after": "2"})
+        message = (
+            f"The responses of a batch have at most {RESPONSES_BYTES_MAX} bytes together. "
+            "Make this request alone."
+        )
+        raise ApiError(413, "ResponseTooLarge", message)
 
     def _failed(self, item: BatchItem, error: ApiError, run: _Run) -> dict[str, Any]:
         date = rfc3339(self._clock.time_us())[:19]
@@ -245,6 +257,23 @@ class BatchHandler:
         }
         body = error_body(error, ids=run.request.ids, date=date)
         return {"id": item.id, "status": error.status, "headers": headers, "body": body}
+
+
+async def _content(response: Response, run: _Run) -> bytes | None:
+    """Return the body of a response; None if it is longer than what is left. Raises ApiError 503.
+
+    One body at a time is read from files, so that no more of them is in memory than may be kept.
+    """
+    if not isinstance(response, StreamedResponse):
+        return bytes(response.body)
+    async with run.collecting:
+        if int(response.headers.get("content-length", 0)) > run.left_bytes:
+            return None
+        try:
+            return await response.collect(run.left_bytes)
+        except OSError:
+            message = "The content cannot be read now; try again."
+            raise ApiError(503, "ResourceUnhealthy", message) from None
 
 
 async def _run_all(tasks: Iterable[BackgroundTask]) -> None:

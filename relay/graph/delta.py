@@ -8,7 +8,7 @@ that begins again (Graph's delta query overview).
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -78,12 +78,11 @@ async def list_message_changes(request: GraphRequest) -> Response:
     store, position, page = request.dependencies.store, delta.link.position, delta.link.page
 
     async def respond(
-        items: Sequence[MessageItem], position: str, *, page: str = "", more: bool = False
+        items: Sequence[MessageItem], links: tuple[str, str], link_after: Callable[[int], str]
     ) -> Response:
-        next_link, delta_link = delta.links(position, page, more=more)
         shown = MessagePage(
             delta.context(), items, options.select, expand,
-            next_link=next_link, delta_link=delta_link,
+            link_after=link_after, next_link=links[0], delta_link=links[1],
         )  # fmt: skip
         return await shown.response(request)
 
@@ -93,15 +92,26 @@ async def list_message_changes(request: GraphRequest) -> Response:
         feed = await delta.answered(store.changes(request.mailbox, after=position, limit=1))
         position = position or feed.position
     if is_listing:
-        listed = MessageQuery(request.folder_id, condition, top=options.top, after=page)
+        listed = MessageQuery(
+            request.folder_id, condition,
+            top=options.top, after=page, bytes_max=request.page_bytes,
+        )  # fmt: skip
         found = await delta.answered(store.query_messages(request.mailbox, listed))
-        return await respond(found.messages, position, page=found.next_after)
+        return await respond(
+            found.messages,
+            delta.links(position, found.next_after),
+            lambda count: delta.links(position, found.positions[count - 1])[0],
+        )
     query = DeltaQuery(
-        request.folder_id, position, options.top, kinds, received_from_us=received_from_us
-    )
+        request.folder_id, position, options.top, kinds,
+        received_from_us=received_from_us, bytes_max=request.page_bytes,
+    )  # fmt: skip
     changed = await delta.answered(store.message_delta(request.mailbox, query))
-    items = [one.message or _removed(one) for one in changed.changed]
-    return await respond(items, changed.position, more=changed.more)
+    return await respond(
+        [one.message or _removed(one) for one in changed.changed],
+        delta.links(changed.position, more=changed.more),
+        lambda count: delta.links(changed.changed[count].position, more=True)[0],
+    )
 
 
 def _removed(one: MessageDelta) -> dict[str, Any]:

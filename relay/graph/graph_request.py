@@ -23,6 +23,7 @@ from relay.http.errors import ApiError, UnansweredError, quoted, service_unavail
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 from relay.mailbox.api import MailStore
+from relay.mailbox.query import PAGE_BYTES_MAX
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
     BeingSentError,
@@ -44,11 +45,13 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES
 from relay.message.time_zones import time_zone
+from relay.pressure import Pressure, PressureReason
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
 REQUESTS_PER_ACCOUNT_MAX = 256
 STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
 STREAMED_BODIES_PER_ACCOUNT_MAX = 8
+SHORT_PAGE_BYTES_MAX = 1024 * 1024  # of a page while memory is short
 BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
 ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
 _RETRY_S = 5
@@ -123,6 +126,7 @@ class GraphDependencies:
     public_url: str
     crash: CrashPoints
     max_upload: int
+    pressure: Pressure
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
     conversions: asyncio.Semaphore = field(
@@ -209,6 +213,13 @@ class GraphRequest:
         """The preferences in the Prefer header, by lower-case name (RFC 7240)."""
         lines = self.http.headers.getlist("prefer")
         return preferences(lines) if lines else {}
+
+    @property
+    def page_bytes(self) -> int:
+        """The octets that a page of messages may have now; a single message may be larger."""
+        most = PAGE_BYTES_MAX if self.http.page_bytes is None else self.http.page_bytes
+        is_short = self.dependencies.pressure.state.refusing({PressureReason.MEMORY}) is not None
+        return min(most, SHORT_PAGE_BYTES_MAX) if is_short else most
 
     async def time_zone(self) -> tzinfo:
         """The time zone in force: of `Prefer: outlook.timezone`, or the mailbox's (default UTC).

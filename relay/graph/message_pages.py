@@ -1,11 +1,12 @@
 """A page of messages as JSON; expanded attachments are written while their files are read.
 
-Of a page with attachments the ids are in memory, one message, and one block of its files. A
-message that was removed meanwhile is left out.
+A page ends early, with an @odata.nextLink, before the item that would make it too large; the first
+item may have any size. Of a page with attachments the ids are in memory, one message, and one block
+of its files. A message that was removed meanwhile is left out.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from relay.graph.attachments import json_pieces, json_stream_response
+from relay.graph.attachments import json_pieces, json_stream_response, shows_content
 from relay.graph.extended_properties import ExpandOptions
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.preferred_bodies import (
@@ -25,49 +26,84 @@ from relay.graph.serializer import message_json
 from relay.mailbox.types import StoredMessage
 
 MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
+_ATTACHMENT_BYTES = 1024  # of its JSON without content and texts
+_ESCAPED_BYTES = 6  # of a character in JSON, at most
 
 
 @dataclass(frozen=True, slots=True)
 class MessagePage:
-    """A page of a list of messages. `links` are its @odata.nextLink or @odata.deltaLink."""
+    """A page of a list of messages. `links` are its @odata.nextLink or @odata.deltaLink.
+
+    `link_after` returns the @odata.nextLink of a page that ends after so many of the items.
+    """
 
     context: Mapping[str, Any]
     items: Sequence[MessageItem]
     select: tuple[str, ...]
     expand: ExpandOptions
+    link_after: Callable[[int], str]
     total: int | None = None
     next_link: str = ""
     delta_link: str = ""
 
     async def response(self, request: GraphRequest) -> Response:
         """Return the response."""
+        left_bytes = request.page_bytes - len(self._around((), ends_after=1).body)
         if self.expand.attachments is None:
-            shown = [
-                self._json(one) if isinstance(one, StoredMessage) else dict(one)
-                for one in self.items
-            ]
-            await show_preferred_bodies(request, shown)
-            return self._around(shown)
+            return await self._in_memory(request, left_bytes)
         body_type = preferred_body_type(request)
-        size_bytes = sum(one.size for one in self.items if isinstance(one, StoredMessage))
+        size_bytes, count = 0, 0
+        for one in self.items:
+            its_bytes = self._expanded_bytes(one)
+            if count and size_bytes + its_bytes > left_bytes:
+                break
+            size_bytes, count = size_bytes + its_bytes, count + 1
         # The messages of the page are not kept while the client reads it.
-        items = [one.id if isinstance(one, StoredMessage) else one for one in self.items]
-        head, opening, tail = bytes(self._around([]).body).partition(b'"value":[')
+        items = [one.id if isinstance(one, StoredMessage) else one for one in self.items[:count]]
+        around = bytes(self._around((), ends_after=count).body)
+        head, opening, tail = around.partition(b'"value":[')
         pieces = self._pieces(request, items, body_type)
         pieces = chain((head + opening,), pieces, (tail,))
-        return await asyncio.to_thread(json_stream_response, pieces, size_bytes * 4 // 3)
+        return await asyncio.to_thread(json_stream_response, pieces, size_bytes)
 
-    def _around(self, items: Sequence[Mapping[str, Any]]) -> Response:
+    async def _in_memory(self, request: GraphRequest, left_bytes: int) -> Response:
+        encoded: list[msgspec.Raw] = []
+        await show_preferred_bodies(request, ())  # the preferences of an empty page apply as well
+        for one in self.items:
+            shown = self._json(one) if isinstance(one, StoredMessage) else dict(one)
+            await show_preferred_bodies(request, (shown,))
+            octets = msgspec.json.encode(shown)
+            left_bytes -= len(octets) + 1
+            if encoded and left_bytes < 0:
+                break
+            encoded.append(msgspec.Raw(octets))
+        return self._around(encoded, ends_after=len(encoded))
+
+    def _around(self, items: Sequence[Any], *, ends_after: int) -> Response:
+        is_cut = ends_after < len(self.items)
         return collection_response(
             self.context,
             items,
             total=self.total,
-            next_link=self.next_link,
-            delta_link=self.delta_link,
+            next_link=self.link_after(ends_after) if is_cut else self.next_link,
+            delta_link="" if is_cut else self.delta_link,
         )
 
     def _json(self, message: StoredMessage) -> dict[str, Any]:
         return message_json(message, self.select) | self.expand.to_json(message)
+
+    def _expanded_bytes(self, item: MessageItem) -> int:
+        """Estimate the JSON of an item with its attachments."""
+        if not isinstance(item, StoredMessage):
+            return len(msgspec.json.encode(item))
+        select = self.expand.attachments or ()
+        has_content = shows_content(select)
+        size_bytes = len(msgspec.json.encode(self._json(item)))
+        for one in item.attachments:
+            texts = len(one.name) + len(one.content_type) + len(one.content_id)
+            size_bytes += _ATTACHMENT_BYTES + _ESCAPED_BYTES * texts
+            size_bytes += one.size * 4 // 3 if has_content else 0
+        return size_bytes
 
     def _pieces(
         self, request: GraphRequest, items: Sequence[str | Mapping[str, Any]], body_type: str

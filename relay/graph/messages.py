@@ -33,7 +33,7 @@ from relay.graph.serializer import (
 )
 from relay.http.errors import ApiError
 from relay.http.gateway import StreamedResponse, json_response
-from relay.mailbox.query import NEWEST_FIRST, AllOf, Condition, MessageQuery
+from relay.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
 from relay.mailbox.types import (
     BeingSentError,
     MessageChange,
@@ -237,11 +237,18 @@ async def list_messages(request: GraphRequest) -> Response:
     options = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES)
     expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
     found = await _query(request, options)
-    link = options.next_link(request.url(), skiptoken=found.next_after) if found.next_after else ""
-    context = request.context(messages_context(request))
+
+    def link_after(count: int) -> str:
+        return link_to(found.positions[count - 1])
+
+    def link_to(position: str) -> str:
+        return options.next_link(request.url(), skiptoken=position)
+
     page = MessagePage(
-        context, found.messages, options.select, expand, total=found.total, next_link=link
-    )
+        request.context(messages_context(request)), found.messages, options.select, expand,
+        link_after=link_after, total=found.total,
+        next_link=link_to(found.next_after) if found.next_after else "",
+    )  # fmt: skip
     return await page.response(request)
 
 
@@ -261,7 +268,9 @@ def messages_context(request: GraphRequest) -> str:
     return f"{owner}/messages"
 
 
-def message_query(options: QueryOptions, folder_id: str) -> MessageQuery:
+def message_query(
+    options: QueryOptions, folder_id: str, *, bytes_max: int = PAGE_BYTES_MAX
+) -> MessageQuery:
     """Translate the query options into a query of the mailbox index. Raises ApiError 400."""
     conditions: list[Condition] = []
     if options.filter is not None:
@@ -276,11 +285,12 @@ def message_query(options: QueryOptions, folder_id: str) -> MessageQuery:
         top=options.top,
         after=options.skiptoken,
         count=options.count,
+        bytes_max=bytes_max,
     )
 
 
 async def _query(request: GraphRequest, options: QueryOptions) -> Page:
-    query = message_query(options, request.folder_id)
+    query = message_query(options, request.folder_id, bytes_max=request.page_bytes)
     try:
         return await request.http.cancel_on_disconnect(
             request.dependencies.store.query_messages(request.mailbox, query)

@@ -28,6 +28,7 @@ ABORT = "relay.abort"  # scope key: a function that closes it without waiting fo
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
 COUNTED_ADDRESS = "relay.counted_address"  # scope key: by which failures count, "" for none
 _PART_ID = "relay.part_id"  # scope key: the id of a request that is part of a batch
+_PAGE_BYTES = "relay.page_bytes"  # scope key: the octets that a page of such a request may have
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _QUERY_FIELDS_MAX = 64
@@ -84,6 +85,12 @@ class HttpRequest:
         return path
 
     @property
+    def page_bytes(self) -> int | None:
+        """The octets that a page of a list may have in the response to this part of a batch."""
+        size_bytes: int | None = self._scope.get(_PAGE_BYTES)
+        return size_bytes
+
+    @property
     def target(self) -> bytes:
         """The path and the query as the client wrote them."""
         return self.path + b"?" + bytes(self._scope["query_string"])
@@ -104,10 +111,12 @@ class HttpRequest:
         *,
         headers: Sequence[tuple[bytes, bytes]],
         part_id: str,
+        page_bytes: int,
     ) -> Scope:
         """Return the ASGI scope of a request that is part of this one, by the same client.
 
-        `target` is its path and query. Its body is complete, and it has no connection of its own.
+        `target` is its path and query, `page_bytes` the maximum of a page that it asks for. Its
+        body is complete, and it has no connection of its own.
         """
         path, _, query = target.partition(b"?")
         own = {
@@ -118,6 +127,7 @@ class HttpRequest:
             "headers": headers,
             BODY_COMPLETE: True,
             _PART_ID: part_id,
+            _PAGE_BYTES: page_bytes,
         }
         kept = {k: v for k, v in self._scope.items() if k not in (CLOSE, ABORT, ALLOW_RESPONSE)}
         return {**kept, **own}

@@ -115,7 +115,8 @@ class MailStore(Protocol):
         ...
 
     async def query_messages(self, account: str, query: MessageQuery) -> Page:
-        """A page of the requested messages. It may end before `top` when they are large.
+        """A page of the requested messages. It ends before `top` when it has `bytes_max` of them,
+        or when the time of a query is over.
 
         Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
         StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,

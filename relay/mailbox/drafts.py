@@ -54,8 +54,6 @@ from relay.mime.convert import render
 from relay.mime.draft import DraftAttachment
 from relay.mime.read_mime import read_message
 
-_PAGE_BYTES = 128 * 1024 * 1024  # memory holds a page several times
-
 
 @dataclass(frozen=True, slots=True)
 class Before:
@@ -109,15 +107,19 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         found = self._shared.index.query(mailbox, query, limit)
         messages: list[StoredMessage] = []
-        size_bytes, next_after = 0, ""
+        positions: list[str] = []
+        left_bytes, next_after = query.bytes_max, ""
         for hit in found.hits:
-            if size_bytes > _PAGE_BYTES or (messages and limit.is_over()):
-                return Page(tuple(messages), found.total, next_after)
+            if messages and (left_bytes <= 0 or limit.is_over()):
+                break
             next_after = hit.position
             if (message := self._listed(mailbox, hit.located, query.folder_id)) is not None:
                 messages.append(message)
-                size_bytes += message.size
-        return Page(tuple(messages), found.total, next_after if found.more else "")
+                positions.append(next_after)
+                left_bytes -= message.memory_bytes
+        else:
+            next_after = next_after if found.more else ""
+        return Page(tuple(messages), found.total, next_after, tuple(positions))
 
     def delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
         """See MailStore.message_delta(). A page ends early for the same reasons as in query()."""
@@ -125,17 +127,17 @@ class Drafts:
         mailbox = self._shared.folders.mailbox(account)
         found = self._shared.index.delta(mailbox, query, limit)
         changed: list[MessageDelta] = []
-        size_bytes = 0
+        left_bytes = query.bytes_max
         for one in found.changed:
-            if size_bytes > _PAGE_BYTES or (changed and limit.is_over()):
+            if changed and (left_bytes <= 0 or limit.is_over()):
                 return DeltaPage(tuple(changed), one.position, more=True)
             message = None
             if one.located is not None:
                 message = self._listed(mailbox, one.located, query.folder_id)
                 if message is None:  # the feed has a later change of it
                     continue
-                size_bytes += message.size
-            changed.append(MessageDelta(one.message_id, one.kind, message))
+                left_bytes -= message.memory_bytes
+            changed.append(MessageDelta(one.message_id, one.kind, one.position, message))
         return DeltaPage(tuple(changed), found.position, found.more)
 
     def _listed(self, mailbox: Path, located: MessageFile, folder_id: str) -> StoredMessage | None:

@@ -156,12 +156,16 @@ class SortOrder:
 NEWEST_FIRST = (SortOrder(Property.RECEIVED, descending=True),)
 
 
+PAGE_BYTES_MAX = 16 * 1024 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class MessageQuery:
     """Which messages, in which order, and which page of them.
 
     `folder_id` "" means all folders. A page begins after `after`, the Page.next_after of the page
-    before; `skip` then counts from there. With `count` the total number is returned.
+    before; `skip` then counts from there. With `count` the total number is returned. A page ends
+    early when its messages take `bytes_max` of memory; it has at least one message.
     """
 
     folder_id: str = ""
@@ -171,6 +175,7 @@ class MessageQuery:
     top: int = 10
     after: str = ""
     count: bool = False
+    bytes_max: int = PAGE_BYTES_MAX
 
 
 EVERY_CHANGE = frozenset(ChangeKind)
@@ -181,7 +186,7 @@ class DeltaQuery:
     """What changed in a folder after the position `after` of the change feed, on pages of `top`.
 
     `folder_id` "" means the whole mailbox. Only changes of these `kinds` are returned, and only
-    messages received at `received_from_us` or later.
+    messages received at `received_from_us` or later. `bytes_max` is that of MessageQuery.
     """
 
     folder_id: str
@@ -189,3 +194,4 @@ class DeltaQuery:
     top: int = 10
     kinds: frozenset[ChangeKind] = EVERY_CHANGE
     received_from_us: int = 0
+    bytes_max: int = PAGE_BYTES_MAX

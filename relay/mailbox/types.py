@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
+from sys import getsizeof
 from typing import Any
 
 from relay.clock import rfc3339
 from relay.message.content import Octets
 from relay.message.envelope import Client
 from relay.message.properties import MessageProperties
+
+_PART_BYTES = 256  # a recipient, an attachment, or the rest of a message in memory
 
 
 class StoreError(Exception):
@@ -202,6 +205,14 @@ class StoredMessage:
     is_mime: bool = False
     is_other: bool = False
 
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory the message takes: its text, header fields and attachments."""
+        one = self.properties
+        fields = sum(len(name) + len(value) for name, value in one.internet_message_headers)
+        parts = len(one.to) + len(one.cc) + len(one.bcc) + len(one.reply_to) + len(self.attachments)
+        return getsizeof(one.body) + fields + (parts + 1) * _PART_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Precondition:
@@ -323,12 +334,14 @@ class Page:
     """A page of messages.
 
     `total` is the number of all messages that match, None unless requested. `next_after` is the
-    token of the next page (MessageQuery.after), "" on the last page.
+    token of the next page (MessageQuery.after), "" on the last page. `positions` has for each
+    message the token of a page that begins after it.
     """
 
     messages: tuple[StoredMessage, ...]
     total: int | None = None
     next_after: str = ""
+    positions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,11 +412,13 @@ class MessageDelta:
     """What became of a message of a folder: the sum of its changes since a position.
 
     CREATED: it came into the folder. UPDATED: it was and is there. MOVED: it is in another folder.
-    DELETED: it is in no folder. `message` is None for the last two.
+    DELETED: it is in no folder. `message` is None for the last two. A page that begins with this
+    change has the position `position`.
     """
 
     message_id: str
     kind: ChangeKind
+    position: str
     message: StoredMessage | None = None
 
 

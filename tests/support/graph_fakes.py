@@ -126,7 +126,9 @@ class MemoryStore:
         begin = int(query.after or 0) + query.skip
         end = begin + query.top
         total = len(found) if query.count else None
-        return Page(tuple(found[begin:end]), total, str(end) if end < len(found) else "")
+        page = tuple(found[begin:end])
+        positions = tuple(str(begin + number) for number in range(1, len(page) + 1))
+        return Page(page, total, str(end) if end < len(found) else "", positions)
 
     async def update(
         self, account, message_id, change: MessageChange, *, condition=NO_PRECONDITION

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from relay.mailbox import attachments, drafts
+from relay.graph import graph_request
+from relay.mailbox import attachments
 from tests.support.graph_fakes import OnDisk
 from tests.unit.graph.test_graph_attachments import ITEM, PDF, TEXT, draft, listed, mime_draft
 
@@ -70,7 +71,7 @@ async def test_a_page_with_large_attachments_ends_early(
     on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [await draft(on_disk, PDF) for _ in range(3)]
-    monkeypatch.setattr(drafts, "_PAGE_BYTES", 10)
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 10)
     found = await pages(on_disk, "/messages?$expand=attachments")
     assert [[one["id"] for one in page["value"]] for page in found] == [[one] for one in ids[::-1]]
 

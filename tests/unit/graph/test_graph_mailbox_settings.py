@@ -10,6 +10,7 @@ from relay.graph.graph_request import GraphDependencies, GraphRequest
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
 from relay.mailbox.settings_file import FILE_NAME, UserSettings
+from relay.pressure import Pressure
 from tests.support.graph_fakes import ACCOUNTS, GraphInMemory, OnDisk, refused
 
 SETTINGS = "/v1.0/me/mailboxSettings"
@@ -39,6 +40,7 @@ def graph_request(graph: GraphInMemory, prefer: str) -> GraphRequest:
         public_url="",
         crash=graph.crash,
         max_upload=1,
+        pressure=Pressure(),
     )
     nothing: Any = None
     alice = Account("alice@example.test")

@@ -194,17 +194,16 @@ async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
         await store.query_messages(ALICE, MessageQuery(folder_id="nowhere"))
 
 
-async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, draft, monkeypatch):
-    monkeypatch.setattr("relay.mailbox.drafts._PAGE_BYTES", 1)
+async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, draft):
     made = {(await store.create_draft(ALICE, draft())).id for _ in range(3)}
-    seen, query = [], MessageQuery()
+    seen, query = [], MessageQuery(bytes_max=1)
     while True:
         page = await store.query_messages(ALICE, query)
         assert len(page.messages) == 1
         seen.append(page.messages[0].id)
         if not page.next_after:
             break
-        query = MessageQuery(after=page.next_after)
+        query = replace(query, after=page.next_after)
     assert sorted(seen) == sorted(made)
 
 

@@ -1,0 +1,77 @@
+"""Batches over a large mailbox stay small in memory."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.relay_process import RelayProcess
+
+MAIL_BYTES = 180_000_000
+GROWTH_KB_MAX = 300_000
+BATCHES = 4
+PARTS = 20
+RESPONSES_BYTES_MAX = 16 * 1024 * 1024
+JANUARY = 1_704_067_200
+LINE = b"0123456789" * 7 + b"\r\n"
+
+
+def fill(relay: RelayProcess, message_bytes: int) -> int:
+    """Put MAIL_BYTES of mail into alice's Inbox, as another program does; return the number."""
+    directory = relay.home("alice") / "cur"
+    head = b"From: a@a.test\r\nSubject: number %d\r\n\r\n"
+    body = LINE * (message_bytes // len(LINE))
+    count = MAIL_BYTES // message_bytes
+    for number in range(count):
+        path = directory / f"{JANUARY + number}.M{number}.host:2,S"
+        path.write_bytes(head % number + body)
+    return count
+
+
+def reset_peak(relay: RelayProcess) -> int:
+    """Begin to measure the most memory; return what there is now, in kB."""
+    assert relay.process is not None
+    Path(f"/proc/{relay.process.pid}/clear_refs").write_text("5")
+    return peak_kb(relay)
+
+
+def peak_kb(relay: RelayProcess) -> int:
+    assert relay.process is not None
+    reported = Path(f"/proc/{relay.process.pid}/status").read_text()
+    return int(reported.partition("VmHWM:")[2].split()[0])
+
+
+def ask(relay: RelayProcess, urls: list[str]) -> list[dict[str, Any]]:
+    """The responses of one batch."""
+    requests = [{"id": str(at), "method": "GET", "url": url} for at, url in enumerate(urls)]
+    headers = {"Authorization": "Bearer alice", "Content-Type": "application/json"}
+    body = json.dumps({"requests": requests}).encode()
+    answer = relay.request("POST", "/v1.0/$batch", body, headers, timeout_s=120)
+    assert answer.status == 200
+    return list(answer.json()["responses"])
+
+
+@pytest.mark.parametrize("message_bytes", [100_000, 9_000_000])
+@pytest.mark.parametrize("kind", ["lists", "messages", "expanded"])
+def test_four_batches_over_a_large_mailbox(message_bytes: int, kind: str) -> None:
+    with RelayProcess() as relay:
+        assert relay.graph("GET", "/me/mailFolders/inbox").status == 200
+        count = fill(relay, message_bytes)
+        listed = relay.graph("GET", "/me/messages?$top=1000&$select=id").json()["value"]
+        listing = "/me/messages?$top=1000" + ("&$expand=attachments" if kind == "expanded" else "")
+        urls = [listing] * PARTS
+        if kind == "messages":
+            urls = [f"/me/messages/{listed[at % len(listed)]['id']}" for at in range(PARTS)]
+        before_kb = reset_peak(relay)
+        with ThreadPoolExecutor(BATCHES) as threads:
+            answers = list(threads.map(lambda _: ask(relay, urls), range(BATCHES)))
+        grown_kb = peak_kb(relay) - before_kb
+        print(
+            f"{kind} of {message_bytes}: {count} messages, {grown_kb} kB more"
+        )  # shown if it fails
+        assert grown_kb < GROWTH_KB_MAX
+        for responses in answers:
+            assert {one["status"] for one in responses} <= {200, 413, 503}
+            assert any(one["status"] == 200 for one in responses)
