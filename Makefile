@@ -53,6 +53,7 @@ check: lint types layers unused rules
 lint: .venv/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.support.raised_names relay
 
 types: .venv/development
 	$(BIN)/mypy --strict relay

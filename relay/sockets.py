@@ -104,6 +104,8 @@ def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
         for one in sockets:
             one.close()
         raise
+    finally:
+        del lacking
     return sockets
 
 

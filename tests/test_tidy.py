@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.raised_names import raised_names
+
 TOP = Path(__file__).parents[1]
 MODULES = sorted(path.relative_to(TOP) for path in (TOP / "relay").rglob("*.py"))
 TESTS = sorted(path.relative_to(TOP) for path in (TOP / "tests").rglob("*.py"))
@@ -187,6 +189,51 @@ def waits_outside_the_clock(text: str) -> list[int]:
     lines = text.splitlines()
     marked = {n for n, line in enumerate(lines, start=1) if re.search(r"# real time: \S", line)}
     return sorted(found - allowed - marked)
+
+
+def test_raised_names_that_keep_their_exception_are_found():
+    module = """
+def right(task, kind: type[OSError]):
+    try:
+        task()
+    except OSError as error:
+        note = error.errno
+        raise error
+    if note:
+        raise kind
+    failure = task.exception()
+    try:
+        raise failure
+    finally:
+        del failure
+
+def wrong(given):
+    kept = None
+    try:
+        given()
+    except OSError as error:
+        kept = error
+    except ValueError as error:
+        raise kept from error
+
+    def later():
+        raise kept
+    if kept:
+        raise kept.with_traceback(None)
+    for one in given:
+        raise one
+    match given:
+        case OSError() as matched:
+            raise matched
+    raise given
+
+BROKEN = OSError()
+
+def shared():
+    raise BROKEN
+"""
+    names = ["kept", "kept", "kept", "one", "matched", "given", "BROKEN"]
+    assert [name for _, name in raised_names(module)] == names
 
 
 @for_each(MODULES)

@@ -202,8 +202,11 @@ class Daemon:
 async def _all_of(*steps: Awaitable[None]) -> None:
     """Await all of these, then raise the first error."""
     for result in await asyncio.gather(*steps, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
+        try:
+            if isinstance(result, BaseException):
+                raise result
+        finally:
+            del result
 
 
 class ServiceManager:

@@ -164,7 +164,7 @@ class HostSelection:
         Raises ConnectError if no host gives a connection.
         """
         since_s = self._clock.monotonic() - self._options.unreachable_s
-        last_error: ConnectError | None = None
+        last: tuple[Deferred | Failed, SmtpStage] | None = None
         tried = 0
         results: list[str] = []  # of each address, for the journey
         for host, address in self._addresses_in_order(use.sessions):
@@ -182,25 +182,24 @@ class HostSelection:
                         results.append(f"{_named(host, address)}: connected")
                         connection.peer = replace(connection.peer, hosts=tuple(results))
                     return connection
-                error = ConnectError(known.outcome, SmtpStage.CONNECT)
-            except ConnectError as raised:
-                error = raised
+                outcome, stage = known.outcome, SmtpStage.CONNECT
+            except ConnectError as error:
+                outcome, stage = error.outcome, error.stage
                 # A connected host is reachable: it only takes no more connections.
                 if host.name not in use.connected:
-                    failure = ConnectFailure(error.outcome, self._clock.monotonic())
+                    failure = ConnectFailure(outcome, self._clock.monotonic())
                     self._host_status.set_failed(key, failure)
             if len(results) < ADDRESSES_MAX:
-                reply = error.outcome.evidence.reply[:_RESULT_CHARACTERS_MAX]
+                reply = outcome.evidence.reply[:_RESULT_CHARACTERS_MAX]
                 results.append(f"{_named(host, address)}: {reply}")
             # A temporary failure of one host outweighs a permanent one of another.
-            if last_error is None or isinstance(last_error.outcome, Failed):
-                last_error = error
-        assert last_error is not None
+            if last is None or isinstance(last[0], Failed):
+                last = outcome, stage
+        assert last is not None
+        outcome, stage = last
         if len(results) > 1:
-            outcome = last_error.outcome
-            evidence = replace(outcome.evidence, hosts=tuple(results))
-            raise ConnectError(replace(outcome, evidence=evidence), last_error.stage)
-        raise last_error
+            outcome = replace(outcome, evidence=replace(outcome.evidence, hosts=tuple(results)))
+        raise ConnectError(outcome, stage)
 
     async def _connect_to(
         self,

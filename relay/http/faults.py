@@ -110,10 +110,8 @@ class FaultyFrontDoor:
     async def _fail(
         self, fault: RequestedFault, scope: Scope, receive: Receive, *, send: Send
     ) -> None:
-        error = self._error(fault)
-
         async def respond(_request: HttpRequest) -> Response:
-            raise error
+            raise self._error(fault)
 
         await Gateway(respond, clock=self._clock, limits=_LIMITS)(scope, receive, send)
 

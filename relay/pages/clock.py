@@ -87,11 +87,11 @@ class ClockPage:
         self._advances.add(task)
         task.add_done_callback(self._ended)
         done, _ = await asyncio.wait({task}, timeout=_WAIT_S)  # real time: a browser waits
-        failure = task.exception() if done else None
-        if isinstance(failure, AdvanceError | ValueError):
+        try:
+            if done:
+                task.result()
+        except (AdvanceError, ValueError) as failure:
             return 503, f"The clock did not get so far: {failure}."[:_FAULT_CHARACTERS_MAX]
-        if failure is not None:
-            raise failure
         return 200, ""
 
     def _ended(self, task: asyncio.Task[None]) -> None:

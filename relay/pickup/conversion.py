@@ -305,8 +305,11 @@ def _read_answer(octets: bytes) -> ConvertedMessage:
     """Return the result of a child process, or raise its error."""
     answer: Answer = pickle.loads(octets)  # noqa: S301 - only our own process writes it
     made, error, fault = answer
-    if error is not None:
-        raise error
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del answer, error
     if made is None:
         raise ConversionUnfinishedError("it failed with an internal error", fault)
     return made

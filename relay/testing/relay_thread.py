@@ -131,8 +131,11 @@ class RelayThread:
             self._thread.join()
         self.folder.remove()
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
         """Run a coroutine in the relay's loop. Raises RuntimeError if the relay does not run."""

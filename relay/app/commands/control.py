@@ -353,15 +353,19 @@ class OperatorClient:
         nothing: T,
     ) -> T:
         """Query the files. Raises `silent` if a daemon runs but did not answer."""
-        if isinstance(silent, ControlForbiddenError):
-            raise silent
+        reason = str(silent)
+        try:
+            if isinstance(silent, ControlForbiddenError):
+                raise silent
+        finally:
+            del silent
         from relay.app.commands.offline import with_spool_files  # noqa: PLC0415 - slow
 
-        self.without_daemon = str(silent)
+        self.without_daemon = reason
         try:
             return with_spool_files(self._settings, self._clock, ask, nothing=nothing)
         except AlreadyRunningError as running:
-            raise ControlUnavailableError(f"{silent}, but {running}") from None
+            raise ControlUnavailableError(f"{reason}, but {running}") from None
 
 
 def _conditions(selector: "Selector") -> dict[str, Any]:

@@ -235,8 +235,11 @@ class SubmissionDirectory:
                     found.append(submission)
             except OSError as error:
                 trouble = error
-        if trouble is not None and not found:
-            raise trouble
+        try:
+            if trouble is not None and not found:
+                raise trouble
+        finally:
+            del trouble
         return found
 
     def list_scheduled(self) -> list[tuple[int, str]]:
