@@ -55,7 +55,8 @@ _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML"
 class LineError(StrEnum):
     """The reply to a line that is not a command."""
 
-    BARE = "500 5.5.2 Lines must end in CRLF, and CR, LF and NUL may not stand alone"
+    BARE = "500 5.5.2 Lines must end in CRLF, and CR and NUL may not stand alone"
+    BARE_LF = "554 5.5.2 Lines must end in CRLF, LF may not stand alone, closing the connection"
     TOO_LONG = "500 5.5.2 Line too long"
     BINARY = (
         "554 5.5.0 This listener begins without TLS, and commands are text; send STARTTLS first,"
@@ -167,7 +168,7 @@ class SmtpCommandHandler:
         if verb in _HTTP_METHODS or verb.startswith(_HTTP_HOST):
             return self._close_abusive(_NO_HTTP)
         if more_follows and verb in _LAST_OF_GROUP and not self._is_trusted:
-            return self._close_early_talker(verb, _TALKS_AHEAD)
+            return self._close_rejected(verb, _TALKS_AHEAD)
         if self.may_close and verb != "QUIT":
             return self._close_with(SHUTTING_DOWN)
         if self._authentication.has_ended and verb != "QUIT":
@@ -191,7 +192,7 @@ class SmtpCommandHandler:
             return f"220 {self._listener.hostname} ESMTP Relay"
         if self._trusted_network:
             return self._close_abusive(_EARLY_TALKER)
-        return self._close_early_talker("CONNECT", _EARLY_TALKER)
+        return self._close_rejected("CONNECT", _EARLY_TALKER)
 
     def malformed(self, fault: LineError) -> str:
         """Return the reply to a line that is not a command.
@@ -199,7 +200,11 @@ class SmtpCommandHandler:
         A session that begins with binary data is TLS or another protocol of a browser. A web page
         controls parts of it, such as a session ticket, which could contain commands.
         """
-        return self._close_abusive(fault) if fault is LineError.BINARY else self.count(fault)
+        if fault is LineError.BINARY:
+            return self._close_abusive(fault)
+        if fault is LineError.BARE_LF:
+            return self._close_rejected("", fault)
+        return self.count(fault)
 
     def count(self, reply: str, *, verb: str = "") -> str:
         """Return `reply`, or 421 after too many rejected or idle commands."""
@@ -450,7 +455,7 @@ class SmtpCommandHandler:
         self._mail = None
         self._forward_paths = {}
 
-    def _close_early_talker(self, verb: str, reply: str) -> str:
+    def _close_rejected(self, verb: str, reply: str) -> str:
         self._log_rejected(verb, reply)
         return self._close_with(reply)
 

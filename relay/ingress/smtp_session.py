@@ -60,7 +60,7 @@ class InputBuffer:
         self._paused = False
         self._ended = False
         self._began = False
-        self._is_binary = False  # the first octet of the session is not text
+        self._fault: LineError | None = None  # of a session that has no commands
         self._fresh = False  # data has arrived since the reader last found nothing
         self._in_long_line = False
         self._waiter: asyncio.Future[None] | None = None
@@ -69,7 +69,8 @@ class InputBuffer:
         """Append what the transport has read."""
         if data and not self._began:
             self._began = True
-            self._is_binary = data[0] not in _TEXT
+            if data[0] not in _TEXT:
+                self._fault = LineError.BINARY
         self._data = self._data[self._at :] + data if self._at < len(self._data) else data
         self._at = 0
         self._fresh = True
@@ -86,30 +87,27 @@ class InputBuffer:
     def take_line(self, limit_bytes: int) -> bytes | LineError | None:
         """Take one line without its CRLF; return None if it is incomplete.
 
-        After a bare LF, everything up to the next CRLF is discarded as well: to a client that does
-        not end lines with LF it was one line, and no part of it may become a command (RFC 5321
-        2.3.8). A session whose first octet is not text has no commands at all.
+        After a bare LF a session has no commands any more: to a client that does not end lines with
+        LF, what follows is the same line, and no part of it may become a command (RFC 5321 2.3.8).
+        A session whose first octet is not text has none at all.
         """
-        if self._is_binary:
+        if self._fault is not None:
             self.clear()
-            return LineError.BINARY
+            return self._fault
         end = self._data.find(b"\n", self._at)
         if end < 0:
             self._fresh = False
             if len(self._data) - self._at > limit_bytes:
                 self._in_long_line = True
-                self.clear()
+                self._data, self._at = self._data[-1:], 0  # perhaps the CR of its end
             return None
         start, self._at = self._at, end + 1
-        line = self._data[start : end - 1] if end > start else b""
-        if self._in_long_line:
-            self._in_long_line = False
-            return LineError.TOO_LONG
         if end == start or self._data[end - 1] != 0x0D:
-            crlf = self._data.find(b"\r\n", self._at)
-            self._at = crlf + 2 if crlf >= 0 else len(self._data)
-            return LineError.BARE
-        if len(line) + 2 > limit_bytes:
+            self._fault = LineError.BARE_LF
+            return self._fault
+        line = self._data[start : end - 1]
+        was_long, self._in_long_line = self._in_long_line, False
+        if was_long or len(line) + 2 > limit_bytes:
             return LineError.TOO_LONG
         if b"\r" in line or b"\0" in line:
             return LineError.BARE

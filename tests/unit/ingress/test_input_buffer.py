@@ -40,9 +40,6 @@ def lines_of(one: InputBuffer, limit_bytes: int = 20) -> list:
         (b"\r\n", [b""]),
         (b"x" * 18 + b"\r\n", [b"x" * 18]),
         (b"x" * 19 + b"\r\na\r\n", [LineError.TOO_LONG, b"a"]),
-        (b"a\n", [LineError.BARE]),
-        (b"\n", [LineError.BARE]),
-        (b"a\nb\r\nc\r\n", [LineError.BARE, b"c"]),
         (b"a\rb\r\nc\r\n", [LineError.BARE, b"c"]),
         (b"a\r\r\n", [LineError.BARE]),
         (b"a\0\r\n", [LineError.BARE]),
@@ -52,6 +49,31 @@ def test_take_line(data, lines):
     one = make_input()
     one.feed(data)
     assert lines_of(one) == lines
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"NOOP\nMAIL\r\nRCPT\r\n",
+        b"\nMAIL\r\n",
+        b"NOOP\r\r\n\nMAIL\r\n",
+        b"x" * 50 + b"\nMAIL\r\nRCPT\r\n",
+        b"x" * 50 + b"\r\n\nMAIL\r\n",
+    ],
+    ids=repr,
+)
+def test_nothing_behind_a_bare_lf_becomes_a_command(data, block_bytes):
+    """However the line is cut into segments, and however long it is."""
+    one, last = make_input(), None
+    for at in range(0, len(data), block_bytes):
+        one.feed(data[at : at + block_bytes])
+        while last is not LineError.BARE_LF and (line := one.take_line(20)) is not None:
+            assert line in (LineError.BARE, LineError.TOO_LONG, LineError.BARE_LF)
+            last = line
+    assert last is LineError.BARE_LF
+    assert one.take_line(20) is LineError.BARE_LF
+    assert one.is_empty
 
 
 @pytest.mark.parametrize("block_bytes", [1, 7, 30])

@@ -51,6 +51,22 @@ async def listening(relay):
         assert server.sessions == 0
 
 
+@pytest.mark.parametrize("line", [b"VRFY a", b"VRFY " + b"a" * 20_000, b"AUTH LOGIN\r\nYQ"])
+async def test_a_command_hidden_behind_a_bare_lf_is_not_executed(listening, line):
+    """A client that sends a line with LF in it, as it was told to, sends two segments."""
+    client = await Client.connect((await listening()).address)
+    await client.reply()
+    await client.say("EHLO client.test")
+    with capture_logs() as logged:
+        client.writer.write(line + b"\n")
+        while (reply := await client.reply())[:3] == "334":
+            pass
+        assert reply.startswith("554 5.5.2 ")
+        client.writer.write(b"MAIL FROM:<alice@example.test>\r\n")
+        assert {await client.reply(), await client.reply()} <= {reply, ""}
+    assert "rejected" in [one["event"] for one in logged]
+
+
 async def test_a_disconnect_during_the_commit_keeps_the_mail(relay, listening):
     relay.spool.gate = asyncio.Event()
     server = await listening()
