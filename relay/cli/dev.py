@@ -26,6 +26,7 @@ from relay.cli.dev_options import (
     check_together,
     dev_options,
     unknown_variables,
+    visible_secrets,
 )
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
@@ -59,6 +60,8 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     logs.configure(
         "auto", clock=SystemClock(), color=not environment.no_color, level="warning"
     )  # events are printed to stdout
+    for warning in visible_secrets(click.get_current_context()):
+        _warn(warning)
     check_together(options)
     if 0 < len(options["token"]) < TOKEN_CHARACTERS:
         _warn(f"the token is easily guessed: it has fewer than {TOKEN_CHARACTERS} characters")

@@ -6,7 +6,7 @@ counts more than a variable; an empty variable counts as unset.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,6 +141,19 @@ def check_together(options: Mapping[str, Any]) -> None:
         address = options[name]
         if address is not None and not is_loopback(address):
             raise click.UsageError(f"--{name} {address}: {_EXPOSED}")
+
+
+def visible_secrets(context: click.Context) -> Iterator[str]:
+    """Yield a warning for each secret that was given as an argument."""
+    token, target = context.params["token"], context.params["release_to"]
+    for option, secret in (("--token", token), ("--release-to", target and target.password)):
+        source = context.get_parameter_source(option.lstrip("-").replace("-", "_"))
+        if secret and source is click.core.ParameterSource.COMMANDLINE:
+            what = "the token" if option == "--token" else "the password"
+            yield (
+                f"other users of this machine can read {what} of {option} in the list of "
+                f"processes: the environment variable {variable_of(option)} is not shown there"
+            )
 
 
 def _token(context: click.Context, option: click.Parameter, text: str) -> str:

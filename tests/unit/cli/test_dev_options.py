@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from relay.cli.dev import dev
-from relay.cli.dev_options import PREFIX, check_together, dev_options
+from relay.cli.dev_options import PREFIX, check_together, dev_options, visible_secrets
 from relay.settings.tree import Address
 
 
@@ -65,6 +65,46 @@ def test_every_option_has_a_variable_of_its_name():
 def test_the_environment_says_the_same_as_the_command_line(words, variable, text, name, value):
     assert read(*words)[name] == value
     assert read(**{PREFIX + variable: text})[name] == value
+
+
+def warned(*words, **environment):
+    """Return the warnings about secrets."""
+    found = []
+
+    @click.command()
+    @dev_options
+    @click.pass_context
+    def command(context, **_options):
+        found.extend(visible_secrets(context))
+
+    done = CliRunner(env=environment).invoke(command, words)
+    assert done.exit_code == 0, done.output
+    return found
+
+
+@pytest.mark.parametrize(
+    ("option", "secret"),
+    [("--token", "s3cret-s3cret-s3cret"), ("--release-to", "smtps://user:s3cret@mail.example.org")],
+)
+def test_a_secret_as_an_argument_causes_a_warning(option, secret):
+    variable = PREFIX + option.removeprefix("--").replace("-", "_").upper()
+    for words in ([option, secret], [f"{option}={secret}"]):
+        (warning,) = warned(*words)
+        assert f"of {option} in the list of processes" in warning
+        assert variable in warning
+        assert "s3cret" not in warning
+    assert warned(**{variable: secret}) == []
+    assert len(warned(option, secret, **{variable: secret})) == 1
+
+
+def test_the_warning_is_printed_to_stderr():
+    printed = refused("--once", "--no-demo", "--token", "s3cret-s3cret-s3cret")
+    assert "relay dev: other users of this machine can read the token of --token" in printed
+    assert "--token" not in refused("--once", "--no-demo", RELAY_DEV_TOKEN="s3cret-s3cret-s3cret")
+
+
+def test_arguments_without_a_secret_cause_no_warning():
+    assert warned("--release-to", "smtp://mail.example.org:587", "--token", "") == []
 
 
 def test_the_command_line_counts_more():
