@@ -1,4 +1,4 @@
-"""The owner locks of state_dir and mail store, and checks of their permissions.
+"""The owner locks of state_dir and mail store, the user who owns them, and their permissions.
 
 The spool and the pending submissions of a mail store have one owner each: the process that holds
 the lock (flock(2)). The kernel releases a lock with its process, so a free lock proves that the
@@ -9,6 +9,8 @@ text.
 import contextlib
 import fcntl
 import os
+import pwd
+from collections.abc import Iterator
 from pathlib import Path
 
 from relay import spool
@@ -53,6 +55,42 @@ class OwnerLock:
         """Release the locks."""
         while self._files:
             os.close(self._files.pop())
+
+
+@contextlib.contextmanager
+def as_owner(*folders: Path) -> Iterator[None]:
+    """Run as the owner of the first of `folders` that belongs to another user, if this is root.
+
+    All that a command writes there can then be written by the service. Call it before there are
+    threads, and after what root alone may read was read. The owner may not be able to read Relay's
+    own files either, so the spool's modules and all schemas are loaded before.
+    """
+    found = next((one.stat() for one in folders if one.exists() and one.stat().st_uid), None)
+    if os.geteuid() or found is None:
+        yield
+        return
+    from relay.mailbox.index.database import load_schema  # noqa: PLC0415 - slow
+
+    spool.load_engine()
+    load_schema()
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups(_groups_of(found.st_uid))
+    os.setegid(found.st_gid)
+    os.seteuid(found.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def _groups_of(uid: int) -> list[int]:
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:  # a number without a name
+        return []
+    return os.getgrouplist(user.pw_name, user.pw_gid)
 
 
 def is_running(run_dir: Path) -> bool:
@@ -106,6 +144,15 @@ def unusable_state(settings: Settings) -> str:
         if file.is_file() and not os.access(file, os.R_OK | os.W_OK):
             return f"state_dir: {file} cannot be written by this user"
     return ""
+
+
+def foreign_state(settings: Settings) -> str:
+    """Return why root cannot be the service, or "": no other user can write files of root."""
+    folder = settings.state_dir
+    owner = folder.stat().st_uid if folder.exists() else 0
+    if os.geteuid() or not owner:
+        return ""
+    return f"state_dir: {folder} belongs to the user {owner}: run the service as that user"
 
 
 def unwritable(name: str, folder: Path) -> str:

@@ -14,7 +14,7 @@ from relay.app.configuration import ActiveConfiguration
 from relay.app.daemon import ServiceManager
 from relay.app.daemon import serve as run
 from relay.app.pressure_monitor import raise_open_files_limit
-from relay.app.state_dir import unusable_state
+from relay.app.state_dir import foreign_state, unusable_state
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.clock import SystemClock
@@ -39,7 +39,7 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
     file, clock = context.config_file(), SystemClock()
     active = ActiveConfiguration(file, environment.variables, clock=clock)
     settings = active.settings
-    if fault := unusable_state(settings):
+    if fault := unusable_state(settings) or foreign_state(settings):
         active.close()
         raise CommandError(ExitCode.CONFIGURATION, fault)
     logs.configure(

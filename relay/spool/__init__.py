@@ -40,6 +40,16 @@ def open(  # noqa: A001 - called as spool.open()
     )
 
 
+def load_engine() -> None:
+    """Load the engine's modules and schema, for a process that gives up the rights to read them."""
+    import relay.spool.sqlite.spool  # noqa: PLC0415 - see above
+    import relay.spool.sqlite.storage  # noqa: F401, PLC0415
+    from relay.spool.sqlite import migrate  # noqa: PLC0415
+
+    migrate.schema()
+    migrate.migrations()
+
+
 def storage(settings: "Settings") -> "SpoolStorage":
     """Return the stored form of the spool; nothing is opened."""
     from relay.spool.sqlite.storage import SqliteStorage  # noqa: PLC0415 - see above

@@ -1,14 +1,15 @@
 """`relay account`: change accounts.toml in place.
 
 Comments and the order stay. One process at a time changes the file; the new text is checked as a
-whole, synced, and replaces the file at once, with the mode 0640 and the owner that it had. Secrets
-are stored as hashes, and returned once. Raises AccountError, SettingsError for a file that is or
-would be faulty, and OSError.
+whole, synced, and replaces the file at once, with the owner and the mode that it had; a new file
+has 0640. Secrets are stored as hashes, and returned once. Raises AccountError, SettingsError for a
+file that is or would be faulty, and OSError.
 """
 
 import fcntl
 import os
 import secrets
+import stat
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,10 +137,7 @@ class AccountFile:
         try:
             try:
                 write_all(descriptor, text.encode())
-                if self._path.exists():
-                    owner = self._path.stat()
-                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
-                os.fchmod(descriptor, _MODE)
+                self._give_owner(descriptor)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -148,6 +146,20 @@ class AccountFile:
             fsync_path(self._path.parent)
         finally:
             part.unlink(missing_ok=True)
+
+    def _give_owner(self, descriptor: int) -> None:
+        """Give the new file owner and mode of the one that it replaces; without one, root gives it
+        the owner of the directory.
+        """
+        if self._path.exists():
+            before = self._path.stat()
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+            return
+        if not os.geteuid():
+            folder = self._path.parent.stat()
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)
+        os.fchmod(descriptor, _MODE)
 
     def _check(self, file: Path) -> None:
         """Load `file` as the service does; faults name the file of the configuration."""

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay import spool
-from relay.app.commands.storage import as_owner
-from relay.app.state_dir import OwnerLock
+from relay.app.state_dir import OwnerLock, as_owner
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.mailbox.mail_root import NEW_ID, STORE, read_id, write_id

@@ -1,7 +1,8 @@
 """Use the spool's files without a daemon: one query, or one change of the queue.
 
 The owner lock is held while the spool is open, so a daemon cannot start meanwhile (docs/design.md
-2). Raises AlreadyRunningError if a daemon holds it; SpoolError, OSError.
+2). Root works as the owner of state_dir. Raises AlreadyRunningError if a daemon holds it;
+SpoolError, OSError.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from relay.api.dependencies import OPERATOR
 from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.app.commands.control import ControlError
 from relay.app.configuration import parse_next_hop, route_table
-from relay.app.state_dir import OwnerLock
+from relay.app.state_dir import OwnerLock, as_owner
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.http.errors import ApiError
@@ -61,11 +62,12 @@ def with_spool_files(
             await engine.stop()
 
     lock = OwnerLock(settings.run_dir)
-    lock.take()
-    try:
-        return asyncio.run(answer())
-    finally:
-        lock.give_back()
+    with as_owner(settings.state_dir):
+        lock.take()
+        try:
+            return asyncio.run(answer())
+        finally:
+            lock.give_back()
 
 
 async def execute(

@@ -1,7 +1,7 @@
 """Verify, prune, recover and back up the store and the spool, whether the relay runs or not.
 
-If root starts a command, it works as the owner of the mailboxes, so that the relay can write all
-files that the command creates. No relay can start during a repair.
+If root starts a command, it works as the owner of state_dir, so that the relay can write all files
+that the command creates. No relay can start during a repair.
 """
 
 import os
@@ -18,7 +18,7 @@ from relay import spool
 from relay.accounts.account import DEAD_LETTER
 from relay.accounts.directory import load_accounts
 from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
-from relay.app.state_dir import AlreadyRunningError, OwnerLock, is_running
+from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.clock import Clock, rfc3339
 from relay.files import check_readable, fsync_path, link_or_copy
 from relay.mailbox.verify import StoreCounts, StoreFinding, Verifier, VerifierDependencies
@@ -27,7 +27,6 @@ from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
 from relay.spool.types import SpoolError
 
 _FINDINGS_MAX = 10_000  # of one document
-_ROOT = 0
 
 
 class UnknownAccountError(Exception):
@@ -81,7 +80,7 @@ def verify(
 
     with (
         closing(accounts),
-        as_owner(boxes.root),
+        as_owner(settings.state_dir, boxes.root),
         _locked(settings, dry_run=options.dry_run) as is_owner,
     ):
         dependencies = VerifierDependencies(
@@ -137,24 +136,6 @@ def _verify_spool(
     return stored.verify(
         mode=mode, full=options.full, recount=options.recount, clock=clock, report=report
     )
-
-
-@contextmanager
-def as_owner(root: Path) -> Iterator[None]:
-    """Run as the owner of the mailboxes if the user is root."""
-    if os.geteuid() != _ROOT or not root.exists() or root.stat().st_uid == _ROOT:
-        yield
-        return
-    status, groups, group = root.stat(), os.getgroups(), os.getegid()
-    os.setgroups([])
-    os.setegid(status.st_gid)
-    os.seteuid(status.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(_ROOT)
-        os.setegid(group)
-        os.setgroups(groups)
 
 
 @contextmanager

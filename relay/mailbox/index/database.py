@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,20 @@ def _locked(mailbox: Path, kind: int) -> Iterator[None]:
         os.close(descriptor)
 
 
+@cache
+def _text(name: str) -> str:
+    return files("relay.mailbox.index").joinpath(name).read_text()
+
+
+def load_schema() -> None:
+    """Read the schema, for a process that gives up the rights to read it."""
+    _text("schema.sql")
+    _text("indexes.sql")
+
+
 def finish_schema(cursor: apsw.Cursor) -> None:
     """Create the SQL indexes, once, after the first build: they would slow it down."""
-    cursor.execute(files("relay.mailbox.index").joinpath("indexes.sql").read_text())
+    cursor.execute(_text("indexes.sql"))
 
 
 def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -170,9 +182,8 @@ def _set_up(connection: apsw.Connection) -> None:
     if found == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
         connection.execute("PRAGMA synchronous = OFF")  # a new index has nothing to lose
         connection.execute("PRAGMA journal_mode = WAL")
-        schema = files("relay.mailbox.index").joinpath("schema.sql").read_text()
         with connection:
-            connection.execute(schema)
+            connection.execute(_text("schema.sql"))
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif found != SCHEMA_VERSION:
         raise IndexDamagedError(f"schema {found}, expected {SCHEMA_VERSION}")

@@ -10,6 +10,7 @@ See docs/operation.md (Going back).
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -58,6 +59,7 @@ class Text:
         return sha256(" ".join(" ".join(lines).split()).encode()).hexdigest()
 
 
+@cache
 def migrations() -> tuple[Text, ...]:
     """Return the texts that migrate a file from each schema to the next, in order."""
     folder = files("relay.spool.sqlite").joinpath("migrations")
@@ -67,6 +69,7 @@ def migrations() -> tuple[Text, ...]:
     )
 
 
+@cache
 def schema() -> Text:
     """Return the text that creates a new file."""
     text = files("relay.spool.sqlite").joinpath("schema.sql").read_text()

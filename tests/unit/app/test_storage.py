@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 import relay.spool.sqlite.storage  # noqa: F401 - the other user may not be able to read it
-from relay.app.commands.storage import VerifyOptions, as_owner, verify
-from relay.app.state_dir import AlreadyRunningError, OwnerLock
+from relay.app.commands.storage import VerifyOptions, verify
+from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.storage import storage
 from relay.clock import SystemClock

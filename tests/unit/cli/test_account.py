@@ -95,7 +95,7 @@ def test_add_appends_an_account_with_a_token(files: Files) -> None:
     assert made["address"] == "carol@example.test"
     assert files.text.startswith(ACCOUNTS)
     assert made["token"] not in files.text
-    assert files.accounts.stat().st_mode & 0o777 == 0o640
+    assert files.accounts.stat().st_mode & 0o777 == 0o600  # as it was
     accounts = files.load()
     assert accounts.by_token(made["token"]).address == "carol@example.test"
     assert accounts.by_address("info@example.test").quota == 2 * 1024**3
