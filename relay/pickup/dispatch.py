@@ -227,7 +227,8 @@ class Pickup:
             self._store_fault.clear()
             self._attempts.pop(pending.submission_id, None)
             return
-        earlier = EarlierAttempts(earlier.failures + 1, earlier.uncertain or deferred.uncertain)
+        earlier.failures += 1
+        earlier.uncertain |= deferred.uncertain
         self._attempts[pending.submission_id] = earlier
         pause_s = retry_delay_s(earlier.failures, self._rng.random())
         reply = deferred.evidence.reply

@@ -61,12 +61,16 @@ class InboxReporter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EarlierAttempts:
-    """Earlier attempts with a submission; `uncertain`: one ended without a reply."""
+    """The attempts of this process with a submission until now.
+
+    `uncertain`: one ended without a reply. `is_recorded`: step 3 is in the log.
+    """
 
     failures: int = 0
     uncertain: bool = False
+    is_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +124,9 @@ class SubmissionProcessor:
         except ConversionFailedError as error:
             await self._move_to_corrupt(pending, content, error)
             return None
-        if not earlier.failures:
+        if not earlier.is_recorded:
             self._record(pending, Step.CONVERTED, _facts_of(message, content.size))
+            earlier.is_recorded = True
         self.crash.reached(CrashPoint.SUBMISSION_CONVERTED)
         return await self._submit(pending, message, client, earlier=earlier)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.accounts.account import DEAD_LETTER
-from relay.clock import ManualClock
+from relay.clock import ManualClock, rfc3339
 from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
@@ -463,6 +463,22 @@ async def test_an_error_of_the_store_retries_the_submission(fakes, error_once):
     await fakes.run_until_ended()
     assert set(fakes.store.filed) == {pending.submission_id}
     assert len(fakes.store.delays) == 1
+
+
+async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
+    log = fakes.folder / "log" / f"{rfc3339(fakes.clock.time_us())[:10]}-pickup"
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    pending = fakes.submit()
+    async with fakes.with_server(replies={"DOT": ["451 4.3.0 busy", "250 2.0.0 Ok: queued as 1"]}):
+        await until(lambda: len(fakes.store.delays) >= 2)
+        assert fakes.store.filed == {}
+        log.unlink()
+        fakes.log.close()
+        await fakes.store.ended()
+    assert log.read_bytes().count(b'"step":3') == 1
+    journey = await fakes.log.submission(pending.submission_id)
+    assert [step["step"] for step in journey["steps"]] == [3]
 
 
 async def test_a_submission_that_no_longer_exists_has_ended(fakes):
