@@ -93,6 +93,7 @@ def test_local_delivery_is_retried_after_the_mail_disk_was_full(remotes: Remotes
 def small_disk_for_mail(relay: RelayProcess) -> Iterator[None]:
     relay.stop()
     with small_disk(relay.folder / "mail", size_bytes=1024 * KIB):
+        relay.adopt_mail_root()
         relay.start()
         yield
         relay.stop()

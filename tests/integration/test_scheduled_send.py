@@ -92,6 +92,7 @@ def test_a_full_disk_leaves_scheduled_messages_unchanged(remotes: Remotes) -> No
     with remotes.relay() as relay:
         relay.stop()
         with small_disk(relay.folder / "mail", size_bytes=1024 * 1024):
+            relay.adopt_mail_root()
             relay.start()
             identity = relay.send_mail(to=["bob@example.test"], subject="first", **later(HOUR))
             with filled(relay.folder / "mail"):

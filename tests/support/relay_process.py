@@ -350,6 +350,11 @@ class RelayProcess:
         assert done.returncode == 0, f"relay {' '.join(words)}: {done.returncode} {done.stderr}"
         return json.loads(done.stdout)
 
+    def adopt_mail_root(self) -> None:
+        """Accept the empty directory that is the mail root now, while the relay is stopped."""
+        done = self.cli("storage", "adopt", "new", "--yes")
+        assert done.returncode == 0, done.stderr
+
     def client_config(self) -> Path:
         """The same configuration with the ports that were really taken, for `relay send`."""
         listeners = zip(self.config["smtp"], self.ready["smtp"], strict=True)
