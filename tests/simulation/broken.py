@@ -16,6 +16,7 @@ from unittest.mock import patch
 from relay.clock import QueueTime
 from relay.delivery import attempt_result, outbound_session, retry, scheduler
 from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.next_hop_resolution import SiteKey, Sites
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.delivery.retry import RetrySchedule
@@ -29,6 +30,7 @@ from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
+from relay.spool.queue_commands import Operation
 from relay.spool.sqlite import maintenance, queue_changes, transactions, writer
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite.disk_space import ReserveFile
@@ -38,7 +40,15 @@ from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.sqlite.writer import Batch, Writer
 from tests.simulation.clock import WorldClock
 from tests.simulation.neighbours import Mailboxes
-from tests.simulation.scenario import NEVER_S, Scenario, make
+from tests.simulation.scenario import (
+    BESIDE,
+    GATED,
+    NEVER_S,
+    STRICT,
+    STRICT_MX,
+    Scenario,
+    make,
+)
 
 _OPERATORS = 10
 _SLOWEST = "3/300"
@@ -78,6 +88,41 @@ def _cancelled_in_flight(plan: Scenario) -> bool:
 
 def _paused(plan: Scenario) -> bool:
     return any(trouble.kind == "pause" for trouble in plan.troubles)
+
+
+def _held_for_a_time(plan: Scenario) -> bool:
+    """Whether few other operators release what is held for a time."""
+    return not _operated(plan) and any(
+        trouble.kind == "timed hold" and trouble.amount < plan.expire_after_s / 2
+        for trouble in plan.troubles
+    )
+
+
+def _held_and_never_anew(plan: Scenario) -> bool:
+    return _held_for_a_time(plan) and _never_anew(plan)
+
+
+def _guarded(plan: Scenario) -> bool:
+    """Whether a host has mail of a next hop with a login, and of one without."""
+    domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
+    return domains >= {GATED, BESIDE}
+
+
+def _in_clear(plan: Scenario) -> bool:
+    """Whether a host has mail that needs TLS, and other mail."""
+    domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
+    return domains >= {STRICT, STRICT_MX}
+
+
+def _keys_grow_old(plan: Scenario) -> bool:
+    """Whether pickup repeats a submission near the end of its key, in a process that prunes."""
+    keep_s = plan.submission_keep_s
+    is_late = any(one.comes_back_s > keep_s / 2 for one in plan.letters if one.via == "pickup")
+    return is_late and plan.history_s is not None
+
+
+def _without_rates(plan: Scenario) -> bool:
+    return not plan.rate and not plan.route_rate
 
 
 def _filled(plan: Scenario) -> bool:
@@ -324,6 +369,47 @@ def _keys_with_history(_original: Any) -> Any:
     return prune_keys
 
 
+def _keys_end_early(original: Any) -> Any:
+    return lambda cursor, now_us: original(cursor, now_us + 3600 * 1_000_000)
+
+
+def _held_without_end(original: Any) -> Any:
+    def wait(self: Any, key: Any, facts: Any, *, retry_us: Any) -> None:
+        is_hold = self._order.operation is Operation.HOLD
+        original(self, key, facts, retry_us=None if is_hold else retry_us)
+
+    return wait
+
+
+def _sites_shared_by(key_of: Callable[[SiteKey], object]) -> Callable[[Any], Any]:
+    """Have next hops with the same `key_of` share a site."""
+
+    class Shared(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            return super().get(key_of(key), default)
+
+        def __setitem__(self, key: Any, site: Any) -> None:
+            super().__setitem__(key_of(key), site)
+
+    def make_it(original: Any) -> Any:
+        def initialise(self: Sites, *args: Any, **more: Any) -> None:
+            original(self, *args, **more)
+            self._sites = Shared(self._sites)
+
+        return initialise
+
+    return make_it
+
+
+def _whatever_the_login(key: SiteKey) -> object:
+    return key[0]
+
+
+def _whatever_the_tls(key: SiteKey) -> object:
+    hosts, login = key
+    return tuple((name, port) for name, port, _ in hosts), login
+
+
 def _no_rate_of_routes(original: Any) -> Any:
     return lambda *args: replace(original(*args), rate="")
 
@@ -509,5 +595,11 @@ BROKEN = (
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
+    Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=_guarded),
+    Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=_in_clear),
+    Broken("a timed hold is for ever", _instead(queue_changes._EntryChanger, "_wait", _held_without_end), "held too long", where=_held_for_a_time),
+    Broken("a hold's end wakes nobody", _instead(DeliveryScheduler, "due_at", _nothing), "held too long", where=_held_and_never_anew),
+    Broken("a freed slot wakes nobody", _instead(ConnectionSlots, "_pass_on", _nothing), "nothing was done", where=_without_rates),
+    Broken("keys end early", _instead(maintenance, "prune_keys", _keys_end_early), "invariant 7", where=_keys_grow_old),
     Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),
 )  # fmt: skip

@@ -13,14 +13,14 @@ from relay.pressure import PressureLevel
 from relay.spool.queue_commands import CommandResult, Operation
 from relay.spool.types import PriorityLevel
 from tests.simulation.rows import Message
-from tests.simulation.sites import MANNERS
+from tests.simulation.sites import MANNERS, REFUSING_LOGINS
 
-# No site of a world speaks TLS or asks for a password; nothing of ours breaks down.
-_UNREACHABLE = {DeferralClass.TLS, DeferralClass.AUTH, DeferralClass.INTERNAL}
+_UNREACHABLE = {DeferralClass.INTERNAL}  # nothing of ours breaks down
 _ALWAYS_DONE = (Operation.CANCEL, CommandResult.UNCHANGED)  # whatever lives can be cancelled
 _PARTS_OF_LIFE = ("starting", "working", "stopping", "an order", "maintenance", "a report")
 WANTED = (
-    *(f"site: {manner.name}" for manner in MANNERS),
+    *(f"site: {manner.name}" for manner in (*MANNERS, REFUSING_LOGINS)),
+    "in memory: for two logins of a host", "in memory: for two TLS policies",
     *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),
     *(f"outcome: {name}" for name in ("delivered", "relayed", "failed", "indeterminate")),
     *(f"state: {state}" for state in sorted(FINAL - {RecipientState.EXPANDED})),
@@ -35,12 +35,12 @@ WANTED = (
     *(f"answer: {word}" for word in ("250", "4yz", "5yz", "none")),
     "accepted: as no claim", "accepted: in a file", "accepted: in two versions", "accepted: large",
     "accepted: repeated",
-    "accepted: repeated, behind its history",
+    "accepted: repeated, behind its history", "accepted: repeated, with an old key",
     "added by a rule", "clock: jumped", "clock: wrong", "clock: a doubtful gap", "history: pruned", "mailbox: full", "power: lost",
     "released as before: queued, due now", "released as before: deferred, due now",
     "released as before: deferred, due later",
     "reported in flight: relayed", "reported in flight: not relayed",
-    "rate: waited", "released by its time", "settled: fenced", "settled: some",
+    "rate: waited", "released by its time", "released by its time: as answered", "settled: fenced", "settled: some",
     "silent: NOTIFY=NEVER", "silent: null reverse-path", "silent: a stranger",
 )  # fmt: skip
 

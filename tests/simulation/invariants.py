@@ -20,7 +20,15 @@ from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger
 from tests.simulation.neighbours import MARK, MARKED
 from tests.simulation.rows import Message, Recipient, Rows
-from tests.simulation.scenario import HOME, PEOPLE, VICTIM, Letter, Scenario
+from tests.simulation.scenario import (
+    HOME,
+    PEOPLE,
+    SERVED_BY,
+    VICTIM,
+    Letter,
+    Scenario,
+    submission_key,
+)
 from tests.simulation.senders import content as content_of
 from tests.simulation.sites import TOKEN, Site, Taken, name_of
 
@@ -199,7 +207,7 @@ def _refuses(evidence: Evidence, message: Message, address: str, next_hop: str, 
         and refusal.address in ("", address)
         and (not refusal.address or refusal.reverse_path == message.reverse_path)
         and evidence.ledger.names.get(refusal.name, refusal.name) in ("", message.id)
-        for site in evidence.sites.get(domain, ())
+        for site in evidence.sites.get(SERVED_BY.get(domain, domain), ())
         for refusal in site.refusals
     )
 
@@ -429,7 +437,7 @@ def keys_are_kept(evidence: Evidence) -> Iterator[str]:
     ids: dict[str, set[str]] = defaultdict(set)
     for one in evidence.ledger.tries:
         if one.letter.via == "pickup" and one.queue_id:
-            ids[f"draft{one.letter.number}.1"].add(one.queue_id)
+            ids[submission_key(one.letter)].add(one.queue_id)
     for message in evidence.rows.messages.values():
         if message.submission_id:
             ids[message.submission_id].add(message.id)

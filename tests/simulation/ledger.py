@@ -15,20 +15,34 @@ from relay.delivery.content_cache import ContentCache
 from relay.delivery.site_limits import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.message.lifecycle import PARKED, RecipientState
+from relay.message.nexthop import HERE
 from relay.message.outcome import Deferred, Delivered, Failed, Relayed
 from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
 from relay.spool.sqlite.content_files import is_in_file
 from relay.spool.types import Accepted, Claim, DueBatch, DueQuery, Settlement, SpoolError
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.life import Life
+from tests.simulation.progress import Progress
 from tests.simulation.rows import Message
-from tests.simulation.scenario import Letter, Scenario
+from tests.simulation.scenario import (
+    BESIDE,
+    GATE,
+    GATED_HOP,
+    ROUTED,
+    STRICT,
+    STRICT_MX,
+    Letter,
+    Scenario,
+    submission_key,
+)
 from tests.simulation.waits import Waits
 from tests.simulation.world import World
 
 Key = tuple[str, int]
 CONTENTS_BYTES = 200_000  # of contents in memory, in addition to those of claims
+_ANY = ""  # in place of a message
 _MOMENT_S = 0.001
+_WAKE_S = 300.0  # no pause of the relay is as long
 _JUMP_US_MIN = 80_000_000_000
 _TASKS_BESIDE = 60  # listeners, mailbox workers, maintenance and tasks about to end
 
@@ -86,7 +100,12 @@ class Ledger:
         self.waits = Waits(plan)
         self.operated: Counter[Key] = Counter()  # how often an operator changed an entry
         self.cancelled: set[Key] = set()  # as answered to an operator
-        self.unanswered: Counter[str] = Counter()  # commands for a message that were not answered
+        # commands for a message, or for any, that were not answered
+        self.unanswered: Counter[str] = Counter()
+        self._held_until_us: dict[Key, int] = {}  # as answered to an operator
+        self.progress = Progress(world)
+        # how long nothing was done before a claim came, and when it came, in queue time
+        self._taken: dict[Key, tuple[Progress, float, float]] = {}
         self._in_flight: set[Key] = set()  # as answered to the operator, until they are settled
 
     # -- the spool's side
@@ -105,6 +124,7 @@ class Ledger:
             if claim.due_us > self.queue_us():
                 self.world.fault(f"invariant 6: {key} is claimed before it is due")
             self._judge_claim(claim)
+            self._judge_hold(claim)
             if claim.epoch <= self.epochs.get(key, 0):
                 self.world.fault(f"invariant 3: epoch {claim.epoch} of {key} is not new")
             if key in self.open and self.open[key].epoch not in self._settling[key]:
@@ -116,6 +136,11 @@ class Ledger:
                 self._told_in_flight(key)
             self.epochs[key] = claim.epoch
             self.open[key] = claim
+            now_s = self.world.clocks.steady_s()
+            self._taken[key] = (self.progress, self.progress.idle_s, now_s)
+        hosts = {claim.next_hop.host for claim in self.open.values()}
+        self.world.reached["in memory: for two logins of a host"] += hosts >= {GATE, BESIDE}
+        self.world.reached["in memory: for two TLS policies"] += hosts >= {STRICT, STRICT_MX}
         self.looks_idle()
         if len(self.open) > self._claims_max:
             self.world.fault(f"invariant 8: {len(self.open)} claims in memory")
@@ -135,6 +160,15 @@ class Ledger:
         for words in self.waits.claimed(claim, ready_s=(ready_us - BEGINNING_US) / 1e6):
             self.world.fault(f"invariant 6: {words}")
 
+    def _judge_hold(self, claim: Claim) -> None:
+        """Invariant 6: a hold ends at its time."""
+        until_us = self._held_until_us.pop(claim.key, None)
+        if until_us is None or self.unanswered[claim.message.id] or self.unanswered[_ANY]:
+            return
+        for words in self.waits.claimed(claim, ready_s=(until_us - BEGINNING_US) / 1e6):
+            self.world.fault(f"invariant 6: held too long: {words}")
+        self.world.reached["released by its time: as answered"] += claim.due_us >= until_us
+
     def looks_idle(self, *, works: bool | None = None) -> None:
         """Note whether the process has no claim; `works`: it begins, or ceases, to claim."""
         self._works = self._works if works is None else works
@@ -142,6 +176,22 @@ class Ledger:
         note(self.world.clocks.steady_s())
 
     _works = False
+
+    def begins_anew(self) -> None:
+        """Another process begins: what the one before did is nothing to it."""
+        self.progress = Progress(self.world)
+        self._taken.clear()
+
+    def _judge_progress(self, claim: Claim) -> None:
+        """Invariant 6: a claim in memory waits for something that goes on, or for a rate."""
+        progress, idle_s, taken_s = self._taken.pop(claim.key, (self.progress, None, 0.0))
+        is_rated = self._plan.rate or (self._plan.route_rate and claim.next_hop.host == ROUTED)
+        if idle_s is None or is_rated or claim.next_hop.kind in HERE:
+            return
+        lost_s = progress.idle_s - idle_s - self.outage_s(taken_s, self.world.clocks.steady_s())
+        if lost_s > _WAKE_S:
+            words = f"{claim.key} was in memory, and nothing was done for {lost_s:.0f} s"
+            self.world.fault(f"invariant 6: {words}")
 
     def settles(self, claim: Claim) -> bool:
         """Note that a settlement begins, which others may see before who waits for it; whether the
@@ -183,6 +233,7 @@ class Ledger:
             self._tried.add(key)
         elif claim.state in PARKED and not settlement.expired:
             self._kept_in_doubt.add(key)  # past its end, perhaps, until somebody releases it
+        self._judge_progress(claim)
         if held:
             self._judge_delay(settlement)
             self._judge_wait(settlement)
@@ -273,17 +324,29 @@ class Ledger:
         """Whether it is claimed, and its settlement is not being written."""
         return key in self.open and self.open[key].epoch not in self._settling[key]
 
+    def asked(self, order: QueueCommand) -> None:
+        """An operator gave a queue command."""
+        self.unanswered.update(order.selector.ids or (_ANY,))
+
+    def answer_lost(self) -> None:
+        """Nobody knows what became of the commands that were not answered: any entry may be changed."""
+        if self.unanswered.pop(_ANY, 0):
+            self._held_until_us.clear()
+
     def answered(
         self, order: QueueCommand, changed: CommandReport, *, unclaimed: Mapping[Key, int]
     ) -> None:
         """An operator received the result of a queue command; `unclaimed` has the epochs of the entries
         that nobody had when it was given.
         """
-        self.unanswered.subtract(order.selector.ids)
+        self.unanswered.subtract(order.selector.ids or (_ANY,))
         for one in changed.entries:
             key = (one["id"], one["entry"])
             if one["result"] == CommandResult.DONE:
                 self.operated[key] += 1
+                self._held_until_us.pop(key, None)
+                if order.operation is Operation.HOLD and order.until_us is not None:
+                    self._held_until_us[key] = order.until_us
                 if order.operation is Operation.CANCEL:
                     self.cancelled.add(key)
                     if self.is_in_flight(key):
@@ -310,6 +373,7 @@ class Ledger:
         self.looks_idle()
 
     def died(self) -> None:
+        self.answer_lost()
         self.ghosts += self.open.values()
         for claim in self.open.values():
             self.waits.lost(claim)
@@ -323,11 +387,21 @@ class Ledger:
         self._in_flight_since_s.clear()
         self._dots.clear()
 
+    def repeated(self, key: str) -> None:
+        """A submission was repeated."""
+        keep_s = self._plan.submission_keep_s
+        for letter in self._plan.letters:
+            if submission_key(letter) == key and self.world.time() > letter.at_s + keep_s / 2:
+                self.world.reached["accepted: repeated, with an old key"] += 1
+
     # -- the sites' side
 
-    def dot(self, connection: str, name: str, addresses: Collection[str]) -> None:
+    def dot(
+        self, connection: str, name: str, addresses: Collection[str], *, is_logged_in: bool
+    ) -> None:
         """A final dot has come: what went before it on the connection must be settled by now."""
         queue_id = self.names.get(name, name)
+        self._judge_session(connection, queue_id, addresses, is_logged_in=is_logged_in)
         before = self._dots.get(connection)
         if before is not None and (before[0], before[1]) != (queue_id, tuple(addresses)):
             earlier_id, earlier, count = before
@@ -337,6 +411,22 @@ class Ledger:
                 )
         count = self._settlements(queue_id, addresses)
         self._dots[connection] = (queue_id, tuple(addresses), count)
+
+    def _judge_session(
+        self, connection: str, queue_id: str, addresses: Collection[str], *, is_logged_in: bool
+    ) -> None:
+        """A session is for next hops with its login and its TLS; no host of a world has TLS."""
+        if self.waits.is_rerouted(queue_id):
+            return
+        for claim in self.open.values():
+            if claim.message.id != queue_id:
+                continue
+            if not any(one.path.address in addresses for one in claim.recipients):
+                continue
+            if is_logged_in != (str(claim.next_hop) == GATED_HOP):
+                self.world.fault(f"{claim.key} came on {connection}, which has another login")
+            if claim.next_hop.host == STRICT:
+                self.world.fault(f"{claim.key} came on {connection}, which has no TLS")
 
     def late(self, claim: Claim) -> None:
         """Its turn has come before, and it begins now: there was no room for its content."""
@@ -412,10 +502,12 @@ class Witness:
 
     async def accept(self, message: Any, **more: Any) -> Accepted:
         world, was_full = self._ledger.world, self._disk.full
-        accepted = await self._spool.accept(message, **more)
+        with self._ledger.progress.made():
+            accepted = await self._spool.accept(message, **more)
         with self._judging():
             if accepted.repeated:
                 world.reached["accepted: repeated"] += 1
+                self._ledger.repeated(more["submission_key"])
                 if accepted.queue_id in self._ledger.archive:
                     world.reached["accepted: repeated, behind its history"] += 1
             elif was_full and self._disk.full:
@@ -437,7 +529,8 @@ class Witness:
             self._life.doing.append("a report")
             self._life.may_die(self._ledger.world.rng)
         try:
-            held, claims = await self._spool.settle(settlement, **more)
+            with self._ledger.progress.made():
+                held, claims = await self._spool.settle(settlement, **more)
         finally:
             if settlement.reports:
                 self._life.doing.remove("a report")
@@ -449,7 +542,8 @@ class Witness:
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         kind = "sender" if look.sender is not None else "next hop" if look.next_hop else "onward"
         self._ledger.world.reached[f"look: {kind}"] += 1
-        seen: DueBatch = await self._spool.claim_due(now_us, limit, look)
+        with self._ledger.progress.made():
+            seen: DueBatch = await self._spool.claim_due(now_us, limit, look)
         with self._judging():
             self._ledger.claimed(seen.claims, self._life)
         return seen
@@ -457,7 +551,8 @@ class Witness:
     async def read_content(self, content_id: int, **more: Any) -> Content:
         if self._disk.unreadable:
             raise SpoolError("simulated")
-        content: Content = await self._spool.read_content(content_id, **more)
+        with self._ledger.progress.made():
+            content: Content = await self._spool.read_content(content_id, **more)
         used_bytes = self.contents._used
         if used_bytes > max(CONTENTS_BYTES, LARGE_BYTES):
             self._ledger.world.fault(f"invariant 8: {used_bytes} bytes of contents in memory")

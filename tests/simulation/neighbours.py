@@ -12,11 +12,12 @@ from tempfile import TemporaryDirectory
 from relay.mailbox.types import DeliveryResult, MailboxFullError, Room, StoreUnavailableError
 from relay.message.content import Content, LargeContent, octets_in_blocks
 from relay.message.nexthop import HopKind, NextHop
+from relay.message.tls_policy import TlsPolicy
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import read_rules
 from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, Resolution, TemporaryFailure
 from tests.simulation.ledger import Ledger
-from tests.simulation.scenario import Scenario
+from tests.simulation.scenario import BESIDE, GATE, SERVED_BY, STRICT, Scenario
 from tests.simulation.world import World
 
 RULES = """
@@ -43,6 +44,7 @@ then = [ { set_header = { name = "X-Version", value = "marked" } } ]
 """
 MARKED = ("u1", "u2", "u3", "u4", "alice@")  # whose version of the content has the mark
 MARK = b"X-Version: marked\r\n"
+GATE_ADDRESS, GATE_PORT = "127.0.0.1", 25
 _FLICKER_S = 700.0
 
 
@@ -83,7 +85,8 @@ class Mailboxes:
         over_quota: bool = False,
         is_repeat: bool = False,
     ) -> DeliveryResult:
-        await asyncio.sleep(self._world.rng.random() * 0.01)
+        with self._ledger.progress.made():
+            await asyncio.sleep(self._world.rng.random() * 0.01)
         if self._world.rng.random() < self._fails and self._world.time() < self._ledger.calm_s:
             raise StoreUnavailableError("the disk of the mailboxes is away")
         there = self._ledger.inboxes
@@ -107,16 +110,18 @@ def _whole(content: Content) -> bytes:
 class Names:
     """The name servers: a Resolver."""
 
-    def __init__(self, world: World, scenario: Scenario) -> None:
+    def __init__(self, world: World, ledger: Ledger, scenario: Scenario) -> None:
         self._world = world
+        self._ledger = ledger
         self._scenario = scenario
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         rng = self._world.rng
-        await asyncio.sleep(rng.random() * rng.choice((0.01, 0.01, 10.0)))
+        with self._ledger.progress.made():
+            await asyncio.sleep(rng.random() * rng.choice((0.01, 0.01, 10.0)))
         domain = next_hop.host
-        if next_hop.kind is not HopKind.MX:
-            return Hosts((Host(domain, 0, (domain,), next_hop.port),))
+        if next_hop.kind is not HopKind.MX or domain == BESIDE:
+            return Hosts((Host(GATE, 0, (GATE_ADDRESS,), GATE_PORT),))
         match self._scenario.unresolved.get(domain):
             case "nxdomain":
                 return NoSuchDomain(domain)
@@ -126,10 +131,12 @@ class Names:
                 return TemporaryFailure("SERVFAIL")
             case "flickering" if self._world.time() % _FLICKER_S < _FLICKER_S / 2:
                 return TemporaryFailure("SERVFAIL")
+        own = TlsPolicy("required") if domain == STRICT else None  # as MTA-STS would have it
+        domain = SERVED_BY.get(domain, domain)
         hosts = self._scenario.domains.get(domain, self._scenario.domains["victim.test"])
         return Hosts(
             tuple(
-                Host(host_name(number, domain), number // 2, (address(number, domain),), 25)
+                Host(host_name(number, domain), number // 2, (address(number, domain),), 25, own)
                 for number in range(len(hosts))
             )
         )

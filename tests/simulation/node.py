@@ -30,7 +30,7 @@ from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import Address, Route, SmtpListener
+from relay.settings.tree import Address, Route, RouteAuth, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.sqlite.spool import SqliteSpool
@@ -41,12 +41,12 @@ from tests.simulation.clock import WorldClock
 from tests.simulation.ledger import Ledger, WatchedContents, Witness
 from tests.simulation.life import Death, Life
 from tests.simulation.maintenance import SimulatedMaintenance, SimulatedReserveFile
-from tests.simulation.scenario import HOME, PEOPLE, ROUTED, Scenario
+from tests.simulation.scenario import GATED, GATED_HOP, HOME, PEOPLE, ROUTED, Scenario
+from tests.simulation.sites import LOGIN
 from tests.simulation.world import World
 
 RELAY_IP = "192.0.2.1"
 SMTP_PORT = 25
-_KEEP_S = 86400.0 * 14
 TIMEOUTS = Timeouts(connect_s=30, command_s=60, data_s=60, block_s=60, dot_s=120, quit_s=2)
 
 
@@ -134,11 +134,12 @@ class Node:
         routes = (
             Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"),
             Route(ROUTED, "mx", max_rate=scenario.route_rate),
+            Route(GATED, GATED_HOP, auth=_login(home)),
         )  # fmt: skip
         self.table = RouteTable(routes, [HOME], accounts, tls="none")
         self.spool = SqliteSpool(
             self._path, clock=self.clock, crash=Points(around.disk),
-            metrics=self.metrics, submission_keep_s=_KEEP_S,
+            metrics=self.metrics, submission_keep_s=scenario.submission_keep_s,
             captured=CapturedMail(int(scenario.captured_keep_s * 1_000_000)), inline=True,
             reserve_file=SimulatedReserveFile(home / "ballast", around.disk),
         )  # fmt: skip
@@ -195,7 +196,9 @@ class Node:
             resolver=around.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
             active_queue=ActiveQueue(claims_max=scenario.window_claims),
-            connect=partial(connect, ehlo_name="relay.test", timeouts=TIMEOUTS),
+            connect=around.ledger.progress.watched_connect(
+                partial(connect, ehlo_name="relay.test", timeouts=TIMEOUTS)
+            ),
         )  # fmt: skip
 
     async def start(self) -> None:
@@ -238,6 +241,13 @@ class Node:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and not self.life.dead:
             self._world.fault(f"a task for good has ended: {task.exception()!r}")
+
+
+def _login(home: Path) -> RouteAuth:
+    user, password = LOGIN
+    file = home / "password"
+    file.write_text(password)
+    return RouteAuth(user, file)
 
 
 def _left_alone(*_args: object) -> None:

@@ -63,6 +63,29 @@ def ids_in_flight(node: Any, ledger: Ledger) -> list[str]:
     return sorted({key[0] for key in in_flight} & set(_ids(ledger)))
 
 
+class TimedHold:
+    """An operator who holds what waits in the queue, for a time."""
+
+    def __init__(self, hold_s: float) -> None:
+        self._hold_s = hold_s
+        self.is_done = False
+
+    async def hold(self, node: Any, ledger: Ledger, world: World) -> None:
+        """Hold it, if there is any mail."""
+        ids = set(_ids(ledger))
+        listed = await node.spool.queue_admin.list(Selector(all=True), limit=_LISTED_MAX)
+        chosen = {one["id"] for one in listed if one["state"] in ("queued", "deferred")} & ids
+        if not chosen:
+            return
+        order = QueueCommand(
+            operation=Operation.HOLD,
+            selector=Selector(ids=tuple(sorted(chosen))),
+            who=_WHO,
+            until_us=node.clock.queue_us() + int(self._hold_s * 1e6),
+        )
+        self.is_done = await _execute(order, node, ledger, world) is not None
+
+
 class Pause:
     """An operator who holds some mail and later releases it as before."""
 
@@ -124,7 +147,7 @@ async def _execute(
     rng = world.rng
     unclaimed = {key: epoch for key, epoch in ledger.epochs.items() if key not in ledger.open}
     if not order.dry_run:
-        ledger.unanswered.update(order.selector.ids)
+        ledger.asked(order)
     try:
         node.life.doing.append("an order")
         node.life.may_die(rng)
@@ -133,6 +156,7 @@ async def _execute(
         changed: CommandReport = await node.spool.queue_admin.execute(order)
     except SpoolError as error:
         world.note("operator:", order.operation, error)
+        ledger.answer_lost()
         return None
     finally:
         node.life.doing.remove("an order")

@@ -31,18 +31,26 @@ from tests.simulation import coverage, invariants, operators, scenario, tripwire
 from tests.simulation.disk import Disk
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import Life
-from tests.simulation.neighbours import Mailboxes, Names, address, host_name, rules
+from tests.simulation.neighbours import (
+    GATE_ADDRESS,
+    GATE_PORT,
+    Mailboxes,
+    Names,
+    address,
+    host_name,
+    rules,
+)
 from tests.simulation.network import ioctl, open_listener
 from tests.simulation.node import Node, VerifierDependencies
 from tests.simulation.order import EndlessError
 from tests.simulation.rows import anchored_boot, read_rows
-from tests.simulation.scenario import ROUTED, LifePlan, Scenario, Start
+from tests.simulation.scenario import GATE, ROUTED, STRICT_MX, LifePlan, Scenario, Start
 from tests.simulation.senders import Senders
 from tests.simulation.sites import AT_ONCE, Site
 from tests.simulation.world import World
 
 _LOOK_S = 120.0
-_LOOKS_MAX = 200  # for an entry that is in flight
+_LOOKS_MAX = 200  # for an entry that is in flight, or waits
 _STARTS_MAX = 50  # each life keeps its own disk; together longer than a disk is full
 Variant = Callable[[], AbstractContextManager[object]]
 
@@ -140,9 +148,11 @@ class _Play:
         self._rate_sites()
         store = Mailboxes(world, self.ledger, plan)
         self.around = VerifierDependencies(
-            world, plan, self.ledger, Names(world, plan), store, rules(), self.disk
+            world, plan, self.ledger, Names(world, self.ledger, plan), store, rules(), self.disk
         )
-        self.senders = Senders(world, self.ledger, plan.patience_s)
+        self.senders = Senders(
+            world, self.ledger, plan.patience_s, submission_keep_s=plan.submission_keep_s
+        )
         world.on_call = self._called
         self.node: Node | None = None
         self.last_home = folder
@@ -157,6 +167,10 @@ class _Play:
             ]
             for number, one in enumerate(sites[domain]):
                 self.world.at((address(number, domain), 25), one.host())
+        if self.plan.gate is not None:
+            gate = site(GATE, self.plan.gate, has_login=True)
+            sites[GATE] = [gate]
+            self.world.at((GATE_ADDRESS, GATE_PORT), gate.host())
         return sites
 
     def _rate_sites(self) -> None:
@@ -164,6 +178,8 @@ class _Play:
         for domain, sites in self.sites.items():
             own = self.plan.route_rate if domain == ROUTED else ""
             rate = stricter(parse_rate(self.plan.rate), parse_rate(own))
+            if domain == GATE:  # next hops with and without a login have a rate each
+                continue
             if rate and all(site.manner.name in AT_ONCE for site in sites):
                 self.ledger.rated[domain] = rate
 
@@ -195,7 +211,9 @@ class _Play:
         }
         site = name.partition(".")[2]
         at_site = sum(n for host, n in open_calls.items() if host.partition(".")[2] == site)
-        if at_site > self.plan.connections_per_site:
+        # two next hops that must not share connections are two sites
+        count = 2 if site in ("", STRICT_MX) else 1
+        if at_site > count * self.plan.connections_per_site:
             self.world.fault(f"invariant 4: {at_site} connections to {site}")
         if sum(open_calls.values()) > self.plan.connections_max:
             self.world.fault(f"invariant 4: {sum(open_calls.values())} connections in all")
@@ -246,6 +264,7 @@ class _Play:
         )  # fmt: skip
         life.lasts = senders is not None
         self.ledger.starts_s.append(world.time())
+        self.ledger.begins_anew()
         self._was_power_lost = self._power_lost
         if self._power_lost:
             world.reached["power: lost"] += 1
@@ -368,6 +387,8 @@ class _Play:
                     await self._as_operator(operators.operate)
                 case "cancel in flight":
                     self._patient(self._cancel_in_flight())
+                case "timed hold":
+                    self._patient(self._hold_for_a_time(trouble.amount))
                 case "pause":
                     self._patient(self._pause(trouble.amount))
 
@@ -384,6 +405,14 @@ class _Play:
         for _ in range(_LOOKS_MAX):
             if self._is_working and operators.ids_in_flight(self.node, self.ledger):
                 await self._as_operator(operators.cancel_in_flight)
+                return
+            await asyncio.sleep(self.world.rng.random() * 10)
+
+    async def _hold_for_a_time(self, hold_s: float) -> None:
+        timed = operators.TimedHold(hold_s)
+        for _ in range(_LOOKS_MAX):
+            await self._as_operator(timed.hold)
+            if timed.is_done:
                 return
             await asyncio.sleep(self.world.rng.random() * 10)
 

@@ -8,18 +8,27 @@ from random import Random
 
 from relay.clock import DOUBT_US
 from relay.message.envelope import Notify
-from tests.simulation.sites import MANNERS, Manner
+from tests.simulation.sites import MANNERS, REFUSING_LOGINS, Manner
 
 PEOPLE = ("alice", "bob", "carol")
 HOME = "home.test"
 AWAY = "away.test"  # where a trusted sender lives whose reports go out
 ROUTED = "d0.test"  # which has a route of its own
+GATE = "localhost"  # a host to which a password is sent in clear
+GATED = "gated.test"  # whose route leads to the gate, with a login
+GATED_HOP = f"smtp://{GATE}:25"
+BESIDE = "beside.test"  # whose MX is the gate: without the login
+STRICT = "strict.test"  # whose MX are those of STRICT_MX, under a policy that requires TLS
+STRICT_MX = "d1.test"
+SERVED_BY = {GATED_HOP: GATE, BESIDE: GATE, STRICT: STRICT_MX}  # whose sites a next hop has
 VICTIM = "victim@victim.test"  # whose address strangers write as their own
 _RECIPIENTS = (1, 1, 1, 1, 2, 2, 3, 3, 6, 40)
 _FUTURES = (Notify.NEVER, Notify.FAILURE, Notify.SUCCESS)
 _HOUR_S = 3600.0
 _DAY_S = 24 * _HOUR_S
 NEVER_S = 1e9
+_WINDOW_LEAST, _BURST_S = 3, 60.0
+_TIMED_HOLDS_S = (100.0, 700.0, 4000.0)
 _BY_CLASS: tuple[dict[str, tuple[float, ...]], ...] = (
     {}, {}, {"recipient": (30.0, 100.0), "connect": (900.0,)}, {"mailbox": (10.0, 20.0, 400.0)},
     {"dns": (50.0,), "site": (200.0, 100.0), "protocol": (700.0,)},
@@ -42,6 +51,11 @@ class Letter:
     comes_back_s: float = 0.0  # how long it stays away then, at least
 
 
+def submission_key(letter: Letter) -> str:
+    """What pickup sends as ENVID."""
+    return f"draft{letter.number}.1"
+
+
 @dataclass(frozen=True)
 class LifePlan:
     """How one process ends: after so many steps, writes or commits, so many steps after a sync that
@@ -60,7 +74,7 @@ class LifePlan:
 
 @dataclass(frozen=True)
 class Trouble:
-    """`kind`: full | sync | jump | operator | unreadable | cancel in flight | pause."""
+    """`kind`: full | sync | jump | operator | unreadable | cancel in flight | pause | timed hold."""
 
     at_s: float
     kind: str
@@ -114,6 +128,8 @@ class Scenario:
     full: tuple["Full", ...] = ()
     unresolved: dict[str, str] = field(default_factory=dict)  # domain: nxdomain | nullmx | servfail
     starts: tuple["Start", ...] = ()  # of each life, and of the last
+    gate: Manner | None = None
+    submission_keep_s: float = 14 * _DAY_S
 
     @property
     def patience_s(self) -> float:
@@ -149,7 +165,7 @@ def make(seed: int) -> Scenario:
     if rng.random() < 0.5:
         unresolved["gone.test"] = rng.choice(("nxdomain", "nullmx", "servfail", "flickering"))
         names.append("gone.test")
-    spread_s = rng.choice((60.0, 600.0, 2 * _HOUR_S))
+    spread_s = rng.choice((_BURST_S, 600.0, 2 * _HOUR_S))
     letters = [
         _letter(rng, number, names, spread_s=spread_s) for number in range(rng.randint(4, 24))
     ]
@@ -165,7 +181,7 @@ def make(seed: int) -> Scenario:
         retry_s=rng.choice(((60.0, 300.0, 900.0), (300.0, 1800.0), (20.0, 40.0, 80.0, 600.0))),
         connections_per_site=rng.choice((1, 2, 4)),
         connections_max=rng.choice((2, 5, 20)),
-        window_claims=rng.choice((3, 8, 50)),
+        window_claims=rng.choice((_WINDOW_LEAST, 8, 50)),
         sessions_max=rng.choice((2, 20)),
         store_fails=rng.choice((0.0, 0.0, 0.3)),
         commit_s=rng.choice((0.0, 0.0, 0.1, 3.0)),
@@ -184,7 +200,50 @@ def make(seed: int) -> Scenario:
     # What is drawn from here on leaves most worlds of the seeds as they were.
     letters = _in_versions(rng, plan.letters)
     troubles = sorted((*plan.troubles, *_orders(rng, spread_s)), key=lambda one: one.at_s)
-    return replace(plan, letters=letters, troubles=tuple(troubles))
+    return _with_more(rng, replace(plan, letters=letters, troubles=tuple(troubles)), spread_s)
+
+
+def _with_more(rng: Random, plan: Scenario, spread_s: float) -> Scenario:
+    """In some worlds, let next hops share hosts that they may not share connections to, operators
+    hold mail for a time, and pickup repeat a submission when its key is old.
+    """
+    gate = rng.choice((None, None, None, Manner(), REFUSING_LOGINS, rng.choice(MANNERS)))
+    guests = [GATED, BESIDE, BESIDE] if gate else []
+    guests += rng.choice(((), (), (STRICT, STRICT_MX)))
+    holds = [
+        Trouble(rng.uniform(0, spread_s), "timed hold", rng.choice(_TIMED_HOLDS_S))
+        for _ in range(rng.choice((0, 0, 0, 3)))
+    ]
+    if plan.window_claims == _WINDOW_LEAST and spread_s <= _BURST_S:  # much waits untried
+        holds += [Trouble(rng.uniform(0, spread_s), "pause", 30.0) for _ in range(2)]
+    keep_s = rng.choice((*(3 * (plan.submission_keep_s,)), 2 * _HOUR_S))
+    return replace(
+        plan,
+        letters=tuple(
+            _come_back_late(rng, _to_guests(rng, one, guests), keep_s) for one in plan.letters
+        ),
+        troubles=tuple(sorted((*plan.troubles, *holds), key=lambda one: one.at_s)),
+        gate=gate,
+        submission_keep_s=keep_s,
+    )
+
+
+def _to_guests(rng: Random, letter: Letter, domains: list[str]) -> Letter:
+    """Add some recipients at these domains."""
+    if letter.via == "stranger" or not domains or rng.random() < 0.4:
+        return letter
+    more = {f"u{rng.randrange(100)}@{rng.choice(domains)}" for _ in range(rng.choice((1, 2, 3)))}
+    more -= {address for address, _ in letter.recipients}
+    nobody: frozenset[Notify] = frozenset()
+    added = tuple((address, nobody) for address in sorted(more))
+    return replace(letter, recipients=(*letter.recipients, *added))
+
+
+def _come_back_late(rng: Random, letter: Letter, keep_s: float) -> Letter:
+    """Where keys are kept for a short time, let some repeats come at the end of it."""
+    if letter.via != "pickup" or keep_s > _DAY_S or rng.random() < 0.3:
+        return letter
+    return replace(letter, leaves=True, comes_back_s=keep_s * rng.uniform(0.6, 0.88))
 
 
 def _orders(rng: Random, spread_s: float) -> list[Trouble]:

@@ -16,7 +16,7 @@ from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.transaction import Transaction
 from tests.simulation.ledger import Ledger, Try
 from tests.simulation.node import RELAY_IP, SMTP_PORT, TIMEOUTS
-from tests.simulation.scenario import Letter
+from tests.simulation.scenario import Letter, submission_key
 from tests.simulation.world import World
 
 _TRIES_MAX = 60
@@ -35,13 +35,14 @@ class Senders:
     world: World
     ledger: Ledger
     patience_s: float  # how long a letter is retried
+    submission_keep_s: float  # how long pickup may repeat a submission, but for _PATIENCE_S
     pickup_path: str = ""
 
     async def send(self, letter: Letter) -> None:
         """Return when the letter was answered for good."""
         await asyncio.sleep(letter.at_s)
         for number in range(_TRIES_MAX):
-            if self.world.time() > self.patience_s:
+            if self.world.time() > self._ends_s(letter):
                 break
             if letter.via == "pickup":
                 done = await self._submit(letter)
@@ -54,6 +55,11 @@ class Senders:
                 pause_s += letter.comes_back_s
             await asyncio.sleep(pause_s)
         self.world.note("given up", letter.number)
+
+    def _ends_s(self, letter: Letter) -> float:
+        if letter.via != "pickup":
+            return self.patience_s
+        return min(self.patience_s, letter.at_s + self.submission_keep_s - 2 * _PATIENCE_S)
 
     async def _try(self, letter: Letter, token: str) -> bool:
         attempt = Try(token, letter)
@@ -84,7 +90,7 @@ class Senders:
         attempt = Try(token, letter)
         self.ledger.tries.append(attempt)
         paths = tuple(ForwardPath(address) for address, _ in letter.recipients)
-        envelope = Envelope(letter.reverse_path, envid=f"draft{letter.number}.1")
+        envelope = Envelope(letter.reverse_path, envid=submission_key(letter))
         transaction = Transaction(envelope, paths, content(letter, token), whole=True)
         target = Target("relay.test", path=self.pickup_path, tls=TlsPolicy("none"))
         connection = None

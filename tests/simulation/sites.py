@@ -74,6 +74,7 @@ class Manner:
     keeps_dropped: float = 0.5  # and has the message all the same
     late_s: float = 0.0  # this long after the final dot
     nonsense: float = 0.0  # a reply nobody can read
+    refuses_logins: float = 0.0
 
 
 MANNERS = (
@@ -106,6 +107,9 @@ MANNERS = (
     Manner("hello refused", hello="421 4.3.2 not now"),
 )  # fmt: skip
 
+REFUSING_LOGINS = Manner("refusing logins", refuses_logins=0.5)  # for the gate
+LOGIN = ("relay", "secret")
+
 # Where nobody waits between a message's turn and its MAIL, and no MAIL is repeated.
 AT_ONCE = frozenset(
     ("healthy", "plain", "greylisting", "rejecting some", "rejecting all", "rejecting content",
@@ -121,8 +125,8 @@ def name_of(content: bytes) -> str:
 
 
 class Site:
-    """One host. `on_dot(connection, queue_id, addresses)` hears of every final dot at once, and
-    `on_mail(name)` of every transaction that begins.
+    """One host. `on_dot(connection, queue_id, addresses, is_logged_in=)` hears of every final dot at
+    once, and `on_mail(name)` of every transaction that begins. With `has_login` it offers AUTH.
     """
 
     def __init__(
@@ -131,8 +135,9 @@ class Site:
         name: str,
         manner: Manner,
         *,
-        on_dot: Callable[[str, str, list[str]], None],
+        on_dot: Callable[..., None],
         on_mail: Callable[[str], None],
+        has_login: bool = False,
     ) -> None:
         self.name = name
         self.manner = manner
@@ -140,6 +145,7 @@ class Site:
         self.refusals: list[ConnectFailure] = []
         self.on_dot = on_dot
         self.on_mail = on_mail
+        self.users = dict([LOGIN]) if has_login else {}
         self._world = world
         self._rng: Random = world.rng
         self._first_seen: dict[tuple[str, str], float] = {}
@@ -203,13 +209,15 @@ class _SiteHost(SmtpHost):
     def __init__(self, site: Site) -> None:
         manner = site.manner
         options = HostOptions(
-            extensions=manner.extensions, sessions_max=manner.connections_max, idle_s=None
-        )
+            extensions=manner.extensions, sessions_max=manner.connections_max, idle_s=None,
+            users=site.users,
+        )  # fmt: skip
         super().__init__(site.name, AcceptsAll(), clock=ManualClock(), options=options)
         self._site = site
         self._manner = manner
         self._chance = site._rng.random
         self._transactions: Counter[int] = Counter()  # by session
+        self._logged_in: set[int] = set()  # sessions
 
     async def act(self, moment: Moment, pause: object) -> Action:
         manner = self._manner
@@ -245,6 +253,10 @@ class _SiteHost(SmtpHost):
         match stage:
             case "EHLO":
                 return manner.hello
+            case "AUTH":
+                if manner.refuses_logins and self._chance() < manner.refuses_logins:
+                    return "535 5.7.8 not now"
+                self._logged_in.add(moment.session)
             case "MAIL":
                 is_busy = (
                     manner.busy_after and self._transactions[moment.session] >= manner.busy_after
@@ -265,7 +277,9 @@ class _SiteHost(SmtpHost):
         site, manner, mail = self._site, self._manner, moment.mail
         assert mail
         name = name_of(mail.content)
-        site.on_dot(f"{site.name}/{moment.session}", name, mail.addresses)
+        is_logged_in = moment.session in self._logged_in
+        connection = f"{site.name}/{moment.session}"
+        site.on_dot(connection, name, mail.addresses, is_logged_in=is_logged_in)
         self._transactions[moment.session] += 1
         if self._chance() < manner.drops_dot:
             if self._chance() < manner.keeps_dropped:

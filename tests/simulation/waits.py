@@ -38,6 +38,10 @@ class Waits:
         """Another way begins at the first step of its list."""
         self._rerouted.update(queue_ids)
 
+    def is_rerouted(self, queue_id: str) -> bool:
+        """Whether an operator may have given it another next hop."""
+        return queue_id in self._rerouted
+
     def lost(self, claim: Claim) -> None:
         """A process died with this claim, or could not settle it."""
         self._causes[claim.key] = None
