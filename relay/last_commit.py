@@ -108,6 +108,13 @@ class LastCommit:
         self._is_sync_due = True  # the database may have what was synced last
         return is_complete and not self._may_say_checkpoint
 
+    def answered(self) -> RecordedCommit:
+        """Return what the file must have, by the record and by what this process remembers."""
+        noted = read_recorded(self._database) or RecordedCommit(0, is_checkpoint=False)
+        return RecordedCommit(
+            max(noted.number, self._number), noted.is_checkpoint or self._is_checkpoint
+        )
+
     def forget(self) -> None:
         """Remove the record of a file that was closed with everything in its database."""
         if not log_bytes(self._database):

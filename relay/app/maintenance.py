@@ -44,6 +44,7 @@ async def update_gauges(
     spool: SpoolEngine, metrics: Metrics, clock: Clock, *, figures: MaintenanceGauges
 ) -> None:
     """Set the gauges of the queue and of `figures` until cancelled."""
+    fault = RepeatedError()
     while True:
         began = clock.real_s()
         metrics.connections.labels(state="incoming").set(figures.sessions())
@@ -51,9 +52,12 @@ async def update_gauges(
         try:
             await count_queue(spool, metrics, clock)
         except SpoolError as error:
-            _log.warning("queue not counted", error=str(error))
+            if fault.is_new(error):
+                _log.warning("queue not counted", error=str(error))
         except Exception:  # noqa: BLE001 - ours: counting must go on
             _log.exception("counting failed")
+        else:
+            fault.clear()
         took_s = clock.real_s() - began
         pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
         await asyncio.sleep(pause_s)  # real time: counting takes time of the machine

@@ -13,7 +13,7 @@ from relay.delivery.attempt_result import same_outcome
 from relay.message.content import LARGE_BYTES, Content, memory_part
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
-from relay.spool.types import Claim, Spool, SpoolError
+from relay.spool.types import Claim, Spool, SpoolError, SpoolUnavailableError
 
 Key = tuple[str, int]
 
@@ -82,6 +82,10 @@ class ContentCache:
 
 
 def unreadable(claim: Claim, error: SpoolError) -> dict[int, Outcome]:
-    """The outcome of a claim whose content cannot be read; the second time in a row it is held."""
+    """The outcome of a claim whose content cannot be read. The second time in a row it is held,
+    unless the spool was not there: that says nothing about the content.
+    """
     evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {error}")
-    return same_outcome(claim, Deferred(evidence, DeferralClass.CONTENT))
+    is_spool = isinstance(error, SpoolUnavailableError)
+    cause = DeferralClass.INTERNAL if is_spool else DeferralClass.CONTENT
+    return same_outcome(claim, Deferred(evidence, cause))

@@ -57,7 +57,7 @@ class Metrics:
             "Accepted recipients minus final and live ones; 0 unless one was lost.",
         )
         self.spool_damaged = gauge(
-            "relay_spool_damaged", "1 when a page of the spool was found that cannot be read."
+            "relay_spool_damaged", "1 while a page of the spool cannot be read."
         )
         self.delivery_seconds = Histogram(
             "relay_delivery_seconds",

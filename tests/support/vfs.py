@@ -26,6 +26,7 @@ import apsw
 _NAME = "faulty"
 _SYSTEM = "unix"
 _CODES = {
+    "read": (apsw.IOError, apsw.SQLITE_IOERR_CORRUPTFS),  # EIO; SQLite then says "malformed"
     "sync": (apsw.IOError, apsw.SQLITE_IOERR_FSYNC),
     "write": (apsw.IOError, apsw.SQLITE_IOERR_WRITE),
     "full": (apsw.FullError, apsw.SQLITE_FULL),
@@ -82,7 +83,7 @@ class FaultyDisk(apsw.VFS):
         self.unregister()
 
     def refuses(self, what: str, *, suffix: str = "-wal") -> None:
-        """Refuse to "sync" or to "write", or be "full"."""
+        """Refuse to "read", to "sync" or to "write", or be "full"."""
         self._faults[what] = suffix
 
     def is_well(self) -> None:
@@ -152,6 +153,9 @@ class FaultyDisk(apsw.VFS):
         with self._lock:
             self._images[path].changes.append((place, written))
 
+    def check_read(self, path: Path) -> None:
+        self._check("read", path)
+
     def check_write(self, path: Path) -> None:
         self._check("write", path)
         self._check("full", path)
@@ -161,6 +165,10 @@ class _File(apsw.VFSFile):
     def __init__(self, disk: FaultyDisk, path: Path, name: Any, flags: Any) -> None:
         self._disk, self._path = disk, path
         super().__init__(_SYSTEM, name, flags)
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        self._disk.check_read(self._path)
+        return super().xRead(amount, offset)
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
         self._disk.check_write(self._path)

@@ -5,9 +5,10 @@ SQLite 3.51.3 or later is required, because earlier versions can corrupt the WAL
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +16,13 @@ from typing import Any, TypeVar
 import apsw
 
 from relay.clock import Anchor
-from relay.last_commit import has_log, read_recorded
+from relay.last_commit import RecordedCommit, has_log, read_recorded
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.observe.logs import inherit
 from relay.spool.sqlite.commits import check_commits
 from relay.spool.sqlite.migrate import bring_to_version, check_version
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
-from relay.spool.sqlite.spool_files import check_presence
+from relay.spool.sqlite.spool_files import check_presence, is_openable
 from relay.spool.sqlite.write_ahead_log import check_log
 from relay.spool.types import SpoolDamagedError, SpoolError
 
@@ -32,14 +33,19 @@ _CHECKPOINT_PAGES = 4000  # for a process without the writer's checkpoints
 _LOG_BYTES_MAX = 64 * 1024 * 1024  # to which a longer log is truncated
 _CACHE_KIB = 16 * 1024
 _ANCHOR = "steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us"
-_READ_WRITE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
 T = TypeVar("T")
 
 
 def open_database(
-    path: Path, *, read_only: bool = False, captured_keep_us: int = int(CAPTURED_KEEP_S * 1_000_000)
+    path: Path,
+    *,
+    read_only: bool = False,
+    captured_keep_us: int = int(CAPTURED_KEEP_S * 1_000_000),
+    needed: RecordedCommit | None = None,
 ) -> apsw.Connection:
     """Open the spool at `path`; with write access create it, or migrate it to the current schema.
+
+    An owner that opens it again says which commit is `needed`: then nothing is created.
 
     Raises SpoolDamagedError for a file that SQLite cannot read, SpoolFormatError for one of a newer
     Relay.
@@ -48,11 +54,14 @@ def open_database(
         raise SpoolError(
             f"SQLite {apsw.sqlite_lib_version()} has a fault in its WAL: 3.51.3 is needed"
         )
-    flags = apsw.SQLITE_OPEN_READONLY if read_only else _READ_WRITE
+    flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
     check_presence(path)
+    if needed is not None and not is_openable(path):
+        raise SpoolDamagedError(f"{path} is damaged: it is missing or empty")
     with_log = read_only or has_log(path)  # only the owner knows that no checkpoint runs
-    noted = read_recorded(path)
-    if not read_only:
+    noted = needed or read_recorded(path)
+    if not read_only and needed is None:
+        flags |= apsw.SQLITE_OPEN_CREATE
         with suppress(OSError):  # SQLite's error is clearer
             path.touch(0o600)  # it contains mail; the WAL gets the same mode
     with translate_sqlite_errors(path):
@@ -66,10 +75,10 @@ def open_database(
             else:
                 # A close leaves the log as it is: WriteAheadLog.empty() notes that it goes.
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                connection.execute("PRAGMA journal_mode = WAL")
                 with translate_os_errors(path):
                     check_log(connection, path)
                 check_commits(connection, path, noted, with_log=with_log)
+                connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_MAX}")
@@ -116,14 +125,18 @@ class Reader:
     query begins remains for the next.
 
     Delivery, queries and counting have one reader each, so that none waits for another. `on_damage`
-    is called in the thread when pages cannot be read.
+    is called in the thread when pages cannot be read, with what repeats the query.
     """
 
     def __init__(
-        self, path: Path, *, on_damage: Callable[[SpoolDamagedError], None] = lambda _: None
+        self,
+        path: Path,
+        *,
+        on_damage: Callable[[SpoolDamagedError, Callable[[], object]], None] = lambda *_: None,
     ) -> None:
         self._path = path
         self._on_damage = on_damage
+        self._lock = threading.Lock()  # held while the connection is used
         self._connection = open_database(path, read_only=True)
         self._executor = ThreadPoolExecutor(
             1, thread_name_prefix="spool-reader", initializer=inherit()
@@ -134,10 +147,9 @@ class Reader:
 
         def ask() -> T:
             try:
-                with translate_sqlite_errors(self._path):
-                    return query(self._connection.cursor())
+                return self._ask(query)
             except SpoolDamagedError as error:
-                self._on_damage(error)
+                self._on_damage(error, lambda: self._repeat(query))
                 raise
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, ask)
@@ -146,8 +158,40 @@ class Reader:
         """Run `task` in the reader's thread, without waiting for it."""
         asyncio.get_running_loop().run_in_executor(self._executor, task)
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Close the connection for the block, which may open() it again; no query runs in it."""
+        self._interrupt()
+        with self._lock:
+            self._connection.close()
+            yield
+
+    def open(self) -> None:
+        """Open the connection again. Raises SpoolError."""
+        self._connection = open_database(self._path, read_only=True)
+
     def close(self) -> None:
         """Interrupt the running query, then close."""
-        self._connection.interrupt()
+        self._interrupt()
         self._executor.shutdown()
         self._connection.close()
+
+    def _ask(self, query: Callable[[apsw.Cursor], T]) -> T:
+        with self._lock, translate_sqlite_errors(self._path):
+            return query(self._connection.cursor())
+
+    def _repeat(self, query: Callable[[apsw.Cursor], object]) -> None:
+        """Run a query for its pages only."""
+
+        def ask(cursor: apsw.Cursor) -> None:
+            try:
+                query(cursor)
+            finally:
+                if cursor.connection.in_transaction:
+                    cursor.connection.execute("ROLLBACK")
+
+        self._ask(ask)
+
+    def _interrupt(self) -> None:
+        with suppress(apsw.ConnectionClosedError):
+            self._connection.interrupt()

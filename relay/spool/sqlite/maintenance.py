@@ -281,7 +281,8 @@ class Maintenance:
 
     async def counts(self) -> QueueCounts:
         """Count entries and unaccounted recipients. Raises SpoolUnavailableError when this takes so
-        long that the log, which cannot be reused during the snapshot, would grow too much.
+        long that the log, which cannot be reused during the snapshot, would grow too much, or when
+        the snapshot was lost.
         """
         count = stats.QueueCounter()
         deadline = self._clock.real_s() + _COUNT_S_MAX
@@ -291,6 +292,8 @@ class Maintenance:
                     raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
         finally:
             await self._counting.run(count.end)
+        if count.snapshots > 1:
+            raise SpoolUnavailableError("the count was cut off")
         counts = count.result()
         self._unaccounted = counts.unaccounted
         return counts

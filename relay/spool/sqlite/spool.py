@@ -4,8 +4,9 @@ A coroutine returns after the fsync that covers its change. See docs/design.md 4
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,13 +39,14 @@ from relay.spool.sqlite.content_files import (
     is_in_file,
     verify_checksum,
 )
+from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import CAPTURED_KEEP_S, Reader, open_database, read_anchor
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
-from relay.spool.sqlite.spool_files import Damage, contents_of
-from relay.spool.sqlite.write_ahead_log import rewrite_log
+from relay.spool.sqlite.spool_files import contents_of
+from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.sqlite.writer import WAITING_MAX, Batch, Writer
 from relay.spool.types import (
     Accepted,
@@ -127,19 +129,19 @@ class SqliteSpool:
         self._connection = self._open()
         with translate_sqlite_errors(path):
             clock.resume(read_anchor(self._connection))
-        self.damage = Damage(path, metrics)
+        self.damage = Damage(path, metrics, clock)
         crash.reached(CrashPoint.SPOOL_OPENED)
         number = commits_of(self._connection) or 0
         self._last_commit = LastCommit(path, number, room="spool", crash=crash)
         self._last_commit.begin()
         self._crash = crash
         self._writer = Writer(
-            self._connection, last_commit=self._last_commit, clock=clock,
-            crash=crash, metrics=metrics, inline=inline,
-            make_room=self.reserve_file.release, on_damage=self.damage.found,
+            WriteAheadLog(self._connection, self._last_commit), clock=clock, crash=crash,
+            metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
+            make_room=self.reserve_file.release,
         )  # fmt: skip
         self._entries = 0
-        reader = partial(Reader, path, on_damage=self.damage.found)
+        reader = partial(Reader, path, on_damage=self._found_damage)
         self._delivery = reader()  # delivery never waits for a long query
         self._queries = reader()
         self._counting = reader()
@@ -174,6 +176,31 @@ class SqliteSpool:
         """SpoolEngine.record_mail_root."""
         await self._writer.submit(lambda b: transactions.record_mail_root(b, store, root_id))
 
+    def _found_damage(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
+        self.damage.found(error, repeat)
+        self._writer.wake()
+
+    def _reopen(self) -> WriteAheadLog:
+        """Close all connections and open them again, so that nothing is left of what they read.
+
+        If the file is older than what this process has answered, none is opened: what is in memory
+        must not be recorded there, nor what is there be delivered. Raises SpoolError, OSError.
+        """
+        readers = (self._counting, self._queries, self._delivery)
+        with ExitStack() as stack:
+            for reader in readers:
+                stack.enter_context(reader.closed())
+            self._connection.close()
+            needed = self._last_commit.answered()
+            self._connection = open_database(self._path, needed=needed)
+            try:
+                for reader in readers:
+                    reader.open()
+            except BaseException:
+                self._connection.close()
+                raise
+        return WriteAheadLog(self._connection, self._last_commit)
+
     async def start(self) -> int:
         """Release the claims of a dead owner; return their number."""
         self._writer.start()
@@ -190,6 +217,8 @@ class SqliteSpool:
         for reader in (self._counting, self._queries, self._delivery):
             reader.close()
         self._checking.shutdown(cancel_futures=True)
+        if not self._writer.is_open:  # the next start needs the record to know what is missing
+            return
         self._writer.empty_log()
         self._crash.reached(CrashPoint.SPOOL_LOG_EMPTIED)
         try:

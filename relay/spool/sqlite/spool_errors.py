@@ -32,6 +32,8 @@ def translate_sqlite_errors(path: Path | str = "the spool") -> Iterator[None]:
         raise SpoolDamagedError(f"{path} is damaged: {error}") from error
     except apsw.FullError as error:
         raise SpoolFullError(f"{path}: the disk is full") from error
+    except apsw.ConnectionClosedError as error:
+        raise SpoolUnavailableError(f"{path} is closed") from error
     except (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.BusyError) as error:
         raise SpoolUnavailableError(f"{path}: {error}") from error
     except apsw.Error as error:

@@ -2,14 +2,12 @@
 
 A database that is missing or empty while its content files, its log or its markers exist is
 damaged (SpoolDamagedError). No process then starts with an empty queue, or removes the contents
-as stale files. copy_database() copies the database while others use it. Damage records that pages
-could not be read, until the spool was verified or recovered.
+as stale files. copy_database() copies the database while others use it.
 
 See docs/operation.md (A damaged spool).
 """
 
 import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,16 +16,11 @@ import apsw
 
 from relay.files import fsync_path
 from relay.last_commit import last_commit_of, log_bytes
-from relay.observe.logs import get_logger
-from relay.observe.metrics import Metrics
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
-from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolUnavailableError
-
-_log = get_logger("spool")
+from relay.spool.types import SpoolDamagedError, SpoolFormatError
 
 ARRIVING = "arriving-"  # the prefix of files that no message names
 _PAGES_AT_ONCE = 1000
-_TEXT_CHARACTERS_MAX = 1000
 
 
 def contents_of(database: Path) -> Path:
@@ -134,41 +127,3 @@ def _copy(
 def damage_mark_of(database: Path) -> Path:
     """Return the file that records that a spool is damaged."""
     return database.with_name(database.name + ".damage")
-
-
-class Damage:
-    """The damage of one spool; `text` is "" for none. Thread-safe.
-
-    New mail is rejected while the spool is damaged; what can be read is still delivered.
-    """
-
-    def __init__(self, database: Path, metrics: Metrics) -> None:
-        self.text = ""
-        self._mark = damage_mark_of(database)
-        self._metrics = metrics
-        self._lock = threading.Lock()
-        with suppress(OSError):
-            self._set(self._mark.read_text(errors="replace")[:_TEXT_CHARACTERS_MAX].strip())
-
-    def found(self, error: SpoolDamagedError) -> None:
-        """Record the damage and log it, the first time."""
-        with self._lock:
-            if self.text:
-                return
-            self._set(str(error))
-        with suppress(
-            OSError
-        ):  # a failing disk may not store it: then the next start detects the damage again
-            self._mark.write_text(f"{self.text}\n")
-
-    def check(self) -> None:
-        """Raise SpoolUnavailableError if the spool is damaged."""
-        if self.text:
-            raise SpoolUnavailableError(f"no new mail is accepted: {self.text}")
-
-    def _set(self, text: str) -> None:
-        self.text = text or "the spool was found damaged"
-        self._metrics.spool_damaged.set(1)
-        _log.critical(
-            "spool damaged", error=self.text, effect="no new mail", do="relay storage recover"
-        )

@@ -88,6 +88,7 @@ class QueueCounter:
     recipients: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     oldest_us: int | None = None
+    snapshots: int = 0  # a count is of one; there are more if the spool was opened again
     _oldest_id: str = _LAST_ID
     _scan: int = 0
     _reached: tuple[Any, ...] = ()
@@ -96,6 +97,7 @@ class QueueCounter:
         """Count a slice; return False when everything is counted."""
         if not cursor.connection.in_transaction:
             cursor.execute("BEGIN")
+            self.snapshots += 1
             self.counters = read_counters(cursor)
         if self._scan < len(_SCANS):
             self._count_slice(cursor, _SCANS[self._scan])

@@ -45,6 +45,7 @@ _PAGES_BUSY = 2000  # to checkpoint while the next batch waits: 8 MiB, about 40 
 _PAGES_MAX = 16_000  # from here on the checkpoint waits for readers
 _READERS_WAIT_MS = 250
 _BUSY_MS = 5000
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +246,12 @@ class WriteAheadLog:
     """
 
     def __init__(self, connection: apsw.Connection, last_commit: LastCommit) -> None:
-        self._connection = connection
+        self.connection = connection
         self._last_commit = last_commit
         self._pages = self._pages_seen = 0
         self._is_blocked = False
         self.is_failing = False
+        self.is_open = True
         connection.set_wal_hook(self._grown)  # replaces SQLite's checkpoints inside COMMIT
         connection.execute(f"PRAGMA journal_size_limit = {_BYTES_KEPT}")
 
@@ -267,7 +269,7 @@ class WriteAheadLog:
         """
         try:
             cursor.execute("COMMIT")
-        except apsw.IOError:
+        except (apsw.IOError, apsw.CorruptError):  # the latter also for a read that fails (EIO)
             self.is_failing = True
             raise
         self._last_commit.committed()
@@ -280,18 +282,37 @@ class WriteAheadLog:
         if not self.is_failing:
             return
         with translate_sqlite_errors():
-            cursor = self._connection.cursor()
+            cursor = self.connection.cursor()
             version = cursor.execute("PRAGMA user_version").get
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 cursor.execute(f"PRAGMA user_version = {version}")  # unchanged, but written
                 cursor.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:
+                if self.connection.in_transaction:
                     cursor.execute("ROLLBACK")
                 raise
         self.is_failing = False
         _log.warning("the spool can be written again")
+
+    def leave(self) -> None:
+        """Before the connection is closed to be opened again: overwrite the frames of a failed
+        commit, and read header and log. While the disk gives neither, the connection stays in use.
+
+        Raises SpoolError.
+        """
+        if not self.is_open:
+            return
+        self.confirm_writable()
+        path = Path(self.connection.filename)
+        with translate_sqlite_errors(path), translate_os_errors(path):
+            # By SQLite's descriptor: to close another one would end the locks of this process.
+            self.connection.read("main", 0, 0, _PAGE_BYTES)
+            with log_of(path).open("rb") as log:
+                while log.read(_BLOCK_BYTES):
+                    pass
+        self.is_open = False
+        self._pages = self._pages_seen = 0
 
     def checkpoint_if_grown(self, *, is_idle: bool) -> None:
         """Checkpoint the log if it has grown enough; called when all results are returned.
@@ -305,7 +326,7 @@ class WriteAheadLog:
         is_long = self._pages >= _PAGES_MAX
         try:
             if is_long:
-                self._connection.set_busy_timeout(_READERS_WAIT_MS)
+                self.connection.set_busy_timeout(_READERS_WAIT_MS)
                 self._checkpoint(apsw.SQLITE_CHECKPOINT_RESTART)
             else:
                 self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -318,14 +339,14 @@ class WriteAheadLog:
             _log.warning("checkpoint failed", error=str(error))
         finally:
             if is_long:
-                self._connection.set_busy_timeout(_BUSY_MS)
+                self.connection.set_busy_timeout(_BUSY_MS)
         self._pages_seen = self._pages
 
     def shrink(self) -> None:
         """Checkpoint the log into free pages of the database, and truncate it."""
         with suppress(apsw.Error):  # a reader blocks it; the next call tries again
             if self._checkpoint(apsw.SQLITE_CHECKPOINT_FULL, log_goes=True):
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     def empty(self) -> None:
         """Checkpoint the log before SQLite removes it with the last connection.
@@ -337,12 +358,12 @@ class WriteAheadLog:
             is_needed = not self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE, log_goes=True)
         except apsw.Error as error:
             _log.warning("spool closed with its log", error=str(error))
-        self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(is_needed))
+        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(is_needed))
 
     def _checkpoint(self, mode: int, *, log_goes: bool = False) -> bool:
         """Return whether the log is not needed any more. Raises apsw's exceptions."""
         self._last_commit.checkpoint_begins()
-        pages, done = self._connection.wal_checkpoint(mode=mode)
+        pages, done = self.connection.wal_checkpoint(mode=mode)
         return self._last_commit.checkpoint_ends(is_complete=pages == done, log_goes=log_goes)
 
     def _grown(self, _connection: apsw.Connection, _database: str, pages: int) -> int:

@@ -23,9 +23,9 @@ import apsw
 
 from relay.clock import Clock, Timer
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.last_commit import LastCommit
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite.commits import COMMITS_COUNTER
+from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import write_anchor
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
@@ -101,33 +101,34 @@ class _Job:
 
 
 class Writer:
-    """Owns the connection that writes. submit() belongs to the event loop that start() ran in."""
+    """Writes by the connection of a log. submit() belongs to the event loop that start() ran in."""
 
     def __init__(
         self,
-        connection: apsw.Connection,
+        log: WriteAheadLog,
         *,
-        last_commit: LastCommit,
         clock: Clock,
         crash: CrashPoints,
         metrics: Metrics,
         inline: bool = False,
+        damage: Damage,
+        reopen: Callable[[], WriteAheadLog],
         make_room: Callable[[], bool] = lambda: False,
-        on_damage: Callable[[SpoolDamagedError], None] = lambda _: None,
     ) -> None:
         """With `inline` there is no thread: the event loop gathers and writes.
 
         `make_room` frees room for operations that do not accept mail; False when there is none.
-        `on_damage` is called in the thread when pages cannot be read.
+        `reopen` is called in the thread when pages could not be read: it closes all connections and
+        opens them again.
         """
-        self._connection = connection
-        self._log = WriteAheadLog(connection, last_commit)
+        self._log = log
         self._inline = inline
         self._clock = clock
         self._crash = crash
         self._metrics = metrics
         self._make_room = make_room
-        self._on_damage = on_damage
+        self._damage = damage
+        self._reopen = reopen
         self.commit_timer = CommitTimer(clock)
         self._anchored_s = -math.inf
         self._turn: list[_Job] = []  # of the loop's present iteration
@@ -157,6 +158,11 @@ class Writer:
         """Whether the last write to the disk failed; it is tried again from time to time."""
         return self._log.is_failing
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection: none is where the spool could not be opened again."""
+        return self._log.is_open
+
     async def stop(self) -> None:
         """Write what waits, then end."""
         self._stopping = True
@@ -169,6 +175,13 @@ class Writer:
     def empty_log(self) -> None:
         """Checkpoint the log before the connection of a stopped writer is closed."""
         self._log.empty()
+
+    def wake(self) -> None:
+        """Let the writer look at the damage, which another thread has found."""
+        if not self._inline:
+            self._wake.release()
+        elif self._loop is not None:
+            self._loop.call_soon_threadsafe(self._do_idle_work)
 
     def submit(self, operation: Operation[T], *, accepts: bool = False) -> "asyncio.Future[T]":
         """Queue `operation`; the future is done after the commit that contains it.
@@ -207,22 +220,35 @@ class Writer:
     def _schedule_idle_work(self) -> None:
         """Without a thread: run the idle work later, as the waiting thread would."""
         assert self._loop is not None
-        if self._log.idle_timeout_s is not None and self._timer is None and not self._stopping:
-            self._timer = self._clock.call_later(self._log.idle_timeout_s, self._do_idle_work)
+        timeout_s = self._idle_timeout_s
+        if timeout_s is not None and self._timer is None and not self._stopping:
+            self._timer = self._clock.call_later(timeout_s, self._do_idle_work)
 
     def _do_idle_work(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self._stopping:
             self._try_to_confirm_writable()
             self._log.checkpoint_if_grown(is_idle=True)
+            self._damage.retry(self._open_again)
             self._schedule_idle_work()
+
+    @property
+    def _idle_timeout_s(self) -> float | None:
+        """When to work although nothing is to be committed; None for never."""
+        times = [
+            one for one in (self._log.idle_timeout_s, self._damage.retry_in_s) if one is not None
+        ]
+        return min(times, default=None)
 
     def _run(self) -> None:
         while True:
-            is_idle = not self._wake.acquire(timeout=self._log.idle_timeout_s)
+            is_idle = not self._wake.acquire(timeout=self._idle_timeout_s)
             self._write_all()
             self._try_to_confirm_writable()
             self._log.checkpoint_if_grown(is_idle=is_idle)
+            self._damage.retry(self._open_again)
             if self._stopping and not self._jobs:
                 return
 
@@ -252,13 +278,13 @@ class Writer:
             self._answer([(job.future, None, error) for job in batch])
             return
         except Exception as error:  # noqa: BLE001 - passed to the callers
-            if isinstance(error, SpoolDamagedError):
-                self._on_damage(error)
-            if len(batch) == 1:
+            if len(batch) > 1:
+                for job in batch:  # the operation at fault fails alone
+                    self._write([job])
+            elif isinstance(error, SpoolDamagedError) and self._is_readable_again(batch[0], error):
+                self._write(batch)
+            else:
                 self._answer([(batch[0].future, None, error)])
-                return
-            for job in batch:  # the operation at fault fails alone
-                self._write([job])
             return
         self._metrics.commit_seconds.observe(self._clock.real_s() - began)
         self._metrics.commit_batch.observe(len(batch))
@@ -269,7 +295,7 @@ class Writer:
     def _commit(self, batch: Sequence[_Job]) -> list[Any]:
         accepts = any(job.accepts for job in batch)
         with translate_sqlite_errors():
-            cursor = self._connection.cursor()
+            cursor = self._log.connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 shared = Batch(cursor)
@@ -282,7 +308,7 @@ class Writer:
                     self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
                 self._log.commit(cursor)
             except BaseException:
-                if self._connection.in_transaction:
+                if self._log.connection.in_transaction:
                     cursor.execute("ROLLBACK")
                 self._try_to_confirm_writable()  # a caller that gets an error can rely on it
                 raise
@@ -291,6 +317,28 @@ class Writer:
         if accepts:
             self._crash.reached(CrashPoint.SPOOL_COMMITTED)
         return answers
+
+    def _is_readable_again(self, job: _Job, error: SpoolDamagedError) -> bool:
+        self._damage.found(error, lambda: self._rehearse(job))
+        return self._damage.retry(self._open_again)
+
+    def _open_again(self) -> None:
+        """Replace the connections of the spool. Raises SpoolError; then there may be none."""
+        self._log.leave()
+        self._log = self._reopen()
+
+    def _rehearse(self, job: _Job) -> None:
+        """Read and write the pages that an operation needs, and change nothing."""
+        with translate_sqlite_errors():
+            cursor = self._log.connection.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                shared = Batch(cursor)
+                job.operation(shared)
+                shared.write_counts()
+            finally:
+                if self._log.connection.in_transaction:
+                    cursor.execute("ROLLBACK")
 
     def _try_to_confirm_writable(self) -> None:
         with suppress(SpoolError):

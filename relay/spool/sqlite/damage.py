@@ -1,0 +1,108 @@
+"""Damage of a running spool: no new mail, until what failed works again.
+
+SQLite says "malformed" of a damaged page, and also of a page that the disk did not give (EIO) when
+the file is whole. The writer therefore opens the spool again, at once and then each minute, and
+repeats what failed. The damage ends when that succeeds. It is recorded in a file: a start cannot
+repeat what failed in an earlier process, and the spool stays damaged until it was verified or
+recovered.
+
+See docs/design.md 4 (Damage) and docs/operation.md (The spool is damaged).
+"""
+
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from relay.clock import Clock
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
+from relay.spool.sqlite.spool_files import damage_mark_of
+from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
+
+_log = get_logger("spool")
+_TEXT_CHARACTERS_MAX = 1000
+_RETRY_S = 60.0
+
+
+class Damage:
+    """The damage of one spool; `text` is "" for none. Thread-safe.
+
+    New mail is rejected while the spool is damaged; what can be read is still delivered.
+    """
+
+    def __init__(self, database: Path, metrics: Metrics, clock: Clock) -> None:
+        self.text = ""
+        self._mark = damage_mark_of(database)
+        self._metrics = metrics
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._repeat: Callable[[], object] | None = None
+        self._next_s = -math.inf  # when to open the spool again, at the earliest
+        with suppress(OSError):
+            self._set(self._mark.read_text(errors="replace")[:_TEXT_CHARACTERS_MAX].strip())
+
+    def found(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
+        """Record the damage and log it, the first time. `repeat` does again what failed, without a
+        change; it is called in the writer's thread.
+        """
+        with self._lock:
+            if self.text:
+                return
+            self._repeat = repeat
+            self._set(str(error))
+        with suppress(OSError):  # a failing disk may not store it: the next start detects it again
+            self._mark.write_text(f"{self.text}\n")
+
+    def check(self) -> None:
+        """Raise SpoolUnavailableError if the spool is damaged."""
+        if self.text:
+            raise SpoolUnavailableError(f"no new mail is accepted: {self.text}")
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """When to call retry(); None for never."""
+        if self._repeat is None:
+            return None
+        return max(0.0, self._next_s - self._clock.real_s())
+
+    def retry(self, reopen: Callable[[], None]) -> bool:
+        """If it is time, open the spool again and repeat what failed; return whether it works."""
+        if self._repeat is None or self.retry_in_s:
+            return False
+        try:
+            reopen()
+            self._do_again(self._repeat)
+            self._mark.unlink(missing_ok=True)
+        except SpoolDamagedError as error:
+            self.text = str(error)
+        except (SpoolError, OSError):
+            pass  # the disk does not read or write yet
+        else:
+            self._end()
+        self._next_s = self._clock.real_s() + _RETRY_S
+        return not self.text
+
+    def _do_again(self, repeat: Callable[[], object]) -> None:
+        """Raise SpoolError if a page cannot be read; other errors are those of what is repeated."""
+        try:
+            repeat()
+        except (SpoolDamagedError, SpoolUnavailableError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a refusal, for example: its pages can be read
+            _log.debug("repeated with an error", error=str(error))
+
+    def _set(self, text: str) -> None:
+        self.text = text or "the spool was found damaged"
+        self._metrics.spool_damaged.set(1)
+        _log.critical(
+            "spool damaged", error=self.text, effect="no new mail", do="relay storage recover"
+        )
+
+    def _end(self) -> None:
+        with self._lock:
+            self.text = ""
+            self._repeat = None
+        self._metrics.spool_damaged.set(0)
+        _log.warning("spool works again")
