@@ -103,6 +103,8 @@ _TRANSPORT_SECURITY = "max-age=31536000"
 _LOCAL_TRANSPORT_SECURITY = "max-age=0"
 _LOOPBACK_HOSTS = AllowedHosts()
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
+_PIECES_PER_TURN = 1000
+_LAST_CHUNK = re.compile(rb"\n0")  # its beginning; find() takes twice as long for this
 _SECTION_END = b"\r\n\r\n"  # ends a header, and a body in chunks: the parser takes no other
 
 
@@ -135,6 +137,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _parsed_bytes = 0
     _parsed_end = b""  # the last octets of what was parsed before
     _body_left_bytes = 0  # of a body whose length is known
+    _is_chunked = False  # the body that is being received
+    _is_before_last_chunk = False
     _header_bytes = 0
     _is_in_header = True  # a new connection waits for its first header
     _header_timer: asyncio.TimerHandle | None = None
@@ -195,8 +199,12 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._header_timer is None:
                 self._start_header_timeout()
         try:
-            while self._unparsed and (not self._is_running or self.cycle.more_body):
+            for _ in range(_PIECES_PER_TURN):
+                if not self._unparsed or (self._is_running and not self.cycle.more_body):
+                    break
                 self.parser.feed_data(self._next_piece())
+            else:
+                self.loop.call_soon(self._parse)  # a body in chunks that is full of empty lines
         except httptools.HttpParserUpgrade:
             self._ignore_upgrade()
             return
@@ -231,17 +239,34 @@ class BoundedProtocol(HttpToolsProtocol):
             end = min(start + self._body_left_bytes, len(data))
             self._body_left_bytes -= end - start
         else:
-            before = self._parsed_end
-            across = (before + data[start : start + len(_SECTION_END) - 1]).find(_SECTION_END)
-            found = start + across - len(before) if across >= 0 else data.find(_SECTION_END, start)
-            end = found + len(_SECTION_END) if found >= 0 or across >= 0 else len(data)
+            end = self._section_end(data, start)
             last = data[max(start, end - len(_SECTION_END) + 1) : end]
-            self._parsed_end = (before + last)[-len(_SECTION_END) + 1 :]
+            self._parsed_end = (self._parsed_end + last)[-len(_SECTION_END) + 1 :]
         if end == len(data):
             self._unparsed, self._parsed_bytes = b"", 0
         else:
             self._parsed_bytes = end
         return data[start:end]
+
+    def _section_end(self, data: bytes, start: int) -> int:
+        """Return where the header or the body in chunks ends at the latest, or the end of `data`.
+
+        The line of the last chunk begins with 0. Before it no empty line ends the body.
+        """
+        before = self._parsed_end
+        if self._is_before_last_chunk:
+            is_here = before.endswith(b"\n") and data.startswith(b"0", start)
+            line = None if is_here else _LAST_CHUNK.search(data, start)
+            if not is_here and line is None:
+                return len(data)
+            found = data.find(_SECTION_END, line.start() if line else start)
+            self._is_before_last_chunk = found >= 0
+            return found + len(_SECTION_END) if found >= 0 else len(data)
+        across = (before + data[start : start + len(_SECTION_END) - 1]).find(_SECTION_END)
+        found = start + across - len(before) if across >= 0 else data.find(_SECTION_END, start)
+        is_found = found >= 0 or across >= 0
+        self._is_before_last_chunk = is_found and self._is_chunked
+        return found + len(_SECTION_END) if is_found else len(data)
 
     def on_message_begin(self) -> None:
         """Start to count the header of a request."""
@@ -273,7 +298,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 field = (b"strict-transport-security", self._transport_security().encode())
                 self.cycle.default_headers = [*self.cycle.default_headers, field]
             fields = dict(self.headers)
-            if b"transfer-encoding" not in fields:
+            self._is_chunked = self._is_before_last_chunk = b"transfer-encoding" in fields
+            if not self._is_chunked:
                 self._body_left_bytes = int(fields.get(b"content-length", 0))
 
     def on_body(self, body: bytes) -> None:
@@ -287,6 +313,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End the request's body."""
+        self._is_chunked = self._is_before_last_chunk = False
         if not self.parser.should_upgrade():
             self._pass_body()
             self.scope[BODY_COMPLETE] = True  # type: ignore[literal-required]

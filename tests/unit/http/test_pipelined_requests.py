@@ -23,8 +23,9 @@ __all__ = ["authority"]
 
 CHUNKED = (
     b"POST /chunked HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
-    b"9\r\nab\r\n\r\n\r\nc\r\n5\r\n0\r\n\r\n\r\n0;last\r\nX-Field: 1\r\n\r\n"
+    b"9\r\nab\r\n\r\n\r\nc\r\n5\r\n0\r\n\r\n\r\n7\r\n\n0\r\n\r\n0\r\n0;last\r\nX-Field: 1\r\n\r\n"
 )
+NO_CHUNK = b"POST /none HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n00\r\n\r\n"
 SIZED = b"POST /sized HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nab\r\n\r\n\r\nc"
 LAST = request(b"last")
 
@@ -106,8 +107,9 @@ async def test_the_event_loop_has_a_turn_between_two_requests(
 async def test_requests_are_told_apart_wherever_a_read_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stream = b"\r\n" + CHUNKED + get("a") + SIZED + get("b") + LAST
-    expected = [("chunked", 14), ("a", 0), ("sized", 9), ("b", 0), ("x", 4)]
+    stream = b"\r\n" + CHUNKED + get("a") + SIZED + NO_CHUNK + get("b") + LAST
+    parts = [("chunked", 21), ("a", 0), ("sized", 9), ("none", 0), ("b", 0)]
+    expected = [*parts, ("x", 4)]
     received, cut = BoundedProtocol.data_received, 0
 
     def in_two(made: BoundedProtocol, data: bytes) -> None:
@@ -122,12 +124,45 @@ async def test_requests_are_told_apart_wherever_a_read_ends(
         assert answered(await talk(server, *octets)) == expected
 
 
-async def test_a_chunked_body_of_blank_lines_is_passed_on_in_whole() -> None:
-    body = b"\r\n" * 40_000
+@pytest.mark.parametrize("line", [b"\r\n", b"\n0\r\n\r\n"])
+async def test_a_chunked_body_of_blank_lines_is_passed_on_in_whole(line: bytes) -> None:
+    body = line * 20_000
     chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     head = b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n"
     async with serving() as server:
         assert answered(await talk(server, head + chunked)) == [("x", len(body))]
+
+
+@pytest.mark.parametrize("coding", ["sized", "chunked"])
+async def test_an_upload_is_parsed_once_for_each_read(
+    monkeypatch: pytest.MonkeyPatch, coding: str
+) -> None:
+    reads, pieces = 0, 0
+    received, next_piece = BoundedProtocol.data_received, BoundedProtocol._next_piece
+
+    def read(made: BoundedProtocol, data: bytes) -> None:
+        nonlocal reads
+        reads += 1
+        received(made, data)
+
+    def parsed(made: BoundedProtocol) -> bytes:
+        nonlocal pieces
+        pieces += 1
+        return next_piece(made)
+
+    async def count(call: HttpRequest) -> Response:
+        return Response(str(sum([len(block) async for block in call.blocks()])))
+
+    monkeypatch.setattr(BoundedProtocol, "data_received", read)
+    monkeypatch.setattr(BoundedProtocol, "_next_piece", parsed)
+    body = b"A line.\r\n\r\n" * 400_000
+    sent = request(body)
+    if coding == "chunked":
+        head = b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        sent = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    async with serving(count) as server:
+        assert (await talk(server, sent)).endswith(str(len(body)).encode())
+    assert pieces <= reads + 3
 
 
 @on_both_loops
