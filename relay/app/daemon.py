@@ -21,12 +21,14 @@ import msgspec
 
 from relay.api import ChangeNotifier, EventStreams
 from relay.app.configuration import ActiveConfiguration
+from relay.app.keys_note import KeysNote
 from relay.app.maintenance import (
     MailRootAttendant,
     MaintenanceGauges,
     expire_uploads,
     log_continued,
     prune_history,
+    settle_keys,
     sweep_contents,
     update_gauges,
     write_clock_anchor,
@@ -119,10 +121,13 @@ class Daemon:
             await attendant.record_id()
         with suppress(StoreError):  # the mail root cannot be opened yet: it is done then
             await self.store.remove_unfinished_submissions()
+        keys_note = KeysNote(self.settings.state_dir, self.store.keys, is_there=self.root.is_there)
+        await asyncio.to_thread(keys_note.attend)
         await self.pressure.measure()  # a full relay rejects from the first connection on
         self._spawn(self.pressure.run(), "pressure")
         self._spawn(attendant.run(), "mail-root")
         self._spawn(write_clock_anchor(self.store), "clock")
+        self._spawn(settle_keys(self.store, keys_note), "keys")
         self._spawn(self.scheduler.run(), "delivery")
         await self.pickup_server.start()
         for smtp_server in self.smtp_servers:

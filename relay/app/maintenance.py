@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
 from relay.clock import Clock, ResumedTime
 from relay.journeys.submission_log import SubmissionLog
@@ -29,6 +30,7 @@ _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
+_SETTLE_S = 1.0
 _CLOCK_DIFFERS_US = 60_000_000
 
 
@@ -146,6 +148,27 @@ async def write_clock_anchor(store: FileStore) -> None:
     finally:
         with suppress(StoreError):
             await store.keep_anchor()
+
+
+async def settle_keys(store: FileStore, note: KeysNote) -> None:
+    """Each second, finish what failed requests with an Idempotency-Key left, and note the number of
+    commits, until cancelled.
+    """
+    fault = RepeatedError()
+    try:
+        while True:
+            await asyncio.to_thread(note.attend)
+            if store.keys.has_open:
+                try:
+                    await store.settle_keys()
+                except StoreError as error:
+                    if fault.is_new(error):
+                        _log.warning("requests with a key are not settled", error=str(error))
+                else:
+                    fault.clear()
+            await asyncio.sleep(_SETTLE_S)  # real time: a disk fails and recovers in it
+    finally:
+        note.attend()
 
 
 def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:

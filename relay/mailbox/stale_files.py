@@ -14,10 +14,12 @@ import os
 import shutil
 import stat
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from relay.clock import now_at_least_us
+from relay.crashpoints import CrashPoint
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import COPY_PREFIX, DELETED_PREFIX, list_folders, well_known_path
@@ -30,14 +32,16 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.message_file import is_relay_name
 from relay.mailbox.messages import is_draft, submission_facts
-from relay.mailbox.submissions import PreparedFile, draft_of, read_block_of
-from relay.mailbox.types import StoreError, WellKnown
+from relay.mailbox.submissions import FIRST_SUBMISSION, PreparedFile, draft_of, read_block_of
+from relay.mailbox.types import PendingSubmission, StoreError, WellKnown
 from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin
 from relay.observe.logs import get_logger
 
 STALE_S = 36 * 3600
 _EVERY_S = 24 * 3600
+_SETTLED_AT_ONCE = 100
+_REMOVED_AT_START = 10_000
 
 _log = get_logger("mailbox")
 
@@ -56,19 +60,25 @@ class StaleFiles:
     def remove_unfinished(self) -> int:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
 
-        A submission whose key is recorded exists already: it is made ready instead.
+        A submission whose key is recorded exists already: it is made ready instead, unless the
+        record says that it is being removed; then it is removed, wherever it is.
         A file that cannot be removed stays for the next start and does not block the others.
         """
         submissions = self._shared.submissions
         found = submissions.prepared()
         try:
+            if (failure := self._finish_removals(_REMOVED_AT_START)) is not None:
+                _log.error("submissions not removed yet", reason=str(failure))
             places = self._shared.keyed.places(one.submission_id for one in found)
         except StoreError as error:  # any of the files may be a submission that exists
-            _log.error("stale files kept", files=len(found), reason=str(error))
+            if found:
+                _log.error("stale files kept", files=len(found), reason=str(error))
             return 0
         removed = 0
         for prepared in found:
             SYNC_FAILURES.begin()
+            if not prepared.path.exists():
+                continue  # its removal was finished
             try:
                 if prepared.submission_id in places and not prepared.is_change:
                     submissions.finish(prepared.path, places[prepared.submission_id])
@@ -90,17 +100,82 @@ class StaleFiles:
             and not prepared.is_change
             and submissions.find_submission(prepared.submission_id) is None
         )
-        if prepared.is_new and block is not None and is_interrupted:
+        if is_interrupted:  # its steps 1 and 2 may already be recorded
+            self._remove_draft(prepared.path, prepared.submission_id)
+        remove(prepared.path)
+
+    # -- submissions with a key whose request failed
+
+    def settle_keys(self, offer: Callable[[PendingSubmission], None]) -> None:
+        """Finish removals, and send what could not be removed; `offer` is called with those.
+
+        A bounded number of each. Raises the last StoreError or OSError, after all were tried.
+        """
+        keyed, submissions = self._shared.keyed, self._shared.submissions
+        failure = self._finish_removals(_SETTLED_AT_ONCE)
+        for one in keyed.unsettled(_SETTLED_AT_ONCE):
+            SYNC_FAILURES.begin()
+            try:
+                with self._shared.stripes.of(one.draft_id):
+                    keyed.record_again(one)
+                    prepared = submissions.preparing / one.submission_id
+                    if prepared.exists():
+                        submissions.finish(prepared, f"{one.path.parent.name}/{one.path.name}")
+                    keyed.settled(one.submission_id)
+                    path = submissions.find_submission(one.submission_id)
+            except (OSError, StoreError) as error:
+                failure = error
+                continue
+            if path is not None and (found := submissions.read(path)) is not None:
+                offer(found)
+        if failure is not None:
+            raise failure
+
+    def _finish_removals(self, limit: int) -> OSError | StoreError | None:
+        failure: OSError | StoreError | None = None
+        for submission_id in self._shared.keyed.removed(limit):
+            try:
+                with self._shared.stripes.of(draft_of(submission_id)):
+                    self.finish_removal(submission_id)
+            except (OSError, StoreError) as error:
+                failure = error
+        return failure
+
+    def finish_removal(self, submission_id: str) -> None:
+        """Remove a submission whose record says so, its draft and then the record.
+
+        The caller holds the draft's lock, as pickup does when it begins a submission. One that
+        pickup has is sent instead: its record gives a repeat the first answer.
+        """
+        keyed, submissions = self._shared.keyed, self._shared.submissions
+        if keyed.has_begun(submission_id):
+            keyed.keep(submission_id)
+            return
+        SYNC_FAILURES.begin()
+        prepared = submissions.preparing / submission_id
+        paths = (prepared, submissions.find_submission(submission_id))
+        for path in paths:
+            if path is not None and path.exists():
+                self._remove_draft(path, submission_id)
+                remove(path)
+        submissions.sync_ready()
+        submissions.sync_scheduled()
+        self._shared.crash.reached(CrashPoint.KEYED_SUBMISSION_REMOVED)
+        keyed.end_removal(submission_id)
+        self._shared.crash.reached(CrashPoint.KEY_REMOVED)
+
+    def _remove_draft(self, submission: Path, submission_id: str) -> None:
+        """Withdraw the events of a submission, and remove its draft if the same request made it."""
+        block = read_block_of(submission)
+        if submission_id.endswith(f".{FIRST_SUBMISSION}") and block is not None:
             mailbox = self._shared.folders.mailbox(block.origin.account)
             located = self._shared.index.find_by_base_name(mailbox, block.origin.base_name)
             if located is not None and is_draft(located):
                 remove(located.path)
                 self._shared.syncs.sync(located.directory)
-        if is_interrupted:  # its steps 1 and 2 may already be recorded
-            with open_message(prepared.path) as file:
-                head = file.read(LARGE_BYTES)
-            self._log.withdraw(submission_facts(head, prepared.submission_id))
-        remove(prepared.path)
+        with open_message(submission) as file:
+            head = file.read(LARGE_BYTES)
+        self._log.withdraw(submission_facts(head, submission_id))
 
     def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
         """Finish an interrupted change of a scheduled draft if its submission was replaced."""

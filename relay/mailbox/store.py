@@ -143,6 +143,7 @@ class FileStore:
         self._builder, self.build_indexes = builder, builder.run
         self.remove_unfinished_submissions = in_thread(self._stale_files.remove_unfinished)
         self.keep_anchor = in_thread(self._write_anchor)
+        self.settle_keys = in_thread(self._settle_keys)
         self.create_draft = in_thread(self._drafts.create)
         self.submit_new = self._submitting(self._writer.submit_new)
         self.submit_draft = self._submitting(self._writer.submit_draft)
@@ -273,6 +274,11 @@ class FileStore:
     def due_count(self) -> int:
         """The number of submissions that wait for no later time, scheduled sends included."""
         return self._pending.due_count + self._timer.is_busy
+
+    @property
+    def keys(self) -> KeyedSubmissions:
+        """The records of keys."""
+        return self._shared.keyed
 
     @property
     def scheduled_count(self) -> int:
@@ -419,7 +425,7 @@ class FileStore:
     def _reopen(self) -> None:
         """Use the root again, without what is remembered of it: it may have been restored."""
         self._index.forget()
-        self._shared.keyed.close()
+        self._shared.keyed.abandon()
         self._log.close()
         self._inbox.forget()
         self._shared.submissions.forget()
@@ -433,7 +439,15 @@ class FileStore:
 
     def _submission_content(self, submission: PendingSubmission) -> Octets:
         with self._shared.stripes.of(submission.draft_id):  # submit may still fail and remove it
-            return content_of(submission)
+            self._shared.keyed.begin_pickup(submission.submission_id)
+            try:
+                return content_of(submission)
+            except NoSuchItemError:
+                self._shared.keyed.end_pickup(submission.submission_id)
+                raise
+
+    def _settle_keys(self) -> None:
+        self._stale_files.settle_keys(self._offer)
 
     def _list_folders(self, account: str) -> list[Folder]:
         return self._counted(account, self._tree.every(account))

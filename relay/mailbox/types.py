@@ -35,6 +35,17 @@ class StoreUnavailableError(StoreError):
     """The disk is full, read-only or failing."""
 
 
+class KeysDamagedError(StoreUnavailableError):
+    """The records of keys are damaged; requests without a key work (503)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Idempotency-Key: the relay's records of keys are damaged, so it cannot tell whether "
+            "this request was carried out before. An operator has to repair them; requests without "
+            "a key are carried out."
+        )
+
+
 class OutcomeUnknownError(StoreError):
     """The disk failed; it is unknown whether the message will be sent."""
 

@@ -36,6 +36,7 @@ from tests.support.power_loss import (
     until,
 )
 from tests.support.stores import store_on
+from tests.support.vfs import FaultyDisk
 
 pytestmark = pytest.mark.crash
 
@@ -187,6 +188,38 @@ async def cancellations_of_keyed_submissions(trial: PowerLossTrial) -> None:
     )
     await store.update(ALICE, pending.draft_id, MessageChange(properties=letter("asked")))
     await trial.promised(("drafts", "asked"))
+
+
+async def removals_of_keyed_submissions(trial: PowerLossTrial) -> None:
+    """It was refused, and its record is removed: nothing of it may come back."""
+    await trial.store.list_folders(ALICE)
+    store = trial.settled_store()
+    trial.fails_at("submit.py:_write_and_submit", 1)
+    with pytest.raises(StoreUnavailableError):
+        await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await trial.check(lambda found: found.sent.total() == 0)
+
+
+async def removals_of_keyed_scheduled_sends(trial: PowerLossTrial) -> None:
+    await trial.store.list_folders(ALICE)
+    due_us = trial.clock.time_us() + HOUR_US
+    made = await trial.store.create_draft(ALICE, letter("asked", extended=until(due_us)))
+    store = trial.settled_store()
+    trial.fails_at("submit.py:_submit_as_it_is", 0)
+    with pytest.raises(StoreUnavailableError):
+        await store.submit_draft(ALICE, made.id, options_with_key(scheduled_us=due_us))
+    await trial.promised(("drafts", "asked"))
+
+
+async def removals_that_began(trial: PowerLossTrial) -> None:
+    """A record says that it is being removed: no start sends it."""
+    await trial.store.list_folders(ALICE)
+    store = trial.settled_store()
+    trial.looks_at = CrashPoint.KEY_REMOVAL_BEGUN
+    trial.fails_at("submit.py:_write_and_submit", 1)
+    with pytest.raises(StoreUnavailableError):
+        await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await trial.check(lambda found: found.sent.total() == 0)
 
 
 async def failures(trial: PowerLossTrial) -> None:
@@ -347,6 +380,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     *(keyed_submissions, keyed_submissions_that_are_named, keyed_submissions_before_their_record),
     *(keyed_submissions_that_a_start_finishes, keyed_sends),
+    *(removals_of_keyed_submissions, removals_of_keyed_scheduled_sends, removals_that_began),
     *(failures_of_keyed_submissions, cancellations_of_keyed_submissions),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
@@ -377,6 +411,16 @@ def with_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: Scenario) -> None:
     with trial_on(tmp_path) as trial:
         await scenario(trial)
+
+
+async def test_records_of_keys_that_are_not_synced_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken variant: a commit of keys.sqlite returns before it is on the disk."""
+    monkeypatch.setattr(FaultyDisk, "synced", lambda *_: None)
+    for number, scenario in enumerate((keyed_submissions, keyed_sends, removals_that_began)):
+        with trial_on(tmp_path / str(number)) as trial, pytest.raises(PromiseBrokenError):
+            await scenario(trial)
 
 
 # -- each sync

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from relay.clock import ManualClock
 from relay.crashpoints import CrashPoint
+from relay.last_commit import last_commit_of
 from relay.mailbox import FileStore, SendOptions
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
@@ -21,6 +22,7 @@ from relay.message.properties import EmailAddress, ExtendedProperty, MessageProp
 from relay.mime.draft import read_properties
 from tests.support.forgetful import ForgetfulDisk, KilledError
 from tests.support.stores import store_on
+from tests.support.vfs import FaultyDisk
 
 ALICE = "alice@example.test"
 BODY = "0123456789abcde\r\n" * 40
@@ -73,9 +75,11 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
 class PowerLossTrial:
     """A store on a disk that forgets; after each promise every loss of power is tried."""
 
-    def __init__(self, folder: Path, disk: ForgetfulDisk) -> None:
+    def __init__(self, folder: Path, disk: ForgetfulDisk, keys_disk: FaultyDisk) -> None:
         self.clock = ManualClock()
         self.disk = disk
+        self._keys_disk = keys_disk
+        self._keys = folder / "mail/.submissions/keys.sqlite"
         self.store: FileStore  # world_on() sets it
         self.root = folder / "mail"
         self.dies_at: CrashPoint | None = None
@@ -114,12 +118,16 @@ class PowerLossTrial:
                 raise PromiseBrokenError(found)
 
     def _left(self) -> Iterator[Path]:
-        """Yield what a loss of power now may leave; committed records of keys are always there."""
+        """Yield what a loss of power now may leave. Of the records of keys that is what was synced,
+        and the newest number of their last commit: it never exceeds that of a synced commit.
+        """
         self._losses += 1
         for left in self.disk.after_loss(self._folder / f"loss {self._losses}"):
             if (left / ".submissions").is_dir():
-                for file in (self.root / ".submissions").glob("keys.sqlite*"):
-                    shutil.copy2(file, left / ".submissions")
+                for name, octets in self._keys_disk.synced_octets(self._keys).items():
+                    (left / ".submissions" / name).write_bytes(octets)
+                if (noted := last_commit_of(self._keys)).exists():
+                    shutil.copy2(noted, left / ".submissions")
             yield left
 
     async def promised(self, *shown: tuple[str, str], sent: str = "", aside: int = 0) -> None:
@@ -138,8 +146,8 @@ def mime(subject: str) -> bytes:
 
 @contextmanager
 def trial_on(folder: Path) -> Iterator[PowerLossTrial]:
-    with ForgetfulDisk(folder / "mail") as disk:
-        trial = PowerLossTrial(folder, disk)
+    with FaultyDisk() as keys_disk, ForgetfulDisk(folder / "mail") as disk:
+        trial = PowerLossTrial(folder, disk, keys_disk)
         with store_on(trial.root, trial.clock, crash=trial) as trial.store:
             yield trial
 

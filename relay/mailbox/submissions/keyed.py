@@ -4,61 +4,61 @@ A record is committed when everything of its submission is durable but its name 
 deferred/. From that commit on the submission exists: a start finishes it if a crash came before
 the rename. A request with the same key therefore finds either the record, or no submission.
 
-The records are in a SQLite file, made with the first of them. Blocking; methods raise StoreError's
-children and OSError. docs/design.md 1.
+A submission that fails after its record is removed in three durable steps: its record becomes
+"being removed" (begin_removal()), its files go, its record goes (end_removal()). Until then, and
+where the first step failed, the key cannot be used and pickup does not begin the submission;
+StaleFiles.settle_keys() finishes both.
+
+Blocking; methods raise StoreError's children and OSError. docs/design.md 1.
 """
 
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import apsw
 
 from relay.clock import Clock
-from relay.mailbox.maildir import sync_directory
+from relay.mailbox.submissions.keyed_file import KeysFile, keys_file
 from relay.mailbox.types import (
     BeingSentError,
     KeyedSubmission,
+    NoSuchItemError,
     OutcomeUnknownError,
     PendingSubmission,
     StoreUnavailableError,
     TooManyKeysError,
 )
 
-_FILE_NAME = "keys.sqlite"
 KEPT_S = 24 * 3600
 KEYS_PER_ACCOUNT_MAX = 100_000
 KEYS_MAX = 1_000_000
-_BUSY_MS = 5000
 _PRUNED_PER_RECORD = 4  # more than one, so that records never pile up
-_LEFT_MAX = 10_000
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE submission (
-    slot BLOB PRIMARY KEY, account TEXT NOT NULL, fingerprint BLOB NOT NULL,
-    submission_id TEXT NOT NULL, place TEXT NOT NULL, internet_message_id TEXT NOT NULL,
-    preference_applied TEXT NOT NULL, at_us INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX submission_at ON submission (at_us);
-CREATE TABLE commits (number INTEGER NOT NULL) STRICT;
-INSERT INTO commits VALUES (0);
+_OPEN_MAX = 10_000
+_PUT = """
+INSERT INTO submission VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slot)
+DO UPDATE SET is_removed = excluded.is_removed WHERE submission_id = excluded.submission_id
 """
 _INSERT = """
-INSERT INTO submission VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+INSERT INTO submission VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 _FIND = """
 SELECT fingerprint, submission_id, internet_message_id, preference_applied FROM submission
 WHERE slot = ? AND at_us > ?
 """
 _PRUNE = """
-DELETE FROM submission
-WHERE slot IN (SELECT slot FROM submission WHERE at_us <= ? ORDER BY at_us LIMIT ?)
+DELETE FROM submission WHERE slot IN (
+    SELECT slot FROM submission WHERE at_us <= ? AND NOT is_removed ORDER BY at_us LIMIT ?
+)
 RETURNING account
 """
+_REMOVE = "DELETE FROM submission WHERE slot = ? AND submission_id = ? RETURNING account"
+_KEEP = "UPDATE submission SET is_removed = 0 WHERE slot = ? AND submission_id = ?"
+_REMOVE_EXPIRED = "DELETE FROM submission WHERE slot = ? AND at_us <= ? RETURNING account"
 
 
 @dataclass(eq=False, slots=True)
@@ -75,32 +75,57 @@ class KeyedSubmissions:
     """The records in one file. Threads that record at the same time share a commit."""
 
     def __init__(self, root: Path, clock: Clock) -> None:
-        directory = root / ".submissions"
-        self._path = directory / _FILE_NAME
-        self._preparing = directory / "preparing"
         self._clock = clock
-        self._connection: apsw.Connection | None = None
-        self._writing = threading.RLock()  # held by every use of the connection
+        self._file = KeysFile(keys_file(root), on_opened=self._read)
+        self._writing = threading.RLock()  # held by every use of the file
         self._joining = threading.Lock()
         self._next = _Commit()
         self._counts: Counter[str] = Counter()
-        self._left: dict[bytes, str] = {}  # slots whose submission and record could not be removed
+        self._removed: dict[str, bytes] = {}  # the slots of submissions that are being removed
+        self._unsettled: dict[str, PendingSubmission] = {}  # whose removal could not begin
+        self._begun: set[str] = set()  # submissions that pickup has
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with the records, "" for nothing."""
+        return self._file.damage
+
+    @property
+    def commits(self) -> int:
+        """The number of commits of the file since it was made; 0 before it is opened."""
+        return self._file.commits
+
+    def newest_us(self) -> int:
+        """Return the queue time of the newest record, 0 without one."""
+        with self._writing:
+            if not self._file.exists():
+                return 0
+            with self._file.reading() as connection:
+                return int(connection.execute("SELECT max(at_us) FROM submission").get or 0)
+
+    @property
+    def has_open(self) -> bool:
+        """Whether a submission is being removed, or one is not settled."""
+        return bool(self._removed or self._unsettled)
 
     def find(self, account: str, slot: bytes) -> KeyedSubmission | None:
         """Return the submission that was made with a key.
 
-        Raises TooManyKeysError if there is none and the account cannot have another one.
+        Raises TooManyKeysError if there is none and the account cannot have another one;
+        StoreUnavailableError while the submission is being removed, or is not settled.
         """
-        with self._writing, _translated():
-            if self._connection is None and not self._path.exists():
+        with self._writing:
+            if not self._file.exists():
                 return None
-            connection = self._opened()
-            self._remove_left(slot)
-            row = connection.execute(_FIND, (slot, self._expired_us())).fetchone()
+            with self._file.reading() as connection:
+                self._check_open(slot)
+                row = connection.execute(_FIND, (slot, self._expired_us())).fetchone()
             if row is not None:
                 return KeyedSubmission(*row)
             if self._is_full(account):
-                self._prune(connection, KEYS_MAX)
+                with self._file.transaction() as connection:
+                    pruned = self._pruned(connection, KEYS_MAX)
+                self._counts.subtract(pruned)
             if self._is_full(account):
                 raise TooManyKeysError(
                     f"{account} has used {self._counts[account]} idempotency keys within 24 hours, "
@@ -112,20 +137,10 @@ class KeyedSubmissions:
     def record(self, submission: PendingSubmission) -> None:
         """Record a submission with a key durably. Everything else of it is durable already.
 
-        Raises BeingSentError if the key was used meanwhile, OutcomeUnknownError, OSError.
+        Raises BeingSentError if the key was used meanwhile: then nothing of it is recorded. After
+        StoreUnavailableError the disk may have the record: call begin_removal().
         """
-        key = submission.options.key
-        assert key is not None, "only submissions with a key are recorded"
-        row = (
-            key.slot,
-            key.account,
-            key.fingerprint(),
-            submission.submission_id,
-            f"{submission.path.parent.name}/{submission.path.name}",
-            submission.internet_message_id,
-            key.preference_applied(),
-            self._clock.queue_us(),
-        )
+        row = self._row(submission)
         with self._joining:
             mine = self._next
             mine.rows.append(row)
@@ -135,160 +150,221 @@ class KeyedSubmissions:
                     self._next = _Commit()
                 self._commit(mine)
         if mine.error is not None:
-            self.withdraw(submission)  # the disk may have the record nevertheless
             raise mine.error
         if submission.submission_id in mine.refused:
             raise BeingSentError("Another request with this Idempotency-Key was just carried out.")
 
-    def withdraw(self, submission: PendingSubmission) -> None:
-        """Remove the record of a submission that failed, before the submission is removed.
+    def begin_removal(self, submission: PendingSubmission) -> None:
+        """Record that a submission is being removed, before its files are.
 
         It always writes, so that nothing of a failed commit is left. Raises OutcomeUnknownError if
-        the record may be left; then the submission must be left too.
+        that failed; then nothing may be removed, and settle_keys() sends the submission.
         """
-        key = submission.options.key
-        if key is None:
-            return
         with self._writing:
             try:
-                with _translated():
-                    self._remove(key.slot, submission.submission_id)
+                self._put(submission, is_removed=True)
             except StoreUnavailableError as error:
-                self._left[key.slot] = submission.submission_id
+                self._unsettled[submission.submission_id] = submission
                 raise OutcomeUnknownError(
-                    f"The record of {submission.submission_id} could not be removed: {error} "
-                    "Whether it will be sent is not known before the next start."
+                    f"The record of {submission.submission_id} could not be changed: {error} "
+                    "It will be sent when the disk works again."
                 ) from error
+            self._removed[submission.submission_id] = _slot_of(submission)
+
+    def end_removal(self, submission_id: str) -> None:
+        """Remove the record of a submission whose files are removed."""
+        with self._writing:
+            if (slot := self._removed.get(submission_id)) is not None:
+                self._remove(slot, submission_id)
+                del self._removed[submission_id]
+
+    def forget(self, submission: PendingSubmission) -> None:
+        """Remove the record of a key for a submission that stays. Raises OutcomeUnknownError."""
+        with self._writing:
+            try:
+                self._remove(_slot_of(submission), submission.submission_id)
+            except StoreUnavailableError as error:
+                raise OutcomeUnknownError(
+                    f"The record of {submission.submission_id} could not be removed: {error}"
+                ) from error
+
+    def keep(self, submission_id: str) -> None:
+        """Record that a submission which pickup has is not removed: a repeat gets its answer."""
+        with self._writing:
+            if (slot := self._removed.get(submission_id)) is not None:
+                with self._file.transaction() as connection:
+                    connection.execute(_KEEP, (slot, submission_id))
+                del self._removed[submission_id]
+
+    def record_again(self, submission: PendingSubmission) -> None:
+        """Record an unsettled submission: from then on it exists, whatever the disk has."""
+        with self._writing:
+            self._put(submission, is_removed=False)
+
+    def settled(self, submission_id: str) -> None:
+        """Allow pickup to begin a submission that record_again() recorded."""
+        with self._writing:
+            self._unsettled.pop(submission_id, None)
+
+    def removed(self, limit: int) -> list[str]:
+        """Return submissions that are being removed. A start opens the file with this."""
+        with self._writing:
+            if self._file.exists():
+                self._file.opened()
+            return list(islice(self._removed, limit))
+
+    def unsettled(self, limit: int) -> list[PendingSubmission]:
+        """Return submissions whose removal could not begin."""
+        with self._writing:
+            return list(islice(self._unsettled.values(), limit))
+
+    # -- pickup, under the lock of the submission's draft
+
+    def begin_pickup(self, submission_id: str) -> None:
+        """Raise NoSuchItemError for a submission that is being removed, or is not settled."""
+        if submission_id in self._removed or submission_id in self._unsettled:
+            raise NoSuchItemError(f"The submission {submission_id} is being removed.")
+        self._begun.add(submission_id)
+
+    def has_begun(self, submission_id: str) -> bool:
+        """Whether pickup has a submission."""
+        return submission_id in self._begun
+
+    def end_pickup(self, submission_id: str) -> None:
+        """Forget a submission that pickup has ended."""
+        self._begun.discard(submission_id)
+
+    # -- all records
 
     def places(self, submission_ids: Iterable[str]) -> Mapping[str, str]:
         """Return the place, "ready/…" or "deferred/…", of each of these that is recorded."""
         wanted = set(submission_ids)
-        if not wanted or not self._path.exists():
-            return {}
-        with self._writing, _translated():
-            rows = self._opened().execute("SELECT submission_id, place FROM submission")
-            return {identifier: place for identifier, place in rows if identifier in wanted}
+        with self._writing:
+            if not wanted or not self._file.exists():
+                return {}
+            with self._file.reading() as connection:
+                rows = connection.execute(
+                    "SELECT submission_id, place FROM submission WHERE NOT is_removed"
+                )
+                return {identifier: place for identifier, place in rows if identifier in wanted}
 
     def clear(self) -> None:
         """Remove all records."""
-        with self._writing, _translated():
-            if self._path.exists():
-                connection = self._opened()
-                with connection:
+        with self._writing:
+            if self._file.exists():
+                with self._file.transaction() as connection:
                     connection.execute("DELETE FROM submission")
             self._counts.clear()
-            self._left.clear()
+            self._removed.clear()
+            self._unsettled.clear()
+            self._begun.clear()
+
+    def abandon(self) -> None:
+        """Close the file of a mail root that is missing; the next use opens what is there then."""
+        with self._writing:
+            self._file.abandon()
 
     def close(self) -> None:
         """Close the file."""
         with self._writing:
-            if self._connection is not None:
-                with suppress(apsw.Error):
-                    self._connection.close()
-                self._connection = None
+            self._file.close()
+
+    def _row(self, submission: PendingSubmission, *, is_removed: bool = False) -> Sequence[Any]:
+        key = submission.options.key
+        assert key is not None, "only submissions with a key are recorded"
+        return (
+            key.slot,
+            key.account,
+            key.fingerprint(),
+            submission.submission_id,
+            f"{submission.path.parent.name}/{submission.path.name}",
+            submission.internet_message_id,
+            key.preference_applied(),
+            self._clock.queue_us(),
+            int(is_removed),
+        )
 
     def _commit(self, commit: _Commit) -> None:
         """Write the records in one transaction, and remove some that have expired."""
         made: Counter[str] = Counter()
         try:
-            with _translated():
-                connection = self._opened()
-                with connection:
-                    made.subtract(self._removed(connection, _PRUNED_PER_RECORD * len(commit.rows)))
-                    for row in commit.rows:
-                        connection.execute(
-                            "DELETE FROM submission WHERE slot = ? AND at_us <= ?",
-                            (row[0], self._expired_us()),
-                        )
-                        made[row[1]] -= connection.changes()
-                        connection.execute(_INSERT, row)
-                        if not connection.changes():
-                            commit.refused.add(row[3])
-                        made[row[1]] += connection.changes()
+            with self._file.transaction() as connection:
+                made.subtract(self._pruned(connection, _PRUNED_PER_RECORD * len(commit.rows)))
+                for row in commit.rows:
+                    if self._write(connection, _INSERT, row, made) == 0:
+                        commit.refused.add(row[3])
         except StoreUnavailableError as error:
             commit.error = error
         else:
             self._counts.update(made)
         commit.is_done = True
 
+    def _put(self, submission: PendingSubmission, *, is_removed: bool) -> None:
+        """Insert or update the record of a submission; another one's is left."""
+        row = self._row(submission, is_removed=is_removed)
+        made: Counter[str] = Counter()
+        with self._file.transaction() as connection:
+            is_there = connection.execute(
+                "SELECT 1 FROM submission WHERE slot = ? AND submission_id = ?", (row[0], row[3])
+            ).fetchone()
+            self._write(connection, _PUT, row, made)
+            made[row[1]] -= is_there is not None
+        self._counts.update(made)
+
+    def _write(
+        self, connection: apsw.Connection, sql: str, row: Sequence[Any], made: Counter[str]
+    ) -> int:
+        """Write one record; an expired one of the same key goes. Return the number of rows."""
+        made.subtract(_accounts(connection, _REMOVE_EXPIRED, (row[0], self._expired_us())))
+        connection.execute(sql, row)
+        made[row[1]] += connection.changes()
+        return connection.changes()
+
     def _remove(self, slot: bytes, submission_id: str) -> None:
-        connection = self._opened()
-        with connection:
-            connection.execute("UPDATE commits SET number = number + 1")
-            removed = _accounts(
-                connection,
-                "DELETE FROM submission WHERE slot = ? AND submission_id = ? RETURNING account",
-                (slot, submission_id),
-            )
+        with self._file.transaction() as connection:
+            removed = _accounts(connection, _REMOVE, (slot, submission_id))
         self._counts.subtract(removed)
 
-    def _remove_left(self, slot: bytes) -> None:
-        """Before a key is used again, remove what withdraw() could not remove.
-
-        Above the maximum no other key is used before one of them is removed. A submission that has
-        left preparing/ is being sent: its record stays.
-        """
-        slots = [slot] if slot in self._left else []
-        if len(self._left) >= _LEFT_MAX:
-            slots.append(next(iter(self._left)))
-        for one in dict.fromkeys(slots):
-            submission_id = self._left[one]
-            if (self._preparing / submission_id).exists():
-                self._remove(one, submission_id)
-            del self._left[one]
+    def _check_open(self, slot: bytes) -> None:
+        if not self.has_open:
+            return
+        if (
+            slot in self._removed.values()
+            or any(_slot_of(one) == slot for one in self._unsettled.values())
+            or len(self._removed) + len(self._unsettled) >= _OPEN_MAX
+        ):
+            raise StoreUnavailableError(
+                "The disk failed during a request with an Idempotency-Key, whose message is being "
+                "removed or sent: repeat the request later."
+            )
 
     def _is_full(self, account: str) -> bool:
         counts = self._counts
         return counts[account] >= KEYS_PER_ACCOUNT_MAX or counts.total() >= KEYS_MAX
 
-    def _prune(self, connection: apsw.Connection, limit: int) -> None:
-        with connection:
-            removed = self._removed(connection, limit)
-        self._counts.subtract(removed)
-
-    def _removed(self, connection: apsw.Connection, limit: int) -> Counter[str]:
+    def _pruned(self, connection: apsw.Connection, limit: int) -> Counter[str]:
         return _accounts(connection, _PRUNE, (self._expired_us(), limit))
 
     def _expired_us(self) -> int:
         return self._clock.confirmed_us() - KEPT_S * 1_000_000
 
-    def _opened(self) -> apsw.Connection:
-        """Return the connection; the file is durable in its directory."""
-        if self._connection is None:
-            self._path.touch(0o600)
-            connection = apsw.Connection(str(self._path))
-            try:
-                _set_up(connection)
-                sync_directory(self._path.parent)
-                rows: Any = connection.execute(
-                    "SELECT account, count(*) FROM submission GROUP BY 1"
-                )
-                self._counts = Counter(dict(rows))
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
+    def _read(self, connection: apsw.Connection) -> None:
+        """Read what is kept in memory when the file is opened."""
+        counts: Iterator[Any] = connection.execute(
+            "SELECT account, count(*) FROM submission GROUP BY 1"
+        )
+        self._counts = Counter(dict(counts))
+        removed: Iterator[Any] = connection.execute(
+            "SELECT submission_id, slot FROM submission WHERE is_removed"
+        )
+        self._removed = dict(removed)
+
+
+def _slot_of(submission: PendingSubmission) -> bytes:
+    assert submission.options.key is not None
+    return submission.options.key.slot
 
 
 def _accounts(connection: apsw.Connection, sql: str, values: tuple[Any, ...]) -> Counter[str]:
     """Return the accounts of the rows that a statement removes, and how many of each."""
     return Counter(str(account) for (account,) in connection.execute(sql, values).fetchall())
-
-
-def _set_up(connection: apsw.Connection) -> None:
-    connection.set_busy_timeout(_BUSY_MS)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # a commit is durable when it returns
-    if connection.execute("PRAGMA user_version").get == 0:
-        with connection:
-            connection.execute(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (apsw.Error, OSError) as error:
-        raise StoreUnavailableError(f"The records of keys cannot be used: {error}.") from error

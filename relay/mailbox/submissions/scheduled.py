@@ -114,6 +114,7 @@ class ScheduledSends:
             submission.path.unlink()
         except FileNotFoundError:
             raise BeingSentError(_BEING_SENT) from None
+        remove(self._directory.preparing / submission.submission_id)  # left by a failed request
         self._reached(CrashPoint.SUBMISSION_CANCELLED)
         self._sync_cancellations()
 

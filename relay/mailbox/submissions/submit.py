@@ -55,6 +55,8 @@ from relay.mailbox.types import (
     PendingSubmission,
     Precondition,
     SendOptions,
+    StoreError,
+    StoreUnavailableError,
     WellKnown,
 )
 from relay.message.content import LARGE_BYTES, Octets, memory_part
@@ -175,7 +177,13 @@ class SubmissionWriter:
         if options.key is None:
             return submission
         facts = submission_facts(draft.read(0, LARGE_BYTES), submission.submission_id)
-        return self._record_key(replace(submission, options=options), facts)
+        submission = self._ready_for_key(replace(submission, options=options), facts)
+        try:
+            self._record_key(submission)
+        except StoreUnavailableError:
+            self._shared.keyed.forget(submission)  # the submission was accepted before
+            raise
+        return submission
 
     def _write_and_submit(
         self, mailbox: Path, draft: ComposedDraft, submission: PendingSubmission
@@ -193,7 +201,7 @@ class SubmissionWriter:
         placed = drafts / f"{draft.name_with_size}:2,{NEW_DRAFT}"
         prepared = self._shared.submissions.preparing / submission.submission_id
         reached = self._shared.crash.reached
-        is_named = False
+        is_recorded = is_named = False
         try:
             if draft.written:
                 descriptor = open_written(prepared)
@@ -209,7 +217,8 @@ class SubmissionWriter:
                 facts = facts_of(draft, submission.submission_id)
                 self._record_submission(submission, facts, created_us=created_us)
                 if has_key:
-                    submission = self._record_key(submission, facts)
+                    submission, is_recorded = self._ready_for_key(submission, facts), True
+                    self._record_key(submission)
                 is_named = True
                 self._make_ready(prepared, submission)
             reached(CrashPoint.DRAFT_SYNCED)
@@ -217,30 +226,42 @@ class SubmissionWriter:
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self._shared.submissions.sync(submission)
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
-        except OutcomeUnknownError:
-            raise  # the record of the key may be durable: the next start finishes what is left
-        except BaseException:
-            if is_named:
-                self._shared.keyed.withdraw(submission)
+        except BaseException as error:
+            if is_recorded and not isinstance(error, BeingSentError):
+                self._remove_keyed(submission)
+            elif is_named:
                 self._remove_submission(prepared, submission, placed)
             _remove_all(prepared, placed)
             self._withdraw(memory_part(draft.content), submission)
             raise
         return submission
 
-    def _record_key(
+    def _ready_for_key(
         self, submission: PendingSubmission, facts: SubmissionFacts
     ) -> PendingSubmission:
+        """Make what a start finishes durable, before the key of a submission is recorded."""
+        self._shared.submissions.sync_preparing()
+        self._shared.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
+        return replace(submission, internet_message_id=facts.message_id)
+
+    def _record_key(self, submission: PendingSubmission) -> None:
         """Record a submission with a key, when only its name in ready/ is not durable yet.
 
         It exists from then on: StaleFiles.remove_unfinished() finishes it after a crash.
         """
-        self._shared.submissions.sync_preparing()
-        self._shared.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
-        submission = replace(submission, internet_message_id=facts.message_id)
         self._shared.keyed.record(submission)
         self._shared.crash.reached(CrashPoint.KEY_RECORDED)
-        return submission
+
+    def _remove_keyed(self, submission: PendingSubmission) -> None:
+        """Remove a submission with a key that failed, its draft and then its record.
+
+        Raises OutcomeUnknownError if that could not begin: then it is sent. What fails later is
+        repeated by StaleFiles.settle_keys(); until then neither pickup nor a repeat begins it.
+        """
+        self._shared.keyed.begin_removal(submission)
+        self._shared.crash.reached(CrashPoint.KEY_REMOVAL_BEGUN)
+        with suppress(OSError, StoreError):
+            self._stale_files.finish_removal(submission.submission_id)
 
     def _place(self, prepared: Path, placed: Path) -> None:
         """Link a prepared draft into the mailbox; without hard links, copy it through tmp/."""
@@ -253,23 +274,23 @@ class SubmissionWriter:
         """Submit a draft whose file needs no change. `head` is the beginning of the file."""
         self._shared.submissions.make()
         prepared = self._shared.submissions.preparing / submission.submission_id
-        is_named = False
+        is_recorded = is_named = False
         try:
             self._shared.submissions.prepare(located.path, prepared.name)
             self._shared.crash.reached(CrashPoint.SUBMISSION_PREPARED)
             facts = submission_facts(head, submission.submission_id)
             self._record_submission(submission, facts, created_us=created_us)
             if submission.options.key is not None:
-                submission = self._record_key(submission, facts)
+                submission, is_recorded = self._ready_for_key(submission, facts), True
+                self._record_key(submission)
             is_named = True
             self._make_ready(prepared, submission)
             self._shared.submissions.sync(submission)
             self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
-        except OutcomeUnknownError:
-            raise  # as above
-        except BaseException:
-            if is_named:
-                self._shared.keyed.withdraw(submission)
+        except BaseException as error:
+            if is_recorded and not isinstance(error, BeingSentError):
+                self._remove_keyed(submission)
+            elif is_named:
                 self._remove_submission(prepared, submission)
             _remove_all(prepared)
             self._withdraw(head, submission)
@@ -385,6 +406,7 @@ class SubmissionWriter:
             accepted = Event(Step.ACCEPTED, self._shared.clock.time_us(), detail)
             self._log.append(_facts_of(submission), accepted, queue_id=queue_id)
             self._shared.crash.reached(CrashPoint.STEP_RECORDED)
+            self._shared.keyed.end_pickup(submission.submission_id)
             # Not synced: for a submission that reappears after a power loss, pickup asks for the
             # result again with the same key.
             self._shared.submissions.remove_ready(submission)
@@ -409,6 +431,7 @@ class SubmissionWriter:
                     mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
                 )  # it may be a repeat: a crash may have come before the submission was removed
             self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
+            self._shared.keyed.end_pickup(submission.submission_id)
             if to_corrupt:
                 self._shared.submissions.move_to_corrupt(submission.path)
             self._shared.submissions.remove_ready(submission)

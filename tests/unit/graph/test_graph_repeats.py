@@ -302,7 +302,7 @@ async def test_records_are_pruned(mailbox: Mailbox) -> None:
     for number in range(2):
         await mailbox.send(idempotency_key=f"later {number}".replace(" ", "-"))
     records = mailbox.store._shared.keyed
-    assert records._opened().execute("SELECT count(*) FROM submission").get == 2
+    assert records._file.opened().execute("SELECT count(*) FROM submission").get == 2
     assert records._counts == {"alice@example.test": 2}
 
 

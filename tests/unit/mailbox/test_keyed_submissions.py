@@ -1,16 +1,21 @@
 """Submissions with a key: what they read of the directories, and disks that fail for a time."""
 
 import os
+import shutil
+from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
 
+from relay.clock import ManualClock
 from relay.mailbox import SendOptions
-from relay.mailbox.submissions import keyed
-from relay.mailbox.types import OutcomeUnknownError, SubmissionKey
+from relay.mailbox.submissions import keyed, keyed_file
+from relay.mailbox.types import OutcomeUnknownError, StoreUnavailableError, SubmissionKey
+from tests.support.stores import store_on
 
 ALICE = "alice@example.test"
+DAY_US = 86_400_000_000
 
 
 def with_key(slot: bytes) -> SendOptions:
@@ -27,21 +32,82 @@ async def test_no_directory_is_listed_for_a_submission_with_a_key(place, store, 
 
 
 async def test_keys_can_be_used_when_the_disk_works_again(place, store, draft, monkeypatch):
-    """The records that could not be removed are remembered, up to a maximum."""
-    monkeypatch.setattr(keyed, "_LEFT_MAX", 2)
-    monkeypatch.setattr(keyed, "_BUSY_MS", 1)
+    """What could not be recorded is sent then; above a maximum, no key can be used before."""
+    monkeypatch.setattr(keyed, "_OPEN_MAX", 2)
+    monkeypatch.setattr(keyed_file, "_BUSY_MS", 1)
     await store.submit_new(ALICE, draft(), with_key(b"before"))
     other = apsw.Connection(str(place.root / ".submissions/keys.sqlite"))
     other.execute("BEGIN IMMEDIATE")
     for slot in (b"a", b"b"):
         with pytest.raises(OutcomeUnknownError):
             await store.submit_new(ALICE, draft(), with_key(slot))
+        with pytest.raises(StoreUnavailableError):
+            await store.find_keyed(ALICE, slot)
+    with pytest.raises(StoreUnavailableError):
+        await store.find_keyed(ALICE, b"c")
+    with pytest.raises(StoreUnavailableError):
+        await store.settle_keys()
+    assert len(place.submissions()) == 1
     other.execute("ROLLBACK")
     other.close()
-    for slot in (b"c", b"b", b"a"):
-        assert await store.find_keyed(ALICE, slot) is None
-        await store.submit_new(ALICE, draft(), with_key(slot))
-        assert await store.find_keyed(ALICE, slot) is not None
-    assert len(place.submissions()) == 4
-    await store.remove_unfinished_submissions()
-    assert (len(place.submissions()), place.left_over()) == (4, [])
+    await store.settle_keys()
+    assert [await store.find_keyed(ALICE, slot) is None for slot in (b"c", b"b", b"a")] == [
+        *(True, False, False)
+    ]
+    assert (len(place.submissions()), place.left_over()) == (3, [])
+
+
+async def test_keys_end_by_queue_time_and_not_by_the_wall_clock(tmp_path, draft):
+    """A wall clock that leaps ends no key: a repeat would be sent again."""
+    clock = LeapingClock()
+    with store_on(tmp_path / "mail", clock) as store:
+        await store.submit_new(ALICE, draft(), with_key(b"a"))
+        for slot, leap_us in ((b"b", 3 * DAY_US), (b"c", -3 * DAY_US)):
+            clock.leap_us = leap_us
+            await store.submit_new(ALICE, draft(), with_key(slot))  # it prunes
+            assert await store.find_keyed(ALICE, b"a") is not None
+        clock.leap_us = 0
+        clock.advance(23 * 3600)
+        found = [await store.find_keyed(ALICE, slot) for slot in (b"a", b"b", b"c")]
+        assert None not in found
+        clock.advance(3601)
+        found = [await store.find_keyed(ALICE, slot) for slot in (b"a", b"b", b"c")]
+        assert found == [None, None, None]
+
+
+class LeapingClock(ManualClock):
+    """A wall clock that is `leap_us` ahead of the queue's time."""
+
+    leap_us = 0
+
+    def time_us(self) -> int:
+        return super().time_us() + self.leap_us
+
+
+async def test_a_checkpoint_keeps_the_records(tmp_path, draft, monkeypatch):
+    """Also killed right after it, when the log begins again."""
+    monkeypatch.setattr(keyed_file, "_CHECKPOINT_PAGES", 5)
+    clock, slots = ManualClock(), [str(number).encode() for number in range(20)]
+    with store_on(tmp_path / "mail", clock) as store:
+        for number, slot in enumerate(slots):
+            await store.submit_new(ALICE, draft(), with_key(slot))
+            shutil.copytree(tmp_path / "mail", tmp_path / slot.decode())
+            with store_on(tmp_path / slot.decode(), clock) as killed:
+                for known in slots[: number + 1]:
+                    assert await killed.find_keyed(ALICE, known) is not None
+                assert killed.keys.damage == ""
+
+
+async def test_records_of_the_first_schema_are_kept(tmp_path, draft):
+    path = tmp_path / "mail/.submissions/keys.sqlite"
+    clock = ManualClock()
+    with store_on(tmp_path / "mail", clock) as store:
+        await store.submit_new(ALICE, draft(), with_key(b"a"))
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("ALTER TABLE submission DROP COLUMN is_removed")
+        connection.execute("PRAGMA user_version = 1")
+    with store_on(tmp_path / "mail", clock) as store:
+        assert await store.find_keyed(ALICE, b"a") is not None
+        await store.submit_new(ALICE, draft(), with_key(b"b"))
+    with store_on(tmp_path / "mail", clock) as store:
+        assert await store.find_keyed(ALICE, b"b") is not None

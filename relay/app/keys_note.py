@@ -1,0 +1,67 @@
+"""The number of commits of the records of keys, kept in state_dir as well.
+
+The records are in the mail root, the spool in state_dir. If one of the two was restored from an
+older copy, keys that were used since are unknown: a start logs it. docs/operation.md (Restore).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from relay.clock import rfc3339
+from relay.mailbox.submissions.keyed import KeyedSubmissions
+from relay.mailbox.types import StoreError
+from relay.observe.logs import get_logger
+
+_NAME = "keys.commits"
+
+_log = get_logger("app")
+
+
+class KeysNote:
+    """The note of one state_dir. Blocking."""
+
+    def __init__(
+        self, state_dir: Path, keys: KeyedSubmissions, *, is_there: Callable[[], bool]
+    ) -> None:
+        """`is_there` returns whether the mail root is."""
+        self._path = state_dir / _NAME
+        self._keys = keys
+        self._is_there = is_there
+        self._is_checked = False
+        self._written = 0
+
+    def attend(self) -> None:
+        """Check once, when the mail root is there; then write the number if it has changed.
+
+        It is not synced: an older number only notices less.
+        """
+        if not self._is_checked and self._is_there():
+            with suppress(StoreError):
+                self._keys.removed(0)  # opens the file
+            self._check()
+            self._is_checked = True
+        number = self._keys.commits
+        if not self._is_checked or number == self._written or self._keys.damage:
+            return
+        part = self._path.with_name(f"{_NAME}.part")
+        with suppress(OSError):
+            part.write_text(f"{number}\n", "ascii")
+            part.replace(self._path)
+            self._written = number
+
+    def _check(self) -> None:
+        """Log from when on keys are unknown, if the records have fewer commits than noted."""
+        noted = 0
+        with suppress(OSError, ValueError):
+            noted = int(self._path.read_text("ascii"))
+        self._written = noted
+        if self._keys.damage or noted <= self._keys.commits:
+            return
+        newest_us = self._keys.newest_us()
+        _log.warning(
+            "idempotency keys unknown",
+            since=rfc3339(newest_us) if newest_us else "the first one",
+            found=self._keys.commits, expected=noted,
+            effect="a repeat of a request since then is carried out again",
+        )  # fmt: skip
