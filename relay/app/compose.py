@@ -457,7 +457,9 @@ class _Composer:
     def _impaired(self) -> str:
         """Return what does not work although /readyz is 200, "" if there is nothing."""
         fault = self.root.fault
-        return f"the mail store refuses all writes: {fault}" if fault else ""
+        refusing = f"the mail store refuses all writes: {fault}" if fault else ""
+        damaged = "damaged-keys" if self.store.keys.damage else ""
+        return "; ".join(filter(None, (refusing, damaged)))
 
     def _way_to(self, text: str) -> RouteLookup:
         """Return the function from address to next hop of a reroute. Raises ValueError."""

@@ -18,6 +18,23 @@ _NAME = "keys.commits"
 _log = get_logger("app")
 
 
+def note_lost(state_dir: Path, number: int) -> None:
+    """Note that records with this many commits were moved aside: the next start logs it."""
+    _write(state_dir / _NAME, max(number, _read(state_dir / _NAME), 1))
+
+
+def _read(path: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(path.read_text("ascii"))
+    return 0
+
+
+def _write(path: Path, number: int) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(f"{number}\n", "ascii")
+    part.replace(path)
+
+
 class KeysNote:
     """The note of one state_dir. Blocking."""
 
@@ -44,18 +61,13 @@ class KeysNote:
         number = self._keys.commits
         if not self._is_checked or number == self._written or self._keys.damage:
             return
-        part = self._path.with_name(f"{_NAME}.part")
         with suppress(OSError):
-            part.write_text(f"{number}\n", "ascii")
-            part.replace(self._path)
+            _write(self._path, number)
             self._written = number
 
     def _check(self) -> None:
         """Log from when on keys are unknown, if the records have fewer commits than noted."""
-        noted = 0
-        with suppress(OSError, ValueError):
-            noted = int(self._path.read_text("ascii"))
-        self._written = noted
+        noted = self._written = _read(self._path)
         if self._keys.damage or noted <= self._keys.commits:
             return
         newest_us = self._keys.newest_us()

@@ -199,6 +199,15 @@ def recover_lines(result: Mapping[str, Any]) -> list[str]:
     return [printable(line) for line in lines]
 
 
+def recovered_keys_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what `relay storage recover --keys` has moved aside."""
+    if not result["damage"]:
+        return ["the records of keys are not damaged: nothing was done"]
+    lines = [f"found: {result['damage']}", *(f"kept as {one}" for one in result["kept"])]
+    lines.append("the next start begins new records: earlier keys are unknown")
+    return [printable(line) for line in lines]
+
+
 def _hole(hole: Mapping[str, Any]) -> str:
     """Return the rows of a table between which rows are unreadable; without both ends, all."""
     ends = [

@@ -20,6 +20,7 @@ from relay.cli.output import (
     finding_line,
     print_json,
     recover_lines,
+    recovered_keys_lines,
     verified_lines,
 )
 from relay.clock import SystemClock
@@ -136,20 +137,29 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
 
 
 @storage.command()
+@click.option("--keys", is_flag=True, help="The records of idempotency keys, not the spool.")
 @common_options
-def recover(context: CommandContext) -> None:
+def recover(context: CommandContext, *, keys: bool) -> None:
     """Copy the readable rows of a damaged spool into a new one.
 
     The damaged spool and its files are renamed and kept; nothing is deleted. Without damage nothing
-    is done. No relay may run. Exits 65 when a part could not be read.
+    is done. No relay may run. Exits 65 when a part could not be read. With --keys, damaged records
+    of idempotency keys are renamed and kept, and the next start begins new ones: repeats of earlier
+    requests with a key are not recognised then.
     """
-    from relay.app.commands.storage import NothingToRecoverError  # noqa: PLC0415 - is slow
+    from relay.app.commands.storage import (  # noqa: PLC0415 - is slow
+        NothingToRecoverError,
+        recover_keys,
+    )
     from relay.app.commands.storage import recover as recovered  # noqa: PLC0415 - the same
 
     try:
-        result = recovered(context.settings(), SystemClock())
+        result = (recover_keys if keys else recovered)(context.settings(), SystemClock())
     except NothingToRecoverError as error:
         raise CommandError(ExitCode.DATA, f"relay storage recover: {error}") from None
+    if keys:
+        context.show(result, lambda: recovered_keys_lines(result))
+        return
     context.show(result, lambda: recover_lines(result))
     if not result["whole"]:
         raise CommandError(ExitCode.DATA)

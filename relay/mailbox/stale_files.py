@@ -33,7 +33,7 @@ from relay.mailbox.maildir import (
 from relay.mailbox.message_file import is_relay_name
 from relay.mailbox.messages import is_draft, submission_facts
 from relay.mailbox.submissions import FIRST_SUBMISSION, PreparedFile, draft_of, read_block_of
-from relay.mailbox.types import PendingSubmission, StoreError, WellKnown
+from relay.mailbox.types import PendingSubmission, StoreError, StoreUnavailableError, WellKnown
 from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin
 from relay.observe.logs import get_logger
@@ -109,7 +109,7 @@ class StaleFiles:
     def settle_keys(self, offer: Callable[[PendingSubmission], None]) -> None:
         """Finish removals, and send what could not be removed; `offer` is called with those.
 
-        A bounded number of each. Raises the last StoreError or OSError, after all were tried.
+        A bounded number of each. Raises StoreUnavailableError after all were tried.
         """
         keyed, submissions = self._shared.keyed, self._shared.submissions
         failure = self._finish_removals(_SETTLED_AT_ONCE)
@@ -129,7 +129,7 @@ class StaleFiles:
             if path is not None and (found := submissions.read(path)) is not None:
                 offer(found)
         if failure is not None:
-            raise failure
+            raise StoreUnavailableError(str(failure))
 
     def _finish_removals(self, limit: int) -> OSError | StoreError | None:
         failure: OSError | StoreError | None = None

@@ -18,9 +18,12 @@ from relay import spool
 from relay.accounts.account import DEAD_LETTER
 from relay.accounts.directory import load_accounts
 from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
+from relay.app.keys_note import note_lost
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.clock import Clock, rfc3339
 from relay.files import check_readable, fsync_path, link_or_copy
+from relay.last_commit import read_recorded
+from relay.mailbox.submissions.keyed_file import damage_of, has_traces, keys_file, put_aside
 from relay.mailbox.verify import StoreCounts, StoreFinding, Verifier, VerifierDependencies
 from relay.settings.tree import Settings
 from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
@@ -229,7 +232,7 @@ def _offline(
 
 
 class NothingToRecoverError(SpoolError):
-    """There is no spool to recover."""
+    """There is no spool to recover, or no records of keys."""
 
 
 def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
@@ -241,11 +244,38 @@ def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
         lock = OwnerLock(settings.run_dir)
         lock.take()
         try:
-            stamp = rfc3339(clock.time_us())[:19].replace(":", "").replace("-", "")
-            found = stored.recover(stamp=stamp)
+            found = stored.recover(stamp=_stamp(clock))
         finally:
             lock.give_back()
     return asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
+
+
+def recover_keys(settings: Settings, clock: Clock) -> dict[str, Any]:
+    """Move damaged records of keys aside, so that the next start begins new ones.
+
+    Raises NothingToRecoverError, AlreadyRunningError, OSError.
+    """
+    root = settings.mailboxes.root
+    path = keys_file(root)
+    with as_owner(settings.state_dir, root):
+        if not has_traces(path):
+            raise NothingToRecoverError(f"there is no {path}")
+        lock = OwnerLock(settings.run_dir, submissions=root / ".submissions")
+        lock.take()
+        try:
+            fault = damage_of(path)
+            kept = []
+            if fault:
+                recorded = read_recorded(path)
+                note_lost(settings.state_dir, recorded.number if recorded else 0)
+                kept = put_aside(path, stamp=_stamp(clock))
+        finally:
+            lock.give_back()
+    return {"keys": str(path), "damage": fault, "kept": [str(one) for one in kept]}
+
+
+def _stamp(clock: Clock) -> str:
+    return rfc3339(clock.time_us())[:19].replace(":", "").replace("-", "")
 
 
 MANIFEST = "manifest.json"

@@ -291,7 +291,7 @@ class KeyedSubmissions:
             with self._file.transaction() as connection:
                 made.subtract(self._pruned(connection, _PRUNED_PER_RECORD * len(commit.rows)))
                 for row in commit.rows:
-                    if self._write(connection, _INSERT, row, made) == 0:
+                    if self._write(connection, _INSERT, row, made=made) == 0:
                         commit.refused.add(row[3])
         except StoreUnavailableError as error:
             commit.error = error
@@ -307,12 +307,12 @@ class KeyedSubmissions:
             is_there = connection.execute(
                 "SELECT 1 FROM submission WHERE slot = ? AND submission_id = ?", (row[0], row[3])
             ).fetchone()
-            self._write(connection, _PUT, row, made)
+            self._write(connection, _PUT, row, made=made)
             made[row[1]] -= is_there is not None
         self._counts.update(made)
 
     def _write(
-        self, connection: apsw.Connection, sql: str, row: Sequence[Any], made: Counter[str]
+        self, connection: apsw.Connection, sql: str, row: Sequence[Any], *, made: Counter[str]
     ) -> int:
         """Write one record; an expired one of the same key goes. Return the number of rows."""
         made.subtract(_accounts(connection, _REMOVE_EXPIRED, (row[0], self._expired_us())))

@@ -42,6 +42,7 @@ class StoreFindingKind(StrEnum):
     NO_ACCOUNT = "no-account"
     UNMARKED_COPY = "unmarked-copy"
     LOST_SUBMISSION = "lost-submission"
+    DAMAGED_KEYS = "damaged-keys"
     BROKEN_UPLOAD = "broken-upload"
     DAMAGED_INDEX = "damaged-index"
     INDEX_MISMATCH = "index-mismatch"

@@ -14,6 +14,7 @@ from relay.clock import Clock, Ids
 from relay.mailbox.maildir import DirectorySync, list_names
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.submissions import SubmissionDirectory
+from relay.mailbox.submissions.keyed_file import damage_of, keys_file
 from relay.mailbox.types import NoSuchItemError
 from relay.mailbox.verify.check_mailboxes import IndexCheck, MailboxCheck
 from relay.mailbox.verify.check_messages import MessageCheck
@@ -111,6 +112,7 @@ class Verifier:
         try:
             check.check(self._counts.submissions)
             if accounts is None:
+                self._check_keys()
                 uploads = self._root / ".submissions" / "uploads"
                 self._counts.uploads = check_uploads(uploads, self._repairer, self._quiet_period)
         except OSError as error:
@@ -118,6 +120,13 @@ class Verifier:
             found = error.strerror or str(error)
             self._repairer.handle(
                 StoreFault(StoreFindingKind.UNREADABLE, where, found, "readable files")
+            )
+
+    def _check_keys(self) -> None:
+        path = keys_file(self._root)
+        if fault := damage_of(path):
+            self._repairer.handle(
+                StoreFault(StoreFindingKind.DAMAGED_KEYS, path, fault, "records of keys")
             )
 
     def _directories(self, accounts: Collection[str] | None) -> Iterator[Path]:
