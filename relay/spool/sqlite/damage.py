@@ -52,8 +52,8 @@ class Damage:
                 return
             self._repeat = repeat
             self._set(str(error))
-        with suppress(OSError):  # a failing disk may not store it: the next start detects it again
-            self._mark.write_text(f"{self.text}\n")
+            with suppress(OSError):  # a failing disk may not store it: the next start detects it
+                self._mark.write_text(f"{self.text}\n")
 
     def check(self) -> None:
         """Raise SpoolUnavailableError if the spool is damaged."""
@@ -74,13 +74,11 @@ class Damage:
         try:
             reopen()
             self._do_again(self._repeat)
-            self._mark.unlink(missing_ok=True)
+            self._end()
         except SpoolDamagedError as error:
             self.text = str(error)
         except (SpoolError, OSError):
             pass  # the disk does not read or write yet
-        else:
-            self._end()
         self._next_s = self._clock.real_s() + _RETRY_S
         return not self.text
 
@@ -102,7 +100,8 @@ class Damage:
 
     def _end(self) -> None:
         with self._lock:
+            self._mark.unlink(missing_ok=True)
             self.text = ""
             self._repeat = None
-        self._metrics.spool_damaged.set(0)
+            self._metrics.spool_damaged.set(0)
         _log.warning("spool works again")

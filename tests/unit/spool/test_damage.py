@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from relay.clock import ManualClock
 from relay.last_commit import last_commit_of, log_of
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
@@ -307,3 +309,20 @@ async def test_a_count_that_the_reopening_cuts_off_is_not_a_result(
     with pytest.raises(SpoolUnavailableError, match="cut off"):
         await spool.counts()
     assert (await spool.counts()).unaccounted == 0
+
+
+def test_a_spool_that_works_again_while_the_mark_is_written_has_none(path, monkeypatch) -> None:
+    """A start would find a whole spool damaged."""
+    found = damage.Damage(path, Metrics(), ManualClock(0))
+    retry = threading.Thread(target=found.retry, args=(lambda: None,))
+    write = Path.write_text
+
+    def slowly(mark: Path, text: str) -> int:
+        retry.start()
+        retry.join(0.5)  # it does not end before the mark is there
+        return write(mark, text)
+
+    monkeypatch.setattr(Path, "write_text", slowly)
+    found.found(SpoolDamagedError("malformed"), lambda: None)
+    retry.join()
+    assert (found.text, damage_mark_of(path).exists()) == ("", False)
