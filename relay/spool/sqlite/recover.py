@@ -54,7 +54,8 @@ _PAGE_SIZE = slice(16, 18)
 _FORMATS = slice(18, 20)  # for writing and for reading
 _WITH_LOG = b"\x02\x02"
 _PAGES_AND_FREE = slice(28, 40)  # the number of pages, and the free list: empty
-_SCHEMA = "SELECT name, type, tbl_name, rootpage, sql FROM sqlite_schema ORDER BY 1, 2"
+_TABLE_NAMES = "SELECT name FROM sqlite_schema WHERE type = 'table'"
+_SCHEMA_MADE = "SELECT coalesce(max(version), ?) FROM migration"
 _ACCEPT_ANY_SCHEMA = "PRAGMA writable_schema = ON"  # otherwise SQLite opens no damaged schema
 _DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _SPOOL_SUFFIXES = ("", "-wal", "-shm", "-content", ".damage", ".last-commit")
@@ -68,6 +69,7 @@ _TABLES = {  # and their primary keys
     "counter": ("name",),
     "mail_root": ("store",),
 }
+_SINCE = {"mail_root": 6}  # the schema that added a table: a file that was never migrated lacks it
 _KNOWN_MESSAGES = (
     "SELECT id FROM message UNION SELECT message_id FROM entry"
     " UNION SELECT message_id FROM recipient ORDER BY 1"
@@ -187,7 +189,12 @@ def _readable(damaged: Path, new: Path, found: RecoveryResult) -> Iterator[apsw.
         if needs_log:
             source = _open_with_good_frames(damaged, new, copy)
         else:
-            source = _open_as_it_is(damaged) or _open_with_new_header(damaged, new, copy)
+            source = _open_as_it_is(damaged)
+            if source is None or not _has_tables(source):
+                repaired = _open_with_new_header(damaged, new, copy)
+                if source is not None and repaired is not None:
+                    source.close()
+                source = repaired or source
         yield source
     finally:
         if source is not None:
@@ -210,7 +217,7 @@ def _open_as_it_is(path: Path) -> apsw.Connection | None:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         with suppress(apsw.Error):
             connection.execute(_ACCEPT_ANY_SCHEMA)
-            if connection.pragma("user_version") == SCHEMA_VERSION:
+            if 0 < connection.pragma("user_version") <= SCHEMA_VERSION:
                 return connection
         connection.close()
     return None
@@ -234,9 +241,8 @@ def _open_with_good_frames(damaged: Path, new: Path, copy: Path) -> apsw.Connect
 def _open_with_new_header(damaged: Path, new: Path, copy: Path) -> apsw.Connection | None:
     """Open a copy that has the header of `new`, or else its whole first page.
 
-    The first page leads to the tables. That of `new` is right only if the database was created by
-    this version, with the tables at the same places: the pages that follow must then have the same
-    schema.
+    The first page leads to the pages of the schema, which lead to the tables. That of `new` is
+    right only if the schema of the database is at the same pages: they must then have the tables.
     """
     size = _page_size(new)
     if not damaged.exists() or damaged.stat().st_size < 2 * size:
@@ -244,20 +250,24 @@ def _open_with_new_header(damaged: Path, new: Path, copy: Path) -> apsw.Connecti
     _copy_privately(damaged, copy)
     if log_of(damaged).exists():
         _copy_privately(log_of(damaged), log_of(copy))
-    with closing(apsw.Connection(str(new), flags=apsw.SQLITE_OPEN_READONLY)) as made:
-        expected = made.execute(_SCHEMA).fetchall()
     with new.open("rb") as one, damaged.open("rb") as other:
         first, own = one.read(size), other.read(size)
-    for page, is_own in ((first[:_HEADER_BYTES] + own[_HEADER_BYTES:], True), (first, False)):
+    for page in (first[:_HEADER_BYTES] + own[_HEADER_BYTES:], first):
         _write_first_page(copy, page)
         with suppress(apsw.Error):
             connection = apsw.Connection(str(copy))
-            with suppress(apsw.Error):
-                schema = connection.execute(_SCHEMA).fetchall()
-                if schema == expected or (is_own and _TABLES.keys() <= {row[0] for row in schema}):
-                    return connection
+            if _has_tables(connection):
+                return connection
             connection.close()
     return None
+
+
+def _has_tables(connection: apsw.Connection) -> bool:
+    """Whether the schema can be read, and has the tables that each schema has."""
+    with suppress(apsw.Error):
+        names = {row[0] for row in connection.execute(_TABLE_NAMES)}
+        return _TABLES.keys() - _SINCE.keys() <= names
+    return False
 
 
 def _write_first_page(copy: Path, page: bytes) -> None:
@@ -283,13 +293,25 @@ def _copy_privately(source: Path, target: Path) -> None:
 
 
 def _copy_all(source: apsw.Connection, target: apsw.Connection, found: RecoveryResult) -> None:
+    version = _schema_version_of(source)
     for table in _TABLES:
-        _copy_ends(source, target, table, found=found)
+        if _SINCE.get(table, 0) <= version:
+            _copy_ends(source, target, table, found=found)
     for hole in found.holes:
         _copy_between(source, target, hole, found=found)
     with suppress(apsw.Error):  # without it a start uses the wall clock
         if (anchor := read_anchor(source)) is not None:
             write_anchor(target.cursor(), anchor)
+
+
+def _schema_version_of(source: apsw.Connection) -> int:
+    """Return the schema by the record in the file, since the header may not be its own; the current
+    one if there is no record.
+    """
+    with suppress(apsw.Error):
+        (version,) = fetch_one(source.cursor(), _SCHEMA_MADE, (SCHEMA_VERSION,))
+        return int(version)
+    return SCHEMA_VERSION
 
 
 def _copy_ends(

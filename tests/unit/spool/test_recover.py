@@ -199,11 +199,21 @@ def lose_the_header(path: Path) -> None:
         file.write(b"\xff" * 100)
 
 
+def lose_the_schema(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * (PAGE - 100))
+
+
 def lose_the_first_page(path: Path) -> None:
     damage(path, 1)
 
 
-@pytest.mark.parametrize("lose", [lose_the_header, lose_the_first_page])
+def lose_a_commit(path: Path) -> None:
+    last_commit_of(path).write_bytes(b"%020d           \n" % 9)
+
+
+@pytest.mark.parametrize("lose", [lose_the_header, lose_the_schema, lose_the_first_page])
 async def test_a_database_with_a_damaged_first_page_is_recovered(
     filled: Path, open_spool, lose: Callable[[Path], None]
 ) -> None:
@@ -229,6 +239,27 @@ async def test_a_migrated_database_with_a_damaged_header_is_recovered(
     found = recover_spool(path, stamp="now")
     assert (found.holes, found.recipients_lost) == ([], 0)
     assert await listed(open_spool, path) == before != {}
+
+
+@pytest.mark.parametrize("schema", [3, 4, 5])
+@pytest.mark.parametrize(
+    "lose", [lose_the_header, lose_the_schema, lose_the_first_page, lose_a_commit]
+)
+async def test_a_database_damaged_before_its_migration_is_recovered(
+    path: Path, open_spool, schema: int, lose: Callable[[Path], None]
+) -> None:
+    """It lacks the tables of later schemas."""
+    whole = path.with_name("whole.sqlite")
+    for one in (path, whole):
+        with closing(apsw.Connection(str(one))) as connection:
+            connection.execute((SCHEMAS / f"{schema}.sql").read_text())
+    expected = await listed(open_spool, whole)
+    lose(path)
+    with pytest.raises(SpoolDamagedError):
+        open_spool(path)
+    found = recover_spool(path, stamp="now")
+    assert (found.holes, found.recipients_lost, found.entries_waiting) == ([], 0, 3)
+    assert await listed(open_spool, path) == expected != {}
 
 
 async def test_an_empty_spool_replaces_an_unreadable_one(filled, open_spool) -> None:
