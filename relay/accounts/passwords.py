@@ -10,7 +10,7 @@ import asyncio
 import functools
 import hashlib
 import hmac
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -216,13 +216,13 @@ class FailureTable:
 class GuessDelays:
     """Delays clients that guess a secret which all users share, by address.
 
-    The same wrong secret again is no guess: a program has an old one.
+    One of the last wrong secrets again is no guess: a program has an old one.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._failures = FailureTable(FREE_FAILURES_OF_CLIENT)
-        self._last_given: OrderedDict[str, bytes] = OrderedDict()
+        self._last_given: OrderedDict[str, deque[bytes]] = OrderedDict()
 
     def raise_if_delayed(self, client: str) -> None:
         """Raise LoginDelayedError if the secret of a client address must not be checked now."""
@@ -230,12 +230,17 @@ class GuessDelays:
             raise LoginDelayedError("Too many wrong tokens", wait_s)
 
     def add(self, client: str, given: str) -> None:
-        """Count a wrong secret."""
+        """Count a wrong secret, but none of a Unix socket: its clients share one key."""
         key, digest = client_of(client), digest_of(given)
-        if self._last_given.get(key) != digest:
-            self._failures.add(key, self._clock.monotonic())
-        self._last_given[key] = digest
+        if not key:
+            return
+        last = self._last_given.setdefault(key, deque(maxlen=FREE_FAILURES_OF_CLIENT))
         self._last_given.move_to_end(key)
+        if digest in last:
+            last.remove(digest)  # it becomes the latest
+        else:
+            self._failures.add(key, self._clock.monotonic())
+        last.append(digest)
         if len(self._last_given) > ENTRIES_MAX:
             self._last_given.popitem(last=False)
 

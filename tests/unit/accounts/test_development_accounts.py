@@ -273,11 +273,19 @@ async def test_clients_that_guess_the_token_are_delayed():
     assert accounts.by_token("T", client=home)
 
 
-def test_a_program_with_an_old_token_does_not_delay_its_neighbours():
+@pytest.mark.parametrize("old", [["old"], ["old", "older"], ["a", "b", "c", "d", "e"]])
+def test_programs_with_old_tokens_do_not_delay_their_neighbours(old):
     accounts = DevelopmentAccounts(token="T")
-    for _ in range(FREE_FAILURES_OF_CLIENT * 3):
-        assert accounts.by_token("old", client="192.0.2.1") is None
+    for token in FREE_FAILURES_OF_CLIENT * 3 * old:
+        assert accounts.by_token(token, client="192.0.2.1") is None
     assert accounts.by_token("T", client="192.0.2.1")
+
+
+def test_clients_of_a_unix_socket_do_not_delay_each_other():
+    accounts = DevelopmentAccounts(token="T")
+    for number in range(FREE_FAILURES_OF_CLIENT * 3):
+        assert accounts.by_token(f"guess {number}", client="") is None
+    assert accounts.by_token("T", client="")
 
 
 def test_tokens_of_a_client_end_with_the_token():
