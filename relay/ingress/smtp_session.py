@@ -383,6 +383,9 @@ class SmtpSession(_NoHooks, SMTP):
         line = await self._next_line()
         if line is None:
             raise ClientDisconnected
+        if line is LineError.BARE_LF and self._commands is not None:
+            await self.send(self._commands.malformed(line))
+            raise ClientDisconnected
         if isinstance(line, LineError):
             raise SmtpRejection(line)
         return line.decode("utf-8", "replace")

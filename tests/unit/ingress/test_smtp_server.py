@@ -63,7 +63,7 @@ async def test_a_command_hidden_behind_a_bare_lf_is_not_executed(listening, line
             pass
         assert reply.startswith("554 5.5.2 ")
         client.writer.write(b"MAIL FROM:<alice@example.test>\r\n")
-        assert {await client.reply(), await client.reply()} <= {reply, ""}
+        assert await client.reply() == ""
     assert "rejected" in [one["event"] for one in logged]
 
 
