@@ -1,9 +1,8 @@
 """`relay import` and `relay export`: mailboxes from and to .eml, mbox and Maildir.
 
 Both work on the mailboxes' directories, whether a relay runs or not, as mail programs do. Exits 65
-for a file that is no mail, and for a mailbox or folder that does not exist, 66 for a file that does
-not exist, 77 for another user
-than the mailboxes'.
+for a file that is not mail, and for a mailbox or folder that does not exist, 66 for a file that
+does not exist, 77 for a file that cannot be read, and for another user than the mailboxes'.
 """
 
 import os

@@ -3,10 +3,12 @@
 Both options may stand at each level of the command; the last one counts.
 """
 
+import errno
 import functools
 import getpass
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from relay.settings.values import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 _INPUT_BYTES_MAX = 256 * 1024 * 1024  # of one file, which is read as a whole
+_NO_SUCH_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 _KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID
 
 
@@ -100,33 +103,40 @@ class InputPath(click.Path):
     """A file to read, or a directory; one that does not exist exits with 66."""
 
     def __init__(self, *, file_okay: bool = True) -> None:
-        super().__init__(path_type=Path, exists=True, file_okay=file_okay)
+        super().__init__(path_type=Path, exists=True, file_okay=file_okay, readable=False)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path. Raises CommandError, PermissionError."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path. Raises CommandError (65, 66), PermissionError."""
         try:
             os.stat(value)  # noqa: PTH116 - an empty name is no directory
         except PermissionError:
             raise
-        except OSError as error:  # also of a name that is too long
+        except OSError as error:
+            code = ExitCode.NO_INPUT if error.errno in _NO_SUCH_FILE else ExitCode.DATA
             text = f"relay: {shown(str(value))} cannot be read: {error.strerror}"
-            raise CommandError(ExitCode.NO_INPUT, text) from None
-        return super().convert(value, param, ctx)
+            raise CommandError(code, text) from None
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        check_readable(path)
+        return path
 
 
 def read_input(verb: str, path: Path) -> bytes:
     """Return the octets of a file or pipe. Raises CommandError (65), PermissionError."""
     try:
-        # A FIFO is not waited for: without a writer it is empty.
+        # Nothing waits until a FIFO has a writer: it could be forever.
         file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
         with io.BufferedReader(file) as reader:
             os.set_blocking(reader.fileno(), True)
             octets = reader.read(_INPUT_BYTES_MAX + 1)
+            is_pipe = stat.S_ISFIFO(os.fstat(reader.fileno()).st_mode)
     except PermissionError:
         raise
     except OSError as error:
         text = f"{shown(str(path))} cannot be read: {error.strerror}"
         raise CommandError(ExitCode.DATA, f"relay {verb}: {text}") from None
+    if is_pipe and not octets:
+        text = f"{shown(str(path))} is an empty pipe"
+        raise CommandError(ExitCode.DATA, f"relay {verb}: {text}")
     if len(octets) > _INPUT_BYTES_MAX:
         limit = f"has more than {_INPUT_BYTES_MAX >> 20} MiB"
         raise CommandError(ExitCode.DATA, f"relay {verb}: {shown(str(path))} {limit}")

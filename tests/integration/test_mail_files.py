@@ -11,7 +11,7 @@ import pytest
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import message
 
-USAGE, DATA = 64, 65
+USAGE, DATA, NO_INPUT = 64, 65, 66
 BOB, CAROL = "bob@example.test", "carol@example.test"
 MAIL = [
     b"Subject: plain\r\n\r\nHello.\r\n",
@@ -127,7 +127,7 @@ def test_what_is_no_mail_is_named(
     [
         (["import", "/dev/null", "--mailbox", "nobody@example.test"], DATA),
         (["import", "/dev/null", "--mailbox", BOB, "--folder", "none"], DATA),
-        (["import", "/no/such/file", "--mailbox", BOB], USAGE),
+        (["import", "/no/such/file", "--mailbox", BOB], NO_INPUT),
         (["import", "--mailbox", BOB], USAGE),
         (["export", "nobody@example.test", "x"], DATA),
         (["export", BOB, "relay.toml", "--format", "mbox"], USAGE),

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import relay.spool.sqlite.storage  # noqa: F401 - the other user may not be able to read it
+import relay.cli.mail_files
+import relay.cli.policy
+import relay.cli.send
+import relay.cli.storage
+import relay.spool.sqlite.storage  # noqa: F401 - the other user may not be able to read them
 from relay.app.commands.storage import VerifyOptions, verify
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.cli.errors import ExitCode, report_error
-from relay.cli.storage import storage
+from relay.cli.root import cli
 from relay.clock import SystemClock
 from relay.settings.tree import Settings
 
@@ -71,28 +75,31 @@ def not_ours() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("command", "secret"),
+    ("words", "secret"),
     [
-        ("verify", "accounts.toml"),
-        ("verify", "state/spool.sqlite"),
-        ("verify", "state"),
-        ("backup", "state/spool.sqlite"),
+        ("storage verify", "accounts.toml"),
+        ("storage verify", "state/spool.sqlite"),
+        ("storage verify", "state"),
+        ("storage backup copy", "state/spool.sqlite"),
+        ("policy try accounts.toml --from a@example.test --to b@example.test", "accounts.toml"),
+        ("policy check state", "state"),
+        ("send --attach accounts.toml --to a@example.test --body x", "accounts.toml"),
+        ("import accounts.toml --mailbox a@example.test", "accounts.toml"),
+        ("import state --mailbox a@example.test", "state"),
     ],
 )
-def test_an_unreadable_file_exits_with_no_permission(not_ours, command, secret):
+def test_an_unreadable_file_exits_with_no_permission(not_ours, monkeypatch, words, secret):
+    monkeypatch.chdir(not_ours)
     (not_ours / secret).chmod(0)
-    words = [command, "--config", str(not_ours / "relay.toml")]
     user = os.geteuid()
-    os.seteuid(user or NOBODY)
+    os.setresuid(user or NOBODY, user or NOBODY, user)
     try:
-        done = CliRunner().invoke(
-            storage, [*words, *([str(not_ours / "copy")] * (command == "backup"))]
-        )
+        done = CliRunner().invoke(cli, ["--config", str(not_ours / "relay.toml"), *words.split()])
     finally:
-        os.seteuid(user)
+        os.setresuid(user, user, user)
         (not_ours / secret).chmod(0o700)
     assert isinstance(done.exception, PermissionError), done.output
-    assert str(done.exception.filename).startswith(str(not_ours / secret))
+    assert str(not_ours / done.exception.filename).startswith(str(not_ours / secret))
     assert report_error(done.exception) == ExitCode.NO_PERMISSION
 
 

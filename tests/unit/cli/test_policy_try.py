@@ -1,6 +1,7 @@
 """`relay policy try`: the options are the words of the rules."""
 
 import os
+import threading
 
 import pytest
 from click.testing import CliRunner
@@ -105,10 +106,17 @@ def test_a_name_that_no_file_can_have_is_no_input(written):
         assert tried(written, name and written / name)[0] == ExitCode.NO_INPUT
 
 
+def test_a_name_that_cannot_be_resolved_is_bad_data(written):
+    (written / "loop").symlink_to("loop")
+    code, text = tried(written, written / "loop")
+    assert (code, "Too many levels of symbolic links" in text) == (ExitCode.DATA, True)
+
+
 def test_what_is_no_file_has_no_verdict(written):
     os.mkfifo(written / "pipe")  # nobody writes into it, and nobody waits
     for file in (written, written / "pipe", "/dev/null"):
         assert tried(written, file)[0] == ExitCode.DATA
+    assert tried(written, written / "pipe")[1].endswith('pipe" is an empty pipe')
 
 
 def test_a_message_may_come_through_a_pipe(written):
@@ -117,6 +125,23 @@ def test_a_message_may_come_through_a_pipe(written):
     os.close(writer)
     code, output = tried(written, f"/dev/fd/{reader}")
     os.close(reader)
+    assert (code, "verdict: accept" in output) == (0, True)
+
+
+def test_a_writer_that_has_a_pipe_open_is_waited_for(written):
+    os.mkfifo(written / "pipe")
+    kept = os.open(written / "pipe", os.O_RDWR)  # a FIFO has no writer without a reader
+    writer = os.open(written / "pipe", os.O_WRONLY)
+    os.close(kept)
+
+    def write():
+        os.write(writer, MESSAGE)
+        os.close(writer)
+
+    timer = threading.Timer(0.3, write)
+    timer.start()
+    code, output = tried(written, written / "pipe")
+    timer.join()
     assert (code, "verdict: accept" in output) == (0, True)
 
 
