@@ -109,7 +109,8 @@ class StaleFiles:
     def settle_keys(self, offer: Callable[[PendingSubmission], None]) -> None:
         """Finish removals, and send what could not be removed; `offer` is called with those.
 
-        A bounded number of each. Raises StoreUnavailableError after all were tried.
+        What has no file any more is removed instead. A bounded number of each. Raises
+        StoreUnavailableError after all were tried.
         """
         keyed, submissions = self._shared.keyed, self._shared.submissions
         failure = self._finish_removals(_SETTLED_AT_ONCE)
@@ -117,12 +118,7 @@ class StaleFiles:
             SYNC_FAILURES.begin()
             try:
                 with self._shared.stripes.of(one.draft_id):
-                    keyed.record_again(one)
-                    prepared = submissions.preparing / one.submission_id
-                    if prepared.exists():
-                        submissions.finish(prepared, f"{one.path.parent.name}/{one.path.name}")
-                    keyed.settled(one.submission_id)
-                    path = submissions.find_submission(one.submission_id)
+                    path = self._settle(one)
             except (OSError, StoreError) as error:
                 failure = error
                 continue
@@ -130,6 +126,22 @@ class StaleFiles:
                 offer(found)
         if failure is not None:
             raise StoreUnavailableError(str(failure))
+
+    def _settle(self, one: PendingSubmission) -> Path | None:
+        """Record and finish a submission whose removal could not begin; return its path."""
+        keyed, submissions = self._shared.keyed, self._shared.submissions
+        prepared = submissions.preparing / one.submission_id
+        if not prepared.exists() and submissions.find_submission(one.submission_id) is None:
+            self._shared.root.check()  # else it may only be out of sight
+            keyed.begin_removal(one)
+            keyed.settled(one.submission_id)
+            self.finish_removal(one.submission_id)
+            return None
+        keyed.record_again(one)
+        if prepared.exists():
+            submissions.finish(prepared, f"{one.path.parent.name}/{one.path.name}")
+        keyed.settled(one.submission_id)
+        return submissions.find_submission(one.submission_id)
 
     def _finish_removals(self, limit: int) -> OSError | StoreError | None:
         failure: OSError | StoreError | None = None

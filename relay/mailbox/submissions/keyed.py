@@ -260,9 +260,13 @@ class KeyedSubmissions:
             self._begun.clear()
 
     def abandon(self) -> None:
-        """Close the file of a mail root that is missing; the next use opens what is there then."""
+        """Close the file of a mail root that is missing; the next use opens what is there then.
+
+        As at a start, what is there decides about submissions that are not settled.
+        """
         with self._writing:
             self._file.abandon()
+            self._unsettled.clear()
 
     def close(self) -> None:
         """Close the file."""

@@ -57,6 +57,42 @@ async def test_keys_can_be_used_when_the_disk_works_again(place, store, draft, m
     assert (len(place.submissions()), place.left_over()) == (3, [])
 
 
+async def fail_unsettled(store, root: Path, draft, slot: bytes) -> None:
+    """Fail a request such that neither its record nor the removal of it can be written."""
+    await store.submit_new(ALICE, draft(), with_key(b"before"))
+    with closing(apsw.Connection(str(root / ".submissions/keys.sqlite"))) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OutcomeUnknownError):
+            await store.submit_new(ALICE, draft(), with_key(slot))
+        other.execute("ROLLBACK")
+
+
+async def test_a_request_that_a_new_opening_of_the_root_removed_is_carried_out_again(
+    place, store, draft, monkeypatch
+):
+    monkeypatch.setattr(keyed_file, "_BUSY_MS", 1)
+    await fail_unsettled(store, place.root, draft, b"a")
+    aside = place.root.with_name("aside")
+    place.root.rename(aside)
+    await store.attend_root()
+    aside.rename(place.root)
+    await store.attend_root()
+    await store.settle_keys()
+    assert await store.find_keyed(ALICE, b"a") is None
+    await store.submit_new(ALICE, draft(), with_key(b"a"))
+    assert (len(place.submissions()), place.left_over()) == (2, [])
+
+
+async def test_no_record_is_made_for_a_submission_without_a_file(place, store, draft, monkeypatch):
+    monkeypatch.setattr(keyed_file, "_BUSY_MS", 1)
+    await fail_unsettled(store, place.root, draft, b"a")
+    for file in (place.root / ".submissions/preparing").iterdir():
+        file.unlink()
+    await store.settle_keys()
+    assert not store.keys.has_open
+    assert await store.find_keyed(ALICE, b"a") is None
+
+
 async def test_keys_end_by_queue_time_and_not_by_the_wall_clock(tmp_path, draft):
     """A wall clock that leaps ends no key: a repeat would be sent again."""
     clock = LeapingClock()
