@@ -357,6 +357,8 @@ class DirectorySync:
                     else:
                         rounds.condition.wait()
                 if error := rounds.failed.get(mine):
+                    if isinstance(error, MissingRootError):
+                        raise MissingRootError
                     raise OSError(error.errno, error.strerror, str(directory))
                 SYNC_FAILURES.check()
             finally:

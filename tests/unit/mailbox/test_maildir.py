@@ -11,6 +11,7 @@ import pytest
 from relay.mailbox import maildir
 from relay.mailbox.maildir import (
     DirectorySync,
+    MissingRootError,
     link_or_copy,
     make_directories,
     make_directory,
@@ -131,6 +132,14 @@ def test_a_failed_fsync_fails_for_all_who_waited_for_it(tmp_path, monkeypatch):
     disk.go.release(1)
     syncs.sync(tmp_path)
     assert len(disk.covered) == 1
+
+
+def test_a_sync_below_a_missing_root_says_so(tmp_path, monkeypatch):
+    disk, syncs = SlowDisk(monkeypatch), DirectorySync()
+    disk.error = MissingRootError()
+    disk.go.release(1)
+    with pytest.raises(MissingRootError):
+        syncs.sync(tmp_path)
 
 
 def test_a_directory_that_could_not_be_made_durable_is_made_again(tmp_path, monkeypatch):
