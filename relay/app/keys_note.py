@@ -54,10 +54,10 @@ class KeysNote:
         It is not synced: an older number only notices less.
         """
         if not self._is_checked and self._is_there():
-            with suppress(StoreError):
+            with suppress(StoreError, OSError):  # it is tried again at the next call
                 self._keys.removed(0)  # opens the file
-            self._check()
-            self._is_checked = True
+                self._check()
+                self._is_checked = True
         number = self._keys.commits
         if not self._is_checked or number == self._written or self._keys.damage:
             return
@@ -68,7 +68,7 @@ class KeysNote:
     def _check(self) -> None:
         """Log from when on keys are unknown, if the records have fewer commits than noted."""
         noted = self._written = _read(self._path)
-        if self._keys.damage or noted <= self._keys.commits:
+        if noted <= self._keys.commits:
             return
         newest_us = self._keys.newest_us()
         _log.warning(

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -99,6 +100,30 @@ def test_pending_submissions_of_a_failing_store_have_one_line(relay: RelayProces
         assert relay.log.count("submission deferred") == 1
     until("sent", lambda: not relay.pending_submissions())
     until("delivered", lambda: len(relay.subjects("bob")) == 6)
+
+
+@pytest.mark.parametrize("way", ["ENOSPC", "EROFS"])
+def test_a_relay_whose_records_of_keys_cannot_be_opened_starts_and_goes_on(
+    relay: RelayProcess, way: str
+) -> None:
+    def send() -> int:
+        body = {"message": message(subject="once", to=[LOCAL])}
+        headers = {"Idempotency-Key": "key"}
+        return relay.graph("POST", "/me/sendMail", body, headers=headers).status
+
+    assert send() == 202
+    until("noted", (relay.folder / "state/keys.commits").exists)
+    relay.stop()
+    with WAYS[way][0](relay):
+        relay.start()
+        for _ in range(3):  # the records are tried each second
+            assert send() == 503
+            with pytest.raises(subprocess.TimeoutExpired):
+                relay.process.wait(1)
+    until("the key is known", lambda: send() == 202)
+    until("it is delivered once", lambda: relay.subjects("bob").count("once") == 1)
+    assert "keys unknown" not in relay.log
+    assert "ended unexpectedly" not in relay.log
 
 
 def test_ready_is_made_again_and_what_was_in_it_is_reported(relay: RelayProcess) -> None:
