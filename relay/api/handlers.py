@@ -197,7 +197,7 @@ class Handlers:
     async def _check_may_see(
         self, journey: Mapping[str, Any], principal: Principal, view: str
     ) -> None:
-        """Log a look into content of others. Raises ApiError 403 without the role operate, and
+        """Log access to the content of others. Raises ApiError 403 without the role operate, and
         without the scope.
         """
         principal.check_may_read_content()

@@ -38,7 +38,10 @@ class ConnectionState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """The limits of one server. Connections from `proxy_networks` count for whom they forward."""
+    """The limits of one server.
+
+    Connections from `proxy_networks` count for the client that they forward.
+    """
 
     connections: int = CONNECTIONS_MAX
     requests: int = REQUESTS_MAX

@@ -1,7 +1,8 @@
 """The client of a request that a reverse proxy forwards: X-Forwarded-For, Forwarded (RFC 7239).
 
-A proxy of `http.proxy_networks` appends the address of its client to one of the fields. What stands
-left of it may be the client's own text, so that the right-most address that is no proxy's counts.
+A proxy of `http.proxy_networks` appends the address of its client to one of the fields. The
+client may have written the entries to the left of it, so that the right-most address that is no
+proxy's counts.
 The work is linear in the length of the fields.
 """
 

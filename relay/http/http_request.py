@@ -80,7 +80,7 @@ class HttpRequest:
 
     @property
     def path(self) -> bytes:
-        """The path as the client wrote it, behind that of a proxy."""
+        """The path as the client wrote it, after the path of the proxy."""
         path: bytes = self._scope.get("raw_path") or str(self._scope["path"]).encode()
         return path
 

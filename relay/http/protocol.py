@@ -94,7 +94,8 @@ HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take
 HEADER_TIMEOUT_S = 30.0
 UNREAD_TIMEOUT_S = 60.0  # how long a client may read nothing of its response
 BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
-KEPT_BYTES_MAX = 64 * 1024  # behind a request, if more is read to notice a disconnected client
+# After a request, while reading continues to detect a disconnected client.
+KEPT_BYTES_MAX = 64 * 1024
 HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even at the limit of requests
 
 _RETRY_S = 2

@@ -344,7 +344,7 @@ class SubmissionWriter:
             else:  # in the root, which is open; where the path leads now, nothing is sent
                 fsync_path(places(submission.path)[-1].parent)
         except OSError as error:
-            with suppress(OSError):  # it may be sent, but nobody was told so: it cannot be lost
+            with suppress(OSError):  # it may be sent, no client got an answer: it cannot be lost
                 detail = {NOT_ANSWERED: True}
                 self._log.remark(submission.submission_id, detail, account=submission.account)
             raise OutcomeUnknownError(
