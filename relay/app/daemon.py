@@ -119,7 +119,7 @@ class Daemon:
         attendant = MailRootAttendant(self.root, self.store, self.spool)
         with suppress(SpoolError):  # the disk is full: it is tried again each second
             await attendant.record_id()
-        with suppress(StoreError):  # the mail root cannot be opened yet: it is done then
+        with suppress(StoreError):  # it is repeated each second
             await self.store.remove_unfinished_submissions()
         keys_note = KeysNote(self.settings.state_dir, self.store.keys, is_there=self.root.is_there)
         await asyncio.to_thread(keys_note.attend)

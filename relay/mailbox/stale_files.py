@@ -33,7 +33,13 @@ from relay.mailbox.maildir import (
 from relay.mailbox.message_file import is_relay_name
 from relay.mailbox.messages import is_draft, submission_facts
 from relay.mailbox.submissions import FIRST_SUBMISSION, PreparedFile, draft_of, read_block_of
-from relay.mailbox.types import PendingSubmission, StoreError, StoreUnavailableError, WellKnown
+from relay.mailbox.types import (
+    KeysDamagedError,
+    PendingSubmission,
+    StoreError,
+    StoreUnavailableError,
+    WellKnown,
+)
 from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin
 from relay.observe.logs import get_logger
@@ -53,6 +59,7 @@ class StaleFiles:
         self._shared = dependencies
         self._log = log
         self._lock = threading.Lock()
+        self.is_due = False  # remove_unfinished() has failed
         # By the hash of a path, as there may be many. None is ever forgotten: the first cleaning
         # must not meet active writers.
         self._cleaned_s: dict[int, float] = {}
@@ -63,31 +70,45 @@ class StaleFiles:
         A submission whose key is recorded exists already: it is made ready instead, unless the
         record says that it is being removed; then it is removed, wherever it is.
         A file that cannot be removed stays for the next start and does not block the others.
+
+        Raises OSError, StoreUnavailableError if a submission may be left that exists: then it
+        `is_due` again, while no other call of the store runs.
         """
+        self.is_due = True
+        removed = self._remove_unfinished()
+        self.is_due = False
+        return removed
+
+    def _remove_unfinished(self) -> int:
         submissions = self._shared.submissions
         found = submissions.prepared()
         try:
-            if (failure := self._finish_removals(_REMOVED_AT_START)) is not None:
-                _log.error("submissions not removed yet", reason=str(failure))
+            if (not_removed := self._finish_removals(_REMOVED_AT_START)) is not None:
+                _log.error("submissions not removed yet", reason=str(not_removed))
             places = self._shared.keyed.places(one.submission_id for one in found)
-        except StoreError as error:  # any of the files may be a submission that exists
+        except KeysDamagedError as error:  # any of the files may be a submission that exists
             if found:
                 _log.error("stale files kept", files=len(found), reason=str(error))
             return 0
-        removed = 0
+        removed, unfinished = 0, ""
         for prepared in found:
             SYNC_FAILURES.begin()
             if not prepared.path.exists():
                 continue  # its removal was finished
-            try:
-                if prepared.submission_id in places and not prepared.is_change:
+            if prepared.submission_id in places and not prepared.is_change:
+                try:
                     submissions.finish(prepared.path, places[prepared.submission_id])
-                    continue
+                except OSError as error:
+                    unfinished = f"{prepared.submission_id} cannot be made ready: {error}"
+                continue
+            try:
                 self._remove_one(prepared)
             except (OSError, StoreError) as error:
                 _log.error("stale file kept", file=str(prepared.path), reason=str(error))
             else:
                 removed += 1
+        if unfinished:
+            raise StoreUnavailableError(unfinished)
         return removed  # not synced: the next start removes what reappears after a power loss
 
     def _remove_one(self, prepared: PreparedFile) -> None:

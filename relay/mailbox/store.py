@@ -49,6 +49,7 @@ from relay.mailbox.types import (
     DeltaPage,
     Folder,
     FolderDeltaPage,
+    KeyedSubmission,
     NoSuchItemError,
     Page,
     PendingSubmission,
@@ -149,7 +150,7 @@ class FileStore:
         self.submit_draft = self._submitting(self._writer.submit_draft)
         self.stored_files = in_thread(partial(stored_files, root.path))
         self.remove_files = in_thread(remove_files)
-        self.find_keyed = in_thread(self._shared.keyed.find)
+        self.find_keyed = in_thread(self._find_keyed)
         self.get = in_thread(self._drafts.get)
         self.read_flags = in_thread(self._read_flags)
         self.update = in_thread(self._drafts.update)
@@ -356,10 +357,16 @@ class FileStore:
     async def attend_root(self) -> None:
         """Notice that the mail root is missing, or refuses all writes, and when it is back.
 
-        Called each second. Raises what taking its lock raises.
+        Repeat the removal of unfinished submissions if it has failed. Called each second. Raises
+        what taking its lock raises, and StoreUnavailableError.
         """
         if not await asyncio.to_thread(self._root.is_there):
-            await self._actions.run_alone(self._reopen)
+            try:
+                await self._actions.run_alone(self._reopen)
+            finally:
+                self._pending.list_again()
+        elif self._stale_files.is_due:
+            await self._actions.run_alone(self._remove_unfinished)
         await asyncio.to_thread(self._root.probe)
 
     async def clear(self, trash: Path) -> int:
@@ -433,6 +440,17 @@ class FileStore:
         if self._root.reopen():  # requests that were in progress got no 202
             self._stale_files.remove_unfinished()
 
+    def _remove_unfinished(self) -> None:
+        self._root.check()
+        self._stale_files.remove_unfinished()
+
+    def _find_keyed(self, account: str, slot: bytes) -> KeyedSubmission | None:
+        if self._stale_files.is_due:
+            raise StoreUnavailableError(
+                "Interrupted submissions are not finished yet: repeat the request later."
+            )
+        return self._shared.keyed.find(account, slot)
+
     def _write_anchor(self) -> None:
         submissions = self._shared.submissions
         ClockAnchorFile(submissions.preparing.parent).write(self._shared.clock.anchor())
@@ -444,6 +462,7 @@ class FileStore:
                 return content_of(submission)
             except NoSuchItemError:
                 self._shared.keyed.end_pickup(submission.submission_id)
+                self._root.check()  # else it may only be out of sight
                 raise
 
     def _settle_keys(self) -> None:

@@ -107,6 +107,10 @@ class PendingSubmissions:
         self._of_account.clear()
         self._listed_ns = -1
 
+    def list_again(self) -> None:
+        """List ready/ again even if it has not changed: another one may be in its place."""
+        self._listed_ns = -1
+
     async def _list(self) -> None:
         """List ready/ if it changed, or if it had more entries than memory may hold."""
         try:

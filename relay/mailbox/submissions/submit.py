@@ -386,7 +386,7 @@ class SubmissionWriter:
     def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """See SubmissionStore.complete_submission()."""
         with self._shared.stripes.of(submission.draft_id):
-            if not submission.path.exists():
+            if self._is_removed(submission):
                 return
             mailbox = self._shared.folders.mailbox(submission.account)
             if not submission.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(
@@ -422,7 +422,7 @@ class SubmissionWriter:
     ) -> None:
         """See SubmissionStore.fail_submission()."""
         with self._shared.stripes.of(submission.draft_id):
-            if not submission.path.exists():
+            if self._is_removed(submission):
                 return
             if report is not None:
                 unique = f"{submission.submission_id}.report"
@@ -439,6 +439,14 @@ class SubmissionWriter:
             self._shared.submissions.sync_preparing()
             self._shared.submissions.sync_ready()
             self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
+
+    def _is_removed(self, submission: PendingSubmission) -> bool:
+        """Whether a submission was removed; one that the mail root took along was not."""
+        if submission.path.exists():
+            return False
+        self._shared.root.check()
+        self._shared.keyed.end_pickup(submission.submission_id)
+        return True
 
     def _sent_folder(self, mailbox: Path, submission: PendingSubmission) -> tuple[str, Path]:
         """Id and path of the folder for the original: Sent Items if the other is missing."""

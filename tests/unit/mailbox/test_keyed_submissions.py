@@ -1,8 +1,9 @@
 """Submissions with a key: what they read of the directories, and disks that fail for a time."""
 
+import errno
 import os
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import apsw
@@ -81,6 +82,38 @@ async def test_a_request_that_a_new_opening_of_the_root_removed_is_carried_out_a
     assert await store.find_keyed(ALICE, b"a") is None
     await store.submit_new(ALICE, draft(), with_key(b"a"))
     assert (len(place.submissions()), place.left_over()) == (2, [])
+
+
+@pytest.mark.parametrize("at", ["touch", "listdir", "link"])
+async def test_a_recorded_submission_is_finished_when_the_disk_works_again(
+    tmp_path, draft, monkeypatch, at
+):
+    """A crash came after the record, and the disk fails at the next start."""
+    root = tmp_path / "mail"
+    submissions = root / ".submissions"
+    with store_on(root, ManualClock()) as store:
+        made = await store.submit_new(ALICE, draft(), with_key(b"a"))
+    made.path.rename(submissions / "preparing" / made.submission_id)
+    where, of = (Path, "keys.sqlite") if at == "touch" else (os, "preparing")
+    act = getattr(where, at)
+
+    def failing(path, *more, **options):
+        if of in Path(path).parts:
+            raise OSError(errno.EIO, "Input/output error")
+        return act(path, *more, **options)
+
+    with store_on(root, ManualClock()) as store:
+        monkeypatch.setattr(where, at, failing)
+        for call in (store.remove_unfinished_submissions, store.attend_root):
+            with suppress(StoreUnavailableError):
+                await call()
+            with pytest.raises(StoreUnavailableError):
+                await store.find_keyed(ALICE, b"a")
+        monkeypatch.undo()
+        await store.attend_root()
+        assert await store.find_keyed(ALICE, b"a") is not None
+        assert list((submissions / "ready").iterdir()) == [made.path]
+        assert list((submissions / "preparing").iterdir()) == []
 
 
 async def test_no_record_is_made_for_a_submission_without_a_file(place, store, draft, monkeypatch):

@@ -1,5 +1,6 @@
 """The mail root: which one a start takes, and calls while its path leads elsewhere."""
 
+import asyncio
 import os
 import shutil
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
 )
 from relay.message.properties import EmailAddress, MessageProperties
-from tests.support.stores import store_on
+from tests.support.stores import ready_submissions, store_on
 
 ALICE = "alice@example.test"
 TO = EmailAddress("bob@example.test")
@@ -350,3 +351,69 @@ async def test_a_root_restored_from_a_copy_gets_what_it_lacks(stored) -> None:
     await store.attend_root()
     assert await deliver(store) is DeliveryResult.DELIVERED
     assert len(list((disk.root / "example.test/alice/new").iterdir())) == 2
+
+
+@pytest.mark.parametrize("step", ["content", "complete", "fail"])
+async def test_a_submission_that_the_root_took_along_is_not_forgotten(
+    stored, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    store, disk = stored
+    taking = ready_submissions(store)
+    submission = await anext(taking)
+    of = maildir.Stripes.of
+
+    def vanishing(stripes: maildir.Stripes, name: str) -> Any:
+        disk.root.rename(disk.aside)
+        return of(stripes, name)
+
+    monkeypatch.setattr(maildir.Stripes, "of", vanishing)
+    steps = {
+        "content": lambda: store.submission_content(submission),
+        "complete": lambda: store.complete_submission(submission, queue_id="q"),
+        "fail": lambda: store.fail_submission(submission, None),
+    }
+    with pytest.raises(StoreUnavailableError):
+        await steps[step]()
+    monkeypatch.undo()
+    disk.aside.rename(disk.root)
+    await store.attend_root()
+    assert (store.pending_count, submission.path.exists()) == (1, True)
+    await taking.aclose()
+
+
+async def test_submissions_are_listed_again_when_the_root_is_back(stored) -> None:
+    """Another directory may have the same time of its last change."""
+    store, disk = stored
+    taking = ready_submissions(store)
+    submission = await anext(taking)
+    status = submission.path.parent.stat()
+    aside = submission.path.rename(disk.root / "aside")
+    await store.complete_submission(submission, queue_id="q")
+    os.utime(submission.path.parent, ns=(0, status.st_mtime_ns))
+    while store._pending._listings < 2:
+        await asyncio.sleep(0.05)
+    disk.root.rename(disk.aside)
+    await store.attend_root()
+    disk.aside.rename(disk.root)
+    aside.rename(submission.path)
+    os.utime(submission.path.parent, ns=(0, status.st_mtime_ns))
+    await store.attend_root()
+    again = await asyncio.wait_for(anext(taking), 5)
+    assert again.submission_id == submission.submission_id
+    await taking.aclose()
+
+
+async def test_pickup_has_ended_with_a_submission_that_was_removed(stored) -> None:
+    store, _ = stored
+    taking = ready_submissions(store)
+    for end in (
+        lambda one: store.complete_submission(one, queue_id="q"),
+        lambda one: store.fail_submission(one, None),
+    ):
+        submission = await anext(taking)
+        await store.submission_content(submission)
+        submission.path.unlink()
+        await end(submission)
+        assert not store.keys.has_begun(submission.submission_id)
+        await submit_new(store)
+    await taking.aclose()
