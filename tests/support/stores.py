@@ -28,7 +28,7 @@ def opened_root(root: Path) -> MailRoot:
 
 
 def open_store(
-    root: Path,
+    root: Path | MailRoot,
     clock: Clock,
     *,
     log: SubmissionLog,
@@ -36,22 +36,24 @@ def open_store(
     limits_of: Callable[[str], QuotaLimits] = lambda _: QuotaLimits(),
 ) -> FileStore:
     """Open a store, which the caller closes; `crash` replaces its crash points."""
+    opened = root if isinstance(root, MailRoot) else opened_root(root)
     return FileStore(
-        opened_root(root), clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log,
-        hostname=HOSTNAME, limits_of=limits_of, dead_letter=root.parent / "dead-letter",
+        opened, clock=clock, ids=Ids(clock), crash=crash or CrashPoints(), log=log,
+        hostname=HOSTNAME, limits_of=limits_of, dead_letter=opened.path.parent / "dead-letter",
     )  # fmt: skip
 
 
 @contextmanager
 def store_on(root: Path, clock: Clock, **options: Any) -> Iterator[FileStore]:
     """Open a store with a log; `options` are those of open_store()."""
-    log = open_log(root, clock)
-    store = open_store(root, clock, log=log, **options)
+    log, opened = open_log(root, clock), opened_root(root)
+    store = open_store(opened, clock, log=log, **options)
     try:
         yield store
     finally:
         store.close()
         log.close()
+        opened.close()  # its disk can be unmounted then
 
 
 async def ready_submissions(store: Any) -> AsyncGenerator[PendingSubmission, None]:
