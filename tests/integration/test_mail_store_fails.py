@@ -62,7 +62,7 @@ def test_a_store_that_refuses_everything_has_one_line(relay: RelayProcess, way: 
         ]
         for _ in range(5):
             refused = relay.graph("POST", "/me/sendMail", {"message": message(to=[LOCAL])})
-            assert refused.status == 503
+            assert refused.status in (503, 507)  # 507 once the pressure was measured
         until("it is named", lambda: reason in relay.request("GET", "/readyz").body.decode())
         named = relay.request("GET", "/readyz")
         for queue_id in waiting:
