@@ -68,7 +68,8 @@ class StaleFiles:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
 
         A submission whose key is recorded exists already: it is made ready instead, unless the
-        record says that it is being removed; then it is removed, wherever it is.
+        record says that it is being removed; then it is removed from each directory
+        that may hold it.
         A file that cannot be removed stays for the next start and does not block the others.
 
         Raises OSError, StoreUnavailableError if a submission may be left that exists: then it

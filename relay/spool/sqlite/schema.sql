@@ -117,7 +117,7 @@ CREATE TABLE clock (
     doubtful_us   INTEGER NOT NULL,
     doubt_ends_us INTEGER NOT NULL
 );
--- The id of the mail root of each store: mail that is delivered locally belongs into no other.
+-- The id of the mail root of each store: mail that is delivered locally belongs in no other.
 CREATE TABLE mail_root (
     store TEXT PRIMARY KEY,
     id    TEXT NOT NULL
