@@ -99,9 +99,9 @@ simulate: .venv/development
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) \
 	    $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace)
 
-clients: .clients/installed .clients/maildev/installed
+clients: .clients/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
-	.clients/venv/bin/python -m pytest -n 2 --dist worksteal tests/clients tests/interop/test_maildev.py $(ARGS)
+	.clients/venv/bin/python -m pytest -n 2 --dist worksteal tests/clients $(ARGS)
 
 screenshots: .venv/development
 	$(BIN)/python -m tests.pages.screenshots
@@ -150,11 +150,3 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 	npm install --prefix .pages --no-package-lock --no-audit --no-fund --loglevel=error \
 	    --fetch-retries=1 --fetch-timeout=20000 && touch $@ || \
 	echo "tests that need axe-core are skipped: npm does not install it" >&2
-
-# maildev has a directory of its own, since it overrides versions. Its tests are skipped without it.
-.clients/maildev/installed: tests/interop/maildev/package.json
-	mkdir -p .clients/maildev
-	cp tests/interop/maildev/package.json .clients/maildev/package.json
-	npm install --prefix .clients/maildev --no-package-lock --no-audit --no-fund --loglevel=error \
-	    || echo "maildev could not be installed; its tests are skipped" >&2
-	@touch $@
