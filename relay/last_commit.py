@@ -7,7 +7,7 @@ first commit is recorded and synced before it is answered.
 
 When the record cannot be written, the check is lost and not the commit: recording never fails.
 
-See docs/operation.md (A damaged spool).
+See docs/operation-repair.md (The spool is damaged).
 """
 
 import os

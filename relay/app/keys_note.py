@@ -1,7 +1,7 @@
 """The number of commits of the records of keys, kept in state_dir as well.
 
 The records are in the mail root, the spool in state_dir. If one of the two was restored from an
-older copy, keys that were used since are unknown: a start logs it. docs/operation.md (Restore).
+older copy, keys that were used since are unknown: a start logs it. docs/operation-run.md (Restore).
 """
 
 from collections.abc import Callable

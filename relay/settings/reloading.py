@@ -1,7 +1,7 @@
 """Which keys of relay.toml a reload (SIGHUP) applies, and which need a restart.
 
 Every key of the tree is in exactly one of the two sets, without the index of its table. A key that
-is added to the tree must be added here as well; docs/operation.md has them as a table.
+is added to the tree must be added here as well; docs/operation-run.md has them as a table.
 """
 
 import dataclasses

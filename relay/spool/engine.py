@@ -153,7 +153,7 @@ class SpoolEngine(Spool, EventSpool, Protocol):
 
 
 class SpoolFault(StrEnum):
-    """What is wrong; docs/operation.md explains each."""
+    """What is wrong; docs/operation-repair.md explains each."""
 
     DAMAGED_SPOOL = "damaged-spool"
     LOST_ROW = "lost-row"

@@ -145,7 +145,7 @@ def test_pages_name_commands_at_all():
     assert sum(len(commands_in(page)) for page in PAGES) > 30
 
 
-@pytest.mark.parametrize("page", ["names.md", "operation.md"])
+@pytest.mark.parametrize("page", ["names.md", "operation-reference.md"])
 def test_every_metric_is_named(page):
     exposed = {
         one.name + "_total" * (one.type == "counter") for one in Metrics().registry.collect()
@@ -156,7 +156,7 @@ def test_every_metric_is_named(page):
 
 
 def test_every_reason_of_pressure_is_explained():
-    assert {str(one) for one in PressureReason} - {*code_of(TOP / "docs/operation.md")} == set()
+    assert {str(one) for one in PressureReason} - {*code_of(TOP / "docs/operation-run.md")} == set()
 
 
 def limits() -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ NAMES_LISTED_MAX = 1000  # in each list of SubmissionCounts
 
 
 class StoreFindingKind(StrEnum):
-    """The kinds of faults; docs/operation.md describes them."""
+    """The kinds of faults; docs/operation-repair.md describes them."""
 
     MISSING_DIRECTORY = "missing-directory"
     MISSING_MARKER = "missing-marker"

@@ -1,7 +1,7 @@
 """Compare the commits of a spool with the number that was recorded outside its log.
 
 A log that was removed or cut short while it held commits is damage (SpoolDamagedError); see
-relay/last_commit.py and docs/operation.md (A damaged spool).
+relay/last_commit.py and docs/operation-repair.md (The spool is damaged).
 """
 
 from contextlib import closing

@@ -6,7 +6,7 @@ repeats what failed. The damage ends when that succeeds. It is recorded in a fil
 repeat what failed in an earlier process, and the spool stays damaged until it was verified or
 recovered.
 
-See docs/design.md 4 (Damage) and docs/operation.md (The spool is damaged).
+See docs/design.md 4 (Damage) and docs/operation-repair.md (The spool is damaged).
 """
 
 import math

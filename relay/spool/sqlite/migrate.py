@@ -4,7 +4,7 @@ A file has one schema or the next, whenever the process is killed. Before the fi
 database is copied next to the original. The table `migration` records which texts made the file.
 A file of a newer Relay raises SpoolFormatError; a disk without room for the copy SpoolFullError.
 
-See docs/operation.md (Going back).
+See docs/operation-run.md (Going back).
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ _HEADER_BYTES = 100
 _USER_VERSION = slice(60, 64)  # of a SQLite file
 _NEWER = (
     "{path}: made by a newer Relay (schema {found}, expected {expected});"
-    " no older one opens it: docs/operation.md, Going back"
+    " no older one opens it: docs/operation-run.md, Going back"
 )
 _RECORDS = (
     "CREATE TABLE IF NOT EXISTS migration"

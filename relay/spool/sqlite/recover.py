@@ -9,7 +9,7 @@ In this order: recover_spool() moves the damaged files aside (_move_damaged) and
 tables have, takes the contents, and counts again. Where the first page or the log is damaged, a
 copy of the file with a repaired header or log is read (SQLite file format 1.3 and 4).
 
-See docs/operation.md (A damaged spool).
+See docs/operation-repair.md (Recover the spool).
 """
 
 import shutil

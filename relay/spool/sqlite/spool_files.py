@@ -4,7 +4,7 @@ A database that is missing or empty while its content files, its log or its mark
 damaged (SpoolDamagedError). No process then starts with an empty queue, or removes the contents
 as stale files. copy_database() copies the database while others use it.
 
-See docs/operation.md (A damaged spool).
+See docs/operation-repair.md (The spool is damaged).
 """
 
 import os

@@ -3,7 +3,7 @@
 `relay storage verify` calls it. While a relay runs, the spool is only read. Otherwise faults whose
 repair loses nothing are repaired. No mail is deleted: what is not needed is moved to a directory.
 
-See docs/names.md (Commands) and docs/operation.md (Are the files in order?).
+See docs/names.md (Commands) and docs/operation-repair.md (Verify mailboxes and the spool).
 """
 
 from collections.abc import Callable, Iterator

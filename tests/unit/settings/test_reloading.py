@@ -18,7 +18,7 @@ from relay.settings.reloading import (
 from relay.settings.tree import Settings, TlsSettings
 from tests.support.relay_config import changed, configuration, to_toml
 
-OPERATION = Path(__file__).parents[3] / "docs" / "operation.md"
+OPERATION = Path(__file__).parents[3] / "docs" / "operation-run.md"
 
 
 def misplaced(keys: Iterator[str]) -> list[str]:
@@ -42,7 +42,7 @@ def test_a_new_key_and_one_in_both_sets_are_found(monkeypatch: pytest.MonkeyPatc
 
 
 def rows() -> Iterator[str]:
-    """The table of docs/operation.md, one row for each table of relay.toml."""
+    """The table of docs/operation-run.md, one row for each table of relay.toml."""
     tables: dict[str, tuple[list[str], list[str]]] = {}
     for key in keys_of():
         table, _, name = key.rpartition(".") if key.count(".") < 2 else key.partition(".")
