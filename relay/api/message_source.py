@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from relay.api.message_copies import AFTER_CAPTURE, CopyMailboxes, MessageCopies
 from relay.journeys.events import Step
 from relay.journeys.journey import Journeys
+from relay.journeys.spool_history import SpoolHistory
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.types import NoSuchItemError, StoredMessage
 from relay.message.address import own_mailbox
@@ -19,18 +20,9 @@ from relay.message.header import ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.mime.headers import without_delivery_fields
 from relay.mime.read_report import returned_message
-from relay.spool.types import KeptMessage
 
 _HIDDEN = ("Bcc", "Resent-Bcc")
 _REPORTS_MAX = 3  # to read for the message that they return
-
-
-class SourceSpool(Protocol):
-    """What MessageSources needs of the spool."""
-
-    async def read_message(self, queue_id: str) -> KeptMessage:
-        """See Spool.read_message()."""
-        ...
 
 
 class SourceMailboxes(CopyMailboxes, Protocol):
@@ -51,7 +43,7 @@ class MessageSources:
     def __init__(
         self,
         journeys: Journeys,
-        spool: SourceSpool,
+        spool: SpoolHistory,
         mailboxes: SourceMailboxes,
         *,
         mailbox_for: Callable[[str], str | None],

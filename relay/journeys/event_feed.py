@@ -13,10 +13,11 @@ import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from relay.journeys.events import RecordedEvent
 from relay.journeys.log_reader import LogEvents, LogPosition, LogReader
+from relay.journeys.spool_history import SpoolEvents, SpoolHistory
 
 _CURSOR_CHARACTERS_MAX = 1000
 _FUTURE_US_MAX = 86_400_000_000
@@ -80,34 +81,6 @@ def parse_event_cursor(text: str, *, now_us: int) -> EventCursor:
     return cursor
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolEvents:
-    """Events with their sequences, None for one that is not shown. `removed_to` is the sequence of
-    the last one that was removed. `is_complete`: no more were there. `leaves_out_older`: there are
-    earlier ones, of messages that are kept, without a place in the sequence.
-    """
-
-    events: Sequence[tuple[int, RecordedEvent | None]]
-    removed_to: int
-    is_complete: bool
-    leaves_out_older: bool = False
-
-
-class EventSpool(Protocol):
-    """What EventFeed needs of the spool."""
-
-    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
-        """Return the first events behind the sequence `after`, up to `until`, in their order.
-
-        They may be fewer than `limit` although there are more, if they are large.
-        """
-        ...
-
-    async def last_event(self) -> int:
-        """Return the sequence behind which all later events are."""
-        ...
-
-
 class EventBatch(NamedTuple):
     """The events behind the cursor `after`, each with its source and the cursor behind it; and the
     cursor behind all of them.
@@ -129,7 +102,7 @@ class EventBatch(NamedTuple):
 class EventFeed:
     """Reads the events of the spool and of the submission log."""
 
-    def __init__(self, spool: EventSpool, log: LogReader) -> None:
+    def __init__(self, spool: SpoolHistory, log: LogReader) -> None:
         self._spool = spool
         self._log = log
 

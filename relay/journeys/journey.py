@@ -12,7 +12,6 @@ from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
 from relay.journeys.events import Step
 from relay.journeys.message_list import (
     LISTED_MAX,
-    FoundPage,
     ListedRecipient,
     ListPosition,
     MessageSummary,
@@ -29,6 +28,7 @@ from relay.journeys.message_search import (
     cursor_before,
 )
 from relay.journeys.open_submissions import state_before_transport
+from relay.journeys.spool_history import SpoolHistory
 from relay.message.envelope import Client
 from relay.message.lifecycle import FINAL, RecipientState
 
@@ -36,55 +36,6 @@ _LOOKS_MAX = 3  # for a page, while submissions are accepted
 _READ_MAX = 1000  # candidates, to find those that match
 _WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
 _ALL = MessageSearch()
-
-
-class SpoolJourneys(Protocol):
-    """What Journeys needs of the spool."""
-
-    async def journey(self, queue_id: str) -> dict[str, Any] | None:
-        """Return steps 5 to 7, recipients and facts of a message."""
-        ...
-
-    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """Return queue ids for any of a message's names, newest first."""
-        ...
-
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> Sequence[FoundMessage]:
-        """Return messages that match, apart from `after`, newest first; no reports.
-
-        With `since_us` those that were accepted later, with their times.
-        """
-        ...
-
-    async def find_page(
-        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
-    ) -> FoundPage:
-        """Return messages that match, apart from `after` and `key`, in the order of the list; no
-        reports.
-        """
-        ...
-
-    async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
-        """Return the rows of messages; those that are gone are left out."""
-        ...
-
-    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
-        """Return those of these submissions that the spool has."""
-        ...
-
-    async def count_states(
-        self, *, account: str | None, limit: int
-    ) -> tuple[int, Mapping[str, int]]:
-        """Return the number of messages, at most `limit`, and in how many of them, the newest, a
-        recipient is in each state.
-        """
-        ...
-
-    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
-        """Return senders and recipients of the newest messages, the most frequent first."""
-        ...
 
 
 class StoreJourneys(Protocol):
@@ -133,7 +84,7 @@ class ListPage:
 class Journeys:
     """Joins the steps of submission log and spool by submission id."""
 
-    def __init__(self, spool: SpoolJourneys, store: StoreJourneys, *, clock: Clock) -> None:
+    def __init__(self, spool: SpoolHistory, store: StoreJourneys, *, clock: Clock) -> None:
         self._spool = spool
         self._store = store
         self._clock = clock

@@ -1,4 +1,4 @@
-"""The durable queue: the Spool protocol (types.Spool), and the engines that store it.
+"""The durable queue: its values and Protocols (types, engine), and the engines that store it.
 
 The SMTP server commits a message to the spool before it replies 250 (step 5). Delivery claims due
 entries, attempts them and settles the result (step 6). It touches only its own files. The spool

@@ -1,7 +1,8 @@
-"""The interface of a spool engine: what the owner of a queue needs in addition to the Spool.
+"""The interface of a spool engine: Spool, SpoolHistory, and what only the owner of a queue needs.
 
 relay.spool.open() returns the SpoolEngine that `spool.url` names; relay.spool.storage() returns its
 SpoolStorage, for commands that need no running queue. No room outside relay/spool knows the engine.
+Delivery and acceptance take the Spool, readers the SpoolHistory (relay.journeys), relay.app all.
 
 To write another engine, implement both Protocols, choose it by the scheme of the URL in
 relay/spool/__init__.py, and add it to the fixture of tests/contract, which state what follows:
@@ -29,11 +30,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.clock import Clock
-from relay.journeys.event_feed import EventSpool
 from relay.journeys.message_list import ListedRecipient
+from relay.journeys.spool_history import SpoolHistory
 from relay.pressure import Disk
 from relay.spool.queue_commands import QueueAdmin
-from relay.spool.types import Spool, SpoolLoad
+from relay.spool.types import QueueCounts, Spool, SpoolLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class SpoolMaintenance(Protocol):
         ...
 
 
-class SpoolEngine(Spool, EventSpool, Protocol):
+class SpoolEngine(Spool, SpoolHistory, Protocol):
     """An open spool, as its owner uses it. Call start() once, then stop() once."""
 
     @property
@@ -145,6 +146,10 @@ class SpoolEngine(Spool, EventSpool, Protocol):
         """Return the disk that new mail fills, after its reserve was allocated again if there is
         room. Blocks. Raises OSError.
         """
+        ...
+
+    async def counts(self) -> QueueCounts:
+        """Count the queue, for the metrics."""
         ...
 
     async def stats(self) -> dict[str, Any]:

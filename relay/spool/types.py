@@ -1,4 +1,4 @@
-"""The values that go into the spool and come out of it, and the Spool protocol.
+"""The values that go into the spool and come out of it, and the Protocol Spool.
 
 Nothing here depends on the database. The listener and the reports create NewMessage; delivery
 claims entries (Claim), records results (Settlement) and says when an entry is due next
@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Protocol
 
 from relay.journeys.events import Event
-from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
-from relay.journeys.message_search import FoundMessage, MessageSearch
 from relay.message.content import Content, Octets
 from relay.message.envelope import ForwardPath, MessageFacts
 from relay.message.lifecycle import RecipientState
@@ -357,18 +355,11 @@ class IncomingBody(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class KeptMessage:
-    """What is left of a message: its content until no entry needs it, and (number, address, state)
-    of recipients, who may have copies in mailboxes.
-    """
-
-    content: Content | None
-    recipients: Sequence[tuple[int, str, str]]
-
-
 class Spool(Protocol):
-    """The durable queue. Every coroutine returns after the commit (and fsync) that covers it."""
+    """The durable queue, as acceptance and delivery use it.
+
+    Every coroutine returns after the commit (and fsync) that covers it.
+    """
 
     async def accept(
         self,
@@ -419,64 +410,4 @@ class Spool(Protocol):
 
         `check` compares the checksum. Raises SpoolError when the content is missing or damaged.
         """
-        ...
-
-    async def read_message(self, queue_id: str) -> KeptMessage:
-        """Return what is left of a message; a large content stays readable when it is removed.
-
-        Of several contents it is that of the first entry, and of recipients some of the first.
-        Raises SpoolError when the content is missing or damaged.
-        """
-        ...
-
-    async def journey(self, queue_id: str) -> dict[str, Any] | None:
-        """The spool's part of the journey of one message: `/relay/v1/messages/{id}`."""
-        ...
-
-    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """Return queue ids, newest first, for a queue id, submission id, draft id, Message-ID or
-        address, or for "last".
-        """
-        ...
-
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> Sequence[FoundMessage]:
-        """Return messages that match, apart from `after`, newest first; no reports.
-
-        With `since_us` those that were accepted later, with their times. The scan is bounded: older
-        messages may be missed.
-        """
-        ...
-
-    async def find_page(
-        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
-    ) -> FoundPage:
-        """Return messages that match, apart from `after` and `key`, in the order of the list; no
-        reports.
-        """
-        ...
-
-    async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
-        """Return the rows of messages; those that are gone are left out."""
-        ...
-
-    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
-        """Return those of these submissions that the spool has."""
-        ...
-
-    async def count_states(
-        self, *, account: str | None, limit: int
-    ) -> tuple[int, Mapping[str, int]]:
-        """Return the number of messages, at most `limit`, and in how many of them, the newest, a
-        recipient is in each state.
-        """
-        ...
-
-    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
-        """Return senders and recipients of the newest messages, the most frequent first."""
-        ...
-
-    async def counts(self) -> QueueCounts:
-        """Count the queue, for the metrics."""
         ...

@@ -10,8 +10,8 @@ from typing import Any
 import apsw
 import msgspec
 
-from relay.journeys.event_feed import SpoolEvents
 from relay.journeys.events import Event, RecordedEvent, Step
+from relay.journeys.spool_history import SpoolEvents
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.nexthop import HopKind
 from relay.spool.queue_commands import Operation

@@ -17,9 +17,9 @@ import apsw
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
-from relay.journeys.event_feed import SpoolEvents
 from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
+from relay.journeys.spool_history import KeptMessage, SpoolEvents
 from relay.last_commit import LastCommit
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
@@ -53,7 +53,6 @@ from relay.spool.types import (
     Claim,
     DueBatch,
     DueQuery,
-    KeptMessage,
     NewMessage,
     QueueCounts,
     Settlement,
@@ -320,7 +319,7 @@ class SqliteSpool:
         await self._writer.submit(lambda b: release_claims(b.cursor, claims))
 
     def incoming_body(self) -> IncomingFile:
-        """Spool.arrival."""
+        """Spool.incoming_body."""
         return self._files.incoming_body()
 
     async def read_content(self, content_id: int, *, check: bool = True) -> Content:
@@ -345,7 +344,7 @@ class SqliteSpool:
         return _checked(str(content_id), data, size=size, crc32=crc32 if check else None)
 
     async def read_message(self, queue_id: str) -> KeptMessage:
-        """Spool.read_message."""
+        """SpoolHistory.read_message."""
         return await self._queries.run(lambda c: self._kept(c, queue_id))
 
     def _kept(self, cursor: apsw.Cursor, queue_id: str) -> KeptMessage:
@@ -365,11 +364,11 @@ class SqliteSpool:
         return _checked(queue_id, data, size=size, crc32=crc32)
 
     async def journey(self, queue_id: str) -> dict[str, Any] | None:
-        """Spool.journey."""
+        """SpoolHistory.journey."""
         return await self._queries.run(lambda c: queries.journey(c, queue_id))
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """Spool.find_queue_ids."""
+        """SpoolHistory.find_queue_ids."""
         return await self._queries.run(
             lambda c: queries.find_queue_ids(c, key, account=account, limit=limit)
         )
@@ -377,7 +376,7 @@ class SqliteSpool:
     async def search(
         self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
     ) -> Sequence[FoundMessage]:
-        """Spool.search."""
+        """SpoolHistory.search."""
         return await self._queries.run(
             lambda c: queries.search(c, wanted, account=account, since_us=since_us, limit=limit)
         )
@@ -385,17 +384,17 @@ class SqliteSpool:
     async def find_page(
         self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
     ) -> FoundPage:
-        """Spool.find_page."""
+        """SpoolHistory.find_page."""
         return await self._queries.run(
             lambda c: message_list.find_page(c, wanted, account=account, before=before, limit=limit)
         )
 
     async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
-        """Spool.summaries."""
+        """SpoolHistory.summaries."""
         return await self._queries.run(lambda c: message_list.summaries(c, queue_ids))
 
     async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
-        """Spool.accepted_submissions."""
+        """SpoolHistory.accepted_submissions."""
         return await self._queries.run(
             lambda c: message_list.accepted_submissions(c, submission_ids)
         )
@@ -403,19 +402,19 @@ class SqliteSpool:
     async def count_states(
         self, *, account: str | None, limit: int
     ) -> tuple[int, Mapping[str, int]]:
-        """Spool.count_states."""
+        """SpoolHistory.count_states."""
         return await self._queries.run(
             lambda c: message_list.count_states(c, account=account, limit=limit)
         )
 
     async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
-        """Spool.recent_addresses."""
+        """SpoolHistory.recent_addresses."""
         return await self._queries.run(
             lambda c: message_list.recent_addresses(c, account=account, limit=limit)
         )
 
     async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
-        """EventSpool.events_after."""
+        """SpoolHistory.events_after."""
         at_once = not self._captured.is_delivered
         return await self._queries.run(
             lambda c: recorded_events.events_after(
@@ -424,7 +423,7 @@ class SqliteSpool:
         )
 
     async def last_event(self) -> int:
-        """EventSpool.last_event."""
+        """SpoolHistory.last_event."""
         return await self._queries.run(recorded_events.last_event)
 
     def load(self) -> SpoolLoad:
@@ -447,7 +446,7 @@ class SqliteSpool:
         return disk_of(self.reserve_file.directory)
 
     async def counts(self) -> QueueCounts:
-        """Spool.counts."""
+        """SpoolEngine.counts."""
         counts = await self.maintenance.counts()
         self._entries = sum(counts.entries.values())
         return counts

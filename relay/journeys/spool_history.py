@@ -1,0 +1,111 @@
+"""What a spool remembers of its messages: the reading side of a spool engine.
+
+The spool's part of a journey is steps 5 to 7. Nothing here changes the queue, and delivery does
+not wait for these queries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from relay.journeys.events import RecordedEvent
+from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
+from relay.journeys.message_search import FoundMessage, MessageSearch
+from relay.message.content import Content
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMessage:
+    """What is left of a message: its content until no entry needs it, and (number, address, state)
+    of recipients, who may have copies in mailboxes.
+    """
+
+    content: Content | None
+    recipients: Sequence[tuple[int, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolEvents:
+    """Events with their sequences, None for one that is not shown. `removed_to` is the sequence of
+    the last one that was removed. `is_complete`: no more were there. `leaves_out_older`: there are
+    earlier ones, of messages that are kept, without a place in the sequence.
+    """
+
+    events: Sequence[tuple[int, RecordedEvent | None]]
+    removed_to: int
+    is_complete: bool
+    leaves_out_older: bool = False
+
+
+class SpoolHistory(Protocol):
+    """The messages that the spool has, until their history is pruned.
+
+    With `account` only messages of that account are found, with None all.
+    """
+
+    async def journey(self, queue_id: str) -> dict[str, Any] | None:
+        """Return the spool's part of the journey of one message."""
+        ...
+
+    async def read_message(self, queue_id: str) -> KeptMessage:
+        """Return what is left of a message; a large content stays readable when it is removed.
+
+        Of several contents it is that of the first entry, and of recipients some of the first.
+        Raises SpoolError when the content is missing or damaged.
+        """
+        ...
+
+    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        """Return queue ids, newest first, for a queue id, submission id, draft id, Message-ID or
+        address, or for "last".
+        """
+        ...
+
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+    ) -> Sequence[FoundMessage]:
+        """Return messages that match, apart from `after`, newest first; no reports.
+
+        With `since_us` those that were accepted later, with their times. The scan is bounded: older
+        messages may be missed.
+        """
+        ...
+
+    async def find_page(
+        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
+    ) -> FoundPage:
+        """Return messages that match, apart from `after` and `key`, in the order of the list; no
+        reports.
+        """
+        ...
+
+    async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
+        """Return the rows of messages; those that are gone are left out."""
+        ...
+
+    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
+        """Return those of these submissions that the spool has."""
+        ...
+
+    async def count_states(
+        self, *, account: str | None, limit: int
+    ) -> tuple[int, Mapping[str, int]]:
+        """Return the number of messages, at most `limit`, and in how many of them, the newest, a
+        recipient is in each state.
+        """
+        ...
+
+    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
+        """Return senders and recipients of the newest messages, the most frequent first."""
+        ...
+
+    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
+        """Return the first events after the sequence `after`, up to `until`, in their order.
+
+        They may be fewer than `limit` although there are more, if they are large.
+        """
+        ...
+
+    async def last_event(self) -> int:
+        """Return the sequence after which all later events are."""
+        ...
