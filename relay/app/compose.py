@@ -38,15 +38,14 @@ from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
-from relay.graph.sign_in import SIGN_IN_PATHS, create_sign_in_app
 from relay.http.authentication import HttpAuthentication
 from relay.http.base_path import BasePath
 from relay.http.browsers import BrowserGuard
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
-from relay.http.faults import FaultLookup, FaultyFrontDoor
 from relay.http.gateway import Gateway, PathRouter
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
+from relay.http.sign_in import SIGN_IN_PATHS, create_sign_in_app
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.journeys.event_feed import EventFeed
@@ -88,6 +87,7 @@ class RelayDependencies:
     that only the API of a development relay has; with it, captured mail is put into mailboxes.
     With `are_pages_open`, everyone who reaches the pages has the role operate, without a login.
     `converts_in_threads` saves the child processes of step 3, for a test's own messages.
+    `before_graph` puts an application in front of the Graph API.
     """
 
     accounts: AccountDirectory
@@ -101,7 +101,7 @@ class RelayDependencies:
     development: api.DevelopmentControls | None = None
     converts_in_threads: bool = False
     are_pages_open: bool = False
-    fault_of: FaultLookup | None = None
+    before_graph: Callable[[Gateway, HttpAuthentication], ASGIApp] | None = None
 
 
 def compose(
@@ -378,9 +378,9 @@ class _Composer:
             hostname=self.settings.hostname, public_url=http.public_url,
         )  # fmt: skip
         relay_v1 = api.create_app(means, self.authentication)
-        by_prefix: dict[str, ASGIApp] = dict.fromkeys(
-            ("v1.0", "beta"), self._with_faults(front_door)
-        )
+        before_graph = self.sources.before_graph
+        graph_app = before_graph(front_door, self.authentication) if before_graph else front_door
+        by_prefix: dict[str, ASGIApp] = dict.fromkeys(("v1.0", "beta"), graph_app)
         programs = PathRouter(
             by_prefix, by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in), otherwise=relay_v1
         )
@@ -438,14 +438,6 @@ class _Composer:
             public_url=http.public_url,
         )  # fmt: skip
         return pages.Access(logins=logins)
-
-    def _with_faults(self, front_door: Gateway) -> Gateway | FaultyFrontDoor:
-        if self.sources.fault_of is None:
-            return front_door
-        return FaultyFrontDoor(
-            front_door, self.authentication, fault_of=self.sources.fault_of,
-            realm=self.settings.hostname, clock=self.clock,
-        )  # fmt: skip
 
     def _unready(self) -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""

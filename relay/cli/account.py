@@ -12,7 +12,11 @@ from typing import Any
 import click
 
 from relay.accounts.account import AccountError
-from relay.app.commands.account import (
+from relay.app.state_dir import owner_of
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options, group_options
+from relay.clock import SystemClock
+from relay.commands.account import (
     PASSWORD_BYTES_MAX,
     AccountFile,
     hash_of,
@@ -20,11 +24,7 @@ from relay.app.commands.account import (
     new_client_secret,
     new_token,
 )
-from relay.app.commands.control import OperatorClient
-from relay.app.state_dir import owner_of
-from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, group_options
-from relay.clock import SystemClock
+from relay.commands.control import OperatorClient
 from relay.settings.document import counted
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox

@@ -1,4 +1,4 @@
-"""`relay check`: print what relay/app/commands/check.py finds.
+"""`relay check`: print what relay/commands/check.py finds.
 
 Passed checks go to stdout; faults and warnings go to stderr as `file:line: key: text`. With
 --json everything is one document on stdout. Exits 78 for faults, 69 if a needed service does not
@@ -7,11 +7,11 @@ answer.
 
 import click
 
-from relay.app.commands.check import CheckFinding, CheckResult, check_file
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush, print_json, printable
 from relay.clock import SystemClock
+from relay.commands.check import CheckFinding, CheckResult, check_file
 from relay.settings.environment import read_environment
 
 

@@ -15,11 +15,6 @@ import click
 import uvloop
 
 from relay import __version__
-from relay.app.development.demonstration import DemonstratedMessage, DemonstrationError
-from relay.app.development.folder import DevelopmentFolder, open_folder
-from relay.app.development.foreground import DevelopmentView, RunOptions, develop
-from relay.app.development.relay import DevelopmentAddresses, DevelopmentOptions
-from relay.app.development.retention import KeepLimits
 from relay.cli.dev_options import (
     PORTS,
     TOKEN_CHARACTERS,
@@ -32,6 +27,11 @@ from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush, print_json_line, printable, step_lines
 from relay.clock import SystemClock
+from relay.development.demonstration import DemonstratedMessage, DemonstrationError
+from relay.development.folder import DevelopmentFolder, open_folder
+from relay.development.foreground import DevelopmentView, RunOptions, develop
+from relay.development.relay import DevelopmentAddresses, DevelopmentOptions
+from relay.development.retention import KeepLimits
 from relay.journeys.events import Step
 from relay.observe import logs
 from relay.settings.environment import Environment, read_environment

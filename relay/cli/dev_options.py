@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.development.release_target import ReleaseTarget
+from relay.development.release_target import ReleaseTarget
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
 from relay.settings.values import is_ip, parse_address, parse_domain, parse_duration, parse_size

@@ -11,11 +11,11 @@ from enum import IntEnum
 import click
 
 from relay.accounts.account import AccountError
-from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
-from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
-from relay.app.development.folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.output import printable
+from relay.client import NotAllowedError, RejectedError, TryLaterError
+from relay.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
+from relay.development.folder import ForeignFolderError
 from relay.settings.document import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
 

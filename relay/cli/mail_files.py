@@ -10,7 +10,10 @@ from pathlib import Path
 
 import click
 
-from relay.app.commands.mail_export import (
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, InputPath, common_options
+from relay.cli.output import printable
+from relay.commands.mail_export import (
     FORMATS,
     export_eml,
     export_maildir,
@@ -18,10 +21,7 @@ from relay.app.commands.mail_export import (
     folders_of,
     stored_mail,
 )
-from relay.app.commands.mail_import import BadMailError, MailImport, find_mail
-from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, InputPath, common_options
-from relay.cli.output import printable
+from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import Folders
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import Folder, NoSuchItemError

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.development.folder import running_config
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.output import print_json, print_lines
+from relay.development.folder import running_config
 from relay.files import check_readable
 from relay.settings.document import shown
 from relay.settings.environment import read_environment

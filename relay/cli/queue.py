@@ -11,12 +11,6 @@ from typing import Any, TypeVar
 
 import click
 
-from relay.app.commands.control import (
-    LIST_MAX,
-    CommandInterruptedError,
-    ControlError,
-    OperatorClient,
-)
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import (
     CommandContext,
@@ -37,6 +31,12 @@ from relay.cli.output import (
     stats_lines,
 )
 from relay.clock import SystemClock
+from relay.commands.control import (
+    LIST_MAX,
+    CommandInterruptedError,
+    ControlError,
+    OperatorClient,
+)
 from relay.journeys.wording import changed_line
 from relay.settings.document import shown
 from relay.spool.types import Selector

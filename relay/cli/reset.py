@@ -5,10 +5,10 @@ Exits 64 for a service, which it never empties, and 69 without a relay.
 
 import click
 
-from relay.app.commands.control import OperatorClient
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.clock import SystemClock
+from relay.commands.control import OperatorClient
 from relay.settings.document import counted
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from relay.app.commands.send import DraftToSend, send_by_graph, send_by_smtp
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import (
     CommandContext,
@@ -21,6 +20,7 @@ from relay.cli.options import (
     read_input,
     user_name,
 )
+from relay.client import DraftToSend, send_by_graph, send_by_smtp
 from relay.settings.tree import Address, Settings
 
 

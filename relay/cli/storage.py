@@ -10,9 +10,6 @@ from pathlib import Path
 
 import click
 
-from relay.app.commands.storage import UnknownAccountError, VerifyOptions
-from relay.app.commands.storage import prune as pruned
-from relay.app.commands.storage import verify as verified
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, group_options, older_than_s
 from relay.cli.output import (
@@ -24,6 +21,9 @@ from relay.cli.output import (
     verified_lines,
 )
 from relay.clock import SystemClock
+from relay.commands.storage import UnknownAccountError, VerifyOptions
+from relay.commands.storage import prune as pruned
+from relay.commands.storage import verify as verified
 from relay.settings.document import counted
 from relay.settings.environment import read_environment
 
@@ -92,7 +92,7 @@ def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
     manifest.json is written last, when the copy is complete. Copy the pending submissions
     (.submissions) before it, and the mailboxes after it.
     """
-    from relay.app.commands.storage import (  # noqa: PLC0415 - is slow
+    from relay.commands.storage import (  # noqa: PLC0415 - is slow
         BackupRefusedError,
         back_up,
         extent,
@@ -147,11 +147,11 @@ def recover(context: CommandContext, *, keys: bool) -> None:
     of idempotency keys are renamed and kept, and the next start begins new ones: repeats of earlier
     requests with a key are not recognised then.
     """
-    from relay.app.commands.storage import (  # noqa: PLC0415 - is slow
+    from relay.commands.storage import (  # noqa: PLC0415 - is slow
         NothingToRecoverError,
         recover_keys,
     )
-    from relay.app.commands.storage import recover as recovered  # noqa: PLC0415 - the same
+    from relay.commands.storage import recover as recovered  # noqa: PLC0415 - the same
 
     try:
         result = (recover_keys if keys else recovered)(context.settings(), SystemClock())
@@ -176,8 +176,8 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
     was delivered to; it prints the ID. "new" accepts a directory without one. No relay may run.
     Exits 65 if the directory has another ID, and if you do not confirm.
     """
-    from relay.app.commands.adopt import FoundRoot, NotAdoptedError  # noqa: PLC0415 - is slow
-    from relay.app.commands.adopt import adopt as adopted  # noqa: PLC0415 - the same
+    from relay.commands.adopt import FoundRoot, NotAdoptedError  # noqa: PLC0415 - is slow
+    from relay.commands.adopt import adopt as adopted  # noqa: PLC0415 - the same
 
     def confirm(found: FoundRoot) -> bool:
         click.echo(f"mail root  {found.path}", err=True)

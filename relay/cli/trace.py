@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from relay.app.commands.control import OperatorClient
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, Key, common_options, unknown_message
 from relay.cli.output import flush, journey_lines, printable
 from relay.clock import SystemClock
+from relay.commands.control import OperatorClient
 from relay.journeys.journey import is_final
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import FINAL, RecipientState

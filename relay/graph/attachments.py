@@ -22,6 +22,8 @@ from relay.graph.json_values import missing_property, read_parameters
 from relay.graph.message_parser import read_attachment, read_upload
 from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import TOP_MAX, QueryOptions, parse_options
+from relay.graph.reference import BYTES_MAX, Reference, read_reference
+from relay.graph.reference import CONTENT_TYPE as REFERENCE_TYPE
 from relay.graph.reference_attachments import REFERENCE_PROPERTIES, reference_json
 from relay.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.http.errors import ApiError, quoted
@@ -35,8 +37,6 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.message.content import LARGE_BYTES
-from relay.message.reference import BYTES_MAX, Reference, read_reference
-from relay.message.reference import CONTENT_TYPE as REFERENCE_TYPE
 from relay.mime.read_mime import read_mime
 from relay.mime.transfer_encoding import decoded_blocks
 

@@ -11,8 +11,7 @@ from relay.graph.json_values import (
     read_boolean,
     read_string,
 )
-from relay.message.properties import Attachment
-from relay.message.reference import (
+from relay.graph.reference import (
     CONTENT_TYPE,
     PERMISSIONS,
     PROVIDERS,
@@ -20,6 +19,7 @@ from relay.message.reference import (
     is_uri,
     write_reference,
 )
+from relay.message.properties import Attachment
 
 REFERENCE_PROPERTIES = (
     *("sourceUrl", "providerType", "permission", "isFolder", "previewUrl", "thumbnailUrl"),

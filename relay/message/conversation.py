@@ -1,7 +1,8 @@
 """Conversations: Graph's conversationId, Outlook's conversation index, and what a reply adds.
 
 All messages of a thread share the last 16 octets of the index header. The same message and time
-give the same index. An invalid index starts a new conversation.
+give the same index. An invalid index starts a new conversation. Used by graph for replies, by mime
+for headers, and by the mailbox room for its index and new drafts.
 MS-OXOMSG 2.2.1.3 (PidTagConversationIndex), 2.2.1.5 (topic); RFC 5322 3.6.4, 3.6.5.
 """
 

@@ -1,8 +1,8 @@
 """Extended properties of Graph: their ids, their values by type, and the ones that Relay acts on.
 
-Graph requests are parsed and shown with it, drafts store the properties, submission and conversion
-ask for their effect. An id has one canonical spelling; a value fits the type in its id.
-ExtendedPropertyError says what was found and what was expected.
+Used by graph to parse and show requests, by mime to write drafts and convert them, and by the
+mailbox room to ask for their effect on a submission. An id has one canonical spelling; a value
+fits the type in its id. ExtendedPropertyError says what was found and what was expected.
 Graph's singleValueLegacyExtendedProperty; MS-OXPROPS 2; MS-OXOMSG 2.2.3 (deferred send).
 """
 

@@ -2,7 +2,8 @@
 
 Graph's clients write both kinds. The Windows names and the zone that stands for each of them are
 those of CLDR 47, windowsZones.xml, territory 001. The rules of a zone come from the system's
-database, or from the package tzdata where there is none.
+database, or from the package tzdata where there is none. Used by graph, and by the mailbox room for
+its settings file.
 """
 
 import re

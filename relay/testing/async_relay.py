@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from relay.app.commands.send import DraftToSend
+from relay.client import DraftToSend
 from relay.testing.internet import RemoteMessage, SimulatedNetwork, SiteScenario
 from relay.testing.message import Message
 from relay.testing.running import AsyncVirtualClock, RelayPlaces, RunningRelay

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from relay.app.development.relay import DevelopmentRelay
 from relay.app.settling import UnsettledError
+from relay.development.relay import DevelopmentRelay
 from relay.journeys.journey import is_final
 from relay.journeys.message_search import MessageSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy, has_arrived

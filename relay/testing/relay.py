@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from relay.app.commands.send import DraftToSend
+from relay.client import DraftToSend
 from relay.testing.async_relay import AsyncRelay
 from relay.testing.internet import Internet
 from relay.testing.message import Message

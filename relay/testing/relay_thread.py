@@ -27,9 +27,9 @@ from typing import Any, TypeVar
 import uvloop
 
 from relay.app.daemon import BrokenRelayError
-from relay.app.development.folder import DevelopmentFolder
-from relay.app.development.relay import DevelopmentRelay
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
+from relay.development.folder import DevelopmentFolder
+from relay.development.relay import DevelopmentRelay
 from relay.files import disk_of, locked_directory
 from relay.observe import logs
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from relay.accounts.development import DOMAIN
-from relay.app.commands.send import DraftToSend, send_by_graph
-from relay.app.development.folder import DevelopmentFolder
-from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.client import DraftToSend, send_by_graph
+from relay.development.accounts import DOMAIN
+from relay.development.folder import DevelopmentFolder
+from relay.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.settings.tree import Address
 from relay.testing.arrivals import ArrivedMessage
 from relay.testing.internet import InternetScenario

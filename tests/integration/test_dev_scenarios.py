@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.app.development.folder import open_folder
-from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.development.folder import open_folder
+from relay.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.internet.scenario_file import SCENARIO_BYTES_MAX
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address

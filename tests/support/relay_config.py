@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from relay.settings.tree import Address
+from relay.settings.reader import load
+from relay.settings.tree import Address, Settings
 
 DOMAIN = "example.test"
 PEOPLE = ("alice", "bob", "carol", "dave")
@@ -50,6 +51,17 @@ def to_toml(table: Mapping[str, Any]) -> str:
         else:
             values.append(f"{name} = {_inline(value)}\n")
     return "".join(values + tables)
+
+
+def written_settings(directory: Path, changes: Mapping[str, Any]) -> Settings:
+    """Write a configuration with the account alice and some keys changed, and load it."""
+    base = configuration(None, 9) | {"delivery": {"retry": [0.2], "shutdown_grace": "1s"}}
+    (directory / "relay.toml").write_text(to_toml(changed(base, changes)))
+    accounts = directory / "accounts.toml"
+    accounts.write_text(to_toml({"account": [account("alice")]}))
+    accounts.chmod(0o600)
+    (directory / "policies").mkdir(exist_ok=True)
+    return load(directory / "relay.toml", {})
 
 
 def _lines(table: Mapping[str, Any]) -> str:

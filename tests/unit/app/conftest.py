@@ -9,25 +9,15 @@ from relay.app.compose import RelayDependencies, compose
 from relay.app.daemon import Daemon
 from relay.clock import SystemClock
 from relay.policy.rule_files import load_rules
-from relay.settings.reader import load
 from relay.settings.tree import Settings
-from tests.support.relay_config import account, changed, configuration, to_toml
+from tests.support.relay_config import written_settings
 
 
 @pytest.fixture
 def settings_with(tmp_path: Path) -> Callable[..., Settings]:
     """The settings of a relay under test, with some keys changed."""
 
-    def settings_with(**changes) -> Settings:
-        base = configuration(None, 9) | {"delivery": {"retry": [0.2], "shutdown_grace": "1s"}}
-        (tmp_path / "relay.toml").write_text(to_toml(changed(base, changes)))
-        accounts = tmp_path / "accounts.toml"
-        accounts.write_text(to_toml({"account": [account("alice")]}))
-        accounts.chmod(0o600)
-        (tmp_path / "policies").mkdir(exist_ok=True)
-        return load(tmp_path / "relay.toml", {})
-
-    return settings_with
+    return lambda **changes: written_settings(tmp_path, changes)
 
 
 @pytest.fixture

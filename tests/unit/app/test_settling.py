@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from relay.advanceable_clock import AdvanceError
-from relay.app.development import clock_advances
-from relay.app.development.folder import open_folder
-from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.app.settling import UnsettledError
+from relay.development import clock_advances
+from relay.development.folder import open_folder
+from relay.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.settings.tree import Address
 
 ALICE, BOB = "alice@example.test", "bob@example.test"

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from relay.accounts.directory import load_accounts
-from relay.app.development.folder import MARK
 from relay.cli.errors import report_error
 from relay.cli.root import cli
 from relay.clock import SystemClock
+from relay.development.folder import MARK
 
 CONFIG = """\
 hostname = "relay.example.test"

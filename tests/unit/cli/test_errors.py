@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 import pytest
 
-from relay.app.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
-from relay.app.commands.send import NotAllowedError, RejectedError, TryLaterError
-from relay.app.development.folder import ForeignFolderError
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.errors import CommandError, ExitCode, report_error
+from relay.client import NotAllowedError, RejectedError, TryLaterError
+from relay.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
+from relay.development.folder import ForeignFolderError
 from relay.settings.document import Fault, SettingsError
 from relay.spool.types import SpoolError
 

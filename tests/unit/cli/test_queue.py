@@ -10,11 +10,11 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
-from relay.app.commands.control import OperatorClient
 from relay.cli.errors import INTERRUPTED, CommandError
 from relay.cli.output import entry_lines, stats_lines, step_lines
 from relay.cli.root import cli
 from relay.clock import SystemClock
+from relay.commands.control import OperatorClient
 from relay.journeys.wording import changed_line
 from relay.settings.reader import load
 from tests.support import relay_starts

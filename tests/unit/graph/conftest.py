@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.accounts.development import DevelopmentAccounts
 from relay.clock import ManualClock
+from relay.development.accounts import DevelopmentAccounts
 from relay.mailbox.types import QuotaLimits
 from relay.pressure import Pressure
 from tests.support.graph_fakes import (

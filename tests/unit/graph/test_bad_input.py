@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.accounts.development import DevelopmentAccounts
 from relay.clock import ManualClock
+from relay.development.accounts import DevelopmentAccounts
 from relay.graph import routes
 from tests.support.graph_fakes import AS_ALICE, graph_app, refused, to
 from tests.support.stores import store_on

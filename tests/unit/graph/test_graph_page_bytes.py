@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from relay.accounts.development import DevelopmentAccounts
 from relay.clock import ManualClock
+from relay.development.accounts import DevelopmentAccounts
 from relay.graph import batch, graph_request
 from relay.graph.batch import BatchHandler
 from relay.http.gateway import Gateway, RequestLimits, StreamedResponse

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from relay.accounts.account import Account, AccountDirectory
-from relay.accounts.development import DevelopmentAccounts
 from relay.accounts.directory import FileAccounts
 from relay.clock import ManualClock
+from relay.development.accounts import DevelopmentAccounts
 from relay.mailbox import upload_sessions
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits

@@ -12,8 +12,8 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
-from relay.app.commands.control import ControlClient
 from relay.clock import ManualClock
+from relay.commands.control import ControlClient
 from relay.http import http_request, protocol
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.errors import ApiError

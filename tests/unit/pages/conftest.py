@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.app.development.folder import open_folder
-from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.development.folder import open_folder
+from relay.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.settings.tree import Address
 
 FREE = Address("127.0.0.1", 0)

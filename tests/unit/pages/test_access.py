@@ -12,11 +12,11 @@ import pytest
 from starlette.responses import Response
 
 from relay.accounts.account import AccountDirectory, Role
-from relay.accounts.development import DevelopmentAccounts
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.accounts.passwords import FREE_FAILURES, LoginDelayedError
 from relay.api.dependencies import Principal
 from relay.clock import ManualClock
+from relay.development.accounts import DevelopmentAccounts
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest

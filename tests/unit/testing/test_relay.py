@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.commands.send import RejectedError
+from relay.client import RejectedError
 from relay.settings.document import SettingsError
 from relay.testing import AsyncRelay, Relay, WaitTimeout
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from relay.api import ChangeNotifier
-from relay.app.development.demonstration import Follower, is_settled
 from relay.clock import ManualClock
+from relay.development.demonstration import Follower, is_settled
 from relay.journeys.message_search import MessageSearch
 
 

@@ -17,7 +17,7 @@ from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
 
-_log = get_logger("app")
+_log = get_logger("commands")
 
 
 class NotAdoptedError(Exception):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.app.daemon import BrokenRelayError, remove_old_ready_file, write_ready_file
-from relay.app.development.demonstration import DemonstratedMessage, Follower, demonstrate
-from relay.app.development.folder import DevelopmentFolder, open_new_folder
-from relay.app.development.relay import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
 from relay.app.pressure_monitor import raise_open_files_limit
+from relay.development.demonstration import DemonstratedMessage, Follower, demonstrate
+from relay.development.folder import DevelopmentFolder, open_new_folder
+from relay.development.relay import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address
 

@@ -14,26 +14,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from relay.accounts.development import DOMAIN, DevelopmentAccounts
 from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
 from relay.api.message_copies import MessageCopies
-from relay.app.commands.send import RejectedError, send_by_graph
 from relay.app.compose import RelayDependencies, compose
 from relay.app.configuration import ListenerCertificates
 from relay.app.daemon import Daemon
-from relay.app.development.authority import DevelopmentCertificate
-from relay.app.development.clock_advances import ClockAdvances
-from relay.app.development.config_changes import with_changes
-from relay.app.development.demonstration import example
-from relay.app.development.folder import DevelopmentFolder
-from relay.app.development.release_target import ReleaseTarget
-from relay.app.development.remote_side import RemoteSide
-from relay.app.development.removal import MessageRemoval
-from relay.app.development.reset import Reset
-from relay.app.development.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
 from relay.app.settling import SETTLE_S
+from relay.client import RejectedError, send_by_graph
 from relay.clock import Ids, SystemClock, time_us_of
+from relay.development.accounts import DOMAIN, DevelopmentAccounts
+from relay.development.authority import DevelopmentCertificate
+from relay.development.clock_advances import ClockAdvances
+from relay.development.config_changes import with_changes
+from relay.development.demonstration import example
+from relay.development.folder import DevelopmentFolder
+from relay.development.graph_faults import FaultyFrontDoor
+from relay.development.release_target import ReleaseTarget
+from relay.development.remote_side import RemoteSide
+from relay.development.removal import MessageRemoval
+from relay.development.reset import Reset
+from relay.development.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
 from relay.http.protocol import AllowedHosts
 from relay.internet.overview import overview
 from relay.internet.scenario import GraphFault
@@ -283,7 +284,9 @@ class DevelopmentRelay:
             development=self,
             are_pages_open=not options.token,
             converts_in_threads=options.converts_in_threads,
-            fault_of=self._fault_of,
+            before_graph=partial(
+                FaultyFrontDoor, fault_of=self._fault_of, realm=settings.hostname, clock=self.clock
+            ),
         )
         return compose(settings, sources, clock=self.clock)
 

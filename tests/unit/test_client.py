@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from relay.app.commands.send import (
+from relay.client import (
     DraftToSend,
     NotAllowedError,
     RejectedError,

@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from relay.advanceable_clock import AdvanceError
-from relay.app.development import remote_side
-from relay.app.development.folder import open_folder
-from relay.app.development.relay import DevelopmentOptions, DevelopmentRelay
-from relay.app.development.retention import KeepLimits, MailRetention
 from relay.app.settling import UnsettledError
+from relay.development import remote_side
+from relay.development.folder import open_folder
+from relay.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.development.retention import KeepLimits, MailRetention
 from relay.internet.scenario_file import parse_scenario
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address

@@ -25,7 +25,7 @@ from relay.settings.tree import Settings
 from relay.spool.queue_commands import UNKNOWN_HEADER, EntryList
 
 if TYPE_CHECKING:
-    from relay.app.commands.offline import SpoolFiles
+    from relay.commands.offline import SpoolFiles
     from relay.spool.types import Selector
 
 
@@ -331,7 +331,7 @@ class OperatorClient:
         *,
         nothing: dict[str, Any],
     ) -> dict[str, Any]:
-        from relay.app.commands.offline import execute  # noqa: PLC0415 - slow
+        from relay.commands.offline import execute  # noqa: PLC0415 - slow
 
         done = [0]
         order = partial(
@@ -359,7 +359,7 @@ class OperatorClient:
                 raise silent
         finally:
             del silent
-        from relay.app.commands.offline import with_spool_files  # noqa: PLC0415 - slow
+        from relay.commands.offline import with_spool_files  # noqa: PLC0415 - slow
 
         self.without_daemon = reason
         try:

@@ -24,8 +24,8 @@ import tomlkit
 from relay.accounts.account import AccountError
 from relay.accounts.directory import load_accounts
 from relay.accounts.passwords import digest_of
-from relay.app.development.folder import MARK
 from relay.clock import Clock
+from relay.development.folder import MARK
 from relay.files import fsync_path, write_all
 from relay.settings.document import SettingsError, locate, shown
 from relay.settings.tree import Settings

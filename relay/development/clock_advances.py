@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from relay.advanceable_clock import AdvanceableClock, AdvanceError
-from relay.app.development.folder import DevelopmentFolder
 from relay.app.settling import UnsettledError
+from relay.development.folder import DevelopmentFolder
 
 _WAITING_MAX = 64
 _COUNTED = ("attempts", "reports")

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from relay.app.development.config_changes import with_changes
+from relay.development.config_changes import with_changes
 
 TEXT = """\
 # first line

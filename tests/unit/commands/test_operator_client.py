@@ -12,14 +12,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from relay.app.commands.control import (
+from relay.app.state_dir import OwnerLock
+from relay.clock import ManualClock
+from relay.commands.control import (
     CommandInterruptedError,
     ControlError,
     ControlUnavailableError,
     OperatorClient,
 )
-from relay.app.state_dir import OwnerLock
-from relay.clock import ManualClock
 from relay.settings.reader import load
 from relay.spool.types import Selector
 

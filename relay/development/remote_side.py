@@ -44,7 +44,7 @@ from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.connection import Timeouts
 from relay.smtp.transaction import Transaction
 
-_log = get_logger("app")
+_log = get_logger("development")
 
 LATER_S = 5.0  # from the acceptance to the report
 _REPORTS_MAX = 1000  # that wait

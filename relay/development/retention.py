@@ -17,7 +17,7 @@ from relay.observe.logs import get_logger
 from relay.spool.engine import SpoolMaintenance
 from relay.spool.types import SpoolError
 
-_log = get_logger("app")
+_log = get_logger("development")
 _INTERVAL_S = 60.0
 _AHEAD_US = 1_000_000  # more than between two looks at a clock
 

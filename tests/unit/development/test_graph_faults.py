@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from relay.accounts.account import Account
 from relay.clock import ManualClock
+from relay.development.graph_faults import FaultyFrontDoor
 from relay.http.errors import ApiError
-from relay.http.faults import FaultyFrontDoor
 from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
 from relay.http.http_server import HttpServer

@@ -9,13 +9,13 @@ from itertools import cycle
 import pytest
 
 from relay.accounts.account import Account, AccountDirectory, Role, UnknownUserError
-from relay.accounts.development import (
+from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT, LoginDelayedError
+from relay.clock import ManualClock
+from relay.development.accounts import (
     ACCOUNTS_MAX,
     TOKEN_LENGTH_MAX,
     DevelopmentAccounts,
 )
-from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT, LoginDelayedError
-from relay.clock import ManualClock
 
 ALICE, BOB = Account("alice@example.test"), Account("bob@example.test")
 CAPTURED = "ann+tag@gmail.com"

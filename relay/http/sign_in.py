@@ -46,7 +46,7 @@ _GRANT = "client_credentials"
 _ALL_OF_CLIENT = ".default"
 _NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
 
-_log = get_logger("graph")
+_log = get_logger("http")
 
 
 class _SignInError(Exception):

@@ -10,10 +10,10 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from relay.app.commands import check
-from relay.app.commands.check import CheckResult, check_file
 from relay.app.state_dir import OwnerLock
 from relay.clock import SystemClock
+from relay.commands import check
+from relay.commands.check import CheckResult, check_file
 from relay.spool.sqlite.database import open_database
 from tests.support.tls import authority
 

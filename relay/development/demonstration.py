@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from relay.accounts.development import DOMAIN
-from relay.app.commands.send import DraftToSend, send_by_graph
 from relay.app.daemon import Daemon
+from relay.client import DraftToSend, send_by_graph
+from relay.development.accounts import DOMAIN
 from relay.journeys.events import Step
 from relay.journeys.message_search import MessageSearch
 from relay.mailbox.query import MessageQuery

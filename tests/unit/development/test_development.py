@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from relay.accounts.directory import load_accounts
-from relay.app.commands.check import CheckResult, check_file
-from relay.app.development import relay as development
-from relay.app.development.authority import (
+from relay.app.state_dir import AlreadyRunningError
+from relay.certificates import certificate_of_handshake
+from relay.clock import ManualClock, SystemClock
+from relay.commands.check import CheckResult, check_file
+from relay.development import relay as development
+from relay.development.authority import (
     LEAF_DAYS,
     RENEW_BEFORE_DAYS,
     DevelopmentCertificate,
     open_authority,
 )
-from relay.app.development.folder import ForeignFolderError, open_folder, running_config
-from relay.app.state_dir import AlreadyRunningError
-from relay.certificates import certificate_of_handshake
-from relay.clock import ManualClock, SystemClock
+from relay.development.folder import ForeignFolderError, open_folder, running_config
 from relay.internet.simulator import SimulatedInternet
 from relay.settings.reader import load
 from relay.settings.tree import Address

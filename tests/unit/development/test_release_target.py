@@ -2,8 +2,8 @@
 
 import pytest
 
-from relay.accounts.development import DevelopmentAccounts
-from relay.app.development.release_target import ReleaseTarget
+from relay.development.accounts import DevelopmentAccounts
+from relay.development.release_target import ReleaseTarget
 from relay.message.nexthop import CAPTURE, NextHop
 from relay.routing.resolver import LoopbackResolver
 from relay.routing.route_table import RemoteRecipient, RouteTable

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.commands import mail_export
-from relay.app.commands.mail_export import export_eml, export_maildir, export_mbox, stored_mail
-from relay.app.commands.mail_import import BadMailError, MailImport, find_mail
+from relay.commands import mail_export
+from relay.commands.mail_export import export_eml, export_maildir, export_mbox, stored_mail
+from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import list_folders
 
 INBOX = ("tmp", "new", "cur")

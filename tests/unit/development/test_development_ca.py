@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.development.authority import LEAF_DAYS, open_authority
 from relay.certificates import client_of_pair, load_pair
+from relay.development.authority import LEAF_DAYS, open_authority
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

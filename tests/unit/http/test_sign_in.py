@@ -19,11 +19,11 @@ from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.directory import load_accounts
 from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.clock import ManualClock
-from relay.graph.sign_in import BODY_BYTES_MAX, SIGN_IN_PATHS, create_sign_in_app
 from relay.http.authentication import HttpAuthentication
 from relay.http.connection_limits import REQUESTS_MAX, ConnectionLimits
 from relay.http.gateway import PathRouter
 from relay.http.http_server import HttpServer
+from relay.http.sign_in import BODY_BYTES_MAX, SIGN_IN_PATHS, create_sign_in_app
 from tests.support.accounts import HOSTNAME
 from tests.support.graph_fakes import MemoryStore, graph_app, refused
 from tests.support.http_server import ANY_PORT

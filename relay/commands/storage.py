@@ -17,10 +17,10 @@ import msgspec
 from relay import spool
 from relay.accounts.account import DEAD_LETTER
 from relay.accounts.directory import load_accounts
-from relay.app.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
 from relay.app.keys_note import note_lost
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.clock import Clock, rfc3339
+from relay.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
 from relay.files import check_readable, fsync_path, link_or_copy
 from relay.last_commit import read_recorded
 from relay.mailbox.submissions.keyed_file import damage_of, has_traces, keys_file, put_aside
@@ -215,7 +215,7 @@ def _offline(
     older_than_s: float | None,
     dry_run: bool,
 ) -> Mapping[str, Any]:
-    from relay.app.commands.offline import SpoolFiles, with_spool_files  # noqa: PLC0415 - slow
+    from relay.commands.offline import SpoolFiles, with_spool_files  # noqa: PLC0415 - slow
 
     age_s = settings.spool.keep if older_than_s is None else older_than_s
 

@@ -15,12 +15,13 @@ import relay.cli.policy
 import relay.cli.send
 import relay.cli.storage
 import relay.spool.sqlite.storage  # noqa: F401 - the other user may not be able to read them
-from relay.app.commands.storage import VerifyOptions, verify
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.root import cli
 from relay.clock import SystemClock
+from relay.commands.storage import VerifyOptions, verify
 from relay.settings.tree import Settings
+from tests.support.relay_config import written_settings
 
 NOBODY = 65534
 
@@ -117,9 +118,9 @@ def could_start(settings: Settings, state: str) -> bool:
 
 
 @pytest.fixture
-def stored(settings_with) -> Settings:
+def stored(tmp_path: Path) -> Settings:
     """A store with one mailbox."""
-    settings = settings_with()
+    settings = written_settings(tmp_path, {})
     for name in ("cur", "new", "tmp"):
         (settings.mailboxes.root / "example.test" / "alice" / name).mkdir(parents=True)
     return settings
@@ -161,8 +162,8 @@ def test_verify_works_while_a_relay_runs(stored, state):
     assert could_start(stored, state)
 
 
-def test_verify_creates_nothing_without_mail(settings_with, tmp_path):
-    settings = settings_with()
+def test_verify_creates_nothing_without_mail(tmp_path):
+    settings = written_settings(tmp_path, {})
     before = sorted(tmp_path.rglob("*"))
     assert during(settings, lambda: True) == []
     assert sorted(tmp_path.rglob("*")) == before
