@@ -5,9 +5,9 @@ submission (steps 1 and 2). The 202 is sent when both are durable. An error resp
 field, the found and the expected value, and means that nothing was written.
 
 `app` authorizes a request, `routes` finds its handler: messages, send_mail, mail_folders,
-attachments, upload_sessions, users and others; `batch` handles requests that come in one, `repeats`
-answers those that were accepted before. `message_parser` reads JSON, `mime_body` MIME,
-`query_options` and `odata` the query; `serializer` writes the response.
+attachments, upload_sessions, users and others; `batch` handles requests that come in one,
+`idempotency` answers those that were accepted before. `message_parser` reads JSON, `mime_body`
+MIME, `query_options` and `odata` the query; `serializer` writes the response.
 """
 
 from relay.graph.app import create_app

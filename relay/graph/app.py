@@ -19,7 +19,7 @@ from relay.graph.graph_request import (
     api_error,
     not_implemented,
 )
-from relay.graph.repeats import SubmissionRepeats
+from relay.graph.idempotency import SubmissionRepeats
 from relay.graph.routes import (
     GraphOperation,
     Intake,

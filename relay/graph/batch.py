@@ -20,8 +20,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from relay.clock import Clock, rfc3339
+from relay.graph.idempotency import key_of_part, read_key
 from relay.graph.json_values import check_number_of_values
-from relay.graph.repeats import key_of_part, read_key
 from relay.http.errors import (
     ApiError,
     UnansweredError,

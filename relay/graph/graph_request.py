@@ -143,7 +143,7 @@ class GraphRequest:
     usually the same; limits and records of clients are by caller.
     A handler adds to `applied` each preference that it applies; add_applied() sends all of them.
     A submission is recorded under `key`. Before a streamed one is complete, `before_submission` is
-    awaited; both come from relay/graph/repeats.py.
+    awaited; both come from relay/graph/idempotency.py.
     """
 
     dependencies: GraphDependencies

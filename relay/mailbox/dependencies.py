@@ -12,7 +12,7 @@ from relay.mailbox.maildir import DirectorySync, Stripes
 from relay.mailbox.messages import DraftIdentity, change_key
 from relay.mailbox.quota import Quota
 from relay.mailbox.submissions import SubmissionDirectory
-from relay.mailbox.submissions.keyed import KeyedSubmissions
+from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.types import Precondition, SendOptions
 

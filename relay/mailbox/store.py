@@ -36,7 +36,7 @@ from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.stored_files import remove_files, stored_files
 from relay.mailbox.submissions import SubmissionDirectory, content_of
-from relay.mailbox.submissions.keyed import KeyedSubmissions
+from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
 from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
 from relay.mailbox.submissions.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer

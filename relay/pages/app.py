@@ -26,9 +26,9 @@ from relay.pages.internet import INTERNET_PATHS, InternetPage
 from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
+from relay.pages.marked_messages import marked_messages
 from relay.pages.message import advance_to_next, message_page
 from relay.pages.message_list import message_list
-from relay.pages.message_marks import marked_messages
 from relay.pages.queue_change import queue_change
 from relay.pages.queue_page import queue_page
 from relay.pages.site import PageSite

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from relay.clock import ManualClock
-from relay.graph import graph_request, repeats
+from relay.graph import graph_request, idempotency
 from relay.mailbox import FileStore
-from relay.mailbox.submissions import keyed
+from relay.mailbox.submissions import idempotency as keys
 from relay.message.content import read_all
 from relay.mime.convert import convert
 from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
@@ -282,7 +282,7 @@ async def test_a_key_outlives_a_start(mailbox: Mailbox) -> None:
 async def test_the_keys_of_an_account_are_limited(
     mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyed, "KEYS_PER_ACCOUNT_MAX", 2)
+    monkeypatch.setattr(keys, "KEYS_PER_ACCOUNT_MAX", 2)
     for key in "ab":
         assert (await mailbox.send(idempotency_key=key)).status_code == 202
     answer = await mailbox.send(idempotency_key="c")
@@ -371,8 +371,8 @@ async def test_the_repeat_of_a_rejected_request_is_a_message(mailbox: Mailbox) -
 
 
 async def test_the_memory_is_bounded(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "REPEATS_PER_ACCOUNT_MAX", 2)
-    monkeypatch.setattr(repeats, "REPEATS_MAX", 3)
+    monkeypatch.setattr(idempotency, "REPEATS_PER_ACCOUNT_MAX", 2)
+    monkeypatch.setattr(idempotency, "REPEATS_MAX", 3)
     first = {subject: await mailbox.send(subject) for subject in "abc"}
     assert same(first["c"], await mailbox.send("c", retry_attempt="1"))
     assert not same(first["a"], await mailbox.send("a", retry_attempt="1"))  # forgotten; c, a kept

@@ -11,7 +11,7 @@ import pytest
 
 from relay.clock import ManualClock
 from relay.mailbox import SendOptions
-from relay.mailbox.submissions import keyed, keyed_file
+from relay.mailbox.submissions import idempotency, idempotency_file
 from relay.mailbox.types import OutcomeUnknownError, StoreUnavailableError, SubmissionKey
 from tests.support.stores import store_on
 
@@ -34,8 +34,8 @@ async def test_no_directory_is_listed_for_a_submission_with_a_key(place, store, 
 
 async def test_keys_can_be_used_when_the_disk_works_again(place, store, draft, monkeypatch):
     """What could not be recorded is sent then; above a maximum, no key can be used before."""
-    monkeypatch.setattr(keyed, "_OPEN_MAX", 2)
-    monkeypatch.setattr(keyed_file, "_BUSY_MS", 1)
+    monkeypatch.setattr(idempotency, "_OPEN_MAX", 2)
+    monkeypatch.setattr(idempotency_file, "_BUSY_MS", 1)
     await store.submit_new(ALICE, draft(), with_key(b"before"))
     other = apsw.Connection(str(place.root / ".submissions/keys.sqlite"))
     other.execute("BEGIN IMMEDIATE")
@@ -71,7 +71,7 @@ async def fail_unsettled(store, root: Path, draft, slot: bytes) -> None:
 async def test_a_request_that_a_new_opening_of_the_root_removed_is_carried_out_again(
     place, store, draft, monkeypatch
 ):
-    monkeypatch.setattr(keyed_file, "_BUSY_MS", 1)
+    monkeypatch.setattr(idempotency_file, "_BUSY_MS", 1)
     await fail_unsettled(store, place.root, draft, b"a")
     aside = place.root.with_name("aside")
     place.root.rename(aside)
@@ -117,7 +117,7 @@ async def test_a_recorded_submission_is_finished_when_the_disk_works_again(
 
 
 async def test_no_record_is_made_for_a_submission_without_a_file(place, store, draft, monkeypatch):
-    monkeypatch.setattr(keyed_file, "_BUSY_MS", 1)
+    monkeypatch.setattr(idempotency_file, "_BUSY_MS", 1)
     await fail_unsettled(store, place.root, draft, b"a")
     for file in (place.root / ".submissions/preparing").iterdir():
         file.unlink()
@@ -155,7 +155,7 @@ class LeapingClock(ManualClock):
 
 async def test_a_checkpoint_keeps_the_records(tmp_path, draft, monkeypatch):
     """Also killed right after it, when the log begins again."""
-    monkeypatch.setattr(keyed_file, "_CHECKPOINT_PAGES", 5)
+    monkeypatch.setattr(idempotency_file, "_CHECKPOINT_PAGES", 5)
     clock, slots = ManualClock(), [str(number).encode() for number in range(20)]
     with store_on(tmp_path / "mail", clock) as store:
         for number, slot in enumerate(slots):

@@ -23,7 +23,7 @@ from typing import Any
 import apsw
 
 from relay.clock import Clock
-from relay.mailbox.submissions.keyed_file import KeysFile, keys_file
+from relay.mailbox.submissions.idempotency_file import KeysFile, keys_file
 from relay.mailbox.types import (
     BeingSentError,
     KeyedSubmission,
