@@ -46,7 +46,7 @@ from relay.spool.sqlite.spool_files import (
     recovery_mark_of,
 )
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
-from relay.spool.sqlite.write_ahead_log import log_damage, write_repaired_log
+from relay.spool.sqlite.write_ahead_log import preview_log, write_repaired_log
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 _HEADER_BYTES = 100  # the schema follows in the first page
@@ -119,7 +119,7 @@ def recover_spool(database: Path, *, stamp: str) -> RecoveryResult:
 
 def faults_of(database: Path) -> list[str]:
     """Return what is wrong with the pages. Raises SpoolFormatError for another schema."""
-    if fault := log_damage(database):
+    if fault := preview_log(database).fault:
         return [fault]
     try:
         with (
@@ -181,7 +181,7 @@ def _readable(damaged: Path, new: Path, found: RecoveryResult) -> Iterator[apsw.
     `new` is an empty spool without a log. The copy is removed afterwards.
     """
     is_log_alone = not is_openable(damaged) and log_of(damaged).exists()
-    needs_log = is_log_alone or bool(log_damage(damaged))
+    needs_log = is_log_alone or bool(preview_log(damaged).fault)
     found.log_damaged = needs_log or _is_commit_lost(damaged)
     copy = new.with_name(new.name + ".repaired")
     source = None

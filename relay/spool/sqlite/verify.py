@@ -40,7 +40,7 @@ from relay.spool.sqlite.spool_errors import (
 )
 from relay.spool.sqlite.spool_files import contents_of, damage_mark_of
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, append_events, is_file_needed
-from relay.spool.sqlite.write_ahead_log import WriteAheadLog, log_damage
+from relay.spool.sqlite.write_ahead_log import WriteAheadLog, preview_log
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import SpoolDamagedError
 
@@ -155,8 +155,10 @@ class SpoolVerifier:
         return last_commit
 
     def _opened(self) -> apsw.Connection:
-        if self._mode is not VerifyMode.READ_ONLY and (fault := log_damage(self._database)):
-            raise SpoolDamagedError(fault)
+        if self._mode is not VerifyMode.READ_ONLY:
+            with translate_os_errors(self._database.parent):
+                if fault := preview_log(self._database).fault:
+                    raise SpoolDamagedError(fault)
         connection = open_database(self._database, read_only=True)
         if self._mode is not VerifyMode.REPAIR:
             return connection

@@ -23,7 +23,6 @@ from relay.files import rewrite_file
 from relay.last_commit import LastCommit, log_of
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
-from relay.spool.sqlite.spool_files import is_openable
 from relay.spool.types import SpoolDamagedError
 
 _log = get_logger("spool")
@@ -117,21 +116,6 @@ def preview_log(database: Path) -> LogPreview:
                 seen, first = number, pending
     last = _last_certain(path, seen, size=size)
     return LogPreview(first, _fault(path, seen=seen, last=last) if last else "")
-
-
-def log_damage(database: Path) -> str:
-    """Return what is wrong with the log of a spool that no process has open, or ""."""
-    if not is_openable(database):
-        return ""
-    with suppress(apsw.Error):
-        connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            check_log(connection, database)
-        except SpoolDamagedError as error:
-            return str(error)
-        finally:
-            connection.close()
-    return ""
 
 
 def write_repaired_log(damaged: Path, target: Path, *, size: int) -> None:

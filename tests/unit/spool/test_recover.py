@@ -431,12 +431,59 @@ def change_middle(log: Path) -> None:
         file.write(b"\xff" * 64)
 
 
+def age_record(path: Path, commits: int) -> None:
+    """Leave the record of the last commit as a power loss does: some commits old."""
+    number = int(last_commit_of(path).read_text().split()[0])
+    last_commit_of(path).write_text(f"{max(0, number - commits):020d}           \n")
+
+
+def commit_more(path: Path, commits: int) -> None:
+    """Append that many commits of one page to the log, and leave it as a kill does."""
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.execute("PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = OFF")
+        for _ in range(commits):
+            connection.execute("UPDATE counter SET value = value + 1 WHERE name = 'commits'")
+        (number,) = connection.execute(
+            "SELECT value FROM counter WHERE name = 'commits'"
+        ).fetchone()
+    last_commit_of(path).write_text(f"{number:020d}           \n")
+
+
+def change_commit(log: Path, *, from_last: int) -> None:
+    """Damage a commit of commit_more(), counted from the end."""
+    with log.open("r+b") as file:
+        file.seek(-FRAME * from_last + 100, os.SEEK_END)
+        file.write(b"\xff" * 64)
+
+
+@pytest.mark.parametrize("age", [0, 1, 10, 1000])
+async def test_damage_of_a_commit_that_the_record_does_not_know_is_found(
+    path: Path, open_spool, make, age: int
+) -> None:
+    """After a power loss the record of the last commit may be older than the damaged commit."""
+    names = await killed(path, open_spool, make)
+    commit_more(path, age + 2)
+    age_record(path, age)
+    change_commit(log_of(path), from_last=max(2, age))
+    assert "-wal is damaged: SQLite reads" in damage_reported_by(
+        lambda: check_files(path, has_owner=False)
+    )
+    with pytest.raises(SpoolDamagedError, match="-wal is damaged: SQLite reads"):
+        open_spool(path)
+    found = recover_spool(path, stamp="now")
+    assert (found.is_whole, found.log_damaged) == (False, True)
+    assert sorted(await listed(open_spool, path)) == names
+
+
+@pytest.mark.parametrize("age", [0, 1, 10, 1000])
 @pytest.mark.parametrize("change", [change_header, change_middle])
 async def test_commits_after_a_damaged_frame_of_the_log_are_recovered(
-    path: Path, open_spool, make, change: Callable[[Path], None]
+    path: Path, open_spool, make, change: Callable[[Path], None], age: int
 ) -> None:
     """SQLite alone would ignore these commits and overwrite them."""
     names = await killed(path, open_spool, make)
+    age_record(path, age)
     change(log_of(path))
     damaged = log_of(path).read_bytes()
     for _ in range(2):
