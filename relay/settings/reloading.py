@@ -1,11 +1,9 @@
 """Which keys of relay.toml a reload (SIGHUP) applies, and which need a restart.
 
-Every key of the tree is in exactly one of the two sets, without the index of its table. A key that
-is added to the tree must be added here as well; docs/operation-run.md has them as a table.
+docs/operation-run.md has all of them as a table.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -17,7 +15,7 @@ from relay.settings.tree import Address, Duration, Secret, Settings
 
 _VALUE_LENGTH_MAX = 300
 
-RELOADABLE: Final = frozenset(
+RELOADABLE: Final = frozenset(  # the others need a restart; names are without an index
     {
         "http.tls.certificate",
         "http.tls.key",
@@ -25,75 +23,6 @@ RELOADABLE: Final = frozenset(
         "policy.directory",
         "smtp.tls.certificate",
         "smtp.tls.key",
-    }
-)
-
-RESTART_ONLY: Final = frozenset(
-    {
-        "hostname",
-        "state_dir",
-        "http.listen",
-        "http.public_url",
-        "http.proxy_networks",
-        "http.max_body",
-        "http.max_upload",
-        "http.anonymous",
-        "http.pages",
-        "smtp.listen",
-        "smtp.role",
-        "smtp.trusted_networks",
-        "smtp.max_message_size",
-        "smtp.max_recipients",
-        "smtp.max_sessions",
-        "smtp.timeout",
-        "smtp.tls.require",
-        "mailboxes.domains",
-        "mailboxes.root",
-        "mailboxes.catch_all",
-        "mailboxes.postmaster",
-        "pickup.give_up_after",
-        "pickup.max_concurrent",
-        "spool.url",
-        "spool.keep",
-        "spool.keep_size",
-        "spool.reserve_size",
-        "pressure.disk_free",
-        "pressure.queue_entries",
-        "pressure.memory",
-        "pressure.commit_latency",
-        "dns.nameservers",
-        "dns.timeout",
-        "delivery.port",
-        "delivery.tls",
-        "delivery.retry",
-        "delivery.retry_by_class.dns",
-        "delivery.retry_by_class.connect",
-        "delivery.retry_by_class.tls",
-        "delivery.retry_by_class.auth",
-        "delivery.retry_by_class.protocol",
-        "delivery.retry_by_class.site",
-        "delivery.retry_by_class.recipient",
-        "delivery.retry_by_class.mailbox",
-        "delivery.retry_by_class.content",
-        "delivery.retry_by_class.internal",
-        "delivery.delay_warning_after",
-        "delivery.expire_after",
-        "delivery.max_connections",
-        "delivery.max_connections_per_next_hop",
-        "delivery.max_rate_per_next_hop",
-        "delivery.connect_timeout",
-        "delivery.command_timeout",
-        "delivery.shutdown_grace",
-        "route.domain",
-        "route.next_hop",
-        "route.auth.user",
-        "route.auth.password_file",
-        "route.tls",
-        "route.ca",
-        "route.max_connections",
-        "route.max_rate",
-        "observe.metrics",
-        "observe.log",
     }
 )
 
@@ -105,16 +34,6 @@ class ChangedKey:
     key: str
     old: str
     new: str
-
-
-def keys_of(kind: type = Settings, prefix: str = "") -> Iterator[str]:
-    """Yield every key of the tree, such as "smtp.tls.key"; tables only by their keys."""
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        table = _table_of(hint)
-        if table is None:
-            yield prefix + name
-        else:
-            yield from keys_of(table, f"{prefix}{name}.")
 
 
 def apply_reloadable(active: Settings, read: Settings) -> tuple[Settings, tuple[ChangedKey, ...]]:

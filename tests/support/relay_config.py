@@ -4,10 +4,11 @@ Every port is 0, so the relay takes free ones; times are short. See TOML 1.0, as
 files need.
 """
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from relay.settings.reader import load
 from relay.settings.tree import Address, Settings
@@ -15,6 +16,16 @@ from relay.settings.tree import Address, Settings
 DOMAIN = "example.test"
 PEOPLE = ("alice", "bob", "carol", "dave")
 OPERATOR = "operator"
+
+
+def keys_of(kind: type = Settings, prefix: str = "") -> Iterator[str]:
+    """Every key of the settings such as "smtp.tls.key", without the indexes of tables, in their order."""
+    for name, hint in get_type_hints(kind).items():
+        table = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
+        if table is None or table is Address:
+            yield prefix + name
+        else:
+            yield from keys_of(table, f"{prefix}{name}.")
 
 
 def configuration(dns: Address | None, mx_port: int) -> dict[str, Any]:

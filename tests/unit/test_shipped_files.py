@@ -1,17 +1,16 @@
 """conf/, systemd/ and the Makefile hold what they promise."""
 
-import dataclasses
 import re
 import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 
 from relay.settings.reader import load
-from relay.settings.tree import Address, Settings
+from tests.support.relay_config import keys_of
 
 TOP = Path(__file__).parents[2]
 CONF = TOP / "conf/relay.toml"
@@ -20,18 +19,6 @@ EXPOSURE_TENTHS_MAX = 16
 
 def uncommented() -> str:
     return re.sub(r"^#(?! |$)", "", CONF.read_text(), flags=re.MULTILINE)
-
-
-def keys_of(kind: type, prefix: str = "") -> set[str]:
-    """All keys of a branch of the tree, dotted, without indexes."""
-    found: set[str] = set()
-    for name, hint in get_type_hints(kind).items():
-        branch = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
-        if branch is None or branch is Address:
-            found.add(f"{prefix}{name}")
-        else:
-            found |= keys_of(branch, f"{prefix}{name}.")
-    return found
 
 
 def keys_in(value: Any, prefix: str = "") -> set[str]:
@@ -43,7 +30,7 @@ def keys_in(value: Any, prefix: str = "") -> set[str]:
 
 
 def test_every_key_of_the_tree_is_in_the_shipped_file_and_no_other():
-    assert keys_in(tomllib.loads(uncommented())) == keys_of(Settings)
+    assert keys_in(tomllib.loads(uncommented())) == set(keys_of())
 
 
 def test_the_shipped_file_loads_and_lists_only_loopback():
