@@ -1,7 +1,7 @@
 """Load what a service runs with (settings, accounts, rules), reload it, and build its route table.
 
-A reload applies the reloadable keys (relay/settings/reloading.py), rules and accounts, and only if
-all files are without faults. Faults raise SettingsError.
+A reload applies the reloadable keys (relay/settings/reloadable_keys.py), rules and accounts, and
+only if all files are without faults. Faults raise SettingsError.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from relay.policy.rule_files import load_rules
 from relay.routing.route_table import RouteTable, parse_action
 from relay.settings.document import Fault, SettingsError
 from relay.settings.reader import load
-from relay.settings.reloading import ChangedKey, apply_reloadable
+from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
 from relay.settings.tree import CertificateFiles, Settings
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup

@@ -34,6 +34,7 @@ from relay.app.maintenance import (
     write_clock_anchor,
 )
 from relay.app.pressure_monitor import PressureMonitor
+from relay.app.reload import Reloader
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.clock import Clock, wall_offset_us
@@ -52,8 +53,6 @@ from relay.observe.metrics import Metrics
 from relay.pages import LiveViews
 from relay.pickup.dispatch import Pickup
 from relay.routing.resolver import LoopbackResolver, Resolver
-from relay.settings.document import SettingsError
-from relay.settings.reloading import ChangedKey
 from relay.settings.tree import Settings
 from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.types import SpoolError
@@ -232,7 +231,6 @@ class ServiceManager:
             sock.sendto("\n".join(states).encode(), self._address)
 
 
-_FAULTS_SHOWN = 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _OWN_PAGES_FROM_BYTES = 1 << 20
 _KEPT_FREE_BYTES = 8 << 20  # keeps receive buffers in the heap
@@ -299,55 +297,6 @@ def limit_malloc_retention() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_FROM_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
-
-
-class Reloader:
-    """Reloads the configuration at each SIGHUP, one reload at a time.
-
-    Signals that arrive during a reload cause one more reload after it.
-    """
-
-    def __init__(self, active: ActiveConfiguration) -> None:
-        self._active = active
-        self._task: asyncio.Task[None] | None = None
-        self._again = False
-
-    def request(self) -> None:
-        """Start a reload, or request one more after the running one."""
-        if self._task is not None and not self._task.done():
-            self._again = True
-            return
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def end(self) -> None:
-        """Wait for the running reload."""
-        if self._task is not None:
-            await self._task
-
-    async def _run(self) -> None:
-        self._again = True
-        while self._again:
-            self._again = False
-            try:
-                renewed = await asyncio.to_thread(self._active.reload, _log_restart_key)
-            except SettingsError as error:
-                for fault in error.faults[:_FAULTS_SHOWN]:
-                    _log.error("not reloaded", fault=str(fault))
-                _log.error("the previous configuration stays active", faults=len(error.faults))
-            except Exception:  # noqa: BLE001 - a failed reload must not end the service
-                _log.exception("not reloaded: the previous configuration stays active")
-            else:
-                rules = len(self._active.rules().rules)
-                _log.info("reloaded", rules=rules, new_certificates=renewed)
-
-
-def _log_restart_key(changed: ChangedKey) -> None:
-    _log.warning(
-        "a key of relay.toml has changed: a restart is needed",
-        key=changed.key,
-        old=changed.old,
-        new=changed.new,
-    )
 
 
 def tune_garbage_collector() -> None:

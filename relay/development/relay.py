@@ -26,15 +26,15 @@ from relay.clock import Ids, SystemClock, time_us_of
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
-from relay.development.config_changes import with_changes
+from relay.development.config_overrides import with_overrides
 from relay.development.demonstration import example
 from relay.development.folder import DevelopmentFolder
 from relay.development.graph_faults import FaultyFrontDoor
 from relay.development.release_target import ReleaseTarget
-from relay.development.remote_side import RemoteSide
 from relay.development.removal import MessageRemoval
 from relay.development.reset import Reset
 from relay.development.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
+from relay.development.simulated_recipients import SimulatedRecipients
 from relay.http.protocol import AllowedHosts
 from relay.internet.overview import overview
 from relay.internet.scenario import GraphFault
@@ -48,7 +48,7 @@ from relay.internet.scenario_file import (
     scenario_of,
 )
 from relay.internet.simulator import SimulatedInternet
-from relay.internet.spellings import EXAMPLES
+from relay.internet.test_recipients import EXAMPLES
 from relay.mailbox.mailbox_names import MailboxNames
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
@@ -129,7 +129,7 @@ class DevelopmentOptions:
     `scenarios` are files and shipped names, see read_scenarios(). With `strict_users`, only an
     account that exists gets mail. A `token` is the only one that HTTP requests are accepted with,
     and the password of all users. With `listen_all`, only the ports of the addresses count.
-    Released mail goes to `release_to`, if that is not None. `changes` are keys of relay.toml with
+    Released mail goes to `release_to`, if that is not None. `overrides` are keys of relay.toml with
     other values. The oldest mail above `keep` is removed. For `converts_in_threads` see
     RelayDependencies; `crash_at` is for crash tests.
     """
@@ -146,7 +146,7 @@ class DevelopmentOptions:
     token: str = ""
     listen_all: bool = False
     release_to: ReleaseTarget | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     converts_in_threads: bool = False
     keep: KeepLimits = DEFAULT_LIMITS
     crash_at: str = ""
@@ -233,13 +233,13 @@ class DevelopmentRelay:
         except BaseException:
             self.internet.close()
             raise
-        self.remote_side = RemoteSide(
+        self.simulated_recipients = SimulatedRecipients(
             self.daemon.store, clock=self.clock, ids=Ids(self.clock),
             smtp=lambda: self.addresses.smtp,
         )  # fmt: skip
-        self.internet.on_mail = self.remote_side.keep
+        self.internet.on_mail = self.simulated_recipients.keep
         settling = self.daemon.settling
-        settling.others.append(self.remote_side.in_progress)
+        settling.others.append(self.simulated_recipients.in_progress)
         self._advances = ClockAdvances(
             self.clock,
             folder,
@@ -320,7 +320,7 @@ class DevelopmentRelay:
             self._retention.cancel()
         await self._advances.stop()
         await self._reset.end()
-        await self.remote_side.stop()
+        await self.simulated_recipients.stop()
         try:
             await self.daemon.stop()
         finally:
@@ -346,7 +346,7 @@ class DevelopmentRelay:
     async def _quiet(self) -> None:
         """End what remote hosts do at present."""
         await self.internet.end_sessions()
-        await self.remote_side.stop()
+        await self.simulated_recipients.stop()
 
     def _forget(self) -> None:
         self._accounts.forget()
@@ -528,7 +528,7 @@ def write_config(
         port=internet.port,
         policies=_toml(str(options.rules or shipped("policies"))),
     )
-    folder.write("relay.toml", with_changes(f"#{text}", options.changes).removeprefix("#"))
+    folder.write("relay.toml", with_overrides(f"#{text}", options.overrides).removeprefix("#"))
 
 
 def _toml(value: str | Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """A scenario in force: what its hosts do, and how often each of its replies was used.
 
 A domain of the scenario decides first, by its replies, then its limits; a test recipient
-(`spellings`) only where the domain leaves it open. With the same seed and the same
+(`test_recipients`) only where the domain leaves it open. With the same seed and the same
 sequence of events it does the same again. What is remembered is bounded.
 """
 
@@ -21,7 +21,7 @@ from relay.internet.scenario import (
     ScriptedReply,
     filled,
 )
-from relay.internet.spellings import GREYLISTED_S, Manner, Spelling, spelling_of
+from relay.internet.test_recipients import GREYLISTED_S, Manner, TestRecipient, find_test_recipient
 
 _REMEMBERED_MAX = 10_000  # senders and recipients that were refused once
 _GREYLISTED = "451 4.7.1 Greylisted, try again later"
@@ -58,11 +58,12 @@ class ScenarioState:
     def covers(self, address: str) -> bool:
         """Return whether mail for `address` goes to a simulated host."""
         domain = address.lower().rpartition("@")[2]
-        return self.scenario.domain_of(domain) is not None or spelling_of(address) is not None
+        is_scripted = self.scenario.domain_of(domain) is not None
+        return is_scripted or find_test_recipient(address) is not None
 
     def at(self, moment: Moment) -> Action:
         """See Behaviour."""
-        action = self._scripted(moment) or self._spelled(moment) or Action()
+        action = self._scripted(moment) or self._for_test_recipient(moment) or Action()
         latency = self.scenario.latency_of(moment.host)
         return replace(action, delay_s=action.delay_s + latency) if latency else action
 
@@ -187,36 +188,36 @@ class ScenarioState:
 
     # -- test recipients
 
-    def _spelled(self, moment: Moment) -> Action | None:
+    def _for_test_recipient(self, moment: Moment) -> Action | None:
         if moment.stage == "RCPT":
-            spelling = spelling_of(moment.recipient)
-            return self._of_spelling(spelling, moment) if spelling else None
+            wanted = find_test_recipient(moment.recipient)
+            return self._action_of(wanted, moment) if wanted else None
         if moment.stage == "DOT":
             for recipient in moment.recipients:
-                spelling = spelling_of(recipient)
-                if spelling and (found := self._of_spelling(spelling, moment)):
+                wanted = find_test_recipient(recipient)
+                if wanted and (found := self._action_of(wanted, moment)):
                     return found
         return None
 
-    def _of_spelling(self, spelling: Spelling, moment: Moment) -> Action | None:
-        if spelling.stage != moment.stage:
+    def _action_of(self, wanted: TestRecipient, moment: Moment) -> Action | None:
+        if wanted.stage != moment.stage:
             return None
         pair = moment.sender, moment.recipient.lower()
-        match spelling.manner:
-            case Manner.REPLY if not spelling.times or self._is_refused(pair, spelling.times):
-                return Action(spelling.reply)
+        match wanted.manner:
+            case Manner.REPLY if not wanted.times or self._is_refused(pair, wanted.times):
+                return Action(wanted.reply)
             case Manner.GREYLIST if not self._is_known(pair, GREYLISTED_S):
-                return Action(spelling.reply)
+                return Action(wanted.reply)
             case Manner.GREYLIST:
                 del self._first_us[pair]  # the next message is greylisted again
             case Manner.NEEDS_TLS if not moment.tls:
-                return Action(spelling.reply)
+                return Action(wanted.reply)
             case Manner.DROP:
                 return Action(drop=True)
             case Manner.STALL:
                 return Action(stall=True)
             case Manner.DELAY:
-                return Action(delay_s=spelling.delay_s)
+                return Action(delay_s=wanted.delay_s)
         return None
 
     def _is_refused(self, pair: _Pair, times: int) -> bool:

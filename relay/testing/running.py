@@ -49,7 +49,7 @@ class RelayOptions:
         free = Address(_LOOPBACK, 0)
         options = DevelopmentOptions(
             http=free, https=free, smtp=free, ca_dir=self.ca_dir, rules=Path(rules),
-            domains=self.domains or (DOMAIN,), changes=_IN_MEMORY | dict(self.config),
+            domains=self.domains or (DOMAIN,), overrides=_IN_MEMORY | dict(self.config),
             converts_in_threads=True,  # a child process takes 0.2 s to start
         )  # fmt: skip
         return DevelopmentRelay(folder, options)

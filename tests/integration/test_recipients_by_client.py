@@ -12,7 +12,7 @@ from email.message import EmailMessage
 
 import pytest
 
-from relay.internet.spellings import Manner, spelling_of
+from relay.internet.test_recipients import Manner, find_test_recipient
 from tests.support.dev_process import DevProcess
 from tests.support.recipients_by_client import EXPECTED, Client, SentToAll, subject_for
 from tests.support.relay_process import ROOT
@@ -85,7 +85,7 @@ def test_recipients_have_the_outcomes_that_they_name(subtests: pytest.Subtests) 
 
 
 def test_all_but_the_captured_one_are_test_recipients() -> None:
-    others = [one.address for one in EXPECTED if spelling_of(one.address) is None]
+    others = [one.address for one in EXPECTED if find_test_recipient(one.address) is None]
     assert others == ["ann@customer.example"]
 
 
@@ -93,7 +93,7 @@ def test_each_recipient_of_the_page_has_a_row() -> None:
     """Apart from a silent host, which costs a time-out in real time at each attempt."""
 
     def kind(address: str) -> tuple[object, ...]:
-        found = spelling_of(address)
+        found = find_test_recipient(address)
         assert found is not None, f"{address} is no test recipient"
         return found.manner, found.stage, found.reply, found.times
 
@@ -102,5 +102,5 @@ def test_each_recipient_of_the_page_has_a_row() -> None:
     named = set(re.findall(r"`([^`@]+@[^`@]+)`", cells))
     assert len(named) > 12
     silent = {one for one in named if kind(one)[0] is Manner.STALL}
-    sent = {kind(one.address) for one in EXPECTED if spelling_of(one.address)}
+    sent = {kind(one.address) for one in EXPECTED if find_test_recipient(one.address)}
     assert [one for one in sorted(named - silent) if kind(one) not in sent] == []

@@ -10,7 +10,7 @@ import pytest
 
 from relay.advanceable_clock import AdvanceError
 from relay.app.settling import UnsettledError
-from relay.development import remote_side
+from relay.development import simulated_recipients
 from relay.development.folder import open_folder
 from relay.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.development.retention import KeepLimits, MailRetention
@@ -108,22 +108,22 @@ async def test_after_an_advance_the_newest_mail_stays_in_mailboxes_and_in_the_li
 
 
 async def test_the_later_reports_that_wait_are_limited_in_octets(relay, monkeypatch):
-    monkeypatch.setattr(remote_side, "REPORTS_BYTES_MAX", 1)
+    monkeypatch.setattr(simulated_recipients, "REPORTS_BYTES_MAX", 1)
     await send(relay, "a+later550@b.test")
     await send(relay, "b+later550@b.test")
     await until(lambda: len(relay.internet.received) == 2)
     await until(lambda: relay.daemon.scheduler.claims_in_progress == 0)
-    await relay.advance_clock(remote_side.LATER_S + 1)
+    await relay.advance_clock(simulated_recipients.LATER_S + 1)
     [octets] = mailbox(relay, SENDER)
     assert b"Final-Recipient: rfc822;" in octets
     await send(relay, "c+later550@b.test")  # the first is not counted any more
     await until(lambda: len(relay.internet.received) == 3)
-    await relay.advance_clock(remote_side.LATER_S + 1)
+    await relay.advance_clock(simulated_recipients.LATER_S + 1)
     assert len(mailbox(relay, SENDER)) == 2
 
 
 async def test_a_test_recipient_bounces_later_by_smtp_from_the_remote_host(relay, monkeypatch):
-    monkeypatch.setattr(remote_side, "LATER_S", 0.1)
+    monkeypatch.setattr(simulated_recipients, "LATER_S", 0.1)
     await send(relay, "bob+later550@b.test", options=["ORCPT=rfc822;bob@old.test"])
     [octets] = await until(lambda: mailbox(relay, SENDER))
     report = email.message_from_bytes(octets, policy=policy.default)
@@ -147,19 +147,19 @@ async def test_a_test_recipient_bounces_later_by_smtp_from_the_remote_host(relay
 async def test_a_sender_who_wants_no_report_gets_none_later(relay, sender, options):
     await send(relay, "bob+later550@b.test", sender=sender, options=options)
     await until(lambda: relay.internet.received)
-    assert not relay.remote_side._waiting
+    assert not relay.simulated_recipients._waiting
 
 
 async def test_a_report_that_is_refused_for_now_is_sent_again(relay, monkeypatch):
-    monkeypatch.setattr(remote_side, "LATER_S", 0.05)
-    monkeypatch.setattr(remote_side, "_RETRY_S", 0.05)
+    monkeypatch.setattr(simulated_recipients, "LATER_S", 0.05)
+    monkeypatch.setattr(simulated_recipients, "_RETRY_S", 0.05)
     attempts = []
 
     def nowhere():
         attempts.append(1)
         return relay.addresses.smtp if len(attempts) == 3 else Address("127.0.0.9", 9)
 
-    relay.remote_side._smtp = nowhere
+    relay.simulated_recipients._smtp = nowhere
     await send(relay, "bob+later550@b.test")
     assert len(await until(lambda: mailbox(relay, SENDER))) == 1
     assert len(attempts) == 3

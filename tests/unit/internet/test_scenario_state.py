@@ -8,7 +8,7 @@ from relay.clock import ManualClock
 from relay.internet.behaviour import Action, Moment
 from relay.internet.scenario_file import parse_scenario
 from relay.internet.scenario_state import ScenarioState
-from relay.internet.spellings import MARK
+from relay.internet.test_recipients import MARK
 
 DOMAIN = '[[domain]]\nname = "example.org"\naliases = ["example.net"]\n'
 MX = "mx1.example.org"

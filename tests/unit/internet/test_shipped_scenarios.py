@@ -10,7 +10,7 @@ from relay.clock import ManualClock
 from relay.internet.behaviour import Moment
 from relay.internet.scenario_file import parse_scenario, read_scenarios, shipped_scenarios
 from relay.internet.scenario_state import ScenarioState
-from relay.internet.spellings import spelling_of
+from relay.internet.test_recipients import find_test_recipient
 
 PAGE = (Path(__file__).parents[3] / "docs/internet.md").read_text()
 NAMES = ("gmail", "outlook", "yahoo")
@@ -103,4 +103,4 @@ def test_the_page_lists_test_recipients():
         for address in re.findall(r"`(.*?)`", row)
     ]
     assert len(found) > 20
-    assert [one for one in found if spelling_of(one) is None] == []
+    assert [one for one in found if find_test_recipient(one) is None] == []

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from relay.development.config_changes import with_changes
+from relay.development.config_overrides import with_overrides
 
 TEXT = """\
 # first line
@@ -25,11 +25,11 @@ next_hop = "capture"
 
 
 def changed(changes):
-    return tomllib.loads(with_changes(TEXT, changes))
+    return tomllib.loads(with_overrides(TEXT, changes))
 
 
 def test_without_changes_the_text_stays():
-    assert with_changes(TEXT, {}) == TEXT
+    assert with_overrides(TEXT, {}) == TEXT
 
 
 def test_tables_are_changed_key_by_key():
@@ -53,7 +53,7 @@ def test_routes_go_first():
 
 
 def test_the_first_line_and_all_values_stay():
-    text = with_changes(TEXT, {"spool": {}})
+    text = with_overrides(TEXT, {"spool": {}})
     assert text.startswith("# first line\n")
     assert tomllib.loads(text) == tomllib.loads(TEXT) | {"spool": {}}
 
@@ -68,4 +68,4 @@ def test_values_are_written_as_toml(value):
 
 def test_what_toml_does_not_have_is_an_error():
     with pytest.raises(ValueError, match="None"):
-        with_changes(TEXT, {"key": None})
+        with_overrides(TEXT, {"key": None})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from relay.settings.reader import load
-from relay.settings.reloading import RELOADABLE, ChangedKey, apply_reloadable
+from relay.settings.reloadable_keys import RELOADABLE, ChangedKey, apply_reloadable
 from relay.settings.tree import Settings
 from tests.support.relay_config import changed, configuration, keys_of, to_toml
 

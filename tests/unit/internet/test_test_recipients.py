@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.internet.spellings import EXAMPLES, MARK, Manner, spelling_of
+from relay.internet.test_recipients import EXAMPLES, MARK, Manner, find_test_recipient
 
 DOCUMENT = Path(__file__).parents[3] / "docs/internet.md"
 MARKED = f" ({MARK})"
@@ -55,12 +55,12 @@ MARKED = f" ({MARK})"
     ],
 )
 def test_the_host_refuses_the_recipient(address, reply, times):
-    spelling = spelling_of(address)
+    wanted = find_test_recipient(address)
     if reply is None:
-        assert spelling is None
+        assert wanted is None
         return
-    assert (spelling.manner, spelling.stage) == (Manner.REPLY, "RCPT")
-    assert (spelling.reply, spelling.times) == (reply + MARKED, times)
+    assert (wanted.manner, wanted.stage) == (Manner.REPLY, "RCPT")
+    assert (wanted.reply, wanted.times) == (reply + MARKED, times)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_the_host_refuses_the_recipient(address, reply, times):
     ],
 )
 def test_recipients_of_mox_localserve(local, reply, stage):
-    spelling = spelling_of(f"{local}@example.org")
-    assert (spelling.manner, spelling.reply, spelling.stage) == (
+    wanted = find_test_recipient(f"{local}@example.org")
+    assert (wanted.manner, wanted.reply, wanted.stage) == (
         Manner.REPLY,
         reply + MARKED,
         stage,
@@ -103,15 +103,15 @@ def test_recipients_of_mox_localserve(local, reply, stage):
     ],
 )
 def test_the_host_does_something_else(address, manner, stage):
-    spelling = spelling_of(address)
-    assert (spelling.manner, spelling.stage) == (manner, stage)
+    wanted = find_test_recipient(address)
+    assert (wanted.manner, wanted.stage) == (manner, stage)
 
 
 def test_the_delay_is_bounded():
-    assert spelling_of("bob+slow10@example.org").delay_s == 10.0
-    assert spelling_of("bob+slow300@example.org").delay_s == 300.0
-    assert spelling_of("bob+slow301@example.org") is None
-    assert spelling_of("bob+slow0@example.org") is None
+    assert find_test_recipient("bob+slow10@example.org").delay_s == 10.0
+    assert find_test_recipient("bob+slow300@example.org").delay_s == 300.0
+    assert find_test_recipient("bob+slow301@example.org") is None
+    assert find_test_recipient("bob+slow0@example.org") is None
 
 
 @pytest.mark.parametrize(
@@ -148,37 +148,37 @@ def test_the_delay_is_bounded():
     ],
 )
 def test_an_ordinary_address_does_not_match(address):
-    assert spelling_of(address) is None
+    assert find_test_recipient(address) is None
 
 
 @given(st.text(max_size=80), st.text(max_size=20))
 def test_a_reply_is_one_line_that_a_host_can_send(local, domain):
     for address in (f"{local}@{domain}", f"bounce+550+{local}@example.org", f"x+{local}@e.org"):
-        spelling = spelling_of(address)
-        if spelling is None or not spelling.reply:
+        wanted = find_test_recipient(address)
+        if wanted is None or not wanted.reply:
             continue
-        assert re.fullmatch(r"[45][0-5][0-9] [ -~]+", spelling.reply, re.ASCII)
-        assert len(spelling.reply) < 510
-        assert spelling.reply.endswith(MARKED)
+        assert re.fullmatch(r"[45][0-5][0-9] [ -~]+", wanted.reply, re.ASCII)
+        assert len(wanted.reply) < 510
+        assert wanted.reply.endswith(MARKED)
 
 
 @given(st.from_regex(r"\A[a-z]{1,10}[0-9]{0,6}\Z"))
 def test_letters_and_digits_are_an_address_of_a_person(local):
     assume(not local.startswith(("mailfrom", "rcptto", "queue")))
     assume(not local.endswith(("temperror", "permerror")) and local != "timeout")
-    assert spelling_of(f"{local}@example.org") is None
+    assert find_test_recipient(f"{local}@example.org") is None
 
 
 def test_the_examples_are_test_recipients_of_every_kind_and_are_documented():
     documented = DOCUMENT.read_text()
     found = {}
     for address, meaning in EXAMPLES:
-        spelling = spelling_of(address)
-        assert spelling, address
-        found[spelling.manner] = meaning
+        wanted = find_test_recipient(address)
+        assert wanted, address
+        found[wanted.manner] = meaning
         assert f"`{address}`" in documented or address.partition("@")[0] + "@`" in documented, (
             address
         )
-        if spelling.manner is Manner.REPLY and not spelling.times:
-            assert f"replies {spelling.reply[:3]}" in meaning
+        if wanted.manner is Manner.REPLY and not wanted.times:
+            assert f"replies {wanted.reply[:3]}" in meaning
     assert set(found) == set(Manner) - {Manner.ACCEPT}

@@ -100,7 +100,7 @@ class Manner(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Spelling:
+class TestRecipient:
     """What a test recipient asks for. `stage` is where the host replies, drops or stalls."""
 
     manner: Manner
@@ -110,7 +110,7 @@ class Spelling:
     delay_s: float = 0.0
 
 
-def spelling_of(address: str) -> Spelling | None:
+def find_test_recipient(address: str) -> TestRecipient | None:
     """Return what a test recipient asks for, None for any other address."""
     local, _, domain = address.lower().rpartition("@")
     if service := _SERVICES.get(domain):
@@ -124,22 +124,22 @@ def spelling_of(address: str) -> Spelling | None:
     return _of_mox(local)
 
 
-def _own(tag: str) -> Spelling | None:
+def _own(tag: str) -> TestRecipient | None:
     if fixed := _OWN.get(tag):
         return fixed
     if found := _own_code(tag):
         code, status = found["code"], found["status"]
         if status and status[0] != code[0]:
             return None  # RFC 2034 4: the class of the status is that of the code
-        return Spelling(Manner.REPLY, _reply(code, status), times=int(found["times"] or 0))
+        return TestRecipient(Manner.REPLY, _reply(code, status), times=int(found["times"] or 0))
     if found := _own_later(tag):
-        return Spelling(Manner.LATER, _reply(found["code"]), "DOT")
+        return TestRecipient(Manner.LATER, _reply(found["code"]), "DOT")
     if (found := _own_slow(tag)) and 0 < int(found["seconds"]) <= DELAY_S_MAX:
-        return Spelling(Manner.DELAY, delay_s=float(found["seconds"]))
+        return TestRecipient(Manner.DELAY, delay_s=float(found["seconds"]))
     return None
 
 
-def _of_mox(local: str) -> Spelling | None:
+def _of_mox(local: str) -> TestRecipient | None:
     """Return what mox localserve does for this recipient.
 
     mox replies to the content, or to the command that the beginning names. Before MAIL a host does
@@ -150,18 +150,18 @@ def _of_mox(local: str) -> Spelling | None:
         return None
     stage = "RCPT" if found["stage"] in ("mailfrom", "rcptto") else "DOT"
     if found["end"] == "timeout":
-        return Spelling(Manner.STALL, stage=stage)
+        return TestRecipient(Manner.STALL, stage=stage)
     code = {"temperror": "451", "permerror": "550"}.get(found["end"], found["end"])
-    return Spelling(Manner.REPLY, _reply(code), stage)
+    return TestRecipient(Manner.REPLY, _reply(code), stage)
 
 
-def _bounced(code: str, text: str | None) -> Spelling:
+def _bounced(code: str, text: str | None) -> TestRecipient:
     """Return Mailtrap's reply: the text is URL-encoded, with "+" for a space."""
     if not text:
-        return Spelling(Manner.REPLY, _reply(code))
+        return TestRecipient(Manner.REPLY, _reply(code))
     plain = unquote_to_bytes(text.replace("+", " ")).decode("ascii", "replace")
     shown = "".join(one if " " <= one <= "~" else "?" for one in plain)[:_TEXT_MAX].strip()
-    return Spelling(Manner.REPLY, f"{code} {shown} ({MARK})")
+    return TestRecipient(Manner.REPLY, f"{code} {shown} ({MARK})")
 
 
 def _reply(code: str, status: str | None = None, text: str = "") -> str:
@@ -171,19 +171,19 @@ def _reply(code: str, status: str | None = None, text: str = "") -> str:
 
 
 _OWN = {
-    "grey": Spelling(
+    "grey": TestRecipient(
         Manner.GREYLIST, _reply("451", "4.7.1", "Greylisted, try again in 10 seconds")
     ),
-    "drop": Spelling(Manner.DROP),
-    "timeout": Spelling(Manner.STALL),
-    "full": Spelling(Manner.REPLY, _reply("452", "4.2.2", "Mailbox full")),
-    "tls": Spelling(
+    "drop": TestRecipient(Manner.DROP),
+    "timeout": TestRecipient(Manner.STALL),
+    "full": TestRecipient(Manner.REPLY, _reply("452", "4.2.2", "Mailbox full")),
+    "tls": TestRecipient(
         Manner.NEEDS_TLS, _reply("530", "5.7.0", "Must issue a STARTTLS command first")
     ),
 }
-_ACCEPTED = Spelling(Manner.ACCEPT)
-_UNKNOWN_USER = Spelling(Manner.REPLY, _reply("550", "5.1.1", "Unknown user"))
-_SUPPRESSED = Spelling(
+_ACCEPTED = TestRecipient(Manner.ACCEPT)
+_UNKNOWN_USER = TestRecipient(Manner.REPLY, _reply("550", "5.1.1", "Unknown user"))
+_SUPPRESSED = TestRecipient(
     Manner.REPLY, _reply("550", "5.1.1", "The address is on the suppression list")
 )
 _SERVICES = {

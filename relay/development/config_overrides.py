@@ -1,4 +1,4 @@
-"""Change a configuration written by Relay by some keys, for tests of programs."""
+"""Override some keys of a configuration that Relay wrote, for tests of programs."""
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,36 +7,36 @@ from typing import Any, TypeGuard
 import tomlkit
 
 
-def with_changes(text: str, changes: Mapping[str, Any]) -> str:
+def with_overrides(text: str, overrides: Mapping[str, Any]) -> str:
     """Return a TOML text with other values of some keys; of its comments the first line stays.
 
-    A table is changed key by key, an array of tables entry by entry; further entries are added.
+    A table is overridden key by key, an array of tables entry by entry; further entries are added.
     Routes are put before those that are there, because the first match wins. Raises ValueError for
     what TOML does not have.
     """
-    if not changes:
+    if not overrides:
         return text
-    table = _changed(tomllib.loads(text), changes)
+    table = _overridden(tomllib.loads(text), overrides)
     return "\n".join([text.partition("\n")[0], *_written(table), ""])
 
 
-def _changed(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    changed = dict(table)
-    for key, value in changes.items():
-        there = changed.get(key)
+def _overridden(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    overridden = dict(table)
+    for key, value in overrides.items():
+        there = overridden.get(key)
         if isinstance(there, Mapping) and isinstance(value, Mapping):
-            changed[key] = _changed(there, value)
+            overridden[key] = _overridden(there, value)
         elif _is_tables(there) and _is_tables(value):
             if key == "route":
-                changed[key] = [*value, *there]
+                overridden[key] = [*value, *there]
             else:
                 entries = zip(there, value, strict=False)
-                common = [_changed(one, other) for one, other in entries]
+                common = [_overridden(one, other) for one, other in entries]
                 longer = there if len(there) > len(value) else value
-                changed[key] = [*common, *longer[len(common) :]]
+                overridden[key] = [*common, *longer[len(common) :]]
         else:
-            changed[key] = value
-    return changed
+            overridden[key] = value
+    return overridden
 
 
 def _is_tables(value: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:

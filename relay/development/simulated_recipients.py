@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from relay.clock import Clock, Ids, Timer
 from relay.internet.behaviour import ForwardedTo, ReceivedMail
-from relay.internet.spellings import Manner, spelling_of
+from relay.internet.test_recipients import Manner, find_test_recipient
 from relay.mailbox.api import DeliveryStore
 from relay.mailbox.types import (
     ContentUnreadableError,
@@ -62,7 +62,7 @@ class _LaterReport:
     content: bytes
 
 
-class RemoteSide:
+class SimulatedRecipients:
     """Keeps accepted messages in `store`, and reports to the relay that listens at `smtp`."""
 
     def __init__(
@@ -107,14 +107,14 @@ class RemoteSide:
         self._bytes = 0
 
     def _expect_report(self, mail: ReceivedMail, recipient: ForwardedTo) -> None:
-        spelling = spelling_of(recipient.address)
-        if spelling is None or spelling.manner is not Manner.LATER or not mail.sender:
+        wanted = find_test_recipient(recipient.address)
+        if wanted is None or wanted.manner is not Manner.LATER or not mail.sender:
             return
         number = len(self._waiting) + len(self._sending)
         if number >= _REPORTS_MAX or self._bytes >= REPORTS_BYTES_MAX:
             _log.warning("a later report is left out: too many wait", host=mail.host)
             return
-        if content := self._report(mail, recipient, spelling.reply):
+        if content := self._report(mail, recipient, wanted.reply):
             self._bytes += len(content)
             report = _LaterReport(mail.host, mail.sender, content)
             self._after(LATER_S, partial(self._send, report, 1))
