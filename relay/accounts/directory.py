@@ -35,6 +35,7 @@ from relay.accounts.passwords import (
 from relay.clock import Clock
 from relay.files import open_to_others
 from relay.observe.logs import get_logger
+from relay.phrases import shown
 from relay.settings.document import (
     Document,
     Fault,
@@ -42,7 +43,6 @@ from relay.settings.document import (
     SettingsError,
     dotted,
     read_document,
-    shown,
     unknown_key,
 )
 from relay.settings.reader import DocumentReader

@@ -25,7 +25,7 @@ from relay.commands.account import (
     new_token,
 )
 from relay.commands.control import OperatorClient
-from relay.settings.document import counted
+from relay.phrases import counted
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox
 

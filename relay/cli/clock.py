@@ -12,7 +12,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, group_options
 from relay.clock import SystemClock
 from relay.commands.control import ControlError, OperatorClient
-from relay.settings.document import shown
+from relay.phrases import shown
 from relay.settings.values import parse_duration
 
 _NOT_FOUND = 404

@@ -25,7 +25,7 @@ from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import Folders
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import Folder, NoSuchItemError
-from relay.settings.document import counted, shown
+from relay.phrases import counted, shown
 
 
 @click.command("import")

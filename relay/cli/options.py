@@ -21,7 +21,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.output import print_json, print_lines
 from relay.development.folder import running_config
 from relay.files import check_readable
-from relay.settings.document import shown
+from relay.phrases import shown
 from relay.settings.environment import read_environment
 from relay.settings.reader import load
 from relay.settings.tree import Settings

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from relay.journeys.wording import client_line, describe, named
-from relay.settings.document import counted
+from relay.phrases import counted
 
 
 def print_json(value: Any) -> None:

@@ -19,6 +19,7 @@ from relay.cli.options import (
 )
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
+from relay.phrases import shown
 from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.rule_files import crlf, load_rules, read_rules
 from relay.policy.rule_tests import (
@@ -29,7 +30,6 @@ from relay.policy.rule_tests import (
     format_verdict,
     run_tests,
 )
-from relay.settings.document import shown
 
 
 class _MailboxType(click.ParamType[str]):

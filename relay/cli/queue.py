@@ -38,7 +38,7 @@ from relay.commands.control import (
     OperatorClient,
 )
 from relay.journeys.wording import changed_line
-from relay.settings.document import shown
+from relay.phrases import shown
 from relay.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -9,7 +9,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.clock import SystemClock
 from relay.commands.control import OperatorClient
-from relay.settings.document import counted
+from relay.phrases import counted
 
 
 @click.command()

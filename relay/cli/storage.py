@@ -24,7 +24,7 @@ from relay.clock import SystemClock
 from relay.commands.storage import UnknownAccountError, VerifyOptions
 from relay.commands.storage import prune as pruned
 from relay.commands.storage import verify as verified
-from relay.settings.document import counted
+from relay.phrases import counted
 from relay.settings.environment import read_environment
 
 _PROGRESS_MAILBOXES = 100

@@ -18,7 +18,7 @@ from relay.commands.control import OperatorClient
 from relay.journeys.journey import is_final
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import FINAL, RecipientState
-from relay.settings.document import counted, shown
+from relay.phrases import counted, shown
 
 
 @click.command()

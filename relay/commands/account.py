@@ -27,7 +27,8 @@ from relay.accounts.passwords import digest_of
 from relay.clock import Clock
 from relay.development.folder import MARK
 from relay.files import fsync_path, write_all
-from relay.settings.document import SettingsError, locate, shown
+from relay.phrases import shown
+from relay.settings.document import SettingsError, locate
 from relay.settings.tree import Settings
 
 PASSWORD_BYTES_MAX = 1024

@@ -23,15 +23,14 @@ from relay.internet.scenario import (
     ScriptedReply,
     wire_reply,
 )
+from relay.phrases import counted, shown
 from relay.settings.document import (
     Document,
     Fault,
     KeyPath,
     SettingsError,
-    counted,
     parse_document,
     read_text,
-    shown,
 )
 from relay.settings.environment import shipped
 from relay.settings.reader import DocumentReader

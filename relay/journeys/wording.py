@@ -7,7 +7,7 @@ text with the characters of the message in it: the caller makes it safe for a te
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from relay.settings.document import counted
+from relay.phrases import counted
 
 _NAMES_MAX = 5  # on one line
 _DETAIL_CHARACTERS_MAX = 300

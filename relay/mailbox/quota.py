@@ -22,6 +22,7 @@ from relay.mailbox.types import (
     Room,
     Usage,
 )
+from relay.phrases import counted
 
 _REPORTS_SIZE_BYTES = 10 * 1024 * 1024
 _REPORTS_MESSAGES = 100
@@ -143,7 +144,7 @@ def _check(limits: QuotaLimits, used: Usage, wanted: _Reservation) -> _QuotaChec
     ):
         if limit is not None and stored + more > limit:
             room = Room.NEVER if more > limit else Room.FULL
-            return _QuotaCheck(room, _counted(more, unit), _counted(limit, unit))
+            return _QuotaCheck(room, counted(more, unit), counted(limit, unit))
     return _QuotaCheck(Room.FITS)
 
 
@@ -154,10 +155,6 @@ def _limits_for_reports(limits: QuotaLimits) -> QuotaLimits:
     if messages is not None:
         messages += max(messages // _REPORTS_SHARE, _REPORTS_MESSAGES)
     return QuotaLimits(size_bytes, messages)
-
-
-def _counted(number: int, unit: str) -> str:
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 def _full_error(account: str, checked: _QuotaCheck) -> MailboxFullError:

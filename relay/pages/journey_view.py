@@ -17,7 +17,7 @@ from relay.journeys.wording import REASONS, WAITS_FOR, client_line
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.pages.content import one_line
 from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
-from relay.settings.document import counted
+from relay.phrases import counted
 
 _EVENTS_MAX = 50  # of one step: the newest
 RECIPIENTS_MAX = 200

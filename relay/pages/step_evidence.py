@@ -10,7 +10,7 @@ from typing import Any
 
 from relay.journeys.events import Step
 from relay.journeys.wording import client_line, describe
-from relay.settings.document import counted
+from relay.phrases import counted
 
 _RECIPIENTS_MAX = 20  # of one event
 

@@ -16,6 +16,7 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
 from relay.mime import headers
 from relay.mime.write_header import parameter
+from relay.phrases import shown
 from relay.policy.actions import ACTIONS, FINAL, RuleAction
 from relay.policy.conditions import CONDITIONS, Condition, SizeOverCondition
 from relay.policy.engine import (
@@ -34,7 +35,6 @@ from relay.settings.document import (
     KeyPath,
     SettingsError,
     read_document,
-    shown,
     unknown_key,
 )
 

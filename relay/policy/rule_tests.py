@@ -19,9 +19,9 @@ from relay.message.verdict import (
     VerdictAction,
 )
 from relay.mime import headers
+from relay.phrases import counted
 from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import OverallVerdict, RuleMode, RuleSet, RuleTest
-from relay.settings.document import counted
 
 
 @dataclass(frozen=True, slots=True)

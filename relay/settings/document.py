@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relay.phrases import shown
+
 KeyPath = tuple[str | int, ...]
-_SHOWN_LENGTH_MAX = 80
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -53,39 +54,12 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def shown(value: object) -> str:
-    """Return a value as a fault shows it: one line of at most 80 characters."""
-    match value:
-        case bool():
-            text = str(value).lower()
-        case str():
-            text = ascii(value) if not value.isprintable() else f'"{value}"'
-        case None:
-            return "nothing"
-        case dict():
-            return "a table"
-        case list():
-            return "a list"
-        case _:
-            text = str(value)
-    return text if len(text) <= _SHOWN_LENGTH_MAX else f"{text[:_SHOWN_LENGTH_MAX]}…"
-
-
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Return the message for an unknown key, with the most similar known key."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
     return f"found an unknown key, expected one of {', '.join(names)}{hint}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return "1 entry", "2 entries": a number and its noun, which is given in the singular."""
-    if number == 1:
-        return f"1 {noun}"
-    if noun.endswith("y"):
-        return f"{number} {noun[:-1]}ies"
-    return f"{number} {noun}{'es' if noun.endswith('x') else 's'}"
 
 
 _BARE_ENDS = frozenset(" \t\r\n=.]}#,")

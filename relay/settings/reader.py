@@ -12,6 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from relay.phrases import shown
 from relay.settings.document import (
     Document,
     Fault,
@@ -19,7 +20,6 @@ from relay.settings.document import (
     SettingsError,
     dotted,
     read_document,
-    shown,
     unknown_key,
 )
 from relay.settings.tree import Address, Between, Duration, Form, Secret, Settings, Size

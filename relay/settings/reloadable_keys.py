@@ -10,7 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
-from relay.settings.document import KeyPath, dotted, shown
+from relay.phrases import shown
+from relay.settings.document import KeyPath, dotted
 from relay.settings.tree import Address, Duration, Secret, Settings
 
 _VALUE_LENGTH_MAX = 300
