@@ -14,6 +14,7 @@
 #   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make clients              Graph's own client libraries, in Python and JavaScript, against a relay
 #   make screenshots         the pictures of pages in docs/images, taken with Chromium
+#   make requirements        requirements.txt again, from pyproject.toml; ARGS=--upgrade takes new versions
 #   make crash               a relay killed RUNS=200 times while people use it, and as often under load
 
 SHELL := /bin/bash
@@ -37,7 +38,7 @@ SYSTEM_PACKAGES ?=
 
 .PHONY: run venv test check lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
 	bench-pages bench-queue bench-streams \
-	simulate clients screenshots crash clean
+	simulate clients screenshots crash requirements clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -108,6 +109,16 @@ screenshots: .venv/development
 
 crash: .venv/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py
+
+# The build backend is among them, so that nothing else is needed to install without build isolation.
+BUILD_REQUIREMENTS = import tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "editables", sep="\n")
+
+requirements: .venv/development
+	$(BIN)/python $(PIP_INSTALL) uv
+	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(BIN)/uv pip compile pyproject.toml - --universal \
+	    --python-version 3.11 --generate-hashes --annotation-style line --quiet --no-config \
+	    --custom-compile-command "make requirements" $(ARGS) --output-file requirements.txt
 
 clean:
 	rm -rf .venv .clients .pages .relay build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

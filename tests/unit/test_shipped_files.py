@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from relay.settings.reader import load
 from tests.support.relay_config import keys_of
@@ -115,6 +117,48 @@ def test_the_unit_fits_the_settings():
 def test_the_user_of_the_unit_is_made():
     users = (TOP / "systemd/relay.sysusers.conf").read_text()
     assert re.search(r"^u relay - ", users, re.MULTILINE)
+
+
+def pin_faults(pinned: str, project: dict[str, Any]) -> list[str]:
+    """What a requirement file with hashes lacks of a pyproject.toml, or has beside it."""
+    pin = r"^([\w.-]+)==(\S+)((?:.*\\\n)(?: +--hash=sha256:[0-9a-f]{64}.*\n)+)((?: +#.*\n)*)"
+    found = {
+        name: (version, via) for name, version, _, via in re.findall(pin, pinned, re.MULTILINE)
+    }
+    direct = {name for name, (_, via) in found.items() if "graph-relay (pyproject.toml)" in via}
+    needed = [Requirement(each) for each in project["project"]["dependencies"]]
+    build = [Requirement(each) for each in project["build-system"]["requires"]]
+    names = {canonicalize_name(each.name) for each in needed}
+    faults = [f"{name}: not required" for name in sorted(direct - names)]
+    faults += [f"{name}: not pinned" for name in sorted(names - direct)]
+    for each in [*needed, *build]:
+        version, _ = found.get(canonicalize_name(each.name), ("", ""))
+        if version and version not in each.specifier:
+            faults.append(f"{each}: {version} is pinned")
+        if not version and each in build:
+            faults.append(f"{each.name}: not pinned")
+    lines = len(re.findall(r"^[^\s#]", pinned, re.MULTILINE))
+    faults += [f"{lines - len(found)} without hashes"] * (lines != len(found))
+    return faults + re.findall(r"\S*://\S*|^-.*", pinned, re.MULTILINE)
+
+
+def test_pinned_requirements_are_those_of_the_project():
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())
+    assert pin_faults((TOP / "requirements.txt").read_text(), project) == [], "make requirements"
+
+
+def test_pins_out_of_step_are_found():
+    line = "    --hash=sha256:" + 64 * "0" + "\n"
+    via = "    # via graph-relay (pyproject.toml)\n"
+    pinned = f"a==1.0 \\\n{line}{via}b-c==2.0 \\\n{line}{via}d==1\ne==1 \\\n{line}"
+    project = {
+        "project": {"dependencies": ["A>=1.1", "f"]},
+        "build-system": {"requires": ["e>2", "g"]},
+    }
+    assert pin_faults("-i https://x.test\n" + pinned, project) == [
+        "b-c: not required", "f: not pinned", "A>=1.1: 1.0 is pinned", "e>2: 1 is pinned",
+        "g: not pinned", "2 without hashes", "-i https://x.test",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["run", "venv", "test", "check", "bench", "clean"])
