@@ -17,11 +17,13 @@ URLS = {"sqlite": "sqlite:spool.sqlite"}
 
 
 @pytest.fixture(params=URLS)
-def open_spool(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock
-) -> Callable[..., SpoolEngine]:
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    return Settings("relay.test", tmp_path, spool=SpoolSettings(URLS[request.param]))
+
+
+@pytest.fixture
+def open_spool(settings: Settings, clock: ManualClock) -> Callable[..., SpoolEngine]:
     """Return a function that opens the spool of this test, as the next owner does."""
-    settings = Settings("relay.test", tmp_path, spool=SpoolSettings(URLS[request.param]))
 
     def open_spool(of: Clock = clock, *, delivers_captured: bool = False) -> SpoolEngine:
         return spools.open(

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from relay.journeys.message_list import ListedRecipient
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.engine import Retention
 from relay.spool.types import EntrySchedule, Settlement
@@ -145,3 +146,18 @@ async def test_the_oldest_messages_are_discarded_unless_they_are_to_be_delivered
         assert (await spool.read_message(name)).content
     counts = await spool.counts()
     assert (sum(counts.entries.values()), counts.unaccounted) == (3, 0)
+
+
+async def test_a_message_is_removed_in_any_state_unless_delivery_has_it(spool, make) -> None:
+    captured = (await spool.accept(make({"capture": ["x@a.test", "y@a.test"]}))).queue_id
+    (claim,) = (await spool.accept(make())).claims
+    done = await finished(spool, make)
+    assert await spool.maintenance.remove(claim.message.id) is None
+    assert await spool.journey(claim.message.id) is not None
+    assert list(await spool.maintenance.remove(captured) or ()) == [
+        ListedRecipient(1, "x@a.test", "captured"), ListedRecipient(2, "y@a.test", "captured"),
+    ]  # fmt: skip
+    assert await spool.maintenance.remove(done)
+    assert [await spool.journey(one) for one in (captured, done)] == [None, None]
+    assert await spool.settle(Settlement(claim, 5, {1: OK})) == (True, ())
+    assert (await spool.counts()).unaccounted == 0

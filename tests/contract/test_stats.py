@@ -1,9 +1,8 @@
 """Counts and statistics of the queue."""
 
-from relay.spool.types import (
-    DueQuery,
-    PriorityLevel,
-)
+import shutil
+
+from relay.spool.types import DueQuery, PriorityLevel
 from tests.support.operator import deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
@@ -78,3 +77,18 @@ async def test_statistics_have_wall_clock_times(spool, make, clock) -> None:
 async def test_statistics_of_an_empty_spool(spool) -> None:
     figures = await spool.stats()
     assert (figures["due"], figures["oldest"], figures["next_hops"]) == (0, None, [])
+
+
+async def test_the_load_has_the_entries_that_were_counted_last(spool, make) -> None:
+    await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}))
+    await spool.counts()
+    load = spool.load()
+    assert (load.entries, load.backlog, load.is_failing) == (2, 0.0, False)
+    assert load.commit_s >= 0
+    assert load.kept_bytes >= 0
+    assert spool.health() == ""
+
+
+async def test_the_disk_is_the_one_that_new_mail_fills(spool, tmp_path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    assert abs(spool.disk().free_bytes - free) < free / 2

@@ -1,117 +1,23 @@
-"""The order of all events: one number each, in the order of the commits, never given again."""
+"""What SQLite adds to the order of events: restored files, old schemas, and bounded reads."""
 
 import shutil
 from contextlib import closing
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import apsw
-import pytest
 
 from relay.journeys.events import Event, Step
-from relay.message.outcome import Delivered, Evidence
-from relay.spool.engine import Retention
-from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.sqlite.recorded_events import _EVENTS
-from relay.spool.types import Selector, Settlement
-from tests.support.spools import changed_message
 
 ENDLESS = 2**63 - 1
-DAY_US = 86_400_000_000
-DELIVERED = Delivered(Evidence("2.1.5", "250 2.1.5 delivered"))
 
 
 def routed(at_us: int, **detail: object) -> Event:
     return Event(Step.POLICY_AND_ROUTING, at_us, {"next_hops": {"local": ["b@b.test"]}} | detail)
 
 
-def attempt(at_us: int, *outcomes: tuple[int, str], **more: object) -> Event:
-    recipients = [
-        {"number": number, "address": "x@a.test", "outcome": outcome, "status": "", "reply": ""}
-        for number, outcome in outcomes
-    ]
-    return Event(Step.DELIVERY, at_us, {"entry": 1, "recipients": recipients} | more)
-
-
-@pytest.fixture
-def record(spool, make, clock):
-    """Accept a message with these events; return its queue id and claims."""
-
-    async def record(*events: Event, **changes):
-        accepted = await spool.accept(make(events=events or (routed(clock.time_us()),), **changes))
-        return accepted.queue_id, accepted.claims
-
-    return record
-
-
-async def all_events(spool, after: int = 0, until: int = ENDLESS, limit: int = 1000):
-    return await spool.events_after(after, until, limit=limit)
-
-
-async def sequences(spool) -> list[int]:
-    return [sequence for sequence, _ in (await all_events(spool)).events]
-
-
-async def test_the_order_is_that_of_the_commits_and_not_that_of_the_times(
-    spool, record, clock
-) -> None:
-    first, (claim,) = await record(routed(clock.time_us()))
-    second, _ = await record(routed(clock.time_us() - DAY_US))
-    third, _ = await record(routed(clock.time_us() + 5_000_000))
-    late = attempt(clock.time_us() + 1, (1, "delivered"))
-    await spool.settle(Settlement(claim, 5, {1: DELIVERED}, None, events=(late,)))
-    found = (await all_events(spool)).events
-    assert [one.queue_id for _, one in found] == [first, second, third, first]
-    assert all(a < b for a, b in pairwise([sequence for sequence, _ in found]))
-    assert found[-1][1].event.at_us < found[-2][1].event.at_us
-
-
-async def test_the_events_of_one_message_have_their_order_also_at_the_same_time(
-    spool, record, clock
-) -> None:
-    now_us = clock.time_us()
-    queue_id, _ = await record(*(routed(now_us, number=n) for n in range(5)))
-    journey = await spool.journey(queue_id)
-    assert [step["detail"]["number"] for step in journey["steps"]] == list(range(5))
-    assert len(set(await sequences(spool))) == 5
-
-
-async def test_a_number_is_not_given_again_after_a_removal(spool, record, clock) -> None:
-    past_us = clock.time_us() - DAY_US
-    seen: list[int] = []
-    for remove in ("clear", "prune", "discard"):
-        _, (claim,) = await record(routed(past_us))
-        ended = attempt(past_us, (1, "delivered"))
-        await spool.settle(Settlement(claim, 5, {1: DELIVERED}, None, events=(ended,)))
-        seen += await sequences(spool)
-        match remove:
-            case "clear":
-                await spool.maintenance.clear()
-            case "prune":
-                clock.advance(2.0)
-                assert await spool.maintenance.prune(Retention(1.0))
-            case "discard":
-                assert await spool.maintenance.discard(clock.time_us() + DAY_US)
-        left = await all_events(spool)
-        assert (left.events, left.removed_to) == ([], seen[-1])
-        assert await spool.last_event() == seen[-1]
-    assert len(seen) == 6
-    assert all(a < b for a, b in pairwise(seen))
-
-
-async def test_only_what_was_removed_counts_as_removed(spool, record, clock) -> None:
-    _, (claim,) = await record()
-    await spool.settle(
-        Settlement(claim, 5, {1: DELIVERED}, None, events=(attempt(1, (1, "delivered")),))
-    )
-    clock.advance(3600.0)
-    kept, _ = await record()
-    before = await sequences(spool)
-    await spool.maintenance.prune(Retention(60.0))
-    found = await all_events(spool)
-    assert [one.queue_id for _, one in found.events] == [kept]
-    assert found.removed_to == before[1]
+async def all_events(spool, after: int = 0):
+    return await spool.events_after(after, ENDLESS, limit=1000)
 
 
 async def test_numbers_continue_after_a_restart_and_after_a_back_up_was_restored(
@@ -124,7 +30,7 @@ async def test_numbers_continue_after_a_restart_and_after_a_back_up_was_restored
         await spool.start()
         for _ in range(count):
             await spool.accept(make(events=(routed(clock.time_us()),)), claim=False)
-        found = await sequences(spool)
+        found = [sequence for sequence, _ in (await all_events(spool)).events]
         await spool.stop()
         return found
 
@@ -140,84 +46,13 @@ async def test_numbers_continue_after_a_restart_and_after_a_back_up_was_restored
     assert third[2] > second[-1]
 
 
-async def test_events_are_read_in_parts_up_to_a_place(spool, record, clock) -> None:
-    for _ in range(7):
-        await record()
-    numbers = await sequences(spool)
-    part = await all_events(spool, numbers[1], numbers[5], limit=3)
-    assert [sequence for sequence, _ in part.events] == numbers[2:5]
-    assert not part.is_complete
-    rest = await all_events(spool, numbers[4], numbers[5], limit=3)
-    assert [sequence for sequence, _ in rest.events] == numbers[5:6]
-    assert rest.is_complete
-
-
-async def test_a_part_is_limited_by_its_size(spool, record, clock) -> None:
+async def test_a_part_is_limited_by_its_size(spool, make, clock) -> None:
     for _ in range(4):
-        await record(routed(clock.time_us(), text="x" * 600_000))
+        await spool.accept(make(events=(routed(clock.time_us(), text="x" * 600_000),)))
     part = await all_events(spool)
     assert (len(part.events), part.is_complete) == (2, False)
     rest = await all_events(spool, part.events[-1][0])
     assert len(rest.events) == 2
-
-
-async def test_what_concerns_recipients_that_rules_added_is_not_shown(spool, make, clock) -> None:
-    message = make({"mx:a.test": ["x@a.test"], "local": ["copy@example.test"]})
-    entries = [
-        changed_message_entry(entry, added_by="rule" if number else "")
-        for number, entry in enumerate(message.entries)
-    ]
-    events = (
-        routed(clock.time_us()),
-        attempt(clock.time_us(), (1, "deferred"), (2, "delivered")),
-        attempt(clock.time_us(), (2, "delivered")),
-    )
-    await spool.accept(changed_message(message, entries=tuple(entries), events=events))
-    found = (await all_events(spool)).events
-    shown = [
-        one and [r["number"] for r in one.event.detail.get("recipients", ())] for _, one in found
-    ]
-    assert shown == [[], [1], None]
-    assert found[1][1].state == "deferred"
-
-
-def changed_message_entry(entry, added_by: str):
-    return replace(
-        entry, recipients=tuple(replace(one, added_by=added_by) for one in entry.recipients)
-    )
-
-
-@pytest.mark.parametrize(
-    ("event", "state"),
-    [
-        (routed(1), "queued"),
-        (Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {"capture": ["x@a.test"]}}), "captured"),
-        (Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {}}), "discarded"),
-        (Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {}, "refused": [{}]}), "failed"),
-        (attempt(1, (1, "relayed")), "relayed"),
-        (attempt(1, (1, "relayed"), (2, "failed")), "failed"),
-        (attempt(1, (1, "relayed"), (2, "deferred")), "deferred"),
-        (attempt(1, (1, "indeterminate")), "deferred"),
-        (attempt(1, (1, "deferred"), held="not read"), "held"),
-        (attempt(1, (1, "expired")), "expired"),
-        (Event(Step.REPORT, 1, {"kind": "failure"}), None),
-    ],
-)
-async def test_the_state_after_an_event(spool, record, event, state) -> None:
-    await record(event)
-    ((_, one),) = (await all_events(spool)).events
-    assert one.state == state
-    assert one.account == "alice@example.test"
-
-
-async def test_the_states_after_commands_of_an_operator(spool, defer, active_claims) -> None:
-    queue_id = await defer()
-    for operation in (Operation.RETRY, Operation.HOLD, Operation.RELEASE, Operation.CANCEL):
-        await spool.queue_admin.execute(QueueCommand(operation, Selector(ids=(queue_id,)), "root"))
-    found = [one for _, one in (await all_events(spool)).events]
-    assert [(one.event.detail["operation"], one.state) for one in found] == [
-        ("retry", None), ("hold", "held"), ("release", "queued"), ("cancel", "cancelled"),
-    ]  # fmt: skip
 
 
 async def test_a_look_at_the_end_reads_nothing_of_the_history(spool, make, tmp_path: Path) -> None:

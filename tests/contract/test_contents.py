@@ -1,0 +1,75 @@
+"""Contents: received into the spool, read again, and removed when no message has them."""
+
+import pytest
+
+from relay.message.content import LARGE_BYTES, LargeContent, read_all
+from relay.spool.types import Settlement, SpoolError
+from tests.support.operator import OK
+
+HEADER = b"Subject: large\r\n"
+BODY = b"\r\n" + b"0123456789abcde\r\n" * (LARGE_BYTES // 17) + b"\xff\r\n"
+
+
+async def received(spool):
+    """Return a file with BODY, and the content, as an SMTP session makes it."""
+    body = spool.incoming_body()
+    await body.write([BODY[:7], BODY[7:20]])
+    await body.write([BODY[20:]])
+    return body, LargeContent(HEADER, (body.octets(),), eight_bit=True)
+
+
+async def test_a_received_body_belongs_to_the_message_that_is_accepted_with_it(
+    open_spool, make
+) -> None:
+    spool = open_spool()
+    await spool.start()
+    body, content = await received(spool)
+    (claim,) = (await spool.accept(make(content=content))).claims
+    body.discard()
+    await spool.stop()
+    again = open_spool()
+    await again.start()
+    found = await again.read_content(claim.content_id)
+    kept = await again.read_message(claim.message.id)
+    assert isinstance(found, LargeContent)
+    assert (found.header, found.eight_bit, read_all(found)) == (HEADER, True, HEADER + BODY)
+    assert (claim.content, claim.content_size) == (None, len(HEADER + BODY))
+    assert kept.content is not None
+    assert read_all(kept.content) == HEADER + BODY
+    assert list(kept.recipients) == [(1, "x@a.test", "deferred")]
+    await again.stop()
+
+
+async def test_an_opened_content_stays_readable_when_it_is_removed(spool, make) -> None:
+    _, content = await received(spool)
+    (claim,) = (await spool.accept(make(content=content))).claims
+    kept = await spool.read_message(claim.message.id)
+    await spool.settle(Settlement(claim, 5, {1: OK}))
+    await spool.maintenance.sweep()  # what the settlement does not need may be removed later
+    assert kept.content is not None
+    assert read_all(kept.content) == HEADER + BODY
+    later = await spool.read_message(claim.message.id)
+    assert (later.content, list(later.recipients)) == (None, [(1, "x@a.test", "relayed")])
+    with pytest.raises(SpoolError):
+        await spool.read_content(claim.content_id)
+
+
+async def test_a_sweep_removes_what_a_dead_owner_left_and_nothing_that_is_needed(
+    open_spool, make, clock
+) -> None:
+    dead = open_spool()
+    await dead.start()
+    (claim,) = (await dead.accept(make(content=(await received(dead))[1]))).claims
+    await received(dead)
+    await dead.stop()
+    clock.advance(1)
+    alive = open_spool()
+    await alive.start()
+    _, content = await received(alive)
+    removed = await alive.maintenance.sweep()
+    assert removed >= 1
+    assert await alive.maintenance.sweep() == 0
+    (new,) = (await alive.accept(make(content=content))).claims
+    for content_id in (claim.content_id, new.content_id):
+        assert read_all(await alive.read_content(content_id)) == HEADER + BODY
+    await alive.stop()

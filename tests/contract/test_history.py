@@ -1,0 +1,221 @@
+"""What a spool remembers of its messages: search, pages, rows, counts and addresses."""
+
+from dataclasses import replace
+
+import pytest
+
+from relay.clock import Ids
+from relay.journeys.events import Event, Step
+from relay.journeys.message_list import ListedRecipient, position_of
+from relay.journeys.message_search import FoundMessage, MessageSearch
+from relay.message.envelope import ForwardPath, Source
+from relay.message.outcome import Evidence, Failed
+from relay.spool.types import EntrySchedule, NewRecipient, Settlement
+from tests.support.operator import LATER, OK
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+ALL = MessageSearch()
+
+
+@pytest.fixture
+def add(spool, make, clock):
+    """Accept a message one second after the one before it; return its queue id."""
+
+    async def add(*addresses: str, **changes) -> str:
+        clock.advance(1)
+        event = Event(Step.POLICY_AND_ROUTING, clock.time_us())
+        hops = {"mx:a.test": addresses or ["x@a.test"]}
+        return (await spool.accept(make(hops, events=(event,), **changes))).queue_id
+
+    return add
+
+
+@pytest.fixture
+async def messages(spool, add):
+    """Return the queue ids of three messages, oldest first; there is a report as well."""
+    first = await add("dan@a.test", "carol@b.test", subject="Invoice [1]")
+    second = await add("Dan@A.test", subject="Invoice 2", account=BOB, reverse_path=BOB)
+    third = await add(subject="Hello", reverse_path="")
+    await add("alice@example.test", source=Source.REPORT, subject="Hello", reverse_path="")
+    return [first, second, third]
+
+
+async def search(spool, wanted: MessageSearch, account: str | None, limit: int):
+    return await spool.search(wanted, account=account, since_us=None, limit=limit)
+
+
+async def find_page(spool, wanted: MessageSearch, account: str | None, limit: int):
+    page = await spool.find_page(wanted, account=account, before=None, limit=limit)
+    assert page.reached is None
+    return page.messages
+
+
+@pytest.mark.parametrize("find", [search, find_page])
+async def test_messages_are_found_by_conditions_newest_first(spool, messages, find) -> None:
+    for wanted, account, numbers in [
+        ({}, None, [2, 1, 0]),
+        ({}, ALICE, [2, 0]),
+        ({}, "nobody@example.test", []),
+        ({"subject": "invoice *"}, None, [1, 0]),
+        ({"subject": "invoice [1]"}, None, [0]),
+        ({"sender": "BOB@*"}, None, [1]),
+        ({"sender": "<>"}, None, [2]),
+        ({"to": "DAN@a.test"}, None, [1, 0]),
+        ({"to": "dan@?.test", "subject": "invoice 2"}, None, [1]),
+        ({"to": "*@b.test"}, BOB, []),
+        ({"state": "queued"}, None, [2, 1, 0]),
+        ({"state": "final"}, None, []),
+    ]:
+        found = await find(spool, MessageSearch(**wanted), account, 10)
+        assert [one.queue_id for one in found] == [messages[n] for n in numbers], wanted
+    assert [one.queue_id for one in await find(spool, ALL, None, 2)] == messages[:0:-1]
+
+
+@pytest.mark.parametrize("find", [search, find_page])
+async def test_a_state_is_that_of_the_recipients_that_match(spool, make, clock, find) -> None:
+    (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@b.test"]}))).claims
+    now_us = clock.queue_us()
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, EntrySchedule(now_us, now_us)))
+    for wanted, is_found in [
+        ({"state": "relayed"}, True),
+        ({"state": "deferred"}, True),
+        ({"state": "failed"}, False),
+        ({"state": "final"}, False),
+        ({"state": "final", "to": "x@*"}, True),
+        ({"state": "relayed", "to": "y@*"}, False),
+    ]:
+        found = await find(spool, MessageSearch(**wanted), None, 10)
+        assert bool(found) is is_found, wanted
+
+
+@pytest.mark.parametrize("find", [search, find_page])
+async def test_recipients_that_policy_added_find_nothing(spool, make, find) -> None:
+    await spool.accept(with_added(make(), "audit@b.test"))
+    assert not await find(spool, MessageSearch(to="audit@*"), None, 10)
+
+
+def with_added(message, address: str):
+    """Return the message with one recipient more, as a rule adds it."""
+    entry = message.entries[0]
+    added = NewRecipient(ForwardPath(address), added_by="copy to audit")
+    return replace(message, entries=(replace(entry, recipients=(*entry.recipients, added)),))
+
+
+async def test_a_page_matches_words_and_mailboxes(spool, messages) -> None:
+    for wanted, numbers in [
+        ({"words": ("invoice",)}, [1, 0]),
+        ({"words": ("INVOICE", "carol@")}, [0]),
+        ({"words": ("invoice", "nobody")}, []),
+        ({"mailbox": "dan@A.TEST"}, [1, 0]),
+        ({"mailbox": BOB}, [1]),
+        ({"mailbox": "dan@a"}, []),
+    ]:
+        found = await find_page(spool, MessageSearch(**wanted), None, 10)
+        assert [one.queue_id for one in found] == [messages[n] for n in numbers], wanted
+
+
+async def test_a_search_since_a_time_returns_later_acceptances_with_their_times(
+    spool, add, clock
+) -> None:
+    draft_id = Ids(clock).new()
+    await add()
+    since_us = clock.time_us()
+    late = await add(submission_id=f"{draft_id}.1")
+    found = await spool.search(ALL, account=None, since_us=since_us, limit=10)
+    assert list(found) == [FoundMessage(late, f"{draft_id}.1", since_us + 1_000_000)]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 10])
+async def test_pages_continue_after_a_place_and_a_late_submission_keeps_its_own(
+    spool, add, clock, limit
+) -> None:
+    """Its place is that of its submission, although it was accepted after all others."""
+    oldest = await add()
+    clock.advance(1)
+    submission_id = f"{Ids(clock).new()}.1"
+    newest = [await add() for _ in range(4)]
+    late = await add(submission_id=submission_id)
+    place, seen = None, []
+    while True:
+        page = await spool.find_page(ALL, account=None, before=place, limit=limit)
+        seen += [one.queue_id for one in page.messages]
+        if len(page.messages) < limit:
+            break
+        place = position_of(page.messages[-1].queue_id, page.messages[-1].submission_id)
+    assert page.reached is None
+    assert seen == [*reversed(newest), late, oldest]
+
+
+async def test_a_row_shows_what_decides_the_state_and_what_is_next(spool, make, clock) -> None:
+    addresses = [f"r{number}@a.test" for number in range(1, 31)]
+    message = make(
+        {"mx:a.test": addresses}, subject="Hello", message_id="<m@x>",
+        submission_id="0123456789abcdef.1",
+    )  # fmt: skip
+    (claim,) = (await spool.accept(with_added(message, "audit@b.test"))).claims
+    next_us = clock.queue_us() + 60_000_000
+    outcomes = dict.fromkeys(range(1, 30), OK) | {30: LATER, 31: LATER}
+    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(next_us, next_us)))
+    gone, (other,) = "0" * 16, (await spool.accept(make())).claims
+    rows = await spool.summaries([other.message.id, gone, message.facts.id])
+    assert [row.id for row in rows] == [other.message.id, message.facts.id]
+    assert (rows[0].submission_id, rows[0].state, rows[0].next_attempt_us) == (None, "queued", None)
+    row = rows[1]
+    assert row.position == position_of(message.facts.id, "0123456789abcdef.1")
+    assert (row.submission_id, row.message_id) == ("0123456789abcdef.1", "<m@x>")
+    assert (row.sender, row.subject, row.state) == (ALICE, "Hello", "deferred")
+    assert (row.status, row.reply) == ("4.7.1", "451 4.7.1 greylisted")
+    assert (row.recipient_count, row.next_attempt_us) == (30, next_us)
+    assert list(row.recipients) == [
+        ListedRecipient(number, address, "relayed")
+        for number, address in enumerate(addresses[:20], start=1)
+    ]
+
+
+async def test_accepted_submissions_are_those_that_the_spool_has(spool, make) -> None:
+    await spool.accept(make(submission_id="0123456789abcdef.1"))
+    await spool.accept(make())
+    asked = ["0123456789abcdef.1", "0123456789abcdef.2", ""]
+    assert list(await spool.accepted_submissions(asked)) == ["0123456789abcdef.1"]
+
+
+async def test_states_are_counted_in_the_newest_messages(spool, add, make, clock) -> None:
+    no = Failed(Evidence("5.1.1", "550 5.1.1 no"))
+    (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: no}))
+    clock.advance(1)
+    (claim,) = (await spool.accept(with_added(make(account=BOB), "audit@b.test"))).claims
+    await spool.settle(Settlement(claim, 5, {1: OK, 2: no}))
+    await add("x@a.test", "y@a.test")
+    await add("x@a.test", source=Source.REPORT)
+    for account, limit, counted in [
+        (None, 10, (3, {"failed": 1, "relayed": 2, "queued": 1})),
+        (None, 2, (2, {"relayed": 1, "queued": 1})),
+        (BOB, 10, (1, {"relayed": 1})),
+        ("nobody@example.test", 10, (0, {})),
+    ]:
+        assert await spool.count_states(account=account, limit=limit) == counted
+
+
+async def test_addresses_are_those_of_the_newest_messages_most_frequent_first(
+    spool, add, make, clock
+) -> None:
+    await add("old@a.test", "old@a.test")
+    clock.advance(1)
+    await spool.accept(with_added(make({"local": ["Often@a.test"]}), "audit@b.test"))
+    await add("often@a.test", "once@a.test")
+    await add("OFTEN@a.test", account=BOB, reverse_path="")
+    await add("report@a.test", source=Source.REPORT)
+    first, second, *others = await spool.recent_addresses(account=None, limit=3)
+    assert (first.lower(), second, others) == ("often@a.test", ALICE, ["once@a.test"])
+    assert list(await spool.recent_addresses(account=BOB, limit=3)) == ["OFTEN@a.test"]
+
+
+async def test_an_empty_spool_has_no_history(spool) -> None:
+    assert await spool.journey("0" * 16) is None
+    assert list(await spool.find_queue_ids("last", account=None, limit=5)) == []
+    assert list(await spool.recent_addresses(account=None, limit=5)) == []
+    assert await spool.count_states(account=None, limit=5) == (0, {})
+    found = await spool.events_after(0, 2**62, limit=5)
+    assert (found.events, found.removed_to, found.is_complete) == ([], 0, True)
+    assert (await spool.events_after(await spool.last_event(), 2**62, limit=5)).events == []
