@@ -50,25 +50,20 @@ def untagged(address: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account with its mailbox.
+    """An account with its mailbox."""
 
-    `quota` is in bytes, `quota_messages` a number; None means no limit. `aliases` are further
-    addresses of the mailbox. `send_as` are other addresses that it may send from; `*@domain` is a
-    whole domain. `reserved` are the addresses with a tag (local+tag) that belong to an account by
-    name. `scopes` limit what its tokens may do in the Graph API. `acts_for` are the accounts whose
-    mailboxes its tokens may open there, in the form of `send_as`. `credentials` is a digest that
-    changes with the stored password and token.
-    """
-
-    address: str
-    aliases: tuple[str, ...] = ()
-    quota: int | None = None
-    role: Role = Role.USER
+    address: str  # of the mailbox
+    aliases: tuple[str, ...] = ()  # further addresses of the mailbox
+    quota: int | None = None  # bytes; None: no limit
+    role: Role = Role.USER  # what it may do in /relay/v1
+    # addresses of others that it may send from; `*@domain` is a whole domain
     send_as: tuple[str, ...] = ()
-    quota_messages: int | None = None
+    quota_messages: int | None = None  # None: no limit
+    # addresses with a tag (local+tag) that belong to an account by name
     reserved: frozenset[str] = frozenset()
-    scopes: frozenset[Scope] = ALL_SCOPES
-    acts_for: tuple[str, ...] = ()
+    scopes: frozenset[Scope] = ALL_SCOPES  # what its tokens may do in the Graph API
+    acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
+    # a digest that changes with the stored password and token
     credentials: bytes = field(default=b"", repr=False, compare=False)
 
     def owns(self, address: str) -> bool:

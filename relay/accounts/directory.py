@@ -72,18 +72,18 @@ _log = get_logger("accounts")
 class _Entry:
     """One [[account]] of the file."""
 
-    address: Mailbox
-    password: Annotated[str, Secret] = ""
-    token: Annotated[str, Secret] = ""
-    aliases: tuple[Mailbox, ...] = ()
-    send_as: tuple[Mailbox, ...] = ()
-    quota: Bytes | None = None
-    quota_messages: Annotated[int, Between(1, 1_000_000_000)] | None = None
-    role: Literal["user", "read", "operate"] = "user"
-    client_id: str = ""
-    client_secret: Annotated[str, Secret] = ""
-    scopes: tuple[_SCOPE_NAMES, ...] | None = None
-    acts_for: tuple[Mailbox, ...] = ()
+    address: Mailbox  # the mailbox
+    password: Annotated[str, Secret] = ""  # a hash, or plain:…; "": no login by SMTP
+    token: Annotated[str, Secret] = ""  # a hash, or plain:…; "": no token
+    aliases: tuple[Mailbox, ...] = ()  # further addresses of the mailbox
+    send_as: tuple[Mailbox, ...] = ()  # addresses of others that it may send from
+    quota: Bytes | None = None  # of all folders together; None: no limit
+    quota_messages: Annotated[int, Between(1, 1_000_000_000)] | None = None  # None: no limit
+    role: Literal["user", "read", "operate"] = "user"  # what it may do in /relay/v1
+    client_id: str = ""  # of the application; "": none
+    client_secret: Annotated[str, Secret] = ""  # a hash, or plain:…
+    scopes: tuple[_SCOPE_NAMES, ...] | None = None  # None: all
+    acts_for: tuple[Mailbox, ...] = ()  # whose mailboxes its tokens may open
 
 
 class FileAccounts:

@@ -102,15 +102,18 @@ class BatchItem:
 
 @dataclass(slots=True)
 class _Run:
-    """The state of one batch: what is done, and how many bytes of responses it may still keep."""
+    """The state of one batch."""
 
-    request: HttpRequest
-    running: asyncio.Semaphore
-    left_bytes: int
-    held_bytes: int = 0
-    status: dict[str, int] = field(default_factory=dict)
+    request: HttpRequest  # the batch itself
+    running: asyncio.Semaphore  # limits the requests that run at once
+    left_bytes: int  # that responses may still take
+    held_bytes: int = 0  # bytes of the responses that are kept
+    status: dict[str, int] = field(default_factory=dict)  # by id of the requests that are done
+    # by id; set when the request has its response
     done: dict[str, asyncio.Event] = field(default_factory=dict)
+    # tasks of the responses, run after that of the batch
     background: list[BackgroundTask] = field(default_factory=list)
+    # held by the request whose response is read into memory
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

@@ -114,45 +114,46 @@ class ConcurrentRequests:
 
 @dataclass(frozen=True, slots=True)
 class GraphDependencies:
-    """What the handlers need. `patch_locks` serializes the PATCHes of a mailbox. `max_upload` is
-    the maximum of a streamed body in bytes.
-    """
+    """What the handlers need."""
 
-    store: MailStore
-    accounts: AccountDirectory
-    clock: Clock
-    ids: Ids
-    hostname: str
-    public_url: str
-    crash: CrashPoints
-    max_upload: int
-    pressure: Pressure
+    store: MailStore  # the mailboxes
+    accounts: AccountDirectory  # those in force
+    clock: Clock  # for the times of messages
+    ids: Ids  # for new messages and submissions
+    hostname: str  # of Message-IDs that Relay makes
+    public_url: str  # the beginning of links; "": as the client addressed the relay
+    crash: CrashPoints  # for crash tests
+    max_upload: int  # of a streamed body, in bytes
+    pressure: Pressure  # whether new mail is taken now
+    # by mailbox: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    # limits the bodies that are written to files at once
     streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
+    # limits the bodies of messages that are converted at once
     conversions: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(BODY_CONVERSIONS_MAX)
     )
+    # limits the replies and forwards that are composed at once
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
 
 
 @dataclass(frozen=True, slots=True)
 class GraphRequest:
-    """One request to one mailbox. `path_parameters` are the values of the route's {parameters}.
+    """One request to one mailbox.
 
-    `account` is the mailbox's: its addresses may be used in From. `caller` is the bearer token's,
-    usually the same; limits and records of clients are by caller.
     A handler adds to `applied` each preference that it applies; add_applied() sends all of them.
-    A submission is recorded under `key`. Before a streamed one is complete, `before_submission` is
-    awaited; both come from relay/graph/idempotency.py.
     """
 
-    dependencies: GraphDependencies
-    http: HttpRequest
-    account: Account
-    path_parameters: Mapping[str, str]
+    dependencies: GraphDependencies  # shared by all requests
+    http: HttpRequest  # the request itself
+    account: Account  # of the mailbox: its addresses may be used in From
+    path_parameters: Mapping[str, str]  # the values of the route's {parameters}
+    # the token's account, usually the same; limits and records of clients are by caller
     caller: Account
-    applied: list[str] = field(default_factory=list)
+    applied: list[str] = field(default_factory=list)  # for Preference-Applied
+    # a submission is recorded under it (relay/graph/idempotency.py)
     key: SubmissionKey | None = None
+    # awaited before a streamed submission is complete (relay/graph/idempotency.py)
     before_submission: Callable[[], Awaitable[None]] | None = None
 
     def check_scopes(self, needed: Collection[Scope]) -> None:

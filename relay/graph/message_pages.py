@@ -32,19 +32,17 @@ _ESCAPED_BYTES = 6  # of a character in JSON, at most
 
 @dataclass(frozen=True, slots=True)
 class MessagePage:
-    """A page of a list of messages. `links` are its @odata.nextLink or @odata.deltaLink.
+    """A page of a list of messages."""
 
-    `link_after` returns the @odata.nextLink of a page that ends after so many of the items.
-    """
-
-    context: Mapping[str, Any]
-    items: Sequence[MessageItem]
-    select: tuple[str, ...]
-    expand: ExpandOptions
+    context: Mapping[str, Any]  # the properties before `value`, such as @odata.context
+    items: Sequence[MessageItem]  # the messages of the page
+    select: tuple[str, ...]  # properties to return; empty: all
+    expand: ExpandOptions  # what else to return with each message
+    # returns the @odata.nextLink of a page that ends after so many of the items
     link_after: Callable[[int], str]
-    total: int | None = None
-    next_link: str = ""
-    delta_link: str = ""
+    total: int | None = None  # @odata.count, if it was requested
+    next_link: str = ""  # @odata.nextLink; "": the last page
+    delta_link: str = ""  # @odata.deltaLink of the last page of a delta query
 
     async def response(self, request: GraphRequest) -> Response:
         """Return the response."""

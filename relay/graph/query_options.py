@@ -25,21 +25,18 @@ _SYSTEM = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class QueryOptions:
-    """The query options of a request; `select` is empty for all properties.
+    """The query options of a request; None for those that are not given."""
 
-    `expand`, `filter`, `search` and `orderby` are the unparsed text, None if they are not given.
-    """
-
-    select: tuple[str, ...] = ()
-    expand: str | None = None
-    filter: str | None = None
-    search: str | None = None
-    orderby: str | None = None
-    count: bool = False
-    top: int = TOP_DEFAULT
-    skip: int = 0
-    skiptoken: str = ""
-    deltatoken: str | None = None
+    select: tuple[str, ...] = ()  # empty: all properties
+    expand: str | None = None  # the text, not parsed
+    filter: str | None = None  # the text, not parsed
+    search: str | None = None  # the text, not parsed
+    orderby: str | None = None  # the text, not parsed
+    count: bool = False  # whether @odata.count is wanted
+    top: int = TOP_DEFAULT  # messages of a page at most
+    skip: int = 0  # messages to leave out first
+    skiptoken: str = ""  # of an @odata.nextLink
+    deltatoken: str | None = None  # of an @odata.deltaLink
 
     def next_link(self, url: str, *, skip: int = 0, skiptoken: str = "") -> str:
         """Return the @odata.nextLink, by `skiptoken` or by `skip`; `url` has no query.

@@ -51,15 +51,15 @@ class ConnectionLimits:
 
 @dataclass(eq=False, slots=True)
 class HttpConnection:
-    """One connection from `host`, "" for a Unix socket; `client` is for whom it counts. `since` is
-    when it became idle, its request or response began, or when a part of its body last arrived.
-    """
+    """One HTTP connection."""
 
-    host: str
-    client: "ClientConnections"
-    close: Callable[[], None]
-    is_of_proxy: bool = False
+    host: str  # of the client; "" for a Unix socket
+    client: "ClientConnections"  # for whom the connection counts
+    close: Callable[[], None]  # ends the connection at once
+    is_of_proxy: bool = False  # its requests count for the clients that the proxy names
+    # decides which connection is closed for a new one
     state: ConnectionState = ConnectionState.HALF_OPEN
+    # when it became idle, its request or response began, or part of its body last arrived
     since: float = 0.0
     response_bytes: int = 0  # of the response that is being sent
     buffered_bytes: int = 0  # sent responses in the buffer of the connection

@@ -69,34 +69,32 @@ _LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 
 @dataclass(frozen=True, kw_only=True)
 class Acceptance:
-    """Takes responsibility for messages, or returns the reply that rejects them.
+    """Takes responsibility for messages, or returns the reply that rejects them."""
 
-    `policy` returns the active rules. A `delay_warning_after_s` of 0 disables delay reports.
-    `has_room` returns whether delivery can take a claim now, for a next hop, a sender and a
-    priority level. After the commit, `on_accepted` gets the claims; `on_waiting` gets the messages
-    that were committed without claims and are due in the spool.
-    """
-
-    hostname: str
-    router: RouteTable
-    policy: Callable[[], RuleSet]
-    reporter: ReportWriter
-    spool: Spool
-    accounts: AccountDirectory
-    clock: Clock
-    ids: Ids
-    metrics: Metrics
-    on_accepted: Callable[[Sequence[Claim]], None]
-    expire_after_s: float
-    delay_warning_after_s: float = 0.0
+    hostname: str  # in Received fields and reports
+    router: RouteTable  # where the mail for an address goes
+    policy: Callable[[], RuleSet]  # returns the active rules
+    reporter: ReportWriter  # writes the reports of rejected recipients
+    spool: Spool  # where messages become durable
+    accounts: AccountDirectory  # whose addresses a sender may use
+    clock: Clock  # for queue time
+    ids: Ids  # for queue ids
+    metrics: Metrics  # counts accepted messages and rules
+    on_accepted: Callable[[Sequence[Claim]], None]  # gets the claims of a message after the commit
+    expire_after_s: float  # from acceptance
+    delay_warning_after_s: float = 0.0  # from acceptance; 0: no warning
+    # gets messages that were committed without claims and are due in the spool
     on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
+    # the priority level for a next hop and sender, which may be unreachable
     level_of: Callable[[NextHop, int, PriorityLevel], PriorityLevel] = (
         lambda _next_hop, _sender, level: level
     )
+    # whether delivery can take a claim now, for a next hop, sender and level
     has_room: Callable[[NextHop, int, PriorityLevel], bool] = lambda _next_hop, _sender, _level: (
         True
     )
-    policy_timeout_s: float = _POLICY_TIMEOUT_S
+    policy_timeout_s: float = _POLICY_TIMEOUT_S  # for all rules of one message; then 451
+    # evaluate the rules
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_POLICY_THREADS, thread_name_prefix="policy"),
         init=False,

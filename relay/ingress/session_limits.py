@@ -22,7 +22,7 @@ class SessionLimits:
     input_bytes: int = 262144  # read ahead of the command in progress
     errors: int = 20  # Postfix's smtpd_hard_error_limit
     junk_commands: int = 100  # Postfix's smtpd_junk_command_limit
-    auth_failures: int = 3
+    auth_failures: int = 3  # failed logins; then 421
     auth_failure_delay_s: float = 1.0  # multiplied by the number of failures
     session_s: float = 7200.0  # a slow upload of the largest message
     last_reply_s: float = 5.0  # for a client that does not read its last reply

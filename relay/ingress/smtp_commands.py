@@ -107,23 +107,23 @@ class Accept(Protocol):
 class ListenerDependencies:
     """What the command handlers of a listener share."""
 
-    hostname: str
-    limits: SessionLimits
-    max_message_bytes: int
-    max_recipients: int
-    budget: MemoryBudget
-    router: RouteTable
-    accounts: AccountDirectory
-    quota: DeliveryStore
-    accept: Accept
-    arrival: Callable[[], IncomingBody]
-    crash: CrashPoints
+    hostname: str  # of the greeting and of Received fields
+    limits: SessionLimits  # of each session
+    max_message_bytes: int  # announced with SIZE (RFC 1870)
+    max_recipients: int  # of a message; then 452
+    budget: MemoryBudget  # the memory for messages that all sessions receive
+    router: RouteTable  # which addresses are valid, and which are local
+    accounts: AccountDirectory  # logins, and addresses that they may use
+    quota: DeliveryStore  # whether a local mailbox has room
+    accept: Accept  # takes over a complete message
+    arrival: Callable[[], IncomingBody]  # makes the file for the body of a large message
+    crash: CrashPoints  # for crash tests
     pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
-    offers_tls: bool = False
-    requires_tls: bool = False
-    requires_auth: bool = False
-    offers_auth_in_clear: bool = False
-    pickup: bool = False
+    offers_tls: bool = False  # STARTTLS, or TLS from the first octet
+    requires_tls: bool = False  # 530 without TLS
+    requires_auth: bool = False  # 530 without a login, except in a trusted network
+    offers_auth_in_clear: bool = False  # AUTH without TLS, on loopback
+    pickup: bool = False  # the listener is pickup's own socket
 
 
 class SmtpCommandHandler:

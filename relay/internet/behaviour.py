@@ -23,21 +23,17 @@ class ForwardedTo:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMail:
-    """A transaction that came to its final dot; `recipients` are the accepted ones.
+    """A transaction that came to its final dot."""
 
-    `content` has no dot stuffing. `tls` is the version, "" without TLS. `session` counts the
-    sessions of the host. `received_us` is wall time.
-    """
-
-    host: str
-    helo: str
-    sender: str
-    parameters: Mapping[str, str]
-    recipients: tuple[ForwardedTo, ...]
-    content: bytes = field(repr=False)
-    session: int
-    tls: str
-    received_us: int
+    host: str  # that received it
+    helo: str  # the name that the client gave
+    sender: str  # the reverse-path; "" for the null one
+    parameters: Mapping[str, str]  # of MAIL, by keyword
+    recipients: tuple[ForwardedTo, ...]  # those that the host accepted
+    content: bytes = field(repr=False)  # without dot stuffing
+    session: int  # a number among the sessions of the host
+    tls: str  # the version; "" without TLS
+    received_us: int  # wall clock time
 
     @property
     def addresses(self) -> list[str]:
@@ -53,20 +49,16 @@ class ReceivedMail:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where a session is. `recipients` are those that the host has accepted so far.
+    """Where a session is."""
 
-    `sender` is "" before MAIL and for the null reverse-path, `recipient` is that of RCPT, `mail`
-    that of DOT. `session` counts the sessions of the host.
-    """
-
-    stage: str
-    host: str
-    tls: bool = False
-    sender: str = ""
-    recipient: str = ""
-    recipients: tuple[str, ...] = ()
-    mail: ReceivedMail | None = None
-    session: int = 0
+    stage: str  # one of those above
+    host: str  # of the session
+    tls: bool = False  # whether the session is encrypted
+    sender: str = ""  # "" before MAIL and for the null reverse-path
+    recipient: str = ""  # at RCPT: its address
+    recipients: tuple[str, ...] = ()  # those that the host has accepted so far
+    mail: ReceivedMail | None = None  # at DOT: the message
+    session: int = 0  # a number among the sessions of the host
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,24 +41,21 @@ class MxHost:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedReply:
-    """What a host does at a verb, for some recipients, hosts or senders.
+    """What a host does at a verb, for some recipients, hosts or senders."""
 
-    `reply` has the form of wire_reply(). `chance` is in percent. `times` is how often it is used;
-    then the next one that matches is.
-    """
-
-    verb: Verb
-    name: str = ""
-    recipient: str = ""
-    sender: str = ""
-    host: str = ""
-    reply: str = ""
+    verb: Verb  # at which it is used
+    name: str = ""  # of the reply, to refer to it
+    recipient: str = ""  # a pattern; "" for all
+    sender: str = ""  # a pattern; "" for all
+    host: str = ""  # a pattern; "" for all
+    reply: str = ""  # in the form of wire_reply()
+    # instead of a reply
     action: Literal["", "drop", "stall", "servfail", "nxdomain", "bad-certificate"] = ""
-    delay: Delay = 0.0
-    times: Count | None = None
-    chance: Annotated[int, Between(1, 100)] = 100
-    source: str = ""
-    date: str = ""
+    delay: Delay = 0.0  # before it, in seconds
+    times: Count | None = None  # how often it is used; then the next one that matches is
+    chance: Annotated[int, Between(1, 100)] = 100  # in percent
+    source: str = ""  # where the reply was published
+    date: str = ""  # when it was read there
 
     def fits(self, *, recipient: str, sender: str, host: str) -> bool:
         """Return whether the globs match; `recipient` and `sender` are addresses."""
@@ -96,22 +93,20 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class RemoteDomain:
-    """A remote domain; its `aliases` have the same hosts and replies.
+    """A remote domain."""
 
-    Without `mx` its host is mx1.NAME; with an empty `mx` it is the domain itself (RFC 5321 5.1).
-    `greylist` is how long a sender and recipient are refused after their first attempt.
-    """
-
-    name: Domain
-    aliases: tuple[Domain, ...] = ()
-    mx: tuple[MxHost, ...] | None = None
-    null_mx: bool = False
+    name: Domain  # of the domain
+    aliases: tuple[Domain, ...] = ()  # domains with the same hosts and replies
+    mx: tuple[MxHost, ...] | None = None  # None: mx1.NAME; empty: the domain itself (RFC 5321 5.1)
+    null_mx: bool = False  # it accepts no mail (RFC 7505)
+    # of its hosts: none means that nothing answers there
     addresses: Literal["loopback", "none"] = "loopback"
-    tls: HostTls = "offered"
-    latency: Delay = 0.0
+    tls: HostTls = "offered"  # what its hosts offer
+    latency: Delay = 0.0  # of each reply, in seconds
+    # how long a sender and recipient are refused after their first attempt, in seconds
     greylist: Delay = 0.0
-    reply: tuple[ScriptedReply, ...] = ()
-    limit: tuple[RateLimit, ...] = ()
+    reply: tuple[ScriptedReply, ...] = ()  # what its hosts do
+    limit: tuple[RateLimit, ...] = ()  # on the rate of mail
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -44,24 +44,20 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """What a host offers, and its limits.
+    """What a host offers, and its limits."""
 
-    STARTTLS is offered with `tls`; with `implicit_tls`, sessions begin with the handshake. AUTH is
-    offered with `users` (passwords by name). Replies are written `fragment_bytes` at a time, 0 for
-    all at once. `idle_s` is how long a client may be silent, None for ever.
-    """
-
-    extensions: Sequence[str] = EXTENSIONS
-    tls: ssl.SSLContext | None = None
-    bad_tls: ssl.SSLContext | None = None
-    implicit_tls: bool = False
+    extensions: Sequence[str] = EXTENSIONS  # the keywords after EHLO
+    tls: ssl.SSLContext | None = None  # with it, STARTTLS is offered
+    bad_tls: ssl.SSLContext | None = None  # for a certificate that clients must reject
+    implicit_tls: bool = False  # sessions begin with the handshake
+    # passwords by name; with them AUTH is offered
     users: Mapping[str, str] = field(default_factory=dict)
-    size_bytes_max: int = SIZE_BYTES_MAX
-    recipients_max: int = 1000
-    sessions_max: int = 100
-    idle_s: float | None = 300.0
-    fragment_bytes: int = 0
-    memory: MemoryBudget | None = None
+    size_bytes_max: int = SIZE_BYTES_MAX  # of a message; then 552
+    recipients_max: int = 1000  # of a message; then 452
+    sessions_max: int = 100  # at once; then 421
+    idle_s: float | None = 300.0  # how long a client may be silent; None: for ever
+    fragment_bytes: int = 0  # how many octets of a reply are written at a time; 0: all at once
+    memory: MemoryBudget | None = None  # for messages that all hosts receive
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,25 +65,21 @@ class Source(StrEnum):
 class MessageFacts:
     """What is known about an accepted message, without its recipients and content.
 
-    `id` is the queue id, "" for a submission that was not queued. `trusted`: the client logged in
-    or is in a listed network. `account` owns the message's trace: the authenticated account or the
-    sender's; "" for strangers. `submission_id` is set for pickup's submissions; `client` is
-    "name [address]" for Received-From-MTA. `size` is that of the original content in octets. Times
-    are microseconds in queue time (Clock.queue_us).
+    Times are microseconds in queue time (Clock.queue_us).
     """
 
-    id: str
-    envelope: Envelope
-    source: Source
-    trusted: bool
-    received_us: int
-    expires_us: int = 0
-    size: int = 0
-    account: str = ""
-    submission_id: str = ""
-    client: str = ""
-    message_id: str = ""
-    subject: str = ""
+    id: str  # the queue id; "" for a submission that was not queued
+    envelope: Envelope  # reverse-path and parameters of MAIL
+    source: Source  # how it arrived
+    trusted: bool  # the client logged in or is in a listed network
+    received_us: int  # when it was accepted
+    expires_us: int = 0  # when recipients expire that are not final
+    size: int = 0  # of the original content in octets
+    account: str = ""  # owns the trace: the authenticated account or the sender's; "" for strangers
+    submission_id: str = ""  # of pickup's submissions, else ""
+    client: str = ""  # "name [address]" for Received-From-MTA (RFC 3464 2.2.4)
+    message_id: str = ""  # of the header, with angle brackets
+    subject: str = ""  # of the header, decoded
 
 
 @dataclass(frozen=True, slots=True)

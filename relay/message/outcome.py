@@ -33,22 +33,16 @@ class DeferralClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The reply that an outcome is based on.
+    """The reply that an outcome is based on."""
 
-    `status` is the RFC 3463 code; `reply` the remote reply as "550 5.1.1 text", or a text of this
-    relay; `host` the MTA's name ("" for this relay); `remote` whether a remote MTA sent the reply;
-    `tls` the protocol version or "", `cipher` its cipher suite; `address` that of the connection;
-    `hosts` what each host gave that was tried, if there was a choice.
-    """
-
-    status: str
-    reply: str
-    host: str = ""
-    remote: bool = False
-    tls: str = ""
-    address: str = ""
-    cipher: str = ""
-    hosts: tuple[str, ...] = ()
+    status: str  # an RFC 3463 code
+    reply: str  # of the remote host as "550 5.1.1 text", or a text of this relay
+    host: str = ""  # the MTA's name; "" for this relay
+    remote: bool = False  # whether a remote MTA sent the reply
+    tls: str = ""  # the protocol version; "" without TLS
+    address: str = ""  # of the connection
+    cipher: str = ""  # the cipher suite of TLS
+    hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,31 +48,27 @@ class ExtendedProperty:
 
 @dataclass(frozen=True, slots=True)
 class MessageProperties:
-    """The writable properties of Graph's message. `body_type` is "text" or "html"; `importance`
-    low, normal or high; `sensitivity` normal, personal, private or confidential.
+    """The writable properties of Graph's message."""
 
-    `sender` and `from_` are None until the mailbox store sets the mailbox's owner. `references` and
-    `in_reply_to` are Message-IDs with their angle brackets; `conversation_index` is base64.
-    """
-
-    subject: str = ""
-    body_type: str = "text"
-    body: str = ""
-    from_: EmailAddress | None = None
-    sender: EmailAddress | None = None
-    to: tuple[EmailAddress, ...] = ()
-    cc: tuple[EmailAddress, ...] = ()
-    bcc: tuple[EmailAddress, ...] = ()
-    reply_to: tuple[EmailAddress, ...] = ()
-    importance: str = "normal"
-    internet_message_id: str = ""
+    subject: str = ""  # decoded
+    body_type: str = "text"  # text or html
+    body: str = ""  # its text
+    from_: EmailAddress | None = None  # None until the mail store sets the owner of the mailbox
+    sender: EmailAddress | None = None  # None until the mail store sets the owner of the mailbox
+    to: tuple[EmailAddress, ...] = ()  # in their order
+    cc: tuple[EmailAddress, ...] = ()  # in their order
+    bcc: tuple[EmailAddress, ...] = ()  # in their order
+    reply_to: tuple[EmailAddress, ...] = ()  # in their order
+    importance: str = "normal"  # low, normal or high
+    internet_message_id: str = ""  # Message-ID, with its angle brackets
+    # further header fields: names and values
     internet_message_headers: tuple[tuple[str, str], ...] = ()
-    attachments: tuple[Attachment, ...] = ()
-    categories: tuple[str, ...] = ()
-    sensitivity: str = "normal"
-    read_receipt: bool = False
-    delivery_receipt: bool = False
-    in_reply_to: str = ""
-    references: tuple[str, ...] = ()
-    conversation_index: str = ""
-    extended: tuple[ExtendedProperty, ...] = ()
+    attachments: tuple[Attachment, ...] = ()  # with their content
+    categories: tuple[str, ...] = ()  # names
+    sensitivity: str = "normal"  # normal, personal, private or confidential
+    read_receipt: bool = False  # Disposition-Notification-To is requested
+    delivery_receipt: bool = False  # a DSN on delivery is requested
+    in_reply_to: str = ""  # a Message-ID, with its angle brackets
+    references: tuple[str, ...] = ()  # Message-IDs, with their angle brackets
+    conversation_index: str = ""  # base64
+    extended: tuple[ExtendedProperty, ...] = ()  # singleValueExtendedProperties

@@ -69,24 +69,19 @@ class ConversionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ConvertedMessage:
-    """The message to submit. `originator` is the reverse-path: the address in Sender, else From.
+    """The message to submit."""
 
-    `defects` are the damage in MIME and the repairs, each as a short text; `changes` are what the
-    conversion made, added and removed, for the journey. `from_mime`: the draft was MIME.
-    `notify_success`: the sender requested a DSN on delivery too.
-    """
-
-    content: Content
-    originator: str
-    recipients: tuple[str, ...]
-    smtputf8: bool
-    eight_bit: bool
-    message_id: str
-    subject: str
-    defects: tuple[str, ...] = ()
-    notify_success: bool = False
-    changes: tuple[str, ...] = ()
-    from_mime: bool = False
+    content: Content  # as it is sent
+    originator: str  # the reverse-path: the address in Sender, else From
+    recipients: tuple[str, ...]  # of To, Cc and Bcc
+    smtputf8: bool  # it needs SMTPUTF8 (RFC 6531)
+    eight_bit: bool  # it needs 8BITMIME (RFC 6152)
+    message_id: str  # with its angle brackets
+    subject: str  # decoded, for the journey
+    defects: tuple[str, ...] = ()  # damage in MIME and repairs, each as a short text
+    notify_success: bool = False  # the sender requested a DSN on delivery too
+    changes: tuple[str, ...] = ()  # what the conversion made, added and removed, for the journey
+    from_mime: bool = False  # the draft was MIME
 
 
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")

@@ -61,41 +61,34 @@ _Pieces = Sequence[bytes | Octets]
 
 @dataclass(frozen=True, slots=True)
 class DraftOrigin:
-    """The values that the store sets in a new draft. `message_id` has its angle brackets.
+    """The values that the store sets in a new draft."""
 
-    `sent_folder` is the id of the folder that step 4 files the message in, "" for Sent Items.
-    `on_behalf_of` is the address of another user: a message that is from it and has no Sender gets
-    the account as its Sender.
-    """
-
-    account: str
-    base_name: str
-    message_id: str
-    created_us: int
-    modified_us: int
-    save_to_sent_items: bool = True
-    sent_folder: str = ""
+    account: str  # the address of the mailbox
+    base_name: str  # of the draft's file
+    message_id: str  # with its angle brackets
+    created_us: int  # wall clock time
+    modified_us: int  # wall clock time
+    save_to_sent_items: bool = True  # whether step 4 keeps the message
+    sent_folder: str = ""  # the id of the folder that step 4 files it in; "" for Sent Items
+    # another user: a message from this address without Sender gets the account as Sender
     on_behalf_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """The place of a part, counted from the end of the block; the other fields are an attachment's.
+    """A part of a draft; all fields from `name` on are those of an attachment."""
 
-    An `id` of "" means that the index among the attachments is the id.
-    """
-
-    offset: int
-    length: int
-    base64: bool
-    name: str = ""
-    content_type: str = ""
-    size: int = 0
-    inline: bool = False
-    content_id: str = ""
+    offset: int  # counted from the end of the private block
+    length: int  # in the file, in octets
+    base64: bool  # it is stored in base64
+    name: str = ""  # of the file
+    content_type: str = ""  # without parameters
+    size: int = 0  # of the content, decoded
+    inline: bool = False  # it is shown in the body
+    content_id: str = ""  # without angle brackets
     item: bool = False  # a message, stored without encoding
-    eight_bit: bool = False
-    id: str = ""
+    eight_bit: bool = False  # a message with octets over 127
+    id: str = ""  # "": its index among the attachments is the id
 
 
 @dataclass(frozen=True, slots=True)

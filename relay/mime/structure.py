@@ -69,30 +69,25 @@ class BodyStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A message or a part of one (RFC 2045 2.4). Positions count from the message's first octet.
+    """A message or a part of one (RFC 2045 2.4).
 
-    `lead` is the start of the delimiter before the entity, with the line end that belongs to it.
-    `header` are the original octets from `start` on; then follow `blank` (b"" if the blank line is
-    missing) and, at `body_start`, the body. The line end before the next delimiter is at `end`.
-    `parent` is an index into Structure.entities, -1 for the message itself. `content_type` and
-    `encoding` are in lower case; `boundary` is b"" unless the entity has parts. `protected`: the
-    entity is inside a signed or encrypted one, and must not be changed.
+    Positions count from the message's first octet.
     """
 
-    parent: int
-    depth: int
-    lead: int
-    start: int
-    header: bytes = field(repr=False)
-    blank: bytes
-    body_start: int
-    end: int
-    content_type: str
-    encoding: str
-    boundary: bytes
-    is_message: bool
-    protected: bool
-    body: BodyStatistics
+    parent: int  # an index into Structure.entities; -1 for the message itself
+    depth: int  # 0 for the message itself
+    lead: int  # the start of the delimiter before the entity, with the line end that belongs to it
+    start: int  # of the header
+    header: bytes = field(repr=False)  # the original octets
+    blank: bytes  # the blank line after the header; b"" if it is missing
+    body_start: int  # after the blank line
+    end: int  # before the line end that belongs to the next delimiter
+    content_type: str  # in lower case, without parameters
+    encoding: str  # Content-Transfer-Encoding in lower case
+    boundary: bytes  # b"" unless the entity has parts
+    is_message: bool  # its body is read as a message: the next entity
+    protected: bool  # inside a signed or encrypted entity: it must not be changed
+    body: BodyStatistics  # counted while it was read
 
     @property
     def is_leaf(self) -> bool:
@@ -133,13 +128,13 @@ class Structure:
 class BodyCounter:
     """Counts BodyStatistics slice by slice."""
 
-    size: int = 0
-    carriage_returns: int = 0
-    line_feeds: int = 0
-    pairs: int = 0
-    eight_bit: bool = False
-    nul: bool = False
-    long_line: bool = False
+    size: int = 0  # octets
+    carriage_returns: int = 0  # octets CR
+    line_feeds: int = 0  # octets LF
+    pairs: int = 0  # CRLF
+    eight_bit: bool = False  # an octet over 127 was found
+    nul: bool = False  # a NUL was found
+    long_line: bool = False  # a line over LINE_OCTETS_MAX was found
     line_octets: int = 0  # of the unfinished line
 
     def add(self, octets: bytes, before: bytes) -> None:
@@ -213,25 +208,26 @@ def structure_of(blocks: Iterable[bytes], reading: LooseReading | None = None) -
 
 @dataclass(slots=True)
 class _OpenEntity:
-    """An entity whose end has not been read."""
+    """An entity whose end has not been read; the fields that Entity has are explained there."""
 
-    parent: int
-    depth: int
-    lead: int
-    start: int
+    parent: int  # as in Entity
+    depth: int  # as in Entity
+    lead: int  # as in Entity
+    start: int  # as in Entity
+    # without Content-Type; message/rfc822 in a digest (RFC 2046 5.1.5)
     default_type: str = "text/plain"
-    protected: bool = False
-    header: bytes = b""
-    blank: bytes = b""
-    body_start: int = 0
-    end: int = 0
-    content_type: str = "text/plain"
-    encoding: str = "7bit"
-    boundary: bytes = b""
-    is_message: bool = False
-    has_parts: bool = False
-    closed: bool = False
-    tally: BodyCounter = field(default_factory=BodyCounter)
+    protected: bool = False  # as in Entity
+    header: bytes = b""  # what was read of it
+    blank: bytes = b""  # as in Entity
+    body_start: int = 0  # as in Entity
+    end: int = 0  # as in Entity, when it is closed
+    content_type: str = "text/plain"  # as in Entity
+    encoding: str = "7bit"  # as in Entity
+    boundary: bytes = b""  # as in Entity
+    is_message: bool = False  # as in Entity
+    has_parts: bool = False  # a delimiter was found
+    closed: bool = False  # the closing delimiter was found
+    tally: BodyCounter = field(default_factory=BodyCounter)  # counts the body
 
     def ended(self) -> Entity:
         """Return the Entity; a multipart without parts is a leaf."""

@@ -102,18 +102,18 @@ class ShownLink:
 
 @dataclass(frozen=True, slots=True)
 class MessageContent:
-    """A message as pages show it; `parts` are for what is loaded separately."""
+    """A message as pages show it."""
 
-    size: int
-    fields: tuple[ShownField, ...]
-    text: str | None
-    has_html: bool
-    attachments: tuple[ShownAttachment, ...]
-    attachment_count: int
-    links: tuple[ShownLink, ...]
-    codes: tuple[str, ...]
-    notes: tuple[str, ...]
-    parts: ReadParts = field(repr=False)
+    size: int  # in octets
+    fields: tuple[ShownField, ...]  # of the header, decoded
+    text: str | None  # the plain text, or that of the HTML; None without either
+    has_html: bool  # there is an HTML body to show
+    attachments: tuple[ShownAttachment, ...]  # the first ones
+    attachment_count: int  # of all attachments
+    links: tuple[ShownLink, ...]  # of the body
+    codes: tuple[str, ...]  # that look like one-time passwords
+    notes: tuple[str, ...]  # what the page says of damage and omissions
+    parts: ReadParts = field(repr=False)  # for what is loaded separately
 
 
 def read_content(octets: Octets) -> MessageContent:

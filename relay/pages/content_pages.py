@@ -79,20 +79,16 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class ContentPanel:
-    """The content in the page of a message, for _content.html.
+    """The content in the page of a message, for _content.html."""
 
-    `refusal` says why there is no `message`. `document` is there in the view html, `source` in the
-    view source; its rest has `source_left` octets.
-    """
-
-    key: str
-    view: View
-    refusal: str = ""
-    message: MessageContent | None = None
-    document: SafeDocument | None = None
-    report: DeliveryReport | None = None
-    source: str = ""
-    source_left: int = 0
+    key: str  # the message in links
+    view: View  # what is shown of it
+    refusal: str = ""  # why there is no `message`
+    message: MessageContent | None = None  # None: see `refusal`
+    document: SafeDocument | None = None  # in the view html
+    report: DeliveryReport | None = None  # the message is a report: what it says
+    source: str = ""  # in the view source: its beginning
+    source_left: int = 0  # octets that are not shown
 
 
 # What a client may send; "id" and the rest are the store's.

@@ -101,18 +101,18 @@ class ShownRecipient:
 
 @dataclass(frozen=True, slots=True)
 class JourneyView:
-    """A whole journey; `others` are the states of recipients that are not listed, with numbers."""
+    """A whole journey."""
 
-    name: str
-    subject: str
-    sender: str
-    state: str
-    client: str
-    steps: tuple[ShownStep, ...]
-    recipients: tuple[ShownRecipient, ...]
-    others: str
-    next: tuple[NextEvent, ...]
-    is_final: bool
+    name: str  # the id in links and commands
+    subject: str  # "" if it is not known
+    sender: str  # the reverse-path
+    state: str  # of the message, as in the list
+    client: str  # that submitted it
+    steps: tuple[ShownStep, ...]  # 1 to 7
+    recipients: tuple[ShownRecipient, ...]  # the first ones
+    others: str  # the states of recipients that are not listed, with numbers
+    next: tuple[NextEvent, ...]  # what is planned, earliest first
+    is_final: bool  # nothing more will happen
 
 
 def journey_view(

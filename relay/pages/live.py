@@ -48,16 +48,16 @@ def digest_of(fragment: str) -> str:
 
 @dataclass(slots=True, eq=False)
 class _View:
-    """A fragment that is read; `render` is that of its first reader, `name` that of its visitor."""
+    """A fragment that is read."""
 
-    render: Render
-    name: str
-    readers: int = 0
+    render: Render  # that of its first reader
+    name: str  # that of the visitor of its first reader
+    readers: int = 0  # open streams
     seen: int = -1  # the number of changes before it was rendered
-    rendered_s: float = -math.inf
-    digest: str = ""
-    event: bytes = b""
-    is_failed: bool = False
+    rendered_s: float = -math.inf  # when, by Clock.real_s()
+    digest: str = ""  # of the fragment
+    event: bytes = b""  # the fragment as a server-sent event
+    is_failed: bool = False  # it could not be rendered: its streams end
     news: asyncio.Event = field(default_factory=asyncio.Event)  # replaced by each fragment
 
     def update(self, fragment: str) -> None:

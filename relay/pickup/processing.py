@@ -75,23 +75,19 @@ class EarlierAttempts:
 
 @dataclass(frozen=True, slots=True)
 class SubmissionProcessor:
-    """Processes submissions; shared by all attempts.
+    """Processes submissions; shared by all attempts."""
 
-    `postmaster` is the mailbox for reports that do not fit into the sender's. `started_us` is the
-    start of this process, which does not know the results of attempts before it.
-    """
-
-    store: SubmissionStore
-    reports: InboxReporter
-    postmaster: str
-    conversion: ConversionPool
-    gate: Gate
-    log: SubmissionLog
-    clock: Clock
-    crash: CrashPoints
-    metrics: Metrics
-    give_up_after_s: float
-    started_us: int
+    store: SubmissionStore  # the submissions
+    reports: InboxReporter  # writes reports into Inboxes
+    postmaster: str  # the mailbox for reports that do not fit into the sender's
+    conversion: ConversionPool  # the child processes of step 3
+    gate: Gate  # whether the next submission may begin
+    log: SubmissionLog  # of steps 1 to 4
+    clock: Clock  # for queue time
+    crash: CrashPoints  # for crash tests
+    metrics: Metrics  # counts reports
+    give_up_after_s: float  # from the submission
+    started_us: int  # of this process, which does not know the results of attempts before it
 
     async def process(
         self,

@@ -62,20 +62,17 @@ class ConditionSet:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One [[rule]]. `outcome` names its actions, for the metric's label and the trace.
+    """One [[rule]]."""
 
-    All conditions of `when` must match; any one of `unless` exempts, as an exception in Exchange.
-    """
-
-    name: str
-    mode: RuleMode
-    when: ConditionSet
-    unless: ConditionSet
-    actions: tuple[RuleAction, ...]
-    outcome: str
-    stop: bool
-    file: Path
-    line: int
+    name: str  # unique in all files
+    mode: RuleMode  # enforce, audit or off
+    when: ConditionSet  # all of these conditions must match
+    unless: ConditionSet  # any one of these exempts, as an exception in Exchange
+    actions: tuple[RuleAction, ...]  # in the order of the file
+    outcome: str  # names the actions, for the metric's label and the trace
+    stop: bool  # no rule after it is evaluated if it matches
+    file: Path  # for messages
+    line: int  # for messages
 
     def matches_message(self, view: MessageView) -> bool:
         """Return whether the rule can match this content, for any recipient."""
@@ -126,17 +123,17 @@ class ExpectedResult:
 
 @dataclass(frozen=True, slots=True)
 class RuleTest:
-    """One [[test]]; `local` are the local domains, None for the configured ones."""
+    """One [[test]] of the rules."""
 
-    name: str
-    sender: str
-    recipients: tuple[str, ...]
-    content: bytes = field(repr=False)
-    source: Source
-    local: frozenset[str] | None
-    expect: ExpectedResult
-    file: Path
-    line: int
+    name: str  # for messages
+    sender: str  # the reverse-path
+    recipients: tuple[str, ...]  # their addresses
+    content: bytes = field(repr=False)  # the message
+    source: Source  # how it arrives
+    local: frozenset[str] | None  # the local domains; None for the configured ones
+    expect: ExpectedResult  # what must come out
+    file: Path  # for messages
+    line: int  # for messages
 
 
 @dataclass(frozen=True, slots=True)

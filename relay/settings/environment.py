@@ -15,20 +15,16 @@ DEFAULT_CONFIG = Path("/etc/relay/relay.toml")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The environment variables that Relay uses.
+    """The environment variables that Relay uses."""
 
-    `names_config` is True if RELAY_CONFIG is set and not empty. `crash_at` is for crash tests
-    (relay.crashpoints). `data_home` is where programs keep files for this user, None if unknown.
-    """
-
-    config: Path
-    names_config: bool
-    crash_at: str
-    notify_socket: str
-    journal_stream: str
-    no_color: bool
-    data_home: Path | None
-    variables: Mapping[str, str]
+    config: Path  # RELAY_CONFIG, or the default
+    names_config: bool  # RELAY_CONFIG is set and not empty
+    crash_at: str  # RELAY_CRASH_AT, for crash tests (relay.crashpoints)
+    notify_socket: str  # NOTIFY_SOCKET, of systemd
+    journal_stream: str  # JOURNAL_STREAM, of systemd
+    no_color: bool  # NO_COLOR is set
+    data_home: Path | None  # where programs keep files for this user; None if unknown
+    variables: Mapping[str, str]  # all, for `${env:NAME}`
 
     def config_file(self, given: Path | None) -> Path:
         """Return the file to read: `--config`, else RELAY_CONFIG, else /etc/relay/relay.toml."""

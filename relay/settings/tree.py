@@ -92,14 +92,16 @@ class HttpSettings:
     relay has pages without `pages`.
     """
 
+    # http://HOST:PORT stays without TLS
     listen: tuple[Annotated[Address, Form.HTTP_LISTENER], ...] = (Address("127.0.0.1", 8025),)
-    tls: CertificateFiles | None = None
+    tls: CertificateFiles | None = None  # None: no HTTPS
+    # for links; "": as the client addressed the relay
     public_url: Annotated[str, Form.WEB_URL] = ""
-    proxy_networks: tuple[Network, ...] = ()
-    max_body: Bytes = 35 * 1024 * 1024
-    max_upload: Bytes = 150 * 1024 * 1024
-    anonymous: Mailbox = ""
-    pages: bool = False
+    proxy_networks: tuple[Network, ...] = ()  # proxies whose X-Forwarded-For counts
+    max_body: Bytes = 35 * 1024 * 1024  # of a request
+    max_upload: Bytes = 150 * 1024 * 1024  # of MIME, and of the attachments of a draft together
+    anonymous: Mailbox = ""  # the account of requests without a token; "": none
+    pages: bool = False  # with a login
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +122,15 @@ class SmtpListener:
     By default a relay listener trusts loopback. The others trust no address: all clients log in.
     """
 
-    listen: Address
+    listen: Address  # address and port, or the path of a Unix socket
+    # decides the defaults, and whether clients must log in
     role: Literal["relay", "submission", "submissions"] = "relay"
-    trusted_networks: tuple[Network, ...] = _BY_ROLE
-    max_message_size: Bytes = 150 * 1024 * 1024
-    max_recipients: Annotated[int, Between(1, 100_000)] = 1000
-    max_sessions: Annotated[int, Between(1, 100_000)] = 500
-    timeout: PositiveSeconds = 300.0
-    tls: TlsSettings | None = None
+    trusted_networks: tuple[Network, ...] = _BY_ROLE  # may relay without a login
+    max_message_size: Bytes = 150 * 1024 * 1024  # then 552
+    max_recipients: Annotated[int, Between(1, 100_000)] = 1000  # of a message; then 452
+    max_sessions: Annotated[int, Between(1, 100_000)] = 500  # of the listener; then 421
+    timeout: PositiveSeconds = 300.0  # how long a client may be silent, in seconds
+    tls: TlsSettings | None = None  # None: no TLS
 
     def __post_init__(self) -> None:
         if self.trusted_networks == _BY_ROLE:
@@ -199,34 +202,36 @@ Rate = Annotated[str, Form.RATE]
 class RetryByClass:
     """Retry lists by class of failure (message.outcome); () is the common list."""
 
-    dns: RetryList = ()
-    connect: RetryList = ()
-    tls: RetryList = ()
-    auth: RetryList = ()
-    protocol: RetryList = ()
-    site: RetryList = ()
-    recipient: RetryList = ()
-    mailbox: RetryList = ()
-    content: RetryList = ()
-    internal: RetryList = ()
+    dns: RetryList = ()  # no answer from a name server
+    connect: RetryList = ()  # no connection, or one that broke
+    tls: RetryList = ()  # the host does not give the TLS that its policy requires
+    auth: RetryList = ()  # the smarthost rejects the login
+    protocol: RetryList = ()  # what came is no reply, or not one of this command
+    site: RetryList = ()  # 4yz to the session or the transaction, and 421 to any command
+    recipient: RetryList = ()  # 4yz to one RCPT, such as greylisting
+    mailbox: RetryList = ()  # a local mailbox that is full or cannot be written
+    content: RetryList = ()  # the stored message cannot be read
+    internal: RetryList = ()  # this relay failed
 
 
 @dataclass(frozen=True, slots=True)
 class DeliverySettings:
-    """Delivery: retries, limits, TLS. `delay_warning_after` 0 is never."""
+    """Delivery: retries, limits, TLS. Times are in seconds."""
 
-    port: Port = 25
-    tls: Literal["none", "opportunistic", "required"] = "opportunistic"
+    port: Port = 25  # of MX hosts
+    tls: Literal["none", "opportunistic", "required"] = "opportunistic"  # for hosts without a route
+    # the delay before each retry; the last one repeats
     retry: RetryList = (60.0, 300.0, 900.0, 1800.0, 3600.0)
+    # delays for a class of failure
     retry_by_class: RetryByClass = field(default_factory=RetryByClass)
-    delay_warning_after: Seconds = 4 * 3600.0
-    expire_after: PositiveSeconds = 2 * 86400.0
-    max_connections: Connections = 200
-    max_connections_per_next_hop: Connections = 20
-    max_rate_per_next_hop: Rate = ""
-    connect_timeout: PositiveSeconds = 30.0
-    command_timeout: PositiveSeconds = 300.0
-    shutdown_grace: Seconds = 8.0
+    delay_warning_after: Seconds = 4 * 3600.0  # from acceptance; 0: never
+    expire_after: PositiveSeconds = 2 * 86400.0  # from acceptance
+    max_connections: Connections = 200  # to all hosts
+    max_connections_per_next_hop: Connections = 20  # to one next hop
+    max_rate_per_next_hop: Rate = ""  # such as 100/1m; "": no limit
+    connect_timeout: PositiveSeconds = 30.0  # of one address
+    command_timeout: PositiveSeconds = 300.0  # for each reply
+    shutdown_grace: Seconds = 8.0  # for the attempts in progress at a stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,19 +279,19 @@ class ObserveSettings:
 class Settings:
     """The whole configuration."""
 
-    hostname: Domain
-    state_dir: Path
-    http: HttpSettings = field(default_factory=HttpSettings)
-    smtp: tuple[SmtpListener, ...] = ()
-    mailboxes: MailboxSettings = field(default_factory=MailboxSettings)
-    pickup: PickupSettings = field(default_factory=PickupSettings)
-    spool: SpoolSettings = field(default_factory=SpoolSettings)
-    pressure: PressureSettings = field(default_factory=PressureSettings)
-    dns: DnsSettings = field(default_factory=DnsSettings)
-    delivery: DeliverySettings = field(default_factory=DeliverySettings)
-    route: tuple[Route, ...] = ()
-    policy: PolicySettings = field(default_factory=PolicySettings)
-    observe: ObserveSettings = field(default_factory=ObserveSettings)
+    hostname: Domain  # in the greeting, EHLO and Received
+    state_dir: Path  # the spool, the sockets and the lock
+    http: HttpSettings = field(default_factory=HttpSettings)  # [http]
+    smtp: tuple[SmtpListener, ...] = ()  # each [[smtp]]
+    mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]
+    pickup: PickupSettings = field(default_factory=PickupSettings)  # [pickup]
+    spool: SpoolSettings = field(default_factory=SpoolSettings)  # [spool]
+    pressure: PressureSettings = field(default_factory=PressureSettings)  # [pressure]
+    dns: DnsSettings = field(default_factory=DnsSettings)  # [dns]
+    delivery: DeliverySettings = field(default_factory=DeliverySettings)  # [delivery]
+    route: tuple[Route, ...] = ()  # each [[route]], the first that matches is used
+    policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
+    observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
 
     @property
     def run_dir(self) -> Path:

@@ -74,19 +74,18 @@ class CollectionField(Generic[Result]):
 
 @dataclass(frozen=True, slots=True)
 class Resource(Generic[Result]):
-    """The properties of a resource that can be filtered by; all names in lower case.
+    """The properties of a resource that can be filtered by; all names in lower case."""
 
-    `known` are all properties that exist; `hints` says what to use instead of some of them.
-    """
-
-    type_name: str
-    fields: Mapping[str, QueryField[Result]]
-    all_of: Callable[[tuple[Result, ...]], Result]
-    one_of: Callable[[tuple[Result, ...]], Result]
-    negated: Callable[[Result], Result]
+    type_name: str  # as error messages name it
+    fields: Mapping[str, QueryField[Result]]  # by name: how a property is compared
+    all_of: Callable[[tuple[Result, ...]], Result]  # combines conditions by `and`
+    one_of: Callable[[tuple[Result, ...]], Result]  # combines conditions by `or`
+    negated: Callable[[Result], Result]  # the opposite of a condition
+    # by name: the collections that any() and all() take
     items: Mapping[str, CollectionField[Result]] = field(default_factory=dict)
+    # all properties that exist, also those that cannot be filtered by
     known: frozenset[str] = frozenset()
-    hints: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str] = field(default_factory=dict)  # by name: what to use instead
 
 
 def bind_filter(expression: Expression, resource: Resource[Result]) -> Result:
