@@ -382,42 +382,40 @@ def resumed(
 ) -> ResumedTime:
     """Return how a start continues from at least one anchor, read at these times.
 
-    Within one boot, the time since the anchor is known, whatever the wall clock says. Otherwise it
-    is what the wall clock says, but never negative. A wrong clock looks like a long stop, so that
-    this time is doubtful unless it is short. An anchor of this boot takes precedence; among equals
-    the latest. The result is never before any anchor's own time.
-
-    Where a doubt exists already, its remaining time and a new day are weighted by the time that
-    each concerns. Otherwise the doubt would grow and never end on a machine that never runs for a
-    day.
+    An anchor of this boot takes precedence; among equals the latest. The result is never before any
+    anchor's own time.
     """
-    exact, doubtful = [], []
-    for one in anchors:
-        in_doubt_us = one.doubtful_us if one.queue_us < one.doubt_ends_us else 0
-        wall_passed_us = wall_us - one.wall_us
-        passed_us = elapsed_us - one.elapsed_us
-        if boot_id and boot_id == one.boot_id and passed_us >= 0:
-            queue_us = _followed(one.queue_us, passed_us=passed_us, wall_us=wall_us)
-            exact.append(
-                ResumedTime(queue_us, True, wall_passed_us, in_doubt_us, one.doubt_ends_us)
-            )
-        else:
-            gap_us = max(0, wall_passed_us)
-            queue_us, left_us = one.queue_us + gap_us, DOUBT_US
-            if in_doubt_us:
-                left_us = _mean((one.doubt_ends_us - one.queue_us, in_doubt_us), (DOUBT_US, gap_us))
-            if in_doubt_us or gap_us >= _GAP_US_MIN:
-                in_doubt_us += gap_us
-            doubtful.append(
-                ResumedTime(queue_us, False, wall_passed_us, in_doubt_us, queue_us + left_us)
-            )
-    found = max(exact or doubtful, key=lambda one: one.queue_us)
+    found = max(
+        (_resumed(one, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=boot_id) for one in anchors),
+        key=lambda one: (one.is_exact, one.queue_us),
+    )
     floor_us = max(one.queue_us for one in anchors)
     return replace(found, queue_us=max(found.queue_us, floor_us))
 
 
-def _mean(*weighted: tuple[int, int]) -> int:
-    return sum(value * weight for value, weight in weighted) // sum(one for _, one in weighted)
+def _resumed(anchor: Anchor, *, wall_us: int, elapsed_us: int, boot_id: str) -> ResumedTime:
+    """Return how a start continues from one anchor.
+
+    Within one boot, the time since the anchor is known, whatever the wall clock says. Otherwise it
+    is what the wall clock says, but never negative. A wrong clock looks like a long stop, so that
+    this time is doubtful unless it is short.
+
+    A doubt ends when a relay has run for a day since the first doubtful gap; further gaps do not
+    prolong it, or it would never end on a machine that never runs for a day. Only one that is
+    longer than all before it together begins another day: the first start with a wrong clock.
+    """
+    doubtful_us, ends_us = anchor.doubtful_us, anchor.doubt_ends_us
+    wall_passed_us = wall_us - anchor.wall_us
+    passed_us = elapsed_us - anchor.elapsed_us
+    if boot_id and boot_id == anchor.boot_id and passed_us >= 0:
+        queue_us = _followed(anchor.queue_us, passed_us=passed_us, wall_us=wall_us)
+        return ResumedTime(queue_us, True, wall_passed_us, doubtful_us, ends_us)
+    gap_us = max(0, wall_passed_us)
+    queue_us = anchor.queue_us + gap_us
+    ends_us = queue_us + DOUBT_US if gap_us > doubtful_us else ends_us + gap_us
+    if doubtful_us or gap_us >= _GAP_US_MIN:
+        doubtful_us += gap_us
+    return ResumedTime(queue_us, False, wall_passed_us, doubtful_us, ends_us)
 
 
 def _followed(now_us: int, *, passed_us: int, wall_us: int) -> int:

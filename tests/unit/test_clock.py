@@ -208,7 +208,7 @@ def test_a_doubt_lasts_until_the_relay_has_run_for_a_day():
     assert (later.doubtful_us, later.doubt_ends_us) == (0, 0)
     third = go_on(left, wall=START + 403 * DAY, elapsed=0, boot_id="a third")
     assert third.doubtful_us == 400 * DAY + 3 * DAY - HOUR  # doubts add up
-    assert DAY - HOUR < third.doubt_ends_us - third.queue_us < DAY
+    assert third.doubt_ends_us - third.queue_us == DAY - HOUR  # and end when the first one does
 
 
 @pytest.mark.parametrize("up_hours", [4, 8, 16, 23])
@@ -228,6 +228,13 @@ def test_restarts_of_the_machine_do_not_prolong_a_doubt():
     left = replace(HERE, doubtful_us=400 * DAY, doubt_ends_us=START + HOUR)
     found = go_on(left, wall=START + SECOND, elapsed=0, boot_id="there")
     assert abs(found.doubt_ends_us - START - HOUR) <= 2 * SECOND
+
+
+def test_a_gap_longer_than_those_in_doubt_begins_another_day():
+    left = replace(HERE, doubtful_us=2 * DAY, doubt_ends_us=START + HOUR)
+    found = go_on(left, wall=START + 400 * DAY, elapsed=0, boot_id="there")
+    assert found.doubtful_us == 402 * DAY
+    assert found.doubt_ends_us == found.queue_us + DAY
 
 
 def test_a_machine_without_a_boot_id_has_a_clock(monkeypatch, tmp_path):
