@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from relay import spool as spools
-from relay.clock import Clock, ManualClock
+from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.engine import SpoolEngine
+from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
 
 URLS = {"sqlite": "sqlite:spool.sqlite"}

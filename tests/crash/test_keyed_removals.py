@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.crashpoints import CrashPoint
 from relay.mailbox import FileStore, SendOptions
 from relay.mailbox.types import OutcomeUnknownError, StoreError, StoreUnavailableError
+from tests.support.manual_clock import ManualClock
 from tests.support.power_loss import ALICE, HOUR_US, letter, options_with_key, until
 from tests.support.stores import store_on
 from tests.support.vfs import FaultyDisk

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.mailbox import FileStore, SendOptions, maildir
 from relay.mailbox.types import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from tests.support.manual_clock import ManualClock
 from tests.support.power_loss import ALICE, HOUR_US, letter, options_with_key, trial_on, until
 
 pytestmark = pytest.mark.crash

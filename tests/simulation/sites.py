@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from relay.clock import ManualClock
 from relay.internet.behaviour import AcceptsAll, Action, Moment, ReceivedMail
 from relay.internet.smtp_host import HostOptions, SmtpHost
 from tests.simulation.network import Host
 from tests.simulation.world import World
+from tests.support.manual_clock import ManualClock
 
 TOKEN = re.compile(rb"^Subject: .*?\b(T\d+(?:\.\d+)?)\b", re.MULTILINE)
 _QUEUE_ID = re.compile(rb"^Received:[^;]*\bid ([0-9a-z]{16})\b", re.MULTILINE)

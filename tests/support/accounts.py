@@ -7,8 +7,9 @@ from joserfc.jwk import ECKey
 
 from relay.accounts.access_tokens import AccessTokens
 from relay.accounts.account import Account, AccountDirectory, RegisteredClient
-from relay.clock import Clock, ManualClock
+from relay.clock import Clock
 from relay.http.authentication import HttpAuthentication
+from tests.support.manual_clock import ManualClock
 
 HOSTNAME = "relay.example.test"
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from relay.accounts.account import Account
-from relay.clock import Clock, Ids, ManualClock
+from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.graph import create_app
 from relay.http.authentication import HttpAuthentication
@@ -36,6 +36,7 @@ from relay.pressure import Pressure
 from relay.settings.tree import HttpSettings
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.conditions import facts_of, matches, order_key
+from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 
 MAX_BODY = 64 * 1024

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from starlette.responses import Response
 
 from relay.certificates import ServerCertificate
-from relay.clock import ManualClock
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.settings.tree import Address
+from tests.support.manual_clock import ManualClock
 
 ANY_PORT = Address("127.0.0.1", 0)
 LIMIT = 200_000

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from relay.accounts.account import Account
 from relay.certificates import ServerCertificate
-from relay.clock import Ids, ManualClock
+from relay.clock import Ids
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
@@ -27,6 +27,7 @@ from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener, TlsSettings
 from relay.spool.types import Accepted, Claim, NewMessage
+from tests.support.manual_clock import ManualClock
 
 OPENING = [
     "EHLO client.test",

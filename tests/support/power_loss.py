@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from relay.clock import ManualClock
 from relay.crashpoints import CrashPoint
 from relay.last_commit import last_commit_of
 from relay.mailbox import FileStore, SendOptions
@@ -21,6 +20,7 @@ from relay.message.extended_properties import DEFERRED_SEND_TIME
 from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
 from relay.mime.draft import read_properties
 from tests.support.forgetful import ForgetfulDisk, KilledError
+from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 from tests.support.vfs import FaultyDisk
 

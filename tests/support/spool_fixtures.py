@@ -2,8 +2,9 @@
 
 import pytest
 
-from relay.clock import Ids, ManualClock
+from relay.clock import Ids
 from relay.spool.types import EntrySchedule, NewMessage, PriorityLevel, Settlement
+from tests.support.manual_clock import ManualClock
 from tests.support.operator import HOUR_US, LATER, FakeActiveClaims
 from tests.support.spools import message_of
 

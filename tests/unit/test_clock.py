@@ -8,7 +8,6 @@ from relay.clock import (
     Anchor,
     Ids,
     Machine,
-    ManualClock,
     QueueTime,
     ResumedTime,
     SystemClock,
@@ -17,6 +16,7 @@ from relay.clock import (
     resumed,
     wall_offset_us,
 )
+from tests.support.manual_clock import ManualClock
 
 SECOND = 1_000_000
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND

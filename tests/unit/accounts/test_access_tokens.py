@@ -24,8 +24,8 @@ from relay.accounts.access_tokens import (
     token_key,
 )
 from relay.accounts.account import Account, RegisteredClient, Scope
-from relay.clock import ManualClock
 from relay.settings.document import SettingsError
+from tests.support.manual_clock import ManualClock
 
 ACCOUNT = Account("app@example.test", scopes=frozenset([Scope.USER_READ, Scope.MAIL_SEND]))
 CLIENT = RegisteredClient("Client-1", ACCOUNT, b"digest of the secret")

@@ -17,9 +17,9 @@ from relay.accounts.account import (
 )
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT, LoginDelayedError
-from relay.clock import ManualClock
 from relay.settings.document import SettingsError
 from tests.support.logs import capture_logs
+from tests.support.manual_clock import ManualClock
 
 HASHED = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("pa55")
 TWO = f"""

@@ -18,7 +18,7 @@ from relay.accounts.passwords import (
     PasswordChecker,
     client_of,
 )
-from relay.clock import ManualClock
+from tests.support.manual_clock import ManualClock
 
 SECOND = timedelta(seconds=1)  # a number would be equal to True
 HOME, OFFICE, STRANGER = "192.0.2.1", "2001:db8:1:2::7", "198.51.100.9"

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from relay.api.request_parameters import CommandIssuer, read_queue_command
-from relay.clock import ManualClock
 from relay.http.errors import ApiError
 from relay.message.nexthop import NextHop
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
+from tests.support.manual_clock import ManualClock
 
 CLOCK = ManualClock(jumped_us=5_000_000)  # 2023-11-14T22:13:25Z on the wall
 

@@ -4,8 +4,8 @@ import httpx
 import pytest
 
 from relay.api.scenario_requests import scenario_response
-from relay.clock import ManualClock
 from relay.http.gateway import Gateway, RequestLimits
+from tests.support.manual_clock import ManualClock
 
 
 class Controls:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from relay.app import maintenance
-from relay.clock import ManualClock
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
 from relay.spool.engine import Retention
 from relay.spool.types import QueueCounts, SpoolError
+from tests.support.manual_clock import ManualClock
 
 COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
 

@@ -18,12 +18,12 @@ from relay.app.pressure_monitor import (
     resident_bytes,
     trim_memory,
 )
-from relay.clock import ManualClock
 from relay.observe.metrics import Metrics
 from relay.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.types import SpoolLoad
 from tests.support.logs import capture_logs
+from tests.support.manual_clock import ManualClock
 
 MIB = 1024 * 1024
 BOUNDS = Bounds(disk_free=1024, queue_entries=1000, memory=100 * MIB, commit_latency_s=5.0)

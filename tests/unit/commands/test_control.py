@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from starlette.responses import Response
 
-from relay.clock import ManualClock
 from relay.commands.control import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.http.errors import ApiError
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest
 from relay.http.http_server import HttpServer
 from relay.settings.tree import Address
+from tests.support.manual_clock import ManualClock
 
 
 async def test_the_control_socket(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from relay.app.state_dir import OwnerLock
-from relay.clock import ManualClock
 from relay.commands.control import (
     CommandInterruptedError,
     ControlError,
@@ -22,6 +21,7 @@ from relay.commands.control import (
 )
 from relay.settings.reader import load
 from relay.spool.types import Selector
+from tests.support.manual_clock import ManualClock
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from relay.clock import Clock, ManualClock, SystemClock
+from relay.clock import Clock, SystemClock
 from relay.delivery.next_hop_resolution import (
     LOOKUPS_MAX,
     LOOKUPS_UNREACHABLE_MAX,
@@ -16,6 +16,7 @@ from relay.delivery.next_hop_resolution import (
 from relay.message.nexthop import NextHop
 from relay.spool.types import PriorityLevel
 from tests.support.claims import a_claim
+from tests.support.manual_clock import ManualClock
 
 _NUMBERS = itertools.count()
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.clock import ManualClock
 from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
@@ -26,6 +25,7 @@ from relay.spool.types import (
     PriorityLevel,
     sender_key,
 )
+from tests.support.manual_clock import ManualClock
 from tests.support.spools import message_of
 
 STEP_US = 1_000_000

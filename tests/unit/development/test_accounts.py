@@ -10,12 +10,12 @@ import pytest
 
 from relay.accounts.account import Account, AccountDirectory, Role, UnknownUserError
 from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT, LoginDelayedError
-from relay.clock import ManualClock
 from relay.development.accounts import (
     ACCOUNTS_MAX,
     TOKEN_LENGTH_MAX,
     DevelopmentAccounts,
 )
+from tests.support.manual_clock import ManualClock
 
 ALICE, BOB = Account("alice@example.test"), Account("bob@example.test")
 CAPTURED = "ann+tag@gmail.com"

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from relay.api import ChangeNotifier
-from relay.clock import ManualClock
 from relay.development.demonstration import Follower, is_settled
 from relay.journeys.message_search import MessageSearch
+from tests.support.manual_clock import ManualClock
 
 
 class Journeys:

@@ -12,7 +12,7 @@ import pytest
 from relay.accounts.directory import load_accounts
 from relay.app.state_dir import AlreadyRunningError
 from relay.certificates import certificate_of_handshake
-from relay.clock import ManualClock, SystemClock
+from relay.clock import SystemClock
 from relay.commands.check import CheckResult, check_file
 from relay.development import relay as development
 from relay.development.authority import (
@@ -25,6 +25,7 @@ from relay.development.folder import ForeignFolderError, open_folder, running_co
 from relay.internet.simulator import SimulatedInternet
 from relay.settings.reader import load
 from relay.settings.tree import Address
+from tests.support.manual_clock import ManualClock
 
 HTTP, HTTPS = Address("127.0.0.1", 8025, plain=True), Address("127.0.0.1", 8443)
 SMTP = Address("127.0.0.1", 1025)

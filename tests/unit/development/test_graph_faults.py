@@ -9,7 +9,6 @@ import pytest
 from starlette.responses import Response
 
 from relay.accounts.account import Account
-from relay.clock import ManualClock
 from relay.development.graph_faults import FaultyFrontDoor
 from relay.http.errors import ApiError
 from relay.http.gateway import Gateway, RequestLimits
@@ -19,6 +18,7 @@ from relay.internet.scenario_file import parse_scenario
 from relay.internet.scenario_state import ScenarioState
 from relay.settings.tree import Address
 from tests.support.accounts import TokenAccounts, authentication_of
+from tests.support.manual_clock import ManualClock
 
 ACCOUNTS = TokenAccounts(
     {"alice": Account("alice@example.test"), "bob": Account("bob@example.test")}

@@ -6,7 +6,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.clock import ManualClock
 from relay.development.accounts import DevelopmentAccounts
 from relay.mailbox.types import QuotaLimits
 from relay.pressure import Pressure
@@ -21,6 +20,7 @@ from tests.support.graph_fakes import (
     graph_app,
     graph_on_disk,
 )
+from tests.support.manual_clock import ManualClock
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.clock import ManualClock
 from relay.development.accounts import DevelopmentAccounts
 from relay.graph import routes
 from tests.support.graph_fakes import AS_ALICE, graph_app, refused, to
+from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 
 MAX_BODY = 32 * 1024

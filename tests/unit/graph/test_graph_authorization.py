@@ -6,13 +6,13 @@ import httpx
 import pytest
 
 from relay.accounts.account import Account, Scope
-from relay.clock import ManualClock
 from relay.graph.routes import _ROUTES, MAY_CHANGE, MAY_READ, MAY_SEND, GraphOperation, Intake
 from relay.graph.send_mail import send_draft, send_mail
 from relay.graph.users import get_user
 from tests.support.accounts import TokenAccounts
 from tests.support.graph_client import message
 from tests.support.graph_fakes import MemoryStore, graph_app, refused
+from tests.support.manual_clock import ManualClock
 
 APP = Account("app@example.test", acts_for=("bob@example.test", "*@shared.test"))
 ACCOUNTS = TokenAccounts(

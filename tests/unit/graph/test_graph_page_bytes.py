@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from relay.clock import ManualClock
 from relay.development.accounts import DevelopmentAccounts
 from relay.graph import batch, graph_request
 from relay.graph.batch import BatchHandler
@@ -18,6 +17,7 @@ from relay.http.gateway import Gateway, RequestLimits, StreamedResponse
 from relay.http.http_request import HttpRequest
 from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from tests.support.graph_fakes import OnDisk, graph_on_disk, refused
+from tests.support.manual_clock import ManualClock
 
 BYTES_MAX = 20_000
 TEXTS = ["x", "\r\n", '"', "é", "€", "\U0001f4ee", "\x01"]  # short and long in JSON

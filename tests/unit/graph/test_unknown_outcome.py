@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.http.http_server import HttpServer
 from relay.mailbox.types import OutcomeUnknownError
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.settings.tree import Address
 from tests.support.graph_fakes import MemoryStore, graph_app, to
+from tests.support.manual_clock import ManualClock
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@b.test")}
 CALLS = ["sendMail", "sendMail in MIME", "send"]

@@ -9,7 +9,6 @@ import pytest
 from starlette.responses import Response
 
 from relay.accounts.account import Account
-from relay.clock import ManualClock
 from relay.http.authentication import HttpAuthentication
 from relay.http.browsers import BrowserGuard
 from relay.http.gateway import Gateway, RequestLimits, json_response
@@ -17,6 +16,7 @@ from relay.http.http_request import HttpRequest
 from relay.http.http_server import HttpServer
 from relay.settings.tree import Address
 from tests.support.accounts import TokenAccounts, authentication_of
+from tests.support.manual_clock import ManualClock
 
 ACCOUNTS = TokenAccounts({"alice": Account("alice@example.test"), "": Account("anon@example.test")})
 OWN = "http://127.0.0.1:{port}"

@@ -12,7 +12,6 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
-from relay.clock import ManualClock
 from relay.commands.control import ControlClient
 from relay.http import http_request, protocol
 from relay.http.connection_limits import ConnectionLimits
@@ -32,6 +31,7 @@ from tests.support.http_server import (
     status_of,
     talk,
 )
+from tests.support.manual_clock import ManualClock
 
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 

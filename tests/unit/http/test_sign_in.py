@@ -18,7 +18,6 @@ from joserfc.jwk import ECKey, KeySet
 from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.directory import load_accounts
 from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
-from relay.clock import ManualClock
 from relay.http.authentication import HttpAuthentication
 from relay.http.connection_limits import REQUESTS_MAX, ConnectionLimits
 from relay.http.gateway import PathRouter
@@ -27,6 +26,7 @@ from relay.http.sign_in import BODY_BYTES_MAX, SIGN_IN_PATHS, create_sign_in_app
 from tests.support.accounts import HOSTNAME
 from tests.support.graph_fakes import MemoryStore, graph_app, refused
 from tests.support.http_server import ANY_PORT
+from tests.support.manual_clock import ManualClock
 
 HASHED = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("s3cret+/ %")
 ACCOUNTS = f"""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LargeContent, read_all
 from relay.policy.engine import RuleSet
@@ -14,6 +13,7 @@ from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import Selector, Spool
 from tests.support.events import until
 from tests.support.ingress import Client, Relay
+from tests.support.manual_clock import ManualClock
 from tests.support.spools import spool_on
 
 QUICK = SessionLimits(last_reply_s=0.2, large_bytes=1000)

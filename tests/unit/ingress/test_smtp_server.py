@@ -13,7 +13,6 @@ import pytest
 
 from relay.accounts.account import Account
 from relay.accounts.directory import load_accounts
-from relay.clock import ManualClock
 from relay.ingress import smtp_session
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_session import SmtpSession
@@ -22,6 +21,7 @@ from relay.settings.tree import Address
 from tests.support.events import until
 from tests.support.ingress import OPENING, Client, Relay, make_certificate
 from tests.support.logs import capture_logs
+from tests.support.manual_clock import ManualClock
 
 MESSAGE = "Subject: hello\r\n\r\ntext\r\n."
 QUICK = SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.clock import ManualClock
 from relay.internet.behaviour import Action, Moment
 from relay.internet.scenario_file import parse_scenario
 from relay.internet.scenario_state import ScenarioState
 from relay.internet.test_recipients import MARK
+from tests.support.manual_clock import ManualClock
 
 DOMAIN = '[[domain]]\nname = "example.org"\naliases = ["example.net"]\n'
 MX = "mx1.example.org"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.internet.behaviour import Moment
 from relay.internet.scenario_file import parse_scenario, read_scenarios, shipped_scenarios
 from relay.internet.scenario_state import ScenarioState
 from relay.internet.test_recipients import find_test_recipient
+from tests.support.manual_clock import ManualClock
 
 PAGE = (Path(__file__).parents[3] / "docs/internet.md").read_text()
 NAMES = ("gmail", "outlook", "yahoo")

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from relay.clock import Ids, ManualClock
+from relay.clock import Ids
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, join
+from tests.support.manual_clock import ManualClock
 
 CLOCK = ManualClock()
 IDS = Ids(CLOCK)

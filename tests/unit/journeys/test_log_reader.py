@@ -6,11 +6,11 @@ from zlib import crc32
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.journeys import log_reader
 from relay.journeys.events import Event, Step
 from relay.journeys.log_reader import LogPosition, LogReader
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from tests.support.manual_clock import ManualClock
 
 DAY_S = 86_400.0
 FACTS = SubmissionFacts("d1.1", "d1", "alice@example.test", "alice@example.test")

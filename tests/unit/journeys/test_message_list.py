@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from relay.clock import Ids, ManualClock
+from relay.clock import Ids
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
 from relay.journeys.message_list import ListPosition, parse_position, position_of
 from relay.journeys.message_search import MessageSearch, parse_cursor
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from tests.support.manual_clock import ManualClock
 from tests.support.spools import message_of, spool_on
 
 ALICE = "alice@example.test"

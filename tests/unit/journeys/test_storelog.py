@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import Ids, ManualClock
+from relay.clock import Ids
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from tests.support.manual_clock import ManualClock
 
 DAY_S = 86400
 

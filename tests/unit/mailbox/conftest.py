@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.mailbox import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import EmailAddress, MessageProperties
+from tests.support.manual_clock import ManualClock
 from tests.support.stores import open_log, open_store
 
 ALICE = "alice@example.test"

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relay.clock import Ids, ManualClock
+from relay.clock import Ids
 from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import Folders, list_folders
 from relay.mailbox.types import Folder, FolderError, WellKnown
+from tests.support.manual_clock import ManualClock
 
 NAMES = st.sampled_from(["A", "a", "AB", "B", "Ä", "C.D", "e/f", "&", "Inbox", "Sent", "x" * 80])
 FOLDERS = st.integers(0, 30)

@@ -9,10 +9,10 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.clock import ManualClock
 from relay.mailbox import SendOptions
 from relay.mailbox.submissions import idempotency, idempotency_file
 from relay.mailbox.types import OutcomeUnknownError, StoreUnavailableError, SubmissionKey
+from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 
 ALICE = "alice@example.test"

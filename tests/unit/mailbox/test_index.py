@@ -14,7 +14,7 @@ import pytest
 from inotify_simple import INotify
 
 from relay.advanceable_clock import AdvanceableClock
-from relay.clock import Machine, ManualClock, SystemClock
+from relay.clock import Machine, SystemClock
 from relay.mailbox.index import Indexes, change_feed, content_index, update
 from relay.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
 from relay.mailbox.index.watch import InotifyWatcher
@@ -30,6 +30,7 @@ from relay.mailbox.query import (
 from relay.mailbox.types import ChangeKind, StalePositionError, StoreUnavailableError
 from relay.message.header import FIELDS_MAX
 from tests.support.disks import filled, read_only, small_disk
+from tests.support.manual_clock import ManualClock
 
 HOUSE = MessageQuery(condition=HasWords(SearchIn.ANYWHERE, "house"))
 

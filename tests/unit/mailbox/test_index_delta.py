@@ -8,10 +8,11 @@ from typing import Any
 import apsw
 import pytest
 
-from relay.clock import ManualClock, SystemClock
+from relay.clock import SystemClock
 from relay.mailbox.index import Indexes, indexes
 from relay.mailbox.query import DeltaQuery
 from relay.mailbox.types import ChangeKind
+from tests.support.manual_clock import ManualClock
 
 SMALL, LARGE = 20, 2000
 CHANGED = 5

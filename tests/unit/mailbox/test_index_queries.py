@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.clock import ManualClock
 from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,
@@ -39,6 +38,7 @@ from tests.support.conditions import (
     order_key,
     trees,
 )
+from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 
 ALICE = "alice@example.test"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.mailbox.index import Indexes, content_index
 from relay.mailbox.index import database as index_database
 from relay.mailbox.query import (
@@ -23,6 +22,7 @@ from relay.mailbox.query import (
 )
 from relay.mailbox.threads import QUERY_TIME_MAX_S, QueryTimeLimit
 from relay.mailbox.types import QueryTooLongError, StoreUnavailableError
+from tests.support.manual_clock import ManualClock
 from tests.unit.mailbox.conftest import ALICE, Place
 
 MESSAGES = 12

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from relay.app.state_dir import AlreadyRunningError, lock_file
-from relay.clock import ManualClock
 from relay.mailbox import drafts, inbox, maildir, moving
 from relay.mailbox.mail_root import (
     ForeignRootError,
@@ -30,6 +29,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
 )
 from relay.message.properties import EmailAddress, MessageProperties
+from tests.support.manual_clock import ManualClock
 from tests.support.stores import ready_submissions, store_on
 
 ALICE = "alice@example.test"

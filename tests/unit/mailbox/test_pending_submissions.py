@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.mailbox.submissions.pending import PendingSubmissions
 from relay.mailbox.types import PendingSubmission, StoreUnavailableError
+from tests.support.manual_clock import ManualClock
 
 
 def submission(number: int, account: str = "a@b") -> PendingSubmission:

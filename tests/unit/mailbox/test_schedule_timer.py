@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.mailbox.submissions.scheduled import DueSubmissions, ScheduledDirectory, ScheduleTimer
 from relay.mailbox.types import PendingSubmission, SendOptions, StoreUnavailableError
+from tests.support.manual_clock import ManualClock
 
 SECOND_US = 1_000_000
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, read_submissions
 from relay.mailbox import MessageChange, SendOptions
@@ -28,6 +27,7 @@ from relay.mailbox.verify import (
     check_submissions,
 )
 from relay.message.properties import Attachment
+from tests.support.manual_clock import ManualClock
 
 ALICE = "alice@example.test"
 MAIL = b"From: x@y.test\r\nSubject: one\r\n\r\nHello.\r\n"

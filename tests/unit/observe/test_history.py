@@ -2,9 +2,9 @@
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.observe.history import INTERVAL_S, MetricsHistory, minutes, quantile
 from relay.observe.metrics import BOUNDS_S, Metrics
+from tests.support.manual_clock import ManualClock
 
 MINUTE_US = 60_000_000
 WHOLE_MINUTE_US = 1_700_000_040_000_000

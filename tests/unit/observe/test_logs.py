@@ -13,9 +13,9 @@ from enum import StrEnum
 import pytest
 import structlog
 
-from relay.clock import ManualClock
 from relay.observe import logs
 from relay.observe.logs import RepeatedError
+from tests.support.manual_clock import ManualClock
 
 log = logs.get_logger("ingress")
 NOW = "2023-11-14T22:13:20.000000Z"  # ManualClock's

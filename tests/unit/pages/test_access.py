@@ -15,7 +15,6 @@ from relay.accounts.account import AccountDirectory, Role
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.accounts.passwords import FREE_FAILURES, LoginDelayedError
 from relay.api.dependencies import Principal
-from relay.clock import ManualClock
 from relay.development.accounts import DevelopmentAccounts
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import json_response
@@ -24,6 +23,7 @@ from relay.pages.access import Access
 from relay.pages.logins import Logins
 from relay.pages.sessions import IDLE_S
 from tests.support.http_server import serving
+from tests.support.manual_clock import ManualClock
 
 ACCOUNTS = """\
 [[account]]

@@ -9,13 +9,14 @@ import pytest
 
 from relay.accounts.account import Role
 from relay.api.dependencies import ApiDependencies, ChangeNotifier, Principal
-from relay.clock import ManualClock, SystemClock
+from relay.clock import SystemClock
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pages.access import Access
 from relay.pages.app import create_app
 from relay.pages.health import HealthPage, last_hour
 from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
+from tests.support.manual_clock import ManualClock
 from tests.unit.pages.conftest import plain, send
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from relay.accounts.account import Account, Role, Scope
-from relay.clock import ManualClock
 from relay.pages import sessions
 from relay.pages.sessions import IDLE_S, LIFETIME_S, SESSIONS_OF_ACCOUNT_MAX, Sessions
 from tests.support.accounts import TokenAccounts
+from tests.support.manual_clock import ManualClock
 
 ALICE = Account("alice@example.test", credentials=b"1")
 BOB = Account("bob@example.test")

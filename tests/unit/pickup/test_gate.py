@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.mailbox.submissions import pending as mailbox
 from relay.mailbox.submissions.pending import RushMeter
 from relay.mailbox.types import PendingSubmission
 from relay.pickup import gate as module
 from relay.pickup.gate import FAILURES_TO_OPEN, Gate
 from tests.support.events import until
+from tests.support.manual_clock import ManualClock
 
 NUMBERS = count()
 YOUNG_S, OLD_S = 0.0, module.OLD_S + 1

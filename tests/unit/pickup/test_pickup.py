@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.accounts.account import DEAD_LETTER
-from relay.clock import ManualClock, rfc3339
+from relay.clock import rfc3339
 from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
@@ -32,6 +32,7 @@ from relay.pickup.dispatch import Pickup
 from tests.support import converters
 from tests.support.drafts import write_draft
 from tests.support.events import until
+from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 DAY_S = 86400.0

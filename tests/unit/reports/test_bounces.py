@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from flufl.bounce import scan_message
 
-from relay.clock import Ids, ManualClock
+from relay.clock import Ids
 from relay.journeys.events import Step
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
@@ -20,6 +20,7 @@ from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter, decide_reports
 from relay.spool.types import ReportPlan
+from tests.support.manual_clock import ManualClock
 
 MX = NextHop(HopKind.MX, "example.com")
 HOUR_US = 3600 * 1_000_000

@@ -2,10 +2,10 @@
 
 import asyncio
 
-from relay.clock import ManualClock
 from relay.routing import dns_client
 from relay.routing.dns_client import DnsCache, StubResolver
 from relay.routing.mx_hosts import NoAnswer, Records
+from tests.support.manual_clock import ManualClock
 
 
 class Server:

@@ -9,7 +9,6 @@ import threading
 import pytest
 import uvloop
 
-from relay.clock import ManualClock
 from relay.message.nexthop import CAPTURE, HopKind, NextHop
 from relay.routing import resolver as resolver_module
 from relay.routing.mx_hosts import (
@@ -24,6 +23,7 @@ from relay.routing.mx_hosts import (
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address
 from tests.support.dns_server import DnsThread
+from tests.support.manual_clock import ManualClock
 
 ZONE = {
     "three.test": {"MX": ["20 mx2.three.test", "10 mx1.three.test", "30 mx3.three.test"]},

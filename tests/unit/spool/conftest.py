@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.spool.sqlite.spool import SqliteSpool
+from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
 from tests.support.spools import new_spool
 

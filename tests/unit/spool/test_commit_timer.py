@@ -2,8 +2,8 @@
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.spool.sqlite.writer import CommitTimer
+from tests.support.manual_clock import ManualClock
 
 
 def committed(commit_timer: CommitTimer, clock: ManualClock, *times: float) -> None:

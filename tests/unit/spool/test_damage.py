@@ -11,7 +11,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.clock import ManualClock
 from relay.last_commit import last_commit_of, log_of
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
@@ -27,6 +26,7 @@ from relay.spool.types import (
     SpoolError,
     SpoolUnavailableError,
 )
+from tests.support.manual_clock import ManualClock
 from tests.support.spools import new_spool
 from tests.support.vfs import FaultyDisk
 

@@ -5,11 +5,12 @@ from contextlib import closing
 import apsw
 import pytest
 
-from relay.clock import Ids, ManualClock, first_id_after
+from relay.clock import Ids, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.engine import Retention
 from relay.spool.sqlite import maintenance
 from relay.spool.types import EntrySchedule, Settlement
+from tests.support.manual_clock import ManualClock
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.clock import ManualClock
 from relay.journeys.events import Event, Step
 from relay.last_commit import last_commit_of, log_of
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
@@ -36,6 +35,7 @@ from relay.spool.types import (
     SpoolError,
     SpoolUnavailableError,
 )
+from tests.support.manual_clock import ManualClock
 from tests.support.spools import new_spool
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))

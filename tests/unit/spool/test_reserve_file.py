@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ManualClock
 from relay.message.envelope import ForwardPath, Source
 from relay.message.nexthop import LOCAL
 from relay.message.outcome import Evidence, Failed, Relayed
@@ -16,6 +15,7 @@ from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import DueQuery, NewEntry, NewRecipient, Settlement, SpoolFullError
 from tests.support.disks import filled, journaled_disk, small_disk
+from tests.support.manual_clock import ManualClock
 from tests.support.spools import new_spool
 
 MIB = 1024 * 1024

@@ -9,7 +9,6 @@ from zlib import crc32
 import apsw
 import pytest
 
-from relay.clock import ManualClock
 from relay.message.content import LargeContent
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
@@ -17,6 +16,7 @@ from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.spool_files import damage_mark_of
 from relay.spool.sqlite.verify import SpoolVerifier
 from relay.spool.types import DueQuery, EntrySchedule, Settlement
+from tests.support.manual_clock import ManualClock
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
