@@ -182,30 +182,25 @@ class ChangeNotifier:
 
 @dataclass(frozen=True, slots=True)
 class ApiDependencies:
-    """What the handlers need.
+    """What the handlers need."""
 
-    `way_to` parses the target of a reroute or raises ValueError. `ready` returns "" or the reason
-    why the relay is not ready, `impaired` what does not work although it is. `prune` removes
-    history older than some seconds (None: spool.keep), or with the second argument only counts it.
-    `unlock` is that of AccountDirectory. `events` are
-    the streams of GET /events, if there are any. `development` is None in a service.
-    """
-
-    journeys: Journeys
-    queue_admin: QueueAdmin
-    stats: Callable[[], Awaitable[Mapping[str, Any]]]
-    way_to: Callable[[str], RouteLookup]
-    changes: ChangeNotifier
-    metrics: Metrics
-    history: MetricsHistory
-    ready: Callable[[], str]
-    clock: Clock
-    pressure: Pressure
+    journeys: Journeys  # messages and their events
+    queue_admin: QueueAdmin  # executes queue commands
+    stats: Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
+    way_to: Callable[[str], RouteLookup]  # parses the target of a reroute, or raises ValueError
+    changes: ChangeNotifier  # wakes those who wait for an event
+    metrics: Metrics  # of this process
+    history: MetricsHistory  # the metrics of the last hour
+    ready: Callable[[], str]  # "", or the reason why the relay is not ready
+    clock: Clock  # for time-outs and ages
+    pressure: Pressure  # the level and its reasons
+    # removes, or with True only counts, history older than seconds (None: spool.keep)
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
-    sources: MessageSources
-    unlock: Callable[[str], int]
-    events: "EventStreams | None" = None
-    development: DevelopmentControls | None = None
+    sources: MessageSources  # the content of messages
+    unlock: Callable[[str], int]  # that of AccountDirectory
+    events: "EventStreams | None" = None  # the streams of GET /events, if there are any
+    development: DevelopmentControls | None = None  # None in a service
+    # what does not work although the relay is ready; "": nothing
     impaired: Callable[[], str] = lambda: ""
 
 

@@ -96,22 +96,17 @@ def _digest(name: str) -> bytes:
 class MessageSearch:
     """What a message must match; "" matches all.
 
-    `to`, `sender` and `subject` are patterns of the whole value, without regard to case: `*` is any
-    text, `?` one character. A message is in `state` if one of its recipients is, and "final" if all
-    are; with `to`, only the recipients that it matches count.
-
-    `mailbox` is an address: the sender, or one of the recipients. Each of `words` is contained in
-    the subject or in one of these addresses. `key` is one of the names of the message.
+    A pattern matches the whole value, without regard to case: `*` is any text, `?` one character.
     """
 
-    to: str = ""
-    sender: str = ""
-    subject: str = ""
-    state: str = ""
-    mailbox: str = ""
-    words: tuple[str, ...] = ()
-    key: str = ""
-    after: ListCursor | None = None
+    to: str = ""  # a pattern; then only the recipients that it matches count
+    sender: str = ""  # a pattern
+    subject: str = ""  # a pattern
+    state: str = ""  # that one of its recipients has; "final" if all are final
+    mailbox: str = ""  # an address: the sender, or one of the recipients
+    words: tuple[str, ...] = ()  # each is contained in the subject or in one of these addresses
+    key: str = ""  # one of the names of the message
+    after: ListCursor | None = None  # messages that were first submitted or accepted later
 
     @property
     def needs_recipients(self) -> bool:

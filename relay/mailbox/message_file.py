@@ -32,16 +32,16 @@ _DELIVERED = "l"  # a file that local delivery created
 
 @dataclass(frozen=True, slots=True)
 class MessageName:
-    """The name of a file in new/ or cur/. `base_name` has no `,S=`; `size` None is unknown."""
+    """The name of a file in new/ or cur/."""
 
-    file_name: str
-    name_with_size: str
-    base_name: str
-    message_id: str
-    generation: int
-    seconds: int
-    size: int | None
-    flags: str
+    file_name: str  # all of it
+    name_with_size: str  # without flags
+    base_name: str  # without flags and `,S=`
+    message_id: str  # in the name, or made of the base name of another program
+    generation: int  # of a draft; 1 for other messages
+    seconds: int  # when the file was made, by its name
+    size: int | None  # by `,S=`; None: unknown
+    flags: str  # of Maildir
 
 
 def parse_name(file_name: str) -> MessageName | None:

@@ -71,16 +71,16 @@ from relay.mime.write_header import is_message_id
 class DraftIdentity:
     """What stays the same from one generation of a draft to the next; times in µs."""
 
-    account: str
-    message_id: str
-    hostname: str
-    created_us: int
-    modified_us: int
-    generation: int = 1
-    internet_message_id: str = ""
-    save_to_sent_items: bool = True
-    sent_folder: str = ""
-    on_behalf_of: str = ""
+    account: str  # the address of the mailbox
+    message_id: str  # the Graph id
+    hostname: str  # of its Message-ID
+    created_us: int  # wall clock time
+    modified_us: int  # wall clock time
+    generation: int = 1  # counts the files of the draft
+    internet_message_id: str = ""  # with its angle brackets; "": made of the id
+    save_to_sent_items: bool = True  # whether step 4 keeps the message
+    sent_folder: str = ""  # the id of the folder that step 4 files it in; "" for Sent Items
+    on_behalf_of: str = ""  # another user, from whom the message is
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,21 +161,16 @@ PAGE_BYTES_MAX = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class MessageQuery:
-    """Which messages, in which order, and which page of them.
+    """Which messages, in which order, and which page of them."""
 
-    `folder_id` "" means all folders. A page begins after `after`, the Page.next_after of the page
-    before; `skip` then counts from there. With `count` the total number is returned. A page ends
-    early when its messages take `bytes_max` of memory; it has at least one message.
-    """
-
-    folder_id: str = ""
-    condition: Condition | None = None
-    order: tuple[SortOrder, ...] = NEWEST_FIRST
-    skip: int = 0
-    top: int = 10
-    after: str = ""
-    count: bool = False
-    bytes_max: int = PAGE_BYTES_MAX
+    folder_id: str = ""  # "": all folders
+    condition: Condition | None = None  # None: all messages
+    order: tuple[SortOrder, ...] = NEWEST_FIRST  # the first one decides
+    skip: int = 0  # counted from `after`
+    top: int = 10  # messages of the page at most
+    after: str = ""  # the Page.next_after of the page before; "": from the beginning
+    count: bool = False  # whether the total number is returned
+    bytes_max: int = PAGE_BYTES_MAX  # of memory for the page, which has at least one message
 
 
 EVERY_CHANGE = frozenset(ChangeKind)

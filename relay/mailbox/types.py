@@ -124,20 +124,17 @@ class WellKnown(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One Maildir++ folder; `id` is stable, `path` its directory.
+    """One Maildir++ folder."""
 
-    `parent_id` is "" for a folder in the mailbox's root; `size_bytes` is the size of its messages.
-    """
-
-    id: str
-    display_name: str
-    path: Path
-    well_known: WellKnown | None = None
-    total: int = 0
-    unread: int = 0
-    parent_id: str = ""
-    children: int = 0
-    size_bytes: int = 0
+    id: str  # stable, also when it is renamed
+    display_name: str  # as clients see it
+    path: Path  # its directory
+    well_known: WellKnown | None = None  # its name in Graph, if it has one
+    total: int = 0  # messages
+    unread: int = 0  # messages that are not read
+    parent_id: str = ""  # "" for a folder in the mailbox's root
+    children: int = 0  # folders in it
+    size_bytes: int = 0  # of its messages
 
     @property
     def may_keep_sent(self) -> bool:
@@ -194,27 +191,24 @@ class NewUpload:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message in a mailbox. `properties.attachments` is empty here; see `attachments`.
+    """A message in a mailbox; times in µs of the wall clock."""
 
-    `is_other` is the inferenceClassification: other, not focused.
-    """
-
-    id: str
-    folder: Folder
-    path: Path
-    properties: MessageProperties
-    attachments: tuple[StoredAttachment, ...]
-    is_draft: bool
-    is_read: bool
-    flagged: bool
-    size: int
-    created_us: int
-    modified_us: int
-    sent_us: int
-    received_us: int
-    change_key: str
-    is_mime: bool = False
-    is_other: bool = False
+    id: str  # the Graph id
+    folder: Folder  # where it is
+    path: Path  # its file
+    properties: MessageProperties  # without attachments: see `attachments`
+    attachments: tuple[StoredAttachment, ...]  # without their content
+    is_draft: bool  # it can be changed and sent
+    is_read: bool  # flag S
+    flagged: bool  # flag F
+    size: int  # in octets
+    created_us: int  # of the draft, or when it arrived
+    modified_us: int  # of the file or its flags
+    sent_us: int  # the Date field
+    received_us: int  # when it arrived or was made
+    change_key: str  # changes with every change; the ETag
+    is_mime: bool = False  # a draft whose content is MIME that the client gave
+    is_other: bool = False  # inferenceClassification is other, not focused
 
     @property
     def memory_bytes(self) -> int:
@@ -313,21 +307,17 @@ class SendOptions:
 
 @dataclass(frozen=True, slots=True)
 class PendingSubmission:
-    """A submitted draft as pickup sees it: the exact snapshot that is sent.
+    """A submitted draft as pickup sees it: the exact snapshot that is sent."""
 
-    `account` is the address of the mailbox, `path` the file of the submission. `ready_us` is the
-    queue time at which it was submitted, or the wall clock time until which a scheduled one waits.
-    `internet_message_id` is known of a submission with a key when it is submitted.
-    """
-
-    submission_id: str
-    draft_id: str
-    account: str
-    base_name: str
-    path: Path
+    submission_id: str  # `<draft id>.<n>`: the submission key of the spool
+    draft_id: str  # the Graph id of the draft
+    account: str  # the address of the mailbox
+    base_name: str  # of the draft's file
+    path: Path  # the file of the submission
+    # queue time of the submission, or the wall clock time until which a scheduled one waits
     ready_us: int
-    options: SendOptions = field(default_factory=SendOptions)
-    internet_message_id: str = ""
+    options: SendOptions = field(default_factory=SendOptions)  # those of the request
+    internet_message_id: str = ""  # known when a submission with a key is submitted, else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,21 +191,18 @@ class SpoolFinding:
 
 @dataclass
 class RecoveryResult:
-    """The result: rows by table, and between which keys some could not be read.
+    """The result of a recovery."""
 
-    `aside` is where the damaged files are, "" where nothing was wrong. An entry without recipients
-    is held. `recipients_lost` is from the counters, None where these are lost too.
-    """
-
-    faults: list[str]
-    aside: str = ""
-    rows: Counter[str] = field(default_factory=Counter)
+    faults: list[str]  # what was wrong
+    aside: str = ""  # where the damaged files are; "" where nothing was wrong
+    rows: Counter[str] = field(default_factory=Counter)  # copied, by table
+    # between which keys rows could not be read
     holes: list[dict[str, Any]] = field(default_factory=list)
-    entries_waiting: int = 0
-    without_content: int = 0
-    without_recipients: int = 0
-    recipients_lost: int | None = 0
-    log_damaged: bool = False
+    entries_waiting: int = 0  # in the new spool
+    without_content: int = 0  # entries, which are held
+    without_recipients: int = 0  # entries, which are held
+    recipients_lost: int | None = 0  # by the counters; None where these are lost too
+    log_damaged: bool = False  # commits of the write-ahead log may be missing
 
     @property
     def is_whole(self) -> bool:

@@ -45,22 +45,18 @@ class CommandResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QueueCommand:
-    """An operation and its parameters; `who` and `why` are recorded in the journey.
+    """An operation and its parameters."""
 
-    `until_us` ends a hold. `as_before` makes a release restore the state and the next retry time.
-    `to` returns the next hop of an address for a reroute, None where it has none; `to_text` is the
-    operator's text for it. With `to`, a release takes captured mail too, and sends it there.
-    """
-
-    operation: Operation
-    selector: Selector
-    who: str
-    why: str = ""
-    dry_run: bool = False
-    until_us: int | None = None
-    as_before: bool = False
+    operation: Operation  # what to do
+    selector: Selector  # with which entries
+    who: str  # recorded in the journey
+    why: str = ""  # recorded in the journey
+    dry_run: bool = False  # only says what would change
+    until_us: int | None = None  # ends a hold, in queue time
+    as_before: bool = False  # a release restores the state and the next retry time
+    # the next hop of an address, None where it has none; a release sends captured mail there
     to: RouteLookup | None = None
-    to_text: str = ""
+    to_text: str = ""  # the operator's text for `to`
 
     def __post_init__(self) -> None:
         """Raises ValueError."""

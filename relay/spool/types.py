@@ -68,21 +68,19 @@ class Position:
 class DueQuery:
     """Which due entries of a priority level are wanted.
 
-    Without `next_hop` and `sender`: all after the position `after`, oldest due first. With
-    `sender`: those of one sender. With `next_hop`: those for one next hop, round robin among its
-    senders, starting after `after_sender`.
-
-    Entries of `without_hops`, of `without_senders` and of both in `without_pairs` are skipped,
-    except for the next hop or sender that was asked for.
+    Without `next_hop` and `sender`: all, oldest due first. With `sender`: those of one sender. With
+    `next_hop`: those for one next hop, round robin among its senders. What was asked for is not
+    skipped.
     """
 
-    level: PriorityLevel = PriorityLevel.NORMAL
-    after: Position | None = None
-    next_hop: NextHop | None = None
-    after_sender: int = -1
-    sender: int | None = None
-    without_hops: Collection[NextHop] = ()
-    without_senders: Collection[int] = ()
+    level: PriorityLevel = PriorityLevel.NORMAL  # the priority level
+    after: Position | None = None  # where the scan continues; None: from the beginning
+    next_hop: NextHop | None = None  # None: any
+    after_sender: int = -1  # with `next_hop`: the sender after which the round continues
+    sender: int | None = None  # None: any
+    without_hops: Collection[NextHop] = ()  # entries for these are skipped
+    without_senders: Collection[int] = ()  # entries of these are skipped
+    # entries of this sender for this next hop are skipped
     without_pairs: Collection[tuple[NextHop, int]] = ()
 
 

@@ -77,16 +77,16 @@ class ScannedFile:
 class IndexedMessage:
     """One row of the table `message`; schema.sql describes its columns."""
 
-    uid: int
-    message_id: str
-    claimed_id: str
-    location: FileLocation
-    base_name: bytes
-    generation: int
-    stat_data: StatData
-    received_us: int
-    first_seen_us: int
-    flags: str
+    uid: int  # the key: received_us * 1024 plus a number
+    message_id: str  # the id that clients see
+    claimed_id: str  # the id that the file of a copy claims while another message has it
+    location: FileLocation  # folder and file name
+    base_name: bytes  # without size and flags
+    generation: int  # of a draft; 1 for other messages
+    stat_data: StatData  # of the file, to notice a change
+    received_us: int  # by which lists are sorted
+    first_seen_us: int  # when the index found it
+    flags: str  # of Maildir
 
 
 class MessageTable:

@@ -66,17 +66,17 @@ _COPY = (
 
 @dataclass(frozen=True, slots=True)
 class EntryFacts:
-    """The facts of an entry on which an operation depends. Times are queue time in microseconds."""
+    """The facts of an entry on which an operation depends; times are queue time in µs."""
 
-    state: RecipientState
-    is_claimed: bool
-    next_hop: str
-    retry_us: int | None
-    due_us: int | None
-    warn_us: int | None
-    content_id: int
-    attempts: int
-    expires_us: int
+    state: RecipientState  # before the operation
+    is_claimed: bool  # delivery has it, or had it when the relay was killed
+    next_hop: str  # as it is stored
+    retry_us: int | None  # when it may be attempted; None: not without an operator
+    due_us: int | None  # the earliest of retry, warning and expiry
+    warn_us: int | None  # of the delay warning; None: none is due
+    content_id: int  # of its content
+    attempts: int  # so far
+    expires_us: int  # of its message
 
 
 def read_entry_facts(cursor: apsw.Cursor, key: Key) -> EntryFacts | None:

@@ -84,14 +84,15 @@ _SCANS = (
 class QueueCounter:
     """A count in steps: call step() until it returns False, and end() in any case."""
 
-    entries: Counter[str] = field(default_factory=Counter)
-    recipients: int = 0
-    counters: dict[str, int] = field(default_factory=dict)
+    entries: Counter[str] = field(default_factory=Counter)  # by state
+    recipients: int = 0  # that are not final
+    counters: dict[str, int] = field(default_factory=dict)  # those that the commits keep
+    # acceptance of the oldest queued or deferred entry; None without one
     oldest_us: int | None = None
     snapshots: int = 0  # a count is of one; there are more if the spool was opened again
-    _oldest_id: str = _LAST_ID
-    _scan: int = 0
-    _reached: tuple[Any, ...] = ()
+    _oldest_id: str = _LAST_ID  # of the message of that entry, by which it is found
+    _scan: int = 0  # which of the scans comes next
+    _reached: tuple[Any, ...] = ()  # where the scan continues
 
     def step(self, cursor: apsw.Cursor) -> bool:
         """Count a slice; return False when everything is counted."""
