@@ -7,7 +7,10 @@ continues at every level, because it relieves the relay. This module is pure.
 See RFC 5321 4.5.3.1.10, RFC 3463 3.4 (X.3.1, X.3.2) and docs/design.md 6.
 """
 
-from collections.abc import Collection, Mapping
+import sys
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -248,3 +251,45 @@ class MemoryBudget:
     def release(self, size_bytes: int) -> None:
         """Release memory that was taken."""
         self._left_bytes += size_bytes
+
+
+class ConcurrencyCounter:
+    """Counts what is in progress, in all and by key: an account, a visitor, an address.
+
+    The key None counts in all only. A key of which nothing is in progress takes no memory.
+    """
+
+    def __init__(self) -> None:
+        self._by_key: Counter[Hashable] = Counter()
+        self.total = 0
+
+    def count(self, key: Hashable | None) -> int:
+        """Return how much of a key is in progress."""
+        return self._by_key[key] if key is not None else 0
+
+    def has_room(self, key: Hashable | None, *, per_key: int, in_all: int = sys.maxsize) -> bool:
+        """Return whether one more of a key may begin under these limits."""
+        return self.total < in_all and self.count(key) < per_key
+
+    def begin(self, key: Hashable | None) -> None:
+        """Count one more until end()."""
+        self.total += 1
+        if key is not None:
+            self._by_key[key] += 1
+
+    def end(self, key: Hashable | None) -> None:
+        """Count one less."""
+        self.total -= 1
+        if key is not None:
+            self._by_key[key] -= 1
+            if not self._by_key[key]:
+                del self._by_key[key]
+
+    @contextmanager
+    def counted(self, key: Hashable | None) -> Iterator[None]:
+        """Count one more inside the with block."""
+        self.begin(key)
+        try:
+            yield
+        finally:
+            self.end(key)

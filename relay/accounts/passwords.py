@@ -10,7 +10,7 @@ import asyncio
 import functools
 import hashlib
 import hmac
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ import argon2
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
 
 from relay.clock import Clock
+from relay.pressure import ConcurrencyCounter
 
 _PLAIN = "plain:"
 _DIGEST = "sha256:"
@@ -267,7 +268,7 @@ class PasswordChecker:
         self._key = rng(32)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
-        self._running_of: Counter[str | _Pair] = Counter()
+        self._running_of = ConcurrencyCounter()  # by pair, and by client
         self._successes: OrderedDict[_Pair, tuple[bytes, float]] = OrderedDict()
         self._of_pairs = FailureTable(FREE_FAILURES)
         self._of_clients = FailureTable(FREE_FAILURES_OF_CLIENT)
@@ -320,18 +321,19 @@ class PasswordChecker:
         """Start a check. Raises LoginDelayedError."""
         now, client = self._clock.monotonic(), pair[1]
         # A running check counts as a failure, so that parallel guesses do not avoid the delay.
-        guesses = self._running_of[pair]
+        guesses = self._running_of.count(pair)
         if guesses and self._of_pairs.count(pair, now) + guesses >= FREE_FAILURES:
             raise LoginDelayedError("Too many logins of this user at once", _BUSY_S)
         if _counts_all_users(client):
             self._delay_by_client(pair, now)
-        if self._running_of[client] >= WAITING_MAX // 2:
+        if self._running_of.count(client) >= WAITING_MAX // 2:
             raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
         if len(self._running) >= WAITING_MAX:
             raise LoginDelayedError("Too many logins at once", _BUSY_S)
         running = asyncio.get_running_loop().run_in_executor(self._threads, compare)
         self._running[digest] = running
-        self._running_of.update((pair, client))
+        for key in (pair, client):
+            self._running_of.begin(key)
         running.add_done_callback(functools.partial(self._finished, pair, digest))
         return running
 
@@ -341,7 +343,7 @@ class PasswordChecker:
         A user who has logged in from there before is not delayed by them.
         """
         client = pair[1]
-        running = self._running_of[client]
+        running = self._running_of.count(client)
         if pair not in self._successes:
             self._raise_if_delayed(self._of_clients, client, now)
             if running and self._of_clients.count(client, now) >= FREE_FAILURES_OF_CLIENT:
@@ -367,9 +369,7 @@ class PasswordChecker:
         """Record the result of a check, even if its client has disconnected."""
         del self._running[digest]
         for key in (pair, pair[1]):
-            self._running_of[key] -= 1
-            if not self._running_of[key]:
-                del self._running_of[key]
+            self._running_of.end(key)
         if check.cancelled() or check.exception():
             return
         now = self._clock.monotonic()

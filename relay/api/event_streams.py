@@ -11,7 +11,7 @@ twentieth of the time; then the streams follow later than the mail.
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from relay.http.event_stream import TAKE_TIMEOUT_S, EventStreamResponse
 from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import RecordedEvent
 from relay.observe.logs import get_logger
+from relay.pressure import ConcurrencyCounter
 
 STREAMS_MAX = 200
 STREAMS_OF_ACCOUNT_MAX = 20  # of the role user
@@ -127,7 +128,7 @@ class EventStreams:
         self._changes = changes
         self._clock = clock
         self._is_closed = False
-        self._open: Counter[str | None] = Counter()  # streams by account
+        self._open = ConcurrencyCounter()  # streams by account
         self._reader: asyncio.Task[None] | None = None
         self._place = EventCursor()  # of the reader
         self._recent: deque[_Block] = deque(maxlen=_RECENT_BLOCKS)
@@ -170,10 +171,10 @@ class EventStreams:
         )
 
     def _check_number(self, view: EventView) -> None:
-        if self._is_closed or self._open.total() >= STREAMS_MAX:
+        if self._is_closed or self._open.total >= STREAMS_MAX:
             message = "Too many event streams are open already."
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5)
-        if view.account is not None and self._open[view.account] >= STREAMS_OF_ACCOUNT_MAX:
+        if self._open.count(view.account) >= STREAMS_OF_ACCOUNT_MAX:
             message = f"This account has {STREAMS_OF_ACCOUNT_MAX} event streams open already."
             raise ApiError(429, "TooManyRequests", message, headers={"retry-after": "5"})
 
@@ -185,7 +186,7 @@ class EventStreams:
             self._check_number(view)
         except ApiError:  # others have begun since response()
             return
-        self._open[view.account] += 1
+        self._open.begin(view.account)
         checked_s = self._clock.real_s()
         try:
             if self._reader is None:
@@ -221,9 +222,8 @@ class EventStreams:
         except Exception:  # noqa: BLE001 - the client continues where the stream ends
             _log.exception("event stream ended")
         finally:
-            self._open[view.account] -= 1
-            self._open = +self._open
-            if not self._open:
+            self._open.end(view.account)
+            if not self._open.total:
                 self._stop_reading()
 
     async def _block_behind(self, place: EventCursor) -> _Block | None:

@@ -130,13 +130,9 @@ class _Admission:
         return request.add_applied(response)
 
     async def _run_new(self, operation: GraphOperation, request: GraphRequest) -> Response:
-        account = request.caller.address
-        self._concurrent.begin(account)
-        try:
+        with self._concurrent.acquire(request.caller.address):
             check_pressure(self._pressure.state, operation.intake)
             return await operation.handler(request)
-        finally:
-            self._concurrent.end(account)
 
 
 _REJECTED_FOR = {

@@ -2,9 +2,8 @@
 
 import asyncio
 import re
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Any, TypeVar
@@ -45,7 +44,7 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES
 from relay.message.time_zones import time_zone
-from relay.pressure import Pressure, PressureReason
+from relay.pressure import ConcurrencyCounter, Pressure, PressureReason
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
 REQUESTS_PER_ACCOUNT_MAX = 256
@@ -67,49 +66,32 @@ class StreamedBodies:
     """Counts the request bodies that are being streamed to disk."""
 
     def __init__(self) -> None:
-        self._by_account: Counter[str] = Counter()
+        self._running = ConcurrencyCounter()
 
-    @contextmanager
-    def acquire(self, account: str) -> Iterator[None]:
+    def acquire(self, account: str) -> AbstractContextManager[None]:
         """Count one body inside the with block. Raises ApiError 503 at either limit."""
-        if (
-            self._by_account[account] >= STREAMED_BODIES_PER_ACCOUNT_MAX
-            or self._by_account.total() >= STREAMED_BODIES_MAX
-        ):
+        most, in_all = STREAMED_BODIES_PER_ACCOUNT_MAX, STREAMED_BODIES_MAX
+        if not self._running.has_room(account, per_key=most, in_all=in_all):
             message = "Too many large bodies are being received; try again."
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
-        self._by_account[account] += 1
-        try:
-            yield
-        finally:
-            self._by_account[account] -= 1
-            if not self._by_account[account]:
-                del self._by_account[account]
+        return self._running.counted(account)
 
 
 class ConcurrentRequests:
     """Counts the running requests of each account."""
 
     def __init__(self) -> None:
-        self._by_account: dict[str, int] = {}
+        self._running = ConcurrencyCounter()
 
-    def begin(self, account: str) -> None:
-        """Count one request until end(). Raises ApiError 429 at the limit."""
-        count = self._by_account.get(account, 0)
-        if count >= REQUESTS_PER_ACCOUNT_MAX:
+    def acquire(self, account: str) -> AbstractContextManager[None]:
+        """Count one request inside the with block. Raises ApiError 429 at the limit."""
+        if not self._running.has_room(account, per_key=REQUESTS_PER_ACCOUNT_MAX):
             message = (
                 "Application is over its MailboxConcurrency limit: "
                 f"{REQUESTS_PER_ACCOUNT_MAX} requests of this account are running."
             )
             raise _throttled(message, _CONCURRENCY_RETRY_S)
-        self._by_account[account] = count + 1
-
-    def end(self, account: str) -> None:
-        """End one request of the account."""
-        if (count := self._by_account[account] - 1) > 0:
-            self._by_account[account] = count
-        else:
-            del self._by_account[account]
+        return self._running.counted(account)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from relay.certificates import ServerCertificate
 from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply, Origin, ReceivedContent
-from relay.ingress.session_limits import SessionCounter, SessionLimits
+from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies
 from relay.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
 from relay.mailbox.api import DeliveryStore
 from relay.message.envelope import Envelope, ForwardPath
-from relay.pressure import MemoryBudget, Pressure
+from relay.pressure import ConcurrencyCounter, MemoryBudget, Pressure
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, SmtpListener
 from relay.settings.validation import is_loopback
@@ -70,9 +70,8 @@ class SmtpServer:
         self._acceptances: set[asyncio.Task[DataReply]] = set()
         self._shared = SessionDependencies(
             listener=self._listener_dependencies(pickup=pickup),
-            count=SessionCounter(
-                sessions=listener.max_sessions, per_client=self._limits.sessions_per_client
-            ),
+            count=ConcurrencyCounter(),
+            sessions_max=listener.max_sessions,
             sessions=set(),
             timeout_s=listener.timeout,
             tls_context=self._tls_context,
@@ -88,7 +87,7 @@ class SmtpServer:
     @property
     def sessions(self) -> int:
         """The number of open sessions."""
-        return self._shared.count.sessions
+        return self._shared.count.total
 
     @property
     def acceptances(self) -> int:

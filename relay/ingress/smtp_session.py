@@ -23,7 +23,6 @@ from aiosmtpd.smtp import SMTP
 from relay.accounts.passwords import client_of
 from relay.ingress.data import ContentCollector, ContentRejection, DotFraming
 from relay.ingress.esmtp_parameters import SmtpRejection
-from relay.ingress.session_limits import SessionCounter
 from relay.ingress.smtp_commands import (
     SHUTTING_DOWN,
     LineError,
@@ -31,6 +30,7 @@ from relay.ingress.smtp_commands import (
     SmtpCommandHandler,
 )
 from relay.observe.logs import get_logger
+from relay.pressure import ConcurrencyCounter
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 _TEXT = frozenset((*b"\t\r\n", *range(0x20, 0x7F)))
@@ -165,7 +165,8 @@ class SessionDependencies:
     """
 
     listener: ListenerDependencies
-    count: SessionCounter
+    count: ConcurrencyCounter  # sessions by client_of(), None for trusted clients
+    sessions_max: int
     sessions: set["SmtpSession"]
     timeout_s: float
     tls_context: ssl.SSLContext | None
@@ -199,7 +200,7 @@ class SmtpSession(_NoHooks, SMTP):
         )
         self._shared = shared
         self._ip = ""
-        self._counted_as = ""
+        self._counted_as: str | None = None
         self._may_speak_first = False
         self._input = InputBuffer(
             limit_bytes=shared.listener.limits.input_bytes,
@@ -221,11 +222,11 @@ class SmtpSession(_NoHooks, SMTP):
         trusted, tls = self._shared.is_trusted(self._ip), _tls_version(transport)
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not self._ip or bool(tls))
-        self._counted_as = "" if trusted else client_of(self._ip)
+        self._counted_as = None if trusted else client_of(self._ip) or None
         if not trusted and self._shared.rejects_untrusted():
             rejection = _BUSY
         else:
-            rejection = self._shared.count.enter(self._counted_as)
+            rejection = self._counted_or_rejected()
         if rejection:
             rejected = cast("asyncio.Transport", transport)
             rejected.write(rejection.encode("ascii") + b"\r\n")
@@ -241,6 +242,16 @@ class SmtpSession(_NoHooks, SMTP):
             tls=tls,
         )
         super().connection_made(transport)
+
+    def _counted_or_rejected(self) -> str:
+        """Count the session and return "", or return the reply that rejects it."""
+        count, per_client = self._shared.count, self._shared.listener.limits.sessions_per_client
+        if count.total >= self._shared.sessions_max:
+            return "421 4.7.0 Too many sessions at once, try again later"
+        if count.count(self._counted_as) >= per_client:
+            return "421 4.7.0 Too many sessions from your address, close some and try again"
+        count.begin(self._counted_as)
+        return ""
 
     def data_received(self, data: bytes) -> None:
         """Buffer what the client sent."""
@@ -258,7 +269,7 @@ class SmtpSession(_NoHooks, SMTP):
             self.closed.set_result(None)
         if self._counted:
             self._counted = False
-            self._shared.count.leave(self._counted_as)
+            self._shared.count.end(self._counted_as)
             self._shared.sessions.discard(self)
             super().connection_lost(None if isinstance(error, OSError) else error)
 

@@ -5,9 +5,7 @@ read with GET; a change is a POST of a form with the visitor's CSRF token, answe
 token of every request but GET is checked before its handler is called.
 """
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from starlette.responses import Response
 
@@ -33,6 +31,7 @@ from relay.pages.queue_change import queue_change
 from relay.pages.queue_page import queue_page
 from relay.pages.site import PageSite
 from relay.pages.snippets import snippets_page
+from relay.pressure import ConcurrencyCounter
 from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 
@@ -69,20 +68,7 @@ def create_app(
     clock = ClockPage(controls) if controls is not None else None
     internet = InternetPage(controls) if controls is not None else None
 
-    running: Counter[str] = Counter()  # by the name of the visitor
-
-    @contextmanager
-    def counted(name: str) -> Iterator[None]:
-        """Raise ApiError 429 if the visitor has too many requests already."""
-        if running[name] >= REQUESTS_OF_VISITOR_MAX:
-            raise ApiError(429, "TooManyRequests", _TOO_MANY, headers={"retry-after": "1"})
-        running[name] += 1
-        try:
-            yield
-        finally:
-            running[name] -= 1
-            if not running[name]:
-                del running[name]
+    running = ConcurrencyCounter()  # by the name of the visitor
 
     async def handle(request: HttpRequest) -> Response:
         visitor: Visitor | None = None
@@ -99,7 +85,7 @@ def create_app(
                 await read_form(request, visitor.csrf)
             if request.segments == ("logout",):
                 return logout(request, visitor, site, logins=access.logins)
-            with counted(visitor.principal.name):
+            with _counted(running, visitor.principal.name):
                 if request.segments == ("health",):
                     return await health.respond(request, visitor, site)
                 if request.segments == ("clock",) and clock is not None:
@@ -115,6 +101,13 @@ def create_app(
 
     limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
     return Gateway(handle, clock=dependencies.clock, limits=limits)
+
+
+def _counted(running: ConcurrencyCounter, name: str) -> AbstractContextManager[None]:
+    """Count a request of a visitor inside the with block. Raises ApiError 429 at the limit."""
+    if not running.has_room(name, per_key=REQUESTS_OF_VISITOR_MAX):
+        raise ApiError(429, "TooManyRequests", _TOO_MANY, headers={"retry-after": "1"})
+    return running.counted(name)
 
 
 async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:

@@ -10,7 +10,6 @@ CSP Level 3 6.3.2 (sandbox); RFC 6266 (Content-Disposition).
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -46,6 +45,7 @@ from relay.pages.content import (
     shown_text,
 )
 from relay.pages.sanitize import SafeDocument
+from relay.pressure import ConcurrencyCounter
 
 View = Literal["html", "text", "headers", "source", "attachments", "links"]
 VIEWS: tuple[View, ...] = get_args(View)
@@ -105,7 +105,7 @@ class ContentPages:
     def __init__(self, handlers: Handlers) -> None:
         self._handlers = handlers
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
-        self._waiting: Counter[str] = Counter()  # by the name of the visitor
+        self._waiting = ConcurrencyCounter()  # by the name of the visitor
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def response(self, request: HttpRequest, visitor: Visitor, key: str) -> Response:
@@ -190,11 +190,11 @@ class ContentPages:
         messages of one do not keep the others from theirs. Raises ApiError 503.
         """
         name = principal.name
-        waiting = self._waiting[name]
-        if self._waiting.total() >= _WAITING_MAX or waiting >= _WAITING_OF_VISITOR_MAX:
-            message = f"{waiting} of your pages wait for contents; try again."
+        most, in_all = _WAITING_OF_VISITOR_MAX, _WAITING_MAX
+        if not self._waiting.has_room(name, per_key=most, in_all=in_all):
+            message = f"{self._waiting.count(name)} of your pages wait for contents; try again."
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=2)
-        self._waiting[name] += 1
+        self._waiting.begin(name)
         try:
             async with self._turns.setdefault(name, asyncio.Lock()):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -202,9 +202,9 @@ class ContentPages:
             message = f"The content cannot be read: {error.strerror or error}."
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5) from error
         finally:
-            self._waiting[name] -= 1
-            if not self._waiting[name]:
-                del self._waiting[name], self._turns[name]
+            self._waiting.end(name)
+            if not self._waiting.count(name):
+                del self._turns[name]
 
 
 def _filled(panel: ContentPanel, content: Content, *, is_chosen: bool) -> ContentPanel:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import math
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from relay.clock import Clock
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.event_stream import EventStreamResponse
 from relay.observe.logs import get_logger
+from relay.pressure import ConcurrencyCounter
 
 READERS_MAX = 300
 READERS_OF_VISITOR_MAX = 100
@@ -89,7 +89,7 @@ class LiveViews:
         self._changes = changes
         self._clock = clock
         self._views: dict[Hashable, _View] = {}
-        self._readers: Counter[str] = Counter()
+        self._readers = ConcurrencyCounter()
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
         self._arrived = asyncio.Event()  # a reader of a new view
@@ -112,11 +112,8 @@ class LiveViews:
         return EventStreamResponse(self._events(key, render, reader))
 
     def _may_read(self, key: Hashable, reader: LiveReader) -> bool:
-        if (
-            self._is_closed
-            or self._readers.total() >= READERS_MAX
-            or self._readers[reader.name] >= READERS_OF_VISITOR_MAX
-        ):
+        most, in_all = READERS_OF_VISITOR_MAX, READERS_MAX
+        if self._is_closed or not self._readers.has_room(reader.name, per_key=most, in_all=in_all):
             return False
         own = sum(view.name == reader.name for view in self._views.values())
         return key in self._views or (len(self._views) < VIEWS_MAX and own < VIEWS_OF_VISITOR_MAX)
@@ -131,7 +128,7 @@ class LiveViews:
             view = self._views[key] = _View(render, reader.name)
             self._arrived.set()
         view.readers += 1
-        self._readers[reader.name] += 1
+        self._readers.begin(reader.name)
         if self._task is None and not self._is_closed:
             self._task = asyncio.create_task(self._render_all(), name="live views")
         has = reader.has
@@ -152,8 +149,7 @@ class LiveViews:
             view.readers -= 1
             if not view.readers and self._views.get(key) is view:
                 del self._views[key]
-            self._readers[reader.name] -= 1
-            self._readers = +self._readers
+            self._readers.end(reader.name)
             if not self._views:
                 self._stop()
 

@@ -10,11 +10,11 @@ A submission starts when these three allow it:
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable
 
 from relay.clock import Clock, Timer
 from relay.mailbox.types import PendingSubmission
+from relay.pressure import ConcurrencyCounter
 
 FIRST_PROBE_DELAY_S = 0.2
 LONGEST_PROBE_DELAY_S = 5.0
@@ -41,7 +41,7 @@ class Gate:
         self._is_rush = is_rush
         self._on_reopened = on_reopened
         self._concurrency = concurrency
-        self._in_progress: Counter[str] = Counter()  # by account
+        self._in_progress = ConcurrencyCounter()  # by account
         self._failed: set[str] = set()  # submission ids since the last success
         self._is_broken = False  # the circuit breaker is open
         self._probe = ""  # the submission that probes the server
@@ -52,7 +52,7 @@ class Gate:
 
     def is_open(self) -> bool:
         """Whether a submission of some account may start now."""
-        if self._in_progress.total() > self._concurrency:
+        if self._in_progress.total > self._concurrency:
             return False
         if self._is_broken and (self._probe or self._probe_timer is not None):
             return False
@@ -60,7 +60,7 @@ class Gate:
 
     def may_start(self, account: str) -> bool:
         """Whether the concurrency limit lets this account start a submission."""
-        return self._in_progress[account] < self._concurrency
+        return self._in_progress.count(account) < self._concurrency
 
     @property
     def waits_to_probe(self) -> bool:
@@ -69,7 +69,7 @@ class Gate:
 
     def started(self, pending: PendingSubmission) -> None:
         """Count a submission as in progress. The caller must call ended()."""
-        self._in_progress[pending.account] += 1
+        self._in_progress.begin(pending.account)
         if self._is_broken:
             self._probe = pending.submission_id
         age_s = (self._clock.queue_us() - pending.ready_us) / 1_000_000
@@ -78,9 +78,7 @@ class Gate:
 
     def ended(self, pending: PendingSubmission) -> None:
         """Count a submission as no longer in progress."""
-        self._in_progress[pending.account] -= 1
-        if not self._in_progress[pending.account]:
-            del self._in_progress[pending.account]
+        self._in_progress.end(pending.account)
         if self._probe == pending.submission_id:
             self._probe = ""
 

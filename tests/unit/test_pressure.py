@@ -9,6 +9,7 @@ from relay.pressure import (
     MAILBOX_REASONS,
     QUEUE_REASONS,
     Bounds,
+    ConcurrencyCounter,
     Disk,
     Measurements,
     Pressure,
@@ -178,3 +179,14 @@ def test_before_the_first_look_everything_fits():
 
 def test_every_reason_has_words():
     assert all(describe(reason) for reason in PressureReason)
+
+
+def test_what_is_in_progress_is_counted_by_key_and_leaves_nothing_behind() -> None:
+    counter = ConcurrencyCounter()
+    with counter.counted("a"), counter.counted("a"), counter.counted(None):
+        assert [counter.count(key) for key in ("a", "b", None)] == [2, 0, 0]
+        assert not counter.has_room("a", per_key=2)
+        assert counter.has_room("b", per_key=2)
+        assert counter.has_room(None, per_key=1, in_all=4)
+        assert not counter.has_room("b", per_key=2, in_all=3)
+    assert (counter.total, counter._by_key) == (0, {})

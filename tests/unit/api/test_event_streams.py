@@ -424,7 +424,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_continues(tmp_path: Pa
                 await relay.spool.accept(new_message([("local", "x@a.test")], events=(big,)))
             relay.changes.notify()
             everything = await other.events(40)
-            await until(lambda: relay.streams._open.total() == 1)
+            await until(lambda: relay.streams._open.total == 1)
             found: list[ReceivedEvent] = []
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 while True:
@@ -447,7 +447,7 @@ async def test_the_streams_of_an_account_are_limited(relay: Relay) -> None:
             assert source.status == 200
         for one in opened:
             await one.__aexit__(None, None, None)
-        await until(lambda: relay.streams._open.total() == 1)  # a disconnect frees its place
+        await until(lambda: relay.streams._open.total == 1)  # a disconnect frees its place
         async with relay.stream("alice") as source:
             assert source.status == 200
 

@@ -45,7 +45,7 @@ async def test_costly_messages_of_one_visitor_leave_a_thread_for_others(costly: 
         assert costly.began == 1
         costly.end.set()
         assert await asyncio.gather(*hers) == ["done"] * 5
-    assert not pages._waiting
+    assert not pages._waiting.total
     assert not pages._turns
 
 
