@@ -17,12 +17,13 @@ from relay.message.header import Header
 from relay.mime.encoded_words import decode_words, encode_text
 
 LINE_OCTETS_MAX = 998  # without its CRLF
-_LINE_OCTETS_WANTED = 78
+LINE_OCTETS_WANTED = 78
 _PLAIN_WORD_MAX = 60  # a longer word is encoded if any word needs encoding
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _field_name = re.compile(r"[!-9;-~]{1,126}").fullmatch  # RFC 5322 2.2
+_pieces = re.compile(r"[ \t]*[^ \t]+(?:[ \t]+\Z)?|[ \t]+\Z").findall
 _forbidden = re.compile(r"[\r\n\0]").search
 _reply_prefixes = re.compile(r"(?:(?:re|fwd?|aw|wg|sv|vs|rv|tr)(?:\[\d+\])?:\s*)*", re.IGNORECASE)
 _unsafe_in_trace = re.compile(r"[^A-Za-z0-9.:\[\]_-]")
@@ -56,10 +57,10 @@ def field(name: str, value: str) -> bytes:
     if _forbidden(value):
         raise ValueError(f"the value of {name} must not have CR, LF or NUL in it")
     if value.isascii():
-        lines = _folded(name, value.split(" "))
+        lines = folded(name, value)
         if all(len(line) <= LINE_OCTETS_MAX for line in lines):
             return "\r\n".join((*lines, "")).encode("ascii")
-    return "\r\n".join((*_folded(name, _encoded(name, value)), "")).encode("ascii")
+    return "\r\n".join((*folded(name, _encoded(name, value)), "")).encode("ascii")
 
 
 def fold(name: str, value: str) -> bytes:
@@ -67,7 +68,24 @@ def fold(name: str, value: str) -> bytes:
 
     For trace fields and DSNs. The caller guarantees that `value` has no CR, LF or NUL.
     """
-    return "\r\n".join((*_folded(name, value.split(" ")), "")).encode("utf-8")
+    return "\r\n".join((*folded(name, value), "")).encode("utf-8")
+
+
+def folded(name: str, value: str) -> list[str]:
+    """Return the lines of a field, broken before white space, so that unfolding returns the value.
+
+    A line is at most 78 characters, unless a word is longer. None is white space only: some readers
+    end the header there.
+    """
+    first, *pieces = _pieces(f" {value}")
+    lines, line = [], f"{name}:{first}"
+    for piece in pieces:
+        if len(line) + len(piece) > LINE_OCTETS_WANTED:
+            lines.append(line)
+            line = piece
+        else:
+            line += piece
+    return [*lines, line]
 
 
 def prefix_subject(header: Header, tag: str) -> Header:
@@ -88,7 +106,7 @@ def prefix_subject(header: Header, tag: str) -> Header:
     # A space between two encoded words is not shown, so an encoded tag contains it.
     head = field("Subject", tag if tag.isascii() or not old.startswith(b"=?") else f"{tag} ")[:-2]
     last_line = head.rpartition(b"\n")[2]
-    fits = len(last_line) + 1 + len(old.partition(b"\r\n")[0]) <= _LINE_OCTETS_WANTED
+    fits = len(last_line) + 1 + len(old.partition(b"\r\n")[0]) <= LINE_OCTETS_WANTED
     new = head + (b" " if fits else b"\r\n ") + old if old else head + b"\r\n"
     return header.replace_first("Subject", new)
 
@@ -150,29 +168,16 @@ def _is_tagged(subject: str, tag: str) -> bool:
     return False
 
 
-def _encoded(name: str, value: str) -> list[str]:
-    """Return the words of `value`; from the first that is not ASCII on they are encoded words."""
+def _encoded(name: str, value: str) -> str:
+    """Return `value` with encoded words from the first word that is not ASCII on."""
     words = value.split(" ")
     plain = 0
     while words[plain].isascii() and 0 < len(words[plain]) <= _PLAIN_WORD_MAX:
         plain += 1  # the loop ends: a value of plain words is not encoded
     taken = len(name) + len(": ") + sum(len(word) + 1 for word in words[:plain])
-    if taken > _LINE_OCTETS_WANTED // 2:
+    if taken > LINE_OCTETS_WANTED // 2:
         taken = len(" ")  # on a line of its own instead of a very short word
-    return [*words[:plain], *encode_text(" ".join(words[plain:]), taken=taken)]
-
-
-def _folded(name: str, words: list[str]) -> list[str]:
-    """Join words by single spaces into lines; a word that does not fit starts a new line."""
-    lines, line = [], f"{name}:"
-    for index, word in enumerate(words):
-        # Some readers end the header at a line of white space, so "" never starts a line.
-        if index and word and line.strip() and len(line) + 1 + len(word) > _LINE_OCTETS_WANTED:
-            lines.append(line)
-            line = f" {word}"
-        else:
-            line += f" {word}"
-    return [*lines, line]
+    return " ".join((*words[:plain], *encode_text(" ".join(words[plain:]), taken=taken)))
 
 
 class Priority(IntEnum):

@@ -15,12 +15,10 @@ from relay.message.conversation import message_ids, topic_of
 from relay.message.extended_properties import extended_header_fields
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.encoded_words import encode_text
-from relay.mime.headers import date_field
+from relay.mime.headers import LINE_OCTETS_MAX, LINE_OCTETS_WANTED, date_field, folded
 
 CRLF = "\r\n"
 MESSAGE_ID_CHARACTERS_MAX = 900  # a line has 998 octets, and an id cannot be folded
-_FOLD_AT = 76
-_LINE_MAX = 900  # less than RFC 5322's 998, to leave room for the field name
 _SEGMENT_CHARACTERS = 60
 _PHRASE_CHARACTERS = 64
 _NAME_TAKEN = len("Reply-To: ")  # the longest name of an address field
@@ -47,12 +45,12 @@ def text_field(name: str, value: str) -> str:
     value = _CONTROLS.sub(" ", value)
     if not _is_plain(value):
         return f"{name}: {_encoded_words(value, taken=len(name) + 2)}{CRLF}"
-    if len(name) + len(value) < _FOLD_AT:
+    if len(name) + len(value) < LINE_OCTETS_WANTED - 1:
         return f"{name}: {value}{CRLF}"
-    folded = _folded(value, used=len(name) + 2)
-    if max(map(len, folded)) > _LINE_MAX:
+    lines = folded(name, value)
+    if max(map(len, lines)) > LINE_OCTETS_MAX:
         return f"{name}: {_encoded_words(value, taken=len(name) + 2)}{CRLF}"
-    return f"{name}: {(CRLF).join(folded)}{CRLF}"
+    return CRLF.join((*lines, ""))
 
 
 def raw_field(name: str, value: str) -> str:
@@ -121,19 +119,6 @@ def ascii_address(address: str) -> str:
 
 def _is_plain(value: str) -> bool:
     return value.isascii() and "=?" not in value and value == value.strip()
-
-
-def _folded(value: str, *, used: int) -> list[str]:
-    """Break before white space, so that unfolding returns the value."""
-    lines: list[str] = []
-    line = ""
-    for piece in re.findall(r"[ \t]*[^ \t]+", value):
-        if line and used + len(line) + len(piece) > _FOLD_AT:
-            lines.append(line)
-            line, used = piece, 0
-        else:
-            line += piece
-    return [*lines, line]
 
 
 def _encoded_words(value: str, *, taken: int) -> str:
