@@ -6,10 +6,11 @@ Maildir. When a call returns, its changes are durable, directories included. A c
 operations loses nothing and duplicates nothing. Other mail programs may use the Maildirs at the
 same time.
 
-`api` has a Protocol for each caller, `store` implements them. `drafts` writes drafts, the package
-`submissions` has steps 2 and 4 and scheduled sends, `inbox` local delivery. `messages`, `folders`,
-`attachments` and `upload_sessions` have the other operations of Graph. `index` finds messages,
-`quota` limits mailboxes, `verify` is `relay storage verify`.
+`api` has a Protocol for each caller, `store` implements them. `drafts` writes drafts, `submit` has
+steps 2 and 4, `inbox` local delivery. `messages`, `folders`, `attachments` and `upload_sessions`
+have the other operations of Graph. The package `submissions` has the pending submissions and
+scheduled sends, `index` finds messages, `quota` limits mailboxes, `verify` is `relay storage
+verify`.
 """
 
 from relay.mailbox.api import DeliveryStore, MailStore, SubmissionStore

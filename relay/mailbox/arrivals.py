@@ -20,7 +20,7 @@ from relay.mailbox.folders import find_folder
 from relay.mailbox.maildir import remove, retry_if_renamed
 from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity, open_octets
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.submissions.submit import SubmissionWriter, first_submission
+from relay.mailbox.submit import SubmissionWriter, first_submission
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,

@@ -40,7 +40,7 @@ from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
 from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
 from relay.mailbox.submissions.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer
-from relay.mailbox.submissions.submit import SubmissionWriter
+from relay.mailbox.submit import SubmissionWriter
 from relay.mailbox.threads import AccountQueues, QueryTimeLimit, ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,

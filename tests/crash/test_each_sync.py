@@ -433,7 +433,7 @@ SYNCED_BY = frozenset(
     )
 )
 MODULES = (
-    *("drafts.py", "inbox.py", "stale_files.py", "moving.py", "submissions/submit.py"),
+    *("drafts.py", "inbox.py", "stale_files.py", "moving.py", "submit.py"),
     *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py", "settings_file.py"),
     "folder_copy.py",
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from relay.app.state_dir import AlreadyRunningError, lock_file
-from relay.mailbox import drafts, inbox, maildir, moving
+from relay.mailbox import drafts, inbox, maildir, moving, submit
 from relay.mailbox.mail_root import (
     ForeignRootError,
     MailRoot,
@@ -20,7 +20,6 @@ from relay.mailbox.mail_root import (
 )
 from relay.mailbox.maildir import MissingRootError
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.submissions import submit
 from relay.mailbox.types import (
     DeliveryResult,
     QuotaLimits,

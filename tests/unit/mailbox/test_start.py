@@ -11,7 +11,7 @@ import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import SendOptions
-from relay.mailbox.submissions.submit import SubmissionWriter
+from relay.mailbox.submit import SubmissionWriter
 from tests.support.stores import ready_submissions
 
 ALICE = "alice@example.test"
@@ -72,7 +72,7 @@ def cut_off(place, draft, monkeypatch) -> None:
     sending = store._writer
     sending._shared = replace(store._shared, crash=Killed())
     with monkeypatch.context() as patched:
-        patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
+        patched.setattr("relay.mailbox.submit._remove_all", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             sending.submit_new(ALICE, draft(), SendOptions())
 
@@ -98,9 +98,9 @@ async def test_a_submission_interrupted_after_its_steps_is_withdrawn(
     sent = await store.submit_new(ALICE, draft(subject="before"), SendOptions())
     kept = None if is_new else await store.create_draft(ALICE, draft())
     with monkeypatch.context() as patched:
-        patched.setattr("relay.mailbox.submissions.submit._remove_all", lambda *_: None)
+        patched.setattr("relay.mailbox.submit._remove_all", lambda *_: None)
         patched.setattr(SubmissionWriter, "_withdraw", lambda *_: None)
-        patched.setattr("relay.mailbox.submissions.submit.os.rename", killed)
+        patched.setattr("relay.mailbox.submit.os.rename", killed)
         send, what = store._writer.submit_new, draft()
         if kept is not None:
             send, what = store._writer.submit_draft, kept.id
