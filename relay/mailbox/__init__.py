@@ -6,9 +6,10 @@ Maildir. When a call returns, its changes are durable, directories included. A c
 operations loses nothing and duplicates nothing. Other mail programs may use the Maildirs at the
 same time.
 
-`api` has a Protocol for each caller, `store` implements them. `drafts` writes drafts, `submit` has
-steps 2 and 4, `inbox` local delivery. `messages`, `folders`, `attachments` and `upload_sessions`
-have the other operations of Graph. The package `submissions` has the pending submissions and
+`api` has a Protocol for each caller, `store` implements them. `messages` creates, reads and changes
+messages, `draft_files` has the format of drafts; `submit` has steps 2 and 4, `inbox` local
+delivery. `moving`, `folders`, `attachments` and `upload_sessions` have the other operations of
+Graph. The package `submissions` has the pending submissions and
 scheduled sends, `index` finds messages, `quota` limits mailboxes, `verify` is `relay storage
 verify`.
 """

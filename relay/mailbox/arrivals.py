@@ -15,10 +15,11 @@ from typing import Generic, TypeVar
 
 from relay.files import FileOctets, write_all
 from relay.mailbox.dependencies import StoreDependencies
-from relay.mailbox.drafts import Drafts
+from relay.mailbox.draft_files import ComposedDraft, DraftHead, draft_head, next_identity
 from relay.mailbox.folders import find_folder
 from relay.mailbox.maildir import remove, retry_if_renamed
-from relay.mailbox.messages import ComposedDraft, DraftHead, draft_head, next_identity, open_octets
+from relay.mailbox.message_file import open_octets
+from relay.mailbox.messages import Messages
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submit import SubmissionWriter, first_submission
 from relay.mailbox.threads import ThreadPool
@@ -146,7 +147,7 @@ class Arrivals:
         stale_files: StaleFiles,
         *,
         writer: SubmissionWriter,
-        drafts: Drafts,
+        messages: Messages,
         threads: ThreadPool,
         offer: Callable[[PendingSubmission], None],
     ) -> None:
@@ -154,7 +155,7 @@ class Arrivals:
         self._shared = dependencies
         self._stale_files = stale_files
         self._writer = writer
-        self._drafts = drafts
+        self._messages = messages
         self._threads = threads
         self._offer = offer
 
@@ -179,7 +180,7 @@ class Arrivals:
 
         def create(draft: ComposedDraft) -> StoredMessage:
             mailbox = self._shared.folders.mailbox(account)
-            return self._drafts.create_composed(draft, mailbox, find_folder(mailbox, folder_id))
+            return self._messages.create_composed(draft, mailbox, find_folder(mailbox, folder_id))
 
         return self._arrival(file, create)
 
@@ -202,10 +203,10 @@ class Arrivals:
         def replace(draft: ComposedDraft) -> StoredMessage:
             mailbox = self._shared.folders.mailbox(account)
             with self._shared.stripes.of(message_id):
-                before = self._drafts.draft(mailbox, message_id, condition=condition)
+                before = self._messages.draft(mailbox, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME arrived.")
-                return self._drafts.replace(before, draft, flags=before.located.name.flags)
+                return self._messages.replace(before, draft, flags=before.located.name.flags)
 
         return self._arrival(file, replace)
 
@@ -241,7 +242,7 @@ class Arrivals:
         self, account: str, message_id: str, expected_bytes: int, *, condition: Precondition
     ) -> ArrivingFile:
         mailbox = self._shared.folders.mailbox(account)
-        before = self._drafts.draft(mailbox, message_id, condition=condition)
+        before = self._messages.draft(mailbox, message_id, condition=condition)
         located = before.located
         self._check_room(account, expected_bytes - located.path.stat().st_size, messages=0)
         options = before.submission.options if before.submission else None

@@ -8,19 +8,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from relay.mailbox.dependencies import StoreDependencies
-from relay.mailbox.drafts import Drafts
-from relay.mailbox.index import MessageFile
-from relay.mailbox.maildir import retry_if_renamed
-from relay.mailbox.messages import (
+from relay.mailbox.draft_files import (
     ComposedDraft,
     DraftIdentity,
+    with_attachment,
+    without_attachment,
+)
+from relay.mailbox.maildir import retry_if_renamed
+from relay.mailbox.message_file import (
+    MessageFile,
     attachment_ids,
     loaded,
     open_octets,
     stored_attachment,
-    with_attachment,
-    without_attachment,
 )
+from relay.mailbox.messages import Messages
 from relay.mailbox.types import (
     NO_PRECONDITION,
     AttachmentsTooLargeError,
@@ -46,9 +48,9 @@ class _IsThereError(Exception):
 class Attachments:
     """Reads and changes attachments. Blocking: the store calls it in its threads."""
 
-    def __init__(self, dependencies: StoreDependencies, drafts: Drafts) -> None:
+    def __init__(self, dependencies: StoreDependencies, messages: Messages) -> None:
         self._shared = dependencies
-        self._drafts = drafts
+        self._messages = messages
 
     @retry_if_renamed
     def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
@@ -133,7 +135,7 @@ class Attachments:
         Raises what add() raises.
         """
         mailbox = self._shared.folders.mailbox(account)
-        message = loaded(self._drafts.draft(mailbox, message_id, condition=condition).located)
+        message = loaded(self._messages.draft(mailbox, message_id, condition=condition).located)
         check_sizes([*(one.size for one in message.attachments), size_bytes], limit_bytes)
         return message
 
@@ -146,7 +148,7 @@ class Attachments:
         condition: Precondition,
     ) -> StoredMessage:
         try:
-            return self._drafts.change(account, message_id, make, condition=condition)
+            return self._messages.change(account, message_id, make, condition=condition)
         except NotEditableError as error:
             raise NotADraftError(str(error)) from None
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
+from relay.mailbox.draft_files import DraftIdentity
 from relay.mailbox.folders import Folders
-from relay.mailbox.index import Indexes, MessageFile
+from relay.mailbox.index import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import DirectorySync, Stripes
-from relay.mailbox.messages import DraftIdentity, change_key
+from relay.mailbox.message_file import MessageFile
 from relay.mailbox.quota import Quota
 from relay.mailbox.submissions import SubmissionDirectory
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
@@ -41,7 +42,7 @@ class StoreDependencies:
         Raises NoSuchItemError, also for a message in another folder; MessageChangedError.
         """
         located = self.index.get(mailbox, message_id, folder_id=condition.folder_id)
-        condition.check_version(change_key(located))
+        condition.check_version(located.change_key)
         return located
 
     def identity(self, account: str, options: SendOptions | None = None) -> DraftIdentity:

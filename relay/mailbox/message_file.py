@@ -1,18 +1,36 @@
-"""The file of a message: what its name says, its id, and where it is.
+"""The file of a message: what its name says, its id, where it is, and its content.
 
 A Maildir file name has a base name, `,S=` with the size, and `:2,` with the flags. A message's id
 does not depend on its flags and its folder. An account's directory is always below the mail root:
 mailbox_directory() raises NoSuchItemError for an account that can have none.
+
+Of a large file only the requested parts are in memory. A FIFO or a symbolic link in a mailbox is
+not opened. Reading raises FileNotFoundError for a file that was removed or is no regular file, and
+OSError.
 """
 
 import hashlib
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 from relay.clock import ID_LENGTH, id_time_us
-from relay.mailbox.types import Folder, NoSuchItemError, WellKnown
+from relay.files import OpenOctets
+from relay.mailbox.maildir import open_message
+from relay.mailbox.types import (
+    Folder,
+    NoSuchItemError,
+    StoredAttachment,
+    StoredMessage,
+    WellKnown,
+)
+from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
+from relay.mime.draft import read_private_block, with_defaults
+from relay.mime.read_mime import AttachedOctets, AttachmentFacts, read_message
 
 DRAFT = "D"
 SEEN = "S"
@@ -161,6 +179,18 @@ class MessageFile:
         """The path of the file."""
         return self.directory / self.name.file_name
 
+    @property
+    def is_draft(self) -> bool:
+        """Whether it is a draft: by its flag, or because it is in Drafts."""
+        return is_draft_file(self.name.flags, self.folder)
+
+    @property
+    def change_key(self) -> str:
+        """A text that changes with the content, the folder or the flags of the message."""
+        flags = "".join(sorted(self.name.flags))
+        place = f"{self.folder.id}/{self.name.name_with_size}:{flags}"
+        return hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
+
 
 def is_draft_file(flags: str, folder: Folder) -> bool:
     """Return whether a file is a draft: by its flag, or because it is in Drafts."""
@@ -173,3 +203,74 @@ def received_at_us(message_id: str, written_us: int) -> int:
     It is the same for all generations of a draft, and after a move.
     """
     return min(max(id_time_us(message_id) or written_us, 0), TIME_US_MAX)
+
+
+def open_octets(located: MessageFile) -> Octets:
+    """Return the file's octets, which stay readable after a rename or removal."""
+    with open_message(located.path) as file:
+        return _octets(file)
+
+
+def loaded(located: MessageFile) -> StoredMessage:
+    """Load a file as a message."""
+    with open_message(located.path) as file:
+        mtime_us = os.fstat(file.fileno()).st_mtime_ns // 1000
+        return load(located, _octets(file), mtime_us=mtime_us)
+
+
+def _octets(file: BinaryIO) -> Octets:
+    """Read a small file at once; leave a large one on disk."""
+    if os.fstat(file.fileno()).st_size > LARGE_BYTES:
+        return OpenOctets.of(file)
+    return MemoryOctets(file.read())
+
+
+def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessage:
+    """Return a file as a message; `mtime_us` is when it was last written.
+
+    Reading blocks; raises OSError.
+    """
+    block, _ = read_private_block(stored)
+    message = read_message(stored)
+    created_us = block.origin.created_us if block else mtime_us
+    properties = with_defaults(message.properties, block)
+    flags = located.name.flags
+    attachments = tuple(
+        stored_attachment(one, number) for number, one in enumerate(message.attachments)
+    )
+    return StoredMessage(
+        id=located.message_id,
+        folder=located.folder,
+        path=located.path,
+        properties=properties,
+        attachments=attachments,
+        is_draft=located.is_draft,
+        is_read=SEEN in flags,
+        flagged=FLAGGED in flags,
+        size=stored.size,
+        created_us=created_us,
+        modified_us=block.origin.modified_us if block else mtime_us,
+        sent_us=message.date_us or (block.origin.modified_us if block else mtime_us),
+        received_us=located.received_us or received_at_us(located.message_id, mtime_us),
+        change_key=located.change_key,
+        is_mime=block is None or block.is_mime,
+        is_other=OTHER in flags,
+    )
+
+
+def stored_attachment(facts: AttachmentFacts, number: int) -> StoredAttachment:
+    """Return an attachment; its id is its position unless the draft has stored one."""
+    return StoredAttachment(
+        facts.id or str(number),
+        facts.name,
+        facts.content_type,
+        facts.size,
+        facts.inline,
+        content_id=facts.content_id,
+        item=facts.item,
+    )
+
+
+def attachment_ids(attachments: Sequence[AttachedOctets]) -> list[str]:
+    """Return the ids of a file's attachments."""
+    return [stored_attachment(one.facts, at).id for at, one in enumerate(attachments)]

@@ -1,429 +1,334 @@
-"""Convert between message files and StoredMessage, and compose the files of drafts.
+"""Create, read, query and change messages.
 
-A draft's id, Message-ID and Date are assigned once and kept in every generation. Of a large file
-only the requested parts are in memory. A FIFO or a symbolic link in a mailbox is not opened.
-Raises FileNotFoundError for a file that was removed or is no regular file, and OSError. See
-Graph's message and Maildir flags.
+A file is never rewritten in place: a change writes a new file and then removes the old one. Methods
+raise StoreError's children and OSError; after an error nothing is half-written.
 """
 
-import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
-from relay.files import FileOctets, OpenOctets
-from relay.journeys.submission_log import SubmissionFacts
-from relay.mailbox.index import MessageFile
-from relay.mailbox.maildir import open_message
+from relay.crashpoints import CrashPoint
+from relay.mailbox.dependencies import StoreDependencies
+from relay.mailbox.draft_files import ComposedDraft, DraftIdentity, compose, next_generation
+from relay.mailbox.folders import find_folder
+from relay.mailbox.maildir import (
+    named_in_order,
+    open_written,
+    place,
+    remove,
+    retry_if_renamed,
+    write_file,
+)
 from relay.mailbox.message_file import (
     FLAGGED,
+    NEW_DRAFT,
     OTHER,
     SEEN,
-    is_draft_file,
-    make_base_name,
-    received_at_us,
+    MessageFile,
+    load,
+    loaded,
+    open_octets,
+    parse_name,
+    with_flags,
 )
-from relay.mailbox.types import NotADraftError, StoredAttachment, StoredMessage
-from relay.message.content import (
-    LARGE_BYTES,
-    Content,
-    LargeContent,
-    MemoryOctets,
-    Octets,
-    join_octets,
-    memory_part,
-    size_of,
+from relay.mailbox.query import DeltaQuery, MessageQuery
+from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.threads import QueryTimeLimit
+from relay.mailbox.types import (
+    NO_PRECONDITION,
+    DeltaPage,
+    Folder,
+    MessageChange,
+    MessageDelta,
+    NoSuchItemError,
+    NotADraftError,
+    Page,
+    PendingSubmission,
+    Precondition,
+    StoredMessage,
 )
-from relay.message.conversation import new_index, thread_of
-from relay.message.header import header_end, header_section
-from relay.message.properties import EmailAddress, MessageProperties
-from relay.mime.draft import (
-    DraftAttachment,
-    DraftOrigin,
-    MimeDraftProperties,
-    PrivateBlock,
-    draft_content,
-    mime_draft_block,
-    private_block_length,
-    read_block,
-    read_private_block,
-    with_defaults,
-)
-from relay.mime.edit_attachments import add_part, remove_part
-from relay.mime.edit_draft import (
-    NotEditableError,
-    changed_mime,
-    stored_attachments,
-)
-from relay.mime.read_mime import (
-    AttachedOctets,
-    AttachmentFacts,
-    read_attachments,
-    read_message,
-    read_mime,
-)
-from relay.mime.write_header import is_message_id
+from relay.message.content import Content, MemoryOctets, memory_part
+from relay.message.properties import MessageProperties
+from relay.mime.convert import render
+from relay.mime.draft import DraftAttachment
+from relay.mime.read_mime import read_message
 
 
 @dataclass(frozen=True, slots=True)
-class DraftIdentity:
-    """What stays the same from one generation of a draft to the next; times in µs."""
+class Before:
+    """A draft before a change: its file, and its submission if it is a scheduled send."""
 
-    account: str  # the address of the mailbox
-    message_id: str  # the Graph id
-    hostname: str  # of its Message-ID
-    created_us: int  # wall clock time
-    modified_us: int  # wall clock time
-    generation: int = 1  # counts the files of the draft
-    internet_message_id: str = ""  # with its angle brackets; "": made of the id
-    save_to_sent_items: bool = True  # whether step 4 keeps the message
-    sent_folder: str = ""  # the id of the folder that step 4 files it in; "" for Sent Items
-    on_behalf_of: str = ""  # another user, from whom the message is
+    mailbox: Path
+    located: MessageFile
+    submission: PendingSubmission | None
 
 
-@dataclass(frozen=True, slots=True)
-class ComposedDraft:
-    """A draft's file: its base name without and with `,S=`, and its content.
+class Messages:
+    """Reads and changes messages. Blocking: the store calls it in its threads."""
 
-    `properties` are the source of the content, None for MIME. `written` is the path of a file that
-    exists already but is not synced; None if it must still be written.
-    """
+    def __init__(self, dependencies: StoreDependencies, stale_files: StaleFiles) -> None:
+        self._shared = dependencies
+        self._stale_files = stale_files
 
-    base_name: str
-    name_with_size: str
-    content: Content
-    account: str
-    properties: MessageProperties | None
-    written: Path | None = None
+    def create(
+        self,
+        account: str,
+        content: MessageProperties | bytes,
+        *,
+        folder_id: str = "drafts",
+        kept: Sequence[DraftAttachment] = (),
+    ) -> StoredMessage:
+        """See MailStore.create_draft()."""
+        mailbox = self._shared.folders.mailbox(account)
+        self._stale_files.clean(mailbox)
+        folder = find_folder(mailbox, folder_id)
+        return self.create_composed(
+            compose(content, self._shared.identity(account), kept), mailbox, folder
+        )
 
-    @property
-    def size(self) -> int:
-        """The file's size."""
-        return size_of(self.content)
+    def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:
+        """Write a new draft. If its file is already written, it is in the folder's tmp/."""
+        account = draft.account
+        with self._shared.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name):
+            located = self._write(draft, folder, flags=NEW_DRAFT)
+        return self._written(located, draft)
 
+    @retry_if_renamed
+    def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
+        """See MailStore.get()."""
+        mailbox = self._shared.folders.mailbox(account)
+        return loaded(self._shared.index.get(mailbox, message_id, folder_id=folder_id))
 
-def compose(
-    content: MessageProperties | bytes | Octets,
-    identity: DraftIdentity,
-    kept: Sequence[DraftAttachment] = (),
-    *,
-    mime_properties: MimeDraftProperties | None = None,
-) -> ComposedDraft:
-    """Compose the file of a draft from properties, with attachments of another file, or from MIME.
+    def query(self, account: str, query: MessageQuery, limit: QueryTimeLimit | None = None) -> Page:
+        """See MailStore.query_messages(). A page also ends early when the time limit is reached."""
+        limit = limit or QueryTimeLimit(self._shared.clock)
+        limit.check()
+        mailbox = self._shared.folders.mailbox(account)
+        found = self._shared.index.query(mailbox, query, limit)
+        messages: list[StoredMessage] = []
+        positions: list[str] = []
+        left_bytes, next_after = query.bytes_max, ""
+        for hit in found.hits:
+            if messages and (left_bytes <= 0 or limit.is_over()):
+                break
+            next_after = hit.position
+            if (message := self._listed(mailbox, hit.located, query.folder_id)) is not None:
+                messages.append(message)
+                positions.append(next_after)
+                left_bytes -= message.memory_bytes
+        else:
+            next_after = next_after if found.more else ""
+        return Page(tuple(messages), found.total, next_after, tuple(positions))
 
-    `mime_properties` has the properties that MIME cannot hold. Reading blocks; raises OSError.
-    """
-    wanted = identity.internet_message_id
-    if isinstance(content, MessageProperties):
-        wanted = content.internet_message_id or wanted
-    origin = _origin(identity, wanted)
-    properties = None
-    if isinstance(content, MessageProperties):
-        properties = _owned(content, origin)
-        written = draft_content(properties, origin, kept)
-    else:
-        written = _after_block(mime_draft_block(origin, mime_properties), content)
-    name_with_size = f"{origin.base_name},S={size_of(written)}"
-    return ComposedDraft(origin.base_name, name_with_size, written, identity.account, properties)
+    def delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
+        """See MailStore.message_delta(). A page ends early for the same reasons as in query()."""
+        limit.check()
+        mailbox = self._shared.folders.mailbox(account)
+        found = self._shared.index.delta(mailbox, query, limit)
+        changed: list[MessageDelta] = []
+        left_bytes = query.bytes_max
+        for one in found.changed:
+            if changed and (left_bytes <= 0 or limit.is_over()):
+                return DeltaPage(tuple(changed), one.position, more=True)
+            message = None
+            if one.located is not None:
+                message = self._listed(mailbox, one.located, query.folder_id)
+                if message is None:  # the feed has a later change of it
+                    continue
+                left_bytes -= message.memory_bytes
+            changed.append(MessageDelta(one.message_id, one.kind, one.position, message))
+        return DeltaPage(tuple(changed), found.position, found.more)
 
+    def _listed(self, mailbox: Path, located: MessageFile, folder_id: str) -> StoredMessage | None:
+        """Load a message of a listing, None if it was removed in the meantime."""
+        with suppress(FileNotFoundError):
+            return loaded(located)
+        with suppress(FileNotFoundError, NoSuchItemError):  # renamed in the meantime
+            return loaded(self._shared.index.get(mailbox, located.message_id, folder_id=folder_id))
+        return None
 
-@dataclass(frozen=True, slots=True)
-class DraftHead:
-    """The beginning of the file of a draft whose MIME is still being received."""
+    @retry_if_renamed
+    def _shown(self, located: MessageFile) -> StoredMessage:
+        """Load a message that was just written, even if it was renamed or moved since."""
+        with suppress(FileNotFoundError):
+            return loaded(located)
+        mailbox = located.folder.path.parent
+        return loaded(self._shared.index.get(mailbox, located.message_id))
 
-    identity: DraftIdentity
-    base_name: str
-    block: bytes
+    @retry_if_renamed
+    def mime(self, account: str, message_id: str) -> Content:
+        """See MailStore.mime()."""
+        mailbox = self._shared.folders.mailbox(account)
+        return render(open_octets(self._shared.index.get(mailbox, message_id)))
 
-    def arrived(self, file: FileOctets, beginning: bytes) -> ComposedDraft:
-        """Return the draft that was written to `file`.
+    @retry_if_renamed
+    def update(
+        self,
+        account: str,
+        message_id: str,
+        change: MessageChange,
+        *,
+        condition: Precondition = NO_PRECONDITION,
+    ) -> StoredMessage:
+        """See MailStore.update()."""
+        mailbox = self._shared.folders.mailbox(account)
+        with self._shared.stripes.of(message_id):
+            located = self._shared.found(mailbox, message_id, condition)
+            submission = self._shared.scheduled.scheduled_submission(message_id, located)
+            flags = located.name.flags
+            for flag, wanted in (
+                *((SEEN, change.is_read), (FLAGGED, change.flagged)),
+                (OTHER, change.is_other),
+            ):
+                if wanted is not None:
+                    flags = with_flags(flags, **{"add" if wanted else "remove": flag})
+            if change.properties is None:
+                return loaded(self._with_flags(located, flags))
+            if not located.is_draft:
+                raise NotADraftError("Only a draft's content can be changed.")
+            self._stale_files.clean(mailbox)
+            stored = open_octets(located)
+            if submission is not None:
+                before = read_message(stored).properties
+                submission = self._shared.scheduled.changed(
+                    submission, before.extended, change.properties.extended
+                )
+            identity = self._shared.identity(account, submission.options if submission else None)
+            draft = next_generation(located, stored, identity, change=change.properties)
+            return self.replace(Before(mailbox, located, submission), draft, flags=flags)
 
-        `beginning` is the beginning of its MIME, with the whole header.
+    @retry_if_renamed
+    def change(
+        self,
+        account: str,
+        message_id: str,
+        make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
+        *,
+        condition: Precondition = NO_PRECONDITION,
+    ) -> StoredMessage:
+        """Replace a draft by what `make` composes from its file and its next identity.
+
+        Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError,
+        MailboxFullError, and what `make` raises.
         """
-        header = self.block + beginning[: header_end(beginning).header]
-        body = file.part(len(header), file.size - len(header))
-        content = LargeContent(header, (body,), eight_bit=True)
-        name_with_size = f"{self.base_name},S={file.size}"
-        account = self.identity.account
-        return ComposedDraft(self.base_name, name_with_size, content, account, None, file.path)
+        mailbox = self._shared.folders.mailbox(account)
+        self._stale_files.clean(mailbox)
+        with self._shared.stripes.of(message_id):
+            before = self.draft(mailbox, message_id, condition=condition)
+            submission, located = before.submission, before.located
+            draft = make(
+                located, self._shared.identity(account, submission.options if submission else None)
+            )
+            return self.replace(before, draft, flags=located.name.flags)
 
+    def draft(
+        self, mailbox: Path, message_id: str, *, condition: Precondition = NO_PRECONDITION
+    ) -> Before:
+        """Find a draft that can be changed.
 
-def draft_head(identity: DraftIdentity) -> DraftHead:
-    """Return the beginning of a draft whose MIME is still being received."""
-    origin = _origin(identity, identity.internet_message_id)
-    return DraftHead(identity, origin.base_name, mime_draft_block(origin))
+        Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError.
+        """
+        located = self._shared.found(mailbox, message_id, condition)
+        submission = self._shared.scheduled.scheduled_submission(message_id, located)
+        if not located.is_draft:
+            raise NotADraftError("Only a draft's content can be changed.")
+        return Before(mailbox, located, submission)
 
+    def replace(self, before: Before, draft: ComposedDraft, *, flags: str) -> StoredMessage:
+        """Write a draft's next generation. The caller holds the message's lock.
 
-def _origin(identity: DraftIdentity, wanted: str) -> DraftOrigin:
-    """Return the private block's values; `wanted` is the Message-ID if it is valid."""
-    base_name = make_base_name(
-        identity.message_id,
-        identity.generation,
-        time_us=identity.created_us,
-        hostname=identity.hostname,
-    )
-    return DraftOrigin(
-        account=identity.account,
-        base_name=base_name,
-        message_id=wanted
-        if is_message_id(wanted)
-        else f"<{identity.message_id}@{identity.hostname}>",
-        created_us=identity.created_us,
-        modified_us=identity.modified_us,
-        save_to_sent_items=identity.save_to_sent_items,
-        sent_folder=identity.sent_folder,
-        on_behalf_of=identity.on_behalf_of,
-    )
+        If its file is already written, it is in the tmp/ of the draft's folder.
+        """
+        located, submission = before.located, before.submission
+        growth = draft.size - located.path.stat().st_size
+        quota = self._shared.quota
+        with quota.room_for(
+            draft.account, before.mailbox, growth, base_name=draft.base_name, messages=0
+        ):
+            if submission is None:
+                changed = self._write(draft, located.folder, flags=flags)
+            else:
+                changed = self._write_scheduled(draft, located, submission, flags=flags)
+        remove(located.path)
+        if submission is not None:
+            self._shared.scheduled.finish_replace(submission)
+        return self._written(changed, draft)
 
+    def _write_scheduled(
+        self,
+        draft: ComposedDraft,
+        before: MessageFile,
+        submission: PendingSubmission,
+        *,
+        flags: str,
+    ) -> MessageFile:
+        """Rewrite the draft of a scheduled send: first its submission becomes the new file.
 
-def _after_block(block: bytes, content: bytes | Octets) -> Content:
-    """Return the file of a draft from MIME, which may be large."""
-    if isinstance(content, bytes):
-        return block + content
-    if content.size <= LARGE_BYTES:
-        return block + content.read(0, content.size)
-    end = header_end(content.read(0, LARGE_BYTES)).header
-    header, body = content.read(0, end), content.part(end, content.size - end)
-    return LargeContent(block + header, (body,), eight_bit=True)
+        Raises BeingSentError.
+        """
 
+        def replace_submission(temporary: Path) -> None:
+            self._shared.scheduled.replace(submission, temporary, memory_part(draft.content))
 
-def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
-    """Return what is logged about a draft that was just composed."""
-    if draft.properties is None:
-        return submission_facts(memory_part(draft.content), submission_id)
-    return _facts(draft.properties, submission_id, account=draft.account, message_id="")
+        try:
+            return self._write(draft, before.folder, flags=flags, on_written=replace_submission)
+        except OSError:
+            with suppress(OSError):
+                self._shared.scheduled.undo_replace(submission, before.path)
+            raise
 
+    def _write(
+        self,
+        draft: ComposedDraft,
+        folder: Folder,
+        *,
+        flags: str,
+        on_written: Callable[[Path], None] = lambda _path: None,
+    ) -> MessageFile:
+        """Write a draft's file durably: tmp, fsync, link, fsync of the directory.
 
-def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
-    """Return what is logged about a draft that is submitted.
+        `on_written` is called with the file before it is linked to its final name, and may create
+        other links to it.
+        """
+        directory = folder.path / "cur"
+        temporary = draft.written or folder.path / "tmp" / draft.base_name
+        name = parse_name(f"{draft.name_with_size}:2,{with_flags(flags)}")
+        assert name is not None
+        located = MessageFile(folder, directory, name, name.message_id, name.generation)
+        try:
+            if draft.written:
+                descriptor = open_written(temporary)
+            else:
+                descriptor = write_file(temporary, draft.content)
+            with named_in_order(descriptor):
+                on_written(temporary)
+                place(temporary, located.path)
+                self._shared.crash.reached(CrashPoint.DRAFT_REPLACED)
+            self._shared.syncs.sync(directory)
+        except OSError:
+            self._shared.root.remove(located.path)
+            raise
+        finally:
+            remove(temporary)
+        return located
 
-    `head` is its file, or at least the private block and the header.
-    """
-    block = read_block(head)
-    if block is not None and block.properties is not None:
-        properties = block.properties
-    else:
-        length = private_block_length(head) if block else 0
-        properties = read_mime(header_section(head[length:])).properties
-    account = block.origin.account if block else ""
-    message_id = block.origin.message_id if block else ""
-    return _facts(properties, submission_id, account=account, message_id=message_id)
+    def _written(self, located: MessageFile, draft: ComposedDraft) -> StoredMessage:
+        """Return the message just written, which a mail client may have renamed since."""
+        if isinstance(draft.content, bytes):
+            stored = MemoryOctets(draft.content)
+            return load(located, stored, mtime_us=self._shared.clock.time_us())
+        return self._shown(located)
 
-
-def _facts(
-    properties: MessageProperties, submission_id: str, *, account: str, message_id: str
-) -> SubmissionFacts:
-    """Return the facts; `message_id` is used if the message has none."""
-    recipients = (*properties.to, *properties.cc, *properties.bcc)
-    return SubmissionFacts(
-        submission_id=submission_id,
-        graph_id=submission_id.partition(".")[0],
-        account=account,
-        sender=properties.from_.address if properties.from_ else account,
-        message_id=properties.internet_message_id or message_id,
-        subject=properties.subject,
-        recipients=tuple(dict.fromkeys(person.address for person in recipients)),
-    )
-
-
-def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessage:
-    """Return a file as a message; `mtime_us` is when it was last written.
-
-    Reading blocks; raises OSError.
-    """
-    block, _ = read_private_block(stored)
-    message = read_message(stored)
-    created_us = block.origin.created_us if block else mtime_us
-    properties = with_defaults(message.properties, block)
-    flags = located.name.flags
-    attachments = tuple(
-        stored_attachment(one, number) for number, one in enumerate(message.attachments)
-    )
-    return StoredMessage(
-        id=located.message_id,
-        folder=located.folder,
-        path=located.path,
-        properties=properties,
-        attachments=attachments,
-        is_draft=is_draft(located),
-        is_read=SEEN in flags,
-        flagged=FLAGGED in flags,
-        size=stored.size,
-        created_us=created_us,
-        modified_us=block.origin.modified_us if block else mtime_us,
-        sent_us=message.date_us or (block.origin.modified_us if block else mtime_us),
-        received_us=located.received_us or received_at_us(located.message_id, mtime_us),
-        change_key=change_key(located),
-        is_mime=block is None or block.is_mime,
-        is_other=OTHER in flags,
-    )
-
-
-def change_key(located: MessageFile) -> str:
-    """Return a text that changes with the content, the folder or the flags of a message."""
-    place = (
-        f"{located.folder.id}/{located.name.name_with_size}:{''.join(sorted(located.name.flags))}"
-    )
-    return hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
-
-
-def stored_attachment(facts: AttachmentFacts, number: int) -> StoredAttachment:
-    """Return an attachment; its id is its position unless the draft has stored one."""
-    return StoredAttachment(
-        facts.id or str(number),
-        facts.name,
-        facts.content_type,
-        facts.size,
-        facts.inline,
-        content_id=facts.content_id,
-        item=facts.item,
-    )
-
-
-def is_draft(located: MessageFile) -> bool:
-    """Return whether a file is a draft: by its flag, or because it is in Drafts."""
-    return is_draft_file(located.name.flags, located.folder)
-
-
-def next_generation(
-    located: MessageFile,
-    stored: Octets,
-    identity: DraftIdentity,
-    *,
-    change: MessageProperties | None,
-) -> ComposedDraft:
-    """Compose a draft's next generation, changed by `change` or unchanged, with its attachments.
-
-    `identity` supplies what the old file does not contain. MIME stays MIME. Reading blocks; raises
-    NotADraftError for a change of a signed body, and OSError.
-    """
-    block, length = read_private_block(stored)
-    identity = next_identity(located, stored, identity)
-    if block is not None and block.properties is not None:
-        properties = change or read_message(stored).properties
-        return compose(properties, identity, stored_attachments(stored))
-    content: Octets = stored.part(length, stored.size - length)
-    if change is None:
-        return compose(content, identity, mime_properties=block.beside if block else None)
-    before = with_defaults(read_message(stored).properties, block)
-    try:
-        content = join_octets(changed_mime(content, before, change))
-    except NotEditableError as error:
-        raise NotADraftError(str(error)) from None
-    mime_properties = MimeDraftProperties(
-        change.delivery_receipt,
-        change.extended,
-        block.beside.attachment_ids if block and block.beside else (),
-    )
-    return compose(content, identity, mime_properties=mime_properties)
-
-
-def with_attachment(
-    located: MessageFile, stored: Octets, identity: DraftIdentity, *, new: DraftAttachment
-) -> ComposedDraft:
-    """Compose a draft's next generation with one more attachment. MIME stays MIME.
-
-    Reading blocks; raises NotEditableError and OSError.
-    """
-    identity = next_identity(located, stored, identity)
-    block, length = read_private_block(stored)
-    if block is not None and block.properties is not None:
-        kept = stored_attachments(stored)
-        return compose(read_message(stored).properties, identity, (*kept, new))
-    added = add_part(stored.part(length, stored.size - length), new)
-    ids = attachment_ids(read_attachments(stored))
-    ids.insert(added.number, new.part.id)
-    return compose(added.content, identity, mime_properties=_with_ids(block, ids))
-
-
-def without_attachment(
-    located: MessageFile, stored: Octets, identity: DraftIdentity, *, number: int
-) -> ComposedDraft:
-    """Compose a draft's next generation without the attachment of this index.
-
-    Reading blocks; raises NotEditableError and OSError.
-    """
-    identity = next_identity(located, stored, identity)
-    block, length = read_private_block(stored)
-    if block is not None and block.properties is not None:
-        rest = list(stored_attachments(stored))
-        del rest[number]
-        return compose(read_message(stored).properties, identity, rest)
-    content = remove_part(stored.part(length, stored.size - length), number)
-    ids = attachment_ids(read_attachments(stored))
-    del ids[number]
-    return compose(content, identity, mime_properties=_with_ids(block, ids))
-
-
-def attachment_ids(attachments: Sequence[AttachedOctets]) -> list[str]:
-    """Return the ids of a file's attachments."""
-    return [stored_attachment(one.facts, at).id for at, one in enumerate(attachments)]
-
-
-def _with_ids(block: PrivateBlock | None, ids: Sequence[str]) -> MimeDraftProperties:
-    properties = block.beside if block and block.beside else MimeDraftProperties()
-    return replace(properties, attachment_ids=tuple(ids))
-
-
-def next_identity(located: MessageFile, stored: Octets, identity: DraftIdentity) -> DraftIdentity:
-    """Return the identity of a draft's next generation.
-
-    `identity` supplies what the file does not contain. Reading blocks; raises OSError.
-    """
-    block, _ = read_private_block(stored)
-    stored_id = block.origin.message_id if block else ""
-    return replace(
-        identity,
-        message_id=located.message_id,
-        generation=located.generation + 1,
-        created_us=block.origin.created_us if block else identity.created_us,
-        internet_message_id=stored_id or read_message(stored).properties.internet_message_id,
-    )
-
-
-def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
-    """Set From and Sender where the draft has none.
-
-    Without From, the mailbox's owner is both. Sender is the owner if the draft is sent on behalf of
-    From. Otherwise a missing Sender is decided when the draft is sent.
-    """
-    sender = properties.sender
-    if properties.from_ and properties.from_.address.lower() == origin.on_behalf_of.lower():
-        sender = sender or EmailAddress(origin.account)
-    from_ = properties.from_ or sender or EmailAddress(origin.account)
-    return replace(
-        properties,
-        from_=from_,
-        sender=sender or (None if properties.from_ else from_),
-        internet_message_id=origin.message_id,
-        conversation_index=properties.conversation_index or _new_index(properties, origin),
-    )
-
-
-def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
-    thread = thread_of(
-        origin.message_id, in_reply_to=properties.in_reply_to, references=properties.references
-    )
-    return new_index(thread, time_us=origin.created_us)
-
-
-def open_octets(located: MessageFile) -> Octets:
-    """Return the file's octets, which stay readable after a rename or removal."""
-    with open_message(located.path) as file:
-        return _octets(file)
-
-
-def loaded(located: MessageFile) -> StoredMessage:
-    """Load a file as a message."""
-    with open_message(located.path) as file:
-        mtime_us = os.fstat(file.fileno()).st_mtime_ns // 1000
-        return load(located, _octets(file), mtime_us=mtime_us)
-
-
-def _octets(file: BinaryIO) -> Octets:
-    """Read a small file at once; leave a large one on disk."""
-    if os.fstat(file.fileno()).st_size > LARGE_BYTES:
-        return OpenOctets.of(file)
-    return MemoryOctets(file.read())
+    def _with_flags(self, located: MessageFile, flags: str) -> MessageFile:
+        """Rename a file to have these flags. A file in new/ moves to cur/."""
+        if flags == located.name.flags and located.directory.name == "cur":
+            return located
+        name = parse_name(f"{located.name.name_with_size}:2,{with_flags(flags)}")
+        assert name is not None
+        changed = replace(located, directory=located.folder.path / "cur", name=name)
+        located.path.rename(changed.path)
+        for directory in {located.directory, changed.directory}:
+            self._shared.syncs.sync(directory)
+        return changed

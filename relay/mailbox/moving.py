@@ -16,15 +16,13 @@ from pathlib import Path
 
 from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.folders import find_folder, is_deleted
-from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import (
     place_again,
     remove,
     rename,
     retry_if_renamed,
 )
-from relay.mailbox.message_file import delivered_id, make_base_name, parse_name
-from relay.mailbox.messages import loaded
+from relay.mailbox.message_file import MessageFile, delivered_id, loaded, make_base_name, parse_name
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.types import NO_PRECONDITION, Folder, Precondition, StoredMessage, WellKnown
 

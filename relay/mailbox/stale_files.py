@@ -22,6 +22,7 @@ from relay.clock import now_at_least_us
 from relay.crashpoints import CrashPoint
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.dependencies import StoreDependencies
+from relay.mailbox.draft_files import submission_facts
 from relay.mailbox.folders import COPY_PREFIX, DELETED_PREFIX, list_folders, well_known_path
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
@@ -31,7 +32,6 @@ from relay.mailbox.maildir import (
     remove,
 )
 from relay.mailbox.message_file import is_relay_name
-from relay.mailbox.messages import is_draft, submission_facts
 from relay.mailbox.submissions import FIRST_SUBMISSION, PreparedFile, draft_of, read_block_of
 from relay.mailbox.types import (
     KeysDamagedError,
@@ -204,7 +204,7 @@ class StaleFiles:
         if submission_id.endswith(f".{FIRST_SUBMISSION}") and block is not None:
             mailbox = self._shared.folders.mailbox(block.origin.account)
             located = self._shared.index.find_by_base_name(mailbox, block.origin.base_name)
-            if located is not None and is_draft(located):
+            if located is not None and located.is_draft:
                 remove(located.path)
                 self._shared.syncs.sync(located.directory)
         with open_message(submission) as file:

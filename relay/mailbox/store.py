@@ -20,7 +20,6 @@ from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.dependencies import StoreDependencies
-from relay.mailbox.drafts import Drafts
 from relay.mailbox.folder_copy import FolderCopier
 from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import ROOT_ID, Folders
@@ -29,6 +28,7 @@ from relay.mailbox.index import IndexBuilder, Indexes
 from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
 from relay.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.mailbox.message_file import mailbox_directory
+from relay.mailbox.messages import Messages
 from relay.mailbox.moving import MessageMover
 from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.quota import Quota
@@ -105,7 +105,7 @@ class FileStore:
         )  # fmt: skip
         self._stale_files = StaleFiles(self._shared, log)
         self._inbox = Inbox(self._shared, self._stale_files)
-        self._drafts = Drafts(self._shared, self._stale_files)
+        self._messages = Messages(self._shared, self._stale_files)
         self._moving = MessageMover(self._shared, self._stale_files)
         self._tree = FolderTree(folders, ids)
         self._writer = SubmissionWriter(self._shared, self._inbox, self._stale_files, log=log)
@@ -125,9 +125,9 @@ class FileStore:
         )
         self.arrivals = Arrivals(
             self._shared, self._stale_files, writer=self._writer,
-            drafts=self._drafts, threads=self._actions, offer=self._offer,
+            messages=self._messages, threads=self._actions, offer=self._offer,
         )  # fmt: skip
-        self.attachments = AttachmentStore(self._shared, self._drafts, threads=self._actions)
+        self.attachments = AttachmentStore(self._shared, self._messages, threads=self._actions)
         self._bind_calls(root)
 
     def _start_pools(self, root: MailRoot) -> None:
@@ -145,16 +145,16 @@ class FileStore:
         self.remove_unfinished_submissions = in_thread(self._stale_files.remove_unfinished)
         self.keep_anchor = in_thread(self._write_anchor)
         self.settle_keys = in_thread(self._settle_keys)
-        self.create_draft = in_thread(self._drafts.create)
+        self.create_draft = in_thread(self._messages.create)
         self.submit_new = self._submitting(self._writer.submit_new)
         self.submit_draft = self._submitting(self._writer.submit_draft)
         self.stored_files = in_thread(partial(stored_files, root.path))
         self.remove_files = in_thread(remove_files)
         self.find_keyed = in_thread(self._find_keyed)
-        self.get = in_thread(self._drafts.get)
+        self.get = in_thread(self._messages.get)
         self.read_flags = in_thread(self._read_flags)
-        self.update = in_thread(self._drafts.update)
-        self.mime = in_thread(self._drafts.mime)
+        self.update = in_thread(self._messages.update)
+        self.mime = in_thread(self._messages.mime)
         self.delete = in_thread(self._moving.delete)
         self.move_message = in_thread(self._moving.move)
         self.copy_message = in_thread(self._moving.copy)
@@ -184,7 +184,7 @@ class FileStore:
         limit = QueryTimeLimit(self._shared.clock)
         try:
             return await self._shares.run(
-                account, lambda: self._queries.run(self._drafts.query, account, query, limit)
+                account, lambda: self._queries.run(self._messages.query, account, query, limit)
             )
         finally:
             limit.stop()
@@ -194,7 +194,7 @@ class FileStore:
         limit = QueryTimeLimit(self._shared.clock)
         try:
             return await self._shares.run(
-                account, lambda: self._queries.run(self._drafts.delta, account, query, limit)
+                account, lambda: self._queries.run(self._messages.delta, account, query, limit)
             )
         finally:
             limit.stop()

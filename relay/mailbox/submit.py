@@ -21,9 +21,16 @@ from relay.files import fsync_path
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import NOT_ANSWERED, SubmissionFacts, SubmissionLog
 from relay.mailbox.dependencies import StoreDependencies
+from relay.mailbox.draft_files import (
+    ComposedDraft,
+    DraftIdentity,
+    compose,
+    facts_of,
+    next_generation,
+    submission_facts,
+)
 from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
-from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
     named_in_order,
@@ -33,16 +40,14 @@ from relay.mailbox.maildir import (
     retry_if_renamed,
     write_file,
 )
-from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.messages import (
-    ComposedDraft,
-    DraftIdentity,
-    compose,
-    facts_of,
-    is_draft,
-    next_generation,
+from relay.mailbox.message_file import (
+    DRAFT,
+    NEW_DRAFT,
+    SEEN,
+    MessageFile,
     open_octets,
-    submission_facts,
+    parse_name,
+    with_flags,
 )
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions import FIRST_SUBMISSION, draft_of
@@ -130,7 +135,7 @@ class SubmissionWriter:
         mailbox = self._shared.folders.mailbox(account)
         with self._shared.stripes.of(message_id):
             located = self._shared.found(mailbox, message_id, condition)
-            if not is_draft(located):
+            if not located.is_draft:
                 raise NotADraftError("Only a draft can be sent.")
             if (
                 waiting := self._shared.scheduled.scheduled_submission(message_id, located)
@@ -479,7 +484,7 @@ class SubmissionWriter:
             with suppress(FileExistsError):
                 place_again(submission.path, target)
             return None
-        if not is_draft(located):  # filed before a crash, or moved by a mail client
+        if not located.is_draft:  # filed before a crash, or moved by a mail client
             return None
         flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
         located.path.rename(target.parent / f"{located.name.name_with_size}:2,{flags}")
@@ -489,7 +494,7 @@ class SubmissionWriter:
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
         for _ in range(_REMOVALS):
             located = self._shared.index.find_by_base_name(mailbox, submission.base_name)
-            if located is None or not is_draft(located):
+            if located is None or not located.is_draft:
                 break
             drafts = located.directory
             remove(located.path)

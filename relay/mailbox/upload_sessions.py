@@ -22,7 +22,6 @@ from relay.files import FileOctets, write_all
 from relay.mailbox.arrivals import Arrival
 from relay.mailbox.attachments import Attachments
 from relay.mailbox.dependencies import StoreDependencies
-from relay.mailbox.drafts import Drafts
 from relay.mailbox.maildir import (
     list_names,
     make_directory,
@@ -30,6 +29,7 @@ from relay.mailbox.maildir import (
     sync_descriptor,
     write_synced,
 )
+from relay.mailbox.messages import Messages
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,
@@ -386,9 +386,9 @@ class AttachmentStore:
     """
 
     def __init__(
-        self, dependencies: StoreDependencies, drafts: Drafts, *, threads: ThreadPool
+        self, dependencies: StoreDependencies, messages: Messages, *, threads: ThreadPool
     ) -> None:
-        self._attachments = Attachments(dependencies, drafts)
+        self._attachments = Attachments(dependencies, messages)
         directory = dependencies.submissions.ready.with_name("uploads")
         self._uploads = Uploads(directory, dependencies, self._attachments)
         self._threads = threads

@@ -113,7 +113,7 @@ def measure(
                 touch(mailbox, names, rng)
                 one = make(rng)
                 began = time.perf_counter()
-                store._drafts.query(ALICE, one)
+                store._messages.query(ALICE, one)
                 took.append((time.perf_counter() - began) * 1000)
             found[name] = statistics.median(took)
     finally:
@@ -150,7 +150,7 @@ def ask(store: FileStore, one: MessageQuery, found: dict[str, float], name: str)
     """Ask once, and add to the time; whether there was an answer yet."""
     began = time.perf_counter()
     try:
-        store._drafts.query(ALICE, one)
+        store._messages.query(ALICE, one)
     except Exception as error:  # noqa: BLE001 - it is still reading
         print(error, file=sys.stderr)
         return False

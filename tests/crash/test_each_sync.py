@@ -274,7 +274,7 @@ async def rejected_changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
         properties=letter("changed", extended=until(pending.options.scheduled_us))
     )
     store = trial.settled_store()
-    trial.fails_at("drafts.py:_write", 1)
+    trial.fails_at("messages.py:_write", 1)
     with pytest.raises(StoreUnavailableError):
         await store.update(ALICE, pending.draft_id, changed)
     await trial.check(lambda found: found.sent == Counter(["asked"]))
@@ -433,7 +433,7 @@ SYNCED_BY = frozenset(
     )
 )
 MODULES = (
-    *("drafts.py", "inbox.py", "stale_files.py", "moving.py", "submit.py"),
+    *("messages.py", "inbox.py", "stale_files.py", "moving.py", "submit.py"),
     *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py", "settings_file.py"),
     "folder_copy.py",
 )

@@ -13,6 +13,5 @@ for `relay storage verify`. See docs/design.md 3.
 
 from relay.mailbox.index.background import IndexBuilder
 from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.message_file import MessageFile
 
-__all__ = ["IndexBuilder", "Indexes", "MessageFile"]
+__all__ = ["IndexBuilder", "Indexes"]

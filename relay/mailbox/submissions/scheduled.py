@@ -20,11 +20,10 @@ from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionLog
+from relay.mailbox.draft_files import submission_facts
 from relay.mailbox.folders import Folders, find_folder, well_known_path
-from relay.mailbox.index import MessageFile
 from relay.mailbox.maildir import SYNC_FAILURES, Stripes, list_names, remove
-from relay.mailbox.message_file import NEW_DRAFT, parse_name
-from relay.mailbox.messages import submission_facts
+from relay.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
 from relay.mailbox.submissions.on_disk import SubmissionDirectory, draft_of
 from relay.mailbox.types import (
     BeingSentError,

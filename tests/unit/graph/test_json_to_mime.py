@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from relay.accounts.account import Account
 from relay.graph.message_parser import parse_message
-from relay.mailbox.messages import DraftIdentity, compose
+from relay.mailbox.draft_files import DraftIdentity, compose
 from relay.message.content import read_all
 from relay.message.properties import MessageProperties
 from relay.mime.convert import convert, render

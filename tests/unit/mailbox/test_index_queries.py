@@ -60,7 +60,7 @@ class Box:
     """A mailbox with drafts of all kinds and mail of others."""
 
     def __init__(self, root: Path, clock: ManualClock, store: FileStore) -> None:
-        self.clock, self.store, self.drafts = clock, store, store._drafts
+        self.clock, self.store, self.drafts = clock, store, store._messages
         self.path = root / "example.test/alice"
         self.rng = random.Random(5)
 

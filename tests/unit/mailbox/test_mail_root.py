@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from relay.app.state_dir import AlreadyRunningError, lock_file
-from relay.mailbox import drafts, inbox, maildir, moving, submit
+from relay.mailbox import inbox, maildir, messages, moving, submit
 from relay.mailbox.mail_root import (
     ForeignRootError,
     MailRoot,
@@ -287,7 +287,7 @@ async def test_what_was_written_when_the_root_vanished_is_removed(
 
         return acted
 
-    for module in (drafts, inbox, submit, moving):
+    for module in (messages, inbox, submit, moving):
         with suppress(AttributeError):
             monkeypatch.setattr(module, step, vanishing(getattr(module, step)))
     if step == "fsync":

@@ -133,7 +133,7 @@ async def test_threads_that_write_at_once_fill_the_mailbox_and_no_more(place, dr
 
     def write() -> None:
         try:
-            store._drafts.create("alice@example.test", draft())
+            store._messages.create("alice@example.test", draft())
             outcomes.append("written")
         except MailboxFullError:
             outcomes.append("full")

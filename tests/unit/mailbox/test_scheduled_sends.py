@@ -292,11 +292,11 @@ def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, p
         store.submit_new(ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us))
     )
     waiting_on_disk = store._shared.scheduled
-    store._drafts._shared = replace(store._shared, crash=Die(point))
+    store._messages._shared = replace(store._shared, crash=Die(point))
     waiting_on_disk._reached = Die(point).reached
     change = MessageChange(properties=draft(subject="new", extended=until(later_us)))
     with pytest.raises(KeyboardInterrupt):
-        store._drafts.update(ALICE, waiting.draft_id, change)
+        store._messages.update(ALICE, waiting.draft_id, change)
     again = place.store()
     asyncio.run(again.remove_unfinished_submissions())
     place.clock.advance(seconds)

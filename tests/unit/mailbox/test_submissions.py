@@ -361,7 +361,7 @@ async def test_a_new_draft_cannot_be_changed_before_its_submission_is_ready(
         if point is CrashPoint.DRAFT_LINKED:
             message_id = place.files(".Drafts")[0].name.partition(".R")[2][:16]
             change = MessageChange(properties=draft(subject="changed"))
-            changes.append(executor.submit(store._drafts.update, ALICE, message_id, change))
+            changes.append(executor.submit(store._messages.update, ALICE, message_id, change))
             wait(changes, timeout=0.2)
 
     monkeypatch.setattr(CrashPoints, "reached", reached)

@@ -1,0 +1,332 @@
+"""The format of the files of drafts: compose them, and their next generations.
+
+A draft's id, Message-ID and Date are assigned once and kept in every generation. Of a large file
+only the requested parts are in memory. Reading blocks; raises OSError. See Graph's message.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from relay.files import FileOctets
+from relay.journeys.submission_log import SubmissionFacts
+from relay.mailbox.message_file import (
+    MessageFile,
+    attachment_ids,
+    make_base_name,
+)
+from relay.mailbox.types import NotADraftError
+from relay.message.content import (
+    LARGE_BYTES,
+    Content,
+    LargeContent,
+    Octets,
+    join_octets,
+    memory_part,
+    size_of,
+)
+from relay.message.conversation import new_index, thread_of
+from relay.message.header import header_end, header_section
+from relay.message.properties import EmailAddress, MessageProperties
+from relay.mime.draft import (
+    DraftAttachment,
+    DraftOrigin,
+    MimeDraftProperties,
+    PrivateBlock,
+    draft_content,
+    mime_draft_block,
+    private_block_length,
+    read_block,
+    read_private_block,
+    with_defaults,
+)
+from relay.mime.edit_attachments import add_part, remove_part
+from relay.mime.edit_draft import (
+    NotEditableError,
+    changed_mime,
+    stored_attachments,
+)
+from relay.mime.read_mime import (
+    read_attachments,
+    read_message,
+    read_mime,
+)
+from relay.mime.write_header import is_message_id
+
+
+@dataclass(frozen=True, slots=True)
+class DraftIdentity:
+    """What stays the same from one generation of a draft to the next; times in µs."""
+
+    account: str  # the address of the mailbox
+    message_id: str  # the Graph id
+    hostname: str  # of its Message-ID
+    created_us: int  # wall clock time
+    modified_us: int  # wall clock time
+    generation: int = 1  # counts the files of the draft
+    internet_message_id: str = ""  # with its angle brackets; "": made of the id
+    save_to_sent_items: bool = True  # whether step 4 keeps the message
+    sent_folder: str = ""  # the id of the folder that step 4 files it in; "" for Sent Items
+    on_behalf_of: str = ""  # another user, from whom the message is
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedDraft:
+    """A draft's file: its base name without and with `,S=`, and its content.
+
+    `properties` are the source of the content, None for MIME. `written` is the path of a file that
+    exists already but is not synced; None if it must still be written.
+    """
+
+    base_name: str
+    name_with_size: str
+    content: Content
+    account: str
+    properties: MessageProperties | None
+    written: Path | None = None
+
+    @property
+    def size(self) -> int:
+        """The file's size."""
+        return size_of(self.content)
+
+
+def compose(
+    content: MessageProperties | bytes | Octets,
+    identity: DraftIdentity,
+    kept: Sequence[DraftAttachment] = (),
+    *,
+    mime_properties: MimeDraftProperties | None = None,
+) -> ComposedDraft:
+    """Compose the file of a draft from properties, with attachments of another file, or from MIME.
+
+    `mime_properties` has the properties that MIME cannot hold. Reading blocks; raises OSError.
+    """
+    wanted = identity.internet_message_id
+    if isinstance(content, MessageProperties):
+        wanted = content.internet_message_id or wanted
+    origin = _origin(identity, wanted)
+    properties = None
+    if isinstance(content, MessageProperties):
+        properties = _owned(content, origin)
+        written = draft_content(properties, origin, kept)
+    else:
+        written = _after_block(mime_draft_block(origin, mime_properties), content)
+    name_with_size = f"{origin.base_name},S={size_of(written)}"
+    return ComposedDraft(origin.base_name, name_with_size, written, identity.account, properties)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftHead:
+    """The beginning of the file of a draft whose MIME is still being received."""
+
+    identity: DraftIdentity
+    base_name: str
+    block: bytes
+
+    def arrived(self, file: FileOctets, beginning: bytes) -> ComposedDraft:
+        """Return the draft that was written to `file`.
+
+        `beginning` is the beginning of its MIME, with the whole header.
+        """
+        header = self.block + beginning[: header_end(beginning).header]
+        body = file.part(len(header), file.size - len(header))
+        content = LargeContent(header, (body,), eight_bit=True)
+        name_with_size = f"{self.base_name},S={file.size}"
+        account = self.identity.account
+        return ComposedDraft(self.base_name, name_with_size, content, account, None, file.path)
+
+
+def draft_head(identity: DraftIdentity) -> DraftHead:
+    """Return the beginning of a draft whose MIME is still being received."""
+    origin = _origin(identity, identity.internet_message_id)
+    return DraftHead(identity, origin.base_name, mime_draft_block(origin))
+
+
+def _origin(identity: DraftIdentity, wanted: str) -> DraftOrigin:
+    """Return the private block's values; `wanted` is the Message-ID if it is valid."""
+    base_name = make_base_name(
+        identity.message_id,
+        identity.generation,
+        time_us=identity.created_us,
+        hostname=identity.hostname,
+    )
+    return DraftOrigin(
+        account=identity.account,
+        base_name=base_name,
+        message_id=wanted
+        if is_message_id(wanted)
+        else f"<{identity.message_id}@{identity.hostname}>",
+        created_us=identity.created_us,
+        modified_us=identity.modified_us,
+        save_to_sent_items=identity.save_to_sent_items,
+        sent_folder=identity.sent_folder,
+        on_behalf_of=identity.on_behalf_of,
+    )
+
+
+def _after_block(block: bytes, content: bytes | Octets) -> Content:
+    """Return the file of a draft from MIME, which may be large."""
+    if isinstance(content, bytes):
+        return block + content
+    if content.size <= LARGE_BYTES:
+        return block + content.read(0, content.size)
+    end = header_end(content.read(0, LARGE_BYTES)).header
+    header, body = content.read(0, end), content.part(end, content.size - end)
+    return LargeContent(block + header, (body,), eight_bit=True)
+
+
+def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
+    """Return what is logged about a draft that was just composed."""
+    if draft.properties is None:
+        return submission_facts(memory_part(draft.content), submission_id)
+    return _facts(draft.properties, submission_id, account=draft.account, message_id="")
+
+
+def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
+    """Return what is logged about a draft that is submitted.
+
+    `head` is its file, or at least the private block and the header.
+    """
+    block = read_block(head)
+    if block is not None and block.properties is not None:
+        properties = block.properties
+    else:
+        length = private_block_length(head) if block else 0
+        properties = read_mime(header_section(head[length:])).properties
+    account = block.origin.account if block else ""
+    message_id = block.origin.message_id if block else ""
+    return _facts(properties, submission_id, account=account, message_id=message_id)
+
+
+def _facts(
+    properties: MessageProperties, submission_id: str, *, account: str, message_id: str
+) -> SubmissionFacts:
+    """Return the facts; `message_id` is used if the message has none."""
+    recipients = (*properties.to, *properties.cc, *properties.bcc)
+    return SubmissionFacts(
+        submission_id=submission_id,
+        graph_id=submission_id.partition(".")[0],
+        account=account,
+        sender=properties.from_.address if properties.from_ else account,
+        message_id=properties.internet_message_id or message_id,
+        subject=properties.subject,
+        recipients=tuple(dict.fromkeys(person.address for person in recipients)),
+    )
+
+
+def next_generation(
+    located: MessageFile,
+    stored: Octets,
+    identity: DraftIdentity,
+    *,
+    change: MessageProperties | None,
+) -> ComposedDraft:
+    """Compose a draft's next generation, changed by `change` or unchanged, with its attachments.
+
+    `identity` supplies what the old file does not contain. MIME stays MIME. Reading blocks; raises
+    NotADraftError for a change of a signed body, and OSError.
+    """
+    block, length = read_private_block(stored)
+    identity = next_identity(located, stored, identity)
+    if block is not None and block.properties is not None:
+        properties = change or read_message(stored).properties
+        return compose(properties, identity, stored_attachments(stored))
+    content: Octets = stored.part(length, stored.size - length)
+    if change is None:
+        return compose(content, identity, mime_properties=block.beside if block else None)
+    before = with_defaults(read_message(stored).properties, block)
+    try:
+        content = join_octets(changed_mime(content, before, change))
+    except NotEditableError as error:
+        raise NotADraftError(str(error)) from None
+    mime_properties = MimeDraftProperties(
+        change.delivery_receipt,
+        change.extended,
+        block.beside.attachment_ids if block and block.beside else (),
+    )
+    return compose(content, identity, mime_properties=mime_properties)
+
+
+def with_attachment(
+    located: MessageFile, stored: Octets, identity: DraftIdentity, *, new: DraftAttachment
+) -> ComposedDraft:
+    """Compose a draft's next generation with one more attachment. MIME stays MIME.
+
+    Reading blocks; raises NotEditableError and OSError.
+    """
+    identity = next_identity(located, stored, identity)
+    block, length = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        kept = stored_attachments(stored)
+        return compose(read_message(stored).properties, identity, (*kept, new))
+    added = add_part(stored.part(length, stored.size - length), new)
+    ids = attachment_ids(read_attachments(stored))
+    ids.insert(added.number, new.part.id)
+    return compose(added.content, identity, mime_properties=_with_ids(block, ids))
+
+
+def without_attachment(
+    located: MessageFile, stored: Octets, identity: DraftIdentity, *, number: int
+) -> ComposedDraft:
+    """Compose a draft's next generation without the attachment of this index.
+
+    Reading blocks; raises NotEditableError and OSError.
+    """
+    identity = next_identity(located, stored, identity)
+    block, length = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        rest = list(stored_attachments(stored))
+        del rest[number]
+        return compose(read_message(stored).properties, identity, rest)
+    content = remove_part(stored.part(length, stored.size - length), number)
+    ids = attachment_ids(read_attachments(stored))
+    del ids[number]
+    return compose(content, identity, mime_properties=_with_ids(block, ids))
+
+
+def _with_ids(block: PrivateBlock | None, ids: Sequence[str]) -> MimeDraftProperties:
+    properties = block.beside if block and block.beside else MimeDraftProperties()
+    return replace(properties, attachment_ids=tuple(ids))
+
+
+def next_identity(located: MessageFile, stored: Octets, identity: DraftIdentity) -> DraftIdentity:
+    """Return the identity of a draft's next generation.
+
+    `identity` supplies what the file does not contain. Reading blocks; raises OSError.
+    """
+    block, _ = read_private_block(stored)
+    stored_id = block.origin.message_id if block else ""
+    return replace(
+        identity,
+        message_id=located.message_id,
+        generation=located.generation + 1,
+        created_us=block.origin.created_us if block else identity.created_us,
+        internet_message_id=stored_id or read_message(stored).properties.internet_message_id,
+    )
+
+
+def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
+    """Set From and Sender where the draft has none.
+
+    Without From, the mailbox's owner is both. Sender is the owner if the draft is sent on behalf of
+    From. Otherwise a missing Sender is decided when the draft is sent.
+    """
+    sender = properties.sender
+    if properties.from_ and properties.from_.address.lower() == origin.on_behalf_of.lower():
+        sender = sender or EmailAddress(origin.account)
+    from_ = properties.from_ or sender or EmailAddress(origin.account)
+    return replace(
+        properties,
+        from_=from_,
+        sender=sender or (None if properties.from_ else from_),
+        internet_message_id=origin.message_id,
+        conversation_index=properties.conversation_index or _new_index(properties, origin),
+    )
+
+
+def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
+    thread = thread_of(
+        origin.message_id, in_reply_to=properties.in_reply_to, references=properties.references
+    )
+    return new_index(thread, time_us=origin.created_us)
