@@ -165,7 +165,6 @@ class SpoolFault(StrEnum):
     LOST_CONTENT = "lost-content"
     NEVER_DUE = "never-due"
     UNNEEDED_CONTENT = "unneeded-content"
-    STALE_CONTENT = "stale-content"
     COUNTERS = "counters"
 
 

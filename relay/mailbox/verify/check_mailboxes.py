@@ -4,7 +4,6 @@ Folders that other programs created are checked too. Memory grows with the numbe
 folder. A file or directory that cannot be read is a finding, not an error. See Maildir++.
 """
 
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -32,7 +31,7 @@ from relay.mailbox.message_file import (
     parse_name,
 )
 from relay.mailbox.types import Folder, StoreError
-from relay.mailbox.verify.check_messages import MessageCheck
+from relay.mailbox.verify.check_messages import MessageCheck, owner_fault
 from relay.mailbox.verify.findings import (
     QuietPeriod,
     Repair,
@@ -185,21 +184,15 @@ class MailboxCheck:
     # -- directories
 
     def _check_owners(self, mailbox: Path) -> None:
+        expected = "usable by its owner, not writable by everybody"
         for folder in _folders(mailbox):
             for path in (folder, *(folder / name for name in DIRECTORIES)):
-                if path.is_dir() and (fault := self._owner_fault(path)):
+                if path.is_dir() and (
+                    fault := owner_fault(
+                        path, path.stat(), owner=self._owner, needed=0o700, expected=expected
+                    )
+                ):
                     self._repairer.handle(fault)
-
-    def _owner_fault(self, path: Path) -> StoreFault | None:
-        status = path.stat()
-        permissions = stat.S_IMODE(status.st_mode)
-        if status.st_uid != self._owner:
-            expected = f"{self._owner}, as the root's"
-            return StoreFault(StoreFindingKind.OWNER, path, f"the user {status.st_uid}", expected)
-        if permissions & 0o700 != 0o700 or permissions & 0o002:
-            expected = "usable by its owner, not writable by everybody"
-            return StoreFault(StoreFindingKind.OWNER, path, f"mode {permissions:04o}", expected)
-        return None
 
     def _check_directories(self, mailbox: Path) -> None:
         for folder in _folders(mailbox):
@@ -269,10 +262,8 @@ class MailboxCheck:
         def check(directory: Path) -> None:
             counts.messages += self._messages.check(directory, on_name)
 
-        new, cur, tmp = (folder.path / name for name in ("new", "cur", "tmp"))
-        self._readable(new, partial(check, new))
-        self._readable(cur, partial(check, cur))
-        self._readable(tmp, partial(self._messages.check_stale_files, tmp))
+        for directory in (folder.path / "new", folder.path / "cur"):
+            self._readable(directory, partial(check, directory))
         if shared:
             self._check_shared_ids(mailbox, folder, shared)
 

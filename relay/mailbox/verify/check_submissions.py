@@ -1,4 +1,4 @@
-"""Check pending submissions against their drafts, accounts and the submission log; check uploads.
+"""Check pending submissions against their drafts, accounts and the submission log.
 
 The check leaves to pickup and to the start of a relay what they do, because they may run at the
 same time: like pickup, it moves only unreadable submissions to corrupt/. Raises OSError if a
@@ -10,13 +10,10 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from relay.journeys.submission_log import LoggedSubmissions, UnfinishedSubmission, read_submissions
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.maildir import list_names
 from relay.mailbox.message_file import DRAFT, mailbox_directory, parse_name
-from relay.mailbox.stale_files import STALE_S
 from relay.mailbox.submissions import SUBMISSION_FILE_NAME, SubmissionDirectory, read_block_of
 from relay.mailbox.types import NoSuchItemError, WellKnown
 from relay.mailbox.verify.findings import (
@@ -27,7 +24,6 @@ from relay.mailbox.verify.findings import (
     StoreFindingKind,
     SubmissionCounts,
     add_name,
-    remove_file,
     shown,
 )
 
@@ -73,7 +69,8 @@ class SubmissionCheck:
                 counts.ready += 1
             else:
                 counts.scheduled += 1
-        self._check_preparing(counts)
+        prepared = list_names(self._directory.preparing)
+        counts.preparing = sum(_PREPARED.fullmatch(name) is not None for name in prepared)
         for name in sorted(list_names(self._repairer.corrupt)):
             add_name(counts.corrupt, shown(self._repairer.corrupt / name))
         self._check_accounts(submissions)
@@ -85,16 +82,6 @@ class SubmissionCheck:
             path = directory / name
             match = SUBMISSION_FILE_NAME.fullmatch(name)
             if match is None:
-                fault = StoreFault(
-                    StoreFindingKind.SUBMISSION_NAME,
-                    path,
-                    "not the name of a submission",
-                    "ID.NUMBER@TIME",
-                )
-                if self._quiet_period.wait_until_unchanged(path):
-                    self._repairer.handle(
-                        fault, self._repairer.move_to_corrupt(path, is_complete=True)
-                    )
                 continue
             try:
                 block = read_block_of(path) if path.is_file() else None
@@ -119,35 +106,6 @@ class SubmissionCheck:
                     "the beginning of a draft",
                 )
                 self._repairer.handle(fault, self._repairer.move_to_corrupt(path))
-
-    def _check_preparing(self, counts: SubmissionCounts) -> None:
-        """Count requests in progress; the start of a relay cleans up after a crash."""
-        for name in sorted(list_names(self._directory.preparing)):
-            path = self._directory.preparing / name
-            if _PREPARED.fullmatch(name) is None:
-                if self._quiet_period.wait_until_unchanged(path):
-                    fault = StoreFault(
-                        StoreFindingKind.SUBMISSION_NAME,
-                        path,
-                        "not the name of a submission",
-                        "ID.NUMBER",
-                    )
-                    self._repairer.handle(
-                        fault, self._repairer.move_to_corrupt(path, is_complete=True)
-                    )
-                continue
-            try:
-                status = path.lstat()
-            except FileNotFoundError:
-                continue
-            counts.preparing += 1
-            age_s = self._quiet_period.age_s(status.st_ctime)
-            if age_s >= STALE_S and status.st_nlink == 1:
-                found = f"untouched for {age_s / 3600:.0f} hours"
-                self._repairer.handle(
-                    StoreFault(StoreFindingKind.STALE_FILE, path, found, "at most 36"),
-                    remove_file(path),
-                )
 
     def _check_accounts(self, submissions: list[_SubmissionFile]) -> None:
         for submission in submissions:
@@ -251,8 +209,10 @@ class SubmissionCheck:
     ) -> dict[str, UnfinishedSubmission]:
         """Return logged submissions that have neither a file nor an end."""
         known = {*submissions}
-        for directory in (self._directory.ready, self._directory.scheduled, self._repairer.corrupt):
-            known |= {name.partition("@")[0] for name in list_names(directory)}
+        for directory in (self._directory.ready, self._directory.scheduled):
+            matches = map(SUBMISSION_FILE_NAME.fullmatch, list_names(directory))
+            known |= {f"{match[1]}.{match[2]}" for match in matches if match}
+        known |= {name.partition("@")[0] for name in list_names(self._repairer.corrupt)}
         known |= {name.rstrip("+~") for name in list_names(self._directory.preparing)}
         return {
             submission_id: one
@@ -278,53 +238,3 @@ class SubmissionCheck:
 
 def _base_name_of(file_name: str) -> str:
     return file_name.partition(":")[0].partition(",")[0]
-
-
-_RECEIVED = re.compile(r"[0-9a-f]{64}@(\d{1,18})")
-_SESSION_SUFFIX = ".json"
-
-
-def check_uploads(directory: Path, repairer: Repairer, quiet_period: QuietPeriod) -> int:
-    """Move unusable upload files to corrupt/; return the number of upload sessions."""
-    count = 0
-    for name in sorted(list_names(directory)):
-        path = directory / name
-        count += name.endswith(_SESSION_SUFFIX)
-        if (
-            _upload_fault(path) is not None
-            and quiet_period.wait_until_unchanged(path)
-            and (fault := _upload_fault(path)) is not None
-        ):
-            repairer.handle(fault, repairer.move_to_corrupt(path))
-    return count
-
-
-def _upload_fault(path: Path) -> StoreFault | None:
-    """Return the fault of a file, None if it has none or was removed."""
-    try:
-        if path.name.endswith(_SESSION_SUFFIX):
-            return (
-                None
-                if _is_json_object(path)
-                else _broken_upload(path, "no JSON", "an upload session")
-            )
-        match = _RECEIVED.fullmatch(path.name)
-        size_bytes = path.stat().st_size
-        if match and size_bytes < int(match[1]):
-            return _broken_upload(
-                path, f"{size_bytes} bytes", f"the {match[1]} that were acknowledged"
-            )
-    except FileNotFoundError:
-        return None
-    return None
-
-
-def _is_json_object(path: Path) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(path.read_bytes()), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-
-
-def _broken_upload(path: Path, found: str, expected: str) -> StoreFault:
-    return StoreFault(StoreFindingKind.BROKEN_UPLOAD, path, found, expected)

@@ -6,7 +6,7 @@ repair loses nothing are repaired. No mail is deleted: what is not needed is mov
 See docs/names.md (Commands) and docs/operation-repair.md (Verify mailboxes and the spool).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -192,14 +192,6 @@ class SpoolVerifier:
         if self._full:
             for row in connection.execute(_INLINE):
                 self._check_inline(cursor, *row)
-        if self._mode is not VerifyMode.READ_ONLY:  # a running relay writes some and removes others
-            for path in self._stale_files(cursor):
-                self._settle(
-                    SpoolFault.STALE_CONTENT, path, found="a file",
-                    expected="a content that has it",
-                    cure=f"moved to {self._put_aside_folder / path.name}",
-                    act=partial(self._move_away, path),
-                )  # fmt: skip
         if self._recount:
             self._check_entryless(cursor)
         unaccounted = self._check_counters(cursor)
@@ -271,12 +263,6 @@ class SpoolVerifier:
                 expected=_checksum_text(checksum),
             )
 
-    def _stale_files(self, cursor: apsw.Cursor) -> Iterator[Path]:
-        if self._contents.is_dir():
-            for path in sorted(self._contents.iterdir()):
-                if not is_file_needed(cursor, path.name):
-                    yield path
-
     def _check_entryless(self, cursor: apsw.Cursor) -> None:
         """End recipients without an entry, once an operator knows the cause."""
         (number,) = fetch_one(cursor, f"SELECT count(*) {_ENTRYLESS}")
@@ -331,12 +317,6 @@ class SpoolVerifier:
                 advice="" if self._recount else _RECOUNT,
             )  # fmt: skip
         return unaccounted
-
-    def _move_away(self, path: Path) -> None:
-        self._put_aside_folder.mkdir(mode=0o700, exist_ok=True)
-        path.rename(self._put_aside_folder / path.name)
-        fsync_path(self._put_aside_folder)
-        fsync_path(self._contents)
 
     def _export(self, cursor: apsw.Cursor, content_id: int, target: Path) -> None:
         data, file, header = fetch_one(

@@ -196,11 +196,13 @@ async def test_an_upload_goes_on_after_a_restart(place: Place) -> None:
     cut.write_bytes(b"not all that was confirmed")
     stray = part.with_name("0" * 64 + "@5")
     stray.write_bytes(b"stray")
+    odd = part.with_name("1" * 64 + ".json")
+    odd.write_bytes(b"{")
     await place.restart()
     assert place.http is not None
     told = (await place.http.get(url)).json()
     assert told["nextExpectedRanges"] == [f"{FIRST}-{len(OCTETS) - 1}"]
-    assert [path for path in (stray, cut) if path.exists()] == []
+    assert [path for path in (stray, cut, odd) if path.exists()] == []
     assert refused(await place.http.get(lost), 404, "ErrorItemNotFound")
     assert (await place.put(url, FIRST, OCTETS[FIRST:])).status_code == 201
     await place.restart()

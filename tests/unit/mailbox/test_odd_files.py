@@ -1,4 +1,7 @@
-"""What is no message's file, in a folder of messages: nobody waits for it, and it shows nothing."""
+"""What is no message's file, in a folder of messages: nobody waits for it, and it shows nothing.
+
+A file that is hardly a message is one nevertheless.
+"""
 
 import asyncio
 import os
@@ -62,3 +65,28 @@ async def test_nobody_waits_for_it_or_reads_it(store, draft, odd, deed):
     with pytest.raises((NoSuchItemError, StoreUnavailableError)):
         async with asyncio.timeout(20):
             await deeds[deed]()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_read"),
+    [
+        ("new/1.M1P1.other", b"", False),
+        ("new/1.M1P1.other:2,FS", b"Subject: s\r\n\r\n", True),
+        ("cur/,S=2:2,", b"\r\n", False),
+        ("cur/:2,S", b"\r\n", True),
+    ],
+    ids=["empty", "flags in new/", "no base name", "no name"],
+)
+async def test_an_odd_file_is_a_message(place, store, name, content, is_read):
+    path = place.root / "example.test/alice" / name
+    await store.deliver(ALICE, unique="0123456789abcdef.1", content=b"Subject: one\r\n\r\n")
+    path.write_bytes(content)
+    messages = (await store.query_messages(ALICE, MessageQuery())).messages
+    [odd] = [one for one in messages if one.path == path]
+    assert (len(messages), odd.is_read) == (2, is_read)
+    changed = await store.update(ALICE, odd.id, MessageChange(is_read=not is_read))
+    assert (changed.path.parent.name, changed.is_read) == ("cur", not is_read)
+    moved = await store.move_message(ALICE, odd.id, "archive")
+    assert moved.path.read_bytes() == content
+    await store.delete(ALICE, odd.id)
+    assert not moved.path.exists()

@@ -149,7 +149,17 @@ async def test_what_is_no_file_is_no_submission(place, draft):
     os.mkfifo(strangers[0])
     strangers[1].mkdir()
     strangers[2].symlink_to(submission.path)
+    submission.path.with_name("odd").write_bytes(b"x")
     submissions = ready_submissions(place.store())
     async with asyncio.timeout(10):
         assert (await anext(submissions)).submission_id == submission.submission_id
     await submissions.aclose()
+
+
+async def test_a_start_removes_what_nobody_prepares_any_more(place, draft):
+    await place.store().submit_new(ALICE, draft(), SendOptions())
+    preparing = place.root / ".submissions/preparing"
+    for name in ("0123456789abcdef.1", "odd"):
+        (preparing / name).write_bytes(b"half")
+    assert await place.store().remove_unfinished_submissions() == 2
+    assert place.left_over() == []

@@ -217,16 +217,10 @@ REPAIRED: dict[str, tuple[str, Damage]] = {
     "no tmp": ("missing-directory", lambda on: shutil.rmtree(on.home / ".Archive/tmp")),
     "no marker": ("missing-marker", lambda on: (on.home / ".Archive/maildirfolder").unlink()),
     "folder id twice": ("shared-folder-id", shared_folder_id),
-    "FIFO": ("not-a-file", lambda on: os.mkfifo(on.home / ODD)),
-    "directory": ("not-a-file", lambda on: (on.home / "new/1.M1P1.other").mkdir()),
-    "link": ("not-a-file", lambda on: (on.home / ODD).symlink_to("nowhere")),
     "wrong size": ("wrong-size", wrong_size),
-    "flags in new": ("wrong-place", wrong_place),
     "two generations": ("superseded-draft", old_generation),
     "copied by hand": ("shared-id", copied_file),
     "half of a move": ("shared-id", moved_halfway),
-    "stale-file": ("stale-file", leftover),
-    "directory in tmp": ("stale-file", lambda on: (on.home / "tmp/odd").mkdir()),
     "no database": ("damaged-index", no_database),
     "damaged page": ("damaged-index", damaged_page),
     "odd subscriptions": (
@@ -234,9 +228,6 @@ REPAIRED: dict[str, tuple[str, Damage]] = {
         lambda on: (on.home / "subscriptions").write_bytes(b"V\t2\n\n\0\0Sent\n"),
     ),
     "no subscriptions": ("subscriptions", directory_for_subscriptions),
-    "odd submission": ("submission-name", lambda on: private(on.submissions / "ready/odd")),
-    "odd preparation": ("submission-name", lambda on: private(on.submissions / "preparing/odd")),
-    "old preparation": ("stale-file", old_preparation),
     "copied draft": ("unmarked-copy", copied_draft),
 }
 CHANGE = "INSERT INTO change VALUES ({}, 'created', 'x', 'inbox', '')"
@@ -254,19 +245,9 @@ OF_INDEX = {
 }
 REPAIRED |= {name: ("index-mismatch", sql(change)) for name, change in OF_INDEX.items()}
 REPORTED: dict[str, tuple[str, Damage]] = {  # once: it is moved, or another finding names it
-    "empty": ("empty-file", lambda on: private(on.home / "new/1700000001.M1P1.other", b"")),
     "broken draft": ("broken-draft", broken_draft),
     "truncated": ("truncated", truncated),
-    "no name": ("no-base-name", lambda on: private(on.home / "cur/,S=2:2,S", b"\r\n")),
     "broken submission": ("broken-submission", broken_submission),
-    "lost range": (
-        "broken-upload",
-        lambda on: private(on.submissions / f"{ODD_UPLOAD}@1000", b"not as much"),
-    ),
-    "odd upload": (
-        "broken-upload",
-        lambda on: private(on.submissions / f"{ODD_UPLOAD}.json", b"{"),
-    ),
 }
 REMAINING: dict[str, tuple[str, Damage]] = {
     "another's": ("owner", lambda on: os.chown(on.message("new"), 12345, 12345)),
@@ -275,6 +256,20 @@ REMAINING: dict[str, tuple[str, Damage]] = {
     "everybody's folder": ("owner", lambda on: (on.home / ".Sent").chmod(0o777)),
 }
 ALL = REPAIRED | REPORTED | REMAINING
+LEFT: dict[str, Damage] = {  # to a start, to the next write, or to whoever reads it
+    "FIFO": lambda on: os.mkfifo(on.home / ODD),
+    "directory": lambda on: (on.home / "new/1.M1P1.other").mkdir(),
+    "link": lambda on: (on.home / ODD).symlink_to("nowhere"),
+    "flags in new": wrong_place,
+    "empty": lambda on: private(on.home / "new/1700000001.M1P1.other", b""),
+    "no name": lambda on: private(on.home / "cur/,S=2:2,S", b"\r\n"),
+    "stale file": leftover,
+    "old preparation": old_preparation,
+    "odd preparation": lambda on: private(on.submissions / "preparing/odd"),
+    "odd submission": lambda on: private(on.submissions / "ready/odd"),
+    "lost range": lambda on: private(on.submissions / f"{ODD_UPLOAD}@1000", b"not as much"),
+    "odd upload": lambda on: private(on.submissions / f"{ODD_UPLOAD}.json", b"{"),
+}
 
 
 async def test_nothing_is_wrong_with_a_store_in_use(checked):
@@ -344,18 +339,26 @@ async def test_a_dry_run_reports_and_changes_nothing(checked, name):
     assert snapshot(checked.root) == before
 
 
+@pytest.mark.parametrize("name", LEFT)
+async def test_what_others_handle_is_left_to_them(checked, name):
+    LEFT[name](checked)
+    before = snapshot(checked.root)
+    checked.verify(full=True)
+    assert checked.findings == []
+    assert snapshot(checked.root) == before
+
+
 # -- reports
 
 
 async def test_a_file_moved_to_corrupt_has_the_reported_path(checked):
-    (checked.home / "new/1700000001.M1P1.other").touch(0o600)
+    broken_draft(checked)
     checked.verify()
-    moved = checked.submissions / "corrupt/example.test/alice/new/1700000001.M1P1.other"
+    [moved] = (checked.submissions / "corrupt/example.test/alice/.Drafts/cur").iterdir()
     assert checked.findings[0].action == f"moved to {moved}"
-    assert moved.exists()
-    (checked.home / "new/1700000001.M1P1.other").touch(0o600)
+    shutil.copy(moved, checked.home / ".Drafts/cur")
     checked.verify()
-    assert moved.with_name("1700000001.M1P1.other~1").exists()
+    assert moved.with_name(f"{moved.name}~1").exists()
     assert checked.verify().submissions.corrupt == [
         str(checked.submissions / "corrupt/example.test")
     ]
@@ -377,7 +380,6 @@ async def message_ids(store) -> list[str]:
 async def test_a_renamed_message_keeps_its_id(checked, store):
     before = await message_ids(store)
     wrong_size(checked)
-    wrong_place(checked)
     truncated(checked)
     checked.verify()
     assert checked.home.joinpath("cur/1700000000.M1P2.other,S=40:2,S").exists()
@@ -421,16 +423,8 @@ async def test_a_rebuilt_index_answers_as_before(checked, store):
     assert await message_ids(store) == before
 
 
-async def test_fresh_leftovers_are_somebodys_work(checked):
-    leftover(checked)
-    old_preparation(checked)
-    checked.clock.now_us -= LATER_S * 10**6
-    counts = checked.verify()
-    assert (checked.findings, counts.submissions.preparing) == ([], 1)
-
-
 def half_delivered(checked: Checked) -> Path:
-    return private(checked.home / "new/1700000001.M1P1.other", b"")
+    return private(checked.home / "new/1700000001.M1P1.other,S=40", b"From: ")
 
 
 def half_changed(checked: Checked) -> Path:
@@ -479,25 +473,25 @@ async def test_the_log_grows_while_it_is_read(checked, place, monkeypatch):
 
 async def test_only_the_accounts_that_are_named(checked, store):
     await store.deliver("bob@example.test", unique="0123456789abcdef.3", content=MAIL)
-    (checked.root / "example.test/bob" / ODD).symlink_to("nowhere")
+    private(checked.root / "example.test/bob/cur/1.M1P1.other,S=9:2,")
     assert checked.verify(accounts=[ALICE]).mailboxes == 1
     assert checked.findings == []
     counts = checked.verify(accounts=["bob@example.test"])
     assert (counts.mailboxes, counts.submissions.ready) == (1, 0)
-    assert checked.reported() == [("not-a-file", True)]
+    assert checked.reported() == [("wrong-size", True)]
 
 
 async def test_the_dead_letters_are_a_mailbox_as_well(checked, store):
     await store.deliver("dead-letter", unique="0123456789abcdef.3", content=MAIL)
     assert checked.verify().mailboxes == 2
-    (checked.root.parent / "dead-letter/new/1.M1P1.other").mkdir()
+    private(checked.root.parent / "dead-letter/new/1.M1P1.other,S=9")
     checked.verify()
-    assert checked.reported() == [("not-a-file", True)]
+    assert checked.reported() == [("wrong-size", True)]
 
 
 async def test_an_unreadable_mailbox_does_not_stop_verify(checked, store, monkeypatch):
     await store.deliver("bob@example.test", unique="0123456789abcdef.3", content=MAIL)
-    (checked.root / "example.test/bob" / ODD).symlink_to("nowhere")
+    private(checked.root / "example.test/bob/cur/1.M1P1.other,S=9:2,")
     real = os.scandir
 
     def scandir(path):
@@ -508,7 +502,7 @@ async def test_an_unreadable_mailbox_does_not_stop_verify(checked, store, monkey
     monkeypatch.setattr(os, "scandir", scandir)
     checked.verify()
     assert checked.reported()[0] == ("unreadable", False)
-    assert ("not-a-file", True) in checked.reported()
+    assert ("wrong-size", True) in checked.reported()
 
 
 # -- submissions
@@ -560,6 +554,13 @@ async def test_a_draft_whose_submission_was_removed_is_reported(checked):
     checked.verify()
     assert checked.reported() == [("lost-submission", False)]
     assert submission_id in checked.findings[0].found
+
+
+async def test_a_submission_under_another_name_is_reported_with_its_draft(checked):
+    """No start finds it."""
+    checked.ready.rename(checked.ready.with_name(f"{checked.ready.name}.old"))
+    checked.verify()
+    assert checked.reported() == [("lost-submission", False)]
 
 
 @pytest.mark.parametrize(
