@@ -1,8 +1,9 @@
-"""Submit one message as a client: by SMTP, or by Graph's sendMail.
+"""Speak to a running relay as its client: the control socket, Graph's sendMail, SMTP. All block.
 
-A message that is rejected for one recipient is sent to none. Raises RejectedError with the text of
-the server or of the fault in the draft (NotAllowedError, TryLaterError for these causes), and
-OSError if nothing answers.
+ControlClient speaks HTTP on the Unix socket run/control.sock, whose file mode grants an operator's
+rights. The functions send one message; one that is rejected for one recipient is sent to none.
+They raise RejectedError with the text of the server or of the fault in the draft (NotAllowedError,
+TryLaterError for these causes), and OSError if nothing answers.
 """
 
 import base64
@@ -11,11 +12,13 @@ import email.policy
 import http.client
 import mimetypes
 import smtplib
+import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -24,6 +27,156 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.settings.tree import Address
 
 _TIMEOUT_S = 30.0
+_TOO_MANY = 429
+_ANSWER_BYTES_MAX = 64 * 1024 * 1024
+_BLOCK_BYTES = 256 * 1024
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    *,
+    headers: dict[str, str],
+    body: bytes | None = None,
+    bytes_max: int | None = None,
+) -> tuple[http.client.HTTPResponse, bytes]:
+    """Return a response and its content; close the connection."""
+    try:
+        connection.request(method, target, body, headers)
+        answer = connection.getresponse()
+        return answer, answer.read(bytes_max)
+    finally:
+        connection.close()
+
+
+class ControlUnavailableError(Exception):
+    """No daemon answers on the control socket."""
+
+
+class ControlForbiddenError(ControlUnavailableError):
+    """The control socket does not admit this user."""
+
+
+class ControlError(Exception):
+    """The daemon returned an error: HTTP `status` and the `code` of the error envelope."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class ControlResponse:
+    """The JSON of a response, and its header fields."""
+
+    value: Any
+    headers: http.client.HTTPMessage
+
+
+class ControlClient:
+    """A blocking client of the control socket at `path`; `timeout_s` limits each read and write."""
+
+    def __init__(self, path: Path, *, timeout_s: float = _TIMEOUT_S) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON at `/relay/v1` + `path`.
+
+        Raises ControlUnavailableError, ControlForbiddenError, ControlError.
+        """
+        return self.get_response(path, query).value
+
+    def get_response(self, path: str, query: Mapping[str, str] | None = None) -> ControlResponse:
+        """Like get(), with the header fields."""
+        return self._request("GET", path + ("?" + urlencode(query) if query else ""))
+
+    def post(self, path: str, value: Any) -> Any:
+        """Post `value` as JSON and return the JSON of the response.
+
+        Raises ControlUnavailableError, ControlForbiddenError, ControlError.
+        """
+        return self._request("POST", path, msgspec.json.encode(value)).value
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """Yield the octets of the response at `/relay/v1` + `path`. Raises as get() does."""
+        connection = _UnixConnection(self._path, self._timeout_s)
+        try:
+            with self._translated_errors():
+                connection.request("GET", "/relay/v1" + path)
+                answer = connection.getresponse()
+                if answer.status >= http.client.BAD_REQUEST:
+                    value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
+            if answer.status >= http.client.BAD_REQUEST:
+                raise _control_error(answer.status, value)
+            while True:
+                with self._translated_errors():
+                    block = answer.read(_BLOCK_BYTES)
+                    if not block and answer.length:
+                        raise http.client.IncompleteRead(b"", answer.length)
+                if not block:
+                    return
+                yield block
+        finally:
+            connection.close()
+
+    def delete(self, path: str) -> Any:
+        """Delete what is at `/relay/v1` + `path`; return the JSON. Raises as get() does."""
+        return self._request("DELETE", path).value
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> ControlResponse:
+        connection = _UnixConnection(self._path, self._timeout_s)
+        with self._translated_errors():
+            answer, content = _exchange(
+                connection, method, "/relay/v1" + path, body=body,
+                headers={"content-type": "application/json"}, bytes_max=_ANSWER_BYTES_MAX,
+            )  # fmt: skip
+            value = msgspec.json.decode(content)
+        if answer.status >= http.client.BAD_REQUEST:
+            raise _control_error(answer.status, value)
+        return ControlResponse(value, answer.headers)
+
+    @contextlib.contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            text = f"no relay is running: there is no {self._path}"
+            raise ControlUnavailableError(text) from None
+        except ConnectionRefusedError:
+            text = f"no relay is running: nothing listens on {self._path}"
+            raise ControlUnavailableError(text) from None
+        except PermissionError:
+            text = f"{self._path}: permission denied; run it as the relay's user or as root"
+            raise ControlForbiddenError(text) from None
+        except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
+            text = f"the relay on {self._path} did not answer: {error or type(error).__name__}"
+            raise ControlUnavailableError(text) from None
+
+
+def _control_error(status: int, value: Any) -> ControlError:
+    fault = value.get("error", {}) if isinstance(value, dict) else {}
+    message = str(fault.get("message", "no reason given"))
+    return ControlError(status, str(fault.get("code", "")), message)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the Unix socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def path_of(key: str) -> str:
+    """Return the URL path of the message named `key`."""
+    return "/messages/" + quote(key, safe="")
 
 
 class RejectedError(Exception):
@@ -99,31 +252,39 @@ def send_by_graph(
             *place, timeout=_TIMEOUT_S, context=client_of_pair(certificate)
         )
     )
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    if draft.text and draft.html:
+        headers["Content-Type"] = "text/plain"  # base64 of MIME
+        body = base64.b64encode(_as_mime(draft, ascii_only=draft.is_ascii))
+    else:
+        body = msgspec.json.encode({"message": _as_graph(draft)})
+    if key:
+        headers["Idempotency-Key"] = key
+    whose = f"users/{quote(mailbox)}" if mailbox else "me"
     try:
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        if draft.text and draft.html:
-            headers["Content-Type"] = "text/plain"  # base64 of MIME
-            body = base64.b64encode(_as_mime(draft, ascii_only=draft.is_ascii))
-        else:
-            body = msgspec.json.encode({"message": _as_graph(draft)})
-        if key:
-            headers["Idempotency-Key"] = key
-        whose = f"users/{quote(mailbox)}" if mailbox else "me"
-        connection.request("POST", f"/v1.0/{whose}/sendMail", body, headers)
-        answer = connection.getresponse()
-        body = answer.read()
+        target = f"/v1.0/{whose}/sendMail"
+        answer, content = _exchange(connection, "POST", target, headers=headers, body=body)
     except http.client.HTTPException as error:
         raise TryLaterError(f"{address} does not speak HTTP: {error!r}") from error
-    finally:
-        connection.close()
     if answer.status == http.client.ACCEPTED:
         return answer.headers["x-relay-message-id"] or ""
-    text = f"{answer.status}: {_message_of(body)}"
+    text = f"{answer.status}: {_message_of(content)}"
     if answer.status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
         raise NotAllowedError(text)
     if answer.status >= http.client.INTERNAL_SERVER_ERROR or answer.status == _TOO_MANY:
         raise TryLaterError(text)
     raise RejectedError(text)
+
+
+def read_by_graph(address: Address, graph_id: str, *, token: str) -> bytes:
+    """Return the MIME of a message in the mailbox of an account. Raises LookupError, OSError."""
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
+    target = f"/v1.0/me/messages/{quote(graph_id)}/$value"
+    headers = {"Authorization": f"Bearer {token}"}
+    answer, content = _exchange(connection, "GET", target, headers=headers)
+    if answer.status != http.client.OK:
+        raise LookupError(f"the mailbox of {token} does not have the message any more")
+    return content
 
 
 def send_by_smtp(address: Address, draft: DraftToSend) -> str:
@@ -219,6 +380,3 @@ def _message_of(answer: bytes) -> str:
         return str(msgspec.json.decode(answer)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         return answer[:200].decode("utf-8", "replace")
-
-
-_TOO_MANY = 429

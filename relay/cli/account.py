@@ -24,7 +24,7 @@ from relay.commands.account import (
     new_client_secret,
     new_token,
 )
-from relay.commands.control import OperatorClient
+from relay.commands.operator_client import OperatorClient
 from relay.phrases import counted
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox

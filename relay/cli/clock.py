@@ -10,8 +10,9 @@ import click
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, group_options
+from relay.client import ControlError
 from relay.clock import SystemClock
-from relay.commands.control import ControlError, OperatorClient
+from relay.commands.operator_client import OperatorClient
 from relay.phrases import shown
 from relay.settings.values import parse_duration
 

@@ -13,8 +13,14 @@ import click
 from relay.accounts.account import AccountError
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.output import printable
-from relay.client import NotAllowedError, RejectedError, TryLaterError
-from relay.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
+from relay.client import (
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+    NotAllowedError,
+    RejectedError,
+    TryLaterError,
+)
 from relay.development.folder import ForeignFolderError
 from relay.settings.document import SettingsError
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError

@@ -30,13 +30,9 @@ from relay.cli.output import (
     print_lines,
     stats_lines,
 )
+from relay.client import ControlError
 from relay.clock import SystemClock
-from relay.commands.control import (
-    LIST_MAX,
-    CommandInterruptedError,
-    ControlError,
-    OperatorClient,
-)
+from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
 from relay.journeys.wording import changed_line
 from relay.phrases import shown
 from relay.spool.types import Selector

@@ -8,7 +8,7 @@ import click
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.clock import SystemClock
-from relay.commands.control import OperatorClient
+from relay.commands.operator_client import OperatorClient
 from relay.phrases import counted
 
 

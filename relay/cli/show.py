@@ -16,7 +16,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, Key, common_options
 from relay.cli.output import flush, printable
 from relay.clock import SystemClock, rfc3339
-from relay.commands.control import OperatorClient
+from relay.commands.operator_client import OperatorClient
 from relay.files import OpenOctets
 from relay.message.content import Octets
 from relay.message.properties import EmailAddress

@@ -21,8 +21,8 @@ from relay.cli.output import (
     verified_lines,
 )
 from relay.clock import SystemClock
+from relay.commands.operator_client import OperatorClient
 from relay.commands.storage import UnknownAccountError, VerifyOptions
-from relay.commands.storage import prune as pruned
 from relay.commands.storage import verify as verified
 from relay.phrases import counted
 from relay.settings.environment import read_environment
@@ -124,7 +124,8 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
     Expired submission keys are removed as well. The queue and the mailboxes do not change.
     """
     age_s = older_than_s(older_than)
-    result = pruned(context.settings(), SystemClock(), older_than_s=age_s, dry_run=dry_run)
+    client = OperatorClient(context.settings(), SystemClock())
+    result = client.prune(older_than_s=age_s, dry_run=dry_run)
     if context.json:
         print_json(result)
         return

@@ -14,7 +14,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, Key, common_options, unknown_message
 from relay.cli.output import flush, journey_lines, printable
 from relay.clock import SystemClock
-from relay.commands.control import OperatorClient
+from relay.commands.operator_client import OperatorClient
 from relay.journeys.journey import is_final
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import FINAL, RecipientState

@@ -19,8 +19,8 @@ from relay.api.dependencies import OPERATOR
 from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.app.configuration import parse_next_hop, route_table
 from relay.app.state_dir import OwnerLock, as_owner
+from relay.client import ControlError
 from relay.clock import Clock
-from relay.commands.control import ControlError
 from relay.crashpoints import CrashPoints
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys

@@ -20,7 +20,6 @@ from relay.accounts.directory import load_accounts
 from relay.app.keys_note import note_lost
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.clock import Clock, rfc3339
-from relay.commands.control import ControlClient, ControlForbiddenError, ControlUnavailableError
 from relay.files import check_readable, fsync_path, link_or_copy
 from relay.last_commit import read_recorded
 from relay.mailbox.submissions.idempotency_file import damage_of, has_traces, keys_file, put_aside
@@ -173,62 +172,6 @@ def _document(
         "remaining": counts.remaining,
         "findings": findings,
     }
-
-
-_STEP_S_MAX = 120.0
-_NOTHING = {"messages": 0, "submissions": 0, "kept": 0}
-
-
-def prune(
-    settings: Settings, clock: Clock, *, older_than_s: float | None, dry_run: bool
-) -> dict[str, Any]:
-    """Remove the history of messages that finished `older_than_s` ago (default spool.keep).
-
-    Expired submission keys are removed as well. Return the number of both, and of messages that
-    were `kept` because a recipient without an entry is not final. Raises ControlUnavailableError,
-    ControlError; SpoolError, OSError for the files.
-    """
-    client = ControlClient(settings.control_socket, timeout_s=_STEP_S_MAX)
-
-    def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
-        result: Mapping[str, Any] = client.post(
-            "/storage/prune", {"older_than_s": older_than_s, "dry_run": dry_run_only}
-        )
-        return result
-
-    try:
-        found = ask(dry_run_only=True)
-        while not dry_run and not ask(dry_run_only=False)["ended"]:
-            pass  # the daemon prunes in small steps
-    except ControlUnavailableError as unavailable:
-        if isinstance(unavailable, ControlForbiddenError):
-            raise
-        found = _offline(settings, clock, unavailable, older_than_s=older_than_s, dry_run=dry_run)
-    return {name: found[name] for name in _NOTHING} | {"dry_run": dry_run}
-
-
-def _offline(
-    settings: Settings,
-    clock: Clock,
-    unavailable: ControlUnavailableError,
-    *,
-    older_than_s: float | None,
-    dry_run: bool,
-) -> Mapping[str, Any]:
-    from relay.commands.offline import SpoolFiles, with_spool_files  # noqa: PLC0415 - slow
-
-    age_s = settings.spool.keep if older_than_s is None else older_than_s
-
-    async def ask(files: SpoolFiles) -> Mapping[str, Any]:
-        found = await files.spool.maintenance.prune_many(age_s, dry_run=True)
-        while not dry_run and not (await files.spool.maintenance.prune_many(age_s))["ended"]:
-            pass
-        return found
-
-    try:
-        return with_spool_files(settings, clock, ask, nothing=_NOTHING)
-    except AlreadyRunningError as running:
-        raise ControlUnavailableError(f"{unavailable}, but {running}") from None
 
 
 class NothingToRecoverError(SpoolError):

@@ -1,15 +1,13 @@
 """A running relay of the test kit: what both faces of it, Relay and AsyncRelay, share."""
 
 import asyncio
-import http.client
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote
 
-from relay.client import DraftToSend, send_by_graph
+from relay.client import DraftToSend, read_by_graph, send_by_graph
 from relay.development.accounts import DOMAIN
 from relay.development.folder import DevelopmentFolder
 from relay.development.relay import DevelopmentOptions, DevelopmentRelay
@@ -23,7 +21,6 @@ from relay.testing.waiting import Wanted
 
 Result = TypeVar("Result")
 _REST_S = 5.0
-_READ_S = 30.0
 _LOOPBACK = "127.0.0.1"
 # The state is in memory, which a reserve would only make scarce.
 _IN_MEMORY = {"spool": {"reserve_size": 0}, "pressure": {"disk_free": "8 MiB"}}
@@ -98,24 +95,9 @@ class RunningRelay:
         self.observer.sent(graph_id)
 
         def read() -> bytes:
-            return self._content_of(graph_id, token=draft.sender)
+            return read_by_graph(self.relay.addresses.http, graph_id, token=draft.sender)
 
         return Message(read, _RunningSource(self, graph_id, settles=settles))
-
-    def _content_of(self, graph_id: str, *, token: str) -> bytes:
-        """Return the MIME of a message in the mailbox of an account. Raises LookupError."""
-        at = self.relay.addresses.http
-        connection = http.client.HTTPConnection(at.host, at.port, timeout=_READ_S)
-        try:
-            path = f"/v1.0/me/messages/{quote(graph_id)}/$value"
-            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
-            answer = connection.getresponse()
-            content = answer.read()
-        finally:
-            connection.close()
-        if answer.status != http.client.OK:
-            raise LookupError(f"the mailbox of {token} does not have the message any more")
-        return content
 
     async def arrived(self, address: str | None, *, settles: bool) -> list[Message]:
         """Return the messages of a mailbox, or of all; the test has seen them.

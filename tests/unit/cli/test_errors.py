@@ -8,8 +8,14 @@ import pytest
 
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.errors import CommandError, ExitCode, report_error
-from relay.client import NotAllowedError, RejectedError, TryLaterError
-from relay.commands.control import ControlError, ControlForbiddenError, ControlUnavailableError
+from relay.client import (
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+    NotAllowedError,
+    RejectedError,
+    TryLaterError,
+)
 from relay.development.folder import ForeignFolderError
 from relay.settings.document import Fault, SettingsError
 from relay.spool.types import SpoolError

@@ -385,6 +385,6 @@ def test_client_commands_do_not_import_the_daemon(shell, words):
         timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "relay.commands.control" in loaded
+    assert "relay.commands.operator_client" in loaded
     assert not loaded & {"apsw", "asyncio", "structlog", "relay.mailbox", "relay.spool.sqlite"}
     assert not loaded & {"argon2", "cryptography", "joserfc", "starlette", "tomlkit", "uvicorn"}

@@ -14,7 +14,7 @@ from relay.cli.errors import INTERRUPTED, CommandError
 from relay.cli.output import entry_lines, stats_lines, step_lines
 from relay.cli.root import cli
 from relay.clock import SystemClock
-from relay.commands.control import OperatorClient
+from relay.commands.operator_client import OperatorClient
 from relay.journeys.wording import changed_line
 from relay.settings.reader import load
 from tests.support import relay_starts

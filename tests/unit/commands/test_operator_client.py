@@ -13,12 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from relay.app.state_dir import OwnerLock
-from relay.commands.control import (
-    CommandInterruptedError,
-    ControlError,
-    ControlUnavailableError,
-    OperatorClient,
-)
+from relay.client import ControlError, ControlUnavailableError
+from relay.commands.operator_client import CommandInterruptedError, OperatorClient
 from relay.settings.reader import load
 from relay.spool.types import Selector
 from tests.support.manual_clock import ManualClock

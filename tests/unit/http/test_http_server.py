@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
-from relay.commands.control import ControlClient
+from relay.client import ControlClient
 from relay.http import http_request, protocol
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.errors import ApiError

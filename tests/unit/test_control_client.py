@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.responses import Response
 
-from relay.commands.control import ControlClient, ControlError, ControlUnavailableError, path_of
+from relay.client import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.http.errors import ApiError
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest

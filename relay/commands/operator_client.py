@@ -1,24 +1,24 @@
-"""What the command line reads and changes: through the running daemon, or in the files without one.
+"""What an operator reads and changes: through the running daemon, or in the files without one.
 
-ControlClient speaks HTTP on the Unix socket run/control.sock, whose file mode grants an
-operator's rights. If no daemon answers, OperatorClient owns the spool's files for one command
+If no daemon answers on run/control.sock, OperatorClient owns the spool's files for one command
 (offline.py); modules for that are imported only then, so that a command to a daemon starts
 quickly.
 """
 
-import http.client
-import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, unquote, urlencode
-
-import msgspec
+from urllib.parse import quote, unquote
 
 from relay.app.state_dir import AlreadyRunningError
+from relay.client import (
+    ControlClient,
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+    path_of,
+)
 from relay.clock import Clock
 from relay.journeys.journey import is_final
 from relay.settings.tree import Settings
@@ -28,149 +28,14 @@ if TYPE_CHECKING:
     from relay.commands.offline import SpoolFiles
     from relay.spool.types import Selector
 
-
-_ANSWER_BYTES_MAX = 64 * 1024 * 1024
-_BLOCK_BYTES = 256 * 1024
-
-
-class ControlUnavailableError(Exception):
-    """No daemon answers on the control socket."""
-
-
-class ControlForbiddenError(ControlUnavailableError):
-    """The control socket does not admit this user."""
-
-
-class ControlError(Exception):
-    """The daemon returned an error: HTTP `status` and the `code` of the error envelope."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class ControlResponse:
-    """The JSON of a response, and its header fields."""
-
-    value: Any
-    headers: http.client.HTTPMessage
-
-
-class ControlClient:
-    """A blocking client of the control socket at `path`; `timeout_s` limits each read and write."""
-
-    def __init__(self, path: Path, *, timeout_s: float = 30.0) -> None:
-        self._path = path
-        self._timeout_s = timeout_s
-
-    def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
-        """Return the JSON at `/relay/v1` + `path`.
-
-        Raises ControlUnavailableError, ControlForbiddenError, ControlError.
-        """
-        return self.get_response(path, query).value
-
-    def get_response(self, path: str, query: Mapping[str, str] | None = None) -> ControlResponse:
-        """Like get(), with the header fields."""
-        return self._request("GET", path + ("?" + urlencode(query) if query else ""), b"")
-
-    def post(self, path: str, value: Any) -> Any:
-        """Post `value` as JSON and return the JSON of the response.
-
-        Raises ControlUnavailableError, ControlForbiddenError, ControlError.
-        """
-        return self._request("POST", path, msgspec.json.encode(value)).value
-
-    def download(self, path: str) -> Iterator[bytes]:
-        """Yield the octets of the response at `/relay/v1` + `path`. Raises as get() does."""
-        connection = _UnixConnection(self._path, self._timeout_s)
-        try:
-            with self._translated_errors():
-                connection.request("GET", "/relay/v1" + path)
-                answer = connection.getresponse()
-                if answer.status >= http.client.BAD_REQUEST:
-                    value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
-            if answer.status >= http.client.BAD_REQUEST:
-                raise _control_error(answer.status, value)
-            while True:
-                with self._translated_errors():
-                    block = answer.read(_BLOCK_BYTES)
-                    if not block and answer.length:
-                        raise http.client.IncompleteRead(b"", answer.length)
-                if not block:
-                    return
-                yield block
-        finally:
-            connection.close()
-
-    def delete(self, path: str) -> Any:
-        """Delete what is at `/relay/v1` + `path`; return the JSON. Raises as get() does."""
-        return self._request("DELETE", path, b"").value
-
-    def _request(self, method: str, path: str, body: bytes) -> ControlResponse:
-        connection = _UnixConnection(self._path, self._timeout_s)
-        try:
-            with self._translated_errors():
-                connection.request(
-                    method, "/relay/v1" + path, body or None, {"content-type": "application/json"}
-                )
-                answer = connection.getresponse()
-                value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
-        finally:
-            connection.close()
-        if answer.status >= http.client.BAD_REQUEST:
-            raise _control_error(answer.status, value)
-        return ControlResponse(value, answer.headers)
-
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            text = f"no relay is running: there is no {self._path}"
-            raise ControlUnavailableError(text) from None
-        except ConnectionRefusedError:
-            text = f"no relay is running: nothing listens on {self._path}"
-            raise ControlUnavailableError(text) from None
-        except PermissionError:
-            text = f"{self._path}: permission denied; run it as the relay's user or as root"
-            raise ControlForbiddenError(text) from None
-        except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
-            text = f"the relay on {self._path} did not answer: {error or type(error).__name__}"
-            raise ControlUnavailableError(text) from None
-
-
-def _control_error(status: int, value: Any) -> ControlError:
-    fault = value.get("error", {}) if isinstance(value, dict) else {}
-    message = str(fault.get("message", "no reason given"))
-    return ControlError(status, str(fault.get("code", "")), message)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the Unix socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def path_of(key: str) -> str:
-    """Return the URL path of the message named `key`."""
-    return "/messages/" + quote(key, safe="")
-
-
 T = TypeVar("T")
 LIST_MAX = 10_000
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
 WAIT_S_MAX = 300.0  # per request
 _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries, and an advance of the clock
+_STEP_S_MAX = 120.0
+_NOTHING_PRUNED = {"messages": 0, "submissions": 0, "kept": 0}
 _NOTHING_CHANGED: dict[str, Any] = {
     "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
 }  # fmt: skip
@@ -322,6 +187,36 @@ class OperatorClient:
         except KeyboardInterrupt:
             raise CommandInterruptedError(None) from None
         return done
+
+    def prune(self, *, older_than_s: float | None, dry_run: bool) -> dict[str, Any]:
+        """Remove the history of messages that finished `older_than_s` ago (default spool.keep).
+
+        Expired submission keys are removed as well. Return the number of both, and of messages that
+        were `kept` because a recipient without an entry is not final.
+        """
+        client = ControlClient(self._settings.control_socket, timeout_s=_STEP_S_MAX)
+        age_s = self._settings.spool.keep if older_than_s is None else older_than_s
+
+        def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
+            result: Mapping[str, Any] = client.post(
+                "/storage/prune", {"older_than_s": older_than_s, "dry_run": dry_run_only}
+            )
+            return result
+
+        async def prune_files(files: "SpoolFiles") -> Mapping[str, Any]:
+            prune_many = files.spool.maintenance.prune_many
+            found = await prune_many(age_s, dry_run=True)
+            while not dry_run and not (await prune_many(age_s))["ended"]:
+                pass
+            return found
+
+        try:
+            found = ask(dry_run_only=True)
+            while not dry_run and not ask(dry_run_only=False)["ended"]:
+                pass  # the daemon prunes in small steps
+        except ControlUnavailableError as silent:
+            found = self._offline(silent, prune_files, nothing=_NOTHING_PRUNED)
+        return {name: found[name] for name in _NOTHING_PRUNED} | {"dry_run": dry_run}
 
     def _change_offline(
         self,
