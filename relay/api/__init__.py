@@ -6,13 +6,12 @@ same as that of `relay trace`.
 """
 
 from relay.api.app import create_app, create_control_app
-from relay.api.dependencies import ApiDependencies, ChangeNotifier, DevelopmentControls
+from relay.api.dependencies import ApiDependencies, DevelopmentControls
 from relay.api.event_streams import EventStreams
 from relay.api.message_source import MessageSources
 
 __all__ = [
     "ApiDependencies",
-    "ChangeNotifier",
     "DevelopmentControls",
     "EventStreams",
     "MessageSources",

@@ -3,27 +3,24 @@
 Also Principal: the role of the account or operator that makes a request.
 """
 
-import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
 from relay.advanceable_clock import AdvanceableClock
+from relay.api.event_streams import EventStreams
 from relay.api.message_copies import MessageCopies
 from relay.api.message_source import MessageSources
 from relay.clock import Clock
 from relay.http.errors import ApiError
+from relay.journeys.changes import ChangeNotifier
 from relay.journeys.journey import Journeys
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
-
-if TYPE_CHECKING:
-    from relay.api.event_streams import EventStreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,40 +143,6 @@ class DevelopmentControls(Protocol):
         ...
 
 
-class ChangeNotifier:
-    """Wakes the waiting requests when a journey changes; one for the whole process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # the store records steps in threads
-        self._count = 0
-        self._next: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-
-    @property
-    def count(self) -> int:
-        """The number of changes. Read it before a query, so that no change is missed."""
-        return self._count
-
-    def notify(self) -> None:
-        """Report a change, from any thread; cheap if no request waits."""
-        with self._lock:
-            self._count += 1
-            waited_for, self._next = self._next, None
-        if waited_for is not None:
-            loop, event = waited_for
-            loop.call_soon_threadsafe(event.set)
-
-    async def wait_beyond(self, count: int) -> None:
-        """Return when the number of changes exceeds `count`."""
-        while True:
-            with self._lock:
-                if self._count > count:
-                    return
-                if self._next is None:
-                    self._next = asyncio.get_running_loop(), asyncio.Event()
-                _, event = self._next
-            await event.wait()
-
-
 @dataclass(frozen=True, slots=True)
 class ApiDependencies:
     """What the handlers need."""
@@ -198,7 +161,7 @@ class ApiDependencies:
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
     sources: MessageSources  # the content of messages
     unlock: Callable[[str], int]  # that of AccountDirectory
-    events: "EventStreams | None" = None  # the streams of GET /events, if there are any
+    events: EventStreams | None = None  # the streams of GET /events, if there are any
     development: DevelopmentControls | None = None  # None in a service
     # what does not work although the relay is ready; "": nothing
     impaired: Callable[[], str] = lambda: ""

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from relay.api.dependencies import ChangeNotifier, Principal
 from relay.clock import Clock
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.event_stream import TAKE_TIMEOUT_S, EventStreamResponse
+from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import RecordedEvent
 from relay.observe.logs import get_logger
@@ -144,20 +144,20 @@ class EventStreams:
         self._stop_reading()
 
     def view_of(
-        self, query: Mapping[str, str], last_event_id: str | None, principal: Principal
+        self, query: Mapping[str, str], last_event_id: str | None, account: str | None
     ) -> EventView:
         """Return the view that a request asks for, apart from the message. Raises ApiError 400."""
         name, text = "after", query.get("after")
         if last_event_id:
             name, text = "Last-Event-ID", last_event_id
         if text is None:
-            return EventView(principal.account)
+            return EventView(account)
         try:
             after = parse_event_cursor(text, now_us=self._clock.time_us())
         except ValueError:
             message = f"{name}: found {quoted(text)}, expected {_EXPECTED}."
             raise ApiError(400, "BadRequest", message) from None
-        return EventView(principal.account, after=after)
+        return EventView(account, after=after)
 
     async def response(self, view: EventView) -> EventStreamResponse:
         """Return a stream. Raises ApiError 503 or 429 if too many are open."""

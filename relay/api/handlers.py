@@ -137,7 +137,7 @@ class Handlers:
         streams = self._dependencies.events
         if streams is None:
             return None
-        view = streams.view_of(query, last_event_id, principal)
+        view = streams.view_of(query, last_event_id, principal.account)
         view = replace(view, is_current=is_current)
         if (key := query.get("message")) is not None:
             found = await self.message(key, principal)

@@ -48,6 +48,7 @@ from relay.http.protocol import AllowedHosts
 from relay.http.sign_in import SIGN_IN_PATHS, create_sign_in_app
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
+from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventFeed
 from relay.journeys.journey import Journeys
 from relay.journeys.log_reader import LogReader
@@ -140,7 +141,7 @@ class _Composer:
         self.metrics = Metrics()
         self.history = MetricsHistory(self.metrics, clock)
         self.readiness = Readiness()
-        self.changes = api.ChangeNotifier()
+        self.changes = ChangeNotifier()
         self.pressure = Pressure()
         self.root = MailRoot(settings.mailboxes.root, take_lock=lock_file)
         undo.callback(self.root.close)

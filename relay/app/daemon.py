@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from relay.api import ChangeNotifier, EventStreams
+from relay.api import EventStreams
 from relay.app.configuration import ActiveConfiguration
 from relay.app.keys_note import KeysNote
 from relay.app.maintenance import (
@@ -42,6 +42,7 @@ from relay.delivery.scheduler import DeliveryScheduler
 from relay.http.http_server import HttpServer
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_server import SmtpServer
+from relay.journeys.changes import ChangeNotifier
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore

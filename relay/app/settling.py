@@ -10,10 +10,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from relay.api import ChangeNotifier
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.http.gateway import Gateway
 from relay.ingress.smtp_server import SmtpServer
+from relay.journeys.changes import ChangeNotifier
 from relay.pickup.dispatch import Pickup
 
 SETTLE_S = 60.0

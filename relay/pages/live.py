@@ -15,10 +15,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.api.dependencies import ChangeNotifier
 from relay.clock import Clock
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.event_stream import EventStreamResponse
+from relay.journeys.changes import ChangeNotifier
 from relay.observe.logs import get_logger
 from relay.pressure import ConcurrencyCounter
 

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from relay.client import DraftToSend
 from relay.testing.internet import RemoteMessage, SimulatedNetwork, SiteScenario
 from relay.testing.message import Message
-from relay.testing.running import AsyncVirtualClock, RelayPlaces, RunningRelay
+from relay.testing.places import RelayPlaces
+from relay.testing.running import AsyncVirtualClock, RunningRelay
 from relay.testing.waiting import SETTLE_S, WAIT_S, Pattern, Wanted
 
 Result = TypeVar("Result")
@@ -21,8 +22,8 @@ class AsyncRelay(RelayPlaces):
     """
 
     def __init__(self, relay: RelayPlaces) -> None:
-        super().__init__(relay.running)
-        self.internet = AsyncInternet(self.running.scenario)
+        super().__init__(relay.scenario)
+        self.internet = AsyncInternet(self.scenario)
         self.clock = AsyncVirtualClock(self.running)
 
     async def send(
@@ -57,12 +58,12 @@ class AsyncRelay(RelayPlaces):
 
     async def reset(self) -> None:
         """See Relay.reset()."""
-        await _in_relay(self.running, self.running.reset())
+        await _in_relay(self.running, self.scenario.reset())
 
     async def check(self) -> None:
         """See Relay.check()."""
         if self.internet.strict:
-            await _in_relay(self.running, self.running.scenario.check(SETTLE_S))
+            await _in_relay(self.running, self.scenario.check(SETTLE_S))
 
 
 class AsyncInternet(SimulatedNetwork):

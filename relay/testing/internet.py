@@ -8,18 +8,15 @@ import asyncio
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from relay.internet.behaviour import ReceivedMail
 from relay.internet.scenario_file import read_scenarios, scenario_of
 from relay.message.lifecycle import RecipientState
 from relay.settings.document import SettingsError
 from relay.testing.message import Message, MessageSource
+from relay.testing.running import RunningRelay
 from relay.testing.waiting import WAIT_S, Pattern, WaitTimeout, Wanted, journey_lines, timeout_text
-
-if TYPE_CHECKING:
-    from relay.testing.running import RunningRelay
-
 
 _SHOWN_MAX = 10
 
@@ -59,7 +56,7 @@ class RemoteMessage(Message):
 class InternetScenario:
     """Which domains there are. Coroutines are for the relay's loop."""
 
-    def __init__(self, running: "RunningRelay") -> None:
+    def __init__(self, running: RunningRelay) -> None:
         self.running = running
         self.strict = False
         self._tables: dict[str, Any] = {"domain": []}
@@ -81,8 +78,9 @@ class InternetScenario:
             self._extend({"domain": [table]})
         return table
 
-    def reset(self) -> None:
-        """Forget everything: the relay was emptied."""
+    async def reset(self) -> None:
+        """Empty the relay, and forget what the test described and saw."""
+        await self.running.reset()
         self.strict = False
         self._tables = {"domain": []}
         self._taken.clear()

@@ -12,9 +12,10 @@ from typing import Any, Self
 
 from relay.client import DraftToSend
 from relay.testing.async_relay import AsyncRelay
-from relay.testing.internet import Internet
+from relay.testing.internet import Internet, InternetScenario
 from relay.testing.message import Message
-from relay.testing.running import RelayOptions, RelayPlaces, RunningRelay, VirtualClock
+from relay.testing.places import RelayPlaces
+from relay.testing.running import RelayOptions, RunningRelay, VirtualClock
 from relay.testing.waiting import SETTLE_S, WAIT_S, Pattern, Wanted
 
 
@@ -39,8 +40,8 @@ class Relay(RelayPlaces):
         self._options = RelayOptions(config or {}, policies or {}, names, ca_dir)
 
     def __enter__(self) -> Self:
-        self._started = RunningRelay(self._options)
-        self.internet = Internet(self.running.scenario)
+        self._started = InternetScenario(RunningRelay(self._options))
+        self.internet = Internet(self.scenario)
         self.clock = VirtualClock(self.running)
         return self
 
@@ -110,14 +111,14 @@ class Relay(RelayPlaces):
         """Raise AssertionError for mail that `internet.strict` forbids; as the end of `with`."""
         __tracebackhide__ = True
         if self.internet.strict:
-            self.running.run(self.running.scenario.check(SETTLE_S))
+            self.running.run(self.scenario.check(SETTLE_S))
 
     def reset(self) -> None:
         """Remove all messages, and forget what the test described of the internet.
 
         The clock stays where it is.
         """
-        self.running.run(self.running.reset())
+        self.running.run(self.scenario.reset())
 
 
 class Mailbox:

@@ -5,7 +5,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from relay.client import DraftToSend, read_by_graph, send_by_graph
 from relay.development.accounts import DOMAIN
@@ -13,7 +13,6 @@ from relay.development.folder import DevelopmentFolder
 from relay.development.relay import DevelopmentOptions, DevelopmentRelay
 from relay.settings.tree import Address
 from relay.testing.arrivals import ArrivedMessage
-from relay.testing.internet import InternetScenario
 from relay.testing.message import Bounce, Message, MessageSource
 from relay.testing.observer import Observer
 from relay.testing.relay_thread import LOG_NAME, RelayThread, new_state_folder
@@ -52,13 +51,6 @@ class RelayOptions:
         return DevelopmentRelay(folder, options)
 
 
-class SmtpAddress(NamedTuple):
-    """Where SMTP listens: `smtplib.SMTP(*relay.smtp)`."""
-
-    host: str
-    port: int
-
-
 class RunningRelay:
     """A relay in its thread, and what a test has seen of it.
 
@@ -71,17 +63,15 @@ class RunningRelay:
         self.thread.start()
         self.relay = self.thread.relay
         self.observer = Observer(self.relay, log=self.thread.folder.path / LOG_NAME)
-        self.scenario = InternetScenario(self)
 
     def stop(self) -> None:
         """Stop it; nothing is left. Raises BrokenRelayError."""
         self.thread.stop()
 
     async def reset(self) -> None:
-        """Remove all messages, and forget what the test described and saw."""
+        """Remove all messages and the scenario, and forget what the test saw."""
         await self.relay.reset()
         await self.relay.use_scenario({})
-        self.scenario.reset()
         self.observer.reset()
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -132,66 +122,6 @@ class RunningRelay:
     def _message(self, arrival: ArrivedMessage, *, settles: bool) -> Message:
         source = _RunningSource(self, arrival.copy.queue_id, settles=settles)
         return Message(lambda: arrival.copy.content, source)
-
-
-class RelayPlaces:
-    """Where a relay listens, and what programs under test need to reach it."""
-
-    def __init__(self, running: RunningRelay | None) -> None:
-        self._started = running
-
-    @property
-    def running(self) -> RunningRelay:
-        """The relay, for the other classes of the kit."""
-        if self._started is None:
-            raise RuntimeError("the relay does not run: use it within `with Relay() as relay`")
-        return self._started
-
-    @property
-    def http_url(self) -> str:
-        """Its URL, as "http://127.0.0.1:40001"; the Graph API is under /v1.0."""
-        at = self.running.relay.addresses.http
-        return f"http://{at.host}:{at.port}"
-
-    @property
-    def https_url(self) -> str:
-        """The same with TLS; clients have to trust `ca`."""
-        return f"https://localhost:{self.running.relay.addresses.https.port}"
-
-    @property
-    def ca(self) -> str:
-        """The file of the certificate authority (PEM)."""
-        return str(self.running.relay.addresses.ca)
-
-    @property
-    def smtp(self) -> SmtpAddress:
-        """Host and port of SMTP. A client needs no login, and any login is accepted."""
-        at = self.running.relay.addresses.smtp
-        return SmtpAddress(at.host, at.port)
-
-    @property
-    def operator_token(self) -> str:
-        """A token that sees all messages and may change the queue."""
-        return self.running.relay.token
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Environment variables for programs under test; docs/testing.md lists them."""
-        host, port = self.smtp.host, str(self.smtp.port)
-        url = f"smtp://{host}:{port}"
-        return {
-            "SMTP_HOST": host, "SMTP_PORT": port, "SMTP_URL": url,
-            "EMAIL_HOST": host, "EMAIL_PORT": port, "EMAIL_URL": url,
-            "MAIL_SERVER": host, "MAIL_PORT": port,
-            "RELAY_URL": self.http_url, "RELAY_HTTPS_URL": self.https_url,
-            "RELAY_TOKEN": self.operator_token, "RELAY_CA": self.ca,
-            "RELAY_CONFIG": str(self.running.thread.folder.config),
-            "SSL_CERT_FILE": self.ca, "REQUESTS_CA_BUNDLE": self.ca, "NODE_EXTRA_CA_CERTS": self.ca,
-        }  # fmt: skip
-
-    def token(self, address: str) -> str:
-        """Return a bearer token of an account, which is made when it is first used."""
-        return address
 
 
 class _RunningSource:

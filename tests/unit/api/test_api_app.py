@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from relay.accounts.account import Account, Role, Scope, UnknownUserError
-from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app, handlers
+from relay.api import ApiDependencies, create_app, create_control_app, handlers
 from relay.clock import SystemClock
+from relay.journeys.changes import ChangeNotifier
 from relay.journeys.journey import MessageList
 from relay.journeys.message_list import ListPosition
 from relay.journeys.message_search import ListCursor, MessageSearch

@@ -11,10 +11,11 @@ import apsw
 import pytest
 
 from relay.accounts.account import Account, Role
-from relay.api import ApiDependencies, ChangeNotifier, EventStreams, create_app, event_streams
+from relay.api import ApiDependencies, EventStreams, create_app, event_streams
 from relay.api.event_streams import EventView
 from relay.clock import Ids, SystemClock
 from relay.http.http_server import HttpServer
+from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys

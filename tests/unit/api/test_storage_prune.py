@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from relay.accounts.account import Account, Role
-from relay.api import ApiDependencies, ChangeNotifier, create_app, create_control_app
+from relay.api import ApiDependencies, create_app, create_control_app
 from relay.clock import SystemClock
+from relay.journeys.changes import ChangeNotifier
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
 from tests.support.accounts import TokenAccounts, authentication_of

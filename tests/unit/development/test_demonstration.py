@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from relay.api import ChangeNotifier
 from relay.development.demonstration import Follower, is_settled
+from relay.journeys.changes import ChangeNotifier
 from relay.journeys.message_search import MessageSearch
 from tests.support.manual_clock import ManualClock
 

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from relay.accounts.account import Role
-from relay.api.dependencies import ApiDependencies, ChangeNotifier, Principal
+from relay.api.dependencies import ApiDependencies, Principal
 from relay.clock import SystemClock
+from relay.journeys.changes import ChangeNotifier
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pages.access import Access

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.api.dependencies import ChangeNotifier
 from relay.clock import SystemClock
 from relay.http.errors import ApiError
+from relay.journeys.changes import ChangeNotifier
 from relay.pages import live
 from relay.pages.live import LiveReader, LiveViews, digest_of
 from tests.support.logs import capture_logs
