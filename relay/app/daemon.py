@@ -21,6 +21,7 @@ import msgspec
 
 from relay.api import EventStreams
 from relay.app.configuration import ActiveConfiguration
+from relay.app.foundation import Readiness
 from relay.app.keys_note import KeysNote
 from relay.app.maintenance import (
     MailRootAttendant,
@@ -37,11 +38,9 @@ from relay.app.pressure_monitor import PressureMonitor
 from relay.app.reload import Reloader
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
+from relay.app.transport import Transport
 from relay.clock import Clock, wall_offset_us
-from relay.delivery.scheduler import DeliveryScheduler
 from relay.http.http_server import HttpServer
-from relay.ingress.acceptance import Acceptance
-from relay.ingress.smtp_server import SmtpServer
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
@@ -52,8 +51,6 @@ from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.pages import LiveViews
-from relay.pickup.dispatch import Pickup
-from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Settings
 from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.types import SpoolError
@@ -61,17 +58,6 @@ from relay.spool.types import SpoolError
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
 _STOPPING = "stopping"
-
-
-class Readiness:
-    """Why the relay is not ready; "" when it is."""
-
-    def __init__(self) -> None:
-        self.reason = "starting"
-
-    def __call__(self) -> str:
-        """The reason for a 503."""
-        return self.reason
 
 
 @dataclass
@@ -87,12 +73,7 @@ class Daemon:
     root: MailRoot
     store: FileStore
     store_log: SubmissionLog
-    scheduler: DeliveryScheduler
-    resolver: Resolver | LoopbackResolver
-    acceptance: Acceptance
-    pickup_server: SmtpServer
-    smtp_servers: Sequence[SmtpServer]
-    pickup: Pickup
+    transport: Transport
     http_servers: Sequence[HttpServer]
     journeys: Journeys
     changes: ChangeNotifier
@@ -128,11 +109,11 @@ class Daemon:
         self._spawn(attendant.run(), "mail-root")
         self._spawn(write_clock_anchor(self.store), "clock")
         self._spawn(settle_keys(self.store, keys_note), "keys")
-        self._spawn(self.scheduler.run(), "delivery")
-        await self.pickup_server.start()
-        for smtp_server in self.smtp_servers:
+        self._spawn(self.transport.scheduler.run(), "delivery")
+        await self.transport.pickup_server.start()
+        for smtp_server in self.transport.smtp_servers:
             await smtp_server.start()
-        self._pickup_task = self._spawn(self.pickup.run(), "pickup")
+        self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
         figures = MaintenanceGauges(self._sessions, lambda: self.store.scheduled_count)
         self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
@@ -156,15 +137,15 @@ class Daemon:
             last.callback(self.store_log.close)
             last.push_async_callback(asyncio.to_thread, self.store.close)
             last.push_async_callback(self.spool.stop)
-            last.callback(self.acceptance.close)
-            last.push_async_callback(self.resolver.close)
+            last.callback(self.transport.acceptance.close)
+            last.push_async_callback(self.transport.resolver.close)
             last.push_async_callback(self._end_tasks)
-            for server in self.smtp_servers:
+            for server in self.transport.smtp_servers:
                 server.stop_listening()
             await _all_of(
                 self._finish_submissions(grace_s),
-                *(server.drain(grace_s) for server in self.smtp_servers),
-                self.scheduler.drain(grace_s),
+                *(server.drain(grace_s) for server in self.transport.smtp_servers),
+                self.transport.scheduler.drain(grace_s),
             )
 
     async def _finish_submissions(self, grace_s: float) -> None:
@@ -176,9 +157,9 @@ class Daemon:
             self._pickup_task.cancel()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):  # real time: as above
-                    await self.pickup.drain()
+                    await self.transport.pickup.drain()
         left_s = deadline - loop.time()  # real time: as above
-        await self.pickup_server.drain(max(0.0, left_s))
+        await self.transport.pickup_server.drain(max(0.0, left_s))
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
@@ -186,7 +167,7 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _sessions(self) -> int:
-        return sum(server.sessions for server in self.smtp_servers)
+        return sum(server.sessions for server in self.transport.smtp_servers)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
@@ -313,7 +294,7 @@ def addresses(daemon: Daemon) -> dict[str, str]:
     return {
         "http": " ".join(str(one) for one in web.bound if not web.has_tls(one)),
         "https": " ".join(str(one) for one in web.bound if web.has_tls(one)),
-        "smtp": " ".join(str(server.address) for server in daemon.smtp_servers),
+        "smtp": " ".join(str(server.address) for server in daemon.transport.smtp_servers),
     }
 
 

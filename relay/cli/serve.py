@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 import uvloop
 
-from relay.app.compose import RelayDependencies, compose
+from relay.app.compose import compose
 from relay.app.configuration import ActiveConfiguration
 from relay.app.daemon import ServiceManager
 from relay.app.daemon import serve as run
+from relay.app.foundation import RelayDependencies
 from relay.app.pressure_monitor import raise_open_files_limit
 from relay.app.state_dir import foreign_state, unusable_state
 from relay.cli.errors import CommandError, ExitCode

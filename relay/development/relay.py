@@ -17,9 +17,10 @@ from typing import Any, Self
 from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
 from relay.api.message_copies import MessageCopies
-from relay.app.compose import RelayDependencies, compose
+from relay.app.compose import compose
 from relay.app.configuration import ListenerCertificates
 from relay.app.daemon import Daemon
+from relay.app.foundation import RelayDependencies
 from relay.app.settling import SETTLE_S
 from relay.client import RejectedError, send_by_graph
 from relay.clock import Ids, SystemClock, time_us_of
@@ -502,7 +503,7 @@ class DevelopmentRelay:
         web = self.daemon.http_servers[0]
         http = next(one for one in web.bound if not web.has_tls(one))
         https = next(one for one in web.bound if web.has_tls(one))
-        smtp = self.daemon.smtp_servers[0].address
+        smtp = self.daemon.transport.smtp_servers[0].address
         return DevelopmentAddresses(http, https, smtp, self.certificate.ca)
 
 

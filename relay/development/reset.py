@@ -42,7 +42,7 @@ class Reset:
         """Delete everything; return the number of messages. Raises SpoolError, StoreError."""
         daemon = self._daemon
         async with self._lock:
-            async with daemon.pickup.emptied(), daemon.scheduler.emptied():
+            async with daemon.transport.pickup.emptied(), daemon.transport.scheduler.emptied():
                 await self._quiet()
                 self._trash.mkdir(mode=0o700, exist_ok=True)
                 trash = Path(tempfile.mkdtemp(dir=self._trash))

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from relay.accounts.directory import load_accounts
-from relay.app.compose import RelayDependencies, compose
+from relay.app.compose import compose
 from relay.app.daemon import Daemon
+from relay.app.foundation import RelayDependencies
 from relay.clock import SystemClock
 from relay.policy.rule_files import load_rules
 from relay.settings.tree import Settings

@@ -27,7 +27,7 @@ async def test_a_failed_composition_closes_what_it_opened(
     def broken(*_, **__):
         raise ValueError("no such network")
 
-    monkeypatch.setattr("relay.app.compose.SmtpServer", broken)
+    monkeypatch.setattr("relay.app.transport.SmtpServer", broken)
     settings = settings_with()
     with pytest.raises(ValueError, match="no such network"):
         composed(settings)
@@ -65,7 +65,7 @@ async def test_a_stop_releases_everything_when_one_room_fails(
     async def broken(_grace_s: float) -> None:
         raise SpoolError("no way out")
 
-    monkeypatch.setattr(daemon.scheduler, "drain", broken)
+    monkeypatch.setattr(daemon.transport.scheduler, "drain", broken)
     with pytest.raises(SpoolError, match="no way out"):
         await daemon.stop()
     assert open_files() == []
@@ -80,7 +80,7 @@ async def test_a_room_that_fails_ends_the_relay(
     async def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(daemon.pickup, "run", broken)
+    monkeypatch.setattr(daemon.transport.pickup, "run", broken)
     async with asyncio.timeout(SOON_S):
         with pytest.raises(BrokenRelayError, match="pickup ended unexpectedly"):
             await serve(daemon, ServiceManager(""))

@@ -50,7 +50,7 @@ class Running:
                 await asyncio.sleep(0.02)
 
     def _submit(self, subject: str, to: str) -> tuple[int, bytes]:
-        address = self.daemon.smtp_servers[0].address
+        address = self.daemon.transport.smtp_servers[0].address
         with smtplib.SMTP(address.host, address.port, "client.test", SOON_S) as session:
             session.ehlo()
             replies = [session.mail("x@remote.test"), session.rcpt(to)]

@@ -112,7 +112,7 @@ async def test_the_later_reports_that_wait_are_limited_in_octets(relay, monkeypa
     await send(relay, "a+later550@b.test")
     await send(relay, "b+later550@b.test")
     await until(lambda: len(relay.internet.received) == 2)
-    await until(lambda: relay.daemon.scheduler.claims_in_progress == 0)
+    await until(lambda: relay.daemon.transport.scheduler.claims_in_progress == 0)
     await relay.advance_clock(simulated_recipients.LATER_S + 1)
     [octets] = mailbox(relay, SENDER)
     assert b"Final-Recipient: rfc822;" in octets

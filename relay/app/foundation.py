@@ -1,0 +1,147 @@
+"""What front door, transport and pages are built on: the stores, the routes, the shared values.
+
+open_foundation() opens the mail root and the spool, and starts nothing.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp
+
+from relay import api, spool
+from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.app.configuration import ListenerCertificates, route_table, server_certificates
+from relay.app.state_dir import lock_file
+from relay.clock import Clock, Ids
+from relay.crashpoints import CrashPoints
+from relay.http.authentication import HttpAuthentication
+from relay.http.gateway import Gateway
+from relay.http.protocol import AllowedHosts
+from relay.journeys.changes import ChangeNotifier
+from relay.journeys.event_feed import EventFeed
+from relay.journeys.journey import Journeys
+from relay.journeys.log_reader import LogReader
+from relay.journeys.submission_log import SubmissionLog
+from relay.mailbox import FileStore
+from relay.mailbox.mail_root import STORE, SUBMISSIONS, MailRoot
+from relay.mailbox.types import QuotaLimits
+from relay.message.nexthop import NextHop
+from relay.observe.history import MetricsHistory
+from relay.observe.metrics import Metrics
+from relay.policy.engine import RuleSet
+from relay.pressure import Pressure
+from relay.routing.route_table import RouteTable
+from relay.settings.tree import Settings
+from relay.spool.engine import SpoolEngine
+
+
+class Readiness:
+    """Why the relay is not ready; "" when it is."""
+
+    def __init__(self) -> None:
+        self.reason = "starting"
+
+    def __call__(self) -> str:
+        """The reason for a 503."""
+        return self.reason
+
+
+@dataclass(frozen=True)
+class RelayDependencies:
+    """What compose() needs in addition to the settings."""
+
+    accounts: AccountDirectory  # the addresses, tokens and passwords of users
+    rules: Callable[[], RuleSet]  # gives those in force
+    crash_at: str = ""  # for crash tests: the point at which the process kills itself
+    # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
+    # loopback, except to `release_to`
+    is_simulated: Callable[[str], bool] | None = None
+    release_to: NextHop | None = None  # where released mail goes
+    log_role: str = "relay"  # names the files of the submission log
+    # with it, the front door answers only requests for these, for loopback names and for
+    # http.public_url
+    hosts: AllowedHosts | None = None
+    certificates: ListenerCertificates | None = None  # None: those that the settings name
+    # the actions that only the API of a development relay has; with it, captured mail is put into
+    # mailboxes
+    development: api.DevelopmentControls | None = None
+    converts_in_threads: bool = False  # saves the child processes of step 3, for a test's messages
+    are_pages_open: bool = False  # who reaches the pages has the role operate, without a login
+    # puts an application in front of the Graph API
+    before_graph: Callable[[Gateway, HttpAuthentication], ASGIApp] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foundation:
+    """What the builders of front door, transport and pages share."""
+
+    settings: Settings  # relay.toml
+    sources: RelayDependencies  # what the caller of compose() gives
+    certificates: ListenerCertificates  # replaced by a reload
+    clock: Clock  # that of all rooms; that of a development relay can be advanced
+    ids: Ids  # of messages and submissions
+    crash: CrashPoints  # where a crash test kills the process
+    metrics: Metrics  # counted where it happens
+    history: MetricsHistory  # the metrics of the last hour
+    changes: ChangeNotifier  # wakes who waits for a step of a journey
+    pressure: Pressure  # what SMTP sessions, HTTP server and pickup check
+    readiness: Readiness  # set by the daemon, shown by /readyz
+    table: RouteTable  # which address is local, and the next hop of others
+    root: MailRoot  # proves that the mail root is there
+    store_log: SubmissionLog  # steps 1 to 4
+    store: FileStore  # mailboxes and pending submissions
+    spool: SpoolEngine  # the queue, and steps 5 to 7
+    journeys: Journeys  # all seven steps
+    feed: EventFeed  # the events of all journeys
+
+    @property
+    def is_development(self) -> bool:
+        """Whether this is a development relay."""
+        return self.sources.development is not None
+
+
+def open_foundation(
+    settings: Settings, sources: RelayDependencies, *, clock: Clock, undo: ExitStack
+) -> Foundation:
+    """Open the spool and the mail root; `undo` closes them if a later step fails.
+
+    Raises SpoolError, OSError, ValueError.
+    """
+    certificates = sources.certificates or server_certificates(settings)
+    ids, crash, metrics = Ids(clock), CrashPoints(sources.crash_at), Metrics()
+    changes = ChangeNotifier()
+    root = MailRoot(settings.mailboxes.root, take_lock=lock_file)
+    undo.callback(root.close)
+    table = route_table(settings, sources.accounts, is_simulated=sources.is_simulated)
+    log_directory = root.path / SUBMISSIONS / "log"
+    store_log = SubmissionLog(
+        log_directory, role=sources.log_role, clock=clock, on_append=changes.notify
+    )
+
+    def limits_of(account: str) -> QuotaLimits:
+        found = sources.accounts.by_address(account)
+        return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
+
+    store = FileStore(
+        root, clock=clock, ids=ids, crash=crash, log=store_log, hostname=settings.hostname,
+        limits_of=limits_of, dead_letter=settings.state_dir / DEAD_LETTER,
+    )  # fmt: skip
+    engine = spool.open(
+        settings, clock=clock, crash=crash, metrics=metrics,
+        delivers_captured=sources.development is not None,
+    )  # fmt: skip
+    undo.callback(engine.close)
+    if sources.development is not None:
+        root.open("", may_take=True)  # a development relay takes any mail root
+    else:
+        known = engine.mail_root(STORE)
+        root.open(known.id, may_take=not known.was_used)
+    return Foundation(
+        settings=settings, sources=sources, certificates=certificates,
+        clock=clock, ids=ids, crash=crash, metrics=metrics,
+        history=MetricsHistory(metrics, clock), changes=changes, pressure=Pressure(),
+        readiness=Readiness(), table=table, root=root, store_log=store_log, store=store,
+        spool=engine, journeys=Journeys(engine, store_log, clock=clock),
+        feed=EventFeed(engine, LogReader(log_directory)),
+    )  # fmt: skip

@@ -1,0 +1,167 @@
+"""Build the transport: pickup (step 3), SMTP servers (step 5), delivery (step 6), reports (7)."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from relay.accounts.account import DEAD_LETTER
+from relay.app.foundation import Foundation
+from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
+from relay.delivery.attempt_recorder import AttemptRecorder
+from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.content_cache import ContentCache
+from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.retry import DeferralCause, RetrySchedule
+from relay.delivery.scheduler import DeliveryScheduler
+from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.ingress.acceptance import Acceptance
+from relay.ingress.smtp_server import IngressDependencies, SmtpServer
+from relay.message.nexthop import NextHop
+from relay.pickup.dispatch import Pickup
+from relay.pressure import PressureReason
+from relay.reports.bounces import Reporter
+from relay.routing.resolver import LoopbackResolver, Resolver
+from relay.settings.tree import Address, SmtpListener
+from relay.smtp.connect import connect
+from relay.smtp.connection import Timeouts
+from relay.spool.types import Claim, PriorityLevel
+
+_DOWN_S_MAX = 30.0
+_PICKUP_SESSIONS_MAX = 64
+_PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
+
+
+@dataclass(frozen=True)
+class Transport:
+    """What accepts messages by SMTP and delivers them."""
+
+    resolver: Resolver | LoopbackResolver
+    scheduler: DeliveryScheduler
+    acceptance: Acceptance
+    smtp_servers: Sequence[SmtpServer]  # one for each [[smtp]]
+    pickup_server: SmtpServer  # on run/pickup.sock
+    pickup: Pickup
+
+
+def build_transport(base: Foundation) -> Transport:
+    """Return the transport, not started."""
+    settings, sources = base.settings, base.sources
+    rng = random.Random()  # noqa: S311 - spreads load, not for security
+    reporter = Reporter(
+        hostname=settings.hostname, clock=base.clock, ids=base.ids,
+        next_hop_for=base.table.next_hop_for,
+        expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
+    )  # fmt: skip
+    resolver = _resolver(base, rng)
+    scheduler = _scheduler(base, reporter, resolver, rng=rng)
+    base.spool.queue_admin.attend(scheduler)
+    acceptance = _acceptance(base, reporter, scheduler)
+    ingress = IngressDependencies(
+        hostname=settings.hostname, acceptance=acceptance, router=base.table,
+        accounts=sources.accounts, quota=base.store, crash=base.crash, pressure=base.pressure,
+    )  # fmt: skip
+    pickup = Pickup(
+        base.store, run_dir=settings.run_dir, hostname=settings.hostname, reports=reporter,
+        postmaster=base.table.mailbox_for("postmaster") or DEAD_LETTER, log=base.store_log,
+        clock=base.clock, crash=base.crash, metrics=base.metrics,
+        give_up_after_s=settings.pickup.give_up_after,
+        max_concurrent=settings.pickup.max_concurrent, rng=rng,
+        converts_in_threads=sources.converts_in_threads,
+    )  # fmt: skip
+    return Transport(
+        resolver=resolver,
+        scheduler=scheduler,
+        acceptance=acceptance,
+        smtp_servers=[
+            SmtpServer(listener, ingress, certificate=certificate)
+            for listener, certificate in zip(settings.smtp, base.certificates.smtp, strict=True)
+        ],
+        pickup_server=_pickup_server(base, ingress),
+        pickup=pickup,
+    )
+
+
+def _resolver(base: Foundation, rng: random.Random) -> Resolver | LoopbackResolver:
+    def resolver_with(nameservers: Sequence[Address]) -> Resolver:
+        """Return a resolver; without name servers it has the system's."""
+        return Resolver(
+            nameservers, timeout_s=base.settings.dns.timeout, clock=base.clock, rng=rng,
+            hostname=base.settings.hostname,
+            own_addresses=[listener.listen for listener in base.settings.smtp],
+            port=base.settings.delivery.port,
+        )  # fmt: skip
+
+    resolver, release_to = resolver_with(base.settings.dns.nameservers), base.sources.release_to
+    if base.sources.is_simulated is None:
+        return resolver
+    elsewhere = resolver_with(()) if release_to is not None else None
+    return LoopbackResolver(resolver, release_to=release_to, elsewhere=elsewhere)
+
+
+def _scheduler(
+    base: Foundation,
+    reporter: Reporter,
+    resolver: Resolver | LoopbackResolver,
+    *,
+    rng: random.Random,
+) -> DeliveryScheduler:
+    delivery = base.settings.delivery
+    contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES)
+    by_class = {name: steps for name, steps in asdict(delivery.retry_by_class).items() if steps}
+    schedule = RetrySchedule(delivery.retry, rng.random, by_class)
+    recorder = AttemptRecorder(
+        base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule
+    )
+    timeouts = Timeouts(
+        connect_s=delivery.connect_timeout,
+        command_s=delivery.command_timeout,
+        data_s=min(delivery.command_timeout, Timeouts().data_s),
+    )
+    options = SiteOptions(
+        connections_max=delivery.max_connections_per_next_hop,
+        rate=parse_rate(delivery.max_rate_per_next_hop),
+        unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
+        waited_s=schedule.waited_s,
+    )
+    return DeliveryScheduler(
+        base.spool, recorder, contents,
+        local=LocalDelivery(base.store, base.table, delivers_captured=base.is_development),
+        resolver=resolver, table=base.table, options=options, clock=base.clock,
+        slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
+        active_queue=ActiveQueue(),
+        connect=partial(connect, ehlo_name=base.settings.hostname, timeouts=timeouts),
+        on_change=lambda _queue_id: base.changes.notify(),
+    )  # fmt: skip
+
+
+def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliveryScheduler) -> Acceptance:
+    def takes_claim(next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
+        """Whether delivery claims a message, with its content, as soon as it is accepted."""
+        if base.pressure.state.has(PressureReason.MEMORY):
+            return False
+        return scheduler.has_room_for(next_hop, sender, level)
+
+    def accepted(claims: Sequence[Claim]) -> None:
+        scheduler.offer(claims)
+        base.changes.notify()
+
+    return Acceptance(
+        hostname=base.settings.hostname, router=base.table, policy=base.sources.rules,
+        reporter=reporter, spool=base.spool, accounts=base.sources.accounts,
+        clock=base.clock, ids=base.ids, metrics=base.metrics,
+        on_accepted=accepted, on_waiting=scheduler.accepted_unclaimed,
+        level_of=scheduler.level_of, has_room=takes_claim,
+        expire_after_s=base.settings.delivery.expire_after,
+        delay_warning_after_s=base.settings.delivery.delay_warning_after,
+    )  # fmt: skip
+
+
+def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:
+    listener = SmtpListener(
+        listen=Address(path=str(base.settings.pickup_socket)),
+        max_sessions=max(_PICKUP_SESSIONS_MAX, 2 * base.settings.pickup.max_concurrent),
+        max_recipients=100_000,
+        max_message_size=_PICKUP_MESSAGE_BYTES_MAX,
+    )
+    return SmtpServer(listener, ingress, pickup=True)
