@@ -205,37 +205,32 @@ class ClaimedRecipient:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to attempt one entry once. It ends with settle or release, or when the epoch of the
-    entry is raised.
+    """The right to attempt one entry once.
 
-    `attempts` counts the attempts before this one. `content` is set for small messages that were
-    just accepted; otherwise read it with Spool.read_content(content_id).
-
-    `state` is the entry's state before it was claimed: held and captured entries are claimed when
-    they expire. `due_us` is the earliest of `retry_us` (when it may be tried; None: not without an
-    operator), `warn_us` and its expiry. `cause` is the class of its last deferral, `cause_attempts`
-    how many attempts in a row had it. `sender` is NewMessage.sender_key, `priority` the level that
-    its message asked for.
+    It ends with settle or release, or when the epoch of the entry is raised. Times are queue time
+    in microseconds.
     """
 
-    entry_id: int
-    epoch: int
-    message: MessageFacts
-    next_hop: NextHop
-    recipients: tuple[ClaimedRecipient, ...]
-    attempts: int
-    content_id: int
-    content_size: int
+    entry_id: int  # of the entry
+    epoch: int  # that the entry has; with another one nothing can be settled
+    message: MessageFacts  # what all entries of the message share
+    next_hop: NextHop  # where it goes
+    recipients: tuple[ClaimedRecipient, ...]  # those that are not final
+    attempts: int  # before this one
+    content_id: int  # for Spool.read_content()
+    content_size: int  # in octets
+    # of small messages that were just accepted; otherwise it is read
     content: bytes | None = field(default=None, repr=False)
+    # before the claim; held and captured entries are claimed when they expire
     state: RecipientState = RecipientState.QUEUED
-    retry_us: int | None = 0
-    due_us: int = 0
-    level: PriorityLevel = PriorityLevel.NORMAL
-    sender: int = 0
-    cause: str = ""
-    cause_attempts: int = 0
-    warn_us: int | None = None
-    priority: PriorityLevel = PriorityLevel.NORMAL
+    retry_us: int | None = 0  # when it may be tried; None: not without an operator
+    due_us: int = 0  # the earliest of `retry_us`, `warn_us` and its expiry
+    level: PriorityLevel = PriorityLevel.NORMAL  # may be unreachable
+    sender: int = 0  # NewMessage.sender_key
+    cause: str = ""  # the class of its last deferral; "": none
+    cause_attempts: int = 0  # how many attempts in a row had this class
+    warn_us: int | None = None  # of the delay warning; None: none is due
+    priority: PriorityLevel = PriorityLevel.NORMAL  # the level that its message asked for
 
     @property
     def key(self) -> Key:
@@ -250,26 +245,24 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The result of a claim. Recipients without an outcome (not tried) stay as they are.
+    """The result of a claim; all of it is one transaction.
 
-    `waiting` is the next schedule of deferred and untried recipients, None where none is left. With
-    `held` they wait for an operator. If `counts_as_attempt` is False, the entry keeps its state.
-    `expired` recipients end as State.EXPIRED with their last evidence. If one outcome is Captured,
-    every recipient that is not final has it; the entry becomes captured mail, and `waiting` is
-    None. `reports` become durable in the same transaction. With `goes_on` only these recipients are
-    settled, and the claim remains open for the others.
+    Recipients without an outcome (not tried) stay as they are. If one outcome is Captured, every
+    recipient that is not final has it, and the entry becomes captured mail.
     """
 
-    claim: Claim
-    at_us: int
-    outcomes: Mapping[int, Outcome]
+    claim: Claim  # that ends, or with `goes_on` stays
+    at_us: int  # of the attempt: wall clock time
+    outcomes: Mapping[int, Outcome]  # by the number of the recipient
+    # the next schedule of those that are not final; None where none is left
     waiting: EntrySchedule | None = None
+    # by number: these end as expired, with their last evidence
     expired: Mapping[int, Outcome] = field(default_factory=dict)
-    reports: tuple[NewMessage, ...] = ()
-    events: tuple[Event, ...] = ()
-    counts_as_attempt: bool = True
-    held: bool = False
-    goes_on: bool = False
+    reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes
+    events: tuple[Event, ...] = ()  # steps of the journey
+    counts_as_attempt: bool = True  # False: the entry keeps its state
+    held: bool = False  # the waiting recipients wait for an operator
+    goes_on: bool = False  # only these recipients are settled; the claim stays open for the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,18 +293,16 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Which entries a queue command selects (docs/names.md, Commands); conditions are combined by
-    AND.
-    """
+    """Which entries a queue command selects; all conditions must match."""
 
-    ids: tuple[str, ...] = ()
-    sender: str = ""
-    recipient: str = ""
-    domain: str = ""
-    next_hop: str = ""
-    state: str = ""
-    older_than_s: float | None = None
-    all: bool = False
+    ids: tuple[str, ...] = ()  # names of entries or messages; (): any
+    sender: str = ""  # a pattern of the reverse-path; "": any
+    recipient: str = ""  # a pattern of an address; "": any
+    domain: str = ""  # a pattern of a recipient's domain; "": any
+    next_hop: str = ""  # a pattern of the next hop or its domain; "": any
+    state: str = ""  # "": any
+    older_than_s: float | None = None  # since acceptance; None: any age
+    all: bool = False  # every entry: a command without a condition must say so
 
 
 @dataclass(frozen=True, slots=True)
