@@ -124,6 +124,7 @@ class AttemptRecorder:
         self, claim: Claim, outcomes: Mapping[int, Relayed]
     ) -> None:
         """Record recipients as indeterminate whose outcomes could not be recorded."""
+        # RFC 3463 3.4
         indeterminate = Indeterminate(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}"))
         outcomes_in_doubt = dict.fromkeys(outcomes, indeterminate)
         await self._retry_until_recorded(

@@ -140,7 +140,7 @@ def same_outcome(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
 
 def internal_error_outcomes(claim: Claim) -> dict[int, Outcome]:
     """Return the outcomes of an attempt that ended with an internal error; the log has it."""
-    evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
+    evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")  # RFC 3463 3.4
     return same_outcome(claim, Deferred(evidence, DeferralClass.INTERNAL))
 
 
@@ -163,7 +163,7 @@ def unrecorded_result(
     may_be_delivered = any(isinstance(one, Relayed | Indeterminate) for one in outcomes.values())
     concluded = internal_error_outcomes(claim)
     if may_be_delivered:
-        text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"
+        text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"  # RFC 3463 3.4
         concluded = same_outcome(claim, Indeterminate(Evidence("4.3.0", text)))
     waiting = EntrySchedule(
         retry_us=None if may_be_delivered else again_us, level=claim.level, warn_us=claim.warn_us,

@@ -85,7 +85,7 @@ def unreadable(claim: Claim, error: SpoolError) -> dict[int, Outcome]:
     """The outcome of a claim whose content cannot be read. The second time in a row it is held,
     unless the spool was not there: that says nothing about the content.
     """
-    evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {error}")
+    evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {error}")  # RFC 3463 3.4
     is_spool = isinstance(error, SpoolUnavailableError)
     cause = DeferralClass.INTERNAL if is_spool else DeferralClass.CONTENT
     return same_outcome(claim, Deferred(evidence, cause))

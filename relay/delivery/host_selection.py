@@ -33,7 +33,7 @@ HOSTS_MAX = 20_000
 
 # address, port, TLS policy, login: a failure with one of them says nothing about another
 HostKey = tuple[str, int, TlsPolicy | None, str]
-ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit
+ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; RFC 5321 5.1
 _RESULT_CHARACTERS_MAX = 200
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 

@@ -89,9 +89,9 @@ class LocalDelivery:
         recipient = min(recipients, key=lambda one: one.id)
         is_captured = claim.next_hop == CAPTURE
         if is_captured and not self.delivers_captured:  # queued by a development relay
-            return Captured(Evidence("2.1.5", "250 2.1.5 captured"))
+            return Captured(Evidence("2.1.5", "250 2.1.5 captured"))  # RFC 3463 3.2
         if mailbox is None:
-            reply = f"550 5.1.1 <{recipient.path.address}>: no such user here"
+            reply = f"550 5.1.1 <{recipient.path.address}>: no such user here"  # RFC 3463 3.2
             return Failed(Evidence("5.1.1", reply))
         head = (
             f"Return-Path: <{claim.message.envelope.reverse_path}>\r\n"
@@ -107,10 +107,12 @@ class LocalDelivery:
                 is_repeat=claim.attempts > 0,
             )
         except MailboxTooSmallError as error:
-            return Failed(Evidence("5.2.2", f"552 5.2.2 {error}"))
+            return Failed(Evidence("5.2.2", f"552 5.2.2 {error}"))  # RFC 3463 3.3
         except MailboxFullError as error:
+            # RFC 3463 3.3
             return Deferred(Evidence("4.2.2", f"452 4.2.2 {error}"), DeferralClass.MAILBOX)
         except ContentUnreadableError as error:
+            # RFC 3463 3.4
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.CONTENT)
         except StoreUnavailableError as error:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.MAILBOX)
@@ -120,7 +122,9 @@ class LocalDelivery:
             return Deferred(evidence, DeferralClass.INTERNAL)
         note = " (already delivered)" if result is DeliveryResult.ALREADY_THERE else ""
         if is_captured:
+            # RFC 3463 3.2
             return Captured(Evidence("2.1.5", f"250 2.1.5 captured for {mailbox}{note}"))
+        # RFC 3463 3.2
         return Delivered(Evidence("2.1.5", f"250 2.1.5 delivered to {mailbox}{note}"))
 
 

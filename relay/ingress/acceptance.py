@@ -57,13 +57,15 @@ _SUBJECT_CHARACTERS_MAX = 200
 _SUBJECT_OCTETS_MAX = 8192  # enough for that many characters in any encoding
 
 _LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
+# RFC 3463 3.8
 _NO_POLICY = DataReply("451 4.7.1 The mail rules could not be applied, try again later")
 _TOO_MANY_PARTS = DataReply(
-    "554 5.6.0 The message has too many MIME parts, or nests them too deeply"
+    "554 5.6.0 The message has too many MIME parts, or nests them too deeply"  # RFC 3463 3.7
 )
 _LONG_HEADER = DataReply(ContentRejection.LONG_HEADER)
-_MANY_FIELDS = DataReply(f"554 5.6.0 The header has more than {FIELDS_MAX} fields")
+_MANY_FIELDS = DataReply(f"554 5.6.0 The header has more than {FIELDS_MAX} fields")  # RFC 3463 3.7
 _NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
+# RFC 5321 6.3; RFC 3463 3.5
 _LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 
 
@@ -324,6 +326,7 @@ class Acceptance:
             for recipient in message.final_recipients:
                 self.metrics.recipients.labels(outcome=recipient.state).inc()
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
+        # RFC 5321 4.1.1.4: Relay is responsible now
         return DataReply(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
 
     def _with_priorities(self, message: NewMessage) -> NewMessage:

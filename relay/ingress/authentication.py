@@ -78,7 +78,7 @@ class Authentication:
         """
         credentials = await _exchange(argument, ask)
         self.user = credentials.user[:_USER_CHARACTERS_MAX]
-        rejection = "535 5.7.8 User or password is wrong"
+        rejection = "535 5.7.8 User or password is wrong"  # RFC 4954 6
         try:
             account = await self._accounts.by_password(
                 credentials.user, credentials.password, client=self._ip
@@ -89,11 +89,11 @@ class Authentication:
                 _log.error("password not checked", client=self._ip, error=delayed.__cause__)
         if account is not None:
             self.account = account
-            return "235 2.7.0 Authentication successful"
+            return "235 2.7.0 Authentication successful"  # RFC 4954 6
         self._failures += 1
         await pause(self._limits.auth_failure_delay_s * self._failures)
         if self.is_exhausted:
-            return "421 4.7.0 Too many failed logins, closing the connection"
+            return "421 4.7.0 Too many failed logins, closing the connection"  # RFC 5321 3.8, 7.8
         return rejection
 
 
@@ -106,45 +106,48 @@ async def _exchange(argument: str, ask: Ask) -> AuthCredentials:
     initial = initial.strip(" ")
     match mechanism.upper():
         case "PLAIN":
-            return _plain(_decoded(initial or await ask("334 ")))
+            return _plain(_decoded(initial or await ask("334 ")))  # RFC 4954 4; RFC 4616 2
         case "LOGIN":
             user = _decoded(initial or await ask(_USER_NAME))
             password = _decoded(await ask(_PASSWORD))
             return AuthCredentials(_text(user), _text(password))
         case "":
-            raise SmtpRejection("501 5.5.4 Syntax: AUTH PLAIN or AUTH LOGIN")
+            raise SmtpRejection("501 5.5.4 Syntax: AUTH PLAIN or AUTH LOGIN")  # RFC 4954 4
         case _:
+            # RFC 4954 4
             raise SmtpRejection("504 5.5.4 This mechanism is not supported, use PLAIN or LOGIN")
 
 
 def _plain(response: bytes) -> AuthCredentials:
     parts = _text(response).split("\0")
     if len(parts) != 3:
+        # RFC 4616 2
         raise SmtpRejection("501 5.5.2 AUTH PLAIN: expected authorization id NUL user NUL password")
     acting_for, user, password = parts
     if acting_for and acting_for.lower() != user.lower():
-        raise SmtpRejection("535 5.7.8 No account may act for another one")
+        raise SmtpRejection("535 5.7.8 No account may act for another one")  # RFC 4616 2
     return AuthCredentials(user, password)
 
 
 def _decoded(response: str) -> bytes:
     if response == "*":
-        raise SmtpRejection("501 5.7.0 Authentication cancelled")
+        raise SmtpRejection("501 5.7.0 Authentication cancelled")  # RFC 4954 4
     if response == "=":  # RFC 4954 4: an empty initial response
         return b""
     try:
         return b64decode(response.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise SmtpRejection("501 5.5.2 The response is not base64") from None
+        raise SmtpRejection("501 5.5.2 The response is not base64") from None  # RFC 4954 4
 
 
 def _text(response: bytes) -> str:
     try:
         return response.decode("utf-8")
     except UnicodeDecodeError:
-        raise SmtpRejection("501 5.5.2 User and password must be UTF-8") from None
+        raise SmtpRejection("501 5.5.2 User and password must be UTF-8") from None  # RFC 4616 2
 
 
 def _delayed_reply(delayed: LoginDelayedError) -> str:
     seconds = math.ceil(delayed.retry_after_s)
+    # RFC 4954 6
     return f"454 4.7.0 {delayed}, try again in {seconds} second{'' if seconds == 1 else 's'}"

@@ -34,17 +34,19 @@ class ContentRejection(StrEnum):
     """The reply after the final dot to a content that is not accepted."""
 
     BARE = (
-        "550 5.5.2 The message has a bare CR or LF, or a NUL;"
+        "550 5.5.2 The message has a bare CR or LF, or a NUL;"  # RFC 5321 2.3.8
         " lines must end in CRLF (RFC 5321 2.3.8)"
     )
+    # RFC 5321 4.5.3.1.6, 4.5.3.1.9
     LONG_LINE = "500 5.5.2 The message has a line that is too long; wrap or encode it"
     LONG_HEADER = (
+        # RFC 3463 3.7
         f"554 5.6.0 The header is longer than {HEADER_BYTES_MAX} octets; is its blank line missing?"
     )
-    TOO_BIG = "552 5.3.4 The message is larger than SIZE allows"
-    NO_ROOM = "452 4.3.1 Too much mail at once, try again later"
-    QUEUE_FULL = "452 4.3.1 The queue is full, try again later"
-    LOCAL_ERROR = "451 4.3.0 Local error, try again later"
+    TOO_BIG = "552 5.3.4 The message is larger than SIZE allows"  # RFC 1870 6.3; RFC 5321 4.5.3.1.7
+    NO_ROOM = "452 4.3.1 Too much mail at once, try again later"  # RFC 5321 4.5.3.1.9; RFC 3463 3.4
+    QUEUE_FULL = "452 4.3.1 The queue is full, try again later"  # RFC 3463 3.4
+    LOCAL_ERROR = "451 4.3.0 Local error, try again later"  # RFC 3463 3.4
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,9 +47,11 @@ def parse_mail(argument: str, *, extended: bool) -> MailArgument:
     try:
         reverse_path, rest = parse_path(text, smtputf8=True)
     except AddressError as error:
+        # RFC 5321 4.1.2; RFC 3463 3.2
         raise SmtpRejection(f"501 5.1.7 MAIL FROM: {error}") from error
     if reverse_path == "postmaster":
         raise SmtpRejection(
+            # RFC 5321 2.3.5, 4.5.1
             "501 5.1.7 MAIL FROM: the address has no domain; write <postmaster@domain>"
         )
     if not rest:
@@ -60,13 +62,14 @@ def parse_mail(argument: str, *, extended: bool) -> MailArgument:
     _check_ascii(reverse_path, smtputf8=smtputf8)
     body = given.get("BODY", "7BIT").upper()
     if body not in ("7BIT", "8BITMIME"):
-        raise SmtpRejection("501 5.5.4 BODY: expected 7BIT or 8BITMIME")
+        raise SmtpRejection("501 5.5.4 BODY: expected 7BIT or 8BITMIME")  # RFC 6152 2
     size = given.get("SIZE", "0")
     if not _SIZE(size):
+        # RFC 1870 3
         raise SmtpRejection("501 5.5.4 SIZE: expected a number of octets, at most 20 digits")
     try:
         if given.get("AUTH", "<>") != "<>" and not decode_xtext(given["AUTH"]):
-            raise SmtpRejection("501 5.5.4 AUTH: expected a mailbox as xtext, or <>")
+            raise SmtpRejection("501 5.5.4 AUTH: expected a mailbox as xtext, or <>")  # RFC 4954 5
         envelope = Envelope(
             reverse_path,
             ret=parse_ret(given["RET"]) if "RET" in given else "",
@@ -76,7 +79,7 @@ def parse_mail(argument: str, *, extended: bool) -> MailArgument:
         )
         return MailArgument(envelope, size_bytes=int(size))
     except ValueError as error:
-        raise SmtpRejection(f"501 5.5.4 {error}") from error
+        raise SmtpRejection(f"501 5.5.4 {error}") from error  # RFC 3461 4.3, 4.4
 
 
 def parse_rcpt(argument: str, *, extended: bool, smtputf8: bool) -> ForwardPath:
@@ -91,6 +94,7 @@ def parse_rcpt(argument: str, *, extended: bool, smtputf8: bool) -> ForwardPath:
         code = "553" if error.status == NEEDS_SMTPUTF8 else "501"
         raise SmtpRejection(f"{code} {error.status} RCPT TO: {error}") from error
     if not address:
+        # RFC 5321 4.1.1.3; RFC 3463 3.2
         raise SmtpRejection("501 5.1.3 RCPT TO: a recipient needs an address, <> is none")
     if not rest:
         return ForwardPath(address)
@@ -102,17 +106,18 @@ def parse_rcpt(argument: str, *, extended: bool, smtputf8: bool) -> ForwardPath:
             orcpt=parse_orcpt(given["ORCPT"]) if "ORCPT" in given else "",
         )
     except ValueError as error:
-        raise SmtpRejection(f"501 5.5.4 {error}") from error
+        raise SmtpRejection(f"501 5.5.4 {error}") from error  # RFC 3461 4.1, 4.2
 
 
 def _after(keyword: str, argument: str, *, example: str) -> str:
     if argument[: len(keyword)].upper() != keyword:
-        raise SmtpRejection(f"501 5.5.4 Syntax: {example}")
+        raise SmtpRejection(f"501 5.5.4 Syntax: {example}")  # RFC 5321 4.1.1.2, 4.1.1.3
     return argument[len(keyword) :]
 
 
 def _check_ascii(reverse_path: str, *, smtputf8: bool) -> None:
     if not smtputf8 and not reverse_path.isascii():
+        # RFC 6531 3.5
         raise SmtpRejection(f"553 {NEEDS_SMTPUTF8} MAIL FROM: this address needs SMTPUTF8")
 
 
@@ -124,13 +129,16 @@ def _parameters(text: str, *, known: frozenset[str]) -> dict[str, str]:
         name = keyword.upper()
         if not _KEYWORD(keyword):
             raise SmtpRejection(
+                # RFC 5321 4.1.2
                 f"501 5.5.4 {excerpt(word)} is no parameter: expected KEYWORD=value"
             )
         if name not in known:
+            # RFC 5321 4.1.1.11
             raise SmtpRejection(f"555 5.5.4 The parameter {excerpt(name)} is not supported")
         if name in given:
+            # no RFC says which one counts
             raise SmtpRejection(f"501 5.5.4 {name} is given twice")
         if bool(equals) is (name == "SMTPUTF8") or (equals and not value) or "=" in value:
-            raise SmtpRejection(f"501 5.5.4 {name}: malformed value")
+            raise SmtpRejection(f"501 5.5.4 {name}: malformed value")  # RFC 5321 4.1.2
         given[name] = value
     return given

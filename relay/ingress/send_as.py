@@ -23,6 +23,7 @@ def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) 
     """
     account = accounts.by_address(login)
     if account is None or account.address != login:  # removed after the login
+        # RFC 4954 6
         return f"530 5.7.0 The account {_shown(login)} does not exist any more; log in again"
     if not reverse_path or account.may_send_as(reverse_path):
         return ""
@@ -41,6 +42,7 @@ def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> 
         if header_field.unread or not header_field.addresses:
             found = _shown(header_field.unread) if header_field.unread else "no address"
             return (
+                # RFC 6409 6.1; RFC 3463 3.8
                 f"553 5.7.1 Found {found} in {header_field.name}, expected only addresses of the "
                 f"account {_shown(login)}; {_ADVICE}, and put a name with special characters in "
                 "quotes"
@@ -50,6 +52,7 @@ def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> 
 
 def _rejection(found: str, login: str) -> str:
     return (
+        # RFC 6409 6.1; RFC 3463 3.8
         f"553 5.7.1 {found}: the account {_shown(login)} may not send from this address; {_ADVICE}"
     )
 

@@ -15,12 +15,13 @@ from relay.message.content import LARGE_BYTES
 class SessionLimits:
     """The limits of one session."""
 
+    # RFC 5321 4.5.3.1.4
     command_bytes: int = 2048  # 512 plus the most that all offered extensions may add
     auth_line_bytes: int = 12288  # RFC 4954 4
     text_line_bytes: int = 65536  # without CRLF; real mail exceeds the 998 of RFC 5322
     input_bytes: int = 262144  # read ahead of the command in progress
-    errors: int = 20  # Postfix's smtpd_hard_error_limit
-    junk_commands: int = 100  # Postfix's smtpd_junk_command_limit
+    errors: int = 20  # Postfix's smtpd_hard_error_limit; RFC 5321 7.8
+    junk_commands: int = 100  # Postfix's smtpd_junk_command_limit; RFC 5321 7.8
     auth_failures: int = 3  # failed logins; then 421
     auth_failure_delay_s: float = 1.0  # multiplied by the number of failures
     session_s: float = 7200.0  # a slow upload of the largest message

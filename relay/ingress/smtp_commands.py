@@ -32,7 +32,7 @@ from relay.spool.types import IncomingBody
 
 _log = get_logger("ingress")
 
-SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"
+SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"  # RFC 5321 3.8
 _HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
@@ -42,10 +42,12 @@ _HTTP_METHODS = frozenset(
     {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "CONNECT", "OPTIONS", "TRACE"}
 )
 _HTTP_HOST = "HOST:"
+# RFC 3463 3.6
 _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
-_EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"
+_EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"  # RFC 5321 4.3.1
 _TALKS_AHEAD = "554 5.5.0 Wait for the reply to this command (RFC 2920 3.1), closing the connection"
 _LOGIN_ENDED = (
+    # RFC 5321 3.8
     "421 4.7.0 The account or its password was changed; log in again, closing the connection"
 )
 _LAST_OF_GROUP = frozenset({"EHLO", "HELO", "DATA"})
@@ -55,10 +57,12 @@ _NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML"
 class LineError(StrEnum):
     """The reply to a line that is not a command."""
 
-    BARE = "500 5.5.2 Lines must end in CRLF, and CR and NUL may not stand alone"
+    BARE = "500 5.5.2 Lines must end in CRLF, and CR and NUL may not stand alone"  # RFC 5321 2.3.8
+    # RFC 5321 2.3.8
     BARE_LF = "554 5.5.2 Lines must end in CRLF, LF may not stand alone, closing the connection"
-    TOO_LONG = "500 5.5.2 Line too long"
+    TOO_LONG = "500 5.5.2 Line too long"  # RFC 5321 4.5.3.1.4, 4.5.3.1.9
     BINARY = (
+        # RFC 3463 3.6
         "554 5.5.0 This listener begins without TLS, and commands are text; send STARTTLS first,"
         " or use a listener with TLS; closing the connection"
     )
@@ -189,7 +193,7 @@ class SmtpCommandHandler:
         does most software that only sends spam.
         """
         if not client_spoke:
-            return f"220 {self._listener.hostname} ESMTP Relay"
+            return f"220 {self._listener.hostname} ESMTP Relay"  # RFC 5321 3.1
         if self._trusted_network:
             return self._close_abusive(_EARLY_TALKER)
         return self._close_rejected("CONNECT", _EARLY_TALKER)
@@ -213,10 +217,12 @@ class SmtpCommandHandler:
         if reply.startswith("5") and not (trusted and verb == "RCPT"):
             self._errors += 1
             if self._errors > self._listener.limits.errors:
+                # RFC 5321 7.8
                 return self._close_with("421 4.7.0 Too many errors, closing the connection")
         if verb in _JUNK and not trusted:
             self._junk_commands += 1
             if self._junk_commands > self._listener.limits.junk_commands:
+                # RFC 5321 7.8
                 return self._close_with("421 4.7.0 Too many idle commands, closing the connection")
         return reply
 
@@ -228,10 +234,10 @@ class SmtpCommandHandler:
         command = _COMMANDS.get(verb)
         if command is None:
             if verb in _NOT_OFFERED:
-                return "502 5.5.1 This command is not offered here"
-            return "500 5.5.2 Unknown command"
+                return "502 5.5.1 This command is not offered here"  # RFC 5321 4.2.4
+            return "500 5.5.2 Unknown command"  # RFC 5321 4.2.4
         if self._listener.requires_tls and not self._tls and verb not in _BEFORE_TLS:
-            return "530 5.7.0 Use STARTTLS first"
+            return "530 5.7.0 Use STARTTLS first"  # RFC 3207 4
         if not argument.isascii():
             _check_utf8(argument)
         return await command(self, argument)
@@ -239,14 +245,14 @@ class SmtpCommandHandler:
     async def helo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: SMTP without extensions."""
         if not _HELO_NAME(argument):
-            return "501 Syntax: HELO your.host.name"
+            return "501 Syntax: HELO your.host.name"  # RFC 5321 4.1.1.1
         self._greet(argument, extended=False)
         return f"250 {self._listener.hostname}"
 
     async def ehlo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: list the extensions."""
         if not _HELO_NAME(argument):
-            return "501 Syntax: EHLO your.host.name"
+            return "501 Syntax: EHLO your.host.name"  # RFC 5321 4.1.1.1
         self._greet(argument, extended=True)
         offers = [
             self._listener.hostname,
@@ -274,30 +280,30 @@ class SmtpCommandHandler:
     async def vrfy(self, argument: str) -> str:
         """RFC 5321 4.1.1.6, 7.3: does not disclose which addresses exist."""
         if not argument:
-            return "501 5.5.4 Syntax: VRFY someone@example.com"
-        return "252 2.1.5 Send mail to find out"
+            return "501 5.5.4 Syntax: VRFY someone@example.com"  # RFC 5321 4.1.1.6
+        return "252 2.1.5 Send mail to find out"  # RFC 5321 3.5.3, 7.3
 
     async def rset(self, argument: str) -> str:
         """RFC 5321 4.1.1.5."""
         if argument:
-            return "501 5.5.4 Syntax: RSET"
+            return "501 5.5.4 Syntax: RSET"  # RFC 5321 4.1.1.5
         self._reset()
         return "250 2.0.0 Ok"
 
     async def quit(self, argument: str) -> str:
         """RFC 5321 4.1.1.10."""
         if argument:
-            return "501 5.5.4 Syntax: QUIT"
-        return self._close_with("221 2.0.0 Bye")
+            return "501 5.5.4 Syntax: QUIT"  # RFC 5321 4.1.1.10
+        return self._close_with("221 2.0.0 Bye")  # RFC 5321 4.1.1.10
 
     async def starttls(self, argument: str) -> str:
         """RFC 3207 4."""
         if argument:
-            return "501 5.5.4 Syntax: STARTTLS"
+            return "501 5.5.4 Syntax: STARTTLS"  # RFC 3207 4
         if self._tls:
-            return "503 5.5.1 TLS is active already"
+            return "503 5.5.1 TLS is active already"  # RFC 3207 4.2
         if not self._listener.offers_tls:
-            return "502 5.5.1 STARTTLS is not offered here"
+            return "502 5.5.1 STARTTLS is not offered here"  # RFC 5321 4.2.4
         # RFC 3207 4.2: discard what was sent before TLS; an attacker may have sent it.
         self._tls = await self._client.start_tls()
         self._helo, self._extended = "", False
@@ -315,15 +321,15 @@ class SmtpCommandHandler:
         authentication = self._authentication
         authentication.user = ""
         if not self._extended:
-            return "503 5.5.1 Send EHLO first"
+            return "503 5.5.1 Send EHLO first"  # RFC 5321 4.1.4
         if authentication.login:
-            return "503 5.5.1 You are authenticated already"
+            return "503 5.5.1 You are authenticated already"  # RFC 4954 4
         if self._mail is not None:
-            return "503 5.5.1 Authenticate before MAIL"
+            return "503 5.5.1 Authenticate before MAIL"  # RFC 4954 4
         if not self._offers_auth:
             if self._listener.offers_tls and not self._tls:
-                return "538 5.7.11 Use STARTTLS before AUTH"
-            return "502 5.5.1 AUTH is not offered here"
+                return "538 5.7.11 Use STARTTLS before AUTH"  # IANA: X.7.11 with 538
+            return "502 5.5.1 AUTH is not offered here"  # RFC 5321 4.2.4
         reply = await authentication.authenticate(
             argument, ask=self._client.ask, pause=self._client.pause
         )
@@ -332,34 +338,35 @@ class SmtpCommandHandler:
     async def mail(self, argument: str) -> str:
         """RFC 5321 4.1.1.2. Checks AUTH, the sender address, SIZE and pressure."""
         if not self._helo:
-            return "503 5.5.1 Send EHLO first"
+            return "503 5.5.1 Send EHLO first"  # RFC 5321 4.1.4
         if self._mail is not None:
-            return "503 5.5.1 MAIL was given already; send RSET to start again"
+            return "503 5.5.1 MAIL was given already; send RSET to start again"  # RFC 5321 4.1.4
         if self._listener.requires_auth and not self._is_trusted:
-            return "530 5.7.0 Authentication required"
+            return "530 5.7.0 Authentication required"  # RFC 4954 6
         mail = parse_mail(argument, extended=self._extended)
         login, accounts = self._authentication.login, self._listener.accounts
         reverse_path = mail.envelope.reverse_path
         if login and (rejection := sender_rejection(accounts, login, reverse_path)):
             return rejection
         if mail.size_bytes > (limit := self._listener.max_message_bytes):
-            return f"552 5.3.4 The message is larger than {limit} octets"
+            return f"552 5.3.4 The message is larger than {limit} octets"  # RFC 1870 6.1
         if not self._listener.budget.has(min(mail.size_bytes, self._listener.limits.large_bytes)):
-            return "452 4.3.1 Too much mail at once, try again later"
+            return "452 4.3.1 Too much mail at once, try again later"  # RFC 1870 6.1
         if short := self._listener.pressure_rejection(mail.size_bytes):
-            return f"452 4.3.1 No mail is taken now: {short}; try again later"
+            return f"452 4.3.1 No mail is taken now: {short}; try again later"  # RFC 1870 6.1
         self._mail = mail
         return "250 2.1.0 Ok"
 
     async def rcpt(self, argument: str) -> str:
         """RFC 5321 4.1.1.3. Enforces the limit of recipients per message: 452 4.5.3."""
         if self._mail is None:
-            return "503 5.5.1 Send MAIL first"
+            return "503 5.5.1 Send MAIL first"  # RFC 5321 4.1.4
         mail = self._mail
         path = parse_rcpt(argument, extended=self._extended, smtputf8=mail.envelope.smtputf8)
         if path.address in self._forward_paths:
             return "250 2.1.5 Ok, named already"
         if len(self._forward_paths) >= self._listener.max_recipients:
+            # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
         if rejection := await self._recipient_rejection(path.address, mail.size_bytes):
             return rejection
@@ -377,13 +384,16 @@ class SmtpCommandHandler:
         match self._listener.router.examine(address):
             case RemoteRecipient():
                 if not self._is_trusted:
+                    # RFC 5321 7.9
                     return "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
             case LocalRecipient(mailbox):
                 if mailbox != DEAD_LETTER:
                     match await self._listener.quota.room(mailbox, size_bytes):
                         case Room.FULL:
+                            # RFC 3463 3.3
                             return f"452 4.2.2 <{address}>: the mailbox is full, try again later"
                         case Room.NEVER:
+                            # RFC 3463 3.3
                             return f"552 5.2.2 <{address}>: the message is larger than the mailbox"
             case InvalidRecipient(text=text):
                 return text
@@ -404,11 +414,11 @@ class SmtpCommandHandler:
     async def data(self, argument: str) -> str:
         """RFC 5321 4.1.1.4. The 250 is sent after the spool has committed the message."""
         if argument:
-            return "501 5.5.4 Syntax: DATA"
+            return "501 5.5.4 Syntax: DATA"  # RFC 5321 4.1.1.4
         if self._mail is None:
-            return "503 5.5.1 Send MAIL and RCPT first"
+            return "503 5.5.1 Send MAIL and RCPT first"  # RFC 5321 3.3
         if not self._forward_paths:
-            return "554 5.5.1 No valid recipients"
+            return "554 5.5.1 No valid recipients"  # RFC 5321 3.3
         listener = self._listener
         content = ContentCollector(
             size_max_bytes=listener.max_message_bytes,
@@ -479,6 +489,7 @@ def _check_utf8(argument: str) -> None:
     try:
         argument.encode("utf-8")
     except UnicodeEncodeError:  # a surrogate stands for an octet that is not UTF-8
+        # RFC 5321 2.4; RFC 6531 3.3
         raise SmtpRejection("501 5.5.2 The argument is neither ASCII nor UTF-8") from None
 
 

@@ -35,8 +35,8 @@ from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 _TEXT = frozenset((*b"\t\r\n", *range(0x20, 0x7F)))
 _log = get_logger("ingress")
-_LOCAL_ERROR = "451 4.3.0 Local error, try again later"
-_BUSY = "421 4.3.2 This server has too much to do, try again later"
+_LOCAL_ERROR = "451 4.3.0 Local error, try again later"  # RFC 3463 3.4
+_BUSY = "421 4.3.2 This server has too much to do, try again later"  # RFC 5321 3.8
 TLS_HANDSHAKE_S = 30.0
 _BATCH_REPLIES = 100
 _AUTH_VERB = b"AUTH "
@@ -247,8 +247,9 @@ class SmtpSession(_NoHooks, SMTP):
         """Count the session and return "", or return the reply that rejects it."""
         count, per_client = self._shared.count, self._shared.listener.limits.sessions_per_client
         if count.total >= self._shared.sessions_max:
-            return "421 4.7.0 Too many sessions at once, try again later"
+            return "421 4.7.0 Too many sessions at once, try again later"  # RFC 5321 7.8
         if count.count(self._counted_as) >= per_client:
+            # RFC 5321 7.8
             return "421 4.7.0 Too many sessions from your address, close some and try again"
         count.begin(self._counted_as)
         return ""
@@ -283,7 +284,7 @@ class SmtpSession(_NoHooks, SMTP):
         if self._waiting_since is None or (silent_s < self._timeout_duration and not too_old):
             self._reset_timeout(max(self._timeout_duration - silent_s, 0.001))
             return
-        self.close_with("421 4.4.2 Time is up, closing the connection")
+        self.close_with("421 4.4.2 Time is up, closing the connection")  # RFC 5321 4.5.3.2.7
 
     def close_with(self, reply: str) -> None:
         """Send a last reply and close, in any state."""
@@ -403,7 +404,7 @@ class SmtpSession(_NoHooks, SMTP):
 
     async def read_content(self, content: ContentCollector) -> bool:
         """Reply 354 and collect the content of DATA; False if the client disconnects."""
-        self._put("354 End data with <CR><LF>.<CR><LF>")
+        self._put("354 End data with <CR><LF>.<CR><LF>")  # RFC 5321 4.1.1.4
         framing = DotFraming()
         while True:
             if self._input.is_empty and not await self._more():
@@ -429,7 +430,7 @@ class SmtpSession(_NoHooks, SMTP):
     async def start_tls(self) -> str:
         """Reply 220, discard pipelined input, do the handshake; return the TLS version."""
         assert self._shared.tls_context is not None
-        await self.send("220 2.0.0 Ready to start TLS")
+        await self.send("220 2.0.0 Ready to start TLS")  # RFC 3207 4
         # RFC 3207 4.2: an attacker may have sent what follows STARTTLS in clear. It is discarded
         # after the 220, because more may arrive while the client is slow to read.
         self._input.clear()

@@ -243,6 +243,7 @@ class RouteTable:
             try:
                 domain = to_ascii_domain(domain)
             except AddressError:
+                # RFC 3463 3.2
                 return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
         if domain in self._domains and _local_part(address) == "postmaster":
             return LocalRecipient(self.mailbox_for(address) or self._postmaster)
@@ -335,7 +336,7 @@ class RouteTable:
         """Return the mailbox, or 550 5.1.1 for an unknown user."""
         if mailbox := self.mailbox_for(address):
             return LocalRecipient(mailbox)
-        return _rejected("5.1.1", address, "no such user here; check the spelling")
+        return _rejected("5.1.1", address, "no such user here; check the spelling")  # RFC 3463 3.2
 
     def _examine_without_domain(self, address: str) -> RoutingResult:
         # RFC 5321 4.5.1: postmaster is always accepted, also without a domain
@@ -387,6 +388,7 @@ def _examine_mx(address: str, domain: str, *, routed: bool) -> RoutingResult:
     if host is None:
         return _rejected("5.1.3", address, "this address literal is malformed; use a domain name")
     if not routed:
+        # RFC 3463 3.2
         return _rejected("5.1.2", address, "no mail to address literals; use a domain name")
     return RemoteRecipient(NextHop(HopKind.MX, domain))
 

@@ -11,8 +11,8 @@ from collections import deque
 
 from relay.message.outcome import Reply, SessionFailure
 
-REPLY_BYTES_MAX = 8 * 1024
-REPLY_LINES_MAX = 100
+REPLY_BYTES_MAX = 8 * 1024  # RFC 5321 4.5.3.1.5 has 512 for a line
+REPLY_LINES_MAX = 100  # RFC 5321 4.2.1 has no limit
 _TOO_LONG = f"a reply of more than {REPLY_LINES_MAX} lines or {REPLY_BYTES_MAX} bytes"
 _SHOWN_MAX = 80
 

@@ -38,10 +38,10 @@ class Timeouts:
     """
 
     connect_s: float = 30.0
-    command_s: float = 300.0
-    data_s: float = 120.0
-    block_s: float = 180.0
-    dot_s: float = 600.0
+    command_s: float = 300.0  # RFC 5321 4.5.3.2.1 to 3
+    data_s: float = 120.0  # RFC 5321 4.5.3.2.4
+    block_s: float = 180.0  # RFC 5321 4.5.3.2.5
+    dot_s: float = 600.0  # RFC 5321 4.5.3.2.6
     quit_s: float = 2.0
 
 

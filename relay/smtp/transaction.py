@@ -154,6 +154,7 @@ class TransactionProgress:
     def unreadable(self, parts: str) -> None:
         """The content cannot be read to its end: the peer must never get a final dot after it."""
         self.closing = True
+        # RFC 3463 3.4
         evidence = Evidence("4.3.0", f"451 4.3.0 the message cannot be read: {parts}")
         self._set(self._all, Deferred(evidence, DeferralClass.CONTENT))
 
