@@ -79,8 +79,8 @@ async def execute(
     clock: Clock,
     tell: ProgressCallback,
 ) -> dict[str, Any]:
-    """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`; `tell` is
-    Desk.carry_out's.
+    """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`; `tell`
+    gets the number of entries that are done.
     """
     with ExitStack() as until_done:
 

@@ -320,7 +320,7 @@ class SubmissionWriter:
         if submission.options.key is not None:
             self._shared.submissions.make_ready(prepared, submission.path)
         else:
-            os.rename(prepared, submission.path)  # noqa: PTH104 - Path.rename() parses it again
+            os.rename(prepared, submission.path)  # noqa: PTH104 - a Path parses it again
         self._shared.crash.reached(CrashPoint.SUBMISSION_READY)
 
     def _remove_submission(

@@ -1,7 +1,7 @@
 """The states of a recipient and the table of their transitions.
 
 The spool checks each state that it writes against this table. A final state is never left.
-The names are in docs/names.md (states). RFC 5321 6.1.
+The names are in docs/names.md (Steps and states). RFC 5321 6.1.
 """
 
 from enum import StrEnum

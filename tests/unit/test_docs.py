@@ -1,8 +1,12 @@
-"""What README and docs/ name exists: files, functions, crash points, links, commands, numbers."""
+"""What README, docs/ and docstrings name exists: files, headings, functions, links, commands, numbers."""
 
 import ast
+import builtins
 import importlib
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -182,3 +186,177 @@ def test_limits_are_those_of_the_code(told, place):
         defaults = getattr(value, "__dataclass_fields__", {})
         value = defaults[part].default if part in defaults else getattr(value, part)
     assert number_of(told) == value
+
+
+SOURCES = sorted((TOP / "relay").rglob("*.py"))
+FILES = {path.name for top in ("relay", "tests", "docs") for path in (TOP / top).rglob("*.*")}
+INVARIANTS = len(
+    re.findall(r"^\d+\. ", (TOP / "docs/design.md").read_text().partition("## 7")[2], re.MULTILINE)
+)
+FOREIGN = {"sync_file_range", "histogram_quantile", "live_region", "csrf_field"}  # not in Python
+PROPOSED = {"dkim.py", "mta_sts.py", "NNNN_NAME.sql", "take()"}  # what a recipe says to write
+
+
+@cache
+def prose_of_modules() -> list[tuple[str, str]]:
+    """The docstrings and comments of relay/, with their modules."""
+    return [(str(path.relative_to(TOP)), prose) for path in SOURCES for prose in prose_of(path)]
+
+
+def prose_of(path: Path) -> Iterator[str]:
+    """The docstrings and comments of a module, each in one line."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield " ".join((ast.get_docstring(node) or "").split())
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
+@cache
+def subjects(page: Path) -> frozenset[str]:
+    """The headings and bold words of a page, in lower case, and the numbers of its sections."""
+    text = page.read_text()
+    found = re.findall(r"^#+ (.+)$|\*\*([^*]+?)\.?\*\*", text, re.MULTILINE)
+    return frozenset(
+        [*("".join(one).lower() for one in found), *re.findall(r"^## (\d+)\.", text, re.MULTILINE)]
+    )
+
+
+def missing_subjects(prose: str) -> list[str]:
+    """The citations of headings, sections and invariants that a page in docs/ does not have.
+
+    Forms: "docs/a.md", "docs/a.md (Heading)", "docs/a.md 4 (Heading)", "docs/design.md 4, 7.2 and 7.3".
+    """
+    numbers = r"(?: (\d[\d.]*(?:(?:, and |, | and )\d[\d.]*)*))?"
+    missing = []
+    for name, cited, heading in re.findall(rf"docs/([\w-]+\.md){numbers}(?: \(([^)]+)\))?", prose):
+        page = TOP / "docs" / name
+        if not page.exists():
+            missing.append(name)
+            continue
+        if heading and heading.lower() not in subjects(page):
+            missing.append(f"{name} ({heading})")
+        for number in re.findall(r"\d+(?:\.\d+)?", cited):
+            section, _, item = number.partition(".")
+            if section not in subjects(page) or (item and not 0 < int(item) <= INVARIANTS):
+                missing.append(f"{name} {number}")
+    return missing
+
+
+def names_in(node: ast.AST) -> set[str]:
+    """The names that one node of a syntax tree defines or uses."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return {node.name}
+        case ast.Name():
+            return {node.id}
+        case ast.Attribute():
+            return {node.attr}
+        case ast.arg():
+            return {node.arg}
+        case ast.alias():
+            return {(node.asname or node.name).rpartition(".")[2]}
+    return set()
+
+
+@cache
+def known_names() -> tuple[frozenset[str], dict[str, frozenset[str]], dict[str, list[str]]]:
+    """All names that code has; of each class in relay/ its members, and its bases."""
+    names, members, bases = set(dir(builtins)), {}, {}
+    defined = re.compile(r"^ *(?:(?:async )?def|class) (\w+)|^(\w+)\b.* = ", re.MULTILINE)
+    for path in (TOP / "tests").rglob("*.py"):
+        names.update(*defined.findall(path.read_text()))
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names |= names_in(node)
+            if isinstance(node, ast.ClassDef):
+                members[node.name] = frozenset().union(*map(names_in, ast.walk(node)))
+                bases[node.name] = [ast.unparse(one).split("[")[0] for one in node.bases]
+    return frozenset(names), members, bases
+
+
+def has_member(owner: str, name: str) -> bool:
+    """Whether a class of relay/ has a member, also by a base; True for classes of others."""
+    _, members, bases = known_names()
+    if owner not in members:
+        return owner not in ("Protocol", "Generic", "StrEnum", "Enum")
+    return name in members[owner] or any(has_member(base, name) for base in bases[owner])
+
+
+def missing_names(prose: str) -> list[str]:
+    """The paths, modules, functions and members that code does not have."""
+    names, _, _ = known_names()
+    missing = [
+        path
+        for path in re.findall(r"(?<![\w./])(?:relay|tests|docs|conf)/[\w./-]*\w", prose)
+        if not (TOP / path).exists()
+    ]
+    for module in re.findall(r"(?<![\w/])relay(?:\.[a-z_]+)+\b", prose):
+        path = TOP / module.replace(".", "/")
+        is_module = path.is_dir() or path.with_suffix(".py").exists()
+        is_member = path.parent.is_dir() or path.parent.with_suffix(".py").exists()
+        if not is_module and not (is_member and path.name in names):
+            missing.append(module)
+    for owner, name in re.findall(r"(?<![\w./])([A-Z]\w*[a-z]\w*)\.([a-z_]\w*)\b(?!\.)", prose):
+        if owner not in names or not has_member(owner, name):
+            missing.append(f"{owner}.{name}")
+    called = re.findall(r"(?<![\w./])([A-Za-z_]\w*)\(\)", prose)
+    missing += [f"{name}()" for name in called if name not in names | FOREIGN]
+    files = re.findall(r"(?<![\w./{}@*-])\w[\w-]*\.(?:py|sql|md|html)\b", prose)
+    top = {path.name for path in TOP.glob("*.*")}
+    return missing + [name for name in files if name not in FILES | top]
+
+
+def test_docstrings_cite_pages_and_headings_that_exist():
+    cited = [(path, missing_subjects(prose)) for path, prose in prose_of_modules()]
+    assert [one for one in cited if one[1]] == []
+
+
+def test_docstrings_and_comments_name_what_exists():
+    named = [(path, missing_names(prose)) for path, prose in prose_of_modules()]
+    assert [one for one in named if one[1]] == []
+
+
+def test_contributing_names_what_exists():
+    names, _, _ = known_names()
+    targets = set(re.findall(r"^([\w-]+):", (TOP / "Makefile").read_text(), re.MULTILINE))
+    code = code_of(TOP / "CONTRIBUTING.md")
+    missing = [
+        word
+        for word in code
+        if (re.fullmatch(r"_\w+|[A-Z]\w*[a-z]\w*|[A-Z]{3,}(_[A-Z]+)*", word) and word not in names)
+        or (word.startswith("make ") and word.split()[1] not in targets)
+    ]
+    missing += [one for word in code if word not in PROPOSED for one in missing_names(word)]
+    assert sorted({*missing} - {"Containerfile"}) == []
+
+
+def test_contributing_has_a_row_for_each_room():
+    table = (
+        (TOP / "CONTRIBUTING.md")
+        .read_text()
+        .partition("## Find your room")[2]
+        .partition("\n## ")[0]
+    )
+    rooms = {path.parent.name for path in SOURCES if path.name == "__init__.py"}
+    rooms = {name for name in rooms if (TOP / "relay" / name).is_dir()}
+    assert {name for name in rooms if f"`relay/{name}`" not in table} == set()
+
+
+def test_citations_of_what_does_not_exist_are_found():
+    prose = (
+        "docs/design.md 4 and 9, 7.10, 7.11. docs/design.md 4 (Damage) docs/flow.md (No heading)"
+        " docs/gone.md (The rooms)"
+    )
+    assert missing_subjects(prose) == [
+        "design.md 9", "design.md 7.11", "flow.md (No heading)", "gone.md",
+    ]  # fmt: skip
+    prose = (
+        "relay/gone.py and relay/clock.py, relay.clock.Clock, relay.absent, Clock.gone_us, Clock.real_s,"
+        " Desk.carry_out's, compose(), gone_away(), gone.py, clock.py, /relay/v1/messages"
+    )
+    assert missing_names(prose) == [
+        "relay/gone.py", "relay.absent", "Clock.gone_us", "Desk.carry_out", "gone_away()", "gone.py",
+    ]  # fmt: skip

@@ -5,7 +5,7 @@ index rows however long the queue is, and reads tables only for the entries that
 take_claims() then claims them. An entry has one owner at a time: each claim and each release
 raises its epoch.
 
-See docs/design.md 4 (claims and epochs) and 5, invariant 3.
+See docs/design.md 4 (Claims), 5 and 7.3.
 """
 
 from collections.abc import Collection, Iterable, Sequence

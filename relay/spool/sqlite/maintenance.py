@@ -8,7 +8,7 @@ A message with a live entry is not pruned. Neither is one with a live recipient 
 lost: its sender would get no report. Counters stay, so that relay_queue_unaccounted remains
 correct.
 
-See docs/design.md 4 (history, indeterminate attempts), invariants 2, 6, 8 and 9; RFC 1047.
+See docs/design.md 4 (Counters and history), 7.2, 7.6, 7.8 and 7.9; RFC 1047.
 """
 
 from collections.abc import Iterator, Sequence
