@@ -5,11 +5,11 @@ are found without a search. A development relay keeps copies of captured mail as
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 from relay.journeys.message_list import ListedRecipient, MessageSummary
 from relay.mailbox.message_file import delivered_id
+from relay.mailbox.messages import Messages
 from relay.mailbox.types import MessageChange, NoSuchItemError
 from relay.message.address import own_mailbox
 from relay.message.lifecycle import RecipientState
@@ -18,28 +18,12 @@ AFTER_CAPTURE = (RecipientState.RELAYED, RecipientState.CANCELLED, RecipientStat
 _Copy = tuple[str, str]  # mailbox and id
 
 
-class CopyMailboxes(Protocol):
-    """What MessageCopies needs of the mail store."""
-
-    async def read_flags(self, account: str, message_ids: Sequence[str]) -> Mapping[str, bool]:
-        """See MailStore.read_flags()."""
-        ...
-
-    async def update(self, account: str, message_id: str, change: MessageChange) -> Any:
-        """See MailStore.update()."""
-        ...
-
-    async def remove_message(self, account: str, message_id: str) -> None:
-        """See MailStore.remove_message()."""
-        ...
-
-
 class MessageCopies:
     """Finds and changes copies. Raises StoreError."""
 
     def __init__(
         self,
-        mailboxes: CopyMailboxes,
+        mailboxes: Messages,
         *,
         mailbox_for: Callable[[str], str | None],
         keeps_captured: bool,
@@ -83,7 +67,7 @@ class MessageCopies:
         """Remove a message from a mailbox if it is there. Raises BeingSentError."""
         if await self._mailboxes.read_flags(mailbox, [message_id]):
             try:
-                await self._mailboxes.remove_message(mailbox, message_id)
+                await self._mailboxes.delete(mailbox, message_id, permanently=True)
             except NoSuchItemError:
                 return
 

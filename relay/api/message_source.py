@@ -6,13 +6,14 @@ recipient's mailbox may have it, the sender's Sent Items or Drafts, or a report 
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from relay.api.message_copies import AFTER_CAPTURE, CopyMailboxes, MessageCopies
+from relay.api.message_copies import AFTER_CAPTURE, MessageCopies
 from relay.journeys.events import Step
 from relay.journeys.journey import Journeys
 from relay.journeys.spool_history import SpoolHistory
 from relay.mailbox.message_file import delivered_id
+from relay.mailbox.messages import Messages
 from relay.mailbox.types import NoSuchItemError, StoredMessage
 from relay.message.address import own_mailbox
 from relay.message.content import Content, edit_header, octets_of
@@ -25,18 +26,6 @@ _HIDDEN = ("Bcc", "Resent-Bcc")
 _REPORTS_MAX = 3  # to read for the message that they return
 
 
-class SourceMailboxes(CopyMailboxes, Protocol):
-    """What MessageSources needs of the mail store."""
-
-    async def mime(self, account: str, message_id: str) -> Content:
-        """See MailStore.mime()."""
-        ...
-
-    async def get(self, account: str, message_id: str) -> StoredMessage:
-        """See MailStore.get()."""
-        ...
-
-
 class MessageSources:
     """Finds the content of messages."""
 
@@ -44,7 +33,7 @@ class MessageSources:
         self,
         journeys: Journeys,
         spool: SpoolHistory,
-        mailboxes: SourceMailboxes,
+        mailboxes: Messages,
         *,
         mailbox_for: Callable[[str], str | None],
         received: Callable[[str], bytes | None] | None = None,

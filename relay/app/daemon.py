@@ -101,7 +101,7 @@ class Daemon:
         with suppress(SpoolError):  # the disk is full: it is tried again each second
             await attendant.record_id()
         with suppress(StoreError):  # it is repeated each second
-            await self.store.remove_unfinished_submissions()
+            await self.store.submissions.remove_unfinished()
         keys_note = KeysNote(self.settings.state_dir, self.store.keys, is_there=self.root.is_there)
         await asyncio.to_thread(keys_note.attend)
         await self.pressure.measure()  # a full relay rejects from the first connection on
@@ -114,12 +114,12 @@ class Daemon:
         for smtp_server in self.transport.smtp_servers:
             await smtp_server.start()
         self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
-        figures = MaintenanceGauges(self._sessions, lambda: self.store.scheduled_count)
+        figures = MaintenanceGauges(self._sessions, lambda: self.store.ready.timer.count)
         self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
         self._spawn(prune_history(self.spool, self.store_log, self.clock, keep=keep), "pruning")
         self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
-        self._spawn(expire_uploads(self.store.attachments.remove_expired, self.clock), "uploads")
+        self._spawn(expire_uploads(self.store.uploads.remove_expired, self.clock), "uploads")
         self.readiness.reason = ""
         for server in self.http_servers:
             await server.start()

@@ -114,7 +114,7 @@ def _means(
         clock=base.clock, ready=unready, impaired=impaired, prune=prune, pressure=base.pressure,
         development=development, events=events, unlock=base.sources.accounts.unlock,
         sources=api.MessageSources(
-            base.journeys, base.spool, base.store, mailbox_for=base.table.mailbox_for,
+            base.journeys, base.spool, base.store.messages, mailbox_for=base.table.mailbox_for,
             received=development.received_content if development else None,
         ),
     )  # fmt: skip

@@ -160,7 +160,7 @@ async def settle_keys(store: FileStore, note: KeysNote) -> None:
             await asyncio.to_thread(note.attend)
             if store.keys.has_open:
                 try:
-                    await store.settle_keys()
+                    await store.submissions.settle_keys()
                 except StoreError as error:
                     if fault.is_new(error):
                         _log.warning("requests with a key are not settled", error=str(error))

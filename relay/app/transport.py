@@ -62,7 +62,7 @@ def build_transport(base: Foundation) -> Transport:
         accounts=sources.accounts, quota=base.store, crash=base.crash, pressure=base.pressure,
     )  # fmt: skip
     pickup = Pickup(
-        base.store, run_dir=settings.run_dir, hostname=settings.hostname, reports=reporter,
+        base.store.ready, run_dir=settings.run_dir, hostname=settings.hostname, reports=reporter,
         postmaster=base.table.mailbox_for("postmaster") or DEAD_LETTER, log=base.store_log,
         clock=base.clock, crash=base.crash, metrics=base.metrics,
         give_up_after_s=settings.pickup.give_up_after,

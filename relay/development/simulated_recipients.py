@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from relay.clock import Clock, Ids, Timer
 from relay.internet.behaviour import ForwardedTo, ReceivedMail
 from relay.internet.test_recipients import Manner, find_test_recipient
-from relay.mailbox.api import DeliveryStore
+from relay.mailbox.delivery_store import DeliveryStore
 from relay.mailbox.types import (
     ContentUnreadableError,
     MailboxFullError,

@@ -33,7 +33,7 @@ from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
-from relay.mailbox.api import MailStore
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
 from relay.pressure import (
     MAILBOX_REASONS,
@@ -53,7 +53,7 @@ _OUTSIDE_MAILBOXES = {"subscriptions": "The resource subscription"}
 
 
 def create_app(
-    store: MailStore,
+    store: FileStore,
     authentication: HttpAuthentication,
     *,
     clock: Clock,

@@ -131,8 +131,8 @@ async def add_attachment(request: GraphRequest) -> Response:
     """POST an attachment to a draft."""
     request.options()
     attachment = read_attachment(await request.json_object())
-    store = request.dependencies.store.attachments
-    identity = await store.add(
+    attachments = request.dependencies.store.attachments
+    identity = await attachments.add(
         request.mailbox,
         request.message_id,
         attachment,
@@ -153,8 +153,10 @@ async def add_attachment(request: GraphRequest) -> Response:
 async def delete_attachment(request: GraphRequest) -> Response:
     """DELETE an attachment of a draft."""
     request.options()
-    store, one = request.dependencies.store.attachments, request.path_parameters["attachment"]
-    await store.remove(request.mailbox, request.message_id, one, condition=request.condition)
+    one = request.path_parameters["attachment"]
+    await request.dependencies.store.attachments.remove(
+        request.mailbox, request.message_id, one, condition=request.condition
+    )
     return Response(status_code=204)
 
 
@@ -167,8 +169,7 @@ async def create_upload_session(request: GraphRequest) -> Response:
     if given.get("attachmentitem") is None:
         raise missing_property("attachmentItem")
     item = read_upload(given["attachmentitem"], "attachmentItem")
-    store = request.dependencies.store.attachments
-    made = await store.create_upload(
+    made = await request.dependencies.store.uploads.create(
         request.mailbox,
         request.message_id,
         item,
@@ -216,8 +217,9 @@ async def _response(
 
 
 async def _open_message(request: GraphRequest) -> OpenedMessage:
-    store = request.dependencies.store.attachments
-    return await store.opened(request.mailbox, request.message_id, folder_id=request.folder_id)
+    return await request.dependencies.store.attachments.opened(
+        request.mailbox, request.message_id, folder_id=request.folder_id
+    )
 
 
 def _size(attachments: tuple[OpenAttachment, ...], options: QueryOptions) -> int:

@@ -89,14 +89,16 @@ async def list_message_changes(request: GraphRequest) -> Response:
     is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
     if is_listing or not position:
         # Before the list is read. For its later pages this checks that the feed has the position.
-        feed = await delta.answered(store.changes(request.mailbox, after=position, limit=1))
+        feed = await delta.answered(
+            store.messages.changes(request.mailbox, after=position, limit=1)
+        )
         position = position or feed.position
     if is_listing:
         listed = MessageQuery(
             request.folder_id, condition,
             top=options.top, after=page, bytes_max=request.page_bytes,
         )  # fmt: skip
-        found = await delta.answered(store.query_messages(request.mailbox, listed))
+        found = await delta.answered(store.messages.query(request.mailbox, listed))
         return await respond(
             found.messages,
             delta.links(position, found.next_after),
@@ -106,7 +108,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         request.folder_id, position, options.top, kinds,
         received_from_us=received_from_us, bytes_max=request.page_bytes,
     )  # fmt: skip
-    changed = await delta.answered(store.message_delta(request.mailbox, query))
+    changed = await delta.answered(store.messages.delta(request.mailbox, query))
     return await respond(
         [one.message or _removed(one) for one in changed.changed],
         delta.links(changed.position, more=changed.more),
@@ -162,7 +164,7 @@ async def list_folder_changes(request: GraphRequest) -> Response:
     store, options = request.dependencies.store, delta.options
     limit = 0 if delta.is_latest else options.top
     found = await delta.answered(
-        store.folder_delta(request.mailbox, after=delta.link.position, limit=limit)
+        store.folders.delta(request.mailbox, after=delta.link.position, limit=limit)
     )
     items = [
         {"id": one.folder_id, "@removed": {"reason": "deleted"}}

@@ -21,8 +21,8 @@ from relay.graph.query_options import QueryOptions, max_page_size, parse_options
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
-from relay.mailbox.api import MailStore
 from relay.mailbox.query import PAGE_BYTES_MAX
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
     BeingSentError,
@@ -98,7 +98,7 @@ class ConcurrentRequests:
 class GraphDependencies:
     """What the handlers need."""
 
-    store: MailStore  # the mailboxes
+    store: FileStore  # the mailboxes
     accounts: AccountDirectory  # those in force
     clock: Clock  # for the times of messages
     ids: Ids  # for new messages and submissions
@@ -211,7 +211,7 @@ class GraphRequest:
         """
         preferred = self.preferences.get("outlook.timezone")
         if not preferred:
-            settings = await self.dependencies.store.mailbox_settings(self.mailbox)
+            settings = await self.dependencies.store.settings.read(self.mailbox)
             return time_zone(settings.time_zone)
         try:
             zone = time_zone(preferred)

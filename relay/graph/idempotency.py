@@ -20,7 +20,7 @@ from relay.graph.graph_request import GraphRequest, api_error
 from relay.graph.send_mail import accepted_response
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
-from relay.mailbox.api import MailStore
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import KeyedSubmission, OutcomeUnknownError, StoreError, SubmissionKey
 
 KEY_CHARACTERS_MAX = 255
@@ -98,7 +98,7 @@ class _AccountMemory:
 class SubmissionRepeats:
     """Carries out submissions, but not their repeats. One event loop."""
 
-    def __init__(self, store: MailStore, clock: Clock) -> None:
+    def __init__(self, store: FileStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._by_slot: dict[bytes, asyncio.Event] = {}
@@ -155,7 +155,7 @@ class SubmissionRepeats:
             await first.wait()
         done = self._by_slot[slot] = asyncio.Event()
         try:
-            if (found := await self._store.find_keyed(account, slot)) is not None:
+            if (found := await self._store.submissions.find_keyed(account, slot)) is not None:
                 return await self._answer_again(request, found, digest)
             known = SubmissionKey(
                 account, slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))

@@ -74,7 +74,7 @@ async def create_folder(request: GraphRequest) -> Response:
     name = _display_name(await request.json_object())
     if name is None:
         raise missing_property("displayName")
-    created = await request.dependencies.store.create_folder(
+    created = await request.dependencies.store.folders.create(
         request.mailbox, name, parent_id=request.folder_id
     )
     return _folder_response(request, created, status=201)
@@ -88,7 +88,7 @@ async def change_folder(request: GraphRequest) -> Response:
         folder = await _find_folder(request)
         if name is not None and name != folder.display_name:
             store = request.dependencies.store
-            folder = await store.rename_folder(request.mailbox, folder.id, name)
+            folder = await store.folders.rename(request.mailbox, folder.id, name)
     return _folder_response(request, folder)
 
 
@@ -99,7 +99,7 @@ async def move_folder(request: GraphRequest) -> Response:
     store, folder_id = request.dependencies.store, request.folder_id
     try:
         async with _required_version(request):
-            moved = await store.move_folder(request.mailbox, folder_id, parent_id=parent_id)
+            moved = await store.folders.move(request.mailbox, folder_id, parent_id=parent_id)
     except ProtectedFolderError as error:
         raise ApiError(403, "ErrorMoveDistinguishedFolder", str(error)) from error
     return _folder_response(request, moved, status=201)
@@ -109,7 +109,7 @@ async def copy_folder(request: GraphRequest) -> Response:
     """POST copy: copy the folder with its child folders and messages into another folder."""
     request.options()
     parent_id = destination_id(await request.json_object(), "microsoft.graph.copy")
-    copied = await request.dependencies.store.copy_folder(
+    copied = await request.dependencies.store.folders.copy(
         request.mailbox, request.folder_id, parent_id=parent_id
     )
     return _folder_response(request, copied, status=201)
@@ -145,7 +145,7 @@ def _list_page(request: GraphRequest, folders: Sequence[Folder]) -> Response:
 async def _folders_in(request: GraphRequest) -> Sequence[Folder]:
     """Return the folders within the folder in the path, without one those of the top level."""
     parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
-    folders = await request.dependencies.store.list_folders(request.mailbox)
+    folders = await request.dependencies.store.folders.every(request.mailbox)
     return [one for one in folders if (one.parent_id or ROOT_FOLDER_ID) == parent_id]
 
 
@@ -153,7 +153,7 @@ async def _delete(request: GraphRequest, *, permanently: bool) -> Response:
     store = request.dependencies.store
     try:
         async with _required_version(request):
-            await store.delete_folder(request.mailbox, request.folder_id, permanently=permanently)
+            await store.folders.delete(request.mailbox, request.folder_id, permanently=permanently)
     except ProtectedFolderError as error:
         raise ApiError(403, "ErrorDeleteDistinguishedFolder", str(error)) from error
     return Response(status_code=204)
@@ -180,7 +180,7 @@ async def _required_version(request: GraphRequest) -> AsyncIterator[None]:
 
 
 async def _find_folder(request: GraphRequest) -> Folder:
-    return await request.dependencies.store.get_folder(request.mailbox, request.folder_id)
+    return await request.dependencies.store.folders.get(request.mailbox, request.folder_id)
 
 
 def _display_name(given: Mapping[str, Any]) -> str | None:

@@ -56,7 +56,7 @@ _AUTOMATIC_REPLIES: Mapping[str, Any] = {
 async def get_settings(request: GraphRequest) -> Response:
     """GET mailboxSettings: return all settings, or those of $select."""
     options = request.options({"select"}, _SHOWN)
-    settings = await request.dependencies.store.mailbox_settings(request.mailbox)
+    settings = await request.dependencies.store.settings.read(request.mailbox)
     return _settings_response(request, settings, options.select)
 
 
@@ -68,7 +68,7 @@ async def get_setting(request: GraphRequest) -> Response:
     if name is None:
         message = f"Resource not found for the segment {quoted(wanted)} of mailboxSettings."
         raise ApiError(404, "ResourceNotFound", message)
-    shown = _SHOWN[name](await request.dependencies.store.mailbox_settings(request.mailbox))
+    shown = _SHOWN[name](await request.dependencies.store.settings.read(request.mailbox))
     body = shown if isinstance(shown, Mapping) else {"value": shown}
     return json_response({**request.context(f"{_context(request)}/{name}"), **body})
 
@@ -79,10 +79,10 @@ async def change_settings(request: GraphRequest) -> Response:
     body = await request.json_object()
     store = request.dependencies.store
     async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
-        before = await store.mailbox_settings(request.mailbox)
+        before = await store.settings.read(request.mailbox)
         settings = changed_settings(before, body)
         if settings != before:
-            await store.write_mailbox_settings(request.mailbox, settings)
+            await store.settings.write(request.mailbox, settings)
     if request.prefers_minimal():
         owner = f"{request.root_url()}/users/{quote(request.mailbox)}"
         return minimal_response(f"{owner}/mailboxSettings")

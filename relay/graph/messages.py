@@ -62,13 +62,15 @@ async def create_message(request: GraphRequest) -> Response:
     folder_id = request.folder_id or "drafts"
     if request.is_mime():
         consumer = MimeConsumer(
-            lambda mime: store.create_draft(request.mailbox, mime.content, folder_id=folder_id),
+            lambda mime: store.messages.create(request.mailbox, mime.content, folder_id=folder_id),
             lambda _, size: store.arrivals.draft(request.mailbox, folder_id, expected_bytes=size),
         )
         created = (await receive_mime(request, consumer)).result
     else:
         parsed = parse_message(read_json_object(await request.http.body()), request.account)
-        created = await store.create_draft(request.mailbox, parsed.properties, folder_id=folder_id)
+        created = await store.messages.create(
+            request.mailbox, parsed.properties, folder_id=folder_id
+        )
         created = await with_flags(request, created, parsed)
     return message_response(request, created, status=201)
 
@@ -80,7 +82,7 @@ async def with_flags(
     if not parsed.flagged and not parsed.is_other and parsed.is_read is not False:
         return created
     change = _change(created, replace(parsed, fields={}))
-    return await request.dependencies.store.update(request.mailbox, created.id, change)
+    return await request.dependencies.store.messages.update(request.mailbox, created.id, change)
 
 
 async def get_message(request: GraphRequest) -> Response:
@@ -111,7 +113,7 @@ async def change_message(request: GraphRequest) -> Response:
         changed = before
         if change != MessageChange():
             try:
-                changed = await request.dependencies.store.update(
+                changed = await request.dependencies.store.messages.update(
                     request.mailbox, before.id, change, condition=condition
                 )
             except NotADraftError:
@@ -125,7 +127,7 @@ async def delete_message(request: GraphRequest) -> Response:
     """DELETE: move to Deleted Items; delete permanently if the message is there already."""
     request.options()
     store = request.dependencies.store
-    await store.delete(request.mailbox, request.message_id, condition=request.condition)
+    await store.messages.delete(request.mailbox, request.message_id, condition=request.condition)
     return Response(status_code=204)
 
 
@@ -134,7 +136,7 @@ async def get_mime(request: GraphRequest) -> Response:
     request.options()
     if request.folder_id:
         await find_message(request)
-    content = await request.dependencies.store.mime(request.mailbox, request.message_id)
+    content = await request.dependencies.store.messages.mime(request.mailbox, request.message_id)
     headers = {"content-type": "text/plain"}
     if isinstance(content, bytes):
         return Response(content, headers=headers)
@@ -159,7 +161,7 @@ async def replace_mime(request: GraphRequest) -> Response:
 
 async def find_message(request: GraphRequest) -> StoredMessage:
     """Return the message that the path names; it must be in the folder that the path names."""
-    return await request.dependencies.store.get(
+    return await request.dependencies.store.messages.get(
         request.mailbox, request.message_id, folder_id=request.folder_id
     )
 
@@ -196,7 +198,7 @@ async def move_message(request: GraphRequest) -> Response:
     """POST move: move the message to another folder. It keeps its id."""
     destination = await _destination(request, "microsoft.graph.move")
     store = request.dependencies.store
-    moved = await store.move_message(
+    moved = await store.messages.move(
         request.mailbox, request.message_id, destination, condition=request.condition
     )
     return message_response(request, moved, status=201)
@@ -206,7 +208,7 @@ async def copy_message(request: GraphRequest) -> Response:
     """POST copy: copy the message to a folder. The copy has an id of its own."""
     destination = await _destination(request, "microsoft.graph.copy")
     store = request.dependencies.store
-    copy = await store.copy_message(
+    copy = await store.messages.copy(
         request.mailbox, request.message_id, destination, condition=request.condition
     )
     return message_response(request, copy, status=201)
@@ -216,7 +218,9 @@ async def remove_message(request: GraphRequest) -> Response:
     """POST permanentDelete: delete the message permanently, in any folder."""
     request.options()
     store = request.dependencies.store
-    await store.remove_message(request.mailbox, request.message_id, condition=request.condition)
+    await store.messages.delete(
+        request.mailbox, request.message_id, condition=request.condition, permanently=True
+    )
     return Response(status_code=204)
 
 
@@ -293,7 +297,7 @@ async def _query(request: GraphRequest, options: QueryOptions) -> Page:
     query = message_query(options, request.folder_id, bytes_max=request.page_bytes)
     try:
         return await request.http.cancel_on_disconnect(
-            request.dependencies.store.query_messages(request.mailbox, query)
+            request.dependencies.store.messages.query(request.mailbox, query)
         )
     except StalePositionError as error:
         message = "$skiptoken: it is invalid or has expired; start again without it."

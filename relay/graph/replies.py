@@ -109,7 +109,7 @@ async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
         check_has_recipients(properties)
         options = await send_options(request, properties.extended)
         submission = await await_submission(
-            request.dependencies.store.submit_new(
+            request.dependencies.store.submissions.submit_new(
                 request.mailbox, properties, options, kept=answer.kept
             )
         )
@@ -121,7 +121,7 @@ async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
     store = request.dependencies.store
     if request.is_mime():
         consumer = MimeConsumer(
-            lambda mime: store.create_draft(request.mailbox, mime.content),
+            lambda mime: store.messages.create(request.mailbox, mime.content),
             lambda _, size: store.arrivals.draft(request.mailbox, "drafts", expected_bytes=size),
         )
         amend = await _missing_fields(request, kind)
@@ -130,7 +130,7 @@ async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
     parameters = await _parameters(request, kind)
     async with request.dependencies.answers:
         answer = await _composed(request, kind, parameters)
-        created = await store.create_draft(request.mailbox, answer.properties, kept=answer.kept)
+        created = await store.messages.create(request.mailbox, answer.properties, kept=answer.kept)
     created = await with_flags(request, created, parameters.message)
     return message_response(request, created, status=201)
 

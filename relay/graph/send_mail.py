@@ -58,7 +58,7 @@ async def send_mail(request: GraphRequest) -> Response:
     check_has_recipients(properties)
     options = await send_options(request, properties.extended, save=parameters.save_to_sent_items)
     submission = await await_submission(
-        request.dependencies.store.submit_new(request.mailbox, properties, options)
+        request.dependencies.store.submissions.submit_new(request.mailbox, properties, options)
     )
     return accepted(request, submission, internet_message_id=properties.internet_message_id)
 
@@ -80,7 +80,7 @@ async def send_mime(
 
     consumer = MimeConsumer(
         lambda message: await_submission(
-            store.submit_new(mailbox, message.content, options_for(message))
+            store.submissions.submit_new(mailbox, message.content, options_for(message))
         ),
         lambda message, size: store.arrivals.submission(
             mailbox, options_for(message), expected_bytes=size
@@ -96,12 +96,14 @@ async def send_draft(request: GraphRequest) -> Response:
     request.options()
     await request.http.body()  # it counts when the request is repeated
     store = request.dependencies.store
-    draft = await store.get(request.mailbox, request.message_id, folder_id=request.folder_id)
+    draft = await store.messages.get(
+        request.mailbox, request.message_id, folder_id=request.folder_id
+    )
     if not draft.is_draft:
         raise NotADraftError("The message is not a draft and cannot be sent.")
     on_behalf_of = author_on_behalf(draft.properties, request.account)
     if draft.is_mime:  # an IMAP client may have written it
-        content = await store.mime(request.mailbox, draft.id)
+        content = await store.messages.mime(request.mailbox, draft.id)
         mime = await check_mime_content(
             await asyncio.to_thread(header_block, content), request.account
         )
@@ -112,7 +114,9 @@ async def send_draft(request: GraphRequest) -> Response:
     options = await send_options(request, draft.properties.extended)
     options = replace(options, on_behalf_of=on_behalf_of)
     submission = await await_submission(
-        store.submit_draft(request.mailbox, draft.id, options, condition=request.condition)
+        store.submissions.submit_draft(
+            request.mailbox, draft.id, options, condition=request.condition
+        )
     )
     return accepted(request, submission, internet_message_id=draft.properties.internet_message_id)
 
@@ -214,7 +218,7 @@ async def _sent_folder(request: GraphRequest, identifiers: Sequence[str], *, whe
     folder: Folder | None = None
     for one in identifiers:
         with suppress(NoSuchItemError):
-            folder = await request.dependencies.store.get_folder(request.mailbox, one)
+            folder = await request.dependencies.store.folders.get(request.mailbox, one)
             break
     if folder is None:
         raise _bad_folder(where, f"there is no folder {quoted(identifiers[0])} in this mailbox.")

@@ -46,7 +46,7 @@ async def serve_upload(
             "Specified HTTP method is not allowed for the request target.",
             headers={"allow": ", ".join(_METHODS)},
         )
-    upload = await dependencies.store.attachments.find_upload(token)
+    upload = await dependencies.store.uploads.find(token)
     owner = accounts.by_address(upload.account)
     if owner is None or owner.address != upload.account:
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
@@ -54,7 +54,7 @@ async def serve_upload(
         return _status(upload)
     if request.method == "PUT":
         return await _put(dependencies, request, token, upload=upload)
-    await dependencies.store.attachments.remove_upload(token)
+    await dependencies.store.uploads.remove(token)
     return Response(status_code=204)
 
 
@@ -99,7 +99,7 @@ async def _put(
 async def _take(
     dependencies: GraphDependencies, request: HttpRequest, token: str, *, start: int, length: int
 ) -> Upload:
-    upload_range = await dependencies.store.attachments.upload_range(token, start)
+    upload_range = await dependencies.store.uploads.begin_range(token, start)
     try:
         size_bytes = 0
         async for block in request.blocks():
@@ -115,9 +115,7 @@ async def _take(
 
 
 async def _attached(dependencies: GraphDependencies, request: HttpRequest, token: str) -> Response:
-    upload = await dependencies.store.attachments.attach_upload(
-        token, limit_bytes=dependencies.max_upload
-    )
+    upload = await dependencies.store.uploads.attach(token, limit_bytes=dependencies.max_upload)
     base = request.base_url(dependencies.public_url, dependencies.hostname)
     location = (
         f"{base}/{request.segments[0].lower()}/users('{quote(upload.account)}')"

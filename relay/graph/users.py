@@ -24,7 +24,7 @@ async def get_user(request: GraphRequest) -> Response:
     user = user_json(request.account, options.select)
     if "mailboxSettings" in options.select:
         request.check_scopes(MAY_READ)
-        settings = await request.dependencies.store.mailbox_settings(request.mailbox)
+        settings = await request.dependencies.store.settings.read(request.mailbox)
         user["mailboxSettings"] = settings_json(settings)
     return json_response({**request.context("users/$entity"), **user})
 

@@ -22,7 +22,7 @@ from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedCont
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
 from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits
-from relay.mailbox.api import DeliveryStore
+from relay.mailbox.delivery_store import DeliveryStore
 from relay.mailbox.types import Room
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger

@@ -17,7 +17,7 @@ from relay.ingress.data import DataReply, Origin, ReceivedContent
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies
 from relay.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
-from relay.mailbox.api import DeliveryStore
+from relay.mailbox.delivery_store import DeliveryStore
 from relay.message.envelope import Envelope, ForwardPath
 from relay.pressure import ConcurrencyCounter, MemoryBudget, Pressure
 from relay.routing.route_table import RouteTable

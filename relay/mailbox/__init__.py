@@ -6,15 +6,14 @@ Maildir. When a call returns, its changes are durable, directories included. A c
 operations loses nothing and duplicates nothing. Other mail programs may use the Maildirs at the
 same time.
 
-`api` has a Protocol for each caller, `store` implements them. `messages` creates, reads and changes
-messages, `draft_files` has the format of drafts; `submit` has steps 2 and 4, `inbox` local
-delivery. `moving`, `folders`, `attachments` and `upload_sessions` have the other operations of
-Graph. The package `submissions` has the pending submissions and
-scheduled sends, `index` finds messages, `quota` limits mailboxes, `verify` is `relay storage
-verify`.
+`store` is made of parts: `messages`, `folder_tree`, `attachments`, `upload_sessions`, `arrivals`
+and `settings_file` have the operations of Graph, `submit` steps 1 and 2, `ready_submissions` what
+pickup needs, step 4 included, `inbox` local delivery. `draft_files` is the format of drafts, the
+package `submissions` the pending submissions on disk. `index` finds messages, `quota` limits
+mailboxes, `verify` is `relay storage verify`.
 """
 
-from relay.mailbox.api import DeliveryStore, MailStore, SubmissionStore
+from relay.mailbox.delivery_store import DeliveryStore
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
@@ -55,7 +54,6 @@ __all__ = [
     "Folder",
     "FolderError",
     "FolderExistsError",
-    "MailStore",
     "MailboxFullError",
     "MailboxTooSmallError",
     "MessageChange",
@@ -72,7 +70,6 @@ __all__ = [
     "StoreUnavailableError",
     "StoredAttachment",
     "StoredMessage",
-    "SubmissionStore",
     "TooManyUploadsError",
     "UploadBusyError",
     "WellKnown",

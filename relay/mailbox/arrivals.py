@@ -10,18 +10,20 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from relay.files import FileOctets, write_all
-from relay.mailbox.dependencies import StoreDependencies
-from relay.mailbox.draft_files import ComposedDraft, DraftHead, draft_head, next_identity
-from relay.mailbox.folders import find_folder
-from relay.mailbox.maildir import remove, retry_if_renamed
+from relay.mailbox.draft_files import ComposedDraft, DraftHead, NewNames, draft_head, next_identity
+from relay.mailbox.folders import Folders, find_folder
+from relay.mailbox.maildir import Stripes, remove, retry_if_renamed
 from relay.mailbox.message_file import open_octets
 from relay.mailbox.messages import Messages
+from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.submit import SubmissionWriter, first_submission
+from relay.mailbox.submissions import SubmissionDirectory
+from relay.mailbox.submit import Submissions, first_submission
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,
@@ -133,41 +135,34 @@ class Arrival(Generic[_Result]):
             await asyncio.get_running_loop().run_in_executor(None, self._discard)
 
 
+@dataclass(kw_only=True, eq=False)
 class Arrivals:
     """Drafts from MIME that is too large for memory.
 
     `expected_bytes` is from Content-Length. MIME that does not fit into the mailbox is rejected at
     once. Each method raises NoSuchItemError, MailboxFullError, StoreUnavailableError; finish()
-    raises what create_draft(), submit_new() and update() raise.
+    raises what Messages.create(), submit_new() and Messages.update() raise.
     """
 
-    def __init__(
-        self,
-        dependencies: StoreDependencies,
-        stale_files: StaleFiles,
-        *,
-        writer: SubmissionWriter,
-        messages: Messages,
-        threads: ThreadPool,
-        offer: Callable[[PendingSubmission], None],
-    ) -> None:
-        """`offer` hands a submission to pickup."""
-        self._shared = dependencies
-        self._stale_files = stale_files
-        self._writer = writer
-        self._messages = messages
-        self._threads = threads
-        self._offer = offer
+    folders: Folders  # the directories of the mailboxes
+    quota: Quota  # reserves room
+    names: NewNames  # ids and file names for new messages
+    stripes: Stripes  # a lock for each message, held by every change of it
+    directory: SubmissionDirectory  # `.submissions/`
+    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    submissions: Submissions  # ends an arrival that is sent
+    messages: Messages  # ends an arrival that stays a draft
+    threads: ThreadPool  # in which the coroutines work
 
     async def submission(
         self, account: str, options: SendOptions, *, expected_bytes: int
     ) -> Arrival[PendingSubmission]:
         """submit_new() in blocks."""
-        file = await self._threads.run(self._begin_submission, account, options, expected_bytes)
+        file = await self.threads.run(self._begin_submission, account, options, expected_bytes)
 
         def submit(draft: ComposedDraft) -> PendingSubmission:
-            submission = self._writer.submit_composed(draft, file.head.identity, options)
-            self._offer(submission)
+            submission = self.submissions.submit_composed(draft, file.head.identity, options)
+            self.submissions.ready.offer(submission)
             return submission
 
         return self._arrival(file, submit)
@@ -175,12 +170,12 @@ class Arrivals:
     async def draft(
         self, account: str, folder_id: str, *, expected_bytes: int
     ) -> Arrival[StoredMessage]:
-        """create_draft() in blocks."""
-        file = await self._threads.run(self._begin_draft, account, folder_id, expected_bytes)
+        """Messages.create() in blocks."""
+        file = await self.threads.run(self._begin_draft, account, folder_id, expected_bytes)
 
         def create(draft: ComposedDraft) -> StoredMessage:
-            mailbox = self._shared.folders.mailbox(account)
-            return self._messages.create_composed(draft, mailbox, find_folder(mailbox, folder_id))
+            mailbox = self.folders.mailbox(account)
+            return self.messages.create_composed(draft, mailbox, find_folder(mailbox, folder_id))
 
         return self._arrival(file, create)
 
@@ -196,17 +191,17 @@ class Arrivals:
 
         The condition is checked at the beginning and at the end.
         """
-        file = await self._threads.run(
+        file = await self.threads.run(
             self._begin_replacement, account, message_id, expected_bytes, condition=condition
         )
 
         def replace(draft: ComposedDraft) -> StoredMessage:
-            mailbox = self._shared.folders.mailbox(account)
-            with self._shared.stripes.of(message_id):
-                before = self._messages.draft(mailbox, message_id, condition=condition)
+            mailbox = self.folders.mailbox(account)
+            with self.stripes.of(message_id):
+                before = self.messages.draft(mailbox, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME arrived.")
-                return self._messages.replace(before, draft, flags=before.located.name.flags)
+                return self.messages.replace(before, draft, flags=before.located.name.flags)
 
         return self._arrival(file, replace)
 
@@ -214,7 +209,7 @@ class Arrivals:
         self, file: ArrivingFile, store: Callable[[ComposedDraft], _Result]
     ) -> Arrival[_Result]:
         return Arrival(
-            self._threads,
+            self.threads,
             write=file.write,
             finish=lambda: file.finish(store),
             discard=file.discard,
@@ -226,36 +221,36 @@ class Arrivals:
         self, account: str, options: SendOptions, expected_bytes: int
     ) -> ArrivingFile:
         self._check_room(account, expected_bytes)
-        self._shared.submissions.make()
-        identity = self._shared.identity(account, options)
-        path = self._shared.submissions.preparing / first_submission(identity)
+        self.directory.make()
+        identity = self.names.identity(account, options)
+        path = self.directory.preparing / first_submission(identity)
         return ArrivingFile(path, draft_head(identity))
 
     def _begin_draft(self, account: str, folder_id: str, expected_bytes: int) -> ArrivingFile:
         mailbox = self._check_room(account, expected_bytes)
         folder = find_folder(mailbox, folder_id)
-        head = draft_head(self._shared.identity(account))
+        head = draft_head(self.names.identity(account))
         return ArrivingFile(folder.path / "tmp" / head.base_name, head)
 
     @retry_if_renamed
     def _begin_replacement(
         self, account: str, message_id: str, expected_bytes: int, *, condition: Precondition
     ) -> ArrivingFile:
-        mailbox = self._shared.folders.mailbox(account)
-        before = self._messages.draft(mailbox, message_id, condition=condition)
+        mailbox = self.folders.mailbox(account)
+        before = self.messages.draft(mailbox, message_id, condition=condition)
         located = before.located
         self._check_room(account, expected_bytes - located.path.stat().st_size, messages=0)
         options = before.submission.options if before.submission else None
-        identity = self._shared.identity(account, options)
+        identity = self.names.identity(account, options)
         head = draft_head(next_identity(located, open_octets(located), identity))
         # Unique: two requests may write the same generation, and the first to finish wins.
-        own_name = f"{head.base_name}.{self._shared.ids.new()}"
+        own_name = f"{head.base_name}.{self.names.ids.new()}"
         return ArrivingFile(located.folder.path / "tmp" / own_name, head)
 
     def _check_room(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:
         """Reject a message that will not fit before it arrives; return the mailbox."""
-        mailbox = self._shared.folders.mailbox(account)
-        self._stale_files.clean(mailbox)
-        quota, nothing = self._shared.quota, self._shared.ids.new()
+        mailbox = self.folders.mailbox(account)
+        self.stale_files.clean(mailbox)
+        quota, nothing = self.quota, self.names.ids.new()
         with quota.room_for(account, mailbox, expected_bytes, base_name=nothing, messages=messages):
             return mailbox

@@ -6,14 +6,17 @@ raise StoreError's children and OSError. Graph's attachment resource type.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
-from relay.mailbox.dependencies import StoreDependencies
+from relay.clock import Ids
 from relay.mailbox.draft_files import (
     ComposedDraft,
     DraftIdentity,
     with_attachment,
     without_attachment,
 )
+from relay.mailbox.folders import Folders
+from relay.mailbox.index import Indexes
 from relay.mailbox.maildir import retry_if_renamed
 from relay.mailbox.message_file import (
     MessageFile,
@@ -23,6 +26,7 @@ from relay.mailbox.message_file import (
     stored_attachment,
 )
 from relay.mailbox.messages import Messages
+from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     AttachmentsTooLargeError,
@@ -34,7 +38,8 @@ from relay.mailbox.types import (
     StoredMessage,
     StoreUnavailableError,
 )
-from relay.mime.draft import DraftAttachment
+from relay.message.properties import Attachment
+from relay.mime.draft import DraftAttachment, draft_attachment
 from relay.mime.edit_draft import NotEditableError
 from relay.mime.read_mime import read_attachments
 
@@ -45,21 +50,33 @@ class _IsThereError(Exception):
     """The attachment to add already exists."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Attachments:
-    """Reads and changes attachments. Blocking: the store calls it in its threads."""
+    """The attachments of messages. open_if_there(), add_part() and check() block.
 
-    def __init__(self, dependencies: StoreDependencies, messages: Messages) -> None:
-        self._shared = dependencies
-        self._messages = messages
+    `limit_bytes` applies to all attachments of a draft together. Methods that add or remove one
+    raise NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError,
+    AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
+    """
 
-    @retry_if_renamed
+    threads: ThreadPool
+    ids: Ids
+    folders: Folders
+    index: Indexes
+    messages: Messages
+
+    @in_thread
     def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
         """Return a message and its attachments, readable as long as the result is referenced.
 
         Raises NoSuchItemError.
         """
-        mailbox = self._shared.folders.mailbox(account)
-        located = self._shared.index.get(mailbox, message_id, folder_id=folder_id)
+        return self._opened(account, message_id, folder_id)
+
+    @retry_if_renamed
+    def _opened(self, account: str, message_id: str, folder_id: str = "") -> OpenedMessage:
+        mailbox = self.folders.mailbox(account)
+        located = self.index.get(mailbox, message_id, folder_id=folder_id)
         octets = open_octets(located)
         found = tuple(
             OpenAttachment(stored_attachment(one.facts, number), one.octets, one.encoding)
@@ -70,15 +87,30 @@ class Attachments:
     def open_if_there(
         self, account: str, message_id: str, *, folder_id: str = ""
     ) -> OpenedMessage | None:
-        """Return what opened() does, None if the message was removed. Raises OSError."""
+        """Return what opened() does, None if the message was removed. Blocks; raises OSError."""
         try:
-            return self.opened(account, message_id, folder_id=folder_id)
+            return self._opened(account, message_id, folder_id)
         except NoSuchItemError:
             return None
         except StoreUnavailableError as error:
             raise OSError(str(error)) from error
 
+    @in_thread
     def add(
+        self,
+        account: str,
+        message_id: str,
+        attachment: Attachment,
+        *,
+        limit_bytes: int,
+        condition: Precondition = NO_PRECONDITION,
+    ) -> str:
+        """Add an attachment to a draft; return its id."""
+        new = draft_attachment(attachment, identity=self.ids.new())
+        self.add_part(account, message_id, new, limit_bytes=limit_bytes, condition=condition)
+        return new.part.id
+
+    def add_part(
         self,
         account: str,
         message_id: str,
@@ -86,7 +118,7 @@ class Attachments:
         *,
         limit_bytes: int,
         condition: Precondition = NO_PRECONDITION,
-    ) -> StoredMessage:
+    ) -> None:
         """Add an attachment to a draft; one with an id that the draft has changes nothing."""
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
@@ -98,9 +130,9 @@ class Attachments:
             return with_attachment(located, stored, identity, new=new)
 
         with suppress(_IsThereError):
-            return self._changed(account, message_id, make, condition=condition)
-        return self.opened(account, message_id).message
+            self._change(account, message_id, make, condition=condition)
 
+    @in_thread
     def remove(
         self,
         account: str,
@@ -108,7 +140,7 @@ class Attachments:
         attachment_id: str,
         *,
         condition: Precondition = NO_PRECONDITION,
-    ) -> StoredMessage:
+    ) -> None:
         """Remove an attachment from a draft."""
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
@@ -119,7 +151,7 @@ class Attachments:
             number = ids.index(attachment_id)
             return without_attachment(located, stored, identity, number=number)
 
-        return self._changed(account, message_id, make, condition=condition)
+        self._change(account, message_id, make, condition=condition)
 
     def check(
         self,
@@ -134,21 +166,21 @@ class Attachments:
 
         Raises what add() raises.
         """
-        mailbox = self._shared.folders.mailbox(account)
-        message = loaded(self._messages.draft(mailbox, message_id, condition=condition).located)
+        mailbox = self.folders.mailbox(account)
+        message = loaded(self.messages.draft(mailbox, message_id, condition=condition).located)
         check_sizes([*(one.size for one in message.attachments), size_bytes], limit_bytes)
         return message
 
-    def _changed(
+    def _change(
         self,
         account: str,
         message_id: str,
         make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
         *,
         condition: Precondition,
-    ) -> StoredMessage:
+    ) -> None:
         try:
-            return self._messages.change(account, message_id, make, condition=condition)
+            self.messages.change(account, message_id, make, condition=condition)
         except NotEditableError as error:
             raise NotADraftError(str(error)) from None
 

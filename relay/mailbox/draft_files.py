@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from relay.clock import Clock, Ids
 from relay.files import FileOctets
 from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.message_file import (
     MessageFile,
+    MessageName,
     attachment_ids,
+    delivered_id,
     make_base_name,
 )
-from relay.mailbox.types import NotADraftError
+from relay.mailbox.types import NotADraftError, SendOptions
 from relay.message.content import (
     LARGE_BYTES,
     Content,
@@ -68,6 +71,35 @@ class DraftIdentity:
     save_to_sent_items: bool = True  # whether step 4 keeps the message
     sent_folder: str = ""  # the id of the folder that step 4 files it in; "" for Sent Items
     on_behalf_of: str = ""  # another user, from whom the message is
+
+
+@dataclass(frozen=True, slots=True)
+class NewNames:
+    """Gives new messages their ids and the names of their files."""
+
+    clock: Clock
+    ids: Ids
+    hostname: str
+
+    def identity(self, account: str, options: SendOptions | None = None) -> DraftIdentity:
+        """Return the identity of a new draft, or of one submitted with these options."""
+        now_us = self.clock.time_us()
+        options = options or SendOptions()
+        return DraftIdentity(
+            account=account,
+            message_id=self.ids.new(),
+            hostname=self.hostname,
+            created_us=now_us,
+            modified_us=now_us,
+            save_to_sent_items=options.save_to_sent_items,
+            sent_folder=options.sent_folder,
+            on_behalf_of=options.on_behalf_of,
+        )
+
+    def of_copy(self, name: MessageName) -> str:
+        """Return a base name for a copy: without a clock id, so that the time of receipt stays."""
+        copy_id, time_us = delivered_id(self.ids.new()), name.seconds * 1_000_000
+        return make_base_name(copy_id, 1, time_us=time_us, hostname=self.hostname)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Create, rename, move and delete folders with their subfolders, and keep `subscriptions` right.
+"""Create, rename, move, copy and delete folders, with their subfolders and `subscriptions`.
 
 Only directory names change, never files, and a folder keeps its id. Subfolders are renamed before
 their parent, so that a repeated request completes what a crash interrupted. The file
@@ -13,12 +13,17 @@ See Maildir++ and Graph's mailFolder.
 import errno
 import shutil
 import threading
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from relay.clock import Ids
+from relay.mailbox.draft_files import NewNames
+from relay.mailbox.folder_copy import copy_messages
 from relay.mailbox.folders import (
+    COPY_PREFIX,
     DELETED_PREFIX,
     ROOT_ID,
     SEPARATOR,
@@ -36,9 +41,14 @@ from relay.mailbox.folders import (
     same_name,
     write_folder_ids,
 )
+from relay.mailbox.index import Indexes
 from relay.mailbox.maildir import Stripes, remove, sync_directory, write_synced
+from relay.mailbox.quota import Quota
+from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.threads import AccountQueues, ThreadPool, in_thread
 from relay.mailbox.types import (
     Folder,
+    FolderDeltaPage,
     FolderError,
     FolderExistsError,
     ProtectedFolderError,
@@ -134,36 +144,108 @@ FOLDERS_MAX = 10_000
 _DELETED_NAMES_MAX = 1000
 
 
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def _in_turn(
+    method: Callable[Concatenate["FolderTree", str, _Parameters], _Result],
+) -> Callable[Concatenate["FolderTree", str, _Parameters], Coroutine[Any, Any, _Result]]:
+    """Make a blocking change of folders a coroutine: a few at a time, so that mail does not wait
+    for it.
+    """
+
+    @wraps(method)
+    def call(
+        tree: "FolderTree", account: str, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> Coroutine[Any, Any, _Result]:
+        return tree.changes.run(account, method, tree, account, *args, **kwargs)
+
+    return call
+
+
+@dataclass(frozen=True, slots=True)
+class _FolderPair:
+    """A folder's directory, the directory in which its copy is made, and the copy's final name."""
+
+    source: Path
+    temporary: Path
+    directory: str
+    folder_id: str
+
+
+@dataclass(kw_only=True, eq=False)
 class FolderTree:
-    """Changes folders. Blocking; the store calls it in its threads."""
+    """The folders of all mailboxes. `parent_id` "" is the mailbox's root."""
 
-    def __init__(self, folders: Folders, ids: Ids) -> None:
-        self._folders = folders
-        self._ids = ids
-        self._stripes = Stripes()  # one change of a mailbox's folders at a time
+    threads: ThreadPool  # in which the coroutines work
+    queries: AccountQueues  # queries take long: they have threads of their own
+    changes: AccountQueues  # so do the changes of folders
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # counts messages
+    quota: Quota  # reserves room for copies
+    names: NewNames  # ids for folders, ids and file names for copies
+    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    _stripes: Stripes = field(default_factory=Stripes, init=False)
 
+    @in_thread
     def every(self, account: str) -> list[Folder]:
+        """Return every folder, well-known ones first. Creates the mailbox on first use."""
+        return self._counted(self.folders.mailbox(account), self._every(account))
+
+    @in_thread
+    def get(self, account: str, folder_id: str) -> Folder:
+        """Return a folder by its id or well-known name, case-insensitively; "msgfolderroot" is the
+        root.
+
+        Raises NoSuchItemError.
+        """
+        folders, mailbox = self._every(account), self.folders.mailbox(account)
+        if folder_id.lower() == ROOT_ID:
+            return root_folder(mailbox, folders)
+        return self._found(mailbox, folder_id)
+
+    async def delta(self, account: str, *, after: str, limit: int) -> FolderDeltaPage:
+        """Return the folders that changed after the position `after`, each as it is now; for ""
+        all.
+
+        With a `limit` of 0 only the current position. Raises StalePositionError.
+        """
+        return await self.queries.run(account, self._delta, account, after, limit)
+
+    def _every(self, account: str) -> list[Folder]:
         """Return every folder without its counts.
 
         Clients may keep the ids. Ids that are only derived from names are therefore stored, if the
         disk allows it.
         """
-        folders = list_folders(self._folders.mailbox(account))
+        folders = list_folders(self.folders.mailbox(account))
         with suppress(OSError), self._stripes.of(account):
             write_folder_ids(folders)
         return folders
 
-    def find(self, account: str, folder_id: str) -> Folder:
-        """See MailStore.get_folder(); the counts are not set."""
-        folders = self.every(account)
-        mailbox = self._folders.mailbox(account)
-        if folder_id.lower() == ROOT_ID:
-            return root_folder(mailbox, folders)
-        return find_folder(mailbox, folder_id)
+    def _found(self, mailbox: Path, folder_id: str) -> Folder:
+        return self._counted(mailbox, [find_folder(mailbox, folder_id)])[0]
 
+    def _counted(self, mailbox: Path, folders: Sequence[Folder]) -> list[Folder]:
+        counts = {one.id: one for one in self.index.folders(mailbox)}
+        pairs = ((folder, counts.get(folder.id, folder)) for folder in folders)
+        return [
+            replace(folder, total=one.total, unread=one.unread, size_bytes=one.size_bytes)
+            for folder, one in pairs
+        ]
+
+    def _delta(self, account: str, after: str, limit: int) -> FolderDeltaPage:
+        self._every(account)  # stores the ids that are derived from names
+        return self.index.folder_delta(self.folders.mailbox(account), after, limit)
+
+    @_in_turn
     def create(self, account: str, name: str, *, parent_id: str = "") -> Folder:
-        """See MailStore.create_folder()."""
-        mailbox = self._folders.mailbox(account)
+        """Create a folder.
+
+        Raises NoSuchItemError, FolderExistsError, FolderError, StoreUnavailableError.
+        """
+        mailbox = self.folders.mailbox(account)
         with self._stripes.of(account):
             parent = parent_folder(mailbox, parent_id)
             reject_same_name(mailbox, parent, name)
@@ -171,51 +253,125 @@ class FolderTree:
                 raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
             directory = checked_directory(directory_within(parent, encode_folder_name(name)))
             reject_existing(mailbox, [directory])
-            folder_id = f"f{self._ids.new()}"
+            folder_id = f"f{self.names.ids.new()}"
             make_folder(mailbox / directory, folder_id)
             resubscribe(mailbox, added=[directory])
             return find_folder(mailbox, folder_id)
 
-    def lock_of(self, account: str) -> threading.Lock:
-        """Return the lock of the changes of an account's folders."""
-        return self._stripes.of(account)
-
+    @_in_turn
     def rename(self, account: str, folder_id: str, name: str) -> Folder:
-        """See MailStore.rename_folder()."""
-        mailbox = self._folders.mailbox(account)
+        """Rename a folder. Its id and content do not change.
+
+        Raises ProtectedFolderError for a well-known folder, and what create() raises.
+        """
+        mailbox = self.folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "renamed")
             parent = parent_folder(mailbox, folder.parent_id)
             reject_same_name(mailbox, parent, name, but=folder)
             if folder.display_name != name:
                 self._relocate(folder, directory_within(parent, encode_folder_name(name)))
-            return find_folder(mailbox, folder.id)
+        return self._found(mailbox, folder.id)
 
-    def move(self, account: str, folder_id: str, parent_id: str) -> Folder:
-        """See MailStore.move_folder()."""
-        mailbox = self._folders.mailbox(account)
+    @_in_turn
+    def move(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
+        """Move a folder and its content into another one. Raises what rename() does."""
+        mailbox = self.folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "moved")
             parent = parent_folder(mailbox, parent_id)
             if folder.parent_id != ("" if parent is None else parent.id):
                 reject_same_name(mailbox, parent, folder.display_name)
                 self._relocate(folder, directory_within(parent, own_name(mailbox, folder)))
-            return find_folder(mailbox, folder.id)
+        return self._found(mailbox, folder.id)
 
+    @_in_turn
     def delete(self, account: str, folder_id: str, *, permanently: bool = False) -> None:
-        """See MailStore.delete_folder()."""
-        mailbox = self._folders.mailbox(account)
+        """Move a folder to Deleted Items. If it is there, or `permanently`, remove it.
+
+        Raises NoSuchItemError, ProtectedFolderError, FolderError, StoreUnavailableError.
+        """
+        mailbox = self.folders.mailbox(account)
         with self._stripes.of(account):
             folder = _changeable(find_folder(mailbox, folder_id), "deleted")
             removed: list[Path] = []
             if permanently or is_deleted(folder):
                 removed = self._detach(folder)
             else:
-                self._folders.recreate(mailbox, WellKnown.DELETED_ITEMS)
+                self.folders.recreate(mailbox, WellKnown.DELETED_ITEMS)
                 parent = find_folder(mailbox, WellKnown.DELETED_ITEMS)
                 self._relocate(folder, _free_directory(mailbox, parent, own_name(mailbox, folder)))
         for path in removed:
             shutil.rmtree(path, ignore_errors=True)  # the rest is removed later as stale files
+
+    @_in_turn
+    def copy(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
+        """Copy a folder, also a well-known one, with its subfolders and messages to another folder.
+
+        The copies are made in directories that are no folders, and appear by a rename when all of
+        them are durable: a crash before leaves nothing that is shown, and the remains are removed
+        later as stale files.
+
+        Raises NoSuchItemError, FolderExistsError, FolderError, MailboxFullError,
+        StoreUnavailableError.
+        """
+        mailbox = self.folders.mailbox(account)
+        self.stale_files.clean(mailbox)
+        with self._stripes.of(account):
+            folder = find_folder(mailbox, folder_id)
+            pairs = self._pairs(mailbox, folder, parent_id)
+            sources = {pair.source for pair in pairs}
+            counted = [one for one in self.index.folders(mailbox) if one.path in sources]
+            with self.quota.room_for(
+                account,
+                mailbox,
+                sum(one.size_bytes for one in counted),
+                base_name=f"copy {pairs[0].folder_id}",
+                messages=sum(one.total for one in counted),
+            ):
+                self._make(mailbox, pairs)
+        return self._found(mailbox, pairs[0].folder_id)
+
+    def _pairs(self, mailbox: Path, folder: Folder, parent_id: str) -> list[_FolderPair]:
+        """Return what to copy, the folder itself first. Raises FolderError, NoSuchItemError."""
+        parent = parent_folder(mailbox, parent_id)
+        reject_same_name(mailbox, parent, folder.display_name)
+        name = encode_folder_name(folder.display_name)
+        if folder.well_known is None:
+            name = own_name(mailbox, folder)
+        target = directory_within(parent, name)
+        above = directory_within(folder, "")  # the beginning of the names of its subfolders
+        if target.startswith(above):
+            raise FolderError("A folder cannot be copied into itself or one of its subfolders.")
+        existing = folder_directories(mailbox)
+        within = sorted((one for one in existing if one.startswith(above)), key=len)
+        if len(existing) + len(within) >= FOLDERS_MAX:
+            raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
+        named = {folder.path: target}
+        named |= {mailbox / one: target + SEPARATOR + one[len(above) :] for one in within}
+        for directory in named.values():
+            checked_directory(directory)
+        reject_existing(mailbox, named.values())
+        new_id = self.names.ids.new
+        return [
+            _FolderPair(source, mailbox / f"{COPY_PREFIX}{new_id()}", directory, f"f{new_id()}")
+            for source, directory in named.items()
+        ]
+
+    def _make(self, mailbox: Path, pairs: list[_FolderPair]) -> None:
+        """Make the copies, then show them. If that fails, those that are shown already stay."""
+        try:
+            for pair in pairs:
+                make_folder(pair.temporary, pair.folder_id)
+                copy_messages(pair.source, pair.temporary, self.names)
+            for pair in pairs:
+                rename_directory(pair.temporary, mailbox / pair.directory)
+        except BaseException:
+            for pair in pairs:
+                shutil.rmtree(pair.temporary, ignore_errors=True)
+            raise
+        sync_directory(mailbox)
+        resubscribe(mailbox, added=[pair.directory for pair in pairs])
 
     def _relocate(self, folder: Folder, directory: str) -> None:
         """Rename the directories of a folder and its subfolders."""
@@ -239,7 +395,7 @@ class FolderTree:
         """
         mailbox = folder.path.parent
         names = _tree(mailbox, folder.path.name)
-        removed = [mailbox / f"{DELETED_PREFIX}{self._ids.new()}" for _ in names]
+        removed = [mailbox / f"{DELETED_PREFIX}{self.names.ids.new()}" for _ in names]
         for name, path in zip(names, removed, strict=True):
             (mailbox / name).rename(path)
         sync_directory(mailbox)

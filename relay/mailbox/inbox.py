@@ -8,18 +8,29 @@ Maildir's delivery: tmp, link, fsync of file and directory. docs/design.md 1.
 """
 
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.crashpoints import CrashPoint
-from relay.mailbox.dependencies import StoreDependencies
-from relay.mailbox.folders import list_folders
-from relay.mailbox.maildir import Stripes, list_names, named_in_order, place, remove, write_file
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.mailbox.folders import Folders, list_folders
+from relay.mailbox.index import Indexes
+from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.maildir import (
+    DirectorySync,
+    Stripes,
+    list_names,
+    named_in_order,
+    place,
+    remove,
+    write_file,
+)
 from relay.mailbox.message_file import (
     delivered_base_name,
     delivered_id,
     is_delivered_id,
     parse_name,
 )
+from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.types import DeliveryResult
 from relay.message.content import Content, edit_header, size_of
@@ -27,80 +38,6 @@ from relay.mime.headers import with_relay_id
 
 _IDS_REMEMBERED = 500_000
 _MAILBOX_WEIGHT = 10  # a mailbox takes as much memory as so many ids
-
-
-class Inbox:
-    """Delivers to mailboxes. Blocking: the store calls it in its threads."""
-
-    def __init__(self, dependencies: StoreDependencies, stale_files: StaleFiles) -> None:
-        self._shared = dependencies
-        self._stale_files = stale_files
-        self._stripes = Stripes()  # its own: the delivery of a report already holds a shared one
-        self._delivered = DeliveredIds()
-
-    def deliver(
-        self,
-        account: str,
-        *,
-        unique: str,
-        content: Content,
-        over_quota: bool = False,
-        is_repeat: bool = False,
-    ) -> DeliveryResult:
-        """See DeliveryStore.deliver()."""
-        mailbox = self._shared.folders.mailbox(account)
-        self._stale_files.clean(mailbox)
-        message_id = delivered_id(unique)
-        content = edit_header(content, lambda header: with_relay_id(header, message_id))
-        base_name = delivered_base_name(unique, hostname=self._shared.hostname)
-        temporary = mailbox / "tmp" / base_name
-        with self._stripes.of(message_id):
-            if self._is_there(mailbox, message_id, is_repeat=is_repeat):
-                # A crash may have come after the link.
-                remove(temporary)
-                self._shared.syncs.sync(mailbox / "new")
-                return DeliveryResult.ALREADY_THERE
-            quota, size_bytes = self._shared.quota, size_of(content)
-            with quota.room_for(
-                account, mailbox, size_bytes, base_name=base_name, is_report=over_quota
-            ):
-                try:
-                    self._write(mailbox, base_name, content)
-                except FileExistsError:
-                    return DeliveryResult.ALREADY_THERE
-            self._delivered.add(mailbox, message_id)
-        self._shared.crash.reached(CrashPoint.DELIVERED_LOCALLY)
-        return DeliveryResult.DELIVERED
-
-    def forget(self) -> None:
-        """Forget which messages are in the mailboxes."""
-        self._delivered.forget()
-
-    def _is_there(self, mailbox: Path, message_id: str, *, is_repeat: bool) -> bool:
-        """Whether the message was delivered: by its name, for a repeat also by its content.
-
-        A mail client may have renamed the file since the previous attempt.
-        """
-        if self._delivered.has(mailbox, message_id):
-            return True
-        return is_repeat and self._shared.index.find(mailbox, message_id) is not None
-
-    def _write(self, mailbox: Path, base_name: str, content: Content) -> None:
-        """Write the file durably. Raises FileExistsError if it exists."""
-        base = f"{base_name},S={size_of(content)}"
-        temporary = mailbox / "tmp" / base_name
-        remove(temporary)  # left by a crash: this thread holds the lock of the id
-        try:
-            with named_in_order(write_file(temporary, content)):
-                place(temporary, mailbox / "new" / base)
-            self._shared.syncs.sync(mailbox / "new")
-        except FileExistsError:
-            raise
-        except OSError:
-            self._shared.root.remove(mailbox / "new" / base)
-            raise
-        finally:
-            remove(temporary)
 
 
 class DeliveredIds:
@@ -151,6 +88,87 @@ class DeliveredIds:
             self._count += len(listed - known)
             known |= listed  # another thread may also have listed it, and added ids
             return known
+
+
+@dataclass(kw_only=True, eq=False)
+class Inbox:
+    """Delivers to mailboxes. Blocking: the store calls it in its threads."""
+
+    hostname: str  # in the names of files
+    crash: CrashPoints  # for crash tests
+    root: MailRoot  # whether it is there; where a file may be that was just written
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # finds messages
+    quota: Quota  # reserves room
+    syncs: DirectorySync  # shares fsyncs among threads
+    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    # Its own: the delivery of a report already holds a shared one.
+    _stripes: Stripes = field(default_factory=Stripes, init=False)
+    _delivered: DeliveredIds = field(default_factory=DeliveredIds, init=False)
+
+    def deliver(
+        self,
+        account: str,
+        *,
+        unique: str,
+        content: Content,
+        over_quota: bool = False,
+        is_repeat: bool = False,
+    ) -> DeliveryResult:
+        """See DeliveryStore.deliver()."""
+        mailbox = self.folders.mailbox(account)
+        self.stale_files.clean(mailbox)
+        message_id = delivered_id(unique)
+        content = edit_header(content, lambda header: with_relay_id(header, message_id))
+        base_name = delivered_base_name(unique, hostname=self.hostname)
+        temporary = mailbox / "tmp" / base_name
+        with self._stripes.of(message_id):
+            if self._is_there(mailbox, message_id, is_repeat=is_repeat):
+                # A crash may have come after the link.
+                remove(temporary)
+                self.syncs.sync(mailbox / "new")
+                return DeliveryResult.ALREADY_THERE
+            quota, size_bytes = self.quota, size_of(content)
+            with quota.room_for(
+                account, mailbox, size_bytes, base_name=base_name, is_report=over_quota
+            ):
+                try:
+                    self._write(mailbox, base_name, content)
+                except FileExistsError:
+                    return DeliveryResult.ALREADY_THERE
+            self._delivered.add(mailbox, message_id)
+        self.crash.reached(CrashPoint.DELIVERED_LOCALLY)
+        return DeliveryResult.DELIVERED
+
+    def forget(self) -> None:
+        """Forget which messages are in the mailboxes."""
+        self._delivered.forget()
+
+    def _is_there(self, mailbox: Path, message_id: str, *, is_repeat: bool) -> bool:
+        """Whether the message was delivered: by its name, for a repeat also by its content.
+
+        A mail client may have renamed the file since the previous attempt.
+        """
+        if self._delivered.has(mailbox, message_id):
+            return True
+        return is_repeat and self.index.find(mailbox, message_id) is not None
+
+    def _write(self, mailbox: Path, base_name: str, content: Content) -> None:
+        """Write the file durably. Raises FileExistsError if it exists."""
+        base = f"{base_name},S={size_of(content)}"
+        temporary = mailbox / "tmp" / base_name
+        remove(temporary)  # left by a crash: this thread holds the lock of the id
+        try:
+            with named_in_order(write_file(temporary, content)):
+                place(temporary, mailbox / "new" / base)
+            self.syncs.sync(mailbox / "new")
+        except FileExistsError:
+            raise
+        except OSError:
+            self.root.remove(mailbox / "new" / base)
+            raise
+        finally:
+            remove(temporary)
 
 
 def _listed(mailbox: Path) -> set[str]:

@@ -1,23 +1,38 @@
-"""Create, read, query and change messages.
+"""Messages: create, read, query, change, move, copy and delete them.
 
-A file is never rewritten in place: a change writes a new file and then removes the old one. Methods
-raise StoreError's children and OSError; after an error nothing is half-written.
+No file is rewritten in place: a change writes a new file and then removes the old one. A moved
+message keeps its id and its file, and no file is replaced. Methods raise StoreError's children, the
+blocking ones OSError too; after an error nothing is half-written. See Maildir and Graph's message.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from relay.crashpoints import CrashPoint
-from relay.mailbox.dependencies import StoreDependencies
-from relay.mailbox.draft_files import ComposedDraft, DraftIdentity, compose, next_generation
-from relay.mailbox.folders import find_folder
+from relay.clock import Clock
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.mailbox.draft_files import (
+    ComposedDraft,
+    DraftIdentity,
+    NewNames,
+    compose,
+    next_generation,
+)
+from relay.mailbox.folders import Folders, find_folder, is_deleted
+from relay.mailbox.index import Indexes
+from relay.mailbox.keywords import convert_keywords
+from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
+    DirectorySync,
+    Stripes,
     named_in_order,
     open_written,
     place,
+    place_again,
     remove,
+    rename,
     retry_if_renamed,
     write_file,
 )
@@ -34,10 +49,13 @@ from relay.mailbox.message_file import (
     with_flags,
 )
 from relay.mailbox.query import DeltaQuery, MessageQuery
+from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.threads import QueryTimeLimit
+from relay.mailbox.submissions.scheduled import ScheduledSends
+from relay.mailbox.threads import AccountQueues, QueryTimeLimit, ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
+    ChangePage,
     DeltaPage,
     Folder,
     MessageChange,
@@ -48,12 +66,16 @@ from relay.mailbox.types import (
     PendingSubmission,
     Precondition,
     StoredMessage,
+    WellKnown,
 )
 from relay.message.content import Content, MemoryOctets, memory_part
 from relay.message.properties import MessageProperties
 from relay.mime.convert import render
 from relay.mime.draft import DraftAttachment
 from relay.mime.read_mime import read_message
+
+_Query = TypeVar("_Query")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +87,30 @@ class Before:
     submission: PendingSubmission | None
 
 
+@dataclass(kw_only=True, eq=False)
 class Messages:
-    """Reads and changes messages. Blocking: the store calls it in its threads."""
+    """The messages of all mailboxes. `account` is the canonical address of a mailbox.
 
-    def __init__(self, dependencies: StoreDependencies, stale_files: StaleFiles) -> None:
-        self._shared = dependencies
-        self._stale_files = stale_files
+    The coroutines are for the HTTP API; the other methods block, for the store's other parts. With
+    a `condition` it is checked under the message's lock, with NoSuchItemError or
+    MessageChangedError if it is not true.
+    """
 
+    threads: ThreadPool  # in which the coroutines work
+    queries: AccountQueues  # queries take long: they have threads of their own
+    clock: Clock  # for the times of messages and submissions
+    crash: CrashPoints  # for crash tests
+    root: MailRoot  # whether it is there; where a file may be that was just written
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # finds messages
+    quota: Quota  # reserves room
+    names: NewNames  # ids and file names for new messages
+    stripes: Stripes  # a lock for each message, held by every change of it
+    syncs: DirectorySync  # shares fsyncs among threads
+    scheduled: ScheduledSends  # a change of a draft cancels or changes them
+    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+
+    @in_thread
     def create(
         self,
         account: str,
@@ -80,33 +119,84 @@ class Messages:
         folder_id: str = "drafts",
         kept: Sequence[DraftAttachment] = (),
     ) -> StoredMessage:
-        """See MailStore.create_draft()."""
-        mailbox = self._shared.folders.mailbox(account)
-        self._stale_files.clean(mailbox)
+        """Write a draft (properties, or MIME kept byte for byte).
+
+        `kept` are attachments of another message that follow those of the properties.
+
+        Raises MailboxFullError, StoreUnavailableError, NoSuchItemError.
+        """
+        mailbox = self.folders.mailbox(account)
+        self.stale_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
         return self.create_composed(
-            compose(content, self._shared.identity(account), kept), mailbox, folder
+            compose(content, self.names.identity(account), kept), mailbox, folder
         )
 
     def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:
         """Write a new draft. If its file is already written, it is in the folder's tmp/."""
         account = draft.account
-        with self._shared.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name):
+        with self.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name):
             located = self._write(draft, folder, flags=NEW_DRAFT)
         return self._written(located, draft)
 
+    @in_thread
     @retry_if_renamed
     def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
-        """See MailStore.get()."""
-        mailbox = self._shared.folders.mailbox(account)
-        return loaded(self._shared.index.get(mailbox, message_id, folder_id=folder_id))
+        """Return a message, in any folder or only in `folder_id`. Raises NoSuchItemError."""
+        mailbox = self.folders.mailbox(account)
+        return loaded(self.index.get(mailbox, message_id, folder_id=folder_id))
 
-    def query(self, account: str, query: MessageQuery, limit: QueryTimeLimit | None = None) -> Page:
-        """See MailStore.query_messages(). A page also ends early when the time limit is reached."""
-        limit = limit or QueryTimeLimit(self._shared.clock)
+    @in_thread
+    def read_flags(self, account: str, message_ids: Sequence[str]) -> Mapping[str, bool]:
+        """Return whether messages are read, by id, without those that are not in the mailbox."""
+        mailbox = self.folders.mailbox(account)
+        return self.index.read_flags(mailbox, message_ids) if mailbox.is_dir() else {}
+
+    async def query(self, account: str, query: MessageQuery) -> Page:
+        """Return a page of the requested messages. It ends before `top` when it has `bytes_max` of
+        them, or when the time of a query is over.
+
+        Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
+        StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
+        StoreUnavailableError.
+        """
+        return await self._in_time(self._find, account, query)
+
+    async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
+        """Return what became of a folder's messages since a position, each message once.
+
+        It reads the changes and the changed messages, whatever the size of the mailbox. A page may
+        end early, as in query(). Raises what that raises, with StalePositionError for `after`.
+        """
+        return await self._in_time(self._delta, account, query)
+
+    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> ChangePage:
+        """Return the changes of a mailbox's messages after the position `after`, by any program.
+
+        "" returns no changes, only the current position. Raises StalePositionError for a position
+        that is no longer known; the caller then lists all messages and starts again.
+        """
+        return await self.queries.run(account, self._changes, account, after, limit)
+
+    async def _in_time(
+        self,
+        find: Callable[[str, _Query, QueryTimeLimit], _Result],
+        account: str,
+        query: _Query,
+    ) -> _Result:
+        limit = QueryTimeLimit(self.clock)
+        try:
+            return await self.queries.run(account, find, account, query, limit)
+        finally:
+            limit.stop()
+
+    def _changes(self, account: str, after: str, limit: int) -> ChangePage:
+        return self.index.changes(self.folders.mailbox(account), after, limit)
+
+    def _find(self, account: str, query: MessageQuery, limit: QueryTimeLimit) -> Page:
         limit.check()
-        mailbox = self._shared.folders.mailbox(account)
-        found = self._shared.index.query(mailbox, query, limit)
+        mailbox = self.folders.mailbox(account)
+        found = self.index.query(mailbox, query, limit)
         messages: list[StoredMessage] = []
         positions: list[str] = []
         left_bytes, next_after = query.bytes_max, ""
@@ -122,11 +212,10 @@ class Messages:
             next_after = next_after if found.more else ""
         return Page(tuple(messages), found.total, next_after, tuple(positions))
 
-    def delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
-        """See MailStore.message_delta(). A page ends early for the same reasons as in query()."""
+    def _delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
         limit.check()
-        mailbox = self._shared.folders.mailbox(account)
-        found = self._shared.index.delta(mailbox, query, limit)
+        mailbox = self.folders.mailbox(account)
+        found = self.index.delta(mailbox, query, limit)
         changed: list[MessageDelta] = []
         left_bytes = query.bytes_max
         for one in found.changed:
@@ -146,7 +235,7 @@ class Messages:
         with suppress(FileNotFoundError):
             return loaded(located)
         with suppress(FileNotFoundError, NoSuchItemError):  # renamed in the meantime
-            return loaded(self._shared.index.get(mailbox, located.message_id, folder_id=folder_id))
+            return loaded(self.index.get(mailbox, located.message_id, folder_id=folder_id))
         return None
 
     @retry_if_renamed
@@ -155,14 +244,20 @@ class Messages:
         with suppress(FileNotFoundError):
             return loaded(located)
         mailbox = located.folder.path.parent
-        return loaded(self._shared.index.get(mailbox, located.message_id))
+        return loaded(self.index.get(mailbox, located.message_id))
 
+    @in_thread
     @retry_if_renamed
     def mime(self, account: str, message_id: str) -> Content:
-        """See MailStore.mime()."""
-        mailbox = self._shared.folders.mailbox(account)
-        return render(open_octets(self._shared.index.get(mailbox, message_id)))
+        """Return `$value`: MIME without the private block (a JSON draft is converted), Bcc kept.
 
+        A large message is read from a file that stays open while the content is referenced.
+        Raises NoSuchItemError.
+        """
+        mailbox = self.folders.mailbox(account)
+        return render(open_octets(self.index.get(mailbox, message_id)))
+
+    @in_thread
     @retry_if_renamed
     def update(
         self,
@@ -172,11 +267,15 @@ class Messages:
         *,
         condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
-        """See MailStore.update()."""
-        mailbox = self._shared.folders.mailbox(account)
-        with self._shared.stripes.of(message_id):
-            located = self._shared.found(mailbox, message_id, condition)
-            submission = self._shared.scheduled.scheduled_submission(message_id, located)
+        """PATCH. Properties without attachments keep the existing attachments.
+
+        Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError,
+        StoreUnavailableError.
+        """
+        mailbox = self.folders.mailbox(account)
+        with self.stripes.of(message_id):
+            located = self.index.get_if(mailbox, message_id, condition)
+            submission = self.scheduled.scheduled_submission(message_id, located)
             flags = located.name.flags
             for flag, wanted in (
                 *((SEEN, change.is_read), (FLAGGED, change.flagged)),
@@ -188,14 +287,14 @@ class Messages:
                 return loaded(self._with_flags(located, flags))
             if not located.is_draft:
                 raise NotADraftError("Only a draft's content can be changed.")
-            self._stale_files.clean(mailbox)
+            self.stale_files.clean(mailbox)
             stored = open_octets(located)
             if submission is not None:
                 before = read_message(stored).properties
-                submission = self._shared.scheduled.changed(
+                submission = self.scheduled.changed(
                     submission, before.extended, change.properties.extended
                 )
-            identity = self._shared.identity(account, submission.options if submission else None)
+            identity = self.names.identity(account, submission.options if submission else None)
             draft = next_generation(located, stored, identity, change=change.properties)
             return self.replace(Before(mailbox, located, submission), draft, flags=flags)
 
@@ -213,13 +312,13 @@ class Messages:
         Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError,
         MailboxFullError, and what `make` raises.
         """
-        mailbox = self._shared.folders.mailbox(account)
-        self._stale_files.clean(mailbox)
-        with self._shared.stripes.of(message_id):
+        mailbox = self.folders.mailbox(account)
+        self.stale_files.clean(mailbox)
+        with self.stripes.of(message_id):
             before = self.draft(mailbox, message_id, condition=condition)
             submission, located = before.submission, before.located
             draft = make(
-                located, self._shared.identity(account, submission.options if submission else None)
+                located, self.names.identity(account, submission.options if submission else None)
             )
             return self.replace(before, draft, flags=located.name.flags)
 
@@ -230,8 +329,8 @@ class Messages:
 
         Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError.
         """
-        located = self._shared.found(mailbox, message_id, condition)
-        submission = self._shared.scheduled.scheduled_submission(message_id, located)
+        located = self.index.get_if(mailbox, message_id, condition)
+        submission = self.scheduled.scheduled_submission(message_id, located)
         if not located.is_draft:
             raise NotADraftError("Only a draft's content can be changed.")
         return Before(mailbox, located, submission)
@@ -243,7 +342,7 @@ class Messages:
         """
         located, submission = before.located, before.submission
         growth = draft.size - located.path.stat().st_size
-        quota = self._shared.quota
+        quota = self.quota
         with quota.room_for(
             draft.account, before.mailbox, growth, base_name=draft.base_name, messages=0
         ):
@@ -253,7 +352,7 @@ class Messages:
                 changed = self._write_scheduled(draft, located, submission, flags=flags)
         remove(located.path)
         if submission is not None:
-            self._shared.scheduled.finish_replace(submission)
+            self.scheduled.finish_replace(submission)
         return self._written(changed, draft)
 
     def _write_scheduled(
@@ -270,13 +369,13 @@ class Messages:
         """
 
         def replace_submission(temporary: Path) -> None:
-            self._shared.scheduled.replace(submission, temporary, memory_part(draft.content))
+            self.scheduled.replace(submission, temporary, memory_part(draft.content))
 
         try:
             return self._write(draft, before.folder, flags=flags, on_written=replace_submission)
         except OSError:
             with suppress(OSError):
-                self._shared.scheduled.undo_replace(submission, before.path)
+                self.scheduled.undo_replace(submission, before.path)
             raise
 
     def _write(
@@ -305,10 +404,10 @@ class Messages:
             with named_in_order(descriptor):
                 on_written(temporary)
                 place(temporary, located.path)
-                self._shared.crash.reached(CrashPoint.DRAFT_REPLACED)
-            self._shared.syncs.sync(directory)
+                self.crash.reached(CrashPoint.DRAFT_REPLACED)
+            self.syncs.sync(directory)
         except OSError:
-            self._shared.root.remove(located.path)
+            self.root.remove(located.path)
             raise
         finally:
             remove(temporary)
@@ -318,7 +417,7 @@ class Messages:
         """Return the message just written, which a mail client may have renamed since."""
         if isinstance(draft.content, bytes):
             stored = MemoryOctets(draft.content)
-            return load(located, stored, mtime_us=self._shared.clock.time_us())
+            return load(located, stored, mtime_us=self.clock.time_us())
         return self._shown(located)
 
     def _with_flags(self, located: MessageFile, flags: str) -> MessageFile:
@@ -330,5 +429,121 @@ class Messages:
         changed = replace(located, directory=located.folder.path / "cur", name=name)
         located.path.rename(changed.path)
         for directory in {located.directory, changed.directory}:
-            self._shared.syncs.sync(directory)
+            self.syncs.sync(directory)
         return changed
+
+    # -- moving
+
+    @in_thread
+    @retry_if_renamed
+    def move(
+        self,
+        account: str,
+        message_id: str,
+        destination_id: str,
+        *,
+        condition: Precondition = NO_PRECONDITION,
+    ) -> StoredMessage:
+        """Move a message to another folder. Its id does not change.
+
+        Raises NoSuchItemError, BeingSentError, StoreUnavailableError.
+        """
+        mailbox = self.folders.mailbox(account)
+        with self.stripes.of(message_id):
+            located = self.index.get_if(mailbox, message_id, condition)
+            destination = self._destination(mailbox, destination_id)
+            if destination.path == located.folder.path:
+                return loaded(located)
+            self.scheduled.cancel_scheduled(message_id, located, reason="the draft was moved")
+            return loaded(self._moved(located, destination))
+
+    @in_thread
+    @retry_if_renamed
+    def delete(
+        self,
+        account: str,
+        message_id: str,
+        *,
+        condition: Precondition = NO_PRECONDITION,
+        permanently: bool = False,
+    ) -> None:
+        """Move a message to Deleted Items. If it is already there or in a subfolder, or
+        `permanently`, remove it.
+
+        Raises NoSuchItemError, BeingSentError.
+        """
+        mailbox = self.folders.mailbox(account)
+        with self.stripes.of(message_id):
+            located = self.index.get_if(mailbox, message_id, condition)
+            self.scheduled.cancel_scheduled(message_id, located, reason="the draft was deleted")
+            if permanently or is_deleted(located.folder):
+                remove(located.path)
+                self.syncs.sync(located.directory)
+            else:
+                self._moved(located, self._destination(mailbox, WellKnown.DELETED_ITEMS))
+
+    @in_thread
+    @retry_if_renamed
+    def copy(
+        self,
+        account: str,
+        message_id: str,
+        destination_id: str,
+        *,
+        condition: Precondition = NO_PRECONDITION,
+    ) -> StoredMessage:
+        """Copy a message to a folder. The copy has a new id.
+
+        Raises NoSuchItemError, MailboxFullError, StoreUnavailableError.
+        """
+        mailbox = self.folders.mailbox(account)
+        self.stale_files.clean(mailbox)
+        located = self.index.get_if(mailbox, message_id, condition)
+        destination = self._destination(mailbox, destination_id)
+        size_bytes = located.path.stat().st_size
+        base_name = self.names.of_copy(located.name)
+        copy = _in_folder(located, destination, f"{base_name},S={size_bytes}")
+        copy = replace(copy, message_id=copy.name.message_id, generation=1, received_us=0)
+        with self.quota.room_for(account, mailbox, size_bytes, base_name=base_name):
+            self._link(located, copy)
+        return loaded(copy)
+
+    def _link(self, located: MessageFile, copy: MessageFile) -> None:
+        try:
+            place_again(located.path, copy.path)
+            self.syncs.sync(copy.directory)
+        except OSError:
+            self.root.remove(copy.path)
+            raise
+
+    def _moved(self, located: MessageFile, destination: Folder) -> MessageFile:
+        """Rename a message's file into another folder, durably; undo the rename after an error.
+
+        A client repeats a failed request, and a repeated DELETE would delete permanently.
+        """
+        moved = _in_folder(located, destination, located.name.name_with_size)
+        rename(located.path, moved.path)
+        try:
+            self.syncs.sync(moved.directory)
+            self.syncs.sync(located.directory)
+        except OSError:
+            places = self.root.places
+            for now, before in zip(places(moved.path), places(located.path), strict=False):
+                with suppress(OSError):
+                    rename(now, before)
+            raise
+        return moved
+
+    def _destination(self, mailbox: Path, folder_id: str) -> Folder:
+        folder = find_folder(mailbox, folder_id)
+        if folder.well_known is not None:
+            self.folders.recreate(mailbox, folder.well_known)
+        return folder
+
+
+def _in_folder(located: MessageFile, folder: Folder, base: str) -> MessageFile:
+    """Return the file of a message after a move to `folder` under a base name."""
+    flags = convert_keywords(located.name.flags, located.folder.path, folder.path)
+    name = parse_name(f"{base}:2,{flags}")
+    assert name is not None
+    return replace(located, folder=folder, directory=folder.path / "cur", name=name)

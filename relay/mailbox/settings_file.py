@@ -12,6 +12,7 @@ import msgspec
 
 from relay.mailbox.folders import Folders
 from relay.mailbox.maildir import Stripes, open_message, remove, sync_directory, write_synced
+from relay.mailbox.threads import ThreadPool, in_thread
 from relay.message.time_zones import time_zone
 from relay.observe.logs import get_logger
 
@@ -45,16 +46,18 @@ class UserSettings:
     working_hours: WorkingHours = WorkingHours()
 
 
+@dataclass(kw_only=True, eq=False)
 class SettingsFiles:
-    """The settings of all mailboxes."""
+    """The settings of all mailboxes. Methods raise StoreUnavailableError."""
 
-    def __init__(self, folders: Folders, stripes: Stripes) -> None:
-        self._folders = folders
-        self._stripes = stripes
+    threads: ThreadPool
+    folders: Folders
+    stripes: Stripes
 
+    @in_thread
     def read(self, account: str) -> UserSettings:
-        """Return the settings of a mailbox, or the defaults. Raises OSError."""
-        path = self._folders.mailbox(account) / FILE_NAME
+        """Return what the user has set, or the defaults."""
+        path = self.folders.mailbox(account) / FILE_NAME
         try:
             with open_message(path) as file:
                 octets = file.read(_BYTES_MAX)
@@ -69,11 +72,12 @@ class SettingsFiles:
             return UserSettings()
         return settings
 
+    @in_thread
     def write(self, account: str, settings: UserSettings) -> None:
-        """Replace the settings of a mailbox, durably. Raises OSError."""
-        mailbox = self._folders.mailbox(account)
+        """Replace all settings, durably."""
+        mailbox = self.folders.mailbox(account)
         fresh = mailbox / f"{FILE_NAME}.new"
-        with self._stripes.of(str(fresh)):
+        with self.stripes.of(str(fresh)):
             remove(fresh)  # left by a crash
             try:
                 write_synced(fresh, msgspec.json.format(msgspec.json.encode(settings)))

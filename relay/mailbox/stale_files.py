@@ -16,23 +16,40 @@ import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.clock import now_at_least_us
-from relay.crashpoints import CrashPoint
+from relay.clock import Clock, now_at_least_us
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.draft_files import submission_facts
-from relay.mailbox.folders import COPY_PREFIX, DELETED_PREFIX, list_folders, well_known_path
+from relay.mailbox.folders import (
+    COPY_PREFIX,
+    DELETED_PREFIX,
+    Folders,
+    list_folders,
+    well_known_path,
+)
+from relay.mailbox.index import Indexes
+from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
+    DirectorySync,
+    Stripes,
     list_names,
     open_message,
     place_again,
     remove,
 )
 from relay.mailbox.message_file import is_relay_name
-from relay.mailbox.submissions import FIRST_SUBMISSION, PreparedFile, draft_of, read_block_of
+from relay.mailbox.submissions import (
+    FIRST_SUBMISSION,
+    PreparedFile,
+    SubmissionDirectory,
+    draft_of,
+    read_block_of,
+)
+from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.types import (
     KeysDamagedError,
     PendingSubmission,
@@ -52,17 +69,25 @@ _REMOVED_AT_START = 10_000
 _log = get_logger("mailbox")
 
 
+@dataclass(kw_only=True, eq=False)
 class StaleFiles:
     """Removes stale files. Blocking: the store calls it in its threads."""
 
-    def __init__(self, dependencies: StoreDependencies, log: SubmissionLog) -> None:
-        self._shared = dependencies
-        self._log = log
-        self._lock = threading.Lock()
-        self.is_due = False  # remove_unfinished() has failed
-        # By the hash of a path, as there may be many. None is ever forgotten: the first cleaning
-        # must not meet active writers.
-        self._cleaned_s: dict[int, float] = {}
+    clock: Clock  # for the age of files
+    crash: CrashPoints  # for crash tests
+    root: MailRoot  # whether it is there; where a file may be that was just written
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # finds messages
+    stripes: Stripes  # a lock for each message, held by every change of it
+    syncs: DirectorySync  # shares fsyncs among threads
+    submissions: SubmissionDirectory  # `.submissions/`
+    keyed: KeyedSubmissions  # the records of keys
+    log: SubmissionLog  # of steps 1 to 4
+    is_due: bool = field(default=False, init=False)  # remove_unfinished() has failed
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    # By the hash of a path, as there may be many. None is ever forgotten: the first cleaning
+    # must not meet active writers.
+    _cleaned_s: dict[int, float] = field(default_factory=dict, init=False)
 
     def remove_unfinished(self) -> int:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
@@ -81,12 +106,12 @@ class StaleFiles:
         return removed
 
     def _remove_unfinished(self) -> int:
-        submissions = self._shared.submissions
+        submissions = self.submissions
         found = submissions.prepared()
         try:
             if (not_removed := self._finish_removals(_REMOVED_AT_START)) is not None:
                 _log.error("submissions not removed yet", reason=str(not_removed))
-            places = self._shared.keyed.places(one.submission_id for one in found)
+            places = self.keyed.places(one.submission_id for one in found)
         except KeysDamagedError as error:  # any of the files may be a submission that exists
             if found:
                 _log.error("stale files kept", files=len(found), reason=str(error))
@@ -113,7 +138,7 @@ class StaleFiles:
         return removed  # not synced: the next start removes what reappears after a power loss
 
     def _remove_one(self, prepared: PreparedFile) -> None:
-        submissions = self._shared.submissions
+        submissions = self.submissions
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
             self._finish_change(prepared, block.origin)
@@ -134,12 +159,12 @@ class StaleFiles:
         What has no file any more is removed instead. A bounded number of each. Raises
         StoreUnavailableError after all were tried.
         """
-        keyed, submissions = self._shared.keyed, self._shared.submissions
+        keyed, submissions = self.keyed, self.submissions
         failure = self._finish_removals(_SETTLED_AT_ONCE)
         for one in keyed.unsettled(_SETTLED_AT_ONCE):
             SYNC_FAILURES.begin()
             try:
-                with self._shared.stripes.of(one.draft_id):
+                with self.stripes.of(one.draft_id):
                     path = self._settle(one)
             except (OSError, StoreError) as error:
                 failure = error
@@ -151,10 +176,10 @@ class StaleFiles:
 
     def _settle(self, one: PendingSubmission) -> Path | None:
         """Record and finish a submission whose removal could not begin; return its path."""
-        keyed, submissions = self._shared.keyed, self._shared.submissions
+        keyed, submissions = self.keyed, self.submissions
         prepared = submissions.preparing / one.submission_id
         if not prepared.exists() and submissions.find_submission(one.submission_id) is None:
-            self._shared.root.check()  # else it may only be out of sight
+            self.root.check()  # else it may only be out of sight
             keyed.begin_removal(one)
             keyed.settled(one.submission_id)
             self.finish_removal(one.submission_id)
@@ -167,9 +192,9 @@ class StaleFiles:
 
     def _finish_removals(self, limit: int) -> OSError | StoreError | None:
         failure: OSError | StoreError | None = None
-        for submission_id in self._shared.keyed.removed(limit):
+        for submission_id in self.keyed.removed(limit):
             try:
-                with self._shared.stripes.of(draft_of(submission_id)):
+                with self.stripes.of(draft_of(submission_id)):
                     self.finish_removal(submission_id)
             except (OSError, StoreError) as error:
                 failure = error
@@ -181,7 +206,7 @@ class StaleFiles:
         The caller holds the draft's lock, as pickup does when it begins a submission. One that
         pickup has is sent instead: its record gives a repeat the first answer.
         """
-        keyed, submissions = self._shared.keyed, self._shared.submissions
+        keyed, submissions = self.keyed, self.submissions
         if keyed.has_begun(submission_id):
             keyed.keep(submission_id)
             return
@@ -194,39 +219,39 @@ class StaleFiles:
                 remove(path)
         submissions.sync_ready()
         submissions.sync_scheduled()
-        self._shared.crash.reached(CrashPoint.KEYED_SUBMISSION_REMOVED)
+        self.crash.reached(CrashPoint.KEYED_SUBMISSION_REMOVED)
         keyed.end_removal(submission_id)
-        self._shared.crash.reached(CrashPoint.KEY_REMOVED)
+        self.crash.reached(CrashPoint.KEY_REMOVED)
 
     def _remove_draft(self, submission: Path, submission_id: str) -> None:
         """Withdraw the events of a submission, and remove its draft if the same request made it."""
         block = read_block_of(submission)
         if submission_id.endswith(f".{FIRST_SUBMISSION}") and block is not None:
-            mailbox = self._shared.folders.mailbox(block.origin.account)
-            located = self._shared.index.find_by_base_name(mailbox, block.origin.base_name)
+            mailbox = self.folders.mailbox(block.origin.account)
+            located = self.index.find_by_base_name(mailbox, block.origin.base_name)
             if located is not None and located.is_draft:
                 remove(located.path)
-                self._shared.syncs.sync(located.directory)
+                self.syncs.sync(located.directory)
         with open_message(submission) as file:
             head = file.read(LARGE_BYTES)
-        self._log.withdraw(submission_facts(head, submission_id))
+        self.log.withdraw(submission_facts(head, submission_id))
 
     def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
         """Finish an interrupted change of a scheduled draft if its submission was replaced."""
-        submissions = self._shared.submissions
+        submissions = self.submissions
         submission = submissions.find_submission(prepared.submission_id)
         block = read_block_of(submission) if submission else None
         if block is None or block.origin.base_name != origin.base_name:
             return
-        mailbox = self._shared.folders.mailbox(origin.account)
+        mailbox = self.folders.mailbox(origin.account)
         draft_id = draft_of(prepared.submission_id)
-        before = self._shared.index.find(mailbox, draft_id)
+        before = self.index.find(mailbox, draft_id)
         if before is None or before.name.base_name == origin.base_name:
             return
         base = f"{origin.base_name},S={prepared.path.stat().st_size}"
         placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
         place_again(prepared.path, placed)
-        self._shared.syncs.sync(before.folder.path / "cur")
+        self.syncs.sync(before.folder.path / "cur")
         remove(before.path)
 
     def clean(self, mailbox: Path) -> None:
@@ -236,7 +261,7 @@ class StaleFiles:
         remove files of any program in any tmp/ that are older than 36 hours, and copies of folders
         that a crash interrupted so long ago.
         """
-        now_s, key = self._shared.clock.real_s(), hash(os.fspath(mailbox))
+        now_s, key = self.clock.real_s(), hash(os.fspath(mailbox))
         if now_s - self._cleaned_s.get(key, -_EVERY_S) < _EVERY_S:
             return
         with self._lock:  # a second caller waits until the first cleaning is complete
@@ -246,7 +271,7 @@ class StaleFiles:
             if cleaned_s is None:
                 _remove_half_done(mailbox)
             self._cleaned_s[key] = now_s
-        clock = self._shared.clock
+        clock = self.clock
         old_s = min(clock.file_time_us(), now_at_least_us(clock)) / 1_000_000 - STALE_S
         for folder in list_folders(mailbox):
             _remove_old(folder.path / "tmp", old_s)

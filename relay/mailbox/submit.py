@@ -1,4 +1,4 @@
-"""Submit drafts (steps 1 and 2) and file the originals afterwards (step 4).
+"""Submit drafts: steps 1 and 2.
 
 The order of every fsync, link and rename is that of docs/design.md 1, and each has a crash point.
 Everything can be repeated after a crash at any of them.
@@ -9,30 +9,34 @@ guarantee that, OutcomeUnknownError is raised.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
-from relay.crashpoints import CrashPoint
+from relay.clock import Clock
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import fsync_path
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import NOT_ANSWERED, SubmissionFacts, SubmissionLog
-from relay.mailbox.dependencies import StoreDependencies
 from relay.mailbox.draft_files import (
     ComposedDraft,
     DraftIdentity,
+    NewNames,
     compose,
     facts_of,
     next_generation,
     submission_facts,
 )
-from relay.mailbox.folders import find_folder, well_known_path
-from relay.mailbox.inbox import Inbox
+from relay.mailbox.folders import Folders, well_known_path
+from relay.mailbox.index import Indexes
+from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
+    DirectorySync,
+    Stripes,
     named_in_order,
     open_written,
     place_again,
@@ -41,20 +45,21 @@ from relay.mailbox.maildir import (
     write_file,
 )
 from relay.mailbox.message_file import (
-    DRAFT,
     NEW_DRAFT,
-    SEEN,
     MessageFile,
     open_octets,
-    parse_name,
-    with_flags,
 )
+from relay.mailbox.quota import Quota
+from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.submissions import FIRST_SUBMISSION, draft_of
+from relay.mailbox.submissions import FIRST_SUBMISSION, SubmissionDirectory, draft_of
+from relay.mailbox.submissions.idempotency import KeyedSubmissions
+from relay.mailbox.submissions.scheduled import ScheduledSends
+from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     BeingSentError,
-    NoSuchItemError,
+    KeyedSubmission,
     NotADraftError,
     OutcomeUnknownError,
     PendingSubmission,
@@ -68,30 +73,57 @@ from relay.message.content import LARGE_BYTES, Octets, memory_part
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, read_private_block
 
-_REMOVALS = 3
 _MAILBOXES_REMEMBERED = 1000
 _DATE_US = 60_000_000  # an older draft is rewritten, so that its Date is the time of sending
 _IN_DRAFTS = {"folder": str(WellKnown.DRAFTS)}
 
 
-class SubmissionWriter:
-    """Writes and ends submissions. Blocking: the store calls it in its threads."""
+_Parameters = ParamSpec("_Parameters")
 
-    def __init__(
-        self,
-        dependencies: StoreDependencies,
-        inbox: Inbox,
-        stale_files: StaleFiles,
-        *,
-        log: SubmissionLog,
-    ) -> None:
-        self._shared = dependencies
-        self._stale_files = stale_files
-        self._inbox = inbox
-        self._log = log
 
-    # -- steps 1 and 2
+def _requested(
+    method: Callable[Concatenate["Submissions", _Parameters], PendingSubmission],
+) -> Callable[Concatenate["Submissions", _Parameters], Coroutine[Any, Any, PendingSubmission]]:
+    """Make a blocking method a coroutine that submits, then offers the submission to pickup.
 
+    The offer does not delay the response. If the caller is cancelled, pickup finds the submission
+    when it lists ready/.
+    """
+
+    @wraps(method)
+    async def submitted(
+        made: "Submissions", /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> PendingSubmission:
+        with made.ready.rush.submission():
+            submission = await made.threads.run(method, made, *args, **kwargs)
+        made.ready.offer(submission)
+        return submission
+
+    return submitted
+
+
+@dataclass(kw_only=True, eq=False)
+class Submissions:
+    """Makes submissions, and finds those with a key. submit_composed() blocks."""
+
+    threads: ThreadPool  # in which the coroutines work
+    ready: ReadySubmissions  # hands new submissions to pickup
+    clock: Clock  # for the times of messages and submissions
+    crash: CrashPoints  # for crash tests
+    root: MailRoot  # whether it is there; where a file may be that was just written
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # finds messages
+    quota: Quota  # reserves room
+    names: NewNames  # ids and file names for new messages
+    stripes: Stripes  # a lock for each message, held by every change of it
+    syncs: DirectorySync  # shares fsyncs among threads
+    directory: SubmissionDirectory  # `.submissions/`
+    scheduled: ScheduledSends  # a change of a draft cancels or changes them
+    keyed: KeyedSubmissions  # the records of keys
+    stale_files: StaleFiles  # cleans mailboxes; finishes the removal of what failed
+    log: SubmissionLog  # of steps 1 to 4
+
+    @_requested
     def submit_new(
         self,
         account: str,
@@ -100,8 +132,11 @@ class SubmissionWriter:
         *,
         kept: Sequence[DraftAttachment] = (),
     ) -> PendingSubmission:
-        """See MailStore.submit_new()."""
-        identity = self._shared.identity(account, options)
+        """Write a draft and its pending submission: sendMail and reply, steps 1 and 2.
+
+        Raises MailboxFullError, StoreUnavailableError.
+        """
+        identity = self.names.identity(account, options)
         return self.submit_composed(compose(content, identity, kept), identity, options)
 
     def submit_composed(
@@ -111,17 +146,18 @@ class SubmissionWriter:
         submission's id.
         """
         account = identity.account
-        mailbox = self._shared.folders.mailbox(account)
+        mailbox = self.folders.mailbox(account)
         submission_id = first_submission(identity)
         with (
-            self._shared.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name),
-            self._shared.stripes.of(identity.message_id),  # no PATCH before the submission is ready
+            self.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name),
+            self.stripes.of(identity.message_id),  # no PATCH before the submission is ready
         ):
             submission = self._new_submission(
                 draft.base_name, submission_id, account=account, options=options
             )
             return self._write_and_submit(mailbox, draft, submission)
 
+    @_requested
     @retry_if_renamed
     def submit_draft(
         self,
@@ -131,20 +167,21 @@ class SubmissionWriter:
         *,
         condition: Precondition = NO_PRECONDITION,
     ) -> PendingSubmission:
-        """See MailStore.submit_draft()."""
-        mailbox = self._shared.folders.mailbox(account)
-        with self._shared.stripes.of(message_id):
-            located = self._shared.found(mailbox, message_id, condition)
+        """Submit an existing draft: /send.
+
+        Also raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError.
+        """
+        mailbox = self.folders.mailbox(account)
+        with self.stripes.of(message_id):
+            located = self.index.get_if(mailbox, message_id, condition)
             if not located.is_draft:
                 raise NotADraftError("Only a draft can be sent.")
-            if (
-                waiting := self._shared.scheduled.scheduled_submission(message_id, located)
-            ) is not None:
+            if (waiting := self.scheduled.scheduled_submission(message_id, located)) is not None:
                 return self._as_before(waiting, options, open_octets(located))
             stored = open_octets(located)
             # The queue time makes the ids of later sends of the same draft greater.
-            submission_id = f"{message_id}.{self._shared.clock.queue_us()}"
-            identity = self._shared.identity(account, options)
+            submission_id = f"{message_id}.{self.clock.queue_us()}"
+            identity = self.names.identity(account, options)
             block, _ = read_private_block(stored)
             if (
                 block is not None
@@ -170,6 +207,28 @@ class SubmissionWriter:
                 remove(located.path)
             return submission
 
+    @in_thread
+    def find_keyed(self, account: str, slot: bytes) -> KeyedSubmission | None:
+        """Return the submission that was made with this SubmissionKey within 24 hours.
+
+        Raises TooManyKeysError if there is none and the account cannot have another one.
+        """
+        if self.stale_files.is_due:
+            raise StoreUnavailableError(
+                "Interrupted submissions are not finished yet: repeat the request later."
+            )
+        return self.keyed.find(account, slot)
+
+    @in_thread
+    def remove_unfinished(self) -> int:
+        """See StaleFiles.remove_unfinished()."""
+        return self.stale_files.remove_unfinished()
+
+    @in_thread
+    def settle_keys(self) -> None:
+        """See StaleFiles.settle_keys()."""
+        self.stale_files.settle_keys(self.ready.offer)
+
     def _as_before(
         self, submission: PendingSubmission, options: SendOptions, draft: Octets
     ) -> PendingSubmission:
@@ -186,7 +245,7 @@ class SubmissionWriter:
         try:
             self._record_key(submission)
         except StoreUnavailableError:
-            self._shared.keyed.forget(submission)  # the submission was accepted before
+            self.keyed.forget(submission)  # the submission was accepted before
             raise
         return submission
 
@@ -200,12 +259,12 @@ class SubmissionWriter:
         The file is written in preparing/ and linked into Drafts from there. A start therefore finds
         unfinished submissions without reading any mailbox, and there is no third name to remove.
         """
-        self._stale_files.clean(mailbox)
-        self._shared.submissions.make()
+        self.stale_files.clean(mailbox)
+        self.directory.make()
         drafts = _drafts_of(mailbox)
         placed = drafts / f"{draft.name_with_size}:2,{NEW_DRAFT}"
-        prepared = self._shared.submissions.preparing / submission.submission_id
-        reached = self._shared.crash.reached
+        prepared = self.directory.preparing / submission.submission_id
+        reached = self.crash.reached
         is_recorded = is_named = False
         try:
             if draft.written:
@@ -218,7 +277,7 @@ class SubmissionWriter:
                 reached(CrashPoint.DRAFT_WRITTEN_BACK)
                 self._place(prepared, placed)
                 reached(CrashPoint.DRAFT_LINKED)
-                created_us = self._shared.clock.time_us()
+                created_us = self.clock.time_us()
                 facts = facts_of(draft, submission.submission_id)
                 self._record_submission(submission, facts, created_us=created_us)
                 if has_key:
@@ -227,9 +286,9 @@ class SubmissionWriter:
                 is_named = True
                 self._make_ready(prepared, submission)
             reached(CrashPoint.DRAFT_SYNCED)
-            self._shared.syncs.sync(drafts)
+            self.syncs.sync(drafts)
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
-            self._shared.submissions.sync(submission)
+            self.directory.sync(submission)
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException as error:
             if is_recorded and not isinstance(error, BeingSentError):
@@ -245,8 +304,8 @@ class SubmissionWriter:
         self, submission: PendingSubmission, facts: SubmissionFacts
     ) -> PendingSubmission:
         """Make what a start finishes durable, before the key of a submission is recorded."""
-        self._shared.submissions.sync_preparing()
-        self._shared.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
+        self.directory.sync_preparing()
+        self.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
         return replace(submission, internet_message_id=facts.message_id)
 
     def _record_key(self, submission: PendingSubmission) -> None:
@@ -254,8 +313,8 @@ class SubmissionWriter:
 
         It exists from then on: StaleFiles.remove_unfinished() finishes it after a crash.
         """
-        self._shared.keyed.record(submission)
-        self._shared.crash.reached(CrashPoint.KEY_RECORDED)
+        self.keyed.record(submission)
+        self.crash.reached(CrashPoint.KEY_RECORDED)
 
     def _remove_keyed(self, submission: PendingSubmission) -> None:
         """Remove a submission with a key that failed, its draft and then its record.
@@ -263,26 +322,26 @@ class SubmissionWriter:
         Raises OutcomeUnknownError if that could not begin: then it is sent. What fails later is
         repeated by StaleFiles.settle_keys(); until then neither pickup nor a repeat begins it.
         """
-        self._shared.keyed.begin_removal(submission)
-        self._shared.crash.reached(CrashPoint.KEY_REMOVAL_BEGUN)
+        self.keyed.begin_removal(submission)
+        self.crash.reached(CrashPoint.KEY_REMOVAL_BEGUN)
         with suppress(OSError, StoreError):
-            self._stale_files.finish_removal(submission.submission_id)
+            self.stale_files.finish_removal(submission.submission_id)
 
     def _place(self, prepared: Path, placed: Path) -> None:
         """Link a prepared draft into the mailbox; without hard links, copy it through tmp/."""
         if not place_again(prepared, placed):
-            self._shared.submissions.mark_copied()
+            self.directory.mark_copied()
 
     def _submit_as_it_is(
         self, located: MessageFile, head: bytes, submission: PendingSubmission, *, created_us: int
     ) -> PendingSubmission:
         """Submit a draft whose file needs no change. `head` is the beginning of the file."""
-        self._shared.submissions.make()
-        prepared = self._shared.submissions.preparing / submission.submission_id
+        self.directory.make()
+        prepared = self.directory.preparing / submission.submission_id
         is_recorded = is_named = False
         try:
-            self._shared.submissions.prepare(located.path, prepared.name)
-            self._shared.crash.reached(CrashPoint.SUBMISSION_PREPARED)
+            self.directory.prepare(located.path, prepared.name)
+            self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
             facts = submission_facts(head, submission.submission_id)
             self._record_submission(submission, facts, created_us=created_us)
             if submission.options.key is not None:
@@ -290,8 +349,8 @@ class SubmissionWriter:
                 self._record_key(submission)
             is_named = True
             self._make_ready(prepared, submission)
-            self._shared.submissions.sync(submission)
-            self._shared.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
+            self.directory.sync(submission)
+            self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException as error:
             if is_recorded and not isinstance(error, BeingSentError):
                 self._remove_keyed(submission)
@@ -310,18 +369,16 @@ class SubmissionWriter:
         Every ready submission has these events, and their times precede those of pickup.
         """
         created = Event(Step.CREATED, created_us, _IN_DRAFTS)
-        notified = Event(
-            Step.NOTIFIED, self._shared.clock.time_us(), submission.options.notified_detail()
-        )
-        self._log.append(facts, created, notified)
+        notified = Event(Step.NOTIFIED, self.clock.time_us(), submission.options.notified_detail())
+        self.log.append(facts, created, notified)
 
     def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
         """Rename the submission to ready/ or deferred/, where pickup or the timer finds it."""
         if submission.options.key is not None:
-            self._shared.submissions.make_ready(prepared, submission.path)
+            self.directory.make_ready(prepared, submission.path)
         else:
             os.rename(prepared, submission.path)  # noqa: PTH104 - a Path parses it again
-        self._shared.crash.reached(CrashPoint.SUBMISSION_READY)
+        self.crash.reached(CrashPoint.SUBMISSION_READY)
 
     def _remove_submission(
         self, prepared: Path, submission: PendingSubmission, *drafts: Path
@@ -338,20 +395,20 @@ class SubmissionWriter:
         if prepared.exists() and not submission.path.exists():
             return
         SYNC_FAILURES.begin()
-        places = self._shared.root.places
+        places = self.root.places
         try:
             for path in places(submission.path):
                 remove(path)
             for draft in drafts:
                 _remove_all(*places(draft))
             if len(places(submission.path)) == 1:
-                self._shared.submissions.sync(submission)
+                self.directory.sync(submission)
             else:  # in the root, which is open; where the path leads now, nothing is sent
                 fsync_path(places(submission.path)[-1].parent)
         except OSError as error:
             with suppress(OSError):  # it may be sent, no client got an answer: it cannot be lost
                 detail = {NOT_ANSWERED: True}
-                self._log.remark(submission.submission_id, detail, account=submission.account)
+                self.log.remark(submission.submission_id, detail, account=submission.account)
             raise OutcomeUnknownError(
                 f"The mail store's disk failed while {submission.submission_id} was submitted, and "
                 f"again when the submission was removed: {error.strerror or error}. Whether it "
@@ -361,21 +418,21 @@ class SubmissionWriter:
     def _withdraw(self, head: bytes, submission: PendingSubmission) -> None:
         """Withdraw the events of steps 1 and 2, as far as the disk allows."""
         with suppress(OSError):
-            self._log.withdraw(submission_facts(head, submission.submission_id))
+            self.log.withdraw(submission_facts(head, submission.submission_id))
 
     def _new_submission(
         self, base_name: str, submission_id: str, *, account: str, options: SendOptions
     ) -> PendingSubmission:
         """A submission that is ready now, or scheduled if its send time is in the future."""
-        submissions = self._shared.submissions
-        if options.scheduled_us > self._shared.clock.time_us():
+        directory = self.directory
+        if options.scheduled_us > self.clock.time_us():
             at_us = options.scheduled_us
-            path = submissions.scheduled_path(submission_id, at_us)
+            path = directory.scheduled_path(submission_id, at_us)
         else:
-            at_us = self._shared.clock.queue_us()
+            at_us = self.clock.queue_us()
             if options.scheduled_us:
                 options = replace(options, scheduled_us=0)
-            path = submissions.ready_path(submission_id, at_us)
+            path = directory.ready_path(submission_id, at_us)
         return PendingSubmission(
             submission_id=submission_id,
             draft_id=draft_of(submission_id),
@@ -386,129 +443,6 @@ class SubmissionWriter:
             options=options,
         )
 
-    # -- step 4
-
-    def complete_submission(self, submission: PendingSubmission, *, queue_id: str) -> None:
-        """See SubmissionStore.complete_submission()."""
-        with self._shared.stripes.of(submission.draft_id):
-            if self._is_removed(submission):
-                return
-            mailbox = self._shared.folders.mailbox(submission.account)
-            if not submission.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(
-                submission
-            ):
-                # A crash may have left the previous generation of a rewritten draft. The index
-                # removes it while both files are in the same folder.
-                self._shared.index.find(mailbox, submission.draft_id)
-            detail: dict[str, Any] = {"folder": None, "queue_id": queue_id}
-            if submission.options.save_to_sent_items:
-                detail["folder"], path = self._sent_folder(mailbox, submission)
-                if submission.options.sent_folder not in ("", detail["folder"]):
-                    detail["folder_gone"] = submission.options.sent_folder
-                self._save(mailbox, submission, path)
-            else:
-                self._discard(mailbox, submission)
-            accepted = Event(Step.ACCEPTED, self._shared.clock.time_us(), detail)
-            self._log.append(_facts_of(submission), accepted, queue_id=queue_id)
-            self._shared.crash.reached(CrashPoint.STEP_RECORDED)
-            self._shared.keyed.end_pickup(submission.submission_id)
-            # Not synced: for a submission that reappears after a power loss, pickup asks for the
-            # result again with the same key.
-            self._shared.submissions.remove_ready(submission)
-            self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVED)
-
-    def fail_submission(
-        self,
-        submission: PendingSubmission,
-        report: bytes | None,
-        *,
-        report_to: str = "",
-        to_corrupt: bool = False,
-    ) -> None:
-        """See SubmissionStore.fail_submission()."""
-        with self._shared.stripes.of(submission.draft_id):
-            if self._is_removed(submission):
-                return
-            if report is not None:
-                unique = f"{submission.submission_id}.report"
-                mailbox = report_to or submission.account
-                self._inbox.deliver(
-                    mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
-                )  # it may be a repeat: a crash may have come before the submission was removed
-            self._shared.crash.reached(CrashPoint.REPORT_WRITTEN)
-            self._shared.keyed.end_pickup(submission.submission_id)
-            if to_corrupt:
-                self._shared.submissions.move_to_corrupt(submission.path)
-            self._shared.submissions.remove_ready(submission)
-            # A rejection that was reported must not be requested again, nor a start finish it.
-            self._shared.submissions.sync_preparing()
-            self._shared.submissions.sync_ready()
-            self._shared.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
-
-    def _is_removed(self, submission: PendingSubmission) -> bool:
-        """Whether a submission was removed; one that the mail root took along was not."""
-        if submission.path.exists():
-            return False
-        self._shared.root.check()
-        self._shared.keyed.end_pickup(submission.submission_id)
-        return True
-
-    def _sent_folder(self, mailbox: Path, submission: PendingSubmission) -> tuple[str, Path]:
-        """Id and path of the folder for the original: Sent Items if the other is missing."""
-        if submission.options.sent_folder:
-            with suppress(NoSuchItemError):
-                folder = find_folder(mailbox, submission.options.sent_folder)
-                if folder.may_keep_sent and (folder.path / "cur").is_dir():
-                    return folder.id, folder.path
-        self._shared.folders.recreate(mailbox, WellKnown.SENT_ITEMS)
-        return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
-
-    def _save(self, mailbox: Path, submission: PendingSubmission, folder: Path) -> None:
-        """Move the original to a folder, or the submission's file if the draft was removed."""
-        sent = folder / "cur"
-        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-        base = f"{submission.base_name},S={submission.path.stat().st_size}"
-        try:  # its usual place, found without listing a directory
-            (drafts / f"{base}:2,{NEW_DRAFT}").rename(sent / f"{base}:2,{SEEN}")
-        except FileNotFoundError:
-            drafts = self._find_and_save(mailbox, submission, sent / f"{base}:2,{SEEN}") or drafts
-        self._synced_after_filing(sent, drafts)
-
-    @retry_if_renamed
-    def _find_and_save(
-        self, mailbox: Path, submission: PendingSubmission, target: Path
-    ) -> Path | None:
-        """Find the original, move it to `target`, and return the directory it was in."""
-        located = self._shared.index.find_by_base_name(mailbox, submission.base_name)
-        if located is None:
-            with suppress(FileExistsError):
-                place_again(submission.path, target)
-            return None
-        if not located.is_draft:  # filed before a crash, or moved by a mail client
-            return None
-        flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
-        located.path.rename(target.parent / f"{located.name.name_with_size}:2,{flags}")
-        return located.directory
-
-    def _discard(self, mailbox: Path, submission: PendingSubmission) -> None:
-        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-        for _ in range(_REMOVALS):
-            located = self._shared.index.find_by_base_name(mailbox, submission.base_name)
-            if located is None or not located.is_draft:
-                break
-            drafts = located.directory
-            remove(located.path)
-        self._synced_after_filing(None, drafts)
-
-    def _synced_after_filing(self, sent: Path | None, drafts: Path) -> None:
-        reached = self._shared.crash.reached
-        reached(CrashPoint.ORIGINAL_FILED)
-        if sent is not None:
-            self._shared.syncs.sync(sent)
-            reached(CrashPoint.SENT_DIRECTORY_SYNCED)
-        self._shared.syncs.sync(drafts)
-        reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED_AGAIN)
-
 
 @lru_cache(maxsize=_MAILBOXES_REMEMBERED)
 def _drafts_of(mailbox: Path) -> Path:
@@ -516,22 +450,9 @@ def _drafts_of(mailbox: Path) -> Path:
     return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
 
 
-def _is_rewritten(submission: PendingSubmission) -> bool:
-    """Whether the draft was changed between its submission and its time."""
-    name = parse_name(submission.base_name)
-    return name is not None and name.generation > 1
-
-
 def first_submission(identity: DraftIdentity) -> str:
     """Return the id of the submission of a draft created by the same request."""
     return f"{identity.message_id}.{FIRST_SUBMISSION}"
-
-
-def _facts_of(submission: PendingSubmission) -> SubmissionFacts:
-    """The facts a later step needs: the log joins them to the line of step 1."""
-    return SubmissionFacts(
-        submission.submission_id, submission.draft_id, submission.account, submission.account
-    )
 
 
 def _remove_all(*paths: Path) -> None:

@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
+from functools import wraps
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from relay.clock import Clock
@@ -166,6 +167,27 @@ class ThreadPool:
             future.set_exception(error)
 
 
+class _HasThreads(Protocol):
+    threads: ThreadPool
+
+
+_Part = TypeVar("_Part", bound=_HasThreads)
+
+
+def in_thread(
+    method: Callable[Concatenate[_Part, _Parameters], _Result],
+) -> Callable[Concatenate[_Part, _Parameters], Coroutine[Any, Any, _Result]]:
+    """Make a blocking method of a part of the store a coroutine that runs in its threads."""
+
+    @wraps(method)
+    def call(
+        part: _Part, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> Coroutine[Any, Any, _Result]:
+        return part.threads.run(method, part, *args, **kwargs)
+
+    return call
+
+
 class QueryTimeLimit:
     """The time limit of one query, started by its thread. Any thread may stop the query."""
 
@@ -193,18 +215,25 @@ class QueryTimeLimit:
 
 
 class AccountQueues:
-    """Runs up to 2 queries of each account at once; further ones wait in order. One event loop.
+    """Runs up to 2 calls of each account at once in a pool; others wait in order. One event loop.
 
-    Other work that takes long has queues of its own.
+    For what takes long: queries, and changes of folders.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: ThreadPool) -> None:
+        self._threads = threads
         self._queues: WeakValueDictionary[str, _AccountQueue] = WeakValueDictionary()
 
-    async def run(self, account: str, query: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
-        """Await `query()` when fewer than 2 queries of the account run.
+    async def run(
+        self,
+        account: str,
+        function: Callable[_Parameters, _Result],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> _Result:
+        """Call `function` in a thread when fewer than 2 calls of the account run.
 
-        After the caller is cancelled, `query()` runs on and counts until it ends. Raises
+        After the caller is cancelled, the call runs on and counts until it ends. Raises
         TooManyQueriesError.
         """
         queue = self._queues.setdefault(account, _AccountQueue())
@@ -224,7 +253,7 @@ class AccountQueues:
             queue.semaphore.release()
             queue.count -= 1
 
-        running = asyncio.ensure_future(query())
+        running = asyncio.ensure_future(self._threads.run(function, *args, **kwargs))
         running.add_done_callback(ended)
         return await asyncio.shield(running)
 

@@ -12,25 +12,26 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
-from relay.clock import Clock, wall_offset_us
+from relay.clock import Clock, Ids, wall_offset_us
 from relay.files import FileOctets, write_all
 from relay.mailbox.arrivals import Arrival
 from relay.mailbox.attachments import Attachments
-from relay.mailbox.dependencies import StoreDependencies
+from relay.mailbox.folders import Folders
 from relay.mailbox.maildir import (
+    DirectorySync,
     list_names,
     make_directory,
     remove,
     sync_descriptor,
     write_synced,
 )
-from relay.mailbox.messages import Messages
-from relay.mailbox.threads import ThreadPool
+from relay.mailbox.quota import Quota
+from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     MailboxFullError,
@@ -41,8 +42,6 @@ from relay.mailbox.types import (
     Upload,
     UploadBusyError,
 )
-from relay.message.properties import Attachment
-from relay.mime.draft import draft_attachment
 from relay.mime.edit_draft import new_attachment
 from relay.mime.read_mime import AttachmentFacts
 from relay.mime.transfer_encoding import base64_size
@@ -77,22 +76,26 @@ class _UploadSession:
     lock: threading.Lock
 
 
+@dataclass(kw_only=True, eq=False)
 class Uploads:
-    """The upload sessions on disk. Blocking: the store calls it in its threads.
+    """The upload sessions of all mailboxes. clear() blocks.
 
     A session is two files: ID.json, and ID@N with the first N bytes and possibly more bytes of an
     interrupted range. ID is the token's digest.
     """
 
-    def __init__(
-        self, directory: Path, dependencies: StoreDependencies, attachments: Attachments
-    ) -> None:
-        self._directory = directory
-        self._shared = dependencies
-        self._attachments = attachments
-        self._lock = threading.Lock()
-        self._sessions: dict[str, _UploadSession] | None = None
+    threads: ThreadPool  # in which the coroutines work
+    directory: Path  # with two files for each session
+    clock: Clock  # for the end of sessions
+    ids: Ids  # for the attachments
+    folders: Folders  # the directories of the mailboxes
+    quota: Quota  # reserves room for the bytes to come
+    syncs: DirectorySync  # shares fsyncs among threads
+    attachments: Attachments  # gets the complete upload
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _sessions: dict[str, _UploadSession] | None = field(default=None, init=False)
 
+    @in_thread
     def create(
         self,
         account: str,
@@ -104,15 +107,15 @@ class Uploads:
     ) -> NewUpload:
         """Create a session for a draft. Raises what check() raises and TooManyUploadsError."""
         token = secrets.token_urlsafe()
-        message = self._attachments.check(
+        message = self.attachments.check(
             account,
             message_id,
             size_bytes=wanted.size,
             limit_bytes=limit_bytes,
             condition=condition,
         )
-        expires_us = self._shared.clock.queue_us() + int(EXPIRE_S * 1_000_000)
-        attachment = replace(wanted, id=self._shared.ids.new())
+        expires_us = self.clock.queue_us() + int(EXPIRE_S * 1_000_000)
+        attachment = replace(wanted, id=self.ids.new())
         facts = _Facts(account, message.id, attachment, expires_us)
         with self._all() as sessions:
             open_ones = [
@@ -126,32 +129,41 @@ class Uploads:
                 )
             kept = self._reserved(facts)
             try:
-                make_directory(self._directory)
+                make_directory(self.directory)
                 self._write(_digest(token), facts)
             except OSError:
                 kept.close()
                 raise
             sessions[_digest(token)] = session = _UploadSession(facts, 0, kept, threading.Lock())
-            return NewUpload(token, _shown(session, self._shared.clock))
+            return NewUpload(token, _shown(session, self.clock))
 
+    @in_thread
     def find(self, token: str) -> Upload:
         """Return a session that has not expired. Raises NoSuchItemError."""
         with self._all() as sessions:
-            return _shown(_found(sessions, token), self._shared.clock)
+            return _shown(_found(sessions, token), self.clock)
 
-    def begin_range(self, token: str, start: int) -> "RangeWriter":
-        """Begin a range at `start`. Raises NoSuchItemError, UploadBusyError."""
+    async def begin_range(self, token: str, start: int) -> Arrival[Upload]:
+        """Begin a range at `start`, which must be the number of bytes received so far.
+
+        Raises NoSuchItemError, UploadBusyError, StoreUnavailableError.
+        """
+        writer = await self.threads.run(self._begin_range, token, start)
+        return Arrival(self.threads, write=writer.write, finish=writer.finish, discard=writer.abort)
+
+    def _begin_range(self, token: str, start: int) -> "RangeWriter":
         with self._all() as sessions:
             session = _found(sessions, token)
         if not session.lock.acquire(blocking=False):
             raise UploadBusyError("Another range of this upload is being received.")
         try:
-            base_name = self._directory / _digest(token)
-            return RangeWriter(base_name, session, dependencies=self._shared, start=start)
+            base_name = self.directory / _digest(token)
+            return RangeWriter(base_name, session, start=start, clock=self.clock, syncs=self.syncs)
         except BaseException:
             session.lock.release()
             raise
 
+    @in_thread
     def attach(self, token: str, *, limit_bytes: int) -> Upload:
         """Attach a complete upload to its draft, once. Also raises UploadBusyError."""
         with self._all() as sessions:
@@ -163,10 +175,11 @@ class Uploads:
                 raise UploadBusyError("The upload is not complete.")
             if not session.facts.is_attached:
                 self._attach(_digest(token), session, limit_bytes)
-            return _shown(session, self._shared.clock)
+            return _shown(session, self.clock)
         finally:
             session.lock.release()
 
+    @in_thread
     def remove(self, token: str) -> None:
         """Remove a session. Raises NoSuchItemError, UploadBusyError."""
         with self._all() as sessions:
@@ -178,6 +191,7 @@ class Uploads:
             finally:
                 session.lock.release()
 
+    @in_thread
     def remove_expired(self) -> None:
         """Remove expired sessions: at the start, and periodically."""
         with self._all():
@@ -191,11 +205,11 @@ class Uploads:
 
     def _attach(self, digest: str, session: _UploadSession, limit_bytes: int) -> None:
         facts = session.facts
-        path = self._directory / f"{digest}@{session.received}"
+        path = self.directory / f"{digest}@{session.received}"
         octets = FileOctets(path, 0, facts.attachment.size)
         session.kept.close()  # the growth of the draft is counted instead
         try:
-            self._attachments.add(
+            self.attachments.add_part(
                 facts.account,
                 facts.message_id,
                 new_attachment(facts.attachment, octets),
@@ -205,7 +219,7 @@ class Uploads:
             with suppress(MailboxFullError):
                 session.kept = self._reserved(facts)
             raise
-        soon_us = self._shared.clock.queue_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
+        soon_us = self.clock.queue_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
         session.facts = replace(facts, is_attached=True, expires_us=min(soon_us, facts.expires_us))
         self._write(digest, session.facts)
         remove(path)
@@ -213,10 +227,10 @@ class Uploads:
     def _reserved(self, facts: _Facts) -> ExitStack:
         """Reserve quota for the bytes to come. Raises MailboxFullError."""
         kept = ExitStack()
-        mailbox = self._shared.folders.mailbox(facts.account)
+        mailbox = self.folders.mailbox(facts.account)
         size_bytes = base64_size(facts.attachment.size)
         kept.enter_context(
-            self._shared.quota.room_for(
+            self.quota.room_for(
                 facts.account,
                 mailbox,
                 size_bytes,
@@ -234,7 +248,7 @@ class Uploads:
         with self._lock:
             if self._sessions is None:
                 self._sessions = self._loaded()
-            now_us = self._shared.clock.confirmed_us()
+            now_us = self.clock.confirmed_us()
             for digest, session in list(self._sessions.items()):
                 if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
                     self._remove(self._sessions, digest)
@@ -243,21 +257,21 @@ class Uploads:
     def _remove(self, sessions: dict[str, _UploadSession], digest: str) -> None:
         session = sessions.pop(digest)
         session.kept.close()
-        remove(self._directory / f"{digest}@{session.received}")
-        remove(self._directory / (digest + _FACTS))
+        remove(self.directory / f"{digest}@{session.received}")
+        remove(self.directory / (digest + _FACTS))
 
     def _write(self, digest: str, facts: _Facts) -> None:
         """Write a session's facts durably, replacing the file atomically."""
-        written = self._directory / f"{digest}.new"
+        written = self.directory / f"{digest}.new"
         remove(written)
         write_synced(written, msgspec.json.encode(facts))
-        written.rename(self._directory / (digest + _FACTS))
-        self._shared.syncs.sync(self._directory)
+        written.rename(self.directory / (digest + _FACTS))
+        self.syncs.sync(self.directory)
 
     def _loaded(self) -> dict[str, _UploadSession]:
         """Load the sessions of an earlier process and remove files without a session."""
         received: dict[str, int] = {}
-        names = list_names(self._directory)
+        names = list_names(self.directory)
         for name in names:
             digest, at, number = name.partition("@")
             if at and number.isdecimal():
@@ -266,7 +280,7 @@ class Uploads:
         for name in names:
             if name.endswith(_FACTS):
                 digest = name.removesuffix(_FACTS)
-                facts = _read(self._directory / name)
+                facts = _read(self.directory / name)
                 if facts is not None and self._is_there(digest, received.get(digest, 0)):
                     kept = ExitStack()
                     if not facts.is_attached:
@@ -278,13 +292,13 @@ class Uploads:
         for name in names:
             digest = name.partition("@")[0].partition(".")[0]
             if digest not in sessions or name.endswith(".new"):
-                remove(self._directory / name)
+                remove(self.directory / name)
         return sessions
 
     def _is_there(self, digest: str, received: int) -> bool:
         """Whether the confirmed bytes of a session exist, so that it can continue."""
         with suppress(FileNotFoundError):
-            return (self._directory / f"{digest}@{received}").stat().st_size >= received
+            return (self.directory / f"{digest}@{received}").stat().st_size >= received
         return received == 0
 
 
@@ -296,15 +310,16 @@ class RangeWriter:
         base_name: Path,
         session: _UploadSession,
         *,
-        dependencies: StoreDependencies,
         start: int,
+        clock: Clock,
+        syncs: DirectorySync,
     ) -> None:
         """Raises UploadBusyError if `start` is not the number of bytes received; OSError."""
         if start != session.received:
             raise UploadBusyError("Another range of this upload has just arrived.")
         self._base_name = base_name
         self._session = session
-        self._shared = dependencies
+        self._clock, self._syncs = clock, syncs
         self._size = start
         self._lock = threading.Lock()
         self._is_over = False
@@ -329,8 +344,8 @@ class RangeWriter:
                 )
                 before.rename(self._base_name.with_name(f"{self._base_name.name}@{self._size}"))
                 self._session.received = self._size
-                self._shared.syncs.sync(self._base_name.parent)
-                return _shown(self._session, self._shared.clock)
+                self._syncs.sync(self._base_name.parent)
+                return _shown(self._session, self._clock)
             finally:
                 self._end()
 
@@ -375,61 +390,3 @@ def _read(path: Path) -> _Facts | None:
         return _decoder.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError):
         return None
-
-
-class AttachmentStore:
-    """The attachments of messages, and upload sessions.
-
-    `limit_bytes` applies to all attachments of a draft together. Methods that add or remove one
-    raise NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError,
-    AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
-    """
-
-    def __init__(
-        self, dependencies: StoreDependencies, messages: Messages, *, threads: ThreadPool
-    ) -> None:
-        self._attachments = Attachments(dependencies, messages)
-        directory = dependencies.submissions.ready.with_name("uploads")
-        self._uploads = Uploads(directory, dependencies, self._attachments)
-        self._threads = threads
-        self._new_id = dependencies.ids.new
-        self.open_if_there = self._attachments.open_if_there  # blocks: for a response in a thread
-        self.opened = threads.in_thread(self._attachments.opened)
-        self.remove = threads.in_thread(self._attachments.remove)
-        self.create_upload = threads.in_thread(self._uploads.create)
-        self.find_upload = threads.in_thread(self._uploads.find)
-        self.attach_upload = threads.in_thread(self._uploads.attach)
-        self.remove_upload = threads.in_thread(self._uploads.remove)
-        self.clear = self._uploads.clear
-        self.remove_expired = threads.in_thread(self._uploads.remove_expired)
-
-    async def add(
-        self,
-        account: str,
-        message_id: str,
-        attachment: Attachment,
-        *,
-        limit_bytes: int,
-        condition: Precondition = NO_PRECONDITION,
-    ) -> str:
-        """Add one to a draft; return its id."""
-        identity = self._new_id()
-
-        def added() -> None:
-            new = draft_attachment(attachment, identity=identity)
-            self._attachments.add(
-                account, message_id, new, limit_bytes=limit_bytes, condition=condition
-            )
-
-        await self._threads.run(added)
-        return identity
-
-    async def upload_range(self, token: str, start: int) -> Arrival[Upload]:
-        """Begin a range at `start`, which must be the number of bytes received so far.
-
-        Raises NoSuchItemError, UploadBusyError, StoreUnavailableError.
-        """
-        writer = await self._threads.run(self._uploads.begin_range, token, start)
-        return Arrival(
-            self._threads, write=writer.write, finish=writer.finish, discard=writer.abort
-        )

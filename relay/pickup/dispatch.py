@@ -14,7 +14,7 @@ from pathlib import Path
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.api import SubmissionStore
+from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.types import PendingSubmission, StoreError
 from relay.message.outcome import Evidence
 from relay.mime.convert import convert
@@ -38,7 +38,7 @@ class Pickup:
 
     def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
-        store: SubmissionStore,
+        ready: ReadySubmissions,
         *,
         run_dir: Path,
         hostname: str,
@@ -58,22 +58,22 @@ class Pickup:
 
         `postmaster` is the mailbox for reports that do not fit into the sender's.
         """
-        self._store = store
+        self._ready = ready
         self._submit_path = run_dir / SOCKET_NAME
         self._hostname = hostname
-        metrics.pickup_waiting.set_function(lambda: store.pending_count)
+        metrics.pickup_waiting.set_function(lambda: len(ready.pending))
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, hides nothing
         self._gate = Gate(
             clock,
             concurrency=max_concurrent,
-            is_rush=store.is_rush,
+            is_rush=ready.rush.is_rush,
             on_reopened=self._start_more,
         )
         self._conversion = ConversionPool(
             converter, hostname=hostname, clock=clock, in_threads=converts_in_threads
         )
         self._processor = SubmissionProcessor(
-            store=store,
+            ready=ready,
             reports=reports,
             postmaster=postmaster,
             conversion=self._conversion,
@@ -97,7 +97,7 @@ class Pickup:
         """Run until cancelled. Submissions in progress continue: call drain() afterwards."""
         self._is_running = True
         try:
-            await self._store.watch_submissions(self._start_more)
+            await self._ready.watch(self._start_more)
         finally:
             self._is_running = False
 
@@ -105,7 +105,7 @@ class Pickup:
     def due_count(self) -> int:
         """The number of submissions in progress, or that wait for no later time."""
         is_waiting = self._gate.waits_to_probe and not self._tasks and not self._slow
-        return 0 if is_waiting else self._store.due_count
+        return 0 if is_waiting else self._ready.due_count
 
     def limit_concurrency(self, submissions: int) -> None:
         """Process at most `submissions` of an account at once (at least one), and one more of all
@@ -161,7 +161,7 @@ class Pickup:
         Called when a submission is ready, when one has ended, and when the gate has reopened.
         """
         while self._is_running and not self._is_paused and self._gate.is_open():
-            pending = self._store.take_submission(self._gate.may_start)
+            pending = self._ready.pending.take(self._gate.may_start)
             if pending is None:
                 return
             self._gate.started(pending)
@@ -237,4 +237,4 @@ class Pickup:
                 "submission deferred", submission_id=pending.submission_id, reply=reply,
                 pause_s=pause_s,
             )  # fmt: skip
-        self._store.retry_submission(pending, pause_s)
+        self._ready.pending.retry(pending, pause_s)

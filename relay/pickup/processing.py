@@ -14,7 +14,7 @@ from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.mailbox.api import SubmissionStore
+from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
@@ -77,7 +77,7 @@ class EarlierAttempts:
 class SubmissionProcessor:
     """Processes submissions; shared by all attempts."""
 
-    store: SubmissionStore  # the submissions
+    ready: ReadySubmissions  # the submissions
     reports: InboxReporter  # writes reports into Inboxes
     postmaster: str  # the mailbox for reports that do not fit into the sender's
     conversion: ConversionPool  # the child processes of step 3
@@ -102,7 +102,7 @@ class SubmissionProcessor:
         `alone`: convert it in its own process. Otherwise raises ConversionUnfinishedError.
         """
         try:
-            content = await self.store.submission_content(pending)
+            content = await self.ready.content(pending)
         except NoSuchItemError:  # already filed, before a restart or by another process
             return None
         if end := key_expired(self._age_s(pending), self.give_up_after_s):
@@ -140,7 +140,7 @@ class SubmissionProcessor:
             case SubmissionAccepted(queue_id):
                 self.gate.record_success()
                 self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
-                await self.store.complete_submission(pending, queue_id=queue_id)
+                await self.ready.complete(pending, queue_id=queue_id)
             case SubmissionRejected(evidence):
                 self.gate.record_success()
                 await self._fail(pending, message, FinalFailure(evidence))
@@ -204,7 +204,7 @@ class SubmissionProcessor:
         detail = {"kind": str(kind), "to": pending.account, "reply": reply}
         self._record(pending, Step.REPORT, detail)
         try:
-            await self.store.fail_submission(pending, report, to_corrupt=to_corrupt)
+            await self.ready.fail(pending, report, to_corrupt=to_corrupt)
         except MailboxFullError as error:
             _log.warning(
                 "report to the postmaster", submission_id=pending.submission_id, reason=str(error)
@@ -221,13 +221,9 @@ class SubmissionProcessor:
     ) -> None:
         """End a submission whose sender's mailbox has no room even for a report."""
         try:
-            await self.store.fail_submission(
-                pending, report, report_to=self.postmaster, to_corrupt=to_corrupt
-            )
+            await self.ready.fail(pending, report, report_to=self.postmaster, to_corrupt=to_corrupt)
         except MailboxFullError:  # the postmaster's as well; the dead-letter Maildir has no limit
-            await self.store.fail_submission(
-                pending, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt
-            )
+            await self.ready.fail(pending, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt)
 
     def _record(self, pending: PendingSubmission, step: Step, detail: dict[str, Any]) -> None:
         facts = SubmissionFacts(

@@ -42,57 +42,57 @@ pytestmark = pytest.mark.crash
 
 
 async def first_submission(trial: PowerLossTrial) -> None:
-    await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
     await trial.promised(("sentitems", "asked"), sent="asked")
 
 
 async def drafts(trial: PowerLossTrial) -> None:
-    made = await trial.store.create_draft(ALICE, letter("draft"))
+    made = await trial.store.messages.create(ALICE, letter("draft"))
     await trial.promised(("drafts", "draft"))
-    await trial.store.update(ALICE, made.id, MessageChange(properties=letter("changed")))
+    await trial.store.messages.update(ALICE, made.id, MessageChange(properties=letter("changed")))
     await trial.promised(("drafts", "changed"))
 
 
 async def moves(trial: PowerLossTrial) -> None:
-    made = await trial.store.create_draft(ALICE, letter("draft"))
+    made = await trial.store.messages.create(ALICE, letter("draft"))
     store = trial.settled_store()
-    await store.move_message(ALICE, made.id, "archive")
+    await store.messages.move(ALICE, made.id, "archive")
     await trial.promised(("archive", "draft"))
-    await store.delete(ALICE, made.id)
+    await store.messages.delete(ALICE, made.id)
     await trial.promised(("deleteditems", "draft"))
-    await store.delete(ALICE, made.id)
+    await store.messages.delete(ALICE, made.id)
     await trial.promised()
 
 
 async def repeated_deletes(trial: PowerLossTrial) -> None:
     """The first one is refused: the second one must not take the message for deleted already."""
-    made = await trial.store.create_draft(ALICE, letter("draft"))
+    made = await trial.store.messages.create(ALICE, letter("draft"))
     for number in (0, 1):
         store = trial.settled_store()
-        trial.fails_at("moving.py:_moved", number)
+        trial.fails_at("messages.py:_moved", number)
         with pytest.raises(StoreUnavailableError):
-            await store.delete(ALICE, made.id)
-    await store.delete(ALICE, made.id)
+            await store.messages.delete(ALICE, made.id)
+    await store.messages.delete(ALICE, made.id)
     await trial.promised(("deleteditems", "draft"))
 
 
 async def copies(trial: PowerLossTrial) -> None:
-    made = await trial.store.create_draft(ALICE, letter("draft"))
-    await trial.settled_store().copy_message(ALICE, made.id, "archive")
+    made = await trial.store.messages.create(ALICE, letter("draft"))
+    await trial.settled_store().messages.copy(ALICE, made.id, "archive")
     await trial.promised(("drafts", "draft"), ("archive", "draft"))
 
 
 async def copies_of_folders(trial: PowerLossTrial) -> None:
-    await trial.store.create_draft(ALICE, letter("kept"))
+    await trial.store.messages.create(ALICE, letter("kept"))
     (trial.root / "example.test/alice/subscriptions.lock").touch()  # another program changes it
     store = trial.settled_store()
-    copy = await store.copy_folder(ALICE, "drafts", parent_id="archive")
+    copy = await store.folders.copy(ALICE, "drafts", parent_id="archive")
     await trial.promised(("drafts", "kept"), (copy.id, "kept"))
 
 
 async def step_4(trial: PowerLossTrial) -> None:
-    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await trial.settled_store().complete_submission(pending, queue_id="q")
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
+    await trial.settled_store().ready.complete(pending, queue_id="q")
     # The submission may come back with the power, and is asked about by its key then.
     await trial.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
@@ -100,140 +100,142 @@ async def step_4(trial: PowerLossTrial) -> None:
 
 
 async def step_4_without_a_folder(trial: PowerLossTrial) -> None:
-    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
     shutil.rmtree(trial.root / "example.test/alice/.Sent")
-    await trial.settled_store().complete_submission(pending, queue_id="q")
+    await trial.settled_store().ready.complete(pending, queue_id="q")
     await trial.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
 
 
 async def step_4_without_a_draft(trial: PowerLossTrial) -> None:
-    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
     [file] = (trial.root / "example.test/alice/.Drafts/cur").iterdir()
     file.unlink()
-    await trial.settled_store().complete_submission(pending, queue_id="q")
+    await trial.settled_store().ready.complete(pending, queue_id="q")
     await trial.check(
         lambda found: found.shown == Counter([("sentitems", "asked")]) and found.sent.total() < 2
     )
 
 
 async def sends(trial: PowerLossTrial) -> None:
-    made = await trial.store.create_draft(ALICE, letter("asked"))
-    await trial.settled_store().submit_draft(ALICE, made.id, SendOptions())
+    made = await trial.store.messages.create(ALICE, letter("asked"))
+    await trial.settled_store().submissions.submit_draft(ALICE, made.id, SendOptions())
     await trial.promised(("sentitems", "asked"), sent="asked")
 
 
 async def sends_rewritten(trial: PowerLossTrial) -> None:
-    made = await trial.store.create_draft(ALICE, letter("asked"))
-    await trial.settled_store().submit_draft(ALICE, made.id, SendOptions(sent_folder="archive"))
+    made = await trial.store.messages.create(ALICE, letter("asked"))
+    await trial.settled_store().submissions.submit_draft(
+        ALICE, made.id, SendOptions(sent_folder="archive")
+    )
     await trial.promised(("archive", "asked"), sent="asked")
 
 
 async def keyed_submissions(trial: PowerLossTrial) -> None:
     """From the record of the key on the message exists: a repeat is answered and not sent."""
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.looks_at = CrashPoint.KEY_RECORDED
-    await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
     await trial.promised(("sentitems", "asked"), sent="asked")
 
 
 async def keyed_submissions_that_are_named(trial: PowerLossTrial) -> None:
     """Its name in preparing/ goes when the one in ready/ is durable."""
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.looks_at = CrashPoint.SUBMISSION_READY
-    await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
     await trial.promised(("sentitems", "asked"), sent="asked")
 
 
 async def keyed_submissions_before_their_record(trial: PowerLossTrial) -> None:
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.looks_at = CrashPoint.PREPARING_DIRECTORY_SYNCED
-    await store.submit_new(ALICE, letter("asked"), options_with_key())
+    await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
     await trial.promised()
 
 
 async def keyed_submissions_that_a_start_finishes(trial: PowerLossTrial) -> None:
-    pending = await trial.store.submit_new(ALICE, letter("asked"), options_with_key())
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
     pending.path.rename(trial.root / ".submissions/preparing" / pending.submission_id)
-    await trial.settled_store().remove_unfinished_submissions()
+    await trial.settled_store().submissions.remove_unfinished()
     await trial.promised(("sentitems", "asked"), sent="asked")
 
 
 async def keyed_sends(trial: PowerLossTrial) -> None:
-    made = await trial.store.create_draft(ALICE, letter("asked"))
+    made = await trial.store.messages.create(ALICE, letter("asked"))
     store = trial.settled_store()
     trial.looks_at = CrashPoint.KEY_RECORDED
-    await store.submit_draft(ALICE, made.id, options_with_key())
+    await store.submissions.submit_draft(ALICE, made.id, options_with_key())
     await trial.promised(("sentitems", "asked"), sent="asked")
 
 
 async def failures_of_keyed_submissions(trial: PowerLossTrial) -> None:
     """Its name in preparing/ must not come back: a start would make it ready again."""
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store = trial.settled_store()
-    pending = await store.submit_new(ALICE, letter("asked"), options_with_key())
-    await store.fail_submission(pending, mime("report"))
+    pending = await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
+    await store.ready.fail(pending, mime("report"))
     await trial.promised(("drafts", "asked"), ("inbox", "report, unread"))
 
 
 async def cancellations_of_keyed_submissions(trial: PowerLossTrial) -> None:
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store, due_us = trial.settled_store(), trial.clock.time_us() + HOUR_US
-    pending = await store.submit_new(
+    pending = await store.submissions.submit_new(
         ALICE, letter("asked", extended=until(due_us)), options_with_key(scheduled_us=due_us)
     )
-    await store.update(ALICE, pending.draft_id, MessageChange(properties=letter("asked")))
+    await store.messages.update(ALICE, pending.draft_id, MessageChange(properties=letter("asked")))
     await trial.promised(("drafts", "asked"))
 
 
 async def removals_of_keyed_submissions(trial: PowerLossTrial) -> None:
     """It was refused, and its record is removed: nothing of it may come back."""
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.fails_at("submit.py:_write_and_submit", 1)
     with pytest.raises(StoreUnavailableError):
-        await store.submit_new(ALICE, letter("asked"), options_with_key())
+        await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
     await trial.check(lambda found: found.sent.total() == 0)
 
 
 async def removals_of_keyed_scheduled_sends(trial: PowerLossTrial) -> None:
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     due_us = trial.clock.time_us() + HOUR_US
-    made = await trial.store.create_draft(ALICE, letter("asked", extended=until(due_us)))
+    made = await trial.store.messages.create(ALICE, letter("asked", extended=until(due_us)))
     store = trial.settled_store()
     trial.fails_at("submit.py:_submit_as_it_is", 0)
     with pytest.raises(StoreUnavailableError):
-        await store.submit_draft(ALICE, made.id, options_with_key(scheduled_us=due_us))
+        await store.submissions.submit_draft(ALICE, made.id, options_with_key(scheduled_us=due_us))
     await trial.promised(("drafts", "asked"))
 
 
 async def removals_that_began(trial: PowerLossTrial) -> None:
     """A record says that it is being removed: no start sends it."""
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.looks_at = CrashPoint.KEY_REMOVAL_BEGUN
     trial.fails_at("submit.py:_write_and_submit", 1)
     with pytest.raises(StoreUnavailableError):
-        await store.submit_new(ALICE, letter("asked"), options_with_key())
+        await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
     await trial.check(lambda found: found.sent.total() == 0)
 
 
 async def failures(trial: PowerLossTrial) -> None:
-    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
-    await trial.settled_store().fail_submission(pending, mime("report"))
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
+    await trial.settled_store().ready.fail(pending, mime("report"))
     await trial.promised(("drafts", "asked"), ("inbox", "report, unread"))
 
 
 async def damaged_submissions(trial: PowerLossTrial) -> None:
-    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
     pending.path.unlink()
     pending.path.write_bytes(b"")
     store = trial.settled_store()
-    assert await store._actions.run(store._shared.submissions.list_ready, (), 10) == []
+    assert await store._threads.run(store._directory.list_ready, (), 10) == []
     await trial.promised(("drafts", "asked"), aside=1)
 
 
@@ -242,14 +244,14 @@ async def schedule_message(trial: PowerLossTrial, **properties: object) -> Pendi
     due_us = trial.clock.time_us() + HOUR_US
     options = SendOptions(scheduled_us=due_us)
     asked = letter("asked", extended=until(due_us), **properties)
-    return await trial.store.submit_new(ALICE, asked, options)
+    return await trial.store.submissions.submit_new(ALICE, asked, options)
 
 
 async def scheduled_sends(trial: PowerLossTrial) -> None:
     pending = await schedule_message(trial)
     await trial.promised(("sentitems", "asked"), sent="asked")
     store = trial.settled_store()
-    await store._actions.run(store._shared.scheduled.make_due_ready, [pending.path.name])
+    await store._threads.run(store._scheduled.make_due_ready, [pending.path.name])
     await trial.promised(("sentitems", "asked"), sent="asked")
 
 
@@ -257,14 +259,14 @@ async def changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
     pending = await schedule_message(trial)
     later = until(trial.clock.time_us() + 2 * HOUR_US)
     changed = MessageChange(properties=letter("changed", extended=later))
-    await trial.settled_store().update(ALICE, pending.draft_id, changed)
+    await trial.settled_store().messages.update(ALICE, pending.draft_id, changed)
     await trial.promised(("sentitems", "changed"), sent="changed")
 
 
 async def cancelled_sends(trial: PowerLossTrial) -> None:
     pending = await schedule_message(trial)
     changed = MessageChange(properties=letter("asked"))
-    await trial.settled_store().update(ALICE, pending.draft_id, changed)
+    await trial.settled_store().messages.update(ALICE, pending.draft_id, changed)
     await trial.promised(("drafts", "asked"))
 
 
@@ -276,16 +278,16 @@ async def rejected_changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
     store = trial.settled_store()
     trial.fails_at("messages.py:_write", 1)
     with pytest.raises(StoreUnavailableError):
-        await store.update(ALICE, pending.draft_id, changed)
+        await store.messages.update(ALICE, pending.draft_id, changed)
     await trial.check(lambda found: found.sent == Counter(["asked"]))
 
 
 async def rejected_submissions(trial: PowerLossTrial) -> None:
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.fails_at("submit.py:_write_and_submit", 1)
     with pytest.raises(StoreUnavailableError):
-        await store.submit_new(ALICE, letter("asked"), SendOptions())
+        await store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
     await trial.check(lambda found: found.sent.total() == 0)
 
 
@@ -295,22 +297,22 @@ async def repeated_cancellations(trial: PowerLossTrial) -> None:
     store, changed = trial.settled_store(), MessageChange(properties=letter("asked"))
     trial.fails_at("scheduled.py", 0)
     with pytest.raises(StoreUnavailableError):
-        await store.update(ALICE, pending.draft_id, changed)
-    await store.update(ALICE, pending.draft_id, changed)
+        await store.messages.update(ALICE, pending.draft_id, changed)
+    await store.messages.update(ALICE, pending.draft_id, changed)
     await trial.promised(("drafts", "asked"))
 
 
 async def deliveries(trial: PowerLossTrial) -> None:
     await trial.store.deliver(ALICE, unique="1", content=mime("letter"))
     await trial.promised(("inbox", "letter, unread"))
-    page = await trial.store.query_messages(ALICE, MessageQuery())
+    page = await trial.store.messages.query(ALICE, MessageQuery())
     store, identity = trial.settled_store(), page.messages[0].id
-    await store.update(ALICE, identity, MessageChange(is_read=True))
+    await store.messages.update(ALICE, identity, MessageChange(is_read=True))
     await trial.promised(("inbox", "letter"))
 
 
 async def repeated_deliveries(trial: PowerLossTrial) -> None:
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.fails_at("inbox.py:_write", 1, "is never reached")
     with pytest.raises(KilledError):
@@ -321,11 +323,11 @@ async def repeated_deliveries(trial: PowerLossTrial) -> None:
 
 
 async def leftovers(trial: PowerLossTrial) -> None:
-    pending = await trial.store.submit_new(ALICE, letter("asked"), SendOptions())
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
     pending.path.rename(trial.root / ".submissions/preparing" / pending.submission_id)
     trial.disk.settle()
     with store_on(trial.root, trial.clock) as again:
-        await again.remove_unfinished_submissions()
+        await again.submissions.remove_unfinished()
     await trial.promised()
 
 
@@ -334,10 +336,12 @@ async def changes_that_were_cut_off(trial: PowerLossTrial) -> None:
     trial.dies_at = CrashPoint.SUBMISSION_REPLACED
     changed = letter("changed", extended=until(pending.options.scheduled_us))
     with pytest.raises(KilledError):
-        await trial.store.update(ALICE, pending.draft_id, MessageChange(properties=changed))
+        await trial.store.messages.update(
+            ALICE, pending.draft_id, MessageChange(properties=changed)
+        )
     trial.disk.settle()
     with store_on(trial.root, trial.clock) as again:
-        await again.remove_unfinished_submissions()
+        await again.submissions.remove_unfinished()
     await trial.promised(("sentitems", "changed"), sent="changed")
 
 
@@ -348,18 +352,20 @@ async def changes_after_a_start(trial: PowerLossTrial) -> None:
     expected = Found(Counter(["changed"]), Counter([("sentitems", "changed")]))
     await trial.check(
         lambda found: found == expected,
-        lambda store: store.update(ALICE, pending.draft_id, MessageChange(properties=changed)),
+        lambda store: store.messages.update(
+            ALICE, pending.draft_id, MessageChange(properties=changed)
+        ),
     )
 
 
 async def changes_of_settings(trial: PowerLossTrial) -> None:
-    await trial.store.list_folders(ALICE)
+    await trial.store.folders.every(ALICE)
     for zone in ("Asia/Tokyo", "Europe/Berlin"):
         store, settings = trial.settled_store(), UserSettings(time_zone=zone)
-        await store.write_mailbox_settings(ALICE, settings)
+        await store.settings.write(ALICE, settings)
 
         async def kept(after: FileStore, expected: UserSettings = settings) -> None:
-            if await after.mailbox_settings(ALICE) != expected:
+            if await after.settings.read(ALICE) != expected:
                 raise PromiseBrokenError
 
         await trial.check(lambda _: True, kept)
@@ -433,12 +439,15 @@ SYNCED_BY = frozenset(
     )
 )
 MODULES = (
-    *("messages.py", "inbox.py", "stale_files.py", "moving.py", "submit.py"),
+    *("messages.py", "inbox.py", "stale_files.py", "submit.py", "ready_submissions.py"),
     *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py", "settings_file.py"),
-    "folder_copy.py",
+    *("folder_tree.py", "folder_copy.py"),
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
-OF_FOLDERS = ("mailbox", "make_folder", "write_folder_id")
+OF_FOLDERS = (
+    *("mailbox", "make_folder", "write_folder_id"),
+    *("resubscribe", "_lock", "_relocate", "_detach"),
+)
 
 
 def sync_sites() -> list[str]:
@@ -449,7 +458,7 @@ def sync_sites() -> list[str]:
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef) or function.name in SYNCED_BY:
                 continue
-            if module == "folders.py" and function.name in OF_FOLDERS:
+            if module.startswith("folder") and function.name in OF_FOLDERS:
                 continue
             lines = {
                 call.lineno

@@ -131,14 +131,18 @@ def check(fails: object) -> None:
 async def ask(store: FileStore, path: str, draft_id: str, due_us: int) -> str:
     """Make the request as the front door does, and return what its client sees."""
     try:
-        if await store.find_keyed(ALICE, SLOT) is not None:
+        if await store.submissions.find_keyed(ALICE, SLOT) is not None:
             return "202"
         if path == "sendMail":
             extended = until(due_us) if due_us else ()
             content = letter("asked", extended=extended)
-            await store.submit_new(ALICE, content, options_with_key(SLOT, scheduled_us=due_us))
+            await store.submissions.submit_new(
+                ALICE, content, options_with_key(SLOT, scheduled_us=due_us)
+            )
         else:
-            await store.submit_draft(ALICE, draft_id, options_with_key(SLOT, scheduled_us=due_us))
+            await store.submissions.submit_draft(
+                ALICE, draft_id, options_with_key(SLOT, scheduled_us=due_us)
+            )
     except OutcomeUnknownError:
         return "no response"
     except StoreUnavailableError:
@@ -148,18 +152,18 @@ async def ask(store: FileStore, path: str, draft_id: str, due_us: int) -> str:
 
 async def pick_up(store: FileStore, sent: Counter[str]) -> None:
     """Send all that is ready or scheduled, as pickup does at its time."""
-    names = [name for _, name in store._shared.submissions.list_scheduled()]
-    await store._actions.run(store._shared.scheduled.make_due_ready, names)
-    for pending in await store._actions.run(store._shared.submissions.list_ready, (), 1000):
+    names = [name for _, name in store._directory.list_scheduled()]
+    await store._threads.run(store._scheduled.make_due_ready, names)
+    for pending in await store._threads.run(store._directory.list_ready, (), 1000):
         with suppress(StoreError):
-            await store.submission_content(pending)
+            await store.ready.content(pending)
             sent[pending.submission_id] += 1
-            await store.complete_submission(pending, queue_id="q")
+            await store.ready.complete(pending, queue_id="q")
 
 
 async def settle(store: FileStore) -> None:
     with suppress(StoreError):
-        await store.settle_keys()
+        await store.submissions.settle_keys()
 
 
 async def check_start(
@@ -168,7 +172,7 @@ async def check_start(
     """After a start: the key is carried out once; what was rejected is not sent without a repeat."""
     sent: Counter[str] = Counter()
     with store_on(root, clock) as store:
-        await store.remove_unfinished_submissions()
+        await store.submissions.remove_unfinished()
         await settle(store)
         await pick_up(store, sent)
         if told == "503":
@@ -193,7 +197,7 @@ async def test_a_key_is_carried_out_once(
     clock, sent = ManualClock(), Counter[str]()
     world.at, world.fails = place, True
     with store_on(world.root, clock, crash=world) as store:
-        draft = await store.create_draft(ALICE, letter("asked"))
+        draft = await store.messages.create(ALICE, letter("asked"))
         told = await ask(store, path, draft.id, due_us)
         assert world.left, "the place was not passed"
         assert told == ("no response" if "first" in place else "503")
@@ -228,10 +232,10 @@ async def test_a_kill_during_a_removal_is_finished_by_the_start(
     clock = ManualClock()
     world.at = place
     with store_on(world.root, clock, crash=world) as store:
-        draft = await store.create_draft(ALICE, letter("asked"))
+        draft = await store.messages.create(ALICE, letter("asked"))
         assert await ask(store, path, draft.id, 0) == "503"
         assert world.left, "the place was not passed"
-        assert await store.find_keyed(ALICE, SLOT) is None
+        assert await store.submissions.find_keyed(ALICE, SLOT) is None
     await check_start(world.left[0], clock, path, draft.id, told="")
 
 
@@ -240,31 +244,31 @@ async def test_what_pickup_has_begun_is_sent_and_its_key_gets_the_first_answer(
 ) -> None:
     with store_on(world.root, ManualClock()) as store:
         options = options_with_key(SLOT)
-        pending = await store.submit_new(ALICE, letter("asked"), options)
-        first = await store.find_keyed(ALICE, SLOT)
+        pending = await store.submissions.submit_new(ALICE, letter("asked"), options)
+        first = await store.submissions.find_keyed(ALICE, SLOT)
         assert first is not None
-        await store.submission_content(pending)
+        await store.ready.content(pending)
         store.keys.begin_removal(pending)
         with pytest.raises(StoreUnavailableError):
-            await store.find_keyed(ALICE, SLOT)
-        await store.settle_keys()
-        assert await store.find_keyed(ALICE, SLOT) == first
+            await store.submissions.find_keyed(ALICE, SLOT)
+        await store.submissions.settle_keys()
+        assert await store.submissions.find_keyed(ALICE, SLOT) == first
         assert pending.path.exists()
 
 
 async def test_a_submission_that_is_being_removed_is_never_begun(world: World) -> None:
     clock, sent = ManualClock(), Counter[str]()
     with store_on(world.root, clock) as store:
-        pending = await store.submit_new(ALICE, letter("asked"), options_with_key(SLOT))
+        pending = await store.submissions.submit_new(ALICE, letter("asked"), options_with_key(SLOT))
         store.keys.begin_removal(pending)
         await pick_up(store, sent)
     with store_on(world.root, clock) as store:  # the start has not come to it yet
         store.keys.removed(1)
         await pick_up(store, sent)
         assert sent.total() == 0
-        await store.remove_unfinished_submissions()
+        await store.submissions.remove_unfinished()
         assert not pending.path.exists()
-        assert await store.find_keyed(ALICE, SLOT) is None
+        assert await store.submissions.find_keyed(ALICE, SLOT) is None
 
 
 async def test_a_cancelled_or_failed_submission_keeps_its_first_answer(world: World) -> None:
@@ -272,13 +276,13 @@ async def test_a_cancelled_or_failed_submission_keeps_its_first_answer(world: Wo
     with store_on(world.root, ManualClock()) as store:
         options = options_with_key(b"a", scheduled_us=due_us)
         content = letter("asked", extended=until(due_us))
-        scheduled = await store.submit_new(ALICE, content, options)
-        failed = await store.submit_new(ALICE, letter("asked"), options_with_key(b"b"))
-        answers = [await store.find_keyed(ALICE, slot) for slot in (b"a", b"b")]
-        await store.delete(ALICE, scheduled.draft_id)
-        await store.submission_content(failed)
-        await store.fail_submission(failed, b"Subject: report\r\n\r\nx")
-        assert [await store.find_keyed(ALICE, slot) for slot in (b"a", b"b")] == answers
+        scheduled = await store.submissions.submit_new(ALICE, content, options)
+        failed = await store.submissions.submit_new(ALICE, letter("asked"), options_with_key(b"b"))
+        answers = [await store.submissions.find_keyed(ALICE, slot) for slot in (b"a", b"b")]
+        await store.messages.delete(ALICE, scheduled.draft_id)
+        await store.ready.content(failed)
+        await store.ready.fail(failed, b"Subject: report\r\n\r\nx")
+        assert [await store.submissions.find_keyed(ALICE, slot) for slot in (b"a", b"b")] == answers
         assert None not in answers
 
 
@@ -286,16 +290,18 @@ async def test_a_key_that_could_not_be_recorded_leaves_the_scheduled_send(world:
     due_us = ManualClock().now_us + HOUR_US
     with store_on(world.root, ManualClock()) as store:
         content = letter("asked", extended=until(due_us))
-        pending = await store.submit_new(ALICE, content, SendOptions(scheduled_us=due_us))
+        pending = await store.submissions.submit_new(
+            ALICE, content, SendOptions(scheduled_us=due_us)
+        )
         again = options_with_key(SLOT, scheduled_us=due_us)
-        await store.submit_draft(
+        await store.submissions.submit_draft(
             ALICE, pending.draft_id, options_with_key(b"x", scheduled_us=due_us)
         )
         world.disk.refuses("sync", suffix=LOG)
         with pytest.raises(OutcomeUnknownError):
-            await store.submit_draft(ALICE, pending.draft_id, again)
+            await store.submissions.submit_draft(ALICE, pending.draft_id, again)
         world.disk.is_well()
-        await store.submit_draft(ALICE, pending.draft_id, again)
+        await store.submissions.submit_draft(ALICE, pending.draft_id, again)
         assert pending.path.exists()
 
 
@@ -307,8 +313,8 @@ async def test_a_key_whose_record_fails_is_sent_once_or_not_at_all(
     """The disk fails at the record and does not work again before a repeat, or a kill."""
     clock, sent = ManualClock(), Counter[str]()
     with store_on(world.root, clock) as store:
-        draft = await store.create_draft(ALICE, letter("asked"))
-        await store.submit_new(ALICE, letter("other"), options_with_key(b"other"))
+        draft = await store.messages.create(ALICE, letter("asked"))
+        await store.submissions.submit_new(ALICE, letter("other"), options_with_key(b"other"))
         await pick_up(store, Counter())
         world.disk.refuses(what, suffix=LOG)
         assert await ask(store, path, draft.id, 0) == "no response"

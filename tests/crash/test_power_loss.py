@@ -115,19 +115,21 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
         body = "0123456789abcde\n" * (rng.choice(LENGTHS) // 16)
         message = MessageProperties(subject="s", body=body, to=(EmailAddress("bob@b.test"),))
         due_us = 2**52 * (message_number % 4 == 3)
-        pending = await store.submit_new(ALICE, message, SendOptions(scheduled_us=due_us))
+        pending = await store.submissions.submit_new(
+            ALICE, message, SendOptions(scheduled_us=due_us)
+        )
         [draft] = (home / ".Drafts/cur").glob(f"{pending.base_name}*")
         names = [history.promise(pending.path), history.promise(draft)]
         if message_number % 4 == 1:
             for name in names:
                 history.end(name)
-            await store.complete_submission(pending, queue_id="q")
+            await store.ready.complete(pending, queue_id="q")
             [filed] = (home / ".Sent/cur").glob(f"{pending.base_name}*")
             history.promise(filed)
         elif message_number % 4 == 3:
             for name in names:
                 history.end(name)
-            await store.delete(ALICE, pending.draft_id)
+            await store.messages.delete(ALICE, pending.draft_id)
             [removed] = (home / ".Trash/cur").glob(f"{pending.base_name}*")
             history.promise(removed)
         unique = f"{number}.{message_number}"
@@ -253,7 +255,7 @@ async def test_no_submission_rejected_by_a_failing_disk_is_sent(
 async def answer_to(store: FileStore, subject: str) -> str:
     message = MessageProperties(subject=subject, body="b", to=(EmailAddress("bob@b.test"),))
     try:
-        await store.submit_new(ALICE, message, SendOptions())
+        await store.submissions.submit_new(ALICE, message, SendOptions())
     except OutcomeUnknownError:
         return "unknown"
     except StoreUnavailableError:

@@ -19,40 +19,40 @@ pytestmark = pytest.mark.crash
 
 async def by_send_mail(store: FileStore, _: str, due_us: int) -> None:
     extended = until(due_us) if due_us else ()
-    await store.submit_new(
+    await store.submissions.submit_new(
         ALICE, letter("asked", extended=extended), SendOptions(scheduled_us=due_us)
     )
 
 
 async def by_send(store: FileStore, draft_id: str, due_us: int) -> None:
-    await store.submit_draft(ALICE, draft_id, SendOptions(scheduled_us=due_us))
+    await store.submissions.submit_draft(ALICE, draft_id, SendOptions(scheduled_us=due_us))
 
 
 async def by_send_rewritten(store: FileStore, draft_id: str, due_us: int) -> None:
     """The draft is written again: its file does not say that it is not kept."""
-    await store.submit_draft(ALICE, draft_id, SendOptions(False, scheduled_us=due_us))
+    await store.submissions.submit_draft(ALICE, draft_id, SendOptions(False, scheduled_us=due_us))
 
 
 async def by_send_mail_with_key(store: FileStore, _: str, due_us: int) -> None:
     extended = until(due_us) if due_us else ()
     options = options_with_key(scheduled_us=due_us)
     await answer_matches_record(
-        store, store.submit_new(ALICE, letter("asked", extended=extended), options)
+        store, store.submissions.submit_new(ALICE, letter("asked", extended=extended), options)
     )
 
 
 async def by_send_with_key(store: FileStore, draft_id: str, due_us: int) -> None:
     options = options_with_key(scheduled_us=due_us)
-    await answer_matches_record(store, store.submit_draft(ALICE, draft_id, options))
+    await answer_matches_record(store, store.submissions.submit_draft(ALICE, draft_id, options))
 
 
 async def answer_matches_record(store: FileStore, submission: Awaitable[object]) -> None:
     try:
         await submission
     except StoreUnavailableError:
-        assert await store.find_keyed(ALICE, b"slot") is None
+        assert await store.submissions.find_keyed(ALICE, b"slot") is None
         raise
-    assert await store.find_keyed(ALICE, b"slot") is not None
+    assert await store.submissions.find_keyed(ALICE, b"slot") is not None
 
 
 @pytest.mark.parametrize("in_order", [False, True], ids=["synced before", "written back"])
@@ -71,8 +71,8 @@ async def test_no_rejected_submission_is_sent(
     while answers[-1:] != ["accepted"]:
         with trial_on(tmp_path / str(len(answers))) as trial:
             monkeypatch.setattr(maildir, "_write_back", trial.disk.write_back)
-            draft = await trial.store.create_draft(ALICE, letter("asked"))
-            await trial.store.submit_new(ALICE, letter("before"), SendOptions())
+            draft = await trial.store.messages.create(ALICE, letter("asked"))
+            await trial.store.submissions.submit_new(ALICE, letter("before"), SendOptions())
             trial.disk.fate = failing(len(answers), fault)
             answers.append(await answer(submit(trial.store, draft.id, due_us)))
             if answers[-1] == "refused":

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -51,18 +52,25 @@ ACCOUNTS = TokenAccounts(
 
 
 class MemoryStore:
-    """A MailStore in memory. `refuse` is raised instead of a change; `written` counts changes."""
+    """A mail store in memory. `refuse` is raised instead of a change; `written` counts changes."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock, self.ids = clock, Ids(clock)
-        self.messages: dict[str, list[StoredMessage]] = {}
-        self.submissions: list[tuple[PendingSubmission, MessageProperties | bytes]] = []
+        self.stored: dict[str, list[StoredMessage]] = {}
+        self.submitted: list[tuple[PendingSubmission, MessageProperties | bytes]] = []
         self.refuse: Exception | None = None
         self.written = 0
-        self.folders = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
-        self.settings = UserSettings()
+        self.known = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
+        self.user = UserSettings()
+        self.messages = SimpleNamespace(
+            create=self._create, get=self._get, query=self._query,
+            update=self._update, delete=self._delete, mime=self._mime,
+        )  # fmt: skip
+        self.folders = SimpleNamespace(every=self._folders, get=self._folder)
+        self.submissions = SimpleNamespace(submit_new=self._send, submit_draft=self._send_draft)
+        self.settings = SimpleNamespace(read=self._settings, write=self._write_settings)
 
-    async def create_draft(self, account, content, *, folder_id="drafts"):
+    async def _create(self, account, content, *, folder_id="drafts"):
         if self.refuse:
             raise self.refuse
         self.written += 1
@@ -74,7 +82,7 @@ class MemoryStore:
         now = self.clock.time_us()
         stored = StoredMessage(
             id=self.ids.new(),
-            folder=await self.get_folder(account, folder_id),
+            folder=await self._folder(account, folder_id),
             path=Path(),
             properties=replace(properties, attachments=()),
             attachments=attachments,
@@ -88,36 +96,36 @@ class MemoryStore:
             received_us=now,
             change_key="key1",
         )
-        self.messages.setdefault(account, []).insert(0, stored)
+        self.stored.setdefault(account, []).insert(0, stored)
         return stored
 
-    async def submit_new(self, account, content, options):
-        draft = await self.create_draft(account, content)
+    async def _send(self, account, content, options):
+        draft = await self._create(account, content)
         return self._submit(draft, content, account, options)
 
-    async def submit_draft(self, account, message_id, options, *, condition=NO_PRECONDITION):
+    async def _send_draft(self, account, message_id, options, *, condition=NO_PRECONDITION):
         if self.refuse:
             raise self.refuse
-        draft = await self.get(account, message_id)
+        draft = await self._get(account, message_id)
         return self._submit(draft, draft.properties, account, options)
 
     def _submit(self, draft, content, account, options: SendOptions) -> PendingSubmission:
         submission_id = f"{draft.id}.1"
         now = self.clock.time_us()
         pending = PendingSubmission(submission_id, draft.id, account, "base", Path(), now, options)
-        self.submissions.append((pending, content))
+        self.submitted.append((pending, content))
         return pending
 
-    async def get(self, account, message_id, *, folder_id=""):
-        for one in self.messages.get(account, []):
+    async def _get(self, account, message_id, *, folder_id=""):
+        for one in self.stored.get(account, []):
             if one.id == message_id and folder_id.lower() in ("", one.folder.id):
                 return one
         raise NoSuchItemError("The specified object was not found in the store.")
 
-    async def query_messages(self, account, query: MessageQuery):
-        every = self.messages.get(account, [])
+    async def _query(self, account, query: MessageQuery):
+        every = self.stored.get(account, [])
         if query.folder_id:
-            folder = await self.get_folder(account, query.folder_id)
+            folder = await self._folder(account, query.folder_id)
             every = [one for one in every if one.folder == folder]
         facts = {one.id: facts_of(one) for one in every}
         found = [one for one in every if matches(query.condition, facts[one.id])]
@@ -131,13 +139,13 @@ class MemoryStore:
         positions = tuple(str(begin + number) for number in range(1, len(page) + 1))
         return Page(page, total, str(end) if end < len(found) else "", positions)
 
-    async def update(
+    async def _update(
         self, account, message_id, change: MessageChange, *, condition=NO_PRECONDITION
     ):
         if self.refuse:
             raise self.refuse
         self.written += 1
-        before = await self.get(account, message_id, folder_id=condition.folder_id)
+        before = await self._get(account, message_id, folder_id=condition.folder_id)
         after = replace(
             before,
             properties=change.properties or before.properties,
@@ -145,35 +153,35 @@ class MemoryStore:
             flagged=before.flagged if change.flagged is None else change.flagged,
             change_key=before.change_key + "+",
         )
-        mailbox = self.messages[account]
+        mailbox = self.stored[account]
         mailbox[mailbox.index(before)] = after
         return after
 
-    async def delete(self, account, message_id, *, condition=NO_PRECONDITION):
+    async def _delete(self, account, message_id, *, condition=NO_PRECONDITION):
         if self.refuse:
             raise self.refuse
-        found = await self.get(account, message_id, folder_id=condition.folder_id)
+        found = await self._get(account, message_id, folder_id=condition.folder_id)
         self.written += 1
-        self.messages[account].remove(found)
+        self.stored[account].remove(found)
 
-    async def mime(self, account, message_id):
-        await self.get(account, message_id)
+    async def _mime(self, account, message_id):
+        await self._get(account, message_id)
         return b"Subject: as MIME\r\n\r\n"
 
-    async def mailbox_settings(self, account):
-        return self.settings
+    async def _settings(self, account):
+        return self.user
 
-    async def write_mailbox_settings(self, account, settings):
+    async def _write_settings(self, account, settings):
         if self.refuse:
             raise self.refuse
         self.written += 1
-        self.settings = settings
+        self.user = settings
 
-    async def list_folders(self, account):
-        return self.folders
+    async def _folders(self, account):
+        return self.known
 
-    async def get_folder(self, account, folder_id):
-        for one in self.folders:
+    async def _folder(self, account, folder_id):
+        for one in self.known:
             if one.id == folder_id.lower():
                 return one
         raise NoSuchItemError("There is no such folder.")
@@ -255,8 +263,8 @@ class GraphInMemory:
     @property
     def sent(self) -> MessageProperties | bytes:
         """Return the content of the only submission."""
-        assert len(self.store.submissions) == 1
-        return self.store.submissions[0][1]
+        assert len(self.store.submitted) == 1
+        return self.store.submitted[0][1]
 
     async def send(self, message: object, **parameters: object) -> httpx.Response:
         body = {"message": message, **parameters}

@@ -53,15 +53,15 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
     """Start on what is left, let every scheduled submission come to its time, send and file all of it."""
     found, clock = Found(), ManualClock(clock.now_us + 1_000_000)
     with store_on(root, clock) as store:
-        await store.remove_unfinished_submissions()
+        await store.submissions.remove_unfinished()
         await at_start(store)
-        names = [name for _, name in store._shared.submissions.list_scheduled()]
-        await store._actions.run(store._shared.scheduled.make_due_ready, names)
-        for pending in await store._actions.run(store._shared.submissions.list_ready, (), 1000):
-            content = await store.submission_content(pending)
+        names = [name for _, name in store._directory.list_scheduled()]
+        await store._threads.run(store._scheduled.make_due_ready, names)
+        for pending in await store._threads.run(store._directory.list_ready, (), 1000):
+            content = await store.ready.content(pending)
             found.sent[read_properties(content.read(0, content.size)).subject] += 1
-            await store.complete_submission(pending, queue_id="q")
-        page = await store.query_messages(ALICE, MessageQuery(top=100))
+            await store.ready.complete(pending, queue_id="q")
+        page = await store.messages.query(ALICE, MessageQuery(top=100))
         for one in page.messages:
             whole = one.properties.body.replace("\r", "").startswith(BODY.replace("\r", ""))
             subject = one.properties.subject if whole else f"{one.properties.subject}, cut"

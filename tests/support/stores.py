@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,19 @@ def store_on(root: Path, clock: Clock, **options: Any) -> Iterator[FileStore]:
         opened.close()  # its disk can be unmounted then
 
 
+def blocking(call: Any) -> Callable[..., Any]:
+    """Return what a coroutine method of a part of the store runs in a thread, for a thread of the test."""
+    return partial(call.__func__.__wrapped__, call.__self__)
+
+
 async def ready_submissions(store: Any) -> AsyncGenerator[PendingSubmission, None]:
     """Take the submissions that are ready, without end, as pickup does."""
     ready = asyncio.Event()
-    watching = asyncio.create_task(store.watch_submissions(ready.set))
+    watching = asyncio.create_task(store.ready.watch(ready.set))
     try:
         while True:
             ready.clear()
-            while (submission := store.take_submission(lambda _: True)) is not None:
+            while (submission := store.ready.pending.take(lambda _: True)) is not None:
                 yield submission
             await ready.wait()
     finally:

@@ -48,6 +48,7 @@ from relay.mailbox.types import (
     Folder,
     FolderDeltaPage,
     NoSuchItemError,
+    Precondition,
     Usage,
 )
 
@@ -177,6 +178,15 @@ class Indexes:
             raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
         return located
 
+    def get_if(self, mailbox: Path, message_id: str, condition: Precondition) -> MessageFile:
+        """Return a message's file. The condition stays true only while the caller holds its lock.
+
+        Raises NoSuchItemError, also for a message in another folder; MessageChangedError.
+        """
+        located = self.get(mailbox, message_id, folder_id=condition.folder_id)
+        condition.check_version(located.change_key)
+        return located
+
     def find_by_base_name(self, mailbox: Path, base_name: str) -> MessageFile | None:
         """Return the file with this base name (without `,S=`), or None."""
 
@@ -228,7 +238,7 @@ class Indexes:
             return index.run(lambda cursor: _counted(cursor, index.folders))
 
     def folder_delta(self, mailbox: Path, after: str, limit: int) -> FolderDeltaPage:
-        """See MailStore.folder_delta()."""
+        """See FolderTree.delta()."""
 
         def operation(cursor: apsw.Cursor) -> FolderDeltaPage:
             states = folder_feed.compare(cursor, _counted(cursor, index.folders))
@@ -253,7 +263,7 @@ class Indexes:
             return index.run(operation)
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
-        """See MailStore.changes()."""
+        """See Messages.changes()."""
         with self._of(mailbox) as index:
             return index.run(lambda cursor: changes_after(cursor, after, limit))
 

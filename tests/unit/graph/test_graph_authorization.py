@@ -136,7 +136,7 @@ async def test_without_acts_for_a_mailbox_that_exists_and_one_that_does_not_are_
 async def test_an_application_sends_from_the_mailbox_and_is_recorded_as_the_client(http, store):
     answer = await http.post("users/bob@example.test/sendMail", json=mail(), headers=bearing("app"))
     assert answer.status_code == 202
-    ((submission, _),) = store.submissions
+    ((submission, _),) = store.submitted
     assert submission.account == "bob@example.test"
     assert submission.options.client.account == "app@example.test"
 
@@ -172,4 +172,4 @@ async def test_each_request_of_a_batch_needs_its_permission(http, store, token, 
     answer = await http.post("$batch", json={"requests": requests}, headers=bearing(token))
     found = {one["id"]: one["status"] for one in answer.json()["responses"]}
     assert [found[one] for one in "12345"] == statuses
-    assert len(store.submissions) == (202 in statuses)
+    assert len(store.submitted) == (202 in statuses)

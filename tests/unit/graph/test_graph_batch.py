@@ -151,7 +151,7 @@ async def test_a_malformed_batch_runs_nothing(
     others = [send("sent")] if 0 < len(items) < 20 else []
     answer = await post(graph.http, *items, *others)
     assert named in refused(answer, 400, "BadRequest")
-    assert graph.store.submissions == []
+    assert graph.store.submitted == []
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"requests": {}}', b'{"requests": 1}'])
@@ -199,7 +199,7 @@ async def test_four_requests_run_at_once(
     graph: GraphInMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, most = 0, 0
-    listed = graph.store.query_messages
+    listed = graph.store.messages.query
 
     async def counted(*args: Any) -> Any:
         nonlocal running, most
@@ -210,7 +210,7 @@ async def test_four_requests_run_at_once(
         running -= 1
         return await listed(*args)
 
-    monkeypatch.setattr(graph.store, "query_messages", counted)
+    monkeypatch.setattr(graph.store.messages, "query", counted)
     await responses(graph.http, *(get(str(number), "/me/messages") for number in range(20)))
     assert most == 4
 

@@ -92,15 +92,15 @@ async def test_a_message_that_is_removed_meanwhile_is_left_out(
     on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [await draft(on_disk, TEXT) for _ in range(3)]
-    opened = attachments.Attachments.opened
+    opened = attachments.Attachments._opened
 
-    def remove_one(self: Any, account: str, message_id: str, **options: Any) -> Any:
+    def remove_one(self: Any, account: str, message_id: str, folder_id: str = "") -> Any:
         if message_id == ids[1]:
             [file] = [path for path in on_disk.files() if message_id in path.name]
             file.unlink()
-        return opened(self, account, message_id, **options)
+        return opened(self, account, message_id, folder_id)
 
-    monkeypatch.setattr(attachments.Attachments, "opened", remove_one)
+    monkeypatch.setattr(attachments.Attachments, "_opened", remove_one)
     [page] = await pages(on_disk, "/messages?$expand=attachments")
     assert [one["id"] for one in page["value"]] == [ids[2], ids[0]]
 

@@ -63,8 +63,8 @@ class Mailbox:
 
     async def file_all(self) -> None:
         """Step 4 of everything that is pending."""
-        for one in await self.store._actions.run(self.store._shared.submissions.list_ready, (), 9):
-            await self.store.complete_submission(one, queue_id="q")
+        for one in await self.store._threads.run(self.store._directory.list_ready, (), 9):
+            await self.store.ready.complete(one, queue_id="q")
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ async def test_records_are_pruned(mailbox: Mailbox) -> None:
     mailbox.clock.advance(DAY_S + 1)
     for number in range(2):
         await mailbox.send(idempotency_key=f"later {number}".replace(" ", "-"))
-    records = mailbox.store._shared.keyed
+    records = mailbox.store.keys
     assert records._file.opened().execute("SELECT count(*) FROM submission").get == 2
     assert records._counts == {"alice@example.test": 2}
 

@@ -39,7 +39,7 @@ class Served:
 
     def busy(self) -> int:
         """Return the number of queries that run in the store's threads."""
-        return self.store._queries._pending
+        return self.store._query_threads._pending
 
 
 @pytest.fixture

@@ -256,7 +256,7 @@ async def test_concurrent_changes_are_all_kept(on_disk: OnDisk) -> None:
 async def test_the_time_zone_in_force(
     graph: GraphInMemory, prefer: str, zone: str, applied: list[str]
 ) -> None:
-    graph.store.settings = UserSettings(time_zone="Asia/Tokyo")
+    graph.store.user = UserSettings(time_zone="Asia/Tokyo")
     request = graph_request(graph, prefer)
     assert str(await request.time_zone()) == zone
     assert request.applied == applied

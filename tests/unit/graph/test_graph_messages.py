@@ -32,7 +32,7 @@ async def test_a_draft_shows_all_its_properties(graph: GraphInMemory) -> None:
     now = "2023-11-14T22:13:20Z"
     assert shown == {
         "@odata.etag": 'W/"key1"',
-        "id": graph.store.messages["alice@example.test"][0].id,
+        "id": graph.store.stored["alice@example.test"][0].id,
         "createdDateTime": now,
         "lastModifiedDateTime": now,
         "changeKey": "key1",
@@ -73,7 +73,7 @@ async def test_a_draft_may_lack_recipients_but_is_not_sent_so(graph: GraphInMemo
     shown = await create(graph, toRecipients=[], bccRecipients=None)
     answer = await graph.http.post(f"/v1.0/me/messages/{shown['id']}/send")
     assert refused(answer, 400, "ErrorInvalidRecipients")
-    assert not graph.store.submissions
+    assert not graph.store.submitted
 
 
 async def test_marks_given_at_creation(graph: GraphInMemory) -> None:

@@ -66,7 +66,7 @@ async def test_intake_is_rejected_under_pressure(
             assert "Nothing new is taken now" in refused(answer, status, code)
             assert int(answer.headers["retry-after"]) > 0
     assert found == stopped
-    assert graph.store.submissions == []
+    assert graph.store.submitted == []
 
 
 async def test_pressure_slow_does_not_reject_accounts(graph: GraphInMemory) -> None:

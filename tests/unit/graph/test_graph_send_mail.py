@@ -22,7 +22,7 @@ ITEM = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m"}
 
 async def test_answers_202_with_ids_and_no_body(graph: GraphInMemory) -> None:
     answer = await graph.send({"subject": "Hé", "toRecipients": to("carol@a.test")})
-    pending, sent = graph.store.submissions[0]
+    pending, sent = graph.store.submitted[0]
     assert (answer.status_code, answer.content) == (202, b"")
     assert answer.headers["x-relay-message-id"] == pending.draft_id
     assert answer.headers["x-relay-submission-id"] == pending.submission_id
@@ -80,7 +80,7 @@ async def test_all_properties_arrive(graph: GraphInMemory) -> None:
 async def test_save_to_sent_items(graph: GraphInMemory, given: object, saved: bool) -> None:
     answer = await graph.send({"toRecipients": to("c@a.test")}, saveToSentItems=given)
     assert answer.status_code == 202
-    assert graph.store.submissions[0][0].options.save_to_sent_items is saved
+    assert graph.store.submitted[0][0].options.save_to_sent_items is saved
 
 
 @pytest.mark.parametrize(

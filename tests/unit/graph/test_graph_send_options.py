@@ -48,7 +48,7 @@ async def post(graph: GraphInMemory, how: str, prefer: list[str], **parameters):
 async def test_a_preference_is_honoured_and_said_to_be(graph, how, prefer, options, applied):
     answer = await post(graph, how, prefer)
     assert answer.status_code == 202, answer.text
-    assert graph.store.submissions[0][0].options == options
+    assert graph.store.submitted[0][0].options == options
     assert answer.headers.get("preference-applied") == applied
 
 
@@ -71,7 +71,7 @@ async def test_a_preference_is_honoured_and_said_to_be(graph, how, prefer, optio
 async def test_a_wrong_preference_is_refused_before_anything_is_written(graph, how, prefer, told):
     answer = await post(graph, how, [prefer])
     assert told in refused(answer, 400, "ErrorInvalidRequest")
-    assert graph.store.submissions == []
+    assert graph.store.submitted == []
     assert graph.store.written == (1 if how == "draft" else 0)
 
 
@@ -85,7 +85,7 @@ async def test_a_wrong_preference_is_refused_before_anything_is_written(graph, h
 )
 async def test_a_preference_beats_the_parameter(graph, prefer, given, options):
     await post(graph, "json", [prefer], saveToSentItems=given)
-    assert graph.store.submissions[0][0].options == options
+    assert graph.store.submitted[0][0].options == options
 
 
 DUE_US = 1_800_000_000_000_000
@@ -112,18 +112,18 @@ def sent_folder(value: str) -> ExtendedProperty:
     ],
 )  # fmt: skip
 async def test_a_draft_says_itself_how_it_is_sent(graph, properties, prefer, options):
-    draft = await graph.store.create_draft(
+    draft = await graph.store.messages.create(
         "alice@example.test",
         MessageProperties(to=(EmailAddress("c@a.test"),), extended=tuple(properties)),
     )
     headers = [("prefer", line) for line in prefer]
     answer = await graph.http.post(f"/v1.0/me/messages/{draft.id}/send", headers=headers)
     assert answer.status_code == 202, answer.text
-    assert graph.store.submissions[0][0].options == options
+    assert graph.store.submitted[0][0].options == options
 
 
 async def test_a_property_that_names_no_folder_is_refused(graph):
     properties = MessageProperties(to=(EmailAddress("c@a.test"),), extended=(NOWHERE,))
-    draft = await graph.store.create_draft("alice@example.test", properties)
+    draft = await graph.store.messages.create("alice@example.test", properties)
     answer = await graph.http.post(f"/v1.0/me/messages/{draft.id}/send")
     assert "Binary 0x0E0A: there is no folder" in refused(answer, 400, "ErrorInvalidRequest")

@@ -35,7 +35,7 @@ async def ask(server: HttpServer, store: MemoryStore, call: str) -> bytes:
     if call == "sendMail in MIME":
         kind, body = "text/plain", b"VG86IGJvYkBiLnRlc3QNCg0KYg0K"
     elif call == "send":
-        path, body = f"messages/{store.messages['alice@example.test'][0].id}/send", b""
+        path, body = f"messages/{store.stored['alice@example.test'][0].id}/send", b""
     elif call == "batch":
         send = {"id": "1", "method": "POST", "url": "/me/sendMail", "body": {"message": MESSAGE}}
         then = {"id": "2", "method": "GET", "url": "/me/messages", "dependsOn": ["1"]}
@@ -57,7 +57,7 @@ async def store() -> MemoryStore:
     """A mail store with one draft of alice."""
     made = MemoryStore(ManualClock())
     properties = MessageProperties(subject="s", to=(EmailAddress("bob@b.test"),))
-    await made.create_draft("alice@example.test", properties)
+    await made.messages.create("alice@example.test", properties)
     return made
 
 
@@ -73,7 +73,7 @@ async def test_where_the_disk_leaves_it_open_there_is_no_answer(store, call):
 async def first_line(server: HttpServer, store: MemoryStore) -> bytes:
     """The server still serves other connections."""
     reader, writer = await asyncio.open_connection(server.bound[0].host, server.bound[0].port)
-    draft = store.messages["alice@example.test"][0].id
+    draft = store.stored["alice@example.test"][0].id
     head = f"POST /v1.0/me/messages/{draft}/send HTTP/1.1\r\nHost: x\r\n"
     writer.write(head.encode() + b"Authorization: Bearer alice\r\nContent-Length: 0\r\n\r\n")
     line = await reader.readline()
@@ -89,8 +89,8 @@ async def test_a_stop_that_cuts_a_submission_off_answers_nothing(store, monkeypa
         begun.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(store, "submit_new", hanging)
-    monkeypatch.setattr(store, "submit_draft", hanging)
+    monkeypatch.setattr(store.submissions, "submit_new", hanging)
+    monkeypatch.setattr(store.submissions, "submit_draft", hanging)
     async with serving(store) as server:
         asking = asyncio.create_task(ask(server, store, call))
         await begun.wait()
@@ -104,9 +104,9 @@ async def test_a_stop_during_a_batch_that_sent_a_message_answers_nothing(store, 
         begun.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(store, "query_messages", hanging)
+    monkeypatch.setattr(store.messages, "query", hanging)
     async with serving(store) as server:
         asking = asyncio.create_task(ask(server, store, "batch"))
         await begun.wait()
     assert await asking == b""
-    assert len(store.submissions) == 1
+    assert len(store.submitted) == 1

@@ -25,19 +25,19 @@ from tests.support.stores import open_log, open_store, ready_submissions
 async def main(root, point, deed, save, told):
     clock = SystemClock()
     store = open_store(root, clock, log=open_log(root, clock), crash=CrashPoints(point))
-    await store.remove_unfinished_submissions()
+    await store.submissions.remove_unfinished()
     if deed == "submit":
         message = MessageProperties(subject="s", to=(EmailAddress("bob@b.test"),))
-        await store.submit_new("alice@example.test", message, SendOptions(save == "save"))
+        await store.submissions.submit_new("alice@example.test", message, SendOptions(save == "save"))
         os.write(told, b"202")
     left = len(list((root / ".submissions/ready").glob("*")))
     submissions = ready_submissions(store)
     for _ in range(left):
         submission = await anext(submissions)
         if deed == "fail":
-            await store.fail_submission(submission, b"Subject: report\\r\\n\\r\\n")
+            await store.ready.fail(submission, b"Subject: report\\r\\n\\r\\n")
         else:
-            await store.complete_submission(submission, queue_id="q")
+            await store.ready.complete(submission, queue_id="q")
 
 for line in sys.stdin:
     root, point, deed, save = json.loads(line)
@@ -123,7 +123,7 @@ def test_an_unsaved_submission_leaves_nothing(place, run, point):
 
 @pytest.mark.crash
 async def test_a_failed_submission_is_reported_once(place, run, store, draft):
-    await store.submit_new(ALICE, draft(), SendOptions())
+    await store.submissions.submit_new(ALICE, draft(), SendOptions())
     for _ in range(2):
         run(CrashPoint.REPORT_WRITTEN, "fail")
     run("", "fail")
@@ -132,7 +132,7 @@ async def test_a_failed_submission_is_reported_once(place, run, store, draft):
 
 @pytest.mark.crash
 async def test_a_draft_that_was_there_before_its_submission_stays(place, run, store, draft):
-    made = await store.create_draft(ALICE, draft())
+    made = await store.messages.create(ALICE, draft())
     prepared = place.root / ".submissions/preparing" / f"{made.id}.{place.clock.time_us()}"
     prepared.parent.mkdir(parents=True, exist_ok=True)
     prepared.hardlink_to(made.path)

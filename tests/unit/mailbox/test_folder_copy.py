@@ -14,6 +14,7 @@ from relay.mailbox import (
     NoSuchItemError,
     StoreUnavailableError,
     folder_copy,
+    folder_tree,
 )
 from relay.mailbox.folders import COPY_PREFIX
 from relay.mailbox.maildir import list_names
@@ -26,7 +27,7 @@ MESSAGE = b"Subject: %s\r\n\r\nhello"
 
 @pytest.fixture
 async def home(place, store) -> Path:
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     return place.root / "example.test/alice"
 
 
@@ -40,7 +41,7 @@ def put(home: Path, number: int, *, folder: str = "", where: str = "cur", flags:
 
 
 async def shown(store, folder_id: str) -> dict[str, tuple[bool, bool, int]]:
-    page = await store.query_messages(ALICE, MessageQuery(folder_id=folder_id, top=1000))
+    page = await store.messages.query(ALICE, MessageQuery(folder_id=folder_id, top=1000))
     return {
         one.properties.subject: (one.is_read, one.flagged, one.received_us // 1_000_000)
         for one in page.messages
@@ -48,7 +49,7 @@ async def shown(store, folder_id: str) -> dict[str, tuple[bool, bool, int]]:
 
 
 async def ids(store) -> list[str]:
-    page = await store.query_messages(ALICE, MessageQuery(top=1000))
+    page = await store.messages.query(ALICE, MessageQuery(top=1000))
     return [one.id for one in page.messages]
 
 
@@ -57,18 +58,18 @@ def remains(home: Path) -> list[str]:
 
 
 async def test_a_copy_has_the_subfolders_and_the_messages_with_ids_of_their_own(store, home):
-    outer = await store.create_folder(ALICE, "A.b")
-    inner = await store.create_folder(ALICE, "Größe", parent_id=outer.id)
+    outer = await store.folders.create(ALICE, "A.b")
+    inner = await store.folders.create(ALICE, "Größe", parent_id=outer.id)
     put(home, 1, folder=outer.path.name, flags="FS")
     put(home, 2, folder=outer.path.name, where="new")
     put(home, 3, folder=inner.path.name)
     before = await shown(store, outer.id)
-    copy = await store.copy_folder(ALICE, outer.id, parent_id="archive")
+    copy = await store.folders.copy(ALICE, outer.id, parent_id="archive")
     assert (copy.display_name, copy.parent_id, copy.children) == ("A.b", "archive", 1)
     assert (copy.total, copy.unread) == (2, 1)
     assert before == await shown(store, copy.id) == await shown(store, outer.id)
     assert before["1"] == (True, True, 1_600_000_001)
-    [below] = [one for one in await store.list_folders(ALICE) if one.parent_id == copy.id]
+    [below] = [one for one in await store.folders.every(ALICE) if one.parent_id == copy.id]
     assert (below.display_name, set(await shown(store, below.id))) == ("Größe", {"3"})
     assert len(set(await ids(store))) == 6
     assert {copy.id, below.id}.isdisjoint({outer.id, inner.id})
@@ -78,37 +79,37 @@ async def test_a_copy_has_the_subfolders_and_the_messages_with_ids_of_their_own(
 
 
 async def test_a_change_of_a_copied_message_does_not_change_the_original(store, home, draft):
-    made = await store.create_folder(ALICE, "A")
-    written = await store.create_draft(ALICE, draft(subject="one"), folder_id=made.id)
-    copy = await store.copy_folder(ALICE, made.id, parent_id="archive")
-    page = await store.query_messages(ALICE, MessageQuery(folder_id=copy.id))
-    await store.remove_message(ALICE, page.messages[0].id)
-    assert (await store.get(ALICE, written.id)).folder.id == made.id
+    made = await store.folders.create(ALICE, "A")
+    written = await store.messages.create(ALICE, draft(subject="one"), folder_id=made.id)
+    copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
+    page = await store.messages.query(ALICE, MessageQuery(folder_id=copy.id))
+    await store.messages.delete(ALICE, page.messages[0].id, permanently=True)
+    assert (await store.messages.get(ALICE, written.id)).folder.id == made.id
     assert page.messages[0].is_draft
 
 
 async def test_a_well_known_folder_can_be_copied(store, home):
     put(home, 1)
-    within = await store.create_folder(ALICE, "Within", parent_id="inbox")
+    within = await store.folders.create(ALICE, "Within", parent_id="inbox")
     put(home, 2, folder=within.path.name)
-    copy = await store.copy_folder(ALICE, "Inbox", parent_id="archive")
+    copy = await store.folders.copy(ALICE, "Inbox", parent_id="archive")
     assert (copy.display_name, copy.well_known, copy.children) == ("Inbox", None, 1)
     assert set(await shown(store, copy.id)) == {"1"}
 
 
 async def test_keywords_of_imap_clients_keep_their_names(store, home):
-    made = await store.create_folder(ALICE, "A")
+    made = await store.folders.create(ALICE, "A")
     (made.path / "dovecot-keywords").write_text("0 Work\n")
     put(home, 1, folder=made.path.name, flags="Sa")
-    copy = await store.copy_folder(ALICE, made.id, parent_id="archive")
+    copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
     assert (copy.path / "dovecot-keywords").read_text() == "0 Work\n"
     [name] = list_names(copy.path / "cur")
     assert name.endswith(":2,Sa")
 
 
 async def test_a_copy_that_cannot_be_is_refused_and_nothing_is_made(store, home):
-    made = await store.create_folder(ALICE, "A")
-    within = await store.create_folder(ALICE, "B", parent_id=made.id)
+    made = await store.folders.create(ALICE, "A")
+    within = await store.folders.create(ALICE, "B", parent_id=made.id)
     before = sorted(list_names(home))
     for source, target, error in (
         (made.id, "msgfolderroot", FolderExistsError),
@@ -121,34 +122,34 @@ async def test_a_copy_that_cannot_be_is_refused_and_nothing_is_made(store, home)
         (made.id, "nothing", NoSuchItemError),
     ):
         with pytest.raises(error):
-            await store.copy_folder(ALICE, source, parent_id=target)
+            await store.folders.copy(ALICE, source, parent_id=target)
     assert sorted(list_names(home)) == before
-    copy = await store.copy_folder(ALICE, within.id, parent_id="msgfolderroot")
+    copy = await store.folders.copy(ALICE, within.id, parent_id="msgfolderroot")
     with pytest.raises(FolderExistsError):
-        await store.copy_folder(ALICE, copy.id, parent_id=made.id)
+        await store.folders.copy(ALICE, copy.id, parent_id=made.id)
 
 
 async def test_the_quota_applies_to_the_whole_copy(place, store, home):
-    made = await store.create_folder(ALICE, "A")
+    made = await store.folders.create(ALICE, "A")
     for number in range(5):
         put(home, number, folder=made.path.name)
     place.message_quotas[ALICE] = 9
     with pytest.raises(MailboxFullError):
-        await store.copy_folder(ALICE, made.id, parent_id="archive")
+        await store.folders.copy(ALICE, made.id, parent_id="archive")
     place.message_quotas[ALICE] = 10
-    assert (await store.copy_folder(ALICE, made.id, parent_id="archive")).total == 5
+    assert (await store.folders.copy(ALICE, made.id, parent_id="archive")).total == 5
 
 
 async def test_the_number_of_folders_is_limited(store, home, monkeypatch):
-    made = await store.create_folder(ALICE, "A")
-    await store.create_folder(ALICE, "B", parent_id=made.id)
-    monkeypatch.setattr(folder_copy, "FOLDERS_MAX", 3)
+    made = await store.folders.create(ALICE, "A")
+    await store.folders.create(ALICE, "B", parent_id=made.id)
+    monkeypatch.setattr(folder_tree, "FOLDERS_MAX", 3)
     with pytest.raises(FolderError, match="maximum of 3"):
-        await store.copy_folder(ALICE, made.id, parent_id="archive")
+        await store.folders.copy(ALICE, made.id, parent_id="archive")
 
 
 async def test_after_a_failure_of_the_disk_nothing_is_there(store, home, monkeypatch):
-    made = await store.create_folder(ALICE, "A")
+    made = await store.folders.create(ALICE, "A")
     for number in range(3):
         put(home, number, folder=made.path.name)
     before = sorted(list_names(home))
@@ -163,23 +164,23 @@ async def test_after_a_failure_of_the_disk_nothing_is_there(store, home, monkeyp
 
     monkeypatch.setattr(folder_copy, "place_again", place)
     with pytest.raises(StoreUnavailableError):
-        await store.copy_folder(ALICE, made.id, parent_id="archive")
+        await store.folders.copy(ALICE, made.id, parent_id="archive")
     assert sorted(list_names(home)) == before
-    assert (await store.copy_folder(ALICE, made.id, parent_id="archive")).total == 3
+    assert (await store.folders.copy(ALICE, made.id, parent_id="archive")).total == 3
 
 
 async def test_without_links_the_files_are_copied_with_their_times(store, home, monkeypatch):
     from relay.mailbox import maildir
 
     monkeypatch.setattr(maildir, "link", lambda *_: False)
-    made = await store.create_folder(ALICE, "A")
+    made = await store.folders.create(ALICE, "A")
     put(home, 1, folder=made.path.name)
-    copy = await store.copy_folder(ALICE, made.id, parent_id="archive")
+    copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
     assert await shown(store, copy.id) == {"1": (False, False, 1_600_000_001)}
 
 
 async def test_messages_whose_flags_change_meanwhile_are_copied_once(store, home, monkeypatch):
-    made = await store.create_folder(ALICE, "A")
+    made = await store.folders.create(ALICE, "A")
     files = [put(home, number, folder=made.path.name) for number in range(20)]
     real = folder_copy.list_names
 
@@ -191,7 +192,7 @@ async def test_messages_whose_flags_change_meanwhile_are_copied_once(store, home
         return found
 
     monkeypatch.setattr(folder_copy, "list_names", names)
-    copy = await store.copy_folder(ALICE, made.id, parent_id="archive")
+    copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
     assert set(await shown(store, copy.id)) == {str(number) for number in range(20)}
     assert copy.total == 20
 
@@ -201,20 +202,20 @@ async def test_what_a_crash_left_is_removed_later_and_never_shown(place, store, 
     shutil.copytree(home / ".Archive", left)
     put(home, 1, folder=left.name)
     assert await ids(store) == []
-    await store.copy_folder(ALICE, "sentitems", parent_id="archive")
+    await store.folders.copy(ALICE, "sentitems", parent_id="archive")
     assert left.exists()  # a copy in another process looks the same
     behind_s = left.stat().st_ctime - place.clock.time_us() / 1_000_000
     place.clock.advance(behind_s + STALE_S + 1)
-    await store.copy_folder(ALICE, "drafts", parent_id="archive")
+    await store.folders.copy(ALICE, "drafts", parent_id="archive")
     assert not left.exists()
 
 
 async def test_two_copies_at_the_same_time_are_one_copy_and_one_refusal(store, home):
-    made = await store.create_folder(ALICE, "A")
+    made = await store.folders.create(ALICE, "A")
     for number in range(50):
         put(home, number, folder=made.path.name)
     results = await asyncio.gather(
-        *(store.copy_folder(ALICE, made.id, parent_id="archive") for _ in range(2)),
+        *(store.folders.copy(ALICE, made.id, parent_id="archive") for _ in range(2)),
         return_exceptions=True,
     )
     assert sorted(type(one).__name__ for one in results) == ["Folder", "FolderExistsError"]
@@ -222,9 +223,9 @@ async def test_two_copies_at_the_same_time_are_one_copy_and_one_refusal(store, h
 
 
 async def test_other_accounts_do_not_wait_for_the_folders_of_one(store, home):
-    with store._tree.lock_of(ALICE):  # as during the copy of a large folder
-        changes = [asyncio.create_task(store.create_folder(ALICE, str(n))) for n in range(30)]
-        other = asyncio.create_task(store.list_folders("bob@example.test"))
+    with store.folders._stripes.of(ALICE):  # as during the copy of a large folder
+        changes = [asyncio.create_task(store.folders.create(ALICE, str(n))) for n in range(30)]
+        other = asyncio.create_task(store.folders.every("bob@example.test"))
         await asyncio.wait((other,), timeout=5)
         assert other.done()
     assert len(await asyncio.gather(*changes)) == 30

@@ -5,17 +5,20 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
+from unittest.mock import Mock, patch
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from relay.clock import Ids
+from relay.mailbox.draft_files import NewNames
 from relay.mailbox.folder_tree import FolderTree
-from relay.mailbox.folders import Folders, list_folders
+from relay.mailbox.folders import Folders, find_folder, list_folders
 from relay.mailbox.types import Folder, FolderError, WellKnown
 from tests.support.manual_clock import ManualClock
+from tests.support.stores import HOSTNAME, blocking
 
 NAMES = st.sampled_from(["A", "a", "AB", "B", "Ä", "C.D", "e/f", "&", "Inbox", "Sent", "x" * 80])
 FOLDERS = st.integers(0, 30)
@@ -40,12 +43,18 @@ class FolderMachine(RuleBasedStateMachine):
         self.disk.start()
         self.root = Path(tempfile.mkdtemp(prefix="relay-folders-"))
         self.home = self.root / "box"
-        self.tree = FolderTree(Folders(lambda _: self.home), Ids(ManualClock()))
+        clock = ManualClock()
+        not_asked: Any = None
+        self.tree = FolderTree(
+            threads=not_asked, queries=not_asked, changes=not_asked, quota=not_asked,
+            stale_files=not_asked, folders=Folders(lambda _: self.home),
+            index=Mock(folders=lambda _: ()), names=NewNames(clock, Ids(clock), HOSTNAME),
+        )  # fmt: skip
         self.model: dict[str, Known] = {}
 
     @initialize()
     def begin(self) -> None:
-        self.tree.every("a@b")
+        blocking(self.tree.every)("a@b")
 
     def teardown(self) -> None:
         self.disk.stop()
@@ -86,7 +95,9 @@ class FolderMachine(RuleBasedStateMachine):
     def create(self, name: str, number: int) -> None:
         parent = self.pick(number, roots=True)
         refused = self.is_running(name, parent)
-        made = self.agreed(lambda: self.tree.create("a@b", name, parent_id=parent), refused=refused)
+        made = self.agreed(
+            lambda: blocking(self.tree.create)("a@b", name, parent_id=parent), refused=refused
+        )
         if made is not None:
             self.model[made.id] = Known(name, parent)
             (made.path / "cur" / made.id).touch()
@@ -96,7 +107,7 @@ class FolderMachine(RuleBasedStateMachine):
     def rename(self, name: str, number: int) -> None:
         folder = self.pick(number)
         refused = self.is_running(name, self.model[folder].parent, folder)
-        done = self.agreed(lambda: self.tree.rename("a@b", folder, name), refused=refused)
+        done = self.agreed(lambda: blocking(self.tree.rename)("a@b", folder, name), refused=refused)
         if done is not None:
             self.model[folder] = replace(self.model[folder], name=name)
 
@@ -108,7 +119,9 @@ class FolderMachine(RuleBasedStateMachine):
         refused = parent != known.parent and (
             self.is_running(known.name, parent) or parent in self.within(folder)
         )
-        done = self.agreed(lambda: self.tree.move("a@b", folder, parent), refused=refused)
+        done = self.agreed(
+            lambda: blocking(self.tree.move)("a@b", folder, parent_id=parent), refused=refused
+        )
         if done is not None:
             self.model[folder] = replace(known, parent=parent)
 
@@ -118,7 +131,8 @@ class FolderMachine(RuleBasedStateMachine):
         folder = self.pick(number)
         is_deleted = folder in self.within(DELETED)
         done = self.agreed(
-            lambda: self.tree.delete("a@b", folder, permanently=permanently) or True, refused=False
+            lambda: blocking(self.tree.delete)("a@b", folder, permanently=permanently) or True,
+            refused=False,
         )
         if done is None:
             return
@@ -126,13 +140,13 @@ class FolderMachine(RuleBasedStateMachine):
             for gone in self.within(folder):
                 del self.model[gone]
         else:
-            self.model[folder] = Known(self.tree.find("a@b", folder).display_name, DELETED)
+            self.model[folder] = Known(find_folder(self.home, folder).display_name, DELETED)
 
     @precondition(lambda self: self.model)
     @rule(number=FOLDERS)
     def another_program_renames(self, number: int) -> None:
         folder = self.pick(number)
-        path = self.tree.find("a@b", folder).path
+        path = find_folder(self.home, folder).path
         fresh = f".By others {len(self.model)}"
         if (self.home / fresh).exists():
             return

@@ -16,7 +16,7 @@ ALICE = "alice@example.test"
 async def test_a_mailbox_is_made_on_first_use(place, store):
     directory = place.root / "example.test/alice"
     assert not directory.exists()
-    folders = await store.list_folders(ALICE)
+    folders = await store.folders.every(ALICE)
     assert [(one.id, one.display_name) for one in folders] == [
         ("inbox", "Inbox"),
         ("drafts", "Drafts"),
@@ -32,7 +32,7 @@ async def test_a_mailbox_is_made_on_first_use(place, store):
 
 
 async def test_folders_of_other_programs_are_shown_and_counted(place, store):
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     box = mailbox.Maildir(place.root / "example.test/alice", create=False)
     for name in ("Entw&APw-rfe", "A.B&-C", "bad&x"):
         box.add_folder(name)
@@ -42,27 +42,27 @@ async def test_folders_of_other_programs_are_shown_and_counted(place, store):
     seen.set_subdir("cur")
     seen.set_flags("S")
     folder.add(seen)
-    others = (await store.list_folders(ALICE))[7:]
+    others = (await store.folders.every(ALICE))[7:]
     assert [one.display_name for one in others] == ["A.B&C", "Entwürfe", "bad&x"]
-    found = await store.get_folder(ALICE, others[1].id.upper())
+    found = await store.folders.get(ALICE, others[1].id.upper())
     assert (found.display_name, found.total, found.unread) == ("Entwürfe", 2, 1)
-    assert len((await store.query_messages(ALICE, MessageQuery(folder_id=found.id))).messages) == 2
+    assert len((await store.messages.query(ALICE, MessageQuery(folder_id=found.id))).messages) == 2
 
 
 async def test_a_folder_that_somebody_removed_comes_back(place, store, draft):
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     box = mailbox.Maildir(place.root / "example.test/alice", create=False)
     box.remove_folder("Drafts")
-    made = await store.create_draft(ALICE, draft())
+    made = await store.messages.create(ALICE, draft())
     box.remove_folder("Trash")
-    await store.delete(ALICE, made.id)
+    await store.messages.delete(ALICE, made.id)
     assert len(place.files(".Trash")) == 1
 
 
 @pytest.mark.parametrize("folder_id", ["", "nowhere", "../inbox", ".Drafts"])
 async def test_no_other_folder_is_found(store, folder_id):
     with pytest.raises(NoSuchItemError):
-        await store.get_folder(ALICE, folder_id)
+        await store.folders.get(ALICE, folder_id)
 
 
 async def test_the_dead_letter_mailbox_is_outside_the_mail_root(place, store):
@@ -71,14 +71,14 @@ async def test_the_dead_letter_mailbox_is_outside_the_mail_root(place, store):
 
 
 async def test_names_that_are_no_text_are_shown_as_well_as_can_be(place, store):
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     for name in (b".\xfcber", b".&2AA-"):
         cur = place.root / "example.test/alice" / os.fsdecode(name) / "cur"
         cur.mkdir(parents=True)
         (cur / os.fsdecode(b"1.\xfc.h")).write_bytes(b"Subject: there\r\n\r\n")
-    others = (await store.list_folders(ALICE))[7:]
+    others = (await store.folders.every(ALICE))[7:]
     assert sorted(one.display_name for one in others) == ["&2AA-", "\ufffdber"]
     for folder in others:
-        [message] = (await store.query_messages(ALICE, MessageQuery(folder_id=folder.id))).messages
-        assert (await store.get(ALICE, message.id)).properties.subject == "there"
+        [message] = (await store.messages.query(ALICE, MessageQuery(folder_id=folder.id))).messages
+        assert (await store.messages.get(ALICE, message.id)).properties.subject == "there"
         assert msgspec.json.encode([folder.display_name, message.change_key])

@@ -27,7 +27,7 @@ async def test_no_directory_is_listed_for_a_submission_with_a_key(place, store, 
     """There may be very many submissions in ready/ and deferred/."""
     listed, scandir = [], os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path)) or scandir(path))
-    await store.submit_new(ALICE, draft(), with_key(b"a"))
+    await store.submissions.submit_new(ALICE, draft(), with_key(b"a"))
     assert [path for path in listed if ".submissions" in path.parts] == []
     assert (len(place.submissions()), place.left_over()) == (1, [])
 
@@ -36,35 +36,35 @@ async def test_keys_can_be_used_when_the_disk_works_again(place, store, draft, m
     """What could not be recorded is sent then; above a maximum, no key can be used before."""
     monkeypatch.setattr(idempotency, "_OPEN_MAX", 2)
     monkeypatch.setattr(idempotency_file, "_BUSY_MS", 1)
-    await store.submit_new(ALICE, draft(), with_key(b"before"))
+    await store.submissions.submit_new(ALICE, draft(), with_key(b"before"))
     other = apsw.Connection(str(place.root / ".submissions/keys.sqlite"))
     other.execute("BEGIN IMMEDIATE")
     for slot in (b"a", b"b"):
         with pytest.raises(OutcomeUnknownError):
-            await store.submit_new(ALICE, draft(), with_key(slot))
+            await store.submissions.submit_new(ALICE, draft(), with_key(slot))
         with pytest.raises(StoreUnavailableError):
-            await store.find_keyed(ALICE, slot)
+            await store.submissions.find_keyed(ALICE, slot)
     with pytest.raises(StoreUnavailableError):
-        await store.find_keyed(ALICE, b"c")
+        await store.submissions.find_keyed(ALICE, b"c")
     with pytest.raises(StoreUnavailableError):
-        await store.settle_keys()
+        await store.submissions.settle_keys()
     assert len(place.submissions()) == 1
     other.execute("ROLLBACK")
     other.close()
-    await store.settle_keys()
-    assert [await store.find_keyed(ALICE, slot) is None for slot in (b"c", b"b", b"a")] == [
-        *(True, False, False)
-    ]
+    await store.submissions.settle_keys()
+    assert [
+        await store.submissions.find_keyed(ALICE, slot) is None for slot in (b"c", b"b", b"a")
+    ] == [*(True, False, False)]
     assert (len(place.submissions()), place.left_over()) == (3, [])
 
 
 async def fail_unsettled(store, root: Path, draft, slot: bytes) -> None:
     """Fail a request such that neither its record nor the removal of it can be written."""
-    await store.submit_new(ALICE, draft(), with_key(b"before"))
+    await store.submissions.submit_new(ALICE, draft(), with_key(b"before"))
     with closing(apsw.Connection(str(root / ".submissions/keys.sqlite"))) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(OutcomeUnknownError):
-            await store.submit_new(ALICE, draft(), with_key(slot))
+            await store.submissions.submit_new(ALICE, draft(), with_key(slot))
         other.execute("ROLLBACK")
 
 
@@ -78,9 +78,9 @@ async def test_a_request_that_a_new_opening_of_the_root_removed_is_carried_out_a
     await store.attend_root()
     aside.rename(place.root)
     await store.attend_root()
-    await store.settle_keys()
-    assert await store.find_keyed(ALICE, b"a") is None
-    await store.submit_new(ALICE, draft(), with_key(b"a"))
+    await store.submissions.settle_keys()
+    assert await store.submissions.find_keyed(ALICE, b"a") is None
+    await store.submissions.submit_new(ALICE, draft(), with_key(b"a"))
     assert (len(place.submissions()), place.left_over()) == (2, [])
 
 
@@ -92,7 +92,7 @@ async def test_a_recorded_submission_is_finished_when_the_disk_works_again(
     root = tmp_path / "mail"
     submissions = root / ".submissions"
     with store_on(root, ManualClock()) as store:
-        made = await store.submit_new(ALICE, draft(), with_key(b"a"))
+        made = await store.submissions.submit_new(ALICE, draft(), with_key(b"a"))
     made.path.rename(submissions / "preparing" / made.submission_id)
     where, of = (Path, "keys.sqlite") if at == "touch" else (os, "preparing")
     act = getattr(where, at)
@@ -104,14 +104,14 @@ async def test_a_recorded_submission_is_finished_when_the_disk_works_again(
 
     with store_on(root, ManualClock()) as store:
         monkeypatch.setattr(where, at, failing)
-        for call in (store.remove_unfinished_submissions, store.attend_root):
+        for call in (store.submissions.remove_unfinished, store.attend_root):
             with suppress(StoreUnavailableError):
                 await call()
             with pytest.raises(StoreUnavailableError):
-                await store.find_keyed(ALICE, b"a")
+                await store.submissions.find_keyed(ALICE, b"a")
         monkeypatch.undo()
         await store.attend_root()
-        assert await store.find_keyed(ALICE, b"a") is not None
+        assert await store.submissions.find_keyed(ALICE, b"a") is not None
         assert list((submissions / "ready").iterdir()) == [made.path]
         assert list((submissions / "preparing").iterdir()) == []
 
@@ -121,26 +121,26 @@ async def test_no_record_is_made_for_a_submission_without_a_file(place, store, d
     await fail_unsettled(store, place.root, draft, b"a")
     for file in (place.root / ".submissions/preparing").iterdir():
         file.unlink()
-    await store.settle_keys()
+    await store.submissions.settle_keys()
     assert not store.keys.has_open
-    assert await store.find_keyed(ALICE, b"a") is None
+    assert await store.submissions.find_keyed(ALICE, b"a") is None
 
 
 async def test_keys_end_by_queue_time_and_not_by_the_wall_clock(tmp_path, draft):
     """A wall clock that leaps ends no key: a repeat would be sent again."""
     clock = LeapingClock()
     with store_on(tmp_path / "mail", clock) as store:
-        await store.submit_new(ALICE, draft(), with_key(b"a"))
+        await store.submissions.submit_new(ALICE, draft(), with_key(b"a"))
         for slot, leap_us in ((b"b", 3 * DAY_US), (b"c", -3 * DAY_US)):
             clock.leap_us = leap_us
-            await store.submit_new(ALICE, draft(), with_key(slot))  # it prunes
-            assert await store.find_keyed(ALICE, b"a") is not None
+            await store.submissions.submit_new(ALICE, draft(), with_key(slot))  # it prunes
+            assert await store.submissions.find_keyed(ALICE, b"a") is not None
         clock.leap_us = 0
         clock.advance(23 * 3600)
-        found = [await store.find_keyed(ALICE, slot) for slot in (b"a", b"b", b"c")]
+        found = [await store.submissions.find_keyed(ALICE, slot) for slot in (b"a", b"b", b"c")]
         assert None not in found
         clock.advance(3601)
-        found = [await store.find_keyed(ALICE, slot) for slot in (b"a", b"b", b"c")]
+        found = [await store.submissions.find_keyed(ALICE, slot) for slot in (b"a", b"b", b"c")]
         assert found == [None, None, None]
 
 
@@ -159,11 +159,11 @@ async def test_a_checkpoint_keeps_the_records(tmp_path, draft, monkeypatch):
     clock, slots = ManualClock(), [str(number).encode() for number in range(20)]
     with store_on(tmp_path / "mail", clock) as store:
         for number, slot in enumerate(slots):
-            await store.submit_new(ALICE, draft(), with_key(slot))
+            await store.submissions.submit_new(ALICE, draft(), with_key(slot))
             shutil.copytree(tmp_path / "mail", tmp_path / slot.decode())
             with store_on(tmp_path / slot.decode(), clock) as killed:
                 for known in slots[: number + 1]:
-                    assert await killed.find_keyed(ALICE, known) is not None
+                    assert await killed.submissions.find_keyed(ALICE, known) is not None
                 assert killed.keys.damage == ""
 
 
@@ -171,12 +171,12 @@ async def test_records_of_the_first_schema_are_kept(tmp_path, draft):
     path = tmp_path / "mail/.submissions/keys.sqlite"
     clock = ManualClock()
     with store_on(tmp_path / "mail", clock) as store:
-        await store.submit_new(ALICE, draft(), with_key(b"a"))
+        await store.submissions.submit_new(ALICE, draft(), with_key(b"a"))
     with closing(apsw.Connection(str(path))) as connection:
         connection.execute("ALTER TABLE submission DROP COLUMN is_removed")
         connection.execute("PRAGMA user_version = 1")
     with store_on(tmp_path / "mail", clock) as store:
-        assert await store.find_keyed(ALICE, b"a") is not None
-        await store.submit_new(ALICE, draft(), with_key(b"b"))
+        assert await store.submissions.find_keyed(ALICE, b"a") is not None
+        await store.submissions.submit_new(ALICE, draft(), with_key(b"b"))
     with store_on(tmp_path / "mail", clock) as store:
-        assert await store.find_keyed(ALICE, b"b") is not None
+        assert await store.submissions.find_keyed(ALICE, b"b") is not None

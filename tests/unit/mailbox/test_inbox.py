@@ -30,7 +30,7 @@ async def test_a_message_arrives_unread_and_whole(place, store):
     assert file.name.startswith(f"{id_time_us(UNIQUE) // 1_000_000}.R")
     assert file.name.endswith(f",S={len(ARRIVED)}")
     assert place.left_over() == []
-    [message] = (await store.query_messages(BOB, MessageQuery(folder_id="inbox"))).messages
+    [message] = (await store.messages.query(BOB, MessageQuery(folder_id="inbox"))).messages
     assert (message.properties.subject, message.is_read, message.is_draft) == (
         "hello",
         False,
@@ -61,7 +61,7 @@ async def test_a_large_message_arrives_whole(place, store, large):
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])
 async def test_a_large_message_that_cannot_be_read_leaves_nothing(place, store, large, damage):
-    await store.list_folders(BOB)
+    await store.folders.every(BOB)
     path = large.body[0].path
     path.unlink() if damage == "gone" else os.truncate(path, 2 * BLOCK_BYTES)
     words = "No such file" if damage == "gone" else f"expected {large.body[0].size} octets, found"
@@ -90,7 +90,7 @@ async def test_a_repeat_knows_what_a_mail_client_moved_under_another_name(
 ):
     await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
     if indexed:
-        await store.query_messages(BOB, MessageQuery())
+        await store.messages.query(BOB, MessageQuery())
     [file] = place.files("", BOB)
     file.rename(file.parents[1] / f".Archive/cur/1234.M5P6.host,S={len(ARRIVED)}:2,S")
     again = place.store() if restarted else store
@@ -129,7 +129,7 @@ async def test_a_full_mailbox_takes_reports_only(place, store):
 @pytest.mark.parametrize("in_order", [True, False])
 async def test_a_full_disk_leaves_nothing_and_a_retry_delivers(place, store, monkeypatch, in_order):
     monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
-    await store.list_folders(BOB)
+    await store.folders.every(BOB)
     sync = os.fsync
 
     def full(descriptor):

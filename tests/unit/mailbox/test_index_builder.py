@@ -92,11 +92,11 @@ async def test_the_first_query_finds_all_messages_read(
     store: FileStore, mailbox: Path, query: MessageQuery
 ) -> None:
     with pytest.raises(StoreUnavailableError):  # what happens without a builder
-        await store.query_messages(ALICE, query)
+        await store.messages.query(ALICE, query)
     building = asyncio.create_task(store.build_indexes())
     try:
         await until_built(mailbox)
-        page = await store.query_messages(ALICE, query)
+        page = await store.messages.query(ALICE, query)
         assert (page.total, len(page.messages)) == (1, 1)
     finally:
         building.cancel()
@@ -115,7 +115,7 @@ async def test_a_large_mailbox_is_read_after_its_first_delivery(
         content = b"Subject: Report 7\r\n\r\nx\r\n"
         await store.deliver(ALICE, unique="06gzfe4wx1m5qnr0.1", content=content)
         await until_built(mailbox, MESSAGES + 1)
-        assert (await store.query_messages(ALICE, FILTER)).total == 2
+        assert (await store.messages.query(ALICE, FILTER)).total == 2
     finally:
         building.cancel()
 
@@ -156,7 +156,7 @@ async def test_nothing_is_read_under_pressure_or_while_the_store_works(
         def work() -> None:
             asyncio.run_coroutine_threadsafe(released.wait(), loop).result()
 
-        working = asyncio.create_task(store._actions.run(work))
+        working = asyncio.create_task(store._threads.run(work))
         await asyncio.sleep(0)
         is_calm = True
         for _ in range(5):
@@ -176,7 +176,7 @@ async def test_a_query_during_the_build_reads_the_rest(store: FileStore, mailbox
         async with asyncio.timeout(WAIT_S):
             while not (mailbox / "relay-index").exists() or not levels(mailbox)[1]:
                 await asyncio.sleep(0.01)
-        assert (await store.query_messages(ALICE, SEARCH)).total == 1
+        assert (await store.messages.query(ALICE, SEARCH)).total == 1
         assert levels(mailbox) == {2: MESSAGES}
     finally:
         building.cancel()

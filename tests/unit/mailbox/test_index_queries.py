@@ -28,6 +28,7 @@ from relay.mailbox.query import (
     SearchIn,
     SortOrder,
 )
+from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import MessageChange, StalePositionError, StoredMessage
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from tests.support.conditions import (
@@ -39,7 +40,7 @@ from tests.support.conditions import (
     trees,
 )
 from tests.support.manual_clock import ManualClock
-from tests.support.stores import store_on
+from tests.support.stores import blocking, store_on
 
 ALICE = "alice@example.test"
 SUBJECTS = ("invoice", "Invoice 2", "Grüße", "GRÜSSE", "100%", "a_b", "", "re: invoice", "ÿ")
@@ -60,17 +61,17 @@ class Box:
     """A mailbox with drafts of all kinds and mail of others."""
 
     def __init__(self, root: Path, clock: ManualClock, store: FileStore) -> None:
-        self.clock, self.store, self.drafts = clock, store, store._messages
+        self.clock, self.store = clock, store
         self.path = root / "example.test/alice"
         self.rng = random.Random(5)
 
     def fill(self) -> None:
         for number in range(14):
-            made = self.drafts.create(ALICE, self.properties())
+            made = blocking(self.store.messages.create)(ALICE, self.properties())
             flags = MessageChange(
                 is_read=number % 3 > 0, flagged=number % 4 == 0, is_other=number % 5 == 0
             )
-            self.drafts.update(ALICE, made.id, flags)
+            blocking(self.store.messages.update)(ALICE, made.id, flags)
             if number % 2:
                 self.clock.advance(50)
         for number in range(14):
@@ -78,7 +79,9 @@ class Box:
             path.write_bytes(self.mime(number).as_bytes(policy=SMTP))
             at_s = 1_600_000_000 + number // 2 * 100
             os.utime(path, (at_s, at_s + 0.25))
-        self.messages = self.drafts.query(ALICE, MessageQuery(top=1000)).messages
+        self.messages = self.store.messages._find(
+            ALICE, MessageQuery(top=1000), QueryTimeLimit(self.clock)
+        ).messages
         assert len(self.messages) == 28
 
     def properties(self) -> MessageProperties:

@@ -47,7 +47,7 @@ class HastyClock(ManualClock):
 def mailbox(place: Place) -> Path:
     """Twelve messages, each of 20,000 words that begin with the same four letters."""
     store = place.store()
-    mailbox = store._shared.folders.mailbox(ALICE)
+    mailbox = store._folders.mailbox(ALICE)
     for number in range(MESSAGES):
         words = "\r\n".join(f"aaaa{number}x{word}" for word in range(20_000))
         text = f"From: <b@b.test>\r\nSubject: {number}\r\n\r\n{words}\r\n"

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from relay.app.state_dir import AlreadyRunningError, lock_file
-from relay.mailbox import inbox, maildir, messages, moving, submit
+from relay.mailbox import FileStore, inbox, maildir, messages, submit
+from relay.mailbox import ready_submissions as ready
 from relay.mailbox.mail_root import (
     ForeignRootError,
     MailRoot,
@@ -32,6 +33,7 @@ from tests.support.manual_clock import ManualClock
 from tests.support.stores import ready_submissions, store_on
 
 ALICE = "alice@example.test"
+ID = "06gzg000000000a1"
 TO = EmailAddress("bob@example.test")
 CONTENT = b"Subject: s\r\n\r\nbody\r\n"
 
@@ -207,15 +209,17 @@ async def deliver(store: Any, unique: str = "06gzg000000000b1-1") -> DeliveryRes
 
 
 async def submit_new(store: Any) -> None:
-    await store.submit_new(ALICE, MessageProperties(subject="s", to=(TO,)), SendOptions())
+    await store.submissions.submit_new(
+        ALICE, MessageProperties(subject="s", to=(TO,)), SendOptions()
+    )
 
 
 async def create(store: Any) -> None:
-    await store.create_draft(ALICE, MessageProperties(subject="s"))
+    await store.messages.create(ALICE, MessageProperties(subject="s"))
 
 
 async def make_folder(store: Any) -> None:
-    await store.create_folder(ALICE, "new one")
+    await store.folders.create(ALICE, "new one")
 
 
 ACTS = {one.__name__: one for one in (deliver, submit_new, create, make_folder)}
@@ -248,12 +252,28 @@ async def test_nothing_is_written_into_another_tree(stored, name: str) -> None:
     assert len(files(disk.root)) > len(before[1]) or name == "make_folder"
 
 
-@pytest.mark.parametrize("name", ["list_folders", "mailbox_settings"])
+READS: dict[str, Callable[[FileStore], Coroutine[Any, Any, Any]]] = {
+    "folders": lambda store: store.folders.every(ALICE),
+    "changed folders": lambda store: store.folders.delta(ALICE, after="", limit=1),
+    "settings": lambda store: store.settings.read(ALICE),
+    "message": lambda store: store.messages.get(ALICE, ID),
+    "query": lambda store: store.messages.query(ALICE, MessageQuery()),
+    "changes": lambda store: store.messages.changes(ALICE),
+    "attachments": lambda store: store.attachments.opened(ALICE, ID),
+    "upload": lambda store: store.uploads.find("token"),
+    "range of an upload": lambda store: store.uploads.begin_range("token", 0),
+    "key": lambda store: store.submissions.find_keyed(ALICE, b"slot"),
+    "large MIME": lambda store: store.arrivals.draft(ALICE, "drafts", expected_bytes=1),
+    "files": lambda store: store.stored_files(),
+}
+
+
+@pytest.mark.parametrize("name", READS)
 async def test_nothing_is_read_from_another_tree(stored, name: str) -> None:
     store, disk = stored
     disk.vanish()
     with pytest.raises(StoreUnavailableError, match="its root is missing"):
-        await getattr(store, name)(ALICE)
+        await READS[name](store)
 
 
 async def test_mail_for_a_limited_mailbox_is_accepted_while_the_root_is_missing(
@@ -287,7 +307,7 @@ async def test_what_was_written_when_the_root_vanished_is_removed(
 
         return acted
 
-    for module in (messages, inbox, submit, moving):
+    for module in (messages, inbox, submit, ready):
         with suppress(AttributeError):
             monkeypatch.setattr(module, step, vanishing(getattr(module, step)))
     if step == "fsync":
@@ -305,17 +325,17 @@ async def test_what_was_written_when_the_root_vanished_is_removed(
 
 async def test_a_move_is_undone_when_the_root_vanishes(stored, monkeypatch) -> None:
     store, disk = stored
-    (message,) = (await store.query_messages(ALICE, MessageQuery(folder_id="inbox"))).messages
+    (message,) = (await store.messages.query(ALICE, MessageQuery(folder_id="inbox"))).messages
     before = files(disk.root)
-    rename = moving.rename
+    rename = messages.rename
 
     def vanishing(source: Path, target: Path) -> None:
         rename(source, target)
         disk.vanish()
 
-    monkeypatch.setattr(moving, "rename", vanishing)
+    monkeypatch.setattr(messages, "rename", vanishing)
     with pytest.raises(StoreUnavailableError):
-        await store.move_message(ALICE, message.id, "archive")
+        await store.messages.move(ALICE, message.id, "archive")
     assert files(disk.aside) == [one.replace("mail/", "aside/", 1) for one in before]
     assert files(disk.root) == before
 
@@ -367,16 +387,16 @@ async def test_a_submission_that_the_root_took_along_is_not_forgotten(
 
     monkeypatch.setattr(maildir.Stripes, "of", vanishing)
     steps = {
-        "content": lambda: store.submission_content(submission),
-        "complete": lambda: store.complete_submission(submission, queue_id="q"),
-        "fail": lambda: store.fail_submission(submission, None),
+        "content": lambda: store.ready.content(submission),
+        "complete": lambda: store.ready.complete(submission, queue_id="q"),
+        "fail": lambda: store.ready.fail(submission, None),
     }
     with pytest.raises(StoreUnavailableError):
         await steps[step]()
     monkeypatch.undo()
     disk.aside.rename(disk.root)
     await store.attend_root()
-    assert (store.pending_count, submission.path.exists()) == (1, True)
+    assert (len(store.ready.pending), submission.path.exists()) == (1, True)
     await taking.aclose()
 
 
@@ -387,9 +407,9 @@ async def test_submissions_are_listed_again_when_the_root_is_back(stored) -> Non
     submission = await anext(taking)
     status = submission.path.parent.stat()
     aside = submission.path.rename(disk.root / "aside")
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     os.utime(submission.path.parent, ns=(0, status.st_mtime_ns))
-    while store._pending._listings < 2:
+    while store.ready.pending._listings < 2:
         await asyncio.sleep(0.05)
     disk.root.rename(disk.aside)
     await store.attend_root()
@@ -406,11 +426,11 @@ async def test_pickup_has_ended_with_a_submission_that_was_removed(stored) -> No
     store, _ = stored
     taking = ready_submissions(store)
     for end in (
-        lambda one: store.complete_submission(one, queue_id="q"),
-        lambda one: store.fail_submission(one, None),
+        lambda one: store.ready.complete(one, queue_id="q"),
+        lambda one: store.ready.fail(one, None),
     ):
         submission = await anext(taking)
-        await store.submission_content(submission)
+        await store.ready.content(submission)
         submission.path.unlink()
         await end(submission)
         assert not store.keys.has_begun(submission.submission_id)

@@ -28,7 +28,7 @@ MIME = b"From: x@y.test\nTo: a@a.test\nBcc: h@h.test\nSubject: odd\n\nbody\n"
 @pytest.fixture
 async def maildir(place, store):
     """Alice's mailbox as the standard library sees it."""
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     return mailbox.Maildir(place.root / "example.test/alice", create=False)
 
 
@@ -39,39 +39,39 @@ async def test_a_draft_reads_as_it_was_created(store, draft):
         attachments=(FILE, INLINE),
         categories=("red",),
     )
-    made = await store.create_draft(ALICE, wanted)
-    assert made == await store.get(ALICE, made.id)
-    assert made == await store.get(ALICE, made.id, folder_id="Drafts")
+    made = await store.messages.create(ALICE, wanted)
+    assert made == await store.messages.get(ALICE, made.id)
+    assert made == await store.messages.get(ALICE, made.id, folder_id="Drafts")
     assert (made.is_draft, made.is_read, made.is_mime) == (True, True, False)
     assert made.properties.bcc == wanted.bcc
     assert made.properties.from_ == made.properties.sender == EmailAddress(ALICE)
     assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
     assert [one.name for one in made.attachments] == ["Übersicht.txt", "i.png"]
     assert made.size == made.path.stat().st_size
-    assert b"Bcc: h@h.test" in await store.mime(ALICE, made.id)
+    assert b"Bcc: h@h.test" in await store.messages.mime(ALICE, made.id)
 
 
 async def test_a_message_id_of_the_users_is_kept_if_it_is_one(store, draft):
-    made = await store.create_draft(ALICE, draft(internet_message_id="<mine@a.test>"))
+    made = await store.messages.create(ALICE, draft(internet_message_id="<mine@a.test>"))
     assert made.properties.internet_message_id == "<mine@a.test>"
-    made = await store.create_draft(ALICE, draft(internet_message_id="no id>\r\nX: y"))
+    made = await store.messages.create(ALICE, draft(internet_message_id="no id>\r\nX: y"))
     assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
 
 
 async def test_mime_is_kept_byte_for_byte_and_read(store):
-    made = await store.create_draft(ALICE, MIME)
+    made = await store.messages.create(ALICE, MIME)
     assert (made.is_mime, made.properties.subject, made.properties.body) == (True, "odd", "body\n")
     assert made.properties.bcc == (EmailAddress("h@h.test"),)
     assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
-    assert await store.mime(ALICE, made.id) == MIME
+    assert await store.messages.mime(ALICE, made.id) == MIME
 
 
 async def test_a_change_is_a_new_file_with_the_same_identity(place, store, draft):
-    made = await store.create_draft(ALICE, draft(attachments=(FILE,)))
+    made = await store.messages.create(ALICE, draft(attachments=(FILE,)))
     place.clock.advance(5)
     change = MessageChange(properties=draft(subject="new", body="longer"), flagged=True)
-    changed = await store.update(ALICE, made.id, change)
-    assert changed == await store.get(ALICE, made.id)
+    changed = await store.messages.update(ALICE, made.id, change)
+    assert changed == await store.messages.get(ALICE, made.id)
     assert (changed.properties.subject, changed.properties.body) == ("new", "longer")
     assert changed.attachments == made.attachments
     assert changed.properties.internet_message_id == made.properties.internet_message_id
@@ -86,24 +86,26 @@ async def test_a_change_is_a_new_file_with_the_same_identity(place, store, draft
 
 async def test_a_changed_mime_draft_keeps_its_attachments(store, draft):
     content = b"To: a@a.test\r\nContent-Type: application/pdf; name=a.pdf\r\n\r\nbytes"
-    made = await store.create_draft(ALICE, content)
-    changed = await store.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
+    made = await store.messages.create(ALICE, content)
+    changed = await store.messages.update(
+        ALICE, made.id, MessageChange(properties=draft(subject="new"))
+    )
     assert (changed.is_mime, changed.properties.subject) == (True, "new")
     assert [(one.name, one.size) for one in changed.attachments] == [("a.pdf", 5)]
 
 
 async def test_a_changed_mime_draft_stays_octet_for_octet_but_for_the_change(store):
     content = b"to: a@a.test\r\nX-Odd:  y\r\nSubject: old\r\n\r\nbody without end"
-    made = await store.create_draft(ALICE, content)
+    made = await store.messages.create(ALICE, content)
     wish = ExtendedProperty("SystemTime 0x3FEF", ("2030-01-01T00:00:00Z",))
     properties = replace(made.properties, subject="new", extended=(wish,), delivery_receipt=True)
-    changed = await store.update(ALICE, made.id, MessageChange(properties=properties))
-    assert await store.mime(ALICE, made.id) == content.replace(b"old", b"new")
+    changed = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
+    assert await store.messages.mime(ALICE, made.id) == content.replace(b"old", b"new")
     assert changed.properties == properties
-    marked = await store.update(ALICE, made.id, MessageChange(is_read=False, flagged=True))
-    assert await store.mime(ALICE, made.id) == content.replace(b"old", b"new")
+    marked = await store.messages.update(ALICE, made.id, MessageChange(is_read=False, flagged=True))
+    assert await store.messages.mime(ALICE, made.id) == content.replace(b"old", b"new")
     assert (marked.properties, marked.path.parent) == (properties, changed.path.parent)
-    unchanged = await store.update(ALICE, made.id, MessageChange(properties=properties))
+    unchanged = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
     assert unchanged.path.read_bytes().endswith(content.replace(b"old", b"new"))
 
 
@@ -112,12 +114,12 @@ async def test_the_body_of_a_signed_draft_cannot_be_changed(store):
         b"To: a@a.test\r\nContent-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\nsigned\r\n--s\r\n"
         b"Content-Type: application/pgp-signature\r\n\r\nx\r\n--s--\r\n"
     )
-    made = await store.create_draft(ALICE, content)
+    made = await store.messages.create(ALICE, content)
     with pytest.raises(NotADraftError, match="signed"):
-        await store.update(
+        await store.messages.update(
             ALICE, made.id, MessageChange(properties=replace(made.properties, body="new"))
         )
-    assert await store.mime(ALICE, made.id) == content
+    assert await store.messages.mime(ALICE, made.id) == content
 
 
 async def test_a_large_mime_draft_is_shown_and_changed_where_it_lies(store):
@@ -128,77 +130,77 @@ async def test_a_large_mime_draft_is_shown_and_changed_where_it_lies(store):
         + part
         + b"\r\n--m--\r\n"
     )
-    made = await store.create_draft(ALICE, content)
+    made = await store.messages.create(ALICE, content)
     assert [(one.name, one.size) for one in made.attachments] == [("large", 3_000_000)]
     properties = replace(made.properties, body="new text")
-    changed = await store.update(ALICE, made.id, MessageChange(properties=properties))
+    changed = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
     assert (changed.properties.body, changed.attachments) == ("new text", made.attachments)
     assert part in changed.path.read_bytes()
     assert f",S={changed.path.stat().st_size}:" in changed.path.name
 
 
 async def test_of_two_generations_the_higher_counts_and_the_lower_goes(place, store, draft):
-    made = await store.create_draft(ALICE, draft(subject="old"))
+    made = await store.messages.create(ALICE, draft(subject="old"))
     old = made.path.read_bytes()
-    await store.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
+    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
     made.path.write_bytes(old)  # as if a crash had come before it was removed
-    assert (await store.get(ALICE, made.id)).properties.subject == "new"
+    assert (await store.messages.get(ALICE, made.id)).properties.subject == "new"
     assert len(place.files(".Drafts")) == 1
 
 
 async def test_only_drafts_change_their_content(place, store, draft, maildir):
     maildir.add(b"Subject: arrived\n\nx")
-    [found] = (await store.query_messages(ALICE, MessageQuery())).messages
+    [found] = (await store.messages.query(ALICE, MessageQuery())).messages
     with pytest.raises(NotADraftError):
-        await store.update(ALICE, found.id, MessageChange(properties=draft()))
-    read = await store.update(ALICE, found.id, MessageChange(is_read=True, flagged=True))
+        await store.messages.update(ALICE, found.id, MessageChange(properties=draft()))
+    read = await store.messages.update(ALICE, found.id, MessageChange(is_read=True, flagged=True))
     assert (read.is_read, read.flagged, read.path.parent.name) == (True, True, "cur")
     assert read.path.name.endswith(":2,FS")
-    unread = await store.update(ALICE, found.id, MessageChange(is_read=False))
+    unread = await store.messages.update(ALICE, found.id, MessageChange(is_read=False))
     assert (unread.is_read, unread.flagged, unread.id) == (False, True, found.id)
 
 
 async def test_a_change_that_does_not_fit_changes_nothing(place, store, draft):
-    made = await store.create_draft(ALICE, draft())
+    made = await store.messages.create(ALICE, draft())
     place.quotas[ALICE] = made.size + 10
     with pytest.raises(MailboxFullError):
-        await store.update(ALICE, made.id, MessageChange(properties=draft(body="x" * 100)))
-    assert await store.get(ALICE, made.id) == made
+        await store.messages.update(ALICE, made.id, MessageChange(properties=draft(body="x" * 100)))
+    assert await store.messages.get(ALICE, made.id) == made
     assert place.left_over() == []
 
 
 async def test_deleting_moves_and_then_removes(place, store, draft):
-    made = await store.create_draft(ALICE, draft())
-    await store.delete(ALICE, made.id)
-    deleted = await store.get(ALICE, made.id)
+    made = await store.messages.create(ALICE, draft())
+    await store.messages.delete(ALICE, made.id)
+    deleted = await store.messages.get(ALICE, made.id)
     assert (deleted.folder.well_known, place.files(".Drafts")) == (WellKnown.DELETED_ITEMS, [])
-    await store.delete(ALICE, made.id)
+    await store.messages.delete(ALICE, made.id)
     assert place.files(".Trash") == []
     with pytest.raises(NoSuchItemError):
-        await store.delete(ALICE, made.id)
+        await store.messages.delete(ALICE, made.id)
 
 
 async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
     ids = []
     for _ in range(5):
-        ids.append((await store.create_draft(ALICE, draft())).id)
+        ids.append((await store.messages.create(ALICE, draft())).id)
         place.clock.advance(1)
     query = MessageQuery(folder_id="DRAFTS", skip=1, top=2, count=True)
-    page = await store.query_messages(ALICE, query)
+    page = await store.messages.query(ALICE, query)
     assert ([one.id for one in page.messages], page.total) == ([ids[3], ids[2]], 5)
-    page = await store.query_messages(ALICE, replace(query, skip=0, after=page.next_after))
+    page = await store.messages.query(ALICE, replace(query, skip=0, after=page.next_after))
     assert ([one.id for one in page.messages], page.next_after) == ([ids[1], ids[0]], "")
-    page = await store.query_messages(ALICE, MessageQuery(folder_id="inbox", count=True))
+    page = await store.messages.query(ALICE, MessageQuery(folder_id="inbox", count=True))
     assert (page.messages, page.total) == ((), 0)
     with pytest.raises(NoSuchItemError):
-        await store.query_messages(ALICE, MessageQuery(folder_id="nowhere"))
+        await store.messages.query(ALICE, MessageQuery(folder_id="nowhere"))
 
 
 async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, draft):
-    made = {(await store.create_draft(ALICE, draft())).id for _ in range(3)}
+    made = {(await store.messages.create(ALICE, draft())).id for _ in range(3)}
     seen, query = [], MessageQuery(bytes_max=1)
     while True:
-        page = await store.query_messages(ALICE, query)
+        page = await store.messages.query(ALICE, query)
         assert len(page.messages) == 1
         seen.append(page.messages[0].id)
         if not page.next_after:
@@ -209,19 +211,19 @@ async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, 
 
 @pytest.mark.parametrize("message_id", ["", "x", "../../etc/passwd", "0000000000000000", "\0"])
 async def test_an_id_that_is_none_finds_nothing(store, draft, message_id):
-    await store.create_draft(ALICE, draft())
+    await store.messages.create(ALICE, draft())
     with pytest.raises(NoSuchItemError):
-        await store.get(ALICE, message_id)
+        await store.messages.get(ALICE, message_id)
 
 
 async def test_a_mailbox_is_nobody_elses(store, draft):
-    made = await store.create_draft(ALICE, draft())
+    made = await store.messages.create(ALICE, draft())
     with pytest.raises(NoSuchItemError):
-        await store.get("bob@example.test", made.id)
+        await store.messages.get("bob@example.test", made.id)
 
 
 async def test_the_standard_library_reads_what_the_store_writes(store, draft, maildir):
-    made = await store.create_draft(ALICE, draft(subject="seen by others", attachments=(FILE,)))
+    made = await store.messages.create(ALICE, draft(subject="seen by others", attachments=(FILE,)))
     [message] = list(maildir.get_folder("Drafts"))
     assert (message["subject"], message.get_flags()) == ("seen by others", "DS")
     assert message["bcc"] is None
@@ -231,7 +233,7 @@ async def test_the_standard_library_reads_what_the_store_writes(store, draft, ma
 
 
 async def test_a_mail_client_flags_a_message_while_it_is_read(store, draft):
-    made = await store.create_draft(ALICE, draft())
+    made = await store.messages.create(ALICE, draft())
     plain, flagged = made.path, made.path.with_name(made.path.name.replace(":2,DS", ":2,DFS"))
 
     def play() -> None:
@@ -242,7 +244,7 @@ async def test_a_mail_client_flags_a_message_while_it_is_read(store, draft):
 
     player = asyncio.create_task(asyncio.to_thread(play))
     while not player.done():
-        assert (await store.get(ALICE, made.id)).id == made.id
+        assert (await store.messages.get(ALICE, made.id)).id == made.id
     await player
 
 
@@ -256,10 +258,10 @@ async def test_a_mail_client_renames_a_draft_as_soon_as_it_is_there(
         for file in directory.iterdir():
             file.rename(file.with_name(file.name.partition(":")[0] + ":2,DFS"))
 
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     monkeypatch.setattr(DirectorySync, "sync", renamed_at_once)
-    made = await store.create_draft(ALICE, draft())
-    await store.update(ALICE, made.id, MessageChange(properties=draft(subject="changed")))
+    made = await store.messages.create(ALICE, draft())
+    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="changed")))
     [file] = place.files(".Drafts")
     assert f"{made.id}_2" in file.name
-    assert (await store.get(ALICE, made.id)).properties.subject == "changed"
+    assert (await store.messages.get(ALICE, made.id)).properties.subject == "changed"

@@ -25,70 +25,72 @@ async def arrived(store):
 
 
 async def one(store, folder_id):
-    folder = await store.get_folder(ALICE, folder_id)
+    folder = await store.folders.get(ALICE, folder_id)
     [file] = [*(folder.path / "new").iterdir(), *(folder.path / "cur").iterdir()]
-    return await store.get(ALICE, file.name.split(".R")[1].split("_")[0])
+    return await store.messages.get(ALICE, file.name.split(".R")[1].split("_")[0])
 
 
 async def test_a_message_moves_and_stays_the_same(place, store, arrived):
-    moved = await store.move_message(ALICE, arrived.id, "Archive")
+    moved = await store.messages.move(ALICE, arrived.id, "Archive")
     assert (moved.id, moved.folder.id, moved.is_read) == (arrived.id, "archive", False)
     assert (moved.received_us, moved.size) == (arrived.received_us, arrived.size)
     assert moved.change_key != arrived.change_key
     [file] = place.files(".Archive")
     assert (file.parent.name, place.files("")) == ("cur", [])
     assert file.name.endswith(f",S={file.stat().st_size}:2,")
-    assert (await store.get(ALICE, arrived.id)).folder.id == "archive"
-    assert (await store.move_message(ALICE, arrived.id, "archive")).path == file
-    assert (await store.move_message(ALICE, arrived.id, "inbox")).folder.id == "inbox"
+    assert (await store.messages.get(ALICE, arrived.id)).folder.id == "archive"
+    assert (await store.messages.move(ALICE, arrived.id, "archive")).path == file
+    assert (await store.messages.move(ALICE, arrived.id, "inbox")).folder.id == "inbox"
 
 
 async def test_a_copy_is_a_message_of_its_own(place, store, arrived):
-    await store.update(ALICE, arrived.id, MessageChange(is_read=True, flagged=True))
-    copy = await store.copy_message(ALICE, arrived.id, "inbox")
+    await store.messages.update(ALICE, arrived.id, MessageChange(is_read=True, flagged=True))
+    copy = await store.messages.copy(ALICE, arrived.id, "inbox")
     assert (copy.is_read, copy.flagged, copy.received_us) == (True, True, arrived.received_us)
     assert copy.id != arrived.id
     first, second = place.files("")
     assert first.read_bytes() == second.read_bytes()
     assert {one.name.split(",S=")[1] for one in (first, second)} == {f"{first.stat().st_size}:2,FS"}
-    await store.remove_message(ALICE, arrived.id)
-    assert (await store.get(ALICE, copy.id)).properties.subject == "hello"
+    await store.messages.delete(ALICE, arrived.id, permanently=True)
+    assert (await store.messages.get(ALICE, copy.id)).properties.subject == "hello"
     assert place.left_over() == []
 
 
 async def test_a_copied_draft_is_sent_by_itself(place, store, draft):
-    made = await store.create_draft(ALICE, draft())
-    copy = await store.copy_message(ALICE, made.id, "drafts")
+    made = await store.messages.create(ALICE, draft())
+    copy = await store.messages.copy(ALICE, made.id, "drafts")
     assert copy.is_draft
     for message in (made, copy):
-        submission = await store.submit_draft(ALICE, message.id, SendOptions())
-        await store.complete_submission(submission, queue_id="q")
+        submission = await store.submissions.submit_draft(ALICE, message.id, SendOptions())
+        await store.ready.complete(submission, queue_id="q")
     assert (len(place.files(".Sent")), place.files(".Drafts")) == (2, [])
-    assert {(await store.get(ALICE, each.id)).folder.id for each in (made, copy)} == {"sentitems"}
+    assert {(await store.messages.get(ALICE, each.id)).folder.id for each in (made, copy)} == {
+        "sentitems"
+    }
 
 
 async def test_what_is_being_sent_stays_where_it_is(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SendOptions())
+    submission = await store.submissions.submit_new(ALICE, draft(), SendOptions())
     with pytest.raises(BeingSentError):
-        await store.move_message(ALICE, submission.draft_id, "archive")
+        await store.messages.move(ALICE, submission.draft_id, "archive")
     with pytest.raises(BeingSentError):
-        await store.remove_message(ALICE, submission.draft_id)
+        await store.messages.delete(ALICE, submission.draft_id, permanently=True)
     assert len(place.files(".Drafts")) == 1
 
 
-@pytest.mark.parametrize("deed", ["move_message", "copy_message"])
+@pytest.mark.parametrize("deed", ["move", "copy"])
 async def test_there_is_no_such_folder_or_message(store, arrived, deed):
     with pytest.raises(NoSuchItemError, match="no folder 'nowhere'"):
-        await getattr(store, deed)(ALICE, arrived.id, "nowhere")
+        await getattr(store.messages, deed)(ALICE, arrived.id, "nowhere")
     with pytest.raises(NoSuchItemError, match="no message"):
-        await getattr(store, deed)(ALICE, "nothing", "inbox")
+        await getattr(store.messages, deed)(ALICE, "nothing", "inbox")
 
 
 async def test_a_copy_counts_against_the_quota_and_a_move_does_not(place, store, arrived):
     place.quotas[ALICE] = arrived.size + 10
     with pytest.raises(MailboxFullError):
-        await store.copy_message(ALICE, arrived.id, "archive")
-    await store.move_message(ALICE, arrived.id, "archive")
+        await store.messages.copy(ALICE, arrived.id, "archive")
+    await store.messages.move(ALICE, arrived.id, "archive")
     assert place.left_over() == []
 
 
@@ -99,7 +101,7 @@ async def test_a_mail_client_flags_it_while_it_moves(place, store, arrived):
         flagged = file.with_name(f"{plain}:2,{'F' if turn % 2 else 'S'}")
         if file.parent.name == "new":
             flagged = file.parents[1] / "cur" / flagged.name
-        moving = store.move_message(ALICE, arrived.id, "archive" if turn % 2 else "inbox")
+        moving = store.messages.move(ALICE, arrived.id, "archive" if turn % 2 else "inbox")
         moved, _ = await asyncio.gather(moving, asyncio.to_thread(rename_if_there, file, flagged))
         assert moved.id == arrived.id
     assert len([*place.files(""), *place.files(".Archive")]) == 1
@@ -127,6 +129,6 @@ async def test_keywords_keep_their_meaning(place, store, arrived, there, flags):
     if there is not None:
         (home / ".Archive/dovecot-keywords").write_bytes(there)
     file.rename(home / "cur" / f"{file.name}:2,Sac")
-    await store.move_message(ALICE, arrived.id, "archive")
+    await store.messages.move(ALICE, arrived.id, "archive")
     [moved] = place.files(".Archive")
     assert moved.name.partition(":2,")[2] == flags

@@ -45,8 +45,8 @@ async def odd(request, place, store, tmp_path, monkeypatch) -> Path:
 
 async def test_a_listing_shows_the_message_beside_it(store, odd):
     async with asyncio.timeout(20):
-        page = await store.query_messages(ALICE, MessageQuery())
-        folders = await store.list_folders(ALICE)
+        page = await store.messages.query(ALICE, MessageQuery())
+        folders = await store.folders.every(ALICE)
     assert [one.properties.subject for one in page.messages] == ["s"]
     assert len(folders) > 1
 
@@ -54,13 +54,13 @@ async def test_a_listing_shows_the_message_beside_it(store, odd):
 @pytest.mark.parametrize("deed", ["get", "mime", "update", "change", "move", "copy", "submit"])
 async def test_nobody_waits_for_it_or_reads_it(store, draft, odd, deed):
     deeds = {
-        "get": lambda: store.get(ALICE, ID),
-        "mime": lambda: store.mime(ALICE, ID),
-        "update": lambda: store.update(ALICE, ID, MessageChange(is_read=True)),
-        "change": lambda: store.update(ALICE, ID, MessageChange(properties=draft())),
-        "move": lambda: store.move_message(ALICE, ID, "archive"),
-        "copy": lambda: store.copy_message(ALICE, ID, "archive"),
-        "submit": lambda: store.submit_draft(ALICE, ID, SendOptions()),
+        "get": lambda: store.messages.get(ALICE, ID),
+        "mime": lambda: store.messages.mime(ALICE, ID),
+        "update": lambda: store.messages.update(ALICE, ID, MessageChange(is_read=True)),
+        "change": lambda: store.messages.update(ALICE, ID, MessageChange(properties=draft())),
+        "move": lambda: store.messages.move(ALICE, ID, "archive"),
+        "copy": lambda: store.messages.copy(ALICE, ID, "archive"),
+        "submit": lambda: store.submissions.submit_draft(ALICE, ID, SendOptions()),
     }
     with pytest.raises((NoSuchItemError, StoreUnavailableError)):
         async with asyncio.timeout(20):

@@ -32,7 +32,7 @@ SHORT = pytest.mark.parametrize("length", [nothing, half_of_the_block, half_of_t
 @pytest.fixture
 async def submitted(store, draft):
     """A submission on disk, whose file is made short under all of its names."""
-    return await store.submit_new(ALICE, draft(body="0123456789\r\n" * 100), SAVE)
+    return await store.submissions.submit_new(ALICE, draft(body="0123456789\r\n" * 100), SAVE)
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ async def test_in_preparing_it_goes_at_the_next_start(place, shortened, length):
     shortened.path.rename(place.root / ".submissions/preparing" / shortened.submission_id)
     if length is not half_of_the_body:
         file.unlink()  # its name came last, and cannot be found by what is in the file
-    assert await place.store().remove_unfinished_submissions() == 1
+    assert await place.store().submissions.remove_unfinished() == 1
     assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
 
 
 @pytest.mark.parametrize("length", [nothing, half_of_the_block])
 async def test_in_ready_it_is_moved_to_corrupt(place, store, draft, shortened):
-    whole = await store.submit_new(ALICE, draft(), SAVE)
+    whole = await store.submissions.submit_new(ALICE, draft(), SAVE)
     async with aclosing(ready_submissions(place.store())) as submissions:
         assert (await anext(submissions)).submission_id == whole.submission_id
     assert place.submissions() == [whole.path]
@@ -62,7 +62,7 @@ async def test_in_ready_it_is_moved_to_corrupt(place, store, draft, shortened):
 
 @pytest.mark.parametrize("length", [half_of_the_body])
 async def test_half_a_body_is_reported_and_never_sent(store, shortened):
-    content = await store.submission_content(shortened)
+    content = await store.ready.content(shortened)
     with pytest.raises(ConversionError):
         convert(content, now_us=0, hostname="h")
 
@@ -71,7 +71,7 @@ async def test_half_a_body_is_reported_and_never_sent(store, shortened):
 async def test_in_drafts_it_is_shown_and_can_be_deleted(place, store, shortened):
     shortened.path.unlink()
     again = place.store()
-    shown = await again.get(ALICE, shortened.draft_id)
+    shown = await again.messages.get(ALICE, shortened.draft_id)
     assert shown.is_draft
-    await again.delete(ALICE, shown.id)
+    await again.messages.delete(ALICE, shown.id)
     assert place.files(".Drafts") == []

@@ -9,6 +9,7 @@ import pytest
 from relay.mailbox import MailboxFullError
 from relay.mailbox.quota import Quota
 from relay.mailbox.types import CountedUsage, MailboxTooSmallError, QuotaLimits, Room, Usage
+from tests.support.stores import blocking
 
 MIB = 1024 * 1024
 
@@ -126,14 +127,14 @@ def test_reports_pass_within_a_bound(tmp_path, limits, used, fits):
 
 async def test_threads_that_write_at_once_fill_the_mailbox_and_no_more(place, draft):
     store = place.store()
-    sizes = {(await store.create_draft("alice@example.test", draft())).size for _ in range(2)}
+    sizes = {(await store.messages.create("alice@example.test", draft())).size for _ in range(2)}
     [size_bytes] = sizes
     place.quotas["alice@example.test"] = size_bytes * 8
     outcomes: list[str] = []
 
     def write() -> None:
         try:
-            store._messages.create("alice@example.test", draft())
+            blocking(store.messages.create)("alice@example.test", draft())
             outcomes.append("written")
         except MailboxFullError:
             outcomes.append("full")

@@ -17,7 +17,7 @@ from relay.message.extended_properties import (
 )
 from relay.message.properties import ExtendedProperty
 from relay.mime.draft import read_properties
-from tests.support.stores import ready_submissions
+from tests.support.stores import blocking, ready_submissions
 
 ALICE = "alice@example.test"
 BOB = "bob@example.test"
@@ -37,7 +37,7 @@ def due_us(place) -> int:
 @pytest.fixture
 async def waiting(store, draft, due_us):
     """A submission that waits for an hour."""
-    return await store.submit_new(
+    return await store.submissions.submit_new(
         ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
     )
 
@@ -60,8 +60,8 @@ async def come_to_time(place, store) -> list:
 
 async def brought_up(place, store):
     now_us = place.clock.time_us()
-    names = [name for at, name in store._shared.submissions.list_scheduled() if at <= now_us]
-    return await store._actions.run(store._shared.scheduled.make_due_ready, names)
+    names = [name for at, name in store._directory.list_scheduled() if at <= now_us]
+    return await store._threads.run(store._scheduled.make_due_ready, names)
 
 
 async def test_a_scheduled_send_waits_and_is_seen_to_wait(place, store, waiting, due_us):
@@ -70,13 +70,13 @@ async def test_a_scheduled_send_waits_and_is_seen_to_wait(place, store, waiting,
     [file] = place.files(".Drafts")
     assert file.samefile(waiting.path)
     assert (await step_2(place, waiting)).keys() == {"deferred_until"}
-    shown = await store.get(ALICE, waiting.draft_id)
+    shown = await store.messages.get(ALICE, waiting.draft_id)
     assert shown.is_draft
     assert shown.properties.extended == until(due_us)
 
 
 async def test_a_time_in_the_past_is_now(place, store, draft):
-    submission = await store.submit_new(
+    submission = await store.submissions.submit_new(
         ALICE, draft(), SendOptions(scheduled_us=place.clock.time_us())
     )
     assert place.submissions() == [submission.path]
@@ -94,7 +94,7 @@ async def test_what_is_due_is_ready_since_then(place, store, waiting):
     assert submission.ready_us == place.clock.time_us()
     assert place.submissions() == [submission.path]
     assert deferred(place) == []
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions()) == (1, [], [])
 
 
@@ -128,7 +128,7 @@ async def test_a_send_that_cannot_become_ready_blocks_no_other(
     place, store, draft, waiting, broken
 ):
     due_us = waiting.options.scheduled_us
-    theirs = await store.submit_new(BOB, draft(), SendOptions(scheduled_us=due_us))
+    theirs = await store.submissions.submit_new(BOB, draft(), SendOptions(scheduled_us=due_us))
     path = place.root / "example.test/alice" if broken == "its mailbox" else waiting.path
     away = path.rename(path.with_name("away"))
     path.write_bytes(b"") if broken == "its mailbox" else path.symlink_to(path.name)
@@ -151,7 +151,7 @@ async def test_a_draft_whose_flags_changed_is_sent(place, store, waiting):
 
 
 async def test_deleting_the_draft_cancels(place, store, waiting):
-    await store.delete(ALICE, waiting.draft_id)
+    await store.messages.delete(ALICE, waiting.draft_id)
     assert deferred(place) == []
     assert len(place.files(".Trash")) == 1
     assert (await step_2(place, waiting))["reason"] == "the draft was deleted"
@@ -159,16 +159,18 @@ async def test_deleting_the_draft_cancels(place, store, waiting):
 
 
 async def test_taking_the_time_away_cancels_and_the_draft_can_be_sent(place, store, draft, waiting):
-    await store.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new")))
+    await store.messages.update(
+        ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new"))
+    )
     assert deferred(place) == []
     assert (await step_2(place, waiting))["reason"] == "its send time was removed"
-    submission = await store.submit_draft(ALICE, waiting.draft_id, SendOptions())
+    submission = await store.submissions.submit_draft(ALICE, waiting.draft_id, SendOptions())
     assert place.submissions() == [submission.path]
 
 
 async def test_another_time_counts(place, store, draft, waiting, due_us):
     later_us = due_us + HOUR_US
-    await store.update(
+    await store.messages.update(
         ALICE, waiting.draft_id, MessageChange(properties=draft(extended=until(later_us)))
     )
     assert deferred(place) == [f"{waiting.submission_id}@{later_us}"]
@@ -180,7 +182,7 @@ async def test_another_time_counts(place, store, draft, waiting, due_us):
 
 async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiting, due_us):
     changed = draft(subject="better", extended=until(due_us))
-    await store.update(ALICE, waiting.draft_id, MessageChange(properties=changed))
+    await store.messages.update(ALICE, waiting.draft_id, MessageChange(properties=changed))
     [file] = place.files(".Drafts")
     assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
     [submission] = await come_to_time(place, store)
@@ -192,13 +194,15 @@ async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiti
 
 async def test_options_follow_a_changed_draft(place, store, draft, due_us):
     options = SendOptions(sent_folder="archive", scheduled_us=due_us)
-    submission = await store.submit_new(ALICE, draft(extended=until(due_us)), options)
+    submission = await store.submissions.submit_new(ALICE, draft(extended=until(due_us)), options)
 
     async def after(*more: ExtendedProperty) -> SendOptions:
         properties = draft(subject=str(more), extended=(*until(due_us), *more))
-        await store.update(ALICE, submission.draft_id, MessageChange(properties=properties))
+        await store.messages.update(
+            ALICE, submission.draft_id, MessageChange(properties=properties)
+        )
         [name] = deferred(place)
-        return store._shared.submissions.read(submission.path.with_name(name)).options
+        return store._directory.read(submission.path.with_name(name)).options
 
     assert await after() == options
     assert await after(ExtendedProperty(DELETE_AFTER_SUBMIT, ("true",))) == replace(
@@ -210,7 +214,7 @@ async def test_options_follow_a_changed_draft(place, store, draft, due_us):
 
 
 async def test_flags_of_a_waiting_draft_are_free(place, store, waiting):
-    await store.update(ALICE, waiting.draft_id, MessageChange(flagged=True))
+    await store.messages.update(ALICE, waiting.draft_id, MessageChange(flagged=True))
     [file] = place.files(".Drafts")
     assert file.name.endswith(":2,DFS")
     assert len(deferred(place)) == 1
@@ -218,20 +222,20 @@ async def test_flags_of_a_waiting_draft_are_free(place, store, waiting):
 
 async def test_a_second_send_of_a_waiting_draft_is_the_first(place, store, waiting, due_us):
     options = SendOptions(scheduled_us=due_us)
-    assert await store.submit_draft(ALICE, waiting.draft_id, options) == waiting
+    assert await store.submissions.submit_draft(ALICE, waiting.draft_id, options) == waiting
     for other in (SendOptions(), replace(options, save_to_sent_items=False)):
         with pytest.raises(BeingSentError, match="is scheduled to be sent"):
-            await store.submit_draft(ALICE, waiting.draft_id, other)
+            await store.submissions.submit_draft(ALICE, waiting.draft_id, other)
     assert len(deferred(place)) == 1
 
 
 async def test_what_is_ready_is_cancelled_no_more(place, store, draft, waiting):
     await come_to_time(place, store)
     for deed in (
-        store.delete(ALICE, waiting.draft_id),
-        store.update(ALICE, waiting.draft_id, MessageChange(properties=draft())),
-        store.update(ALICE, waiting.draft_id, MessageChange(is_read=False)),
-        store.submit_draft(ALICE, waiting.draft_id, SendOptions()),
+        store.messages.delete(ALICE, waiting.draft_id),
+        store.messages.update(ALICE, waiting.draft_id, MessageChange(properties=draft())),
+        store.messages.update(ALICE, waiting.draft_id, MessageChange(is_read=False)),
+        store.submissions.submit_draft(ALICE, waiting.draft_id, SendOptions()),
     ):
         with pytest.raises(BeingSentError):
             await deed
@@ -239,12 +243,12 @@ async def test_what_is_ready_is_cancelled_no_more(place, store, draft, waiting):
 
 
 async def test_drafts_without_a_submission_cost_no_listing(place, store, draft, monkeypatch):
-    made = await store.create_draft(ALICE, draft())
+    made = await store.messages.create(ALICE, draft())
     listed = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
-    await store.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
-    await store.delete(ALICE, made.id)
+    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
+    await store.messages.delete(ALICE, made.id)
     assert [one for one in listed if "submissions" in one] == []
 
 
@@ -255,16 +259,16 @@ async def test_submissions_that_are_copies_are_found_as_well(
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", link)
-    submission = await store.submit_new(ALICE, draft(), SendOptions())
+    submission = await store.submissions.submit_new(ALICE, draft(), SendOptions())
     with pytest.raises(BeingSentError):
-        await store.delete(ALICE, submission.draft_id)
-    held = await store.submit_new(
+        await store.messages.delete(ALICE, submission.draft_id)
+    held = await store.submissions.submit_new(
         ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
     )
     changed = draft(subject="better", extended=until(due_us))
-    await store.update(ALICE, held.draft_id, MessageChange(properties=changed))
+    await store.messages.update(ALICE, held.draft_id, MessageChange(properties=changed))
     assert read_properties(held.path.read_bytes()).subject == "better"
-    await store.delete(ALICE, held.draft_id)
+    await store.messages.delete(ALICE, held.draft_id)
     assert deferred(place) == []
 
 
@@ -289,33 +293,35 @@ def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, p
     later_us = due_us + seconds * 1_000_000
     store = place.store()
     waiting = asyncio.run(
-        store.submit_new(ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us))
+        store.submissions.submit_new(
+            ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+        )
     )
-    waiting_on_disk = store._shared.scheduled
-    store._messages._shared = replace(store._shared, crash=Die(point))
+    waiting_on_disk = store._scheduled
+    store.messages.crash = Die(point)
     waiting_on_disk._reached = Die(point).reached
     change = MessageChange(properties=draft(subject="new", extended=until(later_us)))
     with pytest.raises(KeyboardInterrupt):
-        store._messages.update(ALICE, waiting.draft_id, change)
+        blocking(store.messages.update)(ALICE, waiting.draft_id, change)
     again = place.store()
-    asyncio.run(again.remove_unfinished_submissions())
+    asyncio.run(again.submissions.remove_unfinished())
     place.clock.advance(seconds)
     submissions = asyncio.run(come_to_time(place, again))
     [submission] = submissions
     assert submission.submission_id == waiting.submission_id
-    shown = asyncio.run(again.get(ALICE, waiting.draft_id))
+    shown = asyncio.run(again.messages.get(ALICE, waiting.draft_id))
     assert shown.properties.subject == read_properties(submission.path.read_bytes()).subject
     assert shown.properties.subject == ("new" if point in CHANGE[2:] else "s")
-    asyncio.run(again.complete_submission(submission, queue_id="q"))
+    asyncio.run(again.ready.complete(submission, queue_id="q"))
     assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions(), deferred(place)) == (1, [], [], [])  # fmt: skip
-    asyncio.run(again.create_draft(ALICE, draft()))
+    asyncio.run(again.messages.create(ALICE, draft()))
     assert place.left_over() == []
 
 
 async def test_a_change_that_the_disk_refuses_changes_nothing(
     place, store, draft, waiting, monkeypatch
 ):
-    sync = store._shared.syncs.sync
+    sync = store._syncs.sync
     drafts = place.root / "example.test/alice/.Drafts/cur"
 
     def failing(directory):
@@ -323,11 +329,11 @@ async def test_a_change_that_the_disk_refuses_changes_nothing(
             raise OSError(errno.EIO, "broken")
         sync(directory)
 
-    monkeypatch.setattr(store._shared.syncs, "sync", failing)
+    monkeypatch.setattr(store._syncs, "sync", failing)
     before = waiting.path.read_bytes()
     later = until(waiting.options.scheduled_us + HOUR_US)
     with pytest.raises(StoreUnavailableError):
-        await store.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new", extended=later)))  # fmt: skip
+        await store.messages.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new", extended=later)))  # fmt: skip
     monkeypatch.undo()
     assert deferred(place) == [waiting.path.name]
     assert waiting.path.read_bytes() == before

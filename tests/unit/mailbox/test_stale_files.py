@@ -15,7 +15,7 @@ HOUR_US = 3600 * 1_000_000
 async def home(place, store):
     """The mailbox, made but not written to by any store that is asked later."""
     place.clock.now_us = SystemClock().time_us()  # the files' own times are the machine's
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     return place.root / "example.test/alice"
 
 
@@ -72,9 +72,9 @@ async def test_half_written_drafts_go_at_first_use_only(place, store, home, draf
     ours.write_bytes(b"half")
     theirs = ours.with_name("1.M1P1.other")
     theirs.write_bytes(b"half")
-    await store.create_draft(ALICE, draft())
+    await store.messages.create(ALICE, draft())
     assert (ours.exists(), theirs.exists()) == (False, True)
     ours.write_bytes(b"in work")
     place.clock.now_s += 25 * 3600
-    await store.create_draft(ALICE, draft())
+    await store.messages.create(ALICE, draft())
     assert ours.exists()

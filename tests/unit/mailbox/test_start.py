@@ -4,15 +4,14 @@ import asyncio
 import errno
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import SendOptions
-from relay.mailbox.submit import SubmissionWriter
-from tests.support.stores import ready_submissions
+from relay.mailbox.submit import Submissions
+from tests.support.stores import blocking, ready_submissions
 
 ALICE = "alice@example.test"
 HOUR_US = 3_600_000_000
@@ -39,17 +38,17 @@ def listings() -> Listings:
 async def test_no_mailbox_is_looked_into(place, draft, listings):
     before = place.store()
     due_us = place.clock.time_us() + HOUR_US
-    sent = [await before.submit_new(ALICE, draft(), SendOptions()) for _ in range(3)]
-    later = [await before.submit_new(ALICE, draft(), SendOptions(scheduled_us=due_us)) for _ in range(3)]  # fmt: skip
+    sent = [await before.submissions.submit_new(ALICE, draft(), SendOptions()) for _ in range(3)]
+    later = [await before.submissions.submit_new(ALICE, draft(), SendOptions(scheduled_us=due_us)) for _ in range(3)]  # fmt: skip
     for number in range(MAILBOXES):
         (place.root / f"example.test/user{number}/cur").mkdir(parents=True)
     listings.seen = []
     after = place.store()
-    await after.remove_unfinished_submissions()
+    await after.submissions.remove_unfinished()
     submissions = ready_submissions(after)
     async with asyncio.timeout(10):
         found = [await anext(submissions) for _ in sent]
-        while after.scheduled_count < len(later):
+        while after.ready.timer.count < len(later):
             await asyncio.sleep(0)
     await submissions.aclose()
     looked_into, listings.seen = listings.seen, None
@@ -69,12 +68,11 @@ class Killed(CrashPoints):
 def cut_off(place, draft, monkeypatch) -> None:
     """Leave what a crash before the 202 leaves: a draft, and its second name in preparing/."""
     store = place.store()
-    sending = store._writer
-    sending._shared = replace(store._shared, crash=Killed())
+    store.submissions.crash = Killed()
     with monkeypatch.context() as patched:
         patched.setattr("relay.mailbox.submit._remove_all", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
-            sending.submit_new(ALICE, draft(), SendOptions())
+            blocking(store.submissions.submit_new)(ALICE, draft(), SendOptions())
 
 
 async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, monkeypatch):
@@ -82,11 +80,11 @@ async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, mon
     home = place.root / "example.test/alice"
     away = home.rename(home.with_name("away"))
     home.write_bytes(b"no mailbox")
-    assert await place.store().remove_unfinished_submissions() == 0
+    assert await place.store().submissions.remove_unfinished() == 0
     home.unlink()
     away.rename(home)
     assert len(place.left_over()) == len(place.files(".Drafts")) == 1
-    assert await place.store().remove_unfinished_submissions() == 1
+    assert await place.store().submissions.remove_unfinished() == 1
     assert (place.left_over(), place.files(".Drafts")) == ([], [])
 
 
@@ -95,27 +93,27 @@ async def test_a_submission_interrupted_after_its_steps_is_withdrawn(
     place, draft, monkeypatch, is_new
 ):
     store = place.store()
-    sent = await store.submit_new(ALICE, draft(subject="before"), SendOptions())
-    kept = None if is_new else await store.create_draft(ALICE, draft())
+    sent = await store.submissions.submit_new(ALICE, draft(subject="before"), SendOptions())
+    kept = None if is_new else await store.messages.create(ALICE, draft())
     with monkeypatch.context() as patched:
         patched.setattr("relay.mailbox.submit._remove_all", lambda *_: None)
-        patched.setattr(SubmissionWriter, "_withdraw", lambda *_: None)
+        patched.setattr(Submissions, "_withdraw", lambda *_: None)
         patched.setattr("relay.mailbox.submit.os.rename", killed)
-        send, what = store._writer.submit_new, draft()
+        send, what = store.submissions.submit_new, draft()
         if kept is not None:
-            send, what = store._writer.submit_draft, kept.id
+            send, what = store.submissions.submit_draft, kept.id
         with pytest.raises(KeyboardInterrupt):
-            send(ALICE, what, SendOptions())
+            blocking(send)(ALICE, what, SendOptions())
     [cut_off] = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
     assert await place.log.submission(cut_off) is not None
     after = place.store()
-    assert await after.remove_unfinished_submissions() == 1
+    assert await after.submissions.remove_unfinished() == 1
     assert await place.log.submission(cut_off) is None
     found = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
     assert list(found) == [sent.submission_id]
     assert len(place.files(".Drafts")) == (1 if kept is None else 2)
     if kept is not None:
-        await after.submit_draft(ALICE, kept.id, SendOptions())
+        await after.submissions.submit_draft(ALICE, kept.id, SendOptions())
 
 
 def killed(*_):
@@ -124,7 +122,9 @@ def killed(*_):
 
 async def test_an_unreadable_submission_blocks_no_other_at_the_start(place, draft, monkeypatch):
     before = place.store()
-    first, second = [await before.submit_new(ALICE, draft(), SendOptions()) for _ in range(2)]
+    first, second = [
+        await before.submissions.submit_new(ALICE, draft(), SendOptions()) for _ in range(2)
+    ]
     really_open = os.open
 
     def failing(path, *more, **named):
@@ -142,7 +142,7 @@ async def test_an_unreadable_submission_blocks_no_other_at_the_start(place, draf
 
 
 async def test_what_is_no_file_is_no_submission(place, draft):
-    submission = await place.store().submit_new(ALICE, draft(), SendOptions())
+    submission = await place.store().submissions.submit_new(ALICE, draft(), SendOptions())
     name, _, at = submission.path.name.partition(".")
     letters = set("abcd") - {name[-1]}
     strangers = [submission.path.with_name(f"{name[:-1]}{letter}.{at}") for letter in letters]

@@ -25,14 +25,14 @@ from relay.mailbox.maildir import SYNC_FAILURES, Stripes
 from relay.mailbox.query import MessageQuery
 from relay.mime.convert import convert
 from relay.mime.draft import read_properties
-from tests.support.stores import ready_submissions
+from tests.support.stores import blocking, ready_submissions
 
 ALICE = "alice@example.test"
 SAVE, FORGET = SendOptions(), SendOptions(save_to_sent_items=False)
 
 
 async def test_a_submission_is_a_draft_and_a_second_name_of_its_file(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     [file], [ready] = place.files(".Drafts"), place.submissions()
     assert file.samefile(ready)
     assert ready == submission.path
@@ -46,19 +46,19 @@ async def test_a_submission_is_a_draft_and_a_second_name_of_its_file(place, stor
 
 
 async def test_the_submission_is_what_is_sent_whatever_happens_to_the_draft(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(subject="first"), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(subject="first"), SAVE)
     for file in place.files(".Drafts"):
         file.unlink()
-    content = (await store.submission_content(submission)).octets
+    content = (await store.ready.content(submission)).octets
     assert read_properties(content).subject == "first"
     assert convert(content, now_us=0, hostname="h").recipients == ("bob@b.test",)
 
 
 async def test_step_4_moves_the_original_once(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     before = place.files(".Drafts")[0].read_bytes()
     for _ in range(2):
-        await store.complete_submission(submission, queue_id="q1")
+        await store.ready.complete(submission, queue_id="q1")
     [sent] = place.files(".Sent")
     assert sent.name == f"{submission.base_name},S={len(before)}:2,S"
     assert sent.read_bytes() == before
@@ -66,80 +66,82 @@ async def test_step_4_moves_the_original_once(place, store, draft):
     told = await place.log.submission(submission.submission_id)
     assert told["queue_id"] == "q1"
     assert told["steps"][-1]["detail"] == {"folder": "sentitems", "queue_id": "q1"}
-    message = await store.get(ALICE, submission.draft_id)
+    message = await store.messages.get(ALICE, submission.draft_id)
     assert (message.is_draft, message.folder.id) == (False, "sentitems")
 
 
 async def test_an_unsaved_message_is_removed(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), FORGET)
-    await store.complete_submission(submission, queue_id="q")
+    submission = await store.submissions.submit_new(ALICE, draft(), FORGET)
+    await store.ready.complete(submission, queue_id="q")
     assert (place.files(".Drafts"), place.files(".Sent"), place.submissions()) == ([], [], [])
     told = await place.log.submission(submission.submission_id)
     assert told["steps"][-1]["detail"] == {"folder": None, "queue_id": "q"}
 
 
 async def test_a_removed_draft_is_filed_from_the_submission(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     content = submission.path.read_bytes()
     place.files(".Drafts")[0].unlink()
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     assert [file.read_bytes() for file in place.files(".Sent")] == [content]
 
 
 async def test_a_draft_whose_flags_changed_is_found_by_its_base_name(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     [file] = place.files(".Drafts")
     file.rename(file.with_name(file.name.replace(":2,DS", ":2,DFRS")))
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     assert [file.name.partition(":")[2] for file in place.files(".Sent")] == ["2,FRS"]
     assert place.files(".Drafts") == []
 
 
 async def test_an_original_that_a_mail_client_filed_is_not_doubled(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     [file] = place.files(".Drafts")
     file.rename(file.parents[2] / ".Archive/cur" / file.name.replace(":2,DS", ":2,S"))
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     assert (place.files(".Sent"), len(place.files(".Archive")), place.submissions()) == ([], 1, [])
 
 
 async def test_step_4_is_never_refused_by_quota(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     place.quotas[ALICE] = 1
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     assert len(place.files(".Sent")) == 1
 
 
 async def test_what_is_being_sent_cannot_be_changed(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     for action in (
-        store.update(ALICE, submission.draft_id, MessageChange(properties=draft(subject="x"))),
-        store.delete(ALICE, submission.draft_id),
-        store.submit_draft(ALICE, submission.draft_id, SAVE),
+        store.messages.update(
+            ALICE, submission.draft_id, MessageChange(properties=draft(subject="x"))
+        ),
+        store.messages.delete(ALICE, submission.draft_id),
+        store.submissions.submit_draft(ALICE, submission.draft_id, SAVE),
     ):
         with pytest.raises(BeingSentError):
             await action
     assert len(place.submissions()) == 1
-    await store.complete_submission(submission, queue_id="q")
-    await store.delete(ALICE, submission.draft_id)
+    await store.ready.complete(submission, queue_id="q")
+    await store.messages.delete(ALICE, submission.draft_id)
     assert len(place.files(".Trash")) == 1
 
 
 async def test_a_draft_is_sent_as_it_is(place, store, draft):
-    made = await store.create_draft(ALICE, draft())
-    submission = await store.submit_draft(ALICE, made.id, SAVE)
+    made = await store.messages.create(ALICE, draft())
+    submission = await store.submissions.submit_draft(ALICE, made.id, SAVE)
     assert submission.path.samefile(made.path)
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     assert [file.name for file in place.files(".Sent")] == [made.path.name.replace(":2,DS", ":2,S")]
     with pytest.raises(NotADraftError):
-        await store.submit_draft(ALICE, made.id, SAVE)
+        await store.submissions.submit_draft(ALICE, made.id, SAVE)
     with pytest.raises(NoSuchItemError):
-        await store.submit_draft(ALICE, "0000000000000000", SAVE)
+        await store.submissions.submit_draft(ALICE, "0000000000000000", SAVE)
 
 
 async def test_a_draft_is_rewritten_when_it_is_not_to_be_saved(place, store, draft):
-    made = await store.create_draft(ALICE, draft())
-    submission = await store.submit_draft(ALICE, made.id, FORGET)
+    made = await store.messages.create(ALICE, draft())
+    submission = await store.submissions.submit_draft(ALICE, made.id, FORGET)
     [file] = place.files(".Drafts")
     assert (submission.draft_id, file.samefile(submission.path)) == (made.id, True)
     after_a_crash = place.store()
@@ -148,59 +150,59 @@ async def test_a_draft_is_rewritten_when_it_is_not_to_be_saved(place, store, dra
 
 
 async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store):
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     content = b"To: bob@b.test\nSubject: by hand\n\nhello\n"
     file = place.root / "example.test/alice/.Drafts/cur/1700.M1P1.mutt:2,DS"
     file.write_bytes(content)
-    [found] = (await store.query_messages(ALICE, MessageQuery(folder_id="drafts"))).messages
-    submission = await store.submit_draft(ALICE, found.id, SAVE)
+    [found] = (await store.messages.query(ALICE, MessageQuery(folder_id="drafts"))).messages
+    submission = await store.submissions.submit_draft(ALICE, found.id, SAVE)
     assert submission.draft_id == found.id
     assert len(place.files(".Drafts")) == 1
-    assert (await store.submission_content(submission)).octets.endswith(content)
-    assert await store.mime(ALICE, found.id) == content
+    assert (await store.ready.content(submission)).octets.endswith(content)
+    assert await store.messages.mime(ALICE, found.id) == content
 
 
 async def test_each_send_of_a_draft_has_a_higher_number(place, store, draft):
-    made = await store.create_draft(ALICE, draft())
+    made = await store.messages.create(ALICE, draft())
     numbers = []
     for _ in range(3):
         place.clock.advance(1)
-        submission = await store.submit_draft(ALICE, made.id, SAVE)
+        submission = await store.submissions.submit_draft(ALICE, made.id, SAVE)
         numbers.append(int(submission.submission_id.partition(".")[2]))
         assert len(submission.submission_id) <= 64
-        await store.fail_submission(submission, None)
+        await store.ready.fail(submission, None)
     assert numbers == sorted(set(numbers))
 
 
 async def test_a_failed_submission_leaves_one_report_and_a_plain_draft(place, store, draft):
     place.quotas[ALICE] = 10_000
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     place.quotas[ALICE] = 1
     for _ in range(2):
-        await store.fail_submission(submission, b"Subject: report\r\n\r\n")
+        await store.ready.fail(submission, b"Subject: report\r\n\r\n")
     submission.path.write_bytes(b"the crash came before the submission went")
-    await place.store().fail_submission(submission, b"Subject: report\r\n\r\n")
+    await place.store().ready.fail(submission, b"Subject: report\r\n\r\n")
     [report] = place.files("")
     assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
     assert (len(place.files(".Drafts")), place.submissions()) == (1, [])
-    assert (await store.get(ALICE, submission.draft_id)).is_draft
+    assert (await store.messages.get(ALICE, submission.draft_id)).is_draft
 
 
 async def test_a_report_without_room_leaves_the_submission_until_it_goes_elsewhere(
     place, store, draft
 ):
     place.message_quotas[ALICE] = 1
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     for number in range(110):
         (place.files(".Drafts")[0].parent / f"{number}.x.y,S=1:2,S").write_bytes(b"x")
     with pytest.raises(MailboxFullError):
-        await store.fail_submission(submission, b"Subject: report\r\n\r\n")
+        await store.ready.fail(submission, b"Subject: report\r\n\r\n")
     assert place.submissions() == [submission.path]
-    await store.fail_submission(submission, b"Subject: report\r\n\r\n", report_to=DEAD_LETTER)
+    await store.ready.fail(submission, b"Subject: report\r\n\r\n", report_to=DEAD_LETTER)
     [report] = (place.root.parent / "dead-letter" / "new").iterdir()
     assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
     assert (place.files(""), place.submissions()) == ([], [])
-    assert (await store.get(ALICE, submission.draft_id)).is_draft
+    assert (await store.messages.get(ALICE, submission.draft_id)).is_draft
 
 
 async def test_without_hard_links_the_submission_is_a_copy(place, store, draft, monkeypatch):
@@ -208,19 +210,19 @@ async def test_without_hard_links_the_submission_is_a_copy(place, store, draft, 
         raise OSError(errno.EXDEV, "no links")
 
     monkeypatch.setattr(os, "link", refuse)
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     [file] = place.files(".Drafts")
     assert not file.samefile(submission.path)
     assert file.read_bytes() == submission.path.read_bytes()
     file.unlink()
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     assert (len(place.files(".Sent")), place.submissions(), place.left_over()) == (1, [], [])
 
 
 async def test_a_full_mailbox_takes_no_draft(place, store, draft):
     place.quotas[ALICE] = 100
     with pytest.raises(MailboxFullError, match="100 bytes"):
-        await store.submit_new(ALICE, draft(), SAVE)
+        await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
 
 
@@ -230,8 +232,10 @@ async def test_a_failing_disk_leaves_nothing_half_written(
     place, store, draft, monkeypatch, failing, in_order
 ):
     monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
-    await store.list_folders(ALICE)
-    await store.complete_submission(await store.submit_new(ALICE, draft(), FORGET), queue_id="q")
+    await store.folders.every(ALICE)
+    await store.ready.complete(
+        await store.submissions.submit_new(ALICE, draft(), FORGET), queue_id="q"
+    )
     sync, calls = os.fsync, []
 
     def fail(descriptor):
@@ -242,7 +246,7 @@ async def test_a_failing_disk_leaves_nothing_half_written(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StoreUnavailableError, match="disk is full"):
-        await store.submit_new(ALICE, draft(), SAVE)
+        await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
 
 
@@ -256,9 +260,9 @@ async def first(store, count):
 
 
 async def test_submissions_come_as_they_are_made_and_after_a_restart(place, store, draft):
-    made = [await store.submit_new(ALICE, draft(), SAVE) for _ in range(2)]
+    made = [await store.submissions.submit_new(ALICE, draft(), SAVE) for _ in range(2)]
     place.clock.advance(1)
-    made.append(await store.submit_new(ALICE, draft(), FORGET))
+    made.append(await store.submissions.submit_new(ALICE, draft(), FORGET))
     found = [submission async for submission in first(place.store(), 3)]
     assert sorted(found, key=lambda submission: submission.path) == sorted(
         made, key=lambda submission: submission.path
@@ -267,23 +271,23 @@ async def test_submissions_come_as_they_are_made_and_after_a_restart(place, stor
 
 
 async def test_a_damaged_submission_is_moved_to_corrupt_and_blocks_no_other(place, store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     damaged = submission.path.with_name(f"0000000000000000.1@{submission.ready_us - 1}")
     damaged.write_bytes(b"Subject: no block\r\n\r\n")
     assert [found async for found in first(place.store(), 1)] == [submission]
     assert (place.root / ".submissions/corrupt" / damaged.name).exists()
     gone = replace(submission, path=damaged)
     with pytest.raises(NoSuchItemError):
-        await store.submission_content(gone)
+        await store.ready.content(gone)
 
 
 async def test_a_submission_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparing_too(
     place, store, draft
 ):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     prepared = place.root / ".submissions/preparing" / submission.submission_id
     prepared.hardlink_to(submission.path)  # a rename of which only one half became durable
-    assert await place.store().remove_unfinished_submissions() == 1
+    assert await place.store().submissions.remove_unfinished() == 1
     assert (len(place.files(".Drafts")), len(place.submissions()), place.left_over()) == (1, 1, [])
 
 
@@ -291,11 +295,11 @@ async def test_a_submission_that_is_ready_keeps_its_draft_when_it_seems_to_be_pr
 async def test_a_draft_of_yesterday_goes_out_with_todays_date(
     store, place, draft, waited_s: int, dates: int
 ):
-    made = await store.create_draft(ALICE, draft())
-    before = await store.mime(ALICE, made.id)
+    made = await store.messages.create(ALICE, draft())
+    before = await store.messages.mime(ALICE, made.id)
     place.clock.advance(waited_s)
-    submission = await store.submit_draft(ALICE, made.id, SAVE)
-    sent = (await store.submission_content(submission)).octets
+    submission = await store.submissions.submit_draft(ALICE, made.id, SAVE)
+    sent = (await store.ready.content(submission)).octets
     found = {re.search(rb"\r\nDate: (.*)\r\n", each)[1] for each in (before, sent)}
     assert len(found) == dates
     assert submission.draft_id == made.id
@@ -305,37 +309,37 @@ async def test_a_draft_of_yesterday_goes_out_with_todays_date(
 async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, monkeypatch):
     monkeypatch.setattr(Stripes.__init__, "__defaults__", (1,))  # one lock for all names
     store = place.store()
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     async with asyncio.timeout(10):
-        await store.fail_submission(submission, b"Subject: report\r\n\r\n")
+        await store.ready.fail(submission, b"Subject: report\r\n\r\n")
     assert len(place.files("")) == 1
 
 
 async def test_a_submission_removed_before_it_is_read_is_forgotten(store, draft):
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     submissions = ready_submissions(store)
     assert await anext(submissions) == submission
     submission.path.unlink()
     with pytest.raises(NoSuchItemError):
-        await store.submission_content(submission)
-    assert store._pending._known == {}
+        await store.ready.content(submission)
+    assert store.ready.pending._known == {}
     await submissions.aclose()
 
 
 async def test_a_draft_that_waited_is_dated_when_it_is_sent(place, store, draft):
-    made = await store.create_draft(ALICE, draft())
+    made = await store.messages.create(ALICE, draft())
     place.clock.advance(3600)
-    submission = await store.submit_draft(ALICE, made.id, SAVE)
-    sent = convert(await store.submission_content(submission), now_us=0, hostname="h").content
+    submission = await store.submissions.submit_draft(ALICE, made.id, SAVE)
+    sent = convert(await store.ready.content(submission), now_us=0, hostname="h").content
     assert b"Date: Tue, 14 Nov 2023 23:13:20 +0000\r\n" in sent
-    assert (await store.get(ALICE, made.id)).sent_us == place.clock.now_us
+    assert (await store.messages.get(ALICE, made.id)).sent_us == place.clock.now_us
 
 
 async def test_a_sync_that_fails_refuses_whatever_was_begun_before(
     place, store, draft, monkeypatch
 ):
     """What another's failed sync should have written may be said to be durable by the next one."""
-    await store.list_folders(ALICE)
+    await store.folders.every(ALICE)
     sync, failures = os.fsync, iter([SYNC_FAILURES.add])
 
     def synced(descriptor: int) -> None:
@@ -345,9 +349,9 @@ async def test_a_sync_that_fails_refuses_whatever_was_begun_before(
 
     monkeypatch.setattr(os, "fsync", synced)
     with pytest.raises(StoreUnavailableError):
-        await store.submit_new(ALICE, draft(), SAVE)
+        await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert (place.submissions(), place.files(".Drafts")) == ([], [])
-    await store.submit_new(ALICE, draft(), SAVE)
+    await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert len(place.submissions()) == 1
 
 
@@ -361,11 +365,13 @@ async def test_a_new_draft_cannot_be_changed_before_its_submission_is_ready(
         if point is CrashPoint.DRAFT_LINKED:
             message_id = place.files(".Drafts")[0].name.partition(".R")[2][:16]
             change = MessageChange(properties=draft(subject="changed"))
-            changes.append(executor.submit(store._messages.update, ALICE, message_id, change))
+            changes.append(
+                executor.submit(blocking(store.messages.update), ALICE, message_id, change)
+            )
             wait(changes, timeout=0.2)
 
     monkeypatch.setattr(CrashPoints, "reached", reached)
-    await store.submit_new(ALICE, draft(), SAVE)
+    await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert isinstance(changes[0].exception(timeout=10), BeingSentError)
     executor.shutdown()
 
@@ -379,8 +385,8 @@ async def test_pickup_takes_no_submission_that_may_still_fail(
 
     def reached(_, point):
         if point is CrashPoint.SUBMISSION_READY:
-            [submission] = store._shared.submissions.list_ready((), 10)
-            content = asyncio.run_coroutine_threadsafe(store.submission_content(submission), loop)
+            [submission] = store._directory.list_ready((), 10)
+            content = asyncio.run_coroutine_threadsafe(store.ready.content(submission), loop)
             taken.append(content)
             assert not wait([content], timeout=0.2).done
             if fails:
@@ -389,12 +395,12 @@ async def test_pickup_takes_no_submission_that_may_still_fail(
     monkeypatch.setattr(CrashPoints, "reached", reached)
     if fails:
         with pytest.raises(StoreUnavailableError):
-            await store.submit_new(ALICE, draft(), SAVE)
+            await store.submissions.submit_new(ALICE, draft(), SAVE)
         with pytest.raises(NoSuchItemError):
             await asyncio.wrap_future(taken[0])
         assert (place.files(".Drafts"), place.submissions()) == ([], [])
     else:
-        submission = await store.submit_new(ALICE, draft(), SAVE)
+        submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
         content = await asyncio.wrap_future(taken[0])
         assert content.read(0, content.size) == submission.path.read_bytes()
 
@@ -402,7 +408,7 @@ async def test_pickup_takes_no_submission_that_may_still_fail(
 async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
     place, store, draft, monkeypatch
 ):
-    first = await store.submit_new(ALICE, draft(), SAVE)
+    first = await store.submissions.submit_new(ALICE, draft(), SAVE)
     write = os.write
 
     def short(descriptor, octets):
@@ -411,18 +417,18 @@ async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
 
     monkeypatch.setattr(os, "write", short)
     with pytest.raises(StoreUnavailableError, match="disk is full"):
-        await store.submit_new(ALICE, draft(), SAVE)
+        await store.submissions.submit_new(ALICE, draft(), SAVE)
     monkeypatch.setattr(os, "write", write)
     assert place.submissions() == [first.path]
-    second = await store.submit_new(ALICE, draft(), SAVE)
+    second = await store.submissions.submit_new(ALICE, draft(), SAVE)
     for submission in (first, second):
         assert len((await place.log.submission(submission.submission_id))["steps"]) == 2
 
 
 async def test_a_long_message_id_is_kept(store, draft):
     wanted = "<" + "x" * 890 + "@h.test>"
-    submission = await store.submit_new(ALICE, draft(internet_message_id=wanted), SAVE)
-    sent = convert(await store.submission_content(submission), now_us=0, hostname="h")
+    submission = await store.submissions.submit_new(ALICE, draft(internet_message_id=wanted), SAVE)
+    sent = convert(await store.ready.content(submission), now_us=0, hostname="h")
     assert (sent.message_id, wanted.encode() in sent.content) == (wanted, True)
 
 
@@ -430,24 +436,24 @@ async def test_a_copy_in_sent_items_is_whole_or_not_there(place, store, draft, m
     def refuse(source, target):
         raise OSError(errno.EXDEV, "no links")
 
-    submission = await store.submit_new(ALICE, draft(), SAVE)
+    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     content = submission.path.read_bytes()
     place.files(".Drafts")[0].unlink()
     begun = place.root / "example.test/alice/.Sent/tmp" / submission.base_name
     begun.write_bytes(content[:10])  # what a crash left
     monkeypatch.setattr(os, "link", refuse)
-    await store.complete_submission(submission, queue_id="q")
+    await store.ready.complete(submission, queue_id="q")
     assert [file.read_bytes() for file in place.files(".Sent")] == [content]
     assert place.left_over() == []
 
 
 async def test_a_submission_that_came_to_nothing_leaves_no_journey(store, place, draft):
-    kept = await store.submit_new(ALICE, draft(), SAVE)
+    kept = await store.submissions.submit_new(ALICE, draft(), SAVE)
     ready = place.root / ".submissions" / "ready"
     ready.rename(ready.with_name("away"))
     ready.write_bytes(b"in the way")
     with pytest.raises(StoreUnavailableError):
-        await store.submit_new(ALICE, draft(), SAVE)
+        await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert len(place.files(".Drafts")) == 1
     assert await place.log.find_submission_ids("last", account=None, limit=5) == [
         kept.submission_id

@@ -91,15 +91,17 @@ class Checked:
 async def checked(place, store, draft) -> Checked:
     await store.deliver(ALICE, unique="0123456789abcdef.1", content=MAIL)
     await store.deliver(ALICE, unique="0123456789abcdef.2", content=MAIL)
-    await store.create_draft(ALICE, draft(attachments=(Attachment("a.bin", "a/b", b"QUJD", 3),)))
+    await store.messages.create(ALICE, draft(attachments=(Attachment("a.bin", "a/b", b"QUJD", 3),)))
     place.clock.advance(1)
-    await store.submit_new(ALICE, draft(subject="ready"), SendOptions())
+    await store.submissions.submit_new(ALICE, draft(subject="ready"), SendOptions())
     due_us = place.clock.time_us() + 3600 * 10**6
-    await store.submit_new(ALICE, draft(subject="later"), SendOptions(scheduled_us=due_us))
-    await store.create_folder(ALICE, "Ärger")
+    await store.submissions.submit_new(
+        ALICE, draft(subject="later"), SendOptions(scheduled_us=due_us)
+    )
+    await store.folders.create(ALICE, "Ärger")
     private(place.root / "example.test/alice/cur" / FOREIGN, MAIL)
     words = HasWords(SearchIn.ANYWHERE, "hello")  # so that the index is complete
-    await store.query_messages(ALICE, MessageQuery(condition=words))
+    await store.messages.query(ALICE, MessageQuery(condition=words))
     return Checked(place.root, ManualClock(time.time_ns() // 1000 + LATER_S * 10**6))
 
 
@@ -374,7 +376,7 @@ async def test_a_name_that_is_not_utf_8_is_reported(checked):
 
 
 async def message_ids(store) -> list[str]:
-    return [one.id for one in (await store.query_messages(ALICE, MessageQuery())).messages]
+    return [one.id for one in (await store.messages.query(ALICE, MessageQuery())).messages]
 
 
 async def test_a_renamed_message_keeps_its_id(checked, store):
@@ -390,7 +392,7 @@ async def test_the_original_keeps_its_id_and_the_copy_gets_one(checked, store):
     original = parse_name(checked.message("new").name).message_id
     copied_file(checked)
     checked.verify()
-    found = await store.get(ALICE, original)
+    found = await store.messages.get(ALICE, original)
     assert found.path.parent.name == "new"
     names = [parse_name(one.name).message_id for one in (checked.home / "cur").iterdir()]
     assert len(names) == len({*names, original}) - 1 == 2
@@ -398,21 +400,21 @@ async def test_the_original_keeps_its_id_and_the_copy_gets_one(checked, store):
 
 async def test_an_imap_server_copies_under_the_same_name(checked, store, draft):
     """A link to the same file, in another folder: a message of its own, also of a draft."""
-    made = await store.create_draft(ALICE, draft(subject="before"))
-    await store.get(ALICE, made.id)  # who is seen first has the id
+    made = await store.messages.create(ALICE, draft(subject="before"))
+    await store.messages.get(ALICE, made.id)  # who is seen first has the id
     for path in (checked.message("new"), made.path):
         os.link(path, checked.home / ".Archive/cur" / f"{path.name.partition(':')[0]}:2,D")
     checked.verify(full=True)
     assert checked.findings == []
-    await store.update(ALICE, made.id, MessageChange(properties=draft(subject="after")))
+    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="after")))
     sql("UPDATE folder SET total = 7")(checked)
     before = checked.octets()
     checked.verify(full=True)
     assert checked.reported() == [("index-mismatch", True)]
     assert checked.octets() == before
-    archived = (await store.query_messages(ALICE, MessageQuery("archive"))).messages
+    archived = (await store.messages.query(ALICE, MessageQuery("archive"))).messages
     assert sorted(one.properties.subject for one in archived) == ["before", "one"]
-    assert (await store.get(ALICE, made.id)).properties.subject == "after"
+    assert (await store.messages.get(ALICE, made.id)).properties.subject == "after"
 
 
 async def test_a_rebuilt_index_answers_as_before(checked, store):
@@ -514,7 +516,7 @@ def facts_of(submission: Path) -> SubmissionFacts:
 
 
 async def test_a_submission_without_account_remains(checked, store, draft):
-    await store.submit_new("gone@example.test", draft(), SendOptions())
+    await store.submissions.submit_new("gone@example.test", draft(), SendOptions())
     checked.verify()
     assert checked.reported() == [("no-account", False)]
 
@@ -587,7 +589,7 @@ async def test_a_draft_whose_send_was_not_answered_is_not_reported(
     checked, store, draft, monkeypatch, is_rewritten
 ):
     """The disk could not make the removal of the submission durable, but nobody got a 202."""
-    made = await store.create_draft(ALICE, draft(subject="asked"))
+    made = await store.messages.create(ALICE, draft(subject="asked"))
     options = SendOptions(save_to_sent_items=not is_rewritten)
     sync, ready = os.fsync, (checked.submissions / "ready").stat().st_ino
 
@@ -599,12 +601,14 @@ async def test_a_draft_whose_send_was_not_answered_is_not_reported(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
         with pytest.raises(OutcomeUnknownError):
-            await store.submit_draft(ALICE, made.id, options)
+            await store.submissions.submit_draft(ALICE, made.id, options)
     checked.verify()
     assert checked.findings == []
     drafts = checked.home / ".Drafts/cur"
     assert sum(b"asked" in one.read_bytes() for one in drafts.iterdir()) == 1
-    await store.complete_submission(await store.submit_draft(ALICE, made.id, options), queue_id="q")
+    await store.ready.complete(
+        await store.submissions.submit_draft(ALICE, made.id, options), queue_id="q"
+    )
     checked.verify()
     assert checked.findings == []
     assert not any(b"asked" in one.read_bytes() for one in drafts.iterdir())

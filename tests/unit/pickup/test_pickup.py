@@ -1,4 +1,4 @@
-"""Pickup with a store in memory and a real SMTP server on a Unix socket."""
+"""Pickup with submissions in memory and a real SMTP server on a Unix socket."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,17 +48,22 @@ def draft(to="b@y.test", **fields):
     return write_draft(properties, DraftOrigin(ALICE.address, "base", "<i@h>", 1, 1))
 
 
-class Store:
-    """A SubmissionStore without mailboxes. Retries return at once; their delays are recorded."""
+class Ready:
+    """ReadySubmissions without mailboxes. Retries return at once; their delays are recorded."""
 
     def __init__(self, folder):
         self.filed, self.failed, self.delays = {}, {}, []
         self.error_once, self.to_corrupt = None, []
         self.full, self.reported_to = set(), {}
         self.folder = folder
-        self._ready, self.is_in_rush, self.is_rush = [], False, lambda: self.is_in_rush
-        self._pending = PendingSubmissions(self._changed_ns, self._list_ready, clock=ManualClock())
-        self.watch_submissions, self.take_submission = self._pending.watch, self._pending.take
+        self._ready, self.is_in_rush = [], False
+        self.rush = SimpleNamespace(is_rush=lambda: self.is_in_rush)
+        self.pending = PendingSubmissions(self._changed_ns, self._list_ready, clock=ManualClock())
+        self.watch, self._retry, self.pending.retry = (
+            self.pending.watch,
+            self.pending.retry,
+            self.retry,
+        )
         self._changed = asyncio.Condition()
 
     def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
@@ -65,7 +71,7 @@ class Store:
         pending = PendingSubmission(path.name, draft, account, "base", path, ready_us=ready_us)
         path.write_bytes(content)
         self._ready.append(pending)
-        self._pending.offer(pending)
+        self.pending.offer(pending)
         return pending
 
     async def _changed_ns(self):
@@ -74,11 +80,7 @@ class Store:
     async def _list_ready(self, known, limit):
         return [one for one in self._ready if one.submission_id not in known][:limit]
 
-    @property
-    def pending_count(self):
-        return len(self._pending)
-
-    async def submission_content(self, pending):
+    async def content(self, pending):
         if self.error_once is not None:
             error, self.error_once = self.error_once, None
             if isinstance(error, NoSuchItemError):
@@ -86,14 +88,14 @@ class Store:
             raise error
         return MemoryOctets(pending.path.read_bytes())
 
-    def retry_submission(self, pending, delay_s):
+    def retry(self, pending, delay_s):
         self.delays.append(delay_s)
-        self._pending.retry(pending, 0.01)
+        self._retry(pending, 0.01)
 
-    async def complete_submission(self, pending, *, queue_id):
+    async def complete(self, pending, *, queue_id):
         await self._end(self.filed, pending, queue_id)
 
-    async def fail_submission(self, pending, report, *, report_to="", to_corrupt=False):
+    async def fail(self, pending, report, *, report_to="", to_corrupt=False):
         mailbox = report_to or pending.account
         if mailbox in self.full:
             raise MailboxFullError(f"The mailbox {mailbox} is full.")
@@ -104,7 +106,7 @@ class Store:
 
     def _forget(self, pending):
         self._ready.remove(pending)
-        self._pending.done(pending)
+        self.pending.done(pending)
 
     async def _end(self, ends, pending, value):
         self._forget(pending)
@@ -153,7 +155,7 @@ class PickupFakes:
 
     def __init__(self, tmp_path):
         self.clock = ManualClock()
-        self.store, self.reports = Store(tmp_path), Reports()
+        self.ready, self.reports = Ready(tmp_path), Reports()
         self.crash, self.metrics = Crash(), Metrics()
         self.folder, self.path = tmp_path, str(tmp_path / "pickup.sock")
         self.log = SubmissionLog(tmp_path / "log", role="pickup", clock=self.clock)
@@ -161,7 +163,7 @@ class PickupFakes:
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
         pickup = self.pickup = Pickup(
-            self.store, run_dir=self.folder, hostname="relay.test", reports=self.reports,
+            self.ready, run_dir=self.folder, hostname="relay.test", reports=self.reports,
             postmaster=POSTMASTER, log=self.log, clock=self.clock, crash=self.crash,
             metrics=self.metrics, give_up_after_s=DAY_S, max_concurrent=max_concurrent,
             converter=converter,
@@ -186,7 +188,7 @@ class PickupFakes:
     async def run_until_ended(self, count=1, **options):
         """Run until `count` submissions have ended; return the server."""
         async with self.with_server(**options) as mx:
-            await self.store.ended(count)
+            await self.ready.ended(count)
         return mx
 
     @property
@@ -194,7 +196,7 @@ class PickupFakes:
         return self.metrics.registry.get_sample_value("relay_pickup_waiting")
 
     def submit(self, number=1, *, age_s=0.0, **fields):
-        return self.store.submit(number, ready_us=self.clock.time_us() - int(age_s * 1e6), **fields)
+        return self.ready.submit(number, ready_us=self.clock.time_us() - int(age_s * 1e6), **fields)
 
     def record(self, pending, step, at_us):
         """Log a step of an earlier process."""
@@ -212,7 +214,7 @@ async def fakes(tmp_path):
 async def test_a_submission_is_converted_submitted_and_filed(fakes):
     pending = fakes.submit()
     mx = await fakes.run_until_ended(replies={"DOT": "250 2.0.0 Ok: queued as 0abc9"})
-    assert fakes.store.filed == {pending.submission_id: "0abc9"}
+    assert fakes.ready.filed == {pending.submission_id: "0abc9"}
     (envelope,) = mx.envelopes
     assert envelope.reverse_path == "alice@example.test"
     assert envelope.addresses == ["b@y.test", "c@y.test"]
@@ -244,8 +246,8 @@ async def test_a_delivery_receipt_requests_notify_success_failure_and_delay(fake
 async def test_a_temporary_failure_is_retried_with_the_same_key(fakes, replies):
     pending = fakes.submit()
     mx = await fakes.run_until_ended(replies=replies)
-    assert set(fakes.store.filed) == {pending.submission_id}
-    assert len(fakes.store.delays) == 1
+    assert set(fakes.ready.filed) == {pending.submission_id}
+    assert len(fakes.ready.delays) == 1
     accepted = [one for one in mx.envelopes if one.answered == 250]
     assert [one.addresses for one in accepted] == [["b@y.test", "c@y.test"]]
     assert {one.parameters["ENVID"] for one in mx.envelopes} == {pending.submission_id}
@@ -255,18 +257,18 @@ async def test_a_temporary_failure_is_retried_with_the_same_key(fakes, replies):
 async def test_it_retries_with_growing_delays_while_the_server_is_down(fakes):
     fakes.submit()
     async with fakes.running():
-        await until(lambda: len(fakes.store.delays) >= 3)
+        await until(lambda: len(fakes.ready.delays) >= 3)
         assert fakes.waiting == 1
         async with RemoteMx(path=fakes.path):
-            await fakes.store.ended()
-    assert fakes.store.delays[0] < fakes.store.delays[1] < fakes.store.delays[2]
+            await fakes.ready.ended()
+    assert fakes.ready.delays[0] < fakes.ready.delays[1] < fakes.ready.delays[2]
 
 
 @pytest.mark.parametrize("replies", [{"DOT": "554 5.6.0 not this"}, {"RCPT": "554 5.6.0 not this"}])
 async def test_a_permanent_rejection_is_reported_in_the_inbox(fakes, replies):
     pending = fakes.submit()
     await fakes.run_until_ended(replies=replies)
-    assert fakes.store.failed == {pending.submission_id: b"report"}
+    assert fakes.ready.failed == {pending.submission_id: b"report"}
     ((_, message, content, recipients),) = fakes.reports.asked
     assert message.envelope == Envelope("alice@example.test", envid=pending.submission_id)
     assert b"Subject: x" in content
@@ -282,11 +284,11 @@ async def test_a_permanent_rejection_is_reported_in_the_inbox(fakes, replies):
 @pytest.mark.parametrize("full", [(), (POSTMASTER,)])
 async def test_a_report_for_a_full_mailbox_goes_to_the_postmaster_or_dead_letter(fakes, full):
     pending = fakes.submit()
-    fakes.store.full = {pending.account, *full}
+    fakes.ready.full = {pending.account, *full}
     await fakes.run_until_ended(replies={"RCPT": "554 5.6.0 not this"})
-    assert fakes.store.failed == {pending.submission_id: b"report"}
-    assert fakes.store.reported_to[pending.submission_id] == (DEAD_LETTER if full else POSTMASTER)
-    assert (fakes.store.delays, fakes.waiting) == ([], 0)
+    assert fakes.ready.failed == {pending.submission_id: b"report"}
+    assert fakes.ready.reported_to[pending.submission_id] == (DEAD_LETTER if full else POSTMASTER)
+    assert (fakes.ready.delays, fakes.waiting) == ([], 0)
     counted = fakes.metrics.registry.get_sample_value
     assert counted("relay_reports_total", {"kind": "dead-letter"}) == 1
     *_, last = (await fakes.log.submission(pending.submission_id))["steps"]
@@ -337,9 +339,9 @@ async def test_a_conversion_that_crashes_or_hangs_does_not_stop_other_submission
     bad = fakes.submit(1, content=b"Subject: %s\r\nTo: b@y.test\r\n\r\n" % poison)
     good = fakes.submit(2)
     await fakes.run_until_ended(2, max_concurrent=1, converter=converters.convert)
-    assert set(fakes.store.filed) == {good.submission_id}
-    assert fakes.store.to_corrupt == [bad.submission_id]
-    assert fakes.store.delays == []
+    assert set(fakes.ready.filed) == {good.submission_id}
+    assert fakes.ready.to_corrupt == [bad.submission_id]
+    assert fakes.ready.delays == []
     assert fakes.reports.evidence.status == "5.6.0"
     assert reason in fakes.reports.evidence.reply
 
@@ -350,12 +352,12 @@ async def test_mime_and_html_are_parsed_only_in_child_processes(fakes):
     fakes.submit(1)
     fakes.submit(2, content=draft(body_type="html"))
     async with fakes.with_server(converter=converters.only_in_a_child):
-        await fakes.store.ended(2)
+        await fakes.ready.ended(2)
         assert converters.calls_here == []
         fakes.submit(3, content=draft())
-        await fakes.store.ended(3)
+        await fakes.ready.ended(3)
     assert len(converters.calls_here) == 1
-    assert len(fakes.store.filed) == 3
+    assert len(fakes.ready.filed) == 3
 
 
 async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
@@ -366,9 +368,9 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
     async with fakes.with_server(max_concurrent=4, converter=converters.convert):
         await until(_children)
         others = [fakes.submit(21 + one, account="bob@example.test") for one in range(5)]
-        await fakes.store.ended(5)
-        assert set(fakes.store.filed) == {one.submission_id for one in others}
-        assert fakes.store.failed == {}
+        await fakes.ready.ended(5)
+        assert set(fakes.ready.filed) == {one.submission_id for one in others}
+        assert fakes.ready.failed == {}
         assert len(_children()) <= 3  # two shared processes, and one for long conversions
         assert set(threading.enumerate()) <= threads
     await until(lambda: not _children())
@@ -379,10 +381,10 @@ async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkey
     converting = conversion.ConversionPool(
         converters.convert, hostname="relay.test", clock=ManualClock()
     )
-    store = Store(tmp_path)
+    ready = Ready(tmp_path)
 
     def converted(number, **fields):
-        pending = store.submit(number, **fields)
+        pending = ready.submit(number, **fields)
         content = MemoryOctets(pending.path.read_bytes())
         return asyncio.create_task(converting.convert(pending, content))
 
@@ -403,11 +405,11 @@ async def test_a_conversion_in_a_thread_needs_no_process(tmp_path):
     converting = conversion.ConversionPool(
         converters.only_in_a_child, hostname="here.test", clock=ManualClock(), in_threads=True
     )
-    store = Store(tmp_path)
+    ready = Ready(tmp_path)
 
     async def converted(number, subject):
         content = f"Subject: {subject}\r\nTo: b@y.test\r\n\r\nx".encode()
-        pending = store.submit(number, content=content)
+        pending = ready.submit(number, content=content)
         return await converting.convert(pending, MemoryOctets(pending.path.read_bytes()))
 
     assert (await converted(1, "fine")).subject == "fine"
@@ -423,14 +425,14 @@ async def test_a_conversion_in_a_thread_needs_no_process(tmp_path):
 async def test_a_conversion_process_is_reused_until_it_is_killed(fakes, killed):
     async with fakes.with_server():
         fakes.submit(1)
-        await fakes.store.ended(1)
+        await fakes.ready.ended(1)
         (child,) = _children()
         if killed:
             os.kill(child, signal.SIGKILL)
         fakes.submit(2)
-        await fakes.store.ended(2)
+        await fakes.ready.ended(2)
         assert (_children() == {child}) is not killed
-    assert len(fakes.store.filed) == 2
+    assert len(fakes.ready.filed) == 2
 
 
 @pytest.fixture(autouse=True)
@@ -460,10 +462,10 @@ def _children():
 )
 async def test_an_error_of_the_store_retries_the_submission(fakes, error_once):
     pending = fakes.submit()
-    fakes.store.error_once = error_once
+    fakes.ready.error_once = error_once
     await fakes.run_until_ended()
-    assert set(fakes.store.filed) == {pending.submission_id}
-    assert len(fakes.store.delays) == 1
+    assert set(fakes.ready.filed) == {pending.submission_id}
+    assert len(fakes.ready.delays) == 1
 
 
 async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
@@ -472,11 +474,11 @@ async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
     log.symlink_to("/dev/full")
     pending = fakes.submit()
     async with fakes.with_server(replies={"DOT": ["451 4.3.0 busy", "250 2.0.0 Ok: queued as 1"]}):
-        await until(lambda: len(fakes.store.delays) >= 2)
-        assert fakes.store.filed == {}
+        await until(lambda: len(fakes.ready.delays) >= 2)
+        assert fakes.ready.filed == {}
         log.unlink()
         fakes.log.close()
-        await fakes.store.ended()
+        await fakes.ready.ended()
     assert log.read_bytes().count(b'"step":3') == 1
     journey = await fakes.log.submission(pending.submission_id)
     assert [step["step"] for step in journey["steps"]] == [3]
@@ -484,10 +486,10 @@ async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
 
 async def test_a_submission_that_no_longer_exists_has_ended(fakes):
     fakes.submit(1)
-    fakes.store.error_once = NoSuchItemError("filed already")
+    fakes.ready.error_once = NoSuchItemError("filed already")
     fakes.submit(2)
     mx = await fakes.run_until_ended(max_concurrent=1)
-    assert (len(mx.envelopes), fakes.store.delays, fakes.waiting) == (1, [], 0)
+    assert (len(mx.envelopes), fakes.ready.delays, fakes.waiting) == (1, [], 0)
 
 
 async def test_a_large_message_is_submitted(fakes):
@@ -512,9 +514,9 @@ async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(f
     fakes.clock.advance(-60)
     replies = {"DOT": [DROP, "451 4.3.0 busy"]}
     async with fakes.with_server(replies=replies):
-        await until(lambda: fakes.store.delays)
+        await until(lambda: fakes.ready.delays)
         fakes.clock.advance(DAY_S + 120)
-        await fakes.store.ended()
+        await fakes.ready.ended()
     assert fakes.reports.asked[0][0].action == "delayed"
     assert "unknown whether the message was sent" in fakes.reports.evidence.reply
 
@@ -534,7 +536,7 @@ async def test_giving_up_after_an_attempt_of_an_earlier_process_reports_unknown(
 async def test_a_retry_that_succeeds_after_an_uncertain_attempt_is_filed(fakes):
     pending = fakes.submit()
     await fakes.run_until_ended(replies={"DOT": [DROP, "250 2.0.0 Ok: queued as 0abc9"]})
-    assert fakes.store.filed == {pending.submission_id: "0abc9"}
+    assert fakes.ready.filed == {pending.submission_id: "0abc9"}
     assert fakes.reports.asked == []
 
 
@@ -544,15 +546,15 @@ async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(fa
         fakes.submit(number)
     replies = {"MAIL": ["451 4.3.0 no"] * 9 + ["250 ok"]}
     async with fakes.with_server(max_concurrent=4, replies=replies):
-        await until(lambda: len(fakes.store.delays) >= 4)
+        await until(lambda: len(fakes.ready.delays) >= 4)
         loop = asyncio.get_running_loop()
         soon = loop.time() + 0.5
         while loop.time() < soon:
             await asyncio.sleep(0.01)
-        assert len(fakes.store.delays) <= 8
-        await fakes.store.ended(40)
-    assert len(fakes.store.filed) == 40
-    assert len(fakes.store.delays) == 9
+        assert len(fakes.ready.delays) <= 8
+        await fakes.ready.ended(40)
+    assert len(fakes.ready.filed) == 40
+    assert len(fakes.ready.delays) == 9
 
 
 async def test_a_submission_older_than_its_key_is_not_sent(fakes):
@@ -570,7 +572,7 @@ async def test_at_most_max_concurrent_submissions_are_in_progress(fakes):
         await until(lambda: len(mx.envelopes) >= 3)
         assert fakes.waiting == 9
         gate.set()
-        await fakes.store.ended(9)
+        await fakes.ready.ended(9)
         assert (mx.most_open, mx.sessions, len(mx.envelopes)) == (3, 3, 9)
 
 
@@ -580,7 +582,7 @@ async def test_drain_finishes_submissions_in_progress(fakes):
     async with fakes.with_server(gates={"DOT": gate}) as mx:
         await mx.reached("DOT")
         asyncio.get_running_loop().call_later(0.05, gate.set)
-    assert len(fakes.store.filed) == 1  # drain() waited
+    assert len(fakes.ready.filed) == 1  # drain() waited
     assert mx.commands[-1] == "QUIT"
 
 
@@ -591,29 +593,29 @@ async def test_an_emptied_pickup_has_finished_what_was_in_progress_and_starts_no
         await mx.reached("DOT")
         asyncio.get_running_loop().call_later(0.05, gate.set)
         async with fakes.pickup.emptied():
-            assert len(fakes.store.filed) == 1
+            assert len(fakes.ready.filed) == 1
             fakes.submit(2)
             for _ in range(5):
                 await asyncio.sleep(0)
             assert not fakes.pickup._tasks
             assert len(mx.envelopes) == 1
-        await fakes.store.ended(2)
+        await fakes.ready.ended(2)
 
 
 async def test_a_connection_closed_while_idle_is_replaced_without_a_retry(fakes):
     async with fakes.with_server(max_concurrent=1, replies={"MAIL": ["250 ok", DROP, "250 ok"]}):
         fakes.submit(1)
-        await fakes.store.ended(1)
+        await fakes.ready.ended(1)
         fakes.submit(2)
-        await fakes.store.ended(2)
-    assert fakes.store.delays == []
+        await fakes.ready.ended(2)
+    assert fakes.ready.delays == []
 
 
 async def test_a_server_without_dsn_is_not_used(fakes):
     fakes.submit(age_s=2 * DAY_S)
     mx = await fakes.run_until_ended(extensions=[word for word in EXTENSIONS if word != "DSN"])
     assert mx.envelopes == []
-    assert len(fakes.store.failed) == 1
+    assert len(fakes.ready.failed) == 1
 
 
 async def test_limit_concurrency_reduces_the_submissions_in_progress(fakes):
@@ -626,7 +628,7 @@ async def test_limit_concurrency_reduces_the_submissions_in_progress(fakes):
         await mx.reached("DOT")
         assert len(mx.envelopes) == 1
         gate.set()
-        await fakes.store.ended(8)
+        await fakes.ready.ended(8)
         assert mx.most_open == 1
         gate.clear()
         pickup.limit_concurrency(4)
@@ -634,27 +636,27 @@ async def test_limit_concurrency_reduces_the_submissions_in_progress(fakes):
             fakes.submit(number)
         await until(lambda: mx.most_open >= 4)
         gate.set()
-        await fakes.store.ended(16)
+        await fakes.ready.ended(16)
         assert mx.most_open == 4
 
 
 async def test_in_a_rush_submissions_do_not_start_at_once(fakes):
-    fakes.store.is_in_rush = True
+    fakes.ready.is_in_rush = True
     for number in range(3):
         fakes.submit(number)
     async with fakes.with_server() as mx:
-        await fakes.store.ended()
+        await fakes.ready.ended()
         assert (len(mx.envelopes), mx.sessions) == (1, 1)
-        fakes.store.is_in_rush = False
-        await fakes.store.ended(3)
+        fakes.ready.is_in_rush = False
+        await fakes.ready.ended(3)
 
 
 async def test_a_submission_of_uncertain_age_is_submitted(fakes):
     pending = fakes.submit(age_s=400 * DAY_S)
     fakes.clock.doubtful_us = int(400 * DAY_S * 1e6)
     await fakes.run_until_ended()
-    assert set(fakes.store.filed) == {pending.submission_id}
-    assert not fakes.store.failed
+    assert set(fakes.ready.filed) == {pending.submission_id}
+    assert not fakes.ready.failed
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,285 @@
+"""The submissions that are ready, for pickup: hand them out, and end them (steps 2 to 4).
+
+The order of every rename and fsync is that of docs/design.md 1, and each has a crash point. A crash
+at any of them repeats the step.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+from relay.clock import Clock
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.journeys.events import Event, Step
+from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.mailbox.folders import Folders, find_folder, well_known_path
+from relay.mailbox.inbox import Inbox
+from relay.mailbox.index import Indexes
+from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.maildir import DirectorySync, Stripes, place_again, remove, retry_if_renamed
+from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
+from relay.mailbox.submissions import FIRST_SUBMISSION, SubmissionDirectory, content_of
+from relay.mailbox.submissions.idempotency import KeyedSubmissions
+from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
+from relay.mailbox.submissions.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer
+from relay.mailbox.threads import ThreadPool
+from relay.mailbox.types import NoSuchItemError, PendingSubmission, WellKnown
+from relay.message.content import Octets
+
+_REMOVALS = 3
+_Parameters = ParamSpec("_Parameters")
+
+
+def _ending(
+    method: Callable[Concatenate["ReadySubmissions", PendingSubmission, _Parameters], None],
+) -> Callable[
+    Concatenate["ReadySubmissions", PendingSubmission, _Parameters], Coroutine[Any, Any, None]
+]:
+    """Make a blocking method that ends a submission a coroutine; then pickup is done with it."""
+
+    @wraps(method)
+    async def ended(
+        ready: "ReadySubmissions",
+        submission: PendingSubmission,
+        /,
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> None:
+        await ready.threads.run(method, ready, submission, *args, **kwargs)
+        ready.pending.done(submission)
+
+    return ended
+
+
+@dataclass(kw_only=True, eq=False)
+class ReadySubmissions:
+    """`pending` hands submissions out, `timer` makes the scheduled ones ready at their time."""
+
+    threads: ThreadPool  # in which the coroutines work
+    clock: Clock  # for the times of messages and submissions
+    crash: CrashPoints  # for crash tests
+    root: MailRoot  # whether it is there; where a file may be that was just written
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # finds messages
+    stripes: Stripes  # a lock for each message, held by every change of it
+    syncs: DirectorySync  # shares fsyncs among threads
+    directory: SubmissionDirectory  # `.submissions/`
+    scheduled: ScheduledSends  # a change of a draft cancels or changes them
+    keyed: KeyedSubmissions  # the records of keys
+    inbox: Inbox  # takes the reports of step 3
+    log: SubmissionLog  # of steps 1 to 4
+
+    def __post_init__(self) -> None:
+        in_threads = self.threads.in_thread
+        self.rush = RushMeter(self.clock)
+        self.pending = PendingSubmissions(
+            in_threads(self.directory.changed_ns),
+            in_threads(self.directory.list_ready),
+            clock=self.clock,
+        )
+        self.timer = ScheduleTimer(
+            ScheduledDirectory(
+                in_threads(self.directory.scheduled_changed_ns),
+                in_threads(self.directory.list_scheduled),
+                in_threads(self.scheduled.make_due_ready),
+            ),
+            clock=self.clock,
+            on_ready=self.pending.offer,
+        )
+
+    @property
+    def due_count(self) -> int:
+        """The number of submissions that wait for no later time, those in progress included."""
+        return self.pending.due_count + self.timer.is_busy
+
+    async def watch(self, on_ready: Callable[[], None]) -> None:
+        """Find submissions in ready/, and make scheduled sends ready at their time, without end.
+
+        `on_ready` is called on the event loop when `pending` may hand out another one.
+        """
+        timer = asyncio.create_task(self.timer.run(), name="scheduled-sends")
+        try:
+            await self.pending.watch(on_ready)
+        finally:
+            timer.cancel()
+
+    def offer(self, submission: PendingSubmission) -> None:
+        """Add a new submission, from any thread."""
+        if submission.options.scheduled_us:
+            self.timer.add(submission)
+        else:
+            self.pending.offer(submission)
+
+    def clear(self) -> None:
+        """Forget all submissions: the directory was emptied."""
+        self.pending.clear()
+        self.timer.clear()
+
+    async def content(self, submission: PendingSubmission) -> Octets:
+        """Return the submission's file with its private block, for convert().
+
+        Raises NoSuchItemError, StoreUnavailableError.
+        """
+        try:
+            return await self.threads.run(self._content, submission)
+        except NoSuchItemError:  # listed just before it was removed
+            self.pending.done(submission)
+            raise
+
+    def _content(self, submission: PendingSubmission) -> Octets:
+        with self.stripes.of(submission.draft_id):  # submit may still fail and remove it
+            self.keyed.begin_pickup(submission.submission_id)
+            try:
+                return content_of(submission)
+            except NoSuchItemError:
+                self.keyed.end_pickup(submission.submission_id)
+                self.root.check()  # else it may only be out of sight
+                raise
+
+    @_ending
+    def complete(self, submission: PendingSubmission, *, queue_id: str) -> None:
+        """Step 4: move to Sent Items (or remove), record it, end the submission. Idempotent."""
+        with self.stripes.of(submission.draft_id):
+            if self._is_removed(submission):
+                return
+            mailbox = self.folders.mailbox(submission.account)
+            if not submission.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(
+                submission
+            ):
+                # A crash may have left the previous generation of a rewritten draft. The index
+                # removes it while both files are in the same folder.
+                self.index.find(mailbox, submission.draft_id)
+            detail: dict[str, Any] = {"folder": None, "queue_id": queue_id}
+            if submission.options.save_to_sent_items:
+                detail["folder"], path = self._sent_folder(mailbox, submission)
+                if submission.options.sent_folder not in ("", detail["folder"]):
+                    detail["folder_gone"] = submission.options.sent_folder
+                self._save(mailbox, submission, path)
+            else:
+                self._discard(mailbox, submission)
+            accepted = Event(Step.ACCEPTED, self.clock.time_us(), detail)
+            self.log.append(_facts_of(submission), accepted, queue_id=queue_id)
+            self.crash.reached(CrashPoint.STEP_RECORDED)
+            self.keyed.end_pickup(submission.submission_id)
+            # Not synced: for a submission that reappears after a power loss, pickup asks for the
+            # result again with the same key.
+            self.directory.remove_ready(submission)
+            self.crash.reached(CrashPoint.SUBMISSION_REMOVED)
+
+    @_ending
+    def fail(
+        self,
+        submission: PendingSubmission,
+        report: bytes | None,
+        *,
+        report_to: str = "",
+        to_corrupt: bool = False,
+    ) -> None:
+        """Step 3 failed permanently: deliver the report to the Inbox, remove the submission.
+
+        `report_to` is the mailbox for the report, by default the sender's. With `to_corrupt` the
+        submission's file is kept in corrupt/ for the operator. The draft stays in Drafts as a plain
+        draft. Idempotent.
+
+        Raises MailboxFullError when the report does not fit even into the space reserved for
+        reports; the submission then does not change.
+        """
+        with self.stripes.of(submission.draft_id):
+            if self._is_removed(submission):
+                return
+            if report is not None:
+                unique = f"{submission.submission_id}.report"
+                mailbox = report_to or submission.account
+                self.inbox.deliver(
+                    mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
+                )  # it may be a repeat: a crash may have come before the submission was removed
+            self.crash.reached(CrashPoint.REPORT_WRITTEN)
+            self.keyed.end_pickup(submission.submission_id)
+            if to_corrupt:
+                self.directory.move_to_corrupt(submission.path)
+            self.directory.remove_ready(submission)
+            # A rejection that was reported must not be requested again, nor a start finish it.
+            self.directory.sync_preparing()
+            self.directory.sync_ready()
+            self.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
+
+    def _is_removed(self, submission: PendingSubmission) -> bool:
+        """Whether a submission was removed; one that the mail root took along was not."""
+        if submission.path.exists():
+            return False
+        self.root.check()
+        self.keyed.end_pickup(submission.submission_id)
+        return True
+
+    def _sent_folder(self, mailbox: Path, submission: PendingSubmission) -> tuple[str, Path]:
+        """Id and path of the folder for the original: Sent Items if the other is missing."""
+        if submission.options.sent_folder:
+            with suppress(NoSuchItemError):
+                folder = find_folder(mailbox, submission.options.sent_folder)
+                if folder.may_keep_sent and (folder.path / "cur").is_dir():
+                    return folder.id, folder.path
+        self.folders.recreate(mailbox, WellKnown.SENT_ITEMS)
+        return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
+
+    def _save(self, mailbox: Path, submission: PendingSubmission, folder: Path) -> None:
+        """Move the original to a folder, or the submission's file if the draft was removed."""
+        sent = folder / "cur"
+        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+        base = f"{submission.base_name},S={submission.path.stat().st_size}"
+        try:  # its usual place, found without listing a directory
+            (drafts / f"{base}:2,{NEW_DRAFT}").rename(sent / f"{base}:2,{SEEN}")
+        except FileNotFoundError:
+            drafts = self._find_and_save(mailbox, submission, sent / f"{base}:2,{SEEN}") or drafts
+        self._synced_after_filing(sent, drafts)
+
+    @retry_if_renamed
+    def _find_and_save(
+        self, mailbox: Path, submission: PendingSubmission, target: Path
+    ) -> Path | None:
+        """Find the original, move it to `target`, and return the directory it was in."""
+        located = self.index.find_by_base_name(mailbox, submission.base_name)
+        if located is None:
+            with suppress(FileExistsError):
+                place_again(submission.path, target)
+            return None
+        if not located.is_draft:  # filed before a crash, or moved by a mail client
+            return None
+        flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
+        located.path.rename(target.parent / f"{located.name.name_with_size}:2,{flags}")
+        return located.directory
+
+    def _discard(self, mailbox: Path, submission: PendingSubmission) -> None:
+        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+        for _ in range(_REMOVALS):
+            located = self.index.find_by_base_name(mailbox, submission.base_name)
+            if located is None or not located.is_draft:
+                break
+            drafts = located.directory
+            remove(located.path)
+        self._synced_after_filing(None, drafts)
+
+    def _synced_after_filing(self, sent: Path | None, drafts: Path) -> None:
+        reached = self.crash.reached
+        reached(CrashPoint.ORIGINAL_FILED)
+        if sent is not None:
+            self.syncs.sync(sent)
+            reached(CrashPoint.SENT_DIRECTORY_SYNCED)
+        self.syncs.sync(drafts)
+        reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED_AGAIN)
+
+
+def _is_rewritten(submission: PendingSubmission) -> bool:
+    """Whether the draft was changed between its submission and its time."""
+    name = parse_name(submission.base_name)
+    return name is not None and name.generation > 1
+
+
+def _facts_of(submission: PendingSubmission) -> SubmissionFacts:
+    """The facts a later step needs: the log joins them to the line of step 1."""
+    return SubmissionFacts(
+        submission.submission_id, submission.draft_id, submission.account, submission.account
+    )
