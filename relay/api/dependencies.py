@@ -86,11 +86,6 @@ class DevelopmentControls(Protocol):
         """Replace the scenario by a TOML text or a table. Raises SettingsError: nothing changed."""
         ...
 
-    @property
-    def shipped_scenarios(self) -> Mapping[str, Sequence[str]]:
-        """The shipped scenarios, and the names of their replies."""
-        ...
-
     async def use_shipped_scenario(self, name: str) -> None:
         """Replace the scenario by a shipped one: NAME, or NAME:REPLY. Raises SettingsError."""
         ...
@@ -107,12 +102,10 @@ class DevelopmentControls(Protocol):
         ...
 
     def internet_overview(self) -> Mapping[str, Any]:
-        """Return `domains`, `graph` and `hosts` of the simulated internet, see docs/internet.md."""
-        ...
-
-    @property
-    def test_recipients(self) -> Sequence[tuple[str, str]]:
-        """Addresses of test recipients, and what their hosts do."""
+        """Return `domains`, `graph` and `hosts` of the simulated internet, see docs/internet.md;
+        `shipped`, the shipped scenarios with the names of their replies; and `recipients`, the
+        addresses of test recipients, and what their hosts do.
+        """
         ...
 
     def received_content(self, queue_id: str) -> bytes | None:

@@ -5,7 +5,7 @@ handles the request, and a success is replaced: the client cannot know that the 
 $batch is one request. RFC 9110 10.2.3 (Retry-After), RFC 6750 3 (WWW-Authenticate).
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +15,8 @@ from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, RequestIds
 from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import BodyLimits, HttpRequest
+from relay.internet.scenario import GraphFault
+from relay.internet.scenario_state import ScenarioState
 from relay.pressure import MemoryBudget
 
 _AFTER = 504
@@ -29,28 +31,6 @@ _CODES: dict[int | str, tuple[str, str]] = {
 }
 
 
-class RequestedFault(Protocol):
-    """A fault: 429, 503, 504 or "expired-token", with the seconds of Retry-After."""
-
-    @property
-    def status(self) -> int | str:
-        """What to respond."""
-        ...
-
-    @property
-    def retry_after(self) -> int:
-        """When the client may repeat the request; 0 to say nothing."""
-        ...
-
-
-class FaultLookup(Protocol):
-    """Finds the fault of a request."""
-
-    def __call__(self, *, method: str, path: str, account: str) -> RequestedFault | None:
-        """Return the fault, which is counted, or None. `account` is "" without a valid token."""
-        ...
-
-
 class FaultyFrontDoor:
     """An ASGI application that passes requests on, or responds with their faults."""
 
@@ -59,13 +39,13 @@ class FaultyFrontDoor:
         app: ASGIApp,
         authentication: HttpAuthentication,
         *,
-        fault_of: FaultLookup,
+        scenario: Callable[[], ScenarioState],
         realm: str,
         clock: Clock,
     ) -> None:
         self._app = app
         self._authentication = authentication
-        self._fault_of = fault_of
+        self._scenario = scenario
         self._realm = realm
         self._clock = clock
 
@@ -79,7 +59,7 @@ class FaultyFrontDoor:
         else:
             await self._fail(fault, scope, receive, send=send)
 
-    def _find(self, scope: Scope, receive: Receive) -> RequestedFault | None:
+    def _find(self, scope: Scope, receive: Receive) -> GraphFault | None:
         try:
             request = HttpRequest(scope, receive, ids=_NO_IDS, limits=_NO_BODY)
         except ApiError:
@@ -89,10 +69,10 @@ class FaultyFrontDoor:
         except ApiError:
             account = ""
         path = "/" + "/".join(request.segments[1:])
-        return self._fault_of(method=request.method, path=path, account=account)
+        return self._scenario().graph_fault(method=request.method, path=path, account=account)
 
     async def _handle_and_fail(
-        self, fault: RequestedFault, scope: Scope, receive: Receive, *, send: Send
+        self, fault: GraphFault, scope: Scope, receive: Receive, *, send: Send
     ) -> None:
         succeeded = False
 
@@ -107,15 +87,13 @@ class FaultyFrontDoor:
         if succeeded:
             await self._fail(fault, scope, _nothing_more, send=send)
 
-    async def _fail(
-        self, fault: RequestedFault, scope: Scope, receive: Receive, *, send: Send
-    ) -> None:
+    async def _fail(self, fault: GraphFault, scope: Scope, receive: Receive, *, send: Send) -> None:
         async def respond(_request: HttpRequest) -> Response:
             raise self._error(fault)
 
         await Gateway(respond, clock=self._clock, limits=_LIMITS)(scope, receive, send)
 
-    def _error(self, fault: RequestedFault) -> ApiError:
+    def _error(self, fault: GraphFault) -> ApiError:
         if fault.status not in _CODES:
             challenge = (
                 f'Bearer realm="{self._realm}", error="invalid_token", '

@@ -38,18 +38,15 @@ from relay.development.retention import DEFAULT_LIMITS, KeepLimits, MailRetentio
 from relay.development.simulated_recipients import SimulatedRecipients
 from relay.http.protocol import AllowedHosts
 from relay.internet.overview import overview
-from relay.internet.scenario import GraphFault
 from relay.internet.scenario_edit import EditedScenario, with_reply, without_reply
 from relay.internet.scenario_file import (
     ScenarioText,
     parse_scenario,
     read_scenarios,
     read_shipped_scenario,
-    reply_names,
     scenario_of,
 )
 from relay.internet.simulator import SimulatedInternet
-from relay.internet.test_recipients import EXAMPLES
 from relay.mailbox.mailbox_names import MailboxNames
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
@@ -286,13 +283,13 @@ class DevelopmentRelay:
             are_pages_open=not options.token,
             converts_in_threads=options.converts_in_threads,
             before_graph=partial(
-                FaultyFrontDoor, fault_of=self._fault_of, realm=settings.hostname, clock=self.clock
+                FaultyFrontDoor,
+                scenario=lambda: self.internet.state,
+                realm=settings.hostname,
+                clock=self.clock,
             ),
         )
         return compose(settings, sources, clock=self.clock)
-
-    def _fault_of(self, *, method: str, path: str, account: str) -> GraphFault | None:
-        return self.internet.state.graph_fault(method=method, path=path, account=account)
 
     async def start(self) -> None:
         """Start it, and write the configuration with the ports in use.
@@ -435,16 +432,6 @@ class DevelopmentRelay:
             edited = await asyncio.to_thread(edit, self._scenario)
             self._scenario = edited.text
             self.internet.edit(edited.text.scenario, edited.domain, edited.kept)
-
-    @property
-    def shipped_scenarios(self) -> Mapping[str, Sequence[str]]:
-        """See DevelopmentControls."""
-        return reply_names()
-
-    @property
-    def test_recipients(self) -> Sequence[tuple[str, str]]:
-        """See DevelopmentControls."""
-        return EXAMPLES
 
     def internet_overview(self) -> Mapping[str, Any]:
         """See DevelopmentControls."""

@@ -9,15 +9,18 @@ from typing import Any
 from relay.clock import rfc3339
 from relay.internet.behaviour import Action, ReceivedMail
 from relay.internet.scenario import RateLimit, RemoteDomain
+from relay.internet.scenario_file import reply_names
 from relay.internet.scenario_state import UsedReply
 from relay.internet.simulator import SimulatedInternet
 from relay.internet.smtp_host import GIVEN_MAX, GivenReply, SmtpHost
+from relay.internet.test_recipients import EXAMPLES
 
 _ADDRESSES_MAX = 5  # of one message
 
 
 def overview(internet: SimulatedInternet) -> dict[str, Any]:
-    """Return `domains` of the scenario, `graph` (its faults) and `hosts`, as docs/internet.md says.
+    """Return `domains` of the scenario, `graph` (its faults) and `hosts`, as docs/internet.md says,
+    the `shipped` scenarios and the test `recipients`.
 
     Hosts are those of the scenario in its order, then others that listen.
     """
@@ -35,6 +38,8 @@ def overview(internet: SimulatedInternet) -> dict[str, Any]:
             for one, use in zip(faults, used, strict=True)
         ],
         "hosts": _hosts(internet),
+        "shipped": reply_names(),
+        "recipients": EXAMPLES,
     }  # fmt: skip
 
 

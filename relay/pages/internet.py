@@ -136,8 +136,6 @@ class InternetPage:
             "version": self._version(),
             "verbs": VERBS,
             "actions": ACTIONS,
-            "shipped": controls.shipped_scenarios,
-            "recipients": controls.test_recipients,
             "duration": duration_text,
         }
 

@@ -248,7 +248,7 @@ async def test_a_shipped_scenario_is_chosen_by_name(relay, name):
     first = relay.internet.state.scenario.domain[0].reply[0]
     assert first.recipient == ("*" if ":" in name else f"*+{first.name}")
     scenario, _, reply = name.partition(":")
-    assert reply in ("", *relay.shipped_scenarios[scenario])
+    assert reply in ("", *relay.internet_overview()["shipped"][scenario])
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ async def faulty(text: str, *, status: int = 202) -> AsyncIterator[Application]:
     app = Gateway(handle, clock=clock, limits=RequestLimits(1_000_000, 1_000_000))
     state = ScenarioState(parse_scenario(text).scenario, clock)
     front_door = FaultyFrontDoor(
-        app, authentication_of(ACCOUNTS), fault_of=state.graph_fault, realm="relay", clock=clock
+        app, authentication_of(ACCOUNTS), scenario=lambda: state, realm="relay", clock=clock
     )
     server = HttpServer(front_door, [Address("127.0.0.1", 0)])
     await server.start()

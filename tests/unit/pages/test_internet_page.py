@@ -110,7 +110,7 @@ async def test_the_forms_offer_what_a_scenario_knows(pages):
 async def test_a_shipped_scenario_takes_the_place_of_the_present_one(pages):
     await pages.post("/internet/add", ADD)
     text = await pages.text("/internet")
-    for name, names in pages.relay.shipped_scenarios.items():
+    for name, names in pages.relay.internet_overview()["shipped"].items():
         assert f'<option value="{name}">' in text
         assert all(f'<option value="{name}:{one}">' in text for one in names)
     answer = await pages.post("/internet/shipped", {"name": "outlook:S3150"})
@@ -164,7 +164,7 @@ async def test_a_change_needs_the_token_of_the_form(pages, change):
 
 async def test_the_test_recipients_can_be_copied(pages):
     text = await pages.text("/internet")
-    for address, meaning in pages.relay.test_recipients:
+    for address, meaning in pages.relay.internet_overview()["recipients"]:
         assert f'data-copy="{address}"' in text
         assert meaning in text
 
