@@ -5,4 +5,50 @@
 `retry` has the retry schedule, `host_selection` chooses the next host if one does not answer, and
 `attempt_recorder` commits the result of each attempt. A connection has at most one transaction that
 is not settled, so a crash causes at most one second copy for each connection.
+
+The promise of fairness: due mail for a next hop that answers is attempted soon, whatever else is in
+the queue. Neither the mail of one sender, nor that for one next hop, nor mail for any number of
+hosts that do not answer, nor bulk mail delays it for longer than a few messages or probes take.
+Nothing waits for ever. Memory, connections and queries do not grow with the queue. What keeps it:
+
+Claims in memory (`active_queue`)
+- ACTIVE_QUEUE_CLAIMS, ACTIVE_QUEUE_BYTES: all claims, and their contents.
+- _PAIR_WEIGHT, _HOP_WEIGHT, _SENDER_WEIGHT: a sender at one next hop, a next hop, and a sender get
+  no more claims while they hold this multiple of what is left. So there is always something left.
+- _FEW, _FEW_PART: a sender with fewer claims than this gets one for a full next hop too, while
+  this part is left.
+- _LEVEL_PARTS: low priority has at most half, mail for unreachable sites a quarter.
+- _UNREACHED_PART: next hops that have not been reached yet have at most a quarter.
+- _RESERVED_PART: mail from the queue leaves this part for mail that is accepted now.
+
+Due entries in the spool (`queue_scanner`)
+- LEFT_BEHIND_MAX: next hops and senders whose entries were passed over for lack of room; they are
+  fetched when there is room, round robin among senders. RESCAN_US: a scan from the beginning finds
+  what was not remembered.
+- _BATCH_MAX, _BATCH_PART, _SCAN_PART (`active_queue`): a query takes this many, and is not made for
+  fewer.
+
+Turns (`fair_queue`)
+- PASSED_OVER_MAX: this many claims of better priority levels may go first, then one of this level.
+- Senders take turns at each next hop, for slots and for lookups.
+
+Connections (`connection_slots`, `site_limits`)
+- delivery.max_connections: half of them for sites that have not answered lately, a quarter for
+  sites that were unreachable at the last attempt.
+- delivery.max_connections_per_next_hop: what one site may reach; INITIAL is where it begins.
+- A first connection of a site comes before a second of another. _SERVED_MAX: after this many
+  transactions a connection makes room for a site that has none.
+- _RESERVED_PART: an eighth of the probes is for new mail, half of it for senders that have none.
+- PROBE_TIMEOUT_S: a probe that takes longer ends when another one waits for its slot.
+
+Lookups (`next_hop_resolution`)
+- LOOKUPS_MAX, LOOKUPS_UNREACHABLE_MAX: at once, and of these for next hops that were not found.
+- _RESERVED_PART: as for probes. _BUSY_PART, _SLOWEST_S, _TICK_S: lookups for queued mail of sites
+  that have not answered start only while the event loop is idle for most of the time.
+
+Hosts (`host_selection`)
+- HOSTS_MAX, ANSWERED_S: for how many hosts, and how long, the last result is remembered, so that
+  all mail for an unreachable host shares one probe. ADDRESSES_MAX: tried in one attempt.
+
+The simulated worlds judge the promise (tests/simulation; docs/design.md 5 and 7).
 """
