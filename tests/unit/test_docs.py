@@ -6,6 +6,7 @@ import importlib
 import io
 import re
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -91,6 +92,13 @@ def test_flow_lists_modules_that_exist():
 
 def test_flow_can_be_read_in_one_go():
     assert len(FLOW.read_text().splitlines()) <= 250
+
+
+def test_the_flow_in_one_minute_names_no_files():
+    _, _, minute = FLOW.read_text().partition("## The flow in one minute\n")
+    minute, _, _ = minute.partition("\n## ")
+    assert 20 < len(minute.splitlines()) <= 40
+    assert re.findall(r"\w+\.py|relay/|`\w+\(?\)?`", minute) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -342,6 +350,13 @@ def test_contributing_names_what_exists():
     ]
     missing += [one for word in code if word not in PROPOSED for one in missing_names(word)]
     assert sorted({*missing} - {"Containerfile"}) == []
+
+
+def test_the_layers_of_the_design_are_those_of_the_contract():
+    contracts = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(one["layers"] for one in contracts["contracts"] if one["type"] == "layers")
+    shown = " ".join((TOP / "docs/design.md").read_text().split())
+    assert f"`{' → '.join(layers[1:])}`" in shown
 
 
 def test_contributing_has_a_row_for_each_room():
