@@ -373,11 +373,11 @@ def test_contributing_has_a_row_for_each_room():
 
 def test_citations_of_what_does_not_exist_are_found():
     prose = (
-        "docs/design.md 4 and 9, 7.10, 7.11. docs/design.md 4 (Damage) docs/flow.md (No heading)"
+        "docs/design.md 4 and 12, 7.10, 7.11. docs/design.md 4 (Damage) docs/flow.md (No heading)"
         " docs/gone.md (The rooms)"
     )
     assert missing_subjects(prose) == [
-        "design.md 9", "design.md 7.11", "flow.md (No heading)", "gone.md",
+        "design.md 12", "design.md 7.11", "flow.md (No heading)", "gone.md",
     ]  # fmt: skip
     prose = (
         "relay/gone.py and relay/clock.py, relay.clock.Clock, relay.absent, Clock.gone_us, Clock.real_s,"
