@@ -3,6 +3,7 @@
 #   make test                all tests; TESTS="tests/unit/spool -k claim" for some; WORKERS=4 processes;
 #                            SYSTEM_PACKAGES=install installs what they need of the system through sudo
 #   make check               lint, types, import contracts, dead code, the policies' own tests
+#   make quick               before a commit: make check, and the tests that show most in a minute
 #   make bench               Relay and Postfix side by side, then bench-queue
 #   make bench-versions      OLD=commit: CPU per message of this tree / of a commit; WORKLOADS, ARGS
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
@@ -36,7 +37,7 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
 
-.PHONY: run venv test check lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
+.PHONY: run venv test check quick lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
 	bench-pages bench-queue bench-streams \
 	simulate clients screenshots crash requirements clean
 
@@ -50,6 +51,36 @@ test: .venv/development .pages/installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 check: lint types layers unused rules
+
+# Whole rooms where decisions are made, and of each other room the tests of what it is for. Left out:
+# real processes, crashes, models, slow clients, and what takes more than a few seconds.
+of = $(addprefix tests/unit/$(strip $(1))/test_,$(addsuffix .py,$(2)))
+QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogue \
+	$(addprefix tests/unit/,message observe reports routing settings spool/queue_admin) \
+	$(addprefix tests/unit/test_,clock.py advanceable_clock.py pressure.py round_robin.py sockets.py) \
+	$(call of,accounts,access_tokens) \
+	$(call of,api,queue_commands) \
+	$(call of,app,daemon maintenance pressure_monitor routes) \
+	$(call of,cli,errors options output queue) \
+	$(call of,delivery,active_queue attempt_result fair_queue host_selection retry site_limits) \
+	$(call of,graph,endpoint_table graph_authorization graph_listing graph_messages graph_send_mail \
+	    graph_send_options odata_filter query_options serializer) \
+	$(call of,http,connection_limits event_stream http_server) \
+	$(call of,ingress,acceptance data early_talkers esmtp_parameters fanout header_cleanup send_as smtp_server) \
+	$(call of,internet,scenario_file scenario_state test_recipients) \
+	$(call of,journeys,journey message_search) \
+	$(call of,mailbox,messages folders inbox maildir message_file quota scheduled_sends stale_files submissions) \
+	$(call of,mime,convert draft dsn headers read_mime write_header) \
+	$(call of,pages,content forms search_text site) \
+	$(call of,pickup,decisions gate) \
+	$(call of,policy,engine rule_files shipped_policies) \
+	$(call of,smtp,connection transaction) \
+	$(call of,spool,claims prune restart spool stats write_ahead_log) \
+	$(call of,testing,message waiting) \
+	tests/integration/test_seven_steps.py
+
+quick: check
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(QUICK)
 
 lint: .venv/development
 	$(BIN)/ruff check .

@@ -161,7 +161,7 @@ def test_pins_out_of_step_are_found():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("target", ["run", "venv", "test", "check", "bench", "clean"])
+@pytest.mark.parametrize("target", ["run", "venv", "test", "check", "quick", "bench", "clean"])
 def test_make_knows_its_targets(target):
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", target],
@@ -172,6 +172,20 @@ def test_make_knows_its_targets(target):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_make_quick_names_tests_that_exist():
+    done = subprocess.run(
+        ["make", "--dry-run", "quick"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    named = re.findall(r"\btests/\S+", done.stdout.splitlines()[-1])
+    assert len(named) > 50
+    assert [name for name in named if not (TOP / name).exists()] == []
 
 
 @pytest.mark.parametrize("script", [".ci/run", "tests/system-packages.sh"])
