@@ -19,6 +19,7 @@ MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 60
 LINE_LENGTH_MAX = 100
 POSITIONAL_PARAMETERS_MAX = 3
+FIELDS_MIN = 8  # of a dataclass: with as many, each has its comment
 # send(sender, recipients, subject, text, html, attachments), as docs/names.md has it
 MORE_POSITIONAL = {("relay/testing/relay.py", "send"), ("relay/testing/async_relay.py", "send")}
 
@@ -97,6 +98,40 @@ def test_signatures_have_few_positional_parameters(path):
         if len(names) > POSITIONAL_PARAMETERS_MAX and not is_known:
             wide.append(f"{function.name}({', '.join(names)})")
     assert wide == []
+
+
+@for_each(MODULES)
+def test_each_field_of_a_long_dataclass_has_a_comment(path):
+    assert fields_without_comment((TOP / path).read_text()) == []
+
+
+def test_fields_without_comment_are_found():
+    fields = "".join(f"    f{number}: int  # why\n" for number in range(FIELDS_MIN - 1))
+    module = f"@dataclass(frozen=True)\nclass Long:\n{fields}"
+    assert fields_without_comment(f"{module}    # above\n    last: int\n") == []
+    assert fields_without_comment(f"{module}    last: int\n") == ["Long.last"]
+    assert fields_without_comment(module.replace("# why", "")) == []
+
+
+def fields_without_comment(text: str) -> list[str]:
+    """Fields of long dataclasses, except private ones, that have a comment neither beside nor above."""
+    lines, missing = text.splitlines(), []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and "dataclass" in map(name_of, node.decorator_list):
+            fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
+            if len(fields) >= FIELDS_MIN:
+                missing += [
+                    f"{node.name}.{one.target.id}"
+                    for one in fields
+                    if not one.target.id.startswith("_")
+                    if "#" not in "".join(lines[one.lineno - 1 : one.end_lineno])
+                    if not lines[one.lineno - 2].lstrip().startswith("#")
+                ]
+    return missing
+
+
+def name_of(decorator: ast.expr) -> str:
+    return ast.unparse(decorator).partition("(")[0]
 
 
 @for_each([p for p in MODULES if p.name != "__init__.py"])

@@ -64,30 +64,30 @@ _STOPPING = "stopping"
 class Daemon:
     """All rooms of one process. Call start() once, then stop() once."""
 
-    settings: Settings
-    lock: OwnerLock
-    clock: Clock
-    metrics: Metrics
-    history: MetricsHistory
-    spool: SpoolEngine
-    root: MailRoot
-    store: FileStore
-    store_log: SubmissionLog
-    transport: Transport
-    http_servers: Sequence[HttpServer]
-    journeys: Journeys
-    changes: ChangeNotifier
-    live_views: LiveViews
-    events: EventStreams
-    readiness: Readiness
-    pressure: PressureMonitor
-    settling: Settling
+    settings: Settings  # those of the start; a reload changes some
+    lock: OwnerLock  # of state_dir/run
+    clock: Clock  # one for all rooms
+    metrics: Metrics  # one registry for all rooms
+    history: MetricsHistory  # the metrics of the last hour
+    spool: SpoolEngine  # open; the daemon closes it
+    root: MailRoot  # of the mailboxes; the daemon closes it
+    store: FileStore  # the mailboxes
+    store_log: SubmissionLog  # steps 1 to 4
+    transport: Transport  # SMTP in, pickup and delivery
+    http_servers: Sequence[HttpServer]  # the listeners of the front door
+    journeys: Journeys  # messages and their events
+    changes: ChangeNotifier  # wakes those who wait for an event
+    live_views: LiveViews  # the fragments that pages follow
+    events: EventStreams  # the streams of GET /events
+    readiness: Readiness  # what /readyz answers
+    pressure: PressureMonitor  # measures each second
+    settling: Settling  # whether anything is in progress
     on_fault: Callable[[], None] = lambda: (
         None
     )  # called when a task ended unexpectedly; see `fault`
-    fault: str = ""
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    _pickup_task: asyncio.Task[None] | None = None
+    fault: str = ""  # which task ended unexpectedly, and why; "": none
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)  # those that run until the stop
+    _pickup_task: asyncio.Task[None] | None = None  # ends before the listeners close
 
     async def start(self) -> None:
         """Start everything. Raises OSError, SpoolError; stop() must be called even then."""

@@ -118,36 +118,27 @@ password = "plain:bob"
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentOptions:
-    """The options of a development relay.
+    """The options of a development relay."""
 
-    `hosts` are names, in addition to those of loopback, that the Host header of HTTP requests may
-    contain, and that the certificate has. The certificate authority is kept in `ca_dir`; if that is
-    None or cannot be written, it is that of this relay alone. `domains` are local; alice and bob
-    are in the first. `rules` is the directory of the rules, None for those that are shipped.
-    `scenarios` are files and shipped names, see read_scenarios(). With `strict_users`, only an
-    account that exists gets mail. A `token` is the only one that HTTP requests are accepted with,
-    and the password of all users. With `listen_all`, only the ports of the addresses count.
-    Released mail goes to `release_to`, if that is not None. `overrides` are keys of relay.toml with
-    other values. The oldest mail above `keep` is removed. For `converts_in_threads` see
-    RelayDependencies; `crash_at` is for crash tests.
-    """
-
-    http: Address
-    https: Address
-    smtp: Address
+    http: Address  # where the Graph API listens
+    https: Address  # the same with TLS
+    smtp: Address  # where SMTP listens
+    # of the certificate authority; None, or not writable: one for this relay alone
     ca_dir: Path | None = None
+    # further names for the Host header of requests, and in the certificate
     hosts: tuple[str, ...] = ()
-    domains: tuple[str, ...] = (DOMAIN,)
-    rules: Path | None = None
-    scenarios: tuple[str, ...] = ()
-    strict_users: bool = False
-    token: str = ""
-    listen_all: bool = False
-    release_to: ReleaseTarget | None = None
+    domains: tuple[str, ...] = (DOMAIN,)  # local domains; alice and bob are in the first
+    rules: Path | None = None  # the directory of the rules; None for those that are shipped
+    scenarios: tuple[str, ...] = ()  # files and shipped names, see read_scenarios()
+    strict_users: bool = False  # only an account that exists gets mail
+    token: str = ""  # the only one that HTTP accepts, and the password of all users; "": any
+    listen_all: bool = False  # on all addresses: only the ports of `http`, `https` and `smtp` count
+    release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
+    # keys of relay.toml with other values
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    converts_in_threads: bool = False
-    keep: KeepLimits = DEFAULT_LIMITS
-    crash_at: str = ""
+    converts_in_threads: bool = False  # see RelayDependencies
+    keep: KeepLimits = DEFAULT_LIMITS  # the oldest mail above these limits is removed
+    crash_at: str = ""  # for crash tests
 
     @property
     def is_exposed(self) -> bool:

@@ -159,19 +159,16 @@ class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
 
 @dataclass(frozen=True, slots=True)
 class SessionDependencies:
-    """What the sessions of a listener share.
+    """What the sessions of a listener share."""
 
-    `rejects_untrusted` returns whether only trusted clients may begin a session now.
-    """
-
-    listener: ListenerDependencies
+    listener: ListenerDependencies  # what their command handlers share
     count: ConcurrencyCounter  # sessions by client_of(), None for trusted clients
-    sessions_max: int
-    sessions: set["SmtpSession"]
-    timeout_s: float
-    tls_context: ssl.SSLContext | None
-    is_trusted: Callable[[str], bool]
-    rejects_untrusted: Callable[[], bool]
+    sessions_max: int  # of the listener; then 421
+    sessions: set["SmtpSession"]  # those that are open
+    timeout_s: float  # how long a client may be silent
+    tls_context: ssl.SSLContext | None  # None: no TLS
+    is_trusted: Callable[[str], bool]  # whether an address is in trusted_networks
+    rejects_untrusted: Callable[[], bool]  # whether only trusted clients may begin a session now
 
 
 class _NoHooks:

@@ -68,25 +68,20 @@ class ListedRecipient:
 
 @dataclass(frozen=True, slots=True)
 class MessageSummary:
-    """A row of the message list.
+    """A row of the message list."""
 
-    `recipients` are the first ones, `recipient_count` is the number of all. `status` and `reply`
-    are those of a recipient that decides the state. `next_attempt_us` is None if none is planned;
-    in the spool it is queue time.
-    """
-
-    position: ListPosition
-    id: str | None
-    submission_id: str | None
-    message_id: str
-    sender: str
-    subject: str
-    state: str
-    recipients: tuple[ListedRecipient, ...]
-    recipient_count: int
-    status: str = ""
-    reply: str = ""
-    next_attempt_us: int | None = None
+    position: ListPosition  # by which lists are sorted and paged
+    id: str | None  # the queue id; None before step 5
+    submission_id: str | None  # None for mail that came by SMTP
+    message_id: str  # of the header
+    sender: str  # the reverse-path
+    subject: str  # decoded
+    state: str  # of the message, by those of its recipients
+    recipients: tuple[ListedRecipient, ...]  # the first ones
+    recipient_count: int  # of all recipients
+    status: str = ""  # of a recipient that decides the state
+    reply: str = ""  # of the same recipient
+    next_attempt_us: int | None = None  # None if none is planned; in the spool it is queue time
 
     @property
     def name(self) -> str:
@@ -111,14 +106,14 @@ class OpenSubmission:
     All its recipients are in one state.
     """
 
-    submission_id: str
-    account: str
-    sender: str
-    message_id: str
-    subject: str
-    recipients: tuple[str, ...]
-    state: str
-    reply: str
+    submission_id: str  # of the submission
+    account: str  # the address of the mailbox
+    sender: str  # the reverse-path
+    message_id: str  # of the header
+    subject: str  # decoded
+    recipients: tuple[str, ...]  # their addresses
+    state: str  # of all recipients
+    reply: str  # why it failed; "" while it waits
 
     def matches(self, wanted: MessageSearch) -> bool:
         """Whether it matches, apart from `after` and `key`."""
