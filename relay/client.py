@@ -82,16 +82,16 @@ class ControlClient:
         self._path = path
         self._timeout_s = timeout_s
 
-    def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
-        """Return the JSON at `/relay/v1` + `path`.
+    def get(self, path: str, query: Mapping[str, str] | None = None, *, kind: Any = Any) -> Any:
+        """Return the JSON at `/relay/v1` + `path`, as an object of `kind`.
 
         Raises ControlUnavailableError, ControlForbiddenError, ControlError.
         """
-        return self.get_response(path, query).value
+        return self._request("GET", _with(path, query), kind=kind).value
 
     def get_response(self, path: str, query: Mapping[str, str] | None = None) -> ControlResponse:
         """Like get(), with the header fields."""
-        return self._request("GET", path + ("?" + urlencode(query) if query else ""))
+        return self._request("GET", _with(path, query))
 
     def post(self, path: str, value: Any) -> Any:
         """Post `value` as JSON and return the JSON of the response.
@@ -126,15 +126,18 @@ class ControlClient:
         """Delete what is at `/relay/v1` + `path`; return the JSON. Raises as get() does."""
         return self._request("DELETE", path).value
 
-    def _request(self, method: str, path: str, body: bytes | None = None) -> ControlResponse:
+    def _request(
+        self, method: str, path: str, body: bytes | None = None, *, kind: Any = Any
+    ) -> ControlResponse:
         connection = _UnixConnection(self._path, self._timeout_s)
         with self._translated_errors():
             answer, content = _exchange(
                 connection, method, "/relay/v1" + path, body=body,
                 headers={"content-type": "application/json"}, bytes_max=_ANSWER_BYTES_MAX,
             )  # fmt: skip
-            value = msgspec.json.decode(content)
-        if answer.status >= http.client.BAD_REQUEST:
+            has_failed = answer.status >= http.client.BAD_REQUEST
+            value = msgspec.json.decode(content, type=Any if has_failed else kind)
+        if has_failed:
             raise _control_error(answer.status, value)
         return ControlResponse(value, answer.headers)
 
@@ -154,6 +157,10 @@ class ControlClient:
         except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
             text = f"the relay on {self._path} did not answer: {error or type(error).__name__}"
             raise ControlUnavailableError(text) from None
+
+
+def _with(path: str, query: Mapping[str, str] | None) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
 
 
 def _control_error(status: int, value: Any) -> ControlError:

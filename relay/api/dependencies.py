@@ -15,6 +15,7 @@ from relay.api.message_source import MessageSources
 from relay.clock import Clock
 from relay.http.errors import ApiError
 from relay.journeys.changes import ChangeNotifier
+from relay.journeys.document import Journey
 from relay.journeys.journey import Journeys
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
@@ -112,7 +113,7 @@ class DevelopmentControls(Protocol):
         """Return what a simulated host has received of a message, None if it is not remembered."""
         ...
 
-    async def remove_message(self, journey: Mapping[str, Any], copies: MessageCopies) -> bool:
+    async def remove_message(self, journey: Journey, copies: MessageCopies) -> bool:
         """Remove a message: from the queue, from the history, and its copies in mailboxes.
 
         Return False, and remove nothing of it, while it is in delivery or in step 3.

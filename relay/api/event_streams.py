@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from relay.clock import Clock
+from relay.clock import Clock, rfc3339
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.event_stream import TAKE_TIMEOUT_S, EventStreamResponse
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import RecordedEvent
+from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.pressure import ConcurrencyCounter
 
@@ -45,6 +46,19 @@ _RETRY = b"retry: 2000\n"
 _GAP = "Events between this cursor and the next event are not kept any more."
 _EXPECTED = 'the id of an event, or "0" for the beginning'
 _log = get_logger("api")
+
+
+class _EventData(msgspec.Struct, frozen=True):
+    """The JSON of an event: a step of a journey, with the message that it is of."""
+
+    cursor: str
+    message: str | None
+    submission_id: str | None
+    step: int
+    name: str
+    at: str
+    detail: Mapping[str, Any]
+    state: RecipientState | None
 
 
 class _EventText(NamedTuple):
@@ -306,13 +320,11 @@ def _block_of(batch: EventBatch) -> _Block:
 
 def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _EventText:
     text = str(cursor)
-    data: dict[str, Any] = {
-        "cursor": text,
-        "message": recorded.queue_id,
-        "submission_id": recorded.submission_id,
-        **recorded.event.as_json(),
-        "state": recorded.state,
-    }
+    event = recorded.event
+    data = _EventData(
+        text, recorded.queue_id, recorded.submission_id, int(event.step), event.step.title,
+        rfc3339(event.at_us), event.detail, recorded.state,
+    )  # fmt: skip
     octets = b"id: %b\ndata: %b\n\n" % (text.encode(), msgspec.json.encode(data))
     return _EventText(
         recorded.account, recorded.queue_id, recorded.submission_id, source, cursor, octets

@@ -34,7 +34,8 @@ from relay.api.request_parameters import (
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
-from relay.journeys.journey import MessageList, is_final, is_there
+from relay.journeys.document import Journey
+from relay.journeys.journey import MessageList
 from relay.journeys.message_list import MessageSummary
 from relay.journeys.message_search import FINAL_STATE
 from relay.mailbox.types import StoredMessage, StoreError
@@ -115,7 +116,7 @@ class Handlers:
         older = None if found.older is None else str(found.older)
         return {"messages": found.messages, "cursor": str(found.cursor), "older": older}
 
-    async def message(self, key: str, principal: Principal) -> dict[str, Any]:
+    async def message(self, key: str, principal: Principal) -> Journey:
         """GET /messages/{id}."""
         found = await self._find(key, principal)
         if found is None:
@@ -141,7 +142,7 @@ class Handlers:
         view = replace(view, is_current=is_current)
         if (key := query.get("message")) is not None:
             found = await self.message(key, principal)
-            wanted = WantedMessage(found["id"], found["submission_id"])
+            wanted = WantedMessage(found.id, found.submission_id)
             view = replace(view, message=wanted)
         return await streams.response(view)
 
@@ -150,19 +151,16 @@ class Handlers:
         principal.check_may_read_content()
         journey = await self.message(key, principal)
         content = await self.content(journey, principal, view="source")
-        name = journey["id"] or journey["submission_id"]
         headers = {
             "content-type": "message/rfc822",
-            "content-disposition": f'attachment; filename="{name}.eml"',
+            "content-disposition": f'attachment; filename="{journey.key}.eml"',
             "x-content-type-options": "nosniff",
         }
         if isinstance(content, bytes):
             return Response(content, headers=headers)
         return StreamedResponse(blocks(content), size_bytes=content.size, headers=headers)
 
-    async def content(
-        self, journey: Mapping[str, Any], principal: Principal, *, view: str
-    ) -> Content:
+    async def content(self, journey: Journey, principal: Principal, *, view: str) -> Content:
         """Return the MIME of a message that the principal has found. `view` is for the log: what is
         shown of it.
 
@@ -174,12 +172,11 @@ class Handlers:
         except StoreError as error:
             raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
         if content is None:
-            key = journey["id"] or journey["submission_id"]
-            raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(key)}.")
+            raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(journey.key)}.")
         return content
 
     async def sent_message(
-        self, journey: Mapping[str, Any], principal: Principal, *, view: str
+        self, journey: Journey, principal: Principal, *, view: str
     ) -> tuple[str, StoredMessage]:
         """Return the sender's copy of a message that the principal has found, and its mailbox.
 
@@ -194,14 +191,12 @@ class Handlers:
             raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
         return found
 
-    async def _check_may_see(
-        self, journey: Mapping[str, Any], principal: Principal, view: str
-    ) -> None:
+    async def _check_may_see(self, journey: Journey, principal: Principal, view: str) -> None:
         """Log access to the content of others. Raises ApiError 403 without the role operate, and
         without the scope.
         """
         principal.check_may_read_content()
-        key = journey["id"] or journey["submission_id"]
+        key = journey.key
         if not self.is_development and not await self._is_own(key, principal):
             if principal.role is not Role.OPERATE:
                 raise ApiError(403, "ErrorAccessDenied", _NOT_YOURS)
@@ -214,7 +209,7 @@ class Handlers:
 
     async def wait_for_message(
         self, key: str, query: Mapping[str, str], principal: Principal
-    ) -> dict[str, Any]:
+    ) -> Journey:
         """GET /messages/{id}/wait?state=there&timeout=30: the journey, and `reached`.
 
         An unknown message is waited for as well. The wait ends when all recipients are final.
@@ -225,12 +220,12 @@ class Handlers:
         timeout_s = number_of(query, "timeout", default=_WAIT_S, limits=(0, WAIT_S_MAX))
         found = await self._wait_until(
             lambda: self._find(key, principal),
-            lambda found: found is not None and (has_reached(found, state) or is_final(found)),
+            lambda found: found is not None and (has_reached(found, state) or found.is_final),
             timeout_s=timeout_s,
         )
         if found is None:
             raise _unknown(key)
-        return {**found, "reached": has_reached(found, state)}
+        return msgspec.structs.replace(found, reached=has_reached(found, state))
 
     async def _wait_until(
         self,
@@ -274,7 +269,7 @@ class Handlers:
                     await self._dependencies.changes.wait_beyond(seen)
                     await asyncio.sleep(pause_s)  # real time: reads a burst of events once
 
-    async def _find(self, key: str, principal: Principal) -> dict[str, Any] | None:
+    async def _find(self, key: str, principal: Principal) -> Journey | None:
         if not key or len(key) > _KEY_CHARACTERS:
             return None
         found = await self._dependencies.journeys.journey(key, account=principal.account)
@@ -341,9 +336,9 @@ class Handlers:
         release_to = self._release_to()
         if release_to is None:
             raise ApiError(403, "ErrorAccessDenied", _NOTHING_LEAVES)
-        if found["id"] is None:
+        if found.id is None:
             return CommandReport().as_json()
-        selector = Selector(ids=(found["id"],), state=RecipientState.CAPTURED)
+        selector = Selector(ids=(found.id,), state=RecipientState.CAPTURED)
         command = QueueCommand(Operation.RELEASE, selector, principal.name, to=release_to)
         return await self._execute(command, request)
 
@@ -425,13 +420,13 @@ class Handlers:
         return {"address": address, "delays": delays}
 
 
-def has_reached(journey: Mapping[str, Any], state: str) -> bool:
+def has_reached(journey: Journey, state: str) -> bool:
     """Return whether a journey is in `state`; "final": whether all recipients are, "there": whether
     all are captured or final.
     """
     if state == THERE:
-        return is_there(journey)
-    return is_final(journey) if state == FINAL_STATE else bool(journey["state"] == state)
+        return journey.is_there
+    return journey.is_final if state == FINAL_STATE else journey.state == state
 
 
 def _unknown(key: str) -> ApiError:

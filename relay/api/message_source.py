@@ -5,10 +5,10 @@ recipient's mailbox may have it, the sender's Sent Items or Drafts, or a report 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from relay.api.message_copies import AFTER_CAPTURE, MessageCopies
+from relay.journeys.document import Journey
 from relay.journeys.events import Step
 from relay.journeys.journey import Journeys
 from relay.journeys.spool_history import SpoolHistory
@@ -51,16 +51,16 @@ class MessageSources:
             mailboxes, mailbox_for=mailbox_for, keeps_captured=received is not None
         )
 
-    async def find(self, journey: Mapping[str, Any], *, reader: str | None) -> Content | None:
+    async def find(self, journey: Journey, *, reader: str | None) -> Content | None:
         """Return the MIME of a message; None if no copy is left. Raises SpoolError.
 
         It has no Bcc, unless it is from the mailbox of `reader`.
         """
-        if queue_id := journey["id"]:
+        if queue_id := journey.id:
             content = await self._transported(queue_id)
             if content is not None:
                 return content
-        if submission_id := journey["submission_id"]:
+        if submission_id := journey.submission_id:
             content = await self._of_sender(submission_id, reader=reader)
             if content is not None:
                 return content
@@ -78,12 +78,12 @@ class MessageSources:
                 return edit_header(copy, without_delivery_fields)
         return self._received(queue_id) if self._received is not None else None
 
-    async def _returned(self, journey: Mapping[str, Any]) -> Content | None:
+    async def _returned(self, journey: Journey) -> Content | None:
         """Return the content as a report to the sender returns it in whole."""
         reports = [
             name
-            for step in journey["steps"]
-            if step["step"] == Step.REPORT and (name := step["detail"].get("report_id"))
+            for step in journey.steps
+            if step.step == Step.REPORT and (name := step.detail.get("report_id"))
         ]
         for name in reports[:_REPORTS_MAX]:
             report = await self._transported(name)
@@ -93,9 +93,9 @@ class MessageSources:
                     return returned
         return None
 
-    async def original(self, journey: Mapping[str, Any]) -> tuple[str, StoredMessage] | None:
+    async def original(self, journey: Journey) -> tuple[str, StoredMessage] | None:
         """Return the sender's draft or copy and its mailbox; None if it is gone, or by SMTP."""
-        if not (submission_id := journey["submission_id"]):
+        if not (submission_id := journey.submission_id):
             return None
         mailbox = await self._journeys.mailbox_of(submission_id)
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import uvloop
+from msgspec.structs import asdict
 
 from relay import __version__
 from relay.cli.dev_options import (
@@ -32,6 +33,7 @@ from relay.development.folder import DevelopmentFolder, open_folder
 from relay.development.foreground import DevelopmentView, RunOptions, develop
 from relay.development.relay import DevelopmentAddresses, DevelopmentOptions
 from relay.development.retention import KeepLimits
+from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
 from relay.observe import logs
 from relay.settings.environment import Environment, read_environment
@@ -142,9 +144,9 @@ class _JsonView(DevelopmentView):
     def waiting(self, addresses: DevelopmentAddresses) -> None:
         """Print nothing; the next line is a step."""
 
-    def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
+    def step(self, journey: Journey, step: JourneyStep) -> None:
         names = ("id", "graph_id", "submission_id", "message_id")
-        print_json_line({**{name: journey[name] for name in names}, **step})
+        print_json_line({**{name: getattr(journey, name) for name in names}, **asdict(step)})
 
     def rules_changed(self, text: str) -> None:
         _warn(text)
@@ -213,9 +215,9 @@ class _TextView(DevelopmentView):
         """Print all steps of the first message; of the bounced one, the reason and the report."""
         journey = shown.journey
         bounced = bool(shown.report_subject)
-        _echo(f'{shown.title}: {journey["sender"]}, "{printable(journey["subject"])}"')
+        _echo(f'{shown.title}: {journey.sender}, "{printable(journey.subject)}"')
         for number in _WHY if bounced else Step:
-            mine = [step for step in journey["steps"] if step["step"] == number]
+            mine = [step for step in journey.steps if step.step == number]
             for step in mine:
                 _echo(*step_lines(step))
             if not mine:
@@ -245,8 +247,8 @@ class _TextView(DevelopmentView):
             f"ready (pid {os.getpid()}); every step of every message follows, Ctrl-C ends it",
         )
 
-    def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
-        name = journey["id"] or journey["submission_id"]
+    def step(self, journey: Journey, step: JourneyStep) -> None:
+        name = journey.key
         first, *more = step_lines(step)
         _echo(f"{name}{first}", *(f"{'':<{len(name)}}{line}" for line in more))
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import msgspec
 
+from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.wording import client_line, describe, named
 from relay.phrases import counted
 
@@ -54,45 +55,44 @@ _ADDRESS_WIDTH_MAX = 40
 _UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
 
 
-def journey_lines(found: Mapping[str, Any]) -> list[str]:
+def journey_lines(found: Journey) -> list[str]:
     """Return a journey: a headline, its steps, its recipients."""
-    name = found["id"] or found["submission_id"]
-    recipients = named([one["address"] for one in found["recipients"]])
-    headline = f'{name}  "{found["subject"]}"  {found["sender"] or "<>"} -> {recipients}'
-    days = {str(step["at"])[:10] for step in found["steps"]}
+    recipients = named([one.address for one in found.recipients])
+    headline = f'{found.key}  "{found.subject}"  {found.sender or "<>"} -> {recipients}'
+    days = {step.at[:10] for step in found.steps}
     lines = [printable(f"{headline}  {_state(found)}")]
-    if client := client_line(found["client"]):
+    if client := client_line(found.client):
         lines.append(printable(f"   {client}"))
-    for step in found["steps"]:
+    for step in found.steps:
         lines += step_lines(step, with_date=len(days) > 1)
-    return lines + recipient_lines(found["recipients"])
+    return lines + recipient_lines(found.recipients)
 
 
-def step_lines(step: Mapping[str, Any], *, with_date: bool = False) -> list[str]:
+def step_lines(step: JourneyStep, *, with_date: bool = False) -> list[str]:
     """Return a step: number, name, time of day (UTC) and details, one line for each detail."""
-    at = str(step["at"])
+    at = step.at
     clock = f"{at[:10]} {at[11:23]}" if with_date else at[11:23]
-    details = [*describe(int(step["step"]), step["detail"])] or [""]
-    head = f" {step['step']} {step['name']:<18} {clock}Z  "
+    details = [*describe(step.step, step.detail)] or [""]
+    head = f" {step.step} {step.name:<18} {clock}Z  "
     first, *rest = details
     return [printable(f"{head}{first}".rstrip()), *(printable(" " * len(head) + x) for x in rest)]
 
 
 def recipient_lines(
-    recipients: Sequence[Mapping[str, Any]], *, indent: str = "   ", most: int = _RECIPIENTS_MAX
+    recipients: Sequence[Recipient], *, indent: str = "   ", most: int = _RECIPIENTS_MAX
 ) -> list[str]:
     """Return a line per recipient, failed and deferred ones first, and a count of the rest."""
-    ordered = sorted(recipients, key=lambda one: one["state"] in _UNREMARKABLE)
+    ordered = sorted(recipients, key=lambda one: one.state in _UNREMARKABLE)
     shown, rest = ordered[:most], ordered[most:]
-    width = min(max((len(one["address"]) for one in shown), default=0), _ADDRESS_WIDTH_MAX)
+    width = min(max((len(one.address) for one in shown), default=0), _ADDRESS_WIDTH_MAX)
     lines = []
     for one in shown:
-        number = sum(one["outcome"] != "expired" for one in one.get("attempts", ()))
+        number = sum(tried.outcome != "expired" for tried in one.attempts)
         attempts = f"  ({number} attempts)" if number > 1 else ""
-        line = f"{indent}{one['address']:<{width}}  {one['state']:<9}  {one['reply']}".rstrip()
+        line = f"{indent}{one.address:<{width}}  {one.state:<9}  {one.reply}".rstrip()
         lines.append(printable(line + attempts))
     if rest:
-        by_state = Counter(one["state"] for one in rest)
+        by_state = Counter(one.state for one in rest)
         states = ", ".join(f"{number} {state}" for state, number in by_state.items())
         lines.append(f"{indent}and {len(rest)} more: {states}")
     return lines
@@ -113,8 +113,12 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         if number:
             entry = entries[number - 1]
             lines += [printable(f"    {remark}") for remark in _remarks(entry)]
-            lines += recipient_lines(entry["recipients"], indent="    ", most=10)
+            lines += recipient_lines(_recipients(entry), indent="    ", most=10)
     return [*lines, _count(entries)]
+
+
+def _recipients(entry: Mapping[str, Any]) -> tuple[Recipient, ...]:
+    return msgspec.convert(entry["recipients"], tuple[Recipient, ...])
 
 
 def changed_lines(answer: Mapping[str, Any]) -> list[str]:
@@ -287,10 +291,10 @@ def _count(entries: Sequence[Mapping[str, Any]]) -> str:
     return total + (f": {by_state}" if by_state else "")
 
 
-def _state(found: Mapping[str, Any]) -> str:
+def _state(found: Journey) -> str:
     """Return the state, and the number of recipients in it if not all are."""
-    state, recipients = str(found["state"]), found["recipients"]
-    count = sum(1 for one in recipients if one["state"] == state)
+    state, recipients = found.state, found.recipients
+    count = sum(1 for one in recipients if one.state == state)
     return state.upper() + (f" ({count} of {len(recipients)})" if count < len(recipients) else "")
 
 

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import (
@@ -131,9 +132,10 @@ def show(context: CommandContext, key: str) -> None:
     found = client.journey(key)
     if found is None:
         raise unknown_message("queue show", key, without_daemon=client.without_daemon)
-    entries = client.queue_list(Selector(ids=(found["id"],))) if found["id"] else []
+    entries = client.queue_list(Selector(ids=(found.id,))) if found.id else []
     context.show(
-        {**found, "entries": entries}, lambda: [*journey_lines(found), "", *entry_lines(entries)]
+        msgspec.to_builtins(found) | {"entries": entries},
+        lambda: [*journey_lines(found), "", *entry_lines(entries)],
     )
 
 

@@ -7,7 +7,7 @@ exact.
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -18,6 +18,7 @@ from relay.cli.output import flush, printable
 from relay.clock import SystemClock, rfc3339
 from relay.commands.operator_client import OperatorClient
 from relay.files import OpenOctets
+from relay.journeys.document import Journey
 from relay.message.content import Octets
 from relay.message.properties import EmailAddress
 from relay.mime.html_text import html_to_text
@@ -58,7 +59,7 @@ def show(
         raise click.UsageError(f"expected at most one of {names}")
     client = OperatorClient(context.settings(), SystemClock())
     journey = client.message_from_relay(key)
-    blocks = client.source(journey["id"] or journey["submission_id"])
+    blocks = client.source(journey.key)
     if source:
         _write(blocks)
         return
@@ -79,16 +80,14 @@ def show(
             )
 
 
-def message_document(
-    journey: Mapping[str, Any], message: ReadMessage, bodies: ReadBodies
-) -> dict[str, Any]:
+def message_document(journey: Journey, message: ReadMessage, bodies: ReadBodies) -> dict[str, Any]:
     """Return the JSON of `relay show`."""
     ids = ("id", "graph_id", "submission_id", "message_id", "state")
     given, date_us = message.properties, message.date_us
     people = {"from": given.from_, "sender": given.sender}
     lists = {"to": given.to, "cc": given.cc, "bcc": given.bcc, "reply_to": given.reply_to}
     return {
-        **{name: journey[name] for name in ids},
+        **{name: getattr(journey, name) for name in ids},
         "subject": given.subject,
         **{name: _person(one) if one else None for name, one in people.items()},
         **{name: [_person(one) for one in some] for name, some in lists.items()},
@@ -102,14 +101,12 @@ def message_document(
     }
 
 
-def message_lines(
-    journey: Mapping[str, Any], message: ReadMessage, bodies: ReadBodies
-) -> list[str]:
+def message_lines(journey: Journey, message: ReadMessage, bodies: ReadBodies) -> list[str]:
     """Return headers, text and attachments for a terminal."""
     given = message.properties
     head = {
-        "Id": journey["id"] or journey["submission_id"],
-        "State": journey["state"],
+        "Id": journey.key,
+        "State": journey.state,
         "From": _names([given.from_]),
         "Sender": _names([given.sender]),
         "Reply-To": _names(given.reply_to),

@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, Key, common_options, unknown_message
 from relay.cli.output import flush, journey_lines, printable
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
-from relay.journeys.journey import is_final
+from relay.journeys.document import Journey, Recipient
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.phrases import counted, shown
@@ -40,31 +42,31 @@ def trace(context: CommandContext, key: str) -> None:
 _RECIPIENTS_MAX = 10
 
 
-def diagnosis(found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def diagnosis(found: Journey, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the last step of a message and what it waits for; `entries` are its queue entries."""
-    last = max(found["steps"], key=lambda step: int(step["step"]), default=None)
+    last = max(found.steps, key=lambda step: step.step, default=None)
     lines = []
     if last is not None:
-        lines.append(f"it is at step {last['step']} ({last['name']}): {WAITS_FOR[last['step']]}")
-    waiting = [one for one in found["recipients"] if one["state"] not in FINAL]
+        lines.append(f"it is at step {last.step} ({last.name}): {WAITS_FOR[last.step]}")
+    waiting = [one for one in found.recipients if one.state not in FINAL]
     due = {one["address"]: entry["due"] for entry in entries for one in entry["recipients"]}
     shown = waiting[:_RECIPIENTS_MAX]
-    lines += [printable(_reason(one, due.get(one["address"]))) for one in shown]
+    lines += [printable(_reason(one, due.get(one.address))) for one in shown]
     if len(waiting) > _RECIPIENTS_MAX:
         lines.append(f"and {counted(len(waiting) - _RECIPIENTS_MAX, 'more recipient')}")
     return lines
 
 
-def _reason(recipient: Mapping[str, Any], due: str | None) -> str:
-    state = str(recipient["state"])
-    text = f"{recipient['address']} {REASONS.get(state, f'is {state}')}"
+def _reason(recipient: Recipient, due: str | None) -> str:
+    state = recipient.state
+    text = f"{recipient.address} {REASONS.get(state, f'is {state}')}"
     if state == "deferred" and due:
         text += f" at {due[11:19]}Z"
-    if attempts := recipient["attempts"]:
+    if attempts := recipient.attempts:
         number = "1 attempt" if len(attempts) == 1 else f"{len(attempts)} attempts"
-        host = attempts[-1]["host"]
+        host = attempts[-1].host
         text += f", {number} so far" + (f", the last by {host}" if host else "")
-    return f"{text}: {recipient['reply']}" if recipient["reply"] else text
+    return f"{text}: {recipient.reply}" if recipient.reply else text
 
 
 _STATES = ["there", "final", *(str(state) for state in RecipientState)]
@@ -104,12 +106,12 @@ def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> 
     if found is None:
         text = f"relay wait: no message appeared as {shown(key)} within {timeout_s:g} s"
         raise CommandError(ExitCode.TRY_LATER, text)
-    reached = found.pop("reached")
-    context.show(found, lambda: journey_lines(found))
-    if not reached:
+    journey = replace(found, reached=UNSET)
+    context.show(journey, lambda: journey_lines(journey))
+    if not found.reached:
         flush()  # the journey first
-        entries = client.entries_of(found["id"]) if found["id"] else []
-        so_far = "permanently" if is_final(found) else f"after {timeout_s:g} s"
+        entries = client.entries_of(found.id) if found.id else []
+        so_far = "permanently" if found.is_final else f"after {timeout_s:g} s"
         expected = "final or captured" if state == "there" else state
-        text = f"relay wait: {found['state']} {so_far}, expected {expected}"
+        text = f"relay wait: {found.state} {so_far}, expected {expected}"
         raise CommandError(ExitCode.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))

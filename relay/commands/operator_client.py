@@ -20,7 +20,7 @@ from relay.client import (
     path_of,
 )
 from relay.clock import Clock
-from relay.journeys.journey import is_final
+from relay.journeys.document import Journey
 from relay.settings.tree import Settings
 from relay.spool.queue_commands import UNKNOWN_HEADER, EntryList
 
@@ -61,10 +61,10 @@ class OperatorClient:
         self._client = ControlClient(settings.control_socket)
         self.without_daemon = ""  # why the files were read, if no daemon answered
 
-    def journey(self, key: str) -> dict[str, Any] | None:
+    def journey(self, key: str) -> Journey | None:
         """Return the journey of one message, or None."""
         try:
-            found: dict[str, Any] = self._client.get(path_of(key))
+            return self.message_from_relay(key)
         except ControlError as error:
             if error.status == _NOT_FOUND:
                 return None
@@ -73,9 +73,8 @@ class OperatorClient:
             return self._offline(
                 silent, lambda files: files.journeys.journey(key, account=None), nothing=None
             )
-        return found
 
-    def wait(self, key: str, *, state: str, timeout_s: float) -> dict[str, Any] | None:
+    def wait(self, key: str, *, state: str, timeout_s: float) -> Journey | None:
         """Wait until a message is in `state` ("final": all recipients are final; "there": or
         captured).
 
@@ -88,21 +87,21 @@ class OperatorClient:
             left_s = max(0.0, deadline - self._clock.real_s())
             query = {"state": state, "timeout": f"{min(left_s, WAIT_S_MAX):.3f}"}
             try:
-                found: dict[str, Any] | None = client.get(path_of(key) + "/wait", query)
+                found: Journey | None = client.get(path_of(key) + "/wait", query, kind=Journey)
             except ControlError as error:
                 if error.status != _NOT_FOUND:
                     raise
                 found = None
-            is_over = found is not None and (found["reached"] or is_final(found))
+            is_over = found is not None and (found.reached or found.is_final)
             if is_over or left_s <= WAIT_S_MAX:
                 return found
 
-    def message_from_relay(self, key: str) -> dict[str, Any]:
+    def message_from_relay(self, key: str) -> Journey:
         """Return the journey of one message from the daemon; an unknown message is a ControlError.
 
         Raises ControlUnavailableError without a daemon.
         """
-        found: dict[str, Any] = self._client.get(path_of(key))
+        found: Journey = self._client.get(path_of(key), kind=Journey)
         return found
 
     def source(self, key: str) -> Iterator[bytes]:

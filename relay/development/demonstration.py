@@ -8,24 +8,23 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from relay.app.daemon import Daemon
 from relay.client import DraftToSend, send_by_graph
 from relay.development.accounts import DOMAIN
+from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
 from relay.journeys.message_search import MessageSearch
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
-from relay.message.lifecycle import FINAL, RecipientState
 
 READ_MAX = 1000
 _READ_FIRST = 50  # more if all of them are new
 _PAUSE_S = 0.1  # so that a burst is read once
 
-Show = Callable[[dict[str, Any], dict[str, Any]], None]
+Show = Callable[[Journey, JourneyStep], None]
 
 
 @dataclass(slots=True)
@@ -64,7 +63,7 @@ class Follower:
             name = name_of(journey)
             seen = self._seen.setdefault(name, _ShownMessage())
             self._seen.move_to_end(name)
-            for step in sorted(journey["steps"], key=lambda step: str(step["at"])):
+            for step in sorted(journey.steps, key=lambda step: step.at):
                 digest = hash(msgspec.json.encode(step))
                 if digest not in seen.steps and not quietly:
                     self._show(journey, step)
@@ -75,7 +74,7 @@ class Follower:
         while len(self._seen) > 2 * READ_MAX:
             self._seen.popitem(last=False)
 
-    async def _recent(self) -> list[dict[str, Any]]:
+    async def _recent(self) -> list[Journey]:
         """Return the newest messages, back to one that was seen before."""
         limit = _READ_FIRST
         while True:
@@ -87,16 +86,14 @@ class Follower:
             limit = min(4 * limit, READ_MAX)
 
 
-def name_of(journey: dict[str, Any]) -> str:
+def name_of(journey: Journey) -> str:
     """Return the submission id of a message, or the queue id if it was received by SMTP."""
-    return str(journey["submission_id"] or journey["id"])
+    return journey.submission_id or journey.key
 
 
-def is_settled(journey: dict[str, Any]) -> bool:
+def is_settled(journey: Journey) -> bool:
     """Whether all recipients of a message that is not a report are captured or final."""
-    states = [one["state"] for one in journey["recipients"]]
-    ends = FINAL | {RecipientState.CAPTURED}
-    return bool(journey["sender"] and states) and all(state in ends for state in states)
+    return bool(journey.sender) and journey.is_there
 
 
 _TIMEOUT_S = 15.0
@@ -123,7 +120,7 @@ class DemonstratedMessage:
     """A journey, and the subject of the report on it, "" if there was none."""
 
     title: str
-    journey: dict[str, Any]
+    journey: Journey
     report_subject: str = ""
 
 
@@ -155,18 +152,14 @@ def example(sender: str, recipient: str) -> DraftToSend:
     )
 
 
-async def _send(
-    daemon: Daemon, draft: DraftToSend, *, until: Callable[[dict[str, Any]], bool]
-) -> dict[str, Any]:
+async def _send(daemon: Daemon, draft: DraftToSend, *, until: Callable[[Journey], bool]) -> Journey:
     address = daemon.http_servers[0].bound[0]
     graph_id = await asyncio.to_thread(send_by_graph, address, draft, token=_TOKEN)
     return await _wait(daemon, graph_id, until)
 
 
-async def _wait(
-    daemon: Daemon, key: str, until: Callable[[dict[str, Any]], bool]
-) -> dict[str, Any]:
-    found: dict[str, Any] | None = None
+async def _wait(daemon: Daemon, key: str, until: Callable[[Journey], bool]) -> Journey:
+    found: Journey | None = None
     try:
         async with asyncio.timeout(_TIMEOUT_S):  # real time: a person waits
             while True:
@@ -176,24 +169,24 @@ async def _wait(
                     return found
                 await daemon.changes.wait_beyond(seen)
     except TimeoutError:
-        done = [step["name"] for step in found["steps"]] if found else []
+        done = [step.name for step in found.steps] if found else []
         raise DemonstrationError(
             f"message {key} did not complete; its steps: {', '.join(done) or 'none'}"
         ) from None
 
 
-def _is_delivered(journey: dict[str, Any]) -> bool:
-    states = [one["state"] for one in journey["recipients"]]
+def _is_delivered(journey: Journey) -> bool:
+    states = [one.state for one in journey.recipients]
     return states == ["delivered", "captured"] and _has_steps(journey, 6)
 
 
-def _is_reported(journey: dict[str, Any]) -> bool:
-    return _has_steps(journey, 5) and any(step["step"] == Step.REPORT for step in journey["steps"])
+def _is_reported(journey: Journey) -> bool:
+    return _has_steps(journey, 5) and any(step.step == Step.REPORT for step in journey.steps)
 
 
-def _has_steps(journey: dict[str, Any], last: int) -> bool:
+def _has_steps(journey: Journey, last: int) -> bool:
     """Whether steps 1 to `last` are recorded; step 4 is recorded after the spool's commit."""
-    return {step["step"] for step in journey["steps"]} >= set(range(1, last + 1))
+    return {step.step for step in journey.steps} >= set(range(1, last + 1))
 
 
 async def _report_subject(daemon: Daemon) -> str:

@@ -18,6 +18,7 @@ from relay.app.pressure_monitor import raise_open_files_limit
 from relay.development.demonstration import DemonstratedMessage, Follower, demonstrate
 from relay.development.folder import DevelopmentFolder, open_new_folder
 from relay.development.relay import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
+from relay.journeys.document import Journey, JourneyStep
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address
 
@@ -53,7 +54,7 @@ class DevelopmentView(Protocol):
         """The demonstration is over; messages of the developer are shown from now on."""
         ...
 
-    def step(self, journey: dict[str, Any], step: dict[str, Any]) -> None:
+    def step(self, journey: Journey, step: JourneyStep) -> None:
         """A message made a step."""
         ...
 

@@ -47,6 +47,7 @@ from relay.internet.scenario_file import (
     scenario_of,
 )
 from relay.internet.simulator import SimulatedInternet
+from relay.journeys.document import Journey
 from relay.mailbox.mailbox_names import MailboxNames
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
@@ -321,7 +322,7 @@ class DevelopmentRelay:
         mail = next(found, None)
         return mail.content if mail else None
 
-    async def remove_message(self, journey: Mapping[str, Any], copies: MessageCopies) -> bool:
+    async def remove_message(self, journey: Journey, copies: MessageCopies) -> bool:
         """See DevelopmentControls."""
         return await MessageRemoval(self.daemon, copies).run(journey)
 

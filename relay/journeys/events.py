@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Any
 
 from relay.clock import rfc3339
+from relay.journeys.document import JourneyStep
 from relay.message.lifecycle import RecipientState
 
 
@@ -39,14 +40,10 @@ class Event:
     at_us: int
     detail: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the event as in the journey's JSON."""
-        return {
-            "step": int(self.step),
-            "name": self.step.title,
-            "at": rfc3339(self.at_us),
-            "detail": dict(self.detail),
-        }
+    def as_step(self) -> JourneyStep:
+        """Return the event as the journey has it."""
+        at = rfc3339(self.at_us)
+        return JourneyStep(int(self.step), self.step.title, at, dict(self.detail))
 
 
 @dataclass(frozen=True, slots=True)

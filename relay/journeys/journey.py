@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from msgspec import structs
+
 from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
+from relay.journeys.document import Journey, JourneyStep, Recipient, SenderReport
 from relay.journeys.events import Step
 from relay.journeys.message_list import (
     LISTED_MAX,
@@ -30,7 +33,6 @@ from relay.journeys.message_search import (
 from relay.journeys.open_submissions import state_before_transport
 from relay.journeys.spool_history import SpoolHistory
 from relay.message.envelope import Client
-from relay.message.lifecycle import FINAL, RecipientState
 
 _LOOKS_MAX = 3  # for a page, while submissions are accepted
 _READ_MAX = 1000  # candidates, to find those that match
@@ -66,7 +68,7 @@ class StoreJourneys(Protocol):
 class MessageList:
     """Journeys, newest first, and the cursors behind which later and older messages are."""
 
-    messages: list[dict[str, Any]]
+    messages: list[Journey]
     cursor: ListCursor
     older: ListPosition | None = None
 
@@ -89,7 +91,7 @@ class Journeys:
         self._store = store
         self._clock = clock
 
-    async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
+    async def journey(self, key: str, *, account: str | None) -> Journey | None:
         """Return the newest message that `key` names, or None; only of `account` if it is given.
 
         `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
@@ -121,7 +123,7 @@ class Journeys:
         since_us = self._clock.time_us() - _WINDOW_US
         visible = await self._visible(since_us)
         page = await self.page(wanted, account=account, before=before, limit=limit)
-        found: list[dict[str, Any]] = []
+        found: list[Journey] = []
         for row in page.rows:
             journey = await self._journey_of(row)
             if journey is None or not wanted.matches(journey):
@@ -237,10 +239,10 @@ class Journeys:
             key = f"<{key}>"
         rows: list[MessageSummary] = []
         for journey in await self._recent(key, account=account, limit=limit):
-            place = position_of(journey["id"] or "", journey["submission_id"] or "")
+            place = position_of(journey.id or "", journey.submission_id or "")
             if wanted.matches(journey) and _is_between(place, before, None):
-                if journey["id"]:
-                    rows += await self._rows([FoundMessage(journey["id"], "")])
+                if journey.id:
+                    rows += await self._rows([FoundMessage(journey.id, "")])
                 else:
                     rows.append(_row_of_journey(journey, place))
         return ListPage(tuple(rows), None)
@@ -260,7 +262,7 @@ class Journeys:
         """Return the oldest messages behind a cursor, and the cursor of this moment."""
         since_us = self._clock.time_us() - _WINDOW_US
         visible = await self._visible(since_us)
-        found: list[dict[str, Any]] = []
+        found: list[Journey] = []
         candidates = await self._candidates(wanted, after, account=account)
         unread: Sequence[FoundMessage | FoundSubmission] = ()
         for number, candidate in enumerate(candidates):
@@ -308,23 +310,23 @@ class Journeys:
 
     async def _journey_of(
         self, found: FoundMessage | FoundSubmission | MessageSummary
-    ) -> dict[str, Any] | None:
+    ) -> Journey | None:
         if isinstance(found, FoundMessage):
             return await self._by_queue_id(found.queue_id)
         if isinstance(found, MessageSummary) and found.id:
             return await self._by_queue_id(found.id)
         return await self._by_submission(found.name)
 
-    async def _recent(self, key: str, *, account: str | None, limit: int) -> list[dict[str, Any]]:
+    async def _recent(self, key: str, *, account: str | None, limit: int) -> list[Journey]:
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
         if queue_ids and (key in queue_ids or _is_submission(key)):  # the name is unique
             journey = await self._by_queue_id(queue_ids[0])
             return [journey] if journey else []
         submissions = await self._store.find_submission_ids(key, account=account, limit=limit)
-        journeys: dict[str, dict[str, Any]] = {}
+        journeys: dict[str, Journey] = {}
         for queue_id in queue_ids:
             if journey := await self._by_queue_id(queue_id):
-                journeys[journey["submission_id"] or queue_id] = journey
+                journeys[journey.submission_id or queue_id] = journey
         for submission_id in submissions:
             if submission_id in journeys:
                 continue
@@ -332,15 +334,15 @@ class Journeys:
                 journeys[submission_id] = journey
         return sorted(journeys.values(), key=_known_at, reverse=True)[:limit]
 
-    async def _by_queue_id(self, queue_id: str) -> dict[str, Any] | None:
+    async def _by_queue_id(self, queue_id: str) -> Journey | None:
         transport = await self._spool.journey(queue_id)
         if transport is None:
             return None
-        submission_id = transport["submission_id"]
+        submission_id = transport.submission_id
         store = await self._store.submission(submission_id) if submission_id else None
         return join(store, transport)
 
-    async def _by_submission(self, submission_id: str) -> dict[str, Any] | None:
+    async def _by_submission(self, submission_id: str) -> Journey | None:
         store = await self._store.submission(submission_id)
         if store is None:
             return None
@@ -349,75 +351,67 @@ class Journeys:
         return join(store, transport)
 
 
-def join(store: dict[str, Any] | None, transport: dict[str, Any] | None) -> dict[str, Any] | None:
+def join(store: dict[str, Any] | None, transport: Journey | None) -> Journey | None:
     """Join the two parts of a journey; either may be missing."""
-    if transport is None and store is None:
-        return None
-    steps = [*(store or {}).get("steps", []), *(transport or {}).get("steps", [])]
-    steps.sort(
-        key=lambda step: step["step"]
-    )  # each part is sorted already; the clock may have gone back
-    client = _client_of(steps)
-    known = transport or store or {}
-    waiting, reply = state_before_transport((store or {}).get("steps", []))
-    recipients = (
-        transport["recipients"]
-        if transport
-        else [_not_yet(address, waiting, reply) for address in known.get("recipients", ())]
+    if transport is None:
+        if store is None:
+            return None
+        transport = _before_transport(store)
+    steps = [*(store or {}).get("steps", []), *transport.steps]
+    # each part is sorted already; the clock may have gone back
+    steps.sort(key=lambda step: step.step)
+    return structs.replace(
+        transport,
+        graph_id=(store or {}).get("graph_id") or _draft_of(transport.submission_id),
+        client=_client_of(steps),
+        steps=tuple(steps),
+        recipients=_with_reports(transport.recipients, steps),
     )
-    _add_reports(recipients, steps)
-    return {
-        "id": transport["id"] if transport else None,
-        "graph_id": (store or {}).get("graph_id") or _draft_of(known.get("submission_id")),
-        "submission_id": known.get("submission_id"),
-        "message_id": known.get("message_id", ""),
-        "sender": known.get("sender", ""),
-        "subject": known.get("subject", ""),
-        "state": transport["state"] if transport else str(waiting),
-        "client": client,
-        "steps": steps,
-        "recipients": recipients,
-    }
 
 
-def _add_reports(recipients: Sequence[dict[str, Any]], steps: Sequence[Mapping[str, Any]]) -> None:
-    """Add `reported` to each recipient: what the last report to the sender says of it, or None.
+def _before_transport(store: Mapping[str, Any]) -> Journey:
+    """Return the transport's part of a submission that the spool does not know."""
+    state, reply = state_before_transport({step.step: step.detail for step in store["steps"]})
+    return Journey(
+        id=None, graph_id=None, submission_id=store["submission_id"],
+        message_id=store.get("message_id", ""), sender=store.get("sender", ""),
+        subject=store.get("subject", ""), state=str(state), client={}, steps=(),
+        recipients=tuple(
+            Recipient(address, str(state), reply=reply) for address in store.get("recipients", ())
+        ),
+    )  # fmt: skip
+
+
+def _with_reports(
+    recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
+) -> tuple[Recipient, ...]:
+    """Return the recipients with what the last report to the sender says of each.
 
     The report on a failed conversion is about all recipients. An event names a limited number.
     """
-    last: dict[str, Mapping[str, Any]] = {}
+    last: dict[str, JourneyStep] = {}
     for step in steps:
-        detail = step["detail"]
-        if step["step"] == Step.REPORT and "to" in detail and detail["kind"] != "dead-letter":
-            named = detail.get("recipients") or [one["address"] for one in recipients]
+        detail = step.detail
+        if step.step == Step.REPORT and "to" in detail and detail["kind"] != "dead-letter":
+            named = detail.get("recipients") or [one.address for one in recipients]
             last |= dict.fromkeys(named, step)
-    for one in recipients:
-        report, attempts = last.get(one["address"]), one["attempts"]
-        one["reported"] = report and {
-            "kind": report["detail"]["kind"],
-            "status": one["status"],
-            "reply": one["reply"],
-            "host": attempts[-1]["host"] if attempts else "",
-            "at": report["at"],
-        }
+    return tuple(
+        structs.replace(one, reported=_report_on(one, last[one.address]))
+        if one.address in last
+        else one
+        for one in recipients
+    )
 
 
-def _client_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _report_on(one: Recipient, step: JourneyStep) -> SenderReport:
+    host = one.attempts[-1].host if one.attempts else ""
+    return SenderReport(step.detail["kind"], one.status, one.reply, host, step.at)
+
+
+def _client_of(steps: Sequence[JourneyStep]) -> dict[str, str]:
     """Remove the client from the details: step 2 has it for HTTP, step 5 for SMTP."""
-    found = [step["detail"].pop("client") for step in steps if "client" in step["detail"]]
+    found = [step.detail.pop("client") for step in steps if "client" in step.detail]
     return found[0] if found else Client().as_json()
-
-
-def is_final(journey: Mapping[str, Any]) -> bool:
-    """Whether there are recipients and all of them are in final states."""
-    recipients = journey["recipients"]
-    return bool(recipients) and all(one["state"] in FINAL for one in recipients)
-
-
-def is_there(journey: Mapping[str, Any]) -> bool:
-    """Whether there are recipients and all of them are captured or in final states."""
-    states = [one["state"] for one in journey["recipients"]]
-    return bool(states) and all(one in FINAL or one == RecipientState.CAPTURED for one in states)
 
 
 def _is_submission(key: str) -> bool:
@@ -425,39 +419,27 @@ def _is_submission(key: str) -> bool:
     return "." in key and "@" not in key
 
 
-def _known_at(journey: Mapping[str, Any]) -> tuple[str, str]:
+def _known_at(journey: Journey) -> tuple[str, str]:
     """Return when it was queued, or else submitted; a draft's id has its creation time only."""
-    queue_id = journey["id"] or ""
+    queue_id = journey.id or ""
     accepted_us = id_time_us(queue_id)
     if accepted_us is not None:
         return rfc3339(accepted_us), queue_id
-    sent = [step["at"] for step in journey["steps"] if step["step"] <= Step.NOTIFIED]
+    sent = [step.at for step in journey.steps if step.step <= Step.NOTIFIED]
     return max(sent, default=""), ""
 
 
-def _submitted_us(journey: Mapping[str, Any]) -> int:
+def _submitted_us(journey: Journey) -> int:
     """Return when a message was submitted, or received by SMTP."""
-    times = {step["step"]: step["at"] for step in reversed(journey["steps"])}
+    times = {step.step: step.at for step in reversed(journey.steps)}
     for step in (Step.NOTIFIED, Step.CREATED, Step.POLICY_AND_ROUTING):
         if step in times:
             return time_us_of(times[step])
-    return id_time_us(journey["id"] or "") or 0
+    return id_time_us(journey.id or "") or 0
 
 
 def _draft_of(submission_id: str | None) -> str | None:
     return submission_id.partition(".")[0] if submission_id else None
-
-
-def _not_yet(address: str, state: RecipientState, reply: str) -> dict[str, Any]:
-    """Return a recipient that the spool does not know yet."""
-    return {
-        "address": address,
-        "state": str(state),
-        "next_hop": None,
-        "status": "",
-        "reply": reply,
-        "attempts": [],
-    }
 
 
 def _is_between(
@@ -487,18 +469,18 @@ def _row_of(submission: OpenSubmission) -> MessageSummary:
     )
 
 
-def _row_of_journey(journey: Mapping[str, Any], place: ListPosition) -> MessageSummary:
+def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:
     """Return the row of a submission that is not in the spool."""
-    recipients = journey["recipients"]
+    recipients = journey.recipients
     return _row_of(
         OpenSubmission(
             submission_id=place.name,
             account="",
-            sender=journey["sender"],
-            message_id=journey["message_id"],
-            subject=journey["subject"],
-            recipients=tuple(one["address"] for one in recipients),
-            state=journey["state"],
-            reply=recipients[0]["reply"] if recipients else "",
+            sender=journey.sender,
+            message_id=journey.message_id,
+            subject=journey.subject,
+            recipients=tuple(one.address for one in recipients),
+            state=journey.state,
+            reply=recipients[0].reply if recipients else "",
         )
     )

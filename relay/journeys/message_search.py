@@ -11,8 +11,8 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
+from relay.journeys.document import Journey
 from relay.message.lifecycle import FINAL
 
 FINAL_STATE = "final"  # all recipients are in final states
@@ -150,10 +150,10 @@ class MessageSearch:
         text = "\n".join((subject, sender, *addresses)).casefold()
         return all(word.casefold() in text for word in self.words)
 
-    def matches(self, journey: Mapping[str, Any]) -> bool:
+    def matches(self, journey: Journey) -> bool:
         """Whether a journey matches, apart from `after` and `key`."""
-        pairs = [(one["address"], one["state"]) for one in journey["recipients"]]
-        return self.matches_all(journey["sender"], journey["subject"], pairs)
+        pairs = [(one.address, one.state) for one in journey.recipients]
+        return self.matches_all(journey.sender, journey.subject, pairs)
 
 
 @dataclass(frozen=True, slots=True)

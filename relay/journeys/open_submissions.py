@@ -157,9 +157,10 @@ class OpenSubmissions:
             self._remove(next(iter(self._open)))
 
 
-def state_before_transport(steps: Sequence[Mapping[str, Any]]) -> tuple[RecipientState, str]:
-    """Return state and reply, by steps 1 to 4, of recipients that the spool does not know."""
-    details = {step["step"]: step["detail"] for step in steps}
+def state_before_transport(details: Mapping[int, Mapping[str, Any]]) -> tuple[RecipientState, str]:
+    """Return state and reply, by the details of steps 1 to 4, of recipients that the spool does
+    not know.
+    """
     if (report := details.get(Step.REPORT)) is not None:
         state = RecipientState.EXPIRED if report.get("kind") == "unknown" else RecipientState.FAILED
         return state, str(report.get("reply", ""))
@@ -185,11 +186,11 @@ def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
         if not line.step:
             remarks |= line.detail
         elif line.step == Step.REPORT or line.step not in steps:
-            steps[line.step] = {"step": line.step, "detail": line.detail}
+            steps[line.step] = line.detail
     if Step.NOTIFIED not in steps:
         return None
-    steps[Step.NOTIFIED]["detail"] |= remarks
-    state, reply = state_before_transport(list(steps.values()))
+    steps[Step.NOTIFIED] |= remarks
+    state, reply = state_before_transport(steps)
     return OpenSubmission(
         name, created.account, created.sender, created.message_id, created.subject,
         created.recipients, state, reply,

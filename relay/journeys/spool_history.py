@@ -6,8 +6,9 @@ not wait for these queries.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from relay.journeys.document import Journey
 from relay.journeys.events import RecordedEvent
 from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
@@ -43,8 +44,8 @@ class SpoolHistory(Protocol):
     With `account` only messages of that account are found, with None all.
     """
 
-    async def journey(self, queue_id: str) -> dict[str, Any] | None:
-        """Return the spool's part of the journey of one message."""
+    async def journey(self, queue_id: str) -> Journey | None:
+        """Return the spool's part of the journey of one message: no graph_id, client or reports."""
         ...
 
     async def read_message(self, queue_id: str) -> KeptMessage:

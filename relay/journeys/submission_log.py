@@ -216,7 +216,7 @@ class SubmissionLog:
             return None
         if remark and (notified := steps.get(Step.NOTIFIED)):
             steps[Step.NOTIFIED] = replace(notified, detail={**notified.detail, **remark})
-        found["steps"] = [steps[step].as_json() for step in sorted(steps)]
+        found["steps"] = [steps[step].as_step() for step in sorted(steps)]
         return found
 
     def _created_us(self, identifier: str) -> int | None:

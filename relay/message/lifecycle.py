@@ -31,6 +31,8 @@ FINAL = frozenset(RecipientState) - {
     RecipientState.CAPTURED,
 }
 
+AT_REST = FINAL | {RecipientState.CAPTURED}  # nothing happens to such a recipient by itself
+
 _FROM_QUEUED = frozenset(RecipientState) - {RecipientState.QUEUED}
 PARKED = (RecipientState.HELD, RecipientState.CAPTURED)  # not attempted until an operator acts
 _FROM_PARKED = frozenset(

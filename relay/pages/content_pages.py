@@ -10,11 +10,11 @@ CSP Level 3 6.3.2 (sandbox); RFC 6266 (Content-Disposition).
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import msgspec
 from starlette.responses import Response
@@ -26,6 +26,7 @@ from relay.graph.serializer import MESSAGE_PROPERTIES
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import StreamedResponse
 from relay.http.http_request import HttpRequest
+from relay.journeys.document import Journey
 from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks, octets_of, size_of
 from relay.mime.read_mime import read_parts
@@ -137,16 +138,14 @@ class ContentPages:
                 path = "/".join(request.segments)
                 raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
 
-    async def panel(
-        self, request: HttpRequest, visitor: Visitor, journey: Mapping[str, Any]
-    ) -> ContentPanel:
+    async def panel(self, request: HttpRequest, visitor: Visitor, journey: Journey) -> ContentPanel:
         """Return what the page of a message shows of its content: the view that ?show= names.
 
         Without it, that of the HTML, or else of the text.
         """
         asked = dict(request.query).get("show", "")
         view: View = next((one for one in VIEWS if one == asked), "html")
-        panel = ContentPanel(key=journey["id"] or journey["submission_id"], view=view)
+        panel = ContentPanel(key=journey.key, view=view)
         try:
             content = await self._handlers.content(journey, visitor.principal, view=view)
             is_chosen = view == asked
@@ -156,7 +155,7 @@ class ContentPages:
         except ApiError as error:
             return replace(panel, refusal=error.message)
 
-    async def _properties(self, journey: Mapping[str, Any], principal: Principal) -> Response:
+    async def _properties(self, journey: Journey, principal: Principal) -> Response:
         """Return the draft's properties as Graph's JSON, without Bcc for others than its owner."""
         mailbox, message = await self._handlers.sent_message(journey, principal, view="properties")
         select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
@@ -244,14 +243,13 @@ def _properties_json(message: StoredMessage, select: Collection[str]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(given), indent=2)
 
 
-def _source(request: HttpRequest, journey: Mapping[str, Any], content: Content) -> Response:
+def _source(request: HttpRequest, journey: Journey, content: Content) -> Response:
     """Return the beginning of the source as text, or all of it as a download."""
     size = size_of(content)
     if ("download", "1") in request.query:
-        name = journey["id"] or journey["submission_id"]
         headers = CONTENT_HEADERS | {
             "content-type": "message/rfc822",
-            "content-disposition": content_disposition(f"{name}.eml"),
+            "content-disposition": content_disposition(f"{journey.key}.eml"),
         }
         return StreamedResponse(blocks(content), size_bytes=size, headers=headers)
     rest = size - SOURCE_OCTETS_MAX

@@ -12,9 +12,10 @@ from enum import StrEnum
 from typing import Any
 
 from relay.clock import time_us_of
+from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, SenderReport
 from relay.journeys.events import Step
 from relay.journeys.wording import REASONS, WAITS_FOR, client_line
-from relay.message.lifecycle import FINAL, RecipientState
+from relay.message.lifecycle import AT_REST, FINAL
 from relay.pages.content import one_line
 from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
 from relay.phrases import counted
@@ -94,8 +95,8 @@ class ShownRecipient:
     state: str
     text: str
     reply: str
-    attempts: tuple[Mapping[str, Any], ...]
-    reported: Mapping[str, Any] | None
+    attempts: tuple[Attempt, ...]
+    reported: SenderReport | None
     successors: tuple[str, ...] = ()
 
 
@@ -116,32 +117,32 @@ class JourneyView:
 
 
 def journey_view(
-    journey: Mapping[str, Any],
+    journey: Journey,
     entries: Sequence[Mapping[str, Any]] = (),
     *,
     now_us: int,
-    reports: Mapping[str, Mapping[str, Any]] | None = None,
+    reports: Mapping[str, Journey] | None = None,
 ) -> JourneyView:
     """Return the view of a journey.
 
     `entries` are those of the message in the queue, as in `queue list`; `reports` are the journeys
     of its reports, by their ids.
     """
-    recipients = journey["recipients"]
-    ordered = sorted(recipients, key=lambda one: _importance(one["state"]))
+    recipients = journey.recipients
+    ordered = sorted(recipients, key=lambda one: _importance(one.state))
     listed, rest = ordered[:RECIPIENTS_MAX], ordered[RECIPIENTS_MAX:]
-    by_state = Counter(one["state"] for one in rest)
+    by_state = Counter(one.state for one in rest)
     return JourneyView(
-        name=journey["id"] or journey["submission_id"] or "",
-        subject=one_line(journey["subject"]),
-        sender=journey["sender"],
-        state=journey["state"],
-        client=client_line(journey["client"]),
+        name=journey.key,
+        subject=one_line(journey.subject),
+        sender=journey.sender,
+        state=journey.state,
+        client=client_line(journey.client),
         steps=tuple(_steps(journey, entries, reports or {})),
         recipients=tuple(map(_recipient, listed)),
         others=", ".join(f"{number} {state}" for state, number in by_state.items()),
         next=tuple(next_events(journey, entries, now_us=now_us)),
-        is_final=bool(recipients) and all(one["state"] in FINAL for one in recipients),
+        is_final=journey.is_final,
     )
 
 
@@ -149,30 +150,30 @@ def journey_view(
 
 
 def _steps(
-    journey: Mapping[str, Any],
+    journey: Journey,
     entries: Sequence[Mapping[str, Any]],
-    reports: Mapping[str, Mapping[str, Any]],
+    reports: Mapping[str, Journey],
 ) -> Iterator[ShownStep]:
-    events: dict[int, list[Mapping[str, Any]]] = {number: [] for number in _NAMES}
-    for one in journey["steps"]:
-        events[int(one["step"])].append(one)
-    since = _times_between(journey["steps"])
+    events: dict[int, list[JourneyStep]] = {number: [] for number in _NAMES}
+    for one in journey.steps:
+        events[one.step].append(one)
+    since = _times_between(journey.steps)
     for number, name in _NAMES.items():
         state, text = _state_of_step(number, journey, events, entries=entries)
         found = events[number]
         shown = tuple(
-            StepEvent(one["at"], since[id(one)], evidence_of(one, journey, reports=reports))
+            StepEvent(one.at, since[id(one)], evidence_of(one, journey, reports=reports))
             for one in found[-_EVENTS_MAX:]
         )
         yield ShownStep(number, name, state, text, shown, len(found) - len(shown))
 
 
-def _times_between(steps: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def _times_between(steps: Sequence[JourneyStep]) -> dict[int, str]:
     """Return the time between each event and the one before it in time, in words."""
     since: dict[int, str] = {}
     before_us: int | None = None
-    for one in sorted(steps, key=lambda one: str(one["at"])):
-        at_us = time_us_of(one["at"])
+    for one in sorted(steps, key=lambda one: one.at):
+        at_us = time_us_of(one.at)
         since[id(one)] = "" if before_us is None else f"+{duration((at_us - before_us) / 1e6)}"
         before_us = at_us
     return since
@@ -194,24 +195,24 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-_Events = Mapping[int, Sequence[Mapping[str, Any]]]
+_Events = Mapping[int, Sequence[JourneyStep]]
 
 
 def _state_of_step(
     number: int,
-    journey: Mapping[str, Any],
+    journey: Journey,
     events: _Events,
     *,
     entries: Sequence[Mapping[str, Any]],
 ) -> tuple[StepState, str]:
     """Return the state of a step and a sentence about it."""
-    if number == Step.DELIVERY and journey["id"]:
+    if number == Step.DELIVERY and journey.id:
         return _delivery(journey, events, entries=entries)
     if number == Step.REPORT:
         return _report(journey, events)
     if events[number]:
         return _with_events(number, journey, events)
-    if not journey["submission_id"]:
+    if not journey.submission_id:
         is_report = "about" in _detail(events, Step.POLICY_AND_ROUTING)
         reasons = _SKIPPED_BY_A_REPORT if is_report else _SKIPPED_BY_SMTP
         return StepState.SKIPPED, reasons.get(number, "Nothing is recorded.")
@@ -251,20 +252,19 @@ _SKIPPED_BY_A_REPORT = {
 
 
 def _detail(events: _Events, number: int) -> Mapping[str, Any]:
-    detail: Mapping[str, Any] = events[number][0]["detail"] if events[number] else {}
-    return detail
+    return events[number][0].detail if events[number] else {}
 
 
-def _with_events(number: int, journey: Mapping[str, Any], events: _Events) -> tuple[StepState, str]:
+def _with_events(number: int, journey: Journey, events: _Events) -> tuple[StepState, str]:
     detail = _detail(events, number)
     if number == Step.NOTIFIED and "cancelled" in detail and not events[3]:
         return StepState.FAILED, "Cancelled before it was sent; the draft stays."
     if number == Step.CONVERTED and (reply := detail.get("failed") or detail.get("unknown")):
         return StepState.FAILED, f"It could not be sent: {reply}"
     if number == Step.POLICY_AND_ROUTING:
-        states = [one["state"] for one in journey["recipients"]]
+        count = len(journey.recipients)
         if detail.get("refused") and not detail.get("next_hops"):
-            return StepState.FAILED, f"Refused for {_all_or(len(states))}."
+            return StepState.FAILED, f"Refused for {_all_or(count)}."
     return StepState.DONE, ""
 
 
@@ -286,38 +286,38 @@ def _end_before_transport(events: _Events) -> tuple[int, str] | None:
 
 
 def _delivery(
-    journey: Mapping[str, Any], events: _Events, *, entries: Sequence[Mapping[str, Any]]
+    journey: Journey, events: _Events, *, entries: Sequence[Mapping[str, Any]]
 ) -> tuple[StepState, str]:
     """Return the state of step 6, which follows from those of the recipients."""
-    states = Counter(str(one["state"]) for one in journey["recipients"])
+    states = Counter(one.state for one in journey.recipients)
     text = ", ".join(f"{number} {state}" for state, number in states.items())
     text = f"{counted(states.total(), 'recipient')}: {text}."
     if any(entry.get("claimed") for entry in entries):
         return StepState.RUNNING, text
     if any(states[name] for name in ("queued", "deferred", "held")):
         return StepState.WAITING, text
-    tried = {x["address"] for one in events[6] for x in one["detail"].get("recipients", ())}
+    tried = {x["address"] for one in events[6] for x in one.detail.get("recipients", ())}
     if not events[6]:
         if not _detail(events, 5).get("next_hops") and events[5]:
             return StepState.SKIPPED, "No recipient was left to deliver to after step 5."
         return StepState.NO_EVIDENCE, f"{text} {_NO_EVIDENCE}"
-    of_step = [one["state"] for one in journey["recipients"] if one["address"] in tried]
+    of_step = [one.state for one in journey.recipients if one.address in tried]
     is_bad = any(state in _BAD for state in of_step) or states["cancelled"]
     return (StepState.FAILED if is_bad else StepState.DONE), text
 
 
-def _report(journey: Mapping[str, Any], events: _Events) -> tuple[StepState, str]:
+def _report(journey: Journey, events: _Events) -> tuple[StepState, str]:
     if events[7]:
-        kinds = {one["detail"].get("kind") for one in events[7]}
+        kinds = {one.detail.get("kind") for one in events[7]}
         if kinds == {"dropped"}:
             return StepState.FAILED, "A report could not be delivered, and was dropped."
         return StepState.DONE, ""
-    states = {one["state"] for one in journey["recipients"]}
-    if not states or not states <= FINAL | {RecipientState.CAPTURED}:
+    states = {one.state for one in journey.recipients}
+    if not states or not states <= AT_REST:
         return StepState.WAITING, "The sender gets a report if a recipient fails."
     if not states & {"failed", "expired"}:
         return StepState.SKIPPED, "No report was due: no recipient failed."
-    if not journey["sender"]:
+    if not journey.sender:
         return StepState.SKIPPED, "No report: the message has no reverse-path to send one to."
     return StepState.SKIPPED, (
         "No report was sent: the sender is not trusted, or asked for none (NOTIFY)."
@@ -346,17 +346,16 @@ _ENDS = {
 }
 
 
-def _recipient(one: Mapping[str, Any]) -> ShownRecipient:
-    state = str(one["state"])
+def _recipient(one: Recipient) -> ShownRecipient:
+    state = one.state
     text = REASONS.get(state) or _ENDS.get(state) or f"is {state}"
-    attempts = tuple(one["attempts"])
-    if state == "relayed" and attempts and attempts[-1]["host"]:
-        text = f"was accepted by {attempts[-1]['host']}"
-    if (hop := one.get("next_hop")) and state in ("queued", "deferred"):
+    if state == "relayed" and one.attempts and one.attempts[-1].host:
+        text = f"was accepted by {one.attempts[-1].host}"
+    if (hop := one.next_hop) and state in ("queued", "deferred"):
         text += f", by {hop_words(hop)}"
     return ShownRecipient(
-        address=one["address"], state=state, text=text, reply=one["reply"], attempts=attempts,
-        reported=one.get("reported"), successors=tuple(one.get("successors", ())),
+        address=one.address, state=state, text=text, reply=one.reply, attempts=one.attempts,
+        reported=one.reported, successors=one.successors or (),
     )  # fmt: skip
 
 
@@ -364,10 +363,10 @@ def _recipient(one: Mapping[str, Any]) -> ShownRecipient:
 
 
 def next_events(
-    journey: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], *, now_us: int
+    journey: Journey, entries: Sequence[Mapping[str, Any]], *, now_us: int
 ) -> Iterator[NextEvent]:
     """Yield what happens next: for each entry in the queue, or for the submission."""
-    if not journey["id"]:
+    if not journey.id:
         yield from _next_before_transport(journey)
     for entry in entries:
         addresses = tuple(
@@ -379,8 +378,8 @@ def next_events(
         )  # fmt: skip
 
 
-def _next_before_transport(journey: Mapping[str, Any]) -> Iterator[NextEvent]:
-    details = {one["step"]: one["detail"] for one in journey["steps"]}
+def _next_before_transport(journey: Journey) -> Iterator[NextEvent]:
+    details = {one.step: one.detail for one in journey.steps}
     if Step.REPORT in details or "cancelled" in details.get(2, {}):
         return
     if Step.CONVERTED not in details and (until := details.get(2, {}).get("deferred_until")):

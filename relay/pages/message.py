@@ -16,6 +16,7 @@ from relay.api.request_parameters import require_method
 from relay.clock import time_us_of
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.http_request import HttpRequest
+from relay.journeys.document import Journey
 from relay.mime.read_report import DeliveryReport
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
@@ -98,17 +99,17 @@ async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str
 
 
 async def _entries_of(
-    journey: Mapping[str, Any], visitor: Visitor, site: PageSite
+    journey: Journey, visitor: Visitor, site: PageSite
 ) -> Sequence[Mapping[str, Any]]:
     """Return the entries of a message in the queue; an account sees those with its recipients."""
-    if not journey["id"]:
+    if not journey.id:
         return []
     listed = await site.dependencies.queue_admin.list(
-        Selector(ids=(journey["id"],)), limit=_ENTRIES_MAX
+        Selector(ids=(journey.id,)), limit=_ENTRIES_MAX
     )
     if visitor.principal.account is None:
         return listed
-    shown = {one["address"] for one in journey["recipients"]}
+    shown = {one.address for one in journey.recipients}
     return [
         {**entry, "recipients": [one for one in entry["recipients"] if one["address"] in shown]}
         for entry in listed
@@ -116,12 +117,10 @@ async def _entries_of(
     ]
 
 
-async def _reports_of(
-    journey: Mapping[str, Any], visitor: Visitor, site: PageSite
-) -> dict[str, Mapping[str, Any]]:
+async def _reports_of(journey: Journey, visitor: Visitor, site: PageSite) -> dict[str, Journey]:
     """Return the journeys of the newest reports on a message, as far as the visitor sees them."""
-    names = [one["detail"].get("report_id") for one in journey["steps"] if one["step"] == 7]
-    found: dict[str, Mapping[str, Any]] = {}
+    names = [one.detail.get("report_id") for one in journey.steps if one.step == 7]
+    found: dict[str, Journey] = {}
     for name in list(filter(None, names))[-_REPORTS_MAX:]:
         report = await site.dependencies.journeys.journey(name, account=visitor.principal.account)
         if report is not None:
@@ -139,7 +138,7 @@ async def _original_of(report: DeliveryReport, visitor: Visitor, site: PageSite)
         return ""
     journeys = site.dependencies.journeys
     found = await journeys.journey(envid, account=visitor.principal.account)
-    return str(found["id"] or found["submission_id"]) if found else ""
+    return found.key if found else ""
 
 
 async def advance_to_next(

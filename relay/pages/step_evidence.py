@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
 from relay.journeys.wording import client_line, describe
 from relay.phrases import counted
@@ -39,14 +40,14 @@ class StepEvidence:
 
 
 def evidence_of(
-    step: Mapping[str, Any],
-    journey: Mapping[str, Any],
+    step: JourneyStep,
+    journey: Journey,
     *,
-    reports: Mapping[str, Mapping[str, Any]],
+    reports: Mapping[str, Journey],
 ) -> StepEvidence:
     """Return the evidence of an event of a journey's `steps`."""
-    detail = step["detail"]
-    match Step(step["step"]):
+    detail = step.detail
+    match Step(step.step):
         case Step.CREATED:
             return StepEvidence(f"{_who(journey)} created the draft.", tuple(_created(journey)))
         case Step.NOTIFIED:
@@ -63,17 +64,17 @@ def evidence_of(
             return _reported(detail, journey, reports)
 
 
-def _who(journey: Mapping[str, Any]) -> str:
-    return journey["client"]["account"] or journey["sender"] or "A client"
+def _who(journey: Journey) -> str:
+    return journey.client["account"] or journey.sender or "A client"
 
 
-def _created(journey: Mapping[str, Any]) -> Iterator[StepFact]:
-    if client := client_line(journey["client"]):
+def _created(journey: Journey) -> Iterator[StepFact]:
+    if client := client_line(journey.client):
         yield StepFact("Client", client.removeprefix("from "))
-    yield StepFact("Graph id", str(journey["graph_id"]))
-    if journey["message_id"]:
-        yield StepFact("Message-ID", journey["message_id"])
-    details = [one["detail"] for one in journey["steps"] if one["step"] == Step.CONVERTED]
+    yield StepFact("Graph id", str(journey.graph_id))
+    if journey.message_id:
+        yield StepFact("Message-ID", journey.message_id)
+    details = [one.detail for one in journey.steps if one.step == Step.CONVERTED]
     converted = details[0] if details else {}
     if converted.get("draft") != "MIME":
         yield StepFact("Content", "the properties (Graph JSON)", view="properties")
@@ -144,11 +145,11 @@ def hop_words(next_hop: str) -> str:
     return next_hop
 
 
-def _routed(detail: Mapping[str, Any], journey: Mapping[str, Any]) -> StepEvidence:
+def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     facts = []
     if about := detail.get("about"):
         facts.append(StepFact("Report about", about, message=about))
-    elif not journey["submission_id"] and (client := client_line(journey["client"])):
+    elif not journey.submission_id and (client := client_line(journey.client)):
         facts.append(StepFact("Client", client.removeprefix("from ")))
     rules = detail.get("rules", ())
     facts += [StepFact("Rule", _rule(one)) for one in rules]
@@ -229,8 +230,8 @@ _KINDS = {
 
 def _reported(
     detail: Mapping[str, Any],
-    journey: Mapping[str, Any],
-    reports: Mapping[str, Mapping[str, Any]],
+    journey: Journey,
+    reports: Mapping[str, Journey],
 ) -> StepEvidence:
     kind, names = str(detail.get("kind", "")), _some(detail.get("recipients", ()))
     if kind == "delayed":
@@ -243,11 +244,11 @@ def _reported(
     facts = [StepFact("About", names)] if names else []
     if reply := detail.get("reply"):
         facts.append(StepFact("It says", reply))
-    said = [one for one in journey["recipients"] if one["address"] in detail.get("recipients", ())]
+    said = [one for one in journey.recipients if one.address in detail.get("recipients", ())]
     facts += [
-        StepFact("It says", f"{one['address']}: {one['reply']}")
+        StepFact("It says", f"{one.address}: {one.reply}")
         for one in said[:_RECIPIENTS_MAX]
-        if one["reply"]
+        if one.reply
     ]
     if report_id := detail.get("report_id"):
         facts.append(StepFact("Report", report_id, message=report_id))
@@ -260,8 +261,7 @@ def _reported(
     )
 
 
-def _whereabouts(report: Mapping[str, Any]) -> Iterator[StepFact]:
-    for one in report["recipients"][:1]:
-        state = str(one["state"])
-        where = "in the Inbox" if state == "delivered" else one["reply"] or state
-        yield StepFact("Where", f"{where}, {one['address']}", state=state)
+def _whereabouts(report: Journey) -> Iterator[StepFact]:
+    for one in report.recipients[:1]:
+        where = "in the Inbox" if one.state == "delivered" else one.reply or one.state
+        yield StepFact("Where", f"{where}, {one.address}", state=one.state)

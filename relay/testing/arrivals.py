@@ -8,21 +8,20 @@ journey is complete.
 import email
 import email.policy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from relay.app.daemon import Daemon
+from relay.journeys.document import Journey
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import NoSuchItemError
-from relay.message.lifecycle import FINAL, RecipientState
+from relay.message.lifecycle import AT_REST, RecipientState
 from relay.testing.message import field_addresses, field_text
 
 _NOT_RECEIVED = frozenset({".Drafts", ".Sent", ".Outbox"})
-_ARRIVED = FINAL | {RecipientState.CAPTURED}
 _received_id = re.compile(r"\bid ([0-9a-z]{16})\b").search
 _own_message_id = re.compile(r"<([0-9a-z]{16})[.@]").match
 
@@ -52,10 +51,10 @@ class MessageCopy:
 
 @dataclass(frozen=True, slots=True)
 class ArrivedMessage:
-    """A copy that has arrived, and the journey of its message; {} for one that has none."""
+    """A copy that has arrived, and the journey of its message; None for one that has none."""
 
     copy: MessageCopy
-    journey: Mapping[str, Any]
+    journey: Journey | None
 
     @property
     def subject(self) -> str:
@@ -66,19 +65,16 @@ class ArrivedMessage:
     def senders(self) -> tuple[str, ...]:
         """The reverse-path and the addresses in From."""
         found = field_addresses(self.copy.eml, "From")
-        return tuple(dict.fromkeys([str(self.journey.get("sender", "")), *found]))
+        return tuple(dict.fromkeys([self.journey.sender if self.journey else "", *found]))
 
     @property
     def state(self) -> str:
         """The state of this recipient."""
-        return next(
-            (
-                str(one["state"])
-                for one in self.journey.get("recipients", ())
-                if one["address"].lower() == self.copy.recipient.lower()
-            ),
-            str(self.journey.get("state", RecipientState.DELIVERED)),
-        )
+        if self.journey is None:
+            return RecipientState.DELIVERED
+        wanted = self.copy.recipient.lower()
+        states = (one.state for one in self.journey.recipients if one.address.lower() == wanted)
+        return next(states, self.journey.state)
 
 
 class MailboxFiles:
@@ -137,9 +133,9 @@ class MailboxFiles:
                 yield f"{name}@{domain}", folder
 
 
-def has_arrived(copy: MessageCopy, journey: Mapping[str, Any]) -> bool:
+def has_arrived(copy: MessageCopy, journey: Journey | None) -> bool:
     """Return whether the queue knows that this copy was written."""
-    return not journey or ArrivedMessage(copy, journey).state in _ARRIVED
+    return not journey or ArrivedMessage(copy, journey).state in AT_REST
 
 
 def _files(mailbox: Path) -> Iterator[Path]:

@@ -1,9 +1,10 @@
 """What is kept of a failed test: the journeys and sources of its messages, and the relay's log."""
 
-import json
 import re
 import shutil
 from pathlib import Path
+
+import msgspec
 
 from relay.testing.relay import Relay
 from relay.testing.relay_thread import LOG_NAME
@@ -27,8 +28,9 @@ def _write(relay: Relay, folder: Path) -> str:
     journeys = running.run(running.observer.journeys())
     arrivals = running.run(running.observer.arrivals())
     for number, journey in enumerate(journeys, start=1):
-        name = f"{number:02}-{_file_name(journey['subject'])}"
-        (folder / f"{name}.json").write_text(json.dumps(journey, indent=1), encoding="utf-8")
+        name = f"{number:02}-{_file_name(journey.subject)}"
+        document = msgspec.json.format(msgspec.json.encode(journey), indent=1)
+        (folder / f"{name}.json").write_bytes(document)
     for number, arrival in enumerate(arrivals, start=1):
         name = f"{number:02}-{_file_name(arrival.copy.recipient)}-{_file_name(arrival.subject)}"
         (folder / f"{name}.eml").write_bytes(arrival.copy.content)

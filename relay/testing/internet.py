@@ -135,10 +135,10 @@ class InternetScenario:
         observer = self.running.observer
         await observer.settle(timeout_s)
         found = {
-            one["address"]: "; ".join(journey_lines(journey))
+            one.address: "; ".join(journey_lines(journey))
             for journey in await observer.journeys()
-            for one in journey["recipients"]
-            if one["state"] == RecipientState.CAPTURED
+            for one in journey.recipients
+            if one.state == RecipientState.CAPTURED
         }
         if found:
             domains = sorted({address.rpartition("@")[2] for address in found})

@@ -10,6 +10,9 @@ from email.message import Message as Fields
 from email.parser import Parser
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
+from relay.journeys.document import Journey
 from relay.mime.links import CODES, links_of_html, links_of_text, text_of_html
 
 _STATUS = ("message/delivery-status", "message/global-delivery-status")
@@ -88,8 +91,8 @@ _TEXT_SHOWN_MAX = 400
 class MessageSource(Protocol):
     """Where a message's journey and reports are read, each time again."""
 
-    def journey(self) -> Mapping[str, Any]:
-        """Return the journey, {} if there is none."""
+    def journey(self) -> Journey | None:
+        """Return the journey, None if there is none."""
         ...
 
     def bounces(self) -> Sequence[Bounce]:
@@ -192,19 +195,19 @@ class Message:
     @property
     def sender(self) -> str:
         """The reverse-path; "" for a report."""
-        known = self._source.journey()
-        if "sender" in known:
-            return str(known["sender"])
+        if (known := self._source.journey()) is not None:
+            return known.sender
         return field_text(self.eml, "Return-Path").strip().strip("<>")
 
     @property
     def recipients(self) -> list[str]:
         """The recipients of the envelope."""
-        return [str(one["address"]) for one in self._source.journey().get("recipients", ())]
+        known = self._source.journey()
+        return [one.address for one in known.recipients] if known else []
 
     def recipient(self, address: str) -> Mapping[str, Any]:
         """Return state, status, reply and attempts of a recipient, as in the journey."""
-        known = self._source.journey().get("recipients", ())
+        known = self.journey.get("recipients", ())
         for one in known:
             if one["address"].lower() == address.lower():
                 found: Mapping[str, Any] = one
@@ -215,12 +218,15 @@ class Message:
     @property
     def journey(self) -> Mapping[str, Any]:
         """The journey, as `relay trace --json` prints it."""
-        return self._source.journey()
+        known = self._source.journey()
+        found: Mapping[str, Any] = msgspec.json.decode(msgspec.json.encode(known)) if known else {}
+        return found
 
     @property
     def state(self) -> str:
         """The state of its recipients, the one that is least done; as in the journey."""
-        return str(self._source.journey().get("state", ""))
+        known = self._source.journey()
+        return known.state if known else ""
 
     @property
     def bounce(self) -> Bounce | None:

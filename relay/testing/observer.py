@@ -5,14 +5,13 @@ wait's message does not end a later wait.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from relay.app.settling import UnsettledError
 from relay.development.relay import DevelopmentRelay
-from relay.journeys.journey import is_final
+from relay.journeys.document import Journey
 from relay.journeys.message_search import MessageSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy, has_arrived
 from relay.testing.message import Bounce, original_message_id, read_bounces
@@ -44,7 +43,7 @@ class Observer:
         self._taken: set[str] = set()  # keys of copies that a wait returned
         self._seen: set[str] = set()  # names of messages that a wait or a list returned
         self._sent: set[str] = set()  # Graph ids of messages that the test sent itself
-        self._final: dict[str, Mapping[str, Any]] = {}  # journeys that change no more
+        self._final: dict[str, Journey] = {}  # journeys that change no more
 
     def sent(self, graph_id: str) -> None:
         """Note a message that the test sent itself."""
@@ -58,9 +57,9 @@ class Observer:
         """Note the message with this queue id."""
         self._seen.add(queue_id)
 
-    async def journey(self, key: str) -> Mapping[str, Any]:
-        """Return the journey of a message, {} for one that is not known."""
-        return await self._daemon.journeys.journey(key, account=None) or {}
+    async def journey(self, key: str) -> Journey | None:
+        """Return the journey of a message, None for one that is not known."""
+        return await self._daemon.journeys.journey(key, account=None)
 
     async def arrivals(self, address: str | None = None) -> list[ArrivedMessage]:
         """Return what has arrived for an address, or for all, in that order."""
@@ -110,7 +109,7 @@ class Observer:
             await self.arrivals(), await self.journeys(), frozenset(self._taken), tuple(log)
         )
 
-    async def journeys(self) -> list[dict[str, Any]]:
+    async def journeys(self) -> list[Journey]:
         """Return the journeys of all messages but reports, the oldest first."""
         found = await self._daemon.journeys.search(
             MessageSearch(), account=None, limit=_JOURNEYS_MAX
@@ -125,25 +124,25 @@ class Observer:
         names: set[str] = set()
         lines: list[str] = []
         journeys = await self.journeys()
-        own = {one["id"] or "" for one in journeys if one["graph_id"] in self._sent}
+        own = {one.id or "" for one in journeys if one.graph_id in self._sent}
         for arrival in await self.arrivals():
             name = arrival.copy.name
             if name not in self._seen | own | names:
                 lines.append(arrival_line(arrival))
             names.add(name)
         for journey in in_flight(journeys):
-            name = journey["id"] or ""
-            if journey["graph_id"] not in self._sent and name not in self._seen | names:
+            name = journey.id or ""
+            if journey.graph_id not in self._sent and name not in self._seen | names:
                 lines.append("; ".join(journey_lines(journey)))
         return unexpected_text(lines) if lines else ""
 
-    async def bounces_of(self, journey: Mapping[str, Any]) -> list[Bounce]:
+    async def bounces_of(self, journey: Journey | None) -> list[Bounce]:
         """Return what reports in the sender's mailbox say about a message, failures first."""
         found: list[Bounce] = []
-        message_id = journey.get("message_id", "")
-        if not message_id or not journey["sender"]:
+        if journey is None or not journey.message_id or not journey.sender:
             return found
-        for arrival in await self.arrivals(journey["sender"]):
+        message_id = journey.message_id
+        for arrival in await self.arrivals(journey.sender):
             bounces = read_bounces(arrival.copy.eml)
             if bounces and original_message_id(arrival.copy.eml).strip("<>") == message_id.strip(
                 "<>"
@@ -161,12 +160,12 @@ class Observer:
         self._final.clear()
         self._log_start = self._log.stat().st_size
 
-    async def _journey_of(self, copy: MessageCopy) -> Mapping[str, Any]:
+    async def _journey_of(self, copy: MessageCopy) -> Journey | None:
         key = copy.queue_id
         if key in self._final:
             return self._final[key]
-        journey = await self.journey(key) if key else {}
-        if journey and is_final(journey):
+        journey = await self.journey(key) if key else None
+        if journey and journey.is_final:
             self._final[key] = journey
         return journey
 

@@ -11,6 +11,7 @@ from relay.client import DraftToSend, read_by_graph, send_by_graph
 from relay.development.accounts import DOMAIN
 from relay.development.folder import DevelopmentFolder
 from relay.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.journeys.document import Journey
 from relay.settings.tree import Address
 from relay.testing.arrivals import ArrivedMessage
 from relay.testing.message import Bounce, Message, MessageSource
@@ -133,9 +134,9 @@ class _RunningSource:
         self._key = key
         self._settles = settles
 
-    def journey(self) -> Mapping[str, Any]:
+    def journey(self) -> Journey | None:
         """See MessageSource. With `settles`, what is in progress ends first."""
-        return self._running.run(self._journey()) if self._key else {}
+        return self._running.run(self._journey()) if self._key else None
 
     def bounces(self) -> Sequence[Bounce]:
         """See MessageSource."""
@@ -145,7 +146,7 @@ class _RunningSource:
 
         return self._running.run(read()) if self._key else ()
 
-    async def _journey(self) -> Mapping[str, Any]:
+    async def _journey(self) -> Journey | None:
         if self._settles:
             await self._running.rest()
         return await self._running.observer.journey(self._key)

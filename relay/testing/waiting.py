@@ -5,20 +5,19 @@ regard to case; `*` is any text, `?` one character.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
 
+from relay.journeys.document import Journey
 from relay.journeys.message_search import matches_pattern
-from relay.message.lifecycle import FINAL, RecipientState
+from relay.message.lifecycle import AT_REST
 from relay.testing.arrivals import ArrivedMessage
 
 WAIT_S = 10.0  # unless a test says another one
 SETTLE_S = 60.0
 _SHOWN_MAX = 10
 _VALUE_CHARACTERS_MAX = 120
-_RESTING = FINAL | {RecipientState.CAPTURED}
 
 
 Pattern = str | re.Pattern[str]
@@ -74,7 +73,7 @@ class Observed:
     """What a relay has at the end of a wait. `taken` are the keys of copies that waits returned."""
 
     arrivals: Sequence[ArrivedMessage]
-    journeys: Sequence[Mapping[str, Any]]
+    journeys: Sequence[Journey]
     taken: frozenset[str] = frozenset()
     log: Sequence[str] = ()
 
@@ -102,11 +101,9 @@ def timeout_text(wanted: Wanted, seconds: float, observed: Observed) -> str:
     return "\n".join(lines)
 
 
-def in_flight(journeys: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def in_flight(journeys: Iterable[Journey]) -> list[Journey]:
     """Return the messages with recipients that are neither final nor captured."""
-    return [
-        one for one in journeys if any(each["state"] not in _RESTING for each in one["recipients"])
-    ]
+    return [one for one in journeys if any(each.state not in AT_REST for each in one.recipients)]
 
 
 def unexpected_text(unexpected: Sequence[str]) -> str:
@@ -117,30 +114,29 @@ def unexpected_text(unexpected: Sequence[str]) -> str:
     return "\n".join(lines + _omitted(count))
 
 
-def journey_lines(journey: Mapping[str, Any]) -> list[str]:
+def journey_lines(journey: Journey) -> list[str]:
     """Return where a message stands: its last step, and each recipient that is not final."""
-    step = max(journey["steps"], key=lambda one: one["step"], default=None)
-    at = f"step {step['step']} {step['name']}" if step else "no step yet"
-    name = journey["id"] or journey["submission_id"] or ""
-    to = ", ".join(one["address"] for one in journey["recipients"][:_SHOWN_MAX])
-    head = f"{name}  {_shown(journey['subject'])}  {journey['sender'] or '<>'} -> {to}: {at}"
+    step = max(journey.steps, key=lambda one: one.step, default=None)
+    at = f"step {step.step} {step.name}" if step else "no step yet"
+    to = ", ".join(one.address for one in journey.recipients[:_SHOWN_MAX])
+    head = f"{journey.key}  {_shown(journey.subject)}  {journey.sender or '<>'} -> {to}: {at}"
     return [head, *(f"  {line}" for line in _recipient_lines(journey))]
 
 
 def arrival_line(arrival: ArrivedMessage) -> str:
     """Return one line about a message that arrived."""
-    sender = arrival.journey.get("sender") or "<>"
+    sender = arrival.journey.sender if arrival.journey else ""
     name = arrival.copy.name
-    what = f"{_shown(arrival.subject)} from {sender} to {_clipped(arrival.copy.recipient)}"
+    what = f"{_shown(arrival.subject)} from {sender or '<>'} to {_clipped(arrival.copy.recipient)}"
     return f"{name}  {what}: {arrival.state}"
 
 
-def _recipient_lines(journey: Mapping[str, Any]) -> Iterator[str]:
-    for one in journey["recipients"][:_SHOWN_MAX]:
-        reply = f": {_clipped(one['reply'])}" if one["reply"] else ""
-        count = len(one["attempts"])
+def _recipient_lines(journey: Journey) -> Iterator[str]:
+    for one in journey.recipients[:_SHOWN_MAX]:
+        reply = f": {_clipped(one.reply)}" if one.reply else ""
+        count = len(one.attempts)
         attempts = f" after {count} attempt{'s' if count > 1 else ''}" if count else ""
-        yield f"{one['address']} {one['state']}{attempts}{reply}"
+        yield f"{one.address} {one.state}{attempts}{reply}"
 
 
 def _listed(title: str, arrivals: Sequence[ArrivedMessage], observed: Observed) -> list[str]:

@@ -36,7 +36,7 @@ def captured(spool, make):
 
 
 async def states(spool: SpoolEngine, queue_id: str) -> list[str]:
-    return [one["state"] for one in (await spool.journey(queue_id))["recipients"]]
+    return [one.state for one in (await spool.journey(queue_id)).recipients]
 
 
 async def test_it_is_queued_until_its_copies_are_settled(spool, make) -> None:

@@ -104,7 +104,7 @@ async def test_a_held_entry_expires(spool, defer, clock) -> None:
     ).claims
     assert (claim.state, len(claim.recipients)) == (RecipientState.HELD, 1)
     await spool.settle(Settlement(claim, 5, {}, expired={1: LATER}))
-    assert (await spool.journey(queue_id))["state"] == "expired"
+    assert (await spool.journey(queue_id)).state == "expired"
     assert (await spool.counts()).unaccounted == 0
 
 
@@ -139,7 +139,7 @@ async def test_delivered_recipients_are_not_cancelled(spool, make) -> None:
     await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, waiting))
     await spool.queue_admin.execute(command("cancel"))
     journey = await spool.journey(claim.message.id)
-    assert [one["state"] for one in journey["recipients"]] == ["relayed", "cancelled"]
+    assert [one.state for one in journey.recipients] == ["relayed", "cancelled"]
     assert (await spool.counts()).unaccounted == 0
 
 

@@ -68,7 +68,7 @@ async def test_the_events_of_one_message_have_their_order_also_at_the_same_time(
     now_us = clock.time_us()
     queue_id, _ = await record(*(routed(now_us, number=n) for n in range(5)))
     journey = await spool.journey(queue_id)
-    assert [step["detail"]["number"] for step in journey["steps"]] == list(range(5))
+    assert [step.detail["number"] for step in journey.steps] == list(range(5))
     assert len(set(await sequences(spool))) == 5
 
 

@@ -35,10 +35,10 @@ async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, 
     assert taken.epoch > claim.epoch
     assert taken.attempts == 2  # it counts, so that a message that crashes the process expires too
     assert [one.path.address for one in taken.recipients] == ["y@a.test"]
-    done, cut_off = journey["recipients"]
-    assert (done["state"], done["attempts"]) == ("relayed", [])
-    assert cut_off["state"] == "deferred"
-    assert [one["outcome"] for one in cut_off["attempts"]] == ["indeterminate"]
+    done, cut_off = journey.recipients
+    assert (done.state, done.attempts) == ("relayed", ())
+    assert cut_off.state == "deferred"
+    assert [one.outcome for one in cut_off.attempts] == ["indeterminate"]
 
 
 async def test_recipients_settled_before_the_crash_are_not_indeterminate(
@@ -61,7 +61,7 @@ async def test_recipients_settled_before_the_crash_are_not_indeterminate(
     journey = await alive.journey(claim.message.id)
     await alive.stop()
     assert [one.path.address for one in again.recipients] == ["y@a.test"]
-    assert [one["state"] for one in journey["recipients"]] == ["relayed", "deferred"]
+    assert [one.state for one in journey.recipients] == ["relayed", "deferred"]
 
 
 async def test_an_opened_spool_can_be_stopped_without_a_start(open_spool) -> None:

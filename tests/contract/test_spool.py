@@ -57,8 +57,8 @@ async def test_settling_every_recipient_ends_the_entry_and_its_content(spool, ma
         await spool.read_content(claim.content_id)
     journey = await spool.journey(claim.message.id)
     assert journey is not None
-    assert journey["state"] == "relayed"
-    assert journey["recipients"][0]["reply"] == "250 2.0.0 ok"
+    assert journey.state == "relayed"
+    assert journey.recipients[0].reply == "250 2.0.0 ok"
 
 
 async def test_a_shared_content_stays_until_its_last_entry_ends(spool, make) -> None:
@@ -106,7 +106,7 @@ async def test_failure_and_report_are_one_transaction(spool, make) -> None:
     assert [one.message.id for one in claims] == [report.facts.id]
     journey = await spool.journey(claim.message.id)
     assert journey is not None
-    assert [step["step"] for step in journey["steps"]] == [7]
+    assert [step.step for step in journey.steps] == [7]
 
 
 async def test_one_failed_operation_does_not_fail_its_batch(spool, make) -> None:
@@ -152,10 +152,10 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     await spool.settle(Settlement(claim, 5, {1: OK, 2: NO}, events=(event,)))
     journey = await spool.journey(message.facts.id)
     assert journey is not None
-    assert [one["address"] for one in journey["recipients"]] == ["x@a.test"]
-    assert journey["state"] == "relayed"
-    assert len(journey["recipients"][0]["attempts"]) == 1
-    assert [one["number"] for one in journey["steps"][0]["detail"]["recipients"]] == [1]
+    assert [one.address for one in journey.recipients] == ["x@a.test"]
+    assert journey.state == "relayed"
+    assert len(journey.recipients[0].attempts) == 1
+    assert [one["number"] for one in journey.steps[0].detail["recipients"]] == [1]
 
 
 async def test_local_delivery_is_a_final_state(spool, make) -> None:
@@ -163,7 +163,7 @@ async def test_local_delivery_is_a_final_state(spool, make) -> None:
     await spool.settle(Settlement(claim, 5, {1: Delivered(Evidence("2.1.5", "250 2.1.5 ok"))}))
     journey = await spool.journey(claim.message.id)
     assert journey is not None
-    assert journey["state"] == "delivered"
+    assert journey.state == "delivered"
 
 
 async def test_a_spool_that_was_never_started_can_be_stopped(open_spool) -> None:

@@ -68,7 +68,7 @@ async def columns(tmp_path: Path, *names: str) -> list[tuple[Any, ...]]:
 
 async def operations(spool, queue_id: str) -> list[dict[str, Any]]:
     journey = await spool.journey(queue_id)
-    return [one["detail"] for one in journey["steps"] if "operation" in one["detail"]]
+    return [one.detail for one in journey.steps if "operation" in one.detail]
 
 
 async def deferred(

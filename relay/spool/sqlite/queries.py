@@ -10,8 +10,10 @@ from typing import Any
 
 import apsw
 import msgspec
+from msgspec import UNSET
 
 from relay.clock import ID_LENGTH, first_id_after, id_time_us, rfc3339
+from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Event, Step
 from relay.journeys.message_search import CLOCK_MARGIN_US, SCAN_MAX, FoundMessage, MessageSearch
 from relay.message.lifecycle import RecipientState, message_state
@@ -24,7 +26,7 @@ _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 
 
-def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
+def journey(cursor: apsw.Cursor, queue_id: str) -> Journey | None:
     """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
     row = fetch_one(
         cursor, f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?", (queue_id,)
@@ -42,8 +44,8 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
     )
     hidden = {one[0] for one in recipients if one[5]}
     entries = {one[8] for one in recipients if not one[5]}
-    steps: list[dict[str, Any]] = []
-    attempts: dict[int, list[dict[str, Any]]] = {}
+    steps: list[JourneyStep] = []
+    attempts: dict[int, list[Attempt]] = {}
     for step, at_us, text in fetch(
         cursor,
         "SELECT step, at_us, detail FROM event WHERE message_id = ? ORDER BY sequence",
@@ -54,47 +56,41 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> dict[str, Any] | None:
             _collect_attempts(detail, at_us, attempts=attempts)
             if not is_shown(detail, hidden=hidden, entries=entries):
                 continue
-        steps.append(Event(Step(step), at_us, detail).as_json())
+        steps.append(Event(Step(step), at_us, detail).as_step())
     shown = [one for one in recipients if one[0] not in hidden]
-    return {
-        "id": facts.id,
-        "account": facts.account,
-        "submission_id": facts.submission_id or None,
-        "message_id": facts.message_id,
-        "sender": facts.envelope.reverse_path,
-        "subject": facts.subject,
-        "state": str(message_state([RecipientState(one[2]) for one in shown])),
-        "steps": steps,
-        "recipients": [
-            {
-                "address": address,
-                "state": state,
-                "next_hop": next_hop,
-                "status": status,
-                "reply": reply,
-                **({"successors": successors.split("\n")} if successors else {}),
-                "attempts": attempts.get(number, []),
-            }
+    return Journey(
+        id=facts.id,
+        graph_id=None,
+        submission_id=facts.submission_id or None,
+        message_id=facts.message_id,
+        sender=facts.envelope.reverse_path,
+        subject=facts.subject,
+        state=str(message_state([RecipientState(one[2]) for one in shown])),
+        client={},
+        steps=tuple(steps),
+        recipients=tuple(
+            Recipient(
+                address=address,
+                state=state,
+                next_hop=next_hop,
+                status=status,
+                reply=reply,
+                successors=tuple(successors.split("\n")) if successors else UNSET,
+                attempts=tuple(attempts.get(number, ())),
+            )
             for number, address, state, status, reply, _, successors, next_hop, _ in shown
-        ],
-    }
+        ),
+    )
 
 
 def _collect_attempts(
-    detail: dict[str, Any], at_us: int, *, attempts: dict[int, list[dict[str, Any]]]
+    detail: dict[str, Any], at_us: int, *, attempts: dict[int, list[Attempt]]
 ) -> None:
     """Collect an attempt's outcomes by recipient."""
+    at, host, tls = rfc3339(at_us), detail.get("host", ""), detail.get("tls", "")
     for one in detail.get("recipients", ()):
-        attempts.setdefault(one["number"], []).append(
-            {
-                "at": rfc3339(at_us),
-                "host": detail.get("host", ""),
-                "outcome": one["outcome"],
-                "status": one["status"],
-                "reply": one["reply"],
-                "tls": detail.get("tls", ""),
-            }
-        )
+        tried = Attempt(at, host, one["outcome"], one["status"], one["reply"], tls)
+        attempts.setdefault(one["number"], []).append(tried)
 
 
 def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Container[int]) -> bool:

@@ -17,6 +17,7 @@ import apsw
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
+from relay.journeys.document import Journey
 from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
 from relay.journeys.spool_history import KeptMessage, SpoolEvents
@@ -363,7 +364,7 @@ class SqliteSpool:
             return self._files.opened(ContentRow(file, size, header, bool(eight_bit), crc32))
         return _checked(queue_id, data, size=size, crc32=crc32)
 
-    async def journey(self, queue_id: str) -> dict[str, Any] | None:
+    async def journey(self, queue_id: str) -> Journey | None:
         """SpoolHistory.journey."""
         return await self._queries.run(lambda c: queries.journey(c, queue_id))
 

@@ -13,6 +13,7 @@ from relay.accounts.account import Account, Role, Scope, UnknownUserError
 from relay.api import ApiDependencies, create_app, create_control_app, handlers
 from relay.clock import SystemClock
 from relay.journeys.changes import ChangeNotifier
+from relay.journeys.document import Journey
 from relay.journeys.journey import MessageList
 from relay.journeys.message_list import ListPosition
 from relay.journeys.message_search import ListCursor, MessageSearch
@@ -29,6 +30,7 @@ from relay.spool.queue_commands import (
 )
 from relay.spool.types import Selector, SpoolUnavailableError
 from tests.support.accounts import TokenAccounts, authentication_of
+from tests.support.journeys import json_of, made_journey
 from tests.support.logs import capture_logs
 
 ACCOUNTS = {
@@ -43,25 +45,24 @@ ACCOUNTS = {
 }
 
 
-def a_journey(*states: str, name: str = "q1") -> dict[str, Any]:
+def a_journey(*states: str, name: str = "q1") -> Journey:
     recipients = [{"address": f"{n}@a.test", "state": state} for n, state in enumerate(states)]
     state = states[0] if states else "queued"
-    facts = {"id": name, "message_id": "<m@a.test>", "sender": "", "subject": ""}
-    return {**facts, "state": state, "recipients": recipients}
+    return made_journey(id=name, message_id="<m@a.test>", state=state, recipients=recipients)
 
 
 @dataclass
 class Records:
     """Journeys by key with their owner; `looks` records each query."""
 
-    known: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    known: dict[str, tuple[str, Journey]] = field(default_factory=dict)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     looks: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     source: bytes | None = b""
     fault: Exception | None = None
     allowed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def journey(self, key: str, *, account: str | None) -> dict[str, Any] | None:
+    async def journey(self, key: str, *, account: str | None) -> Journey | None:
         self.looks.put_nowait(key)
         owner, journey = self.known.get(key, ("", None))
         return journey if account in (None, owner) else None
@@ -104,8 +105,8 @@ class Records:
             {**dict.fromkeys(CommandResult, 0), CommandResult.DONE: 3}, [{"id": "q1", "entry": 1}]
         )
 
-    async def find(self, journey: dict[str, Any], *, reader: str | None) -> bytes | None:
-        self.asked.append((journey["id"], reader))
+    async def find(self, journey: Journey, *, reader: str | None) -> bytes | None:
+        self.asked.append((journey.id, reader))
         return self.source
 
     def unlock(self, address: str) -> int:
@@ -188,14 +189,18 @@ async def test_an_account_sees_its_own_messages_only(
     api.records.known["q1"] = ("alice@example.test", journey)
     answer = await api.get("/relay/v1/messages/q1", token)
     if seen:
-        assert (answer.status_code, answer.json()) == (200, journey)
+        assert (answer.status_code, answer.json()) == (200, json_of(journey))
     else:
         assert code(answer) == (404, "ErrorItemNotFound")
         never = await api.get("/relay/v1/messages/q2", token)
         assert answer.json()["error"]["code"] == never.json()["error"]["code"]
     recent = (await api.get("/relay/v1/messages", token)).json()
     cursor = str(ListCursor(5))
-    assert recent == {"messages": [journey] if seen else [], "cursor": cursor, "older": None}
+    assert recent == {
+        "messages": [json_of(journey)] if seen else [],
+        "cursor": cursor,
+        "older": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -304,7 +309,7 @@ async def test_a_list_waits_for_a_match(api: ApiClients) -> None:
     api.changes.notify()
     async with asyncio.timeout(10):
         answer = await wait
-    assert answer.json()["messages"] == [found]
+    assert answer.json()["messages"] == [json_of(found)]
 
 
 async def test_a_list_without_a_match_is_empty_after_its_time(api: ApiClients) -> None:
@@ -371,7 +376,7 @@ async def test_waiting_says_whether_it_got_there(
 ) -> None:
     api.records.known["q1"] = ("alice@example.test", a_journey(*states))
     answer = await api.get(f"/relay/v1/messages/q1/wait?state={state}&timeout=0")
-    assert answer.json() == {**a_journey(*states), "reached": reached}
+    assert answer.json() == json_of(a_journey(*states)) | {"reached": reached}
 
 
 async def test_wait_ends_when_the_message_is_final_in_another_state(api: ApiClients) -> None:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from msgspec import convert, to_builtins
 
 from relay.cli.output import (
     entry_lines,
@@ -14,6 +15,7 @@ from relay.cli.output import (
     step_lines,
 )
 from relay.cli.trace import diagnosis
+from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.wording import describe
 from relay.message.envelope import Client
 
@@ -21,29 +23,29 @@ AT = "2026-11-20T09:11:43.766123Z"
 
 
 def step(number, name, at=AT, **detail):
-    return {"step": number, "name": name, "at": at, "detail": detail}
+    return JourneyStep(number, name, at, detail)
 
 
 def recipient(address, state="delivered", reply="", attempts=()):
-    return {
-        "address": address, "state": state, "next_hop": "local", "status": "", "reply": reply,
-        "attempts": list(attempts),
-    }  # fmt: skip
+    tried = {"at": AT, "host": "", "outcome": "", "status": "", "reply": "", "tls": ""}
+    found = {"address": address, "state": state, "next_hop": "local", "reply": reply}
+    return convert(found | {"attempts": [tried | one for one in attempts]}, Recipient)
 
 
 def journey(*, steps=(), recipients=(), state="delivered", subject="Hello"):
-    return {
-        "id": "q1", "graph_id": "g1", "submission_id": "g1.1", "message_id": "<m@x>",
-        "sender": "alice@example.test", "subject": subject, "state": state,
-        "client": Client().as_json(), "steps": list(steps), "recipients": list(recipients),
-    }  # fmt: skip
+    return Journey(
+        id="q1", graph_id="g1", submission_id="g1.1", message_id="<m@x>",
+        sender="alice@example.test", subject=subject, state=state,
+        client=Client().as_json(), steps=tuple(steps), recipients=tuple(recipients),
+    )  # fmt: skip
 
 
 def entry(number, state="deferred", due="2026-11-20T10:00:00.000000Z", people=1, **more):
     return {
         "id": f"q{number}", "entry": 1, "sender": "a@x.test", "next_hop": "mx:b.test",
         "state": state, "due": due, "attempts": 3, "size": 12, "recipients":
-        [recipient(f"u{n}@b.test", state, "451 4.7.1 later") for n in range(people)], **more,
+        to_builtins([recipient(f"u{n}@b.test", state, "451 4.7.1 later") for n in range(people)]),
+        **more,
     }  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def test_nothing_of_a_message_reaches_the_terminal_as_a_command(nasty):
 def test_a_thousand_recipients_fit_on_a_screen_with_failures_first():
     people = [recipient(f"u{n}@x.test") for n in range(999)]
     failed = recipient("bad@x.test", "failed", "550 no")
-    names = [one["address"] for one in people]
+    names = [one.address for one in people]
     found = journey(
         recipients=[*people, failed], steps=[step(5, "policy", next_hops={"local": names})]
     )

@@ -15,6 +15,7 @@ from relay.cli.output import entry_lines, stats_lines, step_lines
 from relay.cli.root import cli
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
+from relay.journeys.document import JourneyStep
 from relay.journeys.wording import changed_line
 from relay.settings.reader import load
 from tests.support import relay_starts
@@ -313,7 +314,7 @@ def test_a_queue_command_in_a_journey_reads_as_a_sentence():
         "operation": "reroute", "entries": [1, 2], "who": "olga", "why": "they moved",
         "from": {"1": "mx:a.test"}, "to": ["mx:b.test"],
     }  # fmt: skip
-    (line,) = step_lines({"step": 6, "name": "delivery", "at": "x" * 30, "detail": detail})
+    (line,) = step_lines(JourneyStep(6, "delivery", "x" * 30, detail))
     assert line.endswith("reroute by olga, to mx:b.test, because: they moved, entries 1, 2")
 
 

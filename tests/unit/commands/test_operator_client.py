@@ -11,12 +11,15 @@ from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from msgspec import convert
 
 from relay.app.state_dir import OwnerLock
 from relay.client import ControlError, ControlUnavailableError
 from relay.commands.operator_client import CommandInterruptedError, OperatorClient
+from relay.journeys.document import Journey
 from relay.settings.reader import load
 from relay.spool.types import Selector
+from tests.support.journeys import json_of, made_journey
 from tests.support.manual_clock import ManualClock
 
 
@@ -89,8 +92,9 @@ UNKNOWN = (404, {"error": {"code": "ErrorItemNotFound", "message": "none"}})
 
 
 def test_a_journey_is_requested_by_any_name(reading, daemon):
-    daemon.answers.append((200, {"id": "q1"}))
-    assert reading.journey("<a/b@c>") == {"id": "q1"}
+    journey = made_journey(id="q1")
+    daemon.answers.append((200, json_of(journey)))
+    assert reading.journey("<a/b@c>") == journey
     assert daemon.asked == [("/relay/v1/messages/%3Ca%2Fb%40c%3E", {})]
 
 
@@ -120,7 +124,9 @@ def test_a_list_names_unknown_ids(reading, daemon):
     assert (listed, listed.unknown) == ([{"id": "q1"}], ("<x@y>", "ü,"))
 
 
-WAITING = {"id": "q1", "recipients": [{"state": "queued"}], "reached": False}
+WAITING = json_of(
+    made_journey(id="q1", recipients=[{"address": "b@x.test", "state": "queued"}], reached=False)
+)
 
 
 ANSWER = {"matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "entries": [], "unknown": []}
@@ -155,21 +161,23 @@ def test_stats_come_from_the_daemon(reading, daemon):
 
 
 def test_a_wait_ends_when_the_message_ended_in_another_state(reading, daemon):
-    ended = WAITING | {"recipients": [{"state": "failed"}]}
+    ended = json_of(
+        made_journey(recipients=[{"address": "b@x.test", "state": "failed"}], reached=False)
+    )
     daemon.answers.append((200, ended))
-    assert reading.wait("q1", state="relayed", timeout_s=1000) == ended
+    assert reading.wait("q1", state="relayed", timeout_s=1000) == convert(ended, Journey)
 
 
 def test_a_long_wait_is_several_short_ones(reading, daemon):
     waiting, done = (WAITING | {"reached": reached} for reached in (False, True))
     daemon.answers += [UNKNOWN, (200, waiting), (200, done)]
-    assert reading.wait("q1", state="final", timeout_s=1000) == done
+    assert reading.wait("q1", state="final", timeout_s=1000) == convert(done, Journey)
     assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 300, 300]
 
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [(UNKNOWN, None), ((200, WAITING), WAITING)],
+    [(UNKNOWN, None), ((200, WAITING), convert(WAITING, Journey))],
     ids=["unknown", "not there yet"],
 )
 def test_a_wait_ends_at_its_timeout(reading, daemon, answer, expected):

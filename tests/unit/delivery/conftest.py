@@ -15,6 +15,7 @@ from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions
+from relay.journeys.document import Journey
 from relay.journeys.events import Event, Step
 from relay.mailbox.types import DeliveryResult
 from relay.message.nexthop import NextHop
@@ -233,7 +234,7 @@ class RunningDelivery:
         """Claim what is due now, as the scheduler would."""
         return (await self.spool.claim_due(self.clock.queue_us(), 10, DueQuery())).claims
 
-    async def done(self, queue_id: str) -> dict:
+    async def done(self, queue_id: str) -> Journey:
         """The journey, once nothing of the message is queued any more."""
         async with asyncio.timeout(10):
             while await self.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1):

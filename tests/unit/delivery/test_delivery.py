@@ -25,10 +25,10 @@ async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
     assert outcomes(journey, "a@a.test") == ["relayed"]
     assert [one.addresses for one in mx.envelopes] == [["a@a.test"], ["b@a.test"]]
     assert delivery.reporter.failures_reported == [("c@a.test", "5.1.1")]
-    assert [step["step"] for step in journey["steps"]] == [6, 7, 6]
-    first, _, second = (step["detail"] for step in journey["steps"])
+    assert [step.step for step in journey.steps] == [6, 7, 6]
+    first, _, second = (step.detail for step in journey.steps)
     assert first["address"] == f"127.0.0.1:{mx.port}"
-    assert first["retry"] <= journey["steps"][2]["at"]
+    assert first["retry"] <= journey.steps[2].at
     assert "retry" not in second
 
 
@@ -143,7 +143,7 @@ async def test_the_second_mx_is_tried_when_the_first_refuses_the_connection(deli
         delivery.table.at("a.test", first, second)
         await delivery.start()
         journey = await delivery.done(await delivery.send("x@a.test"))
-    assert journey["recipients"][0]["attempts"][0]["host"] == "mx1.a.test"
+    assert journey.recipients[0].attempts[0].host == "mx1.a.test"
     assert len(second.envelopes) == 1
 
 
@@ -179,7 +179,7 @@ async def test_expiry_reports_the_last_reply(delivery) -> None:
         await delivery.start()
         journey = await delivery.done(await delivery.send("x@a.test", expire_s=0.3))
     assert states(journey) == {"x@a.test": "expired"}
-    assert "450 4.2.1 never today" in journey["recipients"][0]["reply"]
+    assert "450 4.2.1 never today" in journey.recipients[0].reply
     assert delivery.reporter.failures_reported == [("x@a.test", "5.4.7")]
 
 
@@ -189,7 +189,7 @@ async def test_a_definite_dns_failure_bounces(delivery, resolution) -> None:
     await delivery.start()
     journey = await delivery.done(await delivery.send("x@a.test"))
     assert states(journey) == {"x@a.test": "failed"}
-    assert journey["recipients"][0]["status"] == outcome_of(resolution).evidence.status
+    assert journey.recipients[0].status == outcome_of(resolution).evidence.status
 
 
 async def test_servfail_defers(delivery) -> None:
@@ -266,7 +266,7 @@ async def test_recipients_over_the_remote_limit_go_into_further_transactions(del
         journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
     assert set(states(journey).values()) == {"relayed"}
     assert [len(one.addresses) for one in mx.envelopes] == [30, 20]
-    assert {len(one["attempts"]) for one in journey["recipients"]} == {1}
+    assert {len(one.attempts) for one in journey.recipients} == {1}
 
 
 async def test_relayed_recipients_are_settled_before_the_next_final_dot(delivery) -> None:
@@ -285,7 +285,7 @@ async def test_relayed_recipients_are_settled_before_the_next_final_dot(delivery
         journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(5))))
     assert settled == [(1, [1, 2, 3], True), (2, [4, 5], True)]
     assert list(states(journey).values()) == ["relayed"] * 4 + ["failed"]
-    assert [len(one["attempts"]) for one in journey["recipients"]] == [1] * 5
+    assert [len(one.attempts) for one in journey.recipients] == [1] * 5
     counts = await delivery.spool.counts()
     assert (counts.unaccounted, sum(counts.entries.values())) == (0, 0)
 
@@ -328,8 +328,8 @@ async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal
                 await asyncio.sleep(0)
         gate.set()
         journeys = [await delivery.done(queue_id) for queue_id in ids]
-    assert {one["state"] for one in journeys} == {"relayed"}
-    assert {len(one["recipients"][0]["attempts"]) for one in journeys} == {1}
+    assert {one.state for one in journeys} == {"relayed"}
+    assert {len(one.recipients[0].attempts) for one in journeys} == {1}
 
 
 async def test_an_idle_connection_takes_the_claim_of_a_failed_connection(delivery) -> None:
@@ -340,7 +340,7 @@ async def test_an_idle_connection_takes_the_claim_of_a_failed_connection(deliver
         ids = [await delivery.send(f"{n}@a.test") for n in range(2)]
         for queue_id in ids:
             journey = await delivery.done(queue_id)
-            assert journey["state"] == "relayed"
+            assert journey.state == "relayed"
         assert {one.session for one in mx.envelopes} == {1}
 
 

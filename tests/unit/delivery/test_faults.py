@@ -259,7 +259,7 @@ async def test_an_attempt_cut_off_before_its_dot_does_not_count(delivery) -> Non
         await delivery.scheduler.drain(0.05)
         journey = await delivery.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "queued"}
-        assert journey["recipients"][0]["attempts"] == []
+        assert journey.recipients[0].attempts == ()
         (claim,) = await delivery.claim_due()
         assert claim.attempts == 0
 

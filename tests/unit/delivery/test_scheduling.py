@@ -95,7 +95,7 @@ async def test_a_claim_that_waits_in_memory_expires_on_time(delivery) -> None:
         delivery.connections_max = 1
         await delivery.start()
         late = await delivery.send("late@a.test", expire_s=0.4)
-        while (await delivery.spool.journey(late))["recipients"][0]["attempts"] == []:
+        while (await delivery.spool.journey(late)).recipients[0].attempts == ():
             await delivery.changed.get()
         await delivery.send("stuck@a.test")
         await mx.reached("DOT")
@@ -269,8 +269,8 @@ async def test_a_delay_is_reported_once_while_the_claim_waits_in_memory(
         waits = await delivery.send("waits@a.test", warn_us=delivery.clock.queue_us() + 50_000)
 
         async def told(queue_id: str) -> list[str]:
-            steps = (await delivery.spool.journey(queue_id))["steps"]
-            return [step["detail"]["kind"] for step in steps if step["step"] == 7]
+            steps = (await delivery.spool.journey(queue_id)).steps
+            return [step.detail["kind"] for step in steps if step.step == 7]
 
         async with asyncio.timeout(SOON_S):
             while not await told(waits):

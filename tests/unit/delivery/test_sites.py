@@ -115,7 +115,7 @@ async def test_a_site_that_waits_for_its_rate_holds_no_connection(delivery) -> N
         await delivery.done(await delivery.send("1@a.test"))
         waiting = await delivery.send("2@a.test")
         journey = await delivery.done(await delivery.send("x@b.test"))
-        assert journey["state"] == "relayed"
+        assert journey.state == "relayed"
         assert states(await delivery.spool.journey(waiting)) == {"2@a.test": "queued"}
         assert len(mx.envelopes) == 1
         await until(lambda: not delivery.scheduler.is_scanning)
@@ -243,7 +243,7 @@ async def test_each_retry_ends_with_a_fresh_attempt_to_connect(delivery, dead) -
     queue_id = await delivery.send("x@dead.test")
     await until(lambda: len(dead.asked) >= 4)
     journey = await delivery.spool.journey(queue_id)
-    assert len(journey["recipients"][0]["attempts"]) <= len(dead.asked)
+    assert len(journey.recipients[0].attempts) <= len(dead.asked)
 
 
 async def test_an_operator_can_retry_an_unreachable_host_at_once(delivery, dead) -> None:
@@ -289,7 +289,7 @@ async def test_unreachable_domains_leave_connections_for_others(delivery, dead) 
         await until(lambda: len(dead.asked) == 4)
         for number in range(1, 20):
             journey = await delivery.done(await delivery.send(f"{number}@a.test"))
-            assert journey["state"] == "relayed"
+            assert journey.state == "relayed"
         assert len(dead.asked) == 4
         dead.gate.set()
 
@@ -391,8 +391,8 @@ async def test_unreadable_content_is_held_the_second_time(delivery, monkeypatch)
                 await delivery.changed.get()
         journey = await delivery.spool.journey(queue_id)
     assert outcomes(journey, "x@a.test") == ["deferred", "deferred"]
-    assert "its file is gone" in journey["recipients"][0]["reply"]
-    assert "held" in journey["steps"][-1]["detail"]
+    assert "its file is gone" in journey.recipients[0].reply
+    assert "held" in journey.steps[-1].detail
     assert mx.envelopes == []
     sample = delivery.metrics.registry.get_sample_value
     labels = {"outcome": "deferred", "class": DeferralClass.CONTENT}
@@ -409,7 +409,7 @@ async def test_a_delay_is_in_the_journey_once(delivery) -> None:
         await until(lambda: sum("RCPT" in one for one in mx.commands) >= 8)
         mx.replies = {}
         journey = await delivery.done(queue_id)
-    told = [step["detail"] for step in journey["steps"] if step["step"] == 7]
+    told = [step.detail for step in journey.steps if step.step == 7]
     assert [(one["kind"], one["recipients"]) for one in told] == [("delayed", ["x@a.test"])]
 
 
@@ -423,7 +423,7 @@ async def test_a_delay_is_reported_between_two_attempts(delivery) -> None:
         )
 
         async def steps() -> list[int]:
-            return [step["step"] for step in (await delivery.spool.journey(queue_id))["steps"]]
+            return [step.step for step in (await delivery.spool.journey(queue_id)).steps]
 
         async with asyncio.timeout(SOON_S):
             while 7 not in await steps():

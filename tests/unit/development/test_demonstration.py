@@ -8,6 +8,7 @@ import pytest
 from relay.development.demonstration import Follower, is_settled
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.message_search import MessageSearch
+from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
 
 
@@ -25,11 +26,10 @@ class Journeys:
 
 
 def journey(name, *steps, state="delivered", sender="alice@example.test"):
-    return {
-        "id": name, "submission_id": None, "sender": sender,
-        "steps": [{"step": number, "at": f"0{at}"} for number, at in steps],
-        "recipients": [{"address": "b@x.test", "state": state}],
-    }  # fmt: skip
+    return made_journey(
+        id=name, sender=sender, recipients=[{"address": "b@x.test", "state": state}],
+        steps=[{"step": number, "at": f"0{at}"} for number, at in steps],
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def changes():
 @pytest.fixture
 def follower(journeys, changes, shown):
     daemon = SimpleNamespace(journeys=journeys, changes=changes, clock=ManualClock())
-    return Follower(daemon, lambda found, step: shown.append((found["id"], step["step"])))
+    return Follower(daemon, lambda found, step: shown.append((found.id, step.step)))
 
 
 async def test_a_step_that_is_written_late_is_shown_and_none_twice(follower, journeys, shown):
@@ -104,7 +104,7 @@ async def test_it_ends_when_the_given_number_has_settled(follower, journeys, cha
         (journey("q", state="captured"), True),
         (journey("q", state="deferred"), False),
         (journey("q", state="failed", sender=""), False),
-        ({**journey("q"), "recipients": []}, False),
+        (made_journey(sender="alice@example.test"), False),
     ],
 )
 def test_is_settled(found, expected):

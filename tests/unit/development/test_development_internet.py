@@ -221,7 +221,7 @@ async def test_a_reply_that_is_added_is_used_at_once_and_can_be_removed(relay):
     [host] = relay.internet_overview()["hosts"]
     assert host["messages"][0]["id"] == mail.queue_id
     journey = await relay.daemon.journeys.journey(mail.queue_id, account=None)
-    assert journey["recipients"][0]["address"] == "y@b.test"
+    assert journey.recipients[0].address == "y@b.test"
     with pytest.raises(IndexError):
         await relay.remove_reply(0, 0)
 

@@ -3,19 +3,23 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from relay.clock import Ids
+from relay.journeys.document import Journey, JourneyStep, SenderReport
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, join
+from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
 
 CLOCK = ManualClock()
 IDS = Ids(CLOCK)
 
 
-def steps(*numbers: int) -> list[dict[str, Any]]:
-    return [Event(Step(number), CLOCK.time_us() + number).as_json() for number in numbers]
+def steps(*numbers: int) -> list[JourneyStep]:
+    return [Event(Step(number), CLOCK.time_us() + number).as_step() for number in numbers]
 
 
 def store_half(submission_id: str, *numbers: int) -> dict[str, Any]:
@@ -26,30 +30,30 @@ def store_half(submission_id: str, *numbers: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def spool_half(queue_id: str, submission_id: str | None, *numbers: int) -> dict[str, Any]:
-    return {
-        "id": queue_id, "submission_id": submission_id, "message_id": "<m@x>", "sender": "alice@x",
-        "subject": "s", "state": "relayed", "account": "alice@x", "steps": steps(*numbers),
-        "recipients": [
-            {"address": "bob@y", "state": "relayed", "status": "", "reply": "", "attempts": []}
-        ],
-    }  # fmt: skip
+def spool_half(queue_id: str, submission_id: str | None, *numbers: int) -> Journey:
+    recipient = {"address": "bob@y", "state": "relayed"}
+    half = made_journey(
+        id=queue_id, submission_id=submission_id, message_id="<m@x>", sender="alice@x",
+        subject="s", state="relayed", recipients=[recipient],
+    )  # fmt: skip
+    return replace(half, steps=tuple(steps(*numbers)))
 
 
 @dataclass
 class Spool:
-    halves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    halves: dict[str, Journey] = field(default_factory=dict)
+    accounts: dict[str, str] = field(default_factory=dict)
 
-    async def journey(self, queue_id: str) -> dict[str, Any] | None:
+    async def journey(self, queue_id: str) -> Journey | None:
         return self.halves.get(queue_id)
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
         return sorted(
             (
-                one["id"]
-                for one in self.halves.values()
-                if key in ("last", one["sender"], one["id"], one["submission_id"])
-                and account in (None, one["account"])
+                name
+                for name, one in self.halves.items()
+                if key in ("last", one.sender, name, one.submission_id)
+                and account in (None, self.accounts.get(name, "alice@x"))
             ),
             reverse=True,
         )[:limit]
@@ -80,15 +84,16 @@ class KnownJourneys:
     def __post_init__(self) -> None:
         self.journeys = Journeys(self.spool, self.store, clock=CLOCK)
 
-    def submit(self, *, accepted: bool, **changes: Any) -> str:
+    def submit(self, *, accepted: bool, account: str = "alice@x") -> str:
         """A submission; its Graph id."""
         CLOCK.advance(1)
         graph_id = IDS.new()
         name = f"{graph_id}.1"
-        self.store.halves[name] = store_half(name, 1, 2) | changes
+        self.store.halves[name] = store_half(name, 1, 2) | {"account": account}
         if accepted:
             queue_id = IDS.new()
-            self.spool.halves[queue_id] = spool_half(queue_id, name, 5, 6) | changes
+            self.spool.halves[queue_id] = spool_half(queue_id, name, 5, 6)
+            self.spool.accounts[queue_id] = account
         return graph_id
 
     def receive(self) -> str:
@@ -107,41 +112,42 @@ def known() -> KnownJourneys:
 def test_steps_are_in_their_order_whichever_half_tells_them() -> None:
     found = join(store_half("g.1", 4, 1), spool_half("q", "g.1", 6, 5))
     assert found is not None
-    assert [step["step"] for step in found["steps"]] == [1, 4, 5, 6]
-    assert (found["id"], found["graph_id"], found["submission_id"]) == ("q", "g", "g.1")
-    assert found["state"] == "relayed"
+    assert [step.step for step in found.steps] == [1, 4, 5, 6]
+    assert (found.id, found.graph_id, found.submission_id) == ("q", "g", "g.1")
+    assert found.state == "relayed"
 
 
 def test_attempts_stay_in_their_order_though_the_clock_went_back() -> None:
     half = spool_half("q", None, 5)
     day_us = 86_400_000_000
-    for number, later_us in enumerate((0, day_us, -day_us)):
-        event = Event(Step.DELIVERY, CLOCK.time_us() + later_us, {"attempt": number})
-        half["steps"].append(event.as_json())
-    found = join(None, half)
+    tried = [
+        Event(Step.DELIVERY, CLOCK.time_us() + later_us, {"attempt": number}).as_step()
+        for number, later_us in enumerate((0, day_us, -day_us))
+    ]
+    found = join(None, replace(half, steps=(*half.steps, *tried)))
     assert found is not None
-    assert [step["detail"].get("attempt") for step in found["steps"]] == [None, 0, 1, 2]
+    assert [step.detail.get("attempt") for step in found.steps] == [None, 0, 1, 2]
 
 
 def test_before_step_4_everybody_is_queued_and_there_is_no_queue_id() -> None:
     found = join(store_half("g.1", 1, 2), None)
     assert found is not None
-    assert found["id"] is None
-    assert found["state"] == "queued"
-    assert [(one["address"], one["state"]) for one in found["recipients"]] == [("bob@y", "queued")]
+    assert found.id is None
+    assert found.state == "queued"
+    assert [(one.address, one.state) for one in found.recipients] == [("bob@y", "queued")]
 
 
 def test_a_report_of_step_3_says_that_it_failed() -> None:
     found = join(store_half("g.1", 1, 2, 7), None)
     assert found is not None
-    assert found["state"] == "failed"
-    assert found["recipients"][0]["state"] == "failed"
+    assert found.state == "failed"
+    assert found.recipients[0].state == "failed"
 
 
 def test_history_of_the_store_that_is_gone_leaves_the_graph_id() -> None:
     found = join(None, spool_half("q", "g.1", 5))
     assert found is not None
-    assert found["graph_id"] == "g"
+    assert found.graph_id == "g"
     assert join(None, None) is None
 
 
@@ -152,8 +158,8 @@ async def test_a_submission_is_found_by_each_of_its_names(known: KnownJourneys) 
     for key in (graph_id, f"{graph_id}.1", queue_id):
         found = await known.journeys.journey(key, account=None)
         assert found is not None
-        assert (found["graph_id"], found["id"]) == (graph_id, queue_id), key
-        assert [step["step"] for step in found["steps"]] == [1, 2, 5, 6]
+        assert (found.graph_id, found.id) == (graph_id, queue_id), key
+        assert [step.step for step in found.steps] == [1, 2, 5, 6]
 
 
 @pytest.mark.parametrize("key", ["last", "alice@x"])
@@ -164,7 +170,7 @@ async def test_the_newest_of_an_address_may_be_in_either_half(
         graph_id = known.submit(accepted=accepted)
         found = await known.journeys.journey(key, account=None)
         assert found is not None
-        assert found["graph_id"] == graph_id
+        assert found.graph_id == graph_id
 
 
 async def test_an_old_draft_that_was_just_sent_is_the_newest(known: KnownJourneys) -> None:
@@ -179,7 +185,7 @@ async def test_an_old_draft_that_was_just_sent_is_the_newest(known: KnownJourney
     for key in ("last", "alice@x", draft):
         found = await known.journeys.journey(key, account=None)
         assert found is not None
-        assert (found["submission_id"], found["id"]) == (f"{draft}.2", None), key
+        assert (found.submission_id, found.id) == (f"{draft}.2", None), key
 
 
 async def test_an_account_sees_its_own_only(known: KnownJourneys) -> None:
@@ -188,7 +194,7 @@ async def test_an_account_sees_its_own_only(known: KnownJourneys) -> None:
     assert await known.journeys.journey(carols, account="alice@x") is None
     last = await known.journeys.journey("last", account="alice@x")
     assert last is not None
-    assert last["graph_id"] == alices
+    assert last.graph_id == alices
 
 
 DUE = "2027-01-01T00:00:00.000000Z"
@@ -206,32 +212,62 @@ DUE = "2027-01-01T00:00:00.000000Z"
 )  # fmt: skip
 def test_what_waits_for_its_time_says_until_when(numbers, noted, state, reply):
     half = store_half("a.1", *numbers)
-    half["steps"][1]["detail"] = noted
+    half["steps"][1].detail.update(noted)
     told = join(half, None)
-    assert told["state"] == state
-    assert [(one["state"], one["reply"]) for one in told["recipients"]] == [(state, reply)]
+    assert told.state == state
+    assert [(one.state, one.reply) for one in told.recipients] == [(state, reply)]
 
 
 def test_each_recipient_has_what_the_last_report_says_of_it() -> None:
-    half = spool_half("q1", None, 5, 6, 7, 7)
-    attempt = {"at": "", "host": "mx.y", "outcome": "failed", "status": "", "reply": "", "tls": ""}
-    half["recipients"] = [
-        {"address": "b@y", "state": "failed", "status": "5.1.1", "reply": "550 no", "attempts": [attempt]},
-        {"address": "c@y", "state": "relayed", "status": "2.0.0", "reply": "250 ok", "attempts": []},
+    recipients = [
+        {"address": "b@y", "state": "failed", "status": "5.1.1", "reply": "550 no",
+         "attempts": [{"host": "mx.y", "outcome": "failed"}]},
+        {"address": "c@y", "state": "relayed", "status": "2.0.0", "reply": "250 ok"},
     ]  # fmt: skip
-    half["steps"][2]["detail"] = {"to": "a@x", "kind": "failure", "recipients": ["b@y"]}
-    half["steps"][3]["detail"] = {"to": "postmaster", "kind": "dead-letter", "recipients": ["c@y"]}
-    found = join(None, half)
-    assert found["recipients"][0]["reported"] == {
-        "kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "mx.y",
-        "at": half["steps"][2]["at"],
-    }  # fmt: skip
-    assert found["recipients"][1]["reported"] is None
+    details = [
+        {"to": "a@x", "kind": "failure", "recipients": ["b@y"]},
+        {"to": "postmaster", "kind": "dead-letter", "recipients": ["c@y"]},
+    ]
+    told = [{"step": 7, "at": str(number), "detail": one} for number, one in enumerate(details)]
+    found = join(None, made_journey(id="q1", recipients=recipients, steps=told))
+    assert found.recipients[0].reported == SenderReport("failure", "5.1.1", "550 no", "mx.y", "0")
+    assert found.recipients[1].reported is None
 
 
 def test_the_report_of_pickup_is_about_all_recipients() -> None:
     half = store_half("a.1", 1, 2, 3, 7)
-    half["steps"][3]["detail"] = {"to": "alice@x", "kind": "failure", "reply": "5.6.3 no"}
-    (recipient,) = join(half, None)["recipients"]
-    assert recipient["reported"]["kind"] == "failure"
-    assert recipient["reported"]["reply"] == "5.6.3 no"
+    half["steps"][3].detail.update({"to": "alice@x", "kind": "failure", "reply": "5.6.3 no"})
+    (recipient,) = join(half, None).recipients
+    assert (recipient.reported.kind, recipient.reported.reply) == ("failure", "5.6.3 no")
+
+
+def test_the_json_has_the_documented_fields_in_their_order() -> None:
+    """A field that is not always there is left out: not null."""
+    attempt = {
+        "at": "t",
+        "host": "h",
+        "outcome": "failed",
+        "status": "5.1.1",
+        "reply": "550 no",
+        "tls": "",
+    }
+    report = {"kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "h", "at": "t"}
+    recipient = {
+        "address": "b@y", "state": "failed", "next_hop": "mx:y", "status": "5.1.1",
+        "reply": "550 no", "attempts": [attempt], "reported": report,
+    }  # fmt: skip
+    redirected = {
+        "address": "c@y", "state": "redirected", "next_hop": None, "status": "", "reply": "",
+        "successors": ["d@y"], "attempts": [], "reported": None,
+    }  # fmt: skip
+    document = {
+        "id": "q1", "graph_id": None, "submission_id": None, "message_id": "<m@x>", "sender": "a@x",
+        "subject": "s", "state": "failed", "client": {"address": "", "helo": "", "account": "", "tls": ""},
+        "steps": [{"step": 7, "name": "report", "at": "t", "detail": {"to": "a@x"}}],
+        "recipients": [recipient, redirected],
+    }  # fmt: skip
+    found = made_journey(**document)
+    assert msgspec.json.encode(found) == msgspec.json.encode(document)
+    assert msgspec.json.encode(replace(found, reached=False)) == msgspec.json.encode(
+        document | {"reached": False}
+    )

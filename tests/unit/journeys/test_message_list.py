@@ -64,7 +64,7 @@ class Messages:
 
     async def names(self, **wanted: Any) -> list[str]:
         found = await self.listed(**wanted)
-        return [one["submission_id"] or one["id"] for one in found.messages]
+        return [one.submission_id or one.id for one in found.messages]
 
     async def cursor(self) -> str:
         return str((await self.listed(limit=1)).cursor)
@@ -164,7 +164,7 @@ async def test_a_message_that_is_visible_late_is_behind_one_of_two_cursors(
     created, notified = Event(Step.CREATED, submitted_us), Event(Step.NOTIFIED, submitted_us)
     messages.log.append(facts, created, notified)
     second = await messages.listed(after=str(first.cursor))
-    assert [one["submission_id"] for one in second.messages] == [facts.submission_id]
+    assert [one.submission_id for one in second.messages] == [facts.submission_id]
     assert await messages.names(after=str(second.cursor)) == []
 
 
@@ -190,7 +190,7 @@ async def test_each_message_is_behind_exactly_one_cursor(messages: Messages) -> 
         if number % 4 == 0:
             listed = await messages.listed(after=cursor)
             cursor = str(listed.cursor)
-            found += [one["submission_id"] or one["id"] for one in listed.messages]
+            found += [one.submission_id or one.id for one in listed.messages]
     found += await messages.names(after=cursor)
     assert sorted(found) == sorted(sent)
 
@@ -215,7 +215,7 @@ async def test_what_a_limit_leaves_out_is_behind_the_next_cursor(
     while True:
         listed = await messages.listed(after=cursor, limit=10)
         cursor = str(listed.cursor)
-        found += [one["submission_id"] or one["id"] for one in listed.messages]
+        found += [one.submission_id or one.id for one in listed.messages]
         if not listed.messages:
             break
     assert sorted(found) == sorted(sent)

@@ -9,13 +9,14 @@ from relay.journeys.message_search import (
     cursor_at,
     parse_cursor,
 )
+from tests.support.journeys import made_journey
 
 NOW_US = 1_700_000_000_000_000
 
 
 def a_journey(*recipients: tuple[str, str], sender="app@a.test", subject="Invoice 12"):
     pairs = [{"address": address, "state": state} for address, state in recipients]
-    return {"sender": sender, "subject": subject, "recipients": pairs}
+    return made_journey(sender=sender, subject=subject, recipients=pairs)
 
 
 @pytest.mark.parametrize(

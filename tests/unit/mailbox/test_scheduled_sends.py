@@ -49,7 +49,7 @@ def deferred(place) -> list[str]:
 
 async def step_2(place, submission) -> dict:
     told = await place.log.submission(submission.submission_id)
-    return next(step["detail"] for step in told["steps"] if step["step"] == 2)
+    return next(step.detail for step in told["steps"] if step.step == 2)
 
 
 async def come_to_time(place, store) -> list:

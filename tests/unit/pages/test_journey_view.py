@@ -7,8 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import convert
+from msgspec.structs import replace
 
 from relay.clock import rfc3339, time_us_of
+from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.journey import join
 from relay.pages.journey_view import JourneyView, duration, journey_view
 from relay.testing import Relay
@@ -46,11 +49,15 @@ def call(relay: Relay, method: str, path: str, body: Any = None) -> Any:
     return answer.json() if answer.content else None
 
 
+def journey_of(relay: Relay, key: str) -> Journey:
+    return convert(call(relay, "GET", f"/relay/v1/messages/{key}"), Journey)
+
+
 def view_of(relay: Relay, key: str) -> JourneyView:
-    journey = call(relay, "GET", f"/relay/v1/messages/{key}")
-    entries = call(relay, "GET", f"/relay/v1/queue?id={journey['id']}") if journey["id"] else []
-    ids = [one["detail"]["report_id"] for one in journey["steps"] if "report_id" in one["detail"]]
-    reports = {one: call(relay, "GET", f"/relay/v1/messages/{one}") for one in ids}
+    journey = journey_of(relay, key)
+    entries = call(relay, "GET", f"/relay/v1/queue?id={journey.id}") if journey.id else []
+    ids = [one.detail["report_id"] for one in journey.steps if "report_id" in one.detail]
+    reports = {one: journey_of(relay, one) for one in ids}
     now_us = int(relay.clock.now.timestamp() * 1e6)
     return journey_view(journey, entries, now_us=now_us, reports=reports)
 
@@ -144,8 +151,8 @@ def test_a_bounce_names_the_reply_and_the_report_and_where_that_is(relay):
     assert states(about)[:4] == ["skipped"] * 4
     assert about.steps[0].text == "No draft: the relay wrote this report."
     assert ("Report about", view.name) in facts(about, 5)
-    assert view.recipients[0].reported["kind"] == "failure"
-    assert view.recipients[0].reported["host"] == "mx1.no.test"
+    assert view.recipients[0].reported.kind == "failure"
+    assert view.recipients[0].reported.host == "mx1.no.test"
 
 
 def test_an_attempt_names_each_host_that_was_tried(relay):
@@ -243,28 +250,28 @@ def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):
 def test_steps_whose_history_is_gone_say_so(relay):
     message = relay.send(ALICE, BOB, "Old", "text")
     relay.settle()
-    journey = dict(message.journey)
-    late = {**journey, "steps": [one for one in journey["steps"] if one["step"] >= 5]}
-    view = journey_view(late, now_us=0)
+    journey = convert(message.journey, Journey)
+    late = tuple(one for one in journey.steps if one.step >= 5)
+    view = journey_view(replace(journey, steps=late), now_us=0)
     assert states(view) == ["no evidence"] * 4 + ["done", "done", "skipped"]
     assert "No evidence: later steps are recorded" in view.steps[0].text
 
 
 def test_an_expanded_recipient_names_the_members(relay):
-    journey = dict(relay.send(ALICE, BOB, "List", "text").journey)
-    members = ["b@x.test", "c@x.test"]
-    expanded = {**journey["recipients"][0], "state": "expanded", "successors": members}
-    view = journey_view({**journey, "recipients": [expanded]}, now_us=0)
-    assert view.recipients[0].successors == tuple(members)
+    journey = convert(relay.send(ALICE, BOB, "List", "text").journey, Journey)
+    members = ("b@x.test", "c@x.test")
+    expanded = replace(journey.recipients[0], state="expanded", successors=members)
+    view = journey_view(replace(journey, recipients=(expanded,)), now_us=0)
+    assert view.recipients[0].successors == members
     assert view.recipients[0].text == "was replaced by the members of a list"
 
 
-def before_transport(*steps: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:
     half = {
         "submission_id": "a.1", "graph_id": "a", "message_id": "<m@x>", "sender": ALICE,
         "subject": "s", "account": ALICE, "queue_id": None, "recipients": [BOB],
         "steps": [
-            {"step": number, "name": "", "at": rfc3339(number), "detail": detail}
+            JourneyStep(number, "", rfc3339(number), detail)
             for number, detail in steps
         ],
     }  # fmt: skip

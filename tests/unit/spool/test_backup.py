@@ -55,8 +55,8 @@ async def test_a_backup_can_replace_the_spool(spool, path, folder, make, open_sp
         waiting.message.id: "queued",
     }
     journey = await copy.journey(in_work.message.id)
-    (attempt,) = journey["recipients"][0]["attempts"]
-    assert attempt["outcome"] == "indeterminate"
+    (attempt,) = journey.recipients[0].attempts
+    assert attempt.outcome == "indeterminate"
     assert await copy.read_content(in_work.content_id) == LARGE
     again = await copy.accept(make(), submission_key="draft.1")
     assert (again.repeated, again.queue_id) == (True, done.message.id)

@@ -107,7 +107,7 @@ async def test_a_held_entry_is_queued_again_at_its_release_time(
     assert (claim.state, claim.message.id) == (RecipientState.QUEUED, name)
     journey = await spool.journey(name)
     assert states(journey) == {"x@a.test": "queued"}
-    assert journey["steps"][-1]["detail"] == {
+    assert journey.steps[-1].detail == {
         "operation": "release", "entries": [1], "who": "its time"
     }  # fmt: skip
 

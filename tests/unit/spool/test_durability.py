@@ -165,7 +165,7 @@ async def test_an_outcome_is_not_lost_with_a_failed_commit(disk, spool, make) ->
     disk.is_well()
     assert (await spool.settle(settlement))[0]
     journey = await spool.journey(claim.message.id)
-    assert journey["state"] == "relayed"
+    assert journey.state == "relayed"
 
 
 async def test_a_refused_submission_is_accepted_once_when_repeated(disk, spool, make) -> None:

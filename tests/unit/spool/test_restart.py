@@ -53,7 +53,7 @@ async def test_abandoned_held_and_captured_entries_keep_their_state(
     journeys = [await alive.journey(claim.message.id) for claim in claims]
     await alive.stop()
     assert (counts.entries["held"], counts.entries["captured"]) == (1, 1)
-    assert [one["recipients"][0]["attempts"] for one in journeys] == [[], []]
+    assert [one.recipients[0].attempts for one in journeys] == [(), ()]
 
 
 async def test_many_abandoned_claims_are_released_in_small_transactions(

@@ -135,8 +135,8 @@ async def test_recipients_of_a_lost_entry_are_cancelled_only_with_recount(
     spool = open_spool(path)
     await spool.start()
     journey = await spool.journey(filled)
-    assert [one["state"] for one in journey["recipients"]] == ["cancelled"]
-    assert journey["steps"][-1]["detail"] == {
+    assert [one.state for one in journey.recipients] == ["cancelled"]
+    assert journey.steps[-1].detail == {
         "operation": "cancel", "entries": [1], "who": "relay storage verify",
         "why": "its entry was lost",
     }  # fmt: skip

@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 class NoSource:
     def journey(self):
-        return {}
+        return None
 
     def bounces(self):
         return ()

@@ -8,25 +8,27 @@ import pytest
 
 from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy, has_arrived
 from relay.testing.waiting import Observed, Wanted, timeout_text, unexpected_text
+from tests.support.journeys import made_journey
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 
 
-def arrival(subject, *, sender="alice@example.test", to=BOB, queue_id="06gz000000000001"):
+def arrival(
+    subject, *, sender="alice@example.test", to=BOB, queue_id="06gz000000000001", state="delivered"
+):
     eml = EmailMessage()
     eml["Subject"] = subject
     eml["From"] = f"Alice <{sender}>"
     copy = MessageCopy(Path(f"/{queue_id}:2,"), to, to, queue_id, eml, b"")
-    recipients = [{"address": to, "state": "delivered", "reply": "", "attempts": []}]
+    recipients = [{"address": to, "state": state}]
     return ArrivedMessage(copy, journey(subject, queue_id, sender, recipients))
 
 
 def journey(subject, queue_id, sender, recipients, step=(6, "delivery")):
-    return {
-        "id": queue_id, "submission_id": None, "subject": subject, "sender": sender,
-        "state": recipients[0]["state"], "recipients": recipients,
-        "steps": [{"step": step[0], "name": step[1]}],
-    }  # fmt: skip
+    return made_journey(
+        id=queue_id, subject=subject, sender=sender, state=recipients[0]["state"],
+        recipients=recipients, steps=[{"step": step[0], "name": step[1]}],
+    )  # fmt: skip
 
 
 def test_the_nearest_miss_is_compared_field_by_field():
@@ -70,7 +72,7 @@ def test_a_malformed_header_does_not_end_a_wait(tmp_path, header):
     (tmp_path / "new").mkdir()
     path = tmp_path / "new" / "1.a.b"
     path.write_bytes(header + b"\r\nSubject: hi\r\n\r\nx")
-    found = ArrivedMessage(_read_copy(BOB, path), {})
+    found = ArrivedMessage(_read_copy(BOB, path), None)
     assert found.subject == "hi"
     assert "hi" in timeout_text(Wanted(BOB, subject="y", sender="z"), 2, Observed([found], []))
 
@@ -137,8 +139,7 @@ def test_patterns_are_of_the_whole_value_without_regard_to_case(wanted, is_right
     [("queued", False), ("deferred", False), ("delivered", True), ("captured", True)],
 )
 def test_a_copy_has_arrived_when_the_queue_has_its_state(state, is_there):
-    found = arrival("Hello")
-    found.journey["recipients"][0]["state"] = state
+    found = arrival("Hello", state=state)
     assert has_arrived(found.copy, found.journey) is is_there
 
 

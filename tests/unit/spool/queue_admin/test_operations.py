@@ -33,7 +33,7 @@ async def test_a_held_entry_waits_for_its_release(spool, defer, clock, tmp_path)
     assert (one["state"], one["due"], one["held_until"]) == ("held", None, None)
     assert one["reason"] == "olga: looks like spam"
     assert [recipient["state"] for recipient in one["recipients"]] == ["held"]
-    assert (await spool.journey(queue_id))["state"] == "held"
+    assert (await spool.journey(queue_id)).state == "held"
     end_us = clock.queue_us() + HOUR_US  # of the message
     assert await columns(tmp_path, "due_us", "retry_us") == [(end_us, None)]
     again = await spool.queue_admin.execute(command("hold"))
@@ -61,7 +61,7 @@ async def test_a_hold_may_end_at_a_given_time(spool, active_claims, defer, clock
     assert (claim.state, len(claim.recipients)) == (RecipientState.QUEUED, 1)
     held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
     assert held
-    assert (await spool.journey(queue_id))["state"] == "relayed"
+    assert (await spool.journey(queue_id)).state == "relayed"
 
 
 async def test_no_delay_warning_is_sent_for_a_held_entry(spool, make, clock, tmp_path) -> None:
@@ -99,7 +99,7 @@ async def test_a_cancelled_entry_is_final(spool, defer, make, tmp_path) -> None:
     assert listed[0] == {
         "operation": "cancel", "entries": [1], "who": "olga", "why": "sent by mistake",
     }  # fmt: skip
-    assert (await spool.journey(queue_id))["state"] == "cancelled"
+    assert (await spool.journey(queue_id)).state == "cancelled"
 
 
 async def test_a_rerouted_entry_is_attempted_immediately(
@@ -151,4 +151,4 @@ async def test_recipients_of_one_entry_may_get_different_next_hops(spool, defer,
     await spool.queue_admin.execute(command("cancel"))
     assert (await spool.counts()).unaccounted == 0
     journey = await spool.journey(queue_id)
-    assert [one["state"] for one in journey["recipients"]] == ["cancelled"] * 4
+    assert [one.state for one in journey.recipients] == ["cancelled"] * 4

@@ -1,0 +1,89 @@
+"""The journey of a message as a document: what GET /relay/v1/messages/{id} answers.
+
+The fields are those of docs/names.md, in their order. A field that is UNSET is left out of the
+JSON. Times are RFC 3339, as in the JSON.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from relay.message.lifecycle import AT_REST, FINAL
+
+
+class JourneyStep(msgspec.Struct, frozen=True):
+    """One event of a journey; `step` is the number of its step, `name` that step's name."""
+
+    step: int
+    name: str
+    at: str
+    detail: dict[str, Any]
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """An attempt to deliver to one recipient; `host` and `tls` are "" without a session."""
+
+    at: str
+    host: str
+    outcome: str
+    status: str
+    reply: str
+    tls: str
+
+
+class SenderReport(msgspec.Struct, frozen=True):
+    """What the last report to the sender says of a recipient."""
+
+    kind: str
+    status: str
+    reply: str
+    host: str
+    at: str
+
+
+class Recipient(msgspec.Struct, frozen=True):
+    """A recipient; `successors` are the addresses that replace one that was redirected."""
+
+    address: str
+    state: str
+    next_hop: str | None = None
+    status: str = ""
+    reply: str = ""
+    successors: tuple[str, ...] | UnsetType = UNSET
+    attempts: tuple[Attempt, ...] = ()
+    reported: SenderReport | None = None
+
+
+class Journey(msgspec.Struct, frozen=True):
+    """A message. `id` is None before step 4, `graph_id` and `submission_id` for mail by SMTP.
+
+    `reached` is in the answer of a wait alone: whether the message is in the state.
+    """
+
+    id: str | None
+    graph_id: str | None
+    submission_id: str | None
+    message_id: str
+    sender: str
+    subject: str
+    state: str
+    client: dict[str, str]
+    steps: tuple[JourneyStep, ...]
+    recipients: tuple[Recipient, ...]
+    reached: bool | UnsetType = UNSET
+
+    @property
+    def key(self) -> str:
+        """The queue id, or before step 4 the submission id."""
+        return self.id or self.submission_id or ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether there are recipients and all of them are in final states."""
+        return bool(self.recipients) and all(one.state in FINAL for one in self.recipients)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there are recipients and all of them are captured or in final states."""
+        return bool(self.recipients) and all(one.state in AT_REST for one in self.recipients)
