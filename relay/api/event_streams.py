@@ -1,4 +1,4 @@
-"""GET /relay/v1/events: the recorded events as server-sent events, behind one cursor.
+"""GET /relay/v1/events: the recorded events as server-sent events, after one cursor.
 
 While streams are open, one task reads what was recorded since its last look, and gives the same
 block of events to all of them. A stream with an older cursor first reads on its own up to the place

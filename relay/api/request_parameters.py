@@ -120,7 +120,7 @@ def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
 
 
 def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
-    """Return the place behind which GET /messages goes on. Raises ApiError 400."""
+    """Return the place after which GET /messages continues. Raises ApiError 400."""
     text = query.get("before")
     if text is None:
         return None

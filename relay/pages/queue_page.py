@@ -91,7 +91,7 @@ def _name_of(entry: Mapping[str, Any]) -> str:
 
 
 def _entry_name(query: Collection[tuple[str, str]]) -> Key:
-    """Return the entry behind which the list begins. Raises ApiError 400."""
+    """Return the entry after which the list begins. Raises ApiError 400."""
     text = next((value for name, value in query if name == "after" and value), "")
     if not text:
         return FIRST_KEY

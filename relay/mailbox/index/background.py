@@ -3,7 +3,7 @@
 The store runs one IndexBuilder: at the start over all mailboxes, later over those that get mail. It
 reads one mailbox at a time in one thread, a few messages at once, and pauses as long as it worked.
 It waits while the store works for others, under pressure, and at a stop. A query does not wait for
-it: it reads the rest itself, and the builder goes on behind it. Small mailboxes are left to the
+it: it reads the rest itself, and the builder continues after it. Small mailboxes are left to the
 first query. Only the mailboxes' paths and counts are in memory. An error ends one mailbox's turn,
 until more mail arrives.
 """
