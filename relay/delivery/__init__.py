@@ -50,5 +50,6 @@ Hosts (`host_selection`)
 - HOSTS_MAX, ANSWERED_S: for how many hosts, and how long, the last result is remembered, so that
   all mail for an unreachable host shares one probe. ADDRESSES_MAX: tried in one attempt.
 
-The simulated worlds judge the promise (tests/simulation; docs/design.md 5 and 7).
+Worlds in virtual time judge the promise: tests/unit/delivery/test_fairness.py says of most limits
+how long mail takes without them. See docs/design.md 5 and 7.
 """

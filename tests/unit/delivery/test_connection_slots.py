@@ -177,20 +177,6 @@ async def test_busy_sites_share_the_connections() -> None:
     assert not any(slots.is_wanted_back(site, served=999) for site in sites)
 
 
-async def test_a_connection_with_many_transactions_makes_room_for_a_site_without_one() -> None:
-    slots = some_slots(4)
-    sites = [Site(slots, ANSWERED).want() for _ in range(4)]
-    await settled()
-    assert not slots.is_wanted_back(sites[0], served=999)
-    late = Site(slots, ANSWERED).want()
-    await settled()
-    assert not slots.is_wanted_back(sites[0], served=49)
-    assert slots.is_wanted_back(sites[0], served=50)
-    sites[0].let_go()
-    await settled()
-    assert late.held
-
-
 async def test_a_site_that_released_its_last_connection_waits_for_a_first_one_again() -> None:
     """It waited for its second connection when it lost its first: now others make room for it."""
     slots = some_slots(1)

@@ -1,0 +1,288 @@
+"""Worlds of delivery in virtual time, each with what a limit was made for: how long mail may take.
+
+A name says what its host does: `dead` ones answer no connection for 30 s, `lost` ones are also looked
+up for 20 s, `slow` ones take 3 s for a message, `stalled` ones 200 s. Each docstring has the time that
+the mail takes without the limit.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import async_solipsism
+import pytest
+
+from relay.message.nexthop import NextHop
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed, SmtpStage
+from relay.routing.mx_hosts import Host, Hosts
+from relay.smtp.connect import ConnectError, Target
+from relay.smtp.transaction import Transaction, TransactionResult
+from relay.spool.sqlite.transactions import CapturedMail
+from relay.spool.types import PriorityLevel, Selector, sender_key
+from tests.simulation.clock import Time, WorldClock
+from tests.support.spools import message_of, new_spool
+from tests.unit.delivery.conftest import KEEP_US, RunningDelivery, Table
+
+_TOOK_S = {"slow": 3.0, "stalled": 200.0}
+_DEAD_S, _ROUND_TRIP_S = 30.0, 0.05
+_PATIENCE_S = 600.0
+_EXPIRE_US = 5 * 86400 * 1_000_000
+
+
+def kind_of(host: str) -> str:
+    """`dead` of mx.dead7.test."""
+    return host.removeprefix("mx.").partition(".")[0].rstrip("0123456789")
+
+
+class NamedHosts(Table):
+    async def resolve(self, next_hop: NextHop) -> Hosts:
+        await asyncio.sleep(20.0 if kind_of(next_hop.host) == "lost" else 0.02)
+        number = self.numbers.setdefault(next_hop.host, len(self.numbers))
+        address = f"10.0.{number >> 8}.{number & 255}"
+        return Hosts((Host(f"mx.{next_hop.host}", 0, (address,), 25),))
+
+
+class Connection:
+    is_open = True
+    transactions = 0
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    async def transact(
+        self, transaction: Transaction, *, before_dot: Callable[[], Awaitable[None]]
+    ) -> TransactionResult:
+        await asyncio.sleep(_TOOK_S.get(kind_of(self.host), 0.05))
+        await before_dot()
+        self.transactions += 1
+        relayed = Relayed(Evidence("2.0.0", "250 ok", host=self.host))
+        return TransactionResult(
+            dict.fromkeys(range(len(transaction.recipients)), relayed), reusable=True
+        )
+
+    async def quit(self) -> None:
+        self.is_open = False
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+async def connect(target: Target, **_options: object) -> Connection:
+    if kind_of(target.host) in ("dead", "lost"):
+        await asyncio.sleep(_DEAD_S)
+        nothing = Evidence("4.4.1", "no answer", host=target.host)
+        raise ConnectError(Deferred(nothing, DeferralClass.CONNECT), SmtpStage.CONNECT)
+    await asyncio.sleep(_ROUND_TRIP_S)
+    return Connection(target.host)
+
+
+class FairWorld(RunningDelivery):
+    """Delivery with a real spool. Nothing is awaited in real time."""
+
+    def __init__(self, folder: Path, clock: WorldClock, connections: int, claims: int) -> None:
+        super().__init__(folder)
+        self.clock, self.table = clock, NamedHosts()
+        self.table.numbers = {}
+        self.connect, self.retry_s, self.unreachable_s = connect, (60.0, 300.0), 30.0
+        self.idle_s, self.connections_in_all, self.window_claims = 5.0, connections, claims
+
+    async def open(self) -> None:
+        self.spool = new_spool(
+            self.folder / "spool.sqlite", self.clock, metrics=self.metrics,
+            captured=CapturedMail(KEEP_US, False), inline=True,
+        )  # fmt: skip
+        await self.spool.start()
+
+    async def pass_s(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        await asyncio.sleep(seconds)
+
+    async def submit(self, domain: str, sender: str, *, queued: bool = False) -> str:
+        """Accept a message as ingress does, or leave it in the queue."""
+        message = message_of(
+            [(f"mx:{domain}.test", [f"u@{domain}.test"])], queue_id=self.ids.new(),
+            now_us=self.clock.queue_us(), expires_us=self.clock.queue_us() + _EXPIRE_US,
+            reverse_path=sender,
+        )  # fmt: skip
+        if queued:
+            return (await self.spool.accept(message, claim=False)).queue_id
+        [entry], key = message.entries, sender_key(sender)
+        level = self.scheduler.level_of(entry.next_hop, key, PriorityLevel.NORMAL)
+        message = replace(message, entries=(replace(entry, level=level),))
+        has_room = self.scheduler.has_room_for(entry.next_hop, key, level)
+        accepted = await self.spool.accept(message, claim=has_room)
+        if has_room:
+            self.scheduler.offer(accepted.claims)
+        else:
+            self.scheduler.accepted_unclaimed([message])
+        return accepted.queue_id
+
+    async def bulk(
+        self, count: int, domains: str, *, senders: int = 1, queued: bool = False
+    ) -> None:
+        """Submit messages of so many senders, each to the next domain."""
+        for number in range(count):
+            domain = domains.format(number)
+            await self.submit(domain, f"s{number % senders}@bulk.test", queued=queued)
+
+    async def slowest_s(self, mail: Iterable[tuple[str, str]]) -> float:
+        """Submit a message to each domain, from each sender; return how long the slowest takes."""
+
+        async def took_s(domain: str, sender: str) -> float:
+            began_s, loop = self.clock.monotonic(), asyncio.get_running_loop()
+            queue_id, end_s = await self.submit(domain, sender), loop.time() + _PATIENCE_S
+            while loop.time() < end_s:
+                if not await self.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1):
+                    break
+                await asyncio.sleep(0.05)
+            return self.clock.monotonic() - began_s
+
+        return max(await asyncio.gather(*(took_s(domain, sender) for domain, sender in mail)))
+
+
+World = Callable[[FairWorld], Awaitable[float]]
+
+
+@pytest.fixture
+def lived(tmp_path: Path) -> Callable[..., float]:
+    """Return what a world returns, a time in seconds."""
+
+    def live(world: World, *, connections: int = 64, claims: int = 2000) -> float:
+        loop = async_solipsism.EventLoop()
+        loop.clocks = Time(loop)
+
+        async def run() -> float:
+            fair = FairWorld(tmp_path, WorldClock(loop), connections, claims)
+            await fair.open()
+            try:
+                return await world(fair)
+            finally:
+                await fair.scheduler.drain(0.0)
+                fair.running.cancel()
+                await asyncio.gather(fair.running, return_exceptions=True)
+                await fair.spool.stop()
+
+        try:
+            return loop.run_until_complete(run())
+        finally:
+            loop.close()
+
+    return live
+
+
+OTHERS = [(f"live{number}", f"o{number}@other.test") for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("domains", "most_s"),
+    [
+        ("dead{}", 3.0),  # 28 s without PROBE_TIMEOUT_S; 34 s if queued mail came first
+        ("lost{}", 1.0),  # 17 s without the reserve of lookups
+    ],
+)
+def test_new_mail_comes_before_a_queue_for_unknown_domains(lived, domains, most_s) -> None:
+    async def world(fair: FairWorld) -> float:
+        await fair.bulk(400, domains, senders=50 if domains == "dead{}" else 4, queued=True)
+        await fair.start()
+        await fair.pass_s(3)
+        return await fair.slowest_s([*OTHERS, ("live9", "s3@bulk.test")])
+
+    assert lived(world) < most_s
+
+
+def test_a_sender_with_a_few_unknown_domains_comes_before_one_with_many(lived) -> None:
+    """22 s if the sender with the fewest lookups did not come first, 19 s without the reserve."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        await fair.bulk(1000, "lost{}", senders=4)
+        await fair.pass_s(1)
+        return await fair.slowest_s((f"live{number}", "o@other.test") for number in range(5))
+
+    assert lived(world) < 2.0
+
+
+@pytest.mark.parametrize(("domains", "after_s"), [("lost{}", 0.5), ("dead{}", 4.0)])
+def test_new_mail_does_not_wait_in_the_turn_of_a_queue_that_has_its_domain(
+    lived, domains, after_s
+) -> None:
+    """49 s without the earlier turn of a lookup, 14 s without that of a connection."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.bulk(400, domains, queued=True)
+        await fair.submit("live0", "s0@bulk.test", queued=True)
+        await fair.start()
+        await fair.pass_s(after_s)
+        return await fair.slowest_s(OTHERS[:1])
+
+    assert lived(world) < 1.0
+
+
+def test_a_host_that_stalls_leaves_room_for_others(lived) -> None:
+    """Over 10 minutes without the limit of a next hop."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        await fair.bulk(2000, "stalled", senders=1000)
+        await fair.pass_s(1)
+        return await fair.slowest_s(OTHERS)
+
+    assert lived(world, claims=400) < 1.0
+
+
+def test_a_full_next_hop_takes_the_first_messages_of_another_sender(lived) -> None:
+    """19 s without these few."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        await fair.slowest_s([("slow", "s0@bulk.test")])
+        await fair.bulk(1500, "slow", senders=30)
+        await fair.pass_s(5)
+        return await fair.slowest_s([("slow", "o@other.test")])
+
+    assert lived(world, claims=400) < 10.0
+
+
+def test_a_full_sender_still_reaches_a_next_hop_where_it_has_no_mail(lived) -> None:
+    """Over a minute without a part of the reserve."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        for number in range(20):
+            await fair.slowest_s([(f"slow{number}", "s0@bulk.test")])
+        await fair.slowest_s([("live0", "s0@bulk.test")])
+        for _ in range(100):
+            await fair.bulk(20, "slow{}")
+        await fair.pass_s(1)
+        return await fair.slowest_s([("live0", "s0@bulk.test")])
+
+    assert lived(world, connections=1000, claims=200) < 1.0
+
+
+def test_new_domains_do_not_fill_the_active_queue(lived) -> None:
+    """Over a minute without the part of next hops that have not been reached."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        await fair.bulk(1500, "dead{}", senders=100)
+        await fair.pass_s(1)
+        return await fair.slowest_s(OTHERS[:1])
+
+    assert lived(world, claims=200) < 20.0
+
+
+def test_a_site_that_is_always_busy_makes_room_for_one_without_a_connection(
+    lived, monkeypatch
+) -> None:
+    """60 s, as long as the others have mail, without the limit of transactions."""
+    monkeypatch.setitem(_TOOK_S, "live", 0.5)
+
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        for _ in range(120):
+            await fair.bulk(6, "live{}", senders=6)
+        await fair.pass_s(5)
+        return await fair.slowest_s([("other", "o@other.test")])
+
+    assert lived(world, connections=6) < 30.0
