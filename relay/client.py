@@ -288,9 +288,12 @@ def read_by_graph(address: Address, graph_id: str, *, token: str) -> bytes:
     connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
     target = f"/v1.0/me/messages/{quote(graph_id)}/$value"
     headers = {"Authorization": f"Bearer {token}"}
-    answer, content = _exchange(connection, "GET", target, headers=headers)
+    try:
+        answer, content = _exchange(connection, "GET", target, headers=headers)
+    except http.client.HTTPException as error:
+        raise OSError(f"{address} does not speak HTTP: {error!r}") from error
     if answer.status != http.client.OK:
-        raise LookupError(f"the mailbox of {token} does not have the message any more")
+        raise LookupError("the mailbox does not have the message any more")
     return content
 
 

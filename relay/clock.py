@@ -351,7 +351,8 @@ def _resumed(anchor: Anchor, *, wall_us: int, elapsed_us: int, boot_id: str) -> 
 
     A doubt ends when a relay has run for a day since the first doubtful gap; further gaps do not
     prolong it, or it would never end on a machine that never runs for a day. Only one that is
-    longer than all before it together begins another day: the first start with a wrong clock.
+    longer than all before it together begins another day: the first start with a wrong clock. One
+    soon after a longer stop is thus believed when the day of that stop is over.
     """
     doubtful_us, ends_us = anchor.doubtful_us, anchor.doubt_ends_us
     wall_passed_us = wall_us - anchor.wall_us

@@ -103,6 +103,7 @@ class Manner(StrEnum):
 class TestRecipient:
     """What a test recipient asks for. `stage` is where the host replies, drops or stalls."""
 
+    __test__ = False  # its name looks like a class of tests to pytest
     manner: Manner
     reply: str = ""
     stage: str = "RCPT"

@@ -135,7 +135,7 @@ class Arrival(Generic[_Result]):
             await asyncio.get_running_loop().run_in_executor(None, self._discard)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Arrivals:
     """Drafts from MIME that is too large for memory.
 

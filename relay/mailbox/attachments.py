@@ -50,7 +50,7 @@ class _IsThereError(Exception):
     """The attachment to add already exists."""
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Attachments:
     """The attachments of messages. open_if_there(), add_part() and check() block.
 

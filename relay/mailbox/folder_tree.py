@@ -174,7 +174,7 @@ class _FolderPair:
     folder_id: str
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class FolderTree:
     """The folders of all mailboxes. `parent_id` "" is the mailbox's root."""
 

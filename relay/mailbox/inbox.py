@@ -90,7 +90,7 @@ class DeliveredIds:
             return known
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inbox:
     """Delivers to mailboxes. Blocking: the store calls it in its threads."""
 

@@ -87,7 +87,7 @@ class Before:
     submission: PendingSubmission | None
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Messages:
     """The messages of all mailboxes. `account` is the canonical address of a mailbox.
 

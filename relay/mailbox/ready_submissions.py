@@ -55,7 +55,7 @@ def _ending(
     return ended
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class ReadySubmissions:
     """`pending` hands submissions out, `timer` makes the scheduled ones ready at their time."""
 

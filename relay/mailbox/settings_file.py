@@ -46,7 +46,7 @@ class UserSettings:
     working_hours: WorkingHours = WorkingHours()
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class SettingsFiles:
     """The settings of all mailboxes. Methods raise StoreUnavailableError."""
 

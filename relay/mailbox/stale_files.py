@@ -69,7 +69,7 @@ _REMOVED_AT_START = 10_000
 _log = get_logger("mailbox")
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class StaleFiles:
     """Removes stale files. Blocking: the store calls it in its threads."""
 

@@ -102,7 +102,7 @@ def _requested(
     return submitted
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Submissions:
     """Makes submissions, and finds those with a key. submit_composed() blocks."""
 

@@ -76,7 +76,7 @@ class _UploadSession:
     lock: threading.Lock
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Uploads:
     """The upload sessions of all mailboxes. clear() blocks.
 

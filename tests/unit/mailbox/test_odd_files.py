@@ -81,12 +81,12 @@ async def test_an_odd_file_is_a_message(place, store, name, content, is_read):
     path = place.root / "example.test/alice" / name
     await store.deliver(ALICE, unique="0123456789abcdef.1", content=b"Subject: one\r\n\r\n")
     path.write_bytes(content)
-    messages = (await store.query_messages(ALICE, MessageQuery())).messages
+    messages = (await store.messages.query(ALICE, MessageQuery())).messages
     [odd] = [one for one in messages if one.path == path]
     assert (len(messages), odd.is_read) == (2, is_read)
-    changed = await store.update(ALICE, odd.id, MessageChange(is_read=not is_read))
+    changed = await store.messages.update(ALICE, odd.id, MessageChange(is_read=not is_read))
     assert (changed.path.parent.name, changed.is_read) == ("cur", not is_read)
-    moved = await store.move_message(ALICE, odd.id, "archive")
+    moved = await store.messages.move(ALICE, odd.id, "archive")
     assert moved.path.read_bytes() == content
-    await store.delete(ALICE, odd.id)
+    await store.messages.delete(ALICE, odd.id)
     assert not moved.path.exists()
