@@ -1,7 +1,8 @@
 """The result of an attempt: which recipients are final, which are retried and when, and the events.
 
 Pure functions. Each recipient with an outcome is final, or waits for a retry. Expired recipients
-get X.4.7 (RFC 3463). Times ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
+get X.4.7 (RFC 3463). `_warning()` says when a delay notice is due, relay/reports whether the sender
+wants it. Times ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,8 @@
 """Handlers of the attachment resource, and its JSON, which is written while the files are read.
 
 Of a large attachment one block is in memory. A 201 is sent when the change is on disk. Content of
-itemAttachments is never in the JSON; $value has their MIME.
+itemAttachments is never in the JSON; $value has their MIME. message_parser reads attachments that
+come in the JSON of a message.
 """
 
 import asyncio

@@ -1,4 +1,6 @@
-"""A request to one mailbox, what its handler needs, and the errors of the mail store."""
+"""A request to one mailbox, what its handler needs, the limits of an account (429), and the errors
+of the mail store.
+"""
 
 import asyncio
 import re

@@ -4,9 +4,9 @@ A 250 to the final dot means that the message, its recipients and the reports th
 are durable. Only CRLF.CRLF ends the data. Clients that are not trusted cannot relay. An internal
 error is a 4yz reply with a fixed text.
 
-`smtp_server` is a listener, `smtp_session` a connection, `smtp_commands` has the commands (EHLO,
-MAIL, RCPT, DATA ...), `authentication` the AUTH exchange and its failures. `send_as` checks which
-addresses an account may use. `data` finds the end of a content, checks it and keeps it.
-`acceptance` runs step 5, `header_cleanup` edits the header (Received, Bcc), `fanout` sorts
-recipients into queue entries.
+`smtp_server` is a listener, `smtp_session` a connection (`session_limits` has its limits),
+`smtp_commands` has the commands (EHLO, MAIL, RCPT, DATA ...), `authentication` the AUTH exchange
+and its failures. `send_as` checks which addresses an account may use. `data` finds the end of a
+content, checks it and keeps it. `acceptance` runs step 5, `header_cleanup` edits the header
+(Received, Bcc), `fanout` sorts recipients into queue entries.
 """

@@ -1,7 +1,8 @@
 """Limits of one SMTP session.
 
 The limits that an operator sets are not here: [[smtp]] max_recipients, max_message_size and
-max_sessions (relay/settings/tree.py). smtp_commands checks the first two, smtp_session the third.
+max_sessions (relay/settings/tree.py). smtp_commands checks the first two, smtp_session the third,
+and the sessions of one client.
 
 RFC 5321 4.5.3.1 (sizes), 4.5.3.2.7 (time); RFC 4954 4 (AUTH lines).
 """

@@ -2,6 +2,9 @@
 
 `from relay.testing import Relay` runs one in a thread with an event loop of its own, on free ports,
 with its state in a temporary directory. `plugin` has the fixtures. docs/testing.md describes both.
+`relay` and `async_relay` are its two faces, `running` what they share; `observer` waits for mail,
+`arrivals` reads Maildirs, `waiting` has what is waited for and the text of a time-out; `internet`
+scripts remote hosts.
 Names are imported from their modules when they are first used, because pytest imports the plugin
 in every test run.
 """
