@@ -181,7 +181,7 @@ class SubmissionLog:
     def client_of(self, submission_id: str) -> dict[str, str] | None:
         """Return the client that step 2 of a submission names; blocks."""
         steps = (self._submission(submission_id) or {}).get("steps", ())
-        found = [step["detail"].get("client") for step in steps if step["step"] == Step.NOTIFIED]
+        found = [step.detail.get("client") for step in steps if step.step == Step.NOTIFIED]
         return found[0] if found else None
 
     def _submission(self, submission_id: str) -> dict[str, Any] | None:

@@ -160,7 +160,7 @@ class SubmissionProcessor:
     async def _attempted_before(self, pending: PendingSubmission) -> bool:
         """Return whether an earlier process may have submitted it: step 3 is recorded."""
         journey = await self.log.submission(pending.submission_id)
-        converted = [one["at"] for one in (journey or {}).get("steps", ()) if one["step"] == 3]
+        converted = [one.at for one in (journey or {}).get("steps", ()) if one.step == 3]
         mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
         # A time after now comes from a clock that was wrong.
         return any(not mine[0] <= at <= mine[1] for at in converted)
