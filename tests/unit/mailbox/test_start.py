@@ -157,9 +157,9 @@ async def test_what_is_no_file_is_no_submission(place, draft):
 
 
 async def test_a_start_removes_what_nobody_prepares_any_more(place, draft):
-    await place.store().submit_new(ALICE, draft(), SendOptions())
+    await place.store().submissions.submit_new(ALICE, draft(), SendOptions())
     preparing = place.root / ".submissions/preparing"
     for name in ("0123456789abcdef.1", "odd"):
         (preparing / name).write_bytes(b"half")
-    assert await place.store().remove_unfinished_submissions() == 2
+    assert await place.store().submissions.remove_unfinished() == 2
     assert place.left_over() == []
