@@ -2,8 +2,8 @@
 
 An account that logged in may use its own addresses and those in its send_as, in the reverse-path
 and in the From and Sender fields, and in Resent-From and Resent-Sender of the last resending. HTTP
-has the same rule (Account.may_send_as). A field of these that cannot be parsed is rejected, because
-another program might read another author there.
+has the same rule (check_own() in relay/graph/recipients.py). A field of these that cannot be parsed
+is rejected, because another program might read another author there.
 
 RFC 6409 4.2, 6.1 (553 5.7.1); RFC 5322 3.6.2 (From, Sender), 3.6.6 (Resent-From).
 """

@@ -1,6 +1,8 @@
 """The pages: what a person sees of the relay in a browser.
 
 Server-rendered HTML over the same functions as the JSON API (relay.api), in the same process.
+`app` routes, `access` decides who the visitor is, `site` renders and sets the header fields that
+protect a page, `logins` has the cookie.
 """
 
 from relay.pages.access import Access

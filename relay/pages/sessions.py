@@ -1,7 +1,7 @@
 """The sessions of logged-in browsers: in memory, bounded, ended by time or by a changed account.
 
 A session is found by the SHA-256 of its identifier, so that no identifier is stored. All sessions
-end with the process (OWASP Session Management Cheat Sheet; RFC 6265 8.4).
+end with the process (OWASP Session Management Cheat Sheet; RFC 6265 8.4). `logins` has the cookie.
 """
 
 import hashlib

@@ -3,5 +3,5 @@
 `transactions` accepts and settles messages, `claims` finds and claims due entries, `spool` is the
 engine that other rooms use. `queue_admin` executes operator commands; `backup`, `verify` and
 `recover` serve `storage`. `writer`, `database`, `write_ahead_log` and `commits` make commits
-durable; `damage` looks again at a spool that could not be read.
+durable; `spool_errors` recognizes a damaged database, `damage` looks again at one.
 """
