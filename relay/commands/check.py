@@ -36,6 +36,7 @@ from relay.sockets import LACKING_ADDRESS
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 SOON_S = 14 * 86400
+_EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 _LISTENING_UNIX = "00010000"  # SO_ACCEPTCON in /proc/net/unix
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
@@ -287,6 +288,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
         return
     yield CheckFinding("configuration", CheckResult.OK, str(file))
     place = read_document(file)  # for line numbers
+    yield from _reach(settings, place)
     yield from _accounts(settings, environ, clock)
     yield from _routes(settings, place)
     yield from _policies(settings)
@@ -299,6 +301,23 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
     yield asyncio.run(_dns(settings))
+
+
+def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Yield a warning for a name that is an example, no local domain, and no way out."""
+    if settings.hostname == _EXAMPLE_HOSTNAME:
+        text = f'found "{_EXAMPLE_HOSTNAME}", the example, expected the name of this machine'
+        yield _warning("configuration", place.fault(("hostname",), text))
+    if not settings.mailboxes.domains:
+        text = "found none, expected a domain: no mail is local, and no account can have an address"
+        yield _warning("configuration", place.fault(("mailboxes", "domains"), text))
+    for number, route in enumerate(settings.route):
+        if not route.next_hop.startswith(("local", "capture", "reject:")):
+            return  # some mail leaves
+        if route.domain == "*":
+            text = f'found "{route.next_hop}" for all domains, expected a way out: no mail leaves'
+            yield _warning("routes", place.fault(("route", number, "next_hop"), text))
+            return
 
 
 def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:

@@ -132,6 +132,34 @@ def test_faults_of_accounts_and_rules_are_reported_together(files):
     assert [what for what, _ in faults] == ["accounts", "policy"]
 
 
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (CONFIG.replace("relay.example.test", "relay.example.org"), "hostname"),
+        (CONFIG.replace('domains = ["example.test"]\n', ""), "mailboxes.domains"),
+        (CONFIG + '[[route]]\ndomain = "*"\nnext_hop = "reject:no"\n', "route[0].next_hop"),
+        (CONFIG + '[[route]]\ndomain = "*"\nnext_hop = "capture"\n', "route[0].next_hop"),
+        (CONFIG + '[[route]]\ndomain = "*"\nnext_hop = "local"\n', "route[0].next_hop"),
+    ],
+    ids=["the example's name", "no local domain", "all rejected", "all captured", "all local"],
+)
+def test_a_relay_that_cannot_do_its_work_causes_a_warning(files, config, key):
+    accounts = ACCOUNTS if "domains" in config else ""
+    assert places(of(files(relay=config, accounts=accounts), CheckResult.WARNING)) == [key]
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        '[[route]]\ndomain = "*.corp.test"\nnext_hop = "reject:no"\n',
+        '[[route]]\ndomain = "a.test"\nnext_hop = "mx"\n[[route]]\ndomain = "*"\nnext_hop = "reject:no"\n',
+    ],
+    ids=["MX for the others", "MX for one"],
+)
+def test_a_relay_with_a_way_out_for_some_mail_causes_no_warning(files, routes):
+    assert of(files(relay=CONFIG + routes), CheckResult.WARNING) == []
+
+
 def test_plain_secrets_cause_a_warning(files):
     warnings = of(files(accounts=ACCOUNTS + 'token = "plain:alice"\n'), CheckResult.WARNING)
     assert [what for what, _ in warnings] == ["accounts"]
