@@ -5,16 +5,25 @@ RFC 3986 (URI); RFC 6068 (mailto).
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 
 from relay.mime.html_tokens import attribute_value, split_html, tag_attributes, unescaped
 
 _IN_TEXT = re.compile(r"\b(?:https?://|mailto:)[^\s<>\"'\x00-\x20]+", re.IGNORECASE)
 _AFTER_LINK = ".,;:!?)]}'"
-_CODE = re.compile(r"(?<![\w.,-])\d{6}(?![\w-]|[.,]\d)")
-_SHORT_OR_LONG_CODE = re.compile(r"(?<![\w.,-])\d{4,8}(?![\w-]|[.,]\d)")
-CODES = (_CODE, _SHORT_OR_LONG_CODE)  # what looks like a code, the most likely form first
+_NUMBER = re.compile(r"(?<![\w.,-])\d{4,8}(?![\w-]|[.,]\d)")
+_NUMBERS_MAX = 1000  # of one text that are looked at
+_CODE_DIGITS = 6  # most codes have so many
+_CODE_WORD = re.compile(
+    r"\b(?:code|pin|otp|tan|passcode|one-time|verification|kennwort|passwort|password)\b",
+    re.IGNORECASE,
+)
+_NEAR_CHARACTERS = 60
+_SENTENCE_END = re.compile(r"[.!?]\s|\n\s*\n")
 _TEXTS_OF_LINK_MAX = 100  # pieces of text between two tags
 
 
@@ -24,6 +33,40 @@ class BodyLink:
 
     text: str
     target: str
+
+
+def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
+    """Return what looks like one-time codes, each once, the most likely first.
+
+    These are numbers near a word such as "code" or "PIN"; else those of six digits; else those of
+    four to eight, with `needs_word` only if there is such a word.
+    """
+    numbers = [list(islice(_NUMBER.finditer(text), _NUMBERS_MAX)) for text in texts]
+    words = [list(_CODE_WORD.finditer(text)) for text in texts]
+    near: list[tuple[int, str]] = []
+    for text, found, named in zip(texts, numbers, words, strict=True):
+        near += _near_a_word(text, found, named)
+    every = [one[0] for found in numbers for one in found]
+    usual = [one for one in every if len(one) == _CODE_DIGITS]
+    others = every if any(words) or not needs_word else []
+    by_distance = [code for _, code in sorted(near, key=itemgetter(0))]
+    return list(dict.fromkeys(by_distance or usual or others))
+
+
+def _near_a_word(
+    text: str, numbers: Iterable[re.Match[str]], words: Sequence[re.Match[str]]
+) -> Iterator[tuple[int, str]]:
+    """Yield the numbers near a word, with the distance; one before it only in its sentence."""
+    ends = [word.end() for word in words]
+    for number in numbers:
+        after = bisect_right(ends, number.start())  # the first word after the number
+        gaps = [number.start() - words[after - 1].end()] if after else []
+        if after < len(words):
+            gap = text[number.end() : words[after].start()][: _NEAR_CHARACTERS + 1]
+            if not _SENTENCE_END.search(gap):
+                gaps.append(len(gap))
+        if gaps and min(gaps) <= _NEAR_CHARACTERS:
+            yield min(gaps), number[0]
 
 
 def links_of_html(html: str) -> Iterator[BodyLink]:

@@ -20,7 +20,7 @@ from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import html_to_text
 from relay.mime.html_tokens import content_ids
-from relay.mime.links import CODES, BodyLink, links_of_html, links_of_text, text_of_html
+from relay.mime.links import BodyLink, find_codes, links_of_html, links_of_text, text_of_html
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
 from relay.pages.sanitize import (
@@ -55,10 +55,6 @@ _NOT_IN_FILE_NAMES = re.compile(r'[/\\:*?"<>|%\x00-\x1f]')
 _OPENED = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
 _HOST_IN_TEXT = re.compile(
     r"(?:https?://|\bwww\.|^)([a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,24})(?=[/:?#\s]|$)",
-    re.IGNORECASE,
-)
-_ABOUT_CODES = re.compile(
-    r"\b(?:code|pin|otp|tan|passcode|one-time|verification|kennwort|passwort|password)\b",
     re.IGNORECASE,
 )
 _SAFE_DOWNLOADS = RASTER_TYPES | {
@@ -242,17 +238,12 @@ def _other_host(link: BodyLink) -> str:
 
 
 def _codes(parts: ReadParts) -> tuple[str, ...]:
-    """Return what looks like one-time codes: six digits, or other numbers if a word says so."""
+    """Return what looks like one-time codes."""
     texts = (
         (parts.bodies.text or "")[:_SEARCHED_CHARACTERS_MAX],
         text_of_html((parts.bodies.html or "")[:_SEARCHED_CHARACTERS_MAX]),
     )
-    has_word = any(_ABOUT_CODES.search(text) for text in texts)
-    for pattern in CODES if has_word else CODES[:1]:
-        found = (one[0] for text in texts for one in islice(pattern.finditer(text), 1000))
-        if codes := tuple(islice(dict.fromkeys(found), CODES_MAX)):
-            return codes
-    return ()
+    return tuple(find_codes(texts, needs_word=True)[:CODES_MAX])
 
 
 # -- attachments

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from relay.client import DraftToSend
 from relay.testing.internet import RemoteMessage, SimulatedNetwork, SiteScenario
-from relay.testing.message import Message
+from relay.testing.message import WAIT_S, Message
 from relay.testing.places import RelayPlaces
 from relay.testing.running import AsyncVirtualClock, RunningRelay
-from relay.testing.waiting import SETTLE_S, WAIT_S, Pattern, Wanted
+from relay.testing.waiting import SETTLE_S, Pattern, Wanted, checked_address
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,7 @@ class AsyncRelay(RelayPlaces):
 
     def mailbox(self, address: str) -> "AsyncMailbox":
         """See Relay.mailbox()."""
-        return AsyncMailbox(self.running, address)
+        return AsyncMailbox(self.running, checked_address(address))
 
     async def messages(self) -> list[Message]:
         """See Relay.messages()."""
@@ -50,10 +50,12 @@ class AsyncRelay(RelayPlaces):
 
     async def settle(self, timeout: float = SETTLE_S) -> None:  # noqa: ASYNC109
         """See Relay.settle()."""
+        __tracebackhide__ = True
         await _in_relay(self.running, self.running.observer.settle(timeout))
 
     async def assert_no_more_mail(self, timeout: float = SETTLE_S) -> None:  # noqa: ASYNC109
         """See Relay.assert_no_more_mail()."""
+        __tracebackhide__ = True
         await _in_relay(self.running, self.running.assert_no_more(timeout))
 
     async def reset(self) -> None:
@@ -62,6 +64,7 @@ class AsyncRelay(RelayPlaces):
 
     async def check(self) -> None:
         """See Relay.check()."""
+        __tracebackhide__ = True
         if self.internet.strict:
             await _in_relay(self.running, self.scenario.check(SETTLE_S))
 
@@ -93,6 +96,7 @@ class AsyncRemoteSite(SiteScenario):
         timeout: float = WAIT_S,  # noqa: ASYNC109
     ) -> RemoteMessage:
         """See RemoteSite.wait_for()."""
+        __tracebackhide__ = True
         wanted = Wanted(f"*@{self.name}", subject, sender)
         work = self._scenario.wait(self.name, wanted, timeout)
         return await _in_relay(self._scenario.running, work)
@@ -113,6 +117,7 @@ class AsyncMailbox:
         timeout: float = WAIT_S,  # noqa: ASYNC109
     ) -> Message:
         """See Mailbox.wait_for()."""
+        __tracebackhide__ = True
         wanted = Wanted(self.address, subject, sender)
         work = self._running.wait_for(wanted, timeout, settles=False)
         return await _in_relay(self._running, work)
@@ -124,4 +129,8 @@ class AsyncMailbox:
 
 async def _in_relay(running: RunningRelay, work: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine in the relay's loop, and wait for it in this one."""
-    return await asyncio.wrap_future(running.thread.submit(work))
+    __tracebackhide__ = True  # pytest shows the line of the test
+    try:
+        return await asyncio.wrap_future(running.thread.submit(work))
+    except AssertionError as error:
+        raise error.with_traceback(None) from None

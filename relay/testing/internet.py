@@ -14,9 +14,9 @@ from relay.internet.behaviour import ReceivedMail
 from relay.internet.scenario_file import read_scenarios, scenario_of
 from relay.message.lifecycle import RecipientState
 from relay.settings.document import SettingsError
-from relay.testing.message import Message, MessageSource
+from relay.testing.message import WAIT_S, Message, MessageSource
 from relay.testing.running import RunningRelay
-from relay.testing.waiting import WAIT_S, Pattern, WaitTimeout, Wanted, journey_lines, timeout_text
+from relay.testing.waiting import Pattern, WaitTimeout, Wanted, journey_lines, timeout_text
 
 _SHOWN_MAX = 10
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from relay.journeys.document import Journey
-from relay.mime.links import CODES, links_of_html, links_of_text, text_of_html
+from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
 
+WAIT_S = 10.0  # unless a test says another one
 _STATUS = ("message/delivery-status", "message/global-delivery-status")
 _RETURNED = ("message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers")
 # Python's parser fails for some header fields that are malformed.
@@ -99,6 +100,10 @@ class MessageSource(Protocol):
         """Return what delivery reports say about it, failures first."""
         ...
 
+    def wait_for_bounce(self, timeout_s: float) -> Bounce:
+        """Return what the report of its failure says; raise WaitTimeout."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class MessageAttachment:
@@ -178,14 +183,15 @@ class Message:
     def code(self, pattern: str | re.Pattern[str] | None = None) -> str:
         """Return the first match of `pattern`, or of its group, in text or HTML.
 
-        Without a pattern: six digits, or else four to eight. Raises AssertionError without a match.
+        Without a pattern: four to eight digits near a word such as "code" or "PIN"; or else six
+        digits, or else four to eight. Raises AssertionError without a match.
         """
         texts = (self.text, text_of_html(self.html))
-        patterns = (pattern,) if pattern is not None else CODES
-        for wanted in patterns:
-            for text in texts:
-                if found := re.search(wanted, text):
-                    return found[1] if found.re.groups else found[0]
+        if pattern is None and (codes := find_codes(texts)):
+            return codes[0]
+        for text in texts if pattern is not None else ():
+            if found := re.search(pattern, text):
+                return found[1] if found.re.groups else found[0]
         shown = (self.text or self.html)[:_TEXT_SHOWN_MAX]
         wanted = "code" if pattern is None else f"match of {pattern!r}"
         raise AssertionError(f"no {wanted} in {self.subject!r}: {shown}")
@@ -240,6 +246,16 @@ class Message:
     def bounces(self) -> Sequence[Bounce]:
         """As `bounce`, for each recipient that a report names; failures first."""
         return read_bounces(self.eml) or self._source.bounces()
+
+    def wait_for_bounce(self, timeout: float = WAIT_S) -> Bounce:
+        """Return what the report says that it could not be delivered, for the first recipient.
+
+        Raises WaitTimeout, which says what happened instead; at once when it has ended without a
+        report. Of a message that is a report itself, what that says.
+        """
+        __tracebackhide__ = True
+        failed = (one for one in read_bounces(self.eml) if one.action == "failed")
+        return next(failed, None) or self._source.wait_for_bounce(timeout)
 
     def _body(self, kind: str) -> str:
         part = self.eml.get_body((kind,))

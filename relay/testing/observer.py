@@ -22,6 +22,7 @@ from relay.testing.waiting import (
     arrival_line,
     in_flight,
     journey_lines,
+    no_bounce_text,
     timeout_text,
     unexpected_text,
 )
@@ -87,6 +88,31 @@ class Observer:
             except TimeoutError:
                 break
         raise WaitTimeout(timeout_text(wanted, timeout_s, await self.observed()))
+
+    async def wait_for_bounce(self, key: str, timeout_s: float) -> Bounce:
+        """Return what the report of a message's failure says; raise WaitTimeout."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s  # real time: a test waits
+        seconds: float | None = timeout_s
+        while True:
+            count = self._daemon.changes.count
+            journey = await self.journey(key) if key else None
+            bounces = await self.bounces_of(journey)
+            if bounces and bounces[0].action == "failed":
+                return bounces[0]
+            if seconds is None:  # all has ended, its report too
+                break
+            try:
+                if journey is None or journey.is_there:
+                    await self._relay.settle(max(0.0, deadline_s - loop.time()))
+                    seconds = None
+                    continue
+                async with asyncio.timeout_at(deadline_s):  # real time: as above
+                    await self._daemon.changes.wait_beyond(count)
+            except (TimeoutError, UnsettledError):
+                break
+        actions = [one.action for one in bounces]
+        raise WaitTimeout(no_bounce_text(journey, seconds=seconds, actions=actions))
 
     async def settle(self, timeout_s: float) -> None:
         """Return when nothing is queued, due or in progress; raise WaitTimeout."""

@@ -13,10 +13,10 @@ from typing import Any, Self
 from relay.client import DraftToSend
 from relay.testing.async_relay import AsyncRelay
 from relay.testing.internet import Internet, InternetScenario
-from relay.testing.message import Message
+from relay.testing.message import WAIT_S, Message
 from relay.testing.places import RelayPlaces
 from relay.testing.running import RelayOptions, RunningRelay, VirtualClock
-from relay.testing.waiting import SETTLE_S, WAIT_S, Pattern, Wanted
+from relay.testing.waiting import SETTLE_S, Pattern, Wanted, checked_address
 
 
 class Relay(RelayPlaces):
@@ -86,8 +86,11 @@ class Relay(RelayPlaces):
         return self.running.send(draft, settles=True)
 
     def mailbox(self, address: str) -> "Mailbox":
-        """Return the mailbox of an address: what was delivered, captured or accepted for it."""
-        return Mailbox(self.running, address)
+        """Return the mailbox of an address: what was delivered, captured or accepted for it.
+
+        Raises ValueError for what is no address.
+        """
+        return Mailbox(self.running, checked_address(address))
 
     def messages(self) -> list[Message]:
         """Return what arrived in all mailboxes, in the order of its arrival."""

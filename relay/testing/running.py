@@ -146,6 +146,11 @@ class _RunningSource:
 
         return self._running.run(read()) if self._key else ()
 
+    def wait_for_bounce(self, timeout_s: float) -> Bounce:
+        """See MessageSource."""
+        __tracebackhide__ = True
+        return self._running.run(self._running.observer.wait_for_bounce(self._key, timeout_s))
+
     async def _journey(self) -> Journey | None:
         if self._settles:
             await self._running.rest()

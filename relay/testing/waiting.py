@@ -11,13 +11,19 @@ from difflib import SequenceMatcher
 
 from relay.journeys.document import Journey
 from relay.journeys.message_search import matches_pattern
-from relay.message.lifecycle import AT_REST
+from relay.message.address import AddressError, parse_mailbox
+from relay.message.lifecycle import AT_REST, RecipientState
 from relay.testing.arrivals import ArrivedMessage
 
-WAIT_S = 10.0  # unless a test says another one
 SETTLE_S = 60.0
 _SHOWN_MAX = 10
 _VALUE_CHARACTERS_MAX = 120
+_WITHOUT_COPY = (
+    RecipientState.FAILED,
+    RecipientState.EXPIRED,
+    RecipientState.CANCELLED,
+    RecipientState.DISCARDED,
+)
 
 
 Pattern = str | re.Pattern[str]
@@ -25,6 +31,15 @@ Pattern = str | re.Pattern[str]
 
 class WaitTimeout(AssertionError):  # noqa: N818 - the name that tests use
     """A wait ended without what it waited for; the text says what there was instead."""
+
+
+def checked_address(text: str) -> str:
+    """Return an address as it is; raise ValueError for what is none."""
+    try:
+        parse_mailbox(text, smtputf8=True)
+    except AddressError as error:
+        raise ValueError(f"no address: {error}") from None
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +110,27 @@ def timeout_text(wanted: Wanted, seconds: float, observed: Observed) -> str:
             lines.append(f"  {mark}{name:<8} expected {expected}, found {found}: {verdict}")
         if nearest.copy.key in observed.taken:
             lines.append("  ! an earlier wait returned this message already")
-    lines += ["", *_flight(observed)]
+    lines += ["", *_in_flight_lines(observed), *_ended_lines(observed)]
     if observed.log:
         lines += ["", "Last lines of the relay's log:", *(f"  {one}" for one in observed.log)]
+    return "\n".join(lines)
+
+
+def no_bounce_text(
+    journey: Journey | None, *, seconds: float | None, actions: Sequence[str]
+) -> str:
+    """Return why a wait for a bounce failed; `seconds` is None if there was nothing to wait for.
+
+    `actions` are those of the reports that there are.
+    """
+    if journey is None:
+        return "no bounce: this message has no journey"
+    when = "none will come" if seconds is None else f"none within {seconds:g} s"
+    lines = [f"no bounce of {_shown(journey.subject)}, {when}", *journey_lines(journey)]
+    if actions:
+        lines.append(f"Reports: {', '.join(actions[:_SHOWN_MAX])}")
+    if any(one.state == RecipientState.DEFERRED for one in journey.recipients):
+        lines.append("Deferred mail bounces when it expires: clock.advance(days=…) moves the time")
     return "\n".join(lines)
 
 
@@ -152,14 +185,25 @@ def _line(arrival: ArrivedMessage, observed: Observed) -> str:
     return arrival_line(arrival) + taken
 
 
-def _flight(observed: Observed) -> list[str]:
+def _in_flight_lines(observed: Observed) -> list[str]:
     found = in_flight(observed.journeys)
-    if not found:
-        return ["In flight: nothing"]
-    lines = [f"In flight: {len(found)}"]
-    for journey in found[:_SHOWN_MAX]:
+    return _journeys_listed("In flight", found) if found else ["In flight: nothing"]
+
+
+def _ended_lines(observed: Observed) -> list[str]:
+    found = [
+        one
+        for one in observed.journeys
+        if one.is_there and any(each.state in _WITHOUT_COPY for each in one.recipients)
+    ]
+    return _journeys_listed("Ended without a copy", found) if found else []
+
+
+def _journeys_listed(title: str, journeys: Sequence[Journey]) -> list[str]:
+    lines = [f"{title}: {len(journeys)}"]
+    for journey in journeys[:_SHOWN_MAX]:
         lines += [f"  {line}" for line in journey_lines(journey)]
-    return lines + _omitted(len(found))
+    return lines + _omitted(len(journeys))
 
 
 def _omitted(count: int) -> list[str]:

@@ -74,6 +74,19 @@ def test_a_code_has_six_digits_or_else_four_to_eight(text, code):
     assert message(mail(text)).code() == code
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Order 567890 is on its way.\n\nYour PIN: 4821", "4821"),
+        ("Order 567890\n\n4821 is your one-time password, valid until 2030", "4821"),
+        ("Invoice 567890. Your code is below.\n\n   0042\n", "0042"),
+        ("Your code arrives later. " + "x " * 40 + "Order 4711, customer 567890", "567890"),
+    ],
+)
+def test_a_number_near_a_word_for_codes_is_preferred(text, code):
+    assert message(mail(text)).code() == code
+
+
 def test_a_code_is_found_in_html_but_not_in_its_styles():
     html = "<style>p {color: #123456; width: 654321px}</style><p>Your code: <b>111222</b></p>"
     assert message(mail(html=html)).code() == "111222"

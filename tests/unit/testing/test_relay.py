@@ -5,6 +5,7 @@ import json
 import re
 import smtplib
 import ssl
+import traceback
 import unittest
 import urllib.request
 from email.message import EmailMessage
@@ -86,6 +87,37 @@ class TestMail:
         report = relay.mailbox(ALICE).wait_for(subject="Undeliverable: Lost")
         assert report.bounce == sent.bounce
         assert report.sender == ""
+
+    def test_a_wait_for_a_bounce_returns_it(self, relay):
+        sent = relay.send(ALICE, [BOB, "joe+550@gmail.com"], "Lost", "x")
+        found = sent.wait_for_bounce()
+        assert (found.recipient, found.status) == ("joe+550@gmail.com", "5.1.1")
+        assert relay.mailbox(ALICE).wait_for().wait_for_bounce() == found
+
+    def test_a_wait_for_a_bounce_ends_when_none_will_come(self, relay):
+        sent = relay.send(ALICE, [BOB, GMAIL], "Hello", "x")
+        with pytest.raises(WaitTimeout) as caught:
+            sent.wait_for_bounce(timeout=60)
+        first, *lines = str(caught.value).splitlines()
+        assert first == 'no bounce of "Hello", none will come'
+        assert [line.split()[:2] for line in lines[1:]] == [[BOB, "delivered"], [GMAIL, "captured"]]
+
+    def test_a_wait_for_the_bounce_of_deferred_mail_says_what_moves_the_time(self, relay):
+        sent = relay.send(ALICE, "joe+451@gmail.com", "Later", "x")
+        with pytest.raises(WaitTimeout) as caught:
+            sent.wait_for_bounce(timeout=0.2)
+        text = str(caught.value)
+        assert text.startswith('no bounce of "Later", none within 0.2 s\n')
+        assert "joe+451@gmail.com deferred after 1 attempt: 451 " in text
+        assert text.endswith("clock.advance(days=…) moves the time")
+        relay.clock.advance(days=3)
+        assert sent.wait_for_bounce().recipient == "joe+451@gmail.com"
+
+    @pytest.mark.parametrize("text", ["joe", "", "Joe <joe@gmail.com>", "a@b@c.test"])
+    def test_a_mailbox_has_an_address(self, relay, text):
+        for each in (relay, AsyncRelay(relay)):
+            with pytest.raises(ValueError, match="^no address: "):
+                each.mailbox(text)
 
     def test_a_refused_message_raises(self, relay):
         with pytest.raises(RejectedError, match="not an address"):
@@ -310,6 +342,13 @@ class TestAsynchronous:
             await relay.assert_no_more_mail()
             with pytest.raises(WaitTimeout, match="no message for bob"):
                 await relay.mailbox(BOB).wait_for(subject="None", timeout=0.05)
+
+    async def test_pytest_shows_no_frame_of_relay_for_a_failed_wait(self, relay):
+        with pytest.raises(WaitTimeout) as caught:
+            await AsyncRelay(relay).mailbox(BOB).wait_for(subject="None", timeout=0.05)
+        frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+        assert len(frames) > 1
+        assert all(frame.f_locals.get("__tracebackhide__") for frame in frames[1:])
 
     async def test_a_relay_has_a_face_for_coroutines(self, relay):
         other = AsyncRelay(relay)

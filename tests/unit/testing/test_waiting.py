@@ -103,6 +103,19 @@ def test_messages_in_flight_show_step_state_and_reply():
     ]
 
 
+def test_messages_that_ended_without_a_copy_are_shown():
+    lost = {"address": "x@gmail.com", "state": "failed", "reply": "550 5.1.1 no such user"}
+    ended = journey("Lost", "q1", ALICE, [lost, {"address": BOB, "state": "delivered"}])
+    text = timeout_text(Wanted(BOB), 2, Observed([], [ended, arrival("Done").journey]))
+    assert text.splitlines()[-5:] == [
+        "In flight: nothing",
+        "Ended without a copy: 1",
+        f'  q1  "Lost"  {ALICE} -> x@gmail.com, {BOB}: step 6 delivery',
+        "    x@gmail.com failed: 550 5.1.1 no such user",
+        f"    {BOB} delivered",
+    ]
+
+
 def test_the_text_is_bounded():
     many = [arrival(f"{number} {'x' * 1000}", queue_id=f"q{number}") for number in range(500)]
     observed = Observed(many, [one.journey for one in many])
