@@ -187,11 +187,13 @@ class Message:
         digits, or else four to eight. Raises AssertionError without a match.
         """
         texts = (self.text, text_of_html(self.html))
-        if pattern is None and (codes := find_codes(texts)):
-            return codes[0]
-        for text in texts if pattern is not None else ():
-            if found := re.search(pattern, text):
-                return found[1] if found.re.groups else found[0]
+        if pattern is None:
+            matches = find_codes(texts)
+        else:
+            found = filter(None, (re.search(pattern, text) for text in texts))
+            matches = [one[1] if one.re.groups else one[0] for one in found]
+        if matches:
+            return matches[0]
         shown = (self.text or self.html)[:_TEXT_SHOWN_MAX]
         wanted = "code" if pattern is None else f"match of {pattern!r}"
         raise AssertionError(f"no {wanted} in {self.subject!r}: {shown}")

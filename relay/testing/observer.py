@@ -104,7 +104,8 @@ class Observer:
                 break
             try:
                 if journey is None or journey.is_there:
-                    await self._relay.settle(max(0.0, deadline_s - loop.time()))
+                    left_s = deadline_s - loop.time()  # real time: as above
+                    await self._relay.settle(max(0.0, left_s))
                     seconds = None
                     continue
                 async with asyncio.timeout_at(deadline_s):  # real time: as above

@@ -116,7 +116,7 @@ class TestMail:
     @pytest.mark.parametrize("text", ["joe", "", "Joe <joe@gmail.com>", "a@b@c.test"])
     def test_a_mailbox_has_an_address(self, relay, text):
         for each in (relay, AsyncRelay(relay)):
-            with pytest.raises(ValueError, match="^no address: "):
+            with pytest.raises(ValueError, match=r"^no address: "):
                 each.mailbox(text)
 
     def test_a_refused_message_raises(self, relay):
