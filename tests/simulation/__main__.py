@@ -8,7 +8,7 @@ import argparse
 import subprocess
 import sys
 
-from tests.simulation import coverage
+from tests.simulation import coverage, shown_in
 from tests.simulation.run import Outcome, play, run
 
 
@@ -19,7 +19,14 @@ def main() -> int:
     parser.add_argument("--seed0", type=int, default=0, help="the first one's seed")
     parser.add_argument("--seed", type=int, help="one world")
     parser.add_argument("--trace", action="store_true", help="show all that happens in it")
+    parser.add_argument(
+        "--broken", action="store_true", help="note which world shows each broken relay"
+    )
     options = parser.parse_args()
+    if options.broken:
+        unseen = shown_in.note()
+        print(*(f"no world shows it: {name}" for name in unseen), sep="\n")
+        return int(bool(unseen))
     if options.seed is not None:
         outcome = run(options.seed, keep_trace=options.trace)
         print(*outcome.trace, sep="\n")
