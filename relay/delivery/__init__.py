@@ -8,7 +8,8 @@ is not settled, so a crash causes at most one second copy for each connection.
 
 The promise of fairness: due mail for a next hop that answers is attempted soon, whatever else is in
 the queue. Neither the mail of one sender, nor that for one next hop, nor mail for any number of
-hosts that do not answer, nor bulk mail delays it for longer than a few messages or probes take.
+hosts that do not answer, nor bulk mail delays it for longer than a few messages or probes take. One
+sender's mail to sites that have not answered lately waits in turn with the rest of that mail.
 Nothing waits for ever. Memory, connections and queries do not grow with the queue. What keeps it:
 
 Claims in memory (`active_queue`)
@@ -30,7 +31,8 @@ Due entries in the spool (`queue_scanner`)
 
 Turns (`fair_queue`)
 - PASSED_OVER_MAX: this many claims of better priority levels may go first, then one of this level.
-- Senders take turns at each next hop, for slots and for lookups.
+- Senders take turns at each next hop, for slots and for lookups. Of the claims that wait for one
+  slot or lookup, the one with the earliest turn counts.
 
 Connections (`connection_slots`, `site_limits`)
 - delivery.max_connections: half of them for sites that have not answered lately, a quarter for

@@ -261,8 +261,10 @@ class Sites:
             lookup = asyncio.get_running_loop().create_task(self._find_site(claim))
             self._lookups[claim.next_hop] = lookup
             lookup.add_done_callback(self._settling.discard)
-        else:
-            self._lookup_queue.use_earlier_turn(claim, at_once=self._is_urgent(claim))
+        else:  # once the lookup waits: it may have been created a moment ago
+            asyncio.get_running_loop().call_soon(
+                partial(self._lookup_queue.use_earlier_turn, claim, at_once=self._is_urgent(claim))
+            )
         waiting.push(claim)
         self._claims_in_memory.track(claim, waiting)
 

@@ -225,6 +225,8 @@ class Site:
         )
         if self.has_answered():
             status = SiteStatus.ANSWERED
+        if len(self.ready) > 1:  # once this waits: the turn of another claim may be earlier
+            asyncio.get_running_loop().call_soon(self._use_earlier_turns)
         async with self.slots.hold(
             self, status=status, sender=first.sender, is_new=first.is_fresh
         ) as slot:
@@ -250,6 +252,12 @@ class Site:
             finally:
                 self._sessions.remove(session)
                 await session.end()
+
+    def _use_earlier_turns(self) -> None:
+        """Let the wait for a first slot have the earliest turn of all claims."""
+        turns = dict.fromkeys((claim.sender, claim.is_fresh) for claim in self.ready)
+        for sender, is_new in turns:
+            self.slots.use_earlier_turn(self, sender, is_new=is_new)
 
     async def _wait_for_work(self) -> bool:
         """Wait idle for a claim; False when the connection should close instead."""

@@ -1,8 +1,8 @@
 """Worlds of delivery in virtual time, each with what a limit was made for: how long mail may take.
 
 A name says what its host does: `dead` ones answer no connection for 30 s, `lost` ones are also looked
-up for 20 s, `slow` ones take 3 s for a message, `stalled` ones 200 s. Each docstring has the time that
-the mail takes without the limit.
+up for 20 s, `far` ones are looked up for 3 s, `slow` ones take 3 s for a message, `stalled` ones 200 s.
+Each docstring has the time that the mail takes without the limit.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from tests.support.spools import message_of, new_spool
 from tests.unit.delivery.conftest import KEEP_US, RunningDelivery, Table
 
 _TOOK_S = {"slow": 3.0, "stalled": 200.0}
+_LOOKUP_S = {"lost": 20.0, "far": 3.0}
 _DEAD_S, _ROUND_TRIP_S = 30.0, 0.05
 _PATIENCE_S = 600.0
 _EXPIRE_US = 5 * 86400 * 1_000_000
@@ -37,7 +38,7 @@ def kind_of(host: str) -> str:
 
 class NamedHosts(Table):
     async def resolve(self, next_hop: NextHop) -> Hosts:
-        await asyncio.sleep(20.0 if kind_of(next_hop.host) == "lost" else 0.02)
+        await asyncio.sleep(_LOOKUP_S.get(kind_of(next_hop.host), 0.02))
         number = self.numbers.setdefault(next_hop.host, len(self.numbers))
         address = f"10.0.{number >> 8}.{number & 255}"
         return Hosts((Host(f"mx.{next_hop.host}", 0, (address,), 25),))
@@ -129,16 +130,17 @@ class FairWorld(RunningDelivery):
     async def slowest_s(self, mail: Iterable[tuple[str, str]]) -> float:
         """Submit a message to each domain, from each sender; return how long the slowest takes."""
 
-        async def took_s(domain: str, sender: str) -> float:
-            began_s, loop = self.clock.monotonic(), asyncio.get_running_loop()
-            queue_id, end_s = await self.submit(domain, sender), loop.time() + _PATIENCE_S
-            while loop.time() < end_s:
-                if not await self.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1):
-                    break
-                await asyncio.sleep(0.05)
-            return self.clock.monotonic() - began_s
+        queue_ids = [await self.submit(domain, sender) for domain, sender in mail]
+        return max(await asyncio.gather(*map(self.left_s, queue_ids)))
 
-        return max(await asyncio.gather(*(took_s(domain, sender) for domain, sender in mail)))
+    async def left_s(self, queue_id: str) -> float:
+        """Return after how long the queue has no entry of this message."""
+        began_s = self.clock.monotonic()
+        while self.clock.monotonic() < began_s + _PATIENCE_S:
+            if not await self.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1):
+                break
+            await asyncio.sleep(0.05)
+        return self.clock.monotonic() - began_s
 
 
 World = Callable[[FairWorld], Awaitable[float]]
@@ -219,6 +221,33 @@ def test_new_mail_does_not_wait_in_the_turn_of_a_queue_that_has_its_domain(
     assert lived(world) < 1.0
 
 
+def test_new_mail_does_not_wait_in_the_turn_of_queued_mail_of_the_same_lookup(lived) -> None:
+    """40 s if the first message decided the turn of a new site."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.bulk(400, "dead{}", queued=True)
+        await fair.submit("far0", "s0@bulk.test", queued=True)
+        await fair.start()
+        await fair.pass_s(2)
+        return await fair.slowest_s([("far0", "o@other.test")])
+
+    assert lived(world) < 4.0
+
+
+@pytest.mark.parametrize("domains", ["lost{}", "dead{}"])
+def test_queued_mail_of_one_query_has_the_turn_of_its_own_sender(lived, domains) -> None:
+    """69 s in the turn of the lookup's first message, 42 s in that of the site's."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.bulk(400, domains, queued=True)
+        await fair.submit("live0", "s0@bulk.test", queued=True)
+        queue_id = await fair.submit("live0", "o@other.test", queued=True)
+        await fair.start()
+        return await fair.left_s(queue_id)
+
+    assert lived(world) < 4.0
+
+
 def test_a_host_that_stalls_leaves_room_for_others(lived) -> None:
     """Over 10 minutes without the limit of a next hop."""
 
@@ -258,6 +287,19 @@ def test_a_full_sender_still_reaches_a_next_hop_where_it_has_no_mail(lived) -> N
         return await fair.slowest_s([("live0", "s0@bulk.test")])
 
     assert lived(world, connections=1000, claims=200) < 1.0
+
+
+def test_new_mail_to_unknown_domains_does_not_delay_that_of_its_sender_to_known_ones(lived) -> None:
+    """35 s without the part of next hops that have not been reached."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        await fair.slowest_s([("live0", "s0@bulk.test")])
+        await fair.bulk(2000, "dead{}")
+        await fair.pass_s(1)
+        return await fair.slowest_s([("live0", "s0@bulk.test"), *OTHERS])
+
+    assert lived(world) < 4.0
 
 
 def test_new_domains_do_not_fill_the_active_queue(lived) -> None:
