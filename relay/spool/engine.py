@@ -73,7 +73,9 @@ class SpoolMaintenance(Protocol):
         ...
 
     async def sweep(self) -> int:
-        """Remove contents without a message, such as a crash leaves; return their number."""
+        """Remove contents without a message, such as a crash leaves; return their number. What may
+        be all that is left of a message is moved aside.
+        """
         ...
 
     async def sizes(self, limit: int) -> Sequence[tuple[int, int]]:

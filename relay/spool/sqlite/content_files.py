@@ -4,7 +4,8 @@ A content over INLINE_BYTES_MAX is a file. The file is durable (write, fsync, re
 of the directory) before the transaction that names it, and is removed after the transaction that
 drops it. A body that came in as a file of this directory gets a second name; nothing is copied.
 A file with a row is never changed; its checksum is compared when it is read. A file without a row
-that no one is writing is stale; maintenance removes it.
+that no one is writing is stale; maintenance removes it, or moves it aside if it may be all that is
+left of a message.
 
 See docs/design.md 4.
 """
@@ -25,7 +26,7 @@ from relay.files import FileOctets, OpenOctets, fsync_path, write_all
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
 from relay.message.header import header_end
 from relay.spool.sqlite.spool_errors import translate_os_errors
-from relay.spool.sqlite.spool_files import ARRIVING
+from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
 from relay.spool.types import SpoolError
 
 INLINE_BYTES_MAX = 128 * 1024
@@ -128,7 +129,7 @@ class ContentFiles:
 
     def __init__(
         self,
-        directory: Path,
+        database: Path,
         *,
         crash: CrashPoints,
         started_us: int = 0,
@@ -137,7 +138,8 @@ class ContentFiles:
         """`check_free_space` raises SpoolFullError where so many more bytes do not fit;
         `started_us` distinguishes incoming files from those before a crash.
         """
-        self._directory = directory
+        self._directory = contents_of(database)
+        self._put_aside = put_aside_of(database)
         self._check_free_space = check_free_space
         self._crash = crash
         self._numbers = count(1)
@@ -237,6 +239,15 @@ class ContentFiles:
                     (self._directory / name).unlink()
                 self._in_use.discard(name)
 
+    def put_aside(self, names: Iterable[str]) -> None:
+        """Move files that no row names to a directory of their own. Raises SpoolError."""
+        with translate_os_errors(self._directory):
+            self._put_aside.mkdir(mode=0o700, exist_ok=True)
+            for name in names:
+                (self._directory / name).rename(self._put_aside / name)
+            fsync_path(self._put_aside)
+            fsync_path(self._directory)
+
     def is_in_use(self, name: str) -> bool:
         """Whether this process may be writing the file, or its row."""
         return name.startswith(self._arriving) or name.removesuffix(_PART) in self._in_use
@@ -308,6 +319,12 @@ def verify_checksum(name: str, found: int, *, expected: int | None) -> None:
     """Raise SpoolError for a content whose octets have changed."""
     if expected is not None and found != expected:
         raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
+
+
+def message_of(name: str) -> str:
+    """Return the id of the message that a complete file belongs to; "" for another file."""
+    message_id, _, number = name.rpartition("-")
+    return message_id if number.isdecimal() and not name.startswith(ARRIVING) else ""
 
 
 def _names(message_id: str, contents: Sequence[Content], only: Container[int]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 The start releases claims before anything else. The daemon calls the rest from time to time. Each
 step is one small transaction, so that mail does not wait for it. A file that is being written is
-never removed.
+never removed. One that may be all that is left of a message is moved aside: its row was lost, or an
+older spool was put back, which does not know the message.
 
 A message with a live entry is not pruned. Neither is one with a live recipient whose entry was
 lost: its sender would get no report. Counters stay, so that relay_queue_unaccounted remains
@@ -22,14 +23,16 @@ from relay.clock import Clock, first_id_after, id_time_us, wall_offset_us
 from relay.journeys.events import Event, Step
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import PARKED, RecipientState
+from relay.observe.logs import get_logger
 from relay.spool.engine import Retention
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.commits import COMMITS_COUNTER
-from relay.spool.sqlite.content_files import ContentFiles
+from relay.spool.sqlite.content_files import ContentFiles, message_of
 from relay.spool.sqlite.database import LIVE_STATES, Reader, fetch, fetch_one
 from relay.spool.sqlite.transactions import (
     REMOVED_EVENTS,
     append_events,
+    is_content_lost,
     is_file_needed,
     last_sequence,
     note_removed_events,
@@ -54,6 +57,7 @@ _FRESH_US = 3600 * 1_000_000  # of history that is kept even where the file is t
 _CLAIMS_AT_ONCE = 500
 _NOT_RECORDED = "the relay was stopped before this attempt was recorded"
 _LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
+_log = get_logger("spool")
 _WAITING = "message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
 
 
@@ -217,12 +221,15 @@ class Maintenance:
         queries: Reader,
         counting: Reader,
         clock: Clock,
+        was_closed: bool,
     ) -> None:
+        """`was_closed`: the owner before has ended in order, and has left nothing unfinished."""
         self._writer = writer
         self._files = files
         self._queries = queries
         self._counting = counting
         self._clock = clock
+        self._is_unknown_foreign = was_closed  # files of messages that the spool does not know
         self._pruned_to = ""
         self._unaccounted: int | None = None
 
@@ -237,11 +244,12 @@ class Maintenance:
         return released
 
     async def sweep(self) -> int:
-        """Remove stale content files; return their number."""
+        """SpoolMaintenance.sweep."""
         removed = 0
         listed = self._files.listed()
         while (number := await self._queries.run(partial(self._sweep_some, listed))) is not None:
             removed += number
+        self._is_unknown_foreign = False
         return removed
 
     async def sizes(self, limit: int) -> list[tuple[int, int]]:
@@ -350,8 +358,24 @@ class Maintenance:
         # In this order: a name that is not in use now has its row already, or never gets one.
         idle = [name for name in names if not self._files.is_in_use(name)]
         left = [name for name in idle if not is_file_needed(cursor, name)]
-        self._files.remove(left)
-        return len(left)
+        aside = [name for name in left if self._may_be_needed(cursor, name)]
+        if aside:
+            self._files.put_aside(aside)
+            _log.warning("contents moved aside", files=len(aside), first=aside[0])
+        stale = [name for name in left if name not in aside]
+        self._files.remove(stale)
+        return len(stale)
+
+    def _may_be_needed(self, cursor: apsw.Cursor, name: str) -> bool:
+        """Whether a file without a row may be all that is left of a message.
+
+        A crash leaves files of messages that were not accepted, so these are not known either.
+        """
+        message_id = message_of(name)
+        if not message_id:
+            return False
+        is_lost = is_content_lost(cursor, message_id)
+        return self._is_unknown_foreign if is_lost is None else is_lost
 
 
 def _before_us(cursor: apsw.Cursor, keep: Retention, *, now_us: int) -> int:

@@ -46,7 +46,6 @@ from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
-from relay.spool.sqlite.spool_files import contents_of
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.sqlite.writer import WAITING_MAX, Batch, Writer
 from relay.spool.types import (
@@ -123,7 +122,7 @@ class SqliteSpool:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.reserve_file = reserve_file or ReserveFile(path.with_name("ballast"))
         self._files = ContentFiles(
-            contents_of(path), crash=crash,
+            path, crash=crash,
             check_free_space=self.reserve_file.check_free_space, started_us=clock.time_us(),
         )  # fmt: skip
         self._connection = self._open()
@@ -150,8 +149,9 @@ class SqliteSpool:
             1, thread_name_prefix="spool-check", initializer=inherit()
         )
         self.maintenance = Maintenance(
-            self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock
-        )
+            self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock,
+            was_closed=self._last_commit.was_closed,
+        )  # fmt: skip
         self.queue_admin = SqliteQueueAdmin(
             self._writer, self._queries, remove_files=self._files.remove, clock=clock,
             metrics=metrics,

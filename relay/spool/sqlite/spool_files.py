@@ -28,6 +28,11 @@ def contents_of(database: Path) -> Path:
     return database.with_name(database.name + "-content")
 
 
+def put_aside_of(database: Path) -> Path:
+    """Return the directory of contents that may be all that is left of a message."""
+    return database.with_name(database.name + "-put-aside")
+
+
 def recovery_mark_of(database: Path) -> Path:
     """Return the file that exists while a spool is recovered."""
     return database.with_name(database.name + ".salvage")

@@ -362,6 +362,18 @@ def is_file_needed(cursor: apsw.Cursor, name: str) -> bool:
     return found is not None
 
 
+def is_content_lost(cursor: apsw.Cursor, message_id: str) -> bool | None:
+    """Whether an entry in the queue lacks its content; None for a message that is not known."""
+    is_lost, is_known = fetch_one(
+        cursor,
+        "SELECT EXISTS (SELECT 1 FROM entry e WHERE message_id = ?1 AND state <> 'final'"
+        " AND NOT EXISTS (SELECT 1 FROM content WHERE id = e.content_id)),"
+        " EXISTS (SELECT 1 FROM message WHERE id = ?1)",
+        (message_id,),
+    )
+    return bool(is_lost) if is_lost or is_known else None
+
+
 def read_facts(row: Sequence[Any]) -> MessageFacts:
     """Return the facts in a row of MESSAGE_COLUMNS."""
     return MessageFacts(

@@ -38,7 +38,7 @@ from relay.spool.sqlite.spool_errors import (
     translate_os_errors,
     translate_sqlite_errors,
 )
-from relay.spool.sqlite.spool_files import contents_of, damage_mark_of
+from relay.spool.sqlite.spool_files import contents_of, damage_mark_of, put_aside_of
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, append_events, is_file_needed
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, preview_log
 from relay.spool.sqlite.writer import Batch
@@ -116,7 +116,7 @@ class SpoolVerifier:
         """
         self._database = database
         self._contents = contents_of(database)
-        self._put_aside_folder = database.with_name(database.name + "-put-aside")
+        self._put_aside_folder = put_aside_of(database)
         self._mode = mode
         self._full = full
         self._recount = recount

@@ -1,11 +1,14 @@
 """What a new owner finds and leaves: claims of a dead one, files that no entry needs."""
 
 import asyncio
+import contextlib
+import shutil
 from pathlib import Path
 
 import apsw
 import pytest
 
+from relay.last_commit import last_commit_of
 from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.spool.sqlite import maintenance
@@ -76,6 +79,7 @@ async def test_stale_content_files_are_removed(path: Path, files: Path, make, op
     await spool.start()
     claim = (await spool.accept(make(content=LARGE))).claims[0]
     await spool.stop()
+    last_commit_of(path).touch()  # as a crash leaves it
     (needed,) = names(files)
     for name in ("orphan-0", "orphan", f"{needed}.part", f"{claim.message.id}-1"):
         (files / name).write_bytes(b"x")
@@ -84,6 +88,53 @@ async def test_stale_content_files_are_removed(path: Path, files: Path, make, op
     assert await spool.maintenance.sweep() == 4
     await spool.stop()
     assert names(files) == [needed]
+
+
+async def test_what_an_older_spool_does_not_know_is_moved_aside(
+    path: Path, files: Path, make, open_spool
+) -> None:
+    """An operator has put a copy back, and the contents are newer."""
+    spool = open_spool(path)
+    await spool.start()
+    older = (await spool.accept(make(content=LARGE))).queue_id
+    await spool.stop()
+    copy = shutil.copyfile(path, path.with_name("copy"))
+    spool = open_spool(path)
+    await spool.start()
+    newer = (await spool.accept(make(content=LARGE[::-1] + b"y"))).queue_id
+    await spool.stop()
+    shutil.copyfile(copy, path)
+    spool = open_spool(path)
+    await spool.start()
+    (files / "arriving-1-1").write_bytes(b"x")
+    assert await spool.maintenance.sweep() == 1
+    aside = path.with_name(path.name + "-put-aside")
+    assert (names(files), names(aside)) == ([f"{older}-0"], [f"{newer}-0"])
+    assert (aside / f"{newer}-0").read_bytes() == LARGE[::-1] + b"y"
+    (files / f"{newer}-0").write_bytes(b"x")
+    assert await spool.maintenance.sweep() == 1, "later files are those of this process"
+    await spool.stop()
+
+
+@pytest.mark.parametrize("is_cut_off", [True, False])
+async def test_a_content_whose_row_was_lost_is_moved_aside(
+    path: Path, files: Path, make, open_spool, is_cut_off
+) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    await spool.accept(make(content=LARGE))
+    await spool.stop()
+    with contextlib.closing(apsw.Connection(str(path))) as connection:
+        connection.execute("DELETE FROM content")
+    if is_cut_off:
+        last_commit_of(path).touch()
+    spool = open_spool(path)
+    await spool.start()
+    assert await spool.maintenance.sweep() == 0
+    await spool.stop()
+    assert names(files) == []
+    aside = path.with_name(path.name + "-put-aside")
+    assert [one.read_bytes() for one in aside.iterdir()] == [LARGE]
 
 
 async def test_files_of_a_message_being_accepted_are_kept(spool, make, files: Path) -> None:
