@@ -4,7 +4,7 @@ The monitor in relay/app puts measurements in. SMTP sessions, the HTTP server an
 resulting state. A level ends with hysteresis, so that it does not flap. Delivery of queued mail
 continues at every level, because it relieves the relay. This module is pure.
 
-See RFC 5321 4.5.3.1.10, RFC 3463 3.4 (X.3.1, X.3.2) and docs/design.md 6.
+See RFC 5321 4.2.3 (452), RFC 3463 3.4 (X.3.1, X.3.2) and docs/design.md 6.
 """
 
 import sys

@@ -93,7 +93,7 @@ class Authentication:
         self._failures += 1
         await pause(self._limits.auth_failure_delay_s * self._failures)
         if self.is_exhausted:
-            return "421 4.7.0 Too many failed logins, closing the connection"  # RFC 5321 3.8, 7.8
+            return "421 4.7.0 Too many failed logins, closing the connection"  # RFC 4954 9
         return rejection
 
 

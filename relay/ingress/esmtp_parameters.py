@@ -91,7 +91,7 @@ def parse_rcpt(argument: str, *, extended: bool, smtputf8: bool) -> ForwardPath:
     try:
         address, rest = parse_path(text, smtputf8=smtputf8)
     except AddressError as error:
-        code = "553" if error.status == NEEDS_SMTPUTF8 else "501"
+        code = "553" if error.status == NEEDS_SMTPUTF8 else "501"  # RFC 6531 3.5; RFC 5321 4.1.2
         raise SmtpRejection(f"{code} {error.status} RCPT TO: {error}") from error
     if not address:
         # RFC 5321 4.1.1.3; RFC 3463 3.2
@@ -117,7 +117,7 @@ def _after(keyword: str, argument: str, *, example: str) -> str:
 
 def _check_ascii(reverse_path: str, *, smtputf8: bool) -> None:
     if not smtputf8 and not reverse_path.isascii():
-        # RFC 6531 3.5
+        # RFC 6531 3.5, which has 550 for MAIL and 553 for RCPT
         raise SmtpRejection(f"553 {NEEDS_SMTPUTF8} MAIL FROM: this address needs SMTPUTF8")
 
 

@@ -5,7 +5,8 @@ and in the From and Sender fields, and in Resent-From and Resent-Sender of the l
 has the same rule (check_own() in relay/graph/recipients.py). A field of these that cannot be parsed
 is rejected, because another program might read another author there.
 
-RFC 6409 4.2, 6.1 (553 5.7.1); RFC 5322 3.6.2 (From, Sender), 3.6.6 (Resent-From).
+RFC 6409 6.1, 6.3 (with 550; 553 5.7.1 is Postfix's reply); RFC 5322 3.6.2 (From, Sender), 3.6.6
+(Resent-From).
 """
 
 from relay.accounts.account import AccountDirectory
@@ -42,7 +43,7 @@ def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> 
         if header_field.unread or not header_field.addresses:
             found = _shown(header_field.unread) if header_field.unread else "no address"
             return (
-                # RFC 6409 6.1; RFC 3463 3.8
+                # RFC 6409 6.3; RFC 3463 3.8
                 f"553 5.7.1 Found {found} in {header_field.name}, expected only addresses of the "
                 f"account {_shown(login)}; {_ADVICE}, and put a name with special characters in "
                 "quotes"
@@ -52,7 +53,7 @@ def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> 
 
 def _rejection(found: str, login: str) -> str:
     return (
-        # RFC 6409 6.1; RFC 3463 3.8
+        # RFC 6409 6.1, 6.3; RFC 3463 3.8
         f"553 5.7.1 {found}: the account {_shown(login)} may not send from this address; {_ADVICE}"
     )
 

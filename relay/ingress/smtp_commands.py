@@ -328,7 +328,7 @@ class SmtpCommandHandler:
             return "503 5.5.1 Authenticate before MAIL"  # RFC 4954 4
         if not self._offers_auth:
             if self._listener.offers_tls and not self._tls:
-                return "538 5.7.11 Use STARTTLS before AUTH"  # IANA: X.7.11 with 538
+                return "538 5.7.11 Use STARTTLS before AUTH"  # RFC 4954 6
             return "502 5.5.1 AUTH is not offered here"  # RFC 5321 4.2.4
         reply = await authentication.authenticate(
             argument, ask=self._client.ask, pause=self._client.pause

@@ -172,7 +172,7 @@ def outcome_of(unresolved: Unresolved) -> Failed | Deferred:
     match unresolved:
         case NullMx(domain):
             text = f"{domain} accepts no mail: it publishes a null MX (RFC 7505)"
-            return Failed(Evidence("5.1.10", text))  # RFC 7505 3, 4
+            return Failed(Evidence("5.1.10", text))  # RFC 7505 3, 4.1
         case NoSuchDomain(domain):
             # RFC 5321 5.1; RFC 3463 3.2
             return Failed(Evidence("5.1.2", f"the domain {domain} does not exist (NXDOMAIN)"))

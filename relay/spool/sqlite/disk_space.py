@@ -1,6 +1,6 @@
 """Keep room on the spool's disk for what must still be written.
 
-New messages are rejected (SpoolFullError, RFC 5321 4.5.3.1.9: 452) while the disk can still store
+New messages are rejected (SpoolFullError, RFC 5321 4.2.3: 452) while the disk can still store
 outcomes, reports and SQLite's log. Otherwise a full queue could not even record a delivery.
 
 The reserve file allocates some of that room in advance. The writer releases it when an outcome or
