@@ -82,11 +82,3 @@ class Behaviour(Protocol):
     def at(self, moment: Moment) -> Action:
         """Return what the host does at this moment. Called once for each."""
         ...
-
-
-class AcceptsAll:
-    """The behaviour of a host that accepts everything."""
-
-    def at(self, moment: Moment) -> Action:  # noqa: ARG002
-        """See Behaviour."""
-        return Action()

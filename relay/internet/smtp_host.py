@@ -101,7 +101,7 @@ class SmtpHost:
         self.given: deque[GivenReply] = deque(maxlen=GIVEN_MAX)
         self._listener: Listener | None = None
         self._server: asyncio.Server | None = None
-        self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
 
     def listen(self, address: Address) -> Address:
         """Listen; connections wait for start(). Return the address with the actual port.
@@ -134,18 +134,11 @@ class SmtpHost:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def hang_up(self, farewell: str = "") -> None:
-        """Close every connection, after `farewell` if there is one."""
-        for writer in self._tasks.values():
-            if farewell:
-                writer.write(farewell.encode() + b"\r\n")
-            writer.close()
-
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Run a session with a client that has connected."""
         task = asyncio.current_task()
         assert task is not None
-        self._tasks[task] = writer
+        self._tasks[task] = None
         self.sessions += 1
         self.open += 1
         gone = (OSError, EOFError, ValueError, asyncio.CancelledError)

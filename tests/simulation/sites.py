@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from relay.internet.behaviour import AcceptsAll, Action, Moment, ReceivedMail
+from relay.internet.behaviour import Action, Moment, ReceivedMail
 from relay.internet.smtp_host import HostOptions, SmtpHost
 from tests.simulation.network import Host
 from tests.simulation.world import World
@@ -203,6 +203,13 @@ class Site:
         self._world.note(self.name, *words)
 
 
+class _Unasked:
+    """The behaviour of a host whose act() decides everything."""
+
+    def at(self, moment: Moment) -> Action:
+        raise AssertionError(moment)
+
+
 class _SiteHost(SmtpHost):
     """The sessions of a site; EOFError closes one."""
 
@@ -212,7 +219,7 @@ class _SiteHost(SmtpHost):
             extensions=manner.extensions, sessions_max=manner.connections_max, idle_s=None,
             users=site.users,
         )  # fmt: skip
-        super().__init__(site.name, AcceptsAll(), clock=ManualClock(), options=options)
+        super().__init__(site.name, _Unasked(), clock=ManualClock(), options=options)
         self._site = site
         self._manner = manner
         self._chance = site._rng.random

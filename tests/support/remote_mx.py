@@ -133,7 +133,10 @@ class RemoteMx:
 
     def hang_up(self, farewell: str = "") -> None:
         """Close every open connection, after `farewell` if there is one."""
-        self._host.hang_up(farewell)
+        for writer in self._host.writers:
+            if farewell:
+                writer.write(farewell.encode() + b"\r\n")
+            writer.close()
 
     def at(self, moment: Moment) -> Action:
         """See relay.internet.behaviour.Behaviour."""
@@ -170,6 +173,14 @@ class _GatedHost(SmtpHost):
     def __init__(self, mx: RemoteMx, options: HostOptions) -> None:
         super().__init__(mx.name, mx, clock=SystemClock(), options=options)
         self._mx = mx
+        self.writers: dict[asyncio.StreamWriter, None] = {}  # in the order of their start
+
+    async def converse(self, reader, writer):
+        self.writers[writer] = None
+        try:
+            await super().converse(reader, writer)
+        finally:
+            del self.writers[writer]
 
     async def act(self, moment, pause):
         mx = self._mx
