@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "clients" in item.path.parts:
             # The libraries' own deprecations are none of the relay's.
-            item.add_marker(pytest.mark.filterwarnings("default"))
+            item.add_marker(pytest.mark.filterwarnings("default"), append=False)
 
 
 @dataclass(frozen=True)

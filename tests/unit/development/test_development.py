@@ -26,9 +26,10 @@ from relay.internet.simulator import SimulatedInternet
 from relay.settings.reader import load
 from relay.settings.tree import Address
 from tests.support.manual_clock import ManualClock
+from tests.support.ports import free_port
 
-HTTP, HTTPS = Address("127.0.0.1", 8025, plain=True), Address("127.0.0.1", 8443)
-SMTP = Address("127.0.0.1", 1025)
+HTTP = Address("127.0.0.1", free_port(), plain=True)
+HTTPS, SMTP = (Address("127.0.0.1", free_port()) for _ in range(2))
 
 
 def write_config(folder):
