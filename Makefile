@@ -20,8 +20,8 @@
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
-PYTHON ?= $(firstword $(foreach each,python3 python3.13 python3.12 python3.11,\
-	$(shell $(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
+PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 BIN := .venv/bin
 ARGS ?=
 RUNS ?= 200
@@ -36,6 +36,8 @@ WORKLOADS ?=
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
+# Without compiled modules, each process that a test starts would compile all of Relay.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run venv test check quick lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
 	bench-pages bench-queue bench-streams \
@@ -46,7 +48,7 @@ run: .venv/installed
 
 venv: .venv/development
 
-test: .venv/development .pages/installed
+test: .venv/development .pages/installed $(if $(TESTS),,.venv/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
@@ -174,6 +176,13 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .venv/development: .venv/installed
 	$(BIN)/python -c '$(GROUPS_OF)' dev > .venv/development.txt
 	$(BIN)/python $(PIP_INSTALL) -r .venv/development.txt
+	@touch $@
+
+# pytest rewrites the asserts of each test module and keeps the result: here on two cores, once, and not
+# in each worker. What cannot be imported is reported by the tests.
+.venv/tests-compiled: .venv/development
+	@find tests -name 'test_*.py' -not -path 'tests/sample_project/*' | \
+	    xargs -P 2 -n 110 $(BIN)/python -m pytest -qq --collect-only -p no:cacheprovider >/dev/null 2>&1 || true
 	@touch $@
 
 # The large client libraries have an environment of their own, and Node its packages next to it.
