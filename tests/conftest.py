@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import certifi
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -26,11 +27,15 @@ settings.load_profile("same")
 
 collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_sample_project.py
 
-# Where slow tests are, the slowest first. A line that is out of date costs time and nothing else.
+# Where slow tests are, the slowest first, and those that share what they parse. A line that is out of
+# date costs time and nothing else.
 _SLOW = (
     "tests/integration/test_wrong_clock.py",
     "tests/integration/test_clock_jumps.py",
     "tests/integration/test_storage.py",
+    "tests/test_tidy.py",
+    "tests/unit/test_docs.py",
+    "tests/unit/testing/",
     "tests/simulation/",
     "tests/crash/",
     "tests/integration/",
@@ -74,8 +79,14 @@ def _rank(item: pytest.Item) -> int:
     return next(found, len(_SLOW))
 
 
+def pytest_collection() -> None:
+    """What is collected stays: no need to look for garbage in it."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What is there before the first test is none of what they leave: no need to look at it."""
+    gc.enable()
     gc.freeze()
 
 
@@ -94,6 +105,20 @@ def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The development CA of the tests' relays is not that of the tester."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let clients of httpx trust one authority by default: to read all takes each client 40 ms of CPU,
+    and none of them issued a certificate of the tests.
+    """
+    pem, end, _ = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----\n")
+    one = tmp_path_factory.mktemp("authorities") / "one.pem"
+    one.write_text(pem + end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certifi, "where", lambda: str(one))
+        patch.delenv("SSL_CERT_FILE", raising=False)
         yield
 
 

@@ -103,7 +103,7 @@ def dev(shell):
     assert not list(shell.folder.glob("relay-dev-*")), "the folder goes with the relay"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sent(shell, dev):
     """The id of a message that was delivered, with all its steps: the fourth may come late."""
     arguments = ("--token", "alice", "--to", "bob@example.test", "--subject", "Grüße ✓")

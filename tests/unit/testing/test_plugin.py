@@ -188,12 +188,12 @@ def test_passes(relay):
     assert Path(found[1]).is_relative_to(tmp_path / "tmp")
 
 
-def test_eight_workers_do_not_collide(run):
+def test_four_workers_do_not_collide(run):
     test = """
 import smtplib
 import pytest
 
-@pytest.mark.parametrize("number", range(32))
+@pytest.mark.parametrize("number", range(16))
 def test_it(relay, internet, number):
     internet.domain("gmail.com").rcpt("joe").reply("451 4.7.1 later", times=1)
     with smtplib.SMTP(*relay.smtp) as client:
@@ -205,9 +205,9 @@ def test_it(relay, internet, number):
     assert [one.subject for one in internet.messages()] == [f"Number {number}"]
     relay.assert_no_more_mail()
 """
-    code, output = run("-n", "8", test_a=test)
+    code, output = run("-n", "4", test_a=test)
     assert code == 0, output
-    assert "32 passed" in output
+    assert "16 passed" in output
 
 
 def test_asynchronous_tests_have_a_fixture(run):
