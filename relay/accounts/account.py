@@ -30,6 +30,10 @@ class AccountError(Exception):
     """A change of the accounts is not possible."""
 
 
+class LoginRefusedError(Exception):
+    """No password would help; the text says why."""
+
+
 class UnknownUserError(Exception):
     """There is no account and no mailbox of this name, and the caller may know it."""
 

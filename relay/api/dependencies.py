@@ -26,17 +26,17 @@ from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """How programs on this machine send to a development relay: `sender` and `recipient` have an
-    account. If `needs_token`, HTTP requests need the relay's own token, not the sender's name.
-    """
+    """How programs on this machine send to a development relay."""
 
-    smtp_host: str
-    smtp_port: int
-    http_port: int
-    https_port: int
-    sender: str
-    recipient: str
-    needs_token: bool
+    smtp_host: str  # of all ports
+    smtp_port: int  # without TLS
+    submission_port: int  # with STARTTLS; 0: none
+    submissions_port: int  # with TLS from the first octet; 0: none
+    http_port: int  # of the Graph API
+    https_port: int  # of the same with TLS
+    sender: str  # has an account
+    recipient: str  # has an account
+    needs_token: bool  # HTTP requests need the relay's own token, not the sender's name
 
 
 class DevelopmentControls(Protocol):

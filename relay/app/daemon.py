@@ -304,7 +304,7 @@ def remove_old_ready_file(path: Path) -> None:
         path.unlink()
 
 
-def write_ready_file(path: Path, daemon: Daemon, more: Mapping[str, str] | None = None) -> None:
+def write_ready_file(path: Path, daemon: Daemon, more: Mapping[str, Any] | None = None) -> None:
     """Write {"pid", "http": [...], "https": [...], "smtp": [...]} and `more` atomically."""
     listeners = {name: value.split() for name, value in addresses(daemon).items()}
     facts = {"pid": os.getpid()} | listeners | dict(more or {})

@@ -18,6 +18,7 @@ from relay.crashpoints import CrashPoints
 from relay.http.authentication import HttpAuthentication
 from relay.http.gateway import Gateway
 from relay.http.protocol import AllowedHosts
+from relay.ingress.smtp_server import ListenerOptions
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventFeed
 from relay.journeys.journey import Journeys
@@ -32,7 +33,7 @@ from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.pressure import Pressure
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import Settings
+from relay.settings.tree import Settings, SmtpListener
 from relay.spool.engine import SpoolEngine
 
 
@@ -57,6 +58,9 @@ class RelayDependencies:
     # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
     # loopback, except to `release_to`
     is_simulated: Callable[[str], bool] | None = None
+    any_sender: bool = False  # by SMTP, a login may send from any address
+    # what is different on a listener of a development relay
+    listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None
     release_to: NextHop | None = None  # where released mail goes
     log_role: str = "relay"  # names the files of the submission log
     # with it, the front door answers only requests for these, for loopback names and for

@@ -39,7 +39,7 @@ class Transport:
     resolver: Resolver | LoopbackResolver
     scheduler: DeliveryScheduler
     acceptance: Acceptance
-    smtp_servers: Sequence[SmtpServer]  # one for each [[smtp]]
+    smtp_servers: list[SmtpServer]  # one for each [[smtp]]
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup
 
@@ -74,7 +74,12 @@ def build_transport(base: Foundation) -> Transport:
         scheduler=scheduler,
         acceptance=acceptance,
         smtp_servers=[
-            SmtpServer(listener, ingress, certificate=certificate)
+            SmtpServer(
+                listener,
+                ingress,
+                certificate=certificate,
+                options=sources.listener_options(listener),
+            )
             for listener, certificate in zip(settings.smtp, base.certificates.smtp, strict=True)
         ],
         pickup_server=_pickup_server(base, ingress),
@@ -154,6 +159,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         level_of=scheduler.level_of, has_room=takes_claim,
         expire_after_s=base.settings.delivery.expire_after,
         delay_warning_after_s=base.settings.delivery.delay_warning_after,
+        any_sender=base.sources.any_sender,
     )  # fmt: skip
 
 

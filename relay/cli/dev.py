@@ -17,6 +17,7 @@ from msgspec.structs import asdict
 
 from relay import __version__
 from relay.cli.dev_options import (
+    OPTIONAL,
     PORTS,
     TOKEN_CHARACTERS,
     check_together,
@@ -31,7 +32,7 @@ from relay.clock import SystemClock
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.folder import DevelopmentFolder, open_folder
 from relay.development.foreground import DevelopmentView, RunOptions, develop
-from relay.development.relay import DevelopmentAddresses, DevelopmentOptions
+from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.retention import KeepLimits
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
@@ -98,6 +99,7 @@ def _plan(
     **options: Any,
 ) -> DevelopmentOptions:
     """Return the options of the relay; an option that was not given has its default."""
+    options["optional"] = tuple(name for name in OPTIONAL if not (options[name] or once))
     for name, port in PORTS.items():
         options[name] = options[name] or Address("127.0.0.1", 0 if once else port)
     if no_rules:
@@ -114,6 +116,11 @@ def _plan(
         ca_dir=data_home / "relay/ca" if data_home else None,
         crash_at=environment.crash_at,
     )
+
+
+def _warn_left_out(name: str, address: Address) -> None:
+    lacking = {"submission": "SMTP with STARTTLS", "submissions": "SMTP with TLS"}[name]
+    _warn(f"{address} is in use: no {lacking}; --{name} HOST:PORT names another port")
 
 
 def _warn(text: str) -> None:
@@ -134,7 +141,8 @@ class _JsonView(DevelopmentView):
     """JSON lines: the listeners, two journeys, then steps."""
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
-        listeners = {name: [str(getattr(addresses, name))] for name in PORTS}
+        places = {name: getattr(addresses, name) for name in PORTS}
+        listeners = {name: [] if at is None else [str(at)] for name, at in places.items()}
         facts = {"pages": addresses.pages, "ca": str(addresses.ca)}
         print_json_line({"pid": os.getpid(), **listeners, **facts})
 
@@ -147,6 +155,9 @@ class _JsonView(DevelopmentView):
     def step(self, journey: Journey, step: JourneyStep) -> None:
         names = ("id", "graph_id", "submission_id", "message_id")
         print_json_line({**{name: getattr(journey, name) for name in names}, **asdict(step)})
+
+    def left_out(self, name: str, address: Address) -> None:
+        _warn_left_out(name, address)
 
     def rules_changed(self, text: str) -> None:
         _warn(text)
@@ -166,7 +177,6 @@ class _TextView(DevelopmentView):
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         here = addresses.for_this_machine()
         password = "TOKEN" if self._plan.token else "alice"
-        login = "" if is_loopback(addresses.smtp) else "; a login needs STARTTLS"
         _echo(
             f"relay dev {__version__}: {self._what_leaves()}",
             f"  Pages      {addresses.pages}",
@@ -174,12 +184,24 @@ class _TextView(DevelopmentView):
             f"  Graph API  http://{here.http}/v1.0 and https://{here.https}/v1.0"
             f"    Authorization: Bearer {password}",
             f"  Trust      CA={ca}; export {' '.join(f'{name}=$CA' for name in _TRUST)}",
-            f"  SMTP       smtp://alice:{password}@{here.smtp}    or without a login{login}",
+            f"  SMTP       smtp://{here.smtp}{self._with_tls(here)}    {self._logins()}",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             *self._accounts(),
             *(f"  Scenario   {printable(name)}" for name in self._plan.scenarios),
             "",
         )
+
+    def _logins(self) -> str:
+        """Return who may send by SMTP."""
+        password = ", under TLS with the password TOKEN" if self._plan.token else ""
+        if self._plan.strict_senders:
+            return f"a login{password or ' (alice:alice)'} sends from its own address"
+        return f"any login or none{password}, any sender"
+
+    def _with_tls(self, here: DevelopmentAddresses) -> str:
+        """Return the ports with TLS."""
+        ways = {"STARTTLS": here.submission, "TLS": here.submissions}
+        return "".join(f", {one} ({way})" for way, one in ways.items() if one is not None)
 
     def _what_leaves(self) -> str:
         target = self._plan.release_to
@@ -192,7 +214,7 @@ class _TextView(DevelopmentView):
         if not self._plan.is_exposed:
             return ()
         places = {name.upper(): getattr(addresses, name) for name in PORTS}
-        open_to = [f"{name} {one}" for name, one in places.items() if not is_loopback(one)]
+        open_to = [f"{name} {one}" for name, one in places.items() if one and not is_loopback(one)]
         smtp = "" if is_loopback(addresses.smtp) else "; SMTP takes mail from everyone"
         return (
             f"  Reachable  from other machines: {', '.join(open_to)}",
@@ -205,7 +227,7 @@ class _TextView(DevelopmentView):
                 "  Accounts   TOKEN opens every mailbox; it is every password and client secret",
             )
         if self._plan.strict_users:
-            return ("  Accounts   alice, bob; local mail for others is rejected",)
+            return ("  Accounts   alice, bob; logins and local mail of others are rejected",)
         return (
             "  Accounts   alice, bob; any other token, login or client id makes its own mailbox:",
             f"             the token NAME that of NAME@{self._domain}",
@@ -251,6 +273,9 @@ class _TextView(DevelopmentView):
         name = journey.key
         first, *more = step_lines(step)
         _echo(f"{name}{first}", *(f"{'':<{len(name)}}{line}" for line in more))
+
+    def left_out(self, name: str, address: Address) -> None:
+        _warn_left_out(name, address)
 
     def rules_changed(self, text: str) -> None:
         _warn(text)

@@ -18,11 +18,13 @@ from relay.settings.validation import is_loopback
 from relay.settings.values import is_ip, parse_address, parse_domain, parse_duration, parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
-PORTS = {"http": 8025, "https": 8443, "smtp": 1025}
+PORTS = {"http": 8025, "https": 8443, "smtp": 1025, "submission": 1587, "submissions": 1465}
+OPTIONAL = ("submission", "submissions")  # left out if they were not given and the port is in use
 PREFIX = "RELAY_DEV_"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
 _SEPARATOR = re.compile(r"[\s,]+")
 _DEFAULT_PORT = "{}, with --once a free port"
+_DEFAULT_TLS_PORT = "{}, or none if it is in use; with --once a free port"
 _EXPOSED = "other machines can reach this relay: expected --token TOKEN too"
 TOKEN_CHARACTERS = 16  # fewer are easily guessed
 
@@ -186,7 +188,19 @@ _OPTIONS = (
         "--smtp",
         type=_AddressType(),
         show_default=_DEFAULT_PORT.format(f"127.0.0.1:{PORTS['smtp']}"),
-        help="Where SMTP listens, with STARTTLS; port 0 takes a free one.",
+        help="Where SMTP listens, without TLS; port 0 takes a free one.",
+    ),
+    _option(
+        "--submission",
+        type=_AddressType(),
+        show_default=_DEFAULT_TLS_PORT.format(f"127.0.0.1:{PORTS['submission']}"),
+        help="The same with STARTTLS.",
+    ),
+    _option(
+        "--submissions",
+        type=_AddressType(),
+        show_default=_DEFAULT_TLS_PORT.format(f"127.0.0.1:{PORTS['submissions']}"),
+        help="The same with TLS from the first octet.",
     ),
     _option(
         "--host",
@@ -226,21 +240,28 @@ _OPTIONS = (
     _option(
         "--strict-users",
         is_flag=True,
-        help="Make no account by mail: local mail is rejected, except for alice, bob and those who "
-        "used a token or a login.",
+        help="Make no account by mail or a login by SMTP: local mail is rejected, and so is a "
+        "login, except for alice, bob and those who used a token.",
+    ),
+    _option(
+        "--strict-senders",
+        is_flag=True,
+        help="A login by SMTP needs its password, and sends from the addresses of its account "
+        "only. [default: any login may send from any address]",
     ),
     _option(
         "--listen-all",
         is_flag=True,
-        help="Listen on all addresses of the machine; of --http, --https and --smtp only the port "
-        "counts. Needs --token.",
+        help="Listen on all addresses of the machine; of --http, --https, --smtp, --submission and "
+        "--submissions only the port counts. Needs --token.",
     ),
     _option(
         "--token",
         default="",
         metavar="TOKEN",
         callback=_token,
-        help="The only token that HTTP requests are accepted with, and the password of all users.",
+        help="The only token that HTTP requests are accepted with, and the password of all users "
+        "under TLS.",
     ),
     _option(
         "--release-to",

@@ -14,23 +14,31 @@ import binascii
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hmac import compare_digest
 from typing import Any, Protocol
 
 import msgspec
 
-from relay.accounts.account import Account, RegisteredClient, Role, UnknownUserError
+from relay.accounts.account import (
+    Account,
+    LoginRefusedError,
+    RegisteredClient,
+    Role,
+    UnknownUserError,
+)
 from relay.accounts.passwords import GuessDelays, digest_of
 from relay.clock import Clock, SystemClock
-from relay.message.address import own_mailbox
+from relay.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox
 from relay.message.address import parse_mailbox as parse_any_mailbox
-from relay.settings.values import parse_mailbox
+from relay.settings.values import is_atom_character, parse_mailbox
 
 DOMAIN = "example.test"
 NAMES = ("alice", "bob")  # they always exist; the password of each is its name
 ACCOUNTS_MAX = 1000  # that are remembered without a mailbox, and that are listed
 TOKEN_LENGTH_MAX = 16 * 1024
+LOGIN_OCTETS_MAX = 320  # of a user name by SMTP: 64 of a local part, @, and 255 of a domain
 _OPERATOR = "operator"
 _HASH_LENGTH = 10
 _USER_CLAIMS = ("upn", "preferred_username")
@@ -146,15 +154,46 @@ class DevelopmentAccounts:
 
         Those that always exist have their name as password.
         """
-        account = self._named(user)
-        if account is None or not self._is_secret(password, client):
+        mailbox = self.address_named(user)
+        if not mailbox or not self._is_password(mailbox, password, client):
             return None
-        name = account.address.partition("@")[0]
-        known = (name, account.address)
-        is_wrong = account.address in self._always and password.lower() not in known
-        if is_wrong and not self._token:
+        return self._account(mailbox)
+
+    async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
+        """Return the account of a login by SMTP, whose password is checked as in by_password().
+
+        A user name that is no address is a local part, see login_address(). Raises
+        LoginRefusedError, with `strict` also for an account that does not exist.
+        """
+        mailbox = self.login_address(user)
+        if not self._is_password(mailbox, password, client):
             return None
-        return account
+        return self._logged_in(mailbox)
+
+    async def by_user_name(
+        self,
+        user: str,
+        password: str,  # noqa: ARG002 -- a CheckLogin
+        *,
+        client: str,  # noqa: ARG002
+    ) -> Account | None:
+        """Return the account of a login by SMTP with any password: it proves nothing.
+
+        Raises LoginRefusedError as by_smtp_login().
+        """
+        return replace(self._logged_in(self.login_address(user)), role=Role.USER)
+
+    def _logged_in(self, mailbox: str) -> Account:
+        if self._strict and not self._exists(mailbox):
+            raise LoginRefusedError(f"{mailbox} is no account, and --strict-users makes none")
+        return self._account(mailbox)
+
+    def _is_password(self, mailbox: str, password: str, client: str) -> bool:
+        """Whether it is the token, if there is one, else that of an account that always exists."""
+        if not self._is_secret(password, client):
+            return False
+        known = (mailbox.partition("@")[0], mailbox)
+        return bool(self._token) or mailbox not in self._always or password.lower() in known
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         """Return the client."""
@@ -189,9 +228,28 @@ class DevelopmentAccounts:
                 return self._mailbox_of(parse_any_mailbox(name, smtputf8=True))
             return self._mailbox_of(parse_mailbox(f"{name}@{self._domains[0]}"))
         except ValueError:
-            digest = hashlib.sha256(name.lower().encode("utf-8", "surrogatepass")).digest()
-            short = base64.b32encode(digest).decode().lower()[:_HASH_LENGTH]
-            return f"{short}@{self._domains[0]}"
+            return f"{_short_hash(name)}@{self._domains[0]}"
+
+    def login_address(self, user: str) -> str:
+        """Return the address of a user name by SMTP: itself, or as a local part in the first local
+        domain. There, "_" stands for each character that a local part cannot have, and a hash for
+        the end of a long name. Raises LoginRefusedError.
+        """
+        name = user.strip()
+        octets = name.encode("utf-8", "surrogatepass")
+        if not name or len(octets) > LOGIN_OCTETS_MAX:
+            found = f"{len(octets)} octets" if name else "nothing"
+            expected = f"1 to {LOGIN_OCTETS_MAX} octets"
+            raise LoginRefusedError(f"Found {found} as the user name, expected {expected}")
+        if "@" in name:
+            with suppress(ValueError):
+                return self._mailbox_of(parse_any_mailbox(name, smtputf8=True))
+        fit = "".join(one if one == "." or is_atom_character(one) else "_" for one in name)
+        local_part = ".".join(atom or "_" for atom in fit.split("."))
+        if len(local_part.encode()) > LOCAL_PART_OCTETS_MAX:
+            begin = local_part.encode()[: LOCAL_PART_OCTETS_MAX - _HASH_LENGTH - 1]
+            local_part = f"{begin.decode('utf-8', 'ignore')}-{_short_hash(name)}"
+        return self._mailbox_of(f"{local_part}@{self._domains[0]}")
 
     def _mailbox_of(self, address: str) -> str:
         """Return the mailbox of an address, "" for none. A tag counts in other domains only."""
@@ -243,6 +301,11 @@ class DevelopmentAccounts:
         """Return an account. The operator has its role by a login only if that needs a secret."""
         is_operator = bool(self._token) and mailbox == f"{_OPERATOR}@{self._domains[0]}"
         return Account(mailbox, role=Role.OPERATE if is_operator else Role.USER)
+
+
+def _short_hash(name: str) -> str:
+    digest = hashlib.sha256(name.lower().encode("utf-8", "surrogatepass")).digest()
+    return base64.b32encode(digest).decode().lower()[:_HASH_LENGTH]
 
 
 def _claims_of(token: str) -> Mapping[str, Any] | None:

@@ -17,7 +17,8 @@ from relay.app.daemon import BrokenRelayError, remove_old_ready_file, write_read
 from relay.app.pressure_monitor import raise_open_files_limit
 from relay.development.demonstration import DemonstratedMessage, Follower, demonstrate
 from relay.development.folder import DevelopmentFolder, open_new_folder
-from relay.development.relay import DevelopmentAddresses, DevelopmentOptions, DevelopmentRelay
+from relay.development.options import DevelopmentAddresses, DevelopmentOptions
+from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey, JourneyStep
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address
@@ -56,6 +57,10 @@ class DevelopmentView(Protocol):
 
     def step(self, journey: Journey, step: JourneyStep) -> None:
         """A message made a step."""
+        ...
+
+    def left_out(self, name: str, address: Address) -> None:
+        """The listener of an option is left out, because its port is in use."""
         ...
 
     def rules_changed(self, text: str) -> None:
@@ -102,6 +107,8 @@ async def develop(
 async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions) -> None:
     """Show what happens until the run is over."""
     view.listening(relay.addresses)
+    for name, address in relay.left_out.items():
+        view.left_out(name, address)
     if run.once and relay.can_demonstrate:
         await demonstrate(relay.daemon, view.demonstrated)
         return
@@ -113,7 +120,9 @@ async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions)
     if run.once:
         return
     if run.ready_file is not None:
+        listeners = {name: list(map(str, at)) for name, at in relay.smtp_listeners.items()}
         facts = {
+            **listeners,
             "pages": relay.addresses.pages,
             "ca": str(relay.certificate.ca),
             "token": relay.token,

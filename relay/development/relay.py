@@ -6,13 +6,12 @@ scenario. No other name server is queried, and no connection opened beyond loopb
 """
 
 import asyncio
+import errno
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
@@ -27,16 +26,22 @@ from relay.clock import Ids, SystemClock, time_us_of
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
-from relay.development.config_overrides import with_overrides
 from relay.development.demonstration import example
 from relay.development.folder import DevelopmentFolder
 from relay.development.graph_faults import FaultyFrontDoor
-from relay.development.release_target import ReleaseTarget
+from relay.development.options import (
+    ANY,
+    SMTP_ROLES,
+    DevelopmentAddresses,
+    DevelopmentOptions,
+    write_config,
+)
 from relay.development.removal import MessageRemoval
 from relay.development.reset import Reset
-from relay.development.retention import DEFAULT_LIMITS, KeepLimits, MailRetention
+from relay.development.retention import MailRetention
 from relay.development.simulated_recipients import SimulatedRecipients
 from relay.http.protocol import AllowedHosts
+from relay.ingress.smtp_server import ListenerOptions
 from relay.internet.overview import overview
 from relay.internet.scenario_edit import EditedScenario, with_reply, without_reply
 from relay.internet.scenario_file import (
@@ -53,145 +58,13 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
-from relay.settings.environment import shipped
 from relay.settings.reader import load
-from relay.settings.tree import Address, Settings
-from relay.settings.validation import is_loopback
-from relay.sockets import has_ipv6, reserve_port
+from relay.settings.tree import Address, Settings, SmtpListener
 from relay.spool.types import Selector
 
-_ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
 _DEFERRED_MAX = 1000  # entries among which the next retry is looked for
-CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
-
-_CONFIG = """\
-: its configuration, which the other commands find.
-hostname = "relay.{domain}"
-state_dir = "state"
-
-[http]
-listen = {listen}
-tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
-
-{smtp}
-[mailboxes]
-domains = {domains}
-root = "mail"
-accounts = "accounts.toml"
-
-[dns]
-nameservers = ["{nameserver}"]
-
-[delivery]
-port = {port}
-retry = ["5s", "15s", "1m", "5m", "15m", "30m", "1h"]
-command_timeout = "30s"
-shutdown_grace = "2s"
-
-[[route]]
-domain = "*"
-next_hop = "capture"
-
-[policy]
-directory = {policies}
-"""
-_SMTP = """\
-[[smtp]]
-listen = "{listen}"
-trusted_networks = ["127.0.0.0/8", "::1/128"]
-tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
-"""
 # The configuration cannot have networks so wide. Nothing that such a client sends can leave.
 _EVERYONE = ("0.0.0.0/0", "::/0")
-_ACCOUNTS = """\
-: the accounts that always exist; others are created when they log in.
-[[account]]
-address = "alice@{domain}"
-token = "plain:alice"
-password = "plain:alice"
-
-[[account]]
-address = "bob@{domain}"
-token = "plain:bob"
-password = "plain:bob"
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class DevelopmentOptions:
-    """The options of a development relay."""
-
-    http: Address  # where the Graph API listens
-    https: Address  # the same with TLS
-    smtp: Address  # where SMTP listens
-    # of the certificate authority; None, or not writable: one for this relay alone
-    ca_dir: Path | None = None
-    # further names for the Host header of requests, and in the certificate
-    hosts: tuple[str, ...] = ()
-    domains: tuple[str, ...] = (DOMAIN,)  # local domains; alice and bob are in the first
-    rules: Path | None = None  # the directory of the rules; None for those that are shipped
-    scenarios: tuple[str, ...] = ()  # files and shipped names, see read_scenarios()
-    strict_users: bool = False  # only an account that exists gets mail
-    token: str = ""  # the only one that HTTP accepts, and the password of all users; "": any
-    listen_all: bool = False  # on all addresses: only the ports of `http`, `https` and `smtp` count
-    release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
-    # keys of relay.toml with other values
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    converts_in_threads: bool = False  # see RelayDependencies
-    keep: KeepLimits = DEFAULT_LIMITS  # the oldest mail above these limits is removed
-    crash_at: str = ""  # for crash tests
-
-    @property
-    def is_exposed(self) -> bool:
-        """Whether other machines can reach it."""
-        return self.listen_all or not all(map(is_loopback, (self.http, self.https, self.smtp)))
-
-    def everywhere(self, address: Address) -> tuple[Address, ...]:
-        """Return where to listen for `address`."""
-        if not self.listen_all:
-            return (address,)
-        hosts = (_ANY, "::") if has_ipv6() else (_ANY,)
-        return tuple(replace(address, host=host) for host in hosts)
-
-    def with_ports(self) -> Self:
-        """Return options that have the same port on all addresses of the machine."""
-        if not self.listen_all:
-            return self
-        with ExitStack() as held:
-            free = [held.enter_context(reserve_port(_ANY)).getsockname()[1] for _ in range(3)]
-        given = (self.http, self.https, self.smtp)
-        http, https, smtp = (
-            Address(_ANY, one.port or port) for one, port in zip(given, free, strict=True)
-        )
-        return replace(self, http=http, https=https, smtp=smtp)
-
-
-@dataclass(frozen=True, slots=True)
-class DevelopmentAddresses:
-    """Where a development relay listens, and the file of its certificate authority."""
-
-    http: Address
-    https: Address
-    smtp: Address
-    ca: Path
-
-    def for_this_machine(self) -> Self:
-        """Return the addresses that clients on this machine connect to."""
-        return replace(
-            self,
-            http=_connectable(self.http),
-            https=_connectable(self.https),
-            smtp=_connectable(self.smtp),
-        )
-
-    @property
-    def pages(self) -> str:
-        """The URL of the pages, for a browser on this machine."""
-        return f"http://{_connectable(self.http)}/"
-
-
-def _connectable(address: Address) -> Address:
-    return replace(address, host="127.0.0.1") if address.host == _ANY else address
 
 
 class DevelopmentRelay:
@@ -208,9 +81,10 @@ class DevelopmentRelay:
         """
         self.folder = folder
         self._options = options = options.with_ports()
+        self.left_out: dict[str, Address] = {}  # listeners whose port is in use, by option
         self.clock = AdvanceableClock(advanced_s=folder.advanced_s())
         self.token = options.token or secrets.token_urlsafe(32)
-        own_host = () if options.listen_all or options.https.host == _ANY else (options.https.host,)
+        own_host = () if options.listen_all or options.https.host == ANY else (options.https.host,)
         self.certificate = DevelopmentCertificate(
             folder.path, (*options.hosts, *own_host), ca_dir=options.ca_dir,
             clock=SystemClock(),  # that of the clients is not advanced
@@ -268,8 +142,11 @@ class DevelopmentRelay:
             # A web page of another site could create an account otherwise, by DNS rebinding.
             hosts=AllowedHosts(frozenset(options.hosts), any_address=options.is_exposed),
             certificates=ListenerCertificates(
-                tuple(self.certificate.server for _ in settings.smtp), self.certificate.server
+                tuple(self.certificate.server if one.tls else None for one in settings.smtp),
+                self.certificate.server,
             ),
+            any_sender=not options.strict_senders,
+            listener_options=self._options_of,
             crash_at=options.crash_at,
             development=self,
             are_pages_open=not options.token,
@@ -283,6 +160,26 @@ class DevelopmentRelay:
         )
         return compose(settings, sources, clock=self.clock)
 
+    def _options_of(self, listener: SmtpListener) -> ListenerOptions:
+        """Return what is different on a listener of SMTP: who logs in, and what its log says."""
+        options, has_tls = self._options, listener.tls is not None
+        is_open = not options.strict_senders and not (options.token and has_tls)
+        return ListenerOptions(
+            self._accounts.by_user_name if is_open else self._accounts.by_smtp_login,
+            login_in_clear=is_open or not options.token,
+            tls_hint=self._hint_with_tls if has_tls else self._hint_without_tls,
+        )
+
+    def _hint_with_tls(self) -> str:
+        here = self.addresses.for_this_machine()
+        return f"clients must trust the CA file {here.ca}; {here.smtp} is without TLS"
+
+    def _hint_without_tls(self) -> str:
+        here = self.addresses.for_this_machine()
+        ways = {"TLS from the first octet": here.submissions, "STARTTLS": here.submission}
+        others = [f"{one} has {way}" for way, one in ways.items() if one is not None]
+        return f"{here.smtp} has no TLS; {', '.join(others) or 'no other port is open'}"
+
     async def start(self) -> None:
         """Start it, and write the configuration with the ports in use.
 
@@ -290,19 +187,33 @@ class DevelopmentRelay:
         """
         await self._reset.begin()
         await self.internet.start()
+        self._bind_optional()
         await self.daemon.start()
         at = self.addresses
-        write_config(
-            self.folder,
-            replace(self._options, http=at.http, https=at.https, smtp=at.smtp),
-            self.internet,
-        )
+        listeners = {name: getattr(at, name) for name in ("http", "https", *SMTP_ROLES)}
+        write_config(self.folder, replace(self._options, **listeners), self.internet)
 
         retention = MailRetention(
             self.daemon.store, self.daemon.spool.maintenance, keep=self._options.keep,
             clock=self.clock,
         )  # fmt: skip
         self._retention = asyncio.create_task(retention.run(), name="retention")
+
+    def _bind_optional(self) -> None:
+        """Open the sockets of optional listeners, and leave out those whose port is in use."""
+        servers = self.daemon.transport.smtp_servers
+        for name in self._options.optional:
+            mine = [one for one in servers if one.role == SMTP_ROLES[name]]
+            try:
+                for server in mine:
+                    server.bind()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                self.left_out[name] = mine[0].address
+                for server in mine:
+                    server.stop_listening()
+                    servers.remove(server)
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
@@ -349,6 +260,8 @@ class DevelopmentRelay:
         return ClientSettings(
             smtp_host=here.smtp.host,
             smtp_port=here.smtp.port,
+            submission_port=here.submission.port if here.submission else 0,
+            submissions_port=here.submissions.port if here.submissions else 0,
             http_port=here.http.port,
             https_port=here.https.port,
             sender=f"alice@{domain}",
@@ -482,41 +395,17 @@ class DevelopmentRelay:
         web = self.daemon.http_servers[0]
         http = next(one for one in web.bound if not web.has_tls(one))
         https = next(one for one in web.bound if web.has_tls(one))
-        smtp = self.daemon.transport.smtp_servers[0].address
-        return DevelopmentAddresses(http, https, smtp, self.certificate.ca)
+        smtp = {name: found[0] for name, found in self.smtp_listeners.items() if found}
+        return DevelopmentAddresses(http, https, ca=self.certificate.ca, **smtp)
 
-
-def write_config(
-    folder: DevelopmentFolder, options: DevelopmentOptions, internet: SimulatedInternet
-) -> None:
-    """Write the configuration for these options."""
-    domain = options.domains[0]
-    folder.write("accounts.toml", _ACCOUNTS.format(domain=domain))
-    authority = internet.certificates.authority
-    folder.write(CA_OF_INTERNET, f": the authority of the simulated hosts.\n{authority}")
-    text = _CONFIG.format(
-        domain=domain,
-        domains=_toml(options.domains),
-        listen=_toml(
-            [
-                *(f"http://{one}" for one in options.everywhere(options.http)),
-                *map(str, options.everywhere(options.https)),
-            ]
-        ),
-        smtp="\n".join(_SMTP.format(listen=one) for one in options.everywhere(options.smtp)),
-        nameserver=internet.nameserver,
-        port=internet.port,
-        policies=_toml(str(options.rules or shipped("policies"))),
-    )
-    folder.write("relay.toml", with_overrides(f"#{text}", options.overrides).removeprefix("#"))
-
-
-def _toml(value: str | Sequence[str]) -> str:
-    """Return a basic string or an array of them."""
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return f"[{', '.join(map(_toml, value))}]"
+    @property
+    def smtp_listeners(self) -> dict[str, list[Address]]:
+        """All addresses where SMTP listens, by the name of the option."""
+        servers = self.daemon.transport.smtp_servers
+        return {
+            name: [one.address for one in servers if one.role == role]
+            for name, role in SMTP_ROLES.items()
+        }
 
 
 def _rules_of(settings: Settings) -> RuleSet:

@@ -85,6 +85,7 @@ class Acceptance:
     on_accepted: Callable[[Sequence[Claim]], None]  # gets the claims of a message after the commit
     expire_after_s: float  # from acceptance
     delay_warning_after_s: float = 0.0  # from acceptance; 0: no warning
+    any_sender: bool = False  # a login may send from any address
     # gets messages that were committed without claims and are due in the spool
     on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
     # the priority level for a next hop and sender, which may be unreachable
@@ -185,7 +186,8 @@ class Acceptance:
             return _MANY_FIELDS
         if header_cleanup.is_looping(header, RECEIVED_MAX):
             return _LOOP
-        if origin.login and (rejection := header_rejection(self.accounts, origin.login, header)):
+        checks_sender = origin.login and not self.any_sender
+        if checks_sender and (rejection := header_rejection(self.accounts, origin.login, header)):
             return DataReply(rejection)
         header = header_cleanup.clean_up(
             header,

@@ -11,8 +11,9 @@ import math
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from relay.accounts.account import Account, AccountDirectory
+from relay.accounts.account import Account, AccountDirectory, LoginRefusedError
 from relay.accounts.passwords import LoginDelayedError
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_limits import SessionLimits
@@ -24,6 +25,17 @@ _USER_NAME = "334 VXNlcm5hbWU6"  # "Username:"
 _PASSWORD = "334 UGFzc3dvcmQ6"  # noqa: S105 -- the prompt "Password:", which is no secret
 _USER_CHARACTERS_MAX = 128  # of the user name in the log
 _log = get_logger("ingress")
+
+
+class CheckLogin(Protocol):
+    """Checks a user and a password: AccountDirectory.by_password()."""
+
+    def __call__(self, user: str, password: str, *, client: str) -> Awaitable[Account | None]:
+        """Return the account, None for a wrong password.
+
+        Raises LoginDelayedError, and LoginRefusedError with the text of the reply.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +53,16 @@ class Authentication:
     exchange, for the log.
     """
 
-    def __init__(self, accounts: AccountDirectory, limits: SessionLimits, *, ip: str) -> None:
+    def __init__(
+        self,
+        accounts: AccountDirectory,
+        limits: SessionLimits,
+        *,
+        check_login: CheckLogin,
+        ip: str,
+    ) -> None:
         self._accounts = accounts
+        self._check_login = check_login
         self._limits = limits
         self._ip = ip
         self._failures = 0
@@ -80,9 +100,11 @@ class Authentication:
         self.user = credentials.user[:_USER_CHARACTERS_MAX]
         rejection = "535 5.7.8 User or password is wrong"  # RFC 4954 6
         try:
-            account = await self._accounts.by_password(
+            account = await self._check_login(
                 credentials.user, credentials.password, client=self._ip
             )
+        except LoginRefusedError as refused:
+            account, rejection = None, f"535 5.7.8 {refused}"  # RFC 4954 6
         except LoginDelayedError as delayed:
             account, rejection = None, _delayed_reply(delayed)
             if delayed.__cause__ is not None:

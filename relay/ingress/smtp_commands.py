@@ -17,7 +17,7 @@ from typing import Protocol
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.ingress.authentication import AUTH_OFFER, Authentication
+from relay.ingress.authentication import AUTH_OFFER, Authentication, CheckLogin
 from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
 from relay.ingress.send_as import sender_rejection
@@ -117,7 +117,8 @@ class ListenerDependencies:
     max_recipients: int  # of a message; then 452
     budget: MemoryBudget  # the memory for messages that all sessions receive
     router: RouteTable  # which addresses are valid, and which are local
-    accounts: AccountDirectory  # logins, and addresses that they may use
+    accounts: AccountDirectory  # addresses that logins may use
+    check_login: CheckLogin  # a user and a password
     quota: DeliveryStore  # whether a local mailbox has room
     accept: Accept  # takes over a complete message
     arrival: Callable[[], IncomingBody]  # makes the file for the body of a large message
@@ -127,6 +128,10 @@ class ListenerDependencies:
     requires_tls: bool = False  # 530 without TLS
     requires_auth: bool = False  # 530 without a login, except in a trusted network
     offers_auth_in_clear: bool = False  # AUTH without TLS, on loopback
+    any_sender: bool = False  # a login may send from any address
+    # where a client finds the TLS that it expects here, or does without it, for the log; None: the
+    # log does not say
+    tls_hint: Callable[[], str] | None = None
     pickup: bool = False  # the listener is pickup's own socket
 
 
@@ -149,13 +154,20 @@ class SmtpCommandHandler:
         self._tls = tls
         self._helo = ""
         self._extended = False
-        self._authentication = Authentication(listener.accounts, listener.limits, ip=ip)
+        self._authentication = Authentication(
+            listener.accounts, listener.limits, check_login=listener.check_login, ip=ip
+        )
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._errors = 0
         self._junk_commands = 0
         self.closing = False
         self.draining = False
+
+    @property
+    def has_left_unused_tls(self) -> bool:
+        """Whether a client that is gone has sent nothing under TLS."""
+        return bool(self._tls) and not self._helo and not self.closing
 
     @property
     def may_close(self) -> bool:
@@ -205,7 +217,7 @@ class SmtpCommandHandler:
         controls parts of it, such as a session ticket, which could contain commands.
         """
         if fault is LineError.BINARY:
-            return self._close_abusive(fault)
+            return self._close_abusive(fault, **self._tls_hint())
         if fault is LineError.BARE_LF:
             return self._close_rejected("", fault)
         return self.count(fault)
@@ -303,6 +315,8 @@ class SmtpCommandHandler:
         if self._tls:
             return "503 5.5.1 TLS is active already"  # RFC 3207 4.2
         if not self._listener.offers_tls:
+            if hint := self._tls_hint():
+                _log.warning("no STARTTLS on this port", client=self._ip, **hint)
             return "502 5.5.1 STARTTLS is not offered here"  # RFC 5321 4.2.4
         # RFC 3207 4.2: discard what was sent before TLS; an attacker may have sent it.
         self._tls = await self._client.start_tls()
@@ -346,7 +360,8 @@ class SmtpCommandHandler:
         mail = parse_mail(argument, extended=self._extended)
         login, accounts = self._authentication.login, self._listener.accounts
         reverse_path = mail.envelope.reverse_path
-        if login and (rejection := sender_rejection(accounts, login, reverse_path)):
+        checks_sender = login and not self._listener.any_sender
+        if checks_sender and (rejection := sender_rejection(accounts, login, reverse_path)):
             return rejection
         if mail.size_bytes > (limit := self._listener.max_message_bytes):
             return f"552 5.3.4 The message is larger than {limit} octets"  # RFC 1870 6.1
@@ -476,9 +491,14 @@ class SmtpCommandHandler:
     def _log_rejected(self, verb: str, reply: str, **user: str) -> None:
         _log.info("rejected", qid="NOQUEUE", client=self._ip, verb=verb, **user, reply=reply)
 
-    def _close_abusive(self, reply: str) -> str:
-        _log.warning("not an SMTP client", client=self._ip, reply=reply)
+    def _close_abusive(self, reply: str, **hint: str) -> str:
+        _log.warning("not an SMTP client", client=self._ip, reply=reply, **hint)
         return self._close_with(reply)
+
+    def _tls_hint(self) -> dict[str, str]:
+        """Return the field of a log line about TLS, if there is a hint."""
+        hint = self._listener.tls_hint
+        return {} if hint is None else {"hint": hint()}
 
     def _close_with(self, reply: str) -> str:
         self.closing = True

@@ -5,7 +5,8 @@ continues if its client disconnects. RFC 5321 3.8; RFC 8314 3.3 (implicit TLS).
 """
 
 import asyncio
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
@@ -13,18 +14,22 @@ from relay.accounts.account import AccountDirectory
 from relay.certificates import ServerCertificate
 from relay.crashpoints import CrashPoints
 from relay.ingress.acceptance import Acceptance
+from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
+from relay.ingress.implicit_tls import ImplicitTls
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies
-from relay.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
+from relay.ingress.smtp_session import SessionDependencies, SmtpSession
 from relay.mailbox.delivery_store import DeliveryStore
 from relay.message.envelope import Envelope, ForwardPath
+from relay.observe.logs import get_logger
 from relay.pressure import ConcurrencyCounter, MemoryBudget, Pressure
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, SmtpListener
 from relay.settings.validation import is_loopback
 from relay.sockets import Listener, open_listener
 
+_log = get_logger("ingress")
 _BACKLOG = 512
 _COMMIT_S = 5.0
 _LAST_REPLY_S = 0.2  # for the 421 after the grace time
@@ -44,6 +49,15 @@ class IngressDependencies:
     pressure: Pressure = field(default_factory=Pressure)
 
 
+@dataclass(frozen=True, slots=True)
+class ListenerOptions:
+    """What is different on a listener of a development relay."""
+
+    check_login: CheckLogin  # in place of the passwords of the accounts
+    login_in_clear: bool  # AUTH is offered without TLS, on any address
+    tls_hint: Callable[[], str]  # for the log, see ListenerDependencies
+
+
 class SmtpServer:
     """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key."""
 
@@ -55,18 +69,22 @@ class SmtpServer:
         pickup: bool = False,
         limits: SessionLimits | None = None,
         certificate: ServerCertificate | None = None,
+        options: ListenerOptions | None = None,
     ) -> None:
         """Read the networks; nothing listens yet. `certificate` is that of `listener.tls`.
+        `options` are those of a development relay.
 
         Raises ValueError for a network.
         """
         self._listener = listener
         self._dependencies = dependencies
         self._limits = limits or SessionLimits()
+        self._options = options
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._tls_context = certificate.context if certificate else None
         self._opened: Listener | None = None
         self._servers: list[asyncio.Server] = []
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._acceptances: set[asyncio.Task[DataReply]] = set()
         self._shared = SessionDependencies(
             listener=self._listener_dependencies(pickup=pickup),
@@ -77,7 +95,13 @@ class SmtpServer:
             tls_context=self._tls_context,
             is_trusted=(lambda _ip: True) if pickup else self._is_trusted,
             rejects_untrusted=self._rejects_untrusted,
+            on_failed_handshake=self._log_failed_handshake,
         )
+
+    @property
+    def role(self) -> str:
+        """The role of the listener in the configuration."""
+        return self._listener.role
 
     @property
     def address(self) -> Address:
@@ -94,21 +118,21 @@ class SmtpServer:
         """The number of messages that are being accepted."""
         return len(self._acceptances)
 
+    def bind(self) -> None:
+        """Open the socket; clients wait until start(). Raises OSError that names the address."""
+        self._opened = open_listener(self._listener.listen, backlog=_BACKLOG)
+
     async def start(self) -> None:
         """Listen. Raises OSError that names the address."""
         loop = asyncio.get_running_loop()
-        self._opened = open_listener(self._listener.listen, backlog=_BACKLOG)
+        if self._opened is None:
+            self.bind()
+            assert self._opened is not None
         implicit_tls = self._tls_context if self._listener.role == "submissions" else None
         create = loop.create_unix_server if self._listener.listen.path else loop.create_server
         for one in self._opened.sockets:
-            server = await create(
-                self._new_session,
-                sock=one,
-                ssl=implicit_tls,
-                ssl_handshake_timeout=TLS_HANDSHAKE_S if implicit_tls else None,
-                backlog=_BACKLOG,
-            )
-            self._servers.append(server)
+            new = self._new_session if implicit_tls is None else self._new_handshake
+            self._servers.append(await create(new, sock=one, backlog=_BACKLOG))
 
     def stop_listening(self) -> None:
         """Accept no more connections; open sessions continue."""
@@ -124,6 +148,8 @@ class SmtpServer:
         self.stop_listening()
         for session in tuple(self._shared.sessions):
             session.drain()
+        for handshake in tuple(self._handshakes):
+            handshake.cancel()
         await self._wait_closed(grace_s)
         for session in tuple(self._shared.sessions):
             session.close_with(SHUTTING_DOWN)
@@ -142,10 +168,30 @@ class SmtpServer:
     def _new_session(self) -> SmtpSession:
         return SmtpSession(self._shared)
 
+    def _new_handshake(self) -> ImplicitTls:
+        assert self._tls_context is not None
+        return ImplicitTls(
+            self._tls_context, self._new_session, handshakes=self._handshakes,
+            on_failed_handshake=self._log_failed_handshake,
+        )  # fmt: skip
+
+    def _log_failed_handshake(self, ip: str, error: OSError) -> None:
+        """Log that the TLS handshake of a client failed.
+
+        In a service only that: the clients of port 465 are strangers.
+        """
+        reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+        if self._options is None:
+            _log.info("TLS handshake failed", client=ip, error=reason)
+        else:
+            hint = self._options.tls_hint()
+            _log.warning("TLS handshake failed", client=ip, error=reason, hint=hint)
+
     def _listener_dependencies(self, *, pickup: bool) -> ListenerDependencies:
         listener, dependencies = self._listener, self._dependencies
         on_this_machine = is_loopback(listener.listen)
         requires_tls = listener.tls is not None and listener.tls.require
+        options = self._options
         return ListenerDependencies(
             hostname=dependencies.hostname,
             limits=self._limits,
@@ -154,6 +200,7 @@ class SmtpServer:
             budget=MemoryBudget(self._limits.buffered_bytes),
             router=dependencies.router,
             accounts=dependencies.accounts,
+            check_login=options.check_login if options else dependencies.accounts.by_password,
             quota=dependencies.quota,
             accept=self._accept,
             arrival=dependencies.acceptance.spool.incoming_body,
@@ -163,7 +210,11 @@ class SmtpServer:
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
             requires_auth=listener.role != "relay",
-            offers_auth_in_clear=on_this_machine and not requires_tls,
+            offers_auth_in_clear=(
+                options.login_in_clear if options else on_this_machine and not requires_tls
+            ),
+            any_sender=dependencies.acceptance.any_sender,
+            tls_hint=options.tls_hint if options else None,
             pickup=pickup,
         )
 

@@ -131,6 +131,11 @@ class InputBuffer:
         self._at = 0
 
     @property
+    def is_binary(self) -> bool:
+        """Whether the first octet is not text."""
+        return self._fault is LineError.BINARY
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is buffered."""
         return self._at >= len(self._data)
@@ -169,6 +174,8 @@ class SessionDependencies:
     tls_context: ssl.SSLContext | None  # None: no TLS
     is_trusted: Callable[[str], bool]  # whether an address is in trusted_networks
     rejects_untrusted: Callable[[], bool]  # whether only trusted clients may begin a session now
+    # called with the address of a client whose TLS handshake failed, and the reason
+    on_failed_handshake: Callable[[str, OSError], None]
 
 
 class _NoHooks:
@@ -215,7 +222,7 @@ class SmtpSession(_NoHooks, SMTP):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session, or reject the client."""
-        self._ip = _ip_of(transport)
+        self._ip = ip_of(transport)
         trusted, tls = self._shared.is_trusted(self._ip), _tls_version(transport)
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not self._ip or bool(tls))
@@ -287,6 +294,8 @@ class SmtpSession(_NoHooks, SMTP):
         """Send a last reply and close, in any state."""
         if self.transport is None or self._transport_of().is_closing():
             return
+        if self._commands is not None:
+            self._commands.closing = True
         self._put(reply)
         self._write()
         self._close()
@@ -305,7 +314,7 @@ class SmtpSession(_NoHooks, SMTP):
         commands = self._commands
         assert commands is not None
         try:
-            self._put(commands.greet(client_spoke=await self._has_spoken()))
+            self._put(await self._greeting(commands))
             while not commands.closing:
                 if commands.may_close and self._input.is_empty:
                     self._put(SHUTTING_DOWN)
@@ -318,8 +327,20 @@ class SmtpSession(_NoHooks, SMTP):
         except ClientDisconnected:
             pass
         finally:
+            if commands.has_left_unused_tls and self._shared.listener.tls_hint is not None:
+                # A client that checks the certificate after the handshake, as Node does.
+                self._shared.on_failed_handshake(self._ip, OSError("the client left after it"))
             if self.transport is not None:
                 self._close()
+
+    async def _greeting(self, commands: SmtpCommandHandler) -> str:
+        spoke = await self._has_spoken()
+        if spoke and self._shared.listener.tls_hint is not None:
+            if self._input.is_empty:
+                await self._more()  # it has arrived
+            if self._input.is_binary:
+                return commands.malformed(LineError.BINARY)
+        return commands.greet(client_spoke=spoke)
 
     async def _reply_to(self, commands: SmtpCommandHandler, line: bytes | LineError) -> str:
         if isinstance(line, LineError):
@@ -436,6 +457,7 @@ class SmtpSession(_NoHooks, SMTP):
                 self._shared.tls_context, ssl_handshake_timeout=TLS_HANDSHAKE_S
             )
         except OSError as error:
+            self._shared.on_failed_handshake(self._ip, error)
             raise ClientDisconnected from error
         self.transport = self._writer.transport
         return _tls_version(self._writer.transport)
@@ -494,7 +516,7 @@ def _tls_version(transport: asyncio.BaseTransport) -> str:
     return tls.version() or "TLS" if tls is not None else ""
 
 
-def _ip_of(transport: asyncio.BaseTransport) -> str:
+def ip_of(transport: asyncio.BaseTransport) -> str:
     """Return the client's IP address (a mapped IPv4 address as IPv4), or "" on a Unix socket."""
     peer = transport.get_extra_info("peername")
     if not isinstance(peer, tuple):

@@ -17,7 +17,7 @@ from relay.settings.environment import shipped
 _SECTION = re.compile(r"^## (.+)\n((?:(?!## ).*\n)*)", re.MULTILINE)
 _PROGRAM = re.compile(r"^```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"^\*\*([^*]+?)\.?\*\*", re.MULTILINE)
-_PORT = re.compile(r"\b(?:1025|8025|8443)\b")
+_PORT = re.compile(r"\b(?:1025|1587|1465|8025|8443)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,10 @@ def read_snippets() -> tuple[Snippet, ...]:
 
 
 def with_ports(snippet: Snippet, clients: ClientSettings) -> Snippet:
-    """Return the program with the ports of this relay."""
-    ports = {"1025": clients.smtp_port, "8025": clients.http_port, "8443": clients.https_port}
+    """Return the program with the ports of this relay; those that it does not have stay."""
+    ports = {
+        "1025": clients.smtp_port, "1587": clients.submission_port or 1587,
+        "1465": clients.submissions_port or 1465,
+        "8025": clients.http_port, "8443": clients.https_port,
+    }  # fmt: skip
     return Snippet(snippet.title, _PORT.sub(lambda found: str(ports[found[0]]), snippet.code))

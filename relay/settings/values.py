@@ -136,7 +136,7 @@ def parse_mailbox(text: str) -> str:
     """Return local-part@domain in lower case; the local part is a dot-atom without "/"."""
     local_part, _, domain = text.lower().rpartition("@")
     is_fit = len(local_part.encode()) <= _LOCAL_PART_BYTES_MAX and all(
-        atom and all(map(_is_atom_character, atom)) for atom in local_part.split(".")
+        atom and all(map(is_atom_character, atom)) for atom in local_part.split(".")
     )
     with contextlib.suppress(ValueError):
         if is_fit:
@@ -144,7 +144,8 @@ def parse_mailbox(text: str) -> str:
     raise ValueError('an address such as "alice@example.org"')
 
 
-def _is_atom_character(character: str) -> bool:
+def is_atom_character(character: str) -> bool:
+    """Return whether a local part of a mailbox here may contain the character, besides dots."""
     return character.isalnum() or character in _ATOM_SPECIALS
 
 

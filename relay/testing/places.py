@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from relay.settings.tree import Address
 from relay.testing.internet import InternetScenario
 from relay.testing.running import RunningRelay
 
@@ -49,9 +50,21 @@ class RelayPlaces:
 
     @property
     def smtp(self) -> SmtpAddress:
-        """Host and port of SMTP. A client needs no login, and any login is accepted."""
+        """Host and port of SMTP without TLS. A client needs no login; any login is accepted, and
+        may send from any address.
+        """
         at = self.running.relay.addresses.smtp
         return SmtpAddress(at.host, at.port)
+
+    @property
+    def submission(self) -> SmtpAddress:
+        """The same with STARTTLS; clients have to trust `ca`, for "localhost" or "127.0.0.1"."""
+        return _tls_address(self.running.relay.addresses.submission)
+
+    @property
+    def submissions(self) -> SmtpAddress:
+        """The same with TLS from the first octet."""
+        return _tls_address(self.running.relay.addresses.submissions)
 
     @property
     def operator_token(self) -> str:
@@ -76,3 +89,8 @@ class RelayPlaces:
     def token(self, address: str) -> str:
         """Return a bearer token of an account, which is made when it is first used."""
         return address
+
+
+def _tls_address(at: Address | None) -> SmtpAddress:
+    assert at is not None  # no port of the kit is left out
+    return SmtpAddress(at.host, at.port)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from relay.client import DraftToSend, read_by_graph, send_by_graph
 from relay.development.accounts import DOMAIN
 from relay.development.folder import DevelopmentFolder
-from relay.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.development.options import DevelopmentOptions
+from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
 from relay.settings.tree import Address
 from relay.testing.arrivals import ArrivedMessage
@@ -45,7 +46,8 @@ class RelayOptions:
                 (rules / Path(name).with_suffix(".toml").name).write_text(text)
         free = Address(_LOOPBACK, 0)
         options = DevelopmentOptions(
-            http=free, https=free, smtp=free, ca_dir=self.ca_dir, rules=Path(rules),
+            http=free, https=free, smtp=free, submission=free, submissions=free,
+            ca_dir=self.ca_dir, rules=Path(rules),
             domains=self.domains or (DOMAIN,), overrides=_IN_MEMORY | dict(self.config),
             converts_in_threads=True,  # a child process takes 0.2 s to start
         )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.cli.dev_options import PORTS
 from tests.clients.conftest import INSTALLED
 from tests.support.endpoint_rows import PAGE
 from tests.support.relay_process import ROOT, until
@@ -86,7 +87,7 @@ def trust() -> None:
 def development(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevelopmentRelay]:
     folder = tmp_path_factory.mktemp("dev")
     ready = folder / "ready.json"
-    ports = [word for name in ("http", "https", "smtp") for word in (f"--{name}", "127.0.0.1:0")]
+    ports = [word for name in PORTS for word in (f"--{name}", "127.0.0.1:0")]
     command = [sys.executable, "-m", "relay", "dev", "--dir", str(folder / "dev"), *ports]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from relay.cli.dev_options import PORTS
 from tests.support import relay_starts
 from tests.support.graph_client import message
 from tests.support.relay_process import ROOT, RelayProcess, until
@@ -38,7 +39,7 @@ class DevelopmentProcess:
     def start(self) -> "DevelopmentProcess":
         file = self._folder / "ready.json"
         file.unlink(missing_ok=True)
-        ports = [f"--{name}=localhost:0" for name in ("http", "https", "smtp")]
+        ports = [f"--{name}=localhost:0" for name in PORTS]
         command = [
             *relay_starts.RELAY, "dev", "--dir", str(self.directory), *ports,
             "--ready-file", str(file),

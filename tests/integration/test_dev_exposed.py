@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT
+from relay.cli.dev_options import PORTS
 from relay.sockets import has_ipv6
 from tests.support.relay_process import until
 from tests.support.running_dev import RunningDev, relay_dev
@@ -50,7 +51,7 @@ def get(url: str, token: str, **headers: str) -> httpx.Response:
 def test_it_listens_on_every_address(dev: RunningDev, own_address: str) -> None:
     assert dev.ready["token"] == TOKEN
     families = 2 if has_ipv6() else 1
-    for name in ("http", "https", "smtp"):
+    for name in PORTS:
         hosts = [one.rpartition(":")[0] for one in dev.ready[name]]
         assert hosts == ["0.0.0.0", "[::]"][:families]
         assert {one.rpartition(":")[2] for one in dev.ready[name]} == {str(port(dev, name))}
@@ -107,20 +108,28 @@ def test_mail_is_captured_without_a_login(dev: RunningDev, own_address: str) -> 
     )
 
 
-def test_a_login_needs_tls_and_the_token(dev: RunningDev, own_address: str) -> None:
-    assert "or without a login; a login needs STARTTLS\n" in dev.output
-    with smtplib.SMTP("127.0.0.1", port(dev, "smtp")) as session:
-        session.ehlo()
-        assert not session.has_extn("auth")
+def test_a_login_without_tls_proves_nothing(dev: RunningDev, own_address: str) -> None:
+    for number in range(2 * FREE_FAILURES_OF_CLIENT):  # no guesses: none is delayed
+        with smtplib.SMTP(own_address, port(dev, "smtp")) as session:
+            session.ehlo()
+            assert not session.has_extn("starttls")
+            session.login("apikey", f"guess {number}")
+    assert get(f"http://{own_address}:{port(dev, 'http')}/v1.0/me", TOKEN).status_code == 200
+
+
+def test_a_login_under_tls_needs_the_token(dev: RunningDev, own_address: str) -> None:
+    assert (
+        "(TLS)    any login or none, under TLS with the password TOKEN, any sender\n" in dev.output
+    )
     trust = ssl.create_default_context(cafile=dev.ready["ca"])
-    with smtplib.SMTP(own_address, port(dev, "smtp")) as session:
+    with smtplib.SMTP(own_address, port(dev, "submission")) as session:
         session.ehlo()
         assert not session.has_extn("auth")
         session.starttls(context=trust)
         with pytest.raises(smtplib.SMTPAuthenticationError):
             session.login("alice", "alice")
         session.login("alice", TOKEN)
-        session.sendmail("alice@example.test", ["bob@example.test"], "Subject: x\n\nx")
+        session.sendmail("shop@elsewhere.test", ["bob@example.test"], "Subject: x\n\nx")
 
 
 def test_guesses_of_the_token_are_delayed(dev: RunningDev, own_address: str) -> None:

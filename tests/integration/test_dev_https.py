@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.cli.dev_options import PORTS
 from tests.support.relay_process import ROOT, until
 
 URL = "https://{}:{}/v1.0/me"
@@ -52,7 +53,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The ready file of a development relay."""
     folder = tmp_path_factory.mktemp("relay")
     file = folder / "ready.json"
-    ports = [f"--{name}=localhost:0" for name in ("http", "https", "smtp")]
+    ports = [f"--{name}=localhost:0" for name in PORTS]
     command = [
         sys.executable, "-m", "relay", "dev", "--dir", str(folder / "dev"), *ports,
         "--host", "mail.test", "--ready-file", str(file),
@@ -72,7 +73,7 @@ def port_of(ready: dict[str, Any], name: str) -> str:
 
 
 def test_the_ready_file_has_what_a_client_needs(ready: dict[str, Any]) -> None:
-    assert set(ready) == {"http", "https", "smtp", "pages", "ca", "token", "dir", "pid"}
+    assert set(ready) == {*PORTS, "pages", "ca", "token", "dir", "pid"}
     ca = Path(ready["ca"])
     assert ca.parts[-4:] == ("share", "relay", "ca", "ca.pem")
     assert ca.is_absolute()
@@ -117,7 +118,7 @@ def test_programs_trust_it_by_environment(
 
 def test_a_directory_that_cannot_be_written_gets_a_ca_of_its_own(short_path: Path) -> None:
     (short_path / "file").touch()
-    ports = [f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp")]
+    ports = [f"--{name}=127.0.0.1:0" for name in PORTS]
     command = [sys.executable, "-m", "relay", "dev", "--json", "--once", *ports]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(short_path)}
     done = subprocess.run(

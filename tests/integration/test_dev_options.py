@@ -1,8 +1,10 @@
 """`relay dev` with its options: what it listens to, whose mail it keeps, what leaves it."""
 
+import contextlib
 import json
 import os
 import smtplib
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,10 @@ from urllib.request import urlopen
 
 import pytest
 
+from relay.cli import dev_options
+from relay.cli.dev_options import OPTIONAL
 from tests.support.relay_process import until
-from tests.support.running_dev import RunningDev, relay_dev, run
+from tests.support.running_dev import PORTS, RunningDev, relay_command, relay_dev, run
 
 REJECTING = """
 [[rule]]
@@ -43,15 +47,48 @@ def test_the_address_of_the_pages_is_printed_first(dev: RunningDev) -> None:
         assert b"<title>Messages" in page.read()
 
 
-def test_smtp_has_starttls_with_the_development_certificate(dev: RunningDev) -> None:
+def test_smtp_has_tls_on_ports_of_its_own_with_the_development_certificate(dev: RunningDev) -> None:
     trust = ssl.create_default_context(cafile=dev.ready["ca"])
+
+    def port(name: str) -> int:
+        return int(dev.ready[name][0].rpartition(":")[2])
+
+    assert f", 127.0.0.1:{port('submission')} (STARTTLS), " in dev.output
     with smtplib.SMTP("localhost", dev.smtp[1]) as session:
-        session.login("alice", "alice")  # on loopback also without TLS
-    with smtplib.SMTP("localhost", dev.smtp[1]) as session:
+        session.login("any", "password")
+        assert not session.has_extn("starttls")
+    with smtplib.SMTP("localhost", port("submission")) as session:
         session.starttls(context=trust)
-        session.login("alice", "alice")
-        session.sendmail("alice@example.test", ["bob@example.test"], "Subject: by TLS\n\nx")
-    until("bob has it", lambda: dev.inbox("bob") == ["by TLS"])
+        session.sendmail("shop@example.test", ["bob@example.test"], "Subject: 1\n\nx")
+    until("bob has it", lambda: dev.inbox("bob") == ["1"])
+    with smtplib.SMTP_SSL("localhost", port("submissions"), context=trust) as session:
+        session.login("apikey", "SG.x")
+        session.sendmail("shop@example.test", ["bob@example.test"], "Subject: 2\n\nx")
+    until("bob has it", lambda: sorted(dev.inbox("bob")) == ["1", "2"])
+    shown = relay_command(dev, "trace", "last")
+    assert "login apikey@example.test" in shown.stdout
+
+
+def test_default_ports_of_tls_in_use_are_left_out(short_path: Path) -> None:
+    with contextlib.ExitStack() as held:
+        for name in OPTIONAL:
+            taken = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # another process has it, which is as good
+                taken.bind(("127.0.0.1", dev_options.PORTS[name]))
+                taken.listen()
+        ports = [one for one in PORTS if not one.startswith("--submission")]
+        with relay_dev("--no-demo", ports=ports) as running:
+            assert [running.ready[name] for name in OPTIONAL] == [[], []]
+            for name, lacking in zip(
+                OPTIONAL, ("SMTP with STARTTLS", "SMTP with TLS"), strict=True
+            ):
+                line = (
+                    f"relay dev: 127.0.0.1:{dev_options.PORTS[name]} is in use: no {lacking}; "
+                    f"--{name} HOST:PORT names another port\n"
+                )
+                assert running.output.count(line) == 1
+            with smtplib.SMTP(*running.smtp) as session:
+                assert session.noop()[0] == 250
 
 
 def test_no_demo_shows_none_and_the_ready_file_is_private() -> None:
@@ -85,6 +122,11 @@ def test_strict_users_rejects_mail_for_others() -> None:
         until("alice has it", lambda: running.inbox("alice") == ["for alice"])
         with pytest.raises(smtplib.SMTPRecipientsRefused, match=r"5\.1\.1"):
             running.send("a@b.test", "carol@example.test", "for nobody")
+        with smtplib.SMTP(*running.smtp) as session:
+            session.login("alice", "any")
+        refused = pytest.raises(smtplib.SMTPAuthenticationError, match=r"carol@example\.test is no")
+        with smtplib.SMTP(*running.smtp) as session, refused:
+            session.login("carol", "any")
 
 
 def test_changed_rules_are_loaded_and_faulty_ones_are_not(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from relay.development.folder import open_folder
-from relay.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.development.options import DevelopmentOptions
+from relay.development.relay import DevelopmentRelay
 from relay.internet.scenario_file import SCENARIO_BYTES_MAX
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.cli.dev_options import PORTS
 from tests.integration.conftest import SharedRelay
 from tests.support.relay_config import changed, configuration
 from tests.support.relay_process import ROOT, RelayProcess, until
@@ -223,7 +224,7 @@ def test_sigterm_under_load_loses_no_message(remotes: Remotes) -> None:
 
 # -- the development relay
 def dev(folder: Path, *words: str) -> list[str]:
-    ports = ("--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--smtp", "127.0.0.1:0")
+    ports = [f"--{name}=127.0.0.1:0" for name in PORTS]
     return [sys.executable, "-m", "relay", "dev", "--dir", str(folder), *ports, *words]
 
 

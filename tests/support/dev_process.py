@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from relay.cli.dev_options import PORTS
 from tests.support.graph_client import Answer
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
@@ -30,7 +31,7 @@ class DevProcess(RelayProcess):
         self._options = options
 
     def _start_command(self) -> list[str]:
-        ports = [f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp")]
+        ports = [f"--{name}=127.0.0.1:0" for name in PORTS]
         command = self._command("dev", "--dir", str(self.folder), *ports, *self._options)
         return [one for one in command if one not in ("--config", str(self.config_file))]
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import httpx
 
+from relay.cli import dev_options
 from tests.support import relay_starts
 from tests.support.relay_process import ROOT, until
 
-PORTS = tuple(f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp"))
+PORTS = tuple(f"--{name}=127.0.0.1:0" for name in dev_options.PORTS)
 
 
 class RunningDev:

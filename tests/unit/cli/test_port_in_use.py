@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from relay.cli.dev_options import PORTS
 from tests.support import relay_starts
 
 CONFIG = """\
@@ -18,18 +19,16 @@ directory = "rules"
 """
 
 
-DEV = ("dev", "--dir", "here", *(f"--{name}=127.0.0.1:0" for name in ("http", "https", "smtp")))
+DEV = ("dev", "--dir", "here", *(f"--{name}=127.0.0.1:0" for name in PORTS))
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["serve", "--config", "relay.toml"],
-        [*DEV, "--http", "127.0.0.1:{port}"],
-        [*DEV, "--https", "127.0.0.1:{port}"],
-        [*DEV, "--smtp", "127.0.0.1:{port}"],
+        *([*DEV, f"--{name}", "127.0.0.1:{port}"] for name in PORTS),
     ],
-    ids=["serve", "dev http", "dev https", "dev smtp"],
+    ids=["serve", *PORTS],
 )
 def test_a_port_in_use_is_named(tmp_path, arguments):
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -43,5 +42,5 @@ def test_a_port_in_use_is_named(tmp_path, arguments):
     assert done.returncode == 69, done.stderr
     assert "in use" in done.stderr.lower()
     if arguments[0] == "dev":
-        assert "try --http 127.0.0.1:0 --https 127.0.0.1:0 --smtp 127.0.0.1:0" in done.stderr
+        assert "; try --http 127.0.0.1:0 --https 127.0.0.1:0 --smtp 127.0.0.1:0 " in done.stderr
     assert "internal error" not in done.stderr

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from relay.cli.dev_options import PORTS
 from tests.support.relay_process import until
 
-ANY_PORTS = ("--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--smtp", "127.0.0.1:0")
+ANY_PORTS = tuple(f"--{name}=127.0.0.1:0" for name in PORTS)
 RELAY = (sys.executable, "-m", "relay")
 TIMEOUT_S = 30
 
@@ -141,7 +142,7 @@ def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
 
 def test_once_takes_free_ports_where_none_are_given(short_path):
     with contextlib.ExitStack() as held:
-        for port in (8025, 8443, 1025):
+        for port in PORTS.values():
             taken = held.enter_context(socket.socket())
             with contextlib.suppress(OSError):  # another process has it, which is as good
                 taken.bind(("127.0.0.1", port))
@@ -153,6 +154,7 @@ def test_once_takes_free_ports_where_none_are_given(short_path):
             ("--http", "127.0.0.1:8025"),
             ("--https", "127.0.0.1:8443"),
             ("--smtp", "127.0.0.1:1025"),
+            ("--submission", "127.0.0.1:1587"),
         ):
             refused = shell("dev", "--once", option, address)
             assert (refused.returncode, refused.stdout) == (69, "")

@@ -3,18 +3,27 @@
 import asyncio
 import base64
 import json
+import re
 from dataclasses import dataclass, field
 from itertools import cycle
 
 import pytest
 
-from relay.accounts.account import Account, AccountDirectory, Role, UnknownUserError
+from relay.accounts.account import (
+    Account,
+    AccountDirectory,
+    LoginRefusedError,
+    Role,
+    UnknownUserError,
+)
 from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT, LoginDelayedError
 from relay.development.accounts import (
     ACCOUNTS_MAX,
+    LOGIN_OCTETS_MAX,
     TOKEN_LENGTH_MAX,
     DevelopmentAccounts,
 )
+from relay.message.address import parse_mailbox
 from tests.support.manual_clock import ManualClock
 
 ALICE, BOB = Account("alice@example.test"), Account("bob@example.test")
@@ -141,6 +150,73 @@ def test_a_jwt_without_such_claims_gets_a_hash(accounts):
 )
 def test_what_only_looks_like_a_jwt_is_a_name(accounts, token):
     assert accounts.by_token(token).address != "x@example.test"
+
+
+# -- logins by SMTP
+@pytest.mark.parametrize(
+    ("user", "address"),
+    [
+        ("apikey", "apikey@example.test"),
+        (" Carol@Example.test ", "carol@example.test"),
+        ("carol+x", "carol@example.test"),
+        ("megan+x@contoso.test", "megan+x@contoso.test"),
+        ("CORP\\Joe", "corp_joe@example.test"),
+        ("AKIA/key=", "akia_key=@example.test"),
+        ("a b\0\r\nc", "a_b___c@example.test"),
+        (".a..b.", "_.a._.b._@example.test"),
+        ("a@b@c", "a_b_c@example.test"),
+        ("@example.test", "_example.test@example.test"),
+        ("\udcff", "_@example.test"),
+        ("jörg", "jörg@example.test"),
+        ("x" * 64, f"{'x' * 64}@example.test"),
+    ],
+    ids=str,
+)
+async def test_a_login_that_is_no_address_is_a_local_part(accounts, user, address):
+    for login in (accounts.by_user_name, accounts.by_smtp_login):
+        assert (await login(user, "any", client="")).address == address
+
+
+@pytest.mark.parametrize("letter", ["x", "ö", "\U0001f600"])
+def test_the_end_of_a_long_login_is_a_hash(accounts, letter):
+    octets = len(letter.encode())
+    first, second = (
+        accounts.login_address(letter * (LOGIN_OCTETS_MAX // octets - one)) for one in (0, 1)
+    )
+    assert first != second
+    assert parse_mailbox(first, smtputf8=True) == first
+    assert re.fullmatch(r".{13,53}-[a-z2-7]{10}@example\.test", first)
+
+
+@pytest.mark.parametrize(
+    ("user", "found"), [("", "nothing"), (" ", "nothing"), ("x" * 321, "321 octets"),
+                        ("ö" * 5000, "10000 octets")],
+    ids=["empty", "blank", "long", "very long"],
+)  # fmt: skip
+async def test_what_is_no_user_name_is_refused(accounts, user, found):
+    for login in (accounts.by_user_name, accounts.by_smtp_login):
+        with pytest.raises(LoginRefusedError, match=f"^Found {found} as the user name, expected 1"):
+            await login(user, "any", client="")
+
+
+async def test_a_login_with_any_password_gives_no_role():
+    accounts = DevelopmentAccounts(token="T")
+    assert (await accounts.by_user_name("operator", "T", client="")).role is Role.USER
+    assert (await accounts.by_smtp_login("operator", "T", client="")).role is Role.OPERATE
+    assert await accounts.by_smtp_login("operator", "operator", client="") is None
+
+
+async def test_with_strict_users_a_login_makes_no_account():
+    accounts = DevelopmentAccounts(Mailboxes({"dora@example.test"}), strict=True)
+    for user in ("alice", "bob@example.test", "dora+x"):
+        assert await accounts.by_user_name(user, "any", client="")
+    for user in ("carol", "carol@contoso.test"):
+        with pytest.raises(
+            LoginRefusedError, match=r"^carol@[a-z]+\.test is no account, and --str"
+        ):
+            await accounts.by_user_name(user, "any", client="")
+    accounts.by_token("carol")
+    assert await accounts.by_user_name("carol", "any", client="")
 
 
 # -- the mailboxes that may be opened

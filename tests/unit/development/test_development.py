@@ -14,7 +14,7 @@ from relay.app.state_dir import AlreadyRunningError
 from relay.certificates import certificate_of_handshake
 from relay.clock import SystemClock
 from relay.commands.check import CheckResult, check_file
-from relay.development import relay as development
+from relay.development import options as development
 from relay.development.authority import (
     LEAF_DAYS,
     RENEW_BEFORE_DAYS,

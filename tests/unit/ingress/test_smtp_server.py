@@ -189,7 +189,7 @@ async def test_ipv6_clients_of_one_64_network_share_the_limit_of_sessions(
 ):
     """A trusted client in this network takes nothing from the limit."""
     addresses = iter((first, second))
-    monkeypatch.setattr(smtp_session, "_ip_of", lambda _transport: next(addresses))
+    monkeypatch.setattr(smtp_session, "ip_of", lambda _transport: next(addresses))
     limits = SessionLimits(sessions_per_client=1)
     server = await listening(limits=limits, trusted_networks=("2001:db8::7/128",))
     greetings = [await (await Client.connect(server.address)).reply() for _ in range(2)]
@@ -367,6 +367,41 @@ async def test_a_failed_tls_handshake_ends_the_session(listening, certificate):
     assert (await client.say("STARTTLS"))[:3] == "220"
     client.writer.write(b"NOOP, and no handshake\r\n")
     assert b"250" not in await asyncio.wait_for(client.reader.read(), 5)
+
+
+@pytest.mark.parametrize("role", ["relay", "submissions"])
+async def test_a_failed_tls_handshake_is_logged(listening, certificate, role):
+    server = await listening(tls=certificate, role=role)
+    implicit = role == "submissions"
+    with capture_logs() as lines:
+        client = await Client.connect(server.address)
+        if not implicit:
+            await client.reply()
+            await client.say_all("EHLO client.test", "STARTTLS")
+        client.writer.write(b"EHLO, and no handshake\r\n")
+        await asyncio.wait_for(client.reader.read(), 5)
+        await until(lambda: lines)
+    [line] = lines
+    assert (line["event"], line["log_level"]) == ("TLS handshake failed", "info")
+    assert (line["client"], line["error"]) == ("127.0.0.1", "WRONG_VERSION_NUMBER")
+    assert "hint" not in line
+
+
+async def test_a_client_that_leaves_during_the_handshake_leaves_nothing(listening, certificate):
+    server = await listening(tls=certificate, role="submissions")
+    client = await Client.connect(server.address)
+    await until(lambda: server._handshakes)
+    client.reset()
+    await until(lambda: not server._handshakes)
+
+
+async def test_a_stop_ends_a_handshake(listening, certificate):
+    server = await listening(tls=certificate, role="submissions")
+    client = await Client.connect(server.address)
+    await until(lambda: server._handshakes)
+    await server.drain(5)
+    assert await asyncio.wait_for(client.reader.read(), 5) == b""
+    assert not server._handshakes
 
 
 async def test_starttls_can_be_required(listening, certificate):

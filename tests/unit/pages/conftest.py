@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from relay.development.folder import open_folder
-from relay.development.relay import DevelopmentOptions, DevelopmentRelay
+from relay.development.options import DevelopmentOptions
+from relay.development.relay import DevelopmentRelay
 from relay.settings.tree import Address
 
 FREE = Address("127.0.0.1", 0)

@@ -1,0 +1,208 @@
+"""The options of a development relay, where it listens, and the configuration that it writes.
+
+Other commands find the relay by this configuration. The development relay itself loads it too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from relay.development.accounts import DOMAIN
+from relay.development.config_overrides import with_overrides
+from relay.development.folder import DevelopmentFolder
+from relay.development.release_target import ReleaseTarget
+from relay.development.retention import DEFAULT_LIMITS, KeepLimits
+from relay.internet.simulator import SimulatedInternet
+from relay.settings.environment import shipped
+from relay.settings.tree import Address
+from relay.settings.validation import is_loopback
+from relay.sockets import has_ipv6, reserve_port
+
+ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
+CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
+
+_CONFIG = """\
+: its configuration, which the other commands find.
+hostname = "relay.{domain}"
+state_dir = "state"
+
+[http]
+listen = {listen}
+tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
+
+{smtp}
+[mailboxes]
+domains = {domains}
+root = "mail"
+accounts = "accounts.toml"
+
+[dns]
+nameservers = ["{nameserver}"]
+
+[delivery]
+port = {port}
+retry = ["5s", "15s", "1m", "5m", "15m", "30m", "1h"]
+command_timeout = "30s"
+shutdown_grace = "2s"
+
+[[route]]
+domain = "*"
+next_hop = "capture"
+
+[policy]
+directory = {policies}
+"""
+_SMTP = """\
+[[smtp]]
+listen = "{listen}"
+role = "{role}"
+trusted_networks = ["127.0.0.0/8", "::1/128"]
+"""
+_SMTP_TLS = 'tls = { certificate = "tls/relay.pem", key = "tls/relay.key" }\n'
+# The listeners of SMTP, by the names of their options, and the roles of the configuration.
+SMTP_ROLES = {"smtp": "relay", "submission": "submission", "submissions": "submissions"}
+_ACCOUNTS = """\
+: the accounts that always exist; others are created when they log in.
+[[account]]
+address = "alice@{domain}"
+token = "plain:alice"
+password = "plain:alice"
+
+[[account]]
+address = "bob@{domain}"
+token = "plain:bob"
+password = "plain:bob"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentOptions:
+    """The options of a development relay."""
+
+    http: Address  # where the Graph API listens
+    https: Address  # the same with TLS
+    smtp: Address  # where SMTP listens, without TLS
+    submission: Address | None = None  # the same with STARTTLS; None: nowhere
+    submissions: Address | None = None  # the same with TLS from the first octet; None: nowhere
+    # those of `submission` and `submissions` that are left out if their port is in use
+    optional: tuple[str, ...] = ()
+    # of the certificate authority; None, or not writable: one for this relay alone
+    ca_dir: Path | None = None
+    # further names for the Host header of requests, and in the certificate
+    hosts: tuple[str, ...] = ()
+    domains: tuple[str, ...] = (DOMAIN,)  # local domains; alice and bob are in the first
+    rules: Path | None = None  # the directory of the rules; None for those that are shipped
+    scenarios: tuple[str, ...] = ()  # files and shipped names, see read_scenarios()
+    strict_users: bool = False  # only an account that exists gets mail and logs in by SMTP
+    strict_senders: bool = False  # a login by SMTP needs its password, and sends as HTTP does
+    # the only one that HTTP accepts, and the password of all users under TLS; "": any
+    token: str = ""
+    listen_all: bool = False  # on all addresses: only the ports count
+    release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
+    # keys of relay.toml with other values
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    converts_in_threads: bool = False  # see RelayDependencies
+    keep: KeepLimits = DEFAULT_LIMITS  # the oldest mail above these limits is removed
+    crash_at: str = ""  # for crash tests
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether other machines can reach it."""
+        return self.listen_all or not all(map(is_loopback, self.listeners.values()))
+
+    @property
+    def listeners(self) -> dict[str, Address]:
+        """Where it listens, by the name of the option."""
+        names = ("http", "https", *SMTP_ROLES)
+        return {name: one for name in names if (one := getattr(self, name)) is not None}
+
+    def everywhere(self, address: Address) -> tuple[Address, ...]:
+        """Return where to listen for `address`."""
+        if not self.listen_all:
+            return (address,)
+        hosts = (ANY, "::") if has_ipv6() else (ANY,)
+        return tuple(replace(address, host=host) for host in hosts)
+
+    def with_ports(self) -> Self:
+        """Return options that have the same port on all addresses of the machine."""
+        if not self.listen_all:
+            return self
+        given = self.listeners
+        with ExitStack() as held:
+            free = [held.enter_context(reserve_port(ANY)).getsockname()[1] for _ in given]
+        ports = zip(given.items(), free, strict=True)
+        with_port: dict[str, Any] = {
+            name: Address(ANY, at.port or port) for (name, at), port in ports
+        }
+        return replace(self, **with_port)
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentAddresses:
+    """Where a development relay listens, and the file of its certificate authority."""
+
+    http: Address
+    https: Address
+    smtp: Address  # without TLS
+    ca: Path
+    submission: Address | None = None  # None: left out
+    submissions: Address | None = None
+
+    def for_this_machine(self) -> Self:
+        """Return the addresses that clients on this machine connect to."""
+        given = {name: getattr(self, name) for name in ("http", "https", *SMTP_ROLES)}
+        here: dict[str, Any] = {name: one and _connectable(one) for name, one in given.items()}
+        return replace(self, **here)
+
+    @property
+    def pages(self) -> str:
+        """The URL of the pages, for a browser on this machine."""
+        return f"http://{_connectable(self.http)}/"
+
+
+def _connectable(address: Address) -> Address:
+    return replace(address, host="127.0.0.1") if address.host == ANY else address
+
+
+def write_config(
+    folder: DevelopmentFolder, options: DevelopmentOptions, internet: SimulatedInternet
+) -> None:
+    """Write the configuration for these options."""
+    domain = options.domains[0]
+    folder.write("accounts.toml", _ACCOUNTS.format(domain=domain))
+    authority = internet.certificates.authority
+    folder.write(CA_OF_INTERNET, f": the authority of the simulated hosts.\n{authority}")
+    text = _CONFIG.format(
+        domain=domain,
+        domains=_toml(options.domains),
+        listen=_toml(
+            [
+                *(f"http://{one}" for one in options.everywhere(options.http)),
+                *map(str, options.everywhere(options.https)),
+            ]
+        ),
+        smtp="\n".join(_listeners(options)),
+        nameserver=internet.nameserver,
+        port=internet.port,
+        policies=_toml(str(options.rules or shipped("policies"))),
+    )
+    folder.write("relay.toml", with_overrides(f"#{text}", options.overrides).removeprefix("#"))
+
+
+def _listeners(options: DevelopmentOptions) -> Iterator[str]:
+    """Yield the tables of SMTP, that of the listener without TLS first."""
+    given = options.listeners
+    for name, role in SMTP_ROLES.items():
+        for one in options.everywhere(given[name]) if name in given else ():
+            table = _SMTP.format(listen=one, role=role)
+            yield table if name == "smtp" else table + _SMTP_TLS
+
+
+def _toml(value: str | Sequence[str]) -> str:
+    """Return a basic string or an array of them."""
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return f"[{', '.join(map(_toml, value))}]"

@@ -1,0 +1,336 @@
+"""Who logs in to the SMTP ports of a development relay, what they send, and how TLS fails there."""
+
+import asyncio
+import errno
+import smtplib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import pytest
+
+from relay.development.folder import open_folder
+from relay.development.options import DevelopmentOptions
+from relay.development.relay import DevelopmentRelay
+from relay.ingress import smtp_server
+from relay.ingress.session_limits import SessionLimits
+from relay.settings.tree import Address
+from relay.testing import Relay
+from relay.testing.relay_thread import LOG_NAME
+from tests.support.relay_process import until
+
+FREE = Address("127.0.0.1", 0)
+TOKEN = "a-token-of-a-good-length"
+PORTS = ("smtp", "submission", "submissions")
+OTHERS = (("apikey", "SG.x"), ("AKIA/x+y", "p"), ("contoso\\joe", "p"), ("joe@contoso.test", ""))
+
+
+@pytest.fixture(autouse=True)
+def no_pause_after_a_failed_login(monkeypatch):
+    monkeypatch.setattr(
+        smtp_server, "SessionLimits", lambda: SessionLimits(auth_failure_delay_s=0.01)
+    )
+
+
+@asynccontextmanager
+async def running(folder, **options) -> AsyncIterator[DevelopmentRelay]:
+    opened = open_folder(folder)
+    given = {"submission": FREE, "submissions": FREE} | options
+    relay = await asyncio.to_thread(
+        DevelopmentRelay, opened, DevelopmentOptions(http=FREE, https=FREE, smtp=FREE, **given)
+    )
+    try:
+        await relay.start()
+        yield relay
+    finally:
+        await relay.stop()
+        opened.remove()
+
+
+class Session:
+    """A client of one of the ports, whose methods run in a thread."""
+
+    def __init__(self, relay, port):
+        self._relay, self._port = relay, port
+        self._trust = ssl.create_default_context(cafile=relay.addresses.ca)
+
+    def _connect(self, *, tls=True):
+        at = getattr(self._relay.addresses, self._port)
+        if self._port == "submissions":
+            return smtplib.SMTP_SSL("localhost", at.port, context=self._trust, timeout=10)
+        session = smtplib.SMTP("localhost", at.port, timeout=10)
+        if self._port == "submission" and tls:
+            session.starttls(context=self._trust)
+        return session
+
+    async def offers(self, *, tls=True):
+        """The extensions that EHLO lists."""
+
+        def ask():
+            with self._connect(tls=tls) as session:
+                session.ehlo()
+                return set(session.esmtp_features)
+
+        return await asyncio.to_thread(ask)
+
+    async def send(self, user="", password="", *, sender="shop@elsewhere.test", header=""):
+        """Log in, and send a message; return the reply to the last command."""
+
+        def submit():
+            with self._connect() as session:
+                try:
+                    if user:
+                        session.login(user, password)
+                    text = f"From: {header or sender}\r\nSubject: {user}\r\n\r\nx"
+                    session.sendmail(sender, ["bob@example.test", "ann@else.test"], text)
+                except smtplib.SMTPResponseException as error:
+                    return f"{error.smtp_code} {error.smtp_error.decode()}"
+            return "250"
+
+        return await asyncio.to_thread(submit)
+
+
+@pytest.mark.parametrize("port", PORTS)
+async def test_any_login_sends_from_any_address(short_path, port):
+    async with running(short_path / "dev") as relay:
+        session = Session(relay, port)
+        assert "auth" in await session.offers()
+        assert await session.send() == "250"
+        for user, password in (*OTHERS, ("alice", "not her name")):
+            assert await session.send(user, password) == "250"
+            assert await session.send(user, password, header="not an address; x") == "250"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.get(
+                f"http://{relay.addresses.http}/relay/v1/messages?limit=100",
+                headers={"Authorization": f"Bearer {relay.token}"},
+            )
+        logins = {one["subject"]: one["client"]["account"] for one in answer.json()["messages"]}
+        assert logins == {
+            "": "",
+            "apikey": "apikey@example.test",
+            "AKIA/x+y": "akia_x@example.test",
+            "contoso\\joe": "contoso_joe@example.test",
+            "joe@contoso.test": "joe@contoso.test",
+            "alice": "alice@example.test",
+        }
+
+
+async def test_an_account_sends_from_its_own_addresses_by_http(short_path):
+    async with running(short_path / "dev") as relay, httpx.AsyncClient(trust_env=False) as client:
+        message = {
+            "from": {"emailAddress": {"address": "shop@elsewhere.test"}},
+            "toRecipients": [{"emailAddress": {"address": "bob@example.test"}}],
+        }
+        answer = await client.post(
+            f"http://{relay.addresses.http}/v1.0/me/sendMail",
+            json={"message": message},
+            headers={"Authorization": "Bearer alice"},
+        )
+        assert answer.status_code == 403
+        assert answer.json()["error"]["code"] == "ErrorSendAsDenied"
+
+
+async def test_starttls_is_offered_by_one_port_only(short_path):
+    async with running(short_path / "dev") as relay:
+        assert "starttls" not in await Session(relay, "smtp").offers()
+        assert "starttls" in await Session(relay, "submission").offers(tls=False)
+        assert "starttls" not in await Session(relay, "submission").offers()
+        assert "starttls" not in await Session(relay, "submissions").offers()
+
+
+async def test_with_a_token_a_login_without_tls_proves_nothing(short_path, monkeypatch):
+    async with running(short_path / "dev", token=TOKEN) as relay:
+        compared = []
+        is_secret = relay._accounts._is_secret
+        monkeypatch.setattr(
+            relay._accounts,
+            "_is_secret",
+            lambda text, client: compared.append(text) or is_secret(text, client),
+        )
+        plain = Session(relay, "smtp")
+        for user, password in (*OTHERS, ("alice", TOKEN), ("operator", "guess")):
+            assert await plain.send(user, password) == "250"
+        assert compared == []
+        for port in ("submission", "submissions"):
+            session = Session(relay, port)
+            assert await session.send() == "250"
+            assert await session.send("apikey", TOKEN) == "250"
+            assert (await session.send("apikey", "SG.x")).startswith("535 5.7.8 ")
+            assert set(compared) == {TOKEN, "SG.x"}
+            compared.clear()
+        assert "auth" not in await Session(relay, "submission").offers(tls=False)
+
+
+async def test_strict_senders_have_passwords_and_rights(short_path):
+    async with running(short_path / "dev", strict_senders=True) as relay:
+        for port in PORTS:
+            session = Session(relay, port)
+            assert (await session.send("alice", "wrong")).startswith("535 5.7.8 ")
+            rejected = await session.send("alice", "alice")
+            assert rejected.startswith("553 5.7.1 <shop@elsewhere.test>: the account alice@")
+            own = {"sender": "alice@example.test"}
+            assert await session.send("alice", "alice", **own) == "250"
+            rejected = await session.send("alice", "alice", **own, header="shop@elsewhere.test")
+            assert rejected.startswith("553 5.7.1 <shop@elsewhere.test> in From: ")
+
+
+async def test_strict_senders_with_a_token_log_in_under_tls_only(short_path):
+    async with running(short_path / "dev", strict_senders=True, token=TOKEN) as relay:
+        assert "auth" not in await Session(relay, "smtp").offers()
+        assert await Session(relay, "smtp").send() == "250"
+        session = Session(relay, "submissions")
+        assert (await session.send("alice", TOKEN)).startswith("553 5.7.1 ")
+        assert await session.send("alice", TOKEN, sender="alice@example.test") == "250"
+
+
+@pytest.mark.parametrize("options", [{}, {"strict_senders": True}, {"token": TOKEN}], ids=str)
+async def test_strict_users_refuse_an_unknown_login(short_path, options):
+    async with running(short_path / "dev", strict_users=True, **options) as relay:
+        relay._accounts.by_token("carol" if not options.get("token") else TOKEN)
+        for port in ("smtp", "submissions"):
+            session, password = Session(relay, port), options.get("token", "alice")
+            assert await session.send("alice", password, sender="alice@example.test") == "250"
+            for user in ("dora", "dora@elsewhere.test"):
+                refused = await session.send(user, password)
+                assert refused.startswith("535 5.7.8 dora@")
+                assert refused.endswith(" is no account, and --strict-users makes none")
+
+
+@pytest.mark.parametrize("length", [321, 5000, 10_000])
+async def test_a_long_login_is_refused(short_path, length):
+    async with running(short_path / "dev") as relay:
+        refused = await Session(relay, "smtp").send("x" * length, "p")
+        text = "535 5.7.8 Found {} octets as the user name, expected 1 to 320 octets"
+        assert refused in (text.format(length), "500 5.5.2 Line too long")
+        assert (refused[:3] == "500") == (length == 10_000)
+
+
+# -- ports in use
+async def test_an_optional_port_in_use_is_left_out(short_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        used = Address("127.0.0.1", taken.getsockname()[1])
+        options = {"submission": used, "optional": ("submission", "submissions")}
+        async with running(short_path / "dev", **options) as relay:
+            assert relay.left_out == {"submission": used}
+            assert relay.addresses.submission is None
+            assert relay.smtp_listeners["submission"] == []
+            assert await Session(relay, "submissions").send() == "250"
+            assert f"{used.port}" not in relay.folder.config.read_text()
+            assert relay.clients.submission_port == 0
+
+
+async def test_a_port_in_use_that_was_named_is_an_error(short_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        used = Address("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(OSError, match=f"cannot listen on {used}") as raised:
+            async with running(short_path / "dev", submission=used, optional=("submissions",)):
+                pass
+    assert raised.value.errno == errno.EADDRINUSE
+
+
+# -- handshakes that fail
+@pytest.fixture(scope="module")
+def kit() -> Iterator[Relay]:
+    with Relay() as relay:
+        yield relay
+
+
+def logged_by(kit, work):
+    """Return the line that the relay logs for what a client does."""
+    log = kit.running.thread.folder.path / LOG_NAME
+    before = log.stat().st_size
+    work()
+    until("it is logged", lambda: log.stat().st_size > before)
+    kit.settle()
+    [line] = log.read_bytes()[before:].decode().splitlines()
+    assert "level=warning" in line
+    assert "client=127.0.0.1" in line
+    return line
+
+
+def placed(address):
+    return f"{address.host}:{address.port}"
+
+
+def test_a_client_without_tls_gets_the_plain_port_in_the_log(kit):
+    def speak_first():
+        with socket.create_connection(kit.submissions, timeout=10) as client:
+            client.sendall(b"EHLO client.test\r\n")
+            with suppress(ConnectionResetError):
+                assert b"250" not in client.recv(1000)
+
+    line = logged_by(kit, speak_first)
+    assert 'event="TLS handshake failed"' in line
+    assert f"{placed(kit.smtp)} is without TLS" in line
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after the greeting"])
+def test_a_client_with_tls_on_the_plain_port_gets_the_ports_in_the_log(kit, waits):
+    def shake_hands():
+        with socket.create_connection(kit.smtp, timeout=10) as client:
+            if waits:
+                client.recv(100)
+            with pytest.raises(OSError):
+                ssl.create_default_context().wrap_socket(client, server_hostname="localhost")
+
+    line = logged_by(kit, shake_hands)
+    assert 'event="not an SMTP client"' in line
+    assert (
+        f'hint="{placed(kit.smtp)} has no TLS; {placed(kit.submissions)} has TLS from the first '
+        f'octet, {placed(kit.submission)} has STARTTLS"'
+    ) in line
+
+
+def test_starttls_on_the_plain_port_gets_the_ports_in_the_log(kit):
+    def ask():
+        with smtplib.SMTP(*kit.smtp, timeout=10) as session:
+            session.ehlo()
+            assert session.docmd("STARTTLS")[0] == 502
+
+    line = logged_by(kit, ask)
+    assert 'event="no STARTTLS on this port"' in line
+    assert f'hint="{placed(kit.smtp)} has no TLS; ' in line
+
+
+@pytest.mark.parametrize("port", ["submission", "submissions"])
+def test_a_client_that_does_not_know_the_authority_gets_its_file_in_the_log(kit, port):
+    strangers = ssl.create_default_context()
+
+    def shake_hands():
+        if port == "submissions":
+            smtplib.SMTP_SSL("localhost", kit.submissions.port, timeout=10, context=strangers)
+        with smtplib.SMTP("localhost", kit.submission.port, timeout=10) as session:
+            session.starttls(context=strangers)
+
+    def fail():
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shake_hands()
+
+    line = logged_by(kit, fail)
+    assert 'event="TLS handshake failed"' in line
+    assert "UNKNOWN_CA" in line
+    assert f'hint="clients must trust the CA file {kit.ca}; ' in line
+
+
+def test_a_client_that_leaves_after_the_handshake_gets_the_file_in_the_log(kit):
+    """Node verifies the certificate after the handshake."""
+    trust = ssl.create_default_context(cafile=kit.ca)
+
+    def leave():
+        with socket.create_connection(kit.submissions, timeout=10) as client:
+            trust.wrap_socket(client, server_hostname="localhost").close()
+
+    line = logged_by(kit, leave)
+    assert 'error="the client left after it"' in line
+    assert f"CA file {kit.ca}" in line
+
+
+async def test_a_handshake_that_does_not_end_does_not_delay_the_stop(short_path):
+    async with running(short_path / "dev") as relay:
+        at = relay.addresses.submissions
+        silent = socket.create_connection((at.host, at.port), timeout=10)
+        await Session(relay, "submissions").send()  # the other one is accepted by now
+    with silent:
+        assert silent.recv(1) == b""
