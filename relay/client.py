@@ -13,7 +13,7 @@ import http.client
 import mimetypes
 import smtplib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from pathlib import Path
@@ -301,14 +301,35 @@ def send_by_smtp(address: Address, draft: DraftToSend) -> str:
     """Submit by SMTP; return the queue id. Raises RejectedError, OSError."""
     draft.check()
     data = _as_mime(draft, ascii_only=draft.is_ascii)
-    options = [f"size={len(data)}"] + ([] if draft.is_ascii else ["smtputf8", "body=8bitmime"])
+    return send_content(address, data, sender=draft.sender, recipients=draft.recipients)
+
+
+def send_content(
+    address: Address,
+    data: bytes,
+    *,
+    sender: str,
+    recipients: Sequence[str],
+    notify: str = "",
+    ret: str = "",
+) -> str:
+    """Submit a content with CRLF by SMTP; return the queue id. Raises RejectedError, OSError.
+
+    `notify` and `ret` are the values of NOTIFY and RET (RFC 3461), "" for none.
+    """
+    needs_utf8 = not "".join((sender, *recipients)).isascii()
     try:
         client = smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S)
         try:
             client.ehlo_or_helo_if_needed()
-            _expect(client.mail(draft.sender, options))
-            for recipient in draft.recipients:
-                _expect(client.rcpt(recipient))
+            options = [f"size={len(data)}"] if client.has_extn("size") else []
+            options += ["smtputf8"] if needs_utf8 else []
+            options += ["body=8bitmime"] if needs_utf8 or not data.isascii() else []
+            options += [f"ret={ret}"] if ret and client.has_extn("dsn") else []
+            _expect(client.mail(sender, options))
+            wanted = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
+            for recipient in recipients:
+                _expect(client.rcpt(recipient, wanted))
             reply = client.data(data)
             _expect(reply)
         finally:  # the last reply is valid whatever happens afterwards

@@ -35,6 +35,7 @@ class ExitCode(IntEnum):
     USAGE = 64
     DATA = 65
     NO_INPUT = 66
+    NO_USER = 67
     UNAVAILABLE = 69
     BUG = 70
     TRY_LATER = 75

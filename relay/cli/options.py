@@ -28,7 +28,7 @@ from relay.settings.tree import Settings
 from relay.settings.values import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
-_INPUT_BYTES_MAX = 256 * 1024 * 1024  # of one file, which is read as a whole
+INPUT_BYTES_MAX = 256 * 1024 * 1024  # of one file, which is read as a whole
 _NO_SUCH_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 _KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID
 
@@ -127,7 +127,7 @@ def read_input(verb: str, path: Path) -> bytes:
         file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
         with io.BufferedReader(file) as reader:
             os.set_blocking(reader.fileno(), True)
-            octets = reader.read(_INPUT_BYTES_MAX + 1)
+            octets = reader.read(INPUT_BYTES_MAX + 1)
             is_pipe = stat.S_ISFIFO(os.fstat(reader.fileno()).st_mode)
     except PermissionError:
         raise
@@ -137,8 +137,8 @@ def read_input(verb: str, path: Path) -> bytes:
     if is_pipe and not octets:
         text = f"{shown(str(path))} is an empty pipe"
         raise CommandError(ExitCode.DATA, f"relay {verb}: {text}")
-    if len(octets) > _INPUT_BYTES_MAX:
-        limit = f"has more than {_INPUT_BYTES_MAX >> 20} MiB"
+    if len(octets) > INPUT_BYTES_MAX:
+        limit = f"has more than {INPUT_BYTES_MAX >> 20} MiB"
         raise CommandError(ExitCode.DATA, f"relay {verb}: {shown(str(path))} {limit}")
     return octets
 

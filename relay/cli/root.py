@@ -5,6 +5,7 @@ Only the module of the verb used is imported, so that a query to a daemon does n
 
 import importlib
 import sys
+from pathlib import Path
 
 import click
 
@@ -17,6 +18,7 @@ _VERBS = {
     "serve": "Run the service until SIGTERM.",
     "check": "Check configuration, accounts, rules, permissions, DNS.",
     "send": "Send one message and print its id.",
+    "sendmail": "Send a message as sendmail(8) does.",
     "wait": "Wait until a message reaches a state.",
     "trace": "Show a message's journey through the seven steps.",
     "show": "Show a message's content, captured mail too.",
@@ -31,6 +33,7 @@ _VERBS = {
 }
 # Other verbs are in the module of their name, by that name.
 _MODULES = {"wait": "trace", "import": "mail_files", "export": "mail_files"}
+_CALLED = ("sendmail",)  # the verbs that the program may be called, as by a symbolic link
 _NAMES = {"import": "import_mail", "export": "export_mail"}
 
 
@@ -79,8 +82,12 @@ def run() -> int:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # the encoding of a terminal may lack characters of a subject
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    called = Path(sys.argv[0]).name
+    words, name = sys.argv[1:], None
+    if called in _CALLED:
+        words, name = [called, *words], "relay"
     try:
-        cli.main(standalone_mode=False)
+        cli.main(words, prog_name=name, standalone_mode=False)
         flush()
     except BaseException as error:  # noqa: BLE001 - no traceback reaches a user
         from relay.cli.errors import report_error  # noqa: PLC0415 - imports the errors of all rooms

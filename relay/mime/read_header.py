@@ -153,7 +153,7 @@ def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
 def read_addresses(message: "Message[str, str]", name: str) -> tuple[EmailAddress, ...]:
     """Return the addresses of an address field; groups are flattened, names decoded."""
     with contextlib.suppress(Exception):  # damaged headers make `email` raise in many ways
-        pairs = _addresses(_values(message, name))[:_ADDRESSES_MAX]
+        pairs = named_addresses(_values(message, name))[:_ADDRESSES_MAX]
         return tuple(
             EmailAddress(_address(address), decode_text(person))
             for person, address in pairs
@@ -170,7 +170,7 @@ def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
     count = 0
     for value in _values(message, name):
         try:
-            found = [address for _, address in _addresses([value]) if address]
+            found = [address for _, address in named_addresses([value]) if address]
         except Exception:  # noqa: BLE001 - damaged headers make `email` raise in many ways
             return value
         for address in found:
@@ -248,7 +248,7 @@ def _ambiguous(message: "Message[str, str]", name: str) -> str:
     return ""
 
 
-def _addresses(values: list[str]) -> list[tuple[str, str]]:
+def named_addresses(values: list[str]) -> list[tuple[str, str]]:
     """Return (name, address) of all addresses in the values, the same on every Python version.
 
     Later versions return nothing of a field with an error unless `strict` is False. Errors in

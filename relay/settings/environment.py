@@ -19,6 +19,7 @@ class Environment:
 
     config: Path  # RELAY_CONFIG, or the default
     names_config: bool  # RELAY_CONFIG is set and not empty
+    sendmail: str  # RELAY_SENDMAIL, where `relay sendmail` sends
     crash_at: str  # RELAY_CRASH_AT, for crash tests (relay.crashpoints)
     notify_socket: str  # NOTIFY_SOCKET, of systemd
     journal_stream: str  # JOURNAL_STREAM, of systemd
@@ -37,6 +38,7 @@ def read_environment() -> Environment:
     return Environment(
         config=Path(variables.get("RELAY_CONFIG") or DEFAULT_CONFIG),
         names_config=bool(variables.get("RELAY_CONFIG")),
+        sendmail=variables.get("RELAY_SENDMAIL", ""),
         crash_at=variables.get("RELAY_CRASH_AT", ""),
         notify_socket=variables.get("NOTIFY_SOCKET", ""),
         journal_stream=variables.get("JOURNAL_STREAM", ""),

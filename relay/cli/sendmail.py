@@ -1,0 +1,154 @@
+"""`relay sendmail`: the sendmail command of programs that have no SMTP of their own.
+
+The root calls it too if the program is called sendmail. Exits 64 without a recipient, 65 if the
+relay rejects the message, 67 if it does not know a recipient, 75 if nobody listens, and for a
+temporary error. Nothing is sent then.
+"""
+
+import re
+import socket
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import INPUT_BYTES_MAX, CommandContext, common_options, user_name
+from relay.client import RejectedError, TryLaterError, send_content
+from relay.clock import SystemClock
+from relay.commands.sendmail import NoRecipientsError, SendmailOptions, prepare, talk
+from relay.phrases import shown
+from relay.settings.environment import read_environment
+from relay.settings.tree import Address, Settings
+from relay.settings.values import parse_address
+
+_DEFAULT = Address("127.0.0.1", 1025)
+_NOTIFY = re.compile(
+    r"never|(?:success|failure|delay)(?:,(?:success|failure|delay))*", re.IGNORECASE
+)
+_RET = {"full": "FULL", "hdrs": "HDRS"}
+_UNKNOWN_RECIPIENT = re.compile(r"5\d\d 5\.1\.").match  # RFC 3463 3.2
+
+
+@click.command()
+@click.argument("recipients", nargs=-1, metavar="[ADDRESS]...")
+@click.option("-t", "from_header", is_flag=True, help="Send to the addresses in To, Cc and Bcc.")
+@click.option("-i", "ignores_dots", is_flag=True, help="A line with a dot does not end the input.")
+@click.option("-f", "-r", "sender", metavar="ADDRESS", help="The sender. [default: your user name]")
+@click.option("-F", "name", default="", metavar="NAME", help="The name in From, if it is missing.")
+@click.option("-N", "notify", metavar="WHEN", help="never, or some of success,failure,delay.")
+@click.option("-R", "ret", metavar="WHAT", help="full or hdrs: what a report contains.")
+@click.option("-b", "mode", default="m", help="-bm sends a message, -bs speaks SMTP.")
+@click.option("-o", "more", multiple=True, help="-oi is -i; others are ignored.")
+@click.option("-B", "_body", hidden=True)
+@click.option("-v", "_verbose", is_flag=True, hidden=True)
+@common_options
+def sendmail(
+    context: CommandContext,
+    *,
+    recipients: tuple[str, ...],
+    more: tuple[str, ...],
+    mode: str,
+    **given: Any,
+) -> None:
+    """Send the message on standard input.
+
+    It goes by SMTP to RELAY_SENDMAIL (HOST:PORT), else to the first listener of role relay in the
+    configuration, else to 127.0.0.1:1025.
+    """
+    if mode not in ("m", "s"):
+        raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm or -bs")
+    notify, ret = _notify(given["notify"]), _ret(given["ret"])
+    settings = _settings(context)
+    address = _address(settings)
+    try:
+        if mode == "s":
+            talk(address, FileIO(0, closefd=False), FileIO(1, "w", closefd=False))
+            return
+        domain = _domain(settings)
+        sender = given["sender"]
+        options = SendmailOptions(
+            recipients, given["from_header"], user_name() if sender is None else sender or "<>",
+            given["name"], domain,
+        )  # fmt: skip
+        text = _message(ends_with_dot=not (given["ignores_dots"] or "i" in more))
+        message = prepare(text, options, clock=SystemClock())
+        send_content(
+            address, message.content, sender=message.sender, recipients=message.recipients,
+            notify=notify, ret=ret,
+        )  # fmt: skip
+    except NoRecipientsError:
+        expected = "an address, or one in To, Cc or Bcc" if given["from_header"] else "one, or -t"
+        raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
+    except TryLaterError as error:
+        raise CommandError(ExitCode.TRY_LATER, f"sendmail: {address}: {error}") from None
+    except RejectedError as error:
+        code = ExitCode.NO_USER if _UNKNOWN_RECIPIENT(str(error)) else ExitCode.DATA
+        raise CommandError(code, f"sendmail: {error}") from None
+    except OSError as error:
+        why = f"no relay answers at {address}: {error.strerror or error}"
+        raise CommandError(ExitCode.TRY_LATER, f"sendmail: {why}") from None
+
+
+def _notify(text: str | None) -> str:
+    if text is not None and not _NOTIFY.fullmatch(text):
+        expected = "never, or some of success, failure and delay with commas between"
+        raise click.UsageError(f"-N: found {shown(text)}, expected {expected}")
+    return (text or "").upper()
+
+
+def _ret(text: str | None) -> str:
+    if text is not None and text.lower() not in _RET:
+        raise click.UsageError(f"-R: found {shown(text)}, expected full or hdrs")
+    return _RET[text.lower()] if text else ""
+
+
+def _settings(context: CommandContext) -> Settings | None:
+    """Return the configuration, None if there is none. RELAY_SENDMAIL does without it."""
+    if read_environment().sendmail:
+        return None
+    is_named = context.config is not None or read_environment().names_config
+    return context.settings() if is_named or context.found_config_file().exists() else None
+
+
+def _address(settings: Settings | None) -> Address:
+    if given := read_environment().sendmail:
+        try:
+            address = parse_address(given, Path.cwd())
+        except ValueError:
+            address = Address()
+        if not address.port:
+            text = f"sendmail: RELAY_SENDMAIL: found {shown(given)}, expected HOST:PORT"
+            raise CommandError(ExitCode.CONFIGURATION, text)
+        return address
+    listeners = settings.smtp if settings is not None else ()
+    found = (one.listen for one in listeners if one.role == "relay" and one.listen.port)
+    return next(found, _DEFAULT)
+
+
+def _domain(settings: Settings | None) -> str:
+    """Return the domain of addresses without one."""
+    if settings is None:
+        return socket.gethostname() or "localhost"
+    return next(iter(settings.mailboxes.domains), settings.hostname)
+
+
+def _message(*, ends_with_dot: bool) -> bytes:
+    """Return what is on standard input. Raises CommandError (65)."""
+    with BufferedReader(FileIO(0, closefd=False)) as stdin:
+        if not ends_with_dot:
+            text = stdin.read(INPUT_BYTES_MAX + 1)
+        else:
+            lines, size = [], 0
+            while size <= INPUT_BYTES_MAX:
+                line = stdin.readline(INPUT_BYTES_MAX)
+                if not line or line in (b".\n", b".\r\n"):
+                    break
+                lines.append(line)
+                size += len(line)
+            text = b"".join(lines)
+    if len(text) > INPUT_BYTES_MAX:
+        limit = f"the message has more than {INPUT_BYTES_MAX >> 20} MiB"
+        raise CommandError(ExitCode.DATA, f"sendmail: {limit}")
+    return text

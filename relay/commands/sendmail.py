@@ -1,0 +1,138 @@
+"""Send a message as sendmail(8) does, by SMTP to a relay.
+
+The command has no rights of its own: it is a client of the listener. Nothing is queued here: what
+the relay has not accepted is not sent, and one recipient that is rejected rejects the message.
+
+RFC 5322 3.6.3 (Bcc), 3.6.6 (resent fields).
+"""
+
+import re
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import formatdate
+from io import FileIO
+
+from relay.client import RejectedError
+from relay.clock import Clock, Ids
+from relay.message.address import AddressError, parse_mailbox
+from relay.message.header import MBOX_LINES, Header, ParsedContent, with_crlf
+from relay.message.properties import EmailAddress
+from relay.mime.read_header import named_addresses
+from relay.mime.write_header import address_list_field, raw_field
+from relay.settings.tree import Address
+
+_FIELDS = ("To", "Cc", "Bcc")
+_RESENT_FIELDS = ("Resent-To", "Resent-Cc", "Resent-Bcc")
+_HIDDEN = ("Bcc", "Resent-Bcc")
+_GREETING_S = 30.0
+_BLOCK_BYTES = 65536
+_bare_lf = re.compile(rb"(?<!\r)\n")
+
+
+class NoRecipientsError(Exception):
+    """Neither the command nor, if it is to be read, the header names a recipient."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendmailOptions:
+    """What the options of the command say."""
+
+    recipients: tuple[str, ...]  # as they were given
+    from_header: bool  # -t: those in To, Cc and Bcc too
+    sender: str  # -f, "<>" for the null reverse-path
+    name: str  # -F, in a From field that is added
+    domain: str  # of addresses without one
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """A message for SMTP, with CRLF; `sender` is "" for the null reverse-path."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes
+
+
+def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingMessage:
+    """Return the message of `text`, with CRLF or LF: without Bcc, and with From, Date and
+    Message-ID, which are added if they are missing.
+
+    Raises NoRecipientsError, and RejectedError for what is no address.
+    """
+    content = with_crlf(text)
+    if content.startswith(MBOX_LINES):
+        content = content.partition(b"\r\n")[2]
+    parsed = ParsedContent.of(content)
+    header = parsed.header
+    given = [*options.recipients, *(_recipients_in(header) if options.from_header else ())]
+    recipients = tuple(dict.fromkeys(_qualified(one, options.domain) for one in given))
+    if not recipients:
+        raise NoRecipientsError
+    is_null = options.sender in ("", "<>")
+    sender = "" if is_null else _qualified(options.sender.strip("<>"), options.domain)
+    author = EmailAddress(sender or f"MAILER-DAEMON@{options.domain}", options.name)
+    message_id = f"<{Ids(clock).new()}@{options.domain}>"
+    date = formatdate(clock.time_us() / 1_000_000, localtime=True)
+    for name, octets in (
+        ("From", address_list_field("From", [author])),
+        ("Date", raw_field("Date", date)),
+        ("Message-ID", raw_field("Message-ID", message_id)),
+    ):
+        if name not in header:
+            header = header.append(octets.encode())
+    rest = parsed.rest
+    assert isinstance(rest, bytes)  # only what SMTP receives is split
+    return OutgoingMessage(sender, recipients, header.remove(_HIDDEN).octets + rest)
+
+
+def _recipients_in(header: Header) -> list[str]:
+    """Return the addresses in the fields of recipients, those of a resending if there is one.
+
+    Raises RejectedError for a field in which there is none.
+    """
+    is_resent = any(name in header for name in _RESENT_FIELDS)
+    found = []
+    for name in _RESENT_FIELDS if is_resent else _FIELDS:
+        for octets in header.values(name):
+            value = octets.decode("utf-8", "replace")
+            addresses = [address for _, address in named_addresses([value]) if address]
+            if not addresses and value and ":" not in value:  # an empty group has one
+                raise RejectedError(f"{name}: {value[:200]!a} is not an address")
+            found += addresses
+    return found
+
+
+def _qualified(address: str, domain: str) -> str:
+    """Return an address, in `domain` if it has none. Raises RejectedError."""
+    full = address if "@" in address else f"{address}@{domain}"
+    try:
+        return parse_mailbox(full, smtputf8=True)
+    except AddressError as error:
+        raise RejectedError(f"{address[:200]!a} is not an address: {error}") from None
+
+
+def talk(address: Address, heard: FileIO, said: FileIO) -> None:
+    """Pass SMTP from `heard` to the relay, and its replies to `said`, until it closes.
+
+    A line end LF becomes CRLF. Nothing is passed before the greeting. Raises OSError if nobody
+    listens.
+    """
+    with socket.create_connection((address.host, address.port), _GREETING_S) as connection:
+        greeting = connection.recv(_BLOCK_BYTES)
+        connection.settimeout(None)  # the relay has a time-out for silent clients
+        said.write(greeting)
+        threading.Thread(target=_pass_on, args=(heard, connection), daemon=True).start()
+        with suppress(OSError):  # the connection broke, or nobody reads the replies any more
+            while replies := connection.recv(_BLOCK_BYTES):
+                said.write(replies)
+
+
+def _pass_on(heard: FileIO, connection: socket.socket) -> None:
+    last = b""
+    with suppress(OSError, ValueError):  # the session is over
+        while block := heard.read(_BLOCK_BYTES):
+            connection.sendall(_bare_lf.sub(b"\r\n", last + block)[len(last) :])
+            last = b"\r" if block.endswith(b"\r") else b""
+        connection.shutdown(socket.SHUT_WR)
