@@ -22,7 +22,11 @@ for program in "${!package_of[@]}"; do
     command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
 done
 if [ "${1:-}" = languages ]; then
+    # libraries, of which no program shows whether they are there
     [ -e /usr/share/java/javax.mail.jar ] || missing+=(libmail-java)
+    [ -e /usr/share/php/libphp-phpmailer ] || missing+=(libphp-phpmailer)
+    [ -e /usr/share/php/Symfony/Component/Mailer ] || missing+=(php-symfony-mailer)
+    ruby -e 'require "mail"' 2>/dev/null || missing+=(ruby-mail)
 else
     # swaks has TLS by a module that its package only recommends
     /usr/bin/perl -MNet::SSLeay -e 1 2>/dev/null || missing+=(libnet-ssleay-perl)
