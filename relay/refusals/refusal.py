@@ -1,0 +1,160 @@
+"""The record of a refusal, the search for records, and what keeps them.
+
+The fields of a record and their order are those of GET /relay/v1/refused (docs/names.md). The time
+of a record is its place: no two records of a store have the same, and the cursor of a page is one.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from relay.accounts.passwords import client_of
+from relay.clock import rfc3339, time_us_of
+
+RECIPIENTS_MAX = 10  # named in a record
+PAGE_MAX = 1000  # records
+_DAY_US = 86_400_000_000
+_is_time = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z").fullmatch
+
+
+class RefusalReason(StrEnum):
+    """Why something was refused."""
+
+    RULE = "rule"  # a mail-flow rule, or the rules could not be applied
+    SENDER = "sender"  # an address that the account may not use
+    RECIPIENT = "recipient"  # unknown, not for this client, or without room
+    LOGIN = "login"  # missing, wrong, delayed or ended
+    TLS = "tls"  # missing, or its handshake failed
+    SIZE = "size"  # of the message
+    SYNTAX = "syntax"  # of a command or of the content, or the order of commands
+    LIMIT = "limit"  # of recipients, sessions, errors or hops
+    PRESSURE = "pressure"  # Relay takes no mail now, or stops
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """One refused command, connection or TLS handshake. Values that do not apply are ""."""
+
+    at: str  # RFC 3339 UTC with six fraction digits and Z
+    client: str = ""  # its IP address
+    helo: str = ""  # the argument of EHLO
+    listener: str = ""  # the address that the client connected to
+    account: str = ""  # the login; of a refused AUTH, the user name that the client sent
+    sender: str = ""  # the reverse-path
+    recipients: tuple[str, ...] = ()  # at most RECIPIENTS_MAX
+    recipient_count: int = 0  # of all
+    subject: str = ""  # only of a content that was refused
+    command: str = ""  # the verb, CONNECT for a connection, "" for what is no command
+    reply: str = ""  # of a failed TLS handshake, what failed
+    reason: RefusalReason
+    rule: str = ""  # the name of the rule
+    times: int = 1  # more where further refusals were only counted
+
+    @property
+    def network(self) -> str:
+        """The client as limits count it: its address, or an IPv6 network of 64 bits."""
+        return client_of(self.client)
+
+    def concerns(self, address: str) -> bool:
+        """Whether `address`, in lower case, is the client, the login, the sender or a recipient."""
+        named = (self.client, self.account, self.sender, *self.recipients)
+        return any(address == one.lower() for one in named)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalSearch:
+    """Which records are wanted. `address` is a mail or IP address, or "" for all; `account` the
+    login whose records may be seen, None for all. `after` and `before` are cursors, "" for none.
+    """
+
+    address: str = ""
+    account: str | None = None
+    after: str = ""
+    before: str = ""
+    limit: int = 100
+
+    def matches(self, refusal: Refusal) -> bool:
+        """Whether a record is wanted, wherever its place is."""
+        if self.account is not None and refusal.account.lower() != self.account.lower():
+            return False
+        return not self.address or refusal.concerns(self.address.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalPage:
+    """The newest record is the first. Behind `cursor` are later records; `older` is the cursor for
+    `before`, None if there are no older ones.
+    """
+
+    refused: list[Refusal] = field(default_factory=list)
+    cursor: str = ""
+    older: str | None = None
+
+
+class RefusalRecorder(Protocol):
+    """Takes records from SMTP sessions."""
+
+    def record(self, refusal: Refusal) -> None:
+        """Keep a record, or count it. Does not wait, and raises nothing."""
+        ...
+
+
+class RefusalStore(RefusalRecorder, Protocol):
+    """Keeps records for those who read them."""
+
+    async def page(self, wanted: RefusalSearch) -> RefusalPage:
+        """Return the newest records that are wanted; with `after` the oldest ones behind it.
+
+        Raises OSError.
+        """
+        ...
+
+    async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
+        """Remove, or only count, the records from before that time. Raises OSError."""
+        ...
+
+    async def clear(self) -> None:
+        """Remove all records. Raises OSError."""
+        ...
+
+    async def close(self) -> None:
+        """Keep what was recorded until now; nothing is recorded any more."""
+        ...
+
+
+def is_cursor(text: str) -> bool:
+    """Whether `text` has the form of a cursor."""
+    return _is_time(text) is not None
+
+
+def place_after(last: str, at: str) -> str:
+    """Return the time of a record that follows one of the time `last`.
+
+    It is `at`, or a microsecond after `last` if the clock has not gone on. A time far in the
+    future was that of a wrong clock.
+    """
+    if at > last:
+        return at
+    last_us = time_us_of(last)
+    return at if last_us - time_us_of(at) > _DAY_US else rfc3339(last_us + 1)
+
+
+def select(newest_first: Iterable[Refusal], wanted: RefusalSearch, *, last: str) -> RefusalPage:
+    """Return a page of the records that match. `last` is the time of the newest record of all."""
+    found: deque[Refusal] = deque(maxlen=wanted.limit)
+    older: str | None = None
+    for one in newest_first:
+        if one.at <= wanted.after:
+            break
+        if (wanted.before and one.at >= wanted.before) or not wanted.matches(one):
+            continue
+        if not wanted.after and len(found) == wanted.limit:
+            older = found[-1].at
+            break
+        found.append(one)
+    cursor = found[0].at if found else max(wanted.after, last)
+    return RefusalPage(list(found), cursor, older)
