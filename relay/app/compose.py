@@ -47,6 +47,7 @@ def compose(
             http_servers=build_http_servers(base, front_door, site),
             journeys=base.journeys,
             changes=base.changes,
+            refusals=base.refusals,
             live_views=site.live_views,
             events=front_door.events,
             readiness=base.readiness,

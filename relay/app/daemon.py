@@ -26,6 +26,7 @@ from relay.app.keys_note import KeysNote
 from relay.app.maintenance import (
     MailRootAttendant,
     MaintenanceGauges,
+    PrunedHistory,
     expire_uploads,
     log_continued,
     prune_history,
@@ -51,6 +52,7 @@ from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.pages import LiveViews
+from relay.refusals.refusal import RefusalStore
 from relay.settings.tree import Settings
 from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.types import SpoolError
@@ -77,6 +79,7 @@ class Daemon:
     http_servers: Sequence[HttpServer]  # the listeners of the front door
     journeys: Journeys  # messages and their events
     changes: ChangeNotifier  # wakes those who wait for an event
+    refusals: RefusalStore  # what SMTP sessions refused; the daemon closes it
     live_views: LiveViews  # the fragments that pages follow
     events: EventStreams  # the streams of GET /events
     readiness: Readiness  # what /readyz answers
@@ -117,7 +120,8 @@ class Daemon:
         figures = MaintenanceGauges(self._sessions, lambda: self.store.ready.timer.count)
         self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
-        self._spawn(prune_history(self.spool, self.store_log, self.clock, keep=keep), "pruning")
+        pruned = PrunedHistory(self.spool, self.store_log, self.refusals)
+        self._spawn(prune_history(pruned, self.clock, keep=keep), "pruning")
         self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
         self._spawn(expire_uploads(self.store.uploads.remove_expired, self.clock), "uploads")
         self.readiness.reason = ""
@@ -135,6 +139,7 @@ class Daemon:
             last.callback(self.lock.give_back)
             last.callback(self.root.close)
             last.callback(self.store_log.close)
+            last.push_async_callback(self.refusals.close)
             last.push_async_callback(asyncio.to_thread, self.store.close)
             last.push_async_callback(self.spool.stop)
             last.callback(self.transport.acceptance.close)

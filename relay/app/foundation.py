@@ -32,6 +32,9 @@ from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.pressure import Pressure
+from relay.refusals.day_files import RefusalFiles
+from relay.refusals.recent import RecentRefusals
+from relay.refusals.refusal import RefusalStore
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Settings, SmtpListener
 from relay.spool.engine import SpoolEngine
@@ -98,6 +101,7 @@ class Foundation:
     spool: SpoolEngine  # the queue, and steps 5 to 7
     journeys: Journeys  # all seven steps
     feed: EventFeed  # the events of all journeys
+    refusals: RefusalStore  # what SMTP sessions refused
 
     @property
     def is_development(self) -> bool:
@@ -136,6 +140,11 @@ def open_foundation(
         delivers_captured=sources.development is not None,
     )  # fmt: skip
     undo.callback(engine.close)
+    refusals = (
+        RefusalFiles(settings.refused_dir)
+        if sources.development is None
+        else RecentRefusals(changes.notify)
+    )
     if sources.development is not None:
         root.open("", may_take=True)  # a development relay takes any mail root
     else:
@@ -148,4 +157,5 @@ def open_foundation(
         readiness=Readiness(), table=table, root=root, store_log=store_log, store=store,
         spool=engine, journeys=Journeys(engine, store_log, clock=clock),
         feed=EventFeed(engine, LogReader(log_directory)),
+        refusals=refusals,
     )  # fmt: skip

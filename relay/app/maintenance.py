@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
-from relay.clock import Clock, ResumedTime
+from relay.clock import Clock, ResumedTime, now_at_least_us
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.mail_root import STORE, MailRoot
 from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
+from relay.refusals.refusal import RefusalStore
 from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.types import SpoolError
 
@@ -28,6 +29,7 @@ _FIGURES_COST_FACTOR = 20  # counting takes at most a twentieth of the time
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
+_DAY_US = 86_400_000_000
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
 _SETTLE_S = 1.0
@@ -75,15 +77,25 @@ async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> Non
     metrics.queue_unaccounted.set(counts.unaccounted)
 
 
-async def prune_history(
-    spool: SpoolEngine, log: SubmissionLog, clock: Clock, *, keep: Retention
-) -> None:
-    """Remove expired history until cancelled, in small steps."""
+@dataclass(frozen=True, slots=True)
+class PrunedHistory:
+    """What keeps history."""
+
+    spool: SpoolEngine
+    log: SubmissionLog
+    refusals: RefusalStore
+
+
+async def prune_history(history: PrunedHistory, clock: Clock, *, keep: Retention) -> None:
+    """Remove expired history until cancelled, in small steps; of the logs whole days."""
 
     async def prune() -> None:
-        while await spool.maintenance.prune(keep):
+        while await history.spool.maintenance.prune(keep):
             await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
-        await asyncio.to_thread(log.prune, math.ceil(keep.age_s / _DAY_S))
+        keep_days = math.ceil(keep.age_s / _DAY_S)
+        await asyncio.to_thread(history.log.prune, keep_days)
+        before_us = now_at_least_us(clock) - keep_days * _DAY_US
+        await history.refusals.prune(before_us - before_us % _DAY_US)
 
     await _repeat(prune, clock, interval_s=_PRUNE_S, fault="history not pruned")
 

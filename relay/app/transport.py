@@ -60,6 +60,7 @@ def build_transport(base: Foundation) -> Transport:
     ingress = IngressDependencies(
         hostname=settings.hostname, acceptance=acceptance, router=base.table,
         accounts=sources.accounts, quota=base.store, crash=base.crash, pressure=base.pressure,
+        refusals=base.refusals,
     )  # fmt: skip
     pickup = Pickup(
         base.store.ready, run_dir=settings.run_dir, hostname=settings.hostname, reports=reporter,

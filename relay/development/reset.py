@@ -48,6 +48,7 @@ class Reset:
                 trash = Path(tempfile.mkdtemp(dir=self._trash))
                 submissions = await daemon.store.clear(trash)
                 messages = await daemon.spool.maintenance.clear()
+                await daemon.refusals.clear()
                 self._forget()
             task = asyncio.create_task(asyncio.to_thread(remove_trash, trash))
             self._removing.add(task)

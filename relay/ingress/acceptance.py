@@ -17,7 +17,13 @@ from typing import Any
 from relay.accounts.account import AccountDirectory
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
-from relay.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
+from relay.ingress.data import (
+    HEADER_BYTES_MAX,
+    ContentRejection,
+    DataReply,
+    Origin,
+    subject_of,
+)
 from relay.ingress.fanout import FanOut, fan_out, reported_recipient
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event, Step
@@ -27,7 +33,6 @@ from relay.message.header import FIELDS_MAX, Header, ParsedContent, outgoing
 from relay.message.nexthop import NextHop
 from relay.message.verdict import ExaminedMessage, Verdict
 from relay.mime.dsn import ReportKind
-from relay.mime.encoded_words import decode_words
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -53,8 +58,6 @@ _POLICY_TIMEOUT_S = 10.0
 _POLICY_THREADS = 2
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
-_SUBJECT_CHARACTERS_MAX = 200
-_SUBJECT_OCTETS_MAX = 8192  # enough for that many characters in any encoding
 
 _LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
 # RFC 3463 3.8
@@ -143,7 +146,8 @@ class Acceptance:
         fan = fan_out(paths, examinations, verdict, examine=self.router.examine)
         self._count_rules(verdict)
         if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
-            return DataReply(fan.rejected[0].reply)
+            first = fan.rejected[0]
+            return DataReply(first.reply, rule=verdict.rule_of(first.path.address))
         event = _routing_event(
             verdict, fan, self.clock.time_us(), client=None if origin.pickup else origin.client
         )
@@ -272,7 +276,7 @@ class Acceptance:
             submission_id=envelope.envid if origin.pickup else "",
             client="" if origin.pickup else f"{origin.helo}{address}",
             message_id=_message_id(header),
-            subject=_subject(header),
+            subject=subject_of(header),
         )
         return NewMessage(
             facts,
@@ -374,12 +378,6 @@ class Acceptance:
 def _message_id(header: Header) -> str:
     found = header.first("Message-ID") or b""
     return found[:LINE_OCTETS_MAX].decode("utf-8", "replace")
-
-
-def _subject(header: Header) -> str:
-    """Return the Subject for the trace, bounded: it may be 1 MiB of encoded words."""
-    found = header.first("Subject") or b""
-    return decode_words(found[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]
 
 
 def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client | None) -> Event:

@@ -23,7 +23,7 @@ AUTH_OFFER = "AUTH PLAIN LOGIN"  # the line of EHLO
 Ask = Callable[[str], Awaitable[str]]
 _USER_NAME = "334 VXNlcm5hbWU6"  # "Username:"
 _PASSWORD = "334 UGFzc3dvcmQ6"  # noqa: S105 -- the prompt "Password:", which is no secret
-_USER_CHARACTERS_MAX = 128  # of the user name in the log
+_USER_CHARACTERS_MAX = 100  # of the user name in the log and in records
 _log = get_logger("ingress")
 
 

@@ -19,7 +19,8 @@ from enum import StrEnum
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.message.envelope import Client, Source
-from relay.message.header import header_end
+from relay.message.header import Header, header_end, header_section
+from relay.mime.encoded_words import decode_words
 from relay.pressure import MemoryBudget
 from relay.spool.types import IncomingBody
 
@@ -28,6 +29,9 @@ _CRLF = b"\r\n"
 _DOT = b"\r\n."
 _END = _DOT + _CRLF
 _CHUNK_BYTES = 64  # Python's overhead per chunk
+_HEAD_BYTES = 16384  # of a rejected content, in which its Subject is looked for
+_SUBJECT_CHARACTERS_MAX = 200
+_SUBJECT_OCTETS_MAX = 8192  # enough for that many characters in any encoding
 
 
 class ContentRejection(StrEnum):
@@ -79,10 +83,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class DataReply:
-    """The reply after the final dot; `queue_id` is "" where nothing was accepted."""
+    """The reply after the final dot; `queue_id` is "" where nothing was accepted. `rule` is the
+    mail-flow rule that rejected the message, if one did.
+    """
 
     reply: str
     queue_id: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +173,7 @@ class ContentCollector:
         self._eight_bit = False
         self.size_bytes = 0
         self.rejection: ContentRejection | None = None
+        self._subject = ""  # of a rejected content
 
     def add(self, octets: bytes, *, is_last: bool) -> None:
         """Check and keep the next octets, which do not end between CR and LF."""
@@ -174,9 +182,9 @@ class ContentCollector:
             return
         line_ends = octets.count(_CRLF)
         if octets.count(b"\n") != line_ends or octets.count(b"\r") != line_ends or b"\0" in octets:
-            self.reject(ContentRejection.BARE)
+            self.reject(ContentRejection.BARE, octets)
         elif self._has_long_line(octets):
-            self.reject(ContentRejection.LONG_LINE)
+            self.reject(ContentRejection.LONG_LINE, octets)
         else:
             self._keep(octets)
 
@@ -194,6 +202,11 @@ class ContentCollector:
         chunks, self._chunks = self._chunks, []
         await self._arrival.write(chunks)
         self._hold(len(self._header or b""))
+
+    @property
+    def subject(self) -> str:
+        """The Subject, before hand_over(); "" if the header has not come."""
+        return self._subject or subject_in(self._head(b""))
 
     def hand_over(self) -> ReceivedContent:
         """Return the content, which the caller must release. The collector keeps nothing."""
@@ -223,10 +236,22 @@ class ContentCollector:
             self._arrival.discard()
             self._arrival = None
 
-    def reject(self, rejection: ContentRejection) -> None:
-        """Keep nothing, and discard everything up to the end of data."""
+    def reject(self, rejection: ContentRejection, octets: bytes = b"") -> None:
+        """Keep nothing but the Subject, and discard everything up to the end of data. `octets` are
+        those that were not kept yet.
+        """
+        self._subject = subject_in(self._head(octets))
         self.release()
         self.rejection = rejection
+
+    def _head(self, octets: bytes) -> bytes:
+        """Return the first octets of the content; `octets` are the last that came."""
+        head = b"" if self._header is None else self._header[:_HEAD_BYTES]
+        for chunk in (*self._chunks[:_HEAD_BYTES], octets) if self._header is None else ():
+            head += chunk[: _HEAD_BYTES - len(head)]
+            if len(head) >= _HEAD_BYTES:
+                break
+        return head
 
     def _has_long_line(self, octets: bytes) -> bool:
         """Return whether a line is too long, with one search per `line_max_bytes` of data."""
@@ -245,9 +270,9 @@ class ContentCollector:
         extends = bool(self._chunks) and len(self._chunks[-1]) < _CHUNK_BYTES
         held_bytes = len(octets) if extends else len(octets) + _CHUNK_BYTES
         if self.size_bytes + len(octets) > self._size_max_bytes:
-            self.reject(ContentRejection.TOO_BIG)
+            self.reject(ContentRejection.TOO_BIG, octets)
         elif not self._budget.take(held_bytes):
-            self.reject(ContentRejection.NO_ROOM)
+            self.reject(ContentRejection.NO_ROOM, octets)
         else:
             self._held_bytes += held_bytes
             if extends:
@@ -281,3 +306,14 @@ class ContentCollector:
         """Release memory, except for `size_bytes`."""
         self._budget.release(self._held_bytes - size_bytes)
         self._held_bytes = size_bytes
+
+
+def subject_in(content: bytes) -> str:
+    """Return the Subject of a content of which the first octets are given, bounded, or ""."""
+    return subject_of(Header.parse(header_section(content[:_HEAD_BYTES])))
+
+
+def subject_of(header: Header) -> str:
+    """Return the Subject for people, bounded: it may be 1 MiB of encoded words."""
+    found = header.first("Subject") or b""
+    return decode_words(found[:_SUBJECT_OCTETS_MAX])[:_SUBJECT_CHARACTERS_MAX]

@@ -47,10 +47,35 @@ class ImplicitTls(asyncio.Protocol):
         task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(self, moved: socket.socket, ip: str) -> None:
+        has_begun = False
         try:
+            if not await _has_spoken(moved):  # it only looked whether the port is open
+                return
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._new_session, moved, ssl=self._context,
                 ssl_handshake_timeout=TLS_HANDSHAKE_S,  # real time: a client
             )  # fmt: skip
+            has_begun = True
+        except TimeoutError:
+            self._on_failed_handshake(ip, OSError("the client sent nothing"))
         except OSError as error:
             self._on_failed_handshake(ip, error)
+        finally:
+            if not has_begun:
+                moved.close()
+
+
+async def _has_spoken(moved: socket.socket) -> bool:
+    """Wait for the first octet; return False if the client disconnects. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(moved, readable.set)
+    try:
+        async with asyncio.timeout(TLS_HANDSHAKE_S):  # real time: a client
+            await readable.wait()
+    finally:
+        loop.remove_reader(moved)
+    try:
+        return bool(moved.recv(1, socket.MSG_PEEK))
+    except ConnectionResetError:
+        return False

@@ -11,22 +11,38 @@ RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.ingress.authentication import AUTH_OFFER, Authentication, CheckLogin
-from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedContent
+from relay.ingress.data import (
+    ContentCollector,
+    DataReply,
+    Origin,
+    ReceivedContent,
+    subject_in,
+)
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
 from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits
+from relay.ingress.session_refusals import (
+    CONNECT,
+    ContentRefusedError,
+    ListenerRefusals,
+    RefusedCommand,
+    SessionRefusals,
+    path_in,
+)
 from relay.mailbox.delivery_store import DeliveryStore
 from relay.mailbox.types import Room
+from relay.message.content import memory_part
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
 from relay.pressure import MemoryBudget
+from relay.refusals.refusal import RefusalReason
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
 from relay.spool.types import IncomingBody
 
@@ -36,7 +52,6 @@ SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"  # RFC
 _HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
-_LOGGED_VERBS = frozenset({"MAIL", "RCPT", "DATA", "AUTH"})  # whose rejections are logged
 # Commands of a browser that a web page directs here, as Postfix's smtpd_forbidden_commands.
 _HTTP_METHODS = frozenset(
     {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "CONNECT", "OPTIONS", "TRACE"}
@@ -124,6 +139,7 @@ class ListenerDependencies:
     arrival: Callable[[], IncomingBody]  # makes the file for the body of a large message
     crash: CrashPoints  # for crash tests
     pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
+    refusals: ListenerRefusals  # records what is refused
     offers_tls: bool = False  # STARTTLS, or TLS from the first octet
     requires_tls: bool = False  # 530 without TLS
     requires_auth: bool = False  # 530 without a login, except in a trusted network
@@ -161,6 +177,7 @@ class SmtpCommandHandler:
         self._forward_paths: dict[str, ForwardPath] = {}
         self._errors = 0
         self._junk_commands = 0
+        self.refusals = SessionRefusals(listener.refusals)
         self.closing = False
         self.draining = False
 
@@ -182,21 +199,49 @@ class SmtpCommandHandler:
         verb, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
         verb = verb.upper()
         if verb in _HTTP_METHODS or verb.startswith(_HTTP_HOST):
-            return self._close_abusive(_NO_HTTP)
+            return self._close_abusive(_NO_HTTP, verb)
         if more_follows and verb in _LAST_OF_GROUP and not self._is_trusted:
             return self._close_rejected(verb, _TALKS_AHEAD)
         if self.may_close and verb != "QUIT":
-            return self._close_with(SHUTTING_DOWN)
+            return self._close_rejected(verb, SHUTTING_DOWN)
         if self._authentication.has_ended and verb != "QUIT":
-            return self._end_login(verb)
+            return self._close_rejected(verb, _LOGIN_ENDED, reason=RefusalReason.LOGIN)
+        refused = None
         try:
             reply = await self._do(verb, argument.strip(" "))
+        except ContentRefusedError as rejection:
+            reply, refused = rejection.refused.reply, rejection.refused
         except SmtpRejection as rejection:
             reply = str(rejection)
-        if reply.startswith(("4", "5")) and verb in _LOGGED_VERBS:
-            user = {"user": self._authentication.user} if verb == "AUTH" else {}
-            self._log_rejected(verb, reply, **user)
-        return self.count(reply, verb=verb)
+        reply = self._counted(reply, verb=verb)
+        if reply.startswith(("4", "5")):
+            self._record(refused or self._refused(verb, reply, argument), reply)
+        return reply
+
+    def _refused(self, verb: str, reply: str, argument: str) -> RefusedCommand:
+        """Return what is recorded of a rejected command; `argument` is used for paths only."""
+        sender = self._mail.envelope.reverse_path if self._mail is not None else ""
+        recipients: tuple[str, ...] = ()
+        if verb == "MAIL" and self._mail is None:
+            sender = path_in(argument)
+        elif verb == "RCPT":
+            recipients = (path_in(argument),)
+        return RefusedCommand(
+            command=verb if verb in _KNOWN_VERBS else "",
+            reply=reply,
+            user=self._authentication.user if verb == "AUTH" else "",
+            sender=sender,
+            recipients=recipients,
+        )
+
+    def _record(self, refused: RefusedCommand, reply: str) -> None:
+        """Record a rejection with the reply that the client gets."""
+        if refused.reply != reply:
+            refused = replace(refused, reply=reply, rule="", reason=RefusalReason.LIMIT)
+        if refused.command == "RCPT" and self._mail is not None:
+            self.refusals.gather(refused, self._origin())
+        else:
+            self.refusals.record(refused, self._origin())
 
     def greet(self, *, client_spoke: bool) -> str:
         """Return the greeting, or reject a client that spoke first.
@@ -207,8 +252,8 @@ class SmtpCommandHandler:
         if not client_spoke:
             return f"220 {self._listener.hostname} ESMTP Relay"  # RFC 5321 3.1
         if self._trusted_network:
-            return self._close_abusive(_EARLY_TALKER)
-        return self._close_rejected("CONNECT", _EARLY_TALKER)
+            return self._close_abusive(_EARLY_TALKER, CONNECT)
+        return self._close_rejected(CONNECT, _EARLY_TALKER)
 
     def malformed(self, fault: LineError) -> str:
         """Return the reply to a line that is not a command.
@@ -217,12 +262,18 @@ class SmtpCommandHandler:
         controls parts of it, such as a session ticket, which could contain commands.
         """
         if fault is LineError.BINARY:
-            return self._close_abusive(fault, **self._tls_hint())
+            return self._close_abusive(fault, CONNECT, reason=RefusalReason.TLS, **self._tls_hint())
         if fault is LineError.BARE_LF:
             return self._close_rejected("", fault)
-        return self.count(fault)
+        return self.fail(fault)
 
-    def count(self, reply: str, *, verb: str = "") -> str:
+    def fail(self, reply: str, *, verb: str = "") -> str:
+        """Return the reply to a line that no command handled, or 421 after too many errors."""
+        reply = self._counted(reply)
+        self._record(self._refused(verb, reply, ""), reply)
+        return reply
+
+    def _counted(self, reply: str, *, verb: str = "") -> str:
         """Return `reply`, or 421 after too many rejected or idle commands."""
         trusted = self._is_trusted
         # A trusted client may have a long list of addresses that no longer exist.
@@ -446,24 +497,44 @@ class SmtpCommandHandler:
                 return ""
             mail, paths = self._mail, tuple(self._forward_paths.values())
             self._reset()
-            if self._authentication.has_ended:  # before the final dot
-                return self._end_login("DATA")
-            if content.rejection is not None:
-                return content.rejection
-            size_bytes = content.size_bytes
-            if rejection := await self._size_rejection(paths, mail.size_bytes, size_bytes):
-                return rejection
-            decision = await listener.accept(
-                mail.envelope, paths, content.hand_over(), origin=self._origin()
-            )
+            decision = await self._take(mail, paths, content)
         finally:
             content.release()
-        if not decision.queue_id:
-            return decision.reply
         self._errors = self._junk_commands = 0
         await self._client.send(decision.reply)
         listener.crash.reached(CrashPoint.SMTP_REPLIED)
         return ""
+
+    async def _take(
+        self, mail: MailArgument, paths: Sequence[ForwardPath], content: ContentCollector
+    ) -> DataReply:
+        """Return the reply to a content. Raises ContentRefusedError."""
+        if self._authentication.has_ended:  # before the final dot
+            self.closing = True
+            decision, subject = DataReply(_LOGIN_ENDED), ""
+        elif content.rejection is not None:
+            decision, subject = DataReply(content.rejection), content.subject
+        elif rejection := await self._size_rejection(paths, mail.size_bytes, content.size_bytes):
+            decision, subject = DataReply(rejection), content.subject
+        else:
+            received = content.hand_over()
+            decision = await self._listener.accept(
+                mail.envelope, paths, received, origin=self._origin()
+            )
+            if decision.queue_id:
+                return decision
+            subject = subject_in(memory_part(received.content))
+        raise ContentRefusedError(
+            RefusedCommand(
+                command="DATA",
+                reply=decision.reply,
+                sender=mail.envelope.reverse_path,
+                recipients=tuple([path.address for path in paths]),
+                subject=subject,
+                rule=decision.rule,
+                reason=RefusalReason.LOGIN if decision.reply == _LOGIN_ENDED else None,
+            )
+        )
 
     def _origin(self) -> Origin:
         return Origin(
@@ -479,21 +550,20 @@ class SmtpCommandHandler:
     def _reset(self) -> None:
         self._mail = None
         self._forward_paths = {}
+        self.refusals.flush()
 
-    def _close_rejected(self, verb: str, reply: str) -> str:
-        self._log_rejected(verb, reply)
+    def _close_rejected(
+        self, verb: str, reply: str, *, reason: RefusalReason | None = None, is_logged: bool = True
+    ) -> str:
+        refused = replace(self._refused(verb, reply, ""), reason=reason)
+        self.refusals.record(refused, self._origin(), is_logged=is_logged)
         return self._close_with(reply)
 
-    def _end_login(self, verb: str) -> str:
-        self._log_rejected(verb, _LOGIN_ENDED, user=self._authentication.user)
-        return self._close_with(_LOGIN_ENDED)
-
-    def _log_rejected(self, verb: str, reply: str, **user: str) -> None:
-        _log.info("rejected", qid="NOQUEUE", client=self._ip, verb=verb, **user, reply=reply)
-
-    def _close_abusive(self, reply: str, **hint: str) -> str:
+    def _close_abusive(
+        self, reply: str, verb: str, *, reason: RefusalReason | None = None, **hint: str
+    ) -> str:
         _log.warning("not an SMTP client", client=self._ip, reply=reply, **hint)
-        return self._close_with(reply)
+        return self._close_rejected(verb, reply, reason=reason, is_logged=False)
 
     def _tls_hint(self) -> dict[str, str]:
         """Return the field of a log line about TLS, if there is a hint."""
@@ -526,3 +596,4 @@ _COMMANDS: dict[str, Callable[[SmtpCommandHandler, str], Awaitable[str]]] = {
     "VRFY": SmtpCommandHandler.vrfy,
     "QUIT": SmtpCommandHandler.quit,
 }
+_KNOWN_VERBS = frozenset({CONNECT, *_COMMANDS, *_NOT_OFFERED, *_HTTP_METHODS})  # in records

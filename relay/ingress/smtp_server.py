@@ -18,12 +18,19 @@ from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
 from relay.ingress.implicit_tls import ImplicitTls
 from relay.ingress.session_limits import SessionLimits
+from relay.ingress.session_refusals import (
+    CONNECT,
+    ListenerRefusals,
+    RefusedCommand,
+    handshake_fault,
+)
 from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies
 from relay.ingress.smtp_session import SessionDependencies, SmtpSession
 from relay.mailbox.delivery_store import DeliveryStore
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
 from relay.pressure import ConcurrencyCounter, MemoryBudget, Pressure
+from relay.refusals.refusal import RefusalReason, RefusalRecorder
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, SmtpListener
 from relay.settings.validation import is_loopback
@@ -40,13 +47,14 @@ _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this mac
 class IngressDependencies:
     """What all listeners of a process share."""
 
-    hostname: str
-    acceptance: Acceptance
-    router: RouteTable
-    accounts: AccountDirectory
-    quota: DeliveryStore
-    crash: CrashPoints = field(default_factory=CrashPoints)
-    pressure: Pressure = field(default_factory=Pressure)
+    hostname: str  # of the greeting and of Received fields
+    acceptance: Acceptance  # takes over complete messages
+    router: RouteTable  # which addresses are valid, and which are local
+    accounts: AccountDirectory  # logins, and addresses that they may use
+    quota: DeliveryStore  # whether a local mailbox has room
+    crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
+    pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
+    refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +91,11 @@ class SmtpServer:
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._tls_context = certificate.context if certificate else None
         self._opened: Listener | None = None
+        self._bound = listener.listen  # with the actual port, also when it is closed again
         self._servers: list[asyncio.Server] = []
         self._handshakes: set[asyncio.Task[None]] = set()
         self._acceptances: set[asyncio.Task[DataReply]] = set()
+        sessions = dependencies.acceptance.metrics.smtp_sessions
         self._shared = SessionDependencies(
             listener=self._listener_dependencies(pickup=pickup),
             count=ConcurrencyCounter(),
@@ -95,7 +105,8 @@ class SmtpServer:
             tls_context=self._tls_context,
             is_trusted=(lambda _ip: True) if pickup else self._is_trusted,
             rejects_untrusted=self._rejects_untrusted,
-            on_failed_handshake=self._log_failed_handshake,
+            on_failed_handshake=self._record_failed_handshake,
+            begun=(lambda: None) if pickup else sessions.labels(role=listener.role).inc,
         )
 
     @property
@@ -121,6 +132,7 @@ class SmtpServer:
     def bind(self) -> None:
         """Open the socket; clients wait until start(). Raises OSError that names the address."""
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG)
+        self._bound = self._opened.address
 
     async def start(self) -> None:
         """Listen. Raises OSError that names the address."""
@@ -172,14 +184,20 @@ class SmtpServer:
         assert self._tls_context is not None
         return ImplicitTls(
             self._tls_context, self._new_session, handshakes=self._handshakes,
-            on_failed_handshake=self._log_failed_handshake,
+            on_failed_handshake=self._record_failed_handshake,
         )  # fmt: skip
 
-    def _log_failed_handshake(self, ip: str, error: OSError) -> None:
-        """Log that the TLS handshake of a client failed.
+    def _record_failed_handshake(self, ip: str, error: OSError) -> None:
+        """Record and log that the TLS handshake of a client failed.
 
-        In a service only that: the clients of port 465 are strangers.
+        In a service the log has only that: the clients of port 465 are strangers.
         """
+        refused = RefusedCommand(
+            command=CONNECT if self._listener.role == "submissions" else "STARTTLS",
+            reply=handshake_fault(error),
+            reason=RefusalReason.TLS,
+        )
+        self._shared.listener.refusals.record(refused, Origin(ip=ip, helo=""), is_logged=False)
         reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
         if self._options is None:
             _log.info("TLS handshake failed", client=ip, error=reason)
@@ -207,6 +225,12 @@ class SmtpServer:
             crash=dependencies.crash,
             # Mail from pickup already has its 202: only the spool itself may refuse it.
             pressure_rejection=(lambda _size: "") if pickup else dependencies.pressure.rejection,
+            refusals=ListenerRefusals(
+                None if pickup else dependencies.refusals,
+                dependencies.acceptance.metrics,
+                dependencies.acceptance.clock,
+                lambda: str(self._bound),
+            ),
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
             requires_auth=listener.role != "relay",

@@ -21,8 +21,9 @@ from typing import cast
 from aiosmtpd.smtp import SMTP
 
 from relay.accounts.passwords import client_of
-from relay.ingress.data import ContentCollector, ContentRejection, DotFraming
+from relay.ingress.data import ContentCollector, ContentRejection, DotFraming, Origin
 from relay.ingress.esmtp_parameters import SmtpRejection
+from relay.ingress.session_refusals import CONNECT, RefusedCommand
 from relay.ingress.smtp_commands import (
     SHUTTING_DOWN,
     LineError,
@@ -176,6 +177,7 @@ class SessionDependencies:
     rejects_untrusted: Callable[[], bool]  # whether only trusted clients may begin a session now
     # called with the address of a client whose TLS handshake failed, and the reason
     on_failed_handshake: Callable[[str, OSError], None]
+    begun: Callable[[], None] = lambda: None  # counts a connection
 
 
 class _NoHooks:
@@ -231,7 +233,10 @@ class SmtpSession(_NoHooks, SMTP):
             rejection = _BUSY
         else:
             rejection = self._counted_or_rejected()
+        self._shared.begun()
         if rejection:
+            refused = RefusedCommand(command=CONNECT, reply=rejection)
+            self._shared.listener.refusals.record(refused, Origin(ip=self._ip, helo=""))
             rejected = cast("asyncio.Transport", transport)
             rejected.write(rejection.encode("ascii") + b"\r\n")
             rejected.close()
@@ -274,6 +279,8 @@ class SmtpSession(_NoHooks, SMTP):
             self.closed.set_result(None)
         if self._counted:
             self._counted = False
+            if self._commands is not None:
+                self._commands.refusals.flush()
             self._shared.count.end(self._counted_as)
             self._shared.sessions.discard(self)
             super().connection_lost(None if isinstance(error, OSError) else error)
@@ -347,14 +354,15 @@ class SmtpSession(_NoHooks, SMTP):
             return commands.malformed(line)
         limits = self._shared.listener.limits
         if len(line) + 2 > limits.command_bytes and line[: len(_AUTH_VERB)].upper() != _AUTH_VERB:
-            return commands.count(LineError.TOO_LONG)
+            return commands.fail(LineError.TOO_LONG)
         try:
             return await commands.handle(line, more_follows=not self._input.is_empty)
         except ClientDisconnected:
             raise
         except Exception:  # noqa: BLE001 -- an internal error fails the command, not the session
-            _log.exception("command failed", client=self._ip, verb=_verb(line))
-            return _LOCAL_ERROR
+            verb = _verb(line)
+            _log.exception("command failed", client=self._ip, verb=verb)
+            return commands.fail(_LOCAL_ERROR, verb=verb.upper())
 
     async def _next_line(self) -> bytes | LineError | None:
         """Return the next command line, or None if the client has disconnected."""

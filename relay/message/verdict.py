@@ -97,3 +97,7 @@ class Verdict:
     additions: tuple[AddedRecipient, ...]
     contents: tuple[ParsedContent, ...]
     hits: tuple[RuleHit, ...]
+
+    def rule_of(self, address: str) -> str:
+        """Return the rule that decided about a recipient, "" if none did."""
+        return next((one.rule for one in self.recipients if one.address == address), "")

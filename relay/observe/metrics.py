@@ -94,6 +94,24 @@ class Metrics:
         self.policy_rules = Counter(
             "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry
         )
+        self._count_smtp(registry)
+
+    def _count_smtp(self, registry: CollectorRegistry) -> None:
+        self.refusals = Counter(
+            "relay_smtp_refusals",
+            "SMTP commands, connections and TLS handshakes that were refused.",
+            ["reason"],
+            registry=registry,
+        )
+        self.smtp_sessions = Counter(
+            "relay_smtp_sessions",
+            "SMTP connections, without pickup's.",
+            ["role"],
+            registry=registry,
+        )
+        self.auth_failures = Counter(
+            "relay_auth_failures", "Logins by SMTP that failed or were delayed.", registry=registry
+        )
 
     def exposition(self) -> bytes:
         """Return the text of /metrics."""

@@ -309,6 +309,11 @@ class Settings:
         return self.run_dir / "pickup.sock"
 
     @property
+    def refused_dir(self) -> Path:
+        """The files of what SMTP sessions refused."""
+        return self.state_dir / "refused"
+
+    @property
     def control_socket(self) -> Path:
         """The Unix socket of `/relay/v1` with the role operate, for the command line."""
         return self.run_dir / "control.sock"

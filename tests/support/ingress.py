@@ -23,6 +23,7 @@ from relay.message.content import MemoryOctets
 from relay.message.verdict import ExaminedMessage, RecipientVerdict, Verdict
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
+from relay.refusals.recent import RecentRefusals
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener, TlsSettings
@@ -146,6 +147,7 @@ class Relay:
     metrics: Metrics = field(default_factory=Metrics)
     clock: ManualClock = field(default_factory=ManualClock)
     pressure: Pressure = field(default_factory=Pressure)
+    refusals: RecentRefusals = field(default_factory=RecentRefusals)
 
     @property
     def router(self) -> RouteTable:
@@ -187,6 +189,7 @@ class Relay:
             accounts=self.accounts,
             quota=FakeQuota(),
             pressure=self.pressure,
+            refusals=self.refusals,
         )
         settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))
         quick = limits or SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)

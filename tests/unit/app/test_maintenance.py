@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from relay.app import maintenance
+from relay.clock import rfc3339
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
+from relay.refusals.recent import RecentRefusals
+from relay.refusals.refusal import Refusal, RefusalReason, RefusalSearch
 from relay.spool.engine import Retention
 from relay.spool.types import QueueCounts, SpoolError
 from tests.support.manual_clock import ManualClock
@@ -79,7 +82,14 @@ async def test_gauges_continue_after_spool_errors() -> None:
 async def test_pruning_runs_in_batches_and_continues_after_errors() -> None:
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
     keep = Retention(86400 * 1.5)
-    await run_until_over(spool, maintenance.prune_history(spool, log, ManualClock(), keep=keep))
+    clock = ManualClock()
+    refusals = RecentRefusals()
+    for days in (3, 0):
+        at = rfc3339(clock.time_us() - days * 86_400_000_000)
+        refusals.record(Refusal(at=at, reason=RefusalReason.SYNTAX))
+    history = maintenance.PrunedHistory(spool, log, refusals)
+    await run_until_over(spool, maintenance.prune_history(history, clock, keep=keep))
+    assert len((await refusals.page(RefusalSearch())).refused) == 1
     assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]
 
