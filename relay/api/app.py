@@ -14,6 +14,7 @@ from relay.api.handlers import Handlers
 from relay.api.request_parameters import (
     LIST_PARAMETERS,
     QUEUE_PARAMETERS,
+    REFUSED_PARAMETERS,
     require_method,
     single_values,
 )
@@ -137,6 +138,9 @@ async def _relay_v1(
             if response is None:
                 raise _not_found(request)
             return response
+        case ("refused",):
+            query = _with_cursor(_query(request, "GET", *REFUSED_PARAMETERS))
+            return json_response(await handlers.refused(query, principal))
         case ("queue",):
             query = _query(request, "GET", *QUEUE_PARAMETERS)
             return await handlers.queue_list(query, principal)

@@ -4,7 +4,7 @@ Also Principal: the role of the account or operator that makes a request.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
@@ -21,6 +21,8 @@ from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
+from relay.refusals.recent import RecentRefusals
+from relay.refusals.refusal import RefusalStore
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 
@@ -157,6 +159,7 @@ class ApiDependencies:
     unlock: Callable[[str], int]  # that of AccountDirectory
     events: EventStreams | None = None  # the streams of GET /events, if there are any
     development: DevelopmentControls | None = None  # None in a service
+    refusals: RefusalStore = field(default_factory=RecentRefusals)  # of SMTP sessions
     # what does not work although the relay is ready; "": nothing
     impaired: Callable[[], str] = lambda: ""
 

@@ -1,4 +1,4 @@
-"""Handlers of /relay/v1: messages (journeys), the queue, storage, and delays of logins.
+"""Handlers of /relay/v1: messages (journeys), refusals, the queue, storage, delays of logins.
 
 An unknown message and another account's message are the same 404. The roles read and operate see
 all journeys. The content of others' messages needs the role operate, and each look is logged; not
@@ -29,6 +29,7 @@ from relay.api.request_parameters import (
     number_of,
     read_body,
     read_queue_command,
+    refusal_search_of,
     selector_of_query,
 )
 from relay.http.errors import ApiError, quoted, service_unavailable
@@ -42,6 +43,7 @@ from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
+from relay.refusals.refusal import RefusalPage
 from relay.spool.queue_commands import (
     UNKNOWN_HEADER,
     CommandReport,
@@ -277,6 +279,18 @@ class Handlers:
             # a Message-ID without its brackets looks like an address
             found = await self._dependencies.journeys.journey(f"<{key}>", account=principal.account)
         return found
+
+    async def refused(self, query: Mapping[str, str], principal: Principal) -> RefusalPage:
+        """GET /refused?address=&after=&before=&limit=. An account sees those of its own login, in
+        a development relay all.
+        """
+        account = None if self.is_development else principal.account
+        wanted = refusal_search_of(query, account=account)
+        try:
+            return await self._dependencies.refusals.page(wanted)
+        except OSError as error:
+            message = f"The refusals cannot be read: {error.strerror}."
+            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5) from error
 
     async def queue_list(self, query: Mapping[str, str], principal: Principal) -> Response:
         """GET /queue?CONDITION=&limit=; a response header lists the unknown ids."""

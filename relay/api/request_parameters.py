@@ -19,6 +19,7 @@ from relay.http.http_request import HttpRequest
 from relay.journeys.message_list import ListPosition, parse_position
 from relay.journeys.message_search import FINAL_STATE, MessageSearch, parse_cursor
 from relay.message.lifecycle import RecipientState
+from relay.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 from relay.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
 from relay.spool.types import Selector
@@ -32,6 +33,7 @@ TEXT_CONDITIONS = ("sender", "recipient", "domain", "next_hop", "state")
 LIST_PARAMETERS = (
     "to", "sender", "subject", "mailbox", "state", "before", "after", "wait", "limit",
 )  # fmt: skip
+REFUSED_PARAMETERS = ("address", "after", "before", "limit")
 QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "limit")
 
 
@@ -132,6 +134,22 @@ def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
     except ValueError:
         expected = 'the "older" of an earlier answer'
         raise _bad(f"before: found {quoted(text)}, expected {expected}.") from None
+
+
+def refusal_search_of(query: Mapping[str, str], *, account: str | None) -> RefusalSearch:
+    """Return the conditions of GET /refused. Raises ApiError 400."""
+    address = query.get("address", "")
+    if len(address) > _TEXT_CHARACTERS_MAX or ("address" in query and not address):
+        raise _bad(_length_fault("address", address))
+    places = {name: query.get(name, "") for name in ("after", "before")}
+    for name, place in places.items():
+        if name in query and not is_cursor(place):
+            expected = f'the "{"cursor" if name == "after" else "older"}" of an earlier answer'
+            raise _bad(f"{name}: found {quoted(place)}, expected {expected}.")
+    if all(places.values()):
+        raise _bad("before: found it together with after, expected one of them.")
+    limit = int(number_of(query, "limit", default=_LIMIT, limits=(1, PAGE_MAX)))
+    return RefusalSearch(address, account, **places, limit=limit)
 
 
 MESSAGE_STATES = (FINAL_STATE, *RecipientState)

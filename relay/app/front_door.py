@@ -15,7 +15,7 @@ from relay.api.dependencies import Principal
 from relay.app.configuration import parse_next_hop
 from relay.app.foundation import Foundation
 from relay.app.pressure_monitor import open_files_limit
-from relay.clock import SystemClock
+from relay.clock import SystemClock, now_at_least_us
 from relay.http.authentication import HttpAuthentication
 from relay.http.base_path import BasePath
 from relay.http.browsers import BrowserGuard
@@ -92,7 +92,9 @@ def _means(
 
     async def prune(older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
         age_s = base.settings.spool.keep if older_than_s is None else older_than_s
-        return await base.spool.maintenance.prune_many(age_s, dry_run=dry_run)
+        pruned = await base.spool.maintenance.prune_many(age_s, dry_run=dry_run)
+        before_us = now_at_least_us(base.clock) - int(age_s * 1_000_000)
+        return {**pruned, "refused": await base.refusals.prune(before_us, dry_run=dry_run)}
 
     def unready() -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""
@@ -113,6 +115,7 @@ def _means(
         way_to=way_to, changes=base.changes, metrics=base.metrics, history=base.history,
         clock=base.clock, ready=unready, impaired=impaired, prune=prune, pressure=base.pressure,
         development=development, events=events, unlock=base.sources.accounts.unlock,
+        refusals=base.refusals,
         sources=api.MessageSources(
             base.journeys, base.spool, base.store.messages, mailbox_for=base.table.mailbox_for,
             received=development.received_content if development else None,

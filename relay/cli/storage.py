@@ -121,7 +121,8 @@ def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
 def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
     """Remove the history of finished messages now.
 
-    Expired submission keys are removed as well. The queue and the mailboxes do not change.
+    Records of what was refused and expired submission keys are removed as well. The queue and the
+    mailboxes do not change.
     """
     age_s = older_than_s(older_than)
     client = OperatorClient(context.settings(), SystemClock())
@@ -131,7 +132,8 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
         return
     verb = "would remove" if dry_run else "removed"
     keys = counted(result["submissions"], "submission key")
-    click.echo(f"{verb} {counted(result['messages'], 'message')}, {keys}")
+    refused = counted(result["refused"], "refusal")
+    click.echo(f"{verb} {counted(result['messages'], 'message')}, {keys}, {refused}")
     if kept := result["kept"]:
         why = "recipients in no final state, and no entry: see relay storage verify"
         click.echo(f"relay storage prune: kept {counted(kept, 'message')} with {why}", err=True)

@@ -6,10 +6,11 @@ a daemon.
 
 import math
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 import click
-from msgspec import UNSET
+from msgspec import UNSET, to_builtins
 from msgspec.structs import replace
 
 from relay.cli.errors import CommandError, ExitCode
@@ -21,22 +22,46 @@ from relay.journeys.document import Journey, Recipient
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.phrases import counted, shown
+from relay.refusals.refusal import Refusal
+from relay.refusals.wording import line_of
 
 
 @click.command()
-@click.argument("key", type=Key(), metavar="ID|ADDRESS|last")
+@click.argument("key", type=Key(), metavar="ID|ADDRESS|IP|last")
 @common_options
 def trace(context: CommandContext, key: str) -> None:
     """Show the journey of a message through the seven steps.
 
     ID is a Graph id, a submission id, a queue id or a Message-ID; an ADDRESS selects the
-    newest message of that sender or recipient.
+    newest message of that sender or recipient, and what SMTP sessions refused from or to it; an
+    IP address selects what they refused of that client.
     """
     client = OperatorClient(context.settings(), SystemClock())
-    found = client.journey(key)
-    if found is None:
+    refused = client.refused(key) if _is_ip(key) or _is_address(key) else []
+    found = None if _is_ip(key) else client.journey(key)
+    if found is None and not refused:
         raise unknown_message("trace", key, without_daemon=client.without_daemon)
-    context.show(found, lambda: journey_lines(found))
+    document: dict[str, Any] = {} if found is None else to_builtins(found)
+    if refused:
+        document["refused"] = refused
+    lines = [] if found is None else journey_lines(found)
+    context.show(document, lambda: [*lines, *map(_refusal_line, refused)])
+
+
+def _refusal_line(refusal: Refusal) -> str:
+    return f"{refusal.at[:10]} {refusal.at[11:23]}Z  {refusal.client}  {line_of(refusal)}"
+
+
+def _is_ip(key: str) -> bool:
+    try:
+        ip_address(key)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_address(key: str) -> bool:
+    return "@" in key and not key.startswith("<")
 
 
 _RECIPIENTS_MAX = 10

@@ -26,6 +26,8 @@ from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.observe.metrics import Metrics
+from relay.refusals.day_files import RefusalFiles
+from relay.refusals.refusal import RefusalPage, RefusalSearch
 from relay.routing.route_table import RouteTable
 from relay.settings.environment import read_environment
 from relay.settings.tree import Settings
@@ -41,6 +43,7 @@ class SpoolFiles:
 
     spool: SpoolEngine
     journeys: Journeys
+    refusals: RefusalFiles
 
 
 def with_spool_files(
@@ -57,7 +60,8 @@ def with_spool_files(
         )
         try:
             await engine.start()
-            return await ask(SpoolFiles(engine, Journeys(engine, log, clock=clock)))
+            journeys = Journeys(engine, log, clock=clock)
+            return await ask(SpoolFiles(engine, journeys, _refusals(settings)))
         finally:
             await engine.stop()
 
@@ -68,6 +72,15 @@ def with_spool_files(
             return asyncio.run(answer())
         finally:
             lock.give_back()
+
+
+def read_refusals(settings: Settings, wanted: RefusalSearch) -> RefusalPage:
+    """Return refusals from the files. Raises OSError."""
+    return asyncio.run(_refusals(settings).page(wanted))
+
+
+def _refusals(settings: Settings) -> RefusalFiles:
+    return RefusalFiles(settings.refused_dir)
 
 
 async def execute(

@@ -19,8 +19,9 @@ from relay.client import (
     ControlUnavailableError,
     path_of,
 )
-from relay.clock import Clock
+from relay.clock import Clock, now_at_least_us
 from relay.journeys.document import Journey
+from relay.refusals.refusal import Refusal, RefusalPage, RefusalSearch
 from relay.settings.tree import Settings
 from relay.spool.queue_commands import UNKNOWN_HEADER, EntryList
 
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LIST_MAX = 10_000
+_REFUSED_MAX = 20
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
 WAIT_S_MAX = 300.0  # per request
 _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries, and an advance of the clock
 _STEP_S_MAX = 120.0
-_NOTHING_PRUNED = {"messages": 0, "submissions": 0, "kept": 0}
+_NOTHING_PRUNED = {"messages": 0, "submissions": 0, "kept": 0, "refused": 0}
 _NOTHING_CHANGED: dict[str, Any] = {
     "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
 }  # fmt: skip
@@ -73,6 +75,20 @@ class OperatorClient:
             return self._offline(
                 silent, lambda files: files.journeys.journey(key, account=None), nothing=None
             )
+
+    def refused(self, address: str) -> list[Refusal]:
+        """Return the newest refusals that concern a mail or IP address, the newest first."""
+        query = {"address": address, "limit": str(_REFUSED_MAX)}
+        try:
+            page: RefusalPage = self._client.get("/refused", query, kind=RefusalPage)
+        except ControlForbiddenError:
+            raise
+        except ControlUnavailableError as silent:
+            from relay.commands.offline import read_refusals  # noqa: PLC0415 - slow
+
+            self.without_daemon = str(silent)
+            page = read_refusals(self._settings, RefusalSearch(address, limit=_REFUSED_MAX))
+        return page.refused
 
     def wait(self, key: str, *, state: str, timeout_s: float) -> Journey | None:
         """Wait until a message is in `state` ("final": all recipients are final; "there": or
@@ -207,7 +223,8 @@ class OperatorClient:
             found = await prune_many(age_s, dry_run=True)
             while not dry_run and not (await prune_many(age_s))["ended"]:
                 pass
-            return found
+            before_us = now_at_least_us(self._clock) - int(age_s * 1_000_000)
+            return {**found, "refused": await files.refusals.prune(before_us, dry_run=dry_run)}
 
         try:
             found = ask(dry_run_only=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from relay.accounts.passwords import client_of
 from relay.clock import rfc3339
 from relay.files import replace_file, write_all
 from relay.observe.logs import RepeatedError, get_logger
@@ -248,7 +249,7 @@ class _DayFile:
 
     def add(self, refusal: Refusal) -> None:
         """Add a line, or count the refusal."""
-        key = refusal.network
+        key = client_of(refusal.client)
         if number := self._numbers.get(key):
             self._raise(key, number, refusal.times)
             return
@@ -303,7 +304,7 @@ class _DayFile:
 
 def _key_of(refusal: Refusal) -> str:
     """Return whose number a line has. Only the line of a reason has no reply."""
-    return refusal.network if refusal.reply else refusal.reason
+    return client_of(refusal.client) if refusal.reply else refusal.reason
 
 
 def _is_day(path: Path) -> bool:

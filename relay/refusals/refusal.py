@@ -13,7 +13,6 @@ from typing import Protocol
 
 import msgspec
 
-from relay.accounts.passwords import client_of
 from relay.clock import rfc3339, time_us_of
 
 RECIPIENTS_MAX = 10  # named in a record
@@ -53,11 +52,6 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     reason: RefusalReason
     rule: str = ""  # the name of the rule
     times: int = 1  # more where further refusals were only counted
-
-    @property
-    def network(self) -> str:
-        """The client as limits count it: its address, or an IPv6 network of 64 bits."""
-        return client_of(self.client)
 
     def concerns(self, address: str) -> bool:
         """Whether `address`, in lower case, is the client, the login, the sender or a recipient."""
