@@ -421,7 +421,7 @@ def test_only_the_spool_and_the_index_name_sqlite():
 OUTDATED_WORDS = {
     "anew": (),
     "ballast": (
-        "relay/spool/sqlite/spool.py",
+        "relay/spool/sqlite/disk_space.py",
         "docs/operation-reference.md",
         "docs/operation-repair.md",
     ),

@@ -23,7 +23,7 @@ The caller holds the owner lock of the state_dir, so that a queue has one owner.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -126,6 +126,12 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
 
     async def start(self) -> int:
         """Release the claims of a dead owner; return their number."""
+        ...
+
+    async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
+        """Return those of these submission keys that are known; they are remembered as long as if
+        they were used now.
+        """
         ...
 
     async def stop(self) -> None:
@@ -285,4 +291,18 @@ class SpoolStorage(Protocol):
 
         The copy can replace the spool.
         """
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Copy what back_up() wrote into `folder`, where there is no spool."""
+        ...
+
+    def deliveries_since(self, folder: Path, keys: Iterable[str]) -> Iterator[str]:
+        """Yield the names of the recipients, QUEUE-ID-NUMBER, of messages with these submission
+        keys that were accepted after back_up() copied into `folder`.
+        """
+        ...
+
+    def has_part(self, path: Path) -> bool:
+        """Whether a file or directory belongs to the spool: back_up() copies what is needed."""
         ...

@@ -53,6 +53,8 @@ class QueueCommand:
     why: str = ""  # recorded in the journey
     dry_run: bool = False  # only says what would change
     until_us: int | None = None  # ends a hold, in queue time
+    # a hold of restored mail, which then does not expire: when it was backed up, in queue time
+    backed_up_us: int | None = None
     as_before: bool = False  # a release restores the state and the next retry time
     # the next hop of an address, None where it has none; a release sends captured mail there
     to: RouteLookup | None = None

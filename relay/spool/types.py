@@ -26,6 +26,9 @@ from relay.mime.dsn import ReportedRecipient, ReportKind
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_KEY: Key = ("", 0)  # before every entry
 FIRST_EPOCH = 1
+# A restored entry is due, and its message expires, at this and the time that was left until it
+# expires: never, and later than any time of an entry that was not restored.
+RESTORED_US = 1 << 57
 
 
 class PriorityLevel(IntEnum):
@@ -302,6 +305,7 @@ class Selector:
     next_hop: str = ""  # a pattern of the next hop or its domain; "": any
     state: str = ""  # "": any
     older_than_s: float | None = None  # since acceptance; None: any age
+    restored: bool = False  # only what a restore holds
     all: bool = False  # every entry: a command without a condition must say so
 
 

@@ -7,9 +7,10 @@ started.
 See docs/operation-run.md (Back up).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import apsw
@@ -29,6 +30,10 @@ from relay.spool.types import SpoolDamagedError, SpoolFullError
 
 _SNAPSHOTS_MAX = 10
 _LIVE_ENTRIES = "SELECT state, count(*) FROM entry WHERE state <> 'final' GROUP BY state"
+_RECIPIENTS_OF_KEY = (
+    "SELECT r.message_id, r.number FROM submission s JOIN recipient r"
+    " ON r.message_id = s.message_id WHERE s.key = ?"
+)
 _FILES = "SELECT file FROM content INDEXED BY content_file WHERE file IS NOT NULL ORDER BY file"
 
 
@@ -64,6 +69,23 @@ def back_up(
         fsync_path(contents_of(target))
         fsync_path(folder)
     return BackupResult(target, contents_of(target), _counts(target), missing)
+
+
+def restore(database: Path, folder: Path) -> None:
+    """Copy the backup in `folder` to `database`, where there is nothing. It is not synced."""
+    found = [one for one in folder.iterdir() if contents_of(one).is_dir()]
+    if len(found) != 1:
+        raise SpoolDamagedError(f"{folder} has no copy of a spool")
+    with translate_os_errors(database.parent):
+        contents_of(database).mkdir(mode=0o700, parents=True)
+        _copy_private(found[0], database)
+        for one in contents_of(found[0]).iterdir():
+            _copy_private(one, contents_of(database) / one.name)
+
+
+def _copy_private(source: Path, target: Path) -> None:
+    copyfile(source, target)
+    target.chmod(0o600)
 
 
 def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> tuple[str, ...]:
@@ -109,14 +131,7 @@ def _remove_others(connection: apsw.Connection, folder: Path) -> None:
 
 def _counts(database: Path) -> dict[str, Any]:
     """Return the counts for the manifest. Raises SpoolDamagedError where the copy is damaged."""
-    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-    address = (
-        f"{database.absolute().as_uri()}?immutable=1"  # it has no log, and no process writes it
-    )
-    with (
-        translate_sqlite_errors(database),
-        closing(apsw.Connection(address, flags=flags)) as connection,
-    ):
+    with translate_sqlite_errors(database), closing(_open_copy(database)) as connection:
         if faults := integrity_errors(connection, full=False):
             text = f"{database}: the spool is damaged, and its copy too: {faults[0]}"
             raise SpoolDamagedError(text)
@@ -128,6 +143,28 @@ def _counts(database: Path) -> dict[str, Any]:
             "recipients": stats.waiting_by(stats.read_counters(cursor)),
             "submissions": fetch_one(cursor, "SELECT count(*) FROM submission")[0],
         }
+
+
+def deliveries_since(database: Path, copy: Path, keys: Iterable[str]) -> Iterator[str]:
+    """Yield the names of the recipients, QUEUE-ID-NUMBER, of messages with these submission keys
+    that the spool has and its copy has not.
+    """
+    with (
+        translate_sqlite_errors(database),
+        closing(_open_copy(copy)) as before,
+        closing(open_database(database, read_only=True)) as now,
+    ):
+        for key in keys:
+            if fetch_one(before.cursor(), "SELECT 1 FROM submission WHERE key = ?", (key,)):
+                continue
+            rows = fetch(now.cursor(), _RECIPIENTS_OF_KEY, (key,))
+            yield from (f"{queue_id}-{number}" for queue_id, number in rows)
+
+
+def _open_copy(database: Path) -> apsw.Connection:
+    """Open a copy, which has no log, and which no process writes."""
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    return apsw.Connection(f"{database.absolute().as_uri()}?immutable=1", flags=flags)
 
 
 def _size_of(path: Path) -> int:

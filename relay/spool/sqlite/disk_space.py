@@ -23,6 +23,7 @@ from relay.spool.types import SpoolError, SpoolFullError
 
 _log = get_logger("spool")
 
+RESERVE_FILE = "ballast"
 RESERVE_BYTES = 64 * 1024 * 1024
 _FULL_BYTES = 256 * 1024
 _BLOCK = b"\0" * 65536

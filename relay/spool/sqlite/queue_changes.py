@@ -10,7 +10,7 @@ See docs/design.md 4, invariants 1, 3 and 9.
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,10 +30,10 @@ from relay.spool.queue_commands import (
     states_before,
 )
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
-from relay.spool.sqlite.queue_list import operations
+from relay.spool.sqlite.queue_list import has_been_restored, operations
 from relay.spool.sqlite.transactions import append_events, drop_content
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import Key
+from relay.spool.types import RESTORED_US, Key
 
 IN_FLIGHT = "it is being delivered"
 _FACTS = (
@@ -43,10 +43,13 @@ _FACTS = (
 )
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
+_LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
+_EXPIRE_AT = "UPDATE message SET expires_us = ? WHERE id = ?"
 _WAIT = (
     "UPDATE entry SET state = ?, claimed = 0, epoch = epoch + 1, retry_us = ?, due_us = ?"
     " WHERE message_id = ? AND number = ?"
 )
+_DUE = "UPDATE entry SET due_us = ?, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
 _END = (
     "UPDATE entry SET state = 'final', claimed = 0, epoch = epoch + 1, retry_us = NULL,"
     " due_us = NULL, warn_us = NULL WHERE message_id = ? AND number = ?"
@@ -72,7 +75,7 @@ class EntryFacts:
     is_claimed: bool  # delivery has it, or had it when the relay was killed
     next_hop: str  # as it is stored
     retry_us: int | None  # when it may be attempted; None: not without an operator
-    due_us: int | None  # the earliest of retry, warning and expiry
+    due_us: int  # the earliest of retry, warning and expiry
     warn_us: int | None  # of the delay warning; None: none is due
     content_id: int  # of its content
     attempts: int  # so far
@@ -127,11 +130,22 @@ def unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -
         case Operation.RETRY if facts.retry_us is not None and facts.retry_us <= now_us:
             return "it is due already"
         case Operation.HOLD if (
-            facts.state is RecipientState.HELD and facts.retry_us == command.until_us
+            facts.state is RecipientState.HELD
+            and facts.retry_us == command.until_us
+            and (command.backed_up_us is None or has_been_restored(facts.due_us))
         ):
             return "it is held already"
         case _:
             return ""
+
+
+def _held_before(cursor: apsw.Cursor, command: QueueCommand, key: Key) -> str:
+    """Return why a release of restored mail leaves an entry held, "" where it does not."""
+    if command.operation is not Operation.RELEASE or not command.selector.restored:
+        return ""
+    holds = (one for one in operations(cursor, key) if one["operation"] == Operation.HOLD)
+    is_of_restore = next(holds, {}).get("restored", False)
+    return "" if is_of_restore else "it was held before the backup, and stays held"
 
 
 def dry_run_entry(
@@ -145,8 +159,10 @@ def dry_run_entry(
         return None
     if facts.is_claimed and key not in waiting:
         return CommandResult.IN_FLIGHT, IN_FLIGHT
-    note = command.inapplicable_reason(facts.state) or unchanged_reason(
-        command, facts, now_us=now_us
+    note = (
+        command.inapplicable_reason(facts.state)
+        or unchanged_reason(command, facts, now_us=now_us)
+        or _held_before(cursor, command, key)
     )
     if command.to is not None and command.is_rerouting(facts.state) and not note:
         note = reroute_targets(cursor, key, command.to, now=facts.next_hop).inapplicable_reason
@@ -259,8 +275,15 @@ class _EntryChanger:
         until_us = self._order.until_us
         if note := unchanged_reason(self._order, facts, now_us=self._times.queue_us):
             return note
+        was_parked = facts.state is RecipientState.HELD and facts.retry_us is None
+        if self._order.backed_up_us is not None:
+            facts = self._without_end(key, facts, self._order.backed_up_us)
         self._wait(key, facts, retry_us=until_us)
+        if self._order.backed_up_us is not None and was_parked:
+            return "it was held before"
         detail = self._record(key)
+        if self._order.backed_up_us is not None:
+            detail["restored"] = True
         if until_us is not None:
             detail["until"] = self._wall_time(until_us)
         before = facts.retry_us
@@ -270,8 +293,27 @@ class _EntryChanger:
             detail.setdefault("due", {})[str(key[1])] = rfc3339(before)
         return ""
 
+    def _without_end(self, key: Key, facts: EntryFacts, backed_up_us: int) -> EntryFacts:
+        """Let the message of a restored entry not expire; keep the time that was left."""
+        expires_us = facts.expires_us
+        if expires_us < RESTORED_US:  # otherwise another entry of it came first
+            expires_us = RESTORED_US + max(_LEFT_US_MIN, expires_us - backed_up_us)
+            self._cursor.execute(_EXPIRE_AT, (expires_us, key[0]))
+        return replace(facts, expires_us=expires_us)
+
+    def _with_end(self, key: Key, facts: EntryFacts) -> EntryFacts:
+        """Let the message of a restored entry expire again, after the time that was left."""
+        expires_us = self._times.queue_us + facts.due_us - RESTORED_US
+        if facts.expires_us < RESTORED_US:
+            expires_us = max(expires_us, facts.expires_us)
+        self._cursor.execute(_EXPIRE_AT, (expires_us, key[0]))
+        return replace(facts, expires_us=expires_us, due_us=expires_us)
+
     def _release(self, key: Key, facts: EntryFacts) -> str:
         now_us = self._times.queue_us
+        if note := _held_before(self._cursor, self._order, key):
+            self._cursor.execute(_DUE, (self._with_end(key, facts).due_us, *key))
+            return note
         before_us = self._due_before(key) if self._order.as_before else now_us
         self._wait(key, facts, retry_us=max(before_us, now_us))
         self._due_now(facts.next_hop)
@@ -335,12 +377,16 @@ class _EntryChanger:
         """Set the new state and times of the entry, and the state of its recipients."""
         operation, was_deferred = self._order.operation, self._is_deferred_again(facts)
         after = state_after(operation, facts.state, was_deferred=was_deferred)
+        is_restored = has_been_restored(facts.due_us)
+        if is_restored and (after is not RecipientState.HELD or retry_us is not None):
+            facts, is_restored = self._with_end(key, facts), False
         if after is not facts.state:
             check_transition(facts.state, after)
             self._recipients_to(key, after)
         # held mail gets no delay warning
         warn_us = None if after is RecipientState.HELD else facts.warn_us
-        look = earliest_due_us(retry_us, warn_us=warn_us, end_us=facts.expires_us)
+        end_us = facts.due_us if is_restored else facts.expires_us
+        look = earliest_due_us(retry_us, warn_us=warn_us, end_us=end_us)
         self._cursor.execute(_WAIT, (after, retry_us, look, *key))
         self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
 

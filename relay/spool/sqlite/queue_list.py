@@ -17,12 +17,12 @@ from relay.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.types import FIRST_KEY, Key, PriorityLevel, Selector
+from relay.spool.types import FIRST_KEY, RESTORED_US, Key, PriorityLevel, Selector
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
 _ENTRY = (
     "SELECT m.reverse_path, e.next_hop, e.state, e.retry_us, e.attempts, m.size, e.claimed, e.lane,"
-    " CASE e.state WHEN 'captured' THEN e.due_us ELSE m.expires_us END"
+    " CASE e.state WHEN 'captured' THEN e.due_us ELSE m.expires_us END, e.due_us"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ?"
 )
@@ -71,13 +71,15 @@ class EntryListBuilder:
         row = fetch_one(cursor, _ENTRY, key)
         if row is None:
             return
-        sender, next_hop, state, retry_us, attempts, size, claimed, level, expires_us = row
+        sender, next_hop, state, retry_us, attempts, size, claimed, level, expires_us, due_us = row
         recipients = fetch(cursor, _RECIPIENTS, (*key, self.recipients_left + 1))
         shown = recipients[: self.recipients_left]
         self.recipients_left -= len(shown)
         if state == "final":
             state = str(message_state([RecipientState(one[1]) for one in recipients]))
         is_held, is_final = state == RecipientState.HELD, state in FINAL
+        is_restored = is_held and has_been_restored(due_us)
+        never = is_final or is_restored or expires_us is None
         due = None if retry_us is None or is_final else self._wall_time(retry_us)
         self.entries.append(
             {
@@ -95,9 +97,10 @@ class EntryListBuilder:
                 ],
                 "claimed": bool(claimed),
                 "priority": PriorityLevel(level).name.lower(),
-                "expires": None if expires_us is None or is_final else self._wall_time(expires_us),
+                "expires": None if never else self._wall_time(expires_us),
                 "held_until": due if is_held else None,
                 "reason": last_reason(cursor, key) if is_held else "",
+                **({"restored": True} if is_restored else {}),
                 **({"recipients_cut": True} if len(shown) < len(recipients) else {}),
                 **more,
             }
@@ -105,6 +108,11 @@ class EntryListBuilder:
 
     def _wall_time(self, queue_us: int) -> str:
         return rfc3339(queue_us + self._ahead_us)
+
+
+def has_been_restored(due_us: int | None) -> bool:
+    """Return whether an entry with this due time is one that a restore holds."""
+    return due_us is not None and RESTORED_US <= due_us < 2 * RESTORED_US
 
 
 def last_reason(cursor: apsw.Cursor, key: Key) -> str:
@@ -274,6 +282,9 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.state:
         conditions.append("e.state = ?")
         values.append(selector.state)
+    if selector.restored:
+        conditions.append("e.state = 'held' AND e.due_us >= ? AND e.due_us < ?")
+        values += [RESTORED_US, 2 * RESTORED_US]
     if selector.older_than_s is not None:
         conditions.append("m.received_us < ?")
         values.append(now_us - int(selector.older_than_s * 1e6))

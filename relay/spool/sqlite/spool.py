@@ -4,7 +4,7 @@ A coroutine returns after the fsync that covers its change. See docs/design.md 4
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -42,7 +42,7 @@ from relay.spool.sqlite.content_files import (
 )
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import CAPTURED_KEEP_S, Reader, open_database, read_anchor
-from relay.spool.sqlite.disk_space import ReserveFile
+from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
@@ -85,7 +85,7 @@ def open_engine(
         submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
         captured=transactions.CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
         reserve_file=ReserveFile(
-            path.with_name("ballast"), size_bytes=settings.spool.reserve_size,
+            path.with_name(RESERVE_FILE), size_bytes=settings.spool.reserve_size,
             reserve_bytes=settings.pressure.disk_free,
         ),
     )  # fmt: skip
@@ -120,7 +120,7 @@ class SqliteSpool:
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
         self._captured = captured
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.reserve_file = reserve_file or ReserveFile(path.with_name("ballast"))
+        self.reserve_file = reserve_file or ReserveFile(path.with_name(RESERVE_FILE))
         self._files = ContentFiles(
             path, crash=crash,
             check_free_space=self.reserve_file.check_free_space, started_us=clock.time_us(),
@@ -206,6 +206,13 @@ class SqliteSpool:
         self._writer.start()
         await asyncio.to_thread(self._files.prepare)
         return await self.maintenance.take_over()
+
+    async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
+        """SpoolEngine.renew_submission_keys."""
+        until_us = self._clock.queue_us() + self._submission_keep_us
+        return await self._writer.submit(
+            lambda batch: transactions.renew_submission_keys(batch.cursor, keys, until_us=until_us)
+        )
 
     async def stop(self) -> None:
         """Finish waiting writes and close the file; also for a spool that was not started."""

@@ -3,7 +3,7 @@
 See relay.spool.engine.SpoolStorage; each method calls the module that does it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from relay.clock import Clock
@@ -15,10 +15,11 @@ from relay.spool.engine import (
     SpoolFinding,
     VerifyMode,
 )
-from relay.spool.sqlite.backup import back_up, backup_size
+from relay.spool.sqlite.backup import back_up, backup_size, deliveries_since, restore
+from relay.spool.sqlite.disk_space import RESERVE_FILE
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
-from relay.spool.sqlite.spool_files import damage_mark_of, spool_has_traces
+from relay.spool.sqlite.spool_files import damage_mark_of, put_aside_of, spool_has_traces
 from relay.spool.sqlite.verify import SpoolVerifier
 
 
@@ -75,3 +76,18 @@ class SqliteStorage:
     ) -> BackupResult:
         """SpoolStorage.back_up."""
         return back_up(self._database, folder, on_part=on_part)
+
+    def restore(self, folder: Path) -> None:
+        """SpoolStorage.restore."""
+        restore(self._database, folder)
+
+    def deliveries_since(self, folder: Path, keys: Iterable[str]) -> Iterator[str]:
+        """SpoolStorage.deliveries_since."""
+        return deliveries_since(self._database, folder / self._database.name, keys)
+
+    def has_part(self, path: Path) -> bool:
+        """SpoolStorage.has_part."""
+        if path == put_aside_of(self._database):
+            return False  # it may be all that is left of some mail
+        names = (self._database.name, RESERVE_FILE)
+        return path.parent == self._database.parent and path.name.startswith(names)

@@ -132,6 +132,17 @@ def accept(
     return Accepted(first.facts.id, tuple(claims))
 
 
+def renew_submission_keys(
+    cursor: apsw.Cursor, keys: Sequence[str], *, until_us: int
+) -> frozenset[str]:
+    """Let these submission keys expire at `until_us`; return those that are known."""
+    renewed = cursor.executemany(
+        "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key",
+        [(until_us, key) for key in keys],
+    )
+    return frozenset(key for (key,) in renewed)
+
+
 def settle(
     batch: Batch,
     settlement: Settlement,
