@@ -17,6 +17,7 @@ from relay.http.errors import ApiError
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import Journeys
+from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
@@ -157,6 +158,7 @@ class ApiDependencies:
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
     sources: MessageSources  # the content of messages
     unlock: Callable[[str], int]  # that of AccountDirectory
+    restored: RestoredSubmissions | None = None  # the submissions that a restore holds
     events: EventStreams | None = None  # the streams of GET /events, if there are any
     development: DevelopmentControls | None = None  # None in a service
     refusals: RefusalStore = field(default_factory=RecentRefusals)  # of SMTP sessions

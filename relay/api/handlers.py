@@ -17,6 +17,7 @@ import msgspec
 from starlette.responses import Response
 
 from relay.accounts.account import Role, UnknownUserError
+from relay.api import restored
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
 from relay.api.request_parameters import (
@@ -304,7 +305,10 @@ class Handlers:
         """Return the entries of GET /queue; those behind the entry `after`."""
         principal.check_may_read()
         selector, limit = selector_of_query(query), limit_of(query)
-        return await self._dependencies.queue_admin.list(selector, limit=limit, after=after)
+        needed = self._dependencies
+        return await restored.list_entries(
+            needed.queue_admin, needed.restored, selector, limit=limit, after=after
+        )
 
     async def queue_stats(self, principal: Principal) -> Mapping[str, Any]:
         """GET /queue/stats."""
@@ -405,12 +409,12 @@ class Handlers:
 
     async def _execute(self, command: QueueCommand, request: HttpRequest) -> dict[str, Any]:
         try:
-            changed = await request.cancel_on_disconnect(
-                self._dependencies.queue_admin.execute(command)
+            needed = self._dependencies
+            return await request.cancel_on_disconnect(
+                restored.execute(needed.queue_admin, needed.restored, command)
             )
         finally:
             self._dependencies.changes.notify()
-        return changed.as_json()
 
     async def prune(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
         """POST /storage/prune; the default of `older_than_s` is spool.keep."""

@@ -34,7 +34,7 @@ LIST_PARAMETERS = (
     "to", "sender", "subject", "mailbox", "state", "before", "after", "wait", "limit",
 )  # fmt: skip
 REFUSED_PARAMETERS = ("address", "after", "before", "limit")
-QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "limit")
+QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "restored", "limit")
 
 
 def read_body(octets: bytes, kind: type[Body]) -> Body:
@@ -174,8 +174,14 @@ def selector_of_query(query: Mapping[str, str]) -> Selector:
         older_than_s = number_of(query, "older_than", default=0, limits=(0, 10**9))
     ids = tuple(unquote(one) for one in query.get("id", "").split(",") if one)
     texts = conditions_of({name: query.get(name) for name in TEXT_CONDITIONS})
-    given = bool(ids) or older_than_s is not None or any(texts.values())
-    return Selector(ids=ids, older_than_s=older_than_s, all=not given, **texts)
+    restored = query.get("restored", "false")
+    if restored not in ("true", "false"):
+        raise _bad(f"restored: found {quoted(restored)}, expected true or false.")
+    is_restored = restored == "true"
+    given = bool(ids) or older_than_s is not None or any(texts.values()) or is_restored
+    return Selector(
+        ids=ids, older_than_s=older_than_s, restored=is_restored, all=not given, **texts
+    )
 
 
 def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
@@ -211,6 +217,7 @@ class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     next_hop: str | None = None
     state: str | None = None
     older_than_s: float | None = None
+    restored: bool = False
     all: bool = False
     dry_run: bool = False
     reason: str = ""
@@ -279,7 +286,10 @@ def _selector(given: _CommandBody) -> Selector:
     if given.older_than_s is not None and not 0 <= given.older_than_s <= 1e9:
         raise _bad(f"older_than_s: found {given.older_than_s:g}, expected seconds from 0 to 1e9.")
     texts = conditions_of({name: getattr(given, name) for name in TEXT_CONDITIONS})
-    return Selector(ids=given.ids, older_than_s=given.older_than_s, all=given.all, **texts)
+    return Selector(
+        ids=given.ids, older_than_s=given.older_than_s, restored=given.restored, all=given.all,
+        **texts,
+    )  # fmt: skip
 
 
 def _who(given: _CommandBody, issuer: CommandIssuer) -> str:

@@ -111,7 +111,8 @@ def _means(
         return "; ".join(filter(None, (refusing, damaged)))
 
     return api.ApiDependencies(
-        journeys=base.journeys, queue_admin=base.spool.queue_admin, stats=base.spool.stats,
+        journeys=base.journeys, queue_admin=base.spool.queue_admin, restored=base.store.restored,
+        stats=base.spool.stats,
         way_to=way_to, changes=base.changes, metrics=base.metrics, history=base.history,
         clock=base.clock, ready=unready, impaired=impaired, prune=prune, pressure=base.pressure,
         development=development, events=events, unlock=base.sources.accounts.unlock,

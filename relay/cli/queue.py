@@ -67,6 +67,7 @@ def selectors(command: F) -> F:
         once("--next-hop", metavar="GLOB", help="As the list shows it."),
         once("--state", type=click.Choice(_STATES)),
         once("--older-than", metavar="DURATION", help='Such as "2h".'),
+        click.option("--restored", is_flag=True, help="What relay restore holds."),
         click.option("--all", "everything", is_flag=True, help="Every entry."),
     )
 
@@ -94,6 +95,7 @@ def _selector(conditions: dict[str, Any]) -> Selector:
         ids=tuple(conditions.pop("ids")),
         state=conditions.pop("state"),
         older_than_s=older_than_s(conditions.pop("older_than")),
+        restored=conditions.pop("restored"),
         all=conditions.pop("everything"),
         **{name: conditions.pop(name) for name in ("sender", "recipient", "domain", "next_hop")},
     )
@@ -175,7 +177,9 @@ def hold(context: CommandContext, *, until: str, **conditions: Any) -> None:
 def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> None:
     """Release held mail and deliver it now.
 
-    With --as-before, each entry gets the state and due time from before the hold.
+    With --restored alone, the submissions and scheduled sends that relay restore holds as well;
+    what was held before the backup stays held. With --as-before, each entry gets the state and due
+    time from before the hold.
     """
     _change(context, "release", conditions, as_before=as_before)
 

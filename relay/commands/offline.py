@@ -15,6 +15,7 @@ import msgspec
 
 from relay import spool
 from relay.accounts.directory import load_accounts
+from relay.api import restored
 from relay.api.dependencies import OPERATOR
 from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.app.configuration import parse_next_hop, route_table
@@ -25,6 +26,9 @@ from relay.crashpoints import CrashPoints
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
+from relay.mailbox.maildir import DirectorySync
+from relay.mailbox.submissions import SubmissionDirectory
+from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.observe.metrics import Metrics
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RefusalPage, RefusalSearch
@@ -32,7 +36,7 @@ from relay.routing.route_table import RouteTable
 from relay.settings.environment import read_environment
 from relay.settings.tree import Settings
 from relay.spool.engine import SpoolEngine
-from relay.spool.queue_commands import Operation, ProgressCallback, QueueAdmin
+from relay.spool.queue_commands import Operation, ProgressCallback
 
 T = TypeVar("T")
 
@@ -44,6 +48,7 @@ class SpoolFiles:
     spool: SpoolEngine
     journeys: Journeys
     refusals: RefusalFiles
+    restored: RestoredSubmissions
 
 
 def with_spool_files(
@@ -61,7 +66,8 @@ def with_spool_files(
         try:
             await engine.start()
             journeys = Journeys(engine, log, clock=clock)
-            return await ask(SpoolFiles(engine, journeys, _refusals(settings)))
+            held = restored_submissions(settings, clock, log)
+            return await ask(SpoolFiles(engine, journeys, _refusals(settings), held))
         finally:
             await engine.stop()
 
@@ -83,8 +89,17 @@ def _refusals(settings: Settings) -> RefusalFiles:
     return RefusalFiles(settings.refused_dir)
 
 
+def restored_submissions(
+    settings: Settings, clock: Clock, log: SubmissionLog
+) -> RestoredSubmissions:
+    """Return the submissions of a mail root that no relay uses."""
+    syncs = DirectorySync()
+    directory = SubmissionDirectory(settings.mailboxes.root / ".submissions", syncs)
+    return RestoredSubmissions(directory=directory, syncs=syncs, clock=clock, log=log)
+
+
 async def execute(
-    queue_admin: QueueAdmin,
+    files: SpoolFiles,
     operation: str,
     wanted: Mapping[str, Any],
     *,
@@ -114,4 +129,6 @@ async def execute(
             order = read_queue_command(Operation(operation), msgspec.json.encode(wanted), asking)
         except ApiError as error:
             raise ControlError(error.status, error.code, error.message) from None
-        return (await queue_admin.execute(order, on_progress=tell)).as_json()
+        return await restored.execute(
+            files.spool.queue_admin, files.restored, order, on_progress=tell
+        )

@@ -169,9 +169,7 @@ class OperatorClient:
             response = self._client.get_response("/queue", query)
         except ControlUnavailableError as silent:
             return self._offline(
-                silent,
-                lambda files: files.spool.queue_admin.list(selector, limit=LIST_MAX),
-                nothing=EntryList(unknown=selector.ids),
+                silent, partial(_list, selector), nothing=EntryList(unknown=selector.ids)
             )
         unknown = response.headers.get(UNKNOWN_HEADER, "")
         return EntryList(
@@ -250,9 +248,7 @@ class OperatorClient:
             clock=self._clock, tell=done.append,
         )  # fmt: skip
         try:
-            return self._offline(
-                silent, lambda files: order(files.spool.queue_admin), nothing=nothing
-            )
+            return self._offline(silent, order, nothing=nothing)
         except KeyboardInterrupt:  # the slice in progress was committed
             raise CommandInterruptedError(done[-1]) from None
 
@@ -279,6 +275,12 @@ class OperatorClient:
             raise ControlUnavailableError(f"{reason}, but {running}") from None
 
 
+async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
+    from relay.api.restored import list_entries  # noqa: PLC0415 - slow
+
+    return await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
+
+
 def _conditions(selector: "Selector") -> dict[str, Any]:
     """Return the conditions of a selector that are set, by their names in the body of a POST."""
     return {name: value for name, value in asdict(selector).items() if value not in ("", (), None)}
@@ -296,4 +298,6 @@ def _query(selector: "Selector") -> dict[str, str]:
     }
     if selector.older_than_s is not None:
         query["older_than"] = f"{selector.older_than_s:g}"
+    if selector.restored:
+        query["restored"] = "true"
     return {name: value for name, value in query.items() if value}

@@ -36,6 +36,7 @@ from relay.mailbox.stored_files import MailFile, remove_files, stored_files
 from relay.mailbox.submissions import SubmissionDirectory
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
+from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.submit import Submissions
 from relay.mailbox.threads import AccountQueues, ThreadPool
@@ -143,6 +144,9 @@ class FileStore:
             directory=directory, scheduled=scheduled, keyed=self.keys, stale_files=stale_files,
             log=log,
         )  # fmt: skip
+        self.restored = RestoredSubmissions(
+            directory=directory, syncs=syncs, clock=clock, log=log, offer=self.ready.offer
+        )
         self.arrivals = Arrivals(
             threads=threads, folders=folders, quota=quota, names=names, stripes=stripes,
             directory=directory, stale_files=stale_files, submissions=self.submissions,

@@ -227,6 +227,21 @@ def damage_of(path: Path) -> str:
         raise OSError(f"{path}: {error}") from error
 
 
+def copy_keys(path: Path, target: Path) -> None:
+    """Copy the records while a relay may write them; the copy is not synced. Raises OSError."""
+    try:
+        with (
+            closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection,
+            closing(apsw.Connection(str(target))) as copy,
+        ):
+            connection.set_busy_timeout(_BUSY_MS)
+            with copy.backup("main", connection, "main") as backup:
+                while not backup.done:
+                    backup.step(-1)
+    except apsw.Error as error:
+        raise OSError(f"{path} cannot be copied: {error}") from error
+
+
 def _check(fault: str) -> None:
     if fault:
         raise apsw.CorruptError(fault)

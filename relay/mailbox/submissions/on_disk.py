@@ -107,12 +107,14 @@ class ClockAnchorFile:
 
 
 class SubmissionDirectory:
-    """`<root>/.submissions`: preparing/, ready/, deferred/ and corrupt/."""
+    """`<root>/.submissions`: preparing/, ready/, deferred/, restored/ and corrupt/."""
 
     def __init__(self, directory: Path, syncs: DirectorySync) -> None:
         self.preparing = directory / "preparing"
         self.ready = directory / "ready"
         self.scheduled = directory / "deferred"
+        self.restored_ready = directory / "restored" / self.ready.name
+        self.restored_scheduled = directory / "restored" / self.scheduled.name
         self._corrupt = directory / "corrupt"
         self._copied = directory / _COPIED
         self._syncs = syncs
@@ -173,24 +175,29 @@ class SubmissionDirectory:
             self._syncs.sync(self._copied.parent)
 
     def find(self, draft_id: str, file: Path) -> Path | None:
-        """The submission of the draft in `file`, scheduled or ready; None if it has none.
+        """The submission of the draft in `file`, scheduled, ready or held; None if it has none.
 
         A file with a single link has no submission, so no directory is listed for it, unless
         submissions may be copies. Raises FileNotFoundError when the file does not exist.
         """
         if file.stat().st_nlink == 1 and not self._copied.exists():
             return None
-        return _first(self.scheduled, f"{draft_id}.") or _first(self.ready, f"{draft_id}.")
+        return self._first(f"{draft_id}.")
 
-    def is_ready(self, submission: Path) -> bool:
-        """Whether a path returned by find() is in ready/."""
-        return submission.parent == self.ready
+    def may_change(self, submission: Path) -> bool:
+        """Whether the submission at a path returned by find() waits for its time."""
+        return submission.parent == self.scheduled
 
     def find_submission(self, submission_id: str) -> Path | None:
-        """The path of a submission, scheduled or ready; None if it does not exist."""
-        return _first(self.scheduled, f"{submission_id}@") or _first(
-            self.ready, f"{submission_id}@"
-        )
+        """The path of a submission, scheduled, ready or held; None if it does not exist."""
+        return self._first(f"{submission_id}@")
+
+    def _first(self, beginning: str) -> Path | None:
+        """Look first where a submission is before it is in the next."""
+        for place in (self.restored_scheduled, self.restored_ready, self.scheduled, self.ready):
+            if (found := _first(place, beginning)) is not None:
+                return found
+        return None
 
     def clear(self) -> int:
         """Remove all submissions that are ready or scheduled, or corrupt; return their number."""
@@ -252,7 +259,7 @@ class SubmissionDirectory:
         ]
 
     def read(self, path: Path) -> PendingSubmission | None:
-        """Return the submission in a file of ready/ or deferred/.
+        """Return the submission in a file of ready/ or deferred/, or of those in restored/.
 
         None if the file does not exist, or was damaged and has been moved to corrupt/.
         """
@@ -278,7 +285,7 @@ class SubmissionDirectory:
             options=SendOptions(
                 origin.save_to_sent_items,
                 origin.sent_folder,
-                0 if self.is_ready(path) else at_us,
+                at_us if path.parent.name == self.scheduled.name else 0,
                 origin.on_behalf_of,
             ),
         )

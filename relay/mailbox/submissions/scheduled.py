@@ -89,7 +89,8 @@ class ScheduledSends:
             if self._failed_syncs != self._synced_failures:
                 self._sync_cancellations()
             return None
-        if self._directory.is_ready(path) or (submission := self._directory.read(path)) is None:
+        is_due = not self._directory.may_change(path)
+        if is_due or (submission := self._directory.read(path)) is None:
             raise BeingSentError(_BEING_SENT)
         return submission
 

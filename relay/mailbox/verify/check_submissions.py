@@ -209,7 +209,9 @@ class SubmissionCheck:
     ) -> dict[str, UnfinishedSubmission]:
         """Return logged submissions that have neither a file nor an end."""
         known = {*submissions}
-        for directory in (self._directory.ready, self._directory.scheduled):
+        in_use = (self._directory.ready, self._directory.scheduled)
+        held = (self._directory.restored_ready, self._directory.restored_scheduled)
+        for directory in (*in_use, *held):
             matches = map(SUBMISSION_FILE_NAME.fullmatch, list_names(directory))
             known |= {f"{match[1]}.{match[2]}" for match in matches if match}
         known |= {name.partition("@")[0] for name in list_names(self._repairer.corrupt)}
