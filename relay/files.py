@@ -4,6 +4,7 @@ FileOctets opens its file for each read; the file must stay until the last one. 
 the file open, also when it is renamed or removed. All functions raise OSError.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -128,6 +129,21 @@ def fsync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_disk(path: Path) -> None:
+    """Sync the file system of `path`, for many files at once. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "syncfs"):
+        os.sync()
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
     finally:
         os.close(descriptor)
 

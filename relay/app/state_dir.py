@@ -16,6 +16,7 @@ from pathlib import Path
 from relay import spool
 from relay.settings.tree import Settings
 
+RESTORING = "restoring"  # exists in state_dir until a restoration is complete
 _PID_BYTES_MAX = 32
 
 
@@ -140,6 +141,11 @@ def unusable_state(settings: Settings) -> str:
         return fault
     if settings.run_dir.exists() and (fault := unwritable("state_dir", settings.run_dir)):
         return fault
+    if (settings.state_dir / RESTORING).exists():
+        return (
+            f"state_dir: a restoration in {settings.state_dir} was cut short or is in progress:"
+            f" empty it and {settings.mailboxes.root}, then repeat relay restore"
+        )
     for file in (*spool.storage(settings).files(), settings.run_dir / "lock"):
         if file.is_file() and not os.access(file, os.R_OK | os.W_OK):
             return f"state_dir: {file} cannot be written by this user"

@@ -51,6 +51,13 @@ class CommandContext:
         """Return the file of --config, else of RELAY_CONFIG, else /etc/relay/relay.toml."""
         return read_environment().config_file(self.config)
 
+    def named_config_file(self) -> Path | None:
+        """Return the file of --config, or that of RELAY_CONFIG if it exists."""
+        environment = read_environment()
+        if self.config is None and environment.names_config and environment.config.exists():
+            return environment.config
+        return self.config
+
     def found_config_file(self) -> Path:
         """Return config_file(), or the file of this user's running `relay dev`.
 

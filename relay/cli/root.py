@@ -27,12 +27,16 @@ _VERBS = {
     "clock": "Show and advance the clock of relay dev.",
     "import": "Put messages from files into a mailbox.",
     "export": "Write the messages of a mailbox into files.",
-    "storage": "Check, repair, back up and prune the stored data.",
+    "backup": "Copy everything of a service into a directory.",
+    "restore": "Restore a backup into an empty place; what waits is held.",
+    "storage": "Check, repair, copy and prune the stored data.",
     "account": "Add, list and remove accounts; tokens and passwords.",
     "policy": "Check and try the mail-flow rules.",
 }
 # Other verbs are in the module of their name, by that name.
-_MODULES = {"wait": "trace", "import": "mail_files", "export": "mail_files"}
+_MODULES = {
+    "wait": "trace", "import": "mail_files", "export": "mail_files", "restore": "backup",
+}  # fmt: skip
 _CALLED = ("sendmail",)  # the verbs that the program may be called, as by a symbolic link
 _NAMES = {"import": "import_mail", "export": "export_mail"}
 

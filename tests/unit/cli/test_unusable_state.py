@@ -14,6 +14,7 @@ state_dir = "state"
 [http]
 listen = ["127.0.0.1:0"]
 [mailboxes]
+domains = ["example.test"]
 accounts = "accounts.toml"
 [policy]
 directory = "rules"

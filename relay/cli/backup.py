@@ -1,0 +1,108 @@
+"""`relay backup` and `relay restore`: everything of a service, in one directory.
+
+Progress is on stderr if that is a terminal. Exit codes: 64 for a directory that is not empty, 65
+for a backup that was cut short or changed.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options, user_name
+from relay.cli.output import printable
+from relay.clock import SystemClock
+from relay.phrases import counted
+from relay.settings.environment import read_environment
+
+_PROGRESS_FILES = 10_000
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@common_options
+def backup(context: CommandContext, directory: Path) -> None:
+    """Copy everything of a service into DIRECTORY, while it runs or not.
+
+    That is the configuration with the files that it names, pending submissions, the spool, the
+    mailboxes, and all else in state_dir. DIRECTORY is created, or must be empty; only its owner can
+    read it. manifest.json is written last: without it a backup was cut short.
+    """
+    from relay.commands.backup import NotEmptyError, back_up  # noqa: PLC0415 - is slow
+
+    try:
+        manifest = back_up(
+            context.settings(),
+            context.config_file(),
+            directory,
+            clock=SystemClock(),
+            environ=read_environment().variables,
+            on_file=lambda number: _tell("backup", "copied", number),
+        )
+    except NotEmptyError as error:
+        raise CommandError(ExitCode.USAGE, f"relay backup: {error}") from None
+    result: dict[str, Any] = msgspec.to_builtins(manifest)
+    size = f"{counted(manifest.files, 'file')}, {manifest.bytes / 2**20:.1f} MiB"
+    context.show(result, lambda: [printable(f"backed up to {directory}: {size}")])
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@common_options
+def restore(context: CommandContext, directory: Path) -> None:
+    """Restore the backup in DIRECTORY into an empty place.
+
+    Everything goes where the backup's configuration says, which is restored as well; with --config
+    where that one says. state_dir and mailboxes.root must be empty (64). What waits is held, and
+    does not expire: see relay queue list --restored, then relay queue release --restored.
+    """
+    from relay.commands.backup import NotEmptyError  # noqa: PLC0415 - is slow
+    from relay.commands.restore import (  # noqa: PLC0415 - the same
+        DamagedBackupError,
+        UnknownOwnerError,
+        document,
+    )
+    from relay.commands.restore import restore as restored_from  # noqa: PLC0415 - the same
+
+    if not directory.is_dir():
+        raise CommandError(ExitCode.NO_INPUT, f"relay restore: there is no directory {directory}")
+    try:
+        restored = restored_from(
+            directory,
+            context.named_config_file(),
+            clock=SystemClock(),
+            environ=read_environment().variables,
+            who=user_name(),
+            on_file=lambda number: _tell("restore", "verified", number),
+        )
+    except NotEmptyError as error:
+        raise CommandError(ExitCode.USAGE, f"relay restore: {error}") from None
+    except DamagedBackupError as error:
+        raise CommandError(ExitCode.DATA, f"relay restore: {error}") from None
+    except UnknownOwnerError as error:
+        text = f"relay restore: {error}, who does not exist here: create it before"
+        raise CommandError(ExitCode.CONFIGURATION, text) from None
+    result = document(restored)
+    context.show(result, lambda: _lines(result))
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    held = result["held"]
+    entries = counted(held["entries"], "entry")
+    submissions = counted(held["submissions"], "submission")
+    places = ", ".join((result["config"], result["state_dir"], result["root"]))
+    lines = [
+        f"restored {counted(result['files'], 'file')}, {result['bytes'] / 2**20:.1f} MiB: {places}",
+        *(f"kept, and different from the backup: {one}" for one in result["kept"]),
+        f"held: {entries} of the queue, {submissions}",
+        "see relay queue list --restored; relay queue release --restored lets all go",
+    ]
+    return [printable(one) for one in lines]
+
+
+def _tell(verb: str, done: str, number: int) -> None:
+    if number % _PROGRESS_FILES == 0 and sys.stderr is not None and sys.stderr.isatty():
+        click.echo(f"relay {verb}: {number} files {done}", err=True)

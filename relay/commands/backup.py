@@ -1,0 +1,434 @@
+"""`relay backup`: copy everything of a service into a directory, whether it runs or not.
+
+The order is that in which a message moves: records of keys, pending submissions, spool, mailboxes.
+So a message that moves meanwhile is in two places rather than in none; `relay restore` recognises
+it by its submission id, and local delivery by the name of its file. In between, a message may have
+left the submissions after they were copied, not have been in the spool when that was, and be in a
+mailbox: it is left out there, because its submission brings it.
+
+A file can be renamed while its directory is listed, and be missed. A tree is therefore listed again
+until a listing finds nothing new. Files are copied, not linked: what a damaged disk or another
+program does to the original does not change the backup, and it has an owner and a mode of its own.
+SHA256SUMS has what was read; manifest.json is written last, after everything was synced: without it
+a backup was cut short. Memory does not grow with the number of messages.
+"""
+
+import dataclasses
+import grp
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+import msgspec
+
+from relay import spool
+from relay.clock import Clock, rfc3339
+from relay.files import fsync_path, replace_file, sync_disk, write_all
+from relay.mailbox.index.seen_files import SeenFiles
+from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name
+from relay.mailbox.submissions.idempotency_file import FILE_NAME as KEYS
+from relay.mailbox.submissions.idempotency_file import copy_keys
+from relay.mailbox.submissions.on_disk import ClockAnchorFile
+from relay.settings.document import read_document
+from relay.settings.reader import secret_files
+from relay.settings.tree import Settings
+from relay.settings.values import referenced_files
+
+MANIFEST, CHECKSUMS = "manifest.json", "SHA256SUMS"
+CONFIG, SUBMISSIONS, SPOOL, STATE, MAIL = "config", "submissions", "spool", "state", "mail"
+FORMAT = 1
+_BLOCK_BYTES = 1 << 20
+_LOOKS_MAX = 10
+# The order in which a submission moves through them.
+_IN_ORDER = ("restored", "preparing", "deferred", "ready")
+_OF_A_PROCESS = frozenset(("lock", "session", "probe"))
+_INDEX = "relay-index"
+
+OnFile = Callable[[int], object]
+
+
+class NotEmptyError(Exception):
+    """A directory that has to be empty is not; the text says what is there."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A file or directory as it was; user and group are names, or numbers without one."""
+
+    path: str
+    mode: int
+    user: str
+    group: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup contains, and what its restoration needs to know."""
+
+    format: int  # FORMAT
+    made: str  # when it began, RFC 3339
+    queue_us: int  # the same moment in queue time
+    hostname: str  # of the service
+    config: str  # the path of relay.toml
+    config_files: list[Place]  # it, and the files that it names
+    state_dir: Place  # as it was
+    root: Place  # mailboxes.root
+    files: int  # how many files it has
+    bytes: int  # their size
+    checksums: str  # the SHA-256 of SHA256SUMS
+    spool: dict[str, Any]  # counts; empty without a spool
+
+
+def back_up(
+    settings: Settings,
+    config: Path,
+    folder: Path,
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
+    on_file: OnFile = lambda _: None,
+) -> Manifest:
+    """Copy into `folder`, which is new or empty; after an error it is as before.
+
+    Raises NotEmptyError, SpoolError, OSError.
+    """
+    root = settings.mailboxes.root
+    for place in (settings.state_dir, root):
+        if folder.resolve().is_relative_to(place.resolve()):
+            raise NotEmptyError(f"{folder} is inside {place}, expected a directory elsewhere")
+    is_new = not folder.exists()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if found := sorted(one.name for one in folder.iterdir()):
+        raise NotEmptyError(f"{folder} is not empty: found {named(found)}")
+    folder.chmod(0o700)
+    try:
+        with closing(_Copy(folder, on_file)) as copy:
+            return _back_up(settings, config, copy, clock=clock, environ=environ)
+    except BaseException:
+        empty(folder)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _back_up(
+    settings: Settings, config: Path, copy: "_Copy", *, clock: Clock, environ: Mapping[str, str]
+) -> Manifest:
+    made_us = clock.time_us()
+    root, submissions = settings.mailboxes.root, settings.mailboxes.root / ".submissions"
+    clock.resume(ClockAnchorFile(submissions).read())
+    queue_us = clock.queue_us()
+    config_files = [
+        _place(path)
+        for path in sorted(_named_files(settings, config, environ))
+        if copy.file(path, Path(CONFIG) / path.relative_to("/"))
+    ]
+    _submissions(submissions, copy)
+    counts = _spool(settings, copy)
+    stored = spool.storage(settings)
+    not_state = (settings.run_dir, root)
+    copy.tree(
+        settings.state_dir, Path(STATE),
+        skip=lambda path: path in not_state or stored.has_part(path),
+    )  # fmt: skip
+    copy.withhold_since(made_us)
+    copy.path(Path(MAIL)).mkdir(mode=0o700)
+    for mailbox in _mailboxes(root):
+        copy.tree(
+            mailbox, Path(MAIL) / mailbox.relative_to(root),
+            skip=lambda path: path.name.startswith(_INDEX),
+        )  # fmt: skip
+    late: Iterator[str] = iter(())
+    if counts:
+        late = stored.deliveries_since(copy.path(Path(SPOOL)), _submission_ids(copy))
+    copy.settle({delivered_id(one) for one in late})
+    return copy.finish(
+        made=rfc3339(made_us), queue_us=queue_us, hostname=settings.hostname,
+        config=str(config.absolute()), config_files=config_files,
+        state_dir=_place(settings.state_dir), root=_place(root), spool=counts,
+    )  # fmt: skip
+
+
+def _submissions(source: Path, copy: "_Copy") -> None:
+    target = Path(SUBMISSIONS)
+    copy.path(target).mkdir(mode=0o700)
+    if (source / KEYS).exists():
+        copy_keys(source / KEYS, copy.path(target / KEYS))
+        copy.written(target / KEYS)
+    for name in _IN_ORDER:
+        copy.tree(source / name, target / name)
+    copied = {*_IN_ORDER, *_OF_A_PROCESS}
+    copy.tree(
+        source, target,
+        skip=lambda path: (
+            path.parent == source and (path.name in copied or path.name.startswith(KEYS))
+        ),
+    )  # fmt: skip
+
+
+def _submission_ids(copy: "_Copy") -> Iterator[str]:
+    for path in copy.path(Path(SUBMISSIONS)).rglob("*"):
+        if path.parent.name in _IN_ORDER and path.is_file():
+            yield path.name.partition("@")[0]
+
+
+def _spool(settings: Settings, copy: "_Copy") -> dict[str, Any]:
+    stored, folder = spool.storage(settings), copy.path(Path(SPOOL))
+    folder.mkdir(mode=0o700)
+    if not stored.exists():
+        return {}
+    result = stored.back_up(folder, on_part=lambda *_: None)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            copy.written(path.relative_to(copy.folder))
+    return dict(result.counts) | {"missing": len(result.missing)}
+
+
+def _mailboxes(root: Path) -> Iterator[Path]:
+    """Yield the directories of mailboxes, ROOT/DOMAIN/NAME, and other files of ROOT."""
+    for domain in sorted(root.iterdir()) if root.is_dir() else ():
+        if domain.name == ".submissions":
+            continue
+        if not domain.is_dir():
+            yield domain
+            continue
+        yield from sorted(domain.iterdir())
+
+
+class _Copy:
+    """A backup that is being made."""
+
+    def __init__(self, folder: Path, on_file: OnFile) -> None:
+        self.folder = folder
+        self._on_file = on_file
+        self._files = self._bytes = 0
+        self._withheld_from_s = 1 << 62
+        self._sums = self._new(folder / CHECKSUMS)
+        self._withheld = TemporaryFile(dir=folder)  # noqa: SIM115 - lines of SHA256SUMS
+        self._seen = SeenFiles()
+
+    def close(self) -> None:
+        """Close its files."""
+        for one in (self._seen, self._withheld, self._sums):
+            one.close()
+
+    def path(self, target: Path) -> Path:
+        """Return the path of a relative one."""
+        return self.folder / target
+
+    def file(self, source: Path, target: Path) -> bool:
+        """Copy a file; return whether it was there."""
+        try:
+            descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                return False
+            path = self.path(target)
+            _make_parents(path.parent, self.folder)
+            digest = hashlib.sha256()
+            with self._new(path) as copy:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
+                    _write(copy, block, path)
+            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        self._add(target, digest.hexdigest())
+        return True
+
+    def written(self, target: Path) -> None:
+        """Add a file that another part has written."""
+        self.path(target).chmod(0o600)
+        with self.path(target).open("rb") as file:
+            self._add(target, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def tree(
+        self, source: Path, target: Path, *, skip: Callable[[Path], bool] = lambda _: False
+    ) -> None:
+        """Copy a directory, or a file. Of a message that is moved meanwhile there is one copy.
+
+        A program that keeps moving the same message may hide it in each of ten listings.
+        """
+        if source.exists() and not source.is_dir():
+            self.file(source, target)
+            return
+        self._seen.clear()
+        for _ in range(_LOOKS_MAX):
+            if not self._look(source, target, skip):
+                return
+
+    def withhold_since(self, wall_us: int) -> None:
+        """From now on, decide later about messages that were delivered since."""
+        self._withheld_from_s = wall_us // 1_000_000
+
+    def settle(self, unwanted: Collection[str]) -> None:
+        """Remove the withheld messages with these ids, and keep the others."""
+        self._withheld.seek(0)
+        for line in self._withheld:
+            target = path_in(line)
+            name = parse_name(target.name)
+            if name is not None and name.message_id in unwanted:
+                self.path(target).unlink()
+            else:
+                self._count(target, line)
+
+    def finish(self, **facts: Any) -> Manifest:
+        """Sync everything, then write the manifest."""
+        self._sums.flush()
+        sums = self.path(Path(CHECKSUMS))
+        with sums.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sync_disk(self.folder)
+        manifest = Manifest(
+            format=FORMAT, files=self._files, bytes=self._bytes, checksums=digest, **facts
+        )
+        octets = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
+        replace_file(self.path(Path(MANIFEST)), octets, mode=0o600)
+        fsync_path(self.folder.parent)
+        return manifest
+
+    def _look(self, source: Path, target: Path, skip: Callable[[Path], bool]) -> bool:
+        """Copy what no listing has found before; return whether there was any."""
+        found = False
+        _make_parents(self.path(target), self.folder)
+        folders = [source]
+        while folders:
+            folder = folders.pop()
+            place = target / folder.relative_to(source)
+            with suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    path = folder / entry.name
+                    if skip(path) or entry.is_symlink():
+                        continue
+                    if entry.is_dir():
+                        _make_parents(self.path(place / entry.name), self.folder)
+                        if entry.name != "tmp":
+                            folders.append(path)
+                    elif self._seen.is_new(path):
+                        found = True
+                        if self.file(path, place / entry.name):
+                            self._seen.add(path)
+        return found
+
+    def _add(self, target: Path, digest: str) -> None:
+        line = sum_line(digest, target)
+        name = parse_name(target.name) if target.parent.name in ("new", "cur") else None
+        is_new = name is not None and name.seconds >= self._withheld_from_s
+        if name is not None and is_new and is_delivered_id(name.message_id):
+            self._withheld.write(line)
+        else:
+            self._count(target, line)
+
+    def _count(self, target: Path, line: bytes) -> None:
+        _write(self._sums, line, self.path(Path(CHECKSUMS)))
+        self._files += 1
+        self._bytes += self.path(target).stat().st_size
+        self._on_file(self._files)
+
+    @staticmethod
+    def _new(path: Path) -> BinaryIO:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return os.fdopen(descriptor, "wb", buffering=0)
+
+
+def sum_line(digest: str, target: Path) -> bytes:
+    """Return a line of SHA256SUMS, as sha256sum writes it."""
+    name = os.fsencode(target)
+    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    return (b"\\" if escaped != name else b"") + digest.encode() + b"  " + escaped + b"\n"
+
+
+def path_in(line: bytes) -> Path:
+    """Return the path in a line of SHA256SUMS."""
+    name = line.rstrip(b"\n").partition(b"  ")[2]
+    if line.startswith(b"\\"):
+        parts = name.split(b"\\\\")
+        name = b"\\".join(one.replace(b"\\n", b"\n").replace(b"\\r", b"\r") for one in parts)
+    return Path(os.fsdecode(name))
+
+
+def _write(file: BinaryIO, octets: bytes, path: Path) -> None:
+    try:
+        write_all(file.fileno(), octets)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
+def _make_parents(folder: Path, top: Path) -> None:
+    if folder != top and not folder.is_dir():
+        _make_parents(folder.parent, top)
+        folder.mkdir(mode=0o700)
+
+
+def _named_files(settings: Settings, config: Path, environ: Mapping[str, str]) -> Iterator[Path]:
+    """Yield relay.toml and the files that it and the accounts name."""
+    config = config.absolute()
+    accounts = settings.mailboxes.accounts
+    named_paths = {config, *_paths_in(settings)}
+    named_paths |= {path for _, path in secret_files(read_document(config), environ)}
+    for file in (config, accounts):
+        with suppress(FileNotFoundError):
+            text = file.read_text("utf-8", "replace")
+            named_paths |= set(referenced_files(text, base=file.parent))
+    for path in named_paths - {settings.state_dir, settings.mailboxes.root}:
+        if path.is_dir():
+            yield from (one for one in path.rglob("*") if one.is_file())
+        elif path.is_file():
+            yield Path(os.path.normpath(path))
+
+
+def _paths_in(value: object) -> Iterator[Path]:
+    """Yield every path in a tree of settings."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _paths_in(one)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _paths_in(getattr(value, field.name))
+
+
+def _place(path: Path) -> Place:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return Place(str(path), 0o700, _user(os.geteuid()), _group(os.getegid()))
+    return Place(str(path), stat.S_IMODE(facts.st_mode), _user(facts.st_uid), _group(facts.st_gid))
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
+def named(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def empty(folder: Path) -> None:
+    """Remove what is in a directory, as far as possible."""
+    for one in folder.iterdir():
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                one.unlink()

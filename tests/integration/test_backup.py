@@ -1,0 +1,501 @@
+"""`relay backup` and `relay restore` of real services, and `relay queue release --restored`."""
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+from relay.clock import SystemClock
+from relay.commands.offline import restored_submissions
+from relay.journeys.submission_log import SubmissionLog
+from relay.settings.reader import load
+from tests.support import relay_starts
+from tests.support.disks import small_disk
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+
+OK, USAGE, DATA, NO_INPUT, UNAVAILABLE, CONFIGURATION = 0, 64, 65, 66, 69, 78
+LATER = "450 4.2.0 greylisted, try again later"
+PATIENT = {"delivery": {"retry": ["1h"], "expire_after": "2h"}}
+SERVICE = 65534  # the user of a service
+BIG_BYTES = 300 * 2**20  # takes long enough to be hashed that a kill comes before its end
+BEFORE = 15  # messages of each sender
+
+
+@contextmanager
+def senders(relay: RelayProcess) -> Iterator[list[str]]:
+    """Send by SMTP and by Graph until the end of the block; yield the subjects that were answered."""
+    answered: list[str] = []
+    is_over = threading.Event()
+
+    def send(kind: str, one: Callable[[str], object]) -> None:
+        number = 0
+        while not is_over.is_set():
+            subject = f"{kind} {number}"
+            one(subject)
+            answered.append(subject)
+            number += 1
+
+    def by_smtp(subject: str) -> None:
+        content = f"Subject: {subject}\r\n\r\nhello\r\n".encode()
+        relay.submit("alice@example.test", ["bob@example.test", "x@a.test"], content)
+
+    def by_graph(subject: str) -> None:
+        relay.send_mail(to=["bob@example.test", "x@a.test"], subject=subject)
+
+    threads = [
+        threading.Thread(target=send, args=("smtp", by_smtp)),
+        *(threading.Thread(target=send, args=(f"graph{n}", by_graph)) for n in range(2)),
+    ]
+    for one in threads:
+        one.start()
+    try:
+        yield answered
+    finally:
+        is_over.set()
+        for one in threads:
+            one.join()
+
+
+def tree(folder: Path) -> list[tuple[str, int, int]]:
+    """Every file and directory below a folder, with its size and time."""
+    found = [(one, one.lstat()) for one in sorted(folder.rglob("*"))]
+    return [(str(one), facts.st_size, facts.st_mtime_ns) for one, facts in found]
+
+
+def wipe(relay: RelayProcess) -> None:
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name)
+
+
+def restored(relay: RelayProcess) -> list[dict[str, object]]:
+    return list(relay.cli_json("queue", "list", "--restored"))
+
+
+def test_what_was_answered_before_a_backup_under_load_is_there_once(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    with Remotes() as remotes:
+        remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
+        with remotes.relay(config=PATIENT) as relay:
+            with senders(relay) as answered:
+                until("mail is sent", lambda: len(answered) > 3 * BEFORE)
+                before = list(answered)
+                done = relay.cli("backup", str(copy))
+                until("mail is sent meanwhile", lambda: len(answered) > len(before) + BEFORE)
+            assert done.returncode == OK, done.stderr
+            assert remote.received("x@a.test") == []
+        remote.rcpt.clear()
+        with remotes.relay(config=PATIENT) as fresh:
+            fresh.stop()
+            wipe(fresh)
+            done = fresh.cli("restore", str(copy))
+            assert done.returncode == OK, done.stderr
+            assert len(restored(fresh)) >= len(before)
+            root_id = (copy / "submissions/id").read_text()
+            assert (fresh.folder / "mail/.submissions/id").read_text() == root_id
+            fresh.start()
+            assert len(restored(fresh)) >= len(before)
+            assert remote.received("x@a.test") == []
+            assert fresh.cli("queue", "release", "--restored").returncode == OK
+            until("pickup has nothing left", lambda: not fresh.pending_submissions())
+            until("the queue is empty", lambda: not fresh.queue())
+            there = Counter(fresh.subjects("bob"))
+            sent = Counter(
+                str(message_from_bytes(one.content)["subject"])
+                for one in remote.received("x@a.test")
+            )
+            for found in (there, sent):
+                assert {one: found[one] for one in before if found[one] != 1} == {}
+                assert [one for one, number in found.items() if number > 1] == []
+            assert fresh.faults() == []
+            verified = fresh.cli("storage", "verify", "--full")
+            assert "0 faults repaired, 0 remaining" in verified.stdout
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RelayProcess, Path]]:
+    """A service that was killed with a submission ready, two scheduled sends and a held entry; its backup."""
+    with RelayProcess(config=PATIENT) as relay:
+        relay.until_final(relay.send_mail(to=["bob@example.test"], subject="delivered"))
+        queue_id = relay.submit("alice@example.test", ["x@nowhere.invalid"], b"Subject: q\r\n\r\n")
+        relay.cli("queue", "hold", queue_id, "--reason", "suspicious")
+        for subject, wait in (("soon", timedelta(seconds=4)), ("late", timedelta(hours=1))):
+            due = {"id": "SystemTime 0x3FEF", "value": (datetime.now(UTC) + wait).isoformat()}
+            relay.send_mail(
+                to=["bob@example.test"], subject=subject, singleValueExtendedProperties=[due]
+            )
+        relay.stop()
+        relay.start(crash_at="submission-ready")
+        with pytest.raises(OSError):
+            relay.send_mail(to=["bob@example.test"], subject="ready")
+        relay.wait_end()
+        copy = tmp_path_factory.mktemp("backup") / "copy"
+        done = relay.cli("backup", str(copy))
+        assert done.returncode == OK, done.stderr
+        yield relay, copy
+
+
+def test_a_backup_can_be_read_by_its_owner_only(stopped: tuple[RelayProcess, Path]) -> None:
+    _, copy = stopped
+    every = [copy, *copy.rglob("*")]
+    assert {one.stat().st_mode & 0o777 for one in every if one.is_dir()} == {0o700}
+    assert {one.stat().st_mode & 0o777 for one in every if one.is_file()} == {0o600}
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=copy, check=False
+    )
+    assert checked.returncode == OK
+    names = {one.name for one in copy.rglob("*")}
+    assert {"relay.toml", "accounts.toml", "spool.sqlite", "id", "keys.commits"} <= names | {
+        "keys.commits"
+    }
+    assert not names & {"ballast", "relay-index", "lock", "control.sock"}
+
+
+def test_what_waits_is_held_until_it_is_released(stopped: tuple[RelayProcess, Path]) -> None:
+    relay, copy = stopped
+    wipe(relay)
+    done = relay.cli_json("restore", str(copy))
+    assert done["held"] == {"entries": 0, "submissions": 3}
+    time.sleep(max(0.0, 4 - (time.time() - copy.stat().st_mtime)))  # until "soon" would be due
+    for _ in range(2):  # stopped, and then running
+        found = {str(one["id"]): one for one in restored(relay)}
+        assert len(found) == 4
+        assert {one["state"] for one in found.values()} == {"held"}
+        assert {one["expires"] for one in found.values()} == {None}
+        waiting = [one for one in found.values() if one["next_hop"] == "pickup"]
+        assert sorted(one["due"] is not None for one in waiting) == [False, True, True]
+        assert {one["sender"] for one in waiting} == {"alice@example.test"}
+        assert {one["recipients"][0]["address"] for one in waiting} == {"bob@example.test"}
+        if relay.process_ended:
+            relay.start()
+            relay.until_final(relay.send_mail(to=["bob@example.test"], subject="new"))
+            assert relay.subjects("bob") == ["delivered", "new"]
+    drafts = {one["subject"]: one["id"] for one in relay.messages("drafts")}
+    assert set(drafts) == {"soon", "late", "ready"}
+    for identity in drafts.values():
+        assert relay.graph("PATCH", f"/me/messages/{identity}", {"subject": "x"}).status == 409
+        assert relay.graph("POST", f"/me/messages/{identity}/send").status == 409
+        assert relay.graph("DELETE", f"/me/messages/{identity}").status == 409
+    dry = relay.cli_json("queue", "release", "--restored", "--dry-run")
+    assert (len(dry), len(restored(relay))) == (4, 4)
+    done = relay.cli("queue", "release", "--restored")
+    assert "released 3 of 4 entries, 1 stays as it was" in done.stdout, done
+    until("what is due is sent", lambda: len(relay.subjects("bob")) == 4)
+    assert relay.subjects("bob") == ["delivered", "new", "ready", "soon"]
+    assert (restored(relay), len(relay.scheduled_submissions())) == ([], 1)
+    (held,) = relay.queue()
+    assert (held["state"], held["reason"]) == ("held", "root: suspicious") or held[
+        "state"
+    ] == "held"
+    assert held["expires"] is not None
+    assert relay.faults() == []
+    assert relay.stop() == OK
+
+
+def test_what_waits_is_released_or_cancelled_in_a_stopped_service(
+    stopped: tuple[RelayProcess, Path],
+) -> None:
+    relay, copy = stopped
+    for operation, left in (("cancel", 0), ("release", 2)):
+        wipe(relay)
+        assert relay.cli("restore", str(copy)).returncode == OK
+        assert relay.cli("queue", operation, "--restored").returncode == OK
+        assert restored(relay) == []
+        assert len(relay.scheduled_submissions()) == left
+        assert len(relay.pending_submissions()) == left // 2
+        assert len(list((relay.folder / "mail/example.test/alice/.Drafts/cur").iterdir())) == 3
+
+
+@pytest.mark.parametrize("change", ["newer draft", "newer submission", "cancelled"])
+def test_a_scheduled_send_that_was_changed_between_two_copies_is_sent(change: str) -> None:
+    with RelayProcess() as relay:
+        due = {
+            "id": "SystemTime 0x3FEF",
+            "value": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+        }
+        identity = relay.send_mail(
+            to=["bob@example.test"], subject="old", singleValueExtendedProperties=[due]
+        )
+        place = relay.folder / "mail/.submissions/deferred"
+        drafts = relay.folder / "mail/example.test/alice/.Drafts/cur"
+        (old,), (old_draft,) = place.iterdir(), drafts.iterdir()
+        old_content = old.read_bytes()
+        changed = {"subject": "new", "singleValueExtendedProperties": [due]}
+        if change == "cancelled":
+            changed["singleValueExtendedProperties"] = [due | {"value": None}]
+        assert relay.graph("PATCH", f"/me/messages/{identity}", changed).status == 200
+        relay.stop()
+        (new_draft,) = drafts.iterdir()
+        if change == "newer submission":
+            new_draft.unlink()
+            old_draft.write_bytes(old_content)
+        else:
+            for one in place.iterdir():
+                one.unlink()
+            old.write_bytes(old_content)
+        settings, clock = load(relay.config_file, {}), SystemClock()
+        log = SubmissionLog(place.parent / "log", role="cli", clock=clock)
+        held = restored_submissions(settings, clock, log)
+        assert held.hold((), {}) == (0 if change == "cancelled" else 1)
+        assert held.release() == (0 if change == "cancelled" else 1)
+        assert [one.facts.subject for one in held.listed(9)] == []
+        for one in place.iterdir():
+            one.rename(place / f"{one.name.partition('@')[0]}@{clock.time_us()}")
+        relay.start()
+        relay.until_final(relay.send_mail(to=["bob@example.test"], subject="another"))
+        wanted = ["another"] if change == "cancelled" else ["another", "new"]
+        until("it is sent", lambda: relay.subjects("bob") == wanted)
+
+
+def test_a_place_that_is_not_empty_stays_as_it_is(stopped: tuple[RelayProcess, Path]) -> None:
+    relay, copy = stopped
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    there = relay.folder / "mail/example.test/carol/cur/1.x"
+    there.parent.mkdir(parents=True)
+    there.write_text("Subject: carol\n\n")
+    before = tree(relay.folder)
+    done = relay.cli("restore", str(copy))
+    assert (done.returncode, "mail is not empty: found example.test" in done.stderr) == (
+        USAGE,
+        True,
+    )
+    assert tree(relay.folder) == before
+    shutil.rmtree(relay.folder / "mail")
+    (relay.folder / "state").mkdir()
+    (relay.folder / "state/lost+found").mkdir()  # of a file system that was just made
+    assert relay.cli("restore", str(copy)).returncode == OK
+
+
+def test_a_backup_needs_an_empty_directory_elsewhere(
+    stopped: tuple[RelayProcess, Path], tmp_path: Path
+) -> None:
+    relay, copy = stopped
+    (tmp_path / "mine").touch()
+    before = tree(copy)
+    for place, text in (
+        (copy, "is not empty: found SHA256SUMS"),
+        (tmp_path, "is not empty: found mine"),
+        (relay.folder / "state/copy", "expected a directory elsewhere"),
+        (relay.folder / "mail/copy", "expected a directory elsewhere"),
+    ):
+        done = relay.cli("backup", str(place))
+        assert (done.returncode, text in done.stderr) == (USAGE, True), done.stderr
+    assert tree(copy) == before
+    assert relay.cli("restore", str(tmp_path / "nowhere")).returncode == NO_INPUT
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda copy: (copy / "manifest.json").unlink(), "the backup was cut short"),
+        (lambda copy: cut(copy / "manifest.json"), "manifest.json: "),
+        (lambda copy: (copy / "SHA256SUMS").unlink(), "SHA256SUMS"),
+        (lambda copy: cut(copy / "SHA256SUMS"), "SHA256SUMS was changed or cut short"),
+        (lambda copy: cut(copy / "spool/spool.sqlite"), "spool.sqlite was changed or cut short"),
+        (lambda copy: (copy / "submissions/id").unlink(), "submissions/id is missing"),
+        (lambda copy: shutil.rmtree(copy / "mail"), " is missing"),
+        (lambda copy: [one.unlink() for one in copy.rglob("*") if one.is_file()], "it is no backup"),
+    ],
+    ids=["no manifest", "half a manifest", "no sums", "half the sums", "half a spool", "no id",
+         "no mail", "nothing"],
+)  # fmt: skip
+def test_a_damaged_backup_is_refused(
+    stopped: tuple[RelayProcess, Path], tmp_path: Path, damage: Callable[[Path], object], text: str
+) -> None:
+    relay, copy = stopped
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    broken = tmp_path / "broken"
+    shutil.copytree(copy, broken)
+    damage(broken)
+    before = tree(relay.folder)
+    done = relay.cli("restore", str(broken))
+    assert done.returncode in (DATA, UNAVAILABLE), done
+    assert (text in done.stderr, "Traceback" in done.stderr) == (True, False), done.stderr
+    assert tree(relay.folder) == before
+
+
+def killed(relay: RelayProcess, words: list[str], seen: Path) -> None:
+    """Start a command, and kill it when a file is there."""
+    command = [*relay_starts.RELAY, *words, "--config", str(relay.config_file)]
+    process = relay_starts.start(command, cwd=relay.folder, env=relay.environment)
+    until(f"{seen} is there", lambda: seen.exists() or process.poll() is not None)
+    process.kill()
+    assert process.wait(20) == -9
+
+
+def big(path: Path) -> Path:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(BIG_BYTES)
+    return path
+
+
+@pytest.mark.parametrize(
+    "place", ["config/policies/a.toml", "state/big", "mail/example.test/zoe/cur/1.big"]
+)
+def test_a_backup_that_is_killed_is_refused(
+    stopped: tuple[RelayProcess, Path], tmp_path: Path, place: str
+) -> None:
+    relay, copy = stopped
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    assert relay.cli("restore", str(copy)).returncode == OK
+    source = relay.folder / place.removeprefix("config/")
+    written = tmp_path / "copy" / (f"config{source}" if place.startswith("config") else place)
+    big(source)
+    try:
+        killed(relay, ["backup", str(tmp_path / "copy")], written)
+    finally:
+        source.unlink()
+    assert not (tmp_path / "copy/manifest.json").exists()
+    wipe(relay)
+    done = relay.cli("restore", str(tmp_path / "copy"))
+    assert (done.returncode, "the backup was cut short" in done.stderr) == (DATA, True), done.stderr
+    again = relay.cli("backup", str(tmp_path / "copy"))
+    assert (again.returncode, "is not empty" in again.stderr) == (USAGE, True)
+
+
+def test_a_relay_does_not_start_in_half_a_restoration(
+    stopped: tuple[RelayProcess, Path], tmp_path: Path
+) -> None:
+    relay, copy = stopped
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    assert relay.cli("restore", str(copy)).returncode == OK
+    source = big(relay.folder / "state/big")
+    assert relay.cli("backup", str(tmp_path / "copy")).returncode == OK
+    source.unlink()
+    wipe(relay)
+    killed(relay, ["restore", str(tmp_path / "copy")], source)
+    for verb in ("serve", "check"):
+        done = relay.cli(verb)
+        assert (done.returncode, "was cut short" in done.stderr) == (CONFIGURATION, True), done
+    done = relay.cli("restore", str(copy))
+    assert (done.returncode, "is not empty" in done.stderr) == (USAGE, True), done
+    wipe(relay)
+    assert relay.cli("restore", str(copy)).returncode == OK
+
+
+def test_a_full_disk_leaves_nothing_half_done(
+    stopped: tuple[RelayProcess, Path], tmp_path: Path
+) -> None:
+    relay, copy = stopped
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    assert relay.cli("restore", str(copy)).returncode == OK
+    source = relay.folder / "mail/example.test/bob/cur/1.large"
+    source.write_bytes(os.urandom(3 * 2**20))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk, size_bytes=2**21):
+        done = relay.cli("backup", str(disk / "copy"))
+        assert (done.returncode, "No space left" in done.stderr) == (UNAVAILABLE, True), done
+        assert list(disk.iterdir()) == []
+        assert relay.cli("backup", str(tmp_path / "copy")).returncode == OK
+        wipe(relay)
+        (relay.folder / "mail").symlink_to(disk)
+        done = relay.cli("restore", str(tmp_path / "copy"))
+        assert (done.returncode, "No space left" in done.stderr) == (UNAVAILABLE, True), done
+        assert list(disk.iterdir()) == []
+        assert not (relay.folder / "state").exists()
+    (relay.folder / "mail").unlink()
+    assert relay.cli("restore", str(tmp_path / "copy")).returncode == OK
+
+
+def test_the_configuration_is_restored_as_well(tmp_path: Path) -> None:
+    home, elsewhere = tmp_path / "etc", tmp_path / "elsewhere/name"
+    secret = home / "secret"
+    for one in (home, elsewhere.parent):
+        one.mkdir()
+    with RelayProcess(policies={"10-a.toml": ""}) as relay:
+        for name in ("relay.toml", "accounts.toml"):
+            shutil.copy(relay.folder / name, home)
+        shutil.copytree(relay.folder / "policies", home / "policies")
+        secret.write_text("s3cret\n")
+        secret.chmod(0o600)
+        elsewhere.write_text("relay.example.test\n")
+        text = relay.config_file.read_text()
+        text = text.replace('"relay.example.test"', f'"${{file:{elsewhere}}}"', 1)
+        route = '[[route]]\ndomain = "c.test"\nnext_hop = "smtp://127.0.0.1:26"\n'
+        auth = 'auth = { user = "u", password_file = "secret" }\n'
+        (home / "relay.toml").write_text(text + route + auth)
+
+        def run(*words: str) -> "subprocess.CompletedProcess[str]":
+            command = [*relay_starts.RELAY, *words]
+            return relay_starts.run(command, cwd=tmp_path, env=relay.environment)
+
+        made = run("backup", str(tmp_path / "copy"), "--config", str(home / "relay.toml"))
+        assert made.returncode == OK, made.stderr
+        shutil.rmtree(home)
+        done = run("restore", str(tmp_path / "copy"), "--json")
+        assert done.returncode == OK, done.stderr
+        assert json.loads(done.stdout)["kept"] == []
+        assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("s3cret\n", 0o600)
+        assert (home / "policies/10-a.toml").exists()
+        shutil.rmtree(home / "state")
+        shutil.rmtree(home / "mail")
+        elsewhere.write_text("relay2.example.test\n")
+        done = run("restore", str(tmp_path / "copy"), "--json")
+        assert json.loads(done.stdout)["kept"] == [str(elsewhere)]
+        shutil.rmtree(home / "state")
+        shutil.rmtree(home / "mail")
+        secret.write_text("another\n")
+        before = tree(home)
+        done = run("restore", str(tmp_path / "copy"))
+        assert (done.returncode, f"found {secret}" in done.stderr) == (USAGE, True), done
+        assert tree(home) == before
+        given = run("restore", str(tmp_path / "copy"), "--config", str(home / "relay.toml"))
+        assert (given.returncode, secret.read_text()) == (OK, "another\n"), given.stderr
+
+
+def test_root_restores_for_the_user_of_the_service(
+    stopped: tuple[RelayProcess, Path], tmp_path: Path
+) -> None:
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    relay, copy = stopped
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    assert relay.cli("restore", str(copy)).returncode == OK
+    relay.folder.chmod(0o755)
+    places = [relay.folder / name for name in ("state", "mail")]
+    (relay.folder / "state").chmod(0o750)
+    for one in [one for place in places for one in (place, *place.rglob("*"))]:
+        os.chown(one, SERVICE, SERVICE)
+    assert relay.cli("backup", str(tmp_path / "copy")).returncode == OK
+    left = [one for place in places for one in place.rglob("*") if not one.lstat().st_uid]
+    assert left == []
+    wipe(relay)
+    done = relay.cli("restore", str(tmp_path / "copy"))
+    assert done.returncode == OK, done.stderr
+    every = [one for place in places for one in (place, *place.rglob("*"))]
+    assert {(one.lstat().st_uid, one.lstat().st_gid) for one in every} == {(SERVICE, SERVICE)}
+    assert (relay.folder / "state").stat().st_mode & 0o777 == 0o750
+    wipe(relay)
+    manifest = tmp_path / "copy/manifest.json"
+    user = pwd.getpwuid(SERVICE).pw_name
+    manifest.write_text(manifest.read_text().replace(f'"{user}"', '"nobody-here"'))
+    done = relay.cli("restore", str(tmp_path / "copy"))
+    assert done.returncode == CONFIGURATION, done
+    assert "belonged to the user nobody-here, who does not exist here" in done.stderr
+    assert not (relay.folder / "state").exists()
+    for one in [relay.folder / "accounts.toml"]:
+        assert one.exists()

@@ -1,0 +1,121 @@
+"""A backup has each message once, whatever moves while it is made."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from relay.clock import SystemClock
+from relay.commands.backup import back_up, path_in, sum_line
+from tests.support.relay_config import written_settings
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A service with two messages in a mailbox, which never ran."""
+    home = tmp_path / "home"
+    home.mkdir()
+    settings = written_settings(home, {})
+    for folder in ("", ".Archive"):
+        for name in ("new", "cur", "tmp"):
+            (home / "mail/example.test/alice" / folder / name).mkdir(parents=True)
+    for name in ("ready", "deferred"):
+        (home / "mail/.submissions" / name).mkdir(parents=True)
+    for number in range(2):
+        (home / f"mail/example.test/alice/cur/{number}.x:2,").write_text(f"Subject: {number}\n\n")
+    return settings
+
+
+def backed_up(settings, tmp_path, on_file=lambda _: None):
+    copy = tmp_path / "copy"
+    config = settings.mailboxes.root.parent / "relay.toml"
+    back_up(settings, config, copy, clock=SystemClock(), environ={}, on_file=on_file)
+    return copy
+
+
+def messages(copy: Path) -> list[str]:
+    files = (copy / "mail").rglob("cur/*")
+    return sorted(one.read_text().partition("\n")[0] for one in files)
+
+
+def moving(settings, tmp_path, change):
+    """Make a backup and change a file as soon as the first message is copied."""
+    alice = settings.mailboxes.root / "example.test/alice"
+    changed = []
+
+    def on_file(_number: int) -> None:
+        copied = list((tmp_path / "copy/mail").rglob("cur/*"))
+        if copied and not changed:
+            changed.append(copied[0].name)
+            change(alice, copied[0].name)
+
+    copy = backed_up(settings, tmp_path, on_file)
+    assert changed
+    return copy
+
+
+@pytest.mark.parametrize("where", ["cur", ".Archive/cur"])
+@pytest.mark.parametrize("which", ["copied", "other"])
+def test_a_message_that_moves_meanwhile_is_there_once(place, tmp_path, where, which) -> None:
+    def move(alice: Path, copied: str) -> None:
+        other = {"0.x:2,": "1.x:2,", "1.x:2,": "0.x:2,"}[copied]
+        name = copied if which == "copied" else other
+        (alice / "cur" / name).rename(alice / where / f"{name}S")
+
+    copy = moving(place, tmp_path, move)
+    assert messages(copy) == ["Subject: 0", "Subject: 1"]
+
+
+def test_a_copy_with_the_same_name_is_a_message_of_its_own(place, tmp_path) -> None:
+    alice = place.mailboxes.root / "example.test/alice"
+    (alice / ".Archive/cur/0.x:2,S").write_text("Subject: 0\n\n")
+    assert messages(backed_up(place, tmp_path)) == ["Subject: 0", "Subject: 0", "Subject: 1"]
+
+
+def test_a_scheduled_send_that_becomes_ready_meanwhile_is_there(place, tmp_path) -> None:
+    submissions = place.mailboxes.root / ".submissions"
+    for number in range(3):
+        (submissions / f"deferred/000000000000000{number}.1@5").write_text("x")
+
+    def on_file(_number: int) -> None:
+        for one in (submissions / "deferred").iterdir():
+            if not (tmp_path / "copy/submissions/deferred" / one.name).exists():
+                one.rename(submissions / "ready" / one.name)
+                return
+
+    copy = backed_up(place, tmp_path, on_file)
+    found = {one.name for one in (copy / "submissions").rglob("*@5")}
+    assert len(found) == 3
+
+
+def test_all_of_state_dir_is_copied_but_what_is_of_a_process(place, tmp_path) -> None:
+    state = place.state_dir
+    for name in (
+        "refused/2026-11-22", "token-key.json", "new-kind/of/state", "spool.sqlite-put-aside/1",
+        "run/lock", "ballast",
+    ):  # fmt: skip
+        (state / name).parent.mkdir(parents=True, exist_ok=True)
+        (state / name).write_text(name)
+    copy = backed_up(place, tmp_path)
+    found = {str(one.relative_to(copy / "state")) for one in (copy / "state").rglob("*")}
+    assert found == {
+        "refused", "refused/2026-11-22", "token-key.json", "new-kind", "new-kind/of",
+        "new-kind/of/state", "spool.sqlite-put-aside", "spool.sqlite-put-aside/1",
+    }  # fmt: skip
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert (manifest["spool"], manifest["root"]["path"]) == ({}, str(place.mailboxes.root))
+
+
+def test_an_error_leaves_nothing(place, tmp_path) -> None:
+    def fail(_number: int) -> None:
+        raise OSError(5, "Input/output error", "disk")
+
+    with pytest.raises(OSError, match="Input/output"):
+        backed_up(place, tmp_path, fail)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "a\nb", "a\\b", "a\\nb", "\\", "a\r", "\udcff"])
+def test_any_file_name_is_found_again_in_the_sums(name) -> None:
+    line = sum_line("0" * 64, Path(name))
+    assert (path_in(line), line.count(b"\n")) == (Path(name), 1)
