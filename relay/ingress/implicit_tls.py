@@ -21,20 +21,26 @@ class ImplicitTls(asyncio.Protocol):
         new_session: Callable[[], SmtpSession],
         *,
         handshakes: set[asyncio.Task[None]],
+        handshakes_max: int,
         on_failed_handshake: Callable[[str, OSError], None],
     ) -> None:
         """`handshakes` contains the handshake while it lasts; cancelled, it closes the connection.
+        With `handshakes_max` of them, a further connection is closed.
 
         `on_failed_handshake` is called with the address of the client.
         """
         self._context = context
         self._new_session = new_session
         self._handshakes = handshakes
+        self._handshakes_max = handshakes_max
         self._on_failed_handshake = on_failed_handshake
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Move the socket to a transport with TLS, before anything was read from it."""
         ip = ip_of(transport)
+        if len(self._handshakes) >= self._handshakes_max:
+            transport.abort()
+            return
         try:
             moved = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         except OSError:  # no more open files: as if the connection was never accepted

@@ -184,6 +184,7 @@ class SmtpServer:
         assert self._tls_context is not None
         return ImplicitTls(
             self._tls_context, self._new_session, handshakes=self._handshakes,
+            handshakes_max=self._listener.max_sessions,
             on_failed_handshake=self._record_failed_handshake,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from tests.clients.graph_sdk import client, mail
 
 NODEMAILER = """\
 const [port, sender, ...recipients] = process.argv.slice(2);
-const transport = require('nodemailer').createTransport({ host: '127.0.0.1', port, ignoreTLS: true });
+const transport = require('nodemailer').createTransport({ host: '127.0.0.1', port });
 (async () => {
   for (const to of recipients) {
     await transport.sendMail({ from: sender, to, subject: `For ${to}`, text: 'Hello' });

@@ -64,8 +64,8 @@ def send_by_swaks(relay: DevProcess, sender: str, recipients: Sequence[str]) -> 
     swaks = shutil.which("swaks")
     if swaks is None:
         pytest.skip("swaks is not installed")
-    host, port = relay.smtp_address()
-    command = [swaks, "--server", host, "--port", str(port), "--from", sender]
+    host, _, port = relay.ready["submission"][0].rpartition(":")
+    command = [swaks, "--server", host, "--port", port, "--from", sender]
     done = subprocess.run(
         [*command, "--to", ",".join(recipients), "--tls"],
         capture_output=True, text=True, timeout=30, check=False,

@@ -146,7 +146,7 @@ def test_a_writer_that_has_a_pipe_open_is_waited_for(written):
 
 
 def test_a_file_without_an_end_is_no_message(written, monkeypatch):
-    monkeypatch.setattr("relay.cli.options._INPUT_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr("relay.cli.options.INPUT_BYTES_MAX", 1 << 20)
     assert tried(written, "/dev/zero")[0] == ExitCode.DATA
 
 

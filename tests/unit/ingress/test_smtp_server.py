@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import gc
 import shutil
 import socket
@@ -393,6 +394,16 @@ async def test_a_client_that_leaves_during_the_handshake_leaves_nothing(listenin
     await until(lambda: server._handshakes)
     client.reset()
     await until(lambda: not server._handshakes)
+
+
+async def test_handshakes_are_limited_as_sessions_are(listening, certificate):
+    server = await listening(tls=certificate, role="submissions", max_sessions=2)
+    waiting = [await Client.connect(server.address) for _ in range(2)]
+    await until(lambda: len(server._handshakes) == 2)
+    further = await Client.connect(server.address)
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(further.reader.read(), 5) == b""
+    assert len(server._handshakes) == len(waiting)
 
 
 async def test_a_stop_ends_a_handshake(listening, certificate):
