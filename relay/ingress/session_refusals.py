@@ -139,7 +139,7 @@ class ListenerRefusals:
         if is_logged:
             _log_refusal(refusal)
         if self.recorder is not None:
-            self.metrics.refusals.labels(reason=refusal.reason).inc()
+            self.metrics.refusals.labels(refusal.reason.value).inc()
             if refusal.command == "AUTH" and refusal.reason is RefusalReason.LOGIN:
                 self.metrics.auth_failures.inc()
             self.recorder.record(refusal)
@@ -231,6 +231,6 @@ def _log_refusal(refusal: Refusal) -> None:
         client=refusal.client,
         verb=refusal.command,
         **{name: value for name, value in given.items() if value},
-        reason=refusal.reason,
+        reason=refusal.reason.value,  # the log is slow for what is not exactly a str
         reply=refusal.reply,
     )
