@@ -37,6 +37,8 @@ from relay.development.retention import KeepLimits
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
 from relay.observe import logs
+from relay.refusals.refusal import Refusal, RefusalReason
+from relay.refusals.wording import line_of
 from relay.settings.environment import Environment, read_environment
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
@@ -159,6 +161,9 @@ class _JsonView(DevelopmentView):
     def left_out(self, name: str, address: Address) -> None:
         _warn_left_out(name, address)
 
+    def refused(self, refusal: Refusal) -> None:
+        """Print nothing: each line is a step."""
+
     def rules_changed(self, text: str) -> None:
         _warn(text)
 
@@ -276,6 +281,11 @@ class _TextView(DevelopmentView):
 
     def left_out(self, name: str, address: Address) -> None:
         _warn_left_out(name, address)
+
+    def refused(self, refusal: Refusal) -> None:
+        is_connection = refusal.command in ("CONNECT", "STARTTLS")
+        if not (is_connection and refusal.reason is RefusalReason.TLS):  # the log has more
+            _echo(printable(line_of(refusal)))
 
     def rules_changed(self, text: str) -> None:
         _warn(text)

@@ -19,12 +19,14 @@ from relay.journeys.events import Step
 from relay.journeys.message_search import MessageSearch
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
+from relay.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
 
 READ_MAX = 1000
 _READ_FIRST = 50  # more if all of them are new
 _PAUSE_S = 0.1  # so that a burst is read once
 
 Show = Callable[[Journey, JourneyStep], None]
+ShowRefusal = Callable[[Refusal], None]
 
 
 @dataclass(slots=True)
@@ -36,11 +38,13 @@ class _ShownMessage:
 
 
 class Follower:
-    """Shows each step once. `show` is called with the journey and the step."""
+    """Shows each step and each refusal once. `show` is called with the journey and the step."""
 
-    def __init__(self, daemon: Daemon, show: Show) -> None:
+    def __init__(self, daemon: Daemon, show: Show, show_refusal: ShowRefusal) -> None:
         self._daemon = daemon
         self._show = show
+        self._show_refusal = show_refusal
+        self._refused = ""  # the cursor
         self._seen: OrderedDict[str, _ShownMessage] = OrderedDict()
         self._settled = 0
 
@@ -58,7 +62,11 @@ class Follower:
             await asyncio.sleep(_PAUSE_S)  # real time: reads a burst of events once
 
     async def update(self, *, quietly: bool = False) -> None:
-        """Show new steps; with `quietly`, only mark them as shown."""
+        """Show what is new; with `quietly`, only mark it as shown."""
+        page = await self._daemon.refusals.page(RefusalSearch(after=self._refused, limit=PAGE_MAX))
+        self._refused = page.cursor
+        for refusal in reversed(page.refused) if not quietly else ():
+            self._show_refusal(refusal)
         for journey in reversed(await self._recent()):
             name = name_of(journey)
             seen = self._seen.setdefault(name, _ShownMessage())

@@ -20,6 +20,7 @@ from relay.development.folder import DevelopmentFolder, open_new_folder
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey, JourneyStep
+from relay.refusals.refusal import Refusal
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address
 
@@ -61,6 +62,10 @@ class DevelopmentView(Protocol):
 
     def left_out(self, name: str, address: Address) -> None:
         """The listener of an option is left out, because its port is in use."""
+        ...
+
+    def refused(self, refusal: Refusal) -> None:
+        """An SMTP session refused something."""
         ...
 
     def rules_changed(self, text: str) -> None:
@@ -112,7 +117,7 @@ async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions)
     if run.once and relay.can_demonstrate:
         await demonstrate(relay.daemon, view.demonstrated)
         return
-    follower = Follower(relay.daemon, view.step)
+    follower = Follower(relay.daemon, view.step, view.refused)
     await follower.update(quietly=True)  # with --dir there may be mail of earlier runs
     if run.demonstration:
         async with _relay_for_demonstration() as other:

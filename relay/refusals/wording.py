@@ -11,10 +11,10 @@ def line_of(refusal: Refusal) -> str:
     """
     code, text = _split(refusal.reply)
     why = f'rule "{refusal.rule}"' if refusal.rule else text
-    words = ["refused", code or why, *_who(refusal)]
+    words = ["refused", code, *_who(refusal)]
     if refusal.subject:
         words.append(f'"{refusal.subject}"')
-    if code and why:
+    if why:
         words.append(f"({why})")
     if refusal.times > 1:
         words.append(f"{refusal.times} times")

@@ -13,6 +13,7 @@ from relay.app.settling import UnsettledError
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
 from relay.journeys.message_search import MessageSearch
+from relay.refusals.refusal import PAGE_MAX, RefusalSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy, has_arrived
 from relay.testing.message import Bounce, original_message_id, read_bounces
 from relay.testing.waiting import (
@@ -132,9 +133,11 @@ class Observer:
     async def observed(self) -> Observed:
         """Return what a failed wait shows."""
         log = await asyncio.to_thread(self._last_log_lines)
+        page = await self._daemon.refusals.page(RefusalSearch(limit=PAGE_MAX))
         return Observed(
-            await self.arrivals(), await self.journeys(), frozenset(self._taken), tuple(log)
-        )
+            await self.arrivals(), await self.journeys(), frozenset(self._taken), tuple(log),
+            page.refused,
+        )  # fmt: skip
 
     async def journeys(self) -> list[Journey]:
         """Return the journeys of all messages but reports, the oldest first."""

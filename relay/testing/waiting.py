@@ -13,6 +13,8 @@ from relay.journeys.document import Journey
 from relay.journeys.message_search import matches_pattern
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.lifecycle import AT_REST, RecipientState
+from relay.refusals.refusal import Refusal
+from relay.refusals.wording import line_of
 from relay.testing.arrivals import ArrivedMessage
 
 SETTLE_S = 60.0
@@ -91,6 +93,7 @@ class Observed:
     journeys: Sequence[Journey]
     taken: frozenset[str] = frozenset()
     log: Sequence[str] = ()
+    refused: Sequence[Refusal] = ()  # by SMTP sessions, the newest first
 
 
 def timeout_text(wanted: Wanted, seconds: float, observed: Observed) -> str:
@@ -111,6 +114,7 @@ def timeout_text(wanted: Wanted, seconds: float, observed: Observed) -> str:
         if nearest.copy.key in observed.taken:
             lines.append("  ! an earlier wait returned this message already")
     lines += ["", *_in_flight_lines(observed), *_ended_lines(observed)]
+    lines += refused_lines(observed.refused)
     if observed.log:
         lines += ["", "Last lines of the relay's log:", *(f"  {one}" for one in observed.log)]
     return "\n".join(lines)
@@ -199,6 +203,16 @@ def _ended_lines(observed: Observed) -> list[str]:
     return _journeys_listed("Ended without a copy", found) if found else []
 
 
+def refused_lines(refused: Sequence[Refusal]) -> list[str]:
+    """Return what SMTP sessions refused, the newest last; nothing if there is nothing."""
+    if not refused:
+        return []
+    lines = [f"Refused: {sum(one.times for one in refused)}"]
+    shown = reversed(refused[:_SHOWN_MAX])
+    lines += [f"  {_on_one_line(line_of(one)).removeprefix('refused ')}" for one in shown]
+    return lines + _omitted(len(refused))
+
+
 def _journeys_listed(title: str, journeys: Sequence[Journey]) -> list[str]:
     lines = [f"{title}: {len(journeys)}"]
     for journey in journeys[:_SHOWN_MAX]:
@@ -238,5 +252,9 @@ def _shown(value: Pattern) -> str:
 
 def _clipped(text: str) -> str:
     """Return a short text for a terminal, on one line and without control characters."""
-    text = "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))
+    text = _on_one_line(text)
     return text if len(text) <= _VALUE_CHARACTERS_MAX else f"{text[:_VALUE_CHARACTERS_MAX]}…"
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))

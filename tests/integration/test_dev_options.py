@@ -7,6 +7,7 @@ import smtplib
 import socket
 import ssl
 from collections.abc import Iterator
+from email.message import EmailMessage
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -89,6 +90,23 @@ def test_default_ports_of_tls_in_use_are_left_out(short_path: Path) -> None:
                 assert running.output.count(line) == 1
             with smtplib.SMTP(*running.smtp) as session:
                 assert session.noop()[0] == 250
+
+
+def test_what_was_refused_is_a_line_of_the_terminal(dev: RunningDev) -> None:
+    message = EmailMessage()
+    message["From"], message["To"] = "app@example.test", "ann@customer.example"
+    message["Subject"] = "Setup program"
+    message.set_content("Just run it.")
+    message.add_attachment(b"MZ", maintype="application", subtype="x", filename="setup.exe")
+    with smtplib.SMTP(*dev.smtp) as session, pytest.raises(smtplib.SMTPDataError):
+        session.send_message(message)
+    line = (
+        'refused 550 5.7.1 app@example.test -> ann@customer.example "Setup program"'
+        ' (rule "no executables")'
+    )
+    until("the line", lambda: dev.output.splitlines().count(line) == 1)
+    (one,) = dev.get("/relay/v1/refused?address=app@example.test").json()["refused"]
+    assert (one["rule"], one["subject"]) == ("no executables", "Setup program")
 
 
 def test_no_demo_shows_none_and_the_ready_file_is_private() -> None:

@@ -8,6 +8,8 @@ import pytest
 from relay.development.demonstration import Follower, is_settled
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.message_search import MessageSearch
+from relay.refusals.recent import RecentRefusals
+from relay.refusals.refusal import Refusal, RefusalReason
 from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
 
@@ -49,8 +51,25 @@ def changes():
 
 @pytest.fixture
 def follower(journeys, changes, shown):
-    daemon = SimpleNamespace(journeys=journeys, changes=changes, clock=ManualClock())
-    return Follower(daemon, lambda found, step: shown.append((found.id, step.step)))
+    daemon = SimpleNamespace(
+        journeys=journeys, changes=changes, clock=ManualClock(), refusals=RecentRefusals()
+    )
+    return Follower(
+        daemon,
+        lambda found, step: shown.append((found.id, step.step)),
+        lambda refusal: shown.append((refusal.reply, 0)),
+    )
+
+
+async def test_each_refusal_is_shown_once_and_earlier_ones_are_not(follower, shown):
+    store, at = follower._daemon.refusals, "2026-11-22T10:00:00.000000Z"
+    store.record(Refusal(at=at, reply="before", reason=RefusalReason.SYNTAX))
+    await follower.update(quietly=True)
+    for reply in ("first", "second"):
+        store.record(Refusal(at=at, reply=reply, reason=RefusalReason.SYNTAX))
+    await follower.update()
+    await follower.update()
+    assert shown == [("first", 0), ("second", 0)]
 
 
 async def test_a_step_that_is_written_late_is_shown_and_none_twice(follower, journeys, shown):

@@ -1,11 +1,14 @@
 """The text of a failed wait: what arrived, the nearest miss field by field, what is in flight."""
 
 import re
+import smtplib
 from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
 
+from relay.refusals.refusal import Refusal, RefusalReason
+from relay.testing import Relay, WaitTimeout
 from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy, has_arrived
 from relay.testing.waiting import Observed, Wanted, timeout_text, unexpected_text
 from tests.support.journeys import made_journey
@@ -114,6 +117,44 @@ def test_messages_that_ended_without_a_copy_are_shown():
         "    x@gmail.com failed: 550 5.1.1 no such user",
         f"    {BOB} delivered",
     ]
+
+
+def refusal(number=0, **changes):
+    facts = {
+        "at": f"2026-11-22T10:00:00.{number:06d}Z", "sender": "app@example.test", "recipients": (BOB,),
+        "recipient_count": 1, "command": "DATA", "reply": "550 5.7.1 No", "reason": RefusalReason.RULE,
+        "rule": "no executables", "subject": "Setup program",
+    }  # fmt: skip
+    return Refusal(**(facts | changes))
+
+
+def test_what_was_refused_is_shown():
+    refused = [refusal(1, subject="a\nb\x1b[1m", times=3), refusal()]
+    text = timeout_text(Wanted(BOB), 2, Observed([], [], refused=refused))
+    assert text.splitlines()[-4:] == [
+        "In flight: nothing",
+        "Refused: 4",
+        f'  550 5.7.1 app@example.test -> {BOB} "Setup program" (rule "no executables")',
+        f'  550 5.7.1 app@example.test -> {BOB} "a b?[1m" (rule "no executables") 3 times',
+    ]
+    many = Observed([], [], refused=[refusal(number) for number in range(1000)])
+    assert len(timeout_text(Wanted(BOB), 2, many)) < 3_000
+    assert "… and 990 more" in timeout_text(Wanted(BOB), 2, many)
+
+
+def test_a_wait_says_that_a_session_refused_the_message():
+    with Relay() as relay:
+        with smtplib.SMTP(*relay.smtp) as client, pytest.raises(smtplib.SMTPRecipientsRefused):
+            client.sendmail("app@example.test", ["a..b@example.test"], b"Subject: x\r\n\r\nx")
+        with pytest.raises(WaitTimeout) as failed:
+            relay.mailbox("ann@example.test").wait_for(timeout=0.2)
+        assert "Refused: 1\n  501 5.1.3 app@example.test -> a..b@example.test (" in str(
+            failed.value
+        )
+        relay.reset()
+        with pytest.raises(WaitTimeout) as failed:
+            relay.mailbox("ann@example.test").wait_for(timeout=0.2)
+        assert "Refused" not in str(failed.value)
 
 
 def test_the_text_is_bounded():
