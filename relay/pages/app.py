@@ -29,6 +29,7 @@ from relay.pages.message import advance_to_next, message_page
 from relay.pages.message_list import message_list
 from relay.pages.queue_change import queue_change
 from relay.pages.queue_page import queue_page
+from relay.pages.refused import refused_page
 from relay.pages.site import PageSite
 from relay.pages.snippets import snippets_page
 from relay.pressure import ConcurrencyCounter
@@ -39,6 +40,7 @@ from relay.spool.types import SpoolError
 PREFIXES = (
     "",
     "messages",
+    "refused",
     "queue",
     "internet",
     "clock",
@@ -130,6 +132,8 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
             *_,
         ):
             return await site.contents.response(request, visitor, key)
+        case ("refused",):
+            return await refused_page(request, visitor, site)
         case ("queue",):
             return await queue_page(request, visitor, site)
         case ("queue", operation) if operation in tuple(Operation):

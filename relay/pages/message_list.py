@@ -15,6 +15,7 @@ from relay.message.lifecycle import RecipientState
 from relay.pages.access import Visitor
 from relay.pages.content import one_line
 from relay.pages.first_minute import first_minute
+from relay.pages.refused import refused_tab
 from relay.pages.search_text import SearchTextError, parse_search
 from relay.pages.site import PageSite
 
@@ -177,6 +178,7 @@ async def _fragment(
         view=view,
         rows=[_row(one, is_unread=one.name in unread) for one in rows],
         tabs=_tabs(view, total, counts),
+        refused=await refused_tab(visitor, site),
         is_empty=not (rows or view.filters() or view.before),
         older=view.older(older),
         newer=view.newer(),

@@ -67,6 +67,7 @@ ROWS = {
     "messages/{key}/advance": Row(
         "/messages/{id}/advance", "303 405 405 405 405", post="303 403 403 403 400"
     ),
+    "refused": Row("/refused", ALL_MAY_READ),
     "queue": Row("/queue", OVERVIEW),
     "health": Row("/health", OVERVIEW),
     **{

@@ -18,6 +18,7 @@ NARROW = 360  # pixels
 # By name: a path, or the subject of the message whose page it is.
 PAGES = {
     "list": "/",
+    "refused": "/refused",
     "queue": "/queue",
     "queue, none": "/queue?sender=nobody@nowhere.test",
     "internet": "/internet",

@@ -1,8 +1,9 @@
 """A development relay with mail in every state: for tests of all pages, and for the documentation's pictures."""
 
+import smtplib
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from relay.testing import Relay
@@ -13,6 +14,14 @@ _HTML = """<h1>Your order is on its way</h1>
 <table><tr><th>Article</th><th>Pieces</th></tr><tr><td>Pencil, HB</td><td>12</td></tr></table>
 <p><a href="https://shop.example/orders/1042">Follow your order</a>. Your code is 481516.</p>
 <img src="https://images.example/logo.png" alt="Logo">"""
+
+_PROGRAM = b"""Subject: Setup program\r
+MIME-Version: 1.0\r
+Content-Type: application/octet-stream; name="setup.exe"\r
+Content-Disposition: attachment; filename="setup.exe"\r
+\r
+MZ\r
+"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ def relay_with_samples() -> Iterator[Samples]:
         made.send(SHOP, ["ann@grey.example", "bob@example.test"], "Minutes of Monday", "We met.")
         made.send(SHOP, [joe, nobody], "Reminder", "Please pay.")
         made.send("alice@example.test", ["bob@example.test"], "Lunch?", "At noon?")
+        with smtplib.SMTP(*relay.smtp) as session, suppress(smtplib.SMTPDataError):
+            session.sendmail(SHOP, [joe, "bob@example.test"], _PROGRAM)  # a rule refuses it
         yield made
 
 
