@@ -76,6 +76,7 @@ class Ledger:
         self.ghosts: list[Claim] = []  # claims that a dead process never settled
         # when an operator saw that an entry is in flight whose claim is not known here
         self._in_flight_since_s: dict[Key, float] = {}
+        self._operated_at_s: dict[Key, float] = {}  # the last answer
         self.settlements: Counter[tuple[str, str]] = Counter()
         # queue id, expires_us, when it was settled, how much later that may be; in queue time
         self.expiries: list[tuple[str, int, float, float]] = []
@@ -345,7 +346,10 @@ class Ledger:
             if one["result"] == CommandResult.DONE:
                 self.operated[key] += 1
                 self._held_until_us.pop(key, None)
-                if order.operation is Operation.HOLD and order.until_us is not None:
+                # Of two answers in one instant nobody knows which command was executed last.
+                is_last = self._operated_at_s.get(key) != self.world.time()
+                self._operated_at_s[key] = self.world.time()
+                if order.operation is Operation.HOLD and order.until_us is not None and is_last:
                     self._held_until_us[key] = order.until_us
                 if order.operation is Operation.CANCEL:
                     self.cancelled.add(key)
