@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -74,6 +75,12 @@ class ControlResponse:
     value: Any
     headers: http.client.HTTPMessage
 
+    @property
+    def time_us(self) -> int | None:
+        """The relay's time, to the second: its clock may be ahead of the machine's."""
+        date = self.headers["date"]
+        return int(parsedate_to_datetime(date).timestamp()) * 1_000_000 if date else None
+
 
 class ControlClient:
     """A blocking client of the control socket at `path`; `timeout_s` limits each read and write."""
@@ -87,11 +94,13 @@ class ControlClient:
 
         Raises ControlUnavailableError, ControlForbiddenError, ControlError.
         """
-        return self._request("GET", _with(path, query), kind=kind).value
+        return self.get_response(path, query, kind=kind).value
 
-    def get_response(self, path: str, query: Mapping[str, str] | None = None) -> ControlResponse:
+    def get_response(
+        self, path: str, query: Mapping[str, str] | None = None, *, kind: Any = Any
+    ) -> ControlResponse:
         """Like get(), with the header fields."""
-        return self._request("GET", _with(path, query))
+        return self._request("GET", _with(path, query), kind=kind)
 
     def post(self, path: str, value: Any) -> Any:
         """Post `value` as JSON and return the JSON of the response.

@@ -28,3 +28,25 @@ def counted(number: int, noun: str) -> str:
     if noun.endswith("y"):
         return f"{number} {noun[:-1]}ies"
     return f"{number} {noun}{'es' if noun.endswith('x') else 's'}"
+
+
+def moment(at: str, now: str) -> str:
+    """Return a time of RFC 3339, in UTC: "20:23 UTC", with its date if `now` has another."""
+    return f"{at[11:16]} UTC" if at[:10] == now[:10] else f"{at[:10]} {at[11:16]} UTC"
+
+
+def time_left(seconds: float) -> str:
+    """Return the time until something, to the minute: "in 40 s", "in 11 min", "in 1 h 5 min",
+    "in 2 d 3 h"; "now" if it is over.
+    """
+    left = round(seconds)
+    if left <= 0:
+        return "now"
+    if left < 60:
+        return f"in {left} s"
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        number, left = divmod(left, size)
+        if number or parts:
+            parts.append(f"{number} {unit}" if number else "")
+    return f"in {' '.join(filter(None, parts[:2]))}"

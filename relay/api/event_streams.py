@@ -24,7 +24,7 @@ from relay.http.event_stream import TAKE_TIMEOUT_S, EventStreamResponse
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import RecordedEvent
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.observe.logs import get_logger
 from relay.pressure import ConcurrencyCounter
 
@@ -58,7 +58,7 @@ class _EventData(msgspec.Struct, frozen=True):
     name: str
     at: str
     detail: Mapping[str, Any]
-    state: RecipientState | None
+    state: RecipientState | SubmissionState | None
 
 
 class _EventText(NamedTuple):

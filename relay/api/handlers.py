@@ -46,6 +46,7 @@ from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalPage
 from relay.spool.queue_commands import (
+    BEFORE_QUEUE_HEADER,
     UNKNOWN_HEADER,
     CommandReport,
     EntryList,
@@ -294,10 +295,16 @@ class Handlers:
             raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5) from error
 
     async def queue_list(self, query: Mapping[str, str], principal: Principal) -> Response:
-        """GET /queue?CONDITION=&limit=; a response header lists the unknown ids."""
+        """GET /queue?CONDITION=&limit=; response headers list the unknown ids, and count what is
+        not in the queue yet.
+        """
         listed = await self.queue_entries(query, principal)
-        unknown = ",".join(quote(name, safe="") for name in listed.unknown)
-        return json_response(listed, headers={UNKNOWN_HEADER: unknown} if unknown else None)
+        counts = await self._dependencies.journeys.count_before_queue()
+        waiting = ", ".join(f"{state}={number}" for state, number in counts.items())
+        headers = {BEFORE_QUEUE_HEADER: waiting}
+        if listed.unknown:
+            headers[UNKNOWN_HEADER] = ",".join(quote(name, safe="") for name in listed.unknown)
+        return json_response(listed, headers=headers)
 
     async def queue_entries(
         self, query: Mapping[str, str], principal: Principal, *, after: Key = FIRST_KEY

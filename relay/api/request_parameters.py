@@ -18,7 +18,7 @@ from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
 from relay.journeys.message_list import ListPosition, parse_position
 from relay.journeys.message_search import FINAL_STATE, MessageSearch, parse_cursor
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 from relay.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
@@ -152,7 +152,7 @@ def refusal_search_of(query: Mapping[str, str], *, account: str | None) -> Refus
     return RefusalSearch(address, account, **places, limit=limit)
 
 
-MESSAGE_STATES = (FINAL_STATE, *RecipientState)
+MESSAGE_STATES = (FINAL_STATE, *SubmissionState, *RecipientState)
 
 
 def bad_state(state: str, choices: Collection[str]) -> ApiError:

@@ -17,6 +17,7 @@ import msgspec
 from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.wording import client_line, describe, named
 from relay.phrases import counted
+from relay.spool.queue_commands import EntryList
 
 
 def print_json(value: Any) -> None:
@@ -55,12 +56,12 @@ _ADDRESS_WIDTH_MAX = 40
 _UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
 
 
-def journey_lines(found: Journey) -> list[str]:
-    """Return a journey: a headline, its steps, its recipients."""
+def journey_lines(found: Journey, answer: Sequence[str] = ()) -> list[str]:
+    """Return a journey: what became of it, a headline, its steps, its recipients."""
     recipients = named([one.address for one in found.recipients])
     headline = f'{found.key}  "{found.subject}"  {found.sender or "<>"} -> {recipients}'
     days = {step.at[:10] for step in found.steps}
-    lines = [printable(f"{headline}  {_state(found)}")]
+    lines = [printable(one) for one in (*answer, f"{headline}  {_state(found)}")]
     if client := client_line(found.client):
         lines.append(printable(f"   {client}"))
     for step in found.steps:
@@ -115,6 +116,13 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             lines += [printable(f"    {remark}") for remark in _remarks(entry)]
             lines += recipient_lines(_recipients(entry), indent="    ", most=10)
     return [*lines, _count(entries)]
+
+
+def before_queue_lines(entries: EntryList) -> list[str]:
+    """Return the line about messages that are not in the queue yet, if they were counted."""
+    counts = entries.before_queue or {}
+    numbers = [f"{number} {state}" for state, number in counts.items()]
+    return [f"and {', '.join(numbers)}"] if numbers else []
 
 
 def _recipients(entry: Mapping[str, Any]) -> tuple[Recipient, ...]:
@@ -295,7 +303,8 @@ def _state(found: Journey) -> str:
     """Return the state, and the number of recipients in it if not all are."""
     state, recipients = found.state, found.recipients
     count = sum(1 for one in recipients if one.state == state)
-    return state.upper() + (f" ({count} of {len(recipients)})" if count < len(recipients) else "")
+    is_part = found.id is not None and count < len(recipients)
+    return state.upper() + (f" ({count} of {len(recipients)})" if is_part else "")
 
 
 def printable(text: str) -> str:

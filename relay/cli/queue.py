@@ -23,6 +23,7 @@ from relay.cli.options import (
     user_name,
 )
 from relay.cli.output import (
+    before_queue_lines,
     changed_lines,
     entry_lines,
     flush,
@@ -120,7 +121,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
     An entry must match all conditions given; without any, all entries are listed.
     """
     entries = _client(context).queue_list(_selector(conditions))
-    context.show(entries, lambda: entry_lines(entries))
+    context.show(entries, lambda: [*entry_lines(entries), *before_queue_lines(entries)])
     _say_if_cut(entries)
     _refuse_unknown("list", entries.unknown)
 
@@ -137,7 +138,7 @@ def show(context: CommandContext, key: str) -> None:
     entries = client.queue_list(Selector(ids=(found.id,))) if found.id else []
     context.show(
         msgspec.to_builtins(found) | {"entries": entries},
-        lambda: [*journey_lines(found), "", *entry_lines(entries)],
+        lambda: [*journey_lines(found, client.answer(found)), "", *entry_lines(entries)],
     )
 
 

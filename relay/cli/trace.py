@@ -20,7 +20,7 @@ from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.document import Journey, Recipient
 from relay.journeys.wording import REASONS, WAITS_FOR
-from relay.message.lifecycle import FINAL, RecipientState
+from relay.message.lifecycle import BEFORE_QUEUE, FINAL, RecipientState, SubmissionState
 from relay.phrases import counted, shown
 from relay.refusals.refusal import Refusal
 from relay.refusals.wording import line_of
@@ -44,8 +44,12 @@ def trace(context: CommandContext, key: str) -> None:
     document: dict[str, Any] = {} if found is None else to_builtins(found)
     if refused:
         document["refused"] = refused
-    lines = [] if found is None else journey_lines(found)
-    context.show(document, lambda: [*lines, *map(_refusal_line, refused)])
+
+    def lines() -> list[str]:
+        journey = [] if found is None else journey_lines(found, client.answer(found))
+        return [*journey, *map(_refusal_line, refused)]
+
+    context.show(document, lines)
 
 
 def _refusal_line(refusal: Refusal) -> str:
@@ -72,7 +76,11 @@ def diagnosis(found: Journey, entries: Sequence[Mapping[str, Any]]) -> list[str]
     last = max(found.steps, key=lambda step: step.step, default=None)
     lines = []
     if last is not None:
-        lines.append(f"it is at step {last.step} ({last.name}): {WAITS_FOR[last.step]}")
+        is_scheduled = found.state == SubmissionState.SCHEDULED
+        what = "it " + REASONS[found.state] if is_scheduled else WAITS_FOR[last.step]
+        lines.append(f"it is at step {last.step} ({last.name}): {what}")
+    if found.state in BEFORE_QUEUE:
+        return lines
     waiting = [one for one in found.recipients if one.state not in FINAL]
     due = {one["address"]: entry["due"] for entry in entries for one in entry["recipients"]}
     shown = waiting[:_RECIPIENTS_MAX]
@@ -94,7 +102,7 @@ def _reason(recipient: Recipient, due: str | None) -> str:
     return f"{text}: {recipient.reply}" if recipient.reply else text
 
 
-_STATES = ["there", "final", *(str(state) for state in RecipientState)]
+_STATES = ["there", "final", *map(str, (*SubmissionState, *RecipientState))]
 
 
 @click.command()
@@ -132,7 +140,7 @@ def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> 
         text = f"relay wait: no message appeared as {shown(key)} within {timeout_s:g} s"
         raise CommandError(ExitCode.TRY_LATER, text)
     journey = replace(found, reached=UNSET)
-    context.show(journey, lambda: journey_lines(journey))
+    context.show(journey, lambda: journey_lines(journey, client.answer(journey)))
     if not found.reached:
         flush()  # the journey first
         entries = client.entries_of(found.id) if found.id else []

@@ -21,9 +21,10 @@ from relay.client import (
 )
 from relay.clock import Clock, now_at_least_us
 from relay.journeys.document import Journey
+from relay.journeys.sentences import answer, needed_reports
 from relay.refusals.refusal import Refusal, RefusalPage, RefusalSearch
 from relay.settings.tree import Settings
-from relay.spool.queue_commands import UNKNOWN_HEADER, EntryList
+from relay.spool.queue_commands import BEFORE_QUEUE_HEADER, UNKNOWN_HEADER, EntryList
 
 if TYPE_CHECKING:
     from relay.commands.offline import SpoolFiles
@@ -62,6 +63,7 @@ class OperatorClient:
         self._clock = clock
         self._client = ControlClient(settings.control_socket)
         self.without_daemon = ""  # why the files were read, if no daemon answered
+        self._relay_us: int | None = None  # the time of the relay that answered last
 
     def journey(self, key: str) -> Journey | None:
         """Return the journey of one message, or None."""
@@ -103,7 +105,7 @@ class OperatorClient:
             left_s = max(0.0, deadline - self._clock.real_s())
             query = {"state": state, "timeout": f"{min(left_s, WAIT_S_MAX):.3f}"}
             try:
-                found: Journey | None = client.get(path_of(key) + "/wait", query, kind=Journey)
+                found: Journey | None = self._journey(client, path_of(key) + "/wait", query)
             except ControlError as error:
                 if error.status != _NOT_FOUND:
                     raise
@@ -117,8 +119,22 @@ class OperatorClient:
 
         Raises ControlUnavailableError without a daemon.
         """
-        found: Journey = self._client.get(path_of(key), kind=Journey)
+        return self._journey(self._client, path_of(key))
+
+    def _journey(
+        self, client: ControlClient, path: str, query: Mapping[str, str] | None = None
+    ) -> Journey:
+        response = client.get_response(path, query, kind=Journey)
+        self._relay_us = response.time_us
+        found: Journey = response.value
         return found
+
+    def answer(self, found: Journey) -> list[str]:
+        """Return what became of a message, in sentences; a relay is asked for its reports too."""
+        names = () if self.without_daemon else needed_reports(found)
+        reports = {name: one for name in names if (one := self.journey(name)) is not None}
+        now_us = self._relay_us or self._clock.time_us()
+        return [one.text(now_us) for one in answer(found, now_us=now_us, reports=reports)]
 
     def source(self, key: str) -> Iterator[bytes]:
         """Yield the MIME of a message from the daemon. Raises as message_from_relay() does."""
@@ -172,8 +188,13 @@ class OperatorClient:
                 silent, partial(_list, selector), nothing=EntryList(unknown=selector.ids)
             )
         unknown = response.headers.get(UNKNOWN_HEADER, "")
+        counts = (
+            one.split("=") for one in response.headers.get(BEFORE_QUEUE_HEADER, "").split(", ")
+        )
         return EntryList(
-            response.value, unknown=map(unquote, unknown.split(",") if unknown else ())
+            response.value,
+            unknown=map(unquote, unknown.split(",") if unknown else ()),
+            before_queue={one[0]: int(one[1]) for one in counts if len(one) == 2},
         )
 
     def stats(self) -> dict[str, Any]:
@@ -278,7 +299,9 @@ class OperatorClient:
 async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
     from relay.api.restored import list_entries  # noqa: PLC0415 - slow
 
-    return await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
+    found = await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
+    found.before_queue = await files.journeys.count_before_queue()
+    return found
 
 
 def _conditions(selector: "Selector") -> dict[str, Any]:

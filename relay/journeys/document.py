@@ -43,10 +43,17 @@ class SenderReport(msgspec.Struct, frozen=True):
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """A recipient; `successors` are the addresses that replace one that was redirected."""
+    """A recipient; `successors` are the addresses that replace one that was redirected.
+
+    `reason` is why it is in its state, a clause; `next_attempt` and `expires` are times. They are
+    None where there is none. An `expires` of captured mail is when it is removed.
+    """
 
     address: str
     state: str
+    reason: str | None = None
+    next_attempt: str | None = None
+    expires: str | None = None
     next_hop: str | None = None
     status: str = ""
     reply: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from relay.clock import rfc3339
 from relay.journeys.document import JourneyStep
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import RecipientState, SubmissionState
 
 
 class Step(IntEnum):
@@ -50,11 +50,12 @@ class Event:
 class RecordedEvent:
     """An event of a message of `account`; one of the two ids may be unknown.
 
-    `state` is that of the recipients that the event is about, None if it does not say.
+    `state` is that of the message before step 4, then that of the recipients that the event is
+    about, None if it does not say.
     """
 
     queue_id: str | None
     submission_id: str | None
     account: str
     event: Event
-    state: RecipientState | None
+    state: RecipientState | SubmissionState | None

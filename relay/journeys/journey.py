@@ -4,6 +4,7 @@ The document is the message of docs/names.md, the same for the API and the comma
 account sees its own messages only.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from relay.journeys.document import Journey, JourneyStep, Recipient, SenderRepor
 from relay.journeys.events import Step
 from relay.journeys.message_list import (
     LISTED_MAX,
+    FoundPage,
     ListedRecipient,
     ListPosition,
     MessageSummary,
@@ -30,9 +32,11 @@ from relay.journeys.message_search import (
     cursor_at,
     cursor_before,
 )
-from relay.journeys.open_submissions import state_before_transport
+from relay.journeys.open_submissions import state_before_queue
+from relay.journeys.sentences import reasons_of
 from relay.journeys.spool_history import SpoolHistory
 from relay.message.envelope import Client
+from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 
 _LOOKS_MAX = 3  # for a page, while submissions are accepted
 _READ_MAX = 1000  # candidates, to find those that match
@@ -151,9 +155,7 @@ class Journeys:
         # has accepted meanwhile is looked up there again.
         submissions = await self._store.open_submissions()
         for _ in range(_LOOKS_MAX):
-            spooled = await self._spool.find_page(
-                wanted, account=account, before=before, limit=limit + 1
-            )
+            spooled = await self._find_page(wanted, account=account, before=before, limit=limit + 1)
             places: dict[ListPosition, FoundMessage | OpenSubmission] = {
                 place: one
                 for one in submissions
@@ -187,10 +189,45 @@ class Journeys:
         return page.rows
 
     async def counts(self, *, account: str | None, limit: int) -> tuple[int, Mapping[str, int]]:
-        """Return the number of messages, at most `limit`, and in how many of them, the newest, a
-        recipient is in each state.
+        """Return the number of messages, at most `limit`, and how many of them, the newest, have a
+        recipient in each state, or are in a state before step 4.
         """
-        return await self._spool.count_states(account=account, limit=limit)
+        submissions = await self._store.open_submissions()
+        total, counts = await self._spool.count_states(account=account, limit=limit)
+        waiting = await self._before_queue(submissions, account=account, limit=limit)
+        return min(limit, total + waiting.total()), {**counts, **waiting}
+
+    async def count_before_queue(self) -> Mapping[str, int]:
+        """Return how many messages are in each state before step 4, the newest of them."""
+        submissions = await self._store.open_submissions()
+        found = await self._before_queue(submissions, account=None, limit=SCAN_MAX)
+        return {state: found[state] for state in SubmissionState}
+
+    async def _before_queue(
+        self, submissions: Sequence[OpenSubmission], *, account: str | None, limit: int
+    ) -> Counter[str]:
+        """Count the newest submissions in each state before step 4."""
+        found = [
+            one
+            for one in submissions
+            if one.state in BEFORE_QUEUE and account in (None, one.account)
+        ][-limit:]
+        # until its end the log has what the spool has accepted as being converted
+        names = [one.submission_id for one in found if one.state == SubmissionState.CONVERTING]
+        accepted = set(await self._spool.accepted_submissions(names)) if names else set()
+        return Counter(one.state for one in found if one.submission_id not in accepted)
+
+    async def _find_page(
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        before: ListPosition | None,
+        limit: int,
+    ) -> FoundPage:
+        if wanted.is_before_queue:
+            return FoundPage((), None)
+        return await self._spool.find_page(wanted, account=account, before=before, limit=limit)
 
     async def addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
         """Return the senders and recipients of the newest messages, the most frequent first."""
@@ -365,21 +402,35 @@ def join(store: dict[str, Any] | None, transport: Journey | None) -> Journey | N
         graph_id=(store or {}).get("graph_id") or _draft_of(transport.submission_id),
         client=_client_of(steps),
         steps=tuple(steps),
-        recipients=_with_reports(transport.recipients, steps),
+        recipients=_with_reports(_with_reasons(transport.recipients, steps), steps),
     )
 
 
 def _before_transport(store: Mapping[str, Any]) -> Journey:
     """Return the transport's part of a submission that the spool does not know."""
-    state, reply = state_before_transport({step.step: step.detail for step in store["steps"]})
+    found = state_before_queue({step.step: step.detail for step in store["steps"]})
     return Journey(
         id=None, graph_id=None, submission_id=store["submission_id"],
         message_id=store.get("message_id", ""), sender=store.get("sender", ""),
-        subject=store.get("subject", ""), state=str(state), client={}, steps=(),
+        subject=store.get("subject", ""), state=str(found.state), client={}, steps=(),
         recipients=tuple(
-            Recipient(address, str(state), reply=reply) for address in store.get("recipients", ())
+            Recipient(
+                address, str(found.of_recipients), reply=found.reply,
+                next_attempt=found.send_at or None,
+            )
+            for address in store.get("recipients", ())
         ),
     )  # fmt: skip
+
+
+def _with_reasons(
+    recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
+) -> tuple[Recipient, ...]:
+    reasons = zip(recipients, reasons_of(recipients, steps), strict=True)
+    return tuple(
+        one if one.reason == reason else structs.replace(one, reason=reason)
+        for one, reason in reasons
+    )
 
 
 def _with_reports(
@@ -466,6 +517,7 @@ def _row_of(submission: OpenSubmission) -> MessageSummary:
         ),
         recipient_count=len(submission.recipients),
         reply=submission.reply,
+        next_attempt_us=time_us_of(submission.send_at) if submission.send_at else None,
     )
 
 
@@ -482,5 +534,6 @@ def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:
             recipients=tuple(one.address for one in recipients),
             state=journey.state,
             reply=recipients[0].reply if recipients else "",
+            send_at=(recipients[0].next_attempt or "") if recipients else "",
         )
     )

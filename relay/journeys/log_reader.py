@@ -17,7 +17,7 @@ import msgspec
 
 from relay.clock import id_time_us
 from relay.journeys.events import Event, RecordedEvent, Step
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import RecipientState, SubmissionState
 
 _NAME = re.compile(r"(\d{4}-\d\d-\d\d)-([a-z]{1,20})", re.ASCII)
 _BLOCK_BYTES = 256 * 1024
@@ -205,8 +205,8 @@ def _event_of(line: bytes) -> RecordedEvent | None:
     return RecordedEvent(queue_id, submission_id, account, event, _state_after(step, detail))
 
 
-def _state_after(step: Step, detail: Mapping[str, Any]) -> RecipientState | None:
-    """Return the state of the recipients. Step 4 says nothing: it is recorded after step 5."""
+def _state_after(step: Step, detail: Mapping[str, Any]) -> RecipientState | SubmissionState | None:
+    """Return the state of the message. Step 4 says nothing: it is recorded after step 5."""
     if step is Step.ACCEPTED or "withdrawn" in detail:
         return None
     if step is Step.REPORT:
@@ -214,4 +214,5 @@ def _state_after(step: Step, detail: Mapping[str, Any]) -> RecipientState | None
         return RecipientState.EXPIRED if is_unknown else RecipientState.FAILED
     if "cancelled" in detail:
         return RecipientState.CANCELLED
-    return RecipientState.DEFERRED if detail.get("deferred_until") else RecipientState.QUEUED
+    is_scheduled = bool(detail.get("deferred_until"))
+    return SubmissionState.SCHEDULED if is_scheduled else SubmissionState.CONVERTING

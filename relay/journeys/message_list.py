@@ -103,7 +103,7 @@ class FoundPage:
 class OpenSubmission:
     """A submission in the log that is not recorded as accepted: it waits, or ended before step 4.
 
-    All its recipients are in one state.
+    All its recipients are in one state, that of the message.
     """
 
     submission_id: str  # of the submission
@@ -114,6 +114,7 @@ class OpenSubmission:
     recipients: tuple[str, ...]  # their addresses
     state: str  # of all recipients
     reply: str  # why it failed; "" while it waits
+    send_at: str = ""  # of a scheduled send, RFC 3339
 
     def matches(self, wanted: MessageSearch) -> bool:
         """Whether it matches, apart from `after` and `key`."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from relay.journeys.document import Journey
-from relay.message.lifecycle import FINAL
+from relay.message.lifecycle import BEFORE_QUEUE, FINAL
 
 FINAL_STATE = "final"  # all recipients are in final states
 SCAN_MAX = 20_000  # messages that one search reads, newest first
@@ -102,11 +102,16 @@ class MessageSearch:
     to: str = ""  # a pattern; then only the recipients that it matches count
     sender: str = ""  # a pattern
     subject: str = ""  # a pattern
-    state: str = ""  # that one of its recipients has; "final" if all are final
+    state: str = ""  # its own before step 4, then that of a recipient; "final" if all are final
     mailbox: str = ""  # an address: the sender, or one of the recipients
     words: tuple[str, ...] = ()  # each is contained in the subject or in one of these addresses
     key: str = ""  # one of the names of the message
     after: ListCursor | None = None  # messages that were first submitted or accepted later
+
+    @property
+    def is_before_queue(self) -> bool:
+        """Whether only submissions can match, which the spool does not know."""
+        return self.state in BEFORE_QUEUE
 
     @property
     def needs_recipients(self) -> bool:
@@ -152,7 +157,10 @@ class MessageSearch:
 
     def matches(self, journey: Journey) -> bool:
         """Whether a journey matches, apart from `after` and `key`."""
-        pairs = [(one.address, one.state) for one in journey.recipients]
+        is_queued = journey.state not in BEFORE_QUEUE
+        pairs = [
+            (one.address, one.state if is_queued else journey.state) for one in journey.recipients
+        ]
         return self.matches_all(journey.sender, journey.subject, pairs)
 
 

@@ -7,6 +7,7 @@ submissions nothing is remembered: the spool has them.
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from relay.journeys.events import Step
 from relay.journeys.message_list import OpenSubmission
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import RecipientState, SubmissionState
 
 _READ_BYTES_MAX = 32 << 20  # of the log, at one time
 _OPEN_MAX = 10_000
@@ -157,20 +158,34 @@ class OpenSubmissions:
             self._remove(next(iter(self._open)))
 
 
-def state_before_transport(details: Mapping[int, Mapping[str, Any]]) -> tuple[RecipientState, str]:
-    """Return state and reply, by the details of steps 1 to 4, of recipients that the spool does
-    not know.
-    """
+@dataclass(frozen=True, slots=True)
+class StateBeforeQueue:
+    """The state of a submission that the spool does not know, why it ended, and when it is sent."""
+
+    state: RecipientState | SubmissionState
+    reply: str = ""
+    send_at: str = ""  # of a scheduled send, RFC 3339
+
+    @property
+    def of_recipients(self) -> RecipientState:
+        """The state of each recipient."""
+        is_waiting = isinstance(self.state, SubmissionState)
+        return RecipientState.QUEUED if is_waiting else RecipientState(self.state)
+
+
+def state_before_queue(details: Mapping[int, Mapping[str, Any]]) -> StateBeforeQueue:
+    """Return the state, by the details of steps 1 to 4."""
     if (report := details.get(Step.REPORT)) is not None:
         state = RecipientState.EXPIRED if report.get("kind") == "unknown" else RecipientState.FAILED
-        return state, str(report.get("reply", ""))
+        return StateBeforeQueue(state, str(report.get("reply", "")))
     notified = details.get(Step.NOTIFIED, {})
     if Step.CONVERTED not in details:
         if "cancelled" in notified:
-            return RecipientState.CANCELLED, f"cancelled: {notified.get('reason', '')}"
+            reply = f"cancelled: {notified.get('reason', '')}"
+            return StateBeforeQueue(RecipientState.CANCELLED, reply)
         if until := notified.get("deferred_until"):
-            return RecipientState.DEFERRED, f"waits until {until}"
-    return RecipientState.QUEUED, ""
+            return StateBeforeQueue(SubmissionState.SCHEDULED, send_at=str(until))
+    return StateBeforeQueue(SubmissionState.CONVERTING)
 
 
 def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
@@ -190,10 +205,10 @@ def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
     if Step.NOTIFIED not in steps:
         return None
     steps[Step.NOTIFIED] |= remarks
-    state, reply = state_before_transport(steps)
+    found = state_before_queue(steps)
     return OpenSubmission(
         name, created.account, created.sender, created.message_id, created.subject,
-        created.recipients, state, reply,
+        created.recipients, str(found.state), found.reply, found.send_at,
     )  # fmt: skip
 
 

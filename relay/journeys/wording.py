@@ -7,7 +7,7 @@ text with the characters of the message in it: the caller makes it safe for a te
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from relay.phrases import counted
+from relay.phrases import counted, moment
 
 _NAMES_MAX = 5  # on one line
 _DETAIL_CHARACTERS_MAX = 300
@@ -22,10 +22,12 @@ WAITS_FOR = {
     7: "a report was sent",
 }
 REASONS = {
+    "scheduled": "waits for the time that the sender chose",
+    "converting": "is converted and submitted by pickup",
     "queued": "waits for its first attempt",
     "deferred": "will be retried",
     "held": "is held until an operator releases it",
-    "captured": "is captured by a route and never sent",
+    "captured": "is captured by a route",
 }
 
 
@@ -81,7 +83,7 @@ def _operation(detail: Mapping[str, Any]) -> str:
     numbers = [str(number) for number in detail.get("entries", ())]
     result = [f"{detail['operation']} by {detail.get('who', '?')}"]
     if "until" in detail:
-        result.append(f"until {str(detail['until'])[:19]}Z")
+        result.append(f"until {moment(str(detail['until']), '')}")
     if "to" in detail:
         result.append(f"to {named(detail['to'])}")
     if detail.get("why"):

@@ -1,4 +1,4 @@
-"""The states of a recipient and the table of their transitions.
+"""The states of a message and its recipients, and the table of transitions.
 
 The spool checks each state that it writes against this table. A final state is never left.
 The names are in docs/names.md (Steps and states). RFC 5321 6.1.
@@ -23,6 +23,15 @@ class RecipientState(StrEnum):
     REDIRECTED = "redirected"
     EXPANDED = "expanded"
 
+
+class SubmissionState(StrEnum):
+    """The state of a message before step 4: none of its recipients is in the queue yet."""
+
+    SCHEDULED = "scheduled"  # it waits for the time that the sender chose
+    CONVERTING = "converting"  # pickup converts and submits it
+
+
+BEFORE_QUEUE = frozenset(SubmissionState)
 
 FINAL = frozenset(RecipientState) - {
     RecipientState.QUEUED,
@@ -84,3 +93,9 @@ _ORDER_OF_IMPORTANCE = (
     RecipientState.REDIRECTED,
     RecipientState.EXPANDED,
 )
+
+
+def by_importance(state: str) -> int:
+    """Return the place of a state in the order by importance to the sender."""
+    places = [place for place, one in enumerate(_ORDER_OF_IMPORTANCE) if one == state]
+    return places[0] if places else -1

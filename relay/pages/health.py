@@ -7,7 +7,6 @@ that changes is drawn for all its readers together, at most once a second.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.responses import Response
@@ -21,6 +20,7 @@ from relay.observe.history import Minute, Sample, minutes, quantile
 from relay.pages.access import Visitor
 from relay.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.pages.site import PageSite
+from relay.phrases import moment
 from relay.pressure import PressureLevel, PressureState, describe
 
 _KEPT_S = 1.0
@@ -168,7 +168,8 @@ def _rate(minute: Minute, name: str) -> float | None:
 
 
 def _clock_time(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%H:%M}"
+    at = rfc3339(time_us)
+    return moment(at, at)
 
 
 def _reasons(state: PressureState) -> list[str]:

@@ -227,8 +227,8 @@ def _state_of_step(
     before = max((one for one in _IN_TIME[:place] if events[one]), default=0)
     if place and not events[_IN_TIME[place - 1]]:
         return StepState.WAITING, "Not reached yet."
-    if number == Step.CONVERTED and (until := _detail(events, 2).get("deferred_until")):
-        return StepState.WAITING, f"A scheduled send: it waits until {until[:19]}Z."
+    if number == Step.CONVERTED and "deferred_until" in _detail(events, 2):
+        return StepState.WAITING, "A scheduled send: it waits for its time."
     return StepState.RUNNING, f"Next: {WAITS_FOR[before]}." if before else "Nothing is recorded."
 
 
@@ -383,7 +383,7 @@ def _next_before_transport(journey: Journey) -> Iterator[NextEvent]:
     if Step.REPORT in details or "cancelled" in details.get(2, {}):
         return
     if Step.CONVERTED not in details and (until := details.get(2, {}).get("deferred_until")):
-        yield NextEvent("It is sent at the time that the sender chose", at=until)
+        yield NextEvent("It is sent", at=until)
     elif details:
         yield NextEvent(f"Pickup goes on by itself: {WAITS_FOR[max(details)]}")
 
@@ -400,7 +400,7 @@ def _next_of(entry: Mapping[str, Any], now_us: int) -> dict[str, str]:
             return {"text": f"{text}; it is released", "at": held_until, **gives_up}
         return {"text": f"{text}; it stays until an operator releases it", **gives_up}
     if state == "captured":
-        text = "Captured: it is kept here and never sent"
+        text = "Captured: it is kept here"
         return {"text": text, "until": until, "until_text": "removed" if until else ""}
     if due is None or time_us_of(due) <= now_us:
         return {"text": f"Attempt {number} is due now", **gives_up}

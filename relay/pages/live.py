@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import math
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,13 +37,15 @@ _CHECK_S = 10.0  # whether the reader may still read
 _EVENT = "view"
 _RETRY = b"retry: 2000\n"
 _TOO_MANY = "Too many live pages are open. This page does not change by itself: load it again."
+_COUNTDOWN = re.compile(r"(<time [^>]* data-countdown>)[^<]*")  # scripts count down
 _log = get_logger("pages")
 
 Render = Callable[[], Awaitable[str]]
 
 
 def digest_of(fragment: str) -> str:
-    """Return the id of a fragment: equal fragments have the same."""
+    """Return the id of a fragment: equal fragments have the same, at whatever time."""
+    fragment = _COUNTDOWN.sub(r"\1", fragment)
     return hashlib.blake2b(fragment.encode(), digest_size=9).hexdigest()
 
 

@@ -17,6 +17,7 @@ from relay.clock import time_us_of
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
+from relay.journeys.sentences import answer
 from relay.mime.read_report import DeliveryReport
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
@@ -42,9 +43,7 @@ async def message_page(
     name = values["key"]
 
     async def render() -> str:
-        return site.render(
-            request, None, "_journey.html", **await journey_values(name, visitor, site)
-        )
+        return "".join(_live_parts(request, await journey_values(name, visitor, site), site))
 
     if (stream := site.live_stream(request, visitor, render)) is not None:
         return stream
@@ -57,7 +56,7 @@ async def message_page(
         result=result_sentence(request.query),
         content=content,
         about=about,
-        live=None if _has_ended(values["view"], site) else _live_part(name, await render()),
+        live=None if _has_ended(values["view"], site) else _live_part(request, values, site),
         **values,
     )
 
@@ -69,10 +68,16 @@ def _has_ended(view: JourneyView, site: PageSite) -> bool:
     return view.is_final and last != "" and time_us_of(last) < ended_us
 
 
-def _live_part(name: str, fragment: str) -> LivePart:
+def _live_parts(request: HttpRequest, values: Mapping[str, Any], site: PageSite) -> list[str]:
+    """Return the answer, which the stream puts into its place, and the journey."""
+    return [site.render(request, None, one, **values) for one in ("_answer.html", "_journey.html")]
+
+
+def _live_part(request: HttpRequest, values: Mapping[str, Any], site: PageSite) -> LivePart:
     """Return the journey and its stream, by the message's own name: "last" is soon another one."""
-    url = f"{name}?{LIVE_PARAMETER}={digest_of(fragment)}"
-    return LivePart(Markup(fragment), url)  # noqa: S704 - a template has rendered it
+    parts = _live_parts(request, values, site)
+    url = f"{values['key']}?{LIVE_PARAMETER}={digest_of(''.join(parts))}"
+    return LivePart(Markup(parts[1]), url)  # noqa: S704 - a template has rendered it
 
 
 async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str, Any]:
@@ -80,13 +85,13 @@ async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str
     journey = await site.handlers.message(key, visitor.principal)
     entries = await _entries_of(journey, visitor, site)
     now_us = site.dependencies.clock.time_us()
-    view = journey_view(
-        journey, entries, now_us=now_us, reports=await _reports_of(journey, visitor, site)
-    )
+    reports = await _reports_of(journey, visitor, site)
+    view = journey_view(journey, entries, now_us=now_us, reports=reports)
     may_operate = visitor.principal.role is Role.OPERATE
     due = min((one.at for one in view.next if one.at), default="")
     controls = site.dependencies.development
     return {
+        "answer": answer(journey, now_us=now_us, reports=reports),
         "journey": journey,
         "view": view,
         "key": view.name,

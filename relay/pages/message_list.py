@@ -11,7 +11,7 @@ from relay.clock import rfc3339
 from relay.http.http_request import HttpRequest
 from relay.journeys.message_list import ListPosition, MessageSummary, parse_position
 from relay.journeys.message_search import MessageSearch
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.pages.access import Visitor
 from relay.pages.content import one_line
 from relay.pages.first_minute import first_minute
@@ -31,10 +31,12 @@ _EVERYTHING = MessageSearch()
 # What happened last is of interest only while a message is not where it should be.
 _WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
 # The tabs; the others are in the search: state:expired.
-_TABS = (
+_TABS: Sequence[str] = (
     RecipientState.DELIVERED,
     RecipientState.RELAYED,
     RecipientState.CAPTURED,
+    SubmissionState.SCHEDULED,
+    SubmissionState.CONVERTING,
     RecipientState.QUEUED,
     RecipientState.DEFERRED,
     RecipientState.HELD,

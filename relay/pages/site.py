@@ -18,13 +18,14 @@ from starlette.responses import Response
 
 from relay.api.dependencies import ApiDependencies
 from relay.api.handlers import Handlers
-from relay.clock import rfc3339
+from relay.clock import rfc3339, time_us_of
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
 from relay.pages.clock_facts import clock_facts
 from relay.pages.content_pages import ContentPages
 from relay.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
+from relay.phrases import moment, time_left
 
 # CSP Level 3: nothing is loaded from other hosts, and nothing inline is executed.
 CONTENT_SECURITY_POLICY = (
@@ -205,7 +206,7 @@ def _depth(request: HttpRequest) -> int:
 def _environment() -> jinja2.Environment:
     # all templates are read now: those of another version may replace them while Relay runs
     files = resources.files("relay.pages").joinpath("templates").iterdir()
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.DictLoader({file.name: file.read_text("utf-8") for file in files}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -213,6 +214,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    environment.globals |= {"moment": moment, "left_until": _left_until}
+    return environment
+
+
+def _left_until(at: str, now: str) -> str:
+    """Return the time from one time of RFC 3339 until another."""
+    return time_left((time_us_of(at) - time_us_of(now)) / 1e6)
 
 
 @cache

@@ -139,7 +139,7 @@ def hop_words(next_hop: str) -> str:
     if next_hop.startswith("mx:"):
         return f"the mail hosts (MX) of {next_hop[3:]}"
     if next_hop == "capture":
-        return "capture: kept here, never sent"
+        return "capture: kept here"
     if next_hop == "hold":
         return "hold: until an operator releases it"
     return next_hop

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from relay.message.lifecycle import TRANSITIONS, RecipientState
+from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.nexthop import NextHop
-from relay.spool.types import Key, Selector
+from relay.spool.types import RESTORED_US, Key, Selector
 
 ProgressCallback = Callable[[int], object]
 RouteLookup = Callable[[str], NextHop | None]
@@ -22,6 +22,7 @@ WHY_CHARACTERS_MAX = 500
 LISTED_MAX = 10_000  # entries of one answer
 RECIPIENTS_MAX = 100_000  # recipients of these entries
 UNKNOWN_HEADER = "x-relay-unknown"  # of a list over HTTP: percent-encoded, separated by commas
+BEFORE_QUEUE_HEADER = "x-relay-before-queue"  # of a list over HTTP: scheduled=1, converting=0
 LIVE = tuple(state for state in RecipientState if TRANSITIONS[state])
 
 
@@ -114,13 +115,20 @@ class CommandReport:
 
 
 class EntryList(list[dict[str, Any]]):
-    """Entries as the JSON of `queue list`; `unknown` as in CommandReport."""
+    """Entries as the JSON of `queue list`; `unknown` as in CommandReport. `before_queue` is the
+    number of messages in each state before step 4, if that was counted.
+    """
 
     def __init__(
-        self, entries: Iterable[dict[str, Any]] = (), *, unknown: Iterable[str] = ()
+        self,
+        entries: Iterable[dict[str, Any]] = (),
+        *,
+        unknown: Iterable[str] = (),
+        before_queue: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(entries)
         self.unknown = tuple(unknown)
+        self.before_queue = before_queue
 
 
 class ActiveClaims(Protocol):
@@ -227,3 +235,31 @@ def states_before(after: RecipientState) -> tuple[RecipientState, ...]:
 def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int) -> int:
     """Return when an entry must be looked at: the earliest of its times."""
     return min(one for one in (retry_us, warn_us, end_us) if one is not None)
+
+
+def ends_us(state: str, *, due_us: int | None, expires_us: int | None) -> int | None:
+    """Return when an entry ends by itself, None if it does not; `expires_us` is its message's."""
+    if state in FINAL or (state == RecipientState.HELD and has_been_restored(due_us)):
+        return None
+    end_us = due_us if state == RecipientState.CAPTURED else expires_us
+    return None if end_us is None or end_us >= RESTORED_US else end_us
+
+
+def has_been_restored(due_us: int | None) -> bool:
+    """Return whether a held entry with this due time is one that a restore holds."""
+    return due_us is not None and RESTORED_US <= due_us < 2 * RESTORED_US
+
+
+def command_reason(number: int, details: Iterable[Mapping[str, Any]], operation: Operation) -> str:
+    """Return who did this last to an entry, and why: an operator, or the relay, which only holds.
+
+    `details` are those of step 6, newest first.
+    """
+    for detail in details:
+        if number not in detail.get("entries", ()) and detail.get("entry") != number:
+            continue
+        if detail.get("operation") == operation:
+            return ": ".join(word for word in (detail.get("who"), detail.get("why")) if word)
+        if operation is Operation.HOLD and "held" in detail:
+            return f"relay: {detail['held']}"
+    return ""

@@ -34,6 +34,7 @@ VARIES = {
     # a journey that goes on after midnight has the day in each line
     "time": r"\b(?:\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d\.\d{3,6}Z",
     "date": r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?Z?",
+    "moment": r"\b(?:\d{4}-\d\d-\d\d )?\d\d:\d\d UTC",
     "size": r"(?<=size )\d+",
 }
 PORTS = {"1025": "smtp", "8025": "http", "8443": "https"}

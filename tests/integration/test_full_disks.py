@@ -148,7 +148,7 @@ def test_smtp_defers_while_another_process_locks_the_spool(remotes: Remotes) -> 
             assert (code, text[:5]) == (451, b"4.3.0")
             identity = relay.send_mail(to=["x@a.test"])
             until("it was attempted", lambda: "submission deferred" in relay.log)
-            assert relay.journey(identity)["state"] == "queued"
+            assert relay.journey(identity)["state"] == "converting"
         relay.until_final(identity)
         assert relay.subjects("bob") == []
 

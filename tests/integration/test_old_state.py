@@ -87,7 +87,8 @@ def test_scheduled_sends_can_be_changed_sent_and_cancelled(opened) -> None:
     relay, expected, _ = opened
     sent, cancelled = expected["scheduled"]
     for identity in (sent, cancelled):
-        assert relay.journey(identity)["recipients"][0]["reply"].startswith("waits until 209")
+        assert relay.journey(identity)["state"] == "scheduled"
+        assert relay.journey(identity)["recipients"][0]["next_attempt"].startswith("209")
         assert relay.graph("GET", f"/me/messages/{identity}").json()["isDraft"]
     now = {"singleValueExtendedProperties": [{"id": SEND_AT, "value": "2026-01-01T00:00:00Z"}]}
     assert relay.graph("PATCH", f"/me/messages/{sent}", now).status == 200

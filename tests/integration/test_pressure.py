@@ -114,7 +114,7 @@ def test_a_full_spool_disk_rejects_new_mail_and_delivers_the_queue(
                     relay.until_final(queue_id)
                 until("the report", lambda: any("Undel" in one for one in relay.subjects("alice")))
                 until("pickup asked", lambda: "submission deferred" in relay.log)
-                assert relay.journey(soon)["state"] == "queued"
+                assert relay.journey(soon)["state"] == "converting"
             pressed(relay, 0, "spool-disk")
             relay.until_final(soon)
             assert relay.subjects("bob") == ["soon"]

@@ -1,5 +1,6 @@
 """Scheduled send and the options of step 4 through a running relay."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,12 +31,16 @@ def test_a_scheduled_message_is_sent_at_its_time_and_not_before(relay: RelayProc
     assert relay.journey("alice@example.test")["subject"] == "later"
     until("it is counted", lambda: relay.metric("relay_pickup_deferred") == 1)
     journey = relay.journey(identity)
-    assert journey["state"] == "deferred"
+    assert journey["state"] == "scheduled"
     client = {"address": "127.0.0.1", "helo": "", "account": "alice@example.test", "tls": ""}
     assert journey["client"] == client
     (recipient,) = journey["recipients"]
-    assert recipient["reply"].startswith("waits until ")
-    assert "waits until" in relay.cli("trace", identity).stdout
+    assert (recipient["state"], recipient["reply"]) == ("queued", "")
+    at = recipient["next_attempt"]
+    answer = relay.cli("trace", identity).stdout.splitlines()[0]
+    assert re.search(rf", (\S+ )?{at[11:16]} UTC, in (59 min|1 h)\.$", answer), answer
+    listed = relay.cli("queue", "list").stdout.splitlines()
+    assert listed[-1] == "and 1 scheduled, 0 converting"
     expand = (
         f"$expand=singleValueExtendedProperties($filter=id%20eq%20'{PROPERTY.replace(' ', '%20')}')"
     )

@@ -73,6 +73,8 @@ def test_a_journey_and_the_queue_change_without_a_reload(browser: Browser, relay
     relay.clock.advance(seconds=70)
     browser.wait_without(".next", next_attempt)
     browser.wait_for(".next", "Attempt ")
+    browser.wait_for("#answer", "451 4.3.0 later (3 times since ")
+    assert browser.evaluate("document.querySelectorAll('#answer').length") == 1
     assert browser.evaluate("document.activeElement.id") == "do-hold"
     assert browser.wait_for("h1").text == "Watched"
 

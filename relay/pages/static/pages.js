@@ -13,39 +13,35 @@
     document.getElementById("announcements").textContent = text;
   };
 
-  // <time datetime>: the browser's time zone; the title has both forms.
-  const clockTime = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
-  const dayTime = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-  const localise = (element) => {
+  // <time datetime>: what the relay writes, in UTC. The title has the browser's time zone as well.
+  const addLocalTime = (element) => {
     const at = new Date(element.dateTime);
-    if (Number.isNaN(at.getTime())) return;
-    const isToday = at.toDateString() === new Date(relayNow()).toDateString();
-    element.textContent = (isToday ? clockTime : dayTime).format(at);
-    element.title = `${at.toString()}; ${element.dateTime}`;
+    if (!Number.isNaN(at.getTime())) element.title = `${element.dateTime}; ${at.toString()}`;
   };
 
-  // <time data-countdown>: the time that is left, each second.
-  const duration = (seconds) => {
-    const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  // <time data-countdown>: the time that is left, each second; as time_left() of the relay.
+  const timeLeft = (seconds) => {
+    if (seconds <= 0) return "now";
+    if (seconds < 60) return `in ${seconds} s`;
+    const units = [[86400, "d"], [3600, "h"], [60, "min"]];
     const first = units.findIndex(([size]) => seconds >= size);
-    if (first < 0) return "0 s";
     const parts = [];
     let rest = seconds;
     for (const [size, name] of units.slice(first, first + 2)) {
       if (rest >= size) parts.push(`${Math.floor(rest / size)} ${name}`);
       rest %= size;
     }
-    return parts.join(" ");
+    return `in ${parts.join(" ")}`;
   };
   const countDown = () => {
     for (const element of document.querySelectorAll("[data-countdown]")) {
       const left = Math.round((Date.parse(element.dateTime) - relayNow()) / 1000);
-      element.textContent = left > 0 ? `in ${duration(left)}` : "now";
+      element.textContent = timeLeft(left);
     }
   };
 
   const prepare = (root) => {
-    for (const element of root.querySelectorAll("time[datetime]:not([data-countdown])")) localise(element);
+    for (const element of root.querySelectorAll("time[datetime]:not([data-countdown])")) addLocalTime(element);
     for (const button of root.querySelectorAll("[data-copy][hidden], [data-copy-from][hidden]")) button.hidden = false;
     countDown();
   };
@@ -212,7 +208,8 @@
 
   // <time data-clock>: the time of the relay, each second.
   const showTime = () => {
-    for (const element of document.querySelectorAll("[data-clock]")) element.textContent = clockTime.format(relayNow());
+    const time = `${new Date(relayNow()).toISOString().slice(11, 19)} UTC`;
+    for (const element of document.querySelectorAll("[data-clock]")) element.textContent = time;
   };
   window.addEventListener("pageshow", (event) => {
     if (event.persisted) location.reload();  // a page from the browser's history has old buttons

@@ -5,7 +5,7 @@ Nothing is changed here. A limit or a single message bounds each answer. The JSO
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -16,8 +16,9 @@ from relay.clock import ID_LENGTH, first_id_after, id_time_us, rfc3339
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Event, Step
 from relay.journeys.message_search import CLOCK_MARGIN_US, SCAN_MAX, FoundMessage, MessageSearch
-from relay.message.lifecycle import RecipientState, message_state
+from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.spool.engine import RecordedRoot
+from relay.spool.queue_commands import Operation, command_reason, ends_us
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 
@@ -26,18 +27,19 @@ _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 
 
-def journey(cursor: apsw.Cursor, queue_id: str) -> Journey | None:
-    """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
-    row = fetch_one(
-        cursor, f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?", (queue_id,)
-    )
+def journey(cursor: apsw.Cursor, queue_id: str, *, offset_us: int) -> Journey | None:
+    """Return a message with its steps 5 to 7 and recipients, except those that policy added.
+
+    `offset_us` is how far the wall clock is ahead of queue time.
+    """
+    row = fetch_one(cursor, _MESSAGE, (queue_id,))
     if row is None:
         return None
     facts = read_facts(row)
     recipients = fetch(
         cursor,
         "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
-        " e.next_hop, r.entry FROM recipient r LEFT JOIN entry e"
+        " e.next_hop, r.entry, e.retry_us, e.due_us FROM recipient r LEFT JOIN entry e"
         " ON e.message_id = r.message_id AND e.number = r.entry"
         " WHERE r.message_id = ? ORDER BY r.number",
         (queue_id,),
@@ -58,6 +60,7 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> Journey | None:
                 continue
         steps.append(Event(Step(step), at_us, detail).as_step())
     shown = [one for one in recipients if one[0] not in hidden]
+    reasons = _reasons({(one[2], one[8]) for one in shown}, steps)
     return Journey(
         id=facts.id,
         graph_id=None,
@@ -69,18 +72,56 @@ def journey(cursor: apsw.Cursor, queue_id: str) -> Journey | None:
         client={},
         steps=tuple(steps),
         recipients=tuple(
-            Recipient(
-                address=address,
-                state=state,
-                next_hop=next_hop,
-                status=status,
-                reply=reply,
-                successors=tuple(successors.split("\n")) if successors else UNSET,
-                attempts=tuple(attempts.get(number, ())),
+            _recipient(
+                one, attempts.get(one[0], ()), reason=reasons.get((one[2], one[8])),
+                expires_us=facts.expires_us, offset_us=offset_us,
             )
-            for number, address, state, status, reply, _, successors, next_hop, _ in shown
+            for one in shown
         ),
+    )  # fmt: skip
+
+
+def _recipient(
+    row: Sequence[Any],
+    attempts: Sequence[Attempt],
+    *,
+    reason: str | None,
+    expires_us: int,
+    offset_us: int,
+) -> Recipient:
+    _, address, state, status, reply, _, successors, next_hop, _, retry_us, due_us = row
+    end_us = ends_us(state, due_us=due_us, expires_us=expires_us)
+    return Recipient(
+        address=address,
+        state=state,
+        reason=reason,
+        next_attempt=None if retry_us is None or state in FINAL else rfc3339(retry_us + offset_us),
+        expires=None if end_us is None else rfc3339(end_us + offset_us),
+        next_hop=next_hop,
+        status=status,
+        reply=reply,
+        successors=tuple(successors.split("\n")) if successors else UNSET,
+        attempts=tuple(attempts),
     )
+
+
+def _reasons(
+    entries: Collection[tuple[str, int]], steps: Sequence[JourneyStep]
+) -> dict[tuple[str, int], str]:
+    """Return why entries are in a state that an operator or the relay itself has put them in."""
+    found = {}
+    for state, number in entries:
+        if (operation := _OPERATIONS.get(state)) is not None:
+            details = (one.detail for one in reversed(steps) if one.step == Step.DELIVERY)
+            if reason := command_reason(number, details, operation):
+                found[state, number] = reason
+    return found
+
+
+_OPERATIONS: Mapping[str, Operation] = {
+    RecipientState.HELD: Operation.HOLD,
+    RecipientState.CANCELLED: Operation.CANCEL,
+}
 
 
 def _collect_attempts(

@@ -26,11 +26,12 @@ from relay.spool.queue_commands import (
     QueueCommand,
     RouteLookup,
     earliest_due_us,
+    has_been_restored,
     state_after,
     states_before,
 )
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
-from relay.spool.sqlite.queue_list import has_been_restored, operations
+from relay.spool.sqlite.queue_list import operations
 from relay.spool.sqlite.transactions import append_events, drop_content
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import RESTORED_US, Key

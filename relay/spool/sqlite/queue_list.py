@@ -16,13 +16,14 @@ import msgspec
 from relay.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
+from relay.spool.queue_commands import Operation, command_reason, ends_us, has_been_restored
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.types import FIRST_KEY, RESTORED_US, Key, PriorityLevel, Selector
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
 _ENTRY = (
     "SELECT m.reverse_path, e.next_hop, e.state, e.retry_us, e.attempts, m.size, e.claimed, e.lane,"
-    " CASE e.state WHEN 'captured' THEN e.due_us ELSE m.expires_us END, e.due_us"
+    " m.expires_us, e.due_us"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ?"
 )
@@ -79,7 +80,7 @@ class EntryListBuilder:
             state = str(message_state([RecipientState(one[1]) for one in recipients]))
         is_held, is_final = state == RecipientState.HELD, state in FINAL
         is_restored = is_held and has_been_restored(due_us)
-        never = is_final or is_restored or expires_us is None
+        end_us = ends_us(state, due_us=due_us, expires_us=expires_us)
         due = None if retry_us is None or is_final else self._wall_time(retry_us)
         self.entries.append(
             {
@@ -97,9 +98,9 @@ class EntryListBuilder:
                 ],
                 "claimed": bool(claimed),
                 "priority": PriorityLevel(level).name.lower(),
-                "expires": None if never else self._wall_time(expires_us),
+                "expires": None if end_us is None else self._wall_time(end_us),
                 "held_until": due if is_held else None,
-                "reason": last_reason(cursor, key) if is_held else "",
+                "reason": _reason(cursor, key) if is_held else "",
                 **({"restored": True} if is_restored else {}),
                 **({"recipients_cut": True} if len(shown) < len(recipients) else {}),
                 **more,
@@ -110,19 +111,9 @@ class EntryListBuilder:
         return rfc3339(queue_us + self._ahead_us)
 
 
-def has_been_restored(due_us: int | None) -> bool:
-    """Return whether an entry with this due time is one that a restore holds."""
-    return due_us is not None and RESTORED_US <= due_us < 2 * RESTORED_US
-
-
-def last_reason(cursor: apsw.Cursor, key: Key) -> str:
+def _reason(cursor: apsw.Cursor, key: Key) -> str:
     """Return why an entry is held: who held it and why; an operator or the relay itself."""
-    for detail in _details(cursor, key):
-        if detail.get("operation") == "hold":
-            return ": ".join(word for word in (detail.get("who"), detail.get("why")) if word)
-        if "held" in detail:
-            return f"relay: {detail['held']}"
-    return ""
+    return command_reason(key[1], _details(cursor, key), Operation.HOLD)
 
 
 def operations(cursor: apsw.Cursor, key: Key) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from relay.clock import Clock
+from relay.clock import Clock, wall_offset_us
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
 from relay.journeys.document import Journey
@@ -373,7 +373,8 @@ class SqliteSpool:
 
     async def journey(self, queue_id: str) -> Journey | None:
         """SpoolHistory.journey."""
-        return await self._queries.run(lambda c: queries.journey(c, queue_id))
+        offset_us = wall_offset_us(self._clock)
+        return await self._queries.run(lambda c: queries.journey(c, queue_id, offset_us=offset_us))
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
         """SpoolHistory.find_queue_ids."""

@@ -115,6 +115,9 @@ class Records:
         self.asked.append(("unlock", address))
         return 2
 
+    async def count_before_queue(self) -> dict[str, int]:
+        return {"scheduled": 1, "converting": 0}
+
     async def stats(self) -> dict[str, Any]:
         return {"entries": {"queued": 1}}
 
@@ -461,6 +464,7 @@ async def test_a_list_names_the_ids_that_nothing_has_in_a_header(api: ApiClients
     assert (answer.status_code, answer.json()) == (200, [{"id": "q1", "entry": 1}])
     assert answer.headers["x-relay-unknown"] == "%3Cx%40y%3E,%C3%BC%0A"
     assert "x-relay-unknown" not in (await api.get("/relay/v1/queue?id=q1", "watcher")).headers
+    assert answer.headers["x-relay-before-queue"] == "scheduled=1, converting=0"
 
 
 async def test_an_id_of_a_list_may_have_a_comma(api: ApiClients) -> None:

@@ -179,7 +179,7 @@ async def test_every_step_of_a_message(relay: Relay) -> None:
     assert [one.data["message"] for one in found] == [None] * 3 + [queue_id] * 3
     assert [one.data["name"] for one in found][-2:] == ["policy and routing", "delivery"]
     states = [one.data["state"] for one in found]
-    assert states == ["queued", "queued", "queued", None, "queued", "delivered"]
+    assert states == ["converting"] * 3 + [None, "queued", "delivered"]
     assert found[-1].data["detail"]["recipients"][0]["outcome"] == "delivered"
 
 

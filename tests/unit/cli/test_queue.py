@@ -140,6 +140,10 @@ def test_a_dry_run_changes_nothing(relay, queued):
     assert set(states(relay).values()) == {"queued"}
 
 
+def test_a_list_ends_with_what_is_not_in_the_queue_yet(relay, queued):
+    assert relay("list").stdout.splitlines()[-1] == "and 0 scheduled, 0 converting"
+
+
 def test_a_reroute_uses_the_current_routes(relay, queued):
     assert relay("reroute", "--all", "--to", "default").exit_code == 0
     assert set(states(relay)) == {"mx:a.test", "smtp://smart.test:26", "mx:c.test"}

@@ -133,7 +133,7 @@ def test_before_step_4_everybody_is_queued_and_there_is_no_queue_id() -> None:
     found = join(store_half("g.1", 1, 2), None)
     assert found is not None
     assert found.id is None
-    assert found.state == "queued"
+    assert found.state == "converting"
     assert [(one.address, one.state) for one in found.recipients] == [("bob@y", "queued")]
 
 
@@ -201,21 +201,23 @@ DUE = "2027-01-01T00:00:00.000000Z"
 
 
 @pytest.mark.parametrize(
-    ("numbers", "noted", "state", "reply"),
+    ("numbers", "noted", "state", "recipient"),
     [
-        ((1, 2), {}, "queued", ""),
-        ((1, 2), {"deferred_until": DUE}, "deferred", f"waits until {DUE}"),
-        ((1, 2), {"deferred_until": DUE, "cancelled": DUE, "reason": "why"}, "cancelled", "cancelled: why"),
-        ((1, 2, 3), {"deferred_until": DUE, "cancelled": DUE, "reason": "too late"}, "queued", ""),
-        ((1, 2, 3, 7), {"deferred_until": DUE}, "failed", ""),
+        ((1, 2), {}, "converting", ("queued", "", None)),
+        ((1, 2), {"deferred_until": DUE}, "scheduled", ("queued", "", DUE)),
+        ((1, 2), {"deferred_until": DUE, "cancelled": DUE, "reason": "why"}, "cancelled",
+         ("cancelled", "cancelled: why", None)),
+        ((1, 2, 3), {"deferred_until": DUE, "cancelled": DUE, "reason": "too late"}, "converting",
+         ("queued", "", None)),
+        ((1, 2, 3, 7), {"deferred_until": DUE}, "failed", ("failed", "", None)),
     ],
 )  # fmt: skip
-def test_what_waits_for_its_time_says_until_when(numbers, noted, state, reply):
+def test_before_step_4_a_message_has_a_state_of_its_own(numbers, noted, state, recipient):
     half = store_half("a.1", *numbers)
     half["steps"][1].detail.update(noted)
     told = join(half, None)
     assert told.state == state
-    assert [(one.state, one.reply) for one in told.recipients] == [(state, reply)]
+    assert [(one.state, one.reply, one.next_attempt) for one in told.recipients] == [recipient]
 
 
 def test_each_recipient_has_what_the_last_report_says_of_it() -> None:
@@ -253,11 +255,13 @@ def test_the_json_has_the_documented_fields_in_their_order() -> None:
     }
     report = {"kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "h", "at": "t"}
     recipient = {
-        "address": "b@y", "state": "failed", "next_hop": "mx:y", "status": "5.1.1",
+        "address": "b@y", "state": "failed", "reason": "mx.y replied 550 no", "next_attempt": None,
+        "expires": None, "next_hop": "mx:y", "status": "5.1.1",
         "reply": "550 no", "attempts": [attempt], "reported": report,
     }  # fmt: skip
     redirected = {
-        "address": "c@y", "state": "redirected", "next_hop": None, "status": "", "reply": "",
+        "address": "c@y", "state": "redirected", "reason": None, "next_attempt": None,
+        "expires": None, "next_hop": None, "status": "", "reply": "",
         "successors": ["d@y"], "attempts": [], "reported": None,
     }  # fmt: skip
     document = {

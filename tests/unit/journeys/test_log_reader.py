@@ -74,7 +74,11 @@ def test_each_role_has_its_own_position(logs: Logs) -> None:
     found = logs.reader.read(ends, None, limit=9)
     assert {role: len(one.events) for role, one in found.items()} == {"graph": 0, "pickup": 1}
     ((_, event),) = found["pickup"].events
-    assert (event.account, event.submission_id, event.state) == (FACTS.account, "d1.1", "queued")
+    assert (event.account, event.submission_id, event.state) == (
+        FACTS.account,
+        "d1.1",
+        "converting",
+    )
 
 
 def test_a_role_that_appears_later_is_read_from_its_beginning(logs: Logs) -> None:
@@ -176,7 +180,7 @@ def test_the_states_of_a_submission(logs: Logs) -> None:
     log.append(FACTS, Event(Step.ACCEPTED, 4), queue_id="q1")
     found = [one for _, one in logs.reader.read({}, None, limit=9)["graph"].events]
     assert [(one.event.step, one.state) for one in found] == [
-        (1, "queued"), (2, "deferred"), (2, "cancelled"), (2, None), (7, "failed"),
+        (1, "converting"), (2, "scheduled"), (2, "cancelled"), (2, None), (7, "failed"),
         (7, "expired"), (4, None),
     ]  # fmt: skip
     assert {one.account for one in found} == {FACTS.account}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.clock import Ids
+from relay.clock import Ids, rfc3339
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
 from relay.journeys.message_list import ListPosition, parse_position, position_of
@@ -31,14 +31,22 @@ class Messages:
         self.journeys = Journeys(spool, log, clock=clock)
 
     def submit(
-        self, *, draft_id: str = "", account: str = ALICE, number: str = "1", **facts: Any
+        self,
+        *,
+        draft_id: str = "",
+        account: str = ALICE,
+        number: str = "1",
+        send_at_us: int = 0,
+        **facts: Any,
     ) -> SubmissionFacts:
         """Steps 1 and 2."""
         draft_id = draft_id or self.ids.new()
         values = {"sender": account, "subject": "s", "recipients": ("x@a.test",)} | facts
         made = SubmissionFacts(f"{draft_id}.{number}", draft_id, account, **values)
         now_us = self.clock.time_us()
-        self.log.append(made, Event(Step.CREATED, now_us), Event(Step.NOTIFIED, now_us))
+        notified = {"deferred_until": rfc3339(send_at_us)} if send_at_us else {}
+        events = Event(Step.CREATED, now_us), Event(Step.NOTIFIED, now_us, notified)
+        self.log.append(made, *events)
         return made
 
     async def accept(self, submitted: SubmissionFacts | None = None, **changes: Any) -> str:
@@ -319,7 +327,7 @@ def test_another_text_is_no_place(text: str) -> None:
 async def test_a_row_has_the_first_recipients_and_what_is_next(messages: Messages) -> None:
     sent = messages.submit(recipients=("x@a.test", "y@a.test"))
     [waiting] = (await messages.journeys.page(MessageSearch(), account=None, limit=5)).rows
-    assert (waiting.id, waiting.state, waiting.recipient_count) == (None, "queued", 2)
+    assert (waiting.id, waiting.state, waiting.recipient_count) == (None, "converting", 2)
     addresses = [f"r{number}@a.test" for number in range(30)]
     await messages.accept(sent, recipients=addresses, subject="changed")
     [row] = (await messages.journeys.page(MessageSearch(), account=None, limit=5)).rows
@@ -357,6 +365,36 @@ async def test_counts_are_of_the_newest_messages(messages: Messages) -> None:
     assert await counts(account=None, limit=10) == (4, {"queued": 4})
     assert await counts(account=ALICE, limit=2) == (2, {"queued": 2})
     assert await counts(account="nobody@example.test", limit=2) == (0, {})
+
+
+async def test_what_is_not_in_the_queue_yet_is_found_and_counted(messages: Messages) -> None:
+    send_at_us = messages.clock.time_us() + 3600_000_000
+    later = messages.submit(send_at_us=send_at_us)
+    messages.clock.advance(1)
+    new, sent = messages.submit(), messages.submit(account="bob@example.test")
+    queued = await messages.accept(sent, account="bob@example.test")
+    assert await messages.names(state="scheduled") == [later.submission_id]
+    assert await messages.names(state="converting") == [new.submission_id]
+    assert await messages.names(state="queued") == [queued]
+    assert await messages.names(state="deferred") == []
+    scheduled = MessageSearch(state="scheduled")
+    [row] = (await messages.journeys.page(scheduled, account=None, limit=5)).rows
+    assert (row.state, row.next_attempt_us, row.reply) == ("scheduled", send_at_us, "")
+    counts = messages.journeys.counts
+    everything = {"scheduled": 1, "converting": 1, "queued": 1}
+    assert await counts(account=None, limit=10) == (3, everything)
+    assert await counts(account="bob@example.test", limit=10) == (1, {"queued": 1})
+    assert await messages.journeys.count_before_queue() == {"scheduled": 1, "converting": 1}
+    assert await Reader(messages, state="scheduled").page(10) == [later.submission_id]
+
+
+async def test_a_submission_that_the_spool_has_is_not_counted_before_the_log_says_so(
+    messages: Messages,
+) -> None:
+    sent = messages.submit()
+    await messages.accept(submission_id=sent.submission_id)  # step 4 is not recorded
+    assert await messages.journeys.count_before_queue() == {"scheduled": 0, "converting": 0}
+    assert await messages.names(state="converting") == []
 
 
 async def test_the_log_is_followed_without_reading_it_again(messages: Messages) -> None:

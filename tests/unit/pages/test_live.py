@@ -251,3 +251,14 @@ async def test_renderings_take_a_twentieth_of_the_time_however_many_views_there_
         with contextlib.suppress(TimeoutError):
             await one.next()
     assert slept[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+
+
+def test_a_time_that_is_left_does_not_make_a_fragment_another_one() -> None:
+    """Scripts count down: a fragment is not sent because a second has passed."""
+    shown = (
+        '<p>Next <time datetime="{}" data-countdown>{}</time>, try <time datetime="x">{}</time></p>'
+    )
+    digest = digest_of(shown.format("t1", "in 11 min", "20:23 UTC"))
+    assert digest_of(shown.format("t1", "in 10 min", "20:23 UTC")) == digest
+    assert digest_of(shown.format("t2", "in 11 min", "20:23 UTC")) != digest
+    assert digest_of(shown.format("t1", "in 11 min", "20:24 UTC")) != digest

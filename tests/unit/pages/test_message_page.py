@@ -186,7 +186,7 @@ def test_a_hold_may_have_an_end_and_a_release_ends_it(relay, deferred):
     confirmation = get(relay, get(relay, f"messages/{deferred}").follow("Hold…"))
     post(confirmation, until="2h")
     page = get(relay, f"messages/{deferred}")
-    assert "it is released later" in page.text
+    assert re.search(r"it is released at (\S+ )?\d\d:\d\d UTC , in (2 h|1 h 59 min) ", page.text)
     assert "Retry now…" not in page.links
     post(get(relay, page.follow("Release…")))
     relay.settle()
@@ -389,3 +389,25 @@ def test_without_a_copy_there_are_no_properties(relay):
     relay.settle()
     gone = get(relay, "messages/last/properties")
     assert (gone.status, "The sender has no copy" in gone.text) == (404, True)
+
+
+def test_the_page_of_a_message_begins_with_what_became_of_it(relay, deferred):
+    page = get(relay, f"messages/{deferred}")
+    begin = page.text.index("Wait <b>for</b> it", page.text.index("Health"))
+    told = page.text[begin : begin + 400]
+    assert re.search(
+        r"it Deferred for joe@slow.test: mx1.slow.test replied 451 4.3.0 later\. Next attempt "
+        r"\d\d:\d\d UTC , in \d+ s ; gives up \d{4}-\d\d-\d\d \d\d:\d\d UTC \. "
+        r"Delivered to bob@example.test at \d\d:\d\d UTC \.",
+        told,
+    ), told
+
+
+def test_the_api_says_why_and_when(relay, deferred):
+    headers = {"authorization": f"Bearer {relay.operator_token}"}
+    journey = httpx.get(f"{relay.http_url}/relay/v1/messages/{deferred}", headers=headers).json()
+    queue = httpx.get(f"{relay.http_url}/relay/v1/queue?id={deferred}", headers=headers).json()
+    joe, bob = journey["recipients"]
+    assert joe["reason"] == "mx1.slow.test replied 451 4.3.0 later"
+    assert (joe["next_attempt"], joe["expires"]) == (queue[0]["due"], queue[0]["expires"])
+    assert [bob[name] for name in ("reason", "next_attempt", "expires")] == [None] * 3

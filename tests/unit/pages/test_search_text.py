@@ -41,7 +41,10 @@ def test_a_text_has_conditions(text, wanted):
     ("text", "said"),
     [
         ("form:alice", "'form:' is not known; there are from:, to:, subject:, state:, id:."),
-        ("state:sent", "state: 'sent' is not a state; there are final, queued, deferred"),
+        (
+            "state:sent",
+            "state: 'sent' is not a state; there are final, scheduled, converting, queued",
+        ),
         ("from:a from:b", "from: is there twice."),
         ("-to:bob", "'-to:bob': a search cannot leave out messages."),
         ("-draft", "a search cannot leave out messages."),
