@@ -22,8 +22,7 @@ from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
-from relay.refusals.recent import RecentRefusals
-from relay.refusals.refusal import RefusalStore
+from relay.refusals.refusal import RecentRefusals, RefusalStore
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 

@@ -33,8 +33,7 @@ from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.pressure import Pressure
 from relay.refusals.day_files import RefusalFiles
-from relay.refusals.recent import RecentRefusals
-from relay.refusals.refusal import RefusalStore
+from relay.refusals.refusal import RecentRefusals, RefusalStore
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Settings, SmtpListener
 from relay.spool.engine import SpoolEngine

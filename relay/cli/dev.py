@@ -37,8 +37,7 @@ from relay.development.retention import KeepLimits
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
 from relay.observe import logs
-from relay.refusals.refusal import Refusal, RefusalReason
-from relay.refusals.wording import line_of
+from relay.refusals.refusal import Refusal, RefusalReason, line_of
 from relay.settings.environment import Environment, read_environment
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback

@@ -22,8 +22,7 @@ from relay.journeys.document import Journey, Recipient
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL, RecipientState, SubmissionState
 from relay.phrases import counted, shown
-from relay.refusals.refusal import Refusal
-from relay.refusals.wording import line_of
+from relay.refusals.refusal import Refusal, line_of
 
 
 @click.command()

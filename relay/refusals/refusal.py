@@ -1,4 +1,4 @@
-"""The record of a refusal, the search for records, and what keeps them.
+"""The record of a refusal, as a line for people too, the search for records, and what keeps them.
 
 The fields of a record and their order are those of GET /relay/v1/refused (docs/names.md). The time
 of a record is its place: no two records of a store have the same, and the cursor of a page is one.
@@ -6,7 +6,7 @@ of a record is its place: no two records of a store have the same, and the curso
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -17,6 +17,8 @@ from relay.clock import rfc3339, time_us_of
 
 RECIPIENTS_MAX = 10  # named in a record
 PAGE_MAX = 1000  # records
+KEPT_MAX = 1000  # records in memory
+_NAMED_MAX = 3  # recipients in a line
 _DAY_US = 86_400_000_000
 _is_time = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z").fullmatch
 
@@ -59,6 +61,43 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
         return any(address == one.lower() for one in named)
 
 
+def line_of(refusal: Refusal) -> str:
+    """Return a line such as `refused 550 5.7.1 app@example.test -> ann@customer.example "Setup"
+    (rule "no executables")`. It may have characters that a terminal acts on.
+    """
+    code, text = _split(refusal.reply)
+    why = f'rule "{refusal.rule}"' if refusal.rule else text
+    words = ["refused", code, *_who(refusal)]
+    if refusal.subject:
+        words.append(f'"{refusal.subject}"')
+    if why:
+        words.append(f"({why})")
+    if refusal.times > 1:
+        words.append(f"{refusal.times} times")
+    return " ".join(filter(None, words))
+
+
+def _split(reply: str) -> tuple[str, str]:
+    """Split a reply into its codes and its text; a failed TLS handshake has no codes."""
+    code, _, rest = reply.partition(" ")
+    if not (len(code) == 3 and code.isdigit()):
+        return "", reply
+    status, _, text = rest.partition(" ")
+    return (f"{code} {status}", text) if status[:1] == code[:1] else (code, rest)
+
+
+def _who(refusal: Refusal) -> list[str]:
+    """Return who was refused: sender and recipients, the login, or the client."""
+    if refusal.command in ("MAIL", "RCPT", "DATA") and (refusal.sender or refusal.recipients):
+        sender, named = refusal.sender or "<>", refusal.recipients[:_NAMED_MAX]
+        more = refusal.recipient_count - len(named)
+        to = ", ".join(named) + (f" and {more} more" if more > 0 else "")
+        return [f"{sender} -> {to}" if named else sender]
+    if refusal.command == "AUTH" and refusal.account:
+        return ["login", refusal.account]
+    return [refusal.command, "from", refusal.client] if refusal.client else [refusal.command]
+
+
 @dataclass(frozen=True, slots=True)
 class RefusalSearch:
     """Which records are wanted. `address` is a mail or IP address, or "" for all; `account` the
@@ -72,7 +111,7 @@ class RefusalSearch:
     limit: int = 100
 
     def matches(self, refusal: Refusal) -> bool:
-        """Whether a record is wanted, wherever its place is."""
+        """Whether a record is wanted; its time is not looked at."""
         if self.account is not None and refusal.account.lower() != self.account.lower():
             return False
         return not self.address or refusal.concerns(self.address.lower())
@@ -152,3 +191,42 @@ def select(newest_first: Iterable[Refusal], wanted: RefusalSearch, *, last: str)
         found.append(one)
     cursor = found[0].at if found else max(wanted.after, last)
     return RefusalPage(list(found), cursor, older)
+
+
+class RecentRefusals:
+    """A RefusalStore in memory, for a development relay, which ends with its user's session.
+
+    It forgets the oldest record when there are more than KEPT_MAX.
+    """
+
+    def __init__(self, on_record: Callable[[], None] = lambda: None) -> None:
+        """`on_record` is called when a record can be read."""
+        self._kept: deque[Refusal] = deque(maxlen=KEPT_MAX)
+        self._last = ""
+        self._on_record = on_record
+
+    def record(self, refusal: Refusal) -> None:
+        """See RefusalRecorder."""
+        self._last = place_after(self._last, refusal.at)
+        self._kept.append(msgspec.structs.replace(refusal, at=self._last))
+        self._on_record()
+
+    async def page(self, wanted: RefusalSearch) -> RefusalPage:
+        """See RefusalStore."""
+        return select(reversed(self._kept), wanted, last=self._last)
+
+    async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
+        """See RefusalStore."""
+        before = rfc3339(max(0, before_us))
+        old = sum(one.at < before for one in self._kept)
+        if old and not dry_run:
+            kept = [one for one in self._kept if one.at >= before]
+            self._kept = deque(kept, maxlen=KEPT_MAX)
+        return old
+
+    async def clear(self) -> None:
+        """See RefusalStore."""
+        self._kept.clear()
+
+    async def close(self) -> None:
+        """See RefusalStore."""

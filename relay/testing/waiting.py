@@ -13,8 +13,7 @@ from relay.journeys.document import Journey
 from relay.journeys.message_search import matches_pattern
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.lifecycle import AT_REST, RecipientState
-from relay.refusals.refusal import Refusal
-from relay.refusals.wording import line_of
+from relay.refusals.refusal import Refusal, line_of
 from relay.testing.arrivals import ArrivedMessage
 
 SETTLE_S = 60.0

@@ -23,7 +23,7 @@ from relay.message.content import MemoryOctets
 from relay.message.verdict import ExaminedMessage, RecipientVerdict, Verdict
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
-from relay.refusals.recent import RecentRefusals
+from relay.refusals.refusal import RecentRefusals
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener, TlsSettings

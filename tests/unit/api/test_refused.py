@@ -13,8 +13,7 @@ from relay.clock import SystemClock, rfc3339
 from relay.journeys.changes import ChangeNotifier
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
-from relay.refusals.recent import RecentRefusals
-from relay.refusals.refusal import Refusal, RefusalReason
+from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason
 from tests.support.accounts import TokenAccounts, authentication_of
 
 ACCOUNTS = {role: Account(f"{role}@example.test", role=role) for role in Role}

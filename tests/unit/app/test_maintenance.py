@@ -9,8 +9,7 @@ from relay.app import maintenance
 from relay.clock import rfc3339
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
-from relay.refusals.recent import RecentRefusals
-from relay.refusals.refusal import Refusal, RefusalReason, RefusalSearch
+from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
 from relay.spool.engine import Retention
 from relay.spool.types import QueueCounts, SpoolError
 from tests.support.manual_clock import ManualClock

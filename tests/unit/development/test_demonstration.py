@@ -8,8 +8,7 @@ import pytest
 from relay.development.demonstration import Follower, is_settled
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.message_search import MessageSearch
-from relay.refusals.recent import RecentRefusals
-from relay.refusals.refusal import Refusal, RefusalReason
+from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason
 from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
 

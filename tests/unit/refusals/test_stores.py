@@ -11,8 +11,9 @@ import pytest
 from relay.clock import rfc3339, time_us_of
 from relay.refusals import day_files
 from relay.refusals.day_files import CLIENT_LINES_MAX, WAITING_MAX, RefusalFiles
-from relay.refusals.recent import KEPT_MAX, RecentRefusals
 from relay.refusals.refusal import (
+    KEPT_MAX,
+    RecentRefusals,
     Refusal,
     RefusalReason,
     RefusalSearch,

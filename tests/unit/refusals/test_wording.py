@@ -2,8 +2,7 @@
 
 import pytest
 
-from relay.refusals.refusal import Refusal, RefusalReason
-from relay.refusals.wording import line_of
+from relay.refusals.refusal import Refusal, RefusalReason, line_of
 
 APP, ANN = "app@example.test", "ann@customer.example"
 LINES = {
