@@ -165,6 +165,12 @@ def _token(context: click.Context, option: click.Parameter, text: str) -> str:
     return text
 
 
+def _listener(name: str, text: str, *, default: str = _DEFAULT_PORT) -> Callable[[F], F]:
+    """Return the option for the address of a listener."""
+    where = default.format(f"127.0.0.1:{PORTS[name]}")
+    return _option(f"--{name}", type=_AddressType(), show_default=where, help=text)
+
+
 _OPTIONS = (
     _option(
         "--dir",
@@ -172,36 +178,11 @@ _OPTIONS = (
         type=click.Path(path_type=Path, file_okay=False),
         help="Keep mail and state here. [default: a temporary directory, removed at the end]",
     ),
-    _option(
-        "--http",
-        type=_AddressType(),
-        show_default=_DEFAULT_PORT.format(f"127.0.0.1:{PORTS['http']}"),
-        help="Where the Graph API listens; port 0 takes a free one.",
-    ),
-    _option(
-        "--https",
-        type=_AddressType(),
-        show_default=_DEFAULT_PORT.format(f"127.0.0.1:{PORTS['https']}"),
-        help="The same with TLS, by a certificate of Relay's own development CA.",
-    ),
-    _option(
-        "--smtp",
-        type=_AddressType(),
-        show_default=_DEFAULT_PORT.format(f"127.0.0.1:{PORTS['smtp']}"),
-        help="Where SMTP listens, without TLS; port 0 takes a free one.",
-    ),
-    _option(
-        "--submission",
-        type=_AddressType(),
-        show_default=_DEFAULT_TLS_PORT.format(f"127.0.0.1:{PORTS['submission']}"),
-        help="The same with STARTTLS.",
-    ),
-    _option(
-        "--submissions",
-        type=_AddressType(),
-        show_default=_DEFAULT_TLS_PORT.format(f"127.0.0.1:{PORTS['submissions']}"),
-        help="The same with TLS from the first octet.",
-    ),
+    _listener("http", "Where the Graph API listens; port 0 takes a free one."),
+    _listener("https", "The same with TLS, by a certificate of Relay's own development CA."),
+    _listener("smtp", "Where SMTP listens, without TLS; port 0 takes a free one."),
+    _listener("submission", "The same with STARTTLS.", default=_DEFAULT_TLS_PORT),
+    _listener("submissions", "The same with TLS from the first octet.", default=_DEFAULT_TLS_PORT),
     _option(
         "--host",
         "hosts",
