@@ -144,7 +144,7 @@ def _unix_socket(path: Path, backlog: int) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody listens on."""
+    """Remove a socket file on which no process listens."""
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
             raise FileExistsError(0, "it exists and is not a socket")

@@ -1,7 +1,7 @@
 """`relay sendmail`: the sendmail command of programs that have no SMTP of their own.
 
 The root calls it too if the program is called sendmail. Exits 64 without a recipient, 65 if the
-relay rejects the message, 67 if it does not know a recipient, 75 if nobody listens, and for a
+relay rejects the message, 67 if it does not know a recipient, 75 if no relay listens, and for a
 temporary error. Nothing is sent then.
 """
 

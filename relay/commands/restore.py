@@ -204,8 +204,8 @@ def _group(place: Place) -> int:
 def _restore_config(folder: Path, manifest: Manifest) -> tuple[list[Path], list[Path]]:
     """Write the files of the configuration where they were.
 
-    Files beside relay.toml that are there must be the same; others, which belong to the machine,
-    stay. Return what was written, and what differs and stays.
+    A file beside relay.toml that already exists must be the same. Files in other directories, such
+    as certificates, stay as they are. Return what was written, and what differs and stays.
     """
     home = Path(manifest.config).parent
     differing: list[Path] = []

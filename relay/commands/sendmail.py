@@ -124,7 +124,7 @@ def talk(address: Address, heard: FileIO, said: FileIO) -> None:
         connection.settimeout(None)  # the relay has a time-out for silent clients
         said.write(greeting)
         threading.Thread(target=_pass_on, args=(heard, connection), daemon=True).start()
-        with suppress(OSError):  # the connection broke, or nobody reads the replies any more
+        with suppress(OSError):  # the connection broke, or the program has closed its end
             while replies := connection.recv(_BLOCK_BYTES):
                 said.write(replies)
 

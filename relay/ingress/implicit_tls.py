@@ -1,6 +1,6 @@
 """TLS from the first octet on (RFC 8314 3.3): the handshake of one connection, then its session.
 
-The TLS server of asyncio and uvloop tells nobody of a handshake that failed.
+The TLS server of asyncio and uvloop does not report a handshake that failed.
 """
 
 import asyncio
