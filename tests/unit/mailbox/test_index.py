@@ -14,7 +14,7 @@ import pytest
 from inotify_simple import INotify
 
 from relay.advanceable_clock import AdvanceableClock
-from relay.clock import Machine, SystemClock
+from relay.clock import Machine
 from relay.mailbox.index import Indexes, change_feed, content_index, update
 from relay.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
 from relay.mailbox.index.watch import InotifyWatcher
@@ -30,42 +30,13 @@ from relay.mailbox.query import (
 from relay.mailbox.types import ChangeKind, StalePositionError, StoreUnavailableError
 from relay.message.header import FIELDS_MAX
 from tests.support.disks import filled, read_only, small_disk
-from tests.support.manual_clock import ManualClock
+from tests.support.indexed_mailbox import Mailbox
 
 HOUSE = MessageQuery(condition=HasWords(SearchIn.ANYWHERE, "house"))
 
 
 def where(named: Property, value: str | bool) -> MessageQuery:
     return MessageQuery(condition=Compare(named, Operator.EQ, value))
-
-
-class Mailbox:
-    """A Maildir, and indexes on it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.clock = ManualClock(now_us=SystemClock().time_us())
-        self.opened: list[Indexes] = []
-        self.count = 0
-        for folder in ("", ".Drafts", ".Archive"):
-            for name in ("tmp", "new", "cur"):
-                (path / folder / name).mkdir(parents=True)
-
-    def index(self, **options) -> Indexes:
-        made = Indexes(self.clock, **options)
-        self.opened.append(made)
-        return made
-
-    def add(self, folder: str = "", content: bytes = b"Subject: house\r\n\r\nx") -> Path:
-        self.count += 1
-        path = self.path / folder / "cur" / f"{1_700_000_000 + self.count}.M{self.count}.h:2,"
-        path.write_bytes(content)
-        return path
-
-    def add_draft(self) -> Path:
-        path = self.path / ".Drafts/cur/1000000000.R0123456789abcdef_1.h:2,DS"
-        path.write_bytes(b"Subject: house\r\n\r\n")
-        return path
 
 
 @pytest.fixture
