@@ -6,7 +6,6 @@ import pwd
 import shutil
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +71,13 @@ def tree(folder: Path) -> list[tuple[str, int, int]]:
     """Every file and directory below a folder, with its size and time."""
     found = [(one, one.lstat()) for one in sorted(folder.rglob("*"))]
     return [(str(one), facts.st_size, facts.st_mtime_ns) for one, facts in found]
+
+
+def restored_anew(relay: RelayProcess, copy: Path) -> None:
+    """Replace what the relay has, but not its configuration, with the backup."""
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    assert relay.cli("restore", str(copy)).returncode == OK
 
 
 def wipe(relay: RelayProcess) -> None:
@@ -167,7 +173,10 @@ def test_what_waits_is_held_until_it_is_released(stopped: tuple[RelayProcess, Pa
     wipe(relay)
     done = relay.cli_json("restore", str(copy))
     assert done["held"] == {"entries": 0, "submissions": 3}
-    time.sleep(max(0.0, 4 - (time.time() - copy.stat().st_mtime)))  # until "soon" would be due
+    due = min(str(one["due"]) for one in restored(relay) if one["due"])
+    until(
+        "the first scheduled send is due", lambda: datetime.now(UTC) > datetime.fromisoformat(due)
+    )
     for _ in range(2):  # stopped, and then running
         found = {str(one["id"]): one for one in restored(relay)}
         assert len(found) == 4
@@ -355,9 +364,7 @@ def test_a_backup_that_is_killed_is_refused(
     stopped: tuple[RelayProcess, Path], tmp_path: Path, place: str
 ) -> None:
     relay, copy = stopped
-    for name in ("state", "mail"):
-        shutil.rmtree(relay.folder / name, ignore_errors=True)
-    assert relay.cli("restore", str(copy)).returncode == OK
+    restored_anew(relay, copy)
     source = relay.folder / place.removeprefix("config/")
     written = tmp_path / "copy" / (f"config{source}" if place.startswith("config") else place)
     big(source)
@@ -377,9 +384,7 @@ def test_a_relay_does_not_start_in_half_a_restoration(
     stopped: tuple[RelayProcess, Path], tmp_path: Path
 ) -> None:
     relay, copy = stopped
-    for name in ("state", "mail"):
-        shutil.rmtree(relay.folder / name, ignore_errors=True)
-    assert relay.cli("restore", str(copy)).returncode == OK
+    restored_anew(relay, copy)
     source = big(relay.folder / "state/big")
     assert relay.cli("backup", str(tmp_path / "copy")).returncode == OK
     source.unlink()
@@ -398,9 +403,7 @@ def test_a_full_disk_leaves_nothing_half_done(
     stopped: tuple[RelayProcess, Path], tmp_path: Path
 ) -> None:
     relay, copy = stopped
-    for name in ("state", "mail"):
-        shutil.rmtree(relay.folder / name, ignore_errors=True)
-    assert relay.cli("restore", str(copy)).returncode == OK
+    restored_anew(relay, copy)
     source = relay.folder / "mail/example.test/bob/cur/1.large"
     source.write_bytes(os.urandom(3 * 2**20))
     disk = tmp_path / "disk"
@@ -472,9 +475,7 @@ def test_root_restores_for_the_user_of_the_service(
     if os.geteuid():
         pytest.skip("only root can become another user")
     relay, copy = stopped
-    for name in ("state", "mail"):
-        shutil.rmtree(relay.folder / name, ignore_errors=True)
-    assert relay.cli("restore", str(copy)).returncode == OK
+    restored_anew(relay, copy)
     relay.folder.chmod(0o755)
     places = [relay.folder / name for name in ("state", "mail")]
     (relay.folder / "state").chmod(0o750)

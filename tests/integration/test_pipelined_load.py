@@ -1,10 +1,10 @@
 """Clients that pipeline requests without a token do not stop the relay for others."""
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +19,7 @@ CONNECTIONS = 40
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ONE_WRITE = GET * (250_000 // len(GET))
 GROWTH_KB_MAX = 20_000
-SMTP_S_MAX = 0.5
+EXCHANGE_CPU_S_MAX = 0.5  # what others do on the machine does not count
 EXCHANGES = 5
 
 
@@ -29,11 +29,20 @@ def resident_kb(relay: RelayProcess) -> int:
     return int(reported.partition("VmRSS:")[2].split()[0])
 
 
-def exchange_s(relay: RelayProcess) -> float:
-    """How long a message by SMTP from another address takes."""
-    begin_s = time.monotonic()
+def cpu_s(relay: RelayProcess) -> float:
+    """The processor time that the relay has used, its threads included (proc(5): utime, stime)."""
+    assert relay.process is not None
+    fields = Path(f"/proc/{relay.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def exchange_cpu_s(relay: RelayProcess) -> float:
+    """How much the relay does from the connect to the last reply of a message by SMTP from another
+    address: on a machine that does nothing else, how long the message takes.
+    """
+    begin_s = cpu_s(relay)
     relay.submit("a@b.test", ["bob@example.test"], source="127.0.0.2")
-    return time.monotonic() - begin_s
+    return cpu_s(relay) - begin_s
 
 
 @contextlib.contextmanager
@@ -81,17 +90,17 @@ def test_smtp_answers_while_many_clients_pipeline_requests(
     http = {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": tls}
     context = ssl.create_default_context(cafile=authority.certificate)
     with RelayProcess(config={"http": http}) as relay:
-        idle_s = max(exchange_s(relay) for _ in range(EXCHANGES))
+        idle_cpu_s = max(exchange_cpu_s(relay) for _ in range(EXCHANGES))
         idle_kb = resident_kb(relay)
         with flood(relay, context if scheme == "https" else None) as answers:
             until("the first is answered", lambda: any(answers), timeout_s=60)
-            taken_s, most_kb = [], 0
+            taken_cpu_s, most_kb = [], 0
             for _ in range(EXCHANGES):
-                taken_s.append(exchange_s(relay))
+                taken_cpu_s.append(exchange_cpu_s(relay))
                 most_kb = max(most_kb, resident_kb(relay))
             assert any(one.count(b"HTTP/1.1 200") < len(ONE_WRITE) // len(GET) for one in answers)
-        allowed_s = max(SMTP_S_MAX, 20 * idle_s)  # of a machine that is slow by itself
-        assert max(taken_s) < allowed_s, (taken_s, idle_s)
+        allowed_s = max(EXCHANGE_CPU_S_MAX, 20 * idle_cpu_s)  # of a machine that is slow by itself
+        assert max(taken_cpu_s) < allowed_s, (taken_cpu_s, idle_cpu_s)
         assert most_kb - idle_kb < GROWTH_KB_MAX
         for answer in answers:
             assert answer.count(b"HTTP/1.1") == answer.count(b"HTTP/1.1 200") > 0

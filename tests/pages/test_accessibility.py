@@ -74,7 +74,10 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
     count = browser.evaluate(f"{CONTROLS}.length")
     assert count > 4
     browser.evaluate(RECORD_FOCUS)
-    left = f"{CONTROLS}.filter((one) => !reached.has(one)).map((one) => one.outerHTML)"
+    # A live page may have put an equal element in the place of one that was reached.
+    left = f"""{CONTROLS}.filter((one) => !reached.has(one)
+        && ![...reached].some((old) => !old.isConnected && old.isEqualNode(one)))
+        .map((one) => one.outerHTML)"""
     for _ in range(3):  # a key is lost now and then while the focus leaves the frame of a preview
         browser.press(*[TAB] * (count + 10))
         if not browser.evaluate(left):
