@@ -2,7 +2,9 @@
 
 The same mail comes to the same live domains at the same pace, with the dead and without. In its
 first seconds a relay tries many of the dead for the first time: they are measured apart, without a
-bound. Raises SystemExit when live mail does not arrive.
+bound. On an idle machine live mail takes little more than one commit, and waiting for one more
+doubles it: less than _NOTICED_S counts as _NOTICED_S. Raises SystemExit when live mail does not
+arrive.
 """
 
 import statistics
@@ -20,6 +22,7 @@ _LIVE = [f"user@live{number}.test" for number in range(LIVE)]
 _RATE = 50.0
 _SECONDS = 20.0
 _FIRST_S = 8.0
+_NOTICED_S = 0.05
 
 
 def tried(domains: int) -> Iterator[Queued]:
@@ -64,7 +67,8 @@ def measure(setting: Setting) -> Iterator[Figure]:
         ):
             note = f"{p99_s['none'] * 1000:.0f} ms -> {p99_s[name] * 1000:.0f} ms"
             text_of = f"p99 of live mail {part}, dead {text} / none"
-            yield Figure(text_of, p99_s[name] / p99_s["none"], "", most=most, note=note)
+            ratio = p99_s[name] / max(p99_s["none"], _NOTICED_S)
+            yield Figure(text_of, ratio, "", most=most, note=note)
 
 
 def _live_mail(setting: Setting, name: str, *, spool: str) -> LiveMail:
