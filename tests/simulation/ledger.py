@@ -108,6 +108,8 @@ class Ledger:
         # how long nothing was done before a claim came, and when it came, in queue time
         self._taken: dict[Key, tuple[Progress, float, float]] = {}
         self._in_flight: set[Key] = set()  # as answered to the operator, until they are settled
+        # taken out of memory for a command of which no success was answered: perhaps not given back
+        self._withdrawn: set[Key] = set()
 
     # -- the spool's side
 
@@ -137,6 +139,7 @@ class Ledger:
                 self._told_in_flight(key)
             self.epochs[key] = claim.epoch
             self.open[key] = claim
+            self._withdrawn.discard(key)
             now_s = self.world.clocks.steady_s()
             self._taken[key] = (self.progress, self.progress.idle_s, now_s)
         hosts = {claim.next_hop.host for claim in self.open.values()}
@@ -345,6 +348,7 @@ class Ledger:
             key = (one["id"], one["entry"])
             if one["result"] == CommandResult.DONE:
                 self.operated[key] += 1
+                self._withdrawn.discard(key)
                 self._held_until_us.pop(key, None)
                 # Of two answers in one instant nobody knows which command was executed last.
                 is_last = self._operated_at_s.get(key) != self.world.time()
@@ -358,7 +362,10 @@ class Ledger:
                             f"invariant 9: {key} is reported to be cancelled in flight"
                         )
             elif one["result"] == CommandResult.IN_FLIGHT:
-                if unclaimed.get(key) == self.epochs.get(key):  # nobody has claimed it since
+                is_unclaimed = unclaimed.get(key) == self.epochs.get(
+                    key
+                )  # nobody has claimed it since
+                if is_unclaimed and key not in self._withdrawn:
                     self._in_flight_since_s[key] = self.world.time()
                 if order.operation is Operation.CANCEL and key in self.open:
                     self._in_flight.add(key)
@@ -373,7 +380,8 @@ class Ledger:
 
     def withdrawn(self, key: Key) -> None:
         """An operator took it out of memory."""
-        self.open.pop(key, None)
+        if self.open.pop(key, None) is not None:
+            self._withdrawn.add(key)
         self.looks_idle()
 
     def died(self) -> None:
@@ -389,6 +397,7 @@ class Ledger:
         self._in_flight.clear()
         self.open.clear()
         self._in_flight_since_s.clear()
+        self._withdrawn.clear()
         self._dots.clear()
 
     def repeated(self, key: str) -> None:
