@@ -8,7 +8,7 @@ import argparse
 import subprocess
 import sys
 
-from tests.simulation import coverage, shown_in
+from tests.simulation import chosen_worlds, coverage
 from tests.simulation.run import Outcome, play, run
 
 
@@ -19,12 +19,10 @@ def main() -> int:
     parser.add_argument("--seed0", type=int, default=0, help="the first one's seed")
     parser.add_argument("--seed", type=int, help="one world")
     parser.add_argument("--trace", action="store_true", help="show all that happens in it")
-    parser.add_argument(
-        "--broken", action="store_true", help="note which world shows each broken relay"
-    )
+    parser.add_argument("--choose", action="store_true", help="note which worlds the tests play")
     options = parser.parse_args()
-    if options.broken:
-        unseen = shown_in.note()
+    if options.choose:
+        unseen = chosen_worlds.choose()
         print(*(f"no world shows it: {name}" for name in unseen), sep="\n")
         return int(bool(unseen))
     if options.seed is not None:
