@@ -10,13 +10,17 @@ ingress accepted it.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue
 from relay.mailbox.delivery_store import DeliveryStore
+from relay.mailbox.message_file import delivered_id
 from relay.mailbox.types import (
     ContentUnreadableError,
     DeliveryResult,
@@ -97,10 +101,11 @@ class LocalDelivery:
             f"Return-Path: <{claim.message.envelope.reverse_path}>\r\n"
             f"Delivered-To: {recipient.path.address}\r\n"
         ).encode()
+        unique = f"{claim.message.id}-{recipient.id}"
         try:
             result = await self._store.deliver(
                 mailbox,
-                unique=f"{claim.message.id}-{recipient.id}",
+                unique=unique,
                 content=edit_header(content, head.__add__),
                 over_quota=claim.message.source is Source.REPORT
                 or any(one.added_by for one in recipients),
@@ -121,11 +126,10 @@ class LocalDelivery:
             evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
             return Deferred(evidence, DeferralClass.INTERNAL)
         note = " (already delivered)" if result is DeliveryResult.ALREADY_THERE else ""
-        if is_captured:
-            # RFC 3463 3.2
-            return Captured(Evidence("2.1.5", f"250 2.1.5 captured for {mailbox}{note}"))
+        text = f"{'captured for' if is_captured else 'delivered to'} {mailbox}{note}"
         # RFC 3463 3.2
-        return Delivered(Evidence("2.1.5", f"250 2.1.5 delivered to {mailbox}{note}"))
+        evidence = Evidence("2.1.5", f"250 2.1.5 {text}", graph_id=delivered_id(unique))
+        return Captured(evidence) if is_captured else Delivered(evidence)
 
 
 class LocalDeliveryQueue:
@@ -184,9 +188,35 @@ class LocalDeliveryQueue:
         except SpoolError as error:
             outcomes |= unreadable(claim, error)
             return
-        for mailbox, recipients in self._local.by_mailbox(claim):
+
+        async def deliver_to(mailbox: str | None, recipients: list[ClaimedRecipient]) -> None:
             outcome: Outcome = Indeterminate(_CUT_OFF)
             try:
                 outcome = await self._local.deliver(claim, mailbox, recipients, content=content)
             finally:
-                outcomes |= dict.fromkeys((one.id for one in recipients), outcome)
+                outcomes.update(dict.fromkeys((one.id for one in recipients), outcome))
+
+        groups = self._local.by_mailbox(claim)
+        if len(groups) == 1:
+            await deliver_to(*groups[0])
+        else:
+            await self._run_share(partial(deliver_to, *group) for group in groups)
+
+    async def _run_share(self, calls: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+        """Run all calls, at once as many as are the share of one claim of _AT_ONCE."""
+        waiting = deque(calls)
+        running: list[asyncio.Task[None]] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < _AT_ONCE // len(self.workers):
+                    running.append(asyncio.create_task(waiting.popleft()()))
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for one in running:
+                    if one.done():
+                        one.result()
+                running = [one for one in running if not one.done()]
+        finally:
+            for one in running:
+                one.cancel()
+            if running:
+                await asyncio.wait(running)

@@ -13,7 +13,6 @@ mailFolder and docs/design.md 3.
 import hashlib
 import os
 import re
-import threading
 import unicodedata
 from base64 import b32encode, b64encode
 from collections import Counter
@@ -23,11 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.mailbox.maildir import (
+    DirectorySync,
+    Stripes,
     list_names,
     make_directories,
     make_directory,
+    prepare_directories,
     remove,
     sync_directory,
+    sync_prepared,
     write_synced,
 )
 from relay.mailbox.types import Folder, FolderError, NoSuchItemError, WellKnown
@@ -136,6 +139,9 @@ _MARKER_BYTES_MAX = 100
 _MAILBOXES_CACHED = 10_000
 _INBOX_AS_PARENT = ".INBOX"  # the Inbox is the mailbox itself; its subfolders have this prefix
 _DOVECOT_DELETES = "..DOVECOT-TRASHED"
+_SUBSCRIPTIONS_FILE = "subscriptions"
+# In a mailbox: only its Inbox is durable yet, and its other folders are empty.
+_UNSYNCED = "relay-unsynced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +167,11 @@ _WELL_KNOWN = {
 }
 _BY_DIRECTORY = {known.directory: name for name, known in _WELL_KNOWN.items()}
 _IDS = {str(name): known.directory for name, known in _WELL_KNOWN.items()}
+_OTHER_DIRECTORIES = tuple(
+    known.directory
+    for known in _WELL_KNOWN.values()
+    if known.directory  # all but the Inbox
+)
 _SUBSCRIPTIONS = "V\t2\n\n" + "".join(
     f"{known.directory[1:]}\n"
     for known in _WELL_KNOWN.values()
@@ -177,44 +188,86 @@ _UNSUPPORTED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _MailboxPaths:
-    """A mailbox that exists, and the directories that are checked on each use."""
+    """A mailbox that exists, and the directories that are checked on each use.
+
+    `is_whole`: its other folders are durable as well, not the Inbox alone.
+    """
 
     mailbox: Path
     drafts: Path
     inbox: Path
+    is_whole: bool
 
 
 class Folders:
     """The directories of mailboxes under one root."""
 
-    def __init__(self, directory_of: Callable[[str], Path]) -> None:
-        """`directory_of` returns an account's Maildir, or raises NoSuchItemError."""
+    def __init__(
+        self, directory_of: Callable[[str], Path], syncs: DirectorySync | None = None
+    ) -> None:
+        """`directory_of` returns an account's Maildir, or raises NoSuchItemError. `syncs` shares
+        the fsyncs of a domain's directory among threads.
+        """
         self._directory_of = directory_of
-        self._lock = threading.Lock()
+        self._sync = (syncs or DirectorySync()).sync
+        self._stripes = Stripes()  # a directory that exists while its lock is free is durable
         self._known: dict[str, _MailboxPaths] = {}
+
+    def directory(self, account: str) -> Path:
+        """Return where the account's Maildir is, or will be."""
+        return self._directory_of(account)
 
     def mailbox(self, account: str) -> Path:
         """Return the account's Maildir; create it with its folders on first use."""
         made = self._known.get(account)
-        if made is not None and made.drafts.is_dir() and made.inbox.is_dir():
+        if made is not None and made.is_whole and made.drafts.is_dir() and made.inbox.is_dir():
             return made.mailbox
         mailbox = self._directory_of(account)
-        with self._lock:
-            make_directory(mailbox.parent)
-            make_directory(mailbox)
-            directories = [known.directory for known in _WELL_KNOWN.values() if known.directory]
-            make_directories(mailbox, (*DIRECTORIES, *directories))
-            for directory in directories:
+        self._make_domain(mailbox.parent)
+        with self._stripes.of(str(mailbox)):
+            make_directory(mailbox, self._sync)
+            make_directories(mailbox, (*DIRECTORIES, *_OTHER_DIRECTORIES))
+            for directory in _OTHER_DIRECTORIES:
                 _make_maildir(mailbox / directory, is_folder=True)
-            subscriptions = mailbox / "subscriptions"
-            if not subscriptions.exists():
-                write_synced(subscriptions, _SUBSCRIPTIONS.encode())
+            if (mailbox / _UNSYNCED).exists():
+                _sync_folders(mailbox)
+            if not (mailbox / _SUBSCRIPTIONS_FILE).exists():
+                write_synced(mailbox / _SUBSCRIPTIONS_FILE, _SUBSCRIPTIONS.encode())
                 sync_directory(mailbox)
-            if len(self._known) >= _MAILBOXES_CACHED:
-                self._known.clear()
-            drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-            self._known[account] = _MailboxPaths(mailbox, drafts=drafts, inbox=mailbox / "cur")
+            self._remember(account, mailbox, is_whole=True)
         return mailbox
+
+    def inbox(self, account: str) -> Path:
+        """Return the account's Maildir for a delivery; create it on first use.
+
+        Its other folders are created as well, for other programs, but only mailbox() makes them
+        durable: they are empty until then, and a message to many new mailboxes waits for few
+        fsyncs. A loss of power may cost these folders; mailbox() then creates them again.
+        """
+        made = self._known.get(account)
+        if made is not None and made.inbox.is_dir():
+            return made.mailbox
+        mailbox = self._directory_of(account)
+        self._make_domain(mailbox.parent)
+        with self._stripes.of(str(mailbox)):
+            make_directory(mailbox, self._sync)
+            if not (mailbox / "cur").is_dir():
+                _prepare_folders(mailbox)
+            make_directories(mailbox, DIRECTORIES)  # its fsync covers what was prepared
+            self._remember(account, mailbox, is_whole=False)
+        return mailbox
+
+    def _make_domain(self, directory: Path) -> None:
+        with self._stripes.of(str(directory)):
+            make_directory(directory, self._sync)
+
+    def _remember(self, account: str, mailbox: Path, *, is_whole: bool) -> None:
+        if len(self._known) >= _MAILBOXES_CACHED:
+            self._known.clear()
+        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+        self._known[account] = _MailboxPaths(
+            mailbox, drafts=drafts, inbox=mailbox / "cur", is_whole=is_whole
+        )
 
     def recreate(self, mailbox: Path, folder: WellKnown) -> None:
         """Create a folder that another program removed."""
@@ -372,6 +425,24 @@ def read_folder_id(path: Path) -> str:
 def _derived_id(directory: str, number: int) -> str:
     octets = os.fsencode(directory) + (b"/%d" % number if number else b"")
     return "f" + b32encode(hashlib.sha256(octets).digest()).decode().lower()[:15]
+
+
+def _prepare_folders(mailbox: Path) -> None:
+    """Create the other folders of a new mailbox; only `subscriptions` is synced."""
+    (mailbox / _UNSYNCED).touch(0o600)
+    prepare_directories(mailbox, _OTHER_DIRECTORIES)
+    for directory in _OTHER_DIRECTORIES:
+        prepare_directories(mailbox / directory, DIRECTORIES)
+        (mailbox / directory / MARKER).touch(0o600)
+    if not (mailbox / _SUBSCRIPTIONS_FILE).exists():
+        write_synced(mailbox / _SUBSCRIPTIONS_FILE, _SUBSCRIPTIONS.encode())
+
+
+def _sync_folders(mailbox: Path) -> None:
+    """Make durable what _prepare_folders() has created. Its names are, in the mailbox."""
+    for directory in _OTHER_DIRECTORIES:
+        sync_prepared(mailbox / directory, DIRECTORIES)
+    remove(mailbox / _UNSYNCED)  # after a loss of power it may be back: they are synced again
 
 
 def _make_maildir(path: Path, *, is_folder: bool) -> None:

@@ -116,7 +116,7 @@ class Inbox:
         is_repeat: bool = False,
     ) -> DeliveryResult:
         """See DeliveryStore.deliver()."""
-        mailbox = self.folders.mailbox(account)
+        mailbox = self.folders.inbox(account)
         self.stale_files.clean(mailbox)
         message_id = delivered_id(unique)
         content = edit_header(content, lambda header: with_relay_id(header, message_id))

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -218,17 +218,18 @@ def list_names(directory: Path) -> list[str]:
         return []
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, sync: Callable[[Path], None] | None = None) -> None:
     """Create a directory within one that exists, 0700 and durable in its parent.
 
-    A directory whose parent cannot be synced is removed, so that the next attempt syncs it.
+    A directory whose parent cannot be synced is removed, so that the next attempt syncs it. `sync`
+    replaces sync_directory().
     """
     if path.is_dir():
         return
     with contextlib.suppress(FileExistsError):
         path.mkdir(_DIRECTORY_MODE)
     try:
-        sync_directory(path.parent)
+        (sync or sync_directory)(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             path.rmdir()
@@ -240,17 +241,26 @@ def make_directories(parent: Path, names: Iterable[str]) -> None:
 
     If that fails, they are removed, as by make_directory().
     """
+    if made := prepare_directories(parent, names):
+        sync_prepared(parent, made)
+
+
+def prepare_directories(parent: Path, names: Iterable[str]) -> list[str]:
+    """Create directories as make_directories() does, without the fsync; return the new ones."""
     made = []
     for name in names:
         with contextlib.suppress(FileExistsError):
-            (parent / name).mkdir(_DIRECTORY_MODE)
+            os.mkdir(f"{parent}/{name}", _DIRECTORY_MODE)  # noqa: PTH102 - there are many
             made.append(name)
-    if not made:
-        return
+    return made
+
+
+def sync_prepared(parent: Path, names: Sequence[str]) -> None:
+    """Make prepared directories durable. If that fails, they are removed, unless they are used."""
     try:
         sync_directory(parent)
     except OSError:
-        for name in reversed(made):
+        for name in reversed(names):
             with contextlib.suppress(OSError):
                 (parent / name).rmdir()
         raise

@@ -149,7 +149,7 @@ class Messages:
     @in_thread
     def read_flags(self, account: str, message_ids: Sequence[str]) -> Mapping[str, bool]:
         """Return whether messages are read, by id, without those that are not in the mailbox."""
-        mailbox = self.folders.mailbox(account)
+        mailbox = self.folders.directory(account)
         return self.index.read_flags(mailbox, message_ids) if mailbox.is_dir() else {}
 
     async def query(self, account: str, query: MessageQuery) -> Page:

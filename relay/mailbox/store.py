@@ -82,7 +82,7 @@ class FileStore:
         self._query_threads = pool(_QUERY_THREADS, "mailbox-query")
         self._folder_threads = pool(_FOLDER_THREADS, "mailbox-folders")
         self._stripes, self._syncs = Stripes(), DirectorySync()
-        self._folders, self._index = Folders(directory_of), Indexes(clock)
+        self._folders, self._index = Folders(directory_of, self._syncs), Indexes(clock)
         self._quota = Quota(limits_of, self._index)
         self._directory = SubmissionDirectory(root.path / SUBMISSIONS, self._syncs)
         self.keys = KeyedSubmissions(root.path, clock)

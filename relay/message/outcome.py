@@ -43,6 +43,7 @@ class Evidence:
     address: str = ""  # of the connection
     cipher: str = ""  # the cipher suite of TLS
     hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
+    graph_id: str = ""  # of the copy in a mailbox of this relay
 
 
 @dataclass(frozen=True, slots=True)

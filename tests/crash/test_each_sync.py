@@ -311,6 +311,14 @@ async def deliveries(trial: PowerLossTrial) -> None:
     await trial.promised(("inbox", "letter"))
 
 
+async def drafts_after_a_delivery(trial: PowerLossTrial) -> None:
+    """A delivery leaves the other folders to their first use, also by a later process."""
+    await trial.store.deliver(ALICE, unique="1", content=mime("letter"))
+    with store_on(trial.root, trial.clock) as again:
+        await again.messages.create(ALICE, letter("draft"))
+    await trial.promised(("inbox", "letter, unread"), ("drafts", "draft"))
+
+
 async def repeated_deliveries(trial: PowerLossTrial) -> None:
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
@@ -391,6 +399,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
     *(rejected_changes_of_scheduled_sends, deliveries, repeated_deliveries, leftovers),
+    drafts_after_a_delivery,
     *(changes_that_were_cut_off, changes_after_a_start, changes_of_settings),
 )
 
@@ -435,7 +444,8 @@ SYNCED_BY = frozenset(
     (
         *("sync", "sync_ready", "sync_scheduled", "sync_preparing", "sync_directory"),
         "write_synced",
-        *("make_directory", "make_directories", "named_in_order", "place_again", "link_or_copy"),
+        *("make_directory", "make_directories", "sync_prepared"),
+        *("named_in_order", "place_again", "link_or_copy"),
     )
 )
 MODULES = (
@@ -445,7 +455,7 @@ MODULES = (
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
 OF_FOLDERS = (
-    *("mailbox", "make_folder", "write_folder_id"),
+    *("mailbox", "_prepare_folders", "make_folder", "write_folder_id"),
     *("resubscribe", "_lock", "_relocate", "_detach"),
 )
 

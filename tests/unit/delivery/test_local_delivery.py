@@ -1,15 +1,23 @@
-"""A local delivery that the mailbox rejects: retried, or a bounce."""
+"""Local delivery: what a mailbox that rejects leads to, and several mailboxes at once."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
-from relay.delivery.local_delivery import LocalDelivery
-from relay.mailbox.types import MailboxFullError, MailboxTooSmallError, StoreUnavailableError
+from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
+from relay.mailbox.message_file import delivered_id
+from relay.mailbox.types import (
+    DeliveryResult,
+    MailboxFullError,
+    MailboxTooSmallError,
+    StoreUnavailableError,
+)
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.nexthop import LOCAL
-from relay.message.outcome import Deferred, Failed
+from relay.message.outcome import Deferred, Delivered, Failed, Indeterminate, Outcome
 from relay.spool.types import ClaimedRecipient
+from tests.support.claims import a_claim
 
 
 @pytest.mark.parametrize(
@@ -37,3 +45,134 @@ async def test_a_mailbox_error_defers_or_bounces(error, kind, status, code):
     assert isinstance(outcome, kind)
     assert outcome.evidence.status == status
     assert outcome.evidence.reply.startswith(f"{code} {status} ")
+
+
+# -- several mailboxes at once
+
+
+class SlowStore:
+    """Deliveries that end when the test says so."""
+
+    def __init__(self) -> None:
+        self.running: list[str] = []
+        self.most = 0
+        self.may_end = asyncio.Event()
+        self.changed = asyncio.Event()
+
+    async def deliver(self, account, **more):
+        self.running.append(account)
+        self.most = max(self.most, len(self.running))
+        self.changed.set()
+        try:
+            await self.may_end.wait()
+            await asyncio.sleep(0)
+        finally:
+            self.running.remove(account)
+        return DeliveryResult.DELIVERED
+
+    async def until(self, number: int) -> None:
+        """Wait until so many deliveries run, and nobody begins one more."""
+        async with asyncio.timeout(10):
+            while len(self.running) < number:
+                self.changed.clear()
+                await self.changed.wait()
+            for _ in range(10):
+                await asyncio.sleep(0)
+        assert len(self.running) == number
+
+
+class RecordingScheduler:
+    """Keeps the outcomes of each claim."""
+
+    def __init__(self) -> None:
+        self.settled: dict[int, dict[int, Outcome]] = {}
+        self.given_back: list[int] = []
+        self.ended = asyncio.Event()
+
+    async def content_of(self, claim):
+        return b"\r\n"
+
+    async def settle(self, claim, outcomes):
+        self.settled[claim.entry_id] = outcomes
+        self.ended.set()
+
+    async def give_back(self, claim):
+        self.given_back.append(claim.entry_id)
+
+
+class Deliveries:
+    def __init__(self) -> None:
+        self.store, self.scheduler = SlowStore(), RecordingScheduler()
+        addresses = SimpleNamespace(mailbox_for=lambda address: address)
+        local = LocalDelivery(self.store, addresses)
+        self.queue = LocalDeliveryQueue(local, self.scheduler)
+
+    def push(self, entry_id: int, *, count: int) -> None:
+        self.queue.push(a_claim(count=count, entry_id=entry_id, next_hop=LOCAL))
+
+    async def until_settled(self, entry_id: int) -> dict[int, Outcome]:
+        async with asyncio.timeout(10):
+            while entry_id not in self.scheduler.settled:
+                self.scheduler.ended.clear()
+                await self.scheduler.ended.wait()
+        return self.scheduler.settled[entry_id]
+
+
+@pytest.fixture
+def deliveries() -> Deliveries:
+    return Deliveries()
+
+
+async def test_a_message_for_many_mailboxes_fills_a_limited_number_of_them_at_once(deliveries):
+    deliveries.push(1, count=40)
+    await deliveries.store.until(16)
+    deliveries.store.may_end.set()
+    outcomes = await deliveries.until_settled(1)
+    assert sorted(outcomes) == [*range(1, 41)]
+    assert all(isinstance(one, Delivered) for one in outcomes.values())
+    assert deliveries.store.most == 16
+
+
+async def test_claims_share_the_limit(deliveries):
+    deliveries.push(1, count=40)
+    deliveries.push(2, count=40)
+    deliveries.push(3, count=1)
+    await deliveries.store.until(5 + 5 + 1)
+    deliveries.store.may_end.set()
+    for number in (1, 2, 3):
+        await deliveries.until_settled(number)
+
+
+async def test_a_delivery_that_is_cut_off_leaves_what_was_not_begun_without_an_outcome(deliveries):
+    deliveries.push(1, count=40)
+    await deliveries.store.until(16)
+    deliveries.queue.abort()
+    outcomes = await deliveries.until_settled(1)
+    assert sorted(outcomes) == [*range(1, 17)]
+    assert all(isinstance(one, Indeterminate) for one in outcomes.values())
+    assert deliveries.store.running == []
+
+
+async def test_an_internal_error_ends_the_deliveries_that_it_leaves(deliveries, monkeypatch):
+    deliver = deliveries.queue._local.deliver
+
+    async def fails_once(claim, mailbox, recipients, **more):
+        await deliver(claim, mailbox, recipients, **more)
+        if recipients[0].id == 1:
+            raise ValueError
+
+    monkeypatch.setattr(deliveries.queue._local, "deliver", fails_once)
+    deliveries.push(1, count=40)
+    await deliveries.store.until(16)
+    deliveries.store.may_end.set()
+    outcomes = await deliveries.until_settled(1)
+    assert len(outcomes) == 40
+    assert deliveries.store.running == []
+
+
+async def test_an_outcome_has_the_graph_id_of_the_copy(deliveries):
+    deliveries.store.may_end.set()
+    deliveries.push(1, count=2)
+    outcomes = await deliveries.until_settled(1)
+    found = {number: one.evidence.graph_id for number, one in outcomes.items()}
+    assert found == {1: delivered_id("q1-1"), 2: delivered_id("q1-2")}
