@@ -89,9 +89,10 @@ def recipient_lines(
     lines = []
     for one in shown:
         number = sum(tried.outcome != "expired" for tried in one.attempts)
-        attempts = f"  ({number} attempts)" if number > 1 else ""
+        more = f"  ({number} attempts)" if number > 1 else ""
+        more += f"  Graph id {one.graph_id}" if one.graph_id else ""
         line = f"{indent}{one.address:<{width}}  {one.state:<9}  {one.reply}".rstrip()
-        lines.append(printable(line + attempts))
+        lines.append(printable(line + more))
     if rest:
         by_state = Counter(one.state for one in rest)
         states = ", ".join(f"{number} {state}" for state, number in by_state.items())

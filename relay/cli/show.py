@@ -33,6 +33,7 @@ from relay.mime.read_mime import (
 from relay.mime.transfer_encoding import decoded_blocks
 
 _IN_MEMORY_BYTES = 1 << 20
+_IDS_MAX = 10
 
 
 @click.command()
@@ -88,6 +89,11 @@ def message_document(journey: Journey, message: ReadMessage, bodies: ReadBodies)
     lists = {"to": given.to, "cc": given.cc, "bcc": given.bcc, "reply_to": given.reply_to}
     return {
         **{name: getattr(journey, name) for name in ids},
+        "copies": [
+            {"address": one.address, "graph_id": one.graph_id}
+            for one in journey.recipients
+            if one.graph_id
+        ],
         "subject": given.subject,
         **{name: _person(one) if one else None for name, one in people.items()},
         **{name: [_person(one) for one in some] for name, some in lists.items()},
@@ -116,6 +122,7 @@ def message_lines(journey: Journey, message: ReadMessage, bodies: ReadBodies) ->
         "Date": rfc3339(message.date_us) if message.date_us else "",
         "Subject": given.subject,
         "Message-ID": given.internet_message_id,
+        "Graph ids": _graph_ids(journey),
     }
     lines = [printable(f"{name:<11} {value}") for name, value in head.items() if value]
     text = bodies.text
@@ -132,6 +139,15 @@ def message_lines(journey: Journey, message: ReadMessage, bodies: ReadBodies) ->
 def _attachment_line(number: int, one: AttachmentFacts) -> str:
     name = one.name or "(no name)"
     return printable(f"{number:>3}  {name}  {one.content_type}  {one.size:,} bytes")
+
+
+def _graph_ids(journey: Journey) -> str:
+    """Return the Graph ids of the sender's message and of the first copies."""
+    copies = [(one.graph_id, one.address) for one in journey.recipients if one.graph_id]
+    own = [(journey.graph_id, "the sender's")] if journey.graph_id else []
+    known = [f"{graph_id} ({address})" for graph_id, address in [*own, *copies]]
+    more = [f"and {len(known) - _IDS_MAX} more"] if len(known) > _IDS_MAX else []
+    return ", ".join([*known[:_IDS_MAX], *more])
 
 
 def _names(people: Sequence[EmailAddress | None]) -> str:

@@ -306,12 +306,14 @@ def _attempt_event(
 def _recipient_detail(
     recipient: ClaimedRecipient, outcome: str, evidence: Evidence
 ) -> dict[str, Any]:
+    copy = {"graph_id": evidence.graph_id} if evidence.graph_id else {}
     return {
         "number": recipient.id,
         "address": recipient.path.address,
         "outcome": str(outcome),
         "status": evidence.status,
         "reply": evidence.reply[:_REPLY_CHARACTERS_MAX],
+        **copy,
     }
 
 

@@ -47,6 +47,8 @@ class Recipient(msgspec.Struct, frozen=True):
 
     `reason` is why it is in its state, a clause; `next_attempt` and `expires` are times. They are
     None where there is none. An `expires` of captured mail is when it is removed.
+    `graph_id` is that of the copy that a mailbox of this relay got, by which it is read over the
+    Graph API.
     """
 
     address: str
@@ -60,6 +62,7 @@ class Recipient(msgspec.Struct, frozen=True):
     successors: tuple[str, ...] | UnsetType = UNSET
     attempts: tuple[Attempt, ...] = ()
     reported: SenderReport | None = None
+    graph_id: str | None = None
 
 
 class Journey(msgspec.Struct, frozen=True):

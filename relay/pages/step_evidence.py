@@ -195,7 +195,7 @@ def _delivery(detail: Mapping[str, Any]) -> StepEvidence:
         facts += _host(detail)
     people = detail["recipients"]
     facts += [
-        StepFact(one["address"], one["reply"] or one["outcome"], state=one["outcome"])
+        StepFact(one["address"], _outcome_text(one), state=one["outcome"])
         for one in people[:_RECIPIENTS_MAX]
     ]
     if len(people) > _RECIPIENTS_MAX:
@@ -204,6 +204,12 @@ def _delivery(detail: Mapping[str, Any]) -> StepEvidence:
         facts.append(StepFact("Held", held, state="held"))
     retry = detail.get("retry", "")
     return StepEvidence(text, tuple(facts), time=retry, time_text="next attempt" if retry else "")
+
+
+def _outcome_text(recipient: Mapping[str, Any]) -> str:
+    text = str(recipient["reply"] or recipient["outcome"])
+    copy = recipient.get("graph_id")
+    return f"{text}; its Graph id is {copy}" if copy else text
 
 
 def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:

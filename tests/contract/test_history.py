@@ -219,3 +219,25 @@ async def test_an_empty_spool_has_no_history(spool) -> None:
     found = await spool.events_after(0, 2**62, limit=5)
     assert (found.events, found.removed_to, found.is_complete) == ([], 0, True)
     assert (await spool.events_after(await spool.last_event(), 2**62, limit=5)).events == []
+
+
+async def test_a_message_is_found_by_the_graph_id_of_a_copy(spool, make) -> None:
+    message = make({"local": [BOB, "carol@example.test"]})
+    (claim,) = (await spool.accept(message)).claims
+    people = [{"number": 1, "address": BOB}, {"number": 2, "address": "carol@example.test"}]
+    said = {"outcome": "delivered", "status": "2.1.5", "reply": "250 2.1.5 delivered"}
+    copy = "lmbxq3tu5vw7yz2a"
+    detail = {"entry": "1", "recipients": [people[0] | said | {"graph_id": copy}, people[1] | said]}
+    await spool.settle(
+        Settlement(claim, 5, {1: OK, 2: OK}, events=(Event(Step.DELIVERY, 5, detail),))
+    )
+    journey = await spool.journey(message.facts.id)
+    assert [one.graph_id for one in journey.recipients] == [copy, None]
+    for key, account, found in [
+        (copy, None, [message.facts.id]),
+        (copy, message.facts.account, [message.facts.id]),
+        (copy, "nobody@example.test", []),
+        (copy[:-1], None, []),
+        ("l" * 16, None, []),
+    ]:
+        assert await spool.find_queue_ids(key, account=account, limit=10) == found, key

@@ -25,6 +25,14 @@ from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 _RECIPIENTS_MAX = 200_000  # rows that one search reads
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
+# The Graph id of a copy in a mailbox: no clock id begins with an "l". It is in the event of the
+# attempt; those of older messages may be missed.
+_COPY = re.compile(r"^l[a-z2-7]{15}$", re.ASCII)
+_LOOKUP_OF_COPY = (
+    "SELECT message.id, account FROM message JOIN event ON event.message_id = message.id"
+    " WHERE message.id IN (SELECT id FROM message ORDER BY id DESC LIMIT ?) AND step = ?"
+    " AND instr(detail, ?) LIMIT 1"
+)
 
 
 def journey(cursor: apsw.Cursor, queue_id: str, *, offset_us: int) -> Journey | None:
@@ -48,6 +56,7 @@ def journey(cursor: apsw.Cursor, queue_id: str, *, offset_us: int) -> Journey | 
     entries = {one[8] for one in recipients if not one[5]}
     steps: list[JourneyStep] = []
     attempts: dict[int, list[Attempt]] = {}
+    copies: dict[int, str] = {}  # Graph ids
     for step, at_us, text in fetch(
         cursor,
         "SELECT step, at_us, detail FROM event WHERE message_id = ? ORDER BY sequence",
@@ -56,6 +65,7 @@ def journey(cursor: apsw.Cursor, queue_id: str, *, offset_us: int) -> Journey | 
         detail = msgspec.json.decode(text)
         if step == Step.DELIVERY:
             _collect_attempts(detail, at_us, attempts=attempts)
+            _collect_copies(detail, copies)
             if not is_shown(detail, hidden=hidden, entries=entries):
                 continue
         steps.append(Event(Step(step), at_us, detail).as_step())
@@ -74,7 +84,7 @@ def journey(cursor: apsw.Cursor, queue_id: str, *, offset_us: int) -> Journey | 
         recipients=tuple(
             _recipient(
                 one, attempts.get(one[0], ()), reason=reasons.get((one[2], one[8])),
-                expires_us=facts.expires_us, offset_us=offset_us,
+                graph_id=copies.get(one[0]), expires_us=facts.expires_us, offset_us=offset_us,
             )
             for one in shown
         ),
@@ -86,6 +96,7 @@ def _recipient(
     attempts: Sequence[Attempt],
     *,
     reason: str | None,
+    graph_id: str | None,
     expires_us: int,
     offset_us: int,
 ) -> Recipient:
@@ -102,6 +113,7 @@ def _recipient(
         reply=reply,
         successors=tuple(successors.split("\n")) if successors else UNSET,
         attempts=tuple(attempts),
+        graph_id=graph_id,
     )
 
 
@@ -134,6 +146,13 @@ def _collect_attempts(
         attempts.setdefault(one["number"], []).append(tried)
 
 
+def _collect_copies(detail: dict[str, Any], copies: dict[int, str]) -> None:
+    """Collect the Graph ids of copies that an attempt has put into mailboxes."""
+    for one in detail.get("recipients", ()):
+        if "graph_id" in one:
+            copies[one["number"]] = one["graph_id"]
+
+
 def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Container[int]) -> bool:
     """Remove from an event of step 6 what concerns recipients that policy added; return whether
     anything is left. `hidden` are the numbers of these recipients, `entries` those of the others.
@@ -152,6 +171,8 @@ def find_queue_ids(cursor: apsw.Cursor, key: str, *, account: str | None, limit:
     """Return ids, newest first, for any name in docs/names.md or an entry's ID-NUMBER."""
     key = _ENTRY.sub(r"\1", key)
     rows = fetch(cursor, _lookup(key), _lookup_values(key)) if key != "last" else []
+    if not rows and _COPY.match(key):
+        rows = fetch(cursor, _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'"graph_id":"{key}"'))
     found = [row[0] for row in rows if account in (None, row[1])]
     if found or (key != "last" and "@" not in key):
         return sorted(found, reverse=True)[:limit]

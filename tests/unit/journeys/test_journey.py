@@ -258,11 +258,12 @@ def test_the_json_has_the_documented_fields_in_their_order() -> None:
         "address": "b@y", "state": "failed", "reason": "mx.y replied 550 no", "next_attempt": None,
         "expires": None, "next_hop": "mx:y", "status": "5.1.1",
         "reply": "550 no", "attempts": [attempt], "reported": report,
+        "graph_id": None,
     }  # fmt: skip
     redirected = {
         "address": "c@y", "state": "redirected", "reason": None, "next_attempt": None,
         "expires": None, "next_hop": None, "status": "", "reply": "",
-        "successors": ["d@y"], "attempts": [], "reported": None,
+        "successors": ["d@y"], "attempts": [], "reported": None, "graph_id": "l1",
     }  # fmt: skip
     document = {
         "id": "q1", "graph_id": None, "submission_id": None, "message_id": "<m@x>", "sender": "a@x",
