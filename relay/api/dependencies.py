@@ -49,6 +49,10 @@ class DevelopmentControls(Protocol):
         """Where a release sends captured mail; None if nothing leaves this machine."""
         ...
 
+    def may_release(self, address: str) -> bool:
+        """Return whether a release sends captured mail to this one of its own recipients."""
+        ...
+
     @property
     def clock(self) -> AdvanceableClock:
         """The clock of the relay."""

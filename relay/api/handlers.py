@@ -20,6 +20,12 @@ from relay.accounts.account import Role, UnknownUserError
 from relay.api import restored
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
+from relay.api.release import (
+    addresses_of_body,
+    check_own_recipients,
+    release_host,
+    release_route,
+)
 from relay.api.request_parameters import (
     MESSAGE_STATES,
     CommandIssuer,
@@ -52,7 +58,6 @@ from relay.spool.queue_commands import (
     EntryList,
     Operation,
     QueueCommand,
-    RouteLookup,
 )
 from relay.spool.types import FIRST_KEY, Key, Selector
 
@@ -68,10 +73,7 @@ _POLL_S = 1.0
 _PAUSE_S_MIN = 0.02
 _COST_FACTOR = 10
 _AGE_S_MAX = 1e9
-_NOTHING_LEAVES = (
-    "No mail leaves this machine. To let captured mail leave by a release, start the relay with: "
-    "relay dev --release-to smtp://HOST:PORT"
-)
+_ENTRIES_OF_MESSAGE_MAX = 100
 _GONE = (
     "The content is gone: the queue keeps it until all recipients are final, and neither a local "
     "recipient nor the sender has a copy in a mailbox (any more):"
@@ -340,7 +342,7 @@ class Handlers:
             may_name_other=principal is OPERATOR,
             way_to=self._dependencies.way_to,
             clock=self._dependencies.clock,
-            release_to=self._release_to(),
+            release_to=release_route(self._dependencies.development),
         )
         command = read_queue_command(operation, body, issuer)
         return await self._execute(command, request)
@@ -353,19 +355,65 @@ class Handlers:
     async def release_message(
         self, key: str, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
-        """POST /messages/{id}/release in a development relay: send what is captured of it."""
+        """POST /messages/{id}/release in a development relay: send what is captured of it, to its
+        own recipients, or as a copy to the addresses `to`.
+        """
         principal.check_may_operate()
         found = await self._find(key, principal)
         if found is None:
             raise _unknown(key)
-        release_to = self._release_to()
-        if release_to is None:
-            raise ApiError(403, "ErrorAccessDenied", _NOTHING_LEAVES)
-        if found.id is None:
+        release_host(self._dependencies.development)
+        if copy_to := addresses_of_body(await request.body()):
+            return await self.release_copy(found, copy_to, principal, request=request)
+        entries = await self._captured_entries(found)
+        if found.id is None or not entries:
             return CommandReport().as_json()
+        if (development := self._dependencies.development) is not None:
+            check_own_recipients(entries, development)
         selector = Selector(ids=(found.id,), state=RecipientState.CAPTURED)
-        command = QueueCommand(Operation.RELEASE, selector, principal.name, to=release_to)
+        route = release_route(development)
+        command = QueueCommand(Operation.RELEASE, selector, principal.name, to=route)
         return await self._execute(command, request)
+
+    async def release_copy(
+        self,
+        journey: Journey,
+        copy_to: Sequence[str],
+        principal: Principal,
+        *,
+        request: HttpRequest,
+        why: str = "",
+    ) -> dict[str, Any]:
+        """Send a copy of a captured message to these addresses; its recipients stay captured.
+
+        Raises ApiError 403 if nothing leaves this machine, 409 if nothing is captured, and 400.
+        """
+        principal.check_may_operate()
+        next_hop = release_host(self._dependencies.development)
+        entry = await self.captured_entry(journey)
+        selector = Selector(ids=(f"{entry['id']}-{entry['entry']}",))
+        try:
+            command = QueueCommand(
+                Operation.RELEASE, selector, principal.name, why=why.strip(),
+                to=lambda _address: next_hop, copy_to=tuple(copy_to),
+            )  # fmt: skip
+        except ValueError as error:
+            raise ApiError(400, "BadRequest", f"{error}.") from None
+        return await self._execute(command, request)
+
+    async def captured_entry(self, journey: Journey) -> Mapping[str, Any]:
+        """Return the first entry of a message that is captured. Raises ApiError 409."""
+        entries = await self._captured_entries(journey)
+        if not entries:
+            message = "Nothing of this message is captured (any more): only that is released."
+            raise ApiError(409, "ErrorIrresolvableConflict", message)
+        return entries[0]
+
+    async def _captured_entries(self, journey: Journey) -> Sequence[Mapping[str, Any]]:
+        if journey.id is None:
+            return ()
+        selector = Selector(ids=(journey.id,), state=RecipientState.CAPTURED)
+        return await self._dependencies.queue_admin.list(selector, limit=_ENTRIES_OF_MESSAGE_MAX)
 
     async def remove_message(self, key: str, principal: Principal) -> None:
         """DELETE /messages/{id} in a development relay. Raises ApiError 404, and 409 while it is
@@ -408,11 +456,6 @@ class Handlers:
             return await self._dependencies.sources.copies.unread(rows, mailbox=mailbox)
         except StoreError as error:
             raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
-
-    def _release_to(self) -> RouteLookup | None:
-        development = self._dependencies.development
-        next_hop = development.release_to if development is not None else None
-        return None if next_hop is None else lambda _address: next_hop
 
     async def _execute(self, command: QueueCommand, request: HttpRequest) -> dict[str, Any]:
         try:

@@ -12,6 +12,7 @@ from relay import api, graph, pages
 from relay.accounts.access_tokens import AccessTokens, token_key
 from relay.accounts.account import Role
 from relay.api.dependencies import Principal
+from relay.api.release import without_release_host
 from relay.app.configuration import parse_next_hop
 from relay.app.foundation import Foundation
 from relay.app.pressure_monitor import open_files_limit
@@ -88,7 +89,8 @@ def _means(
     def way_to(text: str) -> RouteLookup:
         """Return the function from address to next hop of a reroute. Raises ValueError."""
         check = resolver.check if isinstance(resolver, LoopbackResolver) else None
-        return parse_next_hop(text, lambda: base.table, check=check)
+        route = parse_next_hop(text, lambda: base.table, check=check)
+        return route if development is None else without_release_host(route, development)
 
     async def prune(older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
         age_s = base.settings.spool.keep if older_than_s is None else older_than_s

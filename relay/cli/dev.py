@@ -211,7 +211,12 @@ class _TextView(DevelopmentView):
         target = self._plan.release_to
         if target is None:
             return "no mail leaves this machine (no connection out)"
-        return f"mail leaves this machine only when you release it, to {target.next_hop}"
+        allowed = printable(", ".join(self._plan.release_allow))
+        own = f" and to recipients like {allowed}" if allowed else ""
+        return (
+            f"mail leaves this machine only when you release it, to {target.next_hop}, for "
+            f"addresses that you type{own}"
+        )
 
     def _who_reaches(self, addresses: DevelopmentAddresses) -> Sequence[str]:
         """Return the lines about other machines."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from relay.development.release_target import ReleaseTarget
+from relay.policy.conditions import Globs
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
 from relay.settings.values import is_ip, parse_address, parse_domain, parse_duration, parse_size
@@ -105,6 +106,13 @@ def _scenarios(
     return tuple(one for text in given for one in _SEPARATOR.split(text) if one)
 
 
+def _address_glob(text: str) -> str:
+    if "@" not in text.strip("@") and text != "*":
+        raise ValueError
+    Globs.of([text])
+    return text
+
+
 def _host_name(text: str) -> str:
     if not _HOST_NAME(text):
         raise ValueError
@@ -135,6 +143,8 @@ def check_together(options: Mapping[str, Any]) -> None:
         if options[one] and options[other]:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in (one, other))
             raise click.UsageError(f"{names} exclude each other")
+    if options["release_allow"] and not options["release_to"]:
+        raise click.UsageError("--release-allow needs --release-to: without it nothing is released")
     if options["token"]:
         return
     if options["listen_all"]:
@@ -249,6 +259,14 @@ _OPTIONS = (
         type=_ReleaseType(),
         help="The one host beyond loopback: captured mail goes to smtp://HOST:PORT or "
         "smtps://HOST:PORT when you release it.",
+    ),
+    _option(
+        "--release-allow",
+        multiple=True,
+        metavar="GLOB",
+        callback=_several(_address_glob, "a pattern of addresses such as *@example.org"),
+        help="A release sends captured mail to its own recipients only if they match, such as "
+        "*@example.org; repeatable. [default: only a copy to addresses that you type]",
     ),
     _option(
         "--keep-messages",

@@ -101,6 +101,8 @@ class DevelopmentOptions:
     token: str = ""
     listen_all: bool = False  # on all addresses: only the ports count
     release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
+    # globs of the recipients to whom their own mail may be released; others get copies only
+    release_allow: tuple[str, ...] = ()
     # keys of relay.toml with other values
     overrides: Mapping[str, Any] = field(default_factory=dict)
     converts_in_threads: bool = False  # see RelayDependencies

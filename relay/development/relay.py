@@ -56,6 +56,7 @@ from relay.journeys.document import Journey
 from relay.mailbox.mailbox_names import MailboxNames
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
+from relay.policy.conditions import Globs
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
 from relay.settings.reader import load
@@ -81,6 +82,7 @@ class DevelopmentRelay:
         """
         self.folder = folder
         self._options = options = options.with_ports()
+        self._may_release = Globs.of(options.release_allow)
         self.left_out: dict[str, Address] = {}  # listeners whose port is in use, by option
         self.clock = AdvanceableClock(advanced_s=folder.advanced_s())
         self.token = options.token or secrets.token_urlsafe(32)
@@ -298,6 +300,10 @@ class DevelopmentRelay:
         """See DevelopmentControls."""
         target = self._options.release_to
         return None if target is None else target.next_hop
+
+    def may_release(self, address: str) -> bool:
+        """See DevelopmentControls."""
+        return self.release_to is not None and self._may_release.match(address)
 
     @property
     def scenario_toml(self) -> str:

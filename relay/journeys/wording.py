@@ -82,6 +82,8 @@ def _operation(detail: Mapping[str, Any]) -> str:
     """Return an operator's command, and the reason given."""
     numbers = [str(number) for number in detail.get("entries", ())]
     result = [f"{detail['operation']} by {detail.get('who', '?')}"]
+    if copies := detail.get("copies"):
+        result.append(f"a copy for {', '.join(copies)}")
     if "until" in detail:
         result.append(f"until {moment(str(detail['until']), '')}")
     if "to" in detail:

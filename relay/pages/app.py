@@ -30,6 +30,7 @@ from relay.pages.message_list import message_list
 from relay.pages.queue_change import queue_change
 from relay.pages.queue_page import queue_page
 from relay.pages.refused import refused_page
+from relay.pages.release import release
 from relay.pages.site import PageSite
 from relay.pages.snippets import snippets_page
 from relay.pressure import ConcurrencyCounter
@@ -123,6 +124,8 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
             return await marked_messages(request, visitor, site)
         case ("messages", key):
             return await message_page(key, request, visitor, site=site)
+        case ("messages", key, "release") if site.handlers.is_development:
+            return await release(key, request, visitor, site=site)
         case ("messages", key, "advance"):
             return await advance_to_next(key, request, visitor, site=site)
         case (

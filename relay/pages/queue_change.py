@@ -20,7 +20,9 @@ from relay.message.nexthop import NextHop
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
 from relay.pages.queue_selection import selection_of
+from relay.pages.release import released_by_command
 from relay.pages.site import PageSite
+from relay.phrases import counted
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 
@@ -43,7 +45,7 @@ LABELS = {
 EFFECTS = {
     Operation.RETRY: "The next attempt is made now.",
     Operation.HOLD: "Nothing is attempted until the mail is released.",
-    Operation.RELEASE: "Held mail is attempted again; captured mail leaves this machine.",
+    Operation.RELEASE: "Held mail is attempted again.",
     Operation.CANCEL: "The recipients are not attempted any more. This cannot be undone, and the "
     "sender gets no report.",
     Operation.REROUTE: "The mail goes to another next hop.",
@@ -102,6 +104,7 @@ async def _confirmation(
         "selection": selection,
         "given": given,
         "back": _text(request.query, "message"),
+        "typed": "",
     }
     if not (selection.ids or selection.conditions or selection.all):
         message = "Nothing is selected: mark entries, or choose all that match."
@@ -119,6 +122,8 @@ async def _confirmation(
                 raise
             fault = error.message
     listed: Sequence[Any] = answer["entries"][:_LISTED_MAX] if answer else ()
+    is_release = operation is Operation.RELEASE and answer is not None
+    values |= released_by_command(answer if is_release else None, site.dependencies.development)
     return site.page(
         request, visitor, "queue_change.html",
         status=400 if fault else 200, **values,
@@ -152,6 +157,9 @@ def result_sentence(query: Collection[tuple[str, str]]) -> str:
     values = dict(query)
     if values.get("did") not in tuple(Operation):
         return ""
+    copies = values.get("copies", "")
+    if copies.isascii() and copies.isdecimal() and len(copies) < 4:
+        return f"Released: a copy goes to {counted(int(copies), 'address')}."
     try:
         counts = {name: int(values.get(name, "0")) for name in _COUNTS}
     except ValueError:

@@ -21,6 +21,7 @@ RouteLookup = Callable[[str], NextHop | None]
 WHY_CHARACTERS_MAX = 500
 LISTED_MAX = 10_000  # entries of one answer
 RECIPIENTS_MAX = 100_000  # recipients of these entries
+COPIES_MAX = 100  # addresses to which one release sends a copy
 UNKNOWN_HEADER = "x-relay-unknown"  # of a list over HTTP: percent-encoded, separated by commas
 BEFORE_QUEUE_HEADER = "x-relay-before-queue"  # of a list over HTTP: scheduled=1, converting=0
 LIVE = tuple(state for state in RecipientState if TRANSITIONS[state])
@@ -59,6 +60,8 @@ class QueueCommand:
     as_before: bool = False  # a release restores the state and the next retry time
     # the next hop of an address, None where it has none; a release sends captured mail there
     to: RouteLookup | None = None
+    # a release of captured mail sends a copy to these addresses, and leaves its recipients captured
+    copy_to: tuple[str, ...] = ()
     to_text: str = ""  # the operator's text for `to`
 
     def __post_init__(self) -> None:
@@ -72,6 +75,12 @@ class QueueCommand:
         is_reroute = self.operation is Operation.REROUTE
         if is_reroute != (self.to is not None) and self.operation is not Operation.RELEASE:
             raise ValueError("only a reroute takes a next hop, and it needs one")
+        if len(self.copy_to) > COPIES_MAX:
+            raise ValueError(
+                f"to: found {len(self.copy_to):,} addresses, expected at most {COPIES_MAX}"
+            )
+        if self.copy_to and (self.to is None or self.operation is not Operation.RELEASE):
+            raise ValueError("only a release sends copies, and it needs a next hop")
 
     def is_rerouting(self, state: RecipientState) -> bool:
         """Whether the command gives an entry in `state` another next hop."""
@@ -81,6 +90,8 @@ class QueueCommand:
 
     def inapplicable_reason(self, state: RecipientState) -> str:
         """Return why the command does not apply to an entry in `state`, "" if it does."""
+        if self.copy_to and state is not RecipientState.CAPTURED:
+            return "only captured mail is released as a copy"
         if self.operation is Operation.RELEASE and self.is_rerouting(state):
             return ""
         return _INAPPLICABLE[self.operation].get(state, "")

@@ -1,13 +1,17 @@
 """Captured mail that delivery puts into mailboxes, as in a development relay."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from relay.message.envelope import Notify
+from relay.message.nexthop import NextHop
 from relay.message.outcome import Captured, DeferralClass, Deferred, Evidence, Failed
 from relay.spool.engine import SpoolEngine
-from relay.spool.types import DueQuery, EntrySchedule, Settlement
-from tests.support.operator import HOUR_US, command, reroute
+from relay.spool.queue_commands import QueueCommand
+from relay.spool.types import DueQuery, EntrySchedule, Selector, Settlement, SpoolError
+from tests.support.operator import HOUR_US, OK, command, operations, reroute
 
 COPIED = Captured(Evidence("2.1.5", "250 2.1.5 captured"))
 LATER = Deferred(Evidence("4.3.0", "451 4.3.0 no disk"), DeferralClass.MAILBOX)
@@ -115,3 +119,111 @@ async def test_a_copy_whose_settlement_a_crash_lost_is_attempted_again(
     await alive.settle(Settlement(again, 6, {1: COPIED}))
     assert await states(alive, claim.message.id) == ["captured"]
     await alive.stop()
+
+
+OUT = NextHop.parse("smtp://mail.test:25")
+
+
+def copy_to(*addresses: str, **more: Any) -> QueueCommand:
+    return command("release", to=lambda _: OUT, copy_to=addresses, **more)
+
+
+async def test_a_copy_is_released_and_its_recipients_stay_captured(spool, captured, clock) -> None:
+    claim = await captured("x@a.test", "y@b.test")
+    queue_id = claim.message.id
+    report = await spool.queue_admin.execute(copy_to("me@c.test", "you@d.test", why="look"))
+    assert report.counts["done"] == 1
+    assert [(one["entry"], one["state"]) for one in report.entries] == [
+        (1, "captured"), (2, "queued"),
+    ]  # fmt: skip
+    assert await states(spool, queue_id) == ["captured", "captured", "queued", "queued"]
+    (copy,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
+    assert (copy.next_hop, copy.attempts, copy.message) == (OUT, 0, claim.message)
+    assert [(one.id, one.path.address) for one in copy.recipients] == [
+        (3, "me@c.test"), (4, "you@d.test"),
+    ]  # fmt: skip
+    assert {one.path.notify for one in copy.recipients} == {frozenset({Notify.NEVER})}
+    assert await spool.read_content(copy.content_id) == b"Subject: s\r\n\r\nbody\r\n"
+    (event,) = await operations(spool, queue_id)
+    assert event == {
+        "operation": "release", "entries": [2], "who": "olga", "why": "look",
+        "from": {"2": "capture"}, "to": [str(OUT)], "copies": ["me@c.test", "you@d.test"],
+    }  # fmt: skip
+    await spool.settle(Settlement(copy, 6, {3: OK, 4: OK}))
+    assert await states(spool, queue_id) == ["captured", "captured", "relayed", "relayed"]
+    assert await spool.read_content(claim.content_id) == b"Subject: s\r\n\r\nbody\r\n"
+    assert (await spool.counts()).unaccounted == 0
+    await spool.queue_admin.execute(command("cancel"))
+    with pytest.raises(SpoolError):
+        await spool.read_content(claim.content_id)
+    assert (await spool.counts()).unaccounted == 0
+
+
+async def test_each_release_sends_another_copy(spool, captured, clock) -> None:
+    claim = await captured()
+    for _ in range(2):
+        await spool.queue_admin.execute(copy_to("me@c.test"))
+    claims = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
+    assert [(one.entry_id, one.recipients[0].id) for one in claims] == [(2, 2), (3, 3)]
+    assert await states(spool, claim.message.id) == ["captured", "queued", "queued"]
+
+
+async def test_a_dry_run_releases_no_copy(spool, captured, clock) -> None:
+    claim = await captured()
+    report = await spool.queue_admin.execute(copy_to("me@c.test", dry_run=True))
+    assert report.counts["done"] == 1
+    assert await states(spool, claim.message.id) == ["captured"]
+    assert (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims == ()
+
+
+async def test_only_captured_mail_is_released_as_a_copy(spool, make) -> None:
+    accepted = await spool.accept(make({"local": ["b@c.test"]}))
+    await spool.release(accepted.claims)
+    for order in (copy_to("me@c.test"), copy_to("me@c.test", dry_run=True)):
+        (one,) = (await spool.queue_admin.execute(order)).entries
+        assert (one["result"], one["note"]) == (
+            "unchanged", "only captured mail is released as a copy",
+        )  # fmt: skip
+    assert await states(spool, accepted.queue_id) == ["queued"]
+
+
+async def test_a_released_copy_outlives_a_restart(make, clock, open_spool) -> None:
+    first = open_spool(delivers_captured=True)
+    await first.start()
+    (claim,) = (await first.accept(make({"capture": ["x@a.test"]}))).claims
+    await first.settle(Settlement(claim, 5, {1: COPIED}))
+    await first.queue_admin.execute(copy_to("me@c.test"))
+    await first.stop()
+    second = open_spool(delivers_captured=True)
+    await second.start()
+    (copy,) = (await second.claim_due(clock.queue_us(), 10, DueQuery())).claims
+    assert [one.path.address for one in copy.recipients] == ["me@c.test"]
+    assert await states(second, claim.message.id) == ["captured", "queued"]
+    await second.stop()
+
+
+async def test_a_release_takes_only_recipients_with_a_next_hop(spool, captured, clock) -> None:
+    claim = await captured("x@a.test", "y@b.test")
+
+    def to(address: str) -> NextHop | None:
+        return OUT if address.endswith("@a.test") else None
+
+    await spool.queue_admin.execute(command("release", to=to))
+    assert await states(spool, claim.message.id) == ["queued", "captured"]
+    (onward,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
+    assert [one.path.address for one in onward.recipients] == ["x@a.test"]
+    await spool.release([onward])
+    for dry_run in (True, False):
+        order = command("release", Selector(state="captured"), to=to, dry_run=dry_run)
+        (one,) = (await spool.queue_admin.execute(order)).entries
+        assert one["result"] == "unchanged"
+        assert "no --release-allow matches its recipients" in one["note"]
+    assert await states(spool, claim.message.id) == ["queued", "captured"]
+
+
+def test_a_release_has_at_most_100_addresses() -> None:
+    assert len(copy_to(*(f"u{number}@a.test" for number in range(100))).copy_to) == 100
+    with pytest.raises(ValueError, match="to: found 1,000 addresses, expected at most 100"):
+        copy_to(*(f"u{number}@a.test" for number in range(1000)))
+    with pytest.raises(ValueError, match="only a release sends copies"):
+        command("hold", copy_to=("a@a.test",))

@@ -1,5 +1,8 @@
-"""Captured mail of `relay dev` leaves it only to the host of --release-to, and only by a release."""
+"""Captured mail of `relay dev` leaves it only to the host of --release-to, and only by a release: to
+addresses that a person names, and to its own recipients where --release-allow matches them.
+"""
 
+import smtplib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +41,8 @@ def other() -> Iterator[OtherServer]:
 
 @pytest.fixture(scope="module")
 def dev(other: OtherServer) -> Iterator[RunningDev]:
-    with relay_dev("--no-demo", "--release-to", f"smtp://{other.address}") as running:
+    options = ("--release-to", f"smtp://{other.address}", "--release-allow", "*@elsewhere.test")
+    with relay_dev("--no-demo", *options) as running:
         yield running
 
 
@@ -54,9 +58,9 @@ def post(running: RunningDev, path: str, token: str = "", **more: Any) -> httpx.
     return httpx.post(running.http + path, headers=headers, trust_env=False, **more)
 
 
-def captured(running: RunningDev, subject: str) -> str:
+def captured(running: RunningDev, subject: str, *, domain: str = "elsewhere.test") -> str:
     """Send a message that is captured; return its id."""
-    running.send("app@example.test", f"{subject}@elsewhere.test", subject)
+    running.send("app@example.test", f"{subject}@{domain}", subject)
 
     def found() -> str:
         path = f"/relay/v1/messages?subject={subject}&state=captured"
@@ -129,3 +133,117 @@ def test_a_password_for_the_host_is_not_shown() -> None:
     with relay_dev("--no-demo", RELAY_DEV_RELEASE_TO="smtps://me:secret@192.0.2.1") as running:
         assert "to smtps://192.0.2.1:465" in running.output
         assert "secret" not in running.output
+
+
+def test_a_copy_goes_to_the_addresses_that_were_named(dev: RunningDev, other: OtherServer) -> None:
+    key = captured(dev, "copy", domain="closed.test")
+    to = ["Me@Office.Test", "you@office.test", "you@office.test"]
+    answer = post(dev, f"/relay/v1/messages/{key}/release", json={"to": to})
+    assert (answer.status_code, answer.json()["done"]) == (200, 1)
+    until("it is relayed", lambda: states(dev, key) == ["captured", "relayed", "relayed"])
+    sender, recipients, content = other.received[-1]
+    assert (sender, recipients) == ("app@example.test", ["Me@office.test", "you@office.test"])
+    assert b"\r\nSubject: copy\r\n" in content
+    assert b"office.test" not in content
+    journey = dev.get(f"/relay/v1/messages/{key}", dev.ready["token"]).json()
+    (event,) = [one["detail"] for one in journey["steps"] if "operation" in one["detail"]]
+    assert event["copies"] == ["Me@office.test", "you@office.test"]
+    assert event["to"] == [f"smtp://{other.address}"]
+    shown = relay_command(dev, "trace", key).stdout
+    assert "a copy for Me@office.test, you@office.test" in shown
+    # another copy, of a message that was released before
+    again = post(dev, f"/relay/v1/messages/{key}/release", json={"to": ["third@office.test"]})
+    assert again.json()["done"] == 1
+    until("it is relayed", lambda: states(dev, key) == ["captured", *["relayed"] * 3])
+
+
+def test_own_recipients_need_a_release_allow(dev: RunningDev, other: OtherServer) -> None:
+    before = len(other.received)
+    key = captured(dev, "own", domain="closed.test")
+    answer = post(dev, f"/relay/v1/messages/{key}/release")
+    assert answer.status_code == 403
+    text = answer.json()["error"]["message"]
+    assert "No --release-allow matches own@closed.test" in text
+    assert f"--release-to smtp://{other.address} --release-allow GLOB" in text
+    done = relay_command(dev, "queue", "release", key)
+    assert "no --release-allow matches its recipients" in done.stdout
+    done = relay_command(dev, "queue", "reroute", key, "--to", f"smtp://{other.address}")
+    assert "none of its recipients" in done.stdout
+    assert states(dev, key) == ["captured"]
+    assert len(other.received) == before
+
+
+def test_a_message_is_released_to_all_of_its_recipients_or_to_none(
+    dev: RunningDev, other: OtherServer
+) -> None:
+    content = b"Subject: both\r\n\r\n.\r\n"
+    recipients = ["a@elsewhere.test", "b@closed.test"]
+    with smtplib.SMTP(*dev.smtp) as client:
+        client.sendmail("app@example.test", recipients, content)
+
+    def key() -> str:
+        path = "/relay/v1/messages?subject=both&state=captured"
+        found = dev.get(path, dev.ready["token"]).json()["messages"]
+        return found[0]["id"] if found else ""
+
+    found = until("it is captured", key)
+    assert post(dev, f"/relay/v1/messages/{found}/release").status_code == 403
+    assert states(dev, found) == ["captured", "captured"]
+    # the command takes recipients one by one
+    done = relay_command(dev, "queue", "release", found)
+    assert done.returncode == 0, done.stderr
+    until("one is relayed", lambda: sorted(states(dev, found)) == ["captured", "relayed"])
+    assert other.received[-1][1] == ["a@elsewhere.test"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        ({"to": []}, 400, "to: found 0 addresses, expected 1 to 100."),
+        ({"to": [f"u{number}@office.test" for number in range(1000)]}, 400, "to: found 1,000 addresses, expected 1 to 100."),
+        ({"to": ["me@office.test", "Ann Smith"]}, 400, "to: found 'Ann Smith': expected local-part@domain"),
+        ({"to": ["me@office.test\r\nRCPT TO:<x@y.test>"]}, 400, "to: found 'me@office.test\\r\\n"),
+        ({"to": ["me@"]}, 400, "to: found 'me@': the domain after the @ is missing."),
+        ({"to": ["ü@office.test"]}, 400, "is not ASCII and needs SMTPUTF8"),
+        ({"to": "me@office.test"}, 400, "The body: Expected `array | null`"),
+        ({"To": ["me@office.test"]}, 400, "The body: Object contains unknown field `To`"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_addresses_is_refused(
+    dev: RunningDev, other: OtherServer, body: Any, status: int, text: str
+) -> None:
+    key, before = captured(dev, "bad", domain="closed.test"), len(other.received)
+    answer = post(dev, f"/relay/v1/messages/{key}/release", json=body)
+    assert answer.status_code == status
+    assert text in answer.json()["error"]["message"]
+    assert states(dev, key) == ["captured"]
+    assert len(other.received) == before
+
+
+def test_only_captured_mail_is_released_as_a_copy(dev: RunningDev, closed: RunningDev) -> None:
+    dev.send("app@example.test", "bob@example.test", "local")
+
+    def key() -> str:
+        path = "/relay/v1/messages?subject=local&state=delivered"
+        found = dev.get(path, dev.ready["token"]).json()["messages"]
+        return found[0]["id"] if found else ""
+
+    to = {"to": ["me@office.test"]}
+    answer = post(dev, f"/relay/v1/messages/{until('it is delivered', key)}/release", json=to)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (
+        409, "ErrorIrresolvableConflict",
+    )  # fmt: skip
+    assert "Nothing of this message is captured" in answer.json()["error"]["message"]
+    key_of_closed = captured(closed, "copy")
+    answer = post(closed, f"/relay/v1/messages/{key_of_closed}/release", json=to)
+    assert answer.status_code == 403
+    assert "relay dev --release-to smtp://HOST:PORT" in answer.json()["error"]["message"]
+    path = f"/relay/v1/messages/{key_of_closed}/release"
+    assert post(closed, path, "alice", json=to).status_code == 403
+
+
+def test_the_terminal_says_what_may_leave(dev: RunningDev, other: OtherServer) -> None:
+    assert (
+        f"mail leaves this machine only when you release it, to smtp://{other.address}, for "
+        "addresses that you type and to recipients like *@elsewhere.test" in dev.output
+    )

@@ -18,6 +18,7 @@ import apsw
 
 from relay.clock import offset_us, rfc3339
 from relay.journeys.events import Event, Step
+from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import HopKind, NextHop
 from relay.spool.queue_commands import (
@@ -32,9 +33,9 @@ from relay.spool.queue_commands import (
 )
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
 from relay.spool.sqlite.queue_list import operations
-from relay.spool.sqlite.transactions import append_events, drop_content
+from relay.spool.sqlite.transactions import add_recipients, append_events, drop_content
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import RESTORED_US, Key
+from relay.spool.types import RESTORED_US, Key, NewRecipient
 
 IN_FLIGHT = "it is being delivered"
 _FACTS = (
@@ -63,9 +64,10 @@ _SET_NEXT_HOP = (
 _COPY = (
     "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
     " epoch, retry_us, lane, sender, warn_us, priority)"
-    " SELECT message_id, ?, ?, content_id, state, 0, due_us, attempts, 1, retry_us, priority,"
+    " SELECT message_id, ?, ?, content_id, state, 0, due_us, ?, 1, retry_us, priority,"
     " sender, warn_us, priority FROM entry WHERE message_id = ? AND number = ?"
 )
+_NEVER = frozenset((Notify.NEVER,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +99,18 @@ class RerouteTargets:
     already: list[int]  # these go there already
     rejected: list[int]  # these have no route
 
-    @property
-    def inapplicable_reason(self) -> str:
-        """Why nobody goes another way, "" where somebody does."""
+    def inapplicable_reason(self, operation: Operation) -> str:
+        """Return why nobody goes another way, "" where somebody does."""
         if self.onward:
             return ""
-        return (
-            "none of its recipients has a mailbox or a next hop there"
-            if self.rejected
-            else "it goes there already"
-        )
+        if not self.rejected:
+            return "it goes there already"
+        if operation is Operation.RELEASE:
+            return (
+                "it is captured, and no --release-allow matches its recipients: release a copy to "
+                "addresses that you name"
+            )
+        return "none of its recipients has a mailbox or a next hop there"
 
 
 def reroute_targets(cursor: apsw.Cursor, key: Key, to: RouteLookup, *, now: str) -> RerouteTargets:
@@ -165,8 +169,10 @@ def dry_run_entry(
         or unchanged_reason(command, facts, now_us=now_us)
         or _held_before(cursor, command, key)
     )
-    if command.to is not None and command.is_rerouting(facts.state) and not note:
-        note = reroute_targets(cursor, key, command.to, now=facts.next_hop).inapplicable_reason
+    is_rerouting = command.is_rerouting(facts.state) and not command.copy_to
+    if command.to is not None and is_rerouting and not note:
+        targets = reroute_targets(cursor, key, command.to, now=facts.next_hop)
+        note = targets.inapplicable_reason(command.operation)
     return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
 
 
@@ -257,6 +263,8 @@ class _EntryChanger:
                 return self._retry(key, facts)
             case Operation.HOLD:
                 return self._hold(key, facts)
+            case Operation.RELEASE if self._order.copy_to:
+                return self._release_copy(key, facts)
             case Operation.RELEASE if not self._order.is_rerouting(facts.state):
                 return self._release(key, facts)
             case Operation.CANCEL:
@@ -323,6 +331,31 @@ class _EntryChanger:
             detail.setdefault("deferred", []).append(key[1])
         return ""
 
+    def _release_copy(self, key: Key, facts: EntryFacts) -> str:
+        """Add an entry with the same content for each next hop of the addresses that were given.
+
+        The message has further recipients then. Its sender does not know them and gets no reports.
+        """
+        assert self._order.to is not None
+        onward: dict[str, list[str]] = {}
+        for address in self._order.copy_to:
+            onward.setdefault(str(self._order.to(address)), []).append(address)
+        made = []
+        for hop, addresses in onward.items():
+            made.append(copy := self._copied_entry(key, hop, attempts=0))
+            paths = (ForwardPath(address, _NEVER) for address in addresses)
+            add_recipients(self._batch, copy, [NewRecipient(path) for path in paths])
+            self._wait(copy, facts, retry_us=self._times.queue_us)
+            self._due_now(hop)
+        self._work.made[key] = made
+        detail = self._record(*made)
+        self._record_next_hops(detail, made[0], before=facts.next_hop, hops=list(onward))
+        detail.setdefault("copies", []).extend(self._order.copy_to)
+        if facts.is_claimed:
+            put_back(self._batch, [key])
+            self._due_now(facts.next_hop)
+        return ""
+
     def _cancel(self, key: Key, facts: EntryFacts) -> str:
         check_transition(facts.state, RecipientState.CANCELLED)
         self._cursor.execute(_END, key)
@@ -337,8 +370,8 @@ class _EntryChanger:
     def _reroute(self, key: Key, facts: EntryFacts) -> str:
         assert self._order.to is not None
         targets = reroute_targets(self._cursor, key, self._order.to, now=facts.next_hop)
-        if targets.inapplicable_reason:
-            return targets.inapplicable_reason
+        if reason := targets.inapplicable_reason(self._order.operation):
+            return reason
         retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._times.queue_us
         hops = list(targets.onward)
         apart = hops
@@ -351,7 +384,9 @@ class _EntryChanger:
         elif facts.is_claimed:
             put_back(self._batch, [key])
             self._due_now(facts.next_hop)
-        made = [self._split(key, hop, targets.onward[hop]) for hop in apart]
+        made = [
+            self._split(key, hop, targets.onward[hop], attempts=facts.attempts) for hop in apart
+        ]
         for one in made:
             self._wait(one, facts, retry_us=retry_us)
         self._work.made[key] = made
@@ -360,18 +395,23 @@ class _EntryChanger:
             self._due_now(hop)
         return ""
 
-    def _split(self, key: Key, hop: str, numbers: Sequence[int]) -> Key:
+    def _split(self, key: Key, hop: str, numbers: Sequence[int], *, attempts: int) -> Key:
         """Move these recipients to a new entry."""
+        made = self._copied_entry(key, hop, attempts=attempts)
+        self._cursor.executemany(
+            "UPDATE recipient SET entry = ? WHERE message_id = ? AND entry = ? AND number = ?",
+            [(made[1], *key, number) for number in numbers],
+        )
+        return made
+
+    def _copied_entry(self, key: Key, hop: str, *, attempts: int) -> Key:
+        """Make an entry with the content of another one, and no recipients yet."""
         message_id = key[0]
         last = fetch_one(
             self._cursor, "SELECT max(number) FROM entry WHERE message_id = ?", (message_id,)
         )
         made = (message_id, int(last[0]) + 1)
-        self._cursor.execute(_COPY, (made[1], hop, *key))
-        self._cursor.executemany(
-            "UPDATE recipient SET entry = ? WHERE message_id = ? AND entry = ? AND number = ?",
-            [(made[1], *key, number) for number in numbers],
-        )
+        self._cursor.execute(_COPY, (made[1], hop, attempts, *key))
         return made
 
     def _wait(self, key: Key, facts: EntryFacts, *, retry_us: int | None) -> None:

@@ -38,6 +38,7 @@ from relay.spool.types import (
     Claim,
     ClaimedRecipient,
     EntrySchedule,
+    Key,
     NewEntry,
     NewMessage,
     NewRecipient,
@@ -270,6 +271,20 @@ def _insert_message(
     append_events(cursor, facts.id, message.events)
     batch.counts[ACCEPTED_COUNTER] += len(rows)
     return claims
+
+
+def add_recipients(batch: Batch, key: Key, recipients: Sequence[NewRecipient]) -> None:
+    """Add recipients to an entry that was made after the acceptance of its message."""
+    message_id, entry = key
+    last = fetch_one(
+        batch.cursor, "SELECT max(number) FROM recipient WHERE message_id = ?", (message_id,)
+    )
+    rows = [
+        _recipient_row(message_id, recipient, entry=entry, number=number)
+        for number, recipient in enumerate(recipients, int(last[0] or 0) + 1)
+    ]
+    batch.cursor.executemany(_RECIPIENT, rows)
+    batch.counts[ACCEPTED_COUNTER] += len(rows)
 
 
 def _numbers(message: NewMessage) -> Iterator[int]:

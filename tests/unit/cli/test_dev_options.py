@@ -58,6 +58,14 @@ def test_every_option_has_a_variable_of_its_name():
         ),
         (["--domain", "a.test,b.test"], "DOMAIN", "a.test b.test", "domains", ("a.test", "b.test")),
         (["--host", "mail."], "HOST", "Mail", "hosts", ("mail",)),
+        (
+            ["--release-allow", "*@a.test", "--release-allow", "b?@b.test"],
+            "RELEASE_ALLOW",
+            "*@a.test, b?@b.test",
+            "release_allow",
+            ("*@a.test", "b?@b.test"),
+        ),
+        (["--release-allow", "*"], "RELEASE_ALLOW", "*", "release_allow", ("*",)),
         (["--host", "[::2]"], "HOST", "[::2]", "hosts", ("[::2]",)),
     ],
     ids=str,
@@ -118,6 +126,8 @@ def test_the_command_line_counts_more():
         ("NO_RULES", "maybe", "not a valid boolean"),
         ("DOMAIN", "a.test, -", 'expected a domain such as example.org, found "-"'),
         ("HOST", "mail:80", 'expected a host name without a port, found "mail:80"'),
+        ("RELEASE_ALLOW", "a.test", "expected a pattern of addresses such as *@example.org"),
+        ("RELEASE_ALLOW", "*@a.test, @b.test", 'found "@b.test"'),
         ("RULES", "/nonexistent", "does not exist"),
         ("EXIT_AFTER", "0", "not in the range"),
     ],
@@ -154,6 +164,11 @@ def test_scenarios_are_separated_in_the_variable_alone():
 def test_with_a_token_every_address_is_allowed():
     check_together(read("--http", "0.0.0.0:1", "--smtp", "[::]:0", "--token", "T"))
     check_together(read("--listen-all", RELAY_DEV_TOKEN="T"))
+
+
+def test_who_may_get_released_mail_needs_a_host_that_sends_it():
+    assert "--release-allow needs --release-to" in refused("--release-allow", "*@a.test")
+    check_together(read("--release-to", "smtp://mail.test", "--release-allow", "*@a.test"))
 
 
 def test_a_wrong_host_to_release_to_does_not_show_its_password():

@@ -224,7 +224,8 @@ def test_captured_mail_cannot_leave_and_the_page_says_why(relay):
 
 
 def test_captured_mail_is_released_where_it_may_leave():
-    with relay_dev("--no-demo", "--release-to", "smtp://192.0.2.1:25") as dev:
+    options = ("--release-to", "smtp://192.0.2.1:25", "--release-allow", "*@elsewhere.example")
+    with relay_dev("--no-demo", *options) as dev:
         dev.send(ALICE, "joe@elsewhere.example", "Kept")
 
         def page() -> Page | None:
