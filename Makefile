@@ -39,7 +39,7 @@ SYSTEM_PACKAGES ?=
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run venv test check quick lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
+.PHONY: run venv test check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
 	bench-pages bench-queue bench-streams \
 	simulate clients screenshots crash requirements clean
 
@@ -81,7 +81,10 @@ QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogu
 	$(call of,testing,message waiting) \
 	tests/integration/test_seven_steps.py
 
-quick: check
+quick: .venv/development
+	@$(MAKE) -j 2 --output-sync=target check quick-tests
+
+quick-tests: .venv/development
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(QUICK)
 
 lint: .venv/development

@@ -53,8 +53,10 @@ def ask(relay: RelayProcess, urls: list[str]) -> list[dict[str, Any]]:
     return list(answer.json()["responses"])
 
 
-@pytest.mark.parametrize("message_bytes", [100_000, 9_000_000])
-@pytest.mark.parametrize("kind", ["lists", "messages", "expanded"])
+@pytest.mark.parametrize(
+    ("kind", "message_bytes"),
+    [("lists", 100_000), ("messages", 9_000_000), ("expanded", 9_000_000)],
+)
 def test_four_batches_over_a_large_mailbox(message_bytes: int, kind: str) -> None:
     with RelayProcess() as relay:
         assert relay.graph("GET", "/me/mailFolders/inbox").status == 200

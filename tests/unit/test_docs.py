@@ -28,11 +28,17 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 @cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of a module."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def definitions() -> tuple[frozenset[str], frozenset[str]]:
     """Names of all functions and classes, and of all methods as "Class.method"."""
     names, methods = set(), set()
     for path in (TOP / "relay").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 names.add(node.name)
             if isinstance(node, ast.ClassDef):
@@ -214,7 +220,7 @@ def prose_of_modules() -> list[tuple[str, str]]:
 def prose_of(path: Path) -> Iterator[str]:
     """The docstrings and comments of a module, each in one line."""
     text = path.read_text()
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(path):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield " ".join((ast.get_docstring(node) or "").split())
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -277,7 +283,7 @@ def known_names() -> tuple[frozenset[str], dict[str, frozenset[str]], dict[str, 
     for path in (TOP / "tests").rglob("*.py"):
         names.update(*defined.findall(path.read_text()))
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             names |= names_in(node)
             if isinstance(node, ast.ClassDef):
                 members[node.name] = frozenset().union(*map(names_in, ast.walk(node)))
