@@ -11,7 +11,7 @@
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
 #   make bench-pages         what a page of the message list costs with 10,000 messages
 #   make bench-streams       what 100 open event streams, and 100 open pages, cost the delivery of mail
-#   make bench-kit           how long a relay of the test kit takes to start
+#   make bench-kit           how long a relay of the test kit takes to start, and a first own mail
 #   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make clients              Graph's own client libraries, in Python and JavaScript, against a relay
 #   make screenshots         the pictures of pages in docs/images, taken with Chromium
@@ -127,7 +127,7 @@ bench-streams: .venv/development
 	$(BIN)/python tests/bench/streams.py --pages $(ARGS)
 
 bench-kit: .venv/development
-	$(BIN)/python tests/bench/kit.py $(ARGS)
+	$(BIN)/python -m tests.bench.kit $(ARGS)
 
 bench-mailbox: .venv/development
 	$(BIN)/python tests/bench/mailbox.py $(ARGS)
