@@ -396,6 +396,12 @@ def now_at_least_us(clock: Clock) -> int:
     return min(clock.time_us(), clock.confirmed_us())
 
 
+def advanced_us(clock: Clock) -> int:
+    """Return how far the clock was advanced, to the second; a service's never is."""
+    ahead_us = clock.time_us() - clock.file_time_us()
+    return max(0, round(ahead_us / 1_000_000) * 1_000_000)
+
+
 class Ids:
     """Time-ordered ids: 16 characters of [0-9a-z], 48 bits of milliseconds and 32 random bits.
 

@@ -16,7 +16,7 @@ from relay.api.release import without_release_host
 from relay.app.configuration import parse_next_hop
 from relay.app.foundation import Foundation
 from relay.app.pressure_monitor import open_files_limit
-from relay.clock import SystemClock, now_at_least_us
+from relay.clock import SystemClock, advanced_us, now_at_least_us
 from relay.http.authentication import HttpAuthentication
 from relay.http.base_path import BasePath
 from relay.http.browsers import BrowserGuard
@@ -94,6 +94,7 @@ def _means(
 
     async def prune(older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
         age_s = base.settings.spool.keep if older_than_s is None else older_than_s
+        age_s += advanced_us(base.clock) / 1e6
         pruned = await base.spool.maintenance.prune_many(age_s, dry_run=dry_run)
         before_us = now_at_least_us(base.clock) - int(age_s * 1_000_000)
         return {**pruned, "refused": await base.refusals.prune(before_us, dry_run=dry_run)}

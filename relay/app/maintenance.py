@@ -7,11 +7,11 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
-from relay.clock import Clock, ResumedTime, now_at_least_us
+from relay.clock import Clock, ResumedTime, advanced_us, now_at_least_us
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox import FileStore
 from relay.mailbox.mail_root import STORE, MailRoot
@@ -90,9 +90,10 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep: Retention
     """Remove expired history until cancelled, in small steps; of the logs whole days."""
 
     async def prune() -> None:
-        while await history.spool.maintenance.prune(keep):
+        kept = replace(keep, age_s=keep.age_s + advanced_us(clock) / 1e6)  # an advance ages nothing
+        while await history.spool.maintenance.prune(kept):
             await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
-        keep_days = math.ceil(keep.age_s / _DAY_S)
+        keep_days = math.ceil(kept.age_s / _DAY_S)
         await asyncio.to_thread(history.log.prune, keep_days)
         before_us = now_at_least_us(clock) - keep_days * _DAY_US
         await history.refusals.prune(before_us - before_us % _DAY_US)

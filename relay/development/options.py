@@ -51,6 +51,9 @@ shutdown_grace = "2s"
 domain = "*"
 next_hop = "capture"
 
+[spool]
+keep = "{keep}s"
+
 [policy]
 directory = {policies}
 """
@@ -60,6 +63,7 @@ listen = "{listen}"
 role = "{role}"
 trusted_networks = ["127.0.0.0/8", "::1/128"]
 """
+_KEEP_S_MIN = 0.001  # of the configuration
 _SMTP_TLS = 'tls = { certificate = "tls/relay.pem", key = "tls/relay.key" }\n'
 # The listeners of SMTP, by the names of their options, and the roles of the configuration.
 SMTP_ROLES = {"smtp": "relay", "submission": "submission", "submissions": "submissions"}
@@ -189,6 +193,7 @@ def write_config(
         nameserver=internet.nameserver,
         port=internet.port,
         policies=_toml(str(options.rules or shipped("policies"))),
+        keep=max(options.keep.age_s, _KEEP_S_MIN),
     )
     folder.write("relay.toml", with_overrides(f"#{text}", options.overrides).removeprefix("#"))
 

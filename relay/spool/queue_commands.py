@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from relay.clock import rfc3339
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.nexthop import NextHop
 from relay.spool.types import RESTORED_US, Key, Selector
@@ -248,12 +249,34 @@ def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int) -
     return min(one for one in (retry_us, warn_us, end_us) if one is not None)
 
 
-def ends_us(state: str, *, due_us: int | None, expires_us: int | None) -> int | None:
-    """Return when an entry ends by itself, None if it does not; `expires_us` is its message's."""
-    if state in FINAL or (state == RecipientState.HELD and has_been_restored(due_us)):
-        return None
-    end_us = due_us if state == RecipientState.CAPTURED else expires_us
-    return None if end_us is None or end_us >= RESTORED_US else end_us
+@dataclass(frozen=True, slots=True)
+class ShownTimes:
+    """Shows times of the queue: `offset_us` is how far the wall clock is ahead of queue time.
+    `captured_us` is how long after its arrival captured mail is removed that does not expire.
+    """
+
+    offset_us: int
+    captured_us: int | None = None
+
+    def wall_time(self, queue_us: int) -> str:
+        """Return a time of the queue as RFC 3339."""
+        return rfc3339(queue_us + self.offset_us)
+
+    def end(
+        self, state: str, *, due_us: int | None, expires_us: int | None, received_us: int | None
+    ) -> str | None:
+        """Return when an entry ends by itself, None if it does not, or is not known to.
+
+        `expires_us` and `received_us` are those of its message.
+        """
+        if state in FINAL or (state == RecipientState.HELD and has_been_restored(due_us)):
+            return None
+        end_us = expires_us
+        if state == RecipientState.CAPTURED:
+            end_us = due_us
+            if received_us is not None and self.captured_us is not None:
+                end_us = received_us + self.captured_us
+        return None if end_us is None or end_us >= RESTORED_US else self.wall_time(end_us)
 
 
 def has_been_restored(due_us: int | None) -> bool:

@@ -29,6 +29,7 @@ FIRST_EPOCH = 1
 # A restored entry is due, and its message expires, at this and the time that was left until it
 # expires: never, and later than any time of an entry that was not restored.
 RESTORED_US = 1 << 57
+NEVER_US = 1 << 58  # the due time of what does not expire; later than that of a restored entry
 
 
 class PriorityLevel(IntEnum):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from relay.clock import rfc3339
 from relay.message.envelope import Notify
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Captured, DeferralClass, Deferred, Evidence, Failed
@@ -60,14 +61,24 @@ async def test_unclaimed_it_is_due_at_once(spool, make, clock) -> None:
     assert (str(claim.next_hop), claim.state) == ("capture", "queued")
 
 
-async def test_it_is_due_at_its_expiry_and_keeps_its_content(spool, captured, clock) -> None:
+async def test_it_does_not_expire_and_keeps_its_content(spool, captured, clock) -> None:
+    """The queue follows a clock that is advanced, and an advance makes no mail old."""
     claim = await captured()
-    assert await spool.next_due_us(0) == claim.message.received_us + KEEP_US
+    clock.now_us += 100 * KEEP_US
     assert (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims == ()
-    clock.now_us += KEEP_US
-    (claim,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
-    assert (claim.state, claim.retry_us, claim.warn_us) == ("captured", None, None)
+    assert await states(spool, claim.message.id) == ["captured"]
     assert await spool.read_content(claim.content_id) == b"Subject: s\r\n\r\nbody\r\n"
+
+
+async def test_it_says_when_it_is_removed_in_real_time(spool, captured, clock) -> None:
+    claim = await captured()
+    for ahead_us in (0, 3 * HOUR_US):
+        clock.now_us += ahead_us
+        clock.advanced_us += ahead_us
+        removed = rfc3339(claim.message.received_us + KEEP_US + ahead_us)
+        (recipient,) = (await spool.journey(claim.message.id)).recipients
+        (entry,) = await spool.queue_admin.list(Selector(all=True), limit=9)
+        assert (recipient.expires, entry["expires"]) == (removed, removed)
 
 
 async def test_a_deferred_copy_is_captured_by_a_later_attempt(spool, make, clock) -> None:

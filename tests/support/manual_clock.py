@@ -13,6 +13,7 @@ class ManualClock(LoopTimers):
     now_s: float = 1000.0
     jumped_us: int = 0  # how far the wall clock is ahead of queue time
     doubtful_us: int = 0  # of queue time, how much may never have passed
+    advanced_us: int = 0  # how far it is ahead of the times of files, as in a development relay
     resumed: ResumedTime | None = None
 
     def time_us(self) -> int:
@@ -44,7 +45,7 @@ class ManualClock(LoopTimers):
 
     def file_time_us(self) -> int:
         """See Clock: a test advances it as well."""
-        return self.time_us()
+        return self.time_us() - self.advanced_us
 
     def busy_s(self) -> float:
         """See Clock: always 0."""

@@ -16,9 +16,10 @@ from relay.clock import ID_LENGTH, first_id_after, id_time_us, rfc3339
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Event, Step
 from relay.journeys.message_search import CLOCK_MARGIN_US, SCAN_MAX, FoundMessage, MessageSearch
+from relay.message.envelope import MessageFacts
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.spool.engine import RecordedRoot
-from relay.spool.queue_commands import Operation, command_reason, ends_us
+from relay.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 
@@ -35,11 +36,8 @@ _LOOKUP_OF_COPY = (
 )
 
 
-def journey(cursor: apsw.Cursor, queue_id: str, *, offset_us: int) -> Journey | None:
-    """Return a message with its steps 5 to 7 and recipients, except those that policy added.
-
-    `offset_us` is how far the wall clock is ahead of queue time.
-    """
+def journey(cursor: apsw.Cursor, queue_id: str, times: ShownTimes) -> Journey | None:
+    """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
     row = fetch_one(cursor, _MESSAGE, (queue_id,))
     if row is None:
         return None
@@ -83,8 +81,12 @@ def journey(cursor: apsw.Cursor, queue_id: str, *, offset_us: int) -> Journey | 
         steps=tuple(steps),
         recipients=tuple(
             _recipient(
-                one, attempts.get(one[0], ()), reason=reasons.get((one[2], one[8])),
-                graph_id=copies.get(one[0]), expires_us=facts.expires_us, offset_us=offset_us,
+                one,
+                attempts.get(one[0], ()),
+                reason=reasons.get((one[2], one[8])),
+                graph_id=copies.get(one[0]),
+                facts=facts,
+                times=times,
             )
             for one in shown
         ),
@@ -97,17 +99,18 @@ def _recipient(
     *,
     reason: str | None,
     graph_id: str | None,
-    expires_us: int,
-    offset_us: int,
+    facts: MessageFacts,
+    times: ShownTimes,
 ) -> Recipient:
     _, address, state, status, reply, _, successors, next_hop, _, retry_us, due_us = row
-    end_us = ends_us(state, due_us=due_us, expires_us=expires_us)
     return Recipient(
         address=address,
         state=state,
         reason=reason,
-        next_attempt=None if retry_us is None or state in FINAL else rfc3339(retry_us + offset_us),
-        expires=None if end_us is None else rfc3339(end_us + offset_us),
+        next_attempt=None if retry_us is None or state in FINAL else times.wall_time(retry_us),
+        expires=times.end(
+            state, due_us=due_us, expires_us=facts.expires_us, received_us=facts.received_us
+        ),
         next_hop=next_hop,
         status=status,
         reply=reply,

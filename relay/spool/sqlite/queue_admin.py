@@ -29,6 +29,7 @@ from relay.spool.queue_commands import (
     Operation,
     ProgressCallback,
     QueueCommand,
+    ShownTimes,
 )
 from relay.spool.sqlite.database import Reader
 from relay.spool.sqlite.queue_changes import (
@@ -61,12 +62,14 @@ class SqliteQueueAdmin:
         remove_files: Callable[[Sequence[str]], None],
         clock: Clock,
         metrics: Metrics,
+        shown_times: Callable[[], ShownTimes],
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._remove_files = remove_files
         self._clock = clock
         self._metrics = metrics
+        self._shown_times = shown_times
         self._delivery: ActiveClaims = NoActiveClaims()
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -81,7 +84,7 @@ class SqliteQueueAdmin:
             selector, now_us=times.queue_us, keys_at_once=2 * limit, after=after
         )
         listing = EntryListBuilder(
-            offset_us=times.offset_us, entries_max=limit, recipients_max=RECIPIENTS_MAX
+            self._shown_times(), entries_max=limit, recipients_max=RECIPIENTS_MAX
         )
 
         def look(cursor: apsw.Cursor) -> None:
@@ -98,7 +101,7 @@ class SqliteQueueAdmin:
         """QueueAdmin.execute."""
         times = self._times()
         selection = EntrySelection(command.selector, now_us=times.queue_us)
-        answer = _ReportBuilder(command, offset_us=times.offset_us, on_progress=on_progress)
+        answer = _ReportBuilder(command, self._shown_times(), on_progress=on_progress)
         while not selection.has_ended:
             keys = await self._reader.run(selection.step)
             for start in range(0, len(keys), _AT_ONCE):
@@ -203,11 +206,11 @@ class _ReportBuilder:
     """Collects the results of a command's slices."""
 
     def __init__(
-        self, command: QueueCommand, *, offset_us: int, on_progress: ProgressCallback
+        self, command: QueueCommand, times: ShownTimes, *, on_progress: ProgressCallback
     ) -> None:
         self.command = command
         self._record = on_progress
-        self._ahead_us = offset_us
+        self._times = times
         self._counts = dict.fromkeys(CommandResult, 0)
         self._entries: list[dict[str, Any]] = []
         self._recipients_left = RECIPIENTS_MAX
@@ -215,7 +218,7 @@ class _ReportBuilder:
     def listing(self) -> EntryListBuilder:
         """Return a builder for what may still be listed; pass it to add()."""
         return EntryListBuilder(
-            offset_us=self._ahead_us,
+            self._times,
             entries_max=LISTED_MAX - len(self._entries),
             recipients_max=self._recipients_left,
         )

@@ -13,17 +13,22 @@ from typing import Any
 import apsw
 import msgspec
 
-from relay.clock import ID_LENGTH, id_time_us, rfc3339
+from relay.clock import ID_LENGTH, id_time_us
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
-from relay.spool.queue_commands import Operation, command_reason, ends_us, has_been_restored
+from relay.spool.queue_commands import (
+    Operation,
+    ShownTimes,
+    command_reason,
+    has_been_restored,
+)
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.types import FIRST_KEY, RESTORED_US, Key, PriorityLevel, Selector
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
 _ENTRY = (
     "SELECT m.reverse_path, e.next_hop, e.state, e.retry_us, e.attempts, m.size, e.claimed, e.lane,"
-    " m.expires_us, e.due_us"
+    " m.expires_us, e.due_us, m.received_us"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ?"
 )
@@ -51,12 +56,11 @@ _BY_ID = (
 class EntryListBuilder:
     """Lists the entries of one answer."""
 
-    def __init__(self, *, offset_us: int, entries_max: int, recipients_max: int) -> None:
-        """`offset_us` is how far the wall clock is ahead of queue time."""
+    def __init__(self, times: ShownTimes, *, entries_max: int, recipients_max: int) -> None:
         self.entries: list[dict[str, Any]] = []
         self.recipients_left = recipients_max
         self._entries_max = entries_max
-        self._ahead_us = offset_us
+        self._times = times
 
     @property
     def is_full(self) -> bool:
@@ -72,7 +76,8 @@ class EntryListBuilder:
         row = fetch_one(cursor, _ENTRY, key)
         if row is None:
             return
-        sender, next_hop, state, retry_us, attempts, size, claimed, level, expires_us, due_us = row
+        sender, next_hop, state, retry_us, attempts, size, claimed, level, *ends = row
+        expires_us, due_us, received_us = ends
         recipients = fetch(cursor, _RECIPIENTS, (*key, self.recipients_left + 1))
         shown = recipients[: self.recipients_left]
         self.recipients_left -= len(shown)
@@ -80,8 +85,7 @@ class EntryListBuilder:
             state = str(message_state([RecipientState(one[1]) for one in recipients]))
         is_held, is_final = state == RecipientState.HELD, state in FINAL
         is_restored = is_held and has_been_restored(due_us)
-        end_us = ends_us(state, due_us=due_us, expires_us=expires_us)
-        due = None if retry_us is None or is_final else self._wall_time(retry_us)
+        due = None if retry_us is None or is_final else self._times.wall_time(retry_us)
         self.entries.append(
             {
                 "id": key[0],
@@ -98,7 +102,9 @@ class EntryListBuilder:
                 ],
                 "claimed": bool(claimed),
                 "priority": PriorityLevel(level).name.lower(),
-                "expires": None if end_us is None else self._wall_time(end_us),
+                "expires": self._times.end(
+                    state, due_us=due_us, expires_us=expires_us, received_us=received_us
+                ),
                 "held_until": due if is_held else None,
                 "reason": _reason(cursor, key) if is_held else "",
                 **({"restored": True} if is_restored else {}),
@@ -106,9 +112,6 @@ class EntryListBuilder:
                 **more,
             }
         )
-
-    def _wall_time(self, queue_us: int) -> str:
-        return rfc3339(queue_us + self._ahead_us)
 
 
 def _reason(cursor: apsw.Cursor, key: Key) -> str:

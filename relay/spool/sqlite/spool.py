@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from relay.clock import Clock, wall_offset_us
+from relay.clock import Clock, advanced_us, wall_offset_us
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
 from relay.journeys.document import Journey
@@ -28,6 +28,7 @@ from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
 from relay.spool.engine import RecordedRoot
+from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import message_list, queries, recorded_events, transactions
 from relay.spool.sqlite.claims import find_due, next_due_us, release_claims, take_claims
 from relay.spool.sqlite.commits import commits_of
@@ -154,7 +155,7 @@ class SqliteSpool:
         )  # fmt: skip
         self.queue_admin = SqliteQueueAdmin(
             self._writer, self._queries, remove_files=self._files.remove, clock=clock,
-            metrics=metrics,
+            metrics=metrics, shown_times=self._shown_times,
         )  # fmt: skip
 
     def _open(self) -> apsw.Connection:
@@ -373,8 +374,17 @@ class SqliteSpool:
 
     async def journey(self, queue_id: str) -> Journey | None:
         """SpoolHistory.journey."""
-        offset_us = wall_offset_us(self._clock)
-        return await self._queries.run(lambda c: queries.journey(c, queue_id, offset_us=offset_us))
+        times = self._shown_times()
+        return await self._queries.run(lambda c: queries.journey(c, queue_id, times))
+
+    def _shown_times(self) -> ShownTimes:
+        """Return how times are shown now. A development relay removes captured mail by real time,
+        which an advance of the clock does not change.
+        """
+        captured_us = None
+        if self._captured.is_delivered:
+            captured_us = self._captured.keep_us + advanced_us(self._clock)
+        return ShownTimes(wall_offset_us(self._clock), captured_us)
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
         """SpoolHistory.find_queue_ids."""

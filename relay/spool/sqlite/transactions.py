@@ -34,6 +34,7 @@ from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import LIVE_STATES, fetch_one
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
+    NEVER_US,
     Accepted,
     Claim,
     ClaimedRecipient,
@@ -77,14 +78,20 @@ ACCEPTED_COUNTER = "accepted"
 
 @dataclass(frozen=True, slots=True)
 class CapturedMail:
-    """What happens to captured mail: it expires `keep_us` after its arrival.
+    """What happens to captured mail: it is captured when it is accepted, and expires `keep_us`
+    after its arrival.
 
-    With `is_delivered` it is queued until delivery has put a copy into the recipient's mailbox;
-    otherwise it is captured when it is accepted.
+    With `is_delivered`, as in a development relay, it is queued until delivery has put a copy into
+    the recipient's mailbox. It does not expire, because the queue follows a clock that is advanced:
+    what removes it after `keep_us` of real time uses SpoolMaintenance.discard().
     """
 
     keep_us: int
     is_delivered: bool = False
+
+    def due_us(self, received_us: int) -> int:
+        """Return when captured mail expires, in queue time."""
+        return NEVER_US if self.is_delivered else received_us + self.keep_us
 
     def ends_at_acceptance(self, next_hop: NextHop) -> bool:
         """Whether mail for `next_hop` is captured when it is accepted."""
@@ -306,7 +313,8 @@ def _insert_entry(
 ) -> None:
     ends_here = captured.ends_at_acceptance(entry.next_hop)
     state = RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
-    due_us = message.facts.received_us + (captured.keep_us if ends_here else 0)
+    received_us = message.facts.received_us
+    due_us = captured.due_us(received_us) if ends_here else received_us
     row = (
         message.facts.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us,
         None if ends_here else due_us, message.level_of(entry), message.sender_key,
@@ -326,7 +334,7 @@ def _leave(
     if any(isinstance(outcome, Captured) for outcome in settlement.outcomes.values()):
         state = RecipientState.CAPTURED
         waiting = EntrySchedule(
-            retry_us=None, due_us=claim.message.received_us + captured.keep_us, level=claim.priority
+            retry_us=None, due_us=captured.due_us(claim.message.received_us), level=claim.priority
         )
     elif settlement.held:
         state = RecipientState.HELD

@@ -4,6 +4,7 @@ from email import message_from_bytes
 
 import pytest
 
+from relay.clock import time_us_of
 from relay.development.retention import KeepLimits, cut_us
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import OPERATOR, until
@@ -70,3 +71,26 @@ def test_a_development_relay_removes_its_oldest_mail() -> None:
         token = {"token": "x@elsewhere.test"}
         shown = relay.graph("GET", "/me/messages?$select=subject", **token).json()["value"]
         assert len(shown) == 4
+
+
+def test_an_advance_makes_no_mail_old() -> None:
+    """Neither in the queue nor in the history; the log of submissions has its steps as before."""
+    with DevProcess("--no-demo", "--keep-age=2d") as relay:
+        captured = relay.send_mail(to=["x@elsewhere.test"], subject="captured")
+        delivered = relay.send_mail(to=["bob@example.test"], subject="delivered")
+        for name, state in ((captured, "captured"), (delivered, "delivered")):
+            relay.until_state(name, state)
+        before = relay.journey(delivered)
+        relay.cli("clock", "advance", "20d")
+        relay.cli("storage", "prune")
+        [entry] = relay.queue()
+        assert (entry["state"], relay.journey(captured)["state"]) == ("captured", "captured")
+        assert relay.journey(delivered) == before
+        removed_us = time_us_of(entry["expires"]) - time_us_of(
+            relay.journey(captured)["steps"][0]["at"]
+        )
+        assert removed_us == pytest.approx(22 * DAY_S * 1e6, abs=5e6)
+        told = relay.cli("trace", captured).stdout.splitlines()[0]
+        assert told.endswith(
+            f" It is removed {entry['expires'][:10]} {entry['expires'][11:16]} UTC."
+        )
