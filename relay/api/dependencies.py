@@ -17,6 +17,7 @@ from relay.http.errors import ApiError
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import Journeys
+from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
@@ -162,6 +163,7 @@ class ApiDependencies:
     sources: MessageSources  # the content of messages
     unlock: Callable[[str], int]  # that of AccountDirectory
     restored: RestoredSubmissions | None = None  # the submissions that a restore holds
+    submissions: ReadySubmissions | None = None  # sends and cancels scheduled ones
     events: EventStreams | None = None  # the streams of GET /events, if there are any
     development: DevelopmentControls | None = None  # None in a service
     refusals: RefusalStore = field(default_factory=RecentRefusals)  # of SMTP sessions

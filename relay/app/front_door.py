@@ -115,6 +115,7 @@ def _means(
 
     return api.ApiDependencies(
         journeys=base.journeys, queue_admin=base.spool.queue_admin, restored=base.store.restored,
+        submissions=base.store.ready,
         stats=base.spool.stats,
         way_to=way_to, changes=base.changes, metrics=base.metrics, history=base.history,
         clock=base.clock, ready=unready, impaired=impaired, prune=prune, pressure=base.pressure,

@@ -66,7 +66,7 @@ def journey_lines(found: Journey, answer: Sequence[str] = ()) -> list[str]:
         lines.append(printable(f"   {client}"))
     for step in found.steps:
         lines += step_lines(step, with_date=len(days) > 1)
-    return lines + recipient_lines(found.recipients)
+    return lines + recipient_lines(found.shown_recipients)
 
 
 def step_lines(step: JourneyStep, *, with_date: bool = False) -> list[str]:
@@ -302,10 +302,9 @@ def _count(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def _state(found: Journey) -> str:
     """Return the state, and the number of recipients in it if not all are."""
-    state, recipients = found.state, found.recipients
+    state, recipients = found.state, found.shown_recipients
     count = sum(1 for one in recipients if one.state == state)
-    is_part = found.id is not None and count < len(recipients)
-    return state.upper() + (f" ({count} of {len(recipients)})" if is_part else "")
+    return state.upper() + (f" ({count} of {len(recipients)})" if count < len(recipients) else "")
 
 
 def printable(text: str) -> str:

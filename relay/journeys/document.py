@@ -4,12 +4,14 @@ The fields are those of docs/names.md, in their order. A field that is UNSET is 
 JSON. Times are RFC 3339, as in the JSON.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
-from relay.message.lifecycle import AT_REST, FINAL
+from relay.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
 
 
 class JourneyStep(msgspec.Struct, frozen=True):
@@ -87,6 +89,13 @@ class Journey(msgspec.Struct, frozen=True):
     def key(self) -> str:
         """The queue id, or before step 4 the submission id."""
         return self.id or self.submission_id or ""
+
+    @property
+    def shown_recipients(self) -> Sequence[Recipient]:
+        """The recipients; before step 4 they are shown in the state of the message."""
+        if self.state not in BEFORE_QUEUE:
+            return self.recipients
+        return [replace(one, state=self.state) for one in self.recipients]
 
     @property
     def is_final(self) -> bool:

@@ -214,5 +214,5 @@ def _state_after(step: Step, detail: Mapping[str, Any]) -> RecipientState | Subm
         return RecipientState.EXPIRED if is_unknown else RecipientState.FAILED
     if "cancelled" in detail:
         return RecipientState.CANCELLED
-    is_scheduled = bool(detail.get("deferred_until"))
+    is_scheduled = "deferred_until" in detail
     return SubmissionState.SCHEDULED if is_scheduled else SubmissionState.CONVERTING

@@ -157,10 +157,7 @@ class MessageSearch:
 
     def matches(self, journey: Journey) -> bool:
         """Whether a journey matches, apart from `after` and `key`."""
-        is_queued = journey.state not in BEFORE_QUEUE
-        pairs = [
-            (one.address, one.state if is_queued else journey.state) for one in journey.recipients
-        ]
+        pairs = [(one.address, one.state) for one in journey.shown_recipients]
         return self.matches_all(journey.sender, journey.subject, pairs)
 
 

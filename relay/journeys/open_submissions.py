@@ -183,7 +183,7 @@ def state_before_queue(details: Mapping[int, Mapping[str, Any]]) -> StateBeforeQ
         if "cancelled" in notified:
             reply = f"cancelled: {notified.get('reason', '')}"
             return StateBeforeQueue(RecipientState.CANCELLED, reply)
-        if until := notified.get("deferred_until"):
+        if (until := notified.get("deferred_until")) and "sent_now" not in notified:
             return StateBeforeQueue(SubmissionState.SCHEDULED, send_at=str(until))
     return StateBeforeQueue(SubmissionState.CONVERTING)
 

@@ -10,12 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from msgspec.structs import replace
-
 from relay.clock import rfc3339, time_us_of
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
-from relay.message.lifecycle import BEFORE_QUEUE, by_importance
+from relay.message.lifecycle import by_importance
 from relay.phrases import counted, moment, time_left
 
 _SENTENCES_MAX = 3
@@ -137,11 +135,8 @@ def answer(
 
     `reports` are the journeys of its reports, by their ids, as far as they are known.
     """
-    recipients: Sequence[Recipient] = journey.recipients
-    if journey.state in BEFORE_QUEUE:
-        recipients = [replace(one, state=journey.state) for one in recipients]
     groups: dict[tuple[str, str], list[Recipient]] = {}
-    for one in recipients:
+    for one in journey.shown_recipients:
         groups.setdefault((one.state, _likeness(one)), []).append(one)
     ordered = sorted(groups.values(), key=lambda group: by_importance(group[0].state))
     writer = _Writer(journey, now_us, reports or {})
@@ -262,7 +257,7 @@ class _Writer:
         yield f"{head}{_because(one)}"
         yield from _times(one)
         if one.attempts and one.attempts[-1].outcome == _EXPIRED:
-            yield "; the time to deliver ended at "
+            yield "; given up at "
             yield SentenceTime(one.attempts[-1].at)
         yield f". {self._report(one)}"
 

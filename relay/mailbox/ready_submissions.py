@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from relay.clock import Clock
+from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
@@ -22,12 +22,28 @@ from relay.mailbox.index import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import DirectorySync, Stripes, place_again, remove, retry_if_renamed
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.submissions import FIRST_SUBMISSION, SubmissionDirectory, content_of
+from relay.mailbox.submissions import (
+    FIRST_SUBMISSION,
+    SubmissionDirectory,
+    content_of,
+    draft_of,
+)
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
-from relay.mailbox.submissions.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer
+from relay.mailbox.submissions.scheduled import (
+    DueSubmissions,
+    ScheduledDirectory,
+    ScheduledSends,
+    ScheduleTimer,
+)
 from relay.mailbox.threads import ThreadPool
-from relay.mailbox.types import NoSuchItemError, PendingSubmission, WellKnown
+from relay.mailbox.types import (
+    BeingSentError,
+    NoSuchItemError,
+    PendingSubmission,
+    StoreUnavailableError,
+    WellKnown,
+)
 from relay.message.content import Octets
 
 _REMOVALS = 3
@@ -118,6 +134,47 @@ class ReadySubmissions:
         """Forget all submissions: the directory was emptied."""
         self.pending.clear()
         self.timer.clear()
+
+    async def send_scheduled_now(self, submission_id: str, *, who: str) -> bool:
+        """Make a scheduled send ready now, durably; False if it does not wait for its time.
+
+        Raises StoreUnavailableError.
+        """
+        found = await self.threads.run(self._made_ready, submission_id, who)
+        if found is not None:
+            self.pending.offer(found)
+        return found is not None
+
+    def _made_ready(self, submission_id: str, who: str) -> PendingSubmission | None:
+        path = self._scheduled_path(submission_id)
+        due = self.scheduled.make_due_ready([path.name]) if path else DueSubmissions((), ())
+        if due.kept:
+            raise StoreUnavailableError("the scheduled send cannot be read; it stays as it is")
+        for one in due.submissions:
+            sent_now = {"sent_now": rfc3339(self.clock.time_us()), "who": who}
+            self.log.remark(submission_id, sent_now, account=one.account)
+            return one
+        return None
+
+    async def cancel_scheduled(self, submission_id: str, *, who: str) -> bool:
+        """Cancel a scheduled send, durably; its draft stays. False if it does not wait for its
+        time. Raises StoreUnavailableError.
+        """
+        return await self.threads.run(self._cancelled, submission_id, who)
+
+    def _cancelled(self, submission_id: str, who: str) -> bool:
+        path = self._scheduled_path(submission_id)
+        if path is None:
+            return False
+        with self.stripes.of(draft_of(submission_id)), suppress(BeingSentError):
+            if (submission := self.directory.read(path)) is not None:
+                self.scheduled.cancel(submission, reason=f"by {who}")
+                return True
+        return False
+
+    def _scheduled_path(self, submission_id: str) -> Path | None:
+        path = self.directory.find_submission(submission_id)
+        return path if path is not None and self.directory.may_change(path) else None
 
     async def content(self, submission: PendingSubmission) -> Octets:
         """Return the submission's file with its private block, for convert().

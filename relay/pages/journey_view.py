@@ -128,7 +128,7 @@ def journey_view(
     `entries` are those of the message in the queue, as in `queue list`; `reports` are the journeys
     of its reports, by their ids.
     """
-    recipients = journey.recipients
+    recipients = journey.shown_recipients
     ordered = sorted(recipients, key=lambda one: _importance(one.state))
     listed, rest = ordered[:RECIPIENTS_MAX], ordered[RECIPIENTS_MAX:]
     by_state = Counter(one.state for one in rest)

@@ -4,7 +4,7 @@ Any name that `relay trace` takes is an id. Another account's message and an unk
 same 404.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -18,6 +18,8 @@ from relay.http.errors import ApiError, service_unavailable
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
 from relay.journeys.sentences import answer
+from relay.mailbox.types import StoreError
+from relay.message.lifecycle import SubmissionState
 from relay.mime.read_report import DeliveryReport
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
@@ -53,7 +55,7 @@ async def message_page(
         request,
         visitor,
         "message.html",
-        result=result_sentence(request.query),
+        result=_sent_sentence(request.query) or result_sentence(request.query),
         content=content,
         about=about,
         live=None if _has_ended(values["view"], site) else _live_part(request, values, site),
@@ -99,6 +101,7 @@ async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str
         if may_operate and entries
         else [],
         "may_advance": bool(controls and may_operate and due),
+        "may_change": may_operate and journey.state == SubmissionState.SCHEDULED,
         "due": due,
     }
 
@@ -166,3 +169,37 @@ async def advance_to_next(
     except AdvanceError as error:
         raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
     return site.redirect(request, f"messages/{values['key']}")
+
+
+_SENT = {
+    "send-now": "It is sent now.",
+    "cancel-send": "The send is cancelled. The draft stays in Drafts.",
+}
+
+
+def _sent_sentence(query: Collection[tuple[str, str]]) -> str:
+    """Return what change_scheduled() did that led to this page, "" if it did not."""
+    return _SENT.get(dict(query).get("did", ""), "")
+
+
+async def change_scheduled(
+    key: str, action: str, request: HttpRequest, *, visitor: Visitor, site: PageSite
+) -> Response:
+    """POST /messages/{id}/send-now and /cancel-send: what waits for the sender's time."""
+    require_method(request, "POST")
+    await read_form(request, visitor.csrf)
+    visitor.principal.check_may_operate()
+    journey = await site.handlers.message(key, visitor.principal)
+    submissions, name = site.dependencies.submissions, journey.submission_id or ""
+    assert submissions is not None
+    change = submissions.send_scheduled_now
+    if action == "cancel-send":
+        change = submissions.cancel_scheduled
+    try:
+        done = await change(name, who=visitor.principal.name)
+    except StoreError as error:
+        raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+    if not done:
+        message = "It does not wait for its time any more: it is being sent, or was cancelled."
+        raise ApiError(409, "Conflict", message)
+    return site.redirect(request, f"messages/{journey.key}", did=action)

@@ -59,6 +59,7 @@ async def queue_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> 
             stats=stats,
             more=_name_of(entries[-1]) if len(entries) == _ROWS else "",
             is_first=after == FIRST_KEY,
+            before_queue=await site.dependencies.journeys.count_before_queue(),
             operations=_OPERATIONS if visitor.principal.role is Role.OPERATE else (),
         )
 

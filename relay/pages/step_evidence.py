@@ -85,6 +85,11 @@ def _notified(detail: Mapping[str, Any]) -> StepEvidence:
     if "cancelled" in detail:
         reason = f": {detail['reason']}" if detail.get("reason") else ""
         return StepEvidence(f"The scheduled send was cancelled{reason}.")
+    if sent_now := detail.get("sent_now"):
+        who = detail.get("who", "an operator")
+        return StepEvidence(
+            f"A scheduled send: {who} had it sent now.", time=sent_now, time_text="at"
+        )
     if until:
         return StepEvidence(
             "Submitted, to be sent at the time that the sender chose.", time=until,

@@ -168,7 +168,7 @@ def arrival_line(arrival: ArrivedMessage) -> str:
 
 
 def _recipient_lines(journey: Journey) -> Iterator[str]:
-    for one in journey.recipients[:_SHOWN_MAX]:
+    for one in journey.shown_recipients[:_SHOWN_MAX]:
         reply = f": {_clipped(one.reply)}" if one.reply else ""
         count = len(one.attempts)
         attempts = f" after {count} attempt{'s' if count > 1 else ''}" if count else ""

@@ -125,7 +125,7 @@ def test_expired_counts_the_attempts_and_not_the_expiry():
     (text,) = sentences(recipient("expired", attempts=[attempt(2), attempt(5), end]))
     assert text == (
         "Expired: mx1.customer.example replied 451 4.3.0 Try later (2 times since 20:02 UTC); "
-        "the time to deliver ended at 20:10 UTC. No report was sent."
+        "given up at 20:10 UTC. No report was sent."
     )
 
 

@@ -233,7 +233,8 @@ def test_a_scheduled_send_waits_before_step_three(relay):
     assert states(view) == ["done", "done"] + ["waiting"] * 5
     (after,) = view.next
     assert datetime.fromisoformat(after.at) == due.replace(microsecond=0)
-    assert (view.state, view.recipients[0].state) == ("scheduled", "queued")
+    assert (view.state, view.recipients[0].state) == ("scheduled", "scheduled")
+    assert view.recipients[0].text == "waits for the time that the sender chose"
 
 
 def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):

@@ -1,6 +1,7 @@
 """The pages of a message and of the queue, and the operations on them, over HTTP."""
 
 import re
+from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 
@@ -412,3 +413,101 @@ def test_the_api_says_why_and_when(relay, deferred):
     assert joe["reason"] == "mx1.slow.test replied 451 4.3.0 later"
     assert (joe["next_attempt"], joe["expires"]) == (queue[0]["due"], queue[0]["expires"])
     assert [bob[name] for name in ("reason", "next_attempt", "expires")] == [None] * 3
+
+
+@pytest.fixture
+def scheduled(relay):
+    """A message that is to be sent in a day, by its submission id."""
+    at = relay.clock.now + timedelta(days=1)
+    send_at = {"id": "SystemTime 0x3FEF", "value": f"{at:%Y-%m-%dT%H:%M:%SZ}"}
+    answer = httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail",
+        json={
+            "message": {
+                "subject": "Later",
+                "toRecipients": [{"emailAddress": {"address": BOB}}],
+                "singleValueExtendedProperties": [send_at],
+            }
+        },
+        headers={"authorization": f"Bearer {relay.token(ALICE)}"},
+    )
+    headers = {"authorization": f"Bearer {relay.operator_token}"}
+    graph_id = answer.headers["x-relay-message-id"]
+    found = httpx.get(f"{relay.http_url}/relay/v1/messages/{graph_id}", headers=headers).json()
+    return found["submission_id"]
+
+
+def test_what_waits_for_its_time_is_listed_and_counted(relay, scheduled):
+    page = get(relay, "?q=state:scheduled")
+    assert page.links["Later"].endswith(f"messages/{scheduled}")
+    assert page.links["Scheduled 1"].endswith("state=scheduled")
+    assert get(relay, "?state=converting").links.get("Later") is None
+    queue = get(relay, "queue")
+    assert queue.links["1 scheduled"].endswith("state=scheduled")
+    assert queue.links["0 converting"].endswith("state=converting")
+    page = get(relay, f"messages/{scheduled}")
+    assert "Scheduled: it is sent at the time that the sender chose, " in page.text
+
+
+def test_a_scheduled_message_is_sent_now(relay, scheduled):
+    page = get(relay, f"messages/{scheduled}")
+    given = form(page)
+    done = Page(httpx.post(post_url(page, "send-now"), data=given, follow_redirects=True))
+    assert "It is sent now." in done.text
+    relay.settle()
+    page = get(relay, f"messages/{scheduled}")
+    assert f"Delivered to {BOB} at " in page.text
+    assert "development had it sent now" in page.text
+    assert post_urls(page) == []
+    again = httpx.post(f"{relay.http_url}/messages/{scheduled}/send-now", data=given)
+    assert again.status_code == 409
+
+
+def test_a_scheduled_message_is_cancelled_and_stays_a_draft(relay, scheduled):
+    page = get(relay, f"messages/{scheduled}")
+    done = Page(httpx.post(post_url(page, "cancel-send"), data=form(page), follow_redirects=True))
+    assert "The send is cancelled. The draft stays in Drafts." in done.text
+    assert "Cancelled: by development." in done.text
+    relay.clock.advance(days=2)
+    assert relay.mailbox(BOB).messages() == []
+    drafts = httpx.get(
+        f"{relay.http_url}/v1.0/me/mailFolders/drafts/messages",
+        headers={"authorization": f"Bearer {relay.token(ALICE)}"},
+    )
+    assert [one["subject"] for one in drafts.json()["value"]] == ["Later"]
+    assert post_urls(done) == []
+
+
+def test_the_clock_is_advanced_to_a_scheduled_send(relay, scheduled):
+    page = get(relay, f"messages/{scheduled}")
+    httpx.post(post_url(page, "advance"), data=form(page), timeout=60)
+    relay.settle()
+    assert f"Delivered to {BOB} at " in get(relay, f"messages/{scheduled}").text
+
+
+def post_urls(page: Page) -> list[str]:
+    actions = [one["action"] for one in page.forms if one["method"] == "post"]
+    return [one for one in actions if one.endswith(("send-now", "cancel-send"))]
+
+
+def post_url(page: Page, action: str) -> str:
+    return next(
+        str(page.url.join(one["action"])) for one in page.forms if one["action"].endswith(action)
+    )
+
+
+def form(page: Page) -> dict[str, str]:
+    return {
+        "csrf": next(value for one in page.forms for name, value in one["fields"] if name == "csrf")
+    }
+
+
+def test_captured_mail_says_when_it_is_removed_and_not_that_it_is_never_sent():
+    with Relay() as relay:  # whose clock was not advanced
+        message = relay.send(ALICE, "x@elsewhere.example", "Kept", "text")
+        relay.settle()
+        page = get(relay, f"messages/{message.journey['id']}")
+        removed = f"{relay.clock.now + timedelta(days=7):%Y-%m-%d}"
+        for told in ("It is removed", "Captured: it is kept here; removed"):
+            assert re.search(rf"{told} {removed} \d\d:\d\d UTC \.", page.text), told
+        assert "never sent" not in httpx.get(page.url).text

@@ -10,7 +10,14 @@ import pytest
 from relay.refusals.refusal import Refusal, RefusalReason
 from relay.testing import Relay, WaitTimeout
 from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy, has_arrived
-from relay.testing.waiting import Observed, Wanted, timeout_text, unexpected_text
+from relay.testing.waiting import (
+    Observed,
+    Wanted,
+    in_flight,
+    journey_lines,
+    timeout_text,
+    unexpected_text,
+)
 from tests.support.journeys import made_journey
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -203,3 +210,10 @@ def test_unexpected_mail_is_listed():
         "  a",
         "  b",
     ]
+
+
+def test_a_message_before_step_4_is_shown_in_its_own_state() -> None:
+    recipients = [{"address": "bob@example.test", "state": "queued"}]
+    later = made_journey(submission_id="s.1", state="scheduled", recipients=recipients)
+    assert journey_lines(later)[1:] == ["  bob@example.test scheduled"]
+    assert in_flight([later]) == [later]
