@@ -81,7 +81,7 @@ def test_a_kill_while_a_message_is_scheduled(relay, point):
         len(found) == len(relay.scheduled_submissions()) == (point is not CrashPoint.DRAFT_LINKED)
     )
     if found:
-        assert relay.journey("last")["state"] == "deferred"
+        assert relay.journey("last")["state"] == "scheduled"
         send_now(relay, found[0]["id"])
         until_sent(relay, "first")
 
