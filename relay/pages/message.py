@@ -171,30 +171,41 @@ async def advance_to_next(
     return site.redirect(request, f"messages/{values['key']}")
 
 
+_SENT_NOW, _CANCELLED = "sent-now", "send-cancelled"
 _SENT = {
-    "send-now": "It is sent now.",
-    "cancel-send": "The send is cancelled. The draft stays in Drafts.",
+    _SENT_NOW: "It is sent now.",
+    _CANCELLED: "The send is cancelled. The draft stays in Drafts.",
 }
 
 
 def _sent_sentence(query: Collection[tuple[str, str]]) -> str:
-    """Return what change_scheduled() did that led to this page, "" if it did not."""
+    """Return what was done with a scheduled send that led to this page, "" if nothing was."""
     return _SENT.get(dict(query).get("did", ""), "")
 
 
-async def change_scheduled(
-    key: str, action: str, request: HttpRequest, *, visitor: Visitor, site: PageSite
+async def send_now(key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite) -> Response:
+    """POST /messages/{id}/send-now: before the time that the sender chose."""
+    return await _change_scheduled(key, _SENT_NOW, request, visitor=visitor, site=site)
+
+
+async def cancel_send(
+    key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite
 ) -> Response:
-    """POST /messages/{id}/send-now and /cancel-send: what waits for the sender's time."""
+    """POST /messages/{id}/cancel-send: the draft of a scheduled send stays."""
+    return await _change_scheduled(key, _CANCELLED, request, visitor=visitor, site=site)
+
+
+async def _change_scheduled(
+    key: str, did: str, request: HttpRequest, *, visitor: Visitor, site: PageSite
+) -> Response:
     require_method(request, "POST")
     await read_form(request, visitor.csrf)
     visitor.principal.check_may_operate()
     journey = await site.handlers.message(key, visitor.principal)
     submissions, name = site.dependencies.submissions, journey.submission_id or ""
     assert submissions is not None
-    change = submissions.send_scheduled_now
-    if action == "cancel-send":
-        change = submissions.cancel_scheduled
+    is_cancelled = did == _CANCELLED
+    change = submissions.cancel_scheduled if is_cancelled else submissions.send_scheduled_now
     try:
         done = await change(name, who=visitor.principal.name)
     except StoreError as error:
@@ -202,4 +213,4 @@ async def change_scheduled(
     if not done:
         message = "It does not wait for its time any more: it is being sent, or was cancelled."
         raise ApiError(409, "Conflict", message)
-    return site.redirect(request, f"messages/{journey.key}", did=action)
+    return site.redirect(request, f"messages/{journey.key}", did=did)

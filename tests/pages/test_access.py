@@ -67,6 +67,15 @@ ROWS = {
     "messages/{key}/advance": Row(
         "/messages/{id}/advance", "303 405 405 405 405", post="303 403 403 403 400"
     ),
+    "messages/{key}/release": Row(
+        "/messages/{id}/release", DEVELOPMENT_ONLY, post="303 404 404 404 404"
+    ),
+    **{  # of a message that is not scheduled
+        f"messages/{{key}}/{change}": Row(
+            f"/messages/{{id}}/{change}", "303 405 405 405 405", post="303 403 403 403 409"
+        )
+        for change in ("send-now", "cancel-send")
+    },
     "refused": Row("/refused", ALL_MAY_READ),
     "queue": Row("/queue", OVERVIEW),
     "health": Row("/health", OVERVIEW),
