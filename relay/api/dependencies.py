@@ -184,9 +184,14 @@ class Principal:
         """The account whose messages are visible; None for all."""
         return self.name if self.role is Role.USER else None
 
+    @property
+    def may_read_content(self) -> bool:
+        """Whether the account's tokens may read messages."""
+        return not self.scopes.isdisjoint((Scope.MAIL_READ, Scope.MAIL_READ_WRITE))
+
     def check_may_read_content(self) -> None:
         """Raise ApiError 403 unless the account's tokens may read messages."""
-        if self.scopes.isdisjoint((Scope.MAIL_READ, Scope.MAIL_READ_WRITE)):
+        if not self.may_read_content:
             message = f"Access is denied: this needs the permission {Scope.MAIL_READ}."
             raise ApiError(403, "ErrorAccessDenied", message)
 

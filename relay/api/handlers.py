@@ -32,20 +32,20 @@ from relay.api.request_parameters import (
     bad_state,
     limit_of,
     list_position_of,
-    message_search_of,
     number_of,
     read_body,
     read_queue_command,
     refusal_search_of,
     selector_of_query,
 )
+from relay.api.search_text import list_search_of
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
-from relay.journeys.journey import MessageList
-from relay.journeys.message_list import MessageSummary
-from relay.journeys.message_search import FINAL_STATE
+from relay.journeys.journey import ListPage, MessageList
+from relay.journeys.message_list import ListPosition, MessageSummary
+from relay.journeys.message_search import EVERYBODY, FINAL_STATE, NOBODY, MessageSearch
 from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
@@ -64,6 +64,7 @@ from relay.spool.types import FIRST_KEY, Key, Selector
 Found = TypeVar("Found")
 WAIT_S_MAX = 300.0
 _WAIT_S = 30.0
+_LOOKUP_S = 5.0  # for conditions on contents
 THERE = "there"  # all recipients are captured or final
 _WAITING_MAX = 200
 _KEY_CHARACTERS = 1000
@@ -103,24 +104,53 @@ class Handlers:
         self._waiting = 0
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
-        """GET /messages?to=&sender=&subject=&mailbox=&state=&before=&after=&wait=&limit=:
+        """GET /messages?q=&to=&sender=&subject=&mailbox=&state=&before=&after=&wait=&limit=:
         {messages, cursor, older}.
         """
         before = list_position_of(query)
-        wanted = message_search_of(query, self._dependencies.clock)
+        wanted = self.with_reader(list_search_of(query, self._dependencies.clock), principal)
         limit = limit_of(query)
         wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
 
         async def search() -> MessageList:
-            return await self._dependencies.journeys.search(
-                wanted, account=principal.account, limit=limit, before=before
-            )
+            try:
+                return await self._dependencies.journeys.search(
+                    wanted, account=principal.account, limit=limit, before=before,
+                    lookup_s=_LOOKUP_S,
+                )  # fmt: skip
+            except StoreError as error:
+                raise _store_trouble(error) from error
 
         found = await self._wait_until(
             search, lambda listed: bool(listed.messages), timeout_s=wait_s
         )
         older = None if found.older is None else str(found.older)
         return {"messages": found.messages, "cursor": str(found.cursor), "older": older}
+
+    def with_reader(self, wanted: MessageSearch, principal: Principal) -> MessageSearch:
+        """Return a search with the mailboxes whose texts it may look into: those whose content is
+        shown to the principal without a note in the log.
+        """
+        if not principal.may_read_content:
+            return replace(wanted, reader=NOBODY)
+        return replace(wanted, reader=EVERYBODY if self.is_development else principal.name)
+
+    async def page(
+        self,
+        wanted: MessageSearch,
+        principal: Principal,
+        *,
+        limit: int,
+        before: ListPosition | None,
+    ) -> ListPage:
+        """Return a page of the list as rows. Raises ApiError 503."""
+        try:
+            return await self._dependencies.journeys.page(
+                self.with_reader(wanted, principal), account=principal.account, limit=limit,
+                before=before,
+            )  # fmt: skip
+        except StoreError as error:
+            raise _store_trouble(error) from error
 
     async def message(self, key: str, principal: Principal) -> Journey:
         """GET /messages/{id}."""
@@ -495,6 +525,10 @@ def has_reached(journey: Journey, state: str) -> bool:
     if state == THERE:
         return journey.is_there
     return journey.is_final if state == FINAL_STATE else journey.state == state
+
+
+def _store_trouble(error: StoreError) -> ApiError:
+    return service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)
 
 
 def _unknown(key: str) -> ApiError:

@@ -71,12 +71,17 @@ class MessageCopies:
             except NoSuchItemError:
                 return
 
-    def _copies(self, row: MessageSummary, mailbox: str | None) -> list[_Copy]:
+    def places(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> list[_Copy]:
+        """Return mailbox and id of the copies that these recipients may have."""
         return [
-            (place, delivered_id(f"{row.id}-{one.number}"))
-            for one in row.recipients
-            if row.id and (place := self._place(one)) and mailbox in (None, place)
+            (place, delivered_id(f"{queue_id}-{one.number}"))
+            for one in recipients
+            if (place := self._place(one))
         ]
+
+    def _copies(self, row: MessageSummary, mailbox: str | None) -> list[_Copy]:
+        found = self.places(row.id, row.recipients) if row.id else []
+        return [one for one in found if mailbox in (None, one[0])]
 
     def _place(self, recipient: ListedRecipient) -> str | None:
         if recipient.state == RecipientState.DELIVERED:

@@ -31,7 +31,7 @@ _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
 TEXT_CONDITIONS = ("sender", "recipient", "domain", "next_hop", "state")
 LIST_PARAMETERS = (
-    "to", "sender", "subject", "mailbox", "state", "before", "after", "wait", "limit",
+    "q", "to", "sender", "subject", "mailbox", "state", "before", "after", "wait", "limit",
 )  # fmt: skip
 REFUSED_PARAMETERS = ("address", "after", "before", "limit")
 QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "restored", "limit")

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from relay import api, graph, pages
 from relay.accounts.access_tokens import AccessTokens, token_key
 from relay.accounts.account import Role
+from relay.api.content_search import ContentSearch
 from relay.api.dependencies import Principal
 from relay.api.release import without_release_host
 from relay.app.configuration import parse_next_hop
@@ -113,6 +114,17 @@ def _means(
         damaged = "damaged-keys" if base.store.keys.damage else ""
         return "; ".join(filter(None, (refusing, damaged)))
 
+    sources = api.MessageSources(
+        base.journeys,
+        base.spool,
+        base.store.messages,
+        mailbox_for=base.table.mailbox_for,
+        received=development.received_content if development else None,
+    )
+    base.journeys.places.contents = ContentSearch(
+        base.store.messages, base.spool, sources.copies, clock=base.clock,
+        received=development.received_content if development else None,
+    )  # fmt: skip
     return api.ApiDependencies(
         journeys=base.journeys, queue_admin=base.spool.queue_admin, restored=base.store.restored,
         submissions=base.store.ready,
@@ -121,10 +133,7 @@ def _means(
         clock=base.clock, ready=unready, impaired=impaired, prune=prune, pressure=base.pressure,
         development=development, events=events, unlock=base.sources.accounts.unlock,
         refusals=base.refusals,
-        sources=api.MessageSources(
-            base.journeys, base.spool, base.store.messages, mailbox_for=base.table.mailbox_for,
-            received=development.received_content if development else None,
-        ),
+        sources=sources,
     )  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from msgspec import structs
 from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
 from relay.journeys.document import Journey, JourneyStep, Recipient, SenderReport
 from relay.journeys.events import Step
+from relay.journeys.list_places import ListPlaces, is_between
 from relay.journeys.message_list import (
     LISTED_MAX,
-    FoundPage,
     ListedRecipient,
     ListPosition,
     MessageSummary,
@@ -38,7 +38,7 @@ from relay.journeys.spool_history import SpoolHistory
 from relay.message.envelope import Client
 from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 
-_LOOKS_MAX = 3  # for a page, while submissions are accepted
+_SAME_TIME_MAX = 100  # messages of one millisecond, to find one
 _READ_MAX = 1000  # candidates, to find those that match
 _WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
 _ALL = MessageSearch()
@@ -94,6 +94,7 @@ class Journeys:
         self._spool = spool
         self._store = store
         self._clock = clock
+        self.places = ListPlaces(spool, store)
 
     async def journey(self, key: str, *, account: str | None) -> Journey | None:
         """Return the newest message that `key` names, or None; only of `account` if it is given.
@@ -115,6 +116,7 @@ class Journeys:
         account: str | None,
         limit: int,
         before: ListPosition | None = None,
+        lookup_s: float | None = None,
     ) -> MessageList:
         """Return the newest messages that match, or those older than `before`, and the cursor of
         this moment.
@@ -123,10 +125,14 @@ class Journeys:
         out. A message that becomes visible meanwhile is not in the list, but behind the cursor.
         """
         if wanted.after is not None:
-            return await self._behind(wanted, wanted.after, account=account, limit=limit)
+            return await self._behind(
+                wanted, wanted.after, account=account, limit=limit, lookup_s=lookup_s
+            )
         since_us = self._clock.time_us() - _WINDOW_US
         visible = await self._visible(since_us)
-        page = await self.page(wanted, account=account, before=before, limit=limit)
+        page = await self.page(
+            wanted, account=account, before=before, limit=limit, lookup_s=lookup_s
+        )
         found: list[Journey] = []
         for row in page.rows:
             journey = await self._journey_of(row)
@@ -144,43 +150,19 @@ class Journeys:
         account: str | None,
         limit: int,
         before: ListPosition | None = None,
+        lookup_s: float | None = None,
     ) -> ListPage:
         """Return the newest messages that match, or those older than `before`, as rows.
 
-        `after` is ignored. The cost does not grow with the number of messages, nor of steps.
+        `after` is ignored. The cost does not grow with the number of messages, nor of steps. What
+        the time for contents is not enough for is on the next page.
         """
         if wanted.key:
             return await self._page_of_key(wanted, account=account, limit=limit, before=before)
-        # The log is read first: what it has as accepted is in the spool by then. What the spool
-        # has accepted meanwhile is looked up there again.
-        submissions = await self._store.open_submissions()
-        for _ in range(_LOOKS_MAX):
-            spooled = await self._find_page(wanted, account=account, before=before, limit=limit + 1)
-            places: dict[ListPosition, FoundMessage | OpenSubmission] = {
-                place: one
-                for one in submissions
-                if account in (None, one.account)
-                and _is_between(
-                    place := position_of("", one.submission_id), before, spooled.reached
-                )
-                and one.matches(wanted)
-            }
-            places |= {
-                position_of(one.queue_id, one.submission_id): one for one in spooled.messages
-            }
-            newest = sorted(places, key=lambda place: place.order)
-            read = newest[: 2 * limit + 1]
-            shown = await self._without_accepted([(place, places[place]) for place in read])
-            if len(shown) == len(read):
-                break
-            accepted = set(read) - {place for place, _ in shown}
-            submissions = [
-                one for one in submissions if position_of("", one.submission_id) not in accepted
-            ]
-        older = spooled.reached if len(newest) == len(read) else read[-1]
-        if len(shown) > limit:
-            older = shown[limit - 1][0]
-        return ListPage(await self._rows([one for _, one in shown[:limit]]), older)
+        shown, older = await self.places.find(
+            wanted, account=account, limit=limit, before=before, lookup_s=lookup_s
+        )
+        return ListPage(await self._rows([one for _, one in shown]), older)
 
     async def rows_of(self, key: str, *, account: str | None) -> Sequence[MessageSummary]:
         """Return the row of the newest message that `key` names, or nothing."""
@@ -217,33 +199,9 @@ class Journeys:
         accepted = set(await self._spool.accepted_submissions(names)) if names else set()
         return Counter(one.state for one in found if one.submission_id not in accepted)
 
-    async def _find_page(
-        self,
-        wanted: MessageSearch,
-        *,
-        account: str | None,
-        before: ListPosition | None,
-        limit: int,
-    ) -> FoundPage:
-        if wanted.is_before_queue:
-            return FoundPage((), None)
-        return await self._spool.find_page(wanted, account=account, before=before, limit=limit)
-
     async def addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
         """Return the senders and recipients of the newest messages, the most frequent first."""
         return await self._spool.recent_addresses(account=account, limit=limit)
-
-    async def _without_accepted(
-        self, places: Sequence[tuple[ListPosition, FoundMessage | OpenSubmission]]
-    ) -> list[tuple[ListPosition, FoundMessage | OpenSubmission]]:
-        """Leave out submissions that the spool has by now: there they did not match."""
-        names = [one.submission_id for _, one in places if isinstance(one, OpenSubmission)]
-        accepted = set(await self._spool.accepted_submissions(names)) if names else set()
-        return [
-            (place, one)
-            for place, one in places
-            if isinstance(one, FoundMessage) or one.submission_id not in accepted
-        ]
 
     async def _rows(
         self, found: Sequence[FoundMessage | OpenSubmission]
@@ -277,12 +235,28 @@ class Journeys:
         rows: list[MessageSummary] = []
         for journey in await self._recent(key, account=account, limit=limit):
             place = position_of(journey.id or "", journey.submission_id or "")
-            if wanted.matches(journey) and _is_between(place, before, None):
+            if wanted.matches(journey) and is_between(place, before, None):
+                if not await self._matches_beyond(wanted, place, account=account):
+                    continue
                 if journey.id:
                     rows += await self._rows([FoundMessage(journey.id, "")])
                 else:
                     rows.append(_row_of_journey(journey, place))
         return ListPage(tuple(rows), None)
+
+    async def _matches_beyond(
+        self, wanted: MessageSearch, place: ListPosition, *, account: str | None
+    ) -> bool:
+        """Whether the message at a place meets conditions that its journey does not decide."""
+        if not wanted.needs_more_than_journey:
+            return True
+        if place.at_us < wanted.from_us:
+            return False
+        found, _ = await self.places.find(
+            replace(wanted, key="", from_us=place.at_us), account=account, limit=_SAME_TIME_MAX,
+            before=ListPosition(place.at_us + 1, ""),
+        )  # fmt: skip
+        return any(one == place for one, _ in found)
 
     async def _visible(self, since_us: int) -> dict[str, int]:
         """Return the times, by name, of all messages since then."""
@@ -294,7 +268,13 @@ class Journeys:
         return accepted | {one.name: one.at_us for one in submissions}
 
     async def _behind(
-        self, wanted: MessageSearch, after: ListCursor, *, account: str | None, limit: int
+        self,
+        wanted: MessageSearch,
+        after: ListCursor,
+        *,
+        account: str | None,
+        limit: int,
+        lookup_s: float | None,
     ) -> MessageList:
         """Return the oldest messages behind a cursor, and the cursor of this moment."""
         since_us = self._clock.time_us() - _WINDOW_US
@@ -302,6 +282,7 @@ class Journeys:
         found: list[Journey] = []
         candidates = await self._candidates(wanted, after, account=account)
         unread: Sequence[FoundMessage | FoundSubmission] = ()
+        checks = self.places.begin(wanted, lookup_s)
         for number, candidate in enumerate(candidates):
             if len(found) == limit or number == max(limit, _READ_MAX):
                 unread = candidates[number:]
@@ -311,8 +292,17 @@ class Journeys:
                 continue
             at_us = _submitted_us(journey)
             is_new = at_us > since_us and candidate.name not in visible
-            if not is_new and after.is_after(candidate.name, at_us):
-                found.append(journey)
+            if is_new or not after.is_after(candidate.name, at_us):
+                continue
+            if wanted.needs_content:
+                asked = _with_content(candidate, journey, wanted)
+                answers = await checks.matching([asked])
+                if not answers:
+                    unread = candidates[number:]
+                    break
+                if not answers[0]:
+                    continue
+            found.append(journey)
         found.sort(key=_known_at, reverse=True)
         if unread:
             names = visible | {one.name: one.at_us for one in candidates}
@@ -342,7 +332,14 @@ class Journeys:
             if one.name in newer or not one.submission_id
         ]
         in_spool = {one.name for one in messages}
-        waiting = [one for one in submissions if one.matches and one.name not in in_spool]
+        waiting = [
+            one
+            for one in submissions
+            if one.matches
+            and one.name not in in_spool
+            and one.at_us >= wanted.from_us
+            and not wanted.larger_than_bytes  # the size is not known yet
+        ]
         return sorted([*messages, *waiting], key=lambda one: one.at_us)
 
     async def _journey_of(
@@ -493,13 +490,18 @@ def _draft_of(submission_id: str | None) -> str | None:
     return submission_id.partition(".")[0] if submission_id else None
 
 
-def _is_between(
-    place: ListPosition, before: ListPosition | None, reached: ListPosition | None
-) -> bool:
-    """Whether a place is on a page: older than `before`, and read by a scan that ended there."""
-    return (before is None or place.order > before.order) and (
-        reached is None or place.order < reached.order
-    )
+def _with_content(
+    candidate: FoundMessage | FoundSubmission, journey: Journey, wanted: MessageSearch
+) -> FoundMessage:
+    """Return a candidate with what is needed to check its content."""
+    if isinstance(candidate, FoundMessage):
+        return candidate
+    addresses = [one.address for one in journey.recipients]
+    words = wanted.words_left(journey.sender, journey.subject, addresses)
+    return FoundMessage(
+        "", candidate.name, account=candidate.account,
+        words_left=words if wanted.searches_text else (),
+    )  # fmt: skip
 
 
 def _row_of(submission: OpenSubmission) -> MessageSummary:

@@ -117,6 +117,15 @@ class OpenSubmission:
     send_at: str = ""  # of a scheduled send, RFC 3339
 
     def matches(self, wanted: MessageSearch) -> bool:
-        """Whether it matches, apart from `after` and `key`."""
+        """Whether it matches, apart from `after`, `key`, time and content; its size is unknown."""
         pairs = [(address, self.state) for address in self.recipients]
-        return wanted.matches_all(self.sender, self.subject, pairs)
+        strict = wanted.without_content()
+        return not wanted.larger_than_bytes and strict.matches_all(self.sender, self.subject, pairs)
+
+    def found(self, wanted: MessageSearch) -> FoundMessage:
+        """Return it as a message whose content is to be checked."""
+        words = wanted.words_left(self.sender, self.subject, self.recipients)
+        return FoundMessage(
+            "", self.submission_id, account=self.account,
+            words_left=words if wanted.searches_text else (),
+        )  # fmt: skip

@@ -9,7 +9,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from relay.journeys.document import Journey
@@ -20,6 +20,7 @@ SCAN_MAX = 20_000  # messages that one search reads, newest first
 SUBJECT_CHARACTERS_MAX = 200  # of a subject are kept in histories
 # An event is visible at most this long after its time; a message becomes visible with its first.
 CLOCK_MARGIN_US = 60_000_000
+EVERYBODY, NOBODY = "*", ""  # readers of a search
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,14 @@ class MessageSearch:
     subject: str = ""  # a pattern
     state: str = ""  # its own before step 4, then that of a recipient; "final" if all are final
     mailbox: str = ""  # an address: the sender, or one of the recipients
-    words: tuple[str, ...] = ()  # each is contained in the subject or in one of these addresses
+    words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
+    has_attachment: bool = False  # one that is not shown in the text
+    is_unread: bool = False  # a copy that a recipient has not read
+    larger_than_bytes: int = 0  # 0: any size
+    from_us: int = 0  # submitted, or received by SMTP, then or later; 0: at any time
+    # In whose mailbox words of the text and unread copies are looked up: an address, EVERYBODY
+    # (the queue as well) or NOBODY. It must be set from who asks: texts of others are not shown.
+    reader: str = NOBODY
     key: str = ""  # one of the names of the message
     after: ListCursor | None = None  # messages that were first submitted or accepted later
 
@@ -112,6 +120,35 @@ class MessageSearch:
     def is_before_queue(self) -> bool:
         """Whether only submissions can match, which the spool does not know."""
         return self.state in BEFORE_QUEUE
+
+    @property
+    def needs_content(self) -> bool:
+        """Whether the history of messages is not enough to decide."""
+        return self.has_attachment or self.is_unread or self.searches_text
+
+    @property
+    def searches_text(self) -> bool:
+        """Whether words are looked up in texts."""
+        return bool(self.words) and self.reader != NOBODY
+
+    @property
+    def needs_more_than_journey(self) -> bool:
+        """Whether a journey alone does not say whether it matches."""
+        return self.needs_content or bool(self.larger_than_bytes or self.from_us)
+
+    def without_content(self) -> "MessageSearch":
+        """Return the conditions on the history of a message."""
+        if not self.needs_content:
+            return self
+        words = () if self.searches_text else self.words
+        return replace(self, words=words, has_attachment=False, is_unread=False)
+
+    def words_left(self, sender: str, subject: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Return the words that are neither in the subject nor in an address."""
+        if not self.words:
+            return ()
+        text = "\n".join((subject, sender, *addresses)).casefold()
+        return tuple(word for word in self.words if word.casefold() not in text)
 
     @property
     def needs_recipients(self) -> bool:
@@ -150,24 +187,30 @@ class MessageSearch:
         addresses = [address for address, _ in recipients]
         if self.mailbox and self.mailbox.casefold() not in map(str.casefold, (sender, *addresses)):
             return False
-        if not self.words:
-            return True
-        text = "\n".join((subject, sender, *addresses)).casefold()
-        return all(word.casefold() in text for word in self.words)
+        return not self.words_left(sender, subject, addresses)
 
     def matches(self, journey: Journey) -> bool:
-        """Whether a journey matches, apart from `after` and `key`."""
+        """Whether a journey matches, apart from what it does not say: `after`, `key`, size, time
+        and content.
+        """
         pairs = [(one.address, one.state) for one in journey.shown_recipients]
-        return self.matches_all(journey.sender, journey.subject, pairs)
+        return self.without_content().matches_all(journey.sender, journey.subject, pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class FoundMessage:
-    """A message in the spool, accepted at `at_us`, or 0 if that was not asked for."""
+    """A message in the spool, accepted at `at_us`, or 0 if that was not asked for.
+
+    The last three are there if the search has conditions on the content: in whose mailbox the
+    sender's copy may be, the words that it must have, and number, address and state of recipients.
+    """
 
     queue_id: str
     submission_id: str
     at_us: int = 0
+    account: str = ""
+    words_left: tuple[str, ...] = ()
+    recipients: tuple[tuple[int, str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -177,11 +220,12 @@ class FoundMessage:
 
 @dataclass(frozen=True, slots=True)
 class FoundSubmission:
-    """A submission in the log. `matches`: it may match, and is not accepted yet."""
+    """A submission in the log, of `account`. `matches`: it may match, and is not accepted yet."""
 
     name: str
     at_us: int
     matches: bool
+    account: str = ""
 
 
 def matches_pattern(pattern: str, value: str) -> bool:

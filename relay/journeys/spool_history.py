@@ -14,6 +14,8 @@ from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
 from relay.message.content import Content
 
+CONTENTS_MAX = 50  # that one call reads: each may have a file open
+
 
 @dataclass(frozen=True, slots=True)
 class KeptMessage:
@@ -53,6 +55,12 @@ class SpoolHistory(Protocol):
 
         Of several contents it is that of the first entry, and of recipients some of the first.
         Raises SpoolError when the content is missing or damaged.
+        """
+        ...
+
+    async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
+        """Return the contents of messages that an entry still needs, as read_message() does; of
+        the first CONTENTS_MAX. Those that cannot be read are left out.
         """
         ...
 

@@ -320,7 +320,9 @@ class _Scan:
         )
         self._ended.discard(submission_id)
         if matches if self._since_us is None else at_us > self._since_us:
-            self._found[submission_id] = FoundSubmission(submission_id, at_us, matches)
+            self._found[submission_id] = FoundSubmission(
+                submission_id, at_us, matches, record["account"]
+            )
 
 
 _FACTS = ("graph_id", "account", "sender", "message_id", "subject", "recipients")

@@ -8,6 +8,7 @@ blocking ones OSError too; after an error nothing is half-written. See Maildir a
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from relay.mailbox.draft_files import (
 )
 from relay.mailbox.folders import Folders, find_folder, is_deleted
 from relay.mailbox.index import Indexes
+from relay.mailbox.index.content_index import CopyLookup
 from relay.mailbox.keywords import convert_keywords
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
@@ -161,6 +163,38 @@ class Messages:
         StoreUnavailableError.
         """
         return await self._in_time(self._find, account, query)
+
+    async def look_up(
+        self, account: str, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
+    ) -> CopyLookup:
+        """Look up messages by their ids, and which of the words their texts have, as `$search`
+        finds them; a word may be the beginning of one, or several in their order.
+
+        What the index has not read of these messages is read for at most `read_s`. Messages that
+        are not there are left out. Raises TooManyQueriesError, StoreUnavailableError.
+        """
+        limit = QueryTimeLimit(self.clock)
+        try:
+            return await self.queries.run(
+                account,
+                partial(self._look_up, account, message_ids, words, read_s=read_s, limit=limit),
+            )
+        finally:
+            limit.stop()
+
+    def _look_up(
+        self,
+        account: str,
+        message_ids: Sequence[str],
+        words: Sequence[str],
+        *,
+        read_s: float,
+        limit: QueryTimeLimit,
+    ) -> CopyLookup:
+        mailbox = self.folders.directory(account)
+        if not mailbox.is_dir():
+            return CopyLookup({})
+        return self.index.look_up(mailbox, message_ids, words, read_s=read_s, limit=limit)
 
     async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
         """Return what became of a folder's messages since a position, each message once.

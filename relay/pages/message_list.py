@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from relay.api.request_parameters import MESSAGE_STATES
+from relay.api.search_text import SearchTextError, parse_search
 from relay.clock import rfc3339
 from relay.http.http_request import HttpRequest
 from relay.journeys.message_list import ListPosition, MessageSummary, parse_position
@@ -16,7 +17,6 @@ from relay.pages.access import Visitor
 from relay.pages.content import one_line
 from relay.pages.first_minute import first_minute
 from relay.pages.refused import refused_tab
-from relay.pages.search_text import SearchTextError, parse_search
 from relay.pages.site import PageSite
 
 ROWS = 50
@@ -169,7 +169,9 @@ async def _fragment(
     rows: Sequence[MessageSummary] = ()
     older = None
     if not view.fault:
-        page = await journeys.page(view.wanted, account=account, limit=ROWS, before=view.before)
+        page = await site.handlers.page(
+            view.wanted, visitor.principal, limit=ROWS, before=view.before
+        )
         rows, older = page.rows, page.older
     unread = await site.handlers.unread_among(rows, visitor.principal)
     total, counts = await journeys.counts(account=account, limit=_COUNTED_MAX)

@@ -7,7 +7,7 @@ import pytest
 from relay.clock import Ids
 from relay.journeys.events import Event, Step
 from relay.journeys.message_list import ListedRecipient, position_of
-from relay.journeys.message_search import FoundMessage, MessageSearch
+from relay.journeys.message_search import EVERYBODY, FoundMessage, MessageSearch
 from relay.message.envelope import ForwardPath, Source
 from relay.message.outcome import Evidence, Failed
 from relay.spool.types import EntrySchedule, NewRecipient, Settlement
@@ -241,3 +241,61 @@ async def test_a_message_is_found_by_the_graph_id_of_a_copy(spool, make) -> None
         ("l" * 16, None, []),
     ]:
         assert await spool.find_queue_ids(key, account=account, limit=10) == found, key
+
+
+@pytest.mark.parametrize("find", [search, find_page])
+async def test_size_and_time_bound_what_is_found(spool, messages, add, clock, find) -> None:
+    began_us = clock.time_us() + 1_000_000
+    later = await add(size=5000)
+    for wanted, expected in [
+        ({"larger_than_bytes": 4999}, [later]),
+        ({"larger_than_bytes": 5000}, []),
+        ({"from_us": began_us}, [later]),
+        ({"from_us": began_us + 1000}, []),
+        ({"from_us": began_us - 2_000_000}, [later, messages[2]]),
+    ]:
+        found = await find(spool, MessageSearch(**wanted), None, 10)
+        assert [one.queue_id for one in found if one.queue_id in (later, *messages)] == expected
+
+
+@pytest.mark.parametrize("find", [search, find_page])
+async def test_words_and_mailboxes_decide_in_every_search(spool, messages, find) -> None:
+    for wanted, numbers in [
+        ({"words": ("invoice", "carol@")}, [0]),
+        ({"words": ("nobody",)}, []),
+        ({"mailbox": "dan@A.TEST"}, [1, 0]),
+        ({"mailbox": "dan@a"}, []),
+    ]:
+        found = await find(spool, MessageSearch(**wanted), None, 10)
+        assert [one.queue_id for one in found] == [messages[n] for n in numbers], wanted
+
+
+@pytest.mark.parametrize("find", [search, find_page])
+async def test_a_search_of_contents_returns_what_is_needed_to_check_them(
+    spool, messages, find
+) -> None:
+    wanted = MessageSearch(words=("invoice", "giraffe"), reader=EVERYBODY, mailbox="dan@a.test")
+    second, first = await find(spool, wanted, None, 10)
+    assert [second.words_left, first.words_left] == [("giraffe",), ("giraffe",)]
+    assert (first.account, second.account) == (ALICE, BOB)
+    assert [one[1:] for one in first.recipients] == [
+        ("dan@a.test", "queued"), ("carol@b.test", "queued")
+    ]  # fmt: skip
+    [flag, *_] = await find(spool, MessageSearch(has_attachment=True, words=("hello",)), None, 10)
+    assert (flag.queue_id, flag.words_left) == (messages[2], ())
+    assert len(flag.recipients) == 1
+
+
+async def test_contents_are_read_until_no_entry_needs_them(spool, make) -> None:
+    messages = [
+        make({"mx:a.test": ["x@a.test"]}, content=b"Subject: %d\r\n\r\n" % n) for n in range(3)
+    ]
+    claims = [(await spool.accept(one)).claims[0] for one in messages]
+    ids = [one.facts.id for one in messages]
+    found = await spool.read_contents([*ids, "0" * 16])
+    assert {one: found[one] for one in ids} == {
+        one: b"Subject: %d\r\n\r\n" % n for n, one in enumerate(ids)
+    }
+    await spool.settle(Settlement(claims[0], 5, {1: OK}))
+    assert set(await spool.read_contents(ids)) == set(ids[1:])
+    assert await spool.read_contents([]) == {}

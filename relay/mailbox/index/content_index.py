@@ -22,8 +22,15 @@ from typing import Any, Generic, TypeVar
 import apsw
 
 from relay.clock import Clock
+from relay.mailbox.index.database import fetch, open_database
 from relay.mailbox.index.mailbox_index import MailboxIndex
-from relay.mailbox.index.query_sql import HEADER_LEVEL, RANKS, TEXT_LEVEL, search_key
+from relay.mailbox.index.query_sql import (
+    HEADER_LEVEL,
+    RANKS,
+    TEXT_LEVEL,
+    search_key,
+    words_expression,
+)
 from relay.mailbox.index.rows import FolderRow, IndexedMessage, select_rows
 from relay.mailbox.index.update import path_of
 from relay.mailbox.maildir import open_message
@@ -152,6 +159,12 @@ def read_text(path: Path) -> TextData:
         length = min(private_block_length(raw), PRIVATE_BYTES_MAX)
         if length:
             raw += file.read(length)
+    return text_of(raw)
+
+
+def text_of(raw: bytes) -> TextData:
+    """Return the text of the beginning of a message."""
+    length = min(private_block_length(raw), PRIVATE_BYTES_MAX)
     block = read_block(raw) if length else None
     read = read_mime(with_first_fields(raw[length:]))
     properties, attachments = read.properties, [(one.name, one.inline) for one in read.attachments]
@@ -227,6 +240,10 @@ _HEADER_SQL = (
     f"UPDATE message SET content_level = {HEADER_LEVEL}, ({HEADER_COLUMNS})"
     f" = ({', '.join('?' * len(HEADER_COLUMNS.split(',')))}) WHERE uid = ?"
 )
+_INSERT_TEXT = (
+    "INSERT INTO fulltext (rowid, subject, body, sender, recipient, cc, bcc, attachment)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _IS_AS_READ = (
     "SELECT 1 FROM message WHERE uid = ? AND content_level = ?"
     " AND inode = ? AND size_bytes = ? AND mtime_ns = ?"
@@ -287,6 +304,42 @@ class ContentIndexer:
             return False
         finally:
             self._index.content_lock.release()
+
+    def look_up(
+        self, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
+    ) -> "CopyLookup":
+        """Look up messages, and which words they have. What the index has not read of them is read
+        first, at least one of them, and no more after `read_s`.
+        """
+        began_s, has_read = self._clock.real_s(), False
+        self._until_s = began_s + read_s
+        if self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
+            try:
+                for level in _LEVELS:
+                    while found := self._unread_of(level, message_ids):
+                        self._index.run(self._read_files(level, found))
+                        has_read = True
+                        if self._is_over():
+                            break
+            finally:
+                self._index.content_lock.release()
+        took_s = self._clock.real_s() - began_s if has_read else 0.0
+        return self._index.run(lambda cursor: _looked_up(cursor, message_ids, words, read_s=took_s))
+
+    def _unread_of(
+        self, level: "_Level[Any]", message_ids: Sequence[str]
+    ) -> list[tuple[IndexedMessage, Path]]:
+        marks = ", ".join("?" * len(message_ids))
+        return self._index.run(
+            lambda cursor: [
+                (row, Path(path_of(self._index.folders, row.location)))
+                for row in select_rows(
+                    cursor,
+                    f"WHERE content_level = ? AND message_id IN ({marks})",
+                    (level.number - 1, *message_ids),
+                )
+            ]
+        )
 
     def _read_level(self, level: "_Level[Any]") -> None:
         found = self._unread(level, _MESSAGES_AT_ONCE)
@@ -350,6 +403,72 @@ class ContentIndexer:
             raise StoreUnavailableError(message)
 
 
+@dataclass(frozen=True, slots=True)
+class CopyFacts:
+    """A message of a mailbox, and which of the words that were asked for it has."""
+
+    is_read: bool
+    has_attachments: bool
+    words: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyLookup:
+    """What a mailbox has of some messages, by id; `unread` are there, but not read yet.
+
+    Reading took `read_s`.
+    """
+
+    found: Mapping[str, CopyFacts]
+    unread: frozenset[str] = frozenset()
+    read_s: float = 0.0
+
+
+def _looked_up(
+    cursor: apsw.Cursor, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
+) -> CopyLookup:
+    marks = ", ".join("?" * len(message_ids))
+    sql = (
+        "SELECT uid, message_id, is_read, has_attachments, content_level FROM message"
+        f" WHERE message_id IN ({marks})"
+    )
+    rows = fetch(cursor, sql, message_ids)
+    read = [row for row in rows if row[4] >= TEXT_LEVEL]
+    found = _words_of(cursor, [row[0] for row in read], words)
+    return CopyLookup(
+        {row[1]: CopyFacts(bool(row[2]), bool(row[3]), frozenset(found[row[0]])) for row in read},
+        frozenset(row[1] for row in rows if row[4] < TEXT_LEVEL),
+        read_s,
+    )
+
+
+def _words_of(
+    cursor: apsw.Cursor, uids: Sequence[int], words: Sequence[str]
+) -> Mapping[int, set[str]]:
+    """Return which of the words each text has."""
+    found: dict[int, set[str]] = {uid: set() for uid in uids}
+    sql = "SELECT rowid FROM fulltext WHERE fulltext MATCH ? AND rowid BETWEEN ? AND ?"
+    for word in words if uids else ():
+        for (uid,) in fetch(cursor, sql, (words_expression(word), min(uids), max(uids))):
+            if uid in found:
+                found[uid].add(word)
+    return found
+
+
+def find_words(texts: Sequence[TextData], words: Sequence[str]) -> list[set[str]]:
+    """Return which of the words each text has, as the index of a mailbox finds them."""
+    connection = open_database(None)
+    try:
+        cursor = connection.cursor()
+        numbers = range(1, len(texts) + 1)
+        for number, text in zip(numbers, texts, strict=True):
+            cursor.execute(_INSERT_TEXT, (number, *text.texts))
+        found = _words_of(cursor, numbers, words)
+        return [found[number] for number in numbers]
+    finally:
+        connection.close()
+
+
 def _is_as_read(cursor: apsw.Cursor, row: IndexedMessage, level: int) -> bool:
     body = row.stat_data
     values = (row.uid, level - 1, body.inode, body.size_bytes, body.mtime_ns)
@@ -374,11 +493,7 @@ def _write_text(cursor: apsw.Cursor, uid: int, words: TextData) -> None:
         f"UPDATE message SET content_level = {TEXT_LEVEL}, has_attachments = ? WHERE uid = ?",
         (words.has_attachments, uid),
     )
-    cursor.execute(
-        "INSERT INTO fulltext (rowid, subject, body, sender, recipient, cc, bcc, attachment)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (uid, *words.texts),
-    )
+    cursor.execute(_INSERT_TEXT, (uid, *words.texts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import apsw
 from relay.clock import Clock
 from relay.mailbox.index import folder_feed
 from relay.mailbox.index.change_feed import changes_after, first_changes, position_at
-from relay.mailbox.index.content_index import ContentIndexer
+from relay.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.mailbox.index.database import fetch
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import (
@@ -231,6 +231,20 @@ class Indexes:
                 index, TEXT_LEVEL, clock=self._clock, limit=limit, misses=misses
             )
             return indexer.read_some(messages_max)
+
+    def look_up(
+        self,
+        mailbox: Path,
+        message_ids: Sequence[str],
+        words: Sequence[str],
+        *,
+        read_s: float,
+        limit: QueryTimeLimit,
+    ) -> CopyLookup:
+        """See ContentIndexer.look_up(). This is no use that keeps the index open."""
+        with self._of(mailbox, in_background=True) as index:
+            indexer = ContentIndexer(index, TEXT_LEVEL, clock=self._clock, limit=limit)
+            return indexer.look_up(message_ids, words, read_s=read_s)
 
     def folders(self, mailbox: Path) -> list[Folder]:
         """Return every folder with its counts, in the order of list_folders()."""

@@ -247,6 +247,11 @@ def _fts_expression(condition: Condition) -> str:
             raise AssertionError(condition)
 
 
+def words_expression(words: str) -> str:
+    """Return the full-text query of a phrase whose last word may be the beginning of a word."""
+    return _fts_expression(HasWords(SearchIn.ANYWHERE, words, prefix=True))
+
+
 def _fts_string(text: str) -> str:
     return '"' + text.replace('"', '""').replace("\0", " ") + '"'
 

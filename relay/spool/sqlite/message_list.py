@@ -1,4 +1,4 @@
-"""Read a page of the message list, and what its rows show.
+"""Read a page of the message list, and what its rows show; find what is behind a cursor.
 
 A page begins at a place, so that its cost does not grow with the number of newer messages. Each
 query is bounded; what a page did not reach is on the next one.
@@ -13,6 +13,7 @@ from typing import Any
 import apsw
 
 from relay.clock import first_id_after, id_time_us
+from relay.journeys.events import Step
 from relay.journeys.message_list import (
     LISTED_MAX,
     FoundPage,
@@ -21,7 +22,13 @@ from relay.journeys.message_list import (
     MessageSummary,
     position_of,
 )
-from relay.journeys.message_search import FINAL_STATE, SCAN_MAX, FoundMessage, MessageSearch
+from relay.journeys.message_search import (
+    CLOCK_MARGIN_US,
+    FINAL_STATE,
+    SCAN_MAX,
+    FoundMessage,
+    MessageSearch,
+)
 from relay.message.lifecycle import RecipientState, message_state
 from relay.spool.sqlite.database import fetch, fetch_one
 
@@ -29,9 +36,10 @@ _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200
 _ADDRESSES_MAX = 50
 _LATEST = "~"  # sorts after every id
-_FACTS = "id, account, reverse_path, subject, submission_id"
-_Row = tuple[str, str, str, str, str]
-_Recipients = Mapping[str, Sequence[tuple[str, str]]]
+_FACTS = "id, account, reverse_path, subject, submission_id, size"
+_Row = tuple[str, str, str, str, str, int]
+_RecipientRow = tuple[int, str, str]  # number, address, state
+_Recipients = Mapping[str, Sequence[_RecipientRow]]
 
 # A submission may be accepted long after it was made: its id is then newer than its place.
 _LATE = (
@@ -55,6 +63,24 @@ def find_page(
     return page.find()
 
 
+def _matches(wanted: MessageSearch, row: _Row, recipients: Sequence[_RecipientRow]) -> bool:
+    return wanted.matches_all(row[2], row[3], [(one[1], one[2]) for one in recipients])
+
+
+def _found_message(
+    wanted: MessageSearch, row: _Row, recipients: Sequence[_RecipientRow], *, at_us: int = 0
+) -> FoundMessage:
+    """Return a message that matches, with what is needed to check conditions on its content."""
+    queue_id, account, sender, subject, submission_id, _ = row
+    if not wanted.needs_content:
+        return FoundMessage(queue_id, submission_id, at_us)
+    words = wanted.words_left(sender, subject, [one[1] for one in recipients])
+    if not wanted.searches_text:
+        words = ()
+    first = tuple(recipients[:LISTED_MAX])
+    return FoundMessage(queue_id, submission_id, at_us, account, words, first)
+
+
 class _Page:
     """Reads messages in the order of their ids, and orders them by their places.
 
@@ -72,6 +98,7 @@ class _Page:
     ) -> None:
         self._cursor = cursor
         self._wanted = wanted
+        self._strict = wanted.without_content()
         self._account = account
         self._before = before
         self._limit = limit
@@ -93,6 +120,8 @@ class _Page:
             self._settle(last_us)
             if len(self._found) >= self._limit:
                 return FoundPage(tuple(self._found[: self._limit]), None)
+            if last_us < self._strict.from_us:
+                break  # no place is behind its id
             if self._recipients_left <= 0 or read >= SCAN_MAX:
                 return FoundPage(tuple(self._found), ListPosition(last_us, ""))
         self._settle(-1)
@@ -114,19 +143,24 @@ class _Page:
             begin = rows[-1][0]
 
     def _take(self, rows: Sequence[_Row]) -> None:
-        wanted = self._wanted
+        wanted = self._strict
         rows = [row for row in rows if self._account in (None, row[1])]
+        if wanted.larger_than_bytes:
+            rows = [row for row in rows if row[5] > wanted.larger_than_bytes]
         if wanted.sender or wanted.subject:
             rows = [row for row in rows if wanted.matches_facts(row[2], row[3])]
         if rows and wanted.state and not wanted.to:
             rows = self._in_state(rows)
-        if rows and wanted.needs_recipients:
+        recipients: _Recipients = {}
+        if rows and (wanted.needs_recipients or self._wanted.needs_content):
             recipients = self._recipients(rows)
-            rows = [row for row in rows if wanted.matches_all(row[2], row[3], recipients[row[0]])]
-        for queue_id, _, _, _, submission_id in rows:
-            position = position_of(queue_id, submission_id)
+            rows = [row for row in rows if _matches(wanted, row, recipients[row[0]])]
+        for row in rows:
+            position = position_of(row[0], row[4])
+            if position.at_us < wanted.from_us:
+                continue
             if self._before is None or position.order > self._before.order:
-                found = FoundMessage(queue_id, submission_id)
+                found = _found_message(self._wanted, row, recipients.get(row[0], ()))
                 heapq.heappush(self._waiting, (position.order, found))
 
     def _in_state(self, rows: Sequence[_Row]) -> Sequence[_Row]:
@@ -144,17 +178,17 @@ class _Page:
         return [row for row in rows if row[0] in ids]
 
     def _recipients(self, rows: Sequence[_Row]) -> _Recipients:
-        """Return (address, state) pairs by queue id, except those that policy added."""
-        found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for queue_id, address, state in self._recipient_rows([row[0] for row in rows]):
-            found[queue_id].append((address, state))
+        """Return the recipients by queue id, except those that policy added."""
+        found: dict[str, list[_RecipientRow]] = defaultdict(list)
+        for queue_id, number, address, state in self._recipient_rows([row[0] for row in rows]):
+            found[queue_id].append((number, address, state))
             self._recipients_left -= 1
         return found
 
-    def _recipient_rows(self, ids: Sequence[str]) -> list[tuple[str, str, str]]:
+    def _recipient_rows(self, ids: Sequence[str]) -> list[tuple[str, int, str, str]]:
         return fetch(
             self._cursor,
-            "SELECT message_id, address, state FROM recipient WHERE message_id IN"
+            "SELECT message_id, number, address, state FROM recipient WHERE message_id IN"
             f" ({', '.join('?' * len(ids))}) AND added_by = '' LIMIT ?",
             (*ids, max(self._recipients_left, 0)),
         )
@@ -165,6 +199,66 @@ class _Page:
             if len(self._found) >= self._limit:
                 return
             self._found.append(heapq.heappop(self._waiting)[1])
+
+
+def search(
+    cursor: apsw.Cursor,
+    wanted: MessageSearch,
+    *,
+    account: str | None,
+    since_us: int | None,
+    limit: int,
+) -> list[FoundMessage]:
+    """Scan the newest messages, without reports; older ones may be missed."""
+    found: list[FoundMessage] = []
+    strict = wanted.without_content()
+    earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
+    rows = cursor.connection.execute(  # a cursor of its own, read only as far as needed
+        f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id > ?"
+        " ORDER BY id DESC LIMIT ?",
+        (earliest, SCAN_MAX),
+    )
+    recipients_left = _RECIPIENTS_MAX
+    for row in rows:
+        queue_id, owner, reverse_path, subject, submission_id, size = row
+        if account not in (None, owner) or not strict.matches_facts(reverse_path, subject):
+            continue
+        if strict.larger_than_bytes and size <= strict.larger_than_bytes:
+            continue
+        if strict.from_us and position_of(queue_id, submission_id).at_us < strict.from_us:
+            continue
+        recipients: Sequence[_RecipientRow] = ()
+        if strict.needs_recipients or wanted.needs_content:
+            recipients = _recipients_of(cursor, queue_id, limit=recipients_left)
+            recipients_left -= len(recipients)
+            pairs = [(address, state) for _, address, state in recipients]
+            if not strict.matches_all(reverse_path, subject, pairs):
+                continue
+        at_us = 0 if since_us is None else _accepted_us(cursor, queue_id)
+        if since_us is not None and at_us <= since_us:
+            continue
+        found.append(_found_message(wanted, row, recipients, at_us=at_us))
+        if len(found) == limit or recipients_left <= 0:
+            break
+    return found
+
+
+def _recipients_of(cursor: apsw.Cursor, queue_id: str, *, limit: int) -> list[_RecipientRow]:
+    return fetch(
+        cursor,
+        "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
+        " LIMIT ?",
+        (queue_id, limit),
+    )
+
+
+def _accepted_us(cursor: apsw.Cursor, queue_id: str) -> int:
+    row = fetch_one(
+        cursor,
+        "SELECT at_us FROM event WHERE message_id = ? AND step = ? ORDER BY sequence LIMIT 1",
+        (queue_id, int(Step.POLICY_AND_ROUTING)),
+    )
+    return row[0] if row else id_time_us(queue_id) or 0
 
 
 def summaries(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> list[MessageSummary]:

@@ -12,10 +12,10 @@ import apsw
 import msgspec
 from msgspec import UNSET
 
-from relay.clock import ID_LENGTH, first_id_after, id_time_us, rfc3339
+from relay.clock import ID_LENGTH, rfc3339
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Event, Step
-from relay.journeys.message_search import CLOCK_MARGIN_US, SCAN_MAX, FoundMessage, MessageSearch
+from relay.journeys.message_search import SCAN_MAX
 from relay.message.envelope import MessageFacts
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.spool.engine import RecordedRoot
@@ -23,7 +23,6 @@ from relay.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 
-_RECIPIENTS_MAX = 200_000  # rows that one search reads
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 # The Graph id of a copy in a mailbox: no clock id begins with an "l". It is in the event of the
@@ -229,57 +228,6 @@ def _is_for(cursor: apsw.Cursor, queue_id: str, address: str) -> bool:
     return row is not None
 
 
-def search(
-    cursor: apsw.Cursor,
-    wanted: MessageSearch,
-    *,
-    account: str | None,
-    since_us: int | None,
-    limit: int,
-) -> list[FoundMessage]:
-    """Scan the newest messages, without reports; older ones may be missed."""
-    found: list[FoundMessage] = []
-    earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
-    rows = cursor.connection.execute(  # a cursor of its own, read only as far as needed
-        "SELECT id, account, reverse_path, subject, submission_id FROM message"
-        " WHERE source <> 'report' AND id > ? ORDER BY id DESC LIMIT ?",
-        (earliest, SCAN_MAX),
-    )
-    recipients_left = _RECIPIENTS_MAX
-    for queue_id, owner, reverse_path, subject, submission_id in rows:
-        if account not in (None, owner) or not wanted.matches_facts(reverse_path, subject):
-            continue
-        if wanted.to or wanted.state:
-            recipients = _recipients(cursor, queue_id, limit=recipients_left)
-            recipients_left -= len(recipients)
-            if not wanted.matches_recipients(recipients):
-                continue
-        at_us = 0 if since_us is None else _accepted_us(cursor, queue_id)
-        if since_us is not None and at_us <= since_us:
-            continue
-        found.append(FoundMessage(queue_id, submission_id, at_us))
-        if len(found) == limit or recipients_left <= 0:
-            break
-    return found
-
-
-def _recipients(cursor: apsw.Cursor, queue_id: str, *, limit: int) -> list[tuple[str, str]]:
-    return fetch(
-        cursor,
-        "SELECT address, state FROM recipient WHERE message_id = ? AND added_by = '' LIMIT ?",
-        (queue_id, limit),
-    )
-
-
-def _accepted_us(cursor: apsw.Cursor, queue_id: str) -> int:
-    row = fetch_one(
-        cursor,
-        "SELECT at_us FROM event WHERE message_id = ? AND step = ? ORDER BY sequence LIMIT 1",
-        (queue_id, int(Step.POLICY_AND_ROUTING)),
-    )
-    return row[0] if row else id_time_us(queue_id) or 0
-
-
 _COPIES_MAX = 20
 _CONTENT = "size, data, file, header, eight_bit, crc32"
 
@@ -295,6 +243,18 @@ def kept_content(cursor: apsw.Cursor, queue_id: str) -> Any:
         " WHERE message_id = ? AND state <> 'final' ORDER BY number LIMIT 1",
         (queue_id,),
     )
+
+
+def kept_contents(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """Return the rows of kept_content() of several messages."""
+    marks = ", ".join("?" * len(queue_ids))
+    rows = fetch(
+        cursor,
+        f"SELECT message_id, {_CONTENT} FROM entry JOIN content ON content.id = entry.content_id"
+        f" WHERE message_id IN ({marks}) AND state <> 'final' ORDER BY message_id, number DESC",
+        queue_ids,
+    )
+    return {queue_id: row for queue_id, *row in rows}  # of several entries that of the first
 
 
 def first_recipients(cursor: apsw.Cursor, queue_id: str) -> list[tuple[int, str, str]]:

@@ -6,7 +6,7 @@ A coroutine returns after the fsync that covers its change. See docs/design.md 4
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from relay.files import disk_of
 from relay.journeys.document import Journey
 from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
-from relay.journeys.spool_history import KeptMessage, SpoolEvents
+from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage, SpoolEvents
 from relay.last_commit import LastCommit
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
@@ -366,6 +366,17 @@ class SqliteSpool:
                 raise  # otherwise the last entry was settled in the meantime
         return KeptMessage(content, queries.first_recipients(cursor, queue_id))
 
+    async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
+        """SpoolHistory.read_contents."""
+        return await self._queries.run(lambda c: self._kept_contents(c, queue_ids))
+
+    def _kept_contents(self, cursor: apsw.Cursor, queue_ids: Sequence[str]) -> dict[str, Content]:
+        found: dict[str, Content] = {}
+        for queue_id, row in queries.kept_contents(cursor, queue_ids[:CONTENTS_MAX]).items():
+            with suppress(SpoolError):  # damaged, or gone meanwhile
+                found[queue_id] = self._opened(queue_id, row)
+        return found
+
     def _opened(self, queue_id: str, row: Sequence[Any]) -> Content:
         size, data, file, header, eight_bit, crc32 = row
         if file:
@@ -397,7 +408,9 @@ class SqliteSpool:
     ) -> Sequence[FoundMessage]:
         """SpoolHistory.search."""
         return await self._queries.run(
-            lambda c: queries.search(c, wanted, account=account, since_us=since_us, limit=limit)
+            lambda c: message_list.search(
+                c, wanted, account=account, since_us=since_us, limit=limit
+            )
         )
 
     async def find_page(

@@ -16,7 +16,7 @@ from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import MessageList
 from relay.journeys.message_list import ListPosition
-from relay.journeys.message_search import ListCursor, MessageSearch
+from relay.journeys.message_search import NOBODY, ListCursor, MessageSearch
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
@@ -74,6 +74,7 @@ class Records:
         account: str | None,
         limit: int,
         before: ListPosition | None = None,
+        lookup_s: float | None = None,
     ) -> MessageList:
         if before is not None:
             return MessageList([], ListCursor(5), older=before)
@@ -295,9 +296,33 @@ async def test_the_newest_messages(api: ApiClients) -> None:
     await api.get("/relay/v1/messages?" + urlencode(asked | {"limit": 5, "wait": 0}))
     await api.get("/relay/v1/messages", "watcher")
     assert api.records.asked == [
-        ("alice@example.test", MessageSearch(**asked), 5),
-        (None, MessageSearch(), 100),
+        ("alice@example.test", MessageSearch(**asked, reader="alice@example.test"), 5),
+        (None, MessageSearch(reader="watcher@example.test"), 100),
     ]
+
+
+@pytest.mark.parametrize(
+    ("token", "reader"),
+    [
+        ("alice", "alice@example.test"),
+        ("reader", "reader@example.test"),
+        ("sender", NOBODY),  # it may not read messages
+        ("auditor", NOBODY),
+        ("watcher", "watcher@example.test"),
+        ("operator", "operator@example.test"),
+    ],
+)
+async def test_a_search_looks_into_the_mailbox_of_who_asks(
+    api: ApiClients, token: str, reader: str
+) -> None:
+    text = "giraffe has:attachment larger:1k after:2026-11-01 is:unread from:bob"
+    answer = await api.get("/relay/v1/messages?" + urlencode({"q": text, "to": "x"}), token)
+    assert answer.status_code == 200
+    [(_, wanted, _)] = api.records.asked
+    assert wanted == MessageSearch(
+        to="x", sender="*bob*", words=("giraffe",), has_attachment=True, is_unread=True,
+        larger_than_bytes=1000, from_us=1_793_491_200_000_000, reader=reader,
+    )  # fmt: skip
 
 
 async def test_a_list_waits_for_a_match(api: ApiClients) -> None:
@@ -338,6 +363,9 @@ async def test_waiting_lists_are_limited(api: ApiClients, monkeypatch: pytest.Mo
         ("/messages?state=sent", "state"),
         ("/messages?stat=queued", "stat"),
         ("/messages?after=xyz", "after"),
+        ("/messages?q=larger:x", "larger"),
+        ("/messages?q=to:x&to=y", "to"),
+        ("/messages?q=id:x&after=AAAAAAAAAAAA", "after"),
         ("/messages?wait=301", "wait"),
         ("/messages?wait=-1", "wait"),
         ("/messages?to=", "to"),

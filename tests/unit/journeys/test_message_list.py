@@ -1,6 +1,6 @@
 """The message list over a real spool and submission log: its pages, and what is behind a cursor."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,13 @@ from relay.clock import Ids, rfc3339
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
 from relay.journeys.message_list import ListPosition, parse_position, position_of
-from relay.journeys.message_search import MessageSearch, parse_cursor
+from relay.journeys.message_search import (
+    EVERYBODY,
+    NOBODY,
+    FoundMessage,
+    MessageSearch,
+    parse_cursor,
+)
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import message_of, spool_on
@@ -416,3 +422,120 @@ async def test_the_log_is_followed_without_reading_it_again(messages: Messages) 
     assert await messages.names() == []
     again = messages.submit()
     assert await messages.names() == [again.submission_id]
+
+
+# -- conditions on contents
+
+
+class Contents:
+    """Knows which messages have the words that their history has not; each request checks `most`."""
+
+    def __init__(self, *texts: str, most: int = 1_000_000) -> None:
+        self.texts, self.most = texts, most
+        self.asked: list[FoundMessage] = []
+
+    def begin(self, wanted: MessageSearch, *, lookup_s: float) -> "Contents":
+        self.left = self.most
+        return self
+
+    async def matching(self, candidates: Sequence[FoundMessage]) -> list[bool]:
+        answered = candidates[: self.left]
+        self.left -= len(answered)
+        self.asked += answered
+        return [not one.words_left or one.name in self.texts for one in answered]
+
+
+async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> None:
+    text = messages.submit(subject="a")
+    messages.clock.advance(1)
+    by_subject = await messages.accept(subject="giraffes")
+    messages.clock.advance(1)
+    in_text = await messages.accept(subject="b", recipients=["x@a.test", "y@a.test"])
+    await messages.accept(subject="c")
+    contents = Contents(text.submission_id, in_text)
+    messages.journeys.places.contents = contents
+    wanted = {"words": ("giraffe",), "reader": EVERYBODY}
+    assert await messages.names(**wanted) == [in_text, by_subject, text.submission_id]
+    asked = {one.name: one for one in contents.asked}
+    assert asked[by_subject].words_left == ()
+    assert asked[text.submission_id].account == ALICE
+    assert [each[1:] for each in asked[in_text].recipients] == [
+        ("x@a.test", "queued"), ("y@a.test", "queued")
+    ]  # fmt: skip
+    assert await messages.names(**wanted, account="bob@example.test") == []
+    assert await messages.names(words=("giraffe",), reader=NOBODY) == [by_subject]
+    messages.journeys.places.contents = None
+    for condition in ({"has_attachment": True}, {"is_unread": True}, wanted):
+        assert await messages.names(**condition) == []
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+async def test_pages_continue_where_the_time_for_contents_ended(
+    messages: Messages, most: int
+) -> None:
+    names = []
+    for number in range(20):
+        messages.clock.advance(1)
+        if number % 5:
+            names.append(await messages.accept(subject=f"m{number}"))
+        else:
+            names.append(messages.submit(subject=f"m{number}").submission_id)
+    expected = names[::-3]
+    messages.journeys.places.contents = Contents(*expected, most=most)
+    wanted = MessageSearch(words=("giraffe",), reader=EVERYBODY)
+    found, before, read = [], None, 0
+    while True:
+        page = await messages.journeys.page(wanted, account=None, limit=2, before=before)
+        found += [one.submission_id or one.id for one in page.rows]
+        assert len(page.rows) <= 2
+        read += 1
+        if page.older is None:
+            break
+        before = page.older
+    assert found == expected
+    assert read < 25
+
+
+async def test_what_is_behind_a_cursor_has_the_words_in_its_text(messages: Messages) -> None:
+    cursor = await messages.cursor()
+    names = [await messages.accept(subject=f"m{number}") for number in range(5)]
+    names.append(messages.submit(subject="m5").submission_id)
+    messages.journeys.places.contents = Contents(names[1], names[3], names[5], most=2)
+    wanted = {"words": ("giraffe",), "reader": EVERYBODY}
+    found: list[str] = []
+    for _ in range(10):
+        behind = await messages.listed(after=cursor, **wanted)
+        found += [one.submission_id or str(one.id) for one in reversed(behind.messages)]
+        cursor = str(behind.cursor)
+    assert sorted(found) == sorted([names[1], names[3], names[5]])
+
+
+async def test_a_name_with_conditions_on_content_size_or_time(messages: Messages) -> None:
+    name = await messages.accept(subject="m")
+    began_us = messages.clock.time_us()
+    for wanted, texts, is_found in [
+        ({"words": ("giraffe",), "reader": EVERYBODY}, [name], True),
+        ({"words": ("giraffe",), "reader": EVERYBODY}, [], False),
+        ({"larger_than_bytes": 1}, [], True),
+        ({"larger_than_bytes": 10**6}, [], False),
+        ({"from_us": began_us - 1000}, [], True),
+        ({"from_us": began_us + 1000}, [], False),
+    ]:
+        messages.journeys.places.contents = Contents(*texts)
+        assert await messages.names(key=name, **wanted) == [name] * is_found, wanted
+
+
+async def test_size_and_time_are_those_of_log_and_spool(messages: Messages) -> None:
+    cursor = await messages.cursor()
+    early = messages.submit()
+    messages.clock.advance(5)
+    began_us = messages.clock.time_us()
+    small = await messages.accept()
+    await messages.accept(early)
+    waiting = messages.submit()
+    for after in ({}, {"after": cursor}):
+        found = await messages.names(from_us=began_us, **after)
+        assert set(found) == {small, waiting.submission_id}
+        found = await messages.names(larger_than_bytes=1, **after)
+        assert set(found) == {small, early.submission_id}
+        assert await messages.names(larger_than_bytes=10**6, **after) == []

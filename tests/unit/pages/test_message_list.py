@@ -251,3 +251,57 @@ async def test_another_action_and_a_form_without_the_token_are_refused(pages, ac
     form = {"action": "delete", "confirmed": "yes", "id": key}
     assert (await pages.http.post("/messages", data=form)).status_code == 403
     assert subjects(await pages.text("/")) == ["one"]
+
+
+async def test_texts_of_all_mail_are_searched(pages):
+    pages.relay.daemon.journeys.places.lookup_s = 60  # other load takes nothing off
+
+    def submit():
+        with smtplib.SMTP(
+            pages.relay.addresses.smtp.host, pages.relay.addresses.smtp.port
+        ) as client:
+            for subject, recipient, text in (
+                ("in a mailbox", "bob@example.test", "a giraffe"),
+                ("captured", "ann@customer.test", "two giraffes"),
+                ("waits", "x+451@customer.test", "a giraffe too"),
+                ("other", "bob@example.test", "an elephant"),
+            ):
+                message = f"Subject: {subject}\r\n\r\n{text}"
+                client.sendmail("alice@example.test", [recipient], message.encode())
+
+    await asyncio.to_thread(submit)
+    await pages.relay.settle()
+    for query, expected in (
+        ("giraffe", ["waits", "captured", "in a mailbox"]),
+        ("giraffe state:captured", ["captured"]),
+        ("giraffe is:unread to:bob", ["in a mailbox"]),
+        ("has:attachment", []),
+        ("larger:100k", []),
+        ("after:2020-01-01 elephant", ["other"]),
+    ):
+        answer = await pages.get("/", params={"q": query})
+        assert subjects(answer.text) == expected, query
+    await pages.relay.daemon.store.messages.delete(
+        "bob@example.test", (await only_message(pages, "elephant")), permanently=True
+    )
+    assert subjects(await pages.text("/?q=elephant")) == []
+    refused = await pages.get("/", params={"q": "larger:much"})
+    assert "larger: found &#39;much&#39;, expected a size such as 100k or 2M" in refused.text
+
+
+async def only_message(pages, word):
+    """The id of the copy of the only message with a word."""
+    headers = {"authorization": f"Bearer {pages.relay.token}"}
+    answer = await pages.get(f"/relay/v1/messages?q={word}", headers=headers)
+    [message] = answer.json()["messages"]
+    return message["recipients"][0]["graph_id"]
+
+
+async def test_a_search_that_was_cut_off_goes_on_with_older(pages):
+    await send(pages, *((f"m{number}", f"user{number}@example.test") for number in range(6)))
+    pages.relay.daemon.journeys.places.lookup_s = 0.0
+    text = await pages.text("/?q=giraffe")
+    assert "No message matches on this page" in text
+    for _ in range(5):
+        text = await pages.text(link(text, "Older"))
+    assert ">Older</a>" not in text

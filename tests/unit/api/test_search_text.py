@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
+from relay.api.search_text import SearchTextError, parse_search
 from relay.journeys.message_search import MessageSearch
-from relay.pages.search_text import SearchTextError, parse_search
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,12 @@ from relay.pages.search_text import SearchTextError, parse_search
         ("12:30 http://x.test/a-b - ", {"words": ("12:30", "http://x.test/a-b", "-")}),
         ('x""', {"words": ('x""',)}),
         ("Grüße", {"words": ("Grüße",)}),
+        ("has:attachment", {"has_attachment": True}),
+        ("is:Unread x", {"is_unread": True, "words": ("x",)}),
+        ("larger:100k", {"larger_than_bytes": 100_000}),
+        ("larger:2MB", {"larger_than_bytes": 2_000_000}),
+        ("larger:17", {"larger_than_bytes": 17}),
+        ("after:2026-11-01", {"from_us": 1_793_491_200_000_000}),
     ],
 )
 def test_a_text_has_conditions(text, wanted):
@@ -40,7 +46,18 @@ def test_a_text_has_conditions(text, wanted):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("form:alice", "'form:' is not known; there are from:, to:, subject:, state:, id:."),
+        (
+            "form:alice",
+            "'form:' is not known; there are from:, to:, subject:, state:, id:, has:, larger:",
+        ),
+        ("has:link", "has: found 'link', expected attachment."),
+        ("is:read", "is: found 'read', expected unread."),
+        ("larger:big", "larger: found 'big', expected a size such as 100k or 2M"),
+        ("larger:-1", "larger: found '-1', expected a size"),
+        ("after:yesterday", "after: found 'yesterday', expected a day such as 2026-11-01"),
+        ("after:2026-02-30", "after: found '2026-02-30', expected a day"),
+        ("after:20261101", "after: found '20261101', expected a day"),
+        ("larger:1 larger:2", "larger: is there twice."),
         (
             "state:sent",
             "state: 'sent' is not a state; there are final, scheduled, converting, queued",

@@ -1,0 +1,170 @@
+"""Find the messages of a page of the list: by their history, and by their contents.
+
+The history is in spool and submission log, contents are checked by another room. Each call is
+bounded; what it did not reach is on the next page.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from relay.journeys.message_list import FoundPage, ListPosition, OpenSubmission, position_of
+from relay.journeys.message_search import SCAN_MAX, FoundMessage, MessageSearch
+from relay.journeys.spool_history import SpoolHistory
+
+_LOOKUP_S = 0.03
+_CHUNK = 400  # messages whose contents are checked at once
+_LOOKS_MAX = 3  # for a page, while submissions are accepted
+Place = tuple[ListPosition, FoundMessage | OpenSubmission]
+
+
+class OpenSubmissionSource(Protocol):
+    """The submission log."""
+
+    async def open_submissions(self) -> Sequence[OpenSubmission]:
+        """Return the newest submissions that are not recorded as accepted."""
+        ...
+
+
+class ContentChecks(Protocol):
+    """The checks of one request."""
+
+    async def matching(self, candidates: Sequence[FoundMessage]) -> Sequence[bool]:
+        """Return whether the content of each matches; fewer answers than candidates when the time
+        is over, but the first one always.
+        """
+        ...
+
+
+class ContentConditions(Protocol):
+    """Checks conditions on contents: relay.api's ContentSearch."""
+
+    def begin(self, wanted: MessageSearch, *, lookup_s: float) -> ContentChecks:
+        """Begin the checks of a request, which take about `lookup_s`."""
+        ...
+
+
+class _NoContents:
+    """Checks that no message meets."""
+
+    async def matching(self, candidates: Sequence[FoundMessage]) -> Sequence[bool]:
+        return [False] * len(candidates)
+
+
+_NO_CONTENTS = _NoContents()
+
+
+class ListPlaces:
+    """Finds places of the list.
+
+    Without `contents`, no message meets a condition on contents. `lookup_s` is the time for them,
+    of a page that a person looks at.
+    """
+
+    def __init__(self, spool: SpoolHistory, store: OpenSubmissionSource) -> None:
+        self._spool = spool
+        self._store = store
+        self.contents: ContentConditions | None = None
+        self.lookup_s = _LOOKUP_S
+
+    def begin(self, wanted: MessageSearch, lookup_s: float | None = None) -> ContentChecks:
+        """Begin the checks of contents of a request."""
+        if self.contents is None:
+            return _NO_CONTENTS
+        time_s = self.lookup_s if lookup_s is None else lookup_s
+        return self.contents.begin(wanted, lookup_s=time_s)
+
+    async def find(
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None,
+        lookup_s: float | None = None,
+    ) -> tuple[list[Place], ListPosition | None]:
+        """Return the places of messages that match, and the one behind which older ones may be."""
+        if not wanted.needs_content:
+            return await self._find_by_history(wanted, account=account, limit=limit, before=before)
+        found: list[Place] = []
+        checks, read = self.begin(wanted, lookup_s), 0
+        while True:
+            some, older = await self._find_by_history(
+                wanted, account=account, limit=_CHUNK, before=before
+            )
+            candidates = [
+                one if isinstance(one, FoundMessage) else one.found(wanted) for _, one in some
+            ]
+            answers = await checks.matching(candidates)
+            for place, matches in zip(some, answers, strict=False):
+                if matches and len(found) == limit:
+                    return found, found[-1][0]
+                if matches:
+                    found.append(place)
+            if len(answers) < len(some):
+                return found, some[len(answers) - 1][0]
+            read += len(some)
+            if older is None or len(some) < _CHUNK or read >= SCAN_MAX:
+                return found, older
+            before = older
+
+    async def _find_by_history(
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None,
+    ) -> tuple[list[Place], ListPosition | None]:
+        """Return what find() does, apart from conditions on contents."""
+        # The log is read first: what it has as accepted is in the spool by then. What the spool
+        # has accepted meanwhile is looked up there again.
+        submissions = await self._store.open_submissions()
+        for _ in range(_LOOKS_MAX):
+            spooled = FoundPage((), None)
+            if not wanted.is_before_queue:
+                spooled = await self._spool.find_page(
+                    wanted, account=account, before=before, limit=limit + 1
+                )
+            places: dict[ListPosition, FoundMessage | OpenSubmission] = {
+                place: one
+                for one in submissions
+                if account in (None, one.account)
+                and is_between(place := position_of("", one.submission_id), before, spooled.reached)
+                and place.at_us >= wanted.from_us
+                and one.matches(wanted)
+            }
+            places |= {
+                position_of(one.queue_id, one.submission_id): one for one in spooled.messages
+            }
+            newest = sorted(places, key=lambda place: place.order)
+            read = newest[: 2 * limit + 1]
+            shown = await self._without_accepted([(place, places[place]) for place in read])
+            if len(shown) == len(read):
+                break
+            accepted = set(read) - {place for place, _ in shown}
+            submissions = [
+                one for one in submissions if position_of("", one.submission_id) not in accepted
+            ]
+        older = spooled.reached if len(newest) == len(read) else read[-1]
+        if len(shown) > limit:
+            older = shown[limit - 1][0]
+        return shown[:limit], older
+
+    async def _without_accepted(self, places: Sequence[Place]) -> list[Place]:
+        """Leave out submissions that the spool has by now: there they did not match."""
+        names = [one.submission_id for _, one in places if isinstance(one, OpenSubmission)]
+        accepted = set(await self._spool.accepted_submissions(names)) if names else set()
+        return [
+            (place, one)
+            for place, one in places
+            if isinstance(one, FoundMessage) or one.submission_id not in accepted
+        ]
+
+
+def is_between(
+    place: ListPosition, before: ListPosition | None, reached: ListPosition | None
+) -> bool:
+    """Whether a place is on a page: older than `before`, and read by a scan that ended there."""
+    return (before is None or place.order > before.order) and (
+        reached is None or place.order < reached.order
+    )
