@@ -40,6 +40,7 @@ class ClientSettings:
     sender: str  # has an account
     recipient: str  # has an account
     needs_token: bool  # HTTP requests need the relay's own token, not the sender's name
+    host_names: tuple[str, ...] = ()  # further ones, to which it answers HTTP requests
 
 
 class DevelopmentControls(Protocol):

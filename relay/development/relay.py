@@ -269,6 +269,7 @@ class DevelopmentRelay:
             sender=f"alice@{domain}",
             recipient=f"bob@{domain}",
             needs_token=bool(self._options.token),
+            host_names=self._options.hosts,
         )
 
     async def send_example(self, key: str) -> str:

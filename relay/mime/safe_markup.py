@@ -2,12 +2,13 @@
 
 The quote of a reply and the preview on a page write only these. Styles are read by a few patterns,
 not by a parser of CSS: what the patterns do not know is dropped. Time is linear in the size of the
-source. Nothing raises.
+source. Nothing raises. Where a caller allows images of backgrounds, a style has the URLs that it
+returns, between quotes, and no others.
 CSS Syntax Level 3; Media Queries Level 4.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 ELEMENTS = frozenset(
     (
@@ -48,6 +49,16 @@ _FRAMED_VALUE = re.compile(
     r"(?:[\w\s.,#%'\"!+/-]|(?:(?:rgb|hsl)a?|calc|min|max|clamp)\([\w\s.,%/*+-]{1,80}\))+",
     re.IGNORECASE,
 )
+# With images: where they are, and a URL with nothing that could end it in another place.
+_BACKGROUND = re.compile(r"background(?:-image)?")
+_BACKGROUND_PLACES = re.compile(r"background-(?:attachment|clip|origin|position|repeat|size)")
+_BACKGROUND_URL = re.compile(
+    r"""(?<![\w-])url\(\s*(?:"([^"\\\n]*)"|'([^'\\\n]*)'|([^\s"'()\\]+))\s*\)""", re.IGNORECASE
+)
+_BESIDE_URLS = re.compile(r"(?:[\w\s.,#%!+/-]|(?:rgb|hsl)a?\([\d\s.,%/]{1,40}\))*", re.IGNORECASE)
+_BACKGROUNDS_MAX = 20  # in one declaration
+
+ImageUrl = Callable[[str], str | None]  # what a document may have in place of a URL; None: nothing
 
 STYLE_SHEET_CHARACTERS_MAX = 500_000
 _RULES_MAX = 5000
@@ -67,29 +78,58 @@ def safe_style(style: str) -> str:
     )
 
 
-def safe_framed_style(style: str) -> str:
-    """Return the safe declarations of a style attribute, for a document in a frame of its own."""
-    declarations = _declarations(style, _FRAMED_STYLES, _FRAMED_VALUE)
+def safe_framed_style(style: str, image_url: ImageUrl | None = None) -> str:
+    """Return the safe declarations of a style attribute, for a document in a frame of its own.
+
+    Without `image_url` a background has no image.
+    """
+    declarations = _declarations(style, _FRAMED_STYLES, _FRAMED_VALUE, image_url=image_url)
     return "; ".join(f"{name}:{value}" for name, value in declarations)
 
 
 def _declarations(
-    style: str, names: re.Pattern[str], values: re.Pattern[str]
+    style: str,
+    names: re.Pattern[str],
+    values: re.Pattern[str],
+    *,
+    image_url: ImageUrl | None = None,
 ) -> Iterator[tuple[str, str]]:
     for declaration in style.split(";"):
         name, _, value = declaration.partition(":")
         name, value = name.strip().lower(), value.strip()
         if names.fullmatch(name) and values.fullmatch(value):
             yield name, value
+        elif image_url is not None:
+            if _BACKGROUND.fullmatch(name) and (written := _with_images(value, image_url)):
+                yield name, written
+            elif _BACKGROUND_PLACES.fullmatch(name) and values.fullmatch(value):
+                yield name, value
 
 
-def safe_style_sheet(source: str) -> str:
+def _with_images(value: str, image_url: ImageUrl) -> str:
+    """Return a background with the URLs of `image_url`, "" if it returns none for one of them."""
+    places = list(_BACKGROUND_URL.finditer(value))
+    between = _BACKGROUND_URL.sub(" ", value)
+    if not 0 < len(places) <= _BACKGROUNDS_MAX or not _BESIDE_URLS.fullmatch(between):
+        return ""
+    written, at = [], 0
+    for found in places:
+        url = image_url(found[1] or found[2] or found[3] or "")
+        if url is None:
+            return ""
+        written += [value[at : found.start()], f'url("{url}")']
+        at = found.end()
+    return "".join([*written, value[at:]])
+
+
+def safe_style_sheet(source: str, image_url: ImageUrl | None = None) -> str:
     """Return the safe rules of a style sheet, also those in @media, without any "<".
 
-    For a document in a frame of its own. Other at-rules and nested rules are dropped.
+    For a document in a frame of its own. Other at-rules and nested rules are dropped. `image_url`
+    as in safe_framed_style().
     """
     text = _COMMENT.sub(" ", source[:STYLE_SHEET_CHARACTERS_MAX])
-    reader = _StyleSheetReader()
+    reader = _StyleSheetReader(image_url)
     for found in _PIECE.finditer(text):
         reader.take(found[1].strip(), found[2])
         if reader.is_full:
@@ -100,7 +140,8 @@ def safe_style_sheet(source: str) -> str:
 class _StyleSheetReader:
     """Reads the pieces of a style sheet between braces and semicolons, and writes safe rules."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_url: ImageUrl | None) -> None:
+        self._image_url = image_url
         self._written: list[str] = []
         self._media = 0  # open @media blocks
         self._selector: str | None = None  # of the open rule
@@ -144,7 +185,7 @@ class _StyleSheetReader:
             self._dropped = 1
 
     def _end_rule(self) -> None:
-        style = safe_framed_style(";".join(self._style))
+        style = safe_framed_style(";".join(self._style), self._image_url)
         if style:
             self._written.append(f"{self._selector} {{ {style} }}")
             self._rules += 1

@@ -23,11 +23,12 @@ from relay.mime.html_tokens import content_ids
 from relay.mime.links import BodyLink, find_codes, links_of_html, links_of_text, text_of_html
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
+from relay.pages.remote_images import RemoteImageUrl
 from relay.pages.sanitize import (
     HTML_CHARACTERS_MAX,
     IMAGE_CHARACTERS_MAX,
     RASTER_TYPES,
-    BlockedLoads,
+    RemoteLoads,
     SafeDocument,
     safe_document,
 )
@@ -41,6 +42,7 @@ LINKS_MAX = 200
 CODES_MAX = 5
 NAME_CHARACTERS_MAX = 150
 IMAGE_OCTETS_MAX = 4 * 1024 * 1024
+PREVIEWS_MAX = 50  # images among the attachments that a page shows
 _FIELD_NAME_OCTETS_MAX = 100
 _LINK_TEXT_CHARACTERS_MAX = 200
 _LINK_CHARACTERS_MAX = 2000
@@ -61,6 +63,13 @@ _SAFE_DOWNLOADS = RASTER_TYPES | {
     *("application/gzip", "application/json", "application/pdf", "application/zip"),
     *("text/calendar", "text/csv", "text/plain", "text/vcard"),
 }
+_IMAGE_BEGINNINGS = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+    "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
+_BEGINNING_OCTETS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +157,15 @@ def read_content(octets: Octets) -> MessageContent:
     )
 
 
-def html_document(parts: ReadParts) -> SafeDocument:
-    """Return the HTML body as a safe document, "" without one. Blocks; raises OSError."""
+def html_document(parts: ReadParts, *, remote_url: RemoteImageUrl | None = None) -> SafeDocument:
+    """Return the HTML body as a safe document, "" without one; `remote_url` as in safe_document().
+
+    Blocks; raises OSError.
+    """
     if parts.bodies.html is None:
-        return SafeDocument("", BlockedLoads(), lost_images=0, is_cut=False)
+        return SafeDocument("", RemoteLoads(), lost_images=0, is_cut=False)
     images = _InlineImages(parts.attachments)
-    return safe_document(parts.bodies.html, images.url)
+    return safe_document(parts.bodies.html, images.url, remote_url=remote_url)
 
 
 def shown_text(parts: ReadParts) -> str:
@@ -275,10 +287,11 @@ def file_name(number: int, one: AttachedOctets) -> str:
     return name or (f"message-{number}.eml" if one.facts.item else f"part-{number}")
 
 
-def content_disposition(name: str) -> str:
-    """Return the value of Content-Disposition for a download with this name."""
+def content_disposition(name: str, *, is_shown: bool = False) -> str:
+    """Return the value of Content-Disposition for a download with this name, or for a preview."""
     plain = name.encode("ascii", "replace").decode("ascii").replace("?", "_")
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    kind = "inline" if is_shown else "attachment"
+    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
 def download_type(one: AttachedOctets) -> str:
@@ -287,6 +300,27 @@ def download_type(one: AttachedOctets) -> str:
         return "message/rfc822"
     kind = one.facts.content_type
     return kind if kind in _SAFE_DOWNLOADS else "application/octet-stream"
+
+
+def image_type(one: AttachedOctets) -> str:
+    """Return the media type of a PNG, JPEG, GIF or WebP image, whatever its part says; "" for
+    others. Blocks; raises OSError.
+    """
+    if one.facts.item:
+        return ""
+    beginning = b""
+    for block in decoded(one):
+        beginning += block[:_BEGINNING_OCTETS]
+        if len(beginning) >= _BEGINNING_OCTETS:
+            break
+    found = (kind for kind, pattern in _IMAGE_BEGINNINGS.items() if pattern.match(beginning))
+    return next(found, "")
+
+
+def previews(parts: ReadParts) -> frozenset[int]:
+    """Return the numbers of the first attachments that a page shows. Blocks; raises OSError."""
+    listed = enumerate(parts.attachments[:ATTACHMENTS_MAX], 1)
+    return frozenset(islice((number for number, one in listed if image_type(one)), PREVIEWS_MAX))
 
 
 def decoded(one: AttachedOctets) -> Iterable[bytes]:

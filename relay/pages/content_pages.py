@@ -5,21 +5,27 @@ decide who may see them, and log looks into the content of others. Contents are 
 so that a large or hostile message holds up neither the event loop nor, for long, other pages.
 
 Every response has a Content-Security-Policy that lets it run and load nothing, even if it is opened
-outside of the sandboxed frame of the page.
+outside of the sandboxed frame of the page. The HTML with remote images in a development relay is an
+exception. A person asks for it by a button of the page: its address has a proof that it comes from
+there, so that no link and no other site can make a browser load images.
 CSP Level 3 6.3.2 (sandbox); RFC 6266 (Content-Disposition).
 """
 
 import asyncio
+import contextlib
+import hmac
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.responses import Response
 
-from relay.api.dependencies import Principal
+from relay.api.dependencies import ClientSettings, DevelopmentControls, Principal
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import require_method
 from relay.graph.serializer import MESSAGE_PROPERTIES
@@ -42,8 +48,17 @@ from relay.pages.content import (
     download_type,
     file_name,
     html_document,
+    image_type,
+    previews,
     read_content,
     shown_text,
+)
+from relay.pages.forms import is_csrf_token
+from relay.pages.remote_images import (
+    DEFAULT_PORTS,
+    OwnPlaces,
+    RemoteImageUrl,
+    remote_image_url,
 )
 from relay.pages.sanitize import SafeDocument
 from relay.pressure import ConcurrencyCounter
@@ -55,6 +70,7 @@ _SOURCE_IN_PAGE_OCTETS_MAX = 64 * 1024
 _THREADS = 2
 _WAITING_MAX = 50
 _WAITING_OF_VISITOR_MAX = 25
+REMOTE_IMAGES_PARAMETER = "images"
 
 CONTENT_HEADERS = {
     "content-security-policy": (
@@ -73,6 +89,12 @@ HTML_HEADERS = CONTENT_HEADERS | {
     ),
     "content-type": "text/html; charset=utf-8",
 }
+# With remote images. A request for one has neither a Referer nor the cookies of the relay.
+REMOTE_IMAGES_HEADERS = HTML_HEADERS | {
+    "content-security-policy": HTML_HEADERS["content-security-policy"].replace(
+        "img-src data:", "img-src data: http: https:"
+    ),
+}
 _TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
 
 _Result = TypeVar("_Result")
@@ -87,6 +109,9 @@ class ContentPanel:
     refusal: str = ""  # why there is no `message`
     message: MessageContent | None = None  # None: see `refusal`
     document: SafeDocument | None = None  # in the view html
+    images_proof: str = ""  # what asks for remote images; "": nothing does
+    has_images: bool = False  # the document has the remote images that it may load
+    previews: frozenset[int] = frozenset()  # the attachments that are shown, in the view of them
     report: DeliveryReport | None = None  # the message is a report: what it says
     source: str = ""  # in the view source: its beginning
     source_left: int = 0  # octets that are not shown
@@ -103,8 +128,11 @@ _PROPERTIES = (*_PROPERTIES_FOR_OTHERS, "bccRecipients")
 class ContentPages:
     """Serves contents; one for the whole application, because it bounds the work in progress."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(
+        self, handlers: Handlers, *, development: DevelopmentControls | None = None
+    ) -> None:
         self._handlers = handlers
+        self._development = development
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
         self._waiting = ConcurrencyCounter()  # by the name of the visitor
         self._turns: dict[str, asyncio.Lock] = {}
@@ -121,7 +149,8 @@ class ContentPages:
             case ("source",):
                 return _source(request, journey, content)
             case ("html",):
-                return await self._html(content, visitor.principal)
+                remote_url = self._remote_url(request, visitor, journey)
+                return await self._html(content, visitor.principal, remote_url=remote_url)
             case ("text",):
                 text = await self._in_thread(
                     visitor.principal, lambda: shown_text(read_parts(octets_of(content)))
@@ -133,7 +162,8 @@ class ContentPages:
                 )
                 return Response(found.header[:HEADER_OCTETS_MAX], headers=_TEXT_HEADERS)
             case ("attachments", number):
-                return await self._attachment(content, number, visitor.principal)
+                shows = ("show", "1") in request.query
+                return await self._attachment(content, number, visitor.principal, shows=shows)
             case _:
                 path = "/".join(request.segments)
                 raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
@@ -145,15 +175,37 @@ class ContentPages:
         """
         asked = dict(request.query).get("show", "")
         view: View = next((one for one in VIEWS if one == asked), "html")
-        panel = ContentPanel(key=journey.key, view=view)
+        remote_url = self._remote_url(request, visitor, journey)
+        panel = ContentPanel(
+            key=journey.key, view=view, images_proof=self._images_proof(visitor, journey),
+            has_images=remote_url is not None,
+        )  # fmt: skip
         try:
             content = await self._handlers.content(journey, visitor.principal, view=view)
             is_chosen = view == asked
             return await self._in_thread(
-                visitor.principal, lambda: _filled(panel, content, is_chosen=is_chosen)
+                visitor.principal,
+                lambda: _filled(panel, content, is_chosen=is_chosen, remote_url=remote_url),
             )
         except ApiError as error:
             return replace(panel, refusal=error.message)
+
+    def _images_proof(self, visitor: Visitor, journey: Journey) -> str:
+        """Return the value of `images` by which a page of this visitor asks for remote images."""
+        if self._development is None or not visitor.csrf:
+            return ""
+        asked = f"remote images of {journey.key}"
+        return hmac.new(visitor.csrf.encode(), asked.encode(), "sha256").hexdigest()
+
+    def _remote_url(
+        self, request: HttpRequest, visitor: Visitor, journey: Journey
+    ) -> RemoteImageUrl | None:
+        """Return what a preview loads for a remote image; None unless a person has asked for it."""
+        given = dict(request.query).get(REMOTE_IMAGES_PARAMETER, "")
+        is_asked = is_csrf_token(given, self._images_proof(visitor, journey))
+        if self._development is None or not is_asked:
+            return None
+        return partial(remote_image_url, own=_own_places(request, self._development.clients))
 
     async def _properties(self, journey: Journey, principal: Principal) -> Response:
         """Return the draft's properties as Graph's JSON, without Bcc for others than its owner."""
@@ -162,15 +214,22 @@ class ContentPages:
         shown = await self._in_thread(principal, lambda: _properties_json(message, select))
         return Response(shown, headers=_TEXT_HEADERS)
 
-    async def _html(self, content: Content, principal: Principal) -> Response:
+    async def _html(
+        self, content: Content, principal: Principal, *, remote_url: RemoteImageUrl | None
+    ) -> Response:
         document = await self._in_thread(
-            principal, lambda: html_document(read_parts(octets_of(content))).html
+            principal,
+            lambda: html_document(read_parts(octets_of(content)), remote_url=remote_url).html,
         )
         if not document:
             raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
-        return Response(document.encode(), headers=HTML_HEADERS)
+        headers = HTML_HEADERS if remote_url is None else REMOTE_IMAGES_HEADERS
+        return Response(document.encode(), headers=headers)
 
-    async def _attachment(self, content: Content, number: str, principal: Principal) -> Response:
+    async def _attachment(
+        self, content: Content, number: str, principal: Principal, *, shows: bool
+    ) -> Response:
+        """Return an attachment as a download; with `shows`, an image as an image."""
         found = await self._in_thread(principal, lambda: read_parts(octets_of(content)).attachments)
         index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
         if not 1 <= index <= len(found):
@@ -178,9 +237,11 @@ class ContentPages:
             message = f"Found attachment {quoted(number)}; {expected}."
             raise ApiError(404, "ErrorItemNotFound", message)
         one = found[index - 1]
+        image = await self._in_thread(principal, lambda: image_type(one)) if shows else ""
+        disposition = content_disposition(file_name(index, one), is_shown=bool(image))
         headers = CONTENT_HEADERS | {
-            "content-type": download_type(one),
-            "content-disposition": content_disposition(file_name(index, one)),
+            "content-type": image or download_type(one),
+            "content-disposition": disposition,
         }
         return StreamedResponse(decoded(one), headers=headers)
 
@@ -206,7 +267,27 @@ class ContentPages:
                 del self._turns[name]
 
 
-def _filled(panel: ContentPanel, content: Content, *, is_chosen: bool) -> ContentPanel:
+def _own_places(request: HttpRequest, clients: ClientSettings) -> OwnPlaces:
+    """Return where the relay listens, and where the browser that asks has found it."""
+    ports = {
+        clients.http_port, clients.https_port, clients.smtp_port, clients.submission_port,
+        clients.submissions_port,
+    }  # fmt: skip
+    names = {name.lower().rstrip(".") for name in clients.host_names}
+    with contextlib.suppress(ValueError):  # it is in no URL then
+        asked = urlsplit(request.base_url("", "localhost").lower())
+        names.add((asked.hostname or "").rstrip("."))
+        ports.add(asked.port or DEFAULT_PORTS[asked.scheme])
+    return OwnPlaces(frozenset(ports), frozenset(names))
+
+
+def _filled(
+    panel: ContentPanel,
+    content: Content,
+    *,
+    is_chosen: bool,
+    remote_url: RemoteImageUrl | None,
+) -> ContentPanel:
     message = read_content(octets_of(content))
     view = panel.view
     if view == "html" and not message.has_html and not is_chosen:
@@ -215,7 +296,10 @@ def _filled(panel: ContentPanel, content: Content, *, is_chosen: bool) -> Conten
     report = read_report(octets_of(content)) if is_report else None
     panel = replace(panel, view=view, message=message, report=report)
     if view == "html" and message.has_html:
-        return replace(panel, document=html_document(message.parts))
+        document = html_document(message.parts, remote_url=remote_url)
+        return replace(panel, document=document)
+    if view == "attachments":
+        return replace(panel, previews=previews(message.parts))
     if view == "source":
         octets = b"".join(_first(blocks(content), _SOURCE_IN_PAGE_OCTETS_MAX))
         left = size_of(content) - len(octets)

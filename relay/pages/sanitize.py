@@ -8,17 +8,19 @@ attributes and URLs. Style sheets and style attributes are filtered by relay.mim
 
 Images of the message (cid:) and data: images become data: URLs, within limits, because a document
 in a sandbox has no origin of its own and cannot load them with the rights of the reader. What
-would load from other hosts is removed and counted. Links keep their target as a title only: when a
-mouse button goes down on a link, browsers look up its host and connect to it, even if the sandbox
-then does not let it open.
+would load from other hosts is removed and counted; where a person asks for remote images, <img>
+and backgrounds keep the URLs that relay.pages.remote_images writes. Links keep their target as a
+title only: when a mouse button goes down on a link, browsers look up its host and connect to it,
+even if the sandbox then does not let it open.
 The HTML standard 13.2 (parsing); RFC 2392 (cid); RFC 2397 (data).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
-from urllib.parse import unquote
+from itertools import islice
+from urllib.parse import unquote, urlsplit
 
 import nh3
 
@@ -29,13 +31,19 @@ from relay.mime.safe_markup import (
     safe_framed_style,
     safe_style_sheet,
 )
+from relay.pages.remote_images import (
+    URL_CHARACTERS_MAX,
+    RemoteImageUrl,
+    remote_srcset,
+    srcset_candidates,
+)
 
 HTML_CHARACTERS_MAX = 5_000_000
 TAGS_MAX = 100_000
 DEPTH_MAX = 250
 IMAGE_CHARACTERS_MAX = 16_000_000  # of all data: URLs in a document
-URL_CHARACTERS_MAX = 8192
 HOSTS_MAX = 50
+REMOTE_IMAGES_MAX = 1000  # different ones that a document loads
 _URLS_MAX = 10_000
 _REFERENCES_MAX = 100_000  # "&amp;" and "&lt;" in texts
 _STYLE_SHEETS_CHARACTERS_MAX = 1_000_000
@@ -109,14 +117,14 @@ _LOADS = {  # what other elements would load: element, attribute, whether it is 
 
 _OWN_STYLE = (
     ":root { color-scheme: light } "
-    "img:not([src]) { outline: 1px dashed #888; background: #eee } "
+    "img:not([src], [srcset]) { outline: 1px dashed #888; background: #eee } "
     ":where(a[title]) { color: #0645ad; text-decoration: underline; cursor: help }"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class BlockedLoads:
-    """What a document would load from other hosts: distinct images, other files, and the hosts."""
+class RemoteLoads:
+    """What a document refers to on other hosts: distinct images, other files, and the hosts."""
 
     images: int = 0
     files: int = 0
@@ -131,17 +139,24 @@ class SafeDocument:
     """
 
     html: str
-    blocked: BlockedLoads
+    blocked: RemoteLoads
     lost_images: int
     is_cut: bool
+    loaded: RemoteLoads = RemoteLoads()
 
 
-def safe_document(html: str, image_url: Callable[[str], str | None]) -> SafeDocument:
+def safe_document(
+    html: str,
+    image_url: Callable[[str], str | None],
+    *,
+    remote_url: RemoteImageUrl | None = None,
+) -> SafeDocument:
     """Return the HTML of a message as a document for a frame of its own.
 
-    `image_url` returns a data: URL for a content id, or None.
+    `image_url` returns a data: URL for a content id, or None. `remote_url` returns what the
+    document may load in place of the URL of a remote image, or None; without it, nothing is loaded.
     """
-    counter = _LoadCounter()
+    counter = _LoadCounter(remote_url)
     source = html[:HTML_CHARACTERS_MAX].encode("utf-8", "replace").decode().replace("\0", "")
     balancer = _Balancer(counter)
     for token in split_html(_LINE_END.sub("\n", source), with_styles=True):
@@ -154,7 +169,8 @@ def safe_document(html: str, image_url: Callable[[str], str | None]) -> SafeDocu
     if not (body.startswith("<div") and body.endswith("></div>")):
         body = "<div></div>"
     content = _clean("".join(balancer.written), attributes)
-    style = _LINK.sub("[title]", safe_style_sheet("\n".join(balancer.style_sheets)))
+    style_sheet = safe_style_sheet("\n".join(balancer.style_sheets), counter.load)
+    style = _LINK.sub("[title]", style_sheet)
     assert "<" not in style, "a style sheet cannot end its element"
     return SafeDocument(
         "<!DOCTYPE html>\n"
@@ -164,6 +180,7 @@ def safe_document(html: str, image_url: Callable[[str], str | None]) -> SafeDocu
         counter.blocked(),
         attributes.lost_images,
         balancer.is_full or len(html) > HTML_CHARACTERS_MAX,
+        counter.loaded(),
     )
 
 
@@ -181,22 +198,22 @@ def _clean(html: str, attributes: "_AttributeFilter") -> str:
 
 
 class _LoadCounter:
-    """Counts the distinct URLs that a document would load from other hosts."""
+    """Counts the distinct URLs on other hosts, and decides which of them a document loads."""
 
-    def __init__(self) -> None:
-        self._images: set[str] = set()
-        self._files: set[str] = set()
-        self._hosts: dict[str, None] = {}
+    def __init__(self, remote_url: RemoteImageUrl | None) -> None:
+        self._remote_url = remote_url
+        self._images: dict[str, str] = {}  # hosts by URL
+        self._files: dict[str, str] = {}
+        self._loaded: dict[str, str] = {}
 
     def count(self, url: str, *, is_image: bool) -> None:
         """Count a URL if it names another host."""
-        url = _IN_URL.sub("", url[:URL_CHARACTERS_MAX])
+        url = _name_of(url)
         found = _REMOTE.match(url)
         if found is None or len(self._images) + len(self._files) >= _URLS_MAX:
             return
-        (self._images if is_image else self._files).add(url)
-        if len(self._hosts) < HOSTS_MAX:
-            self._hosts[found[1].rpartition("@")[2].lower()[:253]] = None
+        host = found[1].rpartition("@")[2].lower()[:253]
+        (self._images if is_image else self._files)[url] = host
 
     def count_in_style(self, style: str) -> None:
         """Count the URLs in CSS: fonts and style sheets are files, others images."""
@@ -206,12 +223,41 @@ class _LoadCounter:
 
     def count_set(self, srcset: str) -> None:
         """Count the URLs of a srcset."""
-        for candidate in srcset.split(","):
-            self.count(candidate.strip().partition(" ")[0], is_image=True)
+        for url, _ in srcset_candidates(srcset):
+            self.count(url, is_image=True)
 
-    def blocked(self) -> BlockedLoads:
-        """Return the counts."""
-        return BlockedLoads(len(self._images), len(self._files), tuple(self._hosts))
+    def load(self, url: str) -> str | None:
+        """Count an image, and return what the document loads in its place, None for nothing."""
+        self.count(url, is_image=True)
+        name = _name_of(url)
+        is_known = name in self._loaded
+        is_too_many = not is_known and len(self._loaded) >= REMOTE_IMAGES_MAX
+        if self._remote_url is None or is_too_many:
+            return None
+        written = self._remote_url(url)
+        if written is not None and not is_known:
+            self._loaded[name] = urlsplit(written).netloc
+        return written
+
+    def blocked(self) -> RemoteLoads:
+        """Return what the document does not load."""
+        images = {url: host for url, host in self._images.items() if url not in self._loaded}
+        hosts = (*images.values(), *self._files.values())
+        return RemoteLoads(len(images), len(self._files), _distinct(hosts))
+
+    def loaded(self) -> RemoteLoads:
+        """Return what the document loads."""
+        return RemoteLoads(len(self._loaded), 0, _distinct(self._loaded.values()))
+
+
+def _name_of(url: str) -> str:
+    """Return a URL as it is counted."""
+    return _IN_URL.sub("", url[:URL_CHARACTERS_MAX])
+
+
+def _distinct(hosts: Iterable[str]) -> tuple[str, ...]:
+    """Return the first different hosts."""
+    return tuple(islice(dict.fromkeys(hosts), HOSTS_MAX))
 
 
 class _Balancer:
@@ -350,13 +396,12 @@ class _AttributeFilter:
         match attribute:
             case "style":
                 self._counter.count_in_style(value[:HTML_CHARACTERS_MAX])
-                return safe_framed_style(value[:_STYLE_CHARACTERS_MAX]) or None
+                return safe_framed_style(value[:_STYLE_CHARACTERS_MAX], self._counter.load) or None
             case "background" | "lowsrc":
                 self._counter.count(value, is_image=True)
                 return None
             case "srcset":
-                self._counter.count_set(value)
-                return None
+                return remote_srcset(value[:HTML_CHARACTERS_MAX], self._counter.load) or None
             case "src":
                 return self._image(value)
             case _:
@@ -371,8 +416,7 @@ class _AttributeFilter:
         elif scheme.startswith("cid:"):
             url = self._image_url(unquote(source[len("cid:") :]))
         else:
-            self._counter.count(source, is_image=True)
-            return None
+            return self._counter.load(source)
         if url is None or self._image_characters + len(url) > IMAGE_CHARACTERS_MAX:
             self.lost_images += 1
             return None

@@ -65,7 +65,7 @@ class PageSite:
         self._access = access
         self._live_views = live_views
         self.handlers = Handlers(dependencies)
-        self.contents = ContentPages(self.handlers)
+        self.contents = ContentPages(self.handlers, development=dependencies.development)
         self._static = _load_static()
         self._templates = _environment()
 

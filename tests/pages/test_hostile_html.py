@@ -5,14 +5,14 @@ frame. What Chromium looked up, requested and logged is read from its own networ
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from selenium.common.exceptions import WebDriverException
 
-from relay.pages.content_pages import HTML_HEADERS
+from relay.pages.content_pages import HTML_HEADERS, REMOTE_IMAGES_HEADERS
 from relay.pages.sanitize import safe_document
 from tests.support.browser import Browser
 from tests.support.hostile_html import HOSTILE
@@ -27,7 +27,9 @@ def sanitised(html: str) -> str:
 
 
 @contextmanager
-def serving(*, sanitise: bool, policy: bool, sandbox: bool) -> Iterator[str]:
+def serving(
+    *, sanitise: bool, policy: bool, sandbox: bool, with_policy: Mapping[str, str] = HTML_HEADERS
+) -> Iterator[str]:
     """Serve a page with one frame for each hostile document; yield its URL."""
     frame = "<iframe sandbox" if sandbox else "<iframe"
     frames = "".join(f'{frame} src="/{number}" width=300></iframe>' for number in range(len(NAMES)))
@@ -40,7 +42,7 @@ def serving(*, sanitise: bool, policy: bool, sandbox: bool) -> Iterator[str]:
             if name.isdigit():
                 html = HOSTILE[NAMES[int(name)]]
                 body = sanitised(html) if sanitise else html
-                headers = HTML_HEADERS if policy else WITHOUT_POLICY
+                headers = with_policy if policy else WITHOUT_POLICY
             self.send_response(200 if name.isdigit() or not name else 404)
             for field, value in headers.items():
                 self.send_header(field, value)
@@ -99,6 +101,34 @@ def test_each_protection_alone_is_enough_against_scripts(browser: Browser, alone
         provoke(browser)
         assert browser.evaluate("document.title") == "Page"
         assert not [one for one in asked_of_others(browser, url) if "ran.evil.test" in one]
+
+
+def test_the_policy_with_remote_images_alone_is_enough_against_scripts(browser: Browser):
+    with serving(
+        sanitise=False, policy=True, sandbox=False, with_policy=REMOTE_IMAGES_HEADERS
+    ) as url:
+        browser.open(url)
+        provoke(browser)
+        assert browser.evaluate("document.title") == "Page"
+        asked = asked_of_others(browser, url)
+        assert not [one for one in asked if "ran.evil.test" in one]
+        loads = (
+            "script",
+            "import",
+            "font",
+            "sheet",
+            "frame",
+            "embed",
+            "object",
+            "video",
+            "audio",
+            "track",
+        )
+        assert not [
+            one
+            for one in asked
+            if one.startswith(tuple(f"http://{name}.evil.test/" for name in loads))
+        ]
 
 
 def test_without_any_protection_the_scripts_run(browser: Browser):

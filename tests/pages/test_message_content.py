@@ -1,6 +1,7 @@
 """The content of a message on its page, and by itself: views, downloads, who may see it."""
 
 import email.policy
+import hmac
 import json
 import re
 import smtplib
@@ -244,6 +245,50 @@ def test_the_widths_and_views_work_without_javascript(dev, key, browser: Browser
     assert browser.wait_for("th", "Subject").is_displayed()
 
 
+PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 20
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>'
+PREVIEWS = (  # content, the type and name that the part has, and the type of the preview
+    (PNG, "image/png", "a.png", "image/png"),
+    (b"\xff\xd8\xff\xe0" + b"x" * 20, "application/octet-stream", "b", "image/jpeg"),
+    (GIF, "text/html", "c.html", "image/gif"),
+    (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "image/png", "d.png", "image/webp"),
+    (b"<script>alert(1)</script>", "image/png", "e.png", ""),
+    (SVG, "image/svg+xml", "f.svg", ""), (SVG, "image/png", "g.png", ""),
+    (b"%PDF-1.7\n<</JS (app.alert(1))>>", "application/pdf", "h.pdf", ""),
+    (b"BM" + b"x" * 60, "image/bmp", "i.bmp", ""), (b"\x89PN", "image/png", "j.png", ""), (b"", "image/gif", "k.gif", ""),
+)  # fmt: skip
+
+
+def test_images_among_the_attachments_are_shown_by_their_content(dev: RunningDev, browser: Browser):
+    made = EmailMessage()
+    made["Subject"] = "Attached"
+    made.set_content("See below")
+    for content, kind, name, _ in PREVIEWS:
+        maintype, _, subtype = kind.partition("/")
+        made.add_attachment(content, maintype, subtype, filename=name)
+    made.add_attachment(EmailMessage(), filename="l.eml")
+    key = sent(dev, made.as_bytes(policy=email.policy.SMTP))
+    shown = page(dev, f"{key}?show=attachments").text
+    for number, (content, kind, name, preview) in enumerate(PREVIEWS, 1):
+        address = f"{key}/attachments/{number}?show=1"
+        assert (f'<img src="../messages/{address}"' in shown) == bool(preview), name
+        answer = page(dev, address)
+        assert answer.content == content
+        headers = answer.headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers[POLICY].startswith("default-src 'none';")
+        assert headers[POLICY].endswith("; sandbox")
+        assert headers["content-disposition"].startswith("inline;" if preview else "attachment;")
+        expected = preview or ("application/octet-stream" if "svg" in kind else kind)
+        assert headers["content-type"] == expected, name
+        download = page(dev, f"{key}/attachments/{number}").headers
+        assert download["content-disposition"].startswith("attachment;")
+    browser.open(f"{dev.http}/messages/{key}?show=attachments")
+    browser.wait_for(".previews")
+    assert browser.driver.title.startswith("Attached")
+    assert browser.requests_elsewhere(dev.http) == []
+
+
 # -- who may see it
 
 
@@ -254,6 +299,31 @@ def logged_in(relay: RelayProcess, user: str, password: str) -> Iterator[httpx.C
         fields = {"csrf": token[1], "user": user, "password": password}
         assert client.post("/login", data=fields).status_code == 303
         yield client
+
+
+def test_a_service_loads_no_remote_images():
+    config = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
+    with RelayProcess(config=config) as relay:
+        key = relay.send_mail(
+            token="alice", subject="Images",
+            body={"contentType": "html", "content": "<img src=http://a.evil.test/1>"},
+            toRecipients=[{"emailAddress": {"address": "alice@example.test"}}],
+        )  # fmt: skip
+        relay.until_state(key, "delivered")
+        with logged_in(relay, "alice@example.test", "alice") as client:
+            page = client.get(f"/messages/{key}?show=html").text
+            assert "1 remote image blocked" in page
+            assert "Load remote images" not in page
+            assert "images=" not in page
+            # not even with what a development relay would accept
+            csrf = re.search(r'name="csrf" value="([^"]*)"', page)
+            asked = f"remote images of {page.partition('/html')[0].rpartition('/')[2]}"
+            proof = hmac.new(csrf[1].encode(), asked.encode(), "sha256").hexdigest()
+            for images in (proof, "", "1"):
+                answer = client.get(f"/messages/{key}/html?images={images}")
+                assert answer.status_code == 200
+                assert "a.evil.test" not in answer.text
+                assert "img-src data:;" in answer.headers[POLICY]
 
 
 def test_content_of_others_needs_the_role_operate_and_is_logged():

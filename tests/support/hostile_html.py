@@ -89,6 +89,22 @@ HOSTILE = {
         '<table background="http://tablebg.evil.test/"><td background="http://tdbg.evil.test/">x</table>'
         '<body background="http://bodybg.evil.test/">'
     ),
+    "remote images in odd ways": (
+        '<meta name=referrer content=unsafe-url><img src=" http://plain.evil.test/x\n" crossorigin=use-credentials>'
+        '<img src="http://referrer.evil.test/" referrerpolicy=unsafe-url attributionsrc="http://attribution.evil.test/">'
+        '<img src="http://me:secret@user.evil.test/"><img src="http://plain.evil.test@at.evil.test/">'
+        '<img src="http:\\\\backslash.evil.test\\x"><img src="http:/slash.evil.test/"><img src="http:none.evil.test/">'
+        '<img src="ht&#10;tp://newline.evil.test/"><img src="http://percent%2eevil.test/"><img src="ftp://ftp.evil.test/">'
+        '<img srcset="//set.evil.test/ 1x, http://u@set2.evil.test/ 2x, data:image/svg+xml,x 3x">'
+        '<p style="background:url(//css.evil.test/)">x</p><p style="background:url(http://u@css2.evil.test/)">x</p>'
+        '<p style="background-image:cross-fade(url(http://css3.evil.test/),red)">x</p>'
+        "<p style='background:\"x\" url(http://css4.evil.test/)'>x</p><p style='border-image:url(http://css5.evil.test/)'>x</p>"
+        '<div style="--a:url(http://css6.evil.test/);background:var(--a)">x</div>'
+        '<ul style="list-style-image:url(http://css7.evil.test/)"><li>x</ul><q style="content:url(http://css8.evil.test/)">x</q>'
+        "<style>p{mask:url(http://css9.evil.test/);cursor:url(http://css10.evil.test/),auto}"
+        "p{background:url('http://css11.evil.test/\\29')}@supports(a:b){p{background:url(http://css12.evil.test/)}}</style>"
+        '<link rel=preload as=image imagesrcset="http://preload2.evil.test/ 1x"><input type=image src=http://input2.evil.test/>'
+    ),
     "media": (
         '<video src="http://video.evil.test/v" poster="http://poster.evil.test/p" autoplay></video>'
         '<audio src="http://audio.evil.test/a" autoplay></audio><bgsound src="http://bgsound.evil.test/">'

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.mime.safe_markup import ELEMENTS
 from relay.pages import sanitize
-from relay.pages.sanitize import BlockedLoads, safe_document
+from relay.pages.sanitize import RemoteLoads, safe_document
 from tests.support.hostile_html import HOSTILE
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
@@ -106,7 +106,7 @@ def test_a_link_keeps_its_target_as_a_title():
 def test_images_of_the_message_are_written_into_the_document():
     found = made('<img src="cid:a%40b"><img src=CID:missing>', {"a@b": PIXEL})
     assert f'<img src="{PIXEL}"' in found.html
-    assert (found.lost_images, found.blocked) == (1, BlockedLoads())
+    assert (found.lost_images, found.blocked) == (1, RemoteLoads())
 
 
 def test_data_images_are_raster_images_in_base64():

@@ -1,0 +1,236 @@
+"""Remote images in Chromium: which requests leave, before and after a person asks for them."""
+
+import base64
+import email.policy
+import smtplib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import EmailMessage, Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from selenium.webdriver.common.by import By
+
+from tests.support.browser import Browser
+from tests.support.hostile_html import HOSTILE
+from tests.support.relay_process import until
+from tests.support.running_dev import RunningDev, relay_dev
+
+GIF = base64.b64decode("R0lGODlhAQABAIAAAP///wAAACH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==")
+TO = "ann@customer.example"
+POLICY = "content-security-policy"
+
+
+class ImageHost:
+    """A host that serves an image at every path, and remembers what it was asked."""
+
+    def __init__(self, port: int) -> None:
+        self.origin = f"http://127.0.0.1:{port}"
+        self.asked: list[tuple[str, Message]] = []
+
+    @property
+    def paths(self) -> set[str]:
+        return {path for path, _ in self.asked}
+
+
+@contextmanager
+def image_host() -> Iterator[ImageHost]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            host.asked.append((self.path, self.headers))
+            place = self.path.removeprefix("/to?")
+            self.send_response(302 if place != self.path else 200)
+            if place != self.path:
+                self.send_header("location", place)
+            self.send_header("set-cookie", "seen=1")
+            self.send_header("content-type", "image/gif")
+            self.end_headers()
+            self.wfile.write(GIF)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        host = ImageHost(server.server_port)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield host
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def dev() -> Iterator[RunningDev]:
+    with relay_dev("--no-demo", "--host", "relay.corp.test") as running:
+        yield running
+
+
+@pytest.fixture
+def images() -> Iterator[ImageHost]:
+    with image_host() as host:
+        yield host
+
+
+def sent(dev: RunningDev, html: str, subject: str = "Images") -> str:
+    """Send HTML to a captured recipient; return its queue id."""
+    made = EmailMessage()
+    made["Subject"] = subject
+    made.set_content(html, subtype="html", cte="base64")
+    content = made.as_bytes(policy=email.policy.SMTP)
+    with smtplib.SMTP(*dev.smtp) as session:
+        session.ehlo()
+        session.mail("app@example.test")
+        session.rcpt(TO)
+        code, reply = session.data(content)
+    assert code == 250
+    key = reply.split()[-1].decode()
+    path = f"/relay/v1/messages/{key}/wait?state=captured"
+    assert dev.get(path, dev.ready["token"]).status_code == 200
+    return key
+
+
+def frame_sources(browser: Browser) -> list[str]:
+    """Return what the images in the frame would load."""
+    browser.driver.switch_to.frame(browser.driver.find_element(By.CSS_SELECTOR, ".preview iframe"))
+    found = browser.driver.find_elements(By.CSS_SELECTOR, "img")
+    sources = [f"{one.get_attribute('src')} {one.get_attribute('srcset')}" for one in found]
+    browser.driver.switch_to.default_content()
+    return sources
+
+
+def test_images_are_loaded_when_a_person_asks_and_only_in_that_view(
+    browser: Browser, dev: RunningDev, images: ImageHost
+) -> None:
+    at = images.origin
+    own = [f"http://{host}:{dev.smtp[1]}/smtp" for host in ("127.1", "localhost")] + [
+        f"http://{host}:{dev.http.rpartition(':')[2]}/messages/last?{number}"
+        for number, host in enumerate(
+            (
+                "127.0.0.1",
+                "127.1",
+                "0x7f000001",
+                "localhost",
+                "localhost.",
+                "[::1]",
+                "relay.corp.test",
+            )
+        )
+    ]
+    html = (
+        f'<p>Hello</p><img src="{at}/src"><img srcset="{at}/set 1x, {at}/set2 2x">'
+        f'<p style="background:url({at}/style)">x</p><style>h1{{background:url({at}/sheet)}}</style><h1>y</h1>'
+        f'<table background="{at}/attribute"><tr><td>z</td></tr></table><video poster="{at}/poster"></video>'
+        f'<input type=image src="{at}/input"><link rel=stylesheet href="{at}/x.css"><img src="//{at[7:]}/relative">'
+        f'<img src="{at.replace("//", "//me:secret@")}/user"><picture><source srcset="{at}/source"><img src=x></picture>'
+        + "".join(f'<img src="{one}">' for one in own)
+    )
+    key = sent(dev, html)
+    url = f"{dev.http}/messages/{key}"
+    for show in ("", "?show=html", "?show=text", "?show=html&images=1", "?show=html&images="):
+        browser.open(url + show)
+    browser.open(f"{url}/html?images=true")
+    assert images.asked == []
+    assert browser.requests_elsewhere(dev.http) == []
+    browser.open(f"{url}?show=html")
+    button = browser.wait_for("#load-images", "Load remote images")
+    button.click()
+    browser.wait_for("#images-loaded", "5 remote images are loaded by your browser")
+    wanted = {"/src", "/set", "/style", "/sheet"}
+    until("the images are loaded", lambda: wanted <= images.paths)
+    assert images.paths == wanted
+    for _, headers in images.asked:
+        assert headers["referer"] is None
+        assert headers["cookie"] is None
+        assert headers["sec-fetch-dest"] == "image"
+    assert browser.requests_elsewhere(dev.http) == sorted(at + path for path in wanted)
+    assert not [one for one in frame_sources(browser) if "relay" in one or "127.1" in one]
+    frame = browser.driver.find_element(By.CSS_SELECTOR, ".preview iframe")
+    assert frame.get_attribute("sandbox") == ""
+    # the next view has no images, and nothing is remembered
+    before = len(images.asked)
+    for again in (f"{url}?show=html", url, f"{dev.http}/", f"{url}?show=html"):
+        browser.open(again)
+    browser.wait_for("#load-images")
+    assert len(images.asked) == before
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_each_hostile_document_loads_only_what_the_rule_allows(
+    browser: Browser, dev: RunningDev, name: str
+) -> None:
+    key = sent(dev, f"<img src=http://asked.evil.test/>{HOSTILE[name]}")
+    browser.open(f"{dev.http}/messages/{key}?show=html")
+    assert browser.requests_elsewhere(dev.http) == []
+    browser.wait_for("#load-images").click()
+    browser.wait_for("#images-loaded")
+    allowed = {"http://asked.evil.test/", *ALLOWED.get(name, ())}
+    until(
+        "the images are requested",
+        lambda: allowed <= set(browser.requests_elsewhere(dev.http)),
+    )
+    asked = browser.requests_elsewhere(dev.http)
+    assert {one for one in asked if urlsplit(one).path} == allowed
+    # names that are looked up, too
+    assert {urlsplit(one).netloc for one in asked} == {urlsplit(one).netloc for one in allowed}
+    assert "RAN" not in browser.driver.title
+
+
+ALLOWED: dict[str, set[str]] = {
+    "remote images": {
+        "http://img.evil.test/1.png", "http://srcset.evil.test/1.png", "http://pic.evil.test/a",
+    },
+    "remote images in odd ways": {"http://plain.evil.test/x", "http://referrer.evil.test/"},
+    "style element": {"http://cssbg.evil.test/b.png"},
+    "style attribute": {"http://style.evil.test/a.png"},
+    "template": {"http://shadow.evil.test/"},
+}  # fmt: skip
+
+
+def test_a_redirect_to_the_relay_changes_nothing(
+    browser: Browser, dev: RunningDev, images: ImageHost
+) -> None:
+    """A host may redirect to the relay, which refuses a request of a foreign page."""
+    target = sent(dev, "<p>target</p>", "Target")
+    key = sent(dev, f'<img src="{images.origin}/to?{dev.http}/messages/{target}">', "Redirects")
+
+    def unread() -> bool:
+        headers = {"Authorization": f"Bearer {dev.ready['token']}"}
+        listed = httpx.get(f"{dev.http}/v1.0/users/{TO}/messages", headers=headers, trust_env=False)
+        return next(
+            not one["isRead"] for one in listed.json()["value"] if one["subject"] == "Target"
+        )
+
+    assert unread()
+    browser.open(f"{dev.http}/messages/{key}?show=html")
+    browser.wait_for("#load-images").click()
+    browser.wait_for("#images-loaded")
+    until("the host was asked", lambda: bool(images.asked))
+    browser.requests_elsewhere(dev.http)  # the network log is complete up to here
+    assert unread()
+
+
+def test_only_the_button_of_the_page_asks_for_images(dev: RunningDev) -> None:
+    """No link of another site can make a browser load them."""
+    first, second = (sent(dev, "<img src=http://a.evil.test/1>", name) for name in ("One", "Two"))
+    with httpx.Client(base_url=dev.http, trust_env=False) as http:
+        page = http.get(f"/messages/{first}?show=html").text
+        proof = page.partition('name="images" value="')[2].partition('"')[0]
+        assert len(proof) == 64
+        with_images = http.get(f"/messages/{first}/html?images={proof}")
+        assert "http://a.evil.test/1" in with_images.text
+        assert "img-src data: http: https:;" in with_images.headers[POLICY]
+        assert with_images.headers[POLICY].endswith("; sandbox")
+        assert with_images.headers["referrer-policy"] == "no-referrer"
+        assert with_images.headers["cache-control"] == "no-store"
+        for path in (
+            f"/messages/{first}/html", f"/messages/{first}/html?images=1", f"/messages/{first}/html?images=é",
+            f"/messages/{second}/html?images={proof}", f"/messages/last/html?images={proof}",
+        ):  # fmt: skip
+            answer = http.get(path)
+            assert "a.evil.test" not in answer.text, path
+            assert "img-src data:;" in answer.headers[POLICY], path
