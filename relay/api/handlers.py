@@ -8,7 +8,7 @@ and the changes made before that remain.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from relay.accounts.account import Role, UnknownUserError
 from relay.api import restored
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
+from relay.api.message_previews import NO_PREVIEW, MessagePreviews, RowFacts
 from relay.api.release import (
     addresses_of_body,
     check_own_recipients,
@@ -75,6 +76,7 @@ _PAUSE_S_MIN = 0.02
 _COST_FACTOR = 10
 _AGE_S_MAX = 1e9
 _ENTRIES_OF_MESSAGE_MAX = 100
+_NAMES_AT_ONCE = 200
 _GONE = (
     "The content is gone: the queue keeps it until all recipients are final, and neither a local "
     "recipient nor the sender has a copy in a mailbox (any more):"
@@ -101,6 +103,7 @@ class Handlers:
 
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
+        self._previews = MessagePreviews(dependencies.sources)
         self._waiting = 0
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
@@ -462,30 +465,51 @@ class Handlers:
             message = f"{quoted(key)} is being converted or delivered at present; try again."
             raise ApiError(409, "ErrorItemInUse", message, headers={"retry-after": "1"})
 
-    async def mark_message(self, key: str, principal: Principal, *, is_read: bool) -> bool:
-        """Mark the copies of a message as read or unread, in a service only that in the mailbox of
-        the principal; return whether there is one. Raises ApiError 403 and 503.
+    async def mark_messages(
+        self, names: Sequence[str], principal: Principal, *, is_read: bool
+    ) -> int:
+        """Mark the copies of messages as read or unread, in a service only those in the mailbox of
+        the principal; return how many messages have one. `names` are those of rows of the list.
+
+        Raises ApiError 403 and 503.
         """
         principal.check_may_change_content()
         mailbox = None if self.is_development else principal.name
-        rows = await self._dependencies.journeys.rows_of(key, account=principal.account)
-        copies = self._dependencies.sources.copies
+        needed = self._dependencies
+        marked = 0
         try:
-            return any([await copies.mark(one, is_read=is_read, mailbox=mailbox) for one in rows])
+            for at in range(0, len(names), _NAMES_AT_ONCE):
+                few = names[at : at + _NAMES_AT_ONCE]
+                rows = await needed.journeys.rows(few, account=principal.account)
+                copies = needed.sources.copies
+                marked += len(await copies.mark(rows, is_read=is_read, mailbox=mailbox))
         except StoreError as error:
             raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+        return marked
 
-    async def unread_among(
+    async def row_facts(
         self, rows: Sequence[MessageSummary], principal: Principal
-    ) -> Collection[str]:
-        """Return the names of the rows with an unread copy; the mailboxes are as for
-        mark_message().
+    ) -> Mapping[str, RowFacts]:
+        """Return what rows of the list show of copies and contents, by name. The mailboxes are as
+        for mark_messages(); in a service, only what is in that of the principal has its text.
         """
         mailbox = None if self.is_development else principal.name
+        sources = self._dependencies.sources
         try:
-            return await self._dependencies.sources.copies.unread(rows, mailbox=mailbox)
+            unread = await sources.copies.unread(rows, mailbox=mailbox)
+            sent = await sources.copies.sent_from(rows, mailbox) if mailbox else ()
         except StoreError as error:
             raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+        previews = await self._previews.of_rows(rows) if principal.may_read_content else {}
+        return {
+            row.name: RowFacts(
+                is_unread=unread.get(row.name, False),
+                preview=previews.get(row.name, NO_PREVIEW),
+                shows_text=mailbox is None or row.name in unread or row.name in sent,
+                is_received=row.name in unread,
+            )
+            for row in rows
+        }
 
     async def _execute(self, command: QueueCommand, request: HttpRequest) -> dict[str, Any]:
         try:

@@ -5,12 +5,12 @@ are found without a search. A development relay keeps copies of captured mail as
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from relay.journeys.message_list import ListedRecipient, MessageSummary
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.messages import Messages
-from relay.mailbox.types import MessageChange, NoSuchItemError
+from relay.mailbox.types import NoSuchItemError
 from relay.message.address import own_mailbox
 from relay.message.lifecycle import RecipientState
 
@@ -33,28 +33,45 @@ class MessageCopies:
         self._mailbox_for = mailbox_for
         self._keeps_captured = keeps_captured
 
-    async def unread(self, rows: Sequence[MessageSummary], *, mailbox: str | None) -> set[str]:
-        """Return the names of the messages with an unread copy, in one mailbox or in any."""
-        wanted: dict[str, dict[str, str]] = defaultdict(dict)  # names by id, by mailbox
+    async def unread(
+        self, rows: Sequence[MessageSummary], *, mailbox: str | None
+    ) -> dict[str, bool]:
+        """Return whether a copy is unread, by the names of the messages with a copy that was
+        received, in one mailbox or in any.
+        """
+        found: dict[str, bool] = {}
+        for place, names in self._by_mailbox(rows, mailbox).items():
+            flags = await self._mailboxes.read_flags(place, list(names))
+            for copy_id, is_read in flags.items():
+                name = names[copy_id]
+                found[name] = found.get(name, False) or not is_read
+        return found
+
+    async def sent_from(self, rows: Sequence[MessageSummary], mailbox: str) -> Collection[str]:
+        """Return the names of the messages whose sender's copy is in a mailbox."""
+        names = {one.submission_id.partition(".")[0]: one.name for one in rows if one.submission_id}
+        flags = await self._mailboxes.read_flags(mailbox, list(names)) if names else {}
+        return {names[draft_id] for draft_id in flags}
+
+    async def mark(
+        self, rows: Sequence[MessageSummary], *, is_read: bool, mailbox: str | None
+    ) -> set[str]:
+        """Mark the copies in one mailbox or in all; return the names of the messages with any."""
+        found: set[str] = set()
+        for place, names in self._by_mailbox(rows, mailbox).items():
+            marked = await self._mailboxes.mark(place, list(names), is_read=is_read)
+            found.update(names[copy_id] for copy_id in marked)
+        return found
+
+    def _by_mailbox(
+        self, rows: Sequence[MessageSummary], mailbox: str | None
+    ) -> dict[str, dict[str, str]]:
+        """Return the names of the messages by the ids of their copies, by mailbox."""
+        wanted: dict[str, dict[str, str]] = defaultdict(dict)
         for row in rows:
             for place, copy_id in self._copies(row, mailbox):
                 wanted[place][copy_id] = row.name
-        found: set[str] = set()
-        for place, names in wanted.items():
-            flags = await self._mailboxes.read_flags(place, list(names))
-            found.update(names[copy_id] for copy_id, is_read in flags.items() if not is_read)
-        return found
-
-    async def mark(self, row: MessageSummary, *, is_read: bool, mailbox: str | None) -> bool:
-        """Mark the copies in one mailbox or in all; return whether there are any."""
-        is_any = False
-        for place, copy_id in self._copies(row, mailbox):
-            flags = await self._mailboxes.read_flags(place, [copy_id])
-            if copy_id in flags:
-                is_any = True
-                if flags[copy_id] != is_read:
-                    await self._mailboxes.update(place, copy_id, MessageChange(is_read=is_read))
-        return is_any
+        return wanted
 
     async def remove(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> None:
         """Remove the copies of all these recipients."""

@@ -11,6 +11,7 @@ from relay.api.message_copies import AFTER_CAPTURE, MessageCopies
 from relay.journeys.document import Journey
 from relay.journeys.events import Step
 from relay.journeys.journey import Journeys
+from relay.journeys.message_list import MessageSummary
 from relay.journeys.spool_history import SpoolHistory
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.messages import Messages
@@ -65,6 +66,16 @@ class MessageSources:
             if content is not None:
                 return content
         return await self._returned(journey)
+
+    async def of_row(self, row: MessageSummary) -> Content | None:
+        """Return the MIME of a message of the list, as find()."""
+        content = await self._transported(row.id) if row.id else None
+        if content is None and row.submission_id:
+            content = await self._of_sender(row.submission_id, reader=None)
+        if content is None and row.id:
+            journey = await self._journeys.journey(row.id, account=None)
+            content = await self._returned(journey) if journey else None
+        return content
 
     async def _transported(self, queue_id: str) -> Content | None:
         """Return the content as the queue, a recipient, or a simulated host has it."""

@@ -41,6 +41,9 @@ from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 _SAME_TIME_MAX = 100  # messages of one millisecond, to find one
 _READ_MAX = 1000  # candidates, to find those that match
 _WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
+_SCANS_MAX = 20  # for names: each reads up to message_search.SCAN_MAX messages
+_NEIGHBOURS_READ = 200  # names at a time
+_NEIGHBOUR_LOOKS_MAX = 3
 _ALL = MessageSearch()
 
 
@@ -164,11 +167,66 @@ class Journeys:
         )
         return ListPage(await self._rows([one for _, one in shown]), older)
 
-    async def rows_of(self, key: str, *, account: str | None) -> Sequence[MessageSummary]:
-        """Return the row of the newest message that `key` names, or nothing."""
-        wanted = MessageSearch(key=key)
-        page = await self._page_of_key(wanted, account=account, limit=1, before=None)
-        return page.rows
+    async def names(
+        self, wanted: MessageSearch, *, account: str | None, limit: int
+    ) -> tuple[list[str], bool]:
+        """Return the names of the newest messages that match, at most `limit`, and whether there
+        may be more.
+        """
+        if wanted.key:
+            page = await self._page_of_key(wanted, account=account, limit=limit, before=None)
+            return [row.name for row in page.rows], False
+        found: list[str] = []
+        before: ListPosition | None = None
+        for _ in range(_SCANS_MAX):
+            places, before = await self.places.find(
+                wanted, account=account, limit=min(limit - len(found), _READ_MAX), before=before
+            )
+            found += [_name_of(one) for _, one in places]
+            if before is None or len(found) >= limit:
+                break
+        return found, before is not None
+
+    async def neighbours(
+        self,
+        wanted: MessageSearch,
+        place: ListPosition,
+        *,
+        account: str | None,
+        begin: ListPosition | None,
+    ) -> tuple[str, str]:
+        """Return the names of the messages that match next to a place: of the newer and of the
+        older one, "" if there is none.
+
+        The newer one is looked for among some hundred messages from the place `begin` on.
+        """
+        if wanted.key:
+            return "", ""
+        older, _ = await self.places.find(wanted, account=account, limit=1, before=place)
+        newer = ""
+        for _ in range(_NEIGHBOUR_LOOKS_MAX):
+            places, begin = await self.places.find(
+                wanted, account=account, limit=_NEIGHBOURS_READ, before=begin
+            )
+            newer = next(
+                (_name_of(one) for at, one in reversed(places) if at.order < place.order), newer
+            )
+            if begin is None or begin.order >= place.order:
+                return newer, _name_of(older[0][1]) if older else ""
+        return "", _name_of(older[0][1]) if older else ""
+
+    async def rows(self, names: Sequence[str], *, account: str | None) -> Sequence[MessageSummary]:
+        """Return the rows of the messages with these queue ids and submission ids; those that are
+        gone are left out.
+        """
+        queue_ids = [name for name in names if not _is_submission(name)]
+        found = list(await self._spool.summaries(queue_ids, account=account)) if queue_ids else []
+        for name in names:
+            if _is_submission(name):
+                wanted = MessageSearch(key=name)
+                page = await self._page_of_key(wanted, account=account, limit=1, before=None)
+                found += page.rows
+        return found
 
     async def counts(self, *, account: str | None, limit: int) -> tuple[int, Mapping[str, int]]:
         """Return the number of messages, at most `limit`, and how many of them, the newest, have a
@@ -208,7 +266,8 @@ class Journeys:
     ) -> tuple[MessageSummary, ...]:
         ids = [one.queue_id for one in found if isinstance(one, FoundMessage)]
         ahead_us = wall_offset_us(self._clock)
-        in_spool = {one.name: one for one in await self._spool.summaries(ids)} if ids else {}
+        summaries = await self._spool.summaries(ids, account=None) if ids else ()
+        in_spool = {one.name: one for one in summaries}
         rows = []
         for one in found:
             if isinstance(one, OpenSubmission):
@@ -460,6 +519,10 @@ def _client_of(steps: Sequence[JourneyStep]) -> dict[str, str]:
     """Remove the client from the details: step 2 has it for HTTP, step 5 for SMTP."""
     found = [step.detail.pop("client") for step in steps if "client" in step.detail]
     return found[0] if found else Client().as_json()
+
+
+def _name_of(found: FoundMessage | OpenSubmission) -> str:
+    return found.queue_id if isinstance(found, FoundMessage) else found.submission_id
 
 
 def _is_submission(key: str) -> bool:

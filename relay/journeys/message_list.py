@@ -79,6 +79,7 @@ class MessageSummary:
     state: str  # of the message, by those of its recipients
     recipients: tuple[ListedRecipient, ...]  # the first ones
     recipient_count: int  # of all recipients
+    size_bytes: int = 0  # of the accepted message; 0 before step 5
     status: str = ""  # of a recipient that decides the state
     reply: str = ""  # of the same recipient
     next_attempt_us: int | None = None  # None if none is planned; in the spool it is queue time

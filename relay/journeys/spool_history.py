@@ -88,7 +88,9 @@ class SpoolHistory(Protocol):
         """
         ...
 
-    async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
+    async def summaries(
+        self, queue_ids: Sequence[str], *, account: str | None
+    ) -> Sequence[MessageSummary]:
         """Return the rows of messages; those that are gone are left out."""
         ...
 

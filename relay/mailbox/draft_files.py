@@ -11,14 +11,16 @@ from pathlib import Path
 from relay.clock import Clock, Ids
 from relay.files import FileOctets
 from relay.journeys.submission_log import SubmissionFacts
+from relay.mailbox.keywords import convert_keywords
 from relay.mailbox.message_file import (
     MessageFile,
     MessageName,
     attachment_ids,
     delivered_id,
     make_base_name,
+    parse_name,
 )
-from relay.mailbox.types import NotADraftError, SendOptions
+from relay.mailbox.types import Folder, NotADraftError, PendingSubmission, SendOptions
 from relay.message.content import (
     LARGE_BYTES,
     Content,
@@ -362,3 +364,20 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
         origin.message_id, in_reply_to=properties.in_reply_to, references=properties.references
     )
     return new_index(thread, time_us=origin.created_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A draft before a change: its file, and its submission if it is a scheduled send."""
+
+    mailbox: Path
+    located: MessageFile
+    submission: PendingSubmission | None
+
+
+def in_folder(located: MessageFile, folder: Folder, base: str) -> MessageFile:
+    """Return the file of a message after a move to `folder` under a base name."""
+    flags = convert_keywords(located.name.flags, located.folder.path, folder.path)
+    name = parse_name(f"{base}:2,{flags}")
+    assert name is not None
+    return replace(located, folder=folder, directory=folder.path / "cur", name=name)

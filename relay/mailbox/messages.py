@@ -15,16 +15,17 @@ from typing import TypeVar
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.draft_files import (
+    Before,
     ComposedDraft,
     DraftIdentity,
     NewNames,
     compose,
+    in_folder,
     next_generation,
 )
 from relay.mailbox.folders import Folders, find_folder, is_deleted
 from relay.mailbox.index import Indexes
 from relay.mailbox.index.content_index import CopyLookup
-from relay.mailbox.keywords import convert_keywords
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     DirectorySync,
@@ -76,17 +77,9 @@ from relay.mime.convert import render
 from relay.mime.draft import DraftAttachment
 from relay.mime.read_mime import read_message
 
+_LOOKS_MAX = 10  # for a file that is renamed meanwhile
 _Query = TypeVar("_Query")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Before:
-    """A draft before a change: its file, and its submission if it is a scheduled send."""
-
-    mailbox: Path
-    located: MessageFile
-    submission: PendingSubmission | None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -153,6 +146,33 @@ class Messages:
         """Return whether messages are read, by id, without those that are not in the mailbox."""
         mailbox = self.folders.directory(account)
         return self.index.read_flags(mailbox, message_ids) if mailbox.is_dir() else {}
+
+    @in_thread
+    def mark(self, account: str, message_ids: Sequence[str], *, is_read: bool) -> Sequence[str]:
+        """Mark messages as read or unread, durably; return those that are in the mailbox."""
+        mailbox = self.folders.mailbox(account)
+        found = self.index.find_all(mailbox, message_ids) if mailbox.is_dir() else []
+        changed: set[Path] = set()
+        for located in found:
+            if (SEEN in located.name.flags) != is_read:
+                changed |= self._marked(mailbox, located, is_read=is_read)
+        for directory in changed:
+            self.syncs.sync(directory)
+        return [located.message_id for located in found]
+
+    def _marked(self, mailbox: Path, found: MessageFile, *, is_read: bool) -> set[Path]:
+        """Mark a message that may be renamed or gone; return the directories that were changed."""
+        located: MessageFile | None = found
+        with self.stripes.of(found.message_id):
+            for _ in range(_LOOKS_MAX):
+                if located is None:
+                    break
+                with suppress(FileNotFoundError):
+                    change = {"add" if is_read else "remove": SEEN}
+                    flags = with_flags(located.name.flags, **change)
+                    return {located.directory, self._renamed(located, flags).directory}
+                located = self.index.find(mailbox, found.message_id)
+        return set()
 
     async def query(self, account: str, query: MessageQuery) -> Page:
         """Return a page of the requested messages. It ends before `top` when it has `bytes_max` of
@@ -455,15 +475,20 @@ class Messages:
         return self._shown(located)
 
     def _with_flags(self, located: MessageFile, flags: str) -> MessageFile:
-        """Rename a file to have these flags. A file in new/ moves to cur/."""
+        """Rename a file to have these flags, durably. A file in new/ moves to cur/."""
         if flags == located.name.flags and located.directory.name == "cur":
             return located
+        changed = self._renamed(located, flags)
+        for directory in {located.directory, changed.directory}:
+            self.syncs.sync(directory)
+        return changed
+
+    def _renamed(self, located: MessageFile, flags: str) -> MessageFile:
+        """Rename a file to have these flags; the caller syncs the directories."""
         name = parse_name(f"{located.name.name_with_size}:2,{with_flags(flags)}")
         assert name is not None
         changed = replace(located, directory=located.folder.path / "cur", name=name)
         located.path.rename(changed.path)
-        for directory in {located.directory, changed.directory}:
-            self.syncs.sync(directory)
         return changed
 
     # -- moving
@@ -536,7 +561,7 @@ class Messages:
         destination = self._destination(mailbox, destination_id)
         size_bytes = located.path.stat().st_size
         base_name = self.names.of_copy(located.name)
-        copy = _in_folder(located, destination, f"{base_name},S={size_bytes}")
+        copy = in_folder(located, destination, f"{base_name},S={size_bytes}")
         copy = replace(copy, message_id=copy.name.message_id, generation=1, received_us=0)
         with self.quota.room_for(account, mailbox, size_bytes, base_name=base_name):
             self._link(located, copy)
@@ -555,7 +580,7 @@ class Messages:
 
         A client repeats a failed request, and a repeated DELETE would delete permanently.
         """
-        moved = _in_folder(located, destination, located.name.name_with_size)
+        moved = in_folder(located, destination, located.name.name_with_size)
         rename(located.path, moved.path)
         try:
             self.syncs.sync(moved.directory)
@@ -573,11 +598,3 @@ class Messages:
         if folder.well_known is not None:
             self.folders.recreate(mailbox, folder.well_known)
         return folder
-
-
-def _in_folder(located: MessageFile, folder: Folder, base: str) -> MessageFile:
-    """Return the file of a message after a move to `folder` under a base name."""
-    flags = convert_keywords(located.name.flags, located.folder.path, folder.path)
-    name = parse_name(f"{base}:2,{flags}")
-    assert name is not None
-    return replace(located, folder=folder, directory=folder.path / "cur", name=name)

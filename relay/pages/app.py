@@ -118,7 +118,7 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
         case ():
             require_method(request, "GET")
             return await message_list(request, visitor, site)
-        case ("messages",) if request.method == "GET":
+        case ("messages",) if request.method == "GET" and "action" not in dict(request.query):
             return site.redirect(request)  # the list is the first page
         case ("messages",):
             return await marked_messages(request, visitor, site)

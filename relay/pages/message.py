@@ -17,6 +17,7 @@ from relay.clock import time_us_of
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
+from relay.journeys.message_list import position_of
 from relay.journeys.sentences import answer
 from relay.mailbox.types import StoreError
 from relay.message.lifecycle import SubmissionState
@@ -25,6 +26,7 @@ from relay.pages.access import Visitor
 from relay.pages.forms import read_form
 from relay.pages.journey_view import JourneyView, journey_view
 from relay.pages.live import LIVE_PARAMETER, digest_of
+from relay.pages.message_list import READ, ListView, actions, list_of
 from relay.pages.queue_change import choices_for, result_sentence
 from relay.pages.site import LivePart, PageSite
 from relay.spool.types import Selector
@@ -51,16 +53,44 @@ async def message_page(
         return stream
     content = await site.contents.panel(request, visitor, values["journey"])
     about = await _original_of(content.report, visitor, site) if content.report else ""
+    came_from = list_of(request.query)
+    newer, older = await _neighbours(values["journey"], visitor, site, view=came_from)
     return site.page(
         request,
         visitor,
         "message.html",
+        list=came_from,
+        newer=newer,
+        older=older,
+        actions=await _actions(name, visitor, site),
         result=_sent_sentence(request.query) or result_sentence(request.query),
         content=content,
         about=about,
         live=None if _has_ended(values["view"], site) else _live_part(request, values, site),
         **values,
     )
+
+
+async def _neighbours(
+    journey: Journey, visitor: Visitor, site: PageSite, *, view: ListView
+) -> tuple[str, str]:
+    """Return the names of the messages before and behind this one in a list, "" for none."""
+    return await site.dependencies.journeys.neighbours(
+        site.handlers.with_reader(view.wanted, visitor.principal),
+        position_of(journey.id or "", journey.submission_id or ""),
+        account=visitor.principal.account,
+        begin=view.begin,
+    )
+
+
+async def _actions(name: str, visitor: Visitor, site: PageSite) -> list[tuple[str, str]]:
+    """Return what can be done with the copies of a message, and the words of its button."""
+    if not site.handlers.is_development:
+        rows = await site.dependencies.journeys.rows([name], account=visitor.principal.account)
+        facts = await site.handlers.row_facts(rows, visitor.principal)
+        if not any(one.is_received for one in facts.values()):
+            return []
+    return [one for one in actions(site) if one[0] != READ or not site.handlers.is_development]
 
 
 def _has_ended(view: JourneyView, site: PageSite) -> bool:

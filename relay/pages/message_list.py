@@ -1,11 +1,14 @@
 """The first page: the list of messages, newest first, with its search and filters."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.responses import Response
 
+from relay.api.message_previews import RowFacts
 from relay.api.request_parameters import MESSAGE_STATES
 from relay.api.search_text import SearchTextError, parse_search
 from relay.clock import rfc3339
@@ -26,6 +29,8 @@ _MAILBOXES_MAX = 50
 _MAILBOX_CHARACTERS_MAX = 320
 _TRAIL_MAX = 20
 _TRAIL_SEPARATOR = "~"
+_LIST_CHARACTERS_MAX = 20_000
+_LIST_FIELDS_MAX = 10
 _NO_MESSAGES = 'id="no-messages"'
 _EVERYTHING = MessageSearch()
 # What happened last is of interest only while a message is not where it should be.
@@ -68,6 +73,15 @@ class ListView:
         """Return the fields of a link to this page of the view."""
         before = str(self.before) if self.before else None
         return self.query(before=before, newer=_TRAIL_SEPARATOR.join(self.trail))
+
+    @property
+    def begin(self) -> ListPosition | None:
+        """Where the page before this one begins; None: with the newest message."""
+        return _place(self.trail[-1]) if self.trail else None
+
+    def came(self) -> dict[str, Any]:
+        """Return the fields of a link to a message that leads back to this page of the view."""
+        return {"list": text} if (text := urlencode(self.here())) else {}
 
     def older(self, place: ListPosition | None) -> dict[str, Any] | None:
         """Return the fields of a link to the next page."""
@@ -125,6 +139,15 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
     )
 
 
+def list_of(query: Collection[tuple[str, str]]) -> ListView:
+    """Return the view that a link to a message came from, see ListView.came()."""
+    text = dict(query).get("list", "")[:_LIST_CHARACTERS_MAX]
+    try:
+        return view_of(parse_qsl(text, max_num_fields=_LIST_FIELDS_MAX))
+    except ValueError:
+        return ListView()
+
+
 def _place(text: str) -> ListPosition | None:
     try:
         return parse_position(text)
@@ -173,14 +196,17 @@ async def _fragment(
             view.wanted, visitor.principal, limit=ROWS, before=view.before
         )
         rows, older = page.rows, page.older
-    unread = await site.handlers.unread_among(rows, visitor.principal)
+    facts = await site.handlers.row_facts(rows, visitor.principal)
     total, counts = await journeys.counts(account=account, limit=_COUNTED_MAX)
     return site.render(
         request,
         None,
         "_list.html",
         view=view,
-        rows=[_row(one, is_unread=one.name in unread) for one in rows],
+        rows=[_row(one, facts[one.name]) for one in rows],
+        came=view.came(),
+        actions=actions(site),
+        matching=_matching(view, len(rows), is_all=older is None, total=total, counts=counts),
         tabs=_tabs(view, total, counts),
         refused=await refused_tab(visitor, site),
         is_empty=not (rows or view.filters() or view.before),
@@ -189,15 +215,38 @@ async def _fragment(
     )
 
 
-def _row(row: MessageSummary, *, is_unread: bool) -> dict[str, Any]:
+def actions(site: PageSite) -> list[tuple[str, str]]:
+    """Return what can be done with messages, and the words of its button."""
+    reading = [(READ, "Read"), (UNREAD, "Unread")]
+    return [*reading, (DELETE, "Delete")] if site.handlers.is_development else reading
+
+
+def _matching(
+    view: ListView, rows: int, *, is_all: bool, total: int, counts: Mapping[str, int]
+) -> str:
+    """Return how many messages match, "" if it is not known without reading them."""
+    if is_all and view.before is None:
+        return f"{rows:,}"
+    number = counts.get(view.state, 0) if view.state else total
+    if view.text or view.mailbox or not number:
+        return ""
+    return f"{number:,}{'+' if total >= _COUNTED_MAX else ''}"
+
+
+def _row(row: MessageSummary, facts: RowFacts) -> dict[str, Any]:
     """Return what a row shows."""
-    next_us = row.next_attempt_us
+    next_us, preview = row.next_attempt_us, facts.preview
+    name = one_line(preview.sender_name)
     return {
         "key": row.name,
-        "is_unread": is_unread,
+        "is_unread": facts.is_unread,
         "state": row.state,
         "at": rfc3339(row.position.at_us),
         "sender": row.sender or "<>",
+        "name": "" if name.casefold() == row.sender.casefold() else name,
+        "text": one_line(preview.text) if facts.shows_text else "",
+        "has_attachments": preview.has_attachments,
+        "size_bytes": row.size_bytes,
         "to": row.recipients[0].address if row.recipients else "",
         "more": max(0, row.recipient_count - 1),
         "subject": one_line(row.subject),
@@ -236,6 +285,7 @@ def _mailboxes(addresses: Sequence[str], chosen: str) -> list[str]:
     return sorted(found, key=str.casefold)
 
 
+_NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 _DONE = {READ: "marked as read", UNREAD: "marked as unread", DELETE: "deleted"}
 _WHY_NOT = {
     READ: "The others have no copy in your mailbox.",
@@ -247,9 +297,9 @@ _WHY_NOT = {
 def result_sentence(query: Mapping[str, str]) -> str:
     """Return what an action did, by the fields of its redirect; "" without one."""
     done, count, of = query.get("done", ""), query.get("count", ""), query.get("of", "")
-    if done not in _DONE or not (count.isdecimal() and of.isdecimal()):
+    if done not in _DONE or not (_NUMBER.fullmatch(count) and _NUMBER.fullmatch(of)):
         return ""
     if of == "0":
         return "No message was marked."
-    number = "1 message" if count == "1" else f"{count} messages"
+    number = "1 message" if count == "1" else f"{int(count):,} messages"
     return f"{number} {_DONE[done]}." + (f" {_WHY_NOT[done]}" if count != of else "")

@@ -157,7 +157,7 @@ async def test_a_row_shows_what_decides_the_state_and_what_is_next(spool, make, 
     outcomes = dict.fromkeys(range(1, 30), OK) | {30: LATER, 31: LATER}
     await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(next_us, next_us)))
     gone, (other,) = "0" * 16, (await spool.accept(make())).claims
-    rows = await spool.summaries([other.message.id, gone, message.facts.id])
+    rows = await spool.summaries([other.message.id, gone, message.facts.id], account=None)
     assert [row.id for row in rows] == [other.message.id, message.facts.id]
     assert (rows[0].submission_id, rows[0].state, rows[0].next_attempt_us) == (None, "queued", None)
     row = rows[1]
@@ -166,10 +166,18 @@ async def test_a_row_shows_what_decides_the_state_and_what_is_next(spool, make, 
     assert (row.sender, row.subject, row.state) == (ALICE, "Hello", "deferred")
     assert (row.status, row.reply) == ("4.7.1", "451 4.7.1 greylisted")
     assert (row.recipient_count, row.next_attempt_us) == (30, next_us)
+    assert row.size_bytes == message.facts.size
     assert list(row.recipients) == [
         ListedRecipient(number, address, "relayed")
         for number, address in enumerate(addresses[:20], start=1)
     ]
+
+
+async def test_rows_are_those_of_an_account(spool, make) -> None:
+    (claim,) = (await spool.accept(make(account=BOB))).claims
+    name = claim.message.id
+    assert [row.id for row in await spool.summaries([name], account=BOB)] == [name]
+    assert await spool.summaries([name], account=ALICE) == []
 
 
 async def test_accepted_submissions_are_those_that_the_spool_has(spool, make) -> None:

@@ -309,6 +309,8 @@ async def deliveries(trial: PowerLossTrial) -> None:
     store, identity = trial.settled_store(), page.messages[0].id
     await store.messages.update(ALICE, identity, MessageChange(is_read=True))
     await trial.promised(("inbox", "letter"))
+    await trial.settled_store().messages.mark(ALICE, [identity], is_read=False)
+    await trial.promised(("inbox", "letter, unread"))
 
 
 async def drafts_after_a_delivery(trial: PowerLossTrial) -> None:

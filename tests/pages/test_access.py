@@ -204,6 +204,30 @@ def test_who_may_in_development(exposed: Visitors, route: str):
     assert without == "303 403 403"
 
 
+def test_the_line_of_text_is_in_the_list_of_whose_mail_it_is():
+    people = [account("auditor", role="read")]
+    with RelayProcess(config=CONFIG, accounts=people) as relay:
+        for subject, to in (("hers", "x@elsewhere.test"), ("his", "auditor@example.test")):
+            sent = relay.send_mail(
+                to=[to], subject=subject, body={"contentType": "text", "content": f"{subject} text"},
+                attachments=[ATTACHMENT],
+            )  # fmt: skip
+            relay.until_state(sent, "captured" if subject == "hers" else "delivered")
+        logins = {name: (f"{name}@example.test", name) for name in ("alice", "auditor", OPERATOR)}
+        visitors = Visitors(f"http://{relay.ready['http'][0]}", logins, "", relay)
+        for name, expected in (
+            ("alice", ["his text", "hers text"]), ("auditor", ["his text"]), (OPERATOR, [])
+        ):  # fmt: skip
+            with visitors.browser(name) as browser:
+                page = browser.get("/").text
+                assert re.findall(r'class="row-text[^>]*>([^<]*)<', page) == expected
+                assert page.count('aria-label="with attachments"') == 2
+                opened = re.search(r'href="(messages/[^"]*)">(?:<span.*?</span>)?his<', page)[1]
+                shown = browser.get(f"/{opened}").text
+                assert ('value="unread">Unread</button>' in shown) == (name == "auditor")
+                assert 'value="delete"' not in page + shown
+
+
 def test_an_account_finds_its_own_messages(visitors: Visitors):
     for name in VISITORS[1:]:
         with visitors.browser(name) as browser:

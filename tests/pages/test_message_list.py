@@ -90,7 +90,7 @@ def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProces
     browser.wait_for(".unread", "kept")
     browser.wait_without(".unread", "opened")
     browser.press("jx")
-    browser.wait_for("button", "Mark read").click()
+    browser.wait_for("button", "Read").click()
     browser.wait_for("[role=status]", "1 message marked as read.")
     browser.wait_without(".unread", "doomed")
     browser.press("jx")

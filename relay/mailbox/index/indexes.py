@@ -160,6 +160,17 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.run(operation)
 
+    def find_all(self, mailbox: Path, message_ids: Sequence[str]) -> list[MessageFile]:
+        """Return the files of those of these messages that are there."""
+
+        def operation(cursor: apsw.Cursor) -> list[MessageFile]:
+            where = f"WHERE message_id IN ({', '.join('?' * len(message_ids))})"
+            rows = select_rows(cursor, where, tuple(message_ids))
+            return [message_file_of(index.folders, row) for row in rows]
+
+        with self._of(mailbox) as index:
+            return index.run(operation)
+
     def read_flags(self, mailbox: Path, message_ids: Sequence[str]) -> dict[str, bool]:
         """Return whether messages are read, by id; those that are not there are left out."""
 

@@ -42,7 +42,7 @@
 
   const prepare = (root) => {
     for (const element of root.querySelectorAll("time[datetime]:not([data-countdown])")) addLocalTime(element);
-    for (const button of root.querySelectorAll("[data-copy][hidden], [data-copy-from][hidden]")) button.hidden = false;
+    for (const element of root.querySelectorAll("[data-copy][hidden], [data-copy-from][hidden], [data-needs-script][hidden]")) element.hidden = false;
     countDown();
   };
 
@@ -65,11 +65,15 @@
     if (button) copy(button);
   });
 
-  // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links, x marks a row.
+  // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links, x marks a row. Where
+  // there are none, j and k follow [data-next] and [data-previous].
   const rows = () => [...document.querySelectorAll("[data-row]")];
   const move = (by) => {
     const all = rows();
-    if (all.length === 0) return;
+    if (all.length === 0) {
+      document.querySelector(by > 0 ? "[data-next]" : "[data-previous]")?.click();
+      return;
+    }
     const at = all.indexOf(document.activeElement.closest("tr")?.querySelector("[data-row]"));
     const next = at < 0 ? 0 : Math.min(Math.max(at + by, 0), all.length - 1);
     all[next].focus();
@@ -108,8 +112,7 @@
     if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
   });
 
-  // [data-mark-all]: marks all rows of the page. [data-needs-script] is shown where this runs.
-  for (const element of document.querySelectorAll("[data-needs-script]")) element.hidden = false;
+  // [data-mark-all]: marks all rows of the page. [data-needs-script] is shown where this runs, by prepare().
   document.addEventListener("change", (event) => {
     if (!event.target.matches("[data-mark-all]")) return;
     for (const box of document.querySelectorAll("[data-key] input[type=checkbox]")) box.checked = event.target.checked;

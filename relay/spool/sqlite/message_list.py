@@ -261,20 +261,26 @@ def _accepted_us(cursor: apsw.Cursor, queue_id: str) -> int:
     return row[0] if row else id_time_us(queue_id) or 0
 
 
-def summaries(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> list[MessageSummary]:
-    """Return what the rows of these messages show; those that are gone are left out."""
-    return [found for one in queue_ids if (found := _summary(cursor, one)) is not None]
+def summaries(
+    cursor: apsw.Cursor, queue_ids: Sequence[str], *, account: str | None
+) -> list[MessageSummary]:
+    """Return what the rows of these messages show, with `account` only of those of the account;
+    those that are gone are left out.
+    """
+    found = (_summary(cursor, one, account=account) for one in queue_ids)
+    return [row for row in found if row is not None]
 
 
-def _summary(cursor: apsw.Cursor, queue_id: str) -> MessageSummary | None:
+def _summary(cursor: apsw.Cursor, queue_id: str, *, account: str | None) -> MessageSummary | None:
     row = fetch_one(
         cursor,
-        "SELECT reverse_path, submission_id, message_id, subject FROM message WHERE id = ?",
+        "SELECT reverse_path, submission_id, message_id, subject, size, account FROM message"
+        " WHERE id = ?",
         (queue_id,),
     )
-    if row is None:
+    if row is None or account not in (None, row[5]):
         return None
-    sender, submission_id, message_id, subject = row
+    sender, submission_id, message_id, subject, size_bytes, _ = row
     counts: dict[str, int] = dict(
         fetch(
             cursor,
@@ -307,6 +313,7 @@ def _summary(cursor: apsw.Cursor, queue_id: str) -> MessageSummary | None:
         state=state,
         recipients=tuple(ListedRecipient(*one[:3]) for one in first),
         recipient_count=sum(counts.values()),
+        size_bytes=size_bytes,
         status=status,
         reply=reply,
         next_attempt_us=retry_us,

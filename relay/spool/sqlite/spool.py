@@ -421,9 +421,13 @@ class SqliteSpool:
             lambda c: message_list.find_page(c, wanted, account=account, before=before, limit=limit)
         )
 
-    async def summaries(self, queue_ids: Sequence[str]) -> Sequence[MessageSummary]:
+    async def summaries(
+        self, queue_ids: Sequence[str], *, account: str | None
+    ) -> Sequence[MessageSummary]:
         """SpoolHistory.summaries."""
-        return await self._queries.run(lambda c: message_list.summaries(c, queue_ids))
+        return await self._queries.run(
+            lambda c: message_list.summaries(c, queue_ids, account=account)
+        )
 
     async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
         """SpoolHistory.accepted_submissions."""

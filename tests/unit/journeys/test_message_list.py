@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from relay.clock import Ids, rfc3339
+from relay.journeys import journey
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
 from relay.journeys.message_list import ListPosition, parse_position, position_of
@@ -539,3 +540,51 @@ async def test_size_and_time_are_those_of_log_and_spool(messages: Messages) -> N
         found = await messages.names(larger_than_bytes=1, **after)
         assert set(found) == {small, early.submission_id}
         assert await messages.names(larger_than_bytes=10**6, **after) == []
+
+
+async def test_the_names_of_all_that_match_are_bounded(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journey, "_READ_MAX", 3)
+    waiting = messages.submit(subject="Invoice")
+    expected = [waiting.submission_id]
+    for number in range(10):
+        messages.clock.advance(1)
+        name = await messages.accept(subject="Hello" if number % 2 else "Invoice")
+        expected[:0] = [] if number % 2 else [name]
+    wanted = MessageSearch(subject="Invoice")
+    names = messages.journeys.names
+    assert await names(wanted, account=None, limit=100) == (expected, False)
+    assert await names(wanted, account=None, limit=4) == (expected[:4], True)
+    assert await names(MessageSearch(key=expected[2]), account=None, limit=9) == (
+        [expected[2]], False
+    )  # fmt: skip
+    assert await names(wanted, account="bob@example.test", limit=100) == ([], False)
+    assert [row.name for row in await messages.journeys.rows(expected, account=ALICE)] == expected
+    assert await messages.journeys.rows(expected, account="bob@example.test") == []
+    monkeypatch.setattr(journey, "_SCANS_MAX", 1)
+    assert await names(wanted, account=None, limit=100) == (expected[:3], True)
+
+
+async def test_the_neighbours_of_a_message_are_those_of_the_search(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journey, "_NEIGHBOURS_READ", 2)
+    made = []
+    for number in range(12):
+        messages.clock.advance(1)
+        made.append(await messages.accept(subject="Hello" if number % 3 else "Invoice"))
+    search = MessageSearch(subject="Invoice")
+    for name, expected in ((made[0], (made[3], "")), (made[3], (made[6], made[0]))):
+        place = position_of(name, "")
+        found = await messages.journeys.neighbours(search, place, account=None, begin=None)
+        assert found == expected
+    newest = position_of(made[11], "")  # does not match by itself
+    found = await messages.journeys.neighbours(search, newest, account=None, begin=None)
+    assert found == ("", made[9])
+    begin, oldest = position_of(made[5], ""), position_of(made[0], "")
+    everything = MessageSearch()
+    neighbours = messages.journeys.neighbours
+    assert await neighbours(everything, oldest, account=None, begin=begin) == (made[1], "")
+    # too far from the newest one: it is not looked for
+    assert await neighbours(everything, oldest, account=None, begin=None) == ("", "")

@@ -160,6 +160,42 @@ async def test_only_drafts_change_their_content(place, store, draft, maildir):
     assert (unread.is_read, unread.flagged, unread.id) == (False, True, found.id)
 
 
+async def test_many_messages_are_marked_at_once(store, maildir):
+    for name in (b"one", b"two", b"three"):
+        maildir.add(b"Subject: " + name + b"\n\nx")
+    ids = {
+        one.properties.subject: one.id
+        for one in (await store.messages.query(ALICE, MessageQuery())).messages
+    }
+    await store.messages.update(ALICE, ids["one"], MessageChange(is_read=True, flagged=True))
+    mark, read_flags = store.messages.mark, store.messages.read_flags
+    asked = [ids["one"], ids["two"], "0" * 16]
+    assert sorted(await mark(ALICE, asked, is_read=True)) == sorted(asked[:2])
+    assert await read_flags(ALICE, list(ids.values())) == {
+        ids["one"]: True, ids["two"]: True, ids["three"]: False
+    }  # fmt: skip
+    await mark(ALICE, asked, is_read=False)
+    assert set((await read_flags(ALICE, list(ids.values()))).values()) == {False}
+    assert (await store.messages.get(ALICE, ids["one"])).flagged
+    assert await mark("nobody@example.test", asked, is_read=True) == []
+
+
+async def test_a_message_is_marked_that_a_mail_client_renames_or_removes_meanwhile(
+    place, store, maildir, monkeypatch
+):
+    for name in (b"one", b"two"):
+        maildir.add(b"Subject: " + name + b"\n\nx")
+    ids = [one.id for one in (await store.messages.query(ALICE, MessageQuery())).messages]
+    index = store.messages.index
+    found = index.find_all(place.root / "example.test/alice", ids)
+    await store.messages.update(ALICE, ids[0], MessageChange(flagged=True))
+    await store.messages.delete(ALICE, ids[1], permanently=True)
+    monkeypatch.setattr(index, "find_all", lambda *_: found)
+    assert len(await store.messages.mark(ALICE, ids, is_read=True)) == 2
+    marked = await store.messages.get(ALICE, ids[0])
+    assert (marked.is_read, marked.flagged) == (True, True)
+
+
 async def test_a_change_that_does_not_fit_changes_nothing(place, store, draft):
     made = await store.messages.create(ALICE, draft())
     place.quotas[ALICE] = made.size + 10
