@@ -16,12 +16,11 @@ from relay.journeys.document import Journey, JourneyStep, Recipient, SenderRepor
 from relay.journeys.events import Step
 from relay.journeys.list_places import ListPlaces, is_between
 from relay.journeys.message_list import (
-    LISTED_MAX,
-    ListedRecipient,
     ListPosition,
     MessageSummary,
     OpenSubmission,
     position_of,
+    row_of,
 )
 from relay.journeys.message_search import (
     SCAN_MAX,
@@ -271,7 +270,7 @@ class Journeys:
         rows = []
         for one in found:
             if isinstance(one, OpenSubmission):
-                rows.append(_row_of(one))
+                rows.append(row_of(one))
             elif (row := in_spool.get(one.queue_id)) is not None:
                 next_us = row.next_attempt_us
                 rows.append(
@@ -567,29 +566,10 @@ def _with_content(
     )  # fmt: skip
 
 
-def _row_of(submission: OpenSubmission) -> MessageSummary:
-    return MessageSummary(
-        position=position_of("", submission.submission_id),
-        id=None,
-        submission_id=submission.submission_id,
-        message_id=submission.message_id,
-        sender=submission.sender,
-        subject=submission.subject,
-        state=submission.state,
-        recipients=tuple(
-            ListedRecipient(number, address, submission.state)
-            for number, address in enumerate(submission.recipients[:LISTED_MAX], start=1)
-        ),
-        recipient_count=len(submission.recipients),
-        reply=submission.reply,
-        next_attempt_us=time_us_of(submission.send_at) if submission.send_at else None,
-    )
-
-
 def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:
     """Return the row of a submission that is not in the spool."""
     recipients = journey.recipients
-    return _row_of(
+    return row_of(
         OpenSubmission(
             submission_id=place.name,
             account="",

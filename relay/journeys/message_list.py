@@ -8,7 +8,7 @@ accepted, and a reader who goes on from a place misses nothing and sees nothing 
 import re
 from dataclasses import dataclass
 
-from relay.clock import id_time_us
+from relay.clock import id_time_us, time_us_of
 from relay.journeys.message_search import FoundMessage, MessageSearch
 
 LISTED_MAX = 20  # recipients in a row
@@ -130,3 +130,23 @@ class OpenSubmission:
             "", self.submission_id, account=self.account,
             words_left=words if wanted.searches_text else (),
         )  # fmt: skip
+
+
+def row_of(submission: OpenSubmission) -> MessageSummary:
+    """Return the row of a submission that the spool does not have."""
+    return MessageSummary(
+        position=position_of("", submission.submission_id),
+        id=None,
+        submission_id=submission.submission_id,
+        message_id=submission.message_id,
+        sender=submission.sender,
+        subject=submission.subject,
+        state=submission.state,
+        recipients=tuple(
+            ListedRecipient(number, address, submission.state)
+            for number, address in enumerate(submission.recipients[:LISTED_MAX], start=1)
+        ),
+        recipient_count=len(submission.recipients),
+        reply=submission.reply,
+        next_attempt_us=time_us_of(submission.send_at) if submission.send_at else None,
+    )

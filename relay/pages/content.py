@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from urllib.parse import quote, urlsplit
 
+from relay.clock import rfc3339
 from relay.message.content import Octets
 from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import html_to_text
 from relay.mime.html_tokens import content_ids
 from relay.mime.links import BodyLink, find_codes, links_of_html, links_of_text, text_of_html
+from relay.mime.read_header import date_us_of, parse_header
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
 from relay.pages.remote_images import RemoteImageUrl
@@ -44,6 +46,7 @@ NAME_CHARACTERS_MAX = 150
 IMAGE_OCTETS_MAX = 4 * 1024 * 1024
 PREVIEWS_MAX = 50  # images among the attachments that a page shows
 _FIELD_NAME_OCTETS_MAX = 100
+_HEAD_CHARACTERS_MAX = 300
 _LINK_TEXT_CHARACTERS_MAX = 200
 _LINK_CHARACTERS_MAX = 2000
 _SEARCHED_CHARACTERS_MAX = 1_000_000
@@ -106,10 +109,21 @@ class ShownLink:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageHead:
+    """What the page of a message shows of its header at once; "" where a field is missing."""
+
+    author: str  # From, with the display name
+    cc: str
+    reply_to: str
+    date: str  # RFC 3339
+
+
+@dataclass(frozen=True, slots=True)
 class MessageContent:
     """A message as pages show it."""
 
     size: int  # in octets
+    head: MessageHead  # of the header, for all views
     fields: tuple[ShownField, ...]  # of the header, decoded
     text: str | None  # the plain text, or that of the HTML; None without either
     has_html: bool  # there is an HTML body to show
@@ -142,6 +156,7 @@ def read_content(octets: Octets) -> MessageContent:
         notes.append("a long header: its beginning is shown, the source has all of it")
     return MessageContent(
         size=octets.size,
+        head=_head(fields),
         fields=fields,
         text=text,
         has_html=bodies.html is not None,
@@ -197,6 +212,18 @@ def _fields(header: bytes) -> tuple[tuple[ShownField, ...], bool]:
         shown_name = written[:_FIELD_NAME_OCTETS_MAX].decode("ascii", "replace")
         shown.append(ShownField(one_line(shown_name), one_line(decode_words(unfolded))))
     return tuple(shown), is_cut
+
+
+def _head(fields: Iterable[ShownField]) -> MessageHead:
+    first: dict[str, str] = {}
+    for one in fields:
+        first.setdefault(one.name.lower(), one.value)
+    author, cc, reply_to = (
+        text if len(text) <= _HEAD_CHARACTERS_MAX else f"{text[:_HEAD_CHARACTERS_MAX]}…"
+        for text in (first.get(name, "") for name in ("from", "cc", "reply-to"))
+    )
+    date_us = date_us_of(parse_header(f"Date: {first.get('date', '')}\r\n".encode()))
+    return MessageHead(author, cc, reply_to, rfc3339(date_us) if date_us else "")
 
 
 # -- links and codes

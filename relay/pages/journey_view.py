@@ -7,8 +7,9 @@ The texts contain what hosts and senders wrote: a template escapes them.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import groupby
 from typing import Any
 
 from relay.clock import time_us_of
@@ -20,11 +21,13 @@ from relay.pages.content import one_line
 from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
 from relay.phrases import counted
 
+_TO = "\N{EN DASH}"  # between the first and the last number
 _EVENTS_MAX = 50  # of one step: the newest
 RECIPIENTS_MAX = 200
 # Step 5 comes before step 4: transport replies when the message is routed and stored.
 _IN_TIME = (1, 2, 3, 5, 4, 6, 7)
 _NAMES = {int(step): step.title for step in Step}
+_OF_ONE_ATTEMPT = ("attempt", "retry")  # details of an attempt that differ from time to time
 _BAD = frozenset({"failed", "expired", "cancelled"})
 _ENDED_WELL = frozenset(FINAL) - _BAD
 
@@ -42,11 +45,14 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """One event of a step: `since` is the time since the event before it, in words."""
+    """One event of a step, or the last of several attempts with the same reply: `since` is the time
+    since the event before it, in words, and `count` how many events it stands for.
+    """
 
     at: str
     since: str
     evidence: StepEvidence
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,24 @@ class ShownStep:
 
 
 @dataclass(frozen=True, slots=True)
+class SkippedSteps:
+    """Steps that follow each other and were all skipped: a page shows them as one line."""
+
+    steps: tuple[ShownStep, ...]
+
+    @property
+    def numbers(self) -> str:
+        """The numbers: "7", or "1-4" with a dash."""
+        first, last = self.steps[0].number, self.steps[-1].number
+        return str(first) if first == last else f"{first}{_TO}{last}"
+
+    @property
+    def names(self) -> str:
+        """The names of the steps."""
+        return ", ".join(one.name for one in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
 class NextEvent:
     """What happens next, and when ("" if no time is known); `until` is when the relay gives up.
 
@@ -88,16 +112,26 @@ class NextEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownAttempts:
+    """An attempt for a recipient, or the last of several with the same reply."""
+
+    numbers: str  # "2", or those of several: 2 to 54
+    last: Attempt
+    is_same: bool  # as the attempt before them
+
+
+@dataclass(frozen=True, slots=True)
 class ShownRecipient:
     """A recipient: its state, in a sentence too, and its attempts."""
 
-    address: str
-    state: str
-    text: str
-    reply: str
-    attempts: tuple[Attempt, ...]
-    reported: SenderReport | None
-    successors: tuple[str, ...] = ()
+    address: str  # as in the envelope
+    state: str  # of RecipientState
+    text: str  # the state as a part of a sentence
+    reply: str  # the last one
+    attempts: tuple[ShownAttempts, ...]  # in their order
+    attempt_count: int  # of all attempts
+    reported: SenderReport | None  # the last report on it
+    successors: tuple[str, ...] = ()  # the addresses that replace it
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +148,15 @@ class JourneyView:
     others: str  # the states of recipients that are not listed, with numbers
     next: tuple[NextEvent, ...]  # what is planned, earliest first
     is_final: bool  # nothing more will happen
+
+    @property
+    def lines(self) -> list[ShownStep | SkippedSteps]:
+        """The steps, with those that were skipped one after the other as one."""
+        found: list[ShownStep | SkippedSteps] = []
+        for is_skipped, some in groupby(self.steps, lambda one: one.state is StepState.SKIPPED):
+            steps = tuple(some)
+            found += [SkippedSteps(steps)] if is_skipped else steps
+        return found
 
 
 def journey_view(
@@ -160,12 +203,53 @@ def _steps(
     since = _times_between(journey.steps)
     for number, name in _NAMES.items():
         state, text = _state_of_step(number, journey, events, entries=entries)
-        found = events[number]
-        shown = tuple(
-            StepEvent(one.at, since[id(one)], evidence_of(one, journey, reports=reports))
-            for one in found[-_EVENTS_MAX:]
-        )
-        yield ShownStep(number, name, state, text, shown, len(found) - len(shown))
+        found = [_event(some, since, journey, reports=reports) for some in _runs(events[number])]
+        shown = tuple(found[-_EVENTS_MAX:])
+        left_out = sum(one.count for one in found[:-_EVENTS_MAX])
+        yield ShownStep(number, name, state, text, shown, left_out)
+
+
+def _event(
+    some: Sequence[JourneyStep],
+    since: Mapping[int, str],
+    journey: Journey,
+    *,
+    reports: Mapping[str, Journey],
+) -> StepEvent:
+    """Return what is shown of an event, or of attempts that are like the one before them."""
+    last = some[-1]
+    evidence = evidence_of(last, journey, reports=reports)
+    if len(some) > 1:
+        numbers = f"{some[0].detail.get('attempt', '?')}{_TO}{last.detail.get('attempt', '?')}"
+        evidence = replace(evidence, text=f"Attempts {numbers}: the same reply.", facts=())
+    return StepEvent(last.at, since[id(last)], evidence, len(some))
+
+
+def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:
+    """Yield the events, each alone; but attempts for an entry that are like the one before, up to
+    the next operation, as one.
+    """
+    found: list[list[JourneyStep]] = []
+    last: dict[Any, list[JourneyStep]] = {}  # by entry
+    for one in events:
+        if "attempt" not in one.detail:
+            last.clear()
+            found.append([one])
+            continue
+        run = last.get(one.detail.get("entry"))
+        if run is None or _likeness(run[-1]) != _likeness(one):
+            run = last[one.detail.get("entry")] = []
+            found.append(run)
+        run.append(one)
+    for run in found:
+        yield run[:1]
+        if run[1:]:
+            yield run[1:]
+
+
+def _likeness(step: JourneyStep) -> Mapping[str, Any]:
+    """Return what attempts with the same reply have in common."""
+    return {name: value for name, value in step.detail.items() if name not in _OF_ONE_ATTEMPT}
 
 
 def _times_between(steps: Sequence[JourneyStep]) -> dict[int, str]:
@@ -354,9 +438,24 @@ def _recipient(one: Recipient) -> ShownRecipient:
     if (hop := one.next_hop) and state in ("queued", "deferred"):
         text += f", by {hop_words(hop)}"
     return ShownRecipient(
-        address=one.address, state=state, text=text, reply=one.reply, attempts=one.attempts,
+        address=one.address, state=state, text=text, reply=one.reply,
+        attempts=tuple(_attempts(one.attempts)), attempt_count=len(one.attempts),
         reported=one.reported, successors=one.successors or (),
     )  # fmt: skip
+
+
+def _attempts(attempts: Sequence[Attempt]) -> Iterator[ShownAttempts]:
+    number = 0
+    for _, run in groupby(attempts, lambda one: (one.host, one.outcome, one.reply, one.tls)):
+        first, *same = run
+        number += 1
+        yield ShownAttempts(str(number), first, is_same=False)
+        if same:
+            numbers = (
+                str(number + 1) if len(same) == 1 else f"{number + 1}{_TO}{number + len(same)}"
+            )
+            number += len(same)
+            yield ShownAttempts(numbers, same[-1], is_same=len(same) > 1)
 
 
 # -- what happens next

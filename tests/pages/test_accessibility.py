@@ -18,6 +18,7 @@ NARROW = 360  # pixels
 # By name: a path, or the subject of the message whose page it is.
 PAGES = {
     "list": "/",
+    "question": "/messages?action=delete",
     "refused": "/refused",
     "queue": "/queue",
     "queue, none": "/queue?sender=nobody@nowhere.test",
@@ -92,6 +93,28 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
     assert browser.evaluate("document.documentElement.scrollWidth") <= NARROW
     assert errors_of(browser) == []
     assert browser.requests_elsewhere(samples.relay.http_url) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_answer_and_the_content_of_a_deferred_message_come_first(
+    browser: Browser, samples: Samples, width: int, scheme: str
+):
+    browser.emulate_scheme(scheme)
+    browser.set_width(width)
+    for subject in ("Reminder", "Minutes of Monday"):
+        browser.open(samples.url(subject))
+        edge = "document.querySelector('{}').getBoundingClientRect().{} + scrollY"
+        assert browser.wait_for("#answer p", "Next attempt")
+        assert browser.evaluate(edge.format("#answer p:last-of-type", "bottom")) < 400
+        assert browser.evaluate(edge.format("#content", "top")) < 700
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert axe(browser) == []
+    for path in ("/", "/messages?action=delete"):
+        browser.open(samples.url(path))
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert axe(browser) == []
+    assert errors_of(browser) == []
 
 
 def test_axe_is_installed():

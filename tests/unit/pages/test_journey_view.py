@@ -141,6 +141,38 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     assert "by the mail hosts (MX) of slow.test" in view.recipients[0].text
 
 
+def test_attempts_with_the_same_reply_are_one(relay):
+    rcpt = relay.internet.domain("slow.test").rcpt("joe")
+    rcpt.reply("451 4.3.0 later", times=4)
+    rcpt.reply("452 4.2.2 full", times=1)
+    rcpt.reply("451 4.3.0 later", times=2)
+    name = sent(relay, "joe@slow.test").name
+    for _ in range(6):
+        relay.clock.advance(hours=5)
+    view = view_of(relay, name)
+    first, same, other, *more = view.steps[5].events
+    assert first.evidence.text.startswith("Attempt 1, to ")
+    assert same.evidence.text == "Attempts 2\u20134: the same reply."
+    assert (same.evidence.facts, same.count) == ((), 3)
+    assert other.evidence.text.startswith("Attempt 5, to ")
+    assert [one.evidence.text[:9] for one in more] == ["Attempt 6", "Attempt 7", "Attempt 8"]
+    (recipient,) = view.recipients
+    tried = [(one.numbers, one.is_same, one.last.reply[:3]) for one in recipient.attempts]
+    assert tried[:3] == [("1", False, "451"), ("2\u20134", True, "451"), ("5", False, "452")]
+    assert recipient.attempt_count == 8
+
+
+def test_steps_that_were_skipped_are_one_line(relay):
+    with smtplib.SMTP(*relay.smtp) as client:
+        client.sendmail(ALICE, [BOB], b"Subject: by SMTP\r\n\r\nx")
+    relay.settle()
+    view = view_of(relay, "last")
+    first, routed, delivered, report = view.lines
+    assert (first.numbers, first.names) == ("1\u20134", "created, notified, converted, accepted")
+    assert (routed.number, delivered.number) == (5, 6)
+    assert (report.numbers, len(report.steps)) == ("7", 1)
+
+
 def test_a_bounce_names_the_reply_and_the_report_and_where_that_is(relay):
     relay.internet.domain("no.test").rcpt("gone").reply("550 5.1.1 no such user")
     view = sent(relay, "gone@no.test")
