@@ -135,7 +135,8 @@ class SubmissionDirectory:
 
     def _make_again(self) -> None:
         """Create the directories that were removed while others of them exist."""
-        missing = [name for name in self._names() if not (self.ready.parent / name).is_dir()]
+        with self._lock:  # make() may be between two of them
+            missing = [name for name in self._names() if not (self.ready.parent / name).is_dir()]
         if missing and (self._made or len(missing) < len(self._names())):
             self._made = False
             self.make()

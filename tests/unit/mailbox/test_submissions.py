@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
@@ -21,10 +22,14 @@ from relay.mailbox import (
     StoreUnavailableError,
     maildir,
 )
-from relay.mailbox.maildir import SYNC_FAILURES, Stripes
+from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, make_directories
 from relay.mailbox.query import MessageQuery
+from relay.mailbox.submissions import on_disk
+from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mime.convert import convert
 from relay.mime.draft import read_properties
+from tests.support.logs import capture_logs
+from tests.support.relay_process import until
 from tests.support.stores import blocking, ready_submissions
 
 ALICE = "alice@example.test"
@@ -458,3 +463,37 @@ async def test_a_submission_that_came_to_nothing_leaves_no_journey(store, place,
     assert await place.log.find_submission_ids("last", account=None, limit=5) == [
         kept.submission_id
     ]
+
+
+class NotedLock:
+    """A lock that says when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.lock, self.is_wanted = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            self.is_wanted.set()
+            self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def test_directories_that_are_just_being_made_are_not_lost(tmp_path, monkeypatch):
+    directory = SubmissionDirectory(tmp_path, DirectorySync())
+    directory._lock = lock = NotedLock()
+    asking = threading.Thread(target=directory.changed_ns)
+
+    def make_slowly(parent, names):
+        directory.scheduled.mkdir()
+        asking.start()
+        until("it waits, or has ended", lambda: lock.is_wanted.is_set() or not asking.is_alive())
+        make_directories(parent, names)
+
+    monkeypatch.setattr(on_disk, "make_directories", make_slowly)
+    with capture_logs() as logged:
+        directory.make()
+        asking.join(10)
+    assert directory.ready.is_dir()
+    assert logged == []
