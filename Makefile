@@ -61,7 +61,7 @@ QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogu
 	$(addprefix tests/unit/,message observe reports routing settings spool/queue_admin) \
 	$(addprefix tests/unit/test_,clock.py advanceable_clock.py pressure.py round_robin.py sockets.py) \
 	$(call of,accounts,access_tokens) \
-	$(call of,api,queue_commands) \
+	$(call of,api,queue_commands search_text) \
 	$(call of,app,daemon maintenance pressure_monitor routes) \
 	$(call of,cli,errors options output queue) \
 	$(call of,delivery,active_queue attempt_result fair_queue host_selection retry site_limits) \
@@ -73,7 +73,7 @@ QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogu
 	$(call of,journeys,journey message_search) \
 	$(call of,mailbox,messages folders inbox maildir message_file quota scheduled_sends stale_files submissions) \
 	$(call of,mime,convert draft dsn headers read_mime write_header) \
-	$(call of,pages,content forms search_text site) \
+	$(call of,pages,content forms inbox site) \
 	$(call of,pickup,decisions gate) \
 	$(call of,policy,engine rule_files shipped_policies) \
 	$(call of,smtp,connection transaction) \

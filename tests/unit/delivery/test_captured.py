@@ -4,7 +4,7 @@ import asyncio
 
 from relay.mailbox.types import StoreUnavailableError
 from relay.message.nexthop import CAPTURE
-from relay.spool.types import DueQuery, PriorityLevel, Selector, sender_key
+from relay.spool.types import RESTORED_US, DueQuery, PriorityLevel, Selector, sender_key
 from tests.support.journeys import outcomes, states
 from tests.unit.delivery.conftest import KEEP_US
 
@@ -80,7 +80,7 @@ async def test_its_mail_is_never_of_the_unreachable_level(delivery) -> None:
     delivery.run()
 
 
-async def test_it_stays_in_the_queue_for_its_own_time(delivery) -> None:
+async def test_in_a_development_relay_it_does_not_leave_the_queue_by_itself(delivery) -> None:
     delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
     await delivery.start()
     queue_id = await delivery.send("a@a.test", expire_s=0.5)
@@ -90,7 +90,7 @@ async def test_it_stays_in_the_queue_for_its_own_time(delivery) -> None:
     due_us = await delivery.spool.next_due_us(0)
     (claim,) = (await delivery.spool.claim_due(due_us, 10, DueQuery())).claims
     await delivery.spool.release([claim])
-    assert due_us == claim.message.received_us + KEEP_US
+    assert due_us >= RESTORED_US > claim.message.received_us + KEEP_US  # it is not due
     assert delivery.reporter.failures_reported == []
 
 
