@@ -7,7 +7,6 @@ docs/design.md 4 and 7.2; RFC 1047.
 import asyncio
 import json
 import sqlite3
-import time
 from collections import Counter
 from contextlib import closing
 
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.crash
 
 CLAIMS = 5000
 DELIVERED = 500  # of them, when the test has seen enough
-START_S = 10.0  # on a machine that does much else
+START_CPU_S = 10.0
 
 
 def test_claims_of_a_killed_relay_are_indeterminate_and_retried() -> None:
@@ -30,9 +29,8 @@ def test_claims_of_a_killed_relay_are_indeterminate_and_retried() -> None:
         relay = remotes.relay()
         try:
             asyncio.run(leave_claims(relay))
-            began = time.monotonic()
             relay.start()
-            assert time.monotonic() - began < START_S
+            assert relay.cpu_s() < START_CPU_S
             check_indeterminate_attempts(relay)
             until("many have come", lambda: len(remote.envelopes) > DELIVERED, timeout_s=60)
         finally:

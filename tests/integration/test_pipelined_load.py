@@ -1,7 +1,6 @@
 """Clients that pipeline requests without a token do not stop the relay for others."""
 
 import contextlib
-import os
 import socket
 import ssl
 import threading
@@ -29,20 +28,13 @@ def resident_kb(relay: RelayProcess) -> int:
     return int(reported.partition("VmRSS:")[2].split()[0])
 
 
-def cpu_s(relay: RelayProcess) -> float:
-    """The processor time that the relay has used, its threads included (proc(5): utime, stime)."""
-    assert relay.process is not None
-    fields = Path(f"/proc/{relay.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def exchange_cpu_s(relay: RelayProcess) -> float:
     """How much the relay does from the connect to the last reply of a message by SMTP from another
     address: on a machine that does nothing else, how long the message takes.
     """
-    begin_s = cpu_s(relay)
+    begin_s = relay.cpu_s()
     relay.submit("a@b.test", ["bob@example.test"], source="127.0.0.2")
-    return cpu_s(relay) - begin_s
+    return relay.cpu_s() - begin_s
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ get_connection().send_messages([
 
 
 def by_smtplib(relay: DevProcess, sender: str, recipients: Sequence[str]) -> None:
-    with smtplib.SMTP(*relay.smtp_address(), timeout=20) as session:
+    with smtplib.SMTP(*relay.smtp_address(), timeout=60) as session:
         for recipient in recipients:
             message = EmailMessage()
             message["From"], message["To"], message["Subject"] = (

@@ -257,6 +257,12 @@ class RelayProcess:
         """Wait until every recipient of a message is in a final state; return its journey."""
         return self.until_state(key, "final")
 
+    def cpu_s(self) -> float:
+        """The processor time that it has used, its threads included (proc(5): utime, stime)."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def queue(self) -> list[dict[str, Any]]:
         """What is not final yet."""
         answer = self.graph("GET", "/relay/v1/queue", token=OPERATOR)
