@@ -4,7 +4,6 @@ import email.policy
 import hmac
 import json
 import re
-import smtplib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
@@ -53,16 +52,7 @@ def dev() -> Iterator[RunningDev]:
 
 def sent(dev: RunningDev, content: bytes) -> str:
     """Send a message to a captured recipient; return its queue id."""
-    with smtplib.SMTP(*dev.smtp) as session:
-        session.ehlo()
-        session.mail("app@example.test")
-        session.rcpt(TO)
-        code, reply = session.data(content)
-    assert code == 250
-    key = reply.split()[-1].decode()
-    answer = dev.get(f"/relay/v1/messages/{key}/wait?state=captured", dev.ready["token"])
-    assert answer.status_code == 200
-    return key
+    return dev.send_captured(TO, content)
 
 
 def page(dev: RunningDev, path: str, **more: str) -> httpx.Response:

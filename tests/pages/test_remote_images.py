@@ -2,7 +2,6 @@
 
 import base64
 import email.policy
-import smtplib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,17 +80,7 @@ def sent(dev: RunningDev, html: str, subject: str = "Images") -> str:
     made = EmailMessage()
     made["Subject"] = subject
     made.set_content(html, subtype="html", cte="base64")
-    content = made.as_bytes(policy=email.policy.SMTP)
-    with smtplib.SMTP(*dev.smtp) as session:
-        session.ehlo()
-        session.mail("app@example.test")
-        session.rcpt(TO)
-        code, reply = session.data(content)
-    assert code == 250
-    key = reply.split()[-1].decode()
-    path = f"/relay/v1/messages/{key}/wait?state=captured"
-    assert dev.get(path, dev.ready["token"]).status_code == 200
-    return key
+    return dev.send_captured(TO, made.as_bytes(policy=email.policy.SMTP))
 
 
 def frame_sources(browser: Browser) -> list[str]:

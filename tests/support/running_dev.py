@@ -43,6 +43,19 @@ class RunningDev:
         answer = self.get("/v1.0/me/mailFolders/inbox/messages", token)
         return [one["subject"] for one in answer.json()["value"]]
 
+    def send_captured(self, recipient: str, content: bytes) -> str:
+        """Send a message to a recipient whose mail is captured; return its queue id once it is."""
+        with smtplib.SMTP(*self.smtp) as session:
+            session.ehlo()
+            session.mail("app@example.test")
+            session.rcpt(recipient)
+            code, reply = session.data(content)
+        assert code == 250
+        key = reply.split()[-1].decode()
+        answer = self.get(f"/relay/v1/messages/{key}/wait?state=captured", self.ready["token"])
+        assert answer.status_code == 200
+        return str(key)
+
     def send(self, sender: str, recipient: str, subject: str) -> None:
         with smtplib.SMTP(*self.smtp) as session:
             session.sendmail(sender, [recipient], f"Subject: {subject}\n\nx")
