@@ -16,7 +16,7 @@ from itertools import takewhile
 from relay.api.message_copies import MessageCopies
 from relay.clock import Clock
 from relay.journeys.message_list import ListedRecipient
-from relay.journeys.message_search import EVERYBODY, FoundMessage, MessageSearch
+from relay.journeys.message_search import ALL_MAILBOXES, FoundMessage, MessageSearch
 from relay.journeys.spool_history import CONTENTS_MAX, SpoolHistory
 from relay.mailbox.index.content_index import (
     CONTENT_BYTES_MAX,
@@ -120,7 +120,7 @@ class ContentCheck:
     @property
     def _reads_queue(self) -> bool:
         """Whether the queue may be looked into: for texts only where all of them may be."""
-        return self._wanted.reader == EVERYBODY or not self._wanted.words
+        return self._wanted.reader == ALL_MAILBOXES or not self._wanted.words
 
     def _places(self, one: FoundMessage, *, received: bool = False) -> list[_Place]:
         """Return the copies of a message that may be looked up; the sender's too, if not only
@@ -132,7 +132,7 @@ class ContentCheck:
         recipients = [ListedRecipient(*each) for each in one.recipients]
         found += self._search.copies.places(one.queue_id, recipients)
         reader = self._wanted.reader
-        are_open = reader == EVERYBODY or not (self._wanted.words or received)
+        are_open = reader == ALL_MAILBOXES or not (self._wanted.words or received)
         return [place for place in found if are_open or place[0] == reader]
 
     async def _check_flags(self, part: list["_Candidate"]) -> None:

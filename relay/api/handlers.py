@@ -46,7 +46,7 @@ from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
 from relay.journeys.journey import ListPage, MessageList
 from relay.journeys.message_list import ListPosition, MessageSummary
-from relay.journeys.message_search import EVERYBODY, FINAL_STATE, NOBODY, MessageSearch
+from relay.journeys.message_search import ALL_MAILBOXES, FINAL_STATE, NO_MAILBOX, MessageSearch
 from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
@@ -135,8 +135,8 @@ class Handlers:
         shown to the principal without a note in the log.
         """
         if not principal.may_read_content:
-            return replace(wanted, reader=NOBODY)
-        return replace(wanted, reader=EVERYBODY if self.is_development else principal.name)
+            return replace(wanted, reader=NO_MAILBOX)
+        return replace(wanted, reader=ALL_MAILBOXES if self.is_development else principal.name)
 
     async def page(
         self,

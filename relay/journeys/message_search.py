@@ -20,7 +20,7 @@ SCAN_MAX = 20_000  # messages that one search reads, newest first
 SUBJECT_CHARACTERS_MAX = 200  # of a subject are kept in histories
 # An event is visible at most this long after its time; a message becomes visible with its first.
 CLOCK_MARGIN_US = 60_000_000
-EVERYBODY, NOBODY = "*", ""  # readers of a search
+ALL_MAILBOXES, NO_MAILBOX = "*", ""  # in place of the address of a reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,10 @@ class MessageSearch:
     is_unread: bool = False  # a copy that a recipient has not read
     larger_than_bytes: int = 0  # 0: any size
     from_us: int = 0  # submitted, or received by SMTP, then or later; 0: at any time
-    # In whose mailbox words of the text and unread copies are looked up: an address, EVERYBODY
-    # (the queue as well) or NOBODY. It must be set from who asks: texts of others are not shown.
-    reader: str = NOBODY
+    # In whose mailbox words of the text and unread copies are looked up: an address,
+    # ALL_MAILBOXES (the queue as well) or NO_MAILBOX. It must be that of who asks: texts in the
+    # mailboxes of others are not shown.
+    reader: str = NO_MAILBOX
     key: str = ""  # one of the names of the message
     after: ListCursor | None = None  # messages that were first submitted or accepted later
 
@@ -129,7 +130,7 @@ class MessageSearch:
     @property
     def searches_text(self) -> bool:
         """Whether words are looked up in texts."""
-        return bool(self.words) and self.reader != NOBODY
+        return bool(self.words) and self.reader != NO_MAILBOX
 
     @property
     def needs_more_than_journey(self) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from relay.clock import Ids
 from relay.journeys.events import Event, Step
 from relay.journeys.message_list import ListedRecipient, position_of
-from relay.journeys.message_search import EVERYBODY, FoundMessage, MessageSearch
+from relay.journeys.message_search import ALL_MAILBOXES, FoundMessage, MessageSearch
 from relay.message.envelope import ForwardPath, Source
 from relay.message.outcome import Evidence, Failed
 from relay.spool.types import EntrySchedule, NewRecipient, Settlement
@@ -282,7 +282,7 @@ async def test_words_and_mailboxes_decide_in_every_search(spool, messages, find)
 async def test_a_search_of_contents_returns_what_is_needed_to_check_them(
     spool, messages, find
 ) -> None:
-    wanted = MessageSearch(words=("invoice", "giraffe"), reader=EVERYBODY, mailbox="dan@a.test")
+    wanted = MessageSearch(words=("invoice", "giraffe"), reader=ALL_MAILBOXES, mailbox="dan@a.test")
     second, first = await find(spool, wanted, None, 10)
     assert [second.words_left, first.words_left] == [("giraffe",), ("giraffe",)]
     assert (first.account, second.account) == (ALICE, BOB)

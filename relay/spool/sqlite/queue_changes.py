@@ -100,7 +100,7 @@ class RerouteTargets:
     rejected: list[int]  # these have no route
 
     def inapplicable_reason(self, operation: Operation) -> str:
-        """Return why nobody goes another way, "" where somebody does."""
+        """Return why no recipient gets another next hop, "" if one does."""
         if self.onward:
             return ""
         if not self.rejected:

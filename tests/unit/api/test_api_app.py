@@ -16,7 +16,7 @@ from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import MessageList
 from relay.journeys.message_list import ListPosition
-from relay.journeys.message_search import NOBODY, ListCursor, MessageSearch
+from relay.journeys.message_search import NO_MAILBOX, ListCursor, MessageSearch
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
@@ -306,8 +306,8 @@ async def test_the_newest_messages(api: ApiClients) -> None:
     [
         ("alice", "alice@example.test"),
         ("reader", "reader@example.test"),
-        ("sender", NOBODY),  # it may not read messages
-        ("auditor", NOBODY),
+        ("sender", NO_MAILBOX),  # it may not read messages
+        ("auditor", NO_MAILBOX),
         ("watcher", "watcher@example.test"),
         ("operator", "operator@example.test"),
     ],

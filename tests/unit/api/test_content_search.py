@@ -9,7 +9,7 @@ import pytest
 
 from relay.api.content_search import ContentSearch, may_match
 from relay.api.message_copies import MessageCopies
-from relay.journeys.message_search import EVERYBODY, NOBODY, FoundMessage, MessageSearch
+from relay.journeys.message_search import ALL_MAILBOXES, NO_MAILBOX, FoundMessage, MessageSearch
 from relay.mailbox import FileStore
 from relay.mailbox.types import MessageChange
 from relay.message.content import Content
@@ -75,7 +75,7 @@ class Searched:
         draft = await self.store.messages.create(account, properties)
         return FoundMessage("", f"{draft.id}.1", account=account)
 
-    def begin(self, reader: str = EVERYBODY, *, lookup_s: float = 60, **wanted: Any) -> Any:
+    def begin(self, reader: str = ALL_MAILBOXES, *, lookup_s: float = 60, **wanted: Any) -> Any:
         def mailbox_for(address: str) -> str | None:
             return address if address.endswith(LOCAL) else None
 
@@ -88,7 +88,9 @@ class Searched:
         )  # fmt: skip
         return search.begin(MessageSearch(reader=reader, **wanted), lookup_s=lookup_s)
 
-    async def find(self, words: str, *found: FoundMessage, reader: str = EVERYBODY) -> list[bool]:
+    async def find(
+        self, words: str, *found: FoundMessage, reader: str = ALL_MAILBOXES
+    ) -> list[bool]:
         """Search for words, none of which is in the history of the messages."""
         wanted = tuple(words.split())
         candidates = [
@@ -183,7 +185,7 @@ async def test_attachments_are_found_for_all_roles(searched) -> None:
         searched.queued(mime("é" * 99)),
         FoundMessage("q" * 16, "", recipients=((1, "x@remote.test", "relayed"),)),
     ]
-    for reader in (ALICE, BOB, NOBODY):
+    for reader in (ALICE, BOB, NO_MAILBOX):
         check = searched.begin(reader, has_attachment=True)
         assert await check.matching(found) == [True, False, True, False, False]
 
@@ -195,10 +197,10 @@ async def test_unread_is_the_copy_of_who_asks(searched) -> None:
     [_, (mailbox, copy_id)] = searched.begin()._places(to_both)
     await searched.store.messages.update(mailbox, copy_id, MessageChange(is_read=True))
     for reader, expected in [
-        (EVERYBODY, [True, True, False]),
+        (ALL_MAILBOXES, [True, True, False]),
         (ALICE, [True, False, False]),
         (BOB, [False, True, False]),
-        (NOBODY, [False, False, False]),
+        (NO_MAILBOX, [False, False, False]),
     ]:
         check = searched.begin(reader, is_unread=True)
         assert await check.matching([to_both, to_bob, own]) == expected, reader

@@ -13,8 +13,8 @@ from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
 from relay.journeys.message_list import ListPosition, parse_position, position_of
 from relay.journeys.message_search import (
-    EVERYBODY,
-    NOBODY,
+    ALL_MAILBOXES,
+    NO_MAILBOX,
     FoundMessage,
     MessageSearch,
     parse_cursor,
@@ -455,7 +455,7 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
     await messages.accept(subject="c")
     contents = Contents(text.submission_id, in_text)
     messages.journeys.places.contents = contents
-    wanted = {"words": ("giraffe",), "reader": EVERYBODY}
+    wanted = {"words": ("giraffe",), "reader": ALL_MAILBOXES}
     assert await messages.names(**wanted) == [in_text, by_subject, text.submission_id]
     asked = {one.name: one for one in contents.asked}
     assert asked[by_subject].words_left == ()
@@ -464,7 +464,7 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
         ("x@a.test", "queued"), ("y@a.test", "queued")
     ]  # fmt: skip
     assert await messages.names(**wanted, account="bob@example.test") == []
-    assert await messages.names(words=("giraffe",), reader=NOBODY) == [by_subject]
+    assert await messages.names(words=("giraffe",), reader=NO_MAILBOX) == [by_subject]
     messages.journeys.places.contents = None
     for condition in ({"has_attachment": True}, {"is_unread": True}, wanted):
         assert await messages.names(**condition) == []
@@ -483,7 +483,7 @@ async def test_pages_continue_where_the_time_for_contents_ended(
             names.append(messages.submit(subject=f"m{number}").submission_id)
     expected = names[::-3]
     messages.journeys.places.contents = Contents(*expected, most=most)
-    wanted = MessageSearch(words=("giraffe",), reader=EVERYBODY)
+    wanted = MessageSearch(words=("giraffe",), reader=ALL_MAILBOXES)
     found, before, read = [], None, 0
     while True:
         page = await messages.journeys.page(wanted, account=None, limit=2, before=before)
@@ -502,7 +502,7 @@ async def test_what_is_behind_a_cursor_has_the_words_in_its_text(messages: Messa
     names = [await messages.accept(subject=f"m{number}") for number in range(5)]
     names.append(messages.submit(subject="m5").submission_id)
     messages.journeys.places.contents = Contents(names[1], names[3], names[5], most=2)
-    wanted = {"words": ("giraffe",), "reader": EVERYBODY}
+    wanted = {"words": ("giraffe",), "reader": ALL_MAILBOXES}
     found: list[str] = []
     for _ in range(10):
         behind = await messages.listed(after=cursor, **wanted)
@@ -515,8 +515,8 @@ async def test_a_name_with_conditions_on_content_size_or_time(messages: Messages
     name = await messages.accept(subject="m")
     began_us = messages.clock.time_us()
     for wanted, texts, is_found in [
-        ({"words": ("giraffe",), "reader": EVERYBODY}, [name], True),
-        ({"words": ("giraffe",), "reader": EVERYBODY}, [], False),
+        ({"words": ("giraffe",), "reader": ALL_MAILBOXES}, [name], True),
+        ({"words": ("giraffe",), "reader": ALL_MAILBOXES}, [], False),
         ({"larger_than_bytes": 1}, [], True),
         ({"larger_than_bytes": 10**6}, [], False),
         ({"from_us": began_us - 1000}, [], True),
