@@ -168,4 +168,4 @@ async def test_local_delivery_is_a_final_state(spool, make) -> None:
 
 async def test_a_spool_that_was_never_started_can_be_stopped(open_spool) -> None:
     spool = open_spool()
-    await asyncio.wait_for(spool.stop(), 5)
+    await asyncio.wait_for(spool.stop(), 30)

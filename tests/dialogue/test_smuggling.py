@@ -17,7 +17,7 @@ async def replies_to(address: Address, octets: bytes) -> list[bytes]:
     """Return all replies to one burst that ends with QUIT."""
     reader, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(octets)
-    said = await asyncio.wait_for(reader.read(), 5)
+    said = await asyncio.wait_for(reader.read(), 30)
     writer.close()
     return said.splitlines()
 

@@ -82,6 +82,9 @@ def test_a_clock_jump_of_a_day_expires_and_retries_nothing(
         reported = until("it is reported", lambda n=name: _clock_log_line(relay, n))
         assert "jumped" in reported if jump else "again" in reported
         goes_through(relay, remotes, wall, name)
+        if note:
+            relay.until_final(note)
+            received(remote, "note@a.test")
         assert relay.states(deferred) == {"later@a.test": "deferred"}
         assert len(relay.journey(deferred)["recipients"][0]["attempts"]) == 1
         (entry,) = relay.queue()
@@ -89,9 +92,6 @@ def test_a_clock_jump_of_a_day_expires_and_retries_nothing(
         assert "submission failed" not in relay.log
         assert relay.subjects("alice") == []  # no report of any kind
         until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
-        if note:
-            relay.until_final(note)
-            received(remote, "note@a.test")
     ids = queue_ids(relay)
     assert len(set(ids)) == len(ids)
     made = [id_time_us(one) for one in ids]

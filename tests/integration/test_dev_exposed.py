@@ -56,7 +56,7 @@ def test_it_listens_on_every_address(dev: RunningDev, own_address: str) -> None:
         assert hosts == ["0.0.0.0", "[::]"][:families]
         assert {one.rpartition(":")[2] for one in dev.ready[name]} == {str(port(dev, name))}
         for host in (own_address, "127.0.0.1", *(["::1"] if families == 2 else [])):
-            socket.create_connection((host, port(dev, name)), timeout=10).close()
+            socket.create_connection((host, port(dev, name)), timeout=30).close()
     assert f"0.0.0.0:{port(dev, 'smtp')}" in dev.output
     assert TOKEN not in dev.output
 

@@ -212,7 +212,7 @@ class TracedDev(DevProcess):
 
     def _start_command(self) -> list[str]:
         calls = "trace=connect,sendto,sendmsg,sendmmsg"
-        return ["strace", "-D", "-f", "-qq", "-o", str(self.trace), "-e", calls,
+        return ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", str(self.trace), "-e", calls,
                 *super()._start_command()]  # fmt: skip
 
     def addresses(self) -> set[tuple[str, str]]:

@@ -60,7 +60,7 @@ class DnsThread:
 
         def wait() -> bool:
             with self.query_came:
-                return self.query_came.wait_for(lambda: self.asked(name, kind) > 0, timeout=10)
+                return self.query_came.wait_for(lambda: self.asked(name, kind) > 0, timeout=30)
 
         assert await asyncio.to_thread(wait), f"nobody asked for {name} {kind}"
 

@@ -115,7 +115,7 @@ async def event_source(
     writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode())
     source = EventSource(reader, writer)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await source.read_head()
         yield source
     finally:

@@ -58,7 +58,7 @@ async def talk(server: HttpServer, *pieces: bytes, source: str = "") -> bytes:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        return await asyncio.wait_for(reader.read(), 10)
+        return await asyncio.wait_for(reader.read(), 30)
     finally:
         writer.close()
 

@@ -560,7 +560,7 @@ async def test_the_end_of_the_process_ends_all_streams(relay: Relay) -> None:
         assert await source.event() is None
         async with relay.stream() as refused:
             assert refused.status == 503
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await relay.server.stop(30.0)
 
 

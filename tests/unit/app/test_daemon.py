@@ -12,7 +12,7 @@ from relay.app.daemon import BrokenRelayError, ServiceManager, serve
 from relay.app.state_dir import OwnerLock
 from relay.spool.types import SpoolError
 
-SOON_S = 10.0
+SOON_S = 30.0
 
 
 def threads() -> set[str]:

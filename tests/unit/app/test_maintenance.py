@@ -59,7 +59,7 @@ def at_once(monkeypatch) -> None:
 
 async def run_until_over(spool: Spool, work) -> None:
     task = asyncio.create_task(work)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await spool.over.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -119,5 +119,5 @@ async def test_removing_expired_uploads_continues_after_errors(
 
     monkeypatch.setattr(maintenance, "_PRUNE_S", 0.0)
     keeping = asyncio.create_task(maintenance.expire_uploads(remove_expired, ManualClock()))
-    await asyncio.wait_for(over.wait(), 5)
+    await asyncio.wait_for(over.wait(), 30)
     keeping.cancel()

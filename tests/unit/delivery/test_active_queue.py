@@ -245,7 +245,7 @@ async def test_large_contents_of_a_stalled_next_hop_leave_room_for_others() -> N
     stalled = [Claim(STALLED, entry_id=number, content_size=30) for number in range(4)]
     reading = [asyncio.ensure_future(contents.of(claim)) for claim in stalled]
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await contents.of(Claim(LIVE, entry_id=9, content_size=60)) == b"x" * 60
     assert [one.done() for one in reading] == [True, False, False, False]
     for one, claim in zip(reading, stalled, strict=True):
@@ -268,7 +268,7 @@ async def test_a_content_larger_than_the_budget_is_read_alone() -> None:
 async def test_of_a_large_content_only_the_header_counts() -> None:
     contents = ContentCache(Spool(), budget_bytes=8)
     first, second = (Claim(LIVE, entry_id=number, content_size=1 << 30) for number in (1, 2))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await contents.of(first)
         contents.release(first)
         await contents.of(first)
@@ -276,9 +276,9 @@ async def test_of_a_large_content_only_the_header_counts() -> None:
     await asyncio.sleep(0)
     assert not waiting.done()  # how much of it will be in memory is not known before it is read
     small = [Claim(STALLED, entry_id=number, content_size=1) for number in (3, 4)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert [await contents.of(one) for one in small] == [b"x", b"x"]
     for one in (first, *small):
         contents.release(one)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await waiting

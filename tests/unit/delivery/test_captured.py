@@ -11,7 +11,7 @@ from tests.unit.delivery.conftest import KEEP_US
 
 async def captured(delivery, queue_id: str) -> dict:
     """The journey, once all recipients are captured."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             journey = await delivery.spool.journey(queue_id)
             if set(states(journey).values()) == {"captured"}:

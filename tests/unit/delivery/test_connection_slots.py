@@ -270,7 +270,7 @@ class Probe(Site):
 
 
 async def is_over(probe: Probe) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not probe.is_over:
             await asyncio.sleep(0.001)
 
@@ -294,7 +294,7 @@ async def test_a_probe_that_takes_long_ends_when_another_waits(no_probe_timeout,
 
 async def overdue_probes(slots: ConnectionSlots, count: int) -> None:
     """Wait until `count` probes are overdue and still run."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(slots._overdue) < count:
             await asyncio.sleep(0.001)
 

@@ -53,7 +53,7 @@ async def test_a_site_gets_up_to_its_limit_of_connections(delivery) -> None:
             await delivery.done(queue_id)
         gate.clear()
         ids = [await delivery.send(f"{n}@a.test") for n in range(40)]
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while mx.most_open < 20:
                 await asyncio.sleep(0)
         gate.set()
@@ -323,7 +323,7 @@ async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal
         delivery.table.at("a.test", mx)
         await delivery.start()
         ids = [await delivery.send(f"{n}@a.test") for n in range(12)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while mx.sessions < 3:
                 await asyncio.sleep(0)
         gate.set()
@@ -355,7 +355,7 @@ async def test_nothing_of_an_emptied_queue_is_delivered_later(delivery, stage: s
         for number in range(3):
             await delivery.send(f"{number}@a.test")
         await mx.reached(stage)
-        async with asyncio.timeout(10), delivery.scheduler.emptied():
+        async with asyncio.timeout(30), delivery.scheduler.emptied():
             await delivery.spool.maintenance.clear()
             late = await delivery.send("late@a.test", claim=False)
         cut_off = len(mx.envelopes)

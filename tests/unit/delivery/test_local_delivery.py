@@ -72,7 +72,7 @@ class SlowStore:
 
     async def until(self, number: int) -> None:
         """Wait until so many deliveries run, and nobody begins one more."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.running) < number:
                 self.changed.clear()
                 await self.changed.wait()
@@ -111,7 +111,7 @@ class Deliveries:
         self.queue.push(a_claim(count=count, entry_id=entry_id, next_hop=LOCAL))
 
     async def until_settled(self, entry_id: int) -> dict[int, Outcome]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while entry_id not in self.scheduler.settled:
                 self.scheduler.ended.clear()
                 await self.scheduler.ended.wait()

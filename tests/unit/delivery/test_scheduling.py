@@ -12,7 +12,7 @@ from relay.spool.types import EntrySchedule, PriorityLevel, Selector, Settlement
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
-SOON_S = 5.0
+SOON_S = 30.0
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 
 

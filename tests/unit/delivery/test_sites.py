@@ -16,7 +16,7 @@ from relay.spool.types import PriorityLevel, SpoolError
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
-SOON_S = 15.0
+SOON_S = 30.0
 BUSY = "421 4.7.0 too much at once"
 
 

@@ -111,7 +111,7 @@ async def test_it_ends_when_the_given_number_has_settled(follower, journeys, cha
     assert not done, "one has settled, one is queued, one is a report"
     journeys.all[2] = journey("q2", (5, 3), (6, 5), state="captured")
     changes.notify()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 30)
 
 
 @pytest.mark.parametrize(

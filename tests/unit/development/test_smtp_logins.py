@@ -59,8 +59,8 @@ class Session:
     def _connect(self, *, tls=True):
         at = getattr(self._relay.addresses, self._port)
         if self._port == "submissions":
-            return smtplib.SMTP_SSL("localhost", at.port, context=self._trust, timeout=10)
-        session = smtplib.SMTP("localhost", at.port, timeout=10)
+            return smtplib.SMTP_SSL("localhost", at.port, context=self._trust, timeout=30)
+        session = smtplib.SMTP("localhost", at.port, timeout=30)
         if self._port == "submission" and tls:
             session.starttls(context=self._trust)
         return session
@@ -256,7 +256,7 @@ def placed(address):
 
 def test_a_client_without_tls_gets_the_plain_port_in_the_log(kit):
     def speak_first():
-        with socket.create_connection(kit.submissions, timeout=10) as client:
+        with socket.create_connection(kit.submissions, timeout=30) as client:
             client.sendall(b"EHLO client.test\r\n")
             with suppress(ConnectionResetError):
                 assert b"250" not in client.recv(1000)
@@ -269,7 +269,7 @@ def test_a_client_without_tls_gets_the_plain_port_in_the_log(kit):
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "after the greeting"])
 def test_a_client_with_tls_on_the_plain_port_gets_the_ports_in_the_log(kit, waits):
     def shake_hands():
-        with socket.create_connection(kit.smtp, timeout=10) as client:
+        with socket.create_connection(kit.smtp, timeout=30) as client:
             if waits:
                 client.recv(100)
             with pytest.raises(OSError):
@@ -285,7 +285,7 @@ def test_a_client_with_tls_on_the_plain_port_gets_the_ports_in_the_log(kit, wait
 
 def test_starttls_on_the_plain_port_gets_the_ports_in_the_log(kit):
     def ask():
-        with smtplib.SMTP(*kit.smtp, timeout=10) as session:
+        with smtplib.SMTP(*kit.smtp, timeout=30) as session:
             session.ehlo()
             assert session.docmd("STARTTLS")[0] == 502
 
@@ -300,8 +300,8 @@ def test_a_client_that_does_not_know_the_authority_gets_its_file_in_the_log(kit,
 
     def shake_hands():
         if port == "submissions":
-            smtplib.SMTP_SSL("localhost", kit.submissions.port, timeout=10, context=strangers)
-        with smtplib.SMTP("localhost", kit.submission.port, timeout=10) as session:
+            smtplib.SMTP_SSL("localhost", kit.submissions.port, timeout=30, context=strangers)
+        with smtplib.SMTP("localhost", kit.submission.port, timeout=30) as session:
             session.starttls(context=strangers)
 
     def fail():
@@ -319,7 +319,7 @@ def test_a_client_that_leaves_after_the_handshake_gets_the_file_in_the_log(kit):
     trust = ssl.create_default_context(cafile=kit.ca)
 
     def leave():
-        with socket.create_connection(kit.submissions, timeout=10) as client:
+        with socket.create_connection(kit.submissions, timeout=30) as client:
             trust.wrap_socket(client, server_hostname="localhost").close()
 
     line = logged_by(kit, leave)
@@ -330,7 +330,7 @@ def test_a_client_that_leaves_after_the_handshake_gets_the_file_in_the_log(kit):
 async def test_a_handshake_that_does_not_end_does_not_delay_the_stop(short_path):
     async with running(short_path / "dev") as relay:
         at = relay.addresses.submissions
-        silent = socket.create_connection((at.host, at.port), timeout=10)
+        silent = socket.create_connection((at.host, at.port), timeout=30)
         await Session(relay, "submissions").send()  # the other one is accepted by now
     with silent:
         assert silent.recv(1) == b""

@@ -68,7 +68,7 @@ async def talk_tls(
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        return await asyncio.wait_for(reader.read(), 10)
+        return await asyncio.wait_for(reader.read(), 30)
     finally:
         await end(writer)
 
@@ -102,11 +102,11 @@ async def test_one_server_has_listeners_with_and_without_tls(certificate, trusti
         for address, context in ((secure, trusting), (clear, None)):
             reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
             writer.write(LAST_GET)
-            answers.append(await asyncio.wait_for(reader.read(), 10))
+            answers.append(await asyncio.wait_for(reader.read(), 30))
             await end(writer)
         reader, writer = await asyncio.open_unix_connection(unix.path)
         writer.write(LAST_GET)
-        answers.append(await asyncio.wait_for(reader.read(), 10))
+        answers.append(await asyncio.wait_for(reader.read(), 30))
         await end(writer)
     schemes = [one.partition(b'"base":"')[2].partition(b":")[0] for one in answers]
     assert schemes == [b"https", b"http", b"http"]
@@ -178,10 +178,10 @@ async def test_a_request_that_arrives_with_the_end_of_the_handshake(
                 except ssl.SSLWantReadError:
                     if tls.version() != "TLSv1.3" or outgoing.pending:
                         writer.write(outgoing.read())
-                    incoming.write(await asyncio.wait_for(reader.read(65536), 10))
+                    incoming.write(await asyncio.wait_for(reader.read(65536), 30))
             tls.write(LAST_GET)
             writer.write(outgoing.read())  # with TLS 1.3, Finished and the request in one segment
-            incoming.write(await asyncio.wait_for(reader.read(), 10))
+            incoming.write(await asyncio.wait_for(reader.read(), 30))
             assert status_of(tls.read(65536)) == 200
         await end(writer)
 
@@ -200,7 +200,7 @@ async def test_a_handshake_that_never_ends_is_cut_off(certificate, trusting, sen
             address = server.bound[0]
             reader, writer = await asyncio.open_connection(address.host, address.port)
             writer.write(sent)
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 30) == b""
             await end(writer)
             await all_closed(server)
             assert status_of(await talk_tls(server, LAST_GET, context=trusting)) == 200
@@ -234,12 +234,12 @@ async def test_connections_after_the_handshake_keep_the_limit(certificate, trust
             await asyncio.open_connection(address.host, address.port, ssl=trusting)
             for _ in range(8)
         ]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(server._server.server_state.connections) > 5:
                 await asyncio.sleep(0.01)
-        assert await asyncio.wait_for(opened[0][0].read(), 5) == b""
+        assert await asyncio.wait_for(opened[0][0].read(), 30) == b""
         opened[-1][1].write(LAST_GET)
-        assert status_of(await asyncio.wait_for(opened[-1][0].read(), 5)) == 200
+        assert status_of(await asyncio.wait_for(opened[-1][0].read(), 30)) == 200
         for _, writer in opened:
             await end(writer)
 
@@ -253,7 +253,7 @@ async def test_plain_http_gets_a_clean_close(certificate, trusting, sent) -> Non
         address = server.bound[0]
         reader, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(sent)
-        answer = await asyncio.wait_for(reader.read(), 5)  # ConnectionResetError would fail
+        answer = await asyncio.wait_for(reader.read(), 30)  # ConnectionResetError would fail
         assert b"HTTP/" not in answer
         await end(writer)
         await all_closed(server)
@@ -330,7 +330,7 @@ async def test_a_stop_waits_for_no_idle_client_and_for_no_handshake(certificate,
         begin_s = loop.time()
         await server.stop(30)
         assert loop.time() - begin_s < 5
-        assert await asyncio.wait_for(loop.sock_recv(idle, 1), 5) == b""
+        assert await asyncio.wait_for(loop.sock_recv(idle, 1), 30) == b""
         await end(writer)
         idle.close()
 
@@ -345,7 +345,7 @@ async def test_a_new_certificate_is_for_new_connections(certificate, trusting, a
         shown = []
         for reader, writer in streams:
             writer.write(LAST_GET)
-            assert status_of(await asyncio.wait_for(reader.read(), 5)) == 200
+            assert status_of(await asyncio.wait_for(reader.read(), 30)) == 200
             peer = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
             shown.append(ssl.DER_cert_to_PEM_cert(peer))
             await end(writer)

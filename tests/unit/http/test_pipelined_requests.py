@@ -198,7 +198,7 @@ async def test_a_client_that_half_closes_gets_all_its_answers() -> None:
         reader, writer = await connected(server)
         writer.write(get("a") + SIZED + get("b"))
         writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), 30)
         writer.close()
     assert answered(answer) == [("a", 0), ("sized", 9), ("b", 0)]
 

@@ -47,7 +47,7 @@ async def all_of(client: socket.socket) -> bytes:
     client.setblocking(False)
     said = b""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while piece := await loop.sock_recv(client, 4096):
                 said += piece
     except ConnectionResetError:
@@ -92,7 +92,7 @@ async def test_binary_data_at_the_start_ends_the_session(begin: bytes, following
         assert (await reader.readline()).startswith(b"220 ")
         with capture_logs() as logged:
             writer.write(begin[: None if following else -2] + following)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 assert (await reader.readline()).startswith(b"554 5.5.0 ")
                 assert await reader.read() == b""
         writer.close()

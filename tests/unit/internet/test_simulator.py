@@ -172,7 +172,7 @@ async def test_hosts_that_nobody_uses_are_closed_and_listen_again(monkeypatch):
         assert await reader.read() == b"221 2.0.0 Bye\r\n"
         writer.close()
         assert len(internet._hosts) == 2
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while internet._hosts["mx1.a.test"].open:
                 await asyncio.sleep(0.005)
         for name in ("b.test", "c.test"):
@@ -198,7 +198,7 @@ async def test_no_host_is_opened_while_all_have_sessions(monkeypatch):
         await reader.readline()
         assert isinstance(await resolve("b.test"), TemporaryFailure)
         writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not isinstance(await resolve("b.test"), Hosts):
                 await asyncio.sleep(0.005)
 

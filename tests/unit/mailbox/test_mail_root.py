@@ -417,7 +417,7 @@ async def test_submissions_are_listed_again_when_the_root_is_back(stored) -> Non
     aside.rename(submission.path)
     os.utime(submission.path.parent, ns=(0, status.st_mtime_ns))
     await store.attend_root()
-    again = await asyncio.wait_for(anext(taking), 5)
+    again = await asyncio.wait_for(anext(taking), 30)
     assert again.submission_id == submission.submission_id
     await taking.aclose()
 

@@ -91,7 +91,7 @@ class SlowDisk:
     def sync(self, path):
         seen = self.changes
         self.entered.release()
-        assert self.go.acquire(timeout=10)
+        assert self.go.acquire(timeout=30)
         if self.error:
             raise self.error
         self.covered.append(seen)
@@ -112,7 +112,7 @@ def test_callers_share_an_fsync_that_started_after_their_change(tmp_path, monkey
     disk, syncs = SlowDisk(monkeypatch), DirectorySync()
     disk.changes = 1
     threads = waiting(syncs, tmp_path, 1)
-    assert disk.entered.acquire(timeout=10)
+    assert disk.entered.acquire(timeout=30)
     disk.changes = 9  # these come while the first runs: it does not count for them
     threads += waiting(syncs, tmp_path, 8)
     disk.go.release(9)

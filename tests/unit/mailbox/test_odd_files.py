@@ -44,7 +44,7 @@ async def odd(request, place, store, tmp_path, monkeypatch) -> Path:
 
 
 async def test_a_listing_shows_the_message_beside_it(store, odd):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         page = await store.messages.query(ALICE, MessageQuery())
         folders = await store.folders.every(ALICE)
     assert [one.properties.subject for one in page.messages] == ["s"]
@@ -63,7 +63,7 @@ async def test_nobody_waits_for_it_or_reads_it(store, draft, odd, deed):
         "submit": lambda: store.submissions.submit_draft(ALICE, ID, SendOptions()),
     }
     with pytest.raises((NoSuchItemError, StoreUnavailableError)):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await deeds[deed]()
 
 

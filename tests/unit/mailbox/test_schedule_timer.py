@@ -63,7 +63,7 @@ class Directory:
         )
 
     async def until_ready(self, count: int) -> list[str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.ready) < count:
                 self.came.clear()
                 await self.came.wait()

@@ -87,7 +87,7 @@ async def test_a_time_in_the_past_is_now(place, store, draft):
 async def test_what_is_due_is_ready_since_then(place, store, waiting):
     place.clock.advance(3600)
     submissions = ready_submissions(store)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         submission = await anext(submissions)
     await submissions.aclose()
     assert submission.submission_id == waiting.submission_id

@@ -258,7 +258,7 @@ async def test_a_failing_disk_leaves_nothing_half_written(
 async def first(store, count):
     """The first `count` submissions, or fewer if they do not come in time."""
     submissions = ready_submissions(store)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         for _ in range(count):
             yield await anext(submissions)
     await submissions.aclose()
@@ -315,7 +315,7 @@ async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, mon
     monkeypatch.setattr(Stripes.__init__, "__defaults__", (1,))  # one lock for all names
     store = place.store()
     submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await store.ready.fail(submission, b"Subject: report\r\n\r\n")
     assert len(place.files("")) == 1
 
@@ -377,7 +377,7 @@ async def test_a_new_draft_cannot_be_changed_before_its_submission_is_ready(
 
     monkeypatch.setattr(CrashPoints, "reached", reached)
     await store.submissions.submit_new(ALICE, draft(), SAVE)
-    assert isinstance(changes[0].exception(timeout=10), BeingSentError)
+    assert isinstance(changes[0].exception(timeout=30), BeingSentError)
     executor.shutdown()
 
 

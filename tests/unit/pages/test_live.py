@@ -46,7 +46,7 @@ class Stream:
 
     async def next(self) -> str:
         """The next block; "" at the end."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             return (await anext(self.blocks, b"")).decode()
 
     async def close(self) -> None:

@@ -99,7 +99,7 @@ async def test_a_stream_sends_the_list_when_it_changes(pages):
         assert stream.headers["content-type"] == "text/event-stream"
         lines = stream.aiter_lines()
         await send(pages, ("Invoice 7", "bob@example.test"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             found = [line async for line in until_row(lines, "Invoice 7")]
     assert "event: view" in found
     assert not any("csrf" in line for line in found)

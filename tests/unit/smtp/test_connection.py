@@ -265,7 +265,7 @@ async def test_no_final_dot_before_the_last_message_is_settled(connected, messag
         connection = await connected(mx)
         one = message(content=b"x" * size + b"\r\n")
         task = asyncio.create_task(connection.transact(one, before_dot=before_dot))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asked.wait()
         assert mx.envelopes == []
         settled.set()
@@ -320,7 +320,7 @@ async def test_cancelling_quit_closes_the_connection(connected):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -86,7 +86,7 @@ async def test_a_file_lost_midway_sends_no_final_dot(connected, message, large, 
         connection = await connected(mx)
         sending = asyncio.ensure_future(connection.transact(message(content=content)))
         await mx.reached("DATA")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not connection._protocol._paused:  # the peer does not read: much is yet to come
                 await asyncio.sleep(0)
         path = content.body[0].path
@@ -103,7 +103,7 @@ async def test_a_file_lost_midway_sends_no_final_dot(connected, message, large, 
         assert outcome.evidence.reply.startswith("451 4.3.0 the message cannot be read: ")
         assert not result.reusable
         assert not connection.is_open
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while mx.open:
                 await asyncio.sleep(0)
         assert mx.envelopes == []
@@ -123,7 +123,7 @@ async def test_the_dot_waits_for_the_settlement_after_the_content(connected, mes
         sending = asyncio.ensure_future(
             connection.transact(message(content=content), before_dot=before_dot)
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asked.wait()
         assert mx.envelopes == []
         gate.set()

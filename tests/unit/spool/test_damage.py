@@ -32,7 +32,7 @@ from tests.support.vfs import FaultyDisk
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 MESSAGES = 12
-SOON_S = 20.0
+SOON_S = 30.0
 
 
 @pytest.fixture

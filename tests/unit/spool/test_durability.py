@@ -150,7 +150,7 @@ async def test_mail_is_refused_while_fsync_fails_and_the_disk_is_checked_again(
     looked = asyncio.Event()
     loop = asyncio.get_running_loop()
     disk.on_sync = lambda _suffix: loop.call_soon_threadsafe(looked.set)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await looked.wait()
     disk.is_well()
     assert (await spool.accept(make())).claims

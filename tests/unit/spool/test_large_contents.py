@@ -49,7 +49,7 @@ async def arrived(spool: SqliteSpool, body: bytes = BODY) -> LargeContent:
 
 
 async def gone(path: Path) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while path.name in names(path.parent):
             await asyncio.sleep(0)
 

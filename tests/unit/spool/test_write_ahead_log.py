@@ -86,7 +86,7 @@ async def test_an_idle_writer_checkpoints_a_short_log(
     disk.on_sync = lambda suffix: suffix or loop.call_soon_threadsafe(brought_in.set)
     content = b"Subject: s\r\n\r\n" + b"x" * 10 * PAGE
     await asyncio.gather(*(spool.accept(make(content=content)) for _ in range(10)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await brought_in.wait()
     assert disk.syncs == {"-wal": 2, "": 1}  # the commit's, and the checkpoint's two
     await spool.stop()
