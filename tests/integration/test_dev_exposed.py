@@ -140,6 +140,8 @@ def test_guesses_of_the_token_are_delayed(dev: RunningDev, own_address: str) -> 
         def ask(token: str) -> httpx.Response:
             return client.get(f"{base}/v1.0/me", headers={"Authorization": f"Bearer {token}"})
 
+        form = re.search(r'name="csrf" value="([^"]*)"', client.get(f"{base}/login").text)
+        fields = {"csrf": form[1], "user": "", "password": TOKEN}
         statuses = [ask(f"guess-{number}").status_code for number in range(60)]
         assert set(statuses[: FREE_FAILURES_OF_CLIENT - 1]) == {401}
         assert statuses.count(401) < FREE_FAILURES_OF_CLIENT + 6
@@ -147,7 +149,5 @@ def test_guesses_of_the_token_are_delayed(dev: RunningDev, own_address: str) -> 
             pass
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "TooManyRequests")
         assert int(answer.headers["retry-after"]) >= 1
-        form = re.search(r'name="csrf" value="([^"]*)"', client.get(f"{base}/login").text)
-        fields = {"csrf": form[1], "user": "", "password": TOKEN}
         assert client.post(f"{base}/login", data=fields).status_code == 429
     assert get(f"http://{own_address}:{port(dev, 'http')}/v1.0/me", TOKEN).status_code == 200
