@@ -1,7 +1,8 @@
 # The targets that people use: run, test, check, bench, crash, clean.
 #   make run                 the development relay in the foreground; ARGS="--once" ends by itself
-#   make test                all tests; TESTS="tests/unit/spool -k claim" for some; WORKERS=6 processes;
+#   make test                the tests; TESTS="tests/unit/spool -k claim" for some; WORKERS=6 processes;
 #                            SYSTEM_PACKAGES=install installs what they need of the system through sudo
+#   make test-long           the tests and cases that take longest, which make test leaves out
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make quick               before a commit: make check, and the tests that show most in a minute
 #   make bench               Relay and Postfix side by side, then bench-queue
@@ -39,7 +40,7 @@ SYSTEM_PACKAGES ?=
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run venv test check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
+.PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
 	bench-pages bench-queue bench-streams \
 	simulate clients screenshots crash requirements clean
 
@@ -51,6 +52,9 @@ venv: .venv/development
 test: .venv/development .pages/installed $(if $(TESTS),,.venv/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+test-long:
+	@$(MAKE) test TESTS="-m long"
 
 check: lint types layers unused rules
 
@@ -138,13 +142,13 @@ simulate: .venv/development
 
 clients: .clients/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
-	.clients/venv/bin/python -m pytest -n 2 --dist worksteal tests/clients $(ARGS)
+	.clients/venv/bin/python -m pytest -m "" -n 2 --dist worksteal tests/clients $(ARGS)
 
 screenshots: .venv/development
 	$(BIN)/python -m tests.pages.screenshots
 
 crash: .venv/development
-	RUNS=$(RUNS) $(BIN)/python -m pytest -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py
+	RUNS=$(RUNS) $(BIN)/python -m pytest -m "" -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py
 
 # The build backend is among them, so that nothing else is needed to install without build isolation.
 BUILD_REQUIREMENTS = import tomllib; \

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.versions import SLICES, WORKLOADS, Compared, Pair, Send, Version, pairs
+from tests.support.long_tests import long
 
 TOP = Path(__file__).parents[2]
 
@@ -61,6 +62,7 @@ def versions(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
+@long
 def test_this_tree_and_a_commit_are_measured() -> None:
     done = versions("--pairs", "1", "--scale", "0.01", OLD="HEAD", WORKLOADS="sendmail")
     assert done.returncode in (0, 1), done.stderr  # so few messages say nothing

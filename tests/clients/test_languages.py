@@ -13,6 +13,7 @@ import pytest
 
 from tests.clients.conftest import INSTALLED
 from tests.support.dev_process import DevProcess
+from tests.support.long_tests import long
 from tests.support.relay_process import ROOT
 
 PAGE = ROOT / "docs/snippets.md"
@@ -163,6 +164,7 @@ def test_end_to_end_in_node(tmp_path: Path, command: str) -> None:
     assert re.search(r"^# pass 2$", output, re.MULTILINE), output
 
 
+@long
 def test_end_to_end_in_java(tmp_path: Path, command: str) -> None:
     output = run([program_of("java"), str(EXAMPLES / "EndToEnd.java")], tmp_path, RELAY=command)
     assert output == "all tests passed\n"

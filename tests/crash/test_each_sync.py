@@ -23,6 +23,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
 )
 from tests.support.forgetful import KilledError
+from tests.support.long_tests import sampled
 from tests.support.power_loss import (
     ALICE,
     HOUR_US,
@@ -498,7 +499,7 @@ def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, Scena
     return found
 
 
-@pytest.mark.parametrize("site", sync_sites())
+@pytest.mark.parametrize("site", sampled(sync_sites(), one_of=2))
 def test_every_sync_is_necessary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites_of, site: str
 ) -> None:

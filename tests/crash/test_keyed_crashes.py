@@ -10,6 +10,7 @@ import pytest
 from relay.crashpoints import CrashPoint
 from tests.crash.conftest import HeldRemote
 from tests.support.graph_client import Answer, message
+from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.reports import reports_of
 
@@ -50,7 +51,7 @@ def check_sent_once(held: HeldRemote, answer: Answer) -> None:
     assert not list((relay.folder / "mail/.submissions/preparing").iterdir())
 
 
-@pytest.mark.parametrize("point", SENT)
+@pytest.mark.parametrize("point", sampled(SENT, one_of=2))
 def test_a_repeat_after_a_kill_sends_once(held: HeldRemote, point: CrashPoint) -> None:
     relay = held.relay.start(crash_at=point)
     text = BIG if point is CrashPoint.SPOOL_BODY_SYNCED else "Hello."

@@ -19,6 +19,7 @@ import pytest
 
 from relay.crashpoints import CrashPoint
 from tests.crash.queue_storm import QueueStorm
+from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
@@ -51,6 +52,7 @@ def storm(seed: int) -> Iterator[QueueStorm]:
             made.relay.close()
 
 
+@long
 @pytest.mark.parametrize("seed", range(max(1, KILLS // KILLS_EACH)))
 def test_kills_at_random_moments_keep_every_reply(storm: QueueStorm) -> None:
     relay, rng = storm.relay, storm.rng

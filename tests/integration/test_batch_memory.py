@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess
 
 MAIL_BYTES = 180_000_000
@@ -55,7 +56,11 @@ def ask(relay: RelayProcess, urls: list[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("kind", "message_bytes"),
-    [("lists", 100_000), ("messages", 9_000_000), ("expanded", 9_000_000)],
+    [
+        ("messages", 9_000_000),
+        pytest.param("lists", 100_000, marks=long),
+        pytest.param("expanded", 9_000_000, marks=long),
+    ],
 )
 def test_four_batches_over_a_large_mailbox(message_bytes: int, kind: str) -> None:
     with RelayProcess() as relay:

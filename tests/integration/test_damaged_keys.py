@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.graph_client import Answer, message
+from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 
 DATA = 65
@@ -52,7 +53,7 @@ def readiness(relay: RelayProcess) -> tuple[int, bytes]:
     return found.status, found.body
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", sampled(DAMAGES))
 def test_nothing_is_sent_twice_when_the_records_are_damaged(damage: str) -> None:
     suffix, spoil = DAMAGES[damage]
     with RelayProcess() as relay:

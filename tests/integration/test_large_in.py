@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.test_large_out import GROWTH_BYTES_MAX, most_memory_bytes
+from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
@@ -80,7 +81,7 @@ def from_pickup(relay: RelayProcess) -> socket.socket:
     return client
 
 
-@pytest.mark.parametrize("connect", [from_outside, from_pickup])
+@pytest.mark.parametrize("connect", sampled([from_outside, from_pickup]))
 def test_a_large_message_is_received_without_loading_it_into_memory(
     remotes: Remotes, connect
 ) -> None:

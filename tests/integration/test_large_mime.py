@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from tests.integration.test_large_out import most_memory_bytes
 from tests.support.graph_client import Answer, people
+from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
@@ -172,6 +173,7 @@ NEXT_LINK = re.compile(rb'"@odata.nextLink":"http://[^/]+([^"]+)"')
 LINK_BYTES_MAX = 2000
 
 
+@long
 def test_a_list_with_large_attachments_is_written_without_loading_them_into_memory() -> None:
     header = b"From: x@a.test\r\nContent-Type: application/pdf; name=a.pdf\r\nContent-Transfer-Encoding: base64\r\n\r\n"
     line = base64.b64encode(bytes(range(57)))

@@ -14,6 +14,7 @@ import pytest
 
 from relay.internet.test_recipients import Manner, find_test_recipient
 from tests.support.dev_process import DevProcess
+from tests.support.long_tests import long
 from tests.support.recipients_by_client import EXPECTED, Client, SentToAll, subject_for
 from tests.support.relay_process import ROOT
 
@@ -72,6 +73,7 @@ def run(command: Sequence[str]) -> None:
 CLIENTS: dict[str, Client] = {"smtplib": by_smtplib, "swaks": by_swaks, "django": by_django}
 
 
+@long
 def test_recipients_have_the_outcomes_that_they_name(subtests: pytest.Subtests) -> None:
     clients = {name: one for name, one in CLIENTS.items() if name != "swaks" or shutil.which(name)}
     with DevProcess("--no-demo") as relay:

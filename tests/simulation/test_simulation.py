@@ -13,6 +13,7 @@ from tests.simulation import coverage
 from tests.simulation.broken import BROKEN, Broken
 from tests.simulation.chosen_worlds import first_world, in_all_situations
 from tests.simulation.run import run
+from tests.support.long_tests import sampled
 
 TOP = Path(__file__).parents[2]
 SEEDS = sorted({*range(25), *in_all_situations()})
@@ -44,7 +45,7 @@ def test_the_invariants_hold_in_every_world(first: int, reached: Path) -> None:
         assert coverage.never(sum(map(Counter, slices), Counter())) == []
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+@pytest.mark.parametrize("broken", sampled(BROKEN), ids=lambda broken: broken.name)
 def test_a_broken_relay_is_found_out(broken: Broken) -> None:
     seed = first_world(broken)
     assert seed is not None, f"{broken.seeds} worlds, and nobody noticed: {broken.name}"

@@ -12,6 +12,7 @@ from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime import quoting
 from relay.mime.quoting import quoted_body
 from relay.mime.safe_markup import ATTRIBUTES, ELEMENTS
+from tests.support.long_tests import sampled
 
 SENT_US = 1_795_252_882_000_000  # 2026-11-21T09:21:22Z
 BEFORE = '<div id="divRplyFwdMsg" dir="ltr">'
@@ -108,17 +109,27 @@ def test_no_reader_sees_anything_else_in_a_quote(html):
 
 @pytest.mark.parametrize(
     "piece",
-    [
-        *("<", "<p>", "<a b=c>", "<!--", "<p title='", '<p style="color:red;margin:-1">', "&amp;"),
-        *(
-            "<body>",
-            '<p title="&amp;&amp;">',
-            "</p",
-            "<p style='margin:",
-            "rgb(1",
-            "<img src=cid:a>",
-        ),
-    ],
+    sampled(
+        [
+            *(
+                "<",
+                "<p>",
+                "<a b=c>",
+                "<!--",
+                "<p title='",
+                '<p style="color:red;margin:-1">',
+                "&amp;",
+            ),
+            *(
+                "<body>",
+                '<p title="&amp;&amp;">',
+                "</p",
+                "<p style='margin:",
+                "rgb(1",
+                "<img src=cid:a>",
+            ),
+        ]
+    ),
 )
 def test_hostile_html_is_quoted_in_linear_time(piece):
     def seconds(characters):
