@@ -46,6 +46,15 @@ class Role(StrEnum):
     OPERATE = "operate"  # may also change the queue
 
 
+class ReceiptSetting(StrEnum):
+    """When an account sends the read receipts that senders ask for."""
+
+    NEVER = "never"
+    ASK = "ask"  # only when a client says so
+    ALWAYS = "always"
+    AUTO = "auto"  # to other accounts of this relay at once, else as ASK
+
+
 def untagged(address: str) -> str:
     """Return `local+tag@domain` as `local@domain`, another address as it is (RFC 5233)."""
     local_part, at, domain = address.rpartition("@")
@@ -67,6 +76,7 @@ class Account:
     reserved: frozenset[str] = frozenset()
     scopes: frozenset[Scope] = ALL_SCOPES  # what its tokens may do in the Graph API
     acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
+    read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # which it sends
     # a digest that changes with the stored password and token
     credentials: bytes = field(default=b"", repr=False, compare=False)
 

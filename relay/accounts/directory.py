@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from relay.accounts.account import (
     ALL_SCOPES,
     Account,
+    ReceiptSetting,
     RegisteredClient,
     Role,
     Scope,
@@ -84,6 +85,7 @@ class _Entry:
     client_secret: Annotated[str, Secret] = ""  # a hash, or plain:…
     scopes: tuple[_SCOPE_NAMES, ...] | None = None  # None: all
     acts_for: tuple[Mailbox, ...] = ()  # whose mailboxes its tokens may open
+    read_receipts: Literal["never", "ask", "always", "auto"] = "auto"  # when they are sent
 
 
 class FileAccounts:
@@ -300,6 +302,7 @@ class _Loading:
             reserved=self._reserved,
             scopes=ALL_SCOPES if entry.scopes is None else frozenset(map(Scope, entry.scopes)),
             acts_for=entry.acts_for,
+            read_receipts=ReceiptSetting(entry.read_receipts),
             credentials=digest_of(f"{entry.password}\0{entry.token}"),
         )
         self.accounts.add(account, password=password, token=token)

@@ -60,6 +60,8 @@ class MessageCopies:
         found: set[str] = set()
         for place, names in self._by_mailbox(rows, mailbox).items():
             marked = await self._mailboxes.mark(place, list(names), is_read=is_read)
+            if is_read and marked:
+                await self._mailboxes.on_read(place, marked)
             found.update(names[copy_id] for copy_id in marked)
         return found
 

@@ -21,6 +21,7 @@ from relay.message.nexthop import NextHop
 from relay.pickup.dispatch import Pickup
 from relay.pressure import PressureReason
 from relay.reports.bounces import Reporter
+from relay.reports.receipts import ReceiptSender
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address, SmtpListener
 from relay.smtp.connect import connect
@@ -42,6 +43,7 @@ class Transport:
     smtp_servers: list[SmtpServer]  # one for each [[smtp]]
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup
+    receipts: ReceiptSender
 
 
 def build_transport(base: Foundation) -> Transport:
@@ -70,6 +72,11 @@ def build_transport(base: Foundation) -> Transport:
         max_concurrent=settings.pickup.max_concurrent, rng=rng,
         converts_in_threads=sources.converts_in_threads,
     )  # fmt: skip
+    receipts = ReceiptSender(
+        spool=base.spool, reporter=reporter, accounts=sources.accounts,
+        offer=acceptance.on_accepted, is_development=base.is_development,
+    )  # fmt: skip
+    base.store.messages.on_read = receipts.read
     return Transport(
         resolver=resolver,
         scheduler=scheduler,
@@ -85,6 +92,7 @@ def build_transport(base: Foundation) -> Transport:
         ],
         pickup_server=_pickup_server(base, ingress),
         pickup=pickup,
+        receipts=receipts,
     )
 
 

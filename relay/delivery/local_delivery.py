@@ -43,6 +43,8 @@ from relay.message.outcome import (
     Indeterminate,
     Outcome,
 )
+from relay.message.receipt import ReceiptRequest
+from relay.mime.mdn import asks_for_receipt, receipt_request
 from relay.observe.logs import get_logger
 from relay.routing.route_table import RouteTable
 from relay.spool.types import Claim, ClaimedRecipient, SpoolError
@@ -128,8 +130,25 @@ class LocalDelivery:
         note = " (already delivered)" if result is DeliveryResult.ALREADY_THERE else ""
         text = f"{'captured for' if is_captured else 'delivered to'} {mailbox}{note}"
         # RFC 3463 3.2
-        evidence = Evidence("2.1.5", f"250 2.1.5 {text}", graph_id=delivered_id(unique))
+        evidence = Evidence(
+            "2.1.5", f"250 2.1.5 {text}", graph_id=delivered_id(unique),
+            receipt=_receipt(claim, recipient, content, mailbox=mailbox),
+        )  # fmt: skip
         return Captured(evidence) if is_captured else Delivered(evidence)
+
+
+def _receipt(
+    claim: Claim, recipient: ClaimedRecipient, content: Content, *, mailbox: str
+) -> ReceiptRequest | None:
+    """Return the read receipt that the message asks for. Senders do not learn of recipients that a
+    rule added.
+    """
+    try:
+        if asks_for_receipt(content) and not recipient.added_by:
+            return receipt_request(content, claim.message, recipient.path, mailbox=mailbox)
+    except Exception:  # noqa: BLE001 - the copy is in the mailbox
+        _log.exception("internal error in a request for a receipt", qid=claim.message.id)
+    return None
 
 
 class LocalDeliveryQueue:

@@ -31,7 +31,7 @@ from relay.graph.serializer import (
     MESSAGE_PROPERTIES,
     message_json,
 )
-from relay.http.errors import ApiError
+from relay.http.errors import ApiError, service_unavailable
 from relay.http.gateway import StreamedResponse, json_response
 from relay.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
 from relay.mailbox.types import (
@@ -45,10 +45,12 @@ from relay.mailbox.types import (
 )
 from relay.message.content import blocks
 from relay.message.extended_properties import merged, sets_send_time
+from relay.spool.types import SpoolError
 
 _LIST_OPTIONS = (
     *("select", "expand", "filter", "search", "orderby", "count", "top", "skip", "skiptoken"),
 )
+_RECEIPT = "relay.read-receipt"  # a preference
 _NOT_A_SCHEDULED_DRAFT = (
     "The message is not a draft: it was sent already, or it never was a draft. Its time of "
     "sending cannot be changed."
@@ -120,7 +122,22 @@ async def change_message(request: GraphRequest) -> Response:
                 if sets_send_time(parsed.fields.get("extended", ())):
                     raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from None
                 raise
+    if parsed.is_read and not changed.is_draft:
+        await _send_receipt(request, changed)
     return message_response(request, changed, status=200)
+
+
+async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
+    """Have the read receipt sent that the sender of the message asked for, if it is due."""
+    is_wanted = request.preferences.get(_RECEIPT, "").lower() == "send"
+    on_read = request.dependencies.store.messages.on_read
+    try:
+        is_sent = await on_read(request.mailbox, [message.id], is_wanted=is_wanted)
+    except SpoolError as error:
+        text = "The message is marked as read, but its read receipt cannot be sent now; try again."
+        raise service_unavailable("ResourceUnhealthy", text, retry_after_s=5) from error
+    if is_sent and is_wanted:
+        request.applied.append(f"{_RECEIPT}=send")
 
 
 async def delete_message(request: GraphRequest) -> Response:

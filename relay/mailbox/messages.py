@@ -68,8 +68,10 @@ from relay.mailbox.types import (
     Page,
     PendingSubmission,
     Precondition,
+    ReadListener,
     StoredMessage,
     WellKnown,
+    ignore_read,
 )
 from relay.message.content import Content, MemoryOctets, memory_part
 from relay.message.properties import MessageProperties
@@ -104,6 +106,7 @@ class Messages:
     syncs: DirectorySync  # shares fsyncs among threads
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    on_read: ReadListener = ignore_read  # awaited by those who mark messages as read
 
     @in_thread
     def create(
@@ -331,10 +334,8 @@ class Messages:
             located = self.index.get_if(mailbox, message_id, condition)
             submission = self.scheduled.scheduled_submission(message_id, located)
             flags = located.name.flags
-            for flag, wanted in (
-                *((SEEN, change.is_read), (FLAGGED, change.flagged)),
-                (OTHER, change.is_other),
-            ):
+            wanted_flags = {SEEN: change.is_read, FLAGGED: change.flagged, OTHER: change.is_other}
+            for flag, wanted in wanted_flags.items():
                 if wanted is not None:
                     flags = with_flags(flags, **{"add" if wanted else "remove": flag})
             if change.properties is None:
@@ -490,8 +491,6 @@ class Messages:
         changed = replace(located, directory=located.folder.path / "cur", name=name)
         located.path.rename(changed.path)
         return changed
-
-    # -- moving
 
     @in_thread
     @retry_if_renamed

@@ -4,12 +4,12 @@ The ids of messages are immutable Graph ids: they are the same before and after 
 of the errors can be shown to users. See Graph's message and mailFolder, and Maildir++.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
 from sys import getsizeof
-from typing import Any
+from typing import Any, Protocol
 
 from relay.clock import rfc3339
 from relay.message.content import Octets
@@ -456,3 +456,26 @@ class ChangePage:
     changes: tuple[Change, ...]
     position: str
     more: bool
+
+
+class ReadListener(Protocol):
+    """Sends the read receipts that the senders of messages asked for: see relay/reports."""
+
+    async def __call__(
+        self, account: str, message_ids: Sequence[str], *, is_wanted: bool = False
+    ) -> bool:
+        """Messages were marked as read; `is_wanted`: the client said that a receipt is to be sent.
+
+        Return whether one was sent. Raises SpoolError if one is wanted and cannot be sent.
+        """
+        ...
+
+
+async def ignore_read(
+    account: str,  # noqa: ARG001 -- a ReadListener
+    message_ids: Sequence[str],  # noqa: ARG001
+    *,
+    is_wanted: bool = False,  # noqa: ARG001
+) -> bool:
+    """Send no receipt."""
+    return False

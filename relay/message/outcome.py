@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from relay.message.receipt import ReceiptRequest
+
 INTERNAL_ERROR = "internal error in the relay; its log has the details"
 
 
@@ -44,6 +46,7 @@ class Evidence:
     cipher: str = ""  # the cipher suite of TLS
     hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
     graph_id: str = ""  # of the copy in a mailbox of this relay
+    receipt: ReceiptRequest | None = None  # that its sender asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def _header(
         field("Subject", f"{_WORDINGS[kind].title}: {subject}"),
         field("Date", date_field(identity.now_us)),
         field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
-        *_thread_fields(original),
+        *thread_fields(original),
         field("Auto-Submitted", "auto-replied"),
     ]
     # Exim's field, for programs; addresses that are not ASCII are left out
@@ -182,17 +182,23 @@ def _header(
     return b"".join(lines)
 
 
-def _thread_fields(header: Header) -> Iterator[bytes]:
-    """Yield the fields that put the DSN into the original's conversation."""
-    original = _message_id.search(header.first("message-id") or b"")
+def message_id_of(header: Header) -> str:
+    """Return the Message-ID with angle brackets, "" if there is none that is plain."""
+    found = _message_id.search(header.first("message-id") or b"")
+    return found.group().decode("ascii") if found else ""
+
+
+def thread_fields(header: Header) -> Iterator[bytes]:
+    """Yield the fields that put a report into the original's conversation."""
+    original = message_id_of(header)
     known = _message_id.findall(header.first("references") or b"")
     if not known:
         known = _message_id.findall(header.first("in-reply-to") or b"")[:1]
     if len(known) > _REFERENCES_MAX:
         known = [known[0], *known[1 - _REFERENCES_MAX :]]
     if original:
-        yield field("In-Reply-To", original.group().decode("ascii"))
-        known.append(original.group())
+        yield field("In-Reply-To", original)
+        known.append(original.encode("ascii"))
     if known:
         yield field("References", b" ".join(known).decode("ascii"))
     topic = decoded(header, "thread-topic")[:_SUBJECT_CHARACTERS_MAX]
@@ -230,9 +236,8 @@ def _text_part(
     lines.append(f"  Reporting server: {hostname}")
     if message.id:  # a submission that was not queued has none
         lines.append(f"  Queue id: {message.id}")
-    original = _message_id.search(header.first("message-id") or b"")
-    if original:
-        lines.append(f"  Original Message-ID: {original.group().decode('ascii')}")
+    if original := message_id_of(header):
+        lines.append(f"  Original Message-ID: {original}")
     text = "\r\n".join((*lines, "")).encode("utf-8", "replace")
     return _ReportPart("text/plain; charset=utf-8", text, b"Content-Language: en\r\n")
 

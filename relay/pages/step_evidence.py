@@ -235,6 +235,7 @@ _KINDS = {
     "delivered": "A report on delivery",
     "relayed": "A report on delivery to the next host",
     "expanded": "A report on delivery to a list",
+    "read": "A read receipt",
     "dead-letter": "A dead letter",
 }
 

@@ -16,8 +16,11 @@ from relay.message.content import Content, is_eight_bit, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.message.header import ParsedContent, outgoing
 from relay.message.nexthop import LOCAL, NextHop
+from relay.message.outcome import Evidence
+from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
 from relay.mime.headers import decoded
+from relay.mime.mdn import write_mdn
 from relay.observe.metrics import Metrics
 from relay.spool.types import NewEntry, NewMessage, NewRecipient, ReportPlan
 
@@ -126,11 +129,11 @@ class Reporter:
         if decision.dead_letters:
             letter = self._message(content, _TO_POSTMASTER, about=message)
             messages.append(letter)
-            self._count("dead-letter")
+            self.count("dead-letter")
             if message.source is Source.REPORT:
                 events.append(_event(letter, "dead-letter", decision.dead_letters))
         if decision.dropped:
-            self._count("dropped")
+            self.count("dropped")
             detail = {"kind": "dropped", "recipients": _named(decision.dropped)}
             events.append(Event(Step.REPORT, self._clock.time_us(), detail))
         return ReportPlan(tuple(messages), tuple(events))
@@ -147,8 +150,27 @@ class Reporter:
 
         It has the Return-Path that final delivery would add (RFC 5321 4.4).
         """
-        self._count(kind)
+        self.count(kind)
         return b"Return-Path: <>\r\n" + self._written(kind, message, recipients, content=content)
+
+    def receipt(
+        self, kind: ReceiptKind, request: ReceiptRequest, queue_id: str, *, is_manual: bool
+    ) -> ReportPlan | None:
+        """Return the read receipt about the message `queue_id`, and the event for its trace; None
+        if the asker has no next hop. The caller counts it.
+        """
+        next_hop = self._next_hop_for(request.to)
+        if next_hop is None:
+            return None
+        written = write_mdn(
+            kind, request, is_manual=is_manual, hostname=self._hostname,
+            report_id=self._ids.new(), now_us=self._clock.time_us(),
+        )  # fmt: skip
+        about = MessageFacts(queue_id, Envelope(request.to), Source.SMTP, True, 0)
+        route = _Route(request.to, next_hop)
+        made = self._message(written, route, about=about, account=request.account)
+        reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
+        return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
 
     def _report(
         self,
@@ -164,7 +186,7 @@ class Reporter:
             route, label, account = _TO_POSTMASTER, "dead-letter", ""
         else:
             route, label, account = _Route(reverse_path, next_hop), str(kind), message.account
-        self._count(label)
+        self.count(label)
         written = self._written(kind, message, recipients, content=content)
         report = self._message(written, route, about=message, account=account)
         return report, _event(report, label, recipients)
@@ -224,7 +246,8 @@ class Reporter:
             events=(Event(Step.POLICY_AND_ROUTING, self._clock.time_us(), routed),),
         )
 
-    def _count(self, kind: str) -> None:
+    def count(self, kind: str) -> None:
+        """Count a report that was made."""
         self._metrics.reports.labels(kind=kind).inc()
 
 

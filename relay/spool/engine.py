@@ -32,6 +32,7 @@ from typing import Any, Protocol
 from relay.clock import Clock
 from relay.journeys.message_list import ListedRecipient
 from relay.journeys.spool_history import SpoolHistory
+from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
 from relay.pressure import Disk
 from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import QueueCounts, Spool, SpoolLoad
@@ -103,6 +104,40 @@ class SpoolMaintenance(Protocol):
         ...
 
 
+class ReceiptLedger(Protocol):
+    """The read receipts that settlements have recorded as owed, until they are sent or end."""
+
+    @property
+    def version(self) -> int:
+        """A number that changes when owed() may return others."""
+        ...
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there may be any, without a disk access."""
+        ...
+
+    async def owed(self) -> Sequence[OwedReceipt]:
+        """Return all but those that a restore holds."""
+        ...
+
+    async def find(self, mailbox: str, copy_ids: Sequence[str]) -> Sequence[OwedReceipt]:
+        """Return those for these copies in a mailbox, as owed()."""
+        ...
+
+    async def request(self, key: ReceiptKey) -> ReceiptRequest | None:
+        """Return what is asked for; None if it is not owed any more."""
+        ...
+
+    async def moved(self, key: ReceiptKey, folder: str) -> None:
+        """Record the folder in which the copy was seen."""
+        ...
+
+    async def end(self, keys: Sequence[ReceiptKey]) -> None:
+        """Forget some."""
+        ...
+
+
 class SpoolEngine(Spool, SpoolHistory, Protocol):
     """An open spool, as its owner uses it. Call start() once, then stop() once."""
 
@@ -114,6 +149,11 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
     @property
     def maintenance(self) -> SpoolMaintenance:
         """Its periodic work."""
+        ...
+
+    @property
+    def receipts(self) -> ReceiptLedger:
+        """The read receipts that are owed."""
         ...
 
     def mail_root(self, store: str) -> RecordedRoot:

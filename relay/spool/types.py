@@ -21,6 +21,7 @@ from relay.message.envelope import ForwardPath, MessageFacts
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
+from relay.message.receipt import ReceiptKey
 from relay.mime.dsn import ReportedRecipient, ReportKind
 
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
@@ -311,6 +312,17 @@ class Selector:
 
 
 @dataclass(frozen=True, slots=True)
+class SentReceipt:
+    """What the acceptance of a read receipt changes: it is owed no longer, or with `is_kept` it
+    stays until its copy is marked. `event` goes to the journey of the message that asked.
+    """
+
+    key: ReceiptKey
+    event: Event
+    is_kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class QueueCounts:
     """Entries by state, the age of the oldest, and the number of unaccounted recipients."""
 
@@ -362,9 +374,10 @@ class Spool(Protocol):
         reports: Sequence[NewMessage] = (),
         submission_key: str = "",
         claim: bool = True,
+        receipt: SentReceipt | None = None,
     ) -> Accepted:
         """Make a message, and reports that are already due, durable; with `claim`, return its
-        entries claimed.
+        entries claimed. If it is a read receipt, `receipt` is recorded in the same transaction.
 
         The same `submission_key` again changes nothing and returns the first queue id. Raises
         SpoolFullError, SpoolUnavailableError.

@@ -4,13 +4,14 @@ import ast
 from pathlib import Path
 
 from relay.journeys.spool_history import SpoolHistory
-from relay.spool.engine import SpoolEngine, SpoolMaintenance, SpoolStorage
+from relay.spool.engine import ReceiptLedger, SpoolEngine, SpoolMaintenance, SpoolStorage
 from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import IncomingBody, Spool
 from tests.support import spool_fixtures
 
 PROTOCOLS = (
-    Spool, SpoolHistory, SpoolEngine, SpoolMaintenance, QueueAdmin, IncomingBody, SpoolStorage,
+    Spool, SpoolHistory, SpoolEngine, SpoolMaintenance, ReceiptLedger, QueueAdmin, IncomingBody,
+    SpoolStorage,
 )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def clear(batch: Batch) -> tuple[int, list[str]]:
     (messages,) = fetch_one(batch.cursor, "SELECT count(*) FROM message WHERE source <> 'report'")
     files = fetch(batch.cursor, "SELECT file FROM content WHERE file IS NOT NULL")
     note_removed_events(batch.cursor, last_sequence(batch.cursor))
-    for table in (*(name for name, _ in _TABLES), "content", "submission"):
+    for table in (*(name for name, _ in _TABLES), "content", "submission", "owed_receipt"):
         batch.cursor.execute(f"DELETE FROM {table}")
     kept = (COMMITS_COUNTER, REMOVED_EVENTS)
     batch.cursor.execute("DELETE FROM counter WHERE name NOT IN (?,?)", kept)
@@ -198,6 +198,8 @@ def _remove_messages(batch: Batch, queue_ids: Sequence[str]) -> list[str]:
     names = []
     for content in contents:
         names += fetch(cursor, "DELETE FROM content WHERE id = ? RETURNING file", content)
+    forgotten = [(one,) for one in queue_ids]
+    cursor.executemany("DELETE FROM owed_receipt WHERE message_id = ?", forgotten)
     _remove_rows(cursor, queue_ids)
     if live:
         batch.counts[RecipientState.DISCARDED] += live

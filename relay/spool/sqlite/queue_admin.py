@@ -41,6 +41,7 @@ from relay.spool.sqlite.queue_changes import (
     put_back,
 )
 from relay.spool.sqlite.queue_list import EntryListBuilder, EntrySelection
+from relay.spool.sqlite.receipts import SqliteReceipts
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import FIRST_KEY, Key, Selector
 
@@ -59,6 +60,7 @@ class SqliteQueueAdmin:
         writer: Writer,
         reader: Reader,
         *,
+        receipts: SqliteReceipts,
         remove_files: Callable[[Sequence[str]], None],
         clock: Clock,
         metrics: Metrics,
@@ -66,6 +68,7 @@ class SqliteQueueAdmin:
     ) -> None:
         self._writer = writer
         self._reader = reader
+        self._receipts = receipts
         self._remove_files = remove_files
         self._clock = clock
         self._metrics = metrics
@@ -111,6 +114,7 @@ class SqliteQueueAdmin:
                 else:
                     # a cancelled request must not lose withdrawn claims
                     await asyncio.shield(self._do(some, answer))
+        await self._receipts.follow(command)
         return answer.changed(unknown=selection.unknown)
 
     async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:

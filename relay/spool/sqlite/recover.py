@@ -68,8 +68,10 @@ _TABLES = {  # and their primary keys
     "submission": ("key",),
     "counter": ("name",),
     "mail_root": ("store",),
+    "owed_receipt": ("message_id", "number"),
 }
-_SINCE = {"mail_root": 6}  # the schema that added a table: a file that was never migrated lacks it
+# The schemas that added tables: a file that was never migrated lacks them.
+_SINCE = {"mail_root": 6, "owed_receipt": 7}
 _KNOWN_MESSAGES = (
     "SELECT id FROM message UNION SELECT message_id FROM entry"
     " UNION SELECT message_id FROM recipient ORDER BY 1"

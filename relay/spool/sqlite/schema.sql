@@ -1,4 +1,4 @@
--- The spool, schema 6. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 7. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
 -- records the schemas that made the file. Each change here needs a migration in migrations/.
@@ -122,3 +122,17 @@ CREATE TABLE mail_root (
     store TEXT PRIMARY KEY,
     id    TEXT NOT NULL
 ) WITHOUT ROWID;
+-- Read receipts that senders asked for (RFC 8098), by the copy in a mailbox. They outlive the history
+-- of their message.
+CREATE TABLE owed_receipt (
+    message_id TEXT NOT NULL,
+    number     INTEGER NOT NULL,      -- of the recipient
+    mailbox    TEXT NOT NULL,         -- the address of its account
+    copy_id    TEXT NOT NULL,         -- the id of the message there
+    folder     TEXT NOT NULL,         -- where it was seen last: a directory there; '': the Inbox
+    owed_us    INTEGER NOT NULL,      -- when it was delivered
+    state      TEXT NOT NULL,         -- owed | held: it was restored | sent: the copy is not marked yet
+    request    TEXT NOT NULL,         -- JSON: what the notification says of the message
+    PRIMARY KEY (message_id, number)
+) WITHOUT ROWID;
+CREATE INDEX owed_receipt_copy ON owed_receipt (mailbox, copy_id);

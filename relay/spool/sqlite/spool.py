@@ -46,16 +46,19 @@ from relay.spool.sqlite.database import CAPTURED_KEEP_S, Reader, open_database, 
 from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
+from relay.spool.sqlite.receipts import SqliteReceipts
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.sqlite.writer import WAITING_MAX, Batch, Writer
 from relay.spool.types import (
+    NEVER_US,
     Accepted,
     Claim,
     DueBatch,
     DueQuery,
     NewMessage,
     QueueCounts,
+    SentReceipt,
     Settlement,
     SpoolDamagedError,
     SpoolError,
@@ -122,10 +125,10 @@ class SqliteSpool:
         self._captured = captured
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.reserve_file = reserve_file or ReserveFile(path.with_name(RESERVE_FILE))
+        check_free_space = self.reserve_file.check_free_space
         self._files = ContentFiles(
-            path, crash=crash,
-            check_free_space=self.reserve_file.check_free_space, started_us=clock.time_us(),
-        )  # fmt: skip
+            path, crash=crash, check_free_space=check_free_space, started_us=clock.time_us()
+        )
         self._connection = self._open()
         with translate_sqlite_errors(path):
             clock.resume(read_anchor(self._connection))
@@ -146,16 +149,16 @@ class SqliteSpool:
         self._queries = reader()
         self._counting = reader()
         # Reads whole large bodies; nothing else waits in this thread.
-        self._checking = ThreadPoolExecutor(
-            1, thread_name_prefix="spool-check", initializer=inherit()
-        )
+        threads = partial(ThreadPoolExecutor, 1, initializer=inherit())
+        self._checking = threads(thread_name_prefix="spool-check")
         self.maintenance = Maintenance(
             self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock,
             was_closed=self._last_commit.was_closed,
         )  # fmt: skip
+        self.receipts = SqliteReceipts(self._writer, self._queries, self._connection)
         self.queue_admin = SqliteQueueAdmin(
-            self._writer, self._queries, remove_files=self._files.remove, clock=clock,
-            metrics=metrics, shown_times=self._shown_times,
+            self._writer, self._queries, receipts=self.receipts, remove_files=self._files.remove,
+            clock=clock, metrics=metrics, shown_times=self._shown_times,
         )  # fmt: skip
 
     def _open(self) -> apsw.Connection:
@@ -244,6 +247,7 @@ class SqliteSpool:
         reports: Sequence[NewMessage] = (),
         submission_key: str = "",
         claim: bool = True,
+        receipt: SentReceipt | None = None,
     ) -> Accepted:
         """Spool.accept."""
         self.damage.check()
@@ -260,7 +264,7 @@ class SqliteSpool:
             accepted = transactions.accept(
                 batch, messages, files, submission_key=submission_key,
                 submission_expires_us=expires_us, captured=self._captured,
-                claim=claim,
+                claim=claim, receipt=receipt,
             )  # fmt: skip
             if not accepted.repeated:  # a repetition needs no room
                 self.reserve_file.check_free_space(inline_bytes)
@@ -286,6 +290,7 @@ class SqliteSpool:
     ) -> tuple[bool, tuple[Claim, ...]]:
         """Spool.settle."""
         files = await self._store_reports(settlement.reports)
+        now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
         try:
             recorded = await self._writer.submit(
                 lambda batch: transactions.settle(
@@ -294,6 +299,7 @@ class SqliteSpool:
                     files,
                     claim_reports=claim_reports,
                     captured=self._captured,
+                    now_us=now_us,
                 )
             )
         except Exception:
@@ -301,6 +307,8 @@ class SqliteSpool:
             raise
         if recorded.unneeded:
             self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
+        if recorded.owes:
+            self.receipts.added()
         if not recorded.in_time:
             await self._remove(files)
         self._files.committed(files)

@@ -30,6 +30,7 @@ from relay.message.outcome import (
     Outcome,
     Relayed,
 )
+from relay.message.receipt import ReceiptRequest
 from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import LIVE_STATES, fetch_one
 from relay.spool.sqlite.writer import Batch
@@ -44,6 +45,7 @@ from relay.spool.types import (
     NewMessage,
     NewRecipient,
     PriorityLevel,
+    SentReceipt,
     Settlement,
 )
 
@@ -74,6 +76,15 @@ _EVENT = (
     " ?2, ?3, ?4)"
 )
 ACCEPTED_COUNTER = "accepted"
+RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
+_RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
+_OLDEST_RECEIPTS = (
+    "DELETE FROM owed_receipt WHERE (message_id, number) IN (SELECT message_id, number"
+    " FROM owed_receipt WHERE mailbox = ? ORDER BY owed_us DESC, message_id DESC LIMIT -1 OFFSET ?)"
+)
+_MARK_RECEIPT = "UPDATE owed_receipt SET state = 'sent' WHERE message_id = ? AND number = ?"
+_END_RECEIPT = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
+_IS_KNOWN = "SELECT 1 FROM message WHERE id = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +112,13 @@ class CapturedMail:
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """`in_time`: the claim was still valid; otherwise nothing was done. `claims` are those of the
-    reports; `unneeded` is the content file to remove, or "".
+    reports; `unneeded` is the content file to remove, or "". `owes`: it has added read receipts.
     """
 
     in_time: bool
     claims: tuple[Claim, ...] = ()
     unneeded: str = ""
+    owes: bool = False
 
 
 def accept(
@@ -118,11 +130,15 @@ def accept(
     submission_expires_us: int,
     captured: CapturedMail,
     claim: bool,
+    receipt: SentReceipt | None = None,
 ) -> Accepted:
     """Write messages[0] and the reports that follow it.
 
     `files[i][j]` is the file of messages[i].contents[j], None where it is inline.
     """
+    if receipt is not None:
+        sql = _MARK_RECEIPT if receipt.is_kept else _END_RECEIPT
+        batch.cursor.execute(sql, receipt.key)
     first = messages[0]
     if submission_key:
         known = fetch_one(
@@ -137,6 +153,8 @@ def accept(
     claims: list[Claim] = []
     for message, names in zip(messages, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim, captured=captured)
+    if receipt is not None and fetch_one(batch.cursor, _IS_KNOWN, receipt.key[:1]):
+        append_events(batch.cursor, receipt.key[0], (receipt.event,))
     return Accepted(first.facts.id, tuple(claims))
 
 
@@ -158,17 +176,23 @@ def settle(
     *,
     captured: CapturedMail,
     claim_reports: bool,
+    now_us: int,
 ) -> Recorded:
-    """Record outcomes, or nothing where the claim's epoch has ended."""
+    """Record outcomes, or nothing where the claim's epoch has ended. `now_us` is queue time, or
+    NEVER_US if no read receipts are to be recorded.
+    """
     claim = settlement.claim
     key = (claim.message.id, claim.entry_id)
     changed: list[tuple[RecipientState, str, str, str, int, int]] = []
+    receipts: dict[str, tuple[int, ReceiptRequest]] = {}  # by the copy, which several may share
     for number, outcome in settlement.outcomes.items():
         state = _state_after(outcome)
         if settlement.held and state is RecipientState.DEFERRED:
             state = RecipientState.HELD
         evidence = outcome.evidence
         changed.append((state, evidence.status, evidence.reply, *key, number))
+        if evidence.receipt is not None and now_us != NEVER_US:
+            receipts.setdefault(evidence.graph_id, (number, evidence.receipt))
     for number, outcome in settlement.expired.items():
         evidence = outcome.evidence
         changed.append((RecipientState.EXPIRED, evidence.status, evidence.reply, *key, number))
@@ -187,10 +211,15 @@ def settle(
     )
     unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id) if finished else ""
     append_events(batch.cursor, claim.message.id, settlement.events)
+    for copy_id, (number, request) in receipts.items():
+        oldest = (request.mailbox, RECEIPTS_PER_MAILBOX_MAX - 1)
+        batch.cursor.execute(_OLDEST_RECEIPTS, oldest)
+        row = (claim.message.id, number, request.mailbox, copy_id, now_us, _json(request))
+        batch.cursor.execute(_RECEIPT, row)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
-    return Recorded(True, tuple(claims), unneeded)
+    return Recorded(True, tuple(claims), unneeded, owes=bool(receipts))
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:

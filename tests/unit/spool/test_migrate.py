@@ -235,7 +235,9 @@ def test_without_space_for_the_copy_nothing_changes(path: Path, monkeypatch) -> 
         f_frsize=1024, f_blocks=1024, f_bavail=70, f_files=9, f_favail=9, f_flag=0
     )
     monkeypatch.setattr(disk_space.os, "statvfs", lambda _: full)
-    with pytest.raises(SpoolFullError, match="from schema 2 to 6, 0 MiB are needed next to it"):
+    with pytest.raises(
+        SpoolFullError, match=f"from schema 2 to {SCHEMA_VERSION}, 0 MiB are needed next to it"
+    ):
         open_database(path)
     assert path.read_bytes() == before
 
@@ -246,7 +248,10 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
     for read_only in (False, True):
-        with pytest.raises(SpoolFormatError, match=r"newer Relay \(schema 7, expected 6\)"):
+        with pytest.raises(
+            SpoolFormatError,
+            match=rf"newer Relay \(schema {SCHEMA_VERSION + 1}, expected {SCHEMA_VERSION}\)",
+        ):
             open_database(path, read_only=read_only)
 
 
@@ -255,7 +260,7 @@ def test_a_file_of_an_unreleased_schema_is_refused(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("UPDATE migration SET checksum = 'another'")
     connection.close()
-    with pytest.raises(SpoolFormatError, match=r"schema 6 by another schema\.sql"):
+    with pytest.raises(SpoolFormatError, match=rf"schema {SCHEMA_VERSION} by another schema\.sql"):
         open_database(path)
 
 

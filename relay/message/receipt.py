@@ -1,0 +1,52 @@
+"""A read receipt that the sender of a message asked for (RFC 8098), and what it is about.
+
+Local delivery finds the request in the header of what it delivers; the spool keeps it until the
+receipt is sent, or no longer owed.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+ReceiptKey = tuple[str, int]  # the queue id of the message, and the number of the recipient
+
+
+class ReceiptKind(StrEnum):
+    """What a notification says; also the name in events and metrics."""
+
+    READ = "read"
+    NOT_READ = "notread"  # it was deleted unread
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptRequest:
+    """What a notification says of the message, and where it goes.
+
+    The spool stores it as JSON.
+    """
+
+    mailbox: str  # the canonical address of the account that owes it
+    to: str  # the sender, who asked
+    recipient: str  # the address to which the message was sent
+    orcpt: str = ""  # as in ForwardPath
+    message_id: str = ""  # of the header, with angle brackets
+    subject: str = ""  # decoded
+    thread: str = ""  # header lines that put the notification into the conversation
+    account: str = ""  # that owns the trace of the message
+    is_trusted: bool = False  # the client that sent it had logged in, or is in a listed network
+
+
+@dataclass(frozen=True, slots=True)
+class OwedReceipt:
+    """A receipt that may be due: one for each copy in a mailbox."""
+
+    key: ReceiptKey
+    mailbox: str
+    copy_id: str  # of the message in the mailbox
+    folder: str  # where it was seen last: a directory in the mailbox; "": the Inbox
+    owed_us: int  # when it was delivered, in queue time
+    is_sent: bool = False  # the notification is; the copy is not marked yet
+
+    @property
+    def submission_key(self) -> str:
+        """The submission key of its notification: the spool accepts a second one not again."""
+        return f"receipt {self.key[0]}-{self.key[1]}"

@@ -1,0 +1,188 @@
+"""Read which messages ask for a read receipt, and write it: a message disposition notification.
+
+Only a request with one address, which is that of the sender, counts: no message makes Relay write
+to somebody else. Automatic mail and mailing lists get none. Lines end in CRLF.
+RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2; RFC 6533 6 (international); RFC 5322 3.4 (groups).
+"""
+
+import re
+
+from relay.message.content import Content, LargeContent
+from relay.message.envelope import ForwardPath, MessageFacts, Source, encode_utf8_address
+from relay.message.header import Header, ParsedContent
+from relay.message.receipt import ReceiptKind, ReceiptRequest
+from relay.message.status import one_line
+from relay.mime.dsn import message_id_of, thread_fields
+from relay.mime.headers import date_field, decoded, field, fold
+from relay.mime.read_header import parse_header, read_addresses, unreadable_addresses
+
+_ASKS = "Disposition-Notification-To"
+_OPTIONS = "Disposition-Notification-Options"
+_ASKS_LINE = b"\ndisposition-notification-to"
+_FIELD_OCTETS_MAX = 2000
+_SUBJECT_CHARACTERS_MAX = 200
+_LISTS = ("List-Id", "List-Post", "List-Unsubscribe")
+_BULK = frozenset(("bulk", "list", "junk"))
+_TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
+_TYPES = {ReceiptKind.READ: "displayed", ReceiptKind.NOT_READ: "deleted"}
+_quoted = re.compile(r'"(?:[^"\\]|\\.)*+"')
+_separator = re.compile(r"[,;:]")  # between addresses, and of a group
+
+
+def asks_for_receipt(content: Content) -> bool:
+    """Return whether the header of a message that was accepted may ask for a receipt.
+
+    Delivery asks this of each message: it is one search in the header.
+    """
+    if isinstance(content, LargeContent):
+        return _ASKS_LINE in content.header.lower()
+    return _ASKS_LINE in content[: content.find(b"\r\n\r\n")].lower()
+
+
+def receipt_request(
+    content: Content, message: MessageFacts, path: ForwardPath, *, mailbox: str
+) -> ReceiptRequest | None:
+    """Return the request of a message for the recipient `path`, None if no receipt may be sent."""
+    header = ParsedContent.of(content).header
+    reverse_path = message.envelope.reverse_path
+    if message.source is Source.REPORT or not reverse_path:
+        return None
+    if _asker(header).lower() != reverse_path.lower() or not _may_answer(header):
+        return None
+    return ReceiptRequest(
+        mailbox=mailbox,
+        to=reverse_path,
+        recipient=path.address,
+        orcpt=path.orcpt,
+        message_id=message_id_of(header),
+        subject=decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX],
+        thread=b"".join(thread_fields(header)).decode("ascii"),
+        account=message.account,
+        is_trusted=message.trusted,
+    )
+
+
+def _asker(header: Header) -> str:
+    """Return the address that asks, "" unless it is exactly one, and not in a group."""
+    octets = header.first_octets(_ASKS)
+    if octets is None or header.count(_ASKS) != 1 or len(octets) > _FIELD_OCTETS_MAX:
+        return ""
+    fields = parse_header(octets)
+    found = read_addresses(fields, _ASKS)
+    plain = _quoted.sub("", str(fields.get(_ASKS, "")))
+    if len(found) != 1 or unreadable_addresses(fields, _ASKS) or _separator.search(plain):
+        return ""
+    return found[0].address
+
+
+def _may_answer(header: Header) -> bool:
+    """Return whether a program may answer: not lists, automatic mail and reports, nor a message
+    that requires an option, since Relay knows none.
+    """
+    if any(name in header for name in _LISTS) or _word(header, "Precedence") in _BULK:
+        return False
+    if _word(header, "Auto-Submitted") not in ("", "no"):
+        return False
+    if _word(header, "Content-Type") == "multipart/report" or header.count(_OPTIONS) > 1:
+        return False
+    # "name=required,value; name=optional,value" (RFC 8098 2.2)
+    options = (header.first(_OPTIONS) or b"").decode("utf-8", "replace").split(";")
+    wants = [one.partition("=")[2].partition(",")[0].strip().lower() for one in options if one]
+    return all(importance == "optional" for importance in wants)
+
+
+def _word(header: Header, name: str) -> str:
+    """Return the first word of a field in lower case, without parameters; "" if none."""
+    value = (header.first(name) or b"").decode("utf-8", "replace")
+    return value.partition(";")[0].partition("(")[0].strip().lower()
+
+
+def write_mdn(
+    kind: ReceiptKind,
+    request: ReceiptRequest,
+    *,
+    is_manual: bool,
+    hostname: str,
+    report_id: str,
+    now_us: int,
+) -> bytes:
+    """Return the notification, to `request.to`.
+
+    `is_manual`: the reader said that it is to be sent. `report_id` is unique; Message-ID and
+    boundary are made from it. It must be sent with the null reverse-path and NOTIFY=NEVER, and
+    with SMTPUTF8 if the asker's address is not ASCII.
+    """
+    subject = one_line(request.subject) or "(no subject)"
+    boundary = f"=_mdn_{report_id}"
+    is_international = not request.to.isascii()
+    is_plain = is_international or request.recipient.isascii()
+    sender = request.recipient if is_plain else f"MAILER-DAEMON@{hostname}"
+    head = b"".join(
+        (
+            fold("From", f"<{sender}>"),
+            fold("To", f"<{request.to}>"),
+            field("Subject", f"{_TITLES[kind]}: {subject}"),
+            field("Date", date_field(now_us)),
+            field("Message-ID", f"<{report_id}.mdn@{hostname}>"),
+            request.thread.encode("ascii"),
+            field("Auto-Submitted", "auto-replied"),
+        )
+    )
+    text = _text(kind, request, now_us=now_us)
+    status = _disposition(kind, request, is_manual=is_manual, hostname=hostname)
+    label = b"" if text.isascii() and status.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
+    subtype = "global-disposition-notification" if is_international else "disposition-notification"
+    delimiter = f"--{boundary}\r\n".encode()
+    return b"".join(
+        (
+            head,
+            b"MIME-Version: 1.0\r\n",
+            b"Content-Type: multipart/report; report-type=disposition-notification;\r\n",
+            f' boundary="{boundary}"\r\n'.encode(),
+            label,
+            b"\r\n",
+            delimiter,
+            b"Content-Type: text/plain; charset=utf-8\r\nContent-Language: en\r\n",
+            b"" if text.isascii() else b"Content-Transfer-Encoding: 8bit\r\n",
+            b"\r\n" + text + b"\r\n",
+            delimiter,
+            f"Content-Type: message/{subtype}\r\n".encode(),
+            b"" if status.isascii() else b"Content-Transfer-Encoding: 8bit\r\n",
+            b"\r\n" + status + b"\r\n",
+            f"--{boundary}--\r\n".encode(),
+        )
+    )
+
+
+def _text(kind: ReceiptKind, request: ReceiptRequest, *, now_us: int) -> bytes:
+    at, subject = date_field(now_us), one_line(request.subject) or "(no subject)"
+    if kind is ReceiptKind.READ:
+        said = [f"was marked as read on {at}.", "", "It may not have been understood."]
+    else:
+        said = [f"was deleted on {at} without being read."]
+    lines = ("Your message", "", f"  To: {request.recipient}", f"  Subject: {subject}", "", *said)
+    return "\r\n".join((*lines, "")).encode("utf-8", "replace")
+
+
+def _disposition(
+    kind: ReceiptKind, request: ReceiptRequest, *, is_manual: bool, hostname: str
+) -> bytes:
+    """Write the machine-readable part (RFC 8098 3.1)."""
+    international = not request.to.isascii()
+    mode = "manually" if is_manual else "automatically"
+    fields = [("Reporting-UA", f"{hostname}; Relay")]
+    if request.orcpt:
+        address_type, _, address = request.orcpt.partition(";")
+        fields.append(("Original-Recipient", _typed(address_type, address, international)))
+    address_type = "rfc822" if request.recipient.isascii() else "utf-8"
+    fields.append(("Final-Recipient", _typed(address_type, request.recipient, international)))
+    if request.message_id:
+        fields.append(("Original-Message-ID", request.message_id))
+    fields.append(("Disposition", f"manual-action/MDN-sent-{mode}; {_TYPES[kind]}"))
+    return b"".join(fold(name, one_line(value)) for name, value in fields)
+
+
+def _typed(kind: str, address: str, international: bool) -> str:
+    if kind.lower() == "utf-8":
+        address = encode_utf8_address(one_line(address), unicode=international)
+    return f"{kind};{address}"

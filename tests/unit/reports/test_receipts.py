@@ -1,0 +1,27 @@
+"""Which read receipts are sent: the account's setting, who asks, and what the client says."""
+
+import itertools
+
+import pytest
+
+from relay.accounts.account import ReceiptSetting
+from relay.message.receipt import ReceiptRequest
+from relay.reports.receipts import is_due
+
+NOT_WANTED = {  # setting -> by (asker is an account here, sent by a trusted client)
+    "never": set(),
+    "ask": set(),
+    "always": set(itertools.product((False, True), (False, True))),
+    "auto": {(True, True)},
+}
+
+
+@pytest.mark.parametrize("setting", ReceiptSetting)
+@pytest.mark.parametrize("is_own", [False, True])
+@pytest.mark.parametrize("is_trusted", [False, True])
+def test_the_setting_decides(setting, is_own, is_trusted) -> None:
+    request = ReceiptRequest("bob@b.test", "a@a.test", "bob@b.test", is_trusted=is_trusted)
+    due = is_due(setting, request, is_wanted=False, is_own=is_own)
+    assert due == ((is_own, is_trusted) in NOT_WANTED[setting])
+    wanted = is_due(setting, request, is_wanted=True, is_own=is_own)
+    assert wanted == (setting is not ReceiptSetting.NEVER)
