@@ -1,0 +1,173 @@
+"""The API in one process: its clients, and the journeys and queue that they ask."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.accounts.account import Account, Role, Scope, UnknownUserError
+from relay.api import ApiDependencies, create_app, create_control_app
+from relay.clock import SystemClock
+from relay.journeys.changes import ChangeNotifier
+from relay.journeys.document import Journey
+from relay.journeys.journey import MessageList
+from relay.journeys.message_list import ListPosition
+from relay.journeys.message_search import ListCursor, MessageSearch
+from relay.message.nexthop import NextHop
+from relay.observe.history import MetricsHistory
+from relay.observe.metrics import Metrics
+from relay.pressure import Pressure
+from relay.spool.queue_commands import (
+    CommandReport,
+    CommandResult,
+    EntryList,
+    QueueCommand,
+)
+from relay.spool.types import Selector
+from tests.support.accounts import TokenAccounts, authentication_of
+from tests.support.journeys import made_journey
+
+ACCOUNTS = {
+    "alice": Account("alice@example.test"),
+    "bob": Account("bob@example.test"),
+    "sender": Account("sender@example.test", scopes=frozenset({Scope.MAIL_SEND})),
+    "reader": Account("reader@example.test", scopes=frozenset({Scope.MAIL_READ})),
+    "writer": Account("writer@example.test", scopes=frozenset({Scope.MAIL_READ_WRITE})),
+    "auditor": Account("auditor@example.test", role=Role.READ, scopes=frozenset()),
+    "watcher": Account("watcher@example.test", role=Role.READ),
+    "operator": Account("operator@example.test", role=Role.OPERATE),
+}
+
+
+def a_journey(*states: str, name: str = "q1") -> Journey:
+    recipients = [{"address": f"{n}@a.test", "state": state} for n, state in enumerate(states)]
+    state = states[0] if states else "queued"
+    return made_journey(id=name, message_id="<m@a.test>", state=state, recipients=recipients)
+
+
+@dataclass
+class Records:
+    """Journeys by key with their owner; `looks` records each query."""
+
+    known: dict[str, tuple[str, Journey]] = field(default_factory=dict)
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    looks: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    source: bytes | None = b""
+    fault: Exception | None = None
+    allowed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def journey(self, key: str, *, account: str | None) -> Journey | None:
+        self.looks.put_nowait(key)
+        owner, journey = self.known.get(key, ("", None))
+        return journey if account in (None, owner) else None
+
+    async def search(
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None = None,
+        lookup_s: float | None = None,
+    ) -> MessageList:
+        if before is not None:
+            return MessageList([], ListCursor(5), older=before)
+        self.asked.append((account, wanted, limit))
+        self.looks.put_nowait("list")
+        found = [
+            journey
+            for owner, journey in self.known.values()
+            if account in (None, owner) and wanted.matches(journey)
+        ]
+        return MessageList(found, ListCursor(5))
+
+    async def list(self, selector: Selector, *, limit: int, **_: Any) -> EntryList:
+        if self.fault:
+            raise self.fault
+        self.asked.append((selector, limit))
+        return EntryList(
+            [{"id": "q1", "entry": 1}], unknown=(one for one in selector.ids if one[0] != "q")
+        )
+
+    async def execute(self, order: QueueCommand) -> CommandReport:
+        self.asked.append((order,))
+        try:
+            await self.allowed.wait()
+        except asyncio.CancelledError:
+            self.asked.append(("given up",))
+            raise
+        return CommandReport(
+            {**dict.fromkeys(CommandResult, 0), CommandResult.DONE: 3}, [{"id": "q1", "entry": 1}]
+        )
+
+    async def find(self, journey: Journey, *, reader: str | None) -> bytes | None:
+        self.asked.append((journey.id, reader))
+        return self.source
+
+    def unlock(self, address: str) -> int:
+        if address != "alice@example.test":
+            raise UnknownUserError(address)
+        self.asked.append(("unlock", address))
+        return 2
+
+    async def count_before_queue(self) -> dict[str, int]:
+        return {"scheduled": 1, "converting": 0}
+
+    async def stats(self) -> dict[str, Any]:
+        return {"entries": {"queued": 1}}
+
+
+@dataclass
+class ApiClients:
+    http: httpx.AsyncClient
+    control: httpx.AsyncClient
+    records: Records
+    changes: ChangeNotifier
+    not_ready: str = ""
+    pressure: Pressure = field(default_factory=Pressure)
+
+    async def get(self, path: str, token: str = "alice") -> httpx.Response:
+        return await self.http.get(path, headers={"authorization": f"Bearer {token}"})
+
+
+async def no_history(_older_than_s: float | None, _dry_run: bool) -> dict[str, Any]:
+    raise AssertionError("no test of this module prunes")
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[ApiClients]:
+    records, changes = Records(), ChangeNotifier()
+    records.allowed.set()
+    dependencies = ApiDependencies(
+        journeys=records,
+        queue_admin=records,
+        stats=records.stats,
+        way_to=lambda text: lambda _: NextHop.parse(text),
+        changes=changes,
+        metrics=(metrics := Metrics()),
+        history=MetricsHistory(metrics, SystemClock()),
+        ready=lambda: made.not_ready,
+        clock=SystemClock(),
+        pressure=(pressure := Pressure()),
+        prune=no_history,
+        sources=records,
+        unlock=records.unlock,
+    )
+    app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
+    outside, inside = (
+        httpx.ASGITransport(app),
+        httpx.ASGITransport(create_control_app(dependencies)),
+    )
+    async with (
+        httpx.AsyncClient(transport=outside, base_url="http://relay.test") as http,
+        httpx.AsyncClient(transport=inside, base_url="http://localhost") as control,
+    ):
+        made = ApiClients(http, control, records, changes, pressure=pressure)
+        yield made
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
