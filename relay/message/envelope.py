@@ -211,12 +211,18 @@ def encode_utf8_address(address: str, *, unicode: bool = False) -> str:
     return _not_qchar.sub(written, address)
 
 
-def _decoded_utf8_address(encoded: str) -> str:
+def decode_utf8_address(encoded: str) -> str:
+    r"""Return an address of type utf-8 with \x{HEX} decoded; NUL is put for no character."""
+
     def read(found: re.Match[str]) -> str:
         number = int(found.group(1), 16)
         return chr(number) if number <= 0x10FFFF else "\0"
 
-    address = _embedded.sub(read, encoded)
+    return _embedded.sub(read, encoded)
+
+
+def _decoded_utf8_address(encoded: str) -> str:
+    address = decode_utf8_address(encoded)
     if not _no_control(address) or " " in encoded:
         raise ValueError(f"ORCPT={excerpt(encoded)} is not an address of type utf-8")
     return address

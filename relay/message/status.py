@@ -15,6 +15,7 @@ _reply = re.compile(
     r"([2-5][0-9]{2})(?:[ -]+|$)(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s+|$))?(.*)", re.DOTALL
 )
 _status_first = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s+|$)(.*)", re.DOTALL)
+_status = re.compile(r"(?<![0-9.])[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9.])")
 _controls = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 # The basic code that the registry gives for a status; otherwise the class decides.
@@ -95,6 +96,11 @@ def split_reply(reply: str) -> SplitReply:
     if found:
         return SplitReply(0, found.group(1), found.group(2))
     return SplitReply(0, "", reply)
+
+
+def find_statuses(text: str) -> list[str]:
+    """Return the enhanced statuses in a text, in their order."""
+    return _status.findall(text)
 
 
 def basic_code(status: str) -> int:

@@ -1,21 +1,27 @@
-"""Read a delivery report: its fields, and one plain sentence for each recipient.
+"""Read reports: for a page the fields and a sentence for each recipient, for the journey of the
+original what a report from outside claims.
 
 Any content is accepted: a message that is no report gives None, and damage leaves fields out. What
 is read is bounded. Reading blocks; raises OSError where the octets cannot be read.
-RFC 3464 (message/delivery-status), RFC 6533 (message/global-delivery-status), RFC 6522
-(multipart/report).
+RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
+(message/disposition-notification), RFC 6522 (multipart/report).
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from relay.message.content import Octets
-from relay.message.header import Header, cleaned
+from relay.message.envelope import decode_utf8_address
+from relay.message.header import Header, cleaned, header_section, with_crlf
+from relay.message.status import find_statuses
 from relay.mime.encoded_words import decode_words
-from relay.mime.structure import read_structure
+from relay.mime.structure import Entity, Structure, read_structure
+from relay.mime.transfer_encoding import decoded_blocks
 
 _STATUS = ("message/delivery-status", "message/global-delivery-status")
+_DISPOSITION = ("message/disposition-notification", "message/global-disposition-notification")
 _STATUS_OCTETS_MAX = 64 * 1024
 _GROUPS_MAX = 100
 _FIELDS_MAX = 30
@@ -27,11 +33,23 @@ _ACTIONS = {
     "relayed": "was passed on to a host that sends no reports",
     "expanded": "was delivered to a list, and sent to its members",
 }
+# Of a report from outside; each recipient may have several hundred octets.
+_REMOTE_OCTETS_MAX = 4 * 1024 * 1024  # of the message, from its beginning
+_REMOTE_STATUS_OCTETS_MAX = 1024 * 1024
+_REMOTE_RECIPIENTS_MAX = 1000
+_ACTIONS_OF_CLASSES = {"5": "failed", "4": "delayed", "2": "delivered"}
+_KINDS_OF_DISPOSITIONS = {"displayed": "read", "deleted": "notread"}
+_RECIPIENT_FIELDS = ("original-recipient", "final-recipient")
 _RETURNED = ("message/rfc822", "message/global")
+_RETURNED_HEADERS = ("text/rfc822-headers", "message/rfc822-headers", "message/global-headers")
+_RETURNED_HEADER_OCTETS_MAX = 64 * 1024
 _RETURNED_OCTETS_MAX = 2 * 1024 * 1024
 _PLAIN = frozenset(("", "7bit", "8bit", "binary"))
-_blank_line = re.compile(rb"\r?\n\r?\n")
+_blank_line = re.compile(rb"\r\n(?:[ \t]*\r\n)+")
 _white = re.compile(rb"\s+")
+_type = re.compile(r"\A[!-'*-:<-~]+ *; *")
+_word = re.compile(r"[^\s;,()]+")
+_in_brackets = re.compile(r"<([^<>]+)>")
 
 ReportFields = tuple[tuple[str, str], ...]
 
@@ -62,6 +80,34 @@ class DeliveryReport:
         return [(one.address, one.fields) for one in self.recipients]
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteClaim:
+    """What a report from outside claims of one recipient.
+
+    `original` is the address that the sender gave, "" if the report does not say, `final` the one
+    that the reporter used. `kind` is that of ReportKind, or "read" or "notread".
+    """
+
+    original: str
+    final: str
+    kind: str
+    status: str = ""
+    reply: str = ""
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteReport:
+    """A DSN or MDN from outside. `envelope_id` and `message_id` are those of the original, ""
+    without; `reporter` is the name that the reporting host gives itself.
+    """
+
+    envelope_id: str
+    message_id: str
+    reporter: str
+    claims: tuple[RemoteClaim, ...]
+
+
 def read_report(content: Octets) -> DeliveryReport | None:
     """Return what a delivery report says, None for another message."""
     structure = read_structure(content)
@@ -70,8 +116,138 @@ def read_report(content: Octets) -> DeliveryReport | None:
     for entity in structure.entities:
         if entity.content_type in _STATUS:
             size = min(entity.end - entity.body_start, _STATUS_OCTETS_MAX)
-            return _report_of(content.read(entity.body_start, size))
+            return _report_of(with_crlf(content.read(entity.body_start, size)))
     return None
+
+
+def read_remote_report(content: Octets) -> RemoteReport | None:
+    """Return what a DSN or MDN claims, None for another message and for one that claims nothing.
+
+    Some hosts send multipart/mixed in place of multipart/report.
+    """
+    head = content.part(0, _REMOTE_OCTETS_MAX)
+    structure = read_structure(head)
+    for number in _own_parts(structure):
+        entity = structure.entities[number]
+        if entity.content_type not in (*_STATUS, *_DISPOSITION):
+            continue
+        body = _decoded(head, entity, _REMOTE_STATUS_OCTETS_MAX)
+        groups = [_fields(one) for one in _groups(body, _REMOTE_RECIPIENTS_MAX + 1)]
+        about = groups[0] if groups else ()
+        if entity.content_type in _DISPOSITION:
+            claims = tuple(_disposition(about))
+            reporter = _typed(about, "mdn-gateway") or _value(about, "reporting-ua")
+        else:
+            each = chain.from_iterable(map(_recipient_groups, groups))
+            claims = tuple(islice(filter(None, map(_claim, each)), _REMOTE_RECIPIENTS_MAX))
+            reporter = _typed(about, "reporting-mta")
+        if not claims:
+            return None
+        return RemoteReport(
+            _value(about, "original-envelope-id"),
+            _value(about, "original-message-id") or _returned_message_id(head, structure),
+            _first_word(reporter),
+            claims,
+        )
+    return None
+
+
+def _own_parts(structure: Structure) -> Iterator[int]:
+    """Yield the numbers of the parts that are not within a message that is attached."""
+    own = {0}
+    for number, entity in enumerate(structure.entities[1:], 1):
+        if entity.parent in own and not structure.entities[entity.parent].is_message:
+            own.add(number)
+            yield number
+
+
+def _decoded(content: Octets, entity: Entity, octets_max: int) -> bytes:
+    """Return the beginning of a body with CRLF line ends and without its transfer encoding."""
+    body = content.part(entity.body_start, min(entity.end - entity.body_start, octets_max))
+    return with_crlf(b"".join(decoded_blocks(body, entity.encoding)))
+
+
+def _returned_message_id(content: Octets, structure: Structure) -> str:
+    """Return the Message-ID of the message that is returned, or of its header."""
+    for number in _own_parts(structure):
+        entity = structure.entities[number]
+        if entity.content_type not in (*_RETURNED, *_RETURNED_HEADERS):
+            continue
+        if entity.is_message:
+            octets = structure.entities[number + 1].header
+        else:
+            octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
+        found = Header.parse(cleaned(octets)).first("message-id") or b""
+        return found[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace")
+    return ""
+
+
+def _recipient_groups(fields: ReportFields) -> Iterator[ReportFields]:
+    """Yield the fields of each recipient; some hosts leave out the blank lines between them."""
+    start, seen = 0, set[str]()
+    for place, (name, _) in enumerate(fields):
+        if (key := name.lower()) in _RECIPIENT_FIELDS:
+            if key in seen:
+                yield fields[start:place]
+                start, seen = place, set()
+            seen.add(key)
+    yield fields[start:]
+
+
+def _claim(fields: ReportFields) -> RemoteClaim | None:
+    """Return what a group of fields claims of a recipient; None if it is about none."""
+    original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
+    reply = _typed(fields, "diagnostic-code")
+    status = _status_of(fields, reply)
+    action = _first_word(_value(fields, "action")).lower()
+    if action not in _ACTIONS:
+        action = _ACTIONS_OF_CLASSES.get(status[:1], "")
+    if not action or not (original or final):
+        return None
+    kind = "failure" if action == "failed" else action
+    host = _first_word(_typed(fields, "remote-mta"))
+    return RemoteClaim(original, final, kind, status, reply, host)
+
+
+def _status_of(fields: ReportFields, reply: str) -> str:
+    """Return a recipient's status: of several the one that says most.
+
+    That in the reply of a remote host goes first, since the Status field is often a general one:
+    5.0.0, or 4.4.7 when the reporter gave up.
+    """
+    given = find_statuses(_value(fields, "status"))[:1]
+    is_of_host = _value(fields, "diagnostic-code").lower().startswith("smtp")
+    found = find_statuses(reply)
+    candidates = [*found, *given] if is_of_host else [*given, *found]
+    return max(candidates, key=_precision, default="")
+
+
+def _precision(status: str) -> int:
+    """Return whether a status has a detail, only a subject, or neither (RFC 3463 2)."""
+    return 2 - status.count(".0")
+
+
+def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:
+    """Yield what an MDN claims; other dispositions than displayed and deleted say nothing here."""
+    disposition = _value(fields, "disposition").rpartition(";")[2].partition("/")[0]
+    kind = _KINDS_OF_DISPOSITIONS.get(_first_word(disposition).lower())
+    original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
+    if kind and (original or final):
+        yield RemoteClaim(original, final, kind)
+
+
+def _address(fields: ReportFields, name: str) -> str:
+    """Return the address of a field; one of the type utf-8 without its escapes (RFC 6533 3)."""
+    address = _typed(fields, name)
+    if found := _in_brackets.search(address):
+        address = found[1]
+    is_utf8 = _value(fields, name).lower().startswith("utf-8")
+    return decode_utf8_address(address).strip("<>") if is_utf8 else address.strip("<>")
+
+
+def _first_word(text: str) -> str:
+    found = _word.search(text)
+    return found[0] if found else ""
 
 
 def returned_message(content: Octets) -> bytes | None:
@@ -91,7 +267,7 @@ def returned_message(content: Octets) -> bytes | None:
 
 
 def _report_of(status: bytes) -> DeliveryReport | None:
-    groups = [fields for group in _groups(status) if (fields := _fields(group))]
+    groups = [fields for group in _groups(status, _GROUPS_MAX) if (fields := _fields(group))]
     if not groups:
         return None
     about, *recipients = groups
@@ -102,8 +278,9 @@ def _report_of(status: bytes) -> DeliveryReport | None:
     )
 
 
-def _groups(status: bytes) -> Iterator[bytes]:
-    for group in _blank_line.split(status.strip(b"\r\n"), maxsplit=_GROUPS_MAX)[:_GROUPS_MAX]:
+def _groups(status: bytes, most: int) -> Iterator[bytes]:
+    """Yield the first groups of fields, which have blank lines between them."""
+    for group in _blank_line.split(status.strip(b"\r\n"), maxsplit=most)[:most]:
         yield group.strip(b"\r\n") + b"\r\n"
 
 
@@ -124,8 +301,7 @@ def _value(fields: ReportFields, name: str) -> str:
 
 def _typed(fields: ReportFields, name: str) -> str:
     """Return the value of a field without its type, as in "rfc822; bob@example.org"."""
-    text = _value(fields, name)
-    return text.partition(";")[2].strip() if ";" in text else text
+    return _type.sub("", _value(fields, name), count=1)
 
 
 def _recipient(fields: ReportFields) -> RecipientReport:

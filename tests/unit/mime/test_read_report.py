@@ -1,12 +1,21 @@
 """Delivery reports as a page shows them: those that Relay writes, those of others, and damage."""
 
+import base64
+from collections import Counter
+from dataclasses import astuple
+
 import pytest
 
 from relay.message.content import MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
-from relay.mime.read_report import read_report
+from relay.mime.read_report import (
+    RemoteClaim,
+    RemoteReport,
+    read_remote_report,
+    read_report,
+)
 
 
 def report(status: bytes, *, kind: bytes = b"message/delivery-status"):
@@ -76,3 +85,146 @@ def test_other_mail_is_no_report(content):
 def test_a_status_within_other_mail_is_no_report():
     content = b"Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; x\r\n"
     assert read_report(MemoryOctets(content)) is None
+
+
+# -- what reports from outside claim
+
+
+ORIGINAL = b"Content-Type: message/rfc822\r\n\r\nMessage-ID: <m@x>\r\nSubject: x\r\n\r\nx\r\n"
+BLOCK = (
+    b"Final-Recipient: rfc822; b@y.test\r\nAction: failed\r\nStatus: 5.1.1\r\n"
+    b"Remote-MTA: dns; mx.y.test (192.0.2.1)\r\nDiagnostic-Code: smtp; 550 5.1.1 no such user\r\n"
+)
+FAILED = RemoteClaim("", "b@y.test", "failure", "5.1.1", "550 5.1.1 no such user", "mx.y.test")
+
+
+def outside(
+    status: bytes,
+    *,
+    kind: bytes = b"message/delivery-status",
+    returned: bytes = ORIGINAL,
+    outer: bytes = b"multipart/report",
+) -> bytes:
+    about = b"Reporting-MTA: dns; relay.y.test (a comment)\r\nOriginal-Envelope-Id: d1.1\r\n\r\n"
+    return (
+        b"Content-Type: " + outer + b'; boundary="b"\r\n\r\n--b\r\n\r\nSorry.\r\n--b\r\nContent-Type: '
+        + kind + b"\r\n\r\n" + about + status + b"\r\n--b\r\n" + returned + b"--b--\r\n"
+    )  # fmt: skip
+
+
+def claimed(content: bytes) -> RemoteReport | None:
+    return read_remote_report(MemoryOctets(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        outside(BLOCK),
+        outside(BLOCK).replace(b"\r\n", b"\n"),
+        outside(BLOCK).replace(b"\r\n", b"\r"),
+        outside(BLOCK, outer=b"multipart/mixed"),
+        outside(BLOCK, kind=b"message/global-delivery-status"),
+        outside(BLOCK, returned=b"Content-Type: text/rfc822-headers\r\n\r\nMessage-Id: <m@x>\r\n"),
+        outside(
+            BLOCK,
+            returned=b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+            + base64.encodebytes(b"Message-ID: <m@x>\r\n\r\nx\r\n"),
+        ),
+        outside(BLOCK) + b"x" * 10_000_000,
+    ],
+    ids=["crlf", "lf", "cr", "mixed", "global", "header", "base64", "long"],
+)
+def test_a_report_from_outside_names_the_original_and_the_recipient(content: bytes) -> None:
+    assert claimed(content) == RemoteReport("d1.1", "<m@x>", "relay.y.test", (FAILED,))
+
+
+@pytest.mark.parametrize(
+    ("block", "claims"),
+    [
+        (b"Original-Recipient: utf-8;\\x{E9}@y.test\r\nFinal-Recipient: <b@y.test>\r\nAction: delayed",
+         [RemoteClaim("é@y.test", "b@y.test", "delayed")]),
+        (b"Final-Recipient: b@y.test\r\nStatus: 4.4.1 (no answer)",
+         [RemoteClaim("", "b@y.test", "delayed", "4.4.1")]),
+        (b"Final-Recipient: b@y.test\r\nAction: whatever", []),
+        (b"Action: failed\r\nStatus: 5.1.1", []),
+        (BLOCK + BLOCK.replace(b"b@", b"c@"),
+         [FAILED, RemoteClaim("", "c@y.test", *astuple(FAILED)[2:])]),
+        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 4.4.7\r\n"
+         b"Diagnostic-Code: smtp; 452 4.2.2 full"),
+         [RemoteClaim("", "b@y.test", "failure", "4.2.2", "452 4.2.2 full")]),
+        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.4.7\r\n"
+         b"Diagnostic-Code: x-relay; delivery time expired; last: 452 4.2.2 full"),
+         [RemoteClaim("", "b@y.test", "failure", "5.4.7",
+                      "delivery time expired; last: 452 4.2.2 full")]),
+        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.0.0\r\n"
+         b"Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam"),
+         [RemoteClaim("", "b@y.test", "failure", "5.7.1", "host mx said: 554 5.7.1 spam")]),
+    ],
+)  # fmt: skip
+def test_what_is_claimed_of_each_recipient(block: bytes, claims: list[RemoteClaim]) -> None:
+    found = claimed(outside(block + b"\r\n"))
+    assert ([*found.claims] if found else []) == claims
+
+
+@pytest.mark.parametrize(
+    ("disposition", "kind"),
+    [
+        (b"manual-action/MDN-sent-manually; displayed", "read"),
+        (b"automatic-action/MDN-sent-automatically; deleted/error", "notread"),
+        (b"automatic-action/MDN-sent-automatically; dispatched", ""),
+        (b"displayed", "read"),
+        (b"", ""),
+    ],
+)
+def test_a_read_notification_claims_that_it_was_read_or_not(disposition: bytes, kind: str) -> None:
+    mdn = (
+        b"Reporting-UA: pc.y.test; Mail 1.0\r\nFinal-Recipient: rfc822;b@y.test\r\n"
+        b"Original-Message-ID: <n@x>\r\nDisposition: " + disposition + b"\r\n"
+    )
+    content = outside(mdn, kind=b"message/disposition-notification").replace(
+        b"Reporting-MTA: dns; relay.y.test (a comment)\r\nOriginal-Envelope-Id: d1.1\r\n\r\n", b""
+    )
+    expected = RemoteReport("", "<n@x>", "pc.y.test", (RemoteClaim("", "b@y.test", kind),))
+    assert claimed(content) == (expected if kind else None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe\x00" * 1000,
+        b"Subject: x\r\nIn-Reply-To: <m@x>\r\n\r\nmultipart/report",
+        outside(b""),
+        outside(b"\x00\xff: \xfe\r\n\r\n:\r\nAction"),
+        outside(BLOCK)[:-300],
+        b"Content-Type: multipart/report; boundary=a\r\n\r\n--a\r\nContent-Type: message/rfc822\r\n\r\n"
+        + outside(BLOCK) + b"--a--\r\n",
+        b"Content-Type: multipart/report; boundary=" + b"x" * 100_000 + b"\r\n\r\n--x\r\n",
+    ],
+    ids=["empty", "binary", "other", "no-recipient", "damaged", "cut", "within-a-message", "boundary"],
+)  # fmt: skip
+def test_other_and_damaged_mail_claims_nothing(content: bytes) -> None:
+    found = claimed(content)
+    assert found is None or (found.claims, found.message_id) == ((FAILED,), "")
+
+
+def test_reading_a_report_is_bounded() -> None:
+    """100,000 recipients, a field of 10 MB, and 100 MB of text before the first part."""
+    many = claimed(outside((BLOCK + b"\r\n") * 100_000))
+    assert len(many.claims) == 1000
+    long = claimed(outside(BLOCK + b"Diagnostic-Code: " + b"\xff" * 10_000_000))
+    assert long is None or max(len(one.reply) for one in long.claims) <= 500
+    read = Counter[str]()
+
+    class Counted(MemoryOctets):
+        def read(self, start: int, length: int) -> bytes:
+            read["octets"] += length
+            return MemoryOctets.read(self, start, length)
+
+        def part(self, start: int, length: int) -> MemoryOctets:
+            read["octets"] += length
+            return MemoryOctets.part(self, start, length)
+
+    late = outside(BLOCK).replace(b"Sorry.", b"Sorry.\r\n" * 12_500_000)
+    assert read_remote_report(Counted(late)) is None
+    assert 0 < read["octets"] <= 4 * 1024 * 1024
