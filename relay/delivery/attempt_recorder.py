@@ -27,7 +27,14 @@ from relay.delivery.attempt_result import (
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.retry import RetrySchedule
 from relay.journeys.events import Event
-from relay.message.content import Content, LargeContent, UnreadableError, octets_in_blocks
+from relay.message.content import (
+    Content,
+    LargeContent,
+    UnreadableError,
+    octets_in_blocks,
+    octets_of,
+)
+from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import (
     INTERNAL_ERROR,
@@ -38,9 +45,18 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.mime.dsn import ReportKind
+from relay.mime.read_report import read_remote_report
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.types import Claim, NewMessage, ReportWriter, Settlement, Spool, SpoolError
+from relay.spool.types import (
+    Claim,
+    DeliveredReport,
+    NewMessage,
+    ReportWriter,
+    Settlement,
+    Spool,
+    SpoolError,
+)
 
 T = TypeVar("T")
 _log = get_logger("delivery")
@@ -157,6 +173,7 @@ class AttemptRecorder:
             expired=result.expired,
             reports=reports,
             events=(*result.events, *events),
+            remote_report=await self._remote_report(claim, result),
             counts_as_attempt=bool(result.outcomes),
             held=result.held,
         )
@@ -211,6 +228,32 @@ class AttemptRecorder:
         """Wait, or until stop_retrying(); return the next pause."""
         await self._clock.wait(self._stopped, pause_s)
         return min(pause_s * 2, _PAUSE_S_MAX)
+
+    async def _remote_report(self, claim: Claim, result: AttemptResult) -> DeliveredReport | None:
+        """Return what a message from the null sender claims of another one, if this attempt put it
+        into mailboxes here; None for Relay's own reports. Whatever it contains, it is delivered.
+        """
+        facts = claim.message
+        if facts.envelope.reverse_path or facts.source is Source.REPORT:
+            return None
+        outcomes = result.outcomes
+        to = tuple(
+            one.path.address
+            for one in claim.recipients
+            if one.id in outcomes and outcomes[one.id].evidence.graph_id
+        )
+        if not to:
+            return None
+        try:
+            octets = octets_of(await self._contents.of(claim))
+            report = await asyncio.to_thread(read_remote_report, octets)
+        except (SpoolError, OSError) as error:
+            _log.error("a report that came in cannot be read", qid=facts.id, error=str(error))
+        except Exception:  # noqa: BLE001 - no content may prevent its delivery
+            _log.exception("internal error in reading a report that came in", qid=facts.id)
+        else:
+            return DeliveredReport(report, to) if report is not None else None
+        return None
 
     async def _reports(
         self, claim: Claim, result: AttemptResult

@@ -23,6 +23,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
 from relay.message.receipt import ReceiptKey
 from relay.mime.dsn import ReportedRecipient, ReportKind
+from relay.mime.read_report import RemoteReport
 
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_KEY: Key = ("", 0)  # before every entry
@@ -249,6 +250,17 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveredReport:
+    """A report that came in from outside, and the addresses that get it with a settlement.
+
+    What it claims is recorded in the journey of the message that it is about, if that one is known.
+    """
+
+    report: RemoteReport
+    to: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """The result of a claim; all of it is one transaction.
 
@@ -265,6 +277,7 @@ class Settlement:
     expired: Mapping[int, Outcome] = field(default_factory=dict)
     reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes
     events: tuple[Event, ...] = ()  # steps of the journey
+    remote_report: DeliveredReport | None = None  # what the message says of another one
     counts_as_attempt: bool = True  # False: the entry keeps its state
     held: bool = False  # the waiting recipients wait for an operator
     goes_on: bool = False  # only these recipients are settled; the claim stays open for the others

@@ -33,6 +33,7 @@ from relay.message.outcome import (
 from relay.message.receipt import ReceiptRequest
 from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import LIVE_STATES, fetch_one
+from relay.spool.sqlite.remote_reports import join_report
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     NEVER_US,
@@ -216,6 +217,10 @@ def settle(
         batch.cursor.execute(_OLDEST_RECEIPTS, oldest)
         row = (claim.message.id, number, request.mailbox, copy_id, now_us, _json(request))
         batch.cursor.execute(_RECEIPT, row)
+    if settlement.remote_report is not None:
+        joined = join_report(batch.cursor, settlement, settlement.remote_report)
+        if joined is not None:
+            append_events(batch.cursor, joined.message_id, joined.events)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)

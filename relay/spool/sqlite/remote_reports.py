@@ -1,0 +1,149 @@
+"""Join a report that came in to the message that it is about: events of what its sender claims.
+
+It runs in the transaction that settles the report's delivery, so that a crash neither loses nor
+repeats them. The original is found by its submission id, which Relay sends as ENVID, or by its
+Message-ID; it must have one of the reported recipients, and the report must have been delivered to
+its reverse-path. States and counters never change.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import apsw
+import msgspec
+
+from relay.journeys.events import Event, Step
+from relay.message.address import own_mailbox
+from relay.mime.read_report import RemoteClaim, RemoteReport
+from relay.spool.sqlite.database import fetch
+from relay.spool.types import DeliveredReport, Settlement
+
+_CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
+_ROWS_MAX = 20_000  # recipients of all messages with one Message-ID
+_RECIPIENTS = (
+    "SELECT m.id, m.reverse_path, m.envid, r.address, r.orcpt FROM message m"
+    " JOIN recipient r ON r.message_id = m.id"
+    " WHERE m.{0} = ? AND m.{0} <> '' AND r.added_by = '' ORDER BY m.id DESC LIMIT ?"
+)
+_CLAIMS = (
+    "SELECT sequence, detail FROM event WHERE message_id = ? AND step = ?"
+    ' AND instr(detail, \'"by":"remote"\') ORDER BY sequence'
+)
+_COUNT_ONE_MORE = (
+    "UPDATE event SET detail = json_set(detail, '$.more', 1 + coalesce(detail ->> '$.more', 0))"
+    " WHERE message_id = ? AND sequence = ?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedReport:
+    """The message that a report is about, and the events for it."""
+
+    message_id: str
+    events: Sequence[Event]
+
+
+def join_report(
+    cursor: apsw.Cursor, settlement: Settlement, delivered: DeliveredReport
+) -> JoinedReport | None:
+    """Return what a report adds to its original, None if it has none here.
+
+    A further claim about a recipient that has enough of them is only counted.
+    """
+    report, carrier = delivered.report, settlement.claim.message
+    original = _find(cursor, report, set(map(own_mailbox, delivered.to)))
+    if original is None:
+        return None
+    message_id, claims = original
+    kept = _kept(cursor, message_id)
+    source = {"client": _address(carrier.client), "reporting_mta": report.reporter}
+    events = []
+    for address, claim in claims.items():
+        known = kept.get(address, _Kept())
+        if carrier.id in known.reports:
+            continue
+        if known.count >= _CLAIMS_MAX:
+            cursor.execute(_COUNT_ONE_MORE, (message_id, known.last))
+            continue
+        detail = {
+            "by": "remote", "kind": claim.kind, "recipients": [address], "status": claim.status,
+            "reply": claim.reply, "host": claim.host, "source": source,
+            "received": carrier.id,
+        }  # fmt: skip
+        events.append(Event(Step.REPORT, settlement.at_us, detail))
+    return JoinedReport(message_id, events)
+
+
+def _find(
+    cursor: apsw.Cursor, report: RemoteReport, owners: set[str]
+) -> tuple[str, dict[str, RemoteClaim]] | None:
+    """Return the message, and the claims by the recipient's address in its envelope.
+
+    An ENVID that names a submission decides alone. A message that has another ENVID is not meant.
+    """
+    rows: list[Any] = []
+    if report.envelope_id:
+        rows = fetch(cursor, _RECIPIENTS.format("submission_id"), (report.envelope_id, _ROWS_MAX))
+    if not rows and report.message_id:
+        rows = [
+            row
+            for row in fetch(
+                cursor, _RECIPIENTS.format("message_id"), (report.message_id, _ROWS_MAX)
+            )
+            if not (row[2] and report.envelope_id) or row[2] == report.envelope_id
+        ]
+    for message_id, some in groupby(rows, lambda row: row[0]):
+        recipients = list(some)
+        reverse_path = recipients[0][1]
+        if not reverse_path or own_mailbox(reverse_path) not in owners:
+            continue
+        names: dict[str, str] = {}
+        for *_, address, orcpt in recipients:
+            names.setdefault(own_mailbox(orcpt.partition(";")[2] or address), address)
+        for *_, address, _ in recipients:
+            names.setdefault(own_mailbox(address), address)
+        claims: dict[str, RemoteClaim] = {}
+        for claim in report.claims:
+            found = [name for name in map(own_mailbox, _names(claim)) if name in names]
+            if found:
+                claims.setdefault(names[found[0]], claim)
+        if claims:
+            return message_id, claims
+    return None
+
+
+def _names(claim: RemoteClaim) -> Iterator[str]:
+    """Yield the addresses of a reported recipient, that of the original envelope first."""
+    yield from filter(None, (claim.original, claim.final))
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is recorded of a recipient: how many claims, by which reports, and the last of them."""
+
+    count: int = 0
+    last: int = 0
+    reports: set[str] = field(default_factory=set)
+
+
+class _Detail(msgspec.Struct):
+    recipients: list[str] = []
+    received: str = ""
+
+
+def _kept(cursor: apsw.Cursor, message_id: str) -> dict[str, _Kept]:
+    found: dict[str, _Kept] = {}
+    for sequence, text in fetch(cursor, _CLAIMS, (message_id, int(Step.REPORT))):
+        detail = msgspec.json.decode(text, type=_Detail)
+        for address in detail.recipients:
+            one = found.setdefault(address, _Kept())
+            one.count, one.last = one.count + 1, sequence
+            one.reports.add(detail.received)
+    return found
+
+
+def _address(client: str) -> str:
+    """Return the IP address in "name [address]", "" without one."""
+    return client.rpartition("[")[2].removesuffix("]") if client.endswith("]") else ""

@@ -1,0 +1,183 @@
+"""Reports that came in: joined to the message that they are about, with their own delivery."""
+
+import msgspec
+import pytest
+
+from relay.journeys.journey import join
+from relay.message.envelope import ForwardPath, Notify
+from relay.message.outcome import Delivered, Evidence, Relayed
+from relay.mime.read_report import RemoteClaim, RemoteReport
+from relay.spool.types import DeliveredReport, NewEntry, NewRecipient, Settlement
+from tests.support.spools import changed_message
+
+ALICE = "alice@example.test"
+SENT = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
+COPIED = Delivered(Evidence("2.1.5", "250 2.1.5 ok", graph_id="l1"))
+GONE = RemoteClaim("", "x@a.test", "failure", "5.1.1", "550 5.1.1 no such user", "mx2.a.test")
+
+
+def report(*claims: RemoteClaim, envid: str = "", message_id: str = "<m@x>") -> RemoteReport:
+    return RemoteReport(envid, message_id, "mx.a.test", claims or (GONE,))
+
+
+@pytest.fixture
+def send(spool, make):
+    """Send a message that every next hop accepts; return its queue id."""
+
+    async def send(hops=None, **changes) -> str:
+        facts = {"message_id": "<m@x>", "submission_id": "d1.1", "envid": "d1.1"} | changes
+        accepted = await spool.accept(make(hops, **facts))
+        for claim in accepted.claims:
+            await spool.settle(Settlement(claim, 5, {one.id: SENT for one in claim.recipients}))
+        return accepted.queue_id
+
+    return send
+
+
+@pytest.fixture
+def deliver(spool, make):
+    """Deliver a report to a mailbox here; return the settlement, and whether it was in time."""
+
+    async def deliver(what: RemoteReport, to: str = ALICE) -> tuple[Settlement, bool]:
+        carrier = make(
+            {"local": [to]}, reverse_path="", account="", trusted=False,
+            client="mx.a.test [192.0.2.7]",
+        )  # fmt: skip
+        (claim,) = (await spool.accept(carrier)).claims
+        settlement = Settlement(claim, 9, {1: COPIED}, remote_report=DeliveredReport(what, (to,)))
+        return settlement, (await spool.settle(settlement))[0]
+
+    return deliver
+
+
+async def claims(spool, queue_id: str) -> list[dict]:
+    journey = await spool.journey(queue_id)
+    return [one.detail for one in journey.steps if one.step == 7]
+
+
+async def test_a_report_is_an_event_of_its_original_and_changes_nothing_else(
+    spool, send, deliver
+) -> None:
+    queue_id = await send({"mx:a.test": ["x@a.test", "y@a.test"]})
+    before = await spool.journey(queue_id)
+    settlement, in_time = await deliver(report(envid="d1.1"))
+    assert in_time
+    after = await spool.journey(queue_id)
+    assert (after.state, after.recipients) == (before.state, before.recipients)
+    assert after.steps[: len(before.steps)] == before.steps
+    (event,) = after.steps[len(before.steps) :]
+    assert (event.step, event.at[:19]) == (7, "1970-01-01T00:00:00")
+    received = settlement.claim.message.id
+    assert event.detail == {
+        "by": "remote", "kind": "failure", "recipients": ["x@a.test"], "status": "5.1.1",
+        "reply": "550 5.1.1 no such user", "host": "mx2.a.test", "received": received,
+        "source": {"client": "192.0.2.7", "reporting_mta": "mx.a.test"},
+    }  # fmt: skip
+    assert (await spool.counts()).unaccounted == 0
+    first, second = join(None, after).recipients
+    assert msgspec.to_builtins(first.reported) == {
+        "kind": "failure", "status": "5.1.1", "reply": "550 5.1.1 no such user",
+        "host": "mx2.a.test", "at": event.at, "by": "remote",
+        "source": {"client": "192.0.2.7", "reporting_mta": "mx.a.test"},
+    }  # fmt: skip
+    assert second.reported is None
+
+
+async def test_a_report_settled_twice_is_one_event(spool, send, deliver) -> None:
+    queue_id = await send()
+    settlement, _ = await deliver(report())
+    assert (await spool.settle(settlement))[0] is False
+    assert len(await claims(spool, queue_id)) == 1
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        report(envid="d1.1", message_id=""),
+        report(envid="d1.1", message_id="<other@x>"),
+        report(),
+        report(RemoteClaim("X@A.test", "moved@b.test", "delayed")),
+        report(RemoteClaim("unknown@b.test", "x@A.TEST", "relayed")),
+        report(RemoteClaim("nobody@a.test", "", "failure"), GONE),
+        report(RemoteClaim("", "x@a.test", "read")),
+    ],
+    ids=["envid", "envid-first", "message-id", "orcpt", "final", "one-of-two", "read"],
+)
+async def test_what_names_the_message_and_a_recipient_is_joined(spool, send, deliver, what) -> None:
+    queue_id = await send()
+    await deliver(what, to="Alice@EXAMPLE.test")
+    (found,) = await claims(spool, queue_id)
+    assert (found["recipients"], found["kind"]) == (["x@a.test"], what.claims[-1].kind)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        report(RemoteClaim("", "z@a.test", "failure")),
+        report(message_id="<other@x>"),
+        report(message_id=""),
+        report(envid="d2.1", message_id="<other@x>"),
+        report(envid="d2.1"),
+        report(envid="someone-else"),
+        report(RemoteClaim("", "hidden@a.test", "failure")),
+    ],
+    ids=["recipient", "message-id", "nothing", "envid", "another-submission", "another-envid",
+         "added-by-a-rule"],
+)  # fmt: skip
+async def test_a_report_on_another_message_or_recipient_changes_nothing(
+    spool, make, send, deliver, what
+) -> None:
+    hidden = NewRecipient(
+        ForwardPath("hidden@a.test", frozenset({Notify.NEVER})), added_by="journal"
+    )
+    message = make(message_id="<m@x>", submission_id="d1.1", envid="d1.1")
+    entry = message.entries[0]
+    both = NewEntry(entry.next_hop, (*entry.recipients, hidden))
+    message = changed_message(message, entries=(both,))
+    await spool.accept(message, claim=False)
+    other = await send({"mx:b.test": ["y@b.test"]}, message_id="<o@x>", submission_id="d2.1",
+                       envid="d2.1")  # fmt: skip
+    await deliver(what)
+    assert await claims(spool, message.facts.id) == await claims(spool, other) == []
+
+
+@pytest.mark.parametrize("to", ["bob@example.test", "alice+tag@example.test"])
+async def test_a_report_that_another_address_got_changes_nothing(
+    spool, send, deliver, to: str
+) -> None:
+    queue_id = await send()
+    null_sender = await send(reverse_path="", submission_id="", envid="")
+    await deliver(report(), to=to)
+    assert await claims(spool, queue_id) == await claims(spool, null_sender) == []
+
+
+async def test_of_several_with_one_message_id_the_one_with_the_recipient_is_meant(
+    spool, send, deliver
+) -> None:
+    mine = await send(submission_id="", envid="")
+    newer = [await send({"mx:b.test": [f"y{number}@b.test"]}, submission_id="", envid="")
+             for number in range(3)]  # fmt: skip
+    await deliver(report())
+    assert len(await claims(spool, mine)) == 1
+    assert [await claims(spool, one) for one in newer] == [[], [], []]
+
+
+async def test_an_orcpt_names_the_recipient(spool, make, deliver) -> None:
+    path = ForwardPath("x@a.test", orcpt="rfc822;list@example.test")
+    message = make(message_id="<m@x>")
+    entry = NewEntry(message.entries[0].next_hop, (NewRecipient(path),))
+    await spool.accept(changed_message(message, entries=(entry,)), claim=False)
+    await deliver(report(RemoteClaim("list@example.test", "z@elsewhere.test", "failure")))
+    assert [one["recipients"] for one in await claims(spool, message.facts.id)] == [["x@a.test"]]
+
+
+async def test_twenty_claims_of_a_recipient_are_kept_and_the_rest_counted(
+    spool, send, deliver
+) -> None:
+    queue_id = await send({"mx:a.test": ["x@a.test", "y@a.test"]})
+    for _ in range(23):
+        await deliver(report())
+    await deliver(report(RemoteClaim("", "y@a.test", "delayed")))
+    found = [one for one in await claims(spool, queue_id) if one["recipients"] == ["x@a.test"]]
+    assert [one.get("more", 0) for one in found] == [0] * 19 + [3]
+    assert len(await claims(spool, queue_id)) == 21
