@@ -19,6 +19,7 @@ from relay.cli.output import flush, journey_lines, printable
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.document import Journey, Recipient
+from relay.journeys.reported import is_remote
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL, RecipientState, SubmissionState
 from relay.phrases import counted, shown
@@ -72,7 +73,8 @@ _RECIPIENTS_MAX = 10
 
 def diagnosis(found: Journey, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the last step of a message and what it waits for; `entries` are its queue entries."""
-    last = max(found.steps, key=lambda step: step.step, default=None)
+    steps = [step for step in found.steps if not is_remote(step.detail)]
+    last = max(steps, key=lambda step: step.step, default=None)
     lines = []
     if last is not None:
         is_scheduled = found.state == SubmissionState.SCHEDULED

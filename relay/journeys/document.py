@@ -34,14 +34,35 @@ class Attempt(msgspec.Struct, frozen=True):
     tls: str
 
 
+class ReportSource(msgspec.Struct, frozen=True):
+    """Who sent a report from outside: the IP address of the client that brought it, and the name
+    that the reporting host gives itself. Either may be "".
+    """
+
+    client: str
+    reporting_mta: str
+
+    @property
+    def name(self) -> str:
+        """The host, with the address from which the report came."""
+        if self.reporting_mta and self.client:
+            return f"{self.reporting_mta} [{self.client}]"
+        return self.reporting_mta or self.client or "a host"
+
+
 class SenderReport(msgspec.Struct, frozen=True):
-    """What the last report to the sender says of a recipient."""
+    """What the last report to the sender says of a recipient.
+
+    `by` is "relay", or "remote" for what a report from outside claims; `source` is then its sender.
+    """
 
     kind: str
     status: str
     reply: str
     host: str
     at: str
+    by: str = "relay"
+    source: ReportSource | None = None
 
 
 class Recipient(msgspec.Struct, frozen=True):

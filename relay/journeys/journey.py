@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from msgspec import structs
 
 from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
-from relay.journeys.document import Journey, JourneyStep, Recipient, SenderReport
+from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
 from relay.journeys.list_places import ListPlaces, is_between
 from relay.journeys.message_list import (
@@ -32,6 +32,7 @@ from relay.journeys.message_search import (
     cursor_before,
 )
 from relay.journeys.open_submissions import state_before_queue
+from relay.journeys.reported import with_reports
 from relay.journeys.sentences import reasons_of
 from relay.journeys.spool_history import SpoolHistory
 from relay.message.envelope import Client
@@ -457,7 +458,7 @@ def join(store: dict[str, Any] | None, transport: Journey | None) -> Journey | N
         graph_id=(store or {}).get("graph_id") or _draft_of(transport.submission_id),
         client=_client_of(steps),
         steps=tuple(steps),
-        recipients=_with_reports(_with_reasons(transport.recipients, steps), steps),
+        recipients=with_reports(_with_reasons(transport.recipients, steps), steps),
     )
 
 
@@ -486,32 +487,6 @@ def _with_reasons(
         one if one.reason == reason else structs.replace(one, reason=reason)
         for one, reason in reasons
     )
-
-
-def _with_reports(
-    recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
-) -> tuple[Recipient, ...]:
-    """Return the recipients with what the last report to the sender says of each.
-
-    The report on a failed conversion is about all recipients. An event names a limited number.
-    """
-    last: dict[str, JourneyStep] = {}
-    for step in steps:
-        detail = step.detail
-        if step.step == Step.REPORT and "to" in detail and detail["kind"] != "dead-letter":
-            named = detail.get("recipients") or [one.address for one in recipients]
-            last |= dict.fromkeys(named, step)
-    return tuple(
-        structs.replace(one, reported=_report_on(one, last[one.address]))
-        if one.address in last
-        else one
-        for one in recipients
-    )
-
-
-def _report_on(one: Recipient, step: JourneyStep) -> SenderReport:
-    host = one.attempts[-1].host if one.attempts else ""
-    return SenderReport(step.detail["kind"], one.status, one.reply, host, step.at)
 
 
 def _client_of(steps: Sequence[JourneyStep]) -> dict[str, str]:

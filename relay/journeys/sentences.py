@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from relay.clock import rfc3339, time_us_of
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
+from relay.journeys.reported import claim_words
 from relay.message.lifecycle import by_importance
 from relay.phrases import counted, moment, time_left
 
@@ -159,9 +160,16 @@ def needed_reports(journey: Journey) -> Sequence[str]:
 
 def _likeness(one: Recipient) -> str:
     """Return what recipients of one sentence have in common, in addition to their state."""
+    claim = _claim(one).replace(one.address, "")
     if one.state == "relayed":  # each transaction has a reply of its own
-        return one.attempts[-1].host if one.attempts else ""
-    return (one.reason or "").replace(one.address, "")
+        return (one.attempts[-1].host if one.attempts else "") + claim
+    return (one.reason or "").replace(one.address, "") + claim
+
+
+def _claim(one: Recipient) -> str:
+    """Return what a host claims of a recipient, as a sentence after the state; "" for nothing."""
+    report = one.reported
+    return f" {_clause(claim_words(report))}." if report and report.source else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +182,13 @@ class _Writer:
 
     def sentence(self, group: Sequence[Recipient]) -> Sentence:
         one, state = group[0], group[0].state
+        claim = filter(None, [_claim(one)])
         if state == "delivered":
             whom = self._whom(group) or one.address
-            return Sentence(state, tuple(self._at(f"Delivered to {whom}", one)))
+            return Sentence(state, (*self._at(f"Delivered to {whom}", one), *claim))
         whom = self._whom(group)
         head = f"{state.capitalize()} for {whom}" if whom else state.capitalize()
-        return Sentence(state, tuple(self._parts(head, one, is_one=len(group) == 1)))
+        return Sentence(state, (*self._parts(head, one, is_one=len(group) == 1), *claim))
 
     def _whom(self, group: Sequence[Recipient]) -> str:
         """Return who they are, "" for the only recipient."""

@@ -7,6 +7,7 @@ text with the characters of the message in it: the caller makes it safe for a te
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from relay.journeys.reported import claim_words, is_remote, remote_report
 from relay.phrases import counted, moment
 
 _NAMES_MAX = 5  # on one line
@@ -68,6 +69,10 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             yield f"held: {held}"
     elif "operation" in detail:
         yield _operation(detail)
+    elif is_remote(detail):
+        yield claim_words(remote_report(detail), named(detail["recipients"]))
+        if more := detail.get("more"):
+            yield f"{counted(more, 'further report')} on {named(detail['recipients'])}"
     elif step == 4 and detail.get("folder", "") is None:
         yield f"not kept, queue_id {detail['queue_id']}"
     elif step == 3 and "draft" in detail:

@@ -10,6 +10,7 @@ from typing import Any
 
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
+from relay.journeys.reported import claim_words, is_remote, remote_report
 from relay.journeys.wording import client_line, describe
 from relay.phrases import counted
 
@@ -246,6 +247,8 @@ def _reported(
     reports: Mapping[str, Journey],
 ) -> StepEvidence:
     kind, names = str(detail.get("kind", "")), _some(detail.get("recipients", ()))
+    if is_remote(detail):
+        return _claimed(detail, names)
     if kind == "delayed":
         return StepEvidence(
             f"Late: {names} not delivered yet.", time=str(detail.get("until", "")),
@@ -271,6 +274,16 @@ def _reported(
     return StepEvidence(
         f"{_KINDS.get(kind, 'A report')} went to {detail.get('to', '?')}.", tuple(facts)
     )
+
+
+def _claimed(detail: Mapping[str, Any], names: str) -> StepEvidence:
+    received = detail["received"]
+    facts = [StepFact("About", names), StepFact("Report", received, message=received)]
+    if host := detail["host"]:
+        facts.append(StepFact("Host", host))
+    if more := detail.get("more"):
+        facts.append(StepFact("More", f"{counted(more, 'further report')} on this recipient"))
+    return StepEvidence(f"{claim_words(remote_report(detail))}.", tuple(facts))
 
 
 def _whereabouts(report: Journey) -> Iterator[StepFact]:

@@ -124,11 +124,26 @@ def test_a_recipient_that_bounces_later_is_reported_by_its_host(
     relay: DevProcess, way: str
 ) -> None:
     address = f"{way}+later550@seven.test"
-    assert relay.until_final(send(relay, way, address))["state"] == "relayed"
+    key = send(relay, way, address)
+    assert relay.until_final(key)["state"] == "relayed"
     report = report_about(relay, address, person=PROGRAMS[way])
     assert report.about["reporting-mta"] == "dns; mx1.seven.test"
     assert report.recipients[address]["status"] == "5.1.1"
     assert report.message["return-path"] == "<>"
+    found = of_recipient(until("it is joined", lambda: _reported(relay, key)), address)
+    assert (found["state"], found["reported"]["kind"]) == ("relayed", "failure")
+    assert found["reported"]["by"] == "remote"
+    assert found["reported"]["source"] == {
+        "client": "127.0.0.1", "reporting_mta": "mx1.seven.test"
+    }  # fmt: skip
+    claim = "mx1.seven.test [127.0.0.1] claims that it was not delivered"
+    assert relay.cli("trace", key).stdout.count(claim) == 2  # the answer and step 7
+
+
+def _reported(relay: DevProcess, key: str) -> dict[str, Any] | None:
+    """The journey, once its recipient has a report."""
+    journey = relay.journey(key)
+    return journey if journey["recipients"][0]["reported"] else None
 
 
 def advance(relay: DevProcess, seconds: float) -> None:

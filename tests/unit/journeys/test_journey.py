@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.clock import Ids
-from relay.journeys.document import Journey, JourneyStep, SenderReport
+from relay.journeys.document import Journey, JourneyStep, ReportSource, SenderReport
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, join
 from tests.support.journeys import made_journey
@@ -236,6 +236,27 @@ def test_each_recipient_has_what_the_last_report_says_of_it() -> None:
     assert found.recipients[1].reported is None
 
 
+REMOTE = {
+    "by": "remote", "kind": "failure", "recipients": ["b@y"], "status": "5.1.1", "reply": "550 no",
+    "host": "mx.y", "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"}, "received": "r1",
+}  # fmt: skip
+
+
+def test_what_a_host_claims_is_shown_only_where_relay_has_reported_nothing() -> None:
+    recipients = [{"address": "b@y", "state": "failed"}, {"address": "c@y", "state": "relayed"}]
+    own = {"to": "a@x", "kind": "failure", "recipients": ["b@y"], "report_id": "r0"}
+    later = REMOTE | {"recipients": ["c@y"], "kind": "read"}
+    details = [own, REMOTE, REMOTE | {"recipients": ["c@y"]}, later]
+    told = [{"step": 7, "at": str(number), "detail": one} for number, one in enumerate(details)]
+    found = join(None, made_journey(id="q1", recipients=recipients, steps=told))
+    first, second = (one.reported for one in found.recipients)
+    assert (first.by, first.at, first.source) == ("relay", "0", None)
+    source = ReportSource("192.0.2.7", "mx.y")
+    assert second == SenderReport("read", "5.1.1", "550 no", "mx.y", "3", "remote", source)
+    assert [one.detail for one in found.steps] == details
+    assert [one.state for one in found.recipients] == ["failed", "relayed"]
+
+
 def test_the_report_of_pickup_is_about_all_recipients() -> None:
     half = store_half("a.1", 1, 2, 3, 7)
     half["steps"][3].detail.update({"to": "alice@x", "kind": "failure", "reply": "5.6.3 no"})
@@ -253,7 +274,8 @@ def test_the_json_has_the_documented_fields_in_their_order() -> None:
         "reply": "550 no",
         "tls": "",
     }
-    report = {"kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "h", "at": "t"}
+    report = {"kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "h", "at": "t",
+              "by": "remote", "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"}}  # fmt: skip
     recipient = {
         "address": "b@y", "state": "failed", "reason": "mx.y replied 550 no", "next_attempt": None,
         "expires": None, "next_hop": "mx:y", "status": "5.1.1",

@@ -8,6 +8,7 @@ from relay.clock import time_us_of
 from relay.journeys.document import Journey
 from relay.journeys.journey import join
 from relay.journeys.sentences import answer, needed_reports
+from relay.journeys.wording import describe
 from relay.phrases import moment, time_left
 from tests.support.journeys import made_journey
 
@@ -232,3 +233,39 @@ def test_a_time_of_another_day_has_its_date():
     at = f"{DAY}20:23:59.999999Z"
     assert moment(at, f"{DAY}00:00:00Z") == "20:23 UTC"
     assert moment(at, "2026-11-23T00:00:00Z") == "2026-11-22 20:23 UTC"
+
+
+@pytest.mark.parametrize(
+    ("claim", "text"),
+    [
+        ({}, "mx.y [192.0.2.7] claims that it was not delivered: 550 5.1.1 no such user."),
+        ({"reply": ""}, "mx.y [192.0.2.7] claims that it was not delivered: 5.1.1."),
+        ({"kind": "read", "reply": "", "status": ""},
+         "mx.y [192.0.2.7] claims that it was displayed."),
+        ({"kind": "delayed", "source": {"client": "192.0.2.7", "reporting_mta": ""}},
+         "192.0.2.7 claims that it is not delivered yet: 550 5.1.1 no such user."),
+    ],
+)  # fmt: skip
+def test_a_claim_has_the_host_that_makes_it_and_leaves_the_state(claim, text):
+    detail = {
+        "by": "remote", "kind": "failure", "recipients": ["ann@customer.example"],
+        "status": "5.1.1", "reply": "550 5.1.1 no such user", "host": "mx2.y", "received": "r1",
+        "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"},
+    } | claim  # fmt: skip
+    steps = [{"step": 7, "name": "report", "at": f"{DAY}20:10:00.000000Z", "detail": detail}]
+    tried = attempt(2, outcome="relayed", reply="250 2.0.0 ok")
+    found = sentences(
+        recipient("relayed", attempts=[tried]), recipient("relayed", "bob@y", attempts=[tried]),
+        steps=steps,
+    )  # fmt: skip
+    accepted = "mx1.customer.example accepted it at 20:02 UTC."
+    assert found == [
+        f"Relayed for ann@customer.example: {accepted} {text}",
+        f"Relayed for bob@y: {accepted}",
+    ]
+    (line,) = describe(7, detail)
+    assert f"{line}." == text.replace(": 5", " (to ann@customer.example): 5") or (
+        line == f"{text[:-1]} (to ann@customer.example)"
+    )
+    more = [*describe(7, detail | {"more": 2})]
+    assert more == [line, "2 further reports on ann@customer.example"]

@@ -189,6 +189,23 @@ def test_a_bounce_names_the_reply_and_the_report_and_where_that_is(relay):
     assert view.recipients[0].reported.host == "mx1.no.test"
 
 
+def test_what_a_host_reports_later_is_a_claim_of_that_host(relay):
+    view = sent(relay, "ann+later550@later.test")
+    assert (states(view)[5:], view.recipients[0].reported) == (["done", "skipped"], None)
+    relay.clock.advance(seconds=6)
+    relay.mailbox(ALICE).wait_for(subject="Undeliverable: *")
+    relay.settle()
+    view = view_of(relay, view.name)
+    assert (view.state, states(view)[6]) == ("relayed", "done")
+    (event,) = view.steps[6].events
+    claim = "mx1.later.test [127.0.0.1] claims that it was not delivered: 550 5.1.1 "
+    assert event.evidence.text.startswith(claim)
+    (report,) = [fact.message for fact in event.evidence.facts if fact.message]
+    assert view_of(relay, report).sender == ""
+    reported = view.recipients[0].reported
+    assert (reported.by, reported.kind, reported.status) == ("remote", "failure", "5.1.1")
+
+
 def test_an_attempt_names_each_host_that_was_tried(relay):
     site = relay.internet.domain("two.test").mx(("mx1.two.test", 10), ("mx2.two.test", 20))
     site.banner().reply("421 4.3.2 busy", times=1)
