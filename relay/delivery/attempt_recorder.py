@@ -1,16 +1,20 @@
 """Record attempts: commit outcomes, reports and events in one transaction.
 
-A final status and its report (bounce) are one transaction. Each method returns when it is
-committed. A spool that fails is retried with growing pauses, until stop_retrying(); then SpoolError
-is raised and the next start recovers the claim as indeterminate. Each attempt, of deferred mail
-too, is then counted in the metric relay_attempts_total and logged. See RFC 3461 6; docs/design.md 4
-and 7, invariants 1 and 5.
+A final status and its report (bounce) are one transaction. A report of success waits for the end of
+the attempt: until then the spool records that it is owed, so that one report names all recipients.
+Late mail gets one delay report, which names the recipients of all entries of the message.
+
+Each method returns when it is committed. A spool that fails is retried with growing pauses, until
+stop_retrying(); then SpoolError is raised and the next start recovers the claim as indeterminate.
+Each attempt, of deferred mail too, is then counted in the metric relay_attempts_total and logged.
+See RFC 3461 6; docs/design.md 4 and 7, invariants 1 and 5.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
+from zlib import crc32
 
 from relay.clock import Clock
 from relay.delivery.attempt_result import (
@@ -18,8 +22,10 @@ from relay.delivery.attempt_result import (
     AttemptTime,
     deferral_class,
     expiry_result,
+    late_elsewhere,
     outcome_name,
     partial_result,
+    postponed_warning,
     requeue_result,
     result_of_attempt,
     unrecorded_result,
@@ -28,7 +34,6 @@ from relay.delivery.content_cache import ContentCache
 from relay.delivery.retry import RetrySchedule
 from relay.journeys.events import Event
 from relay.message.content import (
-    Content,
     LargeContent,
     UnreadableError,
     octets_in_blocks,
@@ -44,13 +49,14 @@ from relay.message.outcome import (
     Outcome,
     Relayed,
 )
-from relay.mime.dsn import ReportKind
+from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.read_report import read_remote_report
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.types import (
     Claim,
     DeliveredReport,
+    Key,
     NewMessage,
     ReportWriter,
     Settlement,
@@ -62,6 +68,7 @@ T = TypeVar("T")
 _log = get_logger("delivery")
 _PAUSE_S_FIRST = 0.2
 _PAUSE_S_MAX = 10.0
+_LOCKS = 64
 _UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"
 
 
@@ -94,6 +101,8 @@ class AttemptRecorder:
         self._metrics = metrics
         self._stopped = asyncio.Event()
         self._spool_fault = RepeatedError()  # logged once for all claims that wait
+        self._owed: dict[tuple[Key, int], tuple[ReportedRecipient, ...]] = {}  # key, epoch
+        self._warning = [asyncio.Lock() for _ in range(_LOCKS)]  # by message
         self.claims_reports = True  # False while delivery drains: reports wait in the spool
 
     def stop_retrying(self) -> None:
@@ -114,12 +123,15 @@ class AttemptRecorder:
         """Settle recipients that have the message, or may have it; the attempt goes on."""
         time = self._time()
         result = partial_result(claim, outcomes, time=time)
+        owed = {one.path: one for one in result.relayed}
         settlement = Settlement(
             claim=claim, at_us=result.at_us, outcomes=outcomes, events=result.events,
-            goes_on=True,
+            goes_on=True, owed=[one.id for one in claim.recipients if one.path in owed],
         )  # fmt: skip
         in_time, _ = await self._write(settlement)
         if in_time:
+            if owed:
+                self._owed[claim.key, claim.epoch] = (*self._owed_by(claim), *result.relayed)
             self._count_and_log(claim, result, time)
 
     async def record_after_fault(
@@ -153,7 +165,7 @@ class AttemptRecorder:
         return await self._settle(claim, expiry_result(claim, time=time), time)
 
     async def requeue(self, claim: Claim) -> RecordedAttempt:
-        """Requeue a claim without an attempt; record its delay notice once, when it is due."""
+        """Requeue a claim without an attempt; report its delay once, when that is due."""
         time = self._time()
         return await self._settle(claim, requeue_result(claim, time=time), time)
 
@@ -163,7 +175,39 @@ class AttemptRecorder:
     async def _settle(
         self, claim: Claim, result: AttemptResult, time: AttemptTime
     ) -> RecordedAttempt:
-        reports, events = await self._reports(claim, result)
+        own = result.late
+        if own is None:  # nearly always
+            return await self._settle_with(claim, result, time, late=())
+        lock = self._warning[crc32(claim.message.id.encode()) % _LOCKS]
+        async with lock:  # its other entries may be late at the same moment
+            try:
+                waiting = await self._spool.late_recipients(claim.key)
+            except SpoolError as error:
+                _log.error("delay not reported yet", qid=claim.message.id, error=str(error))
+                result = postponed_warning(result, time=time)
+                return await self._settle_with(claim, result, time, late=())
+            late = own + late_elsewhere(claim, waiting) if waiting else ()
+            return await self._settle_with(claim, result, time, late=late)
+
+    async def _settle_with(
+        self,
+        claim: Claim,
+        result: AttemptResult,
+        time: AttemptTime,
+        *,
+        late: tuple[ReportedRecipient, ...],
+    ) -> RecordedAttempt:
+        """Settle; the delay report, if any, is about `late`."""
+        owed = self._owed_by(claim)
+        reports, events = await self._reports(
+            claim,
+            {
+                ReportKind.FAILED: result.failed,
+                ReportKind.DELIVERED: result.delivered,
+                ReportKind.RELAYED: (*owed, *result.relayed),
+                ReportKind.DELAYED: late,
+            },
+        )
         outcomes = result.outcomes.values()
         settlement = Settlement(
             claim=claim,
@@ -176,8 +220,11 @@ class AttemptRecorder:
             remote_report=await self._remote_report(claim, result),
             counts_as_attempt=bool(result.outcomes),
             held=result.held,
+            pays=bool(owed),
+            ends_warning=result.late is not None,
         )
         in_time, claims = await self._write(settlement)
+        self._owed.pop((claim.key, claim.epoch), None)
         self._contents.release(claim)
         if not in_time:
             _log.warning(
@@ -255,10 +302,16 @@ class AttemptRecorder:
             return DeliveredReport(report, to) if report is not None else None
         return None
 
+    def _owed_by(self, claim: Claim) -> tuple[ReportedRecipient, ...]:
+        """Return the recipients of which the sender is owed a report, since slices before."""
+        return self._owed.get((claim.key, claim.epoch), claim.owed)
+
     async def _reports(
-        self, claim: Claim, result: AttemptResult
+        self, claim: Claim, recipients: Mapping[ReportKind, Sequence[ReportedRecipient]]
     ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
-        if not result.failed:
+        """Return the reports about `recipients`; their content is read only if there are any."""
+        due = {kind: some for kind, some in recipients.items() if some}
+        if not due:
             return (), ()
         try:
             content = await self._contents.of(claim)
@@ -267,19 +320,18 @@ class AttemptRecorder:
         except (SpoolError, UnreadableError) as error:
             _log.error("content unreadable for a report", qid=claim.message.id, error=str(error))
             content = _UNREADABLE
-        try:
-            return self._plan_reports(claim, result, content)
-        except Exception:  # noqa: BLE001 - no content may prevent its report
-            _log.exception("internal error in a report", qid=claim.message.id)
-            return self._plan_reports(claim, result, _UNREADABLE)
-
-    def _plan_reports(
-        self, claim: Claim, result: AttemptResult, content: Content
-    ) -> tuple[tuple[NewMessage, ...], tuple[Event, ...]]:
-        plan = self._reporter.reports(
-            ReportKind.FAILED, claim.message, result.failed, content=content
-        )
-        return plan.messages, plan.events
+        messages: list[NewMessage] = []
+        events: list[Event] = []
+        for kind, some in due.items():
+            try:
+                plan = self._reporter.reports(kind, claim.message, some, content=content)
+            except Exception:  # noqa: BLE001 - no content may prevent its report
+                _log.exception("internal error in a report", qid=claim.message.id)
+                plan = self._reporter.reports(kind, claim.message, some, content=_UNREADABLE)
+            messages += plan.messages
+            entry = {"entry": claim.entry_id} if kind is ReportKind.DELAYED else {}
+            events += (replace(one, detail={**one.detail, **entry}) for one in plan.events)
+        return tuple(messages), tuple(events)
 
     def _count_and_log(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
         """Count the attempt and log it, one line per recipient.

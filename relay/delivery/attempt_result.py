@@ -1,18 +1,21 @@
 """The result of an attempt: which recipients are final, which are retried and when, and the events.
 
 Pure functions. Each recipient with an outcome is final, or waits for a retry. Expired recipients
-get X.4.7 (RFC 3463). `_warning()` says when a delay notice is due, relay/reports whether the sender
-wants it. Times ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
+get X.4.7 (RFC 3463). The result has the recipients for each kind of report; relay/reports decides
+what is sent. `_warning()` says when a delay report is due. Times ending in `now_us` and `due_us`
+are queue time; `at_us` is wall time.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relay.clock import rfc3339
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.journeys.events import Event, Step
+from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED, RecipientState
+from relay.message.nexthop import CAPTURE
 from relay.message.outcome import (
     INTERNAL_ERROR,
     Captured,
@@ -29,7 +32,6 @@ from relay.mime.dsn import ReportedRecipient
 from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel
 
 _DETAIL_RECIPIENTS_MAX = 1000
-_NAMED_MAX = 100  # addresses in an event about several recipients
 _REPLY_CHARACTERS_MAX = 500
 _UNRECORDED_US = 600_000_000  # until the next attempt after a settlement that failed
 _NOT_READ = "the message cannot be read; release it when its file is back"
@@ -53,7 +55,9 @@ class AttemptTime:
 class AttemptResult:
     """What to commit after an attempt.
 
-    `failed` are the failed and expired recipients, for reports. `waiting` is None when no recipient
+    For reports, `failed` are the failed and expired recipients, `delivered` and `relayed` those
+    whose sender asked for a report that no other host makes. `late` is None if no delay report is
+    due; otherwise the recipients of this entry that it names. `waiting` is None when no recipient
     waits. `held`: what waits needs an operator.
     """
 
@@ -61,6 +65,9 @@ class AttemptResult:
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
     expired: Mapping[int, Outcome] = field(default_factory=dict)
     failed: tuple[ReportedRecipient, ...] = ()
+    delivered: tuple[ReportedRecipient, ...] = ()
+    relayed: tuple[ReportedRecipient, ...] = ()
+    late: tuple[ReportedRecipient, ...] | None = None
     waiting: EntrySchedule | None = None
     events: tuple[Event, ...] = ()
     held: bool = False
@@ -85,10 +92,13 @@ def result_of_attempt(
         for recipient in claim.recipients
         if isinstance(outcome := outcomes.get(recipient.id), Failed)
     )
+    delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
+    result = AttemptResult(
+        time.at_us, outcomes, failed=failed, delivered=delivered, relayed=relayed
+    )
     left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
     if not left:
-        event = _attempt_event(claim, outcomes, time.at_us)
-        return AttemptResult(time.at_us, outcomes, failed=failed, events=(event,))
+        return replace(result, events=(_attempt_event(claim, outcomes, time.at_us),))
     outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
     # in the recipients' order, each class once
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
@@ -97,7 +107,7 @@ def result_of_attempt(
         DeferralCause(claim.cause, claim.cause_attempts), dict.fromkeys(names),
         now_us=time.now_us, expires_us=claim.message.expires_us,
     )  # fmt: skip
-    warned, late = _warning(claim, left, time)
+    warned, late = _warning(claim, left, outcomes, time)
     waiting = _waiting(
         claim, retry_us=None if held else retry.at_us, cause=retry.cause, warn_us=warned,
         level=claim.priority if reached else PriorityLevel.UNREACHABLE, now_us=time.now_us,
@@ -106,8 +116,8 @@ def result_of_attempt(
         claim, outcomes, time.at_us, held=_NOT_READ if held else "",
         retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
     )  # fmt: skip
-    return AttemptResult(
-        time.at_us, outcomes, failed=failed, waiting=waiting, events=(event, *late), held=held
+    return replace(
+        result, outcomes=outcomes, waiting=waiting, late=late, events=(event,), held=held
     )
 
 
@@ -116,12 +126,15 @@ def partial_result(
 ) -> AttemptResult:
     """The result for recipients that are done while the attempt goes on with the others."""
     event = _attempt_event(claim, outcomes, time.at_us)
-    return AttemptResult(time.at_us, outcomes, events=(event,))
+    delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
+    return AttemptResult(
+        time.at_us, outcomes, delivered=delivered, relayed=relayed, events=(event,)
+    )
 
 
 def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
-    """Requeue a claim without an attempt; record the delay notice if it is due."""
-    warned, late = _warning(claim, claim.recipients, time)
+    """Requeue a claim without an attempt; report its delay if that is due."""
+    warned, late = _warning(claim, claim.recipients, {}, time)
     waiting = _waiting(
         claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
         level=claim.level, warn_us=warned, now_us=time.now_us,
@@ -131,7 +144,7 @@ def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     elif claim.retry_us is not None and claim.retry_us <= time.now_us:
         # It is due and is attempted before it expires: its due time stays.
         waiting = replace(waiting, due_us=min(claim.due_us, waiting.due_us))
-    return AttemptResult(time.at_us, waiting=waiting, events=late)
+    return AttemptResult(time.at_us, waiting=waiting, late=late)
 
 
 def same_outcome(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
@@ -244,23 +257,79 @@ def _waiting(
     )  # fmt: skip
 
 
+def late_elsewhere(
+    claim: Claim, waiting: Mapping[int, Sequence[ClaimedRecipient]]
+) -> tuple[ReportedRecipient, ...]:
+    """The recipients of other entries of the message for its delay report, by `waiting`."""
+    return tuple(
+        _late(replace(claim, entry_id=number), one, None, at_us=0)
+        for number, recipients in waiting.items()
+        for one in recipients
+        if number != claim.entry_id and _hears_of_delay(one)
+    )
+
+
+def postponed_warning(result: AttemptResult, *, time: AttemptTime) -> AttemptResult:
+    """The result without its delay report, which is due again later."""
+    assert result.waiting is not None
+    again_us = time.now_us + _UNRECORDED_US
+    due_us = min(result.waiting.due_us, again_us)
+    return replace(
+        result, late=None, waiting=replace(result.waiting, warn_us=again_us, due_us=due_us)
+    )
+
+
 def _warning(
-    claim: Claim, late: Iterable[ClaimedRecipient], time: AttemptTime
-) -> tuple[int | None, tuple[Event, ...]]:
-    """When the delay notice is due; and its event, if it is due now."""
+    claim: Claim,
+    waiting: Iterable[ClaimedRecipient],
+    outcomes: Mapping[int, Outcome],
+    time: AttemptTime,
+) -> tuple[int | None, tuple[ReportedRecipient, ...] | None]:
+    """When a delay report is due; and who is late, None if it is not due now."""
     if claim.warn_us is None or time.now_us < claim.warn_us:
-        return claim.warn_us, ()
-    addresses = [one.path.address for one in late if not one.added_by]  # the sender sees no others
-    if not addresses:
-        return None, ()
-    detail = {
-        "kind": "delayed",
-        "entry": claim.entry_id,
-        "recipients": addresses[:_NAMED_MAX],
-        "since": time.wall_time(claim.message.received_us),
-        "until": time.wall_time(claim.message.expires_us),
-    }
-    return None, (Event(Step.REPORT, time.at_us, detail),)
+        return claim.warn_us, None
+    if claim.next_hop == CAPTURE:
+        return None, None
+    late = (one for one in waiting if _hears_of_delay(one))
+    return None, tuple(_late(claim, one, outcomes.get(one.id), at_us=time.at_us) for one in late)
+
+
+def _hears_of_delay(recipient: ClaimedRecipient) -> bool:
+    """Whether a delay report may name the recipient (RFC 3461 4.1). The sender knows of none that a
+    rule added.
+    """
+    notify = recipient.path.notify
+    return not recipient.added_by and (not notify or Notify.DELAY in notify)
+
+
+def _late(
+    claim: Claim, recipient: ClaimedRecipient, outcome: Outcome | None, *, at_us: int
+) -> ReportedRecipient:
+    """`outcome` is that of an attempt at `at_us`, None if the last one was before."""
+    if outcome is not None:
+        return _reported(claim, recipient, outcome.evidence, at_us=at_us)
+    reply = recipient.reply or "not attempted yet"
+    evidence = Evidence(recipient.status or "4.4.7", reply)
+    return _reported(claim, recipient, evidence, at_us=0)
+
+
+def _successes(
+    claim: Claim, outcomes: Mapping[int, Outcome], *, at_us: int
+) -> tuple[tuple[ReportedRecipient, ...], tuple[ReportedRecipient, ...]]:
+    """The recipients that are delivered, and those that are relayed, whose sender asked for a
+    report that the next host does not make (RFC 3461 4.1, 5.2.2 and 5.2.3).
+    """
+    delivered: list[ReportedRecipient] = []
+    relayed: list[ReportedRecipient] = []
+    for one in claim.recipients:
+        if Notify.SUCCESS not in one.path.notify:  # nearly always
+            continue
+        match outcomes.get(one.id):
+            case Delivered(evidence):
+                delivered.append(_reported(claim, one, evidence, at_us=at_us))
+            case Relayed(evidence, offers_dsn=False):
+                relayed.append(_reported(claim, one, evidence, at_us=at_us))
+    return tuple(delivered), tuple(relayed)
 
 
 def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:

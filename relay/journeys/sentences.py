@@ -21,6 +21,7 @@ _SENTENCES_MAX = 3
 _NAMED_MAX = 2
 _REPORTED_MAX = 100  # addresses in an event of step 7
 _REPORTS_MAX = 3
+_OF_NO_FAILURE = ("delayed", "delivered", "relayed", "expanded")  # kinds of reports
 _CLAUSE_CHARACTERS_MAX = 160
 _SMTP_REPLY = re.compile(r"[2-5][0-9][0-9](?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?(?= |$)", re.ASCII)
 _EXPIRED = "expired"  # the outcome of no attempt
@@ -274,6 +275,8 @@ class _Writer:
         """Return where the report on a recipient is."""
         for step in reversed(self.journey.steps):
             if step.step != Step.REPORT or "to" not in step.detail:
+                continue
+            if step.detail.get("kind") in _OF_NO_FAILURE:
                 continue
             about = step.detail.get("recipients")
             if about is None or one.address in about or len(about) == _REPORTED_MAX:

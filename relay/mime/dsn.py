@@ -97,7 +97,7 @@ def write_dsn(
 ) -> bytes:
     """Return one DSN about `recipients` of `message`, to its reverse-path.
 
-    `message.received_us` is wall-clock time here. Of a large `content` only the header is read.
+    The times of `message` are wall-clock times here. Of a large `content` only the header is read.
     It must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
     reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary are made from it.
     """
@@ -252,7 +252,10 @@ def _status_part(
     """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
     international = _is_international(message)
     blocks = [_message_block(message, hostname)]
-    blocks += [_recipient_block(kind, recipient, international) for recipient in recipients]
+    blocks += [_recipient_block(kind, one, international) for one in recipients]
+    if kind is ReportKind.DELAYED and message.expires_us:
+        for block in blocks[1:]:
+            block.append(("Will-Retry-Until", date_field(message.expires_us)))
     written = (
         b"".join(
             fold(name, _clipped(value) if international else ascii_folded(_clipped(value)))

@@ -249,10 +249,12 @@ def _reported(
     kind, names = str(detail.get("kind", "")), _some(detail.get("recipients", ()))
     if is_remote(detail):
         return _claimed(detail, names)
+    if left_out := detail.get("left_out"):
+        return StepEvidence(f"No report ({kind}) about {names}: {left_out}.")
     if kind == "delayed":
         return StepEvidence(
-            f"Late: {names} not delivered yet.", time=str(detail.get("until", "")),
-            time_text="gives up",
+            f"Late: {names} not delivered yet.", tuple(_where(detail, reports)),
+            time=str(detail.get("until", "")), time_text="gives up",
         )  # fmt: skip
     if kind == "dropped":
         return StepEvidence(f"The report to {names} was dropped: it failed at the postmaster.")
@@ -265,12 +267,7 @@ def _reported(
         for one in said[:_RECIPIENTS_MAX]
         if one.reply
     ]
-    if report_id := detail.get("report_id"):
-        facts.append(StepFact("Report", report_id, message=report_id))
-        if (report := reports.get(report_id)) is not None:
-            facts += _whereabouts(report)
-    else:
-        facts.append(StepFact("Where", f"in the Inbox of {detail.get('to', '?')}"))
+    facts += _where(detail, reports)
     return StepEvidence(
         f"{_KINDS.get(kind, 'A report')} went to {detail.get('to', '?')}.", tuple(facts)
     )
@@ -284,6 +281,15 @@ def _claimed(detail: Mapping[str, Any], names: str) -> StepEvidence:
     if more := detail.get("more"):
         facts.append(StepFact("More", f"{counted(more, 'further report')} on this recipient"))
     return StepEvidence(f"{claim_words(remote_report(detail))}.", tuple(facts))
+
+
+def _where(detail: Mapping[str, Any], reports: Mapping[str, Journey]) -> Iterator[StepFact]:
+    if report_id := detail.get("report_id"):
+        yield StepFact("Report", report_id, message=report_id)
+        if (report := reports.get(report_id)) is not None:
+            yield from _whereabouts(report)
+    elif to := detail.get("to"):
+        yield StepFact("Where", f"in the Inbox of {to}")
 
 
 def _whereabouts(report: Journey) -> Iterator[StepFact]:

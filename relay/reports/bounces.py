@@ -6,11 +6,11 @@ one recipient with NOTIFY=NEVER, and a next hop. Ingress (step 5) and delivery (
 together with the failure; pickup puts the report on a failed step 3 into the Inbox.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from relay.clock import Clock, Ids, wall_offset_us
+from relay.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, is_eight_bit, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
@@ -27,6 +27,7 @@ from relay.spool.types import NewEntry, NewMessage, NewRecipient, ReportPlan
 POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
 _SUBJECT_CHARACTERS_MAX = 200
+_NO_TIMES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Reporter:
         events: list[Event] = []
         if decision.reported:
             report, event = self._report(kind, message, decision.reported, content=content)
-            messages.append(report)
+            messages += [report] if report else []
             events.append(event)
         if decision.dead_letters:
             letter = self._message(content, _TO_POSTMASTER, about=message)
@@ -151,7 +152,8 @@ class Reporter:
         It has the Return-Path that final delivery would add (RFC 5321 4.4).
         """
         self.count(kind)
-        return b"Return-Path: <>\r\n" + self._written(kind, message, recipients, content=content)
+        shown = self._in_wall_time(message)
+        return b"Return-Path: <>\r\n" + self._written(kind, shown, recipients, content=content)
 
     def receipt(
         self, kind: ReceiptKind, request: ReceiptRequest, queue_id: str, *, is_manual: bool
@@ -179,17 +181,31 @@ class Reporter:
         recipients: Sequence[ReportedRecipient],
         *,
         content: Content,
-    ) -> tuple[NewMessage, Event]:
+    ) -> tuple[NewMessage | None, Event]:
+        """Return the report, None if it is left out, and its event."""
         reverse_path = message.envelope.reverse_path
         next_hop = self._next_hop_for(reverse_path)
+        if next_hop is None and kind is not ReportKind.FAILED:
+            detail = {"kind": str(kind), "recipients": _named(recipients)}
+            detail |= {"left_out": "the address of the sender has no next hop"}
+            return None, Event(Step.REPORT, self._clock.time_us(), detail)
         if next_hop is None:  # the sender's own address has no next hop
             route, label, account = _TO_POSTMASTER, "dead-letter", ""
         else:
             route, label, account = _Route(reverse_path, next_hop), str(kind), message.account
         self.count(label)
-        written = self._written(kind, message, recipients, content=content)
+        shown = self._in_wall_time(message)
+        written = self._written(kind, shown, recipients, content=content)
         report = self._message(written, route, about=message, account=account)
-        return report, _event(report, label, recipients)
+        times = {}
+        if kind is ReportKind.DELAYED:
+            times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
+        return report, _event(report, label, recipients, times)
+
+    def _in_wall_time(self, message: MessageFacts) -> MessageFacts:
+        offset_us = wall_offset_us(self._clock)
+        expires_us = message.expires_us and message.expires_us + offset_us
+        return replace(message, received_us=message.received_us + offset_us, expires_us=expires_us)
 
     def _written(
         self,
@@ -199,10 +215,10 @@ class Reporter:
         *,
         content: Content,
     ) -> bytes:
-        received_us = message.received_us + wall_offset_us(self._clock)
+        """Return the report; the times of `message` are wall time."""
         return write_dsn(
             kind,
-            replace(message, received_us=received_us),
+            message,
             recipients,
             content=content,
             hostname=self._hostname,
@@ -260,13 +276,19 @@ class _Route:
 _TO_POSTMASTER = _Route(POSTMASTER, LOCAL)
 
 
-def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient]) -> Event:
-    """Return the event about `made` for the trace of the failed message."""
+def _event(
+    made: NewMessage,
+    kind: str,
+    recipients: Sequence[ReportedRecipient],
+    times: Mapping[str, str] = _NO_TIMES,
+) -> Event:
+    """Return the event about `made` for the trace of the message that it reports."""
     detail = {
         "report_id": made.facts.id,
         "to": made.entries[0].recipients[0].path.address,
         "kind": kind,
         "recipients": _named(recipients),
+        **times,
     }
     return Event(Step.REPORT, made.events[0].at_us, detail)
 

@@ -237,6 +237,8 @@ class Claim:
     cause_attempts: int = 0  # how many attempts in a row had this class
     warn_us: int | None = None  # of the delay warning; None: none is due
     priority: PriorityLevel = PriorityLevel.NORMAL  # the level that its message asked for
+    # recipients that were relayed in the same attempt or before, and whose sender is owed a report
+    owed: tuple[ReportedRecipient, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -281,6 +283,10 @@ class Settlement:
     counts_as_attempt: bool = True  # False: the entry keeps its state
     held: bool = False  # the waiting recipients wait for an operator
     goes_on: bool = False  # only these recipients are settled; the claim stays open for the others
+    # with `goes_on`, by number: recipients of which the sender is owed a report at the end
+    owed: Collection[int] = ()
+    pays: bool = False  # `reports` has what was owed
+    ends_warning: bool = False  # no entry of the message has a delay warning any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +408,12 @@ class Spool(Protocol):
     ) -> tuple[bool, tuple[Claim, ...]]:
         """Record the result of a claim and return claims of its reports; (False, ()) if the claim's
         epoch has ended.
+        """
+        ...
+
+    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
+        """Return the recipients, by entry, of which a delay report about this message is: those of
+        its queued and deferred entries, and of this one. None if its warning was reported already.
         """
         ...
 

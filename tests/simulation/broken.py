@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 from relay.clock import QueueTime
 from relay.delivery import attempt_result, outbound_session, retry, scheduler
+from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.next_hop_resolution import SiteKey, Sites
 from relay.delivery.outbound_session import OutboundSession
@@ -326,15 +327,12 @@ def _held_for_ever(original: Any) -> Any:
     return look_us
 
 
-def _warned_again(original: Any) -> Any:
-    def warning(claim: Any, *args: Any) -> Any:
-        return claim.warn_us, original(claim, *args)[1]
-
-    return warning
+def _nothing_owed(_original: Any) -> Any:
+    return lambda *_args: ()
 
 
 def _never_warned(original: Any) -> Any:
-    return lambda *args: (original(*args)[0], ())
+    return lambda *args: (original(*args)[0], None)
 
 
 def _counted_later(_original: Any) -> Any:
@@ -591,7 +589,8 @@ BROKEN = (
     Broken("a cancel in flight is reported as done", _instead(SqliteQueueAdmin, "execute", _all_done), "invariant 9", where=_cancelled_in_flight),
     Broken("a release forgets when", _instead(queue_changes._EntryChanger, "_due_before", _nothing), "before its hold", where=_paused),
     Broken("a release forgets the attempts", _instead(queue_changes._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=_paused),
-    Broken("warned again", _instead(attempt_result, "_warning", _warned_again), "invariant 6"),
+    Broken("each next hop is warned of", _instead(transactions, "_record_owed", _nothing), "invariant 6"),
+    Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported"),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),

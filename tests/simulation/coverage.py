@@ -29,7 +29,7 @@ WANTED = (
     *(f"operation: {one}, {result}" for one in Operation for result in CommandResult if (one, result) != _ALWAYS_DONE),
     *(f"expired: {state}" for state in ("deferred", "held", "captured")),
     *(f"death: {part}" for part in _PARTS_OF_LIFE),
-    *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed")),
+    *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed", "delivered", "relayed")),
     *(f"pressure: {level.name}" for level in PressureLevel),
     *(f"disk: {word}" for word in ("full", "a sync failed", "reserve file released")),
     *(f"answer: {word}" for word in ("250", "4yz", "5yz", "none")),

@@ -33,7 +33,9 @@ from tests.simulation.senders import content as content_of
 from tests.simulation.sites import TOKEN, Site, Taken, name_of
 
 _ATTEMPT_S_MAX = 1500.0  # three hosts, each answering as late as it may
-_FINAL_RECIPIENT = re.compile(rb"^Final-Recipient: [^;]*; *(\S+)", re.MULTILINE | re.IGNORECASE)
+_REPORTED = re.compile(
+    rb"^Final-Recipient: [^;]*; *(\S+)\r\nAction: *(\S+)", re.MULTILINE | re.IGNORECASE
+)
 _FINAL_DELIVERY = re.compile(rb"Return-Path: <[^\r\n]*>\r\nDelivered-To: ([^\r\n]*)\r\n")
 _TRACE = re.compile(
     rb"Received: [^;]*\bid ([0-9a-z]{16})\b[^;]*;\r\n\t[^\r\n]*\r\n(?:Date: [^\r\n]*\r\n)?"
@@ -68,7 +70,7 @@ def violations(evidence: Evidence) -> list[str]:
     for check in (
         answered_is_kept, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
         no_second_delivery, reports_are_made, no_backscatter, expiry_in_time,
-        cancelled_as_told, delays_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
+        cancelled_as_told, reports_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
     ):  # fmt: skip
         found += [f"invariant {line}" for line in check(evidence)]
     return found
@@ -257,7 +259,9 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
     for queue_id, content in _reports(evidence):
         token = TOKEN.search(content.partition(b"\r\n\r\n")[2])
         name = _MESSAGE_ID.search(content)
-        for address in _FINAL_RECIPIENT.findall(content):
+        for address, action in _REPORTED.findall(content):
+            if action != b"failed":
+                continue
             # of a message that could not be read then, only its trace tells
             found_text = token[1].decode() if token else _cause(causes, queue_id)[0]
             found[found_text, address.decode()].add(name[1].decode() if name else "")
@@ -419,17 +423,54 @@ def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
     return False
 
 
-def delays_are_told_once(evidence: Evidence) -> Iterator[str]:
-    """6: the sender of late mail gets one delay report for each entry."""
+def reports_are_told_once(evidence: Evidence) -> Iterator[str]:
+    """5: no recipient is in two reports of one kind; 1: each success that was asked for is in one."""
     for message in evidence.rows.messages.values():
-        found_text = Counter(
-            detail["entry"]
+        told = Counter(
+            (detail["kind"], address)
             for _, step, detail in message.events
-            if step == Step.REPORT and detail.get("kind") == "delayed"
+            if step == Step.REPORT and "report_id" in detail and detail["kind"] != "dead-letter"
+            for address in detail["recipients"]
         )
-        for entry, times in found_text.items():
+        for (kind, address), times in told.items():
             if times > 1:
-                yield f"6: the delay of {message.id} {entry} was found_text {times} times"
+                yield f"5: {message.id} has {times} reports ({kind}) about {address}"
+        if message.source == "report" or not message.trusted or not message.reverse_path:
+            continue
+        for one in message.recipients:
+            kind = _success(evidence, message, one)
+            if kind and not told[kind, one.address]:
+                yield f"1: {message.id} ({message.token}) to {one.address} is {one.state}; unreported"
+    contents = Counter(
+        (token[1].decode(), address.decode(), action.decode())
+        for content in {name_of(content): content for _, content in _reports(evidence)}.values()
+        if (token := TOKEN.search(content.partition(b"\r\n\r\n")[2]))
+        for address, action in _REPORTED.findall(content)
+    )
+    for (token, address, action), times in contents.items():
+        if times > 1:
+            yield f"5: {times} reports about {token} say {action} of {address}"
+
+
+def _success(evidence: Evidence, message: Message, recipient: Recipient) -> str:
+    """The kind of the report about a success that was asked for, "" for none: the host that took the
+    message reports itself where it offers DSN.
+    """
+    if "SUCCESS" not in recipient.notify or recipient.added_by:
+        return ""
+    if recipient.state is RecipientState.DELIVERED:
+        return "delivered"
+    if recipient.state is not RecipientState.RELAYED:
+        return ""
+    hosts = [
+        detail["host"]
+        for _, step, detail in message.events
+        if step == Step.DELIVERY
+        for one in detail.get("recipients", ())
+        if one["number"] == recipient.number and one["outcome"] == "relayed"
+    ]
+    manners = {site.name: site.manner for sites in evidence.sites.values() for site in sites}
+    return "" if "DSN" in manners[hosts[0]].extensions else "relayed"
 
 
 def keys_are_kept(evidence: Evidence) -> Iterator[str]:

@@ -14,6 +14,7 @@ from relay.clock import DOUBT_US
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.site_limits import Rate
 from relay.message.content import LARGE_BYTES, Content, LargeContent
+from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.nexthop import HERE
 from relay.message.outcome import Deferred, Delivered, Failed, Relayed
@@ -85,6 +86,7 @@ class Ledger:
         # when no sync succeeded until the power was lost: any of what was written may be there
         self.gaps: list[tuple[float, float]] = []  # of queue time, at starts of the machine
         self._tried: set[Key] = set()  # in this process
+        self._delayed: set[str] = set()  # messages of which a delay was reported
         self._kept_in_doubt: set[Key] = set()  # held or captured, and put back
         self.doubtful: list[tuple[float, float]] = []
         self.inboxes: list[tuple[str, str, bytes]] = []  # mailbox, unique, content
@@ -280,14 +282,19 @@ class Ledger:
             self.world.fault(f"invariant 6: {words}")
 
     def _judge_delay(self, settlement: Settlement) -> None:
-        """Invariant 6: an entry that waits after its warning time, and only it, is reported as delayed."""
+        """Invariant 6: a message of which an entry waits after its warning time, and only it, is
+        reported as delayed, once.
+        """
         claim, waiting = settlement.claim, settlement.waiting
         reported = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
         now_us = self._concluded_us(settlement)
+        was_reported = claim.message.id in self._delayed
+        if reported:
+            self._delayed.add(claim.message.id)
         if abs(now_us - self.queue_us()) > _JUMP_US_MIN:  # the clock has jumped since
             return
         is_late = claim.warn_us is not None and claim.warn_us <= now_us
-        if reported > is_late:
+        if reported > (is_late and not was_reported):
             self.world.fault(f"invariant 6: a delay of {claim.key} is reported that is none")
         people = settlement.outcomes or {one.id for one in claim.recipients}
         done = {
@@ -296,9 +303,13 @@ class Ledger:
             if isinstance(outcome, Delivered | Relayed | Failed)
         }
         late = [one for one in claim.recipients if one.id in people and one.id not in done]
-        concerns = any(not one.added_by for one in late)  # the sender knows of no others
-        if is_late and waiting is not None and concerns and not reported:
-            self.world.fault(f"invariant 6: no delay is reported for of {claim.key}")
+        concerns = any(
+            not one.added_by and (not one.path.notify or Notify.DELAY in one.path.notify)
+            for one in late
+        )
+        is_due = is_late and waiting is not None and waiting.warn_us is None
+        if is_due and concerns and not reported and not was_reported:
+            self.world.fault(f"invariant 6: no delay is reported of {claim.key}")
 
     def _judge_untried(self, claim: Claim, expires_us: int) -> None:
         """Invariant 6: a wrong clock alone ends nothing that may still be tried."""

@@ -95,7 +95,7 @@ MANNERS = (
     Manner("refusing sessions", banner="554 5.3.2 no mail here"),
     Manner("full", dot_reply="452 4.3.1 later"),
     Manner("deferring some", defers=0.5),
-    Manner("few at once", recipients_max=2),
+    Manner("few at once", recipients_max=2, extensions=("PIPELINING", "8BITMIME")),
     Manner("busy", busy_after=1, connections_max=1),
     Manner("dropping", drops_dot=0.4),
     Manner("dropping all it has", drops_dot=0.5, keeps_dropped=1.0),

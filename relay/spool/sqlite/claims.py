@@ -19,6 +19,8 @@ from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import NextHop
+from relay.message.outcome import Evidence
+from relay.mime.dsn import ReportedRecipient
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
 from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, append_events, read_facts
@@ -71,10 +73,18 @@ _FACTS = (
     " ON e.message_id = k.value ->> 0 AND e.number = k.value ->> 1"
     " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
 )
+_RECIPIENT = "r.number, r.address, r.notify, r.orcpt, r.added_by, r.status, r.reply"
 _RECIPIENTS = (
-    "SELECT r.message_id, r.entry, r.number, r.address, r.notify, r.orcpt, r.added_by, r.status,"
-    f" r.reply {_KEYS} recipient r ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
-    f" AND r.state IN {LIVE_STATES} ORDER BY 1, 2, 3"
+    f"SELECT r.message_id, r.entry, r.owed, {_RECIPIENT} {_KEYS} recipient r"
+    " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
+    f" AND (r.state IN {LIVE_STATES} OR r.owed <> '') ORDER BY 1, 2, 4"
+)
+_LATE = (
+    f"SELECT r.entry, {_RECIPIENT} FROM entry e JOIN recipient r ON r.message_id = e.message_id"
+    f" AND r.entry = e.number AND r.state IN {LIVE_STATES} WHERE e.message_id = ?1"
+    " AND (e.number = ?2 OR e.state IN ('queued', 'deferred') AND e.next_hop <> 'capture')"
+    " AND EXISTS (SELECT 1 FROM entry WHERE message_id = ?1 AND number = ?2 AND warn_us > 0)"
+    " ORDER BY 1, 2"
 )
 NEVER_US = 1 << 62  # when a damaged entry is due
 _TAKE = (
@@ -117,6 +127,14 @@ def find_due(cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int) ->
 def next_due_us(cursor: apsw.Cursor, after_us: int) -> int | None:
     """Return when the first unclaimed entry after `after_us` is due."""
     found: int | None = fetch_one(cursor, _NEXT, (after_us,))[0]
+    return found
+
+
+def late_recipients(cursor: apsw.Cursor, key: Key) -> dict[int, list[ClaimedRecipient]]:
+    """Spool.late_recipients."""
+    found: dict[int, list[ClaimedRecipient]] = {}
+    for entry, *row in cursor.execute(_LATE, key):
+        found.setdefault(entry, []).append(_recipient(row))
     return found
 
 
@@ -211,19 +229,32 @@ def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
     facts = row[16:]
     if facts[0] is None:
         raise ValueError("its message is missing")
-    if not recipients:
+    live = tuple(_recipient(one[1:]) for one in recipients if not one[0])
+    if not live:
         raise ValueError("its recipients are missing")
     return Claim(
         entry_id=row[1], epoch=row[2], message=read_facts(facts), next_hop=NextHop.parse(row[3]),
-        recipients=tuple(
-            ClaimedRecipient(one[0], ForwardPath(one[1], _parse_notify(one[2]), one[3]), *one[4:])
-            for one in recipients
-        ),
+        recipients=live,
         attempts=row[4], content_id=row[5], content_size=row[6] or 0,
         state=RecipientState(row[7]), retry_us=row[8], due_us=row[9],
         level=PriorityLevel(row[10]), sender=row[11], cause=row[12], cause_attempts=row[13],
         warn_us=row[14], priority=PriorityLevel(row[15]),
+        owed=tuple(_owed(row, one) for one in recipients if one[0]),
     )  # fmt: skip
+
+
+def _recipient(row: Sequence[Any]) -> ClaimedRecipient:
+    path = ForwardPath(row[1], _parse_notify(row[2]), row[3])
+    return ClaimedRecipient(row[0], path, *row[4:])
+
+
+def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
+    """Return a recipient that was relayed, as settle() recorded that its report is owed."""
+    at_us, _, host = row[0].partition(" ")
+    one = _recipient(row[1:])
+    evidence = Evidence(one.status, one.reply, host=host, remote=True)
+    log_id = f"{entry[0]}-{entry[1]}"
+    return ReportedRecipient(one.path, evidence, last_attempt_us=int(at_us), log_id=log_id)
 
 
 def _parse_notify(text: str) -> frozenset[Notify]:

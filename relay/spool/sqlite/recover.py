@@ -70,8 +70,8 @@ _TABLES = {  # and their primary keys
     "mail_root": ("store",),
     "owed_receipt": ("message_id", "number"),
 }
-# The schemas that added tables: a file that was never migrated lacks them.
-_SINCE = {"mail_root": 6, "owed_receipt": 7}
+# The schema that added a table or a column: a file that was never migrated lacks it.
+_SINCE = {"mail_root": 6, "owed_receipt": 7, "recipient.owed": 8}
 _KNOWN_MESSAGES = (
     "SELECT id FROM message UNION SELECT message_id FROM entry"
     " UNION SELECT message_id FROM recipient ORDER BY 1"
@@ -351,7 +351,10 @@ class _Rows:
 
     def __init__(self, source: apsw.Connection, target: apsw.Connection, table: str) -> None:
         names = target.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall()
-        self._columns = [str(row[0]) for row in names]
+        version = _schema_version_of(source)
+        self._columns = [
+            str(name) for (name,) in names if _SINCE.get(f"{table}.{name}", 0) <= version
+        ]
         self._key = [self._columns.index(name) for name in _TABLES[table]]
         self._source = source
         self._target = target

@@ -1,4 +1,4 @@
--- The spool, schema 7. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 8. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
 -- records the schemas that made the file. Each change here needs a migration in migrations/.
@@ -66,10 +66,13 @@ CREATE INDEX entry_hop ON entry (next_hop, lane, sender, due_us)
 CREATE INDEX entry_sender ON entry (sender, lane, due_us, message_id, number, next_hop)
     WHERE claimed = 0 AND due_us IS NOT NULL;
 
+-- `number` counts from 1 in the order of the envelope; `entry` is 0 for what was final at acceptance.
+-- `successors` are addresses, one per line. `owed` are the time and the host of a relay that the
+-- report at the end of the attempt names; '' is none.
 CREATE TABLE recipient (
     message_id TEXT NOT NULL,
-    entry      INTEGER NOT NULL,      -- 0: final at acceptance
-    number     INTEGER NOT NULL,      -- from 1, in the order of the envelope
+    entry      INTEGER NOT NULL,
+    number     INTEGER NOT NULL,
     address    TEXT NOT NULL,
     notify     TEXT NOT NULL,
     orcpt      TEXT NOT NULL,
@@ -77,7 +80,8 @@ CREATE TABLE recipient (
     status     TEXT NOT NULL,
     reply      TEXT NOT NULL,
     added_by   TEXT NOT NULL,
-    successors TEXT NOT NULL,         -- addresses, one per line
+    successors TEXT NOT NULL,
+    owed       TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (message_id, entry, number)
 ) WITHOUT ROWID;
 

@@ -30,7 +30,13 @@ from relay.settings.tree import Settings
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import message_list, queries, recorded_events, transactions
-from relay.spool.sqlite.claims import find_due, next_due_us, release_claims, take_claims
+from relay.spool.sqlite.claims import (
+    find_due,
+    late_recipients,
+    next_due_us,
+    release_claims,
+    take_claims,
+)
 from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import (
     ContentFiles,
@@ -54,8 +60,10 @@ from relay.spool.types import (
     NEVER_US,
     Accepted,
     Claim,
+    ClaimedRecipient,
     DueBatch,
     DueQuery,
+    Key,
     NewMessage,
     QueueCounts,
     SentReceipt,
@@ -315,6 +323,10 @@ class SqliteSpool:
         for report in settlement.reports if recorded.in_time else ():
             self._metrics.accepted.labels(report.facts.source).inc()
         return recorded.in_time, recorded.claims
+
+    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
+        """Spool.late_recipients."""
+        return await self._delivery.run(lambda c: late_recipients(c, key))
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """Spool.claim_due."""

@@ -64,7 +64,7 @@ _ENTRY = (
     "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
     " epoch, retry_us, lane, sender, warn_us, priority) VALUES (?,?,?,?,?,?,?,0,1,?,?,?,?,?)"
 )
-_RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+_RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
 SEQUENCE_BASE = 1_000_000  # the index `event_sequence` has what is greater
 REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence that was removed
 # The sequence of an event is greater than that of every event recorded before, also of those that
@@ -76,6 +76,8 @@ _EVENT = (
     f" 1 + coalesce((SELECT value FROM counter WHERE name = '{REMOVED_EVENTS}'), {SEQUENCE_BASE})),"
     " ?2, ?3, ?4)"
 )
+_OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
+_PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
 ACCEPTED_COUNTER = "accepted"
 RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
@@ -210,6 +212,7 @@ def settle(
         f" AND state IN {LIVE_STATES}",
         changed,
     )
+    _record_owed(batch.cursor, settlement)
     unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id) if finished else ""
     append_events(batch.cursor, claim.message.id, settlement.events)
     for copy_id, (number, request) in receipts.items():
@@ -225,6 +228,22 @@ def settle(
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
     return Recorded(True, tuple(claims), unneeded, owes=bool(receipts))
+
+
+def _record_owed(cursor: apsw.Cursor, settlement: Settlement) -> None:
+    """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
+    claim = settlement.claim
+    if settlement.owed:
+        rows = [
+            (f"{settlement.at_us} {settlement.outcomes[number].evidence.host}", *claim.key, number)
+            for number in settlement.owed
+        ]
+        cursor.executemany(_OWE, rows)
+    if settlement.pays:
+        cursor.execute(_PAY, claim.key)
+    if settlement.ends_warning:
+        sql = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
+        cursor.execute(sql, (claim.message.id,))
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
@@ -378,7 +397,8 @@ def _leave(
         state = RecipientState.DEFERRED
     cursor.execute(
         "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
-        " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?, warn_us = ?"
+        " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?,"
+        " warn_us = iif(warn_us IS NULL, NULL, ?)"  # the warning may have been reported meanwhile
         " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
         (
             "final" if finished else state, attempts, int(not finished),

@@ -18,8 +18,10 @@ from relay.delivery.site_limits import SiteOptions
 from relay.journeys.document import Journey
 from relay.journeys.events import Event, Step
 from relay.mailbox.types import DeliveryResult
+from relay.message.envelope import Notify
 from relay.message.nexthop import NextHop
 from relay.message.tls_policy import TlsPolicy
+from relay.mime.dsn import ReportKind
 from relay.observe.metrics import Metrics
 from relay.routing.mx_hosts import Host, Hosts, Resolution
 from relay.routing.route_table import HopLimits
@@ -51,13 +53,20 @@ class Plan:
 
 @dataclass
 class RecordingReporter:
-    """Returns a step 7 event for every failure and records it; makes no bounce."""
+    """Returns a step 7 event for every report and records its recipients; makes no message."""
 
     failures_reported: list[tuple[str, str]] = field(default_factory=list)
+    reported: list[tuple[str, list[str]]] = field(default_factory=list)  # of other kinds
 
     def reports(self, kind, message, recipients, *, content) -> Plan:
-        self.failures_reported += [(one.path.address, one.evidence.status) for one in recipients]
-        return Plan(events=(Event(Step.REPORT, message.received_us, {}),))
+        addresses = [one.path.address for one in recipients]
+        if kind is ReportKind.FAILED:
+            statuses = [one.evidence.status for one in recipients]
+            self.failures_reported += zip(addresses, statuses, strict=True)
+            return Plan(events=(Event(Step.REPORT, message.received_us, {}),))
+        self.reported.append((str(kind), addresses))
+        detail = {"kind": str(kind), "recipients": addresses}
+        return Plan(events=(Event(Step.REPORT, message.received_us, detail),))
 
 
 @dataclass
@@ -198,9 +207,12 @@ class RunningDelivery:
 
     async def send(
         self, *addresses: str, expire_s: float = 60.0, claim=True, level: PriorityLevel | None = None,
-        **changes,
+        notify: str = "", **changes,
     ) -> str:  # fmt: skip
-        """Accept a message and offer it; addresses of one domain make one entry."""
+        """Accept a message and offer it; addresses of one domain make one entry.
+
+        `notify` is for all of them: "SUCCESS,DELAY".
+        """
         hops: dict[str, list[str]] = {}
         for address in addresses:
             domain = address.partition("@")[2]
@@ -215,7 +227,17 @@ class RunningDelivery:
         message = message_of(
             hops.items(), queue_id=self.ids.new(), now_us=now_us, **(values | changes)
         )
-        entries = tuple(replace(entry, level=level) for entry in message.entries)
+        asked = frozenset(map(Notify, notify.split(","))) if notify else frozenset()
+        entries = tuple(
+            replace(
+                entry,
+                level=level,
+                recipients=tuple(
+                    replace(one, path=replace(one.path, notify=asked)) for one in entry.recipients
+                ),
+            )
+            for entry in message.entries
+        )
         message = replace(message, entries=entries)
         accepted: Accepted = await self.spool.accept(message, claim=claim)
         if claim:

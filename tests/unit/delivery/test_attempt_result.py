@@ -7,21 +7,26 @@ import pytest
 from relay.delivery.attempt_result import (
     AttemptTime,
     expiry_result,
+    late_elsewhere,
+    partial_result,
     requeue_result,
     result_of_attempt,
 )
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
 from relay.journeys.events import Step
+from relay.message.envelope import Notify
 from relay.message.lifecycle import RecipientState
+from relay.message.nexthop import CAPTURE
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
+    Delivered,
     Evidence,
     Failed,
     Indeterminate,
     Relayed,
 )
-from relay.spool.types import PriorityLevel
+from relay.spool.types import ClaimedRecipient, PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
 
 HOUR_US = 3600 * SECOND_US
@@ -92,29 +97,73 @@ def test_the_due_time_is_the_earliest_event_and_never_in_the_past(
     assert waiting.warn_us == claim.warn_us
 
 
+def with_notify(recipient: ClaimedRecipient, *notify: Notify) -> ClaimedRecipient:
+    return replace(recipient, path=replace(recipient.path, notify=frozenset(notify)))
+
+
 def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
-    people = a_claim(count=3).recipients
+    people = a_claim(count=6).recipients
     claim = a_claim(
         warn_us=4 * HOUR_US, expires_us=48 * HOUR_US, attempts=5,
-        recipients=(*people[:2], replace(people[2], added_by="a rule")),
+        recipients=(
+            *people[:2],
+            replace(people[2], added_by="a rule"),
+            with_notify(people[3], Notify.NEVER),
+            with_notify(people[4], Notify.FAILURE, Notify.SUCCESS),
+            with_notify(people[5], Notify.DELAY),
+        ),
     )  # fmt: skip
-    result = concluded(claim, {1: OK, 2: LATER, 3: LATER}, now_us=4 * HOUR_US, wall_offset_us=60)
-    assert [event.step for event in result.events] == [Step.DELIVERY, Step.REPORT]
-    assert result.events[1].at_us == 4 * HOUR_US + 60
-    assert result.events[1].detail == {
-        "kind": "delayed", "entry": 1, "recipients": ["2@a.test"],
-        "since": "1970-01-01T00:00:00.000060Z", "until": "1970-01-03T00:00:00.000060Z",
-    }  # fmt: skip
+    outcomes = {1: OK, 2: LATER, 3: LATER, 4: LATER, 5: LATER}
+    result = concluded(claim, outcomes, now_us=4 * HOUR_US, wall_offset_us=60)
+    assert [event.step for event in result.events] == [Step.DELIVERY]
+    tried, not_tried = result.late
+    assert (tried.path.address, tried.evidence) == ("2@a.test", LATER.evidence)
+    assert tried.last_attempt_us == 4 * HOUR_US + 60
+    assert (not_tried.path.address, not_tried.evidence.status) == ("6@a.test", "4.4.7")
+    assert not_tried.last_attempt_us == 0
     assert result.waiting.warn_us is None
     again = concluded(replace(claim, warn_us=None), {2: LATER}, now_us=5 * HOUR_US)
-    assert [event.step for event in again.events] == [Step.DELIVERY]
+    assert again.late is None
+
+
+def test_the_delay_of_captured_mail_is_not_reported() -> None:
+    claim = a_claim(warn_us=1, next_hop=CAPTURE)
+    result = requeue_result(claim, time=AttemptTime(2, 2))
+    assert (result.late, result.waiting.warn_us) == (None, None)
+
+
+def test_a_delay_report_has_the_recipients_of_other_entries_with_their_last_reply() -> None:
+    claim, (one, two) = a_claim(), a_claim(count=2).recipients
+    last = replace(one, status="4.2.1", reply="450 4.2.1 greylisted")
+    found = late_elsewhere(claim, {1: [two], 7: [last, with_notify(two, Notify.NEVER)]})
+    assert [(each.path, each.evidence) for each in found] == [
+        (one.path, Evidence("4.2.1", "450 4.2.1 greylisted"))
+    ]
+    assert found[0].log_id == f"{claim.message.id}-7"
+
+
+@pytest.mark.parametrize(
+    "asked", [frozenset(), frozenset({Notify.FAILURE}), frozenset({Notify.SUCCESS})]
+)
+def test_a_success_is_reported_where_it_was_asked_for_and_no_other_host_reports_it(asked) -> None:
+    people = [with_notify(one, *asked) for one in a_claim(count=4).recipients]
+    there, here = Relayed(OK.evidence, offers_dsn=False), Delivered(OK.evidence)
+    outcomes = {1: there, 2: Relayed(OK.evidence, offers_dsn=True), 3: here, 4: LATER}
+    claim = a_claim(recipients=tuple(people))
+    for result in (
+        concluded(claim, outcomes),
+        partial_result(claim, outcomes, time=AttemptTime(0, 0)),
+    ):
+        wanted = Notify.SUCCESS in asked
+        assert [one.path.address for one in result.relayed] == ["1@a.test"] * wanted
+        assert [one.path.address for one in result.delivered] == ["3@a.test"] * wanted
 
 
 def test_a_delay_of_recipients_added_by_a_rule_is_not_reported() -> None:
     (one,) = a_claim().recipients
     claim = a_claim(warn_us=1, recipients=(replace(one, added_by="a rule"),))
     result = requeue_result(claim, time=AttemptTime(2, 2))
-    assert (result.events, result.waiting.warn_us) == ((), None)
+    assert (result.late, result.waiting.warn_us) == ((), None)
 
 
 @pytest.mark.parametrize("state", [RecipientState.DEFERRED, RecipientState.HELD])
@@ -126,7 +175,7 @@ def test_a_delayed_claim_keeps_its_retry_time(state: RecipientState, retry_us: i
     )  # fmt: skip
     result = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US))
     waiting = result.waiting
-    assert [event.detail["kind"] for event in result.events] == ["delayed"]
+    assert [one.path.address for one in result.late] == ["1@a.test"]
     assert (waiting.retry_us, waiting.due_us) == (retry_us, retry_us or 8 * HOUR_US)
     assert (waiting.level, waiting.cause, waiting.cause_attempts) == (
         PriorityLevel.UNREACHABLE,
@@ -160,7 +209,7 @@ def test_a_delay_warning_keeps_the_attempt_of_a_claim_due_before_the_start() -> 
 def test_a_claim_requeued_before_its_delay_warning_keeps_it() -> None:
     claim = a_claim(warn_us=4 * HOUR_US, retry_us=7 * HOUR_US, expires_us=8 * HOUR_US)
     result = requeue_result(claim, time=AttemptTime(HOUR_US, HOUR_US))
-    assert result.events == ()
+    assert result.late is None
     assert result.waiting.due_us == result.waiting.warn_us == 4 * HOUR_US
 
 

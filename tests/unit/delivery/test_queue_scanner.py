@@ -59,7 +59,7 @@ class Queue:
             (name, hop, due_us, due_us, level, sender_key(sender)),
         )
         self.cursor.execute(
-            "INSERT INTO recipient VALUES (?,1,1,'x@a.test','','','queued','','','','')", (name,)
+            "INSERT INTO recipient VALUES (?,1,1,'x@a.test','','','queued','','','','','')", (name,)
         )
         return message_of(
             [(hop, ["x@a.test"])], queue_id=name, now_us=due_us, expires_us=due_us + 10**15,

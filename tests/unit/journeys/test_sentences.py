@@ -121,6 +121,14 @@ def test_a_report_on_others_is_none_on_this_one():
     assert text.endswith("No report was sent.")
 
 
+@pytest.mark.parametrize("kind", ["delayed", "delivered", "relayed"])
+def test_a_report_of_no_failure_is_not_named_as_that_of_a_failure(kind):
+    detail = REPORT | {"recipients": ["ann@customer.example"], "kind": kind}
+    steps = [{"step": 7, "detail": detail}]
+    (text,) = sentences(recipient("failed", reply="550 5.1.1 no"), steps=steps)
+    assert text.endswith("No report was sent.")
+
+
 def test_expired_counts_the_attempts_and_not_the_expiry():
     end = attempt(10, host="", outcome="expired", reply="delivery time expired; last: 451")
     (text,) = sentences(recipient("expired", attempts=[attempt(2), attempt(5), end]))

@@ -379,3 +379,12 @@ def test_each_kind_of_report(kind, action, subject, recipient):
     assert ("could not be" in text or "not found" in text or "did not answer" in text) is (
         recipient is not RELAYED
     )
+
+
+def test_only_a_report_on_a_delay_says_until_when_delivery_is_attempted():
+    message = replace(MESSAGE, expires_us=ARRIVED + 48 * 3600 * SECOND)
+    late = report(message, recipients=[EXPIRED, FULL], kind=ReportKind.DELAYED)
+    ends = "Sun, 22 Nov 2026 10:03:58 +0000"
+    assert [one.get("Will-Retry-Until") for one in blocks(late)] == [None, ends, ends]
+    for kind in (ReportKind.FAILED, ReportKind.UNKNOWN, ReportKind.RELAYED):
+        assert b"Will-Retry-Until" not in report(message, kind=kind)

@@ -334,3 +334,38 @@ def test_no_recipient_is_in_two_groups_and_no_bounce_is_about_a_bounce(
     assert len(flat) == len(set(flat))
     if source is Source.REPORT or not trusted or not reverse_path:
         assert decided[0] == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "action", "notify"),
+    [
+        (ReportKind.DELAYED, "delayed", frozenset()),
+        (ReportKind.DELAYED, "delayed", frozenset({Notify.DELAY})),
+        (ReportKind.DELIVERED, "delivered", frozenset({Notify.SUCCESS})),
+        (ReportKind.RELAYED, "relayed", frozenset({Notify.SUCCESS})),
+    ],
+)
+def test_a_report_of_each_kind_goes_to_the_sender_and_is_counted(reporter, kind, action, notify):
+    message = replace(MESSAGE, expires_us=MESSAGE.received_us + 48 * HOUR_US)
+    people = [recipient(notify=notify), recipient("never@x.test", frozenset({Notify.NEVER}))]
+    plan = reporter.reporter.reports(kind, message, people, content=CONTENT)
+    (report,), (event,) = plan.messages, plan.events
+    assert report.entries[0].recipients[0].path.address == "alice@example.com"
+    assert f"\r\nAction: {action}\r\n".encode() in report.contents[0]
+    times = {"since": "2023-11-14T22:13:20.000000Z", "until": "2023-11-16T22:13:20.000000Z"}
+    assert event.detail == {
+        "report_id": report.facts.id, "to": "alice@example.com", "kind": str(kind),
+        "recipients": ["bob@example.net"], **(times if kind is ReportKind.DELAYED else {}),
+    }  # fmt: skip
+    assert reporter.counted() == {str(kind): 1}
+
+
+@pytest.mark.parametrize("kind", [ReportKind.DELAYED, ReportKind.DELIVERED, ReportKind.RELAYED])
+def test_a_report_of_no_failure_that_has_no_next_hop_is_left_out(reporter, kind):
+    reporter.hops.clear()
+    people = [recipient(notify=frozenset({Notify.SUCCESS, Notify.DELAY}))]
+    plan = reporter.reporter.reports(kind, MESSAGE, people, content=CONTENT)
+    assert plan.messages == ()
+    (event,) = plan.events
+    assert event.detail["left_out"] == "the address of the sender has no next hop"
+    assert reporter.counted() == {}
