@@ -22,6 +22,7 @@ from relay.pickup.dispatch import Pickup
 from relay.pressure import PressureReason
 from relay.reports.bounces import Reporter
 from relay.reports.receipts import ReceiptSender
+from relay.reports.sender_rate import SenderRate
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address, SmtpListener
 from relay.smtp.connect import connect
@@ -54,6 +55,7 @@ def build_transport(base: Foundation) -> Transport:
         hostname=settings.hostname, clock=base.clock, ids=base.ids,
         next_hop_for=base.table.next_hop_for,
         expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
+        rate=_sender_rate(base),
     )  # fmt: skip
     resolver = _resolver(base, rng)
     scheduler = _scheduler(base, reporter, resolver, rng=rng)
@@ -94,6 +96,11 @@ def build_transport(base: Foundation) -> Transport:
         pickup=pickup,
         receipts=receipts,
     )
+
+
+def _sender_rate(base: Foundation) -> SenderRate | None:
+    rate = parse_rate(base.settings.reports.per_sender)
+    return SenderRate(rate.count, rate.per_s, base.clock) if rate else None
 
 
 def _resolver(base: Foundation, rng: random.Random) -> Resolver | LoopbackResolver:

@@ -53,7 +53,7 @@ class ReportKind(StrEnum):
 
 
 _ACTIONS = {ReportKind.FAILED: "failed", ReportKind.UNKNOWN: "delayed"}
-_FAILURES = frozenset({ReportKind.FAILED, ReportKind.UNKNOWN})
+FAILURES = frozenset({ReportKind.FAILED, ReportKind.UNKNOWN})
 _SUCCESSES = frozenset({ReportKind.DELIVERED, ReportKind.RELAYED, ReportKind.EXPANDED})
 
 
@@ -325,7 +325,7 @@ def _returned_part(kind: ReportKind, message: MessageFacts, original: ParsedCont
     header, content = original.header.octets, original.joined()
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
     # RET is about failures; other reports return the header (RFC 3461 4.3).
-    ret = message.envelope.ret if kind in _FAILURES else "HDRS"
+    ret = message.envelope.ret if kind in FAILURES else "HDRS"
     full_max = RETURNED_FULL_OCTETS_MAX if ret == "FULL" else RETURNED_OCTETS_MAX
     if (
         isinstance(content, bytes)

@@ -211,6 +211,18 @@ def priority_of(header: Header) -> Priority:
     return next((priority for priority in found if priority is not None), Priority.NORMAL)
 
 
+def is_automatic(header: Header) -> bool:
+    """Return whether a program or a list has sent the message, so that programs do not answer it
+    (RFC 3834 2).
+    """
+    answers = _word(header, "Auto-Submitted").partition(b";")[0]
+    return (
+        answers not in (b"", b"no")
+        or _word(header, "Precedence") in _BULK
+        or any(name.lower().startswith(b"list-") for name, _ in header.fields)
+    )
+
+
 def _word(header: Header, name: str) -> bytes:
     """Return the first word of a field in lower case, b"" if none. The rest is a comment."""
     value = header.first(name) or b""

@@ -91,6 +91,12 @@ class Metrics:
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
         self.pickup_deferred = gauge("relay_pickup_deferred", _PICKUP_DEFERRED)
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
+        self.reports_left_out = Counter(
+            "relay_reports_left_out",
+            "Reports of successes and delays that were not sent.",
+            ["reason"],
+            registry=registry,
+        )
         self.policy_rules = Counter(
             "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry
         )

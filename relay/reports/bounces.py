@@ -8,6 +8,7 @@ together with the failure; pickup puts the report on a failed step 3 into the In
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import assert_never
 
 from relay.clock import Clock, Ids, rfc3339, wall_offset_us
@@ -18,10 +19,11 @@ from relay.message.header import ParsedContent, outgoing
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
-from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
-from relay.mime.headers import decoded
+from relay.mime.dsn import FAILURES, ReportedRecipient, ReportKind, write_dsn
+from relay.mime.headers import decoded, is_automatic
 from relay.mime.mdn import write_mdn
 from relay.observe.metrics import Metrics
+from relay.reports.sender_rate import SenderRate
 from relay.spool.types import NewEntry, NewMessage, NewRecipient, ReportPlan
 
 POSTMASTER = "postmaster"
@@ -85,6 +87,14 @@ def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
             assert_never(kind)
 
 
+class LeftOut(StrEnum):
+    """Why a report of a success or a delay is not sent, in the journey; the name is in metrics."""
+
+    UNROUTED = "the address of the sender has no next hop"
+    AUTOMATIC = "a program or a list has sent the message"
+    RATE = "the sender has had as many as reports.per_sender allows"
+
+
 class Reporter:
     """Decides, writes and routes reports."""
 
@@ -97,14 +107,18 @@ class Reporter:
         next_hop_for: Callable[[str], NextHop | None],
         expire_after_s: float,
         metrics: Metrics,
+        rate: SenderRate | None = None,
     ) -> None:
-        """`next_hop_for` returns None for an address that has no next hop."""
+        """`next_hop_for` returns None for an address that has no next hop. `rate` limits reports of
+        successes and delays; None is no limit.
+        """
         self._hostname = hostname
         self._clock = clock
         self._ids = ids
         self._next_hop_for = next_hop_for
         self._expire_after_us = int(expire_after_s * 1_000_000)
         self._metrics = metrics
+        self._rate = rate
 
     def reports(
         self,
@@ -185,22 +199,35 @@ class Reporter:
         """Return the report, None if it is left out, and its event."""
         reverse_path = message.envelope.reverse_path
         next_hop = self._next_hop_for(reverse_path)
-        if next_hop is None and kind is not ReportKind.FAILED:
-            detail = {"kind": str(kind), "recipients": _named(recipients)}
-            detail |= {"left_out": "the address of the sender has no next hop"}
-            return None, Event(Step.REPORT, self._clock.time_us(), detail)
+        shown = self._in_wall_time(message)
+        times = {}
+        if kind is ReportKind.DELAYED:
+            times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
+        if kind not in FAILURES and (left_out := self._left_out(message, next_hop, content)):
+            self._metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
+            detail = {"kind": str(kind), "recipients": _named(recipients), **times}
+            event = Event(Step.REPORT, self._clock.time_us(), detail | {"left_out": left_out})
+            return None, event
         if next_hop is None:  # the sender's own address has no next hop
             route, label, account = _TO_POSTMASTER, "dead-letter", ""
         else:
             route, label, account = _Route(reverse_path, next_hop), str(kind), message.account
         self.count(label)
-        shown = self._in_wall_time(message)
         written = self._written(kind, shown, recipients, content=content)
         report = self._message(written, route, about=message, account=account)
-        times = {}
-        if kind is ReportKind.DELAYED:
-            times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
         return report, _event(report, label, recipients, times)
+
+    def _left_out(
+        self, message: MessageFacts, next_hop: NextHop | None, content: Content
+    ) -> "LeftOut | None":
+        """Return why a report of a success or a delay is not sent, None if it is."""
+        if next_hop is None:
+            return LeftOut.UNROUTED
+        if is_automatic(ParsedContent.of(content).header):
+            return LeftOut.AUTOMATIC
+        if self._rate is not None and not self._rate.take(message):
+            return LeftOut.RATE
+        return None
 
     def _in_wall_time(self, message: MessageFacts) -> MessageFacts:
         offset_us = wall_offset_us(self._clock)

@@ -268,6 +268,13 @@ class PolicySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportsSettings:
+    """Reports to senders."""
+
+    per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
+
+
+@dataclass(frozen=True, slots=True)
 class ObserveSettings:
     """Metrics, health and logs."""
 
@@ -291,6 +298,7 @@ class Settings:
     delivery: DeliverySettings = field(default_factory=DeliverySettings)  # [delivery]
     route: tuple[Route, ...] = ()  # each [[route]], the first that matches is used
     policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
+    reports: ReportsSettings = field(default_factory=ReportsSettings)  # [reports]
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
 
     @property

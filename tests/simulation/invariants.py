@@ -425,6 +425,7 @@ def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
 
 def reports_are_told_once(evidence: Evidence) -> Iterator[str]:
     """5: no recipient is in two reports of one kind; 1: each success that was asked for is in one."""
+    letters = {one.token: one.letter for one in evidence.ledger.tries}
     for message in evidence.rows.messages.values():
         told = Counter(
             (detail["kind"], address)
@@ -439,8 +440,9 @@ def reports_are_told_once(evidence: Evidence) -> Iterator[str]:
             continue
         for one in message.recipients:
             kind = _success(evidence, message, one)
-            if kind and not told[kind, one.address]:
-                yield f"1: {message.id} ({message.token}) to {one.address} is {one.state}; unreported"
+            is_bulk = "Precedence: bulk" in letters[message.token].fields
+            if kind and bool(told[kind, one.address]) == is_bulk:
+                yield f"1: {message.id} ({message.token}) to {one.address} is {one.state}; {'reported' if is_bulk else 'unreported'}"
     contents = Counter(
         (token[1].decode(), address.decode(), action.decode())
         for content in {name_of(content): content for _, content in _reports(evidence)}.values()
