@@ -55,22 +55,21 @@ class AttemptTime:
 class AttemptResult:
     """What to commit after an attempt.
 
-    For reports, `failed` are the failed and expired recipients, `delivered` and `relayed` those
-    whose sender asked for a report that no other host makes. `late` is None if no delay report is
-    due; otherwise the recipients of this entry that it names. `waiting` is None when no recipient
-    waits. `held`: what waits needs an operator.
+    `delivered` and `relayed` are the recipients whose sender asked for a report that no other host
+    makes.
     """
 
-    at_us: int
-    outcomes: Mapping[int, Outcome] = field(default_factory=dict)
-    expired: Mapping[int, Outcome] = field(default_factory=dict)
-    failed: tuple[ReportedRecipient, ...] = ()
-    delivered: tuple[ReportedRecipient, ...] = ()
-    relayed: tuple[ReportedRecipient, ...] = ()
+    at_us: int  # of the attempt: wall time
+    outcomes: Mapping[int, Outcome] = field(default_factory=dict)  # by the recipient's number
+    expired: Mapping[int, Outcome] = field(default_factory=dict)  # these end as expired
+    failed: tuple[ReportedRecipient, ...] = ()  # the failed and expired, for reports
+    delivered: tuple[ReportedRecipient, ...] = ()  # for reports
+    relayed: tuple[ReportedRecipient, ...] = ()  # for reports
+    # of this entry, for the delay report; None if none is due
     late: tuple[ReportedRecipient, ...] | None = None
-    waiting: EntrySchedule | None = None
-    events: tuple[Event, ...] = ()
-    held: bool = False
+    waiting: EntrySchedule | None = None  # None when no recipient waits
+    events: tuple[Event, ...] = ()  # steps of the journey
+    held: bool = False  # what waits needs an operator
 
 
 def result_of_attempt(
@@ -107,7 +106,7 @@ def result_of_attempt(
         DeferralCause(claim.cause, claim.cause_attempts), dict.fromkeys(names),
         now_us=time.now_us, expires_us=claim.message.expires_us,
     )  # fmt: skip
-    warned, late = _warning(claim, left, outcomes, time)
+    warned, late = _warning(claim, left, outcomes, time=time)
     waiting = _waiting(
         claim, retry_us=None if held else retry.at_us, cause=retry.cause, warn_us=warned,
         level=claim.priority if reached else PriorityLevel.UNREACHABLE, now_us=time.now_us,
@@ -134,7 +133,7 @@ def partial_result(
 
 def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     """Requeue a claim without an attempt; report its delay if that is due."""
-    warned, late = _warning(claim, claim.recipients, {}, time)
+    warned, late = _warning(claim, claim.recipients, {}, time=time)
     waiting = _waiting(
         claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
         level=claim.level, warn_us=warned, now_us=time.now_us,
@@ -283,6 +282,7 @@ def _warning(
     claim: Claim,
     waiting: Iterable[ClaimedRecipient],
     outcomes: Mapping[int, Outcome],
+    *,
     time: AttemptTime,
 ) -> tuple[int | None, tuple[ReportedRecipient, ...] | None]:
     """When a delay report is due; and who is late, None if it is not due now."""

@@ -90,6 +90,13 @@ class Metrics:
         )
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
         self.pickup_deferred = gauge("relay_pickup_deferred", _PICKUP_DEFERRED)
+        self.policy_rules = Counter(
+            "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry
+        )
+        self._count_reports(registry)
+        self._count_smtp(registry)
+
+    def _count_reports(self, registry: CollectorRegistry) -> None:
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
         self.reports_left_out = Counter(
             "relay_reports_left_out",
@@ -97,10 +104,6 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self.policy_rules = Counter(
-            "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry
-        )
-        self._count_smtp(registry)
 
     def _count_smtp(self, registry: CollectorRegistry) -> None:
         self.refusals = Counter(

@@ -215,7 +215,7 @@ class Reporter:
         self.count(label)
         written = self._written(kind, shown, recipients, content=content)
         report = self._message(written, route, about=message, account=account)
-        return report, _event(report, label, recipients, times)
+        return report, _event(report, label, recipients, times=times)
 
     def _left_out(
         self, message: MessageFacts, next_hop: NextHop | None, content: Content
@@ -307,6 +307,7 @@ def _event(
     made: NewMessage,
     kind: str,
     recipients: Sequence[ReportedRecipient],
+    *,
     times: Mapping[str, str] = _NO_TIMES,
 ) -> Event:
     """Return the event about `made` for the trace of the message that it reports."""

@@ -1,7 +1,7 @@
 """How many success and delay reports a sender may get in a time.
 
 Senders are remembered by a number, at most SENDERS_MAX of them; those whose time began first are
-forgotten first. Nothing is stored: after a start, each sender begins anew.
+forgotten first. Nothing is stored: a start forgets what senders had.
 """
 
 from dataclasses import dataclass

@@ -332,7 +332,7 @@ def _nothing_owed(_original: Any) -> Any:
 
 
 def _never_warned(original: Any) -> Any:
-    return lambda *args: (original(*args)[0], None)
+    return lambda *args, **more: (original(*args, **more)[0], None)
 
 
 def _counted_later(_original: Any) -> Any:
