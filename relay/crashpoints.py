@@ -38,6 +38,10 @@ class CrashPoint(StrEnum):
     SUBMISSION_PREPARED = (
         "submission-prepared"  # a draft that is sent unchanged: link into preparing/
     )
+    # A read receipt, of a message that a client has marked as read:
+    COPY_READ = "copy-read"  # the flag is synced; the receipt is not sent
+    RECEIPT_ACCEPTED = "receipt-accepted"  # it is in the spool; its copy has no $MDNSent
+    RECEIPT_MARKED = "receipt-marked"  # the copy has; the receipt is still recorded as owed
     # A submission with an Idempotency-Key, before submission-ready:
     PREPARING_DIRECTORY_SYNCED = "preparing-directory-synced"  # fsync of preparing/
     KEY_RECORDED = "key-recorded"  # its record is committed; the next start makes it ready

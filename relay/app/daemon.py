@@ -127,6 +127,7 @@ class Daemon:
         self.readiness.reason = ""
         for server in self.http_servers:
             await server.start()
+        self._spawn(self.transport.receipts.run(), "receipts")
         self._spawn(self.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
 
     async def stop(self) -> None:

@@ -21,6 +21,7 @@ from relay.message.nexthop import NextHop
 from relay.pickup.dispatch import Pickup
 from relay.pressure import PressureReason
 from relay.reports.bounces import Reporter
+from relay.reports.receipt_watcher import ReceiptWatcher
 from relay.reports.receipts import ReceiptSender
 from relay.reports.sender_rate import SenderRate
 from relay.routing.resolver import LoopbackResolver, Resolver
@@ -44,7 +45,7 @@ class Transport:
     smtp_servers: list[SmtpServer]  # one for each [[smtp]]
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup
-    receipts: ReceiptSender
+    receipts: ReceiptWatcher
 
 
 def build_transport(base: Foundation) -> Transport:
@@ -76,7 +77,8 @@ def build_transport(base: Foundation) -> Transport:
     )  # fmt: skip
     receipts = ReceiptSender(
         spool=base.spool, reporter=reporter, accounts=sources.accounts,
-        offer=acceptance.on_accepted, is_development=base.is_development,
+        offer=acceptance.on_accepted, copies=base.store.owed_copies, crash=base.crash,
+        is_development=base.is_development,
     )  # fmt: skip
     base.store.messages.on_read = receipts.read
     return Transport(
@@ -94,7 +96,12 @@ def build_transport(base: Foundation) -> Transport:
         ],
         pickup_server=_pickup_server(base, ingress),
         pickup=pickup,
-        receipts=receipts,
+        receipts=ReceiptWatcher(
+            sender=receipts,
+            ledger=base.spool.receipts,
+            copies=base.store.owed_copies,
+            clock=base.clock,
+        ),
     )
 
 

@@ -42,6 +42,7 @@ from relay.mailbox.types import (
     QueryTooLongError,
     StalePositionError,
     StoredMessage,
+    StoreError,
 )
 from relay.message.content import blocks
 from relay.message.extended_properties import merged, sets_send_time
@@ -133,7 +134,7 @@ async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
     on_read = request.dependencies.store.messages.on_read
     try:
         is_sent = await on_read(request.mailbox, [message.id], is_wanted=is_wanted)
-    except SpoolError as error:
+    except (SpoolError, StoreError) as error:
         text = "The message is marked as read, but its read receipt cannot be sent now; try again."
         raise service_unavailable("ResourceUnhealthy", text, retry_after_s=5) from error
     if is_sent and is_wanted:

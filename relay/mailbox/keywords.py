@@ -28,6 +28,11 @@ def convert_keywords(flags: str, source: Path, target: Path) -> str:
     return "".join(sorted({flag for flag in kept if flag}))
 
 
+def letter_of(folder: Path, keyword: bytes) -> str:
+    """Return the letter of a keyword in a folder, "" if it has none there."""
+    return next((letter for letter, name in _keywords(folder).items() if name == keyword), "")
+
+
 def _keywords(folder: Path) -> dict[str, bytes]:
     with suppress(OSError), (folder / KEYWORDS_FILE).open("rb") as file:
         found = _LINE.findall(file.read(_BYTES_MAX))

@@ -28,6 +28,7 @@ from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
 from relay.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.messages import Messages
+from relay.mailbox.owed_copies import OwedCopies
 from relay.mailbox.quota import Quota
 from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.settings_file import SettingsFiles
@@ -126,6 +127,9 @@ class FileStore:
             threads=threads, directory=self._directory.ready.with_name("uploads"), clock=clock,
             ids=ids, folders=folders, quota=quota, syncs=syncs, attachments=self.attachments,
         )  # fmt: skip
+        self.owed_copies = OwedCopies(
+            threads=threads, clock=clock, folders=folders, index=index, stripes=stripes
+        )
         self.settings = SettingsFiles(threads=threads, folders=folders, stripes=stripes)
 
     def _open_submissions(self) -> None:
@@ -159,6 +163,7 @@ class FileStore:
         for one in (self._builder, self._query_threads, self._folder_threads, self._threads):
             one.close()
         self._index.close()
+        self.owed_copies.close()
         self.keys.close()
 
     # -- step 6

@@ -39,11 +39,13 @@ class ReceiptRequest:
 class OwedReceipt:
     """A receipt that may be due: one for each copy in a mailbox."""
 
-    key: ReceiptKey
-    mailbox: str
+    key: ReceiptKey  # of the recipient
+    mailbox: str  # that owes it
     copy_id: str  # of the message in the mailbox
     folder: str  # where it was seen last: a directory in the mailbox; "": the Inbox
     owed_us: int  # when it was delivered, in queue time
+    to: str  # as in ReceiptRequest
+    is_trusted: bool  # as in ReceiptRequest
     is_sent: bool = False  # the notification is; the copy is not marked yet
 
     @property

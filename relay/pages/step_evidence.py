@@ -237,6 +237,7 @@ _KINDS = {
     "relayed": "A report on delivery to the next host",
     "expanded": "A report on delivery to a list",
     "read": "A read receipt",
+    "notread": "A notification that the message was deleted unread",
     "dead-letter": "A dead letter",
 }
 

@@ -137,6 +137,10 @@ class ReceiptLedger(Protocol):
         """Forget some."""
         ...
 
+    async def prune(self, before_us: int) -> None:
+        """Forget those that have been owed since before a queue time, but not what is held."""
+        ...
+
 
 class SpoolEngine(Spool, SpoolHistory, Protocol):
     """An open spool, as its owner uses it. Call start() once, then stop() once."""

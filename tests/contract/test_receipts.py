@@ -43,7 +43,7 @@ async def test_a_receipt_is_recorded_with_the_delivery(spool, deliver, clock) ->
     assert not spool.receipts.has_any
     before = spool.receipts.version
     queue_id = await deliver()
-    expected = OwedReceipt((queue_id, 1), BOB, "lcopy", "", clock.queue_us())
+    expected = OwedReceipt((queue_id, 1), BOB, "lcopy", "", clock.queue_us(), REQUEST.to, True)
     assert await spool.receipts.owed() == [expected]
     assert await spool.receipts.find(BOB, ["lother", "lcopy"]) == [expected]
     assert await spool.receipts.find("carol@example.test", ["lcopy"]) == []
@@ -142,6 +142,18 @@ async def test_a_cancellation_of_what_was_restored_ends_it(spool, deliver) -> No
     await spool.queue_admin.execute(command("cancel", RESTORED))
     await spool.queue_admin.execute(command("release", RESTORED))
     assert [one.copy_id for one in await spool.receipts.owed()] == ["lnew"]
+
+
+async def test_it_ends_after_a_time(spool, deliver, clock) -> None:
+    await deliver("lold")
+    await spool.queue_admin.execute(command("hold", why="restored", backed_up_us=5))
+    await deliver("lolder")
+    clock.advance(10)
+    await deliver("lnew")
+    await spool.receipts.prune(clock.queue_us() - 5_000_000)
+    assert [one.copy_id for one in await spool.receipts.owed()] == ["lnew"]
+    await spool.queue_admin.execute(command("release", RESTORED))
+    assert {one.copy_id for one in await spool.receipts.owed()} == {"lold", "lnew"}
 
 
 async def test_an_ordinary_hold_holds_no_receipt(spool, deliver) -> None:

@@ -171,6 +171,17 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.run(operation)
 
+    def claimed(self, mailbox: Path, message_ids: Sequence[str]) -> set[str]:
+        """Return those of these ids of which there are copies that other programs have made."""
+
+        def operation(cursor: apsw.Cursor) -> set[str]:
+            marks = ", ".join("?" * len(message_ids))
+            sql = f"SELECT claimed_id FROM message WHERE claimed_id IN ({marks})"
+            return {claimed for (claimed,) in fetch(cursor, sql, message_ids)}
+
+        with self._of(mailbox) as index:
+            return index.run(operation)
+
     def read_flags(self, mailbox: Path, message_ids: Sequence[str]) -> dict[str, bool]:
         """Return whether messages are read, by id; those that are not there are left out."""
 

@@ -18,10 +18,10 @@ from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import Selector
 
-_TOTAL_MAX = 50_000  # later requests are not recorded
+TOTAL_MAX = 50_000  # later requests are not recorded
 _OWED = (
-    "SELECT message_id, number, mailbox, copy_id, folder, owed_us, state FROM owed_receipt"
-    " WHERE state <> 'held'"
+    "SELECT message_id, number, mailbox, copy_id, folder, owed_us, request ->> '$.to',"
+    " request ->> '$.is_trusted', state = 'sent' FROM owed_receipt WHERE state <> 'held'"
 )
 _AT_ONCE = 100
 _RESTORED = Selector(restored=True)
@@ -50,7 +50,7 @@ class SqliteReceipts:
     @property
     def has_room(self) -> bool:
         """Whether another one is recorded."""
-        return self._count < _TOTAL_MAX
+        return self._count < TOTAL_MAX
 
     def added(self) -> None:
         """Note that a settlement has added some."""
@@ -90,6 +90,12 @@ class SqliteReceipts:
         await self._writer.submit(lambda batch: _execute(batch, sql, keys))
         self.version += 1
 
+    async def prune(self, before_us: int) -> None:
+        """ReceiptLedger.prune."""
+        sql = "DELETE FROM owed_receipt WHERE owed_us < ? AND state = 'owed'"
+        await self._writer.submit(lambda batch: _execute(batch, sql, [(before_us,)]))
+        self.version += 1
+
     async def follow(self, command: QueueCommand) -> None:
         """Do to all that is held what an operator does to everything that was restored; a restore
         holds everything.
@@ -114,4 +120,8 @@ def _execute(batch: Batch, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
 
 
 def _receipt(row: Sequence[Any]) -> OwedReceipt:
-    return OwedReceipt((row[0], row[1]), row[2], row[3], row[4], row[5], is_sent=row[6] == "sent")
+    message_id, number, mailbox, copy_id, folder, owed_us, to, is_trusted, is_sent = row
+    return OwedReceipt(
+        (message_id, number), mailbox, copy_id, folder, owed_us, to=to,
+        is_trusted=bool(is_trusted), is_sent=bool(is_sent),
+    )  # fmt: skip

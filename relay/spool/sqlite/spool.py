@@ -285,6 +285,8 @@ class SqliteSpool:
             if isinstance(error, SpoolDamagedError):
                 raise SpoolUnavailableError(str(error)) from error
             raise
+        if receipt is not None:
+            self.receipts.version += 1
         if accepted.repeated:
             await self._remove(files)
         else:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from relay.accounts.account import ReceiptSetting
-from relay.message.receipt import ReceiptRequest
+from relay.message.receipt import OwedReceipt
 from relay.reports.receipts import is_due
 
 NOT_WANTED = {  # setting -> by (asker is an account here, sent by a trusted client)
@@ -20,8 +20,8 @@ NOT_WANTED = {  # setting -> by (asker is an account here, sent by a trusted cli
 @pytest.mark.parametrize("is_own", [False, True])
 @pytest.mark.parametrize("is_trusted", [False, True])
 def test_the_setting_decides(setting, is_own, is_trusted) -> None:
-    request = ReceiptRequest("bob@b.test", "a@a.test", "bob@b.test", is_trusted=is_trusted)
-    due = is_due(setting, request, is_wanted=False, is_own=is_own)
+    owed = OwedReceipt(("q", 1), "bob@b.test", "l", "", 0, "a@a.test", is_trusted)
+    due = is_due(setting, owed, is_wanted=False, is_own=is_own)
     assert due == ((is_own, is_trusted) in NOT_WANTED[setting])
-    wanted = is_due(setting, request, is_wanted=True, is_own=is_own)
+    wanted = is_due(setting, owed, is_wanted=True, is_own=is_own)
     assert wanted == (setting is not ReceiptSetting.NEVER)
