@@ -15,6 +15,7 @@
 #   make bench-kit           how long a relay of the test kit takes to start, and a first own mail
 #   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make clients              Graph's own client libraries, in Python and JavaScript, against a relay
+#   make sisimai             FOLDER=a copy of sisimai/set-of-emails: reports as Relay and Sisimai read them
 #   make screenshots         the pictures of pages in docs/images, taken with Chromium
 #   make requirements        requirements.txt again, from pyproject.toml; ARGS=--upgrade takes new versions
 #   make crash               a relay killed RUNS=200 times while people use it, and as often under load
@@ -32,6 +33,7 @@ SEED ?=
 TRACE ?=
 TESTS ?=
 OLD ?=
+FOLDER ?=
 WORKLOADS ?=
 # Some tests wait rather than compute: two cores are busy for 98 % of a run with six workers, 75 % with four.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
@@ -42,7 +44,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
 	bench-pages bench-queue bench-streams \
-	simulate clients screenshots crash requirements clean
+	simulate clients sisimai screenshots crash requirements clean
 
 run: .venv/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -143,6 +145,11 @@ simulate: .venv/development
 clients: .clients/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
 	.clients/venv/bin/python -m pytest -m "" -n 2 --dist worksteal tests/clients $(ARGS)
+
+sisimai: .venv/development
+	@[ -d "$(FOLDER)" ] || { echo "sisimai: FOLDER=a copy of sisimai/set-of-emails is missing" >&2; exit 64; }
+	@perl -MSisimai -e 1 || { echo "sisimai: Debian's libsisimai-perl is missing" >&2; exit 69; }
+	$(BIN)/python -m tests.interop.sisimai "$(FOLDER)"
 
 screenshots: .venv/development
 	$(BIN)/python -m tests.pages.screenshots

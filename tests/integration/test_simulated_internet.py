@@ -138,6 +138,7 @@ def test_a_recipient_that_bounces_later_is_reported_by_its_host(
     }  # fmt: skip
     claim = "mx1.seven.test [127.0.0.1] claims that it was not delivered"
     assert relay.cli("trace", key).stdout.count(claim) == 2  # the answer and step 7
+    assert relay.request("GET", f"/messages/{key}").body.decode().count(claim) == 2
 
 
 def _reported(relay: DevProcess, key: str) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Reports that come in: read off the event loop with their delivery, and delivered in any case."""
 
+import asyncio
 import threading
 
 import pytest
@@ -138,3 +139,16 @@ async def test_a_report_to_somebody_else_changes_nothing(delivery, original) -> 
         "bob@example.test": "delivered"
     }
     assert await claims(delivery, original) == []
+
+
+async def test_a_report_is_joined_where_captured_mail_has_copies(delivery) -> None:
+    delivery.delivers_captured, delivery.table.captured = True, {"example.test"}
+    delivery.table.mailboxes.add("x@a.test")
+    await delivery.start()
+    original = await delivery.send("x@a.test", message_id="<m@x>")
+    facts = {"reverse_path": "", "client": "mx.a.test [192.0.2.7]"}
+    carrier = await delivery.send(ALICE, contents=(report(),), **facts)
+    async with asyncio.timeout(10):
+        while (await delivery.spool.journey(carrier)).state != "captured":
+            await delivery.changed.get()
+    assert await claims(delivery, original) == [("failure", "192.0.2.7")]
