@@ -2,7 +2,7 @@
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
 # msmtp as submitters, Dovecot and mutt as programs that share a mailbox with the relay, strace to see
 # the sync before the 250, openssl for certificates, faketime to let a clock jump, Chromium and its driver
-# for the pages, nginx as a proxy in front of them. With "languages": those that run the programs in
+# for the pages, nginx as a proxy in front of them, two readers of reports. With "languages": those that run the programs in
 # docs/snippets.md.
 # As root, or where CI is set, they are installed. On a person's machine nothing is changed through sudo
 # unless SYSTEM_PACKAGES=install says so: then, as without apt or the rights, those tests are skipped, and
@@ -30,6 +30,10 @@ if [ "${1:-}" = languages ]; then
 else
     # swaks has TLS by a module that its package only recommends
     /usr/bin/perl -MNet::SSLeay -e 1 2>/dev/null || missing+=(libnet-ssleay-perl)
+    # readers of reports
+    /usr/bin/perl -MSisimai -e 1 2>/dev/null || missing+=(libsisimai-perl)
+    /usr/bin/perl -MMail::DeliveryStatus::BounceParser -e 1 2>/dev/null ||
+        missing+=(libmail-deliverystatus-bounceparser-perl)
 fi
 [ ${#missing[@]} = 0 ] && exit 0
 

@@ -77,6 +77,7 @@ class Account:
     scopes: frozenset[Scope] = ALL_SCOPES  # what its tokens may do in the Graph API
     acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
     read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # which it sends
+    language: str = ""  # of the reports that it gets; "": not known
     # a digest that changes with the stored password and token
     credentials: bytes = field(default=b"", repr=False, compare=False)
 

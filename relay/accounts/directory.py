@@ -47,7 +47,7 @@ from relay.settings.document import (
     unknown_key,
 )
 from relay.settings.reader import DocumentReader
-from relay.settings.tree import Between, Bytes, Mailbox, Secret
+from relay.settings.tree import Between, Bytes, Language, Mailbox, Secret
 
 _NOBODY = Password(
     # makes a check for an unknown user as slow as for a known one
@@ -86,6 +86,7 @@ class _Entry:
     scopes: tuple[_SCOPE_NAMES, ...] | None = None  # None: all
     acts_for: tuple[Mailbox, ...] = ()  # whose mailboxes its tokens may open
     read_receipts: Literal["never", "ask", "always", "auto"] = "auto"  # when they are sent
+    language: Language | None = None  # of the reports that it gets; None: not known
 
 
 class FileAccounts:
@@ -303,6 +304,7 @@ class _Loading:
             scopes=ALL_SCOPES if entry.scopes is None else frozenset(map(Scope, entry.scopes)),
             acts_for=entry.acts_for,
             read_receipts=ReceiptSetting(entry.read_receipts),
+            language=entry.language or "",
             credentials=digest_of(f"{entry.password}\0{entry.token}"),
         )
         self.accounts.add(account, password=password, token=token)

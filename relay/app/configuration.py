@@ -1,7 +1,8 @@
-"""Load what a service runs with (settings, accounts, rules), reload it, and build its route table.
+"""Load what a service runs with (settings, accounts, rules, texts of reports), reload it, and build
+its route table.
 
-A reload applies the reloadable keys (relay/settings/reloadable_keys.py), rules and accounts, and
-only if all files are without faults. Faults raise SettingsError.
+A reload applies the reloadable keys (relay/settings/reloadable_keys.py), rules, accounts and texts,
+and only if all files are without faults. Faults raise SettingsError.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
+from relay.reports.texts import ReportTexts, load_texts
 from relay.routing.route_table import RouteTable, parse_action
 from relay.settings.document import Fault, SettingsError
 from relay.settings.reader import load
@@ -28,11 +30,12 @@ from relay.spool.queue_commands import RouteLookup
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Settings, accounts and rules, read together."""
+    """Settings, accounts, rules and the texts of reports, read together."""
 
     settings: Settings
     accounts: FileAccounts
     rules: RuleSet
+    texts: ReportTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,12 @@ class ActiveConfiguration:
         """The active rules."""
         return self._now.rules
 
+    def texts(self) -> ReportTexts:
+        """The active texts of reports."""
+        return self._now.texts
+
     def reload(self, on_restart_key: Callable[[ChangedKey], None]) -> int:
-        """Load again, and replace reloadable settings, rules, accounts and certificates. Blocks.
+        """Load again, and replace what is reloadable. Blocks.
 
         Return the number of listeners that have a new certificate.
 
@@ -106,6 +113,7 @@ class ActiveConfiguration:
         """Load the files that `settings` name, and check the routes of `routes`."""
         boxes = settings.mailboxes
         rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
+        texts = load_texts(settings.reports)
         accounts = load_accounts(
             boxes.accounts, boxes.domains, clock=self._clock, environ=self._environ
         )
@@ -118,7 +126,7 @@ class ActiveConfiguration:
         except ValueError as error:
             accounts.close()
             raise SettingsError([Fault(self._file, 0, "route", str(error))]) from None
-        return Configuration(settings, accounts, rules)
+        return Configuration(settings, accounts, rules, texts)
 
     def close(self) -> None:
         """Stop the threads of the accounts."""

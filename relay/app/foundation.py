@@ -34,6 +34,7 @@ from relay.policy.engine import RuleSet
 from relay.pressure import Pressure
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RecentRefusals, RefusalStore
+from relay.reports.texts import ReportTexts, shipped_texts
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Settings, SmtpListener
 from relay.spool.engine import SpoolEngine
@@ -56,6 +57,7 @@ class RelayDependencies:
 
     accounts: AccountDirectory  # the addresses, tokens and passwords of users
     rules: Callable[[], RuleSet]  # gives those in force
+    texts: Callable[[], ReportTexts] = shipped_texts  # of reports, those in force
     crash_at: str = ""  # for crash tests: the point at which the process kills itself
     # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
     # loopback, except to `release_to`

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from relay.accounts.account import DEAD_LETTER
+from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.app.foundation import Foundation
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
@@ -24,6 +24,7 @@ from relay.reports.bounces import Reporter
 from relay.reports.receipt_watcher import ReceiptWatcher
 from relay.reports.receipts import ReceiptSender
 from relay.reports.sender_rate import SenderRate
+from relay.reports.texts import TextSource
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address, SmtpListener
 from relay.smtp.connect import connect
@@ -57,6 +58,7 @@ def build_transport(base: Foundation) -> Transport:
         next_hop_for=base.table.next_hop_for,
         expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
         rate=_sender_rate(base),
+        texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
     )  # fmt: skip
     resolver = _resolver(base, rng)
     scheduler = _scheduler(base, reporter, resolver, rng=rng)
@@ -108,6 +110,11 @@ def build_transport(base: Foundation) -> Transport:
 def _sender_rate(base: Foundation) -> SenderRate | None:
     rate = parse_rate(base.settings.reports.per_sender)
     return SenderRate(rate.count, rate.per_s, base.clock) if rate else None
+
+
+def _language_of(accounts: AccountDirectory, address: str) -> str:
+    account = accounts.by_address(address)
+    return account.language if account is not None else ""
 
 
 def _resolver(base: Foundation, rng: random.Random) -> Resolver | LoopbackResolver:

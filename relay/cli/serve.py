@@ -52,6 +52,7 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
     sources = RelayDependencies(
         active,
         active.rules,
+        active.texts,
         crash_at=environment.crash_at,
         certificates=active.certificates,
     )

@@ -26,6 +26,7 @@ from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
 from relay.files import open_to_others
 from relay.policy.rule_files import PolicyError, load_rules
+from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
 from relay.settings.document import Document, Fault, KeyPath, SettingsError, read_document
 from relay.settings.reader import load, secret_files
@@ -292,6 +293,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _accounts(settings, environ, clock)
     yield from _routes(settings, place)
     yield from _policies(settings)
+    yield from _reports(settings)
     unusable = unusable_state(settings)
     root = settings.mailboxes.root
     yield _folder("state_dir", settings.state_dir, unusable)
@@ -476,6 +478,19 @@ def _policies(settings: Settings) -> Iterator[CheckFinding]:
     yield CheckFinding(
         "policy", CheckResult.OK, f"{files} files in {settings.policy.directory}, tests pass"
     )
+
+
+def _reports(settings: Settings) -> Iterator[CheckFinding]:
+    """Check the operator's texts of reports, if there are any."""
+    folder = settings.reports.templates
+    if folder is None:
+        return
+    try:
+        texts = load_texts(settings.reports)
+    except SettingsError as error:
+        yield from _faults("reports", error)
+        return
+    yield CheckFinding("reports", CheckResult.OK, f"{len(texts.templates)} files in {folder}")
 
 
 def _folder(name: str, folder: Path, fault: str) -> CheckFinding:

@@ -59,6 +59,7 @@ from relay.message.nexthop import NextHop
 from relay.policy.conditions import Globs
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
+from relay.reports.texts import load_texts
 from relay.settings.reader import load
 from relay.settings.tree import Address, Settings, SmtpListener
 from relay.spool.types import Selector
@@ -128,6 +129,7 @@ class DevelopmentRelay:
             smtp = tuple(replace(one, trusted_networks=_EVERYONE) for one in settings.smtp)
             settings = replace(settings, smtp=smtp)
         self._rules = _rules_of(settings)
+        texts = load_texts(settings.reports)
         self._accounts = DevelopmentAccounts(
             MailboxNames(settings.mailboxes.root),
             domains=settings.mailboxes.domains,
@@ -139,6 +141,7 @@ class DevelopmentRelay:
         sources = RelayDependencies(
             self._accounts,
             lambda: self._rules,
+            lambda: texts,
             is_simulated=self.internet.covers,
             release_to=self.release_to,
             # A web page of another site could create an account otherwise, by DNS rebinding.

@@ -39,6 +39,7 @@ from relay.message.status import split_reply
 from relay.message.tls_policy import TlsPolicy
 from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
 from relay.observe.logs import get_logger
+from relay.reports.texts import shipped_texts
 from relay.settings.tree import Address
 from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.connection import Timeouts
@@ -183,9 +184,13 @@ class SimulatedRecipients:
             client=f"{mail.helo} [127.0.0.1]",
         )  # fmt: skip
         evidence = Evidence(split_reply(reply).status, reply)
+        failed = [ReportedRecipient(path, evidence, last_attempt_us=now_us)]
         return write_dsn(
-            ReportKind.FAILED, facts, [ReportedRecipient(path, evidence, last_attempt_us=now_us)],
-            content=mail.content, hostname=mail.host, report_id=queue_id, now_us=now_us,
+            ReportKind.FAILED, facts, failed, content=mail.content,
+            words=lambda header: shipped_texts().write(
+                ReportKind.FAILED, facts, failed, header=header, hostname=mail.host
+            ),
+            hostname=mail.host, report_id=queue_id, now_us=now_us,
         )  # fmt: skip
 
 

@@ -162,7 +162,10 @@ class Acceptance:
         )
         if not fan.rejected:
             return await self._commit(message, (), origin.client)
-        rejected = [reported_recipient(each) for each in fan.rejected]
+        rules = {one.address: one.rule for one in verdict.recipients}
+        rejected = [
+            reported_recipient(each, rules.get(each.path.address, "")) for each in fan.rejected
+        ]
         plan = self.reporter.reports(
             ReportKind.FAILED, message.facts, rejected, content=parsed.joined()
         )

@@ -97,10 +97,10 @@ def fan_out(
     )
 
 
-def reported_recipient(recipient: NewRecipient) -> ReportedRecipient:
-    """Return a rejected recipient for a report."""
+def reported_recipient(recipient: NewRecipient, rule: str) -> ReportedRecipient:
+    """Return a rejected recipient for a report; `rule` rejected it, unless it is ""."""
     evidence = Evidence(status=recipient.status, reply=recipient.reply)
-    return ReportedRecipient(recipient.path, evidence, added_by=recipient.added_by)
+    return ReportedRecipient(recipient.path, evidence, added_by=recipient.added_by, rule=rule)
 
 
 def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient | None:

@@ -1,22 +1,23 @@
 """Write delivery status notifications (bounces), and the recipients that they report.
 
 Delivery, ingress and pickup fill in ReportedRecipient; the reports room decides who gets a DSN and
-calls write_dsn(). Lines end in CRLF. The original is returned octet for octet
-but without Bcc; a large content, or one that SMTP cannot carry, is returned as its header.
-RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international).
+calls write_dsn(), and writes what people read. Lines end in CRLF. The original is returned octet
+for octet but without Bcc; of a large content, or one that SMTP cannot carry, its header is.
+RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international), RFC 2046 5.1.4.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from relay.message.content import Content
-from relay.message.envelope import ForwardPath, MessageFacts, domain_of, encode_utf8_address
+from relay.message.envelope import ForwardPath, MessageFacts, encode_utf8_address
 from relay.message.header import Header, ParsedContent
 from relay.message.outcome import Evidence
-from relay.message.status import ascii_folded, explain, one_line, split_reply
+from relay.message.status import ascii_folded, one_line, split_reply
+from relay.mime.draft import has_line_over
 from relay.mime.headers import (
     LINE_OCTETS_MAX,
     date_field,
@@ -24,11 +25,12 @@ from relay.mime.headers import (
     field,
     fold,
 )
+from relay.mime.transfer_encoding import coded_text
 
 RETURNED_OCTETS_MAX = 50_000  # as Postfix's bounce_size_limit
 RETURNED_FULL_OCTETS_MAX = 1024 * 1024  # if the sender requested RET=FULL
 _RETURNED_HEADER_OCTETS_MAX = 64 * 1024
-_SHOWN_RECIPIENTS_MAX = 100  # in the text and header; the second part has all
+_NAMED_RECIPIENTS_MAX = 100  # in the header; the second part has all
 _REFERENCES_MAX = 20
 _SUBJECT_CHARACTERS_MAX = 200
 _VALUE_CHARACTERS_MAX = 500
@@ -54,14 +56,22 @@ class ReportKind(StrEnum):
 
 _ACTIONS = {ReportKind.FAILED: "failed", ReportKind.UNKNOWN: "delayed"}
 FAILURES = frozenset({ReportKind.FAILED, ReportKind.UNKNOWN})
-_SUCCESSES = frozenset({ReportKind.DELIVERED, ReportKind.RELAYED, ReportKind.EXPANDED})
+_TITLES = {  # they begin the Subject, in every language: programs know them
+    ReportKind.FAILED: "Undeliverable",
+    ReportKind.UNKNOWN: "Unknown whether sent",
+    ReportKind.DELAYED: "Delayed",
+    ReportKind.DELIVERED: "Delivered",
+    ReportKind.RELAYED: "Relayed",
+    ReportKind.EXPANDED: "Expanded",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ReportedRecipient:
     """One per-recipient block. `log_id` is the Final-Log-ID; `last_attempt_us` is 0 if none.
 
-    `added_by` is the policy rule that added the recipient: the sender gets no DSN about it.
+    `added_by` is the policy rule that added the recipient: the sender gets no DSN about it. `rule`
+    is the one that refused the message.
     """
 
     path: ForwardPath
@@ -69,6 +79,16 @@ class ReportedRecipient:
     added_by: str = ""
     last_attempt_us: int = 0
     log_id: str = ""
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HumanPart:
+    """What people read: the same as text and as html, in the language of this tag."""
+
+    language: str
+    text: str
+    html: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +111,26 @@ def write_dsn(
     recipients: Sequence[ReportedRecipient],
     *,
     content: Content,
+    words: Callable[[Header], HumanPart],
     hostname: str,
     report_id: str,
     now_us: int,
 ) -> bytes:
     """Return one DSN about `recipients` of `message`, to its reverse-path.
 
-    The times of `message` are wall-clock times here. Of a large `content` only the header is read.
+    `words` writes what people read, from the original's header. The times of `message` are
+    wall-clock times here. Of a large `content` only the header is read.
     It must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
     reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary are made from it.
     """
     original = _original(content)
     parts = (
-        _text_part(kind, message, recipients, hostname=hostname, header=original.header),
+        _human_part(words(original.header), report_id),
         _status_part(kind, message, recipients, hostname=hostname),
         _returned_part(kind, message, original),
     )
     written = [part.written() for part in parts]
-    boundary = _boundary(report_id, written)
+    boundary = _boundary(f"=_dsn_{report_id}", written)
     delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
     identity = _Identity(hostname, report_id, now_us)
     head = _header(kind, message, recipients, identity=identity, original=original.header)
@@ -128,34 +150,6 @@ class _Identity:
     now_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Wording:
-    """The first words of a DSN."""
-
-    title: str
-    opening: str
-
-
-_WORDINGS = {
-    ReportKind.FAILED: _Wording("Undeliverable", "Delivery has failed to these recipients:"),
-    ReportKind.UNKNOWN: _Wording(
-        "Unknown whether sent", "It is unknown whether the message was sent to these recipients:"
-    ),
-    ReportKind.DELAYED: _Wording(
-        "Delayed", "Delivery to these recipients is delayed. It is still being attempted:"
-    ),
-    ReportKind.DELIVERED: _Wording("Delivered", "The message was delivered to these recipients:"),
-    ReportKind.RELAYED: _Wording(
-        "Relayed",
-        "The message was accepted by the mail systems of these recipients. They send no further"
-        " delivery reports:",
-    ),
-    ReportKind.EXPANDED: _Wording(
-        "Expanded", "The message was delivered to these lists and sent on to their members:"
-    ),
-}
-
-
 def _header(
     kind: ReportKind,
     message: MessageFacts,
@@ -169,7 +163,7 @@ def _header(
     lines = [
         field("From", f"Mail Delivery System <MAILER-DAEMON@{hostname}>"),
         fold("To", f"<{message.envelope.reverse_path}>"),
-        field("Subject", f"{_WORDINGS[kind].title}: {subject}"),
+        field("Subject", f"{_TITLES[kind]}: {subject}"),
         field("Date", date_field(identity.now_us)),
         field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
         *thread_fields(original),
@@ -178,7 +172,7 @@ def _header(
     # Exim's field, for programs; addresses that are not ASCII are left out
     failed = [one.path.address for one in recipients if one.path.address.isascii()]
     if failed and kind is ReportKind.FAILED:
-        lines.append(field("X-Failed-Recipients", ", ".join(failed[:_SHOWN_RECIPIENTS_MAX])))
+        lines.append(field("X-Failed-Recipients", ", ".join(failed[:_NAMED_RECIPIENTS_MAX])))
     return b"".join(lines)
 
 
@@ -209,37 +203,23 @@ def thread_fields(header: Header) -> Iterator[bytes]:
         yield field("Thread-Index", index.decode("ascii"))
 
 
-def _text_part(
-    kind: ReportKind,
-    message: MessageFacts,
-    recipients: Sequence[ReportedRecipient],
-    *,
-    hostname: str,
-    header: Header,
-) -> _ReportPart:
-    lines = [_WORDINGS[kind].opening, ""]
-    for recipient in recipients[:_SHOWN_RECIPIENTS_MAX]:
-        evidence = recipient.evidence
-        speaker = one_line(evidence.host) if evidence.remote and evidence.host else hostname
-        address = recipient.path.address
-        lines.append(f"  {address}")
-        if kind not in _SUCCESSES:
-            is_over = kind is not ReportKind.DELAYED
-            lines.append(f"    {explain(evidence.status, domain_of(address), is_over=is_over)}")
-        if evidence.reply:
-            lines.append(f"    {speaker} said: {_clipped(evidence.reply)}")
-        lines.append("")
-    more = len(recipients) - _SHOWN_RECIPIENTS_MAX
-    if more > 0:
-        lines += [f"  and {more} more, all listed in the second part of this report.", ""]
-    lines.append("Diagnostic information for administrators")
-    lines.append(f"  Reporting server: {hostname}")
-    if message.id:  # a submission that was not queued has none
-        lines.append(f"  Queue id: {message.id}")
-    if original := message_id_of(header):
-        lines.append(f"  Original Message-ID: {original}")
-    text = "\r\n".join((*lines, "")).encode("utf-8", "replace")
-    return _ReportPart("text/plain; charset=utf-8", text, b"Content-Language: en\r\n")
+def _human_part(words: HumanPart, report_id: str) -> _ReportPart:
+    """Write text and html in ASCII, because a host without 8BITMIME may be on the way."""
+    written = []
+    for subtype, text in (("plain", words.text), ("html", words.html)):
+        lines = "\n".join(text.replace("\0", "").splitlines())
+        octets = f"{lines}\n".replace("\n", "\r\n").encode("utf-8", "replace")
+        head = f"Content-Language: {words.language}\r\n"
+        if not octets.isascii() or has_line_over(octets, LINE_OCTETS_MAX):
+            coded = coded_text(octets)
+            octets = coded.content
+            head += f"Content-Transfer-Encoding: {coded.encoding}\r\n"
+        part = _ReportPart(f"text/{subtype}; charset=utf-8", octets, head.encode("ascii"))
+        written.append(part.written())
+    boundary = _boundary(f"=_text_{report_id}", written)
+    delimiter = f"--{boundary}\r\n".encode("ascii")
+    body = b"\r\n".join([delimiter + part for part in written]) + b"\r\n" + delimiter[:-2] + b"--"
+    return _ReportPart(f'multipart/alternative;\r\n boundary="{boundary}"', body)
 
 
 def _status_part(
@@ -371,12 +351,12 @@ def _is_international(message: MessageFacts) -> bool:
     return not message.envelope.reverse_path.isascii()
 
 
-def _boundary(report_id: str, parts: Sequence[bytes]) -> str:
+def _boundary(wanted: str, parts: Sequence[bytes]) -> str:
     """Return a boundary that occurs in no part; the parts are finite, so the loop ends."""
-    boundary, number = f"=_dsn_{report_id}", 0
+    boundary, number = wanted, 0
     while any(boundary.encode("ascii") in part for part in parts):
         number += 1
-        boundary = f"=_dsn_{report_id}_{number}"
+        boundary = f"{wanted}_{number}"
     return boundary
 
 

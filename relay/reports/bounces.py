@@ -15,15 +15,16 @@ from relay.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, is_eight_bit, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
-from relay.message.header import ParsedContent, outgoing
+from relay.message.header import Header, ParsedContent, outgoing
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
-from relay.mime.dsn import FAILURES, ReportedRecipient, ReportKind, write_dsn
+from relay.mime.dsn import FAILURES, HumanPart, ReportedRecipient, ReportKind, write_dsn
 from relay.mime.headers import decoded, is_automatic
 from relay.mime.mdn import write_mdn
 from relay.observe.metrics import Metrics
 from relay.reports.sender_rate import SenderRate
+from relay.reports.texts import TextSource
 from relay.spool.types import NewEntry, NewMessage, NewRecipient, ReportPlan
 
 POSTMASTER = "postmaster"
@@ -108,9 +109,10 @@ class Reporter:
         expire_after_s: float,
         metrics: Metrics,
         rate: SenderRate | None = None,
+        texts: TextSource | None = None,
     ) -> None:
         """`next_hop_for` returns None for an address that has no next hop. `rate` limits reports of
-        successes and delays; None is no limit.
+        successes and delays; None is no limit. `texts` None are those of this relay.
         """
         self._hostname = hostname
         self._clock = clock
@@ -119,6 +121,7 @@ class Reporter:
         self._expire_after_us = int(expire_after_s * 1_000_000)
         self._metrics = metrics
         self._rate = rate
+        self._texts = texts or TextSource()
 
     def reports(
         self,
@@ -248,9 +251,25 @@ class Reporter:
             message,
             recipients,
             content=content,
+            words=lambda header: self._words(kind, message, recipients, header=header),
             hostname=self._hostname,
             report_id=self._ids.new(),
             now_us=self._clock.time_us(),
+        )
+
+    def _words(
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        header: Header,
+    ) -> HumanPart:
+        reader = message.envelope.reverse_path
+        of_account = self._texts.language_of
+        language = of_account(reader) or of_account(message.account)
+        return self._texts.current().write(
+            kind, message, recipients, header=header, hostname=self._hostname, language=language
         )
 
     def _message(

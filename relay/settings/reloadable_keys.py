@@ -22,6 +22,8 @@ RELOADABLE: Final = frozenset(  # the others need a restart; names are without a
         "http.tls.key",
         "mailboxes.accounts",
         "policy.directory",
+        "reports.language",
+        "reports.templates",
         "smtp.tls.certificate",
         "smtp.tls.key",
     }

@@ -58,6 +58,7 @@ Port = Annotated[int, Between(1, 65535)]
 Domain = Annotated[str, Form.DOMAIN]
 Mailbox = Annotated[str, Form.MAILBOX]
 Network = Annotated[str, Form.NETWORK]
+Language = Literal["de", "en"]  # of reports: relay/reports/texts has a file for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +272,8 @@ class PolicySettings:
 class ReportsSettings:
     """Reports to senders."""
 
+    language: Language = "en"  # of those for whom no other is known
+    templates: Path | None = None  # the directory of the operator's texts
     per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
 
 

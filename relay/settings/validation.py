@@ -20,6 +20,7 @@ from relay.settings.tree import (
     HttpSettings,
     MailboxSettings,
     ObserveSettings,
+    ReportsSettings,
     Route,
     SmtpListener,
 )
@@ -49,6 +50,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield from _mailboxes(path, made)
             case DeliverySettings(retry=()):
                 yield (*path, "retry"), "a list of at least one duration"
+            case ReportsSettings(templates=Path() as folder) if not folder.is_dir():
+                yield (*path, "templates"), "the path of an existing directory"
             case Route():
                 yield from _credentials(path, made)
                 yield from _route_tls(path, made)

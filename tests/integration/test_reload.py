@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import RelayProcess, until
+from tests.support.reports import report_about
 
 NO_SPAM = """
 [[rule]]
@@ -141,6 +142,23 @@ def test_a_reload_that_leaves_an_account_as_it_is_leaves_its_sessions(relay):
     with logged_in(relay) as smtp:
         hang_up(relay, "reloaded")
         assert codes(smtp, *MAIL) == [250, 250, 354]
+
+
+def test_texts_of_reports_are_replaced_and_faulty_ones_keep_those_in_force(relay):
+    file = relay.folder / "texts" / "de" / "failure.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("Nicht zugestellt: {{ recipients[0].address }}\n")
+    reports = {"language": "de", "templates": "texts"}
+    relay.write_config(relay.config | {"reports": reports})
+    hang_up(relay, "reloaded")
+    file.write_text("{{ recipent }}")
+    hang_up(relay, "the previous configuration stays active")
+    assert "de/failure.txt:1: found an unknown field" in relay.log
+    relay.send_mail(to=["nobody@example.test"], subject="to nobody")
+    body = report_about(relay, "nobody@example.test").message.get_body(("plain",))
+    assert body is not None
+    assert body["content-language"] == "de"
+    assert body.get_content().strip() == "Nicht zugestellt: nobody@example.test"
 
 
 def test_a_changed_key_that_needs_a_restart_is_logged_with_both_values(relay):

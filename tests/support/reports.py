@@ -38,7 +38,8 @@ def parse_report(raw: bytes) -> Report | None:
         return None
     assert message.get_param("report-type") == "delivery-status"
     reported, status, returned = message.iter_parts()
-    assert reported.get_content_type() == "text/plain"
+    assert reported.get_content_type() == "multipart/alternative"
+    assert [one.get_content_type() for one in reported.iter_parts()] == ["text/plain", "text/html"]
     about, *recipients = [_fields(block) for block in status.iter_parts()]
     by_address = {one["final-recipient"].partition(";")[2].strip(): one for one in recipients}
     inner = returned.get_payload()

@@ -127,6 +127,32 @@ def test_a_fault_has_its_file_and_line(files, changed, what, expected_text):
     assert expected_text in faults[0][1]
 
 
+def test_texts_of_reports_are_checked(files):
+    folder = files.folder / "texts"
+    relay = CONFIG + '[reports]\ntemplates = "texts"\n'
+    ((what, text),) = files.faults(relay)
+    assert what == "configuration"
+    assert 'relay.toml:14: reports.templates: found "texts", expected the path of an' in text
+    (folder / "de").mkdir(parents=True)
+    (folder / "de/failure.txt").write_text("\n{{ recipent }}")
+    ((what, text),) = files.faults(relay)
+    assert what == "reports"
+    assert f'{folder}/de/failure.txt:2: found an unknown field "recipent"' in text
+    (folder / "de/failure.txt").write_text("{{ recipients[0].address }}")
+    found = of(files(relay=relay), CheckResult.OK)
+    assert ("reports", f"1 files in {folder}") in found
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [({"relay": CONFIG + '[reports]\nlanguage = "fr"\n'}, "reports.language"),
+     ({"accounts": ACCOUNTS + 'language = "fr"\n'}, "account[0].language")],
+)  # fmt: skip
+def test_an_unknown_language_is_answered_with_the_known_ones(files, changed, key):
+    ((_, text),) = of(files(**changed), CheckResult.FAULT)
+    assert text.endswith(f'{key}: found "fr", expected one of de, en')
+
+
 def test_faults_of_accounts_and_rules_are_reported_together(files):
     faults = of(files(accounts="x = 1\n", **{"policies/10": "y = 1\n"}), CheckResult.FAULT)
     assert [what for what, _ in faults] == ["accounts", "policy"]

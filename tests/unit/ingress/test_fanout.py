@@ -138,7 +138,8 @@ def test_an_invalid_added_recipient_fails_alone():
     result = fan(keep("x@b.test"), additions=[AddedRecipient("y@bad.test", "r")])
     (failed,) = result.rejected
     assert (failed.state, failed.added_by, failed.status) == (RecipientState.FAILED, "r", "5.1.1")
-    assert reported_recipient(failed).added_by == "r"
+    assert reported_recipient(failed, "no").added_by == "r"
+    assert reported_recipient(failed, "no").rule == "no"
     assert not result.rejects_all
 
 

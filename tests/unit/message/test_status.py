@@ -1,10 +1,10 @@
-"""Status codes, the relay's replies, and the sentences of DSNs."""
+"""Status codes and the relay's replies."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.status import basic_code, explain, own_reply, reply_text, split_reply
+from relay.message.status import basic_code, own_reply, reply_text, split_reply
 
 
 @pytest.mark.parametrize(
@@ -47,20 +47,3 @@ def test_own_replies_are_one_line_of_ascii(text):
 def test_reply_text_folds_accents_and_clips():
     assert reply_text("Größe: naïve\r\n 250 ok\0") == "Gro?e: naive 250 ok"
     assert reply_text("x" * 500) == "x" * 397 + "..."
-
-
-@pytest.mark.parametrize(
-    ("status", "sentence"),
-    [
-        ("5.1.1", "The address was not found at example.net. Check the spelling."),
-        ("5.2.2", "The mailbox is full. Try again later, or reach the recipient in another way."),
-        ("5.1.10", "The domain example.net accepts no mail at all."),
-        ("5.7.99", "The message was refused for reasons of security."),
-        ("5.0.0", "The message could not be delivered."),
-        ("", "The message could not be delivered."),
-        ("4.3.0", ("The mail system of example.net has a problem."
-                  " Delivery was attempted several times and has now been given up.")),
-    ],
-)  # fmt: skip
-def test_every_status_is_explained(status, sentence):
-    assert explain(status, "example.net") == sentence

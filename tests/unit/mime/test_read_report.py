@@ -9,7 +9,7 @@ import pytest
 from relay.message.content import MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.outcome import Evidence
-from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
+from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
 from relay.mime.read_report import (
     RemoteClaim,
     RemoteReport,
@@ -37,7 +37,7 @@ def test_a_report_of_relay_is_read():
     )
     written = write_dsn(
         ReportKind.FAILED, message, [gone], content=b"Subject: x\r\n\r\nx", hostname="relay.test",
-        report_id="r1", now_us=0,
+        report_id="r1", now_us=0, words=lambda _header: HumanPart("en", "No", "<p>No"),
     )  # fmt: skip
     found = read_report(MemoryOctets(written))
     assert ("Reporting-MTA", "dns; relay.test") in found.fields

@@ -19,6 +19,7 @@ from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter, decide_reports
+from relay.reports.texts import TextSource
 from relay.spool.types import ReportPlan
 from tests.support.manual_clock import ManualClock
 
@@ -44,7 +45,7 @@ def recipient(address="bob@example.net", notify=frozenset(), **about):
 class CountedReporter:
     """A reporter with its clock and metrics; `hops` are the only addresses with a next hop."""
 
-    def __init__(self):
+    def __init__(self, **more):
         self.clock = ManualClock()
         self.metrics = Metrics()
         self.hops = {"alice@example.com": MX, "älice@example.com": MX}
@@ -55,6 +56,7 @@ class CountedReporter:
             next_hop_for=self.hops.get,
             expire_after_s=3600,
             metrics=self.metrics,
+            **more,
         )
         self._made = 0
 
@@ -228,6 +230,19 @@ def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
     assert parsed["to"] == "alice@example.com"
     assert scan_message(email.message_from_bytes(octets)) == {b"bob@example.net"}
     assert reporter.counted() == {"failure": 1}
+
+
+@pytest.mark.parametrize(
+    ("languages", "found"),
+    [({}, "en"), ({"alice@example.com": "de"}, "de"), ({"app@example.com": "de"}, "de"),
+     ({"alice@example.com": "en", "app@example.com": "de"}, "en")],
+)  # fmt: skip
+def test_the_language_is_the_readers_else_the_senders(languages, found):
+    reporter = CountedReporter(texts=TextSource(language_of=lambda one: languages.get(one, "")))
+    message = replace(MESSAGE, account="app@example.com")
+    (report,) = reporter.failures([recipient()], message).messages
+    parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
+    assert parsed.get_body(("html",))["content-language"] == found
 
 
 @pytest.mark.parametrize("days", [1, -1])

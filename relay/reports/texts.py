@@ -1,0 +1,379 @@
+"""The texts of reports: those of this relay in each language, and the operator's templates.
+
+load_texts() compiles the operator's templates and tries them with sample data; it raises
+SettingsError with file and line. They run in Jinja's sandbox. One that fails later gives way to
+the text of this relay, and is logged. The html loads nothing; no value becomes markup in it.
+The fields of templates are in docs/reports.md.
+"""
+
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import jinja2
+import jinja2.meta
+import jinja2.nodes
+import jinja2.sandbox
+
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.message.header import Header
+from relay.message.outcome import Evidence
+from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind
+from relay.observe.logs import get_logger
+from relay.phrases import shown
+from relay.reports.wording import (
+    SHOWN_RECIPIENTS_MAX,
+    Failure,
+    FailureClass,
+    Reason,
+    RecipientFields,
+    accepted_language,
+    failure_of,
+    is_success,
+    message_fields,
+    recipient_fields,
+)
+from relay.settings.document import Fault, SettingsError
+from relay.settings.tree import Language, ReportsSettings
+
+LANGUAGES: Sequence[str] = get_args(Language)
+_RENDERED_CHARACTERS_MAX = 256 * 1024  # of an operator's template
+_FILE_OCTETS_MAX = 64 * 1024
+_FILES_MAX = 1000
+_KIND_FIELDS = frozenset(
+    ("kind", "language", "sender", "subject", "message_id", "arrived", "until", "hostname",
+     "queue_id", "recipients", "reasons", "count", "more")
+)  # fmt: skip
+_STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
+_COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar beside good and bad news
+_status_file = re.compile(r"([45]\.[0-9]{1,3}(?:\.[0-9]{1,3})?)\.txt").fullmatch
+_log = get_logger("reports")
+
+
+class _TooLongError(Exception):
+    """A template wrote more than a report may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnTexts:
+    """What this relay says in one language; texts/en.txt describes it."""
+
+    words: SimpleNamespace
+    openings: Mapping[str, tuple[str, str]]
+    given_up: str
+    somewhere: str
+    classes: Mapping[FailureClass, Callable[[RecipientFields, str, str], str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTexts:
+    """The texts in force. `templates` are the operator's, by language and file name."""
+
+    language: str = "en"  # of those for whom no other is known
+    templates: Mapping[tuple[str, str], jinja2.Template] = field(default_factory=dict)
+
+    def write(
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        header: Header,
+        hostname: str,
+        language: str = "",
+    ) -> HumanPart:
+        """Return the human part of a report; `header` is that of the original.
+
+        `language` is the reader's, "" if it is not known. Times are wall-clock time.
+        """
+        language = language or accepted_language(header, LANGUAGES) or self.language
+        fields = self.fields(
+            kind, message, recipients, header=header, hostname=hostname, language=language
+        )
+        own = _own_texts(language)
+        for_layout = fields | {
+            "words": own.words,
+            "opening": own.openings[str(kind)][len(recipients) > 1],
+            "colour": _COLOURS[is_success(kind)],
+        }
+        text, html = (
+            self._rendered(language, f"{kind}.{form}", fields) or layout.render(for_layout)
+            for form, layout in _layouts().items()
+        )
+        return HumanPart(language, text, html)
+
+    def fields(
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        header: Header,
+        hostname: str,
+        language: str,
+    ) -> dict[str, Any]:
+        """Return what the template of a kind is given."""
+        reported = tuple(
+            self._recipient(kind, one, hostname=hostname, language=language)
+            for one in recipients[:SHOWN_RECIPIENTS_MAX]
+        )
+        about = message_fields(kind, message, header, hostname=hostname)
+        return about | {
+            "language": language,
+            "recipients": reported,
+            "reasons": _reasons(reported),
+            "count": len(recipients),
+            "more": len(recipients) - len(reported),
+        }
+
+    def _recipient(
+        self,
+        kind: ReportKind,
+        recipient: ReportedRecipient,
+        *,
+        hostname: str,
+        language: str,
+    ) -> RecipientFields:
+        if is_success(kind):
+            return recipient_fields(recipient, detail="", hostname=hostname)
+        failure = failure_of(kind, recipient)
+        bare = recipient_fields(recipient, detail=failure.detail, hostname=hostname)
+        fields = {"recipient": bare, "hostname": hostname, "language": language}
+        first, _, detail = bare.status.partition(".")
+        names = (bare.status, f"{first}.{detail.partition('.')[0]}") if self.templates else ()
+        for name in names:
+            if text := self._rendered(language, f"{name}.txt", fields):
+                paragraphs = [" ".join(one.split()) for one in text.split("\n\n")]
+                advice = "" if kind is ReportKind.DELAYED else " ".join(paragraphs[1:])
+                return replace(bare, why=paragraphs[0], advice=advice)
+        explained = _explained(bare, failure, _own_texts(language), hostname=hostname)
+        # while attempts go on, there is nothing to do
+        return replace(explained, advice="") if kind is ReportKind.DELAYED else explained
+
+    def _rendered(self, language: str, name: str, fields: Mapping[str, Any]) -> str:
+        """Return what the operator's template writes, "" if there is none or it fails."""
+        template = self.templates.get((language, name))
+        if template is None:
+            return ""
+        try:
+            return _bounded(template, fields)
+        except Exception as error:  # noqa: BLE001 - no template may prevent a report
+            _log.error(
+                "a template failed: the report has the text of this relay",
+                file=template.filename, error=f"{type(error).__name__}: {error}",
+            )  # fmt: skip
+            return ""
+
+
+def _explained(
+    bare: RecipientFields, failure: Failure, own: _OwnTexts, *, hostname: str
+) -> RecipientFields:
+    text = own.classes[failure.kind](bare, bare.domain or own.somewhere, hostname)
+    why, _, advice = text.strip().partition("\n")
+    why = f"{why} {own.given_up}" if failure.gave_up else why
+    return replace(bare, why=why, advice=advice)
+
+
+def _reasons(recipients: Sequence[RecipientFields]) -> Sequence[Reason]:
+    """Group recipients that have the same text, in the order of the first ones."""
+    groups: dict[tuple[str, str], list[RecipientFields]] = {}
+    for one in recipients:
+        groups.setdefault((one.why, one.advice), []).append(one)
+    return tuple(Reason(*text, tuple(group)) for text, group in groups.items())
+
+
+def _bounded(template: jinja2.Template, fields: Mapping[str, Any]) -> str:
+    """Return the text of a template. Raises what the template raises, and _TooLongError."""
+    pieces, size = [], 0
+    for piece in template.generate(fields):
+        pieces.append(piece)
+        size += len(piece)
+        if size > _RENDERED_CHARACTERS_MAX:
+            raise _TooLongError(f"more than {_RENDERED_CHARACTERS_MAX} characters")
+    return "".join(pieces)
+
+
+# -- the texts of this relay
+@cache
+def shipped_texts() -> ReportTexts:
+    """Return the texts of this relay, in English where no other language is known."""
+    return ReportTexts()
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """Gives the texts in force, and the language of an account: "" where it is not known."""
+
+    current: Callable[[], ReportTexts] = shipped_texts
+    language_of: Callable[[str], str] = lambda _address: ""
+
+
+@cache
+def _layouts() -> Mapping[str, jinja2.Template]:
+    """Return the layouts of text and html."""
+    return {
+        form: _environment(jinja2.Environment, form).from_string(_package_file(f"layout.{form}"))
+        for form in ("txt", "html")
+    }
+
+
+@cache
+def _own_texts(language: str) -> _OwnTexts:
+    template = _environment(jinja2.Environment, "txt").from_string(_package_file(f"{language}.txt"))
+    found: Any = template.module
+    return _OwnTexts(
+        words=SimpleNamespace(**found.words),
+        openings=found.openings,
+        given_up=found.given_up,
+        somewhere=found.somewhere,
+        classes={each: getattr(found, each) for each in FailureClass},
+    )
+
+
+def _package_file(name: str) -> str:
+    return resources.files("relay.reports").joinpath("texts", name).read_text("utf-8")
+
+
+def _environment(kind: type[jinja2.Environment], form: str) -> jinja2.Environment:
+    return kind(
+        autoescape=form == "html",
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+# -- the operator's templates
+def load_texts(settings: ReportsSettings) -> ReportTexts:
+    """Return the texts that `settings` name. Raises SettingsError with all faults."""
+    folder = settings.templates
+    if folder is None:
+        return ReportTexts(settings.language)
+    faults: list[Fault] = []
+    templates: dict[tuple[str, str], jinja2.Template] = {}
+    for language, file in _files(folder, faults):
+        try:
+            template = _compiled(file)
+            for fields in _samples(file.name, language):
+                _bounded(template, fields)
+        except Exception as error:  # noqa: BLE001 - whatever the template does
+            faults.append(_fault(file, error))
+        else:
+            templates[language, file.name] = template
+    if faults:
+        raise SettingsError(faults)
+    return ReportTexts(settings.language, templates)
+
+
+def _files(folder: Path, faults: list[Fault]) -> Iterator[tuple[str, Path]]:
+    """Yield the language and the path of each template; add a fault for what is none."""
+    try:
+        entries = _visible(folder)
+        inner = {one: _visible(one) for one in entries if one.is_dir() and one.name in LANGUAGES}
+    except OSError as error:
+        message = f"found {error.strerror}, expected a directory that can be read"
+        faults.append(Fault(Path(error.filename or folder), 0, "", message))
+        return
+    for one in entries:
+        if one not in inner:
+            expected = f"a directory named after a language: {', '.join(LANGUAGES)}"
+            faults.append(Fault(one, 0, "", f"found {shown(one.name)}, expected {expected}"))
+    if sum(map(len, inner.values())) > _FILES_MAX:
+        faults.append(Fault(folder, 0, "", f"found more than {_FILES_MAX} files, expected fewer"))
+        return
+    for language, files in inner.items():
+        for file in files:
+            if _known_name(file.name):
+                yield language.name, file
+                continue
+            expected = (
+                f"KIND.txt or KIND.html, where KIND is one of {', '.join(ReportKind)}; or"
+                " STATUS.txt, such as 5.2.2.txt or 5.2.txt"
+            )
+            faults.append(Fault(file, 0, "", f"found {shown(file.name)}, expected {expected}"))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return what is in a directory, without hidden files and the copies that editors keep."""
+    found = sorted(folder.iterdir())
+    return [one for one in found if not one.name.startswith(".") and not one.name.endswith("~")]
+
+
+def _known_name(name: str) -> bool:
+    kind, _, form = name.partition(".")
+    if kind in tuple(ReportKind):
+        return form in _layouts()
+    return _status_file(name) is not None
+
+
+def _compiled(file: Path) -> jinja2.Template:
+    """Compile a template. Raises OSError, UnicodeDecodeError, ValueError, TemplateError."""
+    with file.open("rb") as opened:
+        octets = opened.read(_FILE_OCTETS_MAX + 1)
+    if len(octets) > _FILE_OCTETS_MAX:
+        raise ValueError(f"found more than {_FILE_OCTETS_MAX} octets, expected fewer")
+    source = octets.decode("utf-8")
+    environment = _environment(
+        jinja2.sandbox.ImmutableSandboxedEnvironment, file.name.rpartition(".")[2]
+    )
+    known = _STATUS_FIELDS if _status_file(file.name) else _KIND_FIELDS
+    tree = environment.parse(source, filename=str(file))
+    unknown = jinja2.meta.find_undeclared_variables(tree) - known
+    for name in tree.find_all(jinja2.nodes.Name):
+        if name.name in unknown:
+            expected = f"one of {', '.join(sorted(known))}"
+            text = f"found an unknown field {shown(name.name)}, expected {expected}"
+            raise jinja2.TemplateSyntaxError(text, name.lineno, filename=str(file))
+    code = environment.compile(source, filename=str(file))
+    return environment.template_class.from_code(environment, code, environment.globals)
+
+
+def _fault(file: Path, error: Exception) -> Fault:
+    """Return what is wrong with a template, at its line."""
+    match error:
+        case OSError():
+            return Fault(file, 0, "", f"found {error.strerror}, expected a file that can be read")
+        case UnicodeDecodeError():
+            return Fault(file, 0, "", "found octets that are not UTF-8, expected UTF-8")
+        case jinja2.TemplateSyntaxError():
+            return Fault(file, error.lineno, "", error.message or "found a fault of syntax")
+    places = [one.lineno for one in traceback.extract_tb(error.__traceback__)
+              if one.filename == str(file)]  # fmt: skip
+    text = " ".join(str(error).split()) or type(error).__name__
+    return Fault(file, (places or [0])[-1] or 0, "", text)
+
+
+def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
+    """Yield sample fields for the template `name`: of a report with all fields, and with few."""
+    header = Header.parse(b"Subject: Quarterly report\r\nMessage-ID: <sample@example.org>\r\n")
+    status = (_status_file(name) or ("", "5.2.2"))[1]
+    status = status if status.count(".") == 2 else f"{status}.0"
+    reply = f"550 {status} a sample <reply> & more"
+    full = MessageFacts(
+        "06h0sample000000", Envelope("alice@example.org"), Source.SMTP, trusted=True,
+        received_us=1_795_169_038_000_000, expires_us=1_795_341_838_000_000,
+    )  # fmt: skip
+    remote = ReportedRecipient(
+        ForwardPath("bob@example.net"), Evidence(status, reply, "mx.example.net", remote=True),
+        rule="sample rule", last_attempt_us=full.received_us,
+    )  # fmt: skip
+    local = ReportedRecipient(ForwardPath("carol@example.org"), Evidence(status, ""))
+    few = replace(full, id="", expires_us=0)
+    shipped = ReportTexts()
+    kind = next((one for one in ReportKind if name.startswith(f"{one}.")), None)
+    for about, recipients in ((full, [remote] * (SHOWN_RECIPIENTS_MAX + 1)), (few, [local])):
+        if kind is not None:
+            yield shipped.fields(
+                kind, about, recipients,
+                header=header, hostname="relay.example.org", language=language,
+            )  # fmt: skip
+            header = Header()
+            continue
+        shown_as = recipient_fields(recipients[0], detail="", hostname="relay.example.org")
+        yield {"recipient": shown_as, "hostname": "relay.example.org", "language": language}
