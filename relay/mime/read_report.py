@@ -9,7 +9,7 @@ RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from relay.message.content import Octets
@@ -68,11 +68,13 @@ class DeliveryReport:
     """A report: the fields about the message as a whole, and its recipients.
 
     `envelope_id` is the Original-Envelope-Id: the submission id of a message that Relay sent.
+    `message_id` is that of the message that it returns, "" if it returns none.
     """
 
     fields: ReportFields
     recipients: tuple[RecipientReport, ...]
     envelope_id: str
+    message_id: str = ""
 
     @property
     def tables(self) -> list[tuple[str, ReportFields]]:
@@ -116,7 +118,9 @@ def read_report(content: Octets) -> DeliveryReport | None:
     for entity in structure.entities:
         if entity.content_type in _STATUS:
             size = min(entity.end - entity.body_start, _STATUS_OCTETS_MAX)
-            return _report_of(with_crlf(content.read(entity.body_start, size)))
+            report = _report_of(with_crlf(content.read(entity.body_start, size)))
+            message_id = _returned_message_id(content, structure)
+            return report and replace(report, message_id=message_id)
     return None
 
 

@@ -4,6 +4,7 @@ Any name that `relay trace` takes is an id. Another account's message and an unk
 same 404.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from relay.spool.types import Selector
 _ENTRIES_MAX = 100
 _REPORTS_MAX = 10
 _ENVID_CHARACTERS_MAX = 100
+_is_message_id = re.compile(r"<[!-;=?-~]{1,250}>").fullmatch
 _STILL_US = 60_000_000
 _MARGIN_S = 0.01
 
@@ -169,14 +171,17 @@ async def _reports_of(journey: Journey, visitor: Visitor, site: PageSite) -> dic
 async def _original_of(report: DeliveryReport, visitor: Visitor, site: PageSite) -> str:
     """Return the message that a report is about, "" if it is none that the visitor may see.
 
-    Relay sends a submission id as the ENVID, which a report repeats.
+    Relay sends a submission id as the ENVID, which a report repeats if its host knows ENVID.
     """
-    envid = report.envelope_id
-    if not envid or len(envid) > _ENVID_CHARACTERS_MAX or "@" in envid or envid == "last":
-        return ""
-    journeys = site.dependencies.journeys
-    found = await journeys.journey(envid, account=visitor.principal.account)
-    return found.key if found else ""
+    envid, message_id = report.envelope_id, report.message_id
+    is_submission = 0 < len(envid) <= _ENVID_CHARACTERS_MAX and "@" not in envid and envid != "last"
+    names = [envid] if is_submission else []
+    names += [message_id] if _is_message_id(message_id) else []
+    for name in names:
+        found = await site.dependencies.journeys.journey(name, account=visitor.principal.account)
+        if found:
+            return found.key
+    return ""
 
 
 async def advance_to_next(

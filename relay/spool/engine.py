@@ -9,7 +9,8 @@ relay/spool/__init__.py, and add it to the fixture of tests/contract, which stat
 
 - A coroutine returns after its change is durable. One that raises SpoolError changed nothing.
 - A claim is the right to one attempt. The epoch of an entry only increases, and a claim with an old
-  epoch cannot settle. Outcomes, events and reports of a settlement are one transaction.
+  epoch cannot settle. Outcomes, events and reports of a settlement are one transaction, and so is
+  what a report that it delivers claims of another message: an event there, and nothing else.
 - A start records each claim of a dead owner as an indeterminate attempt that is due at once.
 - A submission key is remembered for a week longer than pickup tries to submit, and expires by
   itself.

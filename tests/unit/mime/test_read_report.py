@@ -9,13 +9,17 @@ import pytest
 from relay.message.content import MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.outcome import Evidence
+from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
+from relay.mime.mdn import write_mdn
 from relay.mime.read_report import (
     RemoteClaim,
     RemoteReport,
     read_remote_report,
     read_report,
 )
+
+ORIGINAL_HEADER = b"Message-ID: <m@x>\r\nSubject: x\r\n\r\nx"
 
 
 def report(status: bytes, *, kind: bytes = b"message/delivery-status"):
@@ -36,15 +40,32 @@ def test_a_report_of_relay_is_read():
         Evidence("5.1.1", "550 5.1.1 no such user", "mx1.y.test", remote=True),
     )
     written = write_dsn(
-        ReportKind.FAILED, message, [gone], content=b"Subject: x\r\n\r\nx", hostname="relay.test",
+        ReportKind.FAILED, message, [gone], content=ORIGINAL_HEADER, hostname="relay.test",
         report_id="r1", now_us=0, words=lambda _header: HumanPart("en", "No", "<p>No"),
     )  # fmt: skip
     found = read_report(MemoryOctets(written))
     assert ("Reporting-MTA", "dns; relay.test") in found.fields
-    assert found.envelope_id == "d1.1"
+    assert (found.envelope_id, found.message_id) == ("d1.1", "<m@x>")
     (one,) = found.recipients
     assert one.text == ("gone@y.test was not delivered: mx1.y.test said 550 5.1.1 no such user.")
     assert ("Action", "failed") in one.fields
+    claim = RemoteClaim(
+        "", "gone@y.test", "failure", "5.1.1", "550 5.1.1 no such user", "mx1.y.test"
+    )
+    expected = RemoteReport("d1.1", "<m@x>", "relay.test", (claim,))
+    assert read_remote_report(MemoryOctets(written)) == expected
+
+
+@pytest.mark.parametrize("reader", ["b@y.test", "bé@y.test"])
+@pytest.mark.parametrize("kind", ReceiptKind)
+def test_a_read_receipt_of_relay_claims_its_kind(kind: ReceiptKind, reader: str) -> None:
+    request = ReceiptRequest("b@y.test", "a@x.test", reader, message_id="<m@x>")
+    written = write_mdn(
+        kind, request, is_manual=True, hostname="relay.test", report_id="r1", now_us=0
+    )
+    found = read_remote_report(MemoryOctets(written))
+    expected = RemoteClaim("", reader, kind)
+    assert (found.message_id, found.claims) == ("<m@x>", (expected,))
 
 
 def test_each_recipient_has_its_sentence():

@@ -1,6 +1,7 @@
 """The pages of a message and of the queue, and the operations on them, over HTTP."""
 
 import re
+import smtplib
 from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
@@ -357,6 +358,23 @@ def test_a_report_of_another_host_leads_to_the_message_that_relay_sent(relay):
     page = get(relay, f"messages/{report.journey['id']}")
     assert f"the message {name}" in page.links
     assert "bob+later550@example.org was not delivered" in page.text
+
+
+def test_without_an_envid_the_message_id_leads_to_the_message(relay):
+    content = b"Subject: Late\r\nMessage-ID: <late@customer.example>\r\n\r\ntext\r\n"
+    with smtplib.SMTP(*relay.smtp) as client:
+        client.sendmail(ALICE, ["bob+later550@example.org"], content)
+    relay.settle()
+    relay.clock.advance(seconds=30)
+    relay.settle()
+    (report,) = relay.mailbox(ALICE).messages()
+    page = get(relay, f"messages/{report.journey['id']}")
+    (about,) = [link for text, link in page.links.items() if text.startswith("the message ")]
+    about = get(relay, page.follow(f"the message {about.rpartition('/')[2]}"))
+    claim = "mx1.example.org [127.0.0.1] claims that it was not delivered: 550 5.1.1"
+    assert about.text.count(claim) == 2
+    assert "claims failure" in about.text
+    assert report.journey["id"] in about.links
 
 
 def test_the_properties_are_shown_as_they_were_sent(relay):
