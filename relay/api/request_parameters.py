@@ -232,6 +232,11 @@ class _ReleaseBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
     as_before: bool = False
 
 
+class _CancelBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
+    bounce: bool = False
+    text: str = ""
+
+
 class _RerouteBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
     to: str = ""
 
@@ -240,7 +245,7 @@ _BODIES: Mapping[Operation, type[_CommandBody]] = {
     Operation.RETRY: _CommandBody,
     Operation.HOLD: _HoldBody,
     Operation.RELEASE: _ReleaseBody,
-    Operation.CANCEL: _CommandBody,
+    Operation.CANCEL: _CancelBody,
     Operation.REROUTE: _RerouteBody,
 }
 
@@ -273,6 +278,8 @@ def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer)
             as_before=isinstance(given, _ReleaseBody) and given.as_before,
             to=_next_hops(given, issuer),
             to_text=given.to if isinstance(given, _RerouteBody) else "",
+            bounce=isinstance(given, _CancelBody) and given.bounce,
+            text=given.text.strip() if isinstance(given, _CancelBody) else "",
         )
     except ValueError as error:
         text = str(error)

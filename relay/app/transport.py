@@ -63,6 +63,7 @@ def build_transport(base: Foundation) -> Transport:
     resolver = _resolver(base, rng)
     scheduler = _scheduler(base, reporter, resolver, rng=rng)
     base.spool.queue_admin.attend(scheduler)
+    base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
     ingress = IngressDependencies(
         hostname=settings.hostname, acceptance=acceptance, router=base.table,

@@ -42,7 +42,7 @@ from relay.spool.types import Selector
 F = TypeVar("F", bound=Callable[..., Any])
 _STATES = ["queued", "deferred", "held", "captured"]
 _CHARACTERS_MAX = 1000
-_OPTIONS = ("reason", "to", "until")  # checked by the relay only
+_OPTIONS = ("reason", "text", "to", "until")  # checked by the relay only
 
 
 def _once(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str:
@@ -187,13 +187,16 @@ def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> N
 
 @queue.command()
 @changing
+@click.option("--bounce", is_flag=True, help="Report the failure to the sender.")
+@once("--text", help="What the report says to the sender.")
 @common_options
-def cancel(context: CommandContext, **conditions: Any) -> None:
-    """Remove mail from the queue, without a report to the sender.
+def cancel(context: CommandContext, *, bounce: bool, text: str, **conditions: Any) -> None:
+    """Remove mail from the queue.
 
-    This cannot be undone; in doubt, use hold.
+    The sender gets a report only with --bounce, if it may get one. This cannot be undone; in doubt,
+    use hold.
     """
-    _change(context, "cancel", conditions)
+    _change(context, "cancel", conditions, bounce=bounce, text=text)
 
 
 @queue.command()

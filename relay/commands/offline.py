@@ -21,7 +21,7 @@ from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.app.configuration import parse_next_hop, route_table
 from relay.app.state_dir import OwnerLock, as_owner
 from relay.client import ControlError
-from relay.clock import Clock
+from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
@@ -32,6 +32,7 @@ from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.observe.metrics import Metrics
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RefusalPage, RefusalSearch
+from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.environment import read_environment
 from relay.settings.tree import Settings
@@ -129,6 +130,17 @@ async def execute(
             order = read_queue_command(Operation(operation), msgspec.json.encode(wanted), asking)
         except ApiError as error:
             raise ControlError(error.status, error.code, error.message) from None
+        if order.bounce:
+            files.spool.queue_admin.report_with(_reporter(settings, clock, table()))
         return await restored.execute(
             files.spool.queue_admin, files.restored, order, on_progress=tell
         )
+
+
+def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:
+    """Return what writes the reports of a cancel."""
+    return Reporter(
+        hostname=settings.hostname, clock=clock, ids=Ids(clock),
+        next_hop_for=table.next_hop_for, expire_after_s=settings.delivery.expire_after,
+        metrics=Metrics(),
+    )  # fmt: skip

@@ -124,4 +124,6 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
         parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
     if answer["in_flight"]:
         parts.append(f"{answer['in_flight']} in flight")
+    if (reports := answer.get("reports")) is not None:
+        parts.append(f"{counted(reports, 'report')} to senders")
     return ", ".join(parts)

@@ -31,7 +31,7 @@ _PARAMETERS = {
     Operation.RETRY: (),
     Operation.HOLD: ("until",),
     Operation.RELEASE: (),
-    Operation.CANCEL: (),
+    Operation.CANCEL: ("bounce", "text"),
     Operation.REROUTE: ("to",),
 }
 _COUNTS = ("matched", "done", "unchanged", "in_flight")
@@ -46,8 +46,8 @@ EFFECTS = {
     Operation.RETRY: "The next attempt is made now.",
     Operation.HOLD: "Nothing is attempted until the mail is released.",
     Operation.RELEASE: "Held mail is attempted again.",
-    Operation.CANCEL: "The recipients are not attempted any more. This cannot be undone, and the "
-    "sender gets no report.",
+    Operation.CANCEL: "The recipients are not attempted any more. This cannot be undone. The "
+    "sender gets a report only if you choose that.",
     Operation.REROUTE: "The mail goes to another next hop.",
 }
 
@@ -111,7 +111,7 @@ async def _confirmation(
         raise ApiError(400, "BadRequest", message)
     answer, line, fault = None, "", ""
     if operation is not Operation.REROUTE or given["to"]:
-        body = {**selection.body(), **_without_empty(given), "dry_run": True}
+        body = {**selection.body(), **_fields(given), "dry_run": True}
         try:
             answer = await site.handlers.run_command(
                 operation, msgspec.json.encode(body), visitor.principal, request=request
@@ -141,7 +141,7 @@ async def _change(
 ) -> Response:
     selection = selection_of(fields)
     given = _given(operation, fields) | {"reason": _text(fields, "reason")}
-    body = {**selection.body(), **_without_empty(given)}
+    body = {**selection.body(), **_fields(given)}
     answer = await site.handlers.run_command(
         operation, msgspec.json.encode(body), visitor.principal, request=request
     )
@@ -172,8 +172,14 @@ def _given(operation: Operation, pairs: Collection[tuple[str, str]]) -> dict[str
     return {name: _text(pairs, name) for name in _PARAMETERS[operation]}
 
 
-def _without_empty(given: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in given.items() if text}
+def _fields(given: Mapping[str, str]) -> dict[str, str | bool]:
+    """Return the fields of the body; a text for a report that nobody chose is none."""
+    fields: dict[str, str | bool] = {name: text for name, text in given.items() if text}
+    if "bounce" in given:
+        fields["bounce"] = bool(given["bounce"])
+        if not given["bounce"]:
+            fields.pop("text", None)
+    return fields
 
 
 def _text(pairs: Collection[tuple[str, str]], name: str) -> str:

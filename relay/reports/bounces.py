@@ -123,6 +123,12 @@ class Reporter:
         self._rate = rate
         self._texts = texts or TextSource()
 
+    def wants(
+        self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
+    ) -> bool:
+        """See ReportWriter."""
+        return bool(decide_reports(kind, message, recipients).reported)
+
     def reports(
         self,
         kind: ReportKind,

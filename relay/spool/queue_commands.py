@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from relay.clock import rfc3339
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.nexthop import NextHop
-from relay.spool.types import RESTORED_US, Key, Selector
+from relay.spool.types import RESTORED_US, Key, ReportWriter, Selector
 
 ProgressCallback = Callable[[int], object]
 RouteLookup = Callable[[str], NextHop | None]
@@ -64,6 +64,8 @@ class QueueCommand:
     # a release of captured mail sends a copy to these addresses, and leaves its recipients captured
     copy_to: tuple[str, ...] = ()
     to_text: str = ""  # the operator's text for `to`
+    bounce: bool = False  # a cancel reports the failure to the sender
+    text: str = ""  # what that report says; "": that an operator cancelled it
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
@@ -73,6 +75,12 @@ class QueueCommand:
             raise ValueError(
                 f"reason: expected one line of at most {WHY_CHARACTERS_MAX} characters"
             )
+        if len(self.text) > WHY_CHARACTERS_MAX or not self.text.isprintable():
+            raise ValueError(f"text: expected one line of at most {WHY_CHARACTERS_MAX} characters")
+        if self.bounce and self.operation is not Operation.CANCEL:
+            raise ValueError("only a cancel reports to the sender")
+        if self.text and not self.bounce:
+            raise ValueError("text: it is for the report; ask for one with bounce")
         is_reroute = self.operation is Operation.REROUTE
         if is_reroute != (self.to is not None) and self.operation is not Operation.RELEASE:
             raise ValueError("only a reroute takes a next hop, and it needs one")
@@ -103,7 +111,8 @@ class CommandReport:
     """The result of a command: counts, and the first entries as `queue list` shows them.
 
     Each listed entry has its `result` and, where that is not "done", a `note`. `unknown` are ids of
-    the selector that match no entry in the queue.
+    the selector that match no entry in the queue. `reports` are those to senders, None if the
+    command makes none.
     """
 
     counts: dict[CommandResult, int] = field(
@@ -112,6 +121,7 @@ class CommandReport:
     entries: list[dict[str, Any]] = field(default_factory=list)
     unknown: tuple[str, ...] = ()
     dry_run: bool = False
+    reports: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The response of /relay/v1/queue/{operation}."""
@@ -123,6 +133,7 @@ class CommandReport:
             "dry_run": self.dry_run,
             "unknown": list(self.unknown),
             "entries": self.entries,
+            **({} if self.reports is None else {"reports": self.reports}),
         }
 
 
@@ -186,6 +197,10 @@ class QueueAdmin(Protocol):
 
     def attend(self, delivery: ActiveClaims) -> None:
         """From now on `delivery` holds claims in memory."""
+        ...
+
+    def report_with(self, writer: ReportWriter) -> None:
+        """From now on `writer` writes the reports of a cancel."""
         ...
 
     async def list(self, selector: Selector, *, limit: int, after: Key = ...) -> EntryList:

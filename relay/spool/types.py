@@ -193,6 +193,12 @@ class ReportWriter(Protocol):
         """Return the reports about these recipients; none where none may be sent."""
         ...
 
+    def wants(
+        self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
+    ) -> bool:
+        """Whether the sender may get a report of this kind about any of them."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRecipient:

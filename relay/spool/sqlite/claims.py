@@ -118,7 +118,7 @@ def find_due(cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int) ->
     cursor.execute("BEGIN")  # one snapshot: an entry's rows as they are under its epoch
     try:
         keys, seen = scan(cursor, look, now_us=now_us, limit=limit)
-        claims, damaged = _read_claims(cursor, keys)
+        claims, damaged = read_claims(cursor, keys)
     finally:
         cursor.execute("COMMIT")
     return DueEntries(replace(seen, claims=claims), damaged)
@@ -138,10 +138,10 @@ def late_recipients(cursor: apsw.Cursor, key: Key) -> dict[int, list[ClaimedReci
     return found
 
 
-def _read_claims(
+def read_claims(
     cursor: apsw.Cursor, keys: Collection[Key]
 ) -> tuple[tuple[Claim, ...], dict[Key, str]]:
-    """Return the claims in the order of `keys`, and what is wrong with the others."""
+    """Return claims of these entries as they are, and what is wrong with the others."""
     if not keys:
         return (), {}
     wanted = msgspec.json.encode(list(keys)).decode()

@@ -8,13 +8,15 @@ See docs/design.md 4; docs/names.md (Commands).
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import apsw
 
 from relay.clock import Clock
+from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -31,9 +33,11 @@ from relay.spool.queue_commands import (
     QueueCommand,
     ShownTimes,
 )
+from relay.spool.sqlite.cancel_reports import CancelReports, PlannedReports
 from relay.spool.sqlite.database import Reader
 from relay.spool.sqlite.queue_changes import (
     IN_FLIGHT,
+    NOTHING_PLANNED,
     ChangeResult,
     CommandTimes,
     change,
@@ -42,10 +46,12 @@ from relay.spool.sqlite.queue_changes import (
 )
 from relay.spool.sqlite.queue_list import EntryListBuilder, EntrySelection
 from relay.spool.sqlite.receipts import SqliteReceipts
+from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.types import FIRST_KEY, Key, Selector
+from relay.spool.types import FIRST_KEY, Key, NewMessage, ReportWriter, Selector
 
 _AT_ONCE = 200  # entries of one transaction, so that the writer is free soon
+_REPORTED_AT_ONCE = 20  # entries, or those of one message: their reports are in memory
 _ROUNDS = 3  # in which claims made meanwhile are withdrawn as well
 _PAUSE_S_FIRST = 0.2
 _PAUSE_S_MAX = 10.0
@@ -59,6 +65,7 @@ class SqliteQueueAdmin:
         self,
         writer: Writer,
         reader: Reader,
+        reports: CancelReports,
         *,
         receipts: SqliteReceipts,
         remove_files: Callable[[Sequence[str]], None],
@@ -73,12 +80,17 @@ class SqliteQueueAdmin:
         self._clock = clock
         self._metrics = metrics
         self._shown_times = shown_times
+        self._reports = reports
         self._delivery: ActiveClaims = NoActiveClaims()
         self._releasing: set[asyncio.Task[None]] = set()
 
     def attend(self, delivery: ActiveClaims) -> None:
         """From now on `delivery` holds claims in memory."""
         self._delivery = delivery
+
+    def report_with(self, writer: ReportWriter) -> None:
+        """QueueAdmin.report_with."""
+        self._reports.writer = writer
 
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
         """QueueAdmin.list."""
@@ -107,8 +119,7 @@ class SqliteQueueAdmin:
         answer = _ReportBuilder(command, self._shown_times(), on_progress=on_progress)
         while not selection.has_ended:
             keys = await self._reader.run(selection.step)
-            for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
+            for some in _slices(keys, whole_messages=command.bounce):
                 if command.dry_run:
                     await self._dry_run(some, answer)
                 else:
@@ -125,6 +136,8 @@ class SqliteQueueAdmin:
             now_us=self._clock.queue_us(), listed=listed,
         )  # fmt: skip
         answer.add(await self._reader.run(rehearse), listed)
+        if answer.command.bounce:
+            answer.reports += await self._reports.count(keys, taken=waiting)
 
     async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         """Change one slice; entries claimed meanwhile are withdrawn in another round."""
@@ -133,16 +146,22 @@ class SqliteQueueAdmin:
             taken = self._take(answer.command, left)
             if left is not keys and not taken:
                 break
-            write = partial(
-                _write, command=answer.command, keys=left, taken=taken, times=self._times(),
-                listing=answer.listing,
-            )  # fmt: skip
+            planned = NOTHING_PLANNED
             try:
+                if answer.command.bounce:
+                    planned = await self._reports.plan(left, answer.command.text, taken=taken)
+                write = partial(
+                    _write, command=answer.command, keys=left, taken=taken, times=self._times(),
+                    listing=answer.listing, planned=planned, captured=self._reports.captured,
+                )  # fmt: skip
                 result, listed = await self._writer.submit(write)
             except Exception:
                 self._release_later(taken)
+                await self._discard(planned, ())
                 raise
+            await self._discard(planned, result.reports)
             self._follow_up(result)
+            answer.reports += len(result.reports)
             certain = (
                 one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
             )
@@ -153,6 +172,16 @@ class SqliteQueueAdmin:
         listed = answer.listing()
         await self._reader.run(partial(_show_in_flight, keys=left, listed=listed))
         answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
+
+    async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
+        """Keep the files of the reports that were made, and remove those of others."""
+        ids = {one.facts.id for one in made}
+        for one in planned.by_message.values():
+            if any(report.facts.id in ids for report in one.plan.messages):
+                self._reports.committed(one.files)
+                self._metrics.accepted.labels(Source.REPORT).inc(len(one.plan.messages))
+            else:
+                await self._reports.discard(one.files)
 
     def _waiting(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Return what _take() would take."""
@@ -213,6 +242,7 @@ class _ReportBuilder:
         self, command: QueueCommand, times: ShownTimes, *, on_progress: ProgressCallback
     ) -> None:
         self.command = command
+        self.reports = 0
         self._record = on_progress
         self._times = times
         self._counts = dict.fromkeys(CommandResult, 0)
@@ -238,8 +268,9 @@ class _ReportBuilder:
     def changed(self, *, unknown: Sequence[str]) -> CommandReport:
         """Return the report."""
         return CommandReport(
-            self._counts, self._entries, tuple(unknown), dry_run=self.command.dry_run
-        )
+            self._counts, self._entries, tuple(unknown), dry_run=self.command.dry_run,
+            reports=self.reports if self.command.bounce else None,
+        )  # fmt: skip
 
 
 def _write(
@@ -250,9 +281,14 @@ def _write(
     taken: Collection[Key],
     times: CommandTimes,
     listing: Callable[[], EntryListBuilder],
+    planned: PlannedReports,
+    captured: CapturedMail,
 ) -> tuple[ChangeResult, EntryListBuilder]:
     """Change and list in one transaction, so that entries are shown as the change left them."""
-    result, listed = change(batch, command, keys, taken=taken, times=times), listing()
+    result = change(
+        batch, command, keys, taken=taken, times=times, planned=planned, captured=captured
+    )
+    listed = listing()
     for key, (outcome, note) in result.results.items():
         if outcome is not CommandResult.IN_FLIGHT:
             for one in (key, *result.made.get(key, ())):
@@ -282,6 +318,21 @@ def _dry_run(
 def _show_in_flight(cursor: apsw.Cursor, *, keys: Sequence[Key], listed: EntryListBuilder) -> None:
     for key in keys:
         listed.add(cursor, key, result=str(CommandResult.IN_FLIGHT), note=IN_FLIGHT)
+
+
+def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:
+    """Return the entries of each transaction; those of a message together where that matters."""
+    if not whole_messages:
+        yield from (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
+        return
+    some: list[Key] = []
+    for _, entries in groupby(keys, lambda key: key[0]):
+        some += entries
+        if len(some) >= _REPORTED_AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _is_in_flight(result: ChangeResult, key: Key) -> bool:

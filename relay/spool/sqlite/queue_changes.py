@@ -31,16 +31,26 @@ from relay.spool.queue_commands import (
     state_after,
     states_before,
 )
+from relay.spool.sqlite.cancel_reports import PlannedReports
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
 from relay.spool.sqlite.queue_list import operations
-from relay.spool.sqlite.transactions import add_recipients, append_events, drop_content
+from relay.spool.sqlite.transactions import (
+    CapturedMail,
+    add_recipients,
+    add_reports,
+    append_events,
+    drop_content,
+)
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import RESTORED_US, Key, NewRecipient
+from relay.spool.types import RESTORED_US, Key, NewMessage, NewRecipient
 
 IN_FLIGHT = "it is being delivered"
+NOTHING_PLANNED = PlannedReports()
+_DONE = CommandResult.DONE
 _FACTS = (
     "SELECT e.state, e.claimed, e.next_hop, e.retry_us, e.due_us, e.warn_us, e.content_id,"
-    " e.attempts, coalesce(m.expires_us, 0) FROM entry e LEFT JOIN message m ON m.id = e.message_id"
+    " e.attempts, coalesce(m.expires_us, 0), e.epoch"
+    " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ? AND e.state <> 'final'"
 )
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,6 +93,7 @@ class EntryFacts:
     content_id: int  # of its content
     attempts: int  # so far
     expires_us: int  # of its message
+    epoch: int  # each change raises it
 
 
 def read_entry_facts(cursor: apsw.Cursor, key: Key) -> EntryFacts | None:
@@ -199,6 +210,7 @@ class ChangeResult:
     due_us: int | None = None  # the earliest due time of a changed entry
     files: list[str] = field(default_factory=list)  # that no content needs any more
     cancelled: int = 0  # recipients
+    reports: list[NewMessage] = field(default_factory=list)  # to senders
 
 
 def change(
@@ -208,12 +220,26 @@ def change(
     *,
     taken: Collection[Key],
     times: CommandTimes,
+    planned: PlannedReports = NOTHING_PLANNED,
+    captured: CapturedMail | None = None,
 ) -> ChangeResult:
     """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
 
-    A withdrawn entry that is not changed is released; it is due as before.
+    A withdrawn entry that is not changed is released; it is due as before. A cancel with reports
+    changes only messages that are as `planned` knew them; `captured` is for their reports.
     """
-    return _EntryChanger(batch, command, taken=taken, times=times).run(keys)
+    changer = _EntryChanger(batch, command, taken=taken, times=times)
+    if not command.bounce:
+        return changer.run(keys)
+    assert captured is not None
+    result = changer.run(keys, passed_over=changer.changed_since(planned, keys))
+    for message_id in {key[0] for key, (done, _) in result.results.items() if done is _DONE}:
+        if (made := planned.by_message.get(message_id)) is not None:
+            add_reports(batch, made.plan.messages, made.files, captured=captured)
+            append_events(batch.cursor, message_id, made.plan.events)
+            result.reports += made.plan.messages
+            result.due_us = times.queue_us
+    return result
 
 
 def put_back(batch: Batch, keys: Collection[Key]) -> None:
@@ -237,13 +263,31 @@ class _EntryChanger:
         self._work = ChangeResult()
         self._events: dict[str, dict[str, Any]] = {}  # by message
 
-    def run(self, keys: Sequence[Key]) -> ChangeResult:
+    def changed_since(self, planned: PlannedReports, keys: Sequence[Key]) -> frozenset[Key]:
+        """Return the entries that were not planned, and all of messages that are not as planned."""
+        epochs, changed = planned.epochs, set()
+        for key, epoch in epochs.items():
+            facts = read_entry_facts(self._cursor, key)
+            is_ours = facts is not None and (not facts.is_claimed or key in self._taken)
+            if not is_ours or (facts is not None and epoch not in (None, facts.epoch)):
+                changed.add(key[0])
+        return frozenset(key for key in keys if key not in epochs or key[0] in changed)
+
+    def run(
+        self, keys: Sequence[Key], *, passed_over: Collection[Key] = frozenset()
+    ) -> ChangeResult:
+        """Those that are passed over are in flight, for now."""
         for key in keys:
             facts = read_entry_facts(self._cursor, key)
             if facts is None:  # it has ended meanwhile
                 continue
             if facts.is_claimed and key not in self._taken:
                 self._result(key, CommandResult.IN_FLIGHT)
+            elif key in passed_over:
+                self._result(key, CommandResult.IN_FLIGHT)
+                if facts.is_claimed:
+                    put_back(self._batch, [key])
+                    self._due_now(facts.next_hop)
             elif note := self._order.inapplicable_reason(facts.state) or self._do(key, facts):
                 self._result(key, CommandResult.UNCHANGED, note)
                 if facts.is_claimed:
@@ -364,7 +408,9 @@ class _EntryChanger:
         self._work.cancelled += ended
         if file := drop_content(self._cursor, key[0], facts.content_id):
             self._work.files.append(file)
-        self._record(key)
+        detail = self._record(key)
+        if self._order.bounce:
+            detail |= {"bounce": True, **({"text": self._order.text} if self._order.text else {})}
         return ""
 
     def _reroute(self, key: Key, facts: EntryFacts) -> str:

@@ -30,6 +30,7 @@ from relay.settings.tree import Settings
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import message_list, queries, recorded_events, transactions
+from relay.spool.sqlite.cancel_reports import CancelReports
 from relay.spool.sqlite.claims import (
     find_due,
     late_recipients,
@@ -165,8 +166,14 @@ class SqliteSpool:
         )  # fmt: skip
         self.receipts = SqliteReceipts(self._writer, self._queries, self._connection)
         self.queue_admin = SqliteQueueAdmin(
-            self._writer, self._queries, receipts=self.receipts, remove_files=self._files.remove,
-            clock=clock, metrics=metrics, shown_times=self._shown_times,
+            self._writer, self._queries, self._cancel_reports(), remove_files=self._files.remove,
+            receipts=self.receipts, clock=clock, metrics=metrics, shown_times=self._shown_times,
+        )  # fmt: skip
+
+    def _cancel_reports(self) -> CancelReports:
+        return CancelReports(
+            self._queries, read_content=self.read_content, store=self._store_reports,
+            discard=self._remove, committed=self._files.committed, captured=self._captured,
         )  # fmt: skip
 
     def _open(self) -> apsw.Connection:

@@ -333,6 +333,18 @@ def _insert_message(
     return claims
 
 
+def add_reports(
+    batch: Batch,
+    reports: Sequence[NewMessage],
+    files: Sequence[Sequence[StoredFile | None]],
+    *,
+    captured: CapturedMail,
+) -> None:
+    """Write reports, which wait unclaimed."""
+    for message, names in zip(reports, files, strict=True):
+        _insert_message(batch, message, names, claim=False, captured=captured)
+
+
 def add_recipients(batch: Batch, key: Key, recipients: Sequence[NewRecipient]) -> None:
     """Add recipients to an entry that was made after the acceptance of its message."""
     message_id, entry = key

@@ -43,6 +43,12 @@ def test_every_condition_and_field_of_a_command() -> None:
     )
 
 
+def test_a_cancel_may_report_to_the_sender() -> None:
+    order = read("cancel", all=True, bounce=True, text=" no such list ")
+    assert (order.bounce, order.text) == (True, "no such list")
+    assert not read("cancel", all=True).bounce
+
+
 @pytest.mark.parametrize(
     ("until", "ahead_s"),
     [
@@ -69,6 +75,9 @@ def test_a_reroute_says_where_to() -> None:
     ("operation", "body", "named"),
     [
         ("retry", {}, "Select entries"),
+        ("cancel", {"all": True, "text": "x"}, "text: it is for the report"),
+        ("cancel", {"all": True, "bounce": True, "text": "a\nb"}, "text: expected one line"),
+        ("cancel", {"all": True, "bounce": True, "text": "x" * 501}, "text: expected one line"),
         ("hold", {"dry_run": True}, "Select entries"),
         ("retry", {"state": "relayed"}, "expected one of queued, deferred, held, captured"),
         ("retry", {"sender": "", "all": True}, "sender: found 0 letters"),

@@ -134,6 +134,19 @@ def test_hold_release_and_cancel(relay, queued):
     assert "cancel by " in shown
 
 
+@pytest.mark.usefixtures("queued")
+def test_a_cancel_reports_to_the_sender_if_that_is_wanted(relay):
+    done = relay("cancel", "--domain", "a.*", "--bounce", "--text", "wrong list", "--dry-run")
+    assert done.stdout.splitlines()[-1] == "would cancel 1 of 1 entry, 1 report to senders"
+    done = relay("cancel", "--domain", "a.*", "--bounce", "--text", "wrong list")
+    assert done.stdout.splitlines()[-1] == "cancelled 1 of 1 entry, 1 report to senders"
+    (report,) = json.loads(relay("list", "--sender", "<>", "--json").stdout)
+    assert [one["address"] for one in report["recipients"]] == ["alice@example.test"]
+    done = relay("cancel", "--all", "--text", "why")
+    assert done.exit_code == 2
+    assert "--text: it is for the report" in done.stderr
+
+
 def test_a_dry_run_changes_nothing(relay, queued):
     done = relay("cancel", "--all", "--dry-run")
     assert done.stdout.splitlines()[-1] == "would cancel 3 of 3 entries"

@@ -322,6 +322,15 @@ def test_marked_entries_are_changed_alone(relay, deferred):
     assert (none.status, "Nothing is selected" in none.text) == (400, True)
 
 
+def test_a_cancel_on_a_page_reports_to_the_sender_if_that_is_chosen(relay, deferred):
+    confirmation = get(relay, f"queue/cancel?id={deferred}-1&bounce=1&text=wrong+list")
+    assert "would cancel 1 of 1 entry, 1 report to senders" in confirmation.text
+    post(confirmation, bounce="1", text="wrong list")
+    assert state_of(relay, deferred) == "cancelled"
+    report = relay.mailbox(ALICE).wait_for(subject="Undeliverable:*")
+    assert report.bounce.reply == "wrong list"
+
+
 def test_the_queue_has_pages(relay):
     for number in range(60):
         relay.send(ALICE, f"u{number}@elsewhere.example", "Many", "text")

@@ -1,0 +1,145 @@
+"""The reports of a `cancel --bounce`: planned before its transaction, and committed in it.
+
+A report takes a content and a writer, which a transaction cannot wait for. It is therefore written
+for the entries as they are, by their epochs: where one of them has changed, nothing of its message
+is cancelled, and the command looks again.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import apsw
+
+from relay.message.content import Content
+from relay.message.envelope import Source
+from relay.message.lifecycle import RecipientState
+from relay.message.outcome import Evidence
+from relay.mime.dsn import ReportedRecipient, ReportKind
+from relay.observe.logs import get_logger
+from relay.spool.sqlite.claims import read_claims
+from relay.spool.sqlite.content_files import StoredFile
+from relay.spool.sqlite.database import Reader, fetch_one
+from relay.spool.sqlite.transactions import CapturedMail
+from relay.spool.types import Claim, Key, NewMessage, ReportPlan, ReportWriter, SpoolError
+
+_Files = Sequence[Sequence[StoredFile | None]]
+_UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"
+_STATUS = "5.0.0"  # RFC 3463 3.1: no other says that an operator ended it
+_TEXT = "cancelled by an operator of this relay"
+_log = get_logger("spool")
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReports:
+    """The reports about the cancelled entries of one message, with the files of their contents."""
+
+    plan: ReportPlan
+    files: _Files
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedReports:
+    """`epochs` are those of the entries that the plan is about, None of one that is damaged."""
+
+    epochs: Mapping[Key, int | None] = field(default_factory=dict)
+    by_message: Mapping[str, MessageReports] = field(default_factory=dict)
+
+
+class CancelReports:
+    """Plans reports. Without a writer there are none."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        read_content: Callable[[int], Awaitable[Content]],
+        store: Callable[[Sequence[NewMessage]], Awaitable[_Files]],
+        discard: Callable[[_Files], Awaitable[None]],
+        committed: Callable[[_Files], None],
+        captured: CapturedMail,
+    ) -> None:
+        """`store`, `discard` and `committed` are for files of contents; `captured` is for reports
+        to captured domains.
+        """
+        self.writer: ReportWriter | None = None
+        self._reader = reader
+        self._read_content = read_content
+        self._store = store
+        self.discard = discard
+        self.committed = committed
+        self.captured = captured
+
+    async def plan(
+        self, keys: Sequence[Key], text: str, *, taken: Collection[Key]
+    ) -> PlannedReports:
+        """Write the reports about these entries; those that delivery has, but for `taken`, are left
+        out. Raises SpoolError.
+        """
+        claims, epochs = await self._reader.run(lambda c: _entries(c, keys, taken))
+        by_message = {}
+        for message_id, some in groupby(claims, lambda one: one.message.id):
+            plan = await self._plan(tuple(some), text)
+            if plan.messages or plan.events:
+                by_message[message_id] = MessageReports(plan, await self._store(plan.messages))
+        return PlannedReports(epochs, by_message)
+
+    async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
+        """How many reports there would be."""
+        claims, _ = await self._reader.run(lambda c: _entries(c, keys, taken))
+        groups = (tuple(some) for _, some in groupby(claims, lambda one: one.message.id))
+        return sum(bool(self._reported(some, "")) for some in groups)
+
+    def _reported(self, claims: Sequence[Claim], text: str) -> tuple[ReportedRecipient, ...]:
+        """Return the recipients for the report; none if there is none. Captured mail was not to be
+        sent, and about a report there is no report.
+        """
+        message = claims[0].message
+        people = tuple(
+            ReportedRecipient(
+                one.path, Evidence(_STATUS, text or _TEXT), log_id=f"{message.id}-{claim.entry_id}"
+            )
+            for claim in claims
+            if claim.state is not RecipientState.CAPTURED
+            for one in claim.recipients
+            if not one.added_by
+        )
+        if self.writer is None or message.source is Source.REPORT:
+            return ()
+        return people if self.writer.wants(ReportKind.FAILED, message, people) else ()
+
+    async def _plan(self, claims: Sequence[Claim], text: str) -> ReportPlan:
+        people, owed = self._reported(claims, text), [one for claim in claims for one in claim.owed]
+        if self.writer is None or not (people or owed):
+            return ReportPlan()
+        message = claims[0].message
+        try:
+            content = await self._read_content(claims[0].content_id)
+        except SpoolError as error:
+            _log.error("content unreadable for a report", qid=message.id, error=str(error))
+            content = _UNREADABLE
+        plans = [
+            self.writer.reports(kind, message, some, content=content)
+            for kind, some in ((ReportKind.FAILED, people), (ReportKind.RELAYED, owed))
+            if some
+        ]
+        return ReportPlan(
+            tuple(one for plan in plans for one in plan.messages),
+            tuple(one for plan in plans for one in plan.events),
+        )
+
+
+def _entries(
+    cursor: apsw.Cursor, keys: Iterable[Key], taken: Collection[Key]
+) -> tuple[tuple[Claim, ...], dict[Key, int | None]]:
+    """Return the entries that can be cancelled, in order, and their epochs."""
+    free = []
+    for key in keys:
+        sql = "SELECT claimed FROM entry WHERE message_id = ? AND number = ? AND state <> 'final'"
+        row = fetch_one(cursor, sql, key)
+        if row is not None and (not row[0] or key in taken):
+            free.append(key)
+    claims, damaged = read_claims(cursor, free)
+    epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
+    epochs |= dict.fromkeys(damaged)
+    return tuple(sorted(claims, key=lambda one: one.key)), epochs

@@ -1,0 +1,125 @@
+"""A cancel with --bounce: the end of each recipient and its report are one transaction."""
+
+from dataclasses import replace
+
+import pytest
+
+from relay.clock import Ids
+from relay.message.envelope import Envelope, ForwardPath, Notify, Source
+from relay.message.nexthop import NextHop
+from relay.observe.metrics import Metrics
+from relay.reports.bounces import Reporter
+from relay.spool.types import DueQuery, EntrySchedule, Settlement
+from tests.support.operator import LATER, command, operations
+
+NOW = 10**18  # after the due time of every entry in these tests
+
+
+@pytest.fixture
+def reporter(spool, clock) -> Reporter:
+    reporter = Reporter(
+        hostname="relay.test", clock=clock, ids=Ids(clock),
+        next_hop_for=lambda _: NextHop.parse("local"), expire_after_s=3600, metrics=Metrics(),
+    )  # fmt: skip
+    spool.queue_admin.report_with(reporter)
+    return reporter
+
+
+async def reports(spool) -> list[bytes]:
+    """The contents of the reports that wait."""
+    claims = (await spool.claim_due(NOW, 50, DueQuery())).claims
+    made = [one for one in claims if one.message.source is Source.REPORT]
+    return [await spool.read_content(one.content_id) for one in made]
+
+
+@pytest.mark.usefixtures("reporter")
+async def test_all_next_hops_of_a_message_are_in_one_report(spool, make) -> None:
+    hops = {f"mx:{name}.test": [f"x@{name}.test"] for name in "abcdefgh"}
+    for message in (make(hops), make(hops)):
+        await spool.accept(message, claim=False)
+    dry = await spool.queue_admin.execute(command("cancel", bounce=True, dry_run=True))
+    assert (dry.as_json()["done"], dry.as_json()["reports"]) == (16, 2)
+    answer = await spool.queue_admin.execute(
+        command("cancel", bounce=True, text="the list was wrong")
+    )
+    assert (answer.as_json()["done"], answer.as_json()["reports"]) == (16, 2)
+    found = await reports(spool)
+    assert len(found) == 2
+    for report in found:
+        assert report.count(b"\r\nAction: failed\r\n") == 8
+        assert b"x-relay; the list was wrong" in report
+    journey = await spool.journey(message.facts.id)
+    assert {one.state for one in journey.recipients} == {"cancelled"}
+    (cancelled,) = await operations(spool, message.facts.id)
+    assert (cancelled["bounce"], cancelled["text"]) == (True, "the list was wrong")
+    (step,) = [one for one in journey.steps if one.step == 7]
+    assert (step.detail["kind"], len(step.detail["recipients"])) == ("failure", 8)
+    assert (await spool.counts()).unaccounted == 0
+
+
+@pytest.mark.usefixtures("reporter")
+@pytest.mark.parametrize("why", ["never", "null", "stranger", "captured", "report", "unasked"])
+async def test_who_gets_no_report_gets_none_from_an_operator(spool, make, why: str) -> None:
+    message = make({"capture" if why == "captured" else "mx:a.test": ["x@a.test"]})
+    facts, (entry,) = message.facts, message.entries
+    if why == "never":
+        (one,) = entry.recipients
+        path = ForwardPath("x@a.test", frozenset({Notify.NEVER}))
+        message = replace(message, entries=(replace(entry, recipients=(replace(one, path=path),)),))
+    if why == "null":
+        message = replace(message, facts=replace(facts, envelope=Envelope("")))
+    if why == "stranger":
+        message = replace(message, facts=replace(facts, trusted=False))
+    if why == "report":
+        message = replace(message, facts=replace(facts, source=Source.REPORT))
+    await spool.accept(message, claim=False)
+    for dry_run in (True, False):
+        order = command("cancel", bounce=why != "unasked", dry_run=dry_run)
+        answer = (await spool.queue_admin.execute(order)).as_json()
+        assert (answer["done"], answer.get("reports", 0)) == (1, 0)
+    assert await reports(spool) == []
+
+
+@pytest.mark.usefixtures("reporter")
+async def test_what_is_in_flight_is_not_in_the_report(spool, make, active_claims) -> None:
+    hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"], "mx:c.test": ["z@c.test"]}
+    one, two, _ = (await spool.accept(make(hops))).claims
+    active_claims.waiting = {one.key}  # the others are being delivered
+    waiting = EntrySchedule(retry_us=NOW, due_us=NOW)
+    await spool.settle(Settlement(two, 1, {2: LATER}, waiting))
+    answer = await spool.queue_admin.execute(command("cancel", bounce=True))
+    assert (answer.as_json()["done"], answer.as_json()["in_flight"]) == (2, 1)
+    (report,) = await reports(spool)
+    assert report.count(b"Action: failed") == 2
+    assert b"z@c.test" not in report
+
+
+async def test_what_changes_after_its_report_was_written_is_looked_at_again(
+    spool, make, reporter, active_claims, monkeypatch
+) -> None:
+    hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}
+    await spool.accept(make(hops), claim=False)
+    write, written = reporter.reports, []
+
+    def reports_late(*args, **more):
+        written.append(args[2])
+        return write(*args, **more)
+
+    monkeypatch.setattr(reporter, "reports", reports_late)
+    plan = spool.queue_admin._reports.plan
+
+    async def claims_meanwhile(keys, *args, **more):
+        planned = await plan(keys, *args, **more)
+        if len(written) == 1:  # delivery takes one entry, and gives it back
+            (claim, _) = (await spool.claim_due(NOW, 9, DueQuery())).claims
+            await spool.release([claim])
+            active_claims.waiting = {(claim.message.id, 2)}
+        return planned
+
+    monkeypatch.setattr(spool.queue_admin._reports, "plan", claims_meanwhile)
+    answer = (await spool.queue_admin.execute(command("cancel", bounce=True))).as_json()
+    assert (answer["done"], answer["in_flight"], answer["reports"]) == (2, 0, 1)
+    assert [len(one) for one in written] == [2, 2]
+    (report,) = await reports(spool)
+    assert report.count(b"Action: failed") == 2
+    assert (await spool.counts()).unaccounted == 0
