@@ -306,6 +306,19 @@ def read_by_graph(address: Address, graph_id: str, *, token: str) -> bytes:
     return content
 
 
+def mark_read_by_graph(address: Address, graph_id: str, *, token: str) -> None:
+    """Mark a message in the mailbox of an account as read. Raises LookupError, OSError."""
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    target, body = f"/v1.0/me/messages/{quote(graph_id)}", b'{"isRead": true}'
+    try:
+        answer, _ = _exchange(connection, "PATCH", target, headers=headers, body=body)
+    except http.client.HTTPException as error:
+        raise OSError(f"{address} does not speak HTTP: {error!r}") from error
+    if answer.status != http.client.OK:
+        raise LookupError("the mailbox does not have the message any more")
+
+
 def send_by_smtp(address: Address, draft: DraftToSend) -> str:
     """Submit by SMTP; return the queue id. Raises RejectedError, OSError."""
     draft.check()

@@ -122,6 +122,10 @@ class AsyncMailbox:
         work = self._running.wait_for(wanted, timeout, settles=False)
         return await _in_relay(self._running, work)
 
+    async def mark_read(self, message: Message) -> None:
+        """See Mailbox.mark_read()."""
+        await asyncio.to_thread(self._running.mark_read, self.address, message)
+
     async def messages(self) -> list[Message]:
         """See Mailbox.messages()."""
         return await _in_relay(self._running, self._running.arrived(self.address, settles=False))

@@ -16,7 +16,13 @@ from relay.journeys.document import Journey
 from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
 
 WAIT_S = 10.0  # unless a test says another one
-_STATUS = ("message/delivery-status", "message/global-delivery-status")
+_STATUS = (
+    "message/delivery-status",
+    "message/global-delivery-status",
+    "message/disposition-notification",
+    "message/global-disposition-notification",
+)
+_DISPOSITIONS = {"displayed": "read", "deleted": "notread"}
 _RETURNED = ("message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers")
 # Python's parser fails for some header fields that are malformed.
 _FAULTS = (AttributeError, IndexError, LookupError, TypeError, ValueError)
@@ -26,32 +32,44 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, slots=True)
 class Bounce:
-    """The part of a delivery report that is about one recipient.
+    """The part of a report that is about one recipient.
 
-    `action` is "failed", "delayed", "delivered", "relayed" or "expanded". `reply` is what the
-    remote host or Relay said, such as "550 5.1.1 no such user here".
+    `kind` is "failure", "delayed", "delivered", "relayed" or "expanded"; that of a read receipt is
+    "read" or "notread". `action` is that of a delivery report: "failed" for a failure. `reply` is
+    what the remote host or Relay said, such as "550 5.1.1 no such user here".
     """
 
     recipient: str
+    kind: str
     action: str
     status: str
     reply: str
     eml: EmailMessage = field(repr=False, compare=False)
 
 
-def read_bounces(report: EmailMessage) -> list[Bounce]:
-    """Return what a report says; nothing for a message that is not one."""
+def read_reports(report: EmailMessage) -> list[Bounce]:
+    """Return what a report or a read receipt says; nothing for another message."""
     return [
         Bounce(
             recipient=_value(fields, "Final-Recipient") or _value(fields, "Original-Recipient"),
-            action=str(fields["Action"]).strip().lower(),
+            kind=_kind(fields),
+            action=str(fields.get("Action", "")).strip().lower(),
             status=str(fields.get("Status", "")).strip(),
             reply=" ".join(_value(fields, "Diagnostic-Code").split()),
             eml=report,
         )
         for fields in _groups(report)
-        if "Action" in fields
+        if _kind(fields)
     ]
+
+
+def _kind(fields: Fields) -> str:
+    """Return the kind of a group of fields, "" if it is about no recipient."""
+    action = str(fields.get("Action", "")).strip().lower()
+    disposition = str(fields.get("Disposition", "")).rpartition(";")[2].partition("/")[0]
+    if not action:
+        return _DISPOSITIONS.get(disposition.strip().lower(), "")
+    return "failure" if action == "failed" else action
 
 
 def original_message_id(report: EmailMessage) -> str:
@@ -61,7 +79,8 @@ def original_message_id(report: EmailMessage) -> str:
             found = _parser.parsestr(_content(part), headersonly=True).get("Message-ID")
             if found:
                 return str(found).strip()
-    return str(report.get("In-Reply-To", "")).strip()
+    of_receipt = (str(one.get("Original-Message-ID", "")) for one in _groups(report))
+    return next(filter(None, of_receipt), str(report.get("In-Reply-To", ""))).strip()
 
 
 def _groups(report: EmailMessage) -> Iterator[Fields]:
@@ -96,8 +115,8 @@ class MessageSource(Protocol):
         """Return the journey, None if there is none."""
         ...
 
-    def bounces(self) -> Sequence[Bounce]:
-        """Return what delivery reports say about it, failures first."""
+    def reports(self) -> Sequence[Bounce]:
+        """Return what reports and read receipts say about it, failures first."""
         ...
 
     def wait_for_bounce(self, timeout_s: float) -> Bounce:
@@ -247,7 +266,12 @@ class Message:
     @property
     def bounces(self) -> Sequence[Bounce]:
         """As `bounce`, for each recipient that a report names; failures first."""
-        return read_bounces(self.eml) or self._source.bounces()
+        return [one for one in self.reports if one.action]
+
+    @property
+    def reports(self) -> Sequence[Bounce]:
+        """As `bounces`, and what read receipts say."""
+        return read_reports(self.eml) or self._source.reports()
 
     def wait_for_bounce(self, timeout: float = WAIT_S) -> Bounce:
         """Return what the report says that it could not be delivered, for the first recipient.
@@ -256,7 +280,7 @@ class Message:
         report. Of a message that is a report itself, what that says.
         """
         __tracebackhide__ = True
-        failed = (one for one in read_bounces(self.eml) if one.action == "failed")
+        failed = (one for one in read_reports(self.eml) if one.action == "failed")
         return next(failed, None) or self._source.wait_for_bounce(timeout)
 
     def _body(self, kind: str) -> str:

@@ -15,7 +15,7 @@ from relay.journeys.document import Journey
 from relay.journeys.message_search import MessageSearch
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy, has_arrived
-from relay.testing.message import Bounce, original_message_id, read_bounces
+from relay.testing.message import Bounce, original_message_id, read_reports
 from relay.testing.waiting import (
     Observed,
     WaitTimeout,
@@ -98,7 +98,7 @@ class Observer:
         while True:
             count = self._daemon.changes.count
             journey = await self.journey(key) if key else None
-            bounces = await self.bounces_of(journey)
+            bounces = [one for one in await self.reports_of(journey) if one.action]
             if bounces and bounces[0].action == "failed":
                 return bounces[0]
             if seconds is None:  # all has ended, its report too
@@ -166,19 +166,21 @@ class Observer:
                 lines.append("; ".join(journey_lines(journey)))
         return unexpected_text(lines) if lines else ""
 
-    async def bounces_of(self, journey: Journey | None) -> list[Bounce]:
-        """Return what reports in the sender's mailbox say about a message, failures first."""
+    async def reports_of(self, journey: Journey | None) -> list[Bounce]:
+        """Return what reports and read receipts in the sender's mailbox say about a message,
+        failures first.
+        """
         found: list[Bounce] = []
         if journey is None or not journey.message_id or not journey.sender:
             return found
         message_id = journey.message_id
         for arrival in await self.arrivals(journey.sender):
-            bounces = read_bounces(arrival.copy.eml)
-            if bounces and original_message_id(arrival.copy.eml).strip("<>") == message_id.strip(
+            reports = read_reports(arrival.copy.eml)
+            if reports and original_message_id(arrival.copy.eml).strip("<>") == message_id.strip(
                 "<>"
             ):
                 self.seen(arrival)
-                found += bounces
+                found += reports
         return sorted(found, key=lambda one: one.action != "failed")
 
     def reset(self) -> None:

@@ -149,6 +149,14 @@ class Mailbox:
         wanted = Wanted(self.address, subject, sender)
         return self._running.run(self._running.wait_for(wanted, timeout, settles=True))
 
+    def mark_read(self, message: Message) -> None:
+        """Mark a message in this mailbox as read, as a mail program does by the Graph API.
+
+        If it asks for a read receipt, its sender gets one. Raises LookupError for a message that
+        is not there.
+        """
+        self._running.mark_read(self.address, message)
+
     def messages(self) -> list[Message]:
         """Return all messages, in the order of their arrival."""
         return self._running.run(self._running.arrived(self.address, settles=True))

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from relay.client import DraftToSend, read_by_graph, send_by_graph
+from relay.accounts.account import untagged
+from relay.client import DraftToSend, mark_read_by_graph, read_by_graph, send_by_graph
 from relay.development.accounts import DOMAIN
 from relay.development.folder import DevelopmentFolder
 from relay.development.options import DevelopmentOptions
@@ -92,6 +93,15 @@ class RunningRelay:
 
         return Message(read, _RunningSource(self, graph_id, settles=settles))
 
+    def mark_read(self, address: str, message: Message) -> None:
+        """Mark a message in the mailbox of an address as read. Raises LookupError, OSError."""
+        wanted = untagged(address.lower())
+        for one in message.journey.get("recipients", ()):
+            if one["graph_id"] and untagged(one["address"].lower()) == wanted:
+                mark_read_by_graph(self.relay.addresses.http, one["graph_id"], token=address)
+                return
+        raise LookupError(f"{message!r} is not in the mailbox of {address}")
+
     async def arrived(self, address: str | None, *, settles: bool) -> list[Message]:
         """Return the messages of a mailbox, or of all; the test has seen them.
 
@@ -140,11 +150,11 @@ class _RunningSource:
         """See MessageSource. With `settles`, what is in progress ends first."""
         return self._running.run(self._journey()) if self._key else None
 
-    def bounces(self) -> Sequence[Bounce]:
+    def reports(self) -> Sequence[Bounce]:
         """See MessageSource."""
 
         async def read() -> Sequence[Bounce]:
-            return await self._running.observer.bounces_of(await self._journey())
+            return await self._running.observer.reports_of(await self._journey())
 
         return self._running.run(read()) if self._key else ()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.testing.message import Message, original_message_id, read_bounces
+from relay.testing.message import Message, original_message_id, read_reports
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -15,7 +15,7 @@ class NoSource:
     def journey(self):
         return None
 
-    def bounces(self):
+    def reports(self):
         return ()
 
 
@@ -131,7 +131,8 @@ def test_text_and_html_are_decoded():
 def test_delivery_reports_are_read(name, expected):
     report = message((GOLDEN / f"report-{name}.eml").read_bytes())
     assert [(one.recipient, one.status) for one in report.bounces] == expected
-    assert {one.action for one in report.bounces} == {"failed"}
+    assert {(one.action, one.kind) for one in report.bounces} == {("failed", "failure")}
+    assert report.reports == report.bounces
     assert report.bounce.reply.startswith(("550 5.1.1", "no"))
 
 
@@ -142,5 +143,5 @@ def test_a_report_names_the_original(name):
 
 
 def test_other_messages_are_no_reports():
-    assert read_bounces(mail("text")) == []
+    assert read_reports(mail("text")) == []
     assert message(mail("text")).bounce is None

@@ -45,6 +45,26 @@ class TestMail:
         assert (sent.subject, sent.text) == (got.subject, got.text)
         assert sent.bounce is None
 
+    def test_reports_and_read_receipts_are_told_apart(self, relay):
+        eml = EmailMessage()
+        eml["Subject"], eml["From"], eml["To"] = "Please read", ALICE, BOB
+        eml["Message-ID"], eml["Disposition-Notification-To"] = "<read-1@x.test>", ALICE
+        eml.set_content("Now")
+        with smtplib.SMTP(*relay.smtp) as client:
+            client.send_message(eml, to_addrs=[BOB, "gone+550@gmail.com"])
+        got = relay.mailbox(BOB).wait_for(subject="Please read")
+        (failure,) = got.reports
+        assert (failure.kind, failure.recipient) == ("failure", "gone+550@gmail.com")
+        assert failure.status.startswith("5.")
+        assert failure.reply.startswith("550")
+        relay.mailbox(BOB).mark_read(got)
+        relay.mailbox(ALICE).wait_for(subject="Read: *")
+        failure, read = got.reports
+        assert (read.kind, read.recipient, read.action) == ("read", BOB, "")
+        assert got.bounces == [failure]
+        with pytest.raises(LookupError, match=r"is not in the mailbox of alice@example\.test"):
+            relay.mailbox(ALICE).mark_read(got)
+
     def test_captured_mail_has_a_mailbox(self, relay):
         relay.send(ALICE, GMAIL, "Captured", html="<a href='https://x.test/'>x</a>")
         got = relay.mailbox(GMAIL).wait_for()
