@@ -24,10 +24,13 @@ from relay.message.extended_properties import (
     CONVERSATION_INDEX,
     IN_REPLY_TO_ID,
     INTERNET_REFERENCES,
+    MESSAGE_CLASS,
     SENSITIVITY,
     ExtendedPropertyError,
     canonical_id,
     canonical_value,
+    class_of,
+    merged,
 )
 from relay.message.properties import ExtendedProperty
 
@@ -187,7 +190,9 @@ class ExpandOptions:
 
     def to_json(self, message: StoredMessage) -> dict[str, Any]:
         """Return the expanded properties of a message, to be added to its JSON."""
-        extended = message.properties.extended
+        given = message.properties.extended
+        shown = class_of(given, message.message_class)
+        extended = merged(given, (ExtendedProperty(MESSAGE_CLASS, (shown,), multiple=False),))
         found = {
             SINGLE: extended_properties_json(extended, self.single, multiple=False),
             MULTIPLE: extended_properties_json(extended, self.multiple, multiple=True),

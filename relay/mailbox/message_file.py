@@ -255,6 +255,7 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
         change_key=located.change_key,
         is_mime=block is None or block.is_mime,
         is_other=OTHER in flags,
+        message_class=message.message_class,
     )
 
 

@@ -33,6 +33,7 @@ class Property(StrEnum):
     CONVERSATION_ID = "conversationId"
     PARENT_FOLDER = "parentFolderId"
     ID = "id"
+    MESSAGE_CLASS = "String 0x001A"  # an extended property
 
 
 class Collection(StrEnum):
@@ -51,6 +52,8 @@ class ItemProperty(StrEnum):
     ADDRESS = "emailAddress/address"
     NAME = "emailAddress/name"
     ITSELF = ""  # a category
+    PROPERTY_ID = "id"  # of an extended property, of which a query names one
+    VALUE = "value"  # of that property
 
 
 class Operator(StrEnum):

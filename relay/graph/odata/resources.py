@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from relay.accounts.account import Account
+from relay.graph.extended_properties import SINGLE
 from relay.graph.odata.expression import CHARACTERS_MAX, clause_error, parse_expression
 from relay.graph.odata.filter import (
     CollectionField,
@@ -39,6 +40,7 @@ from relay.mailbox.query import (
     SortOrder,
 )
 from relay.mailbox.types import Folder
+from relay.message.extended_properties import MESSAGE_CLASS, ExtendedPropertyError, canonical_id
 
 ORDER_KEYS_MAX = 5
 _ORDER_KEY = re.compile(r"\s*+([\w/.]++)(?:\s++(asc|desc))?\s*+", re.ASCII | re.IGNORECASE)
@@ -142,15 +144,47 @@ def _items(collection: Collection) -> CollectionField[Condition]:
     return CollectionField(fields, partial(AnyItem, collection))
 
 
-_MESSAGE_BY_NAME = {named.lower(): named for named in Property}
+def _extended_property(condition: Condition) -> Condition:
+    """Return the condition for the value of an extended property. Raises ApiError 400."""
+    parts = condition.conditions if isinstance(condition, AllOf) else (condition,)
+    items = [one for one in parts if isinstance(one, CompareItem)]
+    ids = [one for one in items if one.property is ItemProperty.PROPERTY_ID]
+    values = [one for one in items if one.property is ItemProperty.VALUE]
+    if len(items) == len(parts) and len(ids) == 1 and values and _is_message_class(ids[0]):
+        found = tuple(Compare(Property.MESSAGE_CLASS, one.operator, one.value) for one in values)
+        return found[0] if len(found) == 1 else AllOf(found)
+    expected = f"{SINGLE}/any(ep:ep/id eq '{MESSAGE_CLASS}' and ep/value eq 'REPORT.IPM.Note.NDR')"
+    message = f"Invalid filter clause: found another condition of {SINGLE}, expected {expected}."
+    raise ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+
+
+def _is_message_class(item: CompareItem) -> bool:
+    try:
+        return item.operator is Operator.EQ and canonical_id(item.value) == MESSAGE_CLASS
+    except ExtendedPropertyError:
+        return False
+
+
+_MESSAGE_BY_NAME = {
+    named.lower(): named for named in Property if named is not Property.MESSAGE_CLASS
+}
 _MESSAGE_ORDER = tuple(name for name in _MESSAGE_BY_NAME if name != "inferenceclassification")
 _MESSAGE_RESOURCE: Resource[Condition] = Resource(
     type_name="microsoft.graph.message",
-    fields={named.lower(): _message_field(named) for named in Property},
+    fields={name: _message_field(named) for name, named in _MESSAGE_BY_NAME.items()},
     all_of=AllOf,
     one_of=AnyOf,
     negated=Negation,
-    items={collection.lower(): _items(collection) for collection in Collection},
+    items={
+        **{collection.lower(): _items(collection) for collection in Collection},
+        SINGLE.lower(): CollectionField(
+            {
+                one.lower(): _item_field(one)
+                for one in (ItemProperty.PROPERTY_ID, ItemProperty.VALUE)
+            },
+            _extended_property,
+        ),
+    },
     known=frozenset(_message_property_names()),
     hints={
         "body": _BODY_HINT,

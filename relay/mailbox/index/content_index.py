@@ -37,11 +37,14 @@ from relay.mailbox.maildir import open_message
 from relay.mailbox.query import Collection
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreUnavailableError
+from relay.message.content import as_octets
 from relay.message.conversation import conversation_id
+from relay.message.extended_properties import class_of
 from relay.message.header import Header, cleaned, header_end, with_first_fields
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
 from relay.mime.html_text import without_tags
+from relay.mime.message_class import ORDINARY, message_class
 from relay.mime.read_header import (
     date_us_of,
     parse_header,
@@ -49,6 +52,7 @@ from relay.mime.read_header import (
     read_properties_of_header,
 )
 from relay.mime.read_mime import read_mime
+from relay.mime.structure import read_structure
 
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
@@ -73,6 +77,7 @@ class HeaderData:
     sent_us: int
     created_us: int
     modified_us: int
+    message_class: str
 
     @property
     def columns(self) -> tuple[str | int, ...]:
@@ -86,6 +91,7 @@ class HeaderData:
             *(self.sent_us, self.created_us, self.modified_us),
             RANKS.get(one.importance, RANKS["normal"]),
             *(search_key(self.internet_message_id), search_key(self.conversation)),
+            search_key(self.message_class),
         )
 
     @property
@@ -108,7 +114,7 @@ class HeaderData:
 
 HEADER_COLUMNS = (
     "subject_key, from_key, from_name_key, sender_key, sender_name_key, sent_us, created_us,"
-    " modified_us, importance, internet_key, conversation_key"
+    " modified_us, importance, internet_key, conversation_key, class_key"
 )
 
 
@@ -120,7 +126,7 @@ class TextData:
     has_attachments: bool
 
 
-NO_HEADER_DATA = HeaderData(MessageProperties(), "", "", 0, 0, 0)
+NO_HEADER_DATA = HeaderData(MessageProperties(), "", "", 0, 0, 0, ORDINARY)
 NO_TEXT = TextData(("",) * 7, has_attachments=False)
 
 
@@ -134,6 +140,10 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         if end.header == end.body:  # no empty line: the header may go on
             head += file.read(length + _HEADER_BYTES_MAX - len(head))
             end = header_end(head[length:])
+        found_class = ORDINARY
+        if b"multipart/report" in head[length : length + end.header].lower():
+            content = head + file.read(CONTENT_BYTES_MAX - len(head))
+            found_class = _class_of_report(content[length:], end.header)
     block = read_block(head) if length else None
     if block is not None and block.properties is not None:
         properties, date_us = block.properties, block.origin.modified_us
@@ -142,6 +152,7 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         properties, date_us = _read_header(with_first_fields(header))
     properties = with_defaults(properties, block)
     own = properties.internet_message_id
+    extended = block.beside.extended if block and block.beside else properties.extended
     return HeaderData(
         properties=properties,
         internet_message_id=own,
@@ -149,7 +160,13 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         sent_us=date_us or (block.origin.modified_us if block else written_us),
         created_us=block.origin.created_us if block else written_us,
         modified_us=block.origin.modified_us if block else written_us,
+        message_class=class_of(extended, found_class),
     )
+
+
+def _class_of_report(content: bytes, header_length: int) -> str:
+    kind = read_structure(as_octets(content[:header_length])).message.content_type
+    return message_class(as_octets(content), kind)
 
 
 def read_text(path: Path) -> TextData:

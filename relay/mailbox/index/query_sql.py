@@ -56,6 +56,7 @@ TEXT_COLUMNS = {
     Property.SENDER_NAME: "sender_name_key",
     Property.INTERNET_MESSAGE_ID: "internet_key",
     Property.CONVERSATION_ID: "conversation_key",
+    Property.MESSAGE_CLASS: "class_key",
 }
 FLAG_COLUMNS = {
     Property.IS_READ: "is_read",

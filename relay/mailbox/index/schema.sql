@@ -55,6 +55,7 @@ CREATE TABLE message (
     importance INTEGER,
     internet_key TEXT,
     conversation_key TEXT,
+    class_key TEXT,
     has_attachments INTEGER
 );
 

@@ -219,7 +219,11 @@ def test_an_invalid_filter_gives_the_position(text: str, position: int, named: s
         ("toRecipients/emailAddress/address eq 'a@b.test'", "cannot be filtered by"),
         ("changeKey eq 'x'", "'changeKey' cannot be filtered by"),
         ("attachments/any(a:a/name eq 'x')", "attachment:name"),
-        ("singleValueExtendedProperties/any(p:p/id eq 'x')", "cannot be filtered by"),
+        (
+            "singleValueExtendedProperties/any(p:p/id eq 'x')",
+            "ep/id eq 'String 0x001A' and ep/value",
+        ),
+        ("multiValueExtendedProperties/any(p:p/id eq 'x')", "cannot be filtered by"),
     ],
 )
 def test_a_property_that_cannot_be_filtered_by_is_named(text: str, hint: str) -> None:
@@ -230,8 +234,12 @@ def test_a_property_that_cannot_be_filtered_by_is_named(text: str, hint: str) ->
 
 def test_every_property_and_collection_can_be_filtered_by() -> None:
     for named in Property:
-        condition = message_condition(f"{named} ne null")
-        assert condition in (Compare(named, NE, ""), AllOf(()))
+        text = (
+            f"{OF_CLASS}ep/value ne null)"
+            if named is Property.MESSAGE_CLASS
+            else f"{named} ne null"
+        )
+        assert message_condition(text) in (Compare(named, NE, ""), AllOf(()))
     for collection in Collection:
         assert message_condition(f"{collection}/any()") == AnyItem(collection, AllOf(()))
 
@@ -296,6 +304,7 @@ def test_eight_kilobytes_of_anything_take_no_time(piece: str) -> None:
 
 # -- a tree, written down and read again, is the same tree
 
+OF_CLASS = "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A' and "
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 TIMES = st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999)
 
@@ -313,6 +322,8 @@ def written(condition: Condition, within: type | None = None) -> str:
             return "not " + written(part, Negation)
         case AnyItem(collection, inner):
             return f"{collection}/any(item:{written(inner)})"
+        case Compare(Property.MESSAGE_CLASS, operator, value):
+            return f"{OF_CLASS}{comparison('ep/value', operator, literal('', value))})"
         case Compare(named, operator, value):
             return comparison(named, operator, literal(named, value))
         case CompareItem(named, operator, value):
