@@ -30,6 +30,7 @@ MDN_SENT = b"$MDNSent"
 _MAILBOXES_AT_ONCE = 100  # that are listed in one call; the others are at the next
 _FRESH_NS = 2_000_000_000  # a directory may change again within one tick of its time
 _LOOKS_MAX = 10
+_COMPARE_PLACES_S = 60.0
 _UNSEEN = (-1, -1)
 _MISSING, _UNKNOWN = -1, -2  # in place of times
 _log = get_logger("mailbox")
@@ -91,6 +92,7 @@ class OwedCopies:
         self._mailboxes: dict[str, _Mailbox] = {}
         self._accounts: dict[Path, str] = {}  # by watched directory
         self._is_reported = False
+        self._compared_s = clock.monotonic()
 
     def close(self) -> None:
         """Stop watching."""
@@ -124,12 +126,16 @@ class OwedCopies:
         """Return what is to be known of copies in directories that have changed."""
         self._take_events()
         self._compare_times()
+        if self._clock.monotonic() - self._compared_s >= _COMPARE_PLACES_S:
+            self._compared_s = self._clock.monotonic()
+            self._compare_places()
         found: list[Sighting] = []
-        due = [account for account, one in self._mailboxes.items() if one.is_due]
-        for account in due[:_MAILBOXES_AT_ONCE]:
-            mailbox = self._mailboxes[account]
-            mailbox.is_due = False
-            if (mailbox.path / "cur").is_dir():  # otherwise it is elsewhere now, or not made yet
+        left = _MAILBOXES_AT_ONCE
+        for account, mailbox in self._mailboxes.items():
+            # one that is not there is elsewhere now: it stays due
+            if left and mailbox.is_due and (mailbox.path / "cur").is_dir():
+                left -= 1
+                mailbox.is_due = False
                 found += self._listed(account, mailbox)
         return found
 
@@ -170,6 +176,14 @@ class OwedCopies:
                 if _time_ns(directory) != time_ns:
                     mailbox.is_due = True
                     break
+
+    def _compare_places(self) -> None:
+        """Notice folders that were renamed, or are other directories now: there is no event."""
+        for mailbox in self._mailboxes.values():
+            places = {one.owed.folder: one.place for one in mailbox.copies.values()}
+            if any(_identity(mailbox.path / name) != place for name, place in places.items()):
+                self._unwatch(mailbox, mailbox.watched)
+                mailbox.is_due = True
 
     def _follow(self, account: str, mailbox: _Mailbox) -> None:
         """Watch the directories of the folders with copies; note the times of those that cannot

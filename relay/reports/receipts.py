@@ -25,8 +25,8 @@ _log = get_logger("reports")
 def is_due(setting: ReceiptSetting, owed: OwedReceipt, *, is_wanted: bool, is_own: bool) -> bool:
     """Return whether a receipt is sent.
 
-    `is_wanted`: the reader said so. `is_own`: the asker is an account of this relay, or anybody in
-    a development relay. Only trusted clients prove who asks: others could write to an account.
+    `is_wanted`: the reader said so. `is_own`: the asker is an account of this relay. Only trusted
+    clients prove who asks: others could have Relay write to an account.
     """
     match setting:
         case ReceiptSetting.NEVER:
@@ -51,7 +51,7 @@ class ReceiptSender:
     offer: Callable[[Sequence[Claim]], None]  # gets the claims of the notifications
     copies: OwedCopies  # which may be marked
     crash: CrashPoints  # for crash tests
-    is_development: bool = False
+    is_development: bool = False  # the setting auto is always
 
     async def read(
         self, account: str, message_ids: Sequence[str], *, is_wanted: bool = False
@@ -121,5 +121,7 @@ class ReceiptSender:
     def _is_due(self, owed: OwedReceipt, *, is_wanted: bool) -> bool:
         account = self.accounts.by_address(owed.mailbox)
         setting = account.read_receipts if account else ReceiptSetting.AUTO
-        is_own = self.is_development or self.accounts.by_address(owed.to) is not None
+        if self.is_development and setting is ReceiptSetting.AUTO:
+            setting = ReceiptSetting.ALWAYS
+        is_own = self.accounts.by_address(owed.to) is not None
         return is_due(setting, owed, is_wanted=is_wanted, is_own=is_own)

@@ -249,6 +249,16 @@ async def test_a_folder_in_place_of_another_deletes_nothing(world) -> None:
     assert await world.owed() == [copy]
 
 
+async def test_a_mailbox_in_place_of_another_is_watched(world) -> None:
+    [copy] = await world.deliver()
+    assert await world.sent() == {}
+    world.home.rename(world.root.parent / "aside")
+    shutil.copytree(world.root.parent / "aside", world.home)
+    assert await world.sent(after_s=MINUTE_S) == {}
+    world.move(copy, flags="S")
+    assert await world.sent() == READ
+
+
 async def test_a_mail_root_that_is_not_mounted_deletes_nothing(world) -> None:
     [copy] = await world.deliver()
     assert await world.sent() == {}
