@@ -211,6 +211,7 @@ def route_table(
         catch_all=boxes.catch_all,
         postmaster=boxes.postmaster,
         tls=settings.delivery.tls,
+        hostname=settings.hostname,
         is_simulated=is_simulated,
     )
 

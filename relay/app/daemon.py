@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from relay.accounts.account import DEAD_LETTER
 from relay.api import EventStreams
 from relay.app.configuration import ActiveConfiguration
 from relay.app.foundation import Readiness
@@ -120,7 +121,8 @@ class Daemon:
         figures = MaintenanceGauges(self._sessions, lambda: self.store.ready.timer.count)
         self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
         keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
-        pruned = PrunedHistory(self.spool, self.store_log, self.refusals)
+        dead_letters = self.settings.state_dir / DEAD_LETTER
+        pruned = PrunedHistory(self.spool, self.store_log, self.refusals, dead_letters)
         self._spawn(prune_history(pruned, self.clock, keep=keep), "pruning")
         self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
         self._spawn(expire_uploads(self.store.uploads.remove_expired, self.clock), "uploads")

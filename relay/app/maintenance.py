@@ -8,7 +8,9 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from relay.app.dead_letters import prune_answers
 from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
 from relay.clock import Clock, ResumedTime, advanced_us, now_at_least_us
@@ -84,6 +86,7 @@ class PrunedHistory:
     spool: SpoolEngine
     log: SubmissionLog
     refusals: RefusalStore
+    dead_letters: Path  # a Maildir
 
 
 async def prune_history(history: PrunedHistory, clock: Clock, *, keep: Retention) -> None:
@@ -97,6 +100,8 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep: Retention
         await asyncio.to_thread(history.log.prune, keep_days)
         before_us = now_at_least_us(clock) - keep_days * _DAY_US
         await history.refusals.prune(before_us - before_us % _DAY_US)
+        if removed := await asyncio.to_thread(prune_answers, history.dead_letters):
+            _log.info("answers to reports removed", answers=removed)
 
     await _repeat(prune, clock, interval_s=_PRUNE_S, fault="history not pruned")
 

@@ -17,6 +17,7 @@ from typing import Any
 from relay.accounts.account import AccountDirectory
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
+from relay.ingress.answers import AnswerLimit
 from relay.ingress.data import (
     HEADER_BYTES_MAX,
     ContentRejection,
@@ -106,6 +107,11 @@ class Acceptance:
         init=False,
     )
 
+    answers: AnswerLimit = field(init=False)  # of mail for MAILER-DAEMON
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answers", AnswerLimit(self.clock, self.metrics))
+
     def close(self) -> None:
         """Stop the threads without waiting for them."""
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -143,7 +149,13 @@ class Acceptance:
         )
         if isinstance(verdict, DataReply):
             return verdict
-        fan = fan_out(paths, examinations, verdict, examine=self.router.examine)
+        has_answers = any(isinstance(one, LocalRecipient) and one.is_answer for one in examinations)
+        fan = fan_out(
+            paths, examinations, verdict, examine=self.router.examine,
+            answers_discarded=(
+                self.answers.why_discarded(envelope, size_of(content)) if has_answers else ""
+            ),
+        )  # fmt: skip
         self._count_rules(verdict)
         if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
             first = fan.rejected[0]

@@ -56,8 +56,10 @@ def fan_out(
     verdict: Verdict,
     *,
     examine: Callable[[str], RoutingResult],
+    answers_discarded: str = "",
 ) -> FanOut:
-    """Sort recipients into entries; `examine` routes those that a rule added.
+    """Sort recipients into entries; `examine` routes those that a rule added. With
+    `answers_discarded`, the reason, answers to reports are discarded; they never cause a report.
 
     There is one of `examinations` for each path. `verdict` has one for each valid recipient, in the
     same order: rules do not see invalid recipients.
@@ -71,6 +73,13 @@ def fan_out(
             final.append(_failed(start, found.status, found.text))
             continue
         decided = next(verdicts)
+        if isinstance(found, LocalRecipient) and found.is_answer:
+            start = replace(start, path=replace(path, notify=_NEVER))
+            if answers_discarded and decided.action is VerdictAction.DELIVER:
+                final.append(
+                    replace(start, state=RecipientState.DISCARDED, reply=answers_discarded)
+                )
+                continue
         if (final_state := _final_state(start, decided)) is not None:
             final.append(final_state)
         else:

@@ -98,6 +98,12 @@ class Metrics:
 
     def _count_reports(self, registry: CollectorRegistry) -> None:
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
+        self.answers_discarded = Counter(
+            "relay_answers_discarded",
+            "Answers to reports that were discarded.",
+            ["reason"],
+            registry=registry,
+        )
         self.reports_left_out = Counter(
             "relay_reports_left_out",
             "Reports of successes and delays that were not sent.",

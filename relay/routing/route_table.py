@@ -152,9 +152,12 @@ def _parse_reject(text: str) -> RejectRoute:
 
 @dataclass(frozen=True, slots=True)
 class LocalRecipient:
-    """Mail for it goes into `mailbox`: an account's address, or DEAD_LETTER."""
+    """Mail for it goes into `mailbox`: an account's address, or DEAD_LETTER. `is_answer`: nobody
+    has the address, and who writes to it answers a report.
+    """
 
     mailbox: str
+    is_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +210,11 @@ class RouteTable:
         catch_all: str = "",
         postmaster: str = "",
         tls: TlsLevel = "opportunistic",
+        hostname: str = "",
         is_simulated: Callable[[str], bool] | None = None,
     ) -> None:
         """Make the table; password files are read here. `tls` is for hosts without a route's.
+        `hostname` is this relay's, in whose name MAILER-DAEMON writes reports.
 
         Mail for an address that `is_simulated` goes to the MX hosts of its domain, whatever the
         routes say, unless the domain is local.
@@ -220,6 +225,7 @@ class RouteTable:
         self._accounts = accounts
         self._catch_all = self._mailbox_of("catch_all", catch_all)
         self._postmaster = self._mailbox_of("postmaster", postmaster) or DEAD_LETTER
+        self._daemon = f"mailer-daemon@{hostname.lower()}"
         self._is_simulated = is_simulated
         actions = [_action_of(route) for route in routes]
         both = list(zip(routes, actions, strict=True))
@@ -245,8 +251,11 @@ class RouteTable:
             except AddressError:
                 # RFC 3463 3.2
                 return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
+        if self._is_daemon(address):
+            return LocalRecipient(self._postmaster, is_answer=True)
         if domain in self._domains and _local_part(address) == "postmaster":
-            return LocalRecipient(self.mailbox_for(address) or self._postmaster)
+            mailbox = self.mailbox_for(address) or self._postmaster
+            return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
         _, action = self._route_for(domain) or (0, None)
@@ -269,9 +278,15 @@ class RouteTable:
         """
         if account := self._accounts.by_address(address):
             return account.address
+        if self._is_daemon(address):
+            return self._postmaster
         if _local_part(address) == "postmaster" and domain_of(address) in (*self._domains, ""):
             return self._postmaster
         return self._catch_all or None
+
+    def _is_daemon(self, address: str) -> bool:
+        """Whether it is the author of this relay's reports, and no account has the address."""
+        return address.lower() == self._daemon and self._accounts.by_address(address) is None
 
     def next_hop_for(self, address: str) -> NextHop | None:
         """Return the next hop for a report to `address`, or None if the address is invalid."""
@@ -341,7 +356,7 @@ class RouteTable:
     def _examine_without_domain(self, address: str) -> RoutingResult:
         # RFC 5321 4.5.1: postmaster is always accepted, also without a domain
         if address.lower() == "postmaster":
-            return LocalRecipient(self._postmaster)
+            return LocalRecipient(self._postmaster, is_answer=self._postmaster == DEAD_LETTER)
         return _rejected("5.1.3", address, "this address has no domain; write user@domain")
 
     def _mailbox_of(self, key: str, address: str) -> str:

@@ -78,7 +78,7 @@ async def test_gauges_continue_after_spool_errors() -> None:
     assert value("relay_connections", {"state": "incoming"}) == 7
 
 
-async def test_pruning_runs_in_batches_and_continues_after_errors() -> None:
+async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> None:
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
     keep = Retention(86400 * 1.5)
     clock = ManualClock()
@@ -86,7 +86,7 @@ async def test_pruning_runs_in_batches_and_continues_after_errors() -> None:
     for days in (3, 0):
         at = rfc3339(clock.time_us() - days * 86_400_000_000)
         refusals.record(Refusal(at=at, reason=RefusalReason.SYNTAX))
-    history = maintenance.PrunedHistory(spool, log, refusals)
+    history = maintenance.PrunedHistory(spool, log, refusals, tmp_path / "dead-letter")
     await run_until_over(spool, maintenance.prune_history(history, clock, keep=keep))
     assert len((await refusals.page(RefusalSearch())).refused) == 1
     assert set(spool.asked) == {(keep,)}

@@ -56,8 +56,8 @@ def mx(domain):
         ("AL@Example.TEST", LocalRecipient("alice@example.test")),
         ("bob@Other.Test", mx("other.test")),
         ("bob@bücher.test", mx("xn--bcher-kva.test")),
-        ("postmaster", LocalRecipient("dead-letter")),
-        ("PostMaster@example.test", LocalRecipient("dead-letter")),
+        ("postmaster", LocalRecipient("dead-letter", is_answer=True)),
+        ("PostMaster@example.test", LocalRecipient("dead-letter", is_answer=True)),
         ("postmaster@other.test", mx("other.test")),
     ],
 )
@@ -114,7 +114,9 @@ def test_star_matches_all_domains_that_are_not_local():
 def test_a_route_that_names_a_local_domain_takes_its_mail_but_not_its_postmasters():
     routes = table(("example.test", "smtp://127.0.0.1:2626"))
     assert routes.examine("alice@example.test") == RemoteRecipient(SMARTHOST)
-    assert routes.examine("postmaster@example.test") == LocalRecipient("dead-letter")
+    assert routes.examine("postmaster@example.test") == LocalRecipient(
+        "dead-letter", is_answer=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,3 +283,14 @@ def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
     assert isinstance(found.examine("nobody+550@example.test"), InvalidRecipient)
     assert isinstance(found.examine("alice@example.test"), LocalRecipient)
     assert asked == []
+
+
+@pytest.mark.parametrize("address", ["MAILER-DAEMON@relay.test", "mailer-daemon@RELAY.test"])
+def test_who_answers_a_report_writes_to_the_postmaster(address):
+    routes = table(("*", "smtp://h.test:25"), hostname="relay.test")
+    assert routes.examine(address) == LocalRecipient("dead-letter", is_answer=True)
+    assert routes.mailbox_for(address) == "dead-letter"
+    assert isinstance(routes.examine("x@relay.test"), RemoteRecipient)
+    own = table(hostname="relay.test", postmaster="carol@example.test")
+    assert own.examine(address) == LocalRecipient("carol@example.test", is_answer=True)
+    assert own.examine("postmaster@example.test") == LocalRecipient("carol@example.test")
