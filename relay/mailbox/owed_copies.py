@@ -65,6 +65,8 @@ class _Mailbox:
     path: Path
     copies: dict[str, _OwedCopy] = field(default_factory=dict)  # by id
     watched: set[Path] = field(default_factory=set)  # directories
+    # device and inode of the cur/ of each folder with copies, when its directories were watched
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
     times: dict[Path, int] = field(default_factory=dict)  # of directories without a watch
     is_due: bool = True  # to be listed
 
@@ -180,21 +182,19 @@ class OwedCopies:
     def _compare_places(self) -> None:
         """Notice folders that were renamed, or are other directories now: there is no event."""
         for mailbox in self._mailboxes.values():
-            places = {one.owed.folder: one.place for one in mailbox.copies.values()}
-            if any(_identity(mailbox.path / name) != place for name, place in places.items()):
-                self._unwatch(mailbox, mailbox.watched)
-                mailbox.is_due = True
+            places = mailbox.places.items()
+            mailbox.is_due |= any(_identity(mailbox.path / name) != place for name, place in places)
 
     def _follow(self, account: str, mailbox: _Mailbox) -> None:
         """Watch the directories of the folders with copies; note the times of those that cannot
         be watched. They are listed afterwards.
         """
-        wanted = {
-            mailbox.path / one.owed.folder / part
-            for one in mailbox.copies.values()
-            for part in ("new", "cur")
-        }
-        self._unwatch(mailbox, mailbox.watched - wanted)
+        folders = {one.owed.folder for one in mailbox.copies.values()}
+        wanted = {mailbox.path / name / part for name in folders for part in ("new", "cur")}
+        places = {name: _identity(mailbox.path / name) for name in folders}
+        if places != mailbox.places:  # what is watched may be elsewhere now
+            self._unwatch(mailbox, mailbox.watched)
+            mailbox.places = places
         mailbox.times.clear()
         now_ns = self._clock.file_time_us() * 1000
         for directory in wanted:
