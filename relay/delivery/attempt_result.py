@@ -395,4 +395,5 @@ def _reported(
         added_by=recipient.added_by,
         last_attempt_us=at_us,
         log_id=f"{claim.message.id}-{claim.entry_id}",
+        last_status=recipient.status,
     )

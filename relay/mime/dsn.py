@@ -71,7 +71,8 @@ class ReportedRecipient:
     """One per-recipient block. `log_id` is the Final-Log-ID; `last_attempt_us` is 0 if none.
 
     `added_by` is the policy rule that added the recipient: the sender gets no DSN about it. `rule`
-    is the one that refused the message.
+    is the one that refused the message. `last_status` is that of the attempt before, "" for none:
+    people are told by it why a recipient expired.
     """
 
     path: ForwardPath
@@ -80,6 +81,7 @@ class ReportedRecipient:
     last_attempt_us: int = 0
     log_id: str = ""
     rule: str = ""
+    last_status: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ SHOWN_RECIPIENTS_MAX = 100  # in the text and the html; the second part has all
 _VALUE_CHARACTERS_MAX = 500
 _SUBJECT_CHARACTERS_MAX = 200
 _RANGES_MAX = 20  # of an Accept-Language
+_CANCELLED = "5.0.0"  # of this relay: no other status says that an operator ended it
 _LAST = "; last: "  # in the reply of an expired recipient, before what the last attempt gave
 _spam = re.compile(
     r"spam|junk|unsolicited|bulk mail|black ?-?list|block ?-?list|dnsbl|\brbl\b|reputation",
@@ -46,6 +47,7 @@ class FailureClass(StrEnum):
     TIME_OUT = "time_out"
     UNREACHABLE = "unreachable"
     CONTENT = "content"
+    CANCELLED = "cancelled"  # by an operator of this relay
     DUPLICATE_RISK = "duplicate_risk"  # it is unknown whether the message was sent
     OTHER = "other"
 
@@ -118,10 +120,13 @@ def failure_of(kind: ReportKind, recipient: ReportedRecipient) -> Failure:
     gave_up, reply = first == "4", evidence.reply
     if detail == "4.7" and _LAST in reply:
         reply = reply.partition(_LAST)[2]
-        if last := split_reply(reply).status.partition(".")[2]:
-            gave_up, detail = True, last
+        last = recipient.last_status or split_reply(reply).status
+        if last_detail := last.partition(".")[2]:
+            gave_up, detail = True, last_detail
     if kind is ReportKind.UNKNOWN:
         return Failure(FailureClass.DUPLICATE_RISK, detail, gave_up=False)
+    if not evidence.remote and evidence.status == _CANCELLED:
+        return Failure(FailureClass.CANCELLED, detail, gave_up=False)
     found = _CLASSES.get(detail) or _CLASSES.get(detail.partition(".")[0], FailureClass.OTHER)
     if recipient.rule or _is_own_rule(evidence):
         found = FailureClass.RULE

@@ -115,6 +115,9 @@ EVERY_CLASS = [
         for address, status, reply in _FAILURES
     ),
     replace(REJECTED, rule="no programs"),
+    ReportedRecipient(
+        ForwardPath("rita@example.net"), Evidence("5.0.0", "the address is a spam trap")
+    ),
 ]
 DELAYED = replace(
     FULL, evidence=Evidence("4.2.2", "452 4.2.2 Over quota", "mx1.example.net", remote=True)

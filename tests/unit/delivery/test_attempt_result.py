@@ -231,6 +231,7 @@ def test_an_expired_recipient_has_the_last_reply() -> None:
     result = expiry_result(replace(claim, recipients=people), time=AttemptTime(5, 5))
     assert result.failed[0].evidence.status == "5.4.7"
     assert "greylisted" in result.failed[0].evidence.reply
+    assert result.failed[0].last_status == "4.2.0"
     assert result.failed[0].last_attempt_us == 0  # now it was not tried
 
 

@@ -68,6 +68,22 @@ def test_what_expired_is_explained_by_its_last_reply():
     assert (found.kind, found.detail, found.gave_up) == (FailureClass.MAILBOX_FULL, "2.2", True)
 
 
+def test_what_expired_without_a_reply_of_a_host_is_explained_by_the_last_status():
+    expired = ReportedRecipient(
+        ForwardPath("bob@example.net"),
+        Evidence("5.4.7", "delivery time expired; last: mx.example.net: no TLS"),
+        last_status="4.7.5",
+    )
+    found = failure_of(ReportKind.FAILED, expired)
+    assert (found.kind, found.gave_up) == (FailureClass.TLS_REQUIRED, True)
+
+
+def test_what_an_operator_cancels_is_told_from_a_reply_of_a_host():
+    text = "cancelled by an operator of this relay"
+    assert failure("5.0.0", text, remote=False).kind is FailureClass.CANCELLED
+    assert failure("5.0.0", text).kind is FailureClass.OTHER
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"), [(ReportKind.FAILED, True), (ReportKind.DELAYED, False)]
 )
