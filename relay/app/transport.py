@@ -1,5 +1,6 @@
 """Build the transport: pickup (step 3), SMTP servers (step 5), delivery (step 6), reports (7)."""
 
+import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +19,10 @@ from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.message.nexthop import NextHop
+from relay.observe.logs import get_logger
 from relay.pickup.dispatch import Pickup
 from relay.pressure import PressureReason
-from relay.reports.bounces import Reporter
+from relay.reports.bounces import Copies, Reporter
 from relay.reports.receipt_watcher import ReceiptWatcher
 from relay.reports.receipts import ReceiptSender
 from relay.reports.sender_rate import SenderRate
@@ -29,8 +31,9 @@ from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
-from relay.spool.types import Claim, PriorityLevel
+from relay.spool.types import Claim, NewMessage, PriorityLevel, SpoolError
 
+_log = get_logger("app")
 _DOWN_S_MAX = 30.0
 _PICKUP_SESSIONS_MAX = 64
 _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
@@ -62,6 +65,7 @@ def build_transport(base: Foundation) -> Transport:
     )  # fmt: skip
     resolver = _resolver(base, rng)
     scheduler = _scheduler(base, reporter, resolver, rng=rng)
+    reporter.send_copies(_copies(base, scheduler))
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
@@ -106,6 +110,26 @@ def build_transport(base: Foundation) -> Transport:
             clock=base.clock,
         ),
     )
+
+
+def _copies(base: Foundation, scheduler: DeliveryScheduler) -> Copies:
+    """Return who gets copies. One of a report in an Inbox is accepted in the background."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def accept(copy: NewMessage) -> None:
+        try:
+            await base.spool.accept(copy, claim=False)
+            scheduler.accepted_unclaimed([copy])
+        except SpoolError as error:
+            _log.error("copy of a report lost", qid=copy.facts.id, error=str(error))
+
+    def submit(copy: NewMessage) -> None:
+        task = asyncio.get_running_loop().create_task(accept(copy))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    reports = base.settings.reports
+    return Copies(reports.copy_to, frozenset(reports.copy_kinds), submit)
 
 
 def _sender_rate(base: Foundation) -> SenderRate | None:

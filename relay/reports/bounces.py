@@ -6,7 +6,7 @@ one recipient with NOTIFY=NEVER, and a next hop. Ingress (step 5) and delivery (
 together with the failure; pickup puts the report on a failed step 3 into the Inbox.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
@@ -88,6 +88,17 @@ def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
             assert_never(kind)
 
 
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """The address that gets copies of reports, "" for none, and of which kinds. `submit` takes a
+    copy of a report that goes into an Inbox without the spool.
+    """
+
+    to: str = ""
+    kinds: frozenset[str] = frozenset()
+    submit: Callable[[NewMessage], object] = lambda _: None
+
+
 class LeftOut(StrEnum):
     """Why a report of a success or a delay is not sent, in the journey; the name is in metrics."""
 
@@ -122,6 +133,11 @@ class Reporter:
         self._metrics = metrics
         self._rate = rate
         self._texts = texts or TextSource()
+        self._copies = Copies()
+
+    def send_copies(self, copies: Copies) -> None:
+        """From now on send copies; a relay has none at first."""
+        self._copies = copies
 
     def wants(
         self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
@@ -148,7 +164,9 @@ class Reporter:
         events: list[Event] = []
         if decision.reported:
             report, event = self._report(kind, message, decision.reported, content=content)
-            messages += [report] if report else []
+            if report is not None:
+                messages.append(report)
+                messages += self._copy(kind, message, decision.reported, content=content)
             events.append(event)
         if decision.dead_letters:
             letter = self._message(content, _TO_POSTMASTER, about=message)
@@ -175,8 +193,31 @@ class Reporter:
         It has the Return-Path that final delivery would add (RFC 5321 4.4).
         """
         self.count(kind)
+        for copy in self._copy(kind, message, recipients, content=content):
+            self._copies.submit(copy)
         shown = self._in_wall_time(message)
         return b"Return-Path: <>\r\n" + self._written(kind, shown, recipients, content=content)
+
+    def _copy(
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
+    ) -> Iterator[NewMessage]:
+        """Yield the copy of a report for the operator, if one is wanted: with the header only. It
+        has the null reverse-path as the report has, so that there is no report about it.
+        """
+        if not self._copies.to or kind not in self._copies.kinds:
+            return
+        next_hop = self._next_hop_for(self._copies.to)
+        route = _Route(self._copies.to, next_hop) if next_hop else _TO_POSTMASTER
+        about = self._in_wall_time(message)
+        envelope = replace(about.envelope, reverse_path=self._copies.to, ret="HDRS")
+        shown = replace(about, envelope=envelope)
+        written = self._written(kind, shown, recipients, content=content)
+        yield self._message(written, route, about=message)
 
     def receipt(
         self, kind: ReceiptKind, request: ReceiptRequest, queue_id: str, *, is_manual: bool

@@ -275,6 +275,8 @@ class ReportsSettings:
     language: Language = "en"  # of those for whom no other is known
     templates: Path | None = None  # the directory of the operator's texts
     per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
+    copy_to: Mailbox = ""  # gets a copy, with the header only
+    copy_kinds: tuple[Literal["failure", "delayed", "unknown"], ...] = ("failure",)
 
 
 @dataclass(frozen=True, slots=True)

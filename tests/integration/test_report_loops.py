@@ -16,7 +16,7 @@ def dead_letters(relay: RelayProcess) -> list[mailbox.MaildirMessage]:
 
 
 def test_what_answers_a_report_becomes_a_dead_letter_within_limits() -> None:
-    with RelayProcess() as relay:
+    with RelayProcess(config={"reports": {"copy_to": "bob@example.test"}}) as relay:
         relay.send_mail(to=["nobody@example.test"])
         (report,) = until("a report", lambda: reports_of(relay))
         daemon = str(report.message["from"]).partition("<")[2].rstrip(">")
@@ -36,6 +36,8 @@ def test_what_answers_a_report_becomes_a_dead_letter_within_limits() -> None:
         assert relay.metric("relay_answers_discarded_total", reason="null-sender") == 1
         assert relay.metric("relay_answers_discarded_total", reason="size") == 1
         assert len(reports_of(relay)) == 1
+        (copy,) = reports_of(relay, "bob")
+        assert copy.recipients.keys() == report.recipients.keys()
         assert relay.queue() == []
     assert relay.faults() == []
 

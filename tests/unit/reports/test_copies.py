@@ -1,0 +1,52 @@
+"""Copies of reports for an operator."""
+
+import pytest
+
+from relay.message.envelope import Envelope, Notify, Source
+from relay.mime.dsn import ReportKind
+from relay.reports.bounces import Copies
+from tests.unit.reports.test_bounces import (
+    CONTENT,
+    FROM_A_REPORT,
+    MESSAGE,
+    MX,
+    CountedReporter,
+    recipient,
+)
+
+OPS = "ops@example.com"
+
+
+@pytest.fixture
+def reporter():
+    counted = CountedReporter()
+    counted.hops[OPS] = MX
+    counted.submitted = []
+    kinds = frozenset({"failure", "unknown"})
+    counted.reporter.send_copies(Copies(OPS, kinds, counted.submitted.append))
+    return counted
+
+
+def test_a_copy_has_the_header_only_and_causes_no_report(reporter):
+    report, copy = reporter.failures([recipient()]).messages
+    assert b"\r\nHi\r\n" in report.contents[0]
+    assert b"\r\nHi\r\n" not in copy.contents[0]
+    assert b"Subject: Hello\r\n" in copy.contents[0]
+    assert f"To: <{OPS}>\r\n".encode() in copy.contents[0]
+    ((to,),) = [entry.recipients for entry in copy.entries]
+    assert (to.path.address, to.path.notify) == (OPS, frozenset({Notify.NEVER}))
+    assert (copy.facts.envelope, copy.facts.source) == (Envelope(""), Source.REPORT)
+    assert copy.facts.account == ""
+    assert reporter.counted() == {"failure": 1}
+
+
+def test_there_is_a_copy_of_these_kinds_and_of_what_is_reported_only(reporter):
+    asked = recipient(notify=frozenset({Notify.SUCCESS, Notify.DELAY}))
+    for kind in (ReportKind.DELAYED, ReportKind.DELIVERED):
+        assert len(reporter.reporter.reports(kind, MESSAGE, [asked], content=CONTENT).messages) == 1
+    assert len(reporter.failures([recipient()], FROM_A_REPORT).messages) == 1  # a dead letter
+    never = recipient(notify=frozenset({Notify.NEVER}))
+    assert reporter.failures([never]).messages == ()
+    reporter.reporter.inbox_report(ReportKind.UNKNOWN, MESSAGE, [recipient()], content=CONTENT)
+    (copy,) = reporter.submitted
+    assert copy.entries[0].recipients[0].path.address == OPS
