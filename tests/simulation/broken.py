@@ -26,6 +26,7 @@ from relay.delivery.site_limits import TokenBucket
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
 from relay.last_commit import LastCommit
+from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.reports import bounces
@@ -128,6 +129,12 @@ def _without_rates(plan: Scenario) -> bool:
 
 def _filled(plan: Scenario) -> bool:
     return any(trouble.kind == "full" for trouble in plan.troubles)
+
+
+def _owing(plan: Scenario) -> bool:
+    """Whether success reports may be owed until the end of an attempt."""
+    asked = (notify for letter in plan.letters for _, notify in letter.recipients)
+    return _crowded(plan) and any(Notify.SUCCESS in notify for notify in asked)
 
 
 def _slowed(plan: Scenario) -> bool:
@@ -590,7 +597,7 @@ BROKEN = (
     Broken("a release forgets when", _instead(queue_changes._EntryChanger, "_due_before", _nothing), "before its hold", where=_paused),
     Broken("a release forgets the attempts", _instead(queue_changes._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=_paused),
     Broken("each next hop is warned of", _instead(transactions, "_record_owed", _nothing), "invariant 6"),
-    Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported"),
+    Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=_owing),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
