@@ -21,7 +21,7 @@ from unittest.mock import patch
 import apsw
 
 from relay import clock
-from relay.clock import SystemClock
+from relay.clock import DOUBT_US, SystemClock
 from relay.delivery import queue_scanner
 from relay.delivery.site_limits import TokenBucket, parse_rate, stricter
 from relay.ingress import smtp_server
@@ -344,7 +344,10 @@ class _Play:
 
     async def _until_empty(self, senders: list[asyncio.Task[None]]) -> None:
         assert self.node is not None
-        while self.world.time() < self.plan.ends_s:
+        ends_s = self.plan.ends_s
+        if self.plan.may_doubt:  # a gap that is longer than all before begins a doubt of its own
+            ends_s = max(ends_s, self.world.time() + DOUBT_US / 1e6 + 3600)
+        while self.world.time() < ends_s:
             await asyncio.sleep(_LOOK_S)
             if self.disk.full or not all(task.done() for task in senders):
                 continue
