@@ -125,11 +125,11 @@ def test_axe_is_installed():
 def test_pages_work_without_scripts(browser: Browser, samples: Samples):
     browser.without_javascript()
     browser.open(f"{samples.relay.http_url}/")
-    browser.wait_for("main a", "Minutes of Monday").click()
+    browser.click("main a", "Minutes of Monday")
     browser.wait_for("h1", "Minutes of Monday")
-    browser.wait_for("a.button, button", "Hold").click()
+    browser.click("a.button, button", "Hold")
     browser.wait_for("#dry-run")
-    browser.wait_for("main form button", "Hold").click()
+    browser.click("main form button", "Hold")
     browser.wait_for("[role=status]")
     browser.wait_for(".state", "held")
     assert errors_of(browser) == []
@@ -153,13 +153,13 @@ def test_pages_work_below_a_path_of_a_proxy(browser: Browser, samples: Samples):
     with reverse_proxy("/mail/relay", strips=True) as proxy:
         proxy.target = samples.relay.http_url.removeprefix("http://")
         browser.open(f"{proxy.url}/")
-        browser.wait_for("main a", "Reminder").click()
+        browser.click("main a", "Reminder")
         browser.wait_for("h1", "Reminder")
-        browser.wait_for("a.button, button", "Retry now").click()
-        browser.wait_for("main form button", "Retry now").click()
+        browser.click("a.button, button", "Retry now")
+        browser.click("main form button", "Retry now")
         browser.wait_for("[role=status]")
         for name in ("Queue", "Health", "Messages"):
-            browser.wait_for("nav a", name).click()
+            browser.click("nav a", name)
             browser.wait_for("h1", name)
             assert browser.driver.current_url.startswith(f"{proxy.url}/")
             assert browser.evaluate("document.styleSheets[0].cssRules.length") > 0
@@ -170,7 +170,7 @@ def test_pages_work_below_a_path_of_a_proxy(browser: Browser, samples: Samples):
 def test_a_visitor_logs_in_by_keyboard(browser: Browser):
     with RelayProcess(config={"http": {"listen": ["127.0.0.1:0"], "pages": True}}) as relay:
         browser.open(f"http://{relay.ready['http'][0]}/queue")
-        browser.wait_for("[name=user]").click()
+        browser.click("[name=user]")
         assert axe(browser) == []
         browser.press(TAB, OPERATOR, ENTER)
         browser.wait_for("h1", "Queue")

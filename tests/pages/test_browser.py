@@ -74,7 +74,7 @@ def test_requests_prefetched_names_and_connections_are_seen(browser: Browser):
 def test_another_port_of_the_host_is_elsewhere(browser: Browser):
     with serving(GOOD) as other, serving(GOOD.replace("x", f"{other}/x")) as origin:
         browser.open(origin)
-        browser.wait_for("a").click()
+        browser.click("a")
         assert f"{other}/x" in browser.requests_elsewhere(origin)
 
 

@@ -50,8 +50,8 @@ def test_the_button_sends_a_message_and_the_list_shows_it(
 ) -> None:
     browser.open(relay.ready["pages"])
     browser.wait_for(".first", "nothing leaves this machine")
-    browser.wait_for("button", "Send one for me").click()
-    browser.wait_for("a", "Welcome to Relay").click()
+    browser.click("button", "Send one for me")
+    browser.click("a", "Welcome to Relay")
     browser.wait_for("h1", "Welcome to Relay")
     [journey] = journeys(relay)
     assert len(journey["recipients"]) == 3
@@ -64,7 +64,7 @@ def test_the_command_can_be_copied(browser: Browser, relay: DevProcess) -> None:
     browser.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": rights})
     browser.open(relay.ready["pages"])
     command = browser.wait_for("#first-smtp").text
-    browser.wait_for("button[data-copy-from=first-smtp]").click()
+    browser.click("button[data-copy-from=first-smtp]")
     said = "document.getElementById('announcements').textContent"
     assert until("it is announced", lambda: browser.evaluate(said)) == "Copied."
     assert browser.evaluate("navigator.clipboard.readText()") == command
@@ -77,7 +77,7 @@ def test_without_scripts_there_is_no_button_that_does_nothing(
     browser.open(relay.ready["pages"])
     browser.wait_for("#first-smtp")
     browser.wait_without("button", "Copy")
-    browser.wait_for("button", "Send one for me").click()
+    browser.click("button", "Send one for me")
     browser.wait_for("a", "Welcome to Relay")
 
 
@@ -88,7 +88,7 @@ def test_where_copying_is_not_allowed_the_text_is_selected(
     browser.open(relay.ready["pages"])
     command = browser.wait_for("#first-smtp").text
     browser.evaluate("navigator.clipboard.writeText = async () => { throw new Error('no') }")
-    browser.wait_for("button[data-copy-from=first-smtp]").click()
+    browser.click("button[data-copy-from=first-smtp]")
     until("it is selected", lambda: browser.evaluate("getSelection().toString()") == command)
 
 

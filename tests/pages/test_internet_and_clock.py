@@ -23,7 +23,7 @@ def add_reply(browser: Browser, dev: RunningDev, reply: str, times: str = "") ->
     for field, value in (("domain", "partner.test"), ("reply", reply), ("times", times)):
         browser.wait_for(f"#add-{field}").send_keys(value)
     Select(browser.wait_for("#add-verb")).select_by_visible_text("RCPT")
-    browser.wait_for("button.primary", "Add the reply").click()
+    browser.click("button.primary", "Add the reply")
     browser.wait_for("td code", reply)
 
 
@@ -33,10 +33,10 @@ def test_a_reply_that_is_changed_in_the_page_makes_mail_bounce(browser: Browser,
     until("the report is there", lambda: dev.inbox("alice"))
     browser.wait_for("#hosts", "550 5.7.1 not welcome here")  # by itself
     browser.open(dev.http)
-    browser.wait_for("a", "Will it arrive?").click()
+    browser.click("a", "Will it arrive?")
     browser.wait_for("main", "550 5.7.1 not welcome here")
     browser.open(f"{dev.http}/internet")
-    browser.wait_for("td button", "Remove").click()
+    browser.click("td button", "Remove")
     browser.wait_without("td button", "Remove")
     assert browser.console_errors() == []
     assert browser.requests_elsewhere(dev.http) == []
@@ -52,14 +52,14 @@ def test_an_advance_to_the_next_retry_delivers_a_deferred_message(
         browser.open(f"{dev.http}/queue")
         if REMOTE not in browser.wait_for("main").text:
             break
-        browser.wait_for(".clock summary").click()
-        browser.wait_for(".clock button", "To the next retry").click()
+        browser.click(".clock summary")
+        browser.click(".clock button", "To the next retry")
         browser.wait_without("button", "Advancing")
     browser.open(f"{dev.http}/clock")
     browser.wait_for("#clock-state", "1 attempt, 0 reports.")
     browser.open(f"{dev.http}/queue")
     assert REMOTE not in browser.wait_for("main").text
-    browser.wait_for(".clock summary", "ahead").click()
+    browser.click(".clock summary", "ahead")
     browser.wait_for(".clock-panel", "1 attempt, 0 reports.")
     browser.wait_for("#clock-own-top").send_keys("soon\n")
     browser.wait_for('[role="alert"]', "expected a duration such as")
@@ -72,7 +72,7 @@ def test_values_that_are_open_stay_open_when_health_is_brought_up_to_date(
 ):
     until("there are samples", lambda: 'id="values-queue-entries"' in dev.get("/health").text)
     browser.open(f"{dev.http}/health")
-    browser.wait_for("#open-queue-entries").click()
+    browser.click("#open-queue-entries")
     browser.wait_for("#values-queue-entries td")
     browser.evaluate("document.querySelector('#figures dl').remove()")
     browser.evaluate("htmx.ajax('GET', 'health?part=figures', '#figures')")
@@ -89,5 +89,5 @@ def test_axe_finds_nothing(browser: Browser, dev: RunningDev, page: str, scheme:
     browser.emulate_scheme(scheme)
     browser.open(f"{dev.http}/{page}")
     if page != "clock":
-        browser.wait_for(".clock summary").click()
+        browser.click(".clock summary")
     assert browser.axe() == []

@@ -21,7 +21,7 @@ def test_a_journey_is_opened_and_its_mail_held_released_retried_and_cancelled(
     relay.send(ALICE, [JOE, BOB], "Wait for it", "text")
     relay.settle()
     browser.open(relay.http_url)
-    browser.wait_for("a", "Wait for it").click()
+    browser.click("a", "Wait for it")
     browser.wait_for("h1", "Wait for it")
     steps = browser.driver.find_elements("css selector", "ol.journey > li h3")
     assert [one.text.split(maxsplit=1)[0] for one in steps] == list("1234567")
@@ -30,16 +30,16 @@ def test_a_journey_is_opened_and_its_mail_held_released_retried_and_cancelled(
     browser.wait_for("time[data-countdown]", "in ")
 
     for operation, note in (("Hold", "Held 1"), ("Release", "Released 1"), ("Retry now", "Tried")):
-        browser.wait_for(".actions a", f"{operation}…").click()
+        browser.click(".actions a", f"{operation}…")
         browser.wait_for("#dry-run", "Dry run: this would")
         browser.wait_for("#reason").send_keys("seen in the browser")
-        browser.wait_for("form[method=post] button", operation).click()
+        browser.click("form[method=post] button", operation)
         browser.wait_for("[role=status]", note)
         browser.wait_for("h1", "Wait for it")
-    browser.wait_for(".actions a", "Cancel…").click()
-    browser.wait_for(".actions a", "Change nothing").click()
-    browser.wait_for(".actions a", "Cancel…").click()
-    browser.wait_for("button.danger").click()
+    browser.click(".actions a", "Cancel…")
+    browser.click(".actions a", "Change nothing")
+    browser.click(".actions a", "Cancel…")
+    browser.click("button.danger")
     browser.wait_for(".state-cancelled")
     assert "hold by" in browser.wait_for("ol.journey").text
     assert browser.console_errors() == []

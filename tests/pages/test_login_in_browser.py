@@ -21,10 +21,10 @@ def test_a_visitor_logs_in_by_keyboard_and_out_again(browser: Browser, origin: s
     for scheme in ("light", "dark"):
         browser.emulate_scheme(scheme)
         assert not AXE.exists() or browser.axe() == []
-    browser.wait_for("#user").click()
+    browser.click("#user")
     browser.press("alice", Keys.TAB, "wrong", Keys.ENTER)
     browser.wait_for("[role=alert]", "The address or the password is wrong.")
-    browser.wait_for("#user").click()
+    browser.click("#user")
     browser.press("alice", Keys.TAB, "alice", Keys.ENTER)
     browser.wait_for("h1", "Help")
     assert browser.driver.current_url == f"{origin}/help"
@@ -43,7 +43,7 @@ def test_a_link_of_another_site_needs_one_more_click(browser: Browser, origin: s
     browser.wait_for(".who", "bob@example.test")
     link = f'<a href="{origin}/help">help</a>'
     browser.driver.get(f"data:text/html,{link}")
-    browser.wait_for("a").click()
-    browser.wait_for("main a", "open the page").click()
+    browser.click("a")
+    browser.click("main a", "open the page")
     browser.wait_for("h1", "Help")
     browser.wait_for(".who", "bob@example.test")

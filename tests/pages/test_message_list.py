@@ -90,17 +90,17 @@ def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProces
     browser.wait_for(".unread", "kept")
     browser.wait_without(".unread", "opened")
     browser.press("jx")
-    browser.wait_for("button", "Read").click()
+    browser.click("button", "Read")
     browser.wait_for("[role=status]", "1 message marked as read.")
     browser.wait_without(".unread", "doomed")
     browser.press("jx")
-    browser.wait_for("button", "Delete…").click()
+    browser.click("button", "Delete…")
     browser.wait_for("h1", "Delete 1 message?")
-    browser.wait_for("button", "Delete 1 message").click()
+    browser.click("button", "Delete 1 message")
     browser.wait_for("[role=status]", "1 message deleted.")
     browser.wait_without("a", "doomed")
     browser.wait_for("a", "kept")
-    browser.wait_for("[data-mark-all]").click()
+    browser.click("[data-mark-all]")
     assert len(browser.evaluate(MARKED)) == 2
     assert browser.console_errors() == []
 

@@ -155,7 +155,7 @@ def test_each_hostile_document_loads_only_what_the_rule_allows(
     key = sent(dev, f"<img src=http://asked.evil.test/>{HOSTILE[name]}")
     browser.open(f"{dev.http}/messages/{key}?show=html")
     assert browser.requests_elsewhere(dev.http) == []
-    browser.wait_for("#load-images").click()
+    browser.click("#load-images")
     browser.wait_for("#images-loaded")
     allowed = {"http://asked.evil.test/", *ALLOWED.get(name, ())}
     until(
@@ -196,7 +196,7 @@ def test_a_redirect_to_the_relay_changes_nothing(
 
     assert unread()
     browser.open(f"{dev.http}/messages/{key}?show=html")
-    browser.wait_for("#load-images").click()
+    browser.click("#load-images")
     browser.wait_for("#images-loaded")
     until("the host was asked", lambda: bool(images.asked))
     browser.requests_elsewhere(dev.http)  # the network log is complete up to here

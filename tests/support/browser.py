@@ -28,7 +28,7 @@ from tests.support.ports import free_port
 from tests.support.relay_process import ROOT
 
 AXE = ROOT / ".pages/node_modules/axe-core/axe.min.js"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage",
@@ -98,6 +98,15 @@ class Browser:
             return next((one for one in matching if one.is_displayed() and text in one.text), None)
 
         return self._until(found, f"no visible {css} with {text!r}", within)
+
+    def click(self, css: str, text: str = "") -> None:
+        """Click the first visible element that matches; again if the page replaced it meanwhile."""
+
+        def clicked(_: Any) -> bool:
+            self.wait_for(css, text).click()
+            return True
+
+        self._until(clicked, f"no visible {css} with {text!r} to click", PATIENCE)
 
     def wait_without(self, css: str, text: str = "", *, within: float = PATIENCE) -> None:
         """Wait until no visible element matches and contains the text."""

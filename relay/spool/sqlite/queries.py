@@ -24,6 +24,13 @@ from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
+_RECIPIENTS = (
+    "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
+    " e.next_hop, r.entry, e.retry_us, e.due_us FROM recipient r LEFT JOIN entry e"
+    " ON e.message_id = r.message_id AND e.number = r.entry"
+    " WHERE r.message_id = ? ORDER BY r.number"
+)
+_EVENTS = "SELECT step, at_us, detail FROM event WHERE message_id = ? ORDER BY sequence"
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 # The Graph id of a copy in a mailbox: no clock id begins with an "l". It is in the event of the
 # attempt; those of older messages may be missed.
@@ -37,28 +44,22 @@ _LOOKUP_OF_COPY = (
 
 def journey(cursor: apsw.Cursor, queue_id: str, times: ShownTimes) -> Journey | None:
     """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
-    row = fetch_one(cursor, _MESSAGE, (queue_id,))
+    cursor.execute("BEGIN")  # one snapshot: the states, and the attempts that led to them
+    try:
+        row = fetch_one(cursor, _MESSAGE, (queue_id,))
+        recipients = fetch(cursor, _RECIPIENTS, (queue_id,))
+        events = fetch(cursor, _EVENTS, (queue_id,))
+    finally:
+        cursor.execute("COMMIT")
     if row is None:
         return None
     facts = read_facts(row)
-    recipients = fetch(
-        cursor,
-        "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
-        " e.next_hop, r.entry, e.retry_us, e.due_us FROM recipient r LEFT JOIN entry e"
-        " ON e.message_id = r.message_id AND e.number = r.entry"
-        " WHERE r.message_id = ? ORDER BY r.number",
-        (queue_id,),
-    )
     hidden = {one[0] for one in recipients if one[5]}
     entries = {one[8] for one in recipients if not one[5]}
     steps: list[JourneyStep] = []
     attempts: dict[int, list[Attempt]] = {}
     copies: dict[int, str] = {}  # Graph ids
-    for step, at_us, text in fetch(
-        cursor,
-        "SELECT step, at_us, detail FROM event WHERE message_id = ? ORDER BY sequence",
-        (queue_id,),
-    ):
+    for step, at_us, text in events:
         detail = msgspec.json.decode(text)
         if step == Step.DELIVERY:
             _collect_attempts(detail, at_us, attempts=attempts)
