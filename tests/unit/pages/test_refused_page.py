@@ -5,12 +5,13 @@ import smtplib
 from asyncio import to_thread
 from html import unescape
 
+from relay.clock import SystemClock, rfc3339
 from relay.refusals.refusal import Refusal, RefusalReason
 
 
 def record(pages, **facts):
     given = {
-        "at": "2026-11-22T10:00:00.000000Z",
+        "at": rfc3339(SystemClock().time_us()),  # what is older than history is not kept
         "reply": "550 5.1.1 unknown",
         "client": "192.0.2.1",
     }
