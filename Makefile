@@ -53,7 +53,7 @@ venv: .venv/development
 
 test: .venv/development .pages/installed $(if $(TESTS),,.venv/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -p tests.support.repeat_failed -n $(WORKERS) --dist worksteal $(TESTS)
 
 test-long:
 	@$(MAKE) test TESTS="-m long"

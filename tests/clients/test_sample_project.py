@@ -12,11 +12,12 @@ PROJECT = Path(__file__).parents[1] / "sample_project"
 PAGE = Path(__file__).parents[2] / "docs/testing.md"
 
 
-def run(name: str) -> str:
+def run(name: str, folder: Path) -> str:
+    # Without --basetemp it would remove the oldest of all temporary trees, which can take minutes.
     # Python 3.11 may fail to parse Hypothesis, which its plugin imports at the end, after msgraph-sdk.
     unused = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", *unused, "-rs", name],
+        [sys.executable, "-m", "pytest", *unused, f"--basetemp={folder / 'tmp'}", "-rs", name],
         cwd=PROJECT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -24,14 +25,14 @@ def run(name: str) -> str:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("django"), reason="Django is not installed")
-def test_django():
-    assert "4 passed" in run("test_django.py")
+def test_django(tmp_path):
+    assert "4 passed" in run("test_django.py", tmp_path)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("django"), reason="Django is not installed")
 @pytest.mark.skipif(not importlib.util.find_spec("msgraph"), reason="needs make clients")
-def test_msgraph_sdk():
-    assert "2 passed" in run("test_graph.py")
+def test_msgraph_sdk(tmp_path):
+    assert "2 passed" in run("test_graph.py", tmp_path)
 
 
 def test_the_page_shows_the_fixture_for_django():

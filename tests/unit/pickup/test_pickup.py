@@ -269,11 +269,13 @@ _EARLIER = set()
 def _children():
     """The child processes of this test that have not ended."""
     found = set()
+    gone = (FileNotFoundError, ProcessLookupError)
     for task in Path("/proc/self/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            with contextlib.suppress(FileNotFoundError):
-                if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                    found.add(child)
+        with contextlib.suppress(*gone):  # a thread that has ended has no children
+            for child in map(int, (task / "children").read_text().split()):
+                with contextlib.suppress(*gone):
+                    if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                        found.add(child)
     return found - _EARLIER
 
 

@@ -1,0 +1,53 @@
+"""Tests that failed while the machine was busy are repeated alone; crashes and real faults are not
+excused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+PASSES_LATER = """
+from pathlib import Path
+
+def test_first_time():
+    with Path(__file__).with_suffix(".log").open("a+") as log:
+        log.write("x")
+        log.seek(0)
+        assert len(log.read()) > 1
+"""
+PASSES_ONCE_MORE = PASSES_LATER.replace("> 1", "== 2")
+
+
+def run(folder, name, program):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(program)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.support.repeat_failed"]
+    ended = subprocess.run(
+        [*command, "-p", "xdist", "-n", "1", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}", name],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(TOP), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    return ended.returncode, ended.stdout, path.with_suffix(".log")
+
+
+def test_a_test_that_passes_alone_is_named_and_passes(tmp_path):
+    status, output, log = run(tmp_path, "test_one.py", PASSES_LATER)
+    assert status == 0, output
+    assert output.splitlines()[-1].startswith("UNSTABLE test_one.py::test_first_time: failed, then")
+    assert log.read_text() == "xxxx"
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "runs"),
+    [("test_one.py", PASSES_ONCE_MORE, 3), ("tests/crash/test_one.py", PASSES_LATER, 1)],
+    ids=["fails again", "a crash"],
+)
+def test_others_fail(tmp_path, name, program, runs):
+    status, output, log = run(tmp_path, name, program)
+    assert status == 1
+    assert "UNSTABLE" not in output
+    assert log.read_text() == "x" * runs
