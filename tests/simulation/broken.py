@@ -26,7 +26,6 @@ from relay.delivery.site_limits import TokenBucket
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
 from relay.last_commit import LastCommit
-from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.reports import bounces
@@ -40,20 +39,11 @@ from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.sqlite.writer import Batch, Writer
+from tests.simulation import conditions
 from tests.simulation.clock import WorldClock
 from tests.simulation.neighbours import Mailboxes
-from tests.simulation.scenario import (
-    BESIDE,
-    GATED,
-    NEVER_S,
-    STRICT,
-    STRICT_MX,
-    Scenario,
-    make,
-)
+from tests.simulation.scenario import Scenario, make
 
-_OPERATORS = 10
-_SLOWEST = "3/300"
 Patches = Callable[[], AbstractContextManager[object]]
 
 
@@ -73,105 +63,6 @@ class Broken:
     def worlds(self) -> Iterator[int]:
         """Their seeds."""
         return islice((seed for seed in count() if self.where(make(seed))), self.seeds)
-
-
-def _crowded(plan: Scenario) -> bool:
-    """Whether a site takes a message for many in several transactions."""
-    return any(host.name == "few at once" for hosts in plan.domains.values() for host in hosts)
-
-
-def _operated(plan: Scenario) -> bool:
-    return sum(trouble.kind == "operator" for trouble in plan.troubles) >= _OPERATORS
-
-
-def _cancelled_in_flight(plan: Scenario) -> bool:
-    return any(trouble.kind == "cancel in flight" for trouble in plan.troubles)
-
-
-def _paused(plan: Scenario) -> bool:
-    return any(trouble.kind == "pause" for trouble in plan.troubles)
-
-
-def _held_for_a_time(plan: Scenario) -> bool:
-    """Whether few other operators release what is held for a time."""
-    return not _operated(plan) and any(
-        trouble.kind == "timed hold" and trouble.amount < plan.expire_after_s / 2
-        for trouble in plan.troubles
-    )
-
-
-def _held_and_never_anew(plan: Scenario) -> bool:
-    return _held_for_a_time(plan) and _never_anew(plan)
-
-
-def _guarded(plan: Scenario) -> bool:
-    """Whether a host has mail of a next hop with a login, and of one without."""
-    domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
-    return domains >= {GATED, BESIDE}
-
-
-def _in_clear(plan: Scenario) -> bool:
-    """Whether a host has mail that needs TLS, and other mail."""
-    domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
-    return domains >= {STRICT, STRICT_MX}
-
-
-def _keys_grow_old(plan: Scenario) -> bool:
-    """Whether pickup repeats a submission near the end of its key, in a process that prunes."""
-    keep_s = plan.submission_keep_s
-    is_late = any(one.comes_back_s > keep_s / 2 for one in plan.letters if one.via == "pickup")
-    return is_late and plan.history_s is not None
-
-
-def _without_rates(plan: Scenario) -> bool:
-    return not plan.rate and not plan.route_rate
-
-
-def _filled(plan: Scenario) -> bool:
-    return any(trouble.kind == "full" for trouble in plan.troubles)
-
-
-def _owing(plan: Scenario) -> bool:
-    """Whether success reports may be owed until the end of an attempt."""
-    asked = (notify for letter in plan.letters for _, notify in letter.recipients)
-    return _crowded(plan) and any(Notify.SUCCESS in notify for notify in asked)
-
-
-def _slowed(plan: Scenario) -> bool:
-    return plan.rate == _SLOWEST
-
-
-def _slower_than_expiry(plan: Scenario) -> bool:
-    """Whether more mail may wait for its turn than goes out before it expires."""
-    is_slow = _SLOWEST in (plan.rate, plan.route_rate)
-    return is_slow and plan.expire_after_s < 3600 and len(plan.letters) > 15
-
-
-def _slowed_by_route(plan: Scenario) -> bool:
-    return plan.route_rate == _SLOWEST
-
-
-def _slow_and_short(plan: Scenario) -> bool:
-    """Whether a process may die while a commit goes on."""
-    return bool(plan.commit_s and plan.lives)
-
-
-def _unsyncable(plan: Scenario) -> bool:
-    """Whether a process may die soon after a sync that failed."""
-    fails = any(trouble.kind == "sync" for trouble in plan.troubles)
-    return fails and any(life.steps_after_sync for life in plan.lives)
-
-
-def _never_anew(plan: Scenario) -> bool:
-    return plan.walks_anew_s == NEVER_S
-
-
-def _in_versions(plan: Scenario) -> bool:
-    return any(letter.words == "version" for letter in plan.letters)
-
-
-def _short(plan: Scenario) -> bool:
-    return bool(plan.lives)
 
 
 def _instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Patches:
@@ -538,30 +429,30 @@ BROKEN = (
     Broken(
         "bounce and removal in two transactions",
         _instead(SqliteSpool, "settle", _report_later),
-        "invariant 1", where=_slow_and_short,
+        "invariant 1", where=conditions.slow_and_short,
     ),
-    Broken("next dot before settle", _instead(OutboundSession, "_before_dot", _no_waiting), "invariant 10", where=_crowded),
+    Broken("next dot before settle", _instead(OutboundSession, "_before_dot", _no_waiting), "invariant 10", where=conditions.crowded),
     Broken(
         "settled behind several transactions",
         _instead(outbound_session._Attempt, "take_relayed", _taking_none),
-        "invariant 10", where=_crowded,
+        "invariant 10", where=conditions.crowded,
     ),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
     Broken("no submission keys", _instead(SqliteSpool, "accept", _without_key), "invariant 7"),
     Broken("keys end with history", _instead(maintenance, "prune_keys", _keys_with_history), "invariant 7"),
     Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
     Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
-    Broken("a failed commit is not written over", _instead(WriteAheadLog, "confirm_writable", _not_written_over), "invariant 1", where=_unsyncable),
-    Broken("a commit is noted before it", _instead(WriteAheadLog, "commit", _noted_first), "looks damaged", where=_short),
+    Broken("a failed commit is not written over", _instead(WriteAheadLog, "confirm_writable", _not_written_over), "invariant 1", where=conditions.unsyncable),
+    Broken("a commit is noted before it", _instead(WriteAheadLog, "commit", _noted_first), "looks damaged", where=conditions.short),
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
-    Broken("no rates", _instead(TokenBucket, "wait_s", _nothing), "invariant 4", where=_slowed),
-    Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4", where=_slowed_by_route),
-    Broken("new mail has the reserve file", _instead(Writer, "submit", _like_outcomes), "invariant 10", where=_filled),
-    Broken("new mail has what is kept", _instead(ReserveFile, "check_free_space", _nothing_kept), "invariant 10", where=_filled),
+    Broken("no rates", _instead(TokenBucket, "wait_s", _nothing), "invariant 4", where=conditions.slowed),
+    Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4", where=conditions.slowed_by_route),
+    Broken("new mail has the reserve file", _instead(Writer, "submit", _like_outcomes), "invariant 10", where=conditions.filled),
+    Broken("new mail has what is kept", _instead(ReserveFile, "check_free_space", _nothing_kept), "invariant 10", where=conditions.filled),
     Broken("backscatter", _instead(bounces, "decide_reports", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
-    Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=_in_versions),
+    Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=conditions.in_versions),
     Broken("doubts are not reported", _instead(maintenance, "append_events", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "queue_us", _wall_time), "invariant 6"),
     Broken(
@@ -579,33 +470,33 @@ BROKEN = (
         _instead(WorldClock, "confirmed_us", _steady_time),
         "invariant 7", where=_leaps_ahead,
     ),
-    Broken("a hold keeps the epoch", _instead(queue_changes, "_WAIT", _same_epoch), "invariant 3", where=_operated),
+    Broken("a hold keeps the epoch", _instead(queue_changes, "_WAIT", _same_epoch), "invariant 3", where=conditions.operated),
     Broken(
         "a release keeps the epoch",
         _instead(queue_changes._EntryChanger, "_release", _released_in_its_epoch),
-        "invariant 3", where=_operated,
+        "invariant 3", where=conditions.operated,
     ),
-    Broken("what is withdrawn is tried", _instead(DeliveryScheduler, "withdraw", _still_tried), "invariant 2", where=_operated),
-    Broken("what is held never ends", _instead(queue_changes, "earliest_due_us", _held_for_ever), "invariant 6", where=_operated),
+    Broken("what is withdrawn is tried", _instead(DeliveryScheduler, "withdraw", _still_tried), "invariant 2", where=conditions.operated),
+    Broken("what is held never ends", _instead(queue_changes, "earliest_due_us", _held_for_ever), "invariant 6", where=conditions.operated),
     Broken("retried at expiry only", _instead(RetrySchedule, "retry", _retry_at_expiry), "expected"),
     Broken("seen at expiry only", _instead(attempt_result, "_waiting", _seen_at_expiry), "looked at after"),
     Broken("always the first step", _instead(RetrySchedule, "_following", _first_step_again), "expected"),
-    Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=_never_anew),
-    Broken("expired untried", _expiring_untried, "nobody has tried it", where=_slower_than_expiry),
-    Broken("a cancel takes what is in flight", _instead(queue_changes, "read_entry_facts", _whoever_has_it), "invariant 9", where=_cancelled_in_flight),
-    Broken("a cancel in flight is reported as done", _instead(SqliteQueueAdmin, "execute", _all_done), "invariant 9", where=_cancelled_in_flight),
-    Broken("a release forgets when", _instead(queue_changes._EntryChanger, "_due_before", _nothing), "before its hold", where=_paused),
-    Broken("a release forgets the attempts", _instead(queue_changes._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=_paused),
+    Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=conditions.never_anew),
+    Broken("expired untried", _expiring_untried, "nobody has tried it", where=conditions.slower_than_expiry),
+    Broken("a cancel takes what is in flight", _instead(queue_changes, "read_entry_facts", _whoever_has_it), "invariant 9", where=conditions.cancelled_in_flight),
+    Broken("a cancel in flight is reported as done", _instead(SqliteQueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
+    Broken("a release forgets when", _instead(queue_changes._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
+    Broken("a release forgets the attempts", _instead(queue_changes._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
     Broken("each next hop is warned of", _instead(transactions, "_record_owed", _nothing), "invariant 6"),
-    Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=_owing),
+    Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=conditions.owing),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
-    Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=_guarded),
-    Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=_in_clear),
-    Broken("a timed hold is for ever", _instead(queue_changes._EntryChanger, "_wait", _held_without_end), "held too long", where=_held_for_a_time),
-    Broken("a hold's end wakes nobody", _instead(DeliveryScheduler, "due_at", _nothing), "held too long", where=_held_and_never_anew),
-    Broken("a freed slot wakes nobody", _instead(ConnectionSlots, "_pass_on", _nothing), "nothing was done", where=_without_rates),
-    Broken("keys end early", _instead(maintenance, "prune_keys", _keys_end_early), "invariant 7", where=_keys_grow_old),
+    Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
+    Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=conditions.in_clear),
+    Broken("a timed hold is for ever", _instead(queue_changes._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),
+    Broken("a hold's end wakes nobody", _instead(DeliveryScheduler, "due_at", _nothing), "held too long", where=conditions.held_and_never_anew),
+    Broken("a freed slot wakes nobody", _instead(ConnectionSlots, "_pass_on", _nothing), "nothing was done", where=conditions.without_rates),
+    Broken("keys end early", _instead(maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
     Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),
 )  # fmt: skip

@@ -1,0 +1,106 @@
+"""What a scenario has in it, for the broken relays that show only there."""
+
+from relay.message.envelope import Notify
+from tests.simulation.scenario import BESIDE, GATED, NEVER_S, STRICT, STRICT_MX, Scenario
+
+OPERATORS = 10
+SLOWEST = "3/300"
+
+
+def crowded(plan: Scenario) -> bool:
+    """Whether a site takes a message for many in several transactions."""
+    return any(host.name == "few at once" for hosts in plan.domains.values() for host in hosts)
+
+
+def operated(plan: Scenario) -> bool:
+    return sum(trouble.kind == "operator" for trouble in plan.troubles) >= OPERATORS
+
+
+def cancelled_in_flight(plan: Scenario) -> bool:
+    return any(trouble.kind == "cancel in flight" for trouble in plan.troubles)
+
+
+def paused(plan: Scenario) -> bool:
+    return any(trouble.kind == "pause" for trouble in plan.troubles)
+
+
+def held_for_a_time(plan: Scenario) -> bool:
+    """Whether few other operators release what is held for a time."""
+    return not operated(plan) and any(
+        trouble.kind == "timed hold" and trouble.amount < plan.expire_after_s / 2
+        for trouble in plan.troubles
+    )
+
+
+def held_and_never_anew(plan: Scenario) -> bool:
+    return held_for_a_time(plan) and never_anew(plan)
+
+
+def guarded(plan: Scenario) -> bool:
+    """Whether a host has mail of a next hop with a login, and of one without."""
+    domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
+    return domains >= {GATED, BESIDE}
+
+
+def in_clear(plan: Scenario) -> bool:
+    """Whether a host has mail that needs TLS, and other mail."""
+    domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
+    return domains >= {STRICT, STRICT_MX}
+
+
+def keys_grow_old(plan: Scenario) -> bool:
+    """Whether pickup repeats a submission near the end of its key, in a process that prunes."""
+    keep_s = plan.submission_keep_s
+    is_late = any(one.comes_back_s > keep_s / 2 for one in plan.letters if one.via == "pickup")
+    return is_late and plan.history_s is not None
+
+
+def without_rates(plan: Scenario) -> bool:
+    return not plan.rate and not plan.route_rate
+
+
+def filled(plan: Scenario) -> bool:
+    return any(trouble.kind == "full" for trouble in plan.troubles)
+
+
+def owing(plan: Scenario) -> bool:
+    """Whether success reports may be owed until the end of an attempt."""
+    asked = (notify for letter in plan.letters for _, notify in letter.recipients)
+    return crowded(plan) and any(Notify.SUCCESS in notify for notify in asked)
+
+
+def slowed(plan: Scenario) -> bool:
+    return plan.rate == SLOWEST
+
+
+def slower_than_expiry(plan: Scenario) -> bool:
+    """Whether more mail may wait for its turn than goes out before it expires."""
+    is_slow = SLOWEST in (plan.rate, plan.route_rate)
+    return is_slow and plan.expire_after_s < 3600 and len(plan.letters) > 15
+
+
+def slowed_by_route(plan: Scenario) -> bool:
+    return plan.route_rate == SLOWEST
+
+
+def slow_and_short(plan: Scenario) -> bool:
+    """Whether a process may die while a commit goes on."""
+    return bool(plan.commit_s and plan.lives)
+
+
+def unsyncable(plan: Scenario) -> bool:
+    """Whether a process may die soon after a sync that failed."""
+    fails = any(trouble.kind == "sync" for trouble in plan.troubles)
+    return fails and any(life.steps_after_sync for life in plan.lives)
+
+
+def never_anew(plan: Scenario) -> bool:
+    return plan.walks_anew_s == NEVER_S
+
+
+def in_versions(plan: Scenario) -> bool:
+    return any(letter.words == "version" for letter in plan.letters)
+
+
+def short(plan: Scenario) -> bool:
+    return bool(plan.lives)
