@@ -49,7 +49,7 @@ from relay.message.outcome import (
     Outcome,
     Relayed,
 )
-from relay.mime.dsn import ReportedRecipient, ReportKind
+from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.mime.read_report import read_remote_report
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
@@ -69,7 +69,6 @@ _log = get_logger("delivery")
 _PAUSE_S_FIRST = 0.2
 _PAUSE_S_MAX = 10.0
 _LOCKS = 64
-_UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +318,7 @@ class AttemptRecorder:
                 await asyncio.to_thread(_check_readable, content)
         except (SpoolError, UnreadableError) as error:
             _log.error("content unreadable for a report", qid=claim.message.id, error=str(error))
-            content = _UNREADABLE
+            content = UNREADABLE
         messages: list[NewMessage] = []
         events: list[Event] = []
         for kind, some in due.items():
@@ -327,7 +326,7 @@ class AttemptRecorder:
                 plan = self._reporter.reports(kind, claim.message, some, content=content)
             except Exception:  # noqa: BLE001 - no content may prevent its report
                 _log.exception("internal error in a report", qid=claim.message.id)
-                plan = self._reporter.reports(kind, claim.message, some, content=_UNREADABLE)
+                plan = self._reporter.reports(kind, claim.message, some, content=UNREADABLE)
             messages += plan.messages
             entry = {"entry": claim.entry_id} if kind is ReportKind.DELAYED else {}
             events += (replace(one, detail={**one.detail, **entry}) for one in plan.events)

@@ -1,6 +1,6 @@
 """What reports say of a message's recipients: Relay's own, and what those from outside claim.
 
-Pure functions. Nobody vouches for a report from outside, so its words always have the name of the
+Pure functions. A report from outside proves nothing, so its words always have the name of the
 host before them. The texts contain what hosts wrote, as those of wording.py.
 """
 

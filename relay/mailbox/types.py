@@ -209,7 +209,7 @@ class StoredMessage:
     change_key: str  # changes with every change; the ETag
     is_mime: bool = False  # a draft whose content is MIME that the client gave
     is_other: bool = False  # inferenceClassification is other, not focused
-    message_class: str = "IPM.Note"  # Exchange's: that of a report tells its kind
+    message_class: str = "IPM.Note"  # Exchange's: that of a report names its kind
 
     @property
     def memory_bytes(self) -> int:

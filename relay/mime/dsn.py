@@ -27,6 +27,7 @@ from relay.mime.headers import (
 )
 from relay.mime.transfer_encoding import coded_text
 
+UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"  # in its place
 RETURNED_OCTETS_MAX = 50_000  # as Postfix's bounce_size_limit
 RETURNED_FULL_OCTETS_MAX = 1024 * 1024  # if the sender requested RET=FULL
 _RETURNED_HEADER_OCTETS_MAX = 64 * 1024
@@ -72,7 +73,7 @@ class ReportedRecipient:
 
     `added_by` is the policy rule that added the recipient: the sender gets no DSN about it. `rule`
     is the one that refused the message. `last_status` is that of the attempt before, "" for none:
-    people are told by it why a recipient expired.
+    the report says by it why a recipient expired.
     """
 
     path: ForwardPath
@@ -267,10 +268,10 @@ def _recipient_block(
     block = []
     if path.orcpt:
         kind, _, address = path.orcpt.partition(";")
-        block.append(("Original-Recipient", _typed_address(kind, address, international)))
+        block.append(("Original-Recipient", typed_address(kind, address, international)))
     kind = "rfc822" if path.address.isascii() else "utf-8"
     block += [
-        ("Final-Recipient", _typed_address(kind, path.address, international)),
+        ("Final-Recipient", typed_address(kind, path.address, international)),
         ("Action", report.action),
         ("Status", evidence.status),
     ]
@@ -287,7 +288,7 @@ def _recipient_block(
     return block
 
 
-def _typed_address(kind: str, address: str, international: bool) -> str:
+def typed_address(kind: str, address: str, international: bool) -> str:
     """Return "type;address"; type utf-8 is escaped if the DSN is ASCII (RFC 6533)."""
     if kind.lower() == "utf-8":
         address = encode_utf8_address(one_line(address), unicode=international)

@@ -215,7 +215,7 @@ def is_automatic(header: Header) -> bool:
     """Return whether a program or a list has sent the message, so that programs do not answer it
     (RFC 3834 2).
     """
-    answers = _word(header, "Auto-Submitted").partition(b";")[0]
+    answers = _word(header, "Auto-Submitted").partition(b";")[0].partition(b"(")[0]
     return (
         answers not in (b"", b"no")
         or _word(header, "Precedence") in _BULK

@@ -1,19 +1,19 @@
 """Read which messages ask for a read receipt, and write it: a message disposition notification.
 
 Only a request with one address, which is that of the sender, counts: no message makes Relay write
-to somebody else. Automatic mail and mailing lists get none. Lines end in CRLF.
+to another address. Automatic mail and mailing lists get none. Lines end in CRLF.
 RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2; RFC 6533 6 (international); RFC 5322 3.4 (groups).
 """
 
 import re
 
 from relay.message.content import Content, LargeContent
-from relay.message.envelope import ForwardPath, MessageFacts, Source, encode_utf8_address
+from relay.message.envelope import ForwardPath, MessageFacts, Source
 from relay.message.header import Header, ParsedContent
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.message.status import one_line
-from relay.mime.dsn import message_id_of, thread_fields
-from relay.mime.headers import date_field, decoded, field, fold
+from relay.mime.dsn import message_id_of, thread_fields, typed_address
+from relay.mime.headers import date_field, decoded, field, fold, is_automatic
 from relay.mime.read_header import parse_header, read_addresses, unreadable_addresses
 
 _ASKS = "Disposition-Notification-To"
@@ -21,8 +21,6 @@ _OPTIONS = "Disposition-Notification-Options"
 _ASKS_LINE = b"\ndisposition-notification-to"
 _FIELD_OCTETS_MAX = 2000
 _SUBJECT_CHARACTERS_MAX = 200
-_LISTS = ("List-Id", "List-Post", "List-Unsubscribe")
-_BULK = frozenset(("bulk", "list", "junk"))
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
 _TYPES = {ReceiptKind.READ: "displayed", ReceiptKind.NOT_READ: "deleted"}
 _quoted = re.compile(r'"(?:[^"\\]|\\.)*+"')
@@ -79,22 +77,13 @@ def _may_answer(header: Header) -> bool:
     """Return whether a program may answer: not lists, automatic mail and reports, nor a message
     that requires an option, since Relay knows none.
     """
-    if any(name in header for name in _LISTS) or _word(header, "Precedence") in _BULK:
-        return False
-    if _word(header, "Auto-Submitted") not in ("", "no"):
-        return False
-    if _word(header, "Content-Type") == "multipart/report" or header.count(_OPTIONS) > 1:
+    content_type = (header.first("Content-Type") or b"").partition(b";")[0].strip().lower()
+    if is_automatic(header) or content_type == b"multipart/report" or header.count(_OPTIONS) > 1:
         return False
     # "name=required,value; name=optional,value" (RFC 8098 2.2)
     options = (header.first(_OPTIONS) or b"").decode("utf-8", "replace").split(";")
     wants = [one.partition("=")[2].partition(",")[0].strip().lower() for one in options if one]
     return all(importance == "optional" for importance in wants)
-
-
-def _word(header: Header, name: str) -> str:
-    """Return the first word of a field in lower case, without parameters; "" if none."""
-    value = (header.first(name) or b"").decode("utf-8", "replace")
-    return value.partition(";")[0].partition("(")[0].strip().lower()
 
 
 def write_mdn(
@@ -173,16 +162,12 @@ def _disposition(
     fields = [("Reporting-UA", f"{hostname}; Relay")]
     if request.orcpt:
         address_type, _, address = request.orcpt.partition(";")
-        fields.append(("Original-Recipient", _typed(address_type, address, international)))
+        fields.append(("Original-Recipient", typed_address(address_type, address, international)))
     address_type = "rfc822" if request.recipient.isascii() else "utf-8"
-    fields.append(("Final-Recipient", _typed(address_type, request.recipient, international)))
+    fields.append(
+        ("Final-Recipient", typed_address(address_type, request.recipient, international))
+    )
     if request.message_id:
         fields.append(("Original-Message-ID", request.message_id))
     fields.append(("Disposition", f"manual-action/MDN-sent-{mode}; {_TYPES[kind]}"))
     return b"".join(fold(name, one_line(value)) for name, value in fields)
-
-
-def _typed(kind: str, address: str, international: bool) -> str:
-    if kind.lower() == "utf-8":
-        address = encode_utf8_address(one_line(address), unicode=international)
-    return f"{kind};{address}"

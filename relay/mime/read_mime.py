@@ -16,7 +16,6 @@ from relay.message.content import Octets, as_octets
 from relay.message.properties import MessageProperties
 from relay.mime.draft import MimeDraftProperties, StoredPart, read_private_block, read_properties
 from relay.mime.encoded_words import is_for_mail, printable
-from relay.mime.message_class import ORDINARY, message_class
 from relay.mime.read_header import (
     date_us_of,
     decode_text,
@@ -24,6 +23,7 @@ from relay.mime.read_header import (
     read_text,
     read_token,
 )
+from relay.mime.read_report import ORDINARY_CLASS, message_class
 from relay.mime.structure import Entity, Structure, read_structure
 from relay.mime.transfer_encoding import decoded_blocks
 
@@ -65,7 +65,7 @@ class ReadMessage:
     attachments: tuple[AttachmentFacts, ...]
     date_us: int
     defects: tuple[str, ...] = ()
-    message_class: str = ORDINARY
+    message_class: str = ORDINARY_CLASS
 
 
 @dataclass(frozen=True, slots=True)

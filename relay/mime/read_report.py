@@ -1,10 +1,10 @@
 """Read reports: for a page the fields and a sentence for each recipient, for the journey of the
-original what a report from outside claims.
+original what a report from outside claims, for Exchange's clients the message class.
 
 Any content is accepted: a message that is no report gives None, and damage leaves fields out. What
 is read is bounded. Reading blocks; raises OSError where the octets cannot be read.
 RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
-(message/disposition-notification), RFC 6522 (multipart/report).
+(message/disposition-notification), RFC 6522 (multipart/report), MS-OXCMAIL 2.2.3.7.1.1 (classes).
 """
 
 import re
@@ -45,6 +45,16 @@ _RETURNED_HEADERS = ("text/rfc822-headers", "message/rfc822-headers", "message/g
 _RETURNED_HEADER_OCTETS_MAX = 64 * 1024
 _RETURNED_OCTETS_MAX = 2 * 1024 * 1024
 _PLAIN = frozenset(("", "7bit", "8bit", "binary"))
+ORDINARY_CLASS = "IPM.Note"
+_CLASSES = {  # by kind; the worst first, which a report about several recipients has
+    "failure": "NDR",
+    "delayed": "Delayed.DR",
+    "relayed": "Relayed.DR",
+    "expanded": "Expanded.DR",
+    "delivered": "DR",
+    "notread": "IPNNRN",
+    "read": "IPNRN",
+}
 _blank_line = re.compile(rb"\r\n(?:[ \t]*\r\n)+")
 _white = re.compile(rb"\s+")
 _type = re.compile(r"\A[!-'*-:<-~]+ *; *")
@@ -159,6 +169,18 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
             claims,
         )
     return None
+
+
+def message_class(content: Octets, content_type: str) -> str:
+    """Return the class by which Exchange's clients know a message of this type: a report has
+    REPORT.IPM.Note and its kind, also that of another host.
+    """
+    report = read_remote_report(content) if content_type == "multipart/report" else None
+    if report is None:
+        return ORDINARY_CLASS
+    found = {one.kind for one in report.claims}
+    worst = next((suffix for kind, suffix in _CLASSES.items() if kind in found), "")
+    return f"REPORT.{ORDINARY_CLASS}.{worst}" if worst else ORDINARY_CLASS
 
 
 def _own_parts(structure: Structure) -> Iterator[int]:

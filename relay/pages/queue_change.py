@@ -173,7 +173,7 @@ def _given(operation: Operation, pairs: Collection[tuple[str, str]]) -> dict[str
 
 
 def _fields(given: Mapping[str, str]) -> dict[str, str | bool]:
-    """Return the fields of the body; a text for a report that nobody chose is none."""
+    """Return the fields of the body; a text for a report that was not chosen is left out."""
     fields: dict[str, str | bool] = {name: text for name, text in given.items() if text}
     if "bounce" in given:
         fields["bounce"] = bool(given["bounce"])

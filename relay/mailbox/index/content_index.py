@@ -44,7 +44,6 @@ from relay.message.header import Header, cleaned, header_end, with_first_fields
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
 from relay.mime.html_text import without_tags
-from relay.mime.message_class import ORDINARY, message_class
 from relay.mime.read_header import (
     date_us_of,
     parse_header,
@@ -52,6 +51,7 @@ from relay.mime.read_header import (
     read_properties_of_header,
 )
 from relay.mime.read_mime import read_mime
+from relay.mime.read_report import ORDINARY_CLASS, message_class
 from relay.mime.structure import read_structure
 
 _HEADER_BYTES = 16 * 1024
@@ -126,7 +126,7 @@ class TextData:
     has_attachments: bool
 
 
-NO_HEADER_DATA = HeaderData(MessageProperties(), "", "", 0, 0, 0, ORDINARY)
+NO_HEADER_DATA = HeaderData(MessageProperties(), "", "", 0, 0, 0, ORDINARY_CLASS)
 NO_TEXT = TextData(("",) * 7, has_attachments=False)
 
 
@@ -140,7 +140,7 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         if end.header == end.body:  # no empty line: the header may go on
             head += file.read(length + _HEADER_BYTES_MAX - len(head))
             end = header_end(head[length:])
-        found_class = ORDINARY
+        found_class = ORDINARY_CLASS
         if b"multipart/report" in head[length : length + end.header].lower():
             content = head + file.read(CONTENT_BYTES_MAX - len(head))
             found_class = _class_of_report(content[length:], end.header)

@@ -15,7 +15,7 @@ from relay.message.content import Content
 from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
-from relay.mime.dsn import ReportedRecipient, ReportKind
+from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.claims import read_claims
 from relay.spool.sqlite.content_files import StoredFile
@@ -24,7 +24,6 @@ from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.types import Claim, Key, NewMessage, ReportPlan, ReportWriter, SpoolError
 
 _Files = Sequence[Sequence[StoredFile | None]]
-_UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"
 _STATUS = "5.0.0"  # RFC 3463 3.1: no other says that an operator ended it
 _TEXT = "cancelled by an operator of this relay"
 _log = get_logger("spool")
@@ -117,7 +116,7 @@ class CancelReports:
             content = await self._read_content(claims[0].content_id)
         except SpoolError as error:
             _log.error("content unreadable for a report", qid=message.id, error=str(error))
-            content = _UNREADABLE
+            content = UNREADABLE
         plans = [
             self.writer.reports(kind, message, some, content=content)
             for kind, some in ((ReportKind.FAILED, people), (ReportKind.RELAYED, owed))
