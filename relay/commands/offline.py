@@ -130,7 +130,7 @@ async def execute(
             order = read_queue_command(Operation(operation), msgspec.json.encode(wanted), asking)
         except ApiError as error:
             raise ControlError(error.status, error.code, error.message) from None
-        if order.bounce:
+        if order.operation is Operation.CANCEL:  # it may owe a report of a success
             files.spool.queue_admin.report_with(_reporter(settings, clock, table()))
         return await restored.execute(
             files.spool.queue_admin, files.restored, order, on_progress=tell

@@ -58,6 +58,21 @@ async def test_all_next_hops_of_a_message_are_in_one_report(spool, make) -> None
 
 
 @pytest.mark.usefixtures("reporter")
+async def test_a_message_gets_one_report_however_its_entries_are_found(
+    spool, make, monkeypatch
+) -> None:
+    monkeypatch.setattr("relay.spool.sqlite.queue_list.STEP", 3)
+    hops = {f"mx:{name}.test": [f"x@{name}.test"] for name in "abcdefgh"}
+    for message in (make(hops), make(hops)):
+        await spool.accept(message, claim=False)
+    for dry_run in (True, False):
+        order = command("cancel", bounce=True, dry_run=dry_run)
+        answer = (await spool.queue_admin.execute(order)).as_json()
+        assert (answer["done"], answer["reports"]) == (16, 2)
+    assert [one.count(b"\r\nAction: failed\r\n") for one in await reports(spool)] == [8, 8]
+
+
+@pytest.mark.usefixtures("reporter")
 @pytest.mark.parametrize("why", ["never", "null", "stranger", "captured", "report", "unasked"])
 async def test_who_gets_no_report_gets_none_from_an_operator(spool, make, why: str) -> None:
     message = make({"capture" if why == "captured" else "mx:a.test": ["x@a.test"]})

@@ -2,9 +2,16 @@
 
 from dataclasses import replace
 
-from relay.message.envelope import ForwardPath, Notify
+import pytest
+
+from relay.clock import Ids
+from relay.message.envelope import ForwardPath, Notify, Source
+from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool.types import DueQuery, EntrySchedule, Settlement
+from relay.observe.metrics import Metrics
+from relay.reports.bounces import Reporter
+from relay.spool.types import DueQuery, EntrySchedule, Selector, Settlement
+from tests.support.operator import ALL, command
 
 SUCCESS = frozenset({Notify.SUCCESS})
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", host="mx.a.test", remote=True))
@@ -46,6 +53,50 @@ async def test_what_is_owed_is_in_each_claim_until_it_is_paid(open_spool, make) 
     await spool.settle(Settlement(claim, 78, {3: LATER}, waiting, pays=True))
     (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert ([one.id for one in claim.recipients], claim.owed) == ([3], ())
+    await spool.stop()
+
+
+@pytest.mark.parametrize("how", ["cancel", "cancel --bounce", "no reports", "cancel of another"])
+async def test_a_cancel_of_the_rest_pays_what_is_owed(open_spool, make, clock, how: str) -> None:
+    spool = open_spool()
+    await spool.start()
+    message = asking(make({"mx:a.test": ["1@a.test", "2@a.test", "3@a.test"]}))
+    (claim,) = (await spool.accept(message)).claims
+    await spool.settle(Settlement(claim, 77, {1: OK, 2: OK}, goes_on=True, owed=[1, 2]))
+    other = make({"mx:a.test": ["4@a.test"]})
+    await spool.accept(other, claim=False)
+    await spool.stop()  # as a crash: the claim is not settled
+
+    spool = open_spool()
+    await spool.start()
+    reporter = Reporter(
+        hostname="relay.test", clock=clock, ids=Ids(clock),
+        next_hop_for=lambda _: NextHop.parse("local"), expire_after_s=3600, metrics=Metrics(),
+    )  # fmt: skip
+    if how != "no reports":
+        spool.queue_admin.report_with(reporter)
+    selector = Selector(ids=(other.facts.id,)) if how == "cancel of another" else ALL
+    bounce = how == "cancel --bounce"
+    answer = await spool.queue_admin.execute(command("cancel", selector, bounce=bounce))
+    assert answer.as_json()["done"] == (1 if how == "cancel of another" else 2)
+    assert answer.as_json()["in_flight"] == 0
+
+    claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    made = [one for one in claims if one.message.source is Source.REPORT]
+    reports = [await spool.read_content(one.content_id) for one in made]
+    relayed = [one for one in reports if b"Action: relayed" in one]
+    steps = (await spool.journey(message.facts.id)).steps
+    named = [one.detail["recipients"] for one in steps if one.detail.get("kind") == "relayed"]
+    if how in ("no reports", "cancel of another"):
+        assert (reports, named) == ([], [])
+        assert [len(one.owed) for one in claims] == ([2] if how == "cancel of another" else [])
+    else:
+        (report,) = relayed
+        assert report.count(b"Action: relayed") == 2
+        assert b"3@a.test" not in report
+        assert len(reports) == (2 if bounce else 1)  # of the failure of the other message only
+        assert named == [["1@a.test", "2@a.test"]]
+    assert (await spool.counts()).unaccounted == 0
     await spool.stop()
 
 

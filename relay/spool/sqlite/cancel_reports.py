@@ -1,4 +1,7 @@
-"""The reports of a `cancel --bounce`: planned before its transaction, and committed in it.
+"""The reports of a cancel: planned before its transaction, and committed in it.
+
+With `--bounce` the sender gets a report of the failure. Any cancel pays the reports of successes
+that are owed since an attempt that a crash interrupted, because no attempt follows that would.
 
 A report takes a content and a writer, which a transaction cannot wait for. It is therefore written
 for the entries as they are, by their epochs: where one of them has changed, nothing of its message
@@ -10,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 import apsw
+import msgspec
 
 from relay.message.content import Content
 from relay.message.envelope import Source
@@ -17,15 +21,20 @@ from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
+from relay.spool.queue_commands import QueueCommand
 from relay.spool.sqlite.claims import read_claims
 from relay.spool.sqlite.content_files import StoredFile
-from relay.spool.sqlite.database import Reader, fetch_one
+from relay.spool.sqlite.database import Reader, fetch, fetch_one
 from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.types import Claim, Key, NewMessage, ReportPlan, ReportWriter, SpoolError
 
 _Files = Sequence[Sequence[StoredFile | None]]
 _STATUS = "5.0.0"  # RFC 3463 3.1: no other says that an operator ended it
 _TEXT = "cancelled by an operator of this relay"
+_OWING = (
+    "SELECT DISTINCT r.message_id, r.entry FROM json_each(?) k CROSS JOIN recipient r"
+    " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1 AND r.owed <> ''"
+)
 _log = get_logger("spool")
 
 
@@ -70,15 +79,17 @@ class CancelReports:
         self.captured = captured
 
     async def plan(
-        self, keys: Sequence[Key], text: str, *, taken: Collection[Key]
+        self, keys: Sequence[Key], command: QueueCommand, *, taken: Collection[Key]
     ) -> PlannedReports:
-        """Write the reports about these entries; those that delivery has, but for `taken`, are left
-        out. Raises SpoolError.
+        """Write the reports about those of these entries that need a plan; those that delivery has,
+        but for `taken`, are left out. Raises SpoolError.
         """
-        claims, epochs = await self._reader.run(lambda c: _entries(c, keys, taken))
+        claims, epochs = await self._reader.run(
+            lambda c: _entries(c, to_be_planned(c, keys, command), taken)
+        )
         by_message = {}
         for message_id, some in groupby(claims, lambda one: one.message.id):
-            plan = await self._plan(tuple(some), text)
+            plan = await self._plan(tuple(some), command)
             if plan.messages or plan.events:
                 by_message[message_id] = MessageReports(plan, await self._store(plan.messages))
         return PlannedReports(epochs, by_message)
@@ -107,8 +118,9 @@ class CancelReports:
             return ()
         return people if self.writer.wants(ReportKind.FAILED, message, people) else ()
 
-    async def _plan(self, claims: Sequence[Claim], text: str) -> ReportPlan:
-        people, owed = self._reported(claims, text), [one for claim in claims for one in claim.owed]
+    async def _plan(self, claims: Sequence[Claim], command: QueueCommand) -> ReportPlan:
+        people = self._reported(claims, command.text) if command.bounce else ()
+        owed = [one for claim in claims for one in claim.owed]
         if self.writer is None or not (people or owed):
             return ReportPlan()
         message = claims[0].message
@@ -126,6 +138,18 @@ class CancelReports:
             tuple(one for plan in plans for one in plan.messages),
             tuple(one for plan in plans for one in plan.events),
         )
+
+
+def to_be_planned(
+    cursor: apsw.Cursor, keys: Sequence[Key], command: QueueCommand
+) -> Collection[Key]:
+    """Return which of these entries a cancel must not end without a plan. Without a report of the
+    failure that is nearly always none.
+    """
+    if command.bounce:
+        return keys
+    wanted = msgspec.json.encode(list(keys)).decode()
+    return dict.fromkeys(fetch(cursor, _OWING, (wanted,)))
 
 
 def _entries(

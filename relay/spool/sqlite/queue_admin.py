@@ -117,8 +117,13 @@ class SqliteQueueAdmin:
         times = self._times()
         selection = EntrySelection(command.selector, now_us=times.queue_us)
         answer = _ReportBuilder(command, self._shown_times(), on_progress=on_progress)
+        left: list[Key] = []
         while not selection.has_ended:
-            keys = await self._reader.run(selection.step)
+            keys = left + await self._reader.run(selection.step)
+            left = []
+            if command.bounce and not selection.has_ended:  # the next step may have more of it
+                left = [key for key in keys if key[0] == keys[-1][0]]
+                keys = keys[: len(keys) - len(left)]
             for some in _slices(keys, whole_messages=command.bounce):
                 if command.dry_run:
                     await self._dry_run(some, answer)
@@ -148,8 +153,8 @@ class SqliteQueueAdmin:
                 break
             planned = NOTHING_PLANNED
             try:
-                if answer.command.bounce:
-                    planned = await self._reports.plan(left, answer.command.text, taken=taken)
+                if answer.command.operation is Operation.CANCEL:
+                    planned = await self._reports.plan(left, answer.command, taken=taken)
                 write = partial(
                     _write, command=answer.command, keys=left, taken=taken, times=self._times(),
                     listing=answer.listing, planned=planned, captured=self._reports.captured,

@@ -31,10 +31,11 @@ from relay.spool.queue_commands import (
     state_after,
     states_before,
 )
-from relay.spool.sqlite.cancel_reports import PlannedReports
+from relay.spool.sqlite.cancel_reports import PlannedReports, to_be_planned
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
 from relay.spool.sqlite.queue_list import operations
 from relay.spool.sqlite.transactions import (
+    PAY,
     CapturedMail,
     add_recipients,
     add_reports,
@@ -225,11 +226,11 @@ def change(
 ) -> ChangeResult:
     """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
 
-    A withdrawn entry that is not changed is released; it is due as before. A cancel with reports
-    changes only messages that are as `planned` knew them; `captured` is for their reports.
+    A withdrawn entry that is not changed is released; it is due as before. A cancel changes
+    messages with reports only if they are as `planned` knew them; `captured` is for their reports.
     """
     changer = _EntryChanger(batch, command, taken=taken, times=times)
-    if not command.bounce:
+    if command.operation is not Operation.CANCEL:
         return changer.run(keys)
     assert captured is not None
     result = changer.run(keys, passed_over=changer.changed_since(planned, keys))
@@ -237,6 +238,7 @@ def change(
         if (made := planned.by_message.get(message_id)) is not None:
             add_reports(batch, made.plan.messages, made.files, captured=captured)
             append_events(batch.cursor, message_id, made.plan.events)
+            batch.cursor.executemany(PAY, [key for key in planned.epochs if key[0] == message_id])
             result.reports += made.plan.messages
             result.due_us = times.queue_us
     return result
@@ -264,14 +266,17 @@ class _EntryChanger:
         self._events: dict[str, dict[str, Any]] = {}  # by message
 
     def changed_since(self, planned: PlannedReports, keys: Sequence[Key]) -> frozenset[Key]:
-        """Return the entries that were not planned, and all of messages that are not as planned."""
+        """Return the entries that need a plan and have none, and all of messages that are not as
+        planned.
+        """
         epochs, changed = planned.epochs, set()
         for key, epoch in epochs.items():
             facts = read_entry_facts(self._cursor, key)
             is_ours = facts is not None and (not facts.is_claimed or key in self._taken)
             if not is_ours or (facts is not None and epoch not in (None, facts.epoch)):
                 changed.add(key[0])
-        return frozenset(key for key in keys if key not in epochs or key[0] in changed)
+        new = set(to_be_planned(self._cursor, keys, self._order)).difference(epochs)
+        return frozenset(key for key in keys if key in new or key[0] in changed)
 
     def run(
         self, keys: Sequence[Key], *, passed_over: Collection[Key] = frozenset()

@@ -77,7 +77,7 @@ _EVENT = (
     " ?2, ?3, ?4)"
 )
 _OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
-_PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
+PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
 ACCEPTED_COUNTER = "accepted"
 RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
@@ -240,7 +240,7 @@ def _record_owed(cursor: apsw.Cursor, settlement: Settlement) -> None:
         ]
         cursor.executemany(_OWE, rows)
     if settlement.pays:
-        cursor.execute(_PAY, claim.key)
+        cursor.execute(PAY, claim.key)
     if settlement.ends_warning:
         sql = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
         cursor.execute(sql, (claim.message.id,))

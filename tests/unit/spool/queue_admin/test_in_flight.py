@@ -97,7 +97,9 @@ async def test_a_command_whose_client_disconnects_finishes_its_slice(
     queue_command.cancel()
     with pytest.raises(asyncio.CancelledError):
         await queue_command
-    await spool.accept(make())  # after the slice that was started
+    while await spool.queue_admin.list(ALL, limit=10):
+        await asyncio.sleep(0)  # until the slice that was started has ended
+    await spool.accept(make())
     await asyncio.sleep(0)
     await spool._queries.run(lambda _: None)
     assert list((tmp_path / "spool.sqlite-content").iterdir()) == []
