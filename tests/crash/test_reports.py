@@ -1,0 +1,71 @@
+"""kill -9 between the parts of an attempt, and between a report and its copy.
+
+The sender gets one report with all recipients, and no recipient the message twice. See docs/design.md 6 and 7,
+invariants 1, 2 and 5.
+"""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.relay_process import until
+from tests.support.remote_mx import EXTENSIONS, RemoteMx
+from tests.support.remotes import Remotes
+from tests.support.reports import report_about, reports_of
+
+pytestmark = pytest.mark.crash
+
+ALICE = "alice@example.test"
+FIRST, LAST = ["x@a.test", "y@a.test"], "z@a.test"
+
+
+class SecondWaits(asyncio.Event):
+    """A gate that the first command passes; others wait until it is open."""
+
+    is_used = False
+
+    async def wait(self) -> bool:
+        self.is_used, passes = True, not self.is_used
+        return passes or await super().wait()
+
+
+@pytest.fixture
+def remotes() -> Iterator[Remotes]:
+    with Remotes() as remotes:
+        yield remotes
+
+
+def host_of_two(remotes: Remotes, gate: asyncio.Event) -> RemoteMx:
+    """A host without DSN that takes two recipients of a transaction."""
+    extensions = [one for one in EXTENSIONS if one != "DSN"]
+    rcpt = {LAST: ["452 4.5.3 too many recipients", "250 2.1.5 ok"]}
+    return remotes.start("a.test", gates={"MAIL": gate}, rcpt=rcpt, extensions=extensions)
+
+
+@pytest.mark.parametrize("then", ["delivered", "cancelled"])
+def test_a_kill_between_two_transactions_leaves_one_report(remotes: Remotes, then: str) -> None:
+    gate = SecondWaits()
+    remote = host_of_two(remotes, gate)
+    with remotes.relay() as relay:
+        queue_id = relay.submit(ALICE, [*FIRST, LAST], rcpt_options=["NOTIFY=SUCCESS"])
+        relayed = dict.fromkeys(FIRST, "relayed")
+        until("two are recorded", lambda: relay.states(queue_id) == relayed | {LAST: "queued"})
+        assert reports_of(relay) == []
+        relay.kill()
+        if then == "cancelled":
+            entries = relay.cli_json("queue", "cancel", "--all")
+            assert [one["result"] for one in entries] == ["done"]
+        remotes.open_gate(gate)
+        relay.start()
+        relay.until_final(queue_id)
+        report = report_about(relay, "x@a.test")
+        until("nothing is left", lambda: not relay.queue())
+        named = FIRST if then == "cancelled" else [*FIRST, LAST]
+        assert list(report.recipients) == named
+        assert {one["action"] for one in report.recipients.values()} == {"relayed"}
+        assert len(reports_of(relay)) == 1
+        assert relay.states(queue_id) == relayed | {LAST: "relayed" if LAST in named else then}
+        assert [one.addresses for one in remote.envelopes] == [FIRST, [LAST]][: len(named) - 1]
+        assert relay.metric("relay_queue_unaccounted") == 0
+        assert relay.faults() == []
