@@ -33,6 +33,7 @@ class ReceiptRequest:
     thread: str = ""  # header lines that put the notification into the conversation
     account: str = ""  # that owns the trace of the message
     is_trusted: bool = False  # the client that sent it had logged in, or is in a listed network
+    accept_language: str = ""  # of the header: what the sender reads
 
 
 @dataclass(frozen=True, slots=True)

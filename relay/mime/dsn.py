@@ -3,6 +3,7 @@
 Delivery, ingress and pickup fill in ReportedRecipient; the reports room decides who gets a DSN and
 calls write_dsn(), and writes what people read. Lines end in CRLF. The original is returned octet
 for octet but without Bcc; of a large content, or one that SMTP cannot carry, its header is.
+Read receipts have the same form, joined_report(), and the same part for people, human_part().
 RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international), RFC 2046 5.1.4.
 """
 
@@ -95,7 +96,7 @@ class HumanPart:
 
 
 @dataclass(frozen=True, slots=True)
-class _ReportPart:
+class ReportPart:
     """A body part: its media type with parameters, further header lines, and its octets."""
 
     media_type: str
@@ -103,6 +104,7 @@ class _ReportPart:
     header: bytes = b""
 
     def written(self) -> bytes:
+        """Return the part with its header."""
         label = b"" if self.body.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
         head = f"Content-Type: {self.media_type}\r\n".encode("ascii")
         return head + self.header + label + b"\r\n" + self.body
@@ -128,18 +130,27 @@ def write_dsn(
     """
     original = _original(content)
     parts = (
-        _human_part(words(original.header), report_id),
+        human_part(words(original.header), report_id),
         _status_part(kind, message, recipients, hostname=hostname),
         _returned_part(kind, message, original),
     )
-    written = [part.written() for part in parts]
-    boundary = _boundary(f"=_dsn_{report_id}", written)
-    delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
     identity = _Identity(hostname, report_id, now_us)
     head = _header(kind, message, recipients, identity=identity, original=original.header)
+    return joined_report(head, "delivery-status", parts, boundary=f"=_dsn_{report_id}")
+
+
+def joined_report(
+    head: bytes, report_type: str, parts: Sequence[ReportPart], *, boundary: str
+) -> bytes:
+    """Return a multipart/report with the fields of `head`. If `boundary` occurs in a part, it is
+    extended.
+    """
+    written = [part.written() for part in parts]
+    boundary = _boundary(boundary, written)
+    delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
     label = b"" if all(map(bytes.isascii, written)) else b"Content-Transfer-Encoding: 8bit\r\n"
     content_type = (
-        "MIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;\r\n"
+        f"MIME-Version: 1.0\r\nContent-Type: multipart/report; report-type={report_type};\r\n"
         f' boundary="{boundary}"\r\n'
     ).encode("ascii")
     opening = head + content_type + label
@@ -206,7 +217,7 @@ def thread_fields(header: Header) -> Iterator[bytes]:
         yield field("Thread-Index", index.decode("ascii"))
 
 
-def _human_part(words: HumanPart, report_id: str) -> _ReportPart:
+def human_part(words: HumanPart, report_id: str) -> ReportPart:
     """Write text and html in ASCII, because a host without 8BITMIME may be on the way."""
     written = []
     for subtype, text in (("plain", words.text), ("html", words.html)):
@@ -217,12 +228,12 @@ def _human_part(words: HumanPart, report_id: str) -> _ReportPart:
             coded = coded_text(octets)
             octets = coded.content
             head += f"Content-Transfer-Encoding: {coded.encoding}\r\n"
-        part = _ReportPart(f"text/{subtype}; charset=utf-8", octets, head.encode("ascii"))
+        part = ReportPart(f"text/{subtype}; charset=utf-8", octets, head.encode("ascii"))
         written.append(part.written())
     boundary = _boundary(f"=_text_{report_id}", written)
     delimiter = f"--{boundary}\r\n".encode("ascii")
     body = b"\r\n".join([delimiter + part for part in written]) + b"\r\n" + delimiter[:-2] + b"--"
-    return _ReportPart(f'multipart/alternative;\r\n boundary="{boundary}"', body)
+    return ReportPart(f'multipart/alternative;\r\n boundary="{boundary}"', body)
 
 
 def _status_part(
@@ -231,7 +242,7 @@ def _status_part(
     recipients: Sequence[ReportedRecipient],
     *,
     hostname: str,
-) -> _ReportPart:
+) -> ReportPart:
     """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
     international = _is_international(message)
     blocks = [_message_block(message, hostname)]
@@ -247,7 +258,7 @@ def _status_part(
         for block in blocks
     )
     subtype = "global-delivery-status" if international else "delivery-status"
-    return _ReportPart(f"message/{subtype}", b"\r\n".join(written))
+    return ReportPart(f"message/{subtype}", b"\r\n".join(written))
 
 
 def _message_block(message: MessageFacts, hostname: str) -> list[tuple[str, str]]:
@@ -304,7 +315,7 @@ def _original(content: Content) -> ParsedContent:
     return dataclasses.replace(parsed, header=header)
 
 
-def _returned_part(kind: ReportKind, message: MessageFacts, original: ParsedContent) -> _ReportPart:
+def _returned_part(kind: ReportKind, message: MessageFacts, original: ParsedContent) -> ReportPart:
     header, content = original.header.octets, original.joined()
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
     # RET is about failures; other reports return the header (RFC 3461 4.3).
@@ -316,9 +327,9 @@ def _returned_part(kind: ReportKind, message: MessageFacts, original: ParsedCont
         and len(content) <= full_max
         and _fits_smtp(content)
     ):
-        return _ReportPart("message/global" if as_global else "message/rfc822", content)
+        return ReportPart("message/global" if as_global else "message/rfc822", content)
     kept = _returned_header(original.header)
-    return _ReportPart("message/global-headers" if as_global else "text/rfc822-headers", kept)
+    return ReportPart("message/global-headers" if as_global else "text/rfc822-headers", kept)
 
 
 def _returned_header(header: Header) -> bytes:

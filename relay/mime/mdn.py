@@ -1,7 +1,8 @@
 """Read which messages ask for a read receipt, and write it: a message disposition notification.
 
 Only a request with one address, which is that of the sender, counts: no message makes Relay write
-to another address. Automatic mail and mailing lists get none. Lines end in CRLF.
+to another address. Automatic mail and mailing lists get none. Lines end in CRLF. The reports room
+writes what people read.
 RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2; RFC 6533 6 (international); RFC 5322 3.4 (groups).
 """
 
@@ -12,7 +13,15 @@ from relay.message.envelope import ForwardPath, MessageFacts, Source
 from relay.message.header import Header, ParsedContent
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.message.status import one_line
-from relay.mime.dsn import message_id_of, thread_fields, typed_address
+from relay.mime.dsn import (
+    HumanPart,
+    ReportPart,
+    human_part,
+    joined_report,
+    message_id_of,
+    thread_fields,
+    typed_address,
+)
 from relay.mime.headers import date_field, decoded, field, fold, is_automatic
 from relay.mime.read_header import parse_header, read_addresses, unreadable_addresses
 
@@ -21,6 +30,7 @@ _OPTIONS = "Disposition-Notification-Options"
 _ASKS_LINE = b"\ndisposition-notification-to"
 _FIELD_OCTETS_MAX = 2000
 _SUBJECT_CHARACTERS_MAX = 200
+_LANGUAGE_CHARACTERS_MAX = 200
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
 _TYPES = {ReceiptKind.READ: "displayed", ReceiptKind.NOT_READ: "deleted"}
 _quoted = re.compile(r'"(?:[^"\\]|\\.)*+"')
@@ -57,6 +67,7 @@ def receipt_request(
         thread=b"".join(thread_fields(header)).decode("ascii"),
         account=message.account,
         is_trusted=message.trusted,
+        accept_language=decoded(header, "accept-language")[:_LANGUAGE_CHARACTERS_MAX],
     )
 
 
@@ -90,19 +101,19 @@ def write_mdn(
     kind: ReceiptKind,
     request: ReceiptRequest,
     *,
+    words: HumanPart,
     is_manual: bool,
     hostname: str,
     report_id: str,
     now_us: int,
 ) -> bytes:
-    """Return the notification, to `request.to`.
+    """Return the notification, to `request.to`. `words` is what people read.
 
     `is_manual`: the reader said that it is to be sent. `report_id` is unique; Message-ID and
     boundary are made from it. It must be sent with the null reverse-path and NOTIFY=NEVER, and
     with SMTPUTF8 if the asker's address is not ASCII.
     """
     subject = one_line(request.subject) or "(no subject)"
-    boundary = f"=_mdn_{report_id}"
     is_international = not request.to.isascii()
     is_plain = is_international or request.recipient.isascii()
     sender = request.recipient if is_plain else f"MAILER-DAEMON@{hostname}"
@@ -117,40 +128,10 @@ def write_mdn(
             field("Auto-Submitted", "auto-replied"),
         )
     )
-    text = _text(kind, request, now_us=now_us)
-    status = _disposition(kind, request, is_manual=is_manual, hostname=hostname)
-    label = b"" if text.isascii() and status.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
     subtype = "global-disposition-notification" if is_international else "disposition-notification"
-    delimiter = f"--{boundary}\r\n".encode()
-    return b"".join(
-        (
-            head,
-            b"MIME-Version: 1.0\r\n",
-            b"Content-Type: multipart/report; report-type=disposition-notification;\r\n",
-            f' boundary="{boundary}"\r\n'.encode(),
-            label,
-            b"\r\n",
-            delimiter,
-            b"Content-Type: text/plain; charset=utf-8\r\nContent-Language: en\r\n",
-            b"" if text.isascii() else b"Content-Transfer-Encoding: 8bit\r\n",
-            b"\r\n" + text + b"\r\n",
-            delimiter,
-            f"Content-Type: message/{subtype}\r\n".encode(),
-            b"" if status.isascii() else b"Content-Transfer-Encoding: 8bit\r\n",
-            b"\r\n" + status + b"\r\n",
-            f"--{boundary}--\r\n".encode(),
-        )
-    )
-
-
-def _text(kind: ReceiptKind, request: ReceiptRequest, *, now_us: int) -> bytes:
-    at, subject = date_field(now_us), one_line(request.subject) or "(no subject)"
-    if kind is ReceiptKind.READ:
-        said = [f"was marked as read on {at}.", "", "It may not have been understood."]
-    else:
-        said = [f"was deleted on {at} without being read."]
-    lines = ("Your message", "", f"  To: {request.recipient}", f"  Subject: {subject}", "", *said)
-    return "\r\n".join((*lines, "")).encode("utf-8", "replace")
+    status = _disposition(kind, request, is_manual=is_manual, hostname=hostname)
+    parts = (human_part(words, report_id), ReportPart(f"message/{subtype}", status))
+    return joined_report(head, "disposition-notification", parts, boundary=f"=_mdn_{report_id}")
 
 
 def _disposition(

@@ -228,9 +228,14 @@ class Reporter:
         next_hop = self._next_hop_for(request.to)
         if next_hop is None:
             return None
+        now_us = self._clock.time_us()
+        words = self._texts.current().receipt(
+            kind, request, queue_id, hostname=self._hostname, now_us=now_us,
+            language=self._language(request.to, request.account),
+        )  # fmt: skip
         written = write_mdn(
-            kind, request, is_manual=is_manual, hostname=self._hostname,
-            report_id=self._ids.new(), now_us=self._clock.time_us(),
+            kind, request, words=words, is_manual=is_manual, hostname=self._hostname,
+            report_id=self._ids.new(), now_us=now_us,
         )  # fmt: skip
         about = MessageFacts(queue_id, Envelope(request.to), Source.SMTP, True, 0)
         route = _Route(request.to, next_hop)
@@ -312,12 +317,16 @@ class Reporter:
         *,
         header: Header,
     ) -> HumanPart:
-        reader = message.envelope.reverse_path
-        of_account = self._texts.language_of
-        language = of_account(reader) or of_account(message.account)
+        language = self._language(message.envelope.reverse_path, message.account)
         return self._texts.current().write(
             kind, message, recipients, header=header, hostname=self._hostname, language=language
         )
+
+    def _language(self, reader: str, account: str) -> str:
+        """Return the language of who gets a report, else of the account that sent the message; ""
+        if neither is known.
+        """
+        return self._texts.language_of(reader) or self._texts.language_of(account)
 
     def _message(
         self, content: Content, route: "_Route", *, about: MessageFacts, account: str = ""

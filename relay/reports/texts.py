@@ -24,7 +24,9 @@ import jinja2.sandbox
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.header import Header
 from relay.message.outcome import Evidence
+from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind
+from relay.mime.headers import decoded
 from relay.observe.logs import get_logger
 from relay.phrases import shown
 from relay.reports.wording import (
@@ -37,18 +39,24 @@ from relay.reports.wording import (
     failure_of,
     is_success,
     message_fields,
+    receipt_fields,
     recipient_fields,
 )
 from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Language, ReportsSettings
 
 LANGUAGES: Sequence[str] = get_args(Language)
+_KINDS: Sequence[str] = (*ReportKind, *ReceiptKind)
 _RENDERED_CHARACTERS_MAX = 256 * 1024  # of an operator's template
 _FILE_OCTETS_MAX = 64 * 1024
 _FILES_MAX = 1000
 _KIND_FIELDS = frozenset(
     ("kind", "language", "sender", "subject", "message_id", "arrived", "until", "hostname",
      "queue_id", "recipients", "reasons", "count", "more")
+)  # fmt: skip
+_RECEIPT_FIELDS = frozenset(
+    ("kind", "language", "sender", "address", "subject", "message_id", "time", "hostname",
+     "queue_id")
 )  # fmt: skip
 _STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
 _COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar beside good and bad news
@@ -66,6 +74,7 @@ class _OwnTexts:
 
     words: SimpleNamespace
     openings: Mapping[str, tuple[str, str]]
+    receipts: Mapping[str, tuple[str, str]]
     given_up: str
     somewhere: str
     classes: Mapping[FailureClass, Callable[[RecipientFields, str, str], str]]
@@ -92,18 +101,51 @@ class ReportTexts:
 
         `language` is the reader's, "" if it is not known. Times are wall-clock time.
         """
-        language = language or accepted_language(header, LANGUAGES) or self.language
+        accepted = decoded(header, "accept-language")
+        language = language or accepted_language(accepted, LANGUAGES) or self.language
         fields = self.fields(
             kind, message, recipients, header=header, hostname=hostname, language=language
         )
-        own = _own_texts(language)
-        for_layout = fields | {
-            "words": own.words,
-            "opening": own.openings[str(kind)][len(recipients) > 1],
-            "colour": _COLOURS[is_success(kind)],
+        opening = _own_texts(language).openings[str(kind)][len(recipients) > 1]
+        for_layout = {"opening": opening, "colour": _COLOURS[is_success(kind)]}
+        return self._written(fields, for_layout)
+
+    def receipt(
+        self,
+        kind: ReceiptKind,
+        request: ReceiptRequest,
+        queue_id: str,
+        *,
+        hostname: str,
+        now_us: int,
+        language: str = "",
+    ) -> HumanPart:
+        """Return the human part of a read receipt about the message `queue_id`, read or deleted at
+        `now_us`; `language` as in write().
+        """
+        accepted = request.accept_language
+        language = language or accepted_language(accepted, LANGUAGES) or self.language
+        about = receipt_fields(kind, request, queue_id, hostname=hostname, now_us=now_us)
+        opening, why = _own_texts(language).receipts[str(kind)]
+        who = [{"address": about["address"]}]
+        for_layout = {
+            "opening": opening,
+            "colour": _COLOURS[kind is ReceiptKind.READ],
+            "reasons": [{"why": why % about["time"], "advice": "", "recipients": who}],
+            "recipients": (),
+            "arrived": "",
+            "more": 0,
         }
+        return self._written(about | {"language": language}, for_layout)
+
+    def _written(self, fields: Mapping[str, Any], for_layout: Mapping[str, Any]) -> HumanPart:
+        """Return both forms, by the operator's templates or by the layouts of this relay, which get
+        more.
+        """
+        language = fields["language"]
+        given = {**fields, **for_layout, "words": _own_texts(language).words}
         text, html = (
-            self._rendered(language, f"{kind}.{form}", fields) or layout.render(for_layout)
+            self._rendered(language, f"{fields['kind']}.{form}", fields) or layout.render(given)
             for form, layout in _layouts().items()
         )
         return HumanPart(language, text, html)
@@ -230,6 +272,7 @@ def _own_texts(language: str) -> _OwnTexts:
     return _OwnTexts(
         words=SimpleNamespace(**found.words),
         openings=found.openings,
+        receipts=found.receipts,
         given_up=found.given_up,
         somewhere=found.somewhere,
         classes={each: getattr(found, each) for each in FailureClass},
@@ -293,7 +336,7 @@ def _files(folder: Path, faults: list[Fault]) -> Iterator[tuple[str, Path]]:
                 yield language.name, file
                 continue
             expected = (
-                f"KIND.txt or KIND.html, where KIND is one of {', '.join(ReportKind)}; or"
+                f"KIND.txt or KIND.html, where KIND is one of {', '.join(_KINDS)}; or"
                 " STATUS.txt, such as 5.2.2.txt or 5.2.txt"
             )
             faults.append(Fault(file, 0, "", f"found {shown(file.name)}, expected {expected}"))
@@ -307,9 +350,16 @@ def _visible(folder: Path) -> list[Path]:
 
 def _known_name(name: str) -> bool:
     kind, _, form = name.partition(".")
-    if kind in tuple(ReportKind):
+    if kind in _KINDS:
         return form in _layouts()
     return _status_file(name) is not None
+
+
+def _fields_of(name: str) -> frozenset[str]:
+    """Return the fields that the template `name` has."""
+    if _status_file(name):
+        return _STATUS_FIELDS
+    return _RECEIPT_FIELDS if name.partition(".")[0] in tuple(ReceiptKind) else _KIND_FIELDS
 
 
 def _compiled(file: Path) -> jinja2.Template:
@@ -322,7 +372,7 @@ def _compiled(file: Path) -> jinja2.Template:
     environment = _environment(
         jinja2.sandbox.ImmutableSandboxedEnvironment, file.name.rpartition(".")[2]
     )
-    known = _STATUS_FIELDS if _status_file(file.name) else _KIND_FIELDS
+    known = _fields_of(file.name)
     tree = environment.parse(source, filename=str(file))
     unknown = jinja2.meta.find_undeclared_variables(tree) - known
     for name in tree.find_all(jinja2.nodes.Name):
@@ -351,6 +401,9 @@ def _fault(file: Path, error: Exception) -> Fault:
 
 def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
     """Yield sample fields for the template `name`: of a report with all fields, and with few."""
+    if name.partition(".")[0] in tuple(ReceiptKind):
+        yield from _receipt_samples(ReceiptKind(name.partition(".")[0]), language)
+        return
     header = Header.parse(b"Subject: Quarterly report\r\nMessage-ID: <sample@example.org>\r\n")
     status = (_status_file(name) or ("", "5.2.2"))[1]
     status = status if status.count(".") == 2 else f"{status}.0"
@@ -377,3 +430,13 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
             continue
         shown_as = recipient_fields(recipients[0], detail="", hostname="relay.example.org")
         yield {"recipient": shown_as, "hostname": "relay.example.org", "language": language}
+
+
+def _receipt_samples(kind: ReceiptKind, language: str) -> Iterator[dict[str, str]]:
+    few = ReceiptRequest("bob@example.net", "alice@example.org", "bob@example.net")
+    for request in (replace(few, message_id="<sample@example.org>", subject="Report"), few):
+        about = receipt_fields(
+            kind, request, "06h0sample000000", hostname="relay.example.org",
+            now_us=1_795_169_038_000_000,
+        )  # fmt: skip
+        yield about | {"language": language}

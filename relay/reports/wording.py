@@ -13,6 +13,7 @@ from enum import StrEnum
 from relay.message.envelope import MessageFacts, domain_of
 from relay.message.header import Header
 from relay.message.outcome import Evidence
+from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.message.status import one_line, split_reply
 from relay.mime.dsn import ReportedRecipient, ReportKind, message_id_of
 from relay.mime.headers import date_field, decoded
@@ -175,6 +176,22 @@ def message_fields(
     }
 
 
+def receipt_fields(
+    kind: ReceiptKind, request: ReceiptRequest, queue_id: str, *, hostname: str, now_us: int
+) -> dict[str, str]:
+    """Return what the templates of a read receipt are given, without its language."""
+    return {
+        "kind": str(kind),
+        "sender": one_line(request.to),
+        "address": one_line(request.recipient),
+        "subject": one_line(request.subject),
+        "message_id": request.message_id,
+        "time": date_field(now_us),
+        "hostname": hostname,
+        "queue_id": queue_id,
+    }
+
+
 def is_success(kind: ReportKind) -> bool:
     """Return whether a report of this kind is good news."""
     return kind in _SUCCESSES
@@ -185,11 +202,10 @@ def clipped(text: str) -> str:
     return one_line(text[:_VALUE_CHARACTERS_MAX])
 
 
-def accepted_language(header: Header, known: Collection[str]) -> str:
-    """Return the language that the author of a message prefers, "" if none is known."""
-    value = (header.first("accept-language") or b"")[:_VALUE_CHARACTERS_MAX]
+def accepted_language(value: str, known: Collection[str]) -> str:
+    """Return the language that the value of Accept-Language prefers, "" if none is known."""
     ranges = []
-    for part in value.decode("ascii", "replace").split(",")[:_RANGES_MAX]:
+    for part in value[:_VALUE_CHARACTERS_MAX].split(",")[:_RANGES_MAX]:
         tag, _, parameter = (one.strip() for one in part.partition(";"))
         quality = _quality(parameter)
         if quality > 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from flufl.bounce import all_failures
 
+from relay.message.receipt import ReceiptKind
 from relay.mime.dsn import ReportKind
 from relay.reports.texts import LANGUAGES
 from tests.interop.conftest import program
@@ -23,6 +24,7 @@ OTHERS = {
     for kind in (*GOOD_NEWS, ReportKind.DELAYED)
     for language in LANGUAGES
 }
+RECEIPTS = [f"report-{kind}-{language}.eml" for kind in ReceiptKind for language in LANGUAGES]
 # Neither reads addresses that are not ASCII.
 ASCII_FAILURES = [name for name in FAILURES if name != "report-international.eml"]
 SISIMAI = """
@@ -88,6 +90,8 @@ def test_sisimai(read_by):
     for name, recipients in OTHERS.items():
         assert lower(one[0] for one in found[name]) <= addresses(recipients), name
         assert "failed" not in {one[1] for one in found[name]}, name
+    for name in RECEIPTS:  # an automatic reply, as it takes any read receipt
+        assert [one[1:] for one in found[name]] == [["", ""]], name
 
 
 def test_bounce_parser(read_by):
@@ -98,6 +102,8 @@ def test_bounce_parser(read_by):
         assert lower(failed) == addresses(FAILURES[name]), name
     for name in OTHERS:
         assert found[name][0] == 0, name
+    for name in RECEIPTS:  # a bounce of nobody, as it takes any read receipt
+        assert found[name][1:] == [], name
 
 
 def test_flufl_bounce():
@@ -111,3 +117,5 @@ def test_flufl_bounce():
         assert not permanent, name
         assert lower(one.decode() for one in temporary) <= addresses(recipients), name
         assert bool(temporary) == name.startswith("report-delayed"), name
+    for name in RECEIPTS:
+        assert not any(all_failures(email.message_from_bytes(reports[name]))), name

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.message.receipt import ReceiptKind
 from relay.mime.dsn import ReportKind
 from relay.reports.texts import LANGUAGES
 from tests.support.browser import AXE, Browser
@@ -30,7 +31,7 @@ def html_of(written: bytes) -> str:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("kind", [*ReportKind, "one"])
+@pytest.mark.parametrize("kind", [*ReportKind, *ReceiptKind, "one"])
 def test_a_report_is_read_at_a_glance(browser: Browser, tmp_path: Path, kind, language: str):
     if kind == "one":  # of words that do not fit
         from dataclasses import replace

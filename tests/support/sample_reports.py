@@ -8,7 +8,9 @@ from relay.message.content import Content
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.header import Header
 from relay.message.outcome import Evidence
+from relay.message.receipt import ReceiptKind
 from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
+from relay.mime.mdn import receipt_request, write_mdn
 from relay.reports.texts import LANGUAGES, shipped_texts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -165,8 +167,25 @@ def report(
     )
 
 
-def report_of(kind: ReportKind, language: str) -> bytes:
+def receipt_of(kind: ReceiptKind, language: str) -> bytes:
+    """Return a read receipt, as it is in the goldens."""
+    asking = b"Disposition-Notification-To: alice@example.com\r\n" + ORIGINAL
+    request = receipt_request(asking, MESSAGE, RELAYED.path, mailbox=RELAYED.path.address)
+    assert request is not None
+    hostname, now_us = "relay.example.com", ARRIVED + 2 * SECOND
+    words = shipped_texts().receipt(
+        kind, request, MESSAGE.id, hostname=hostname, now_us=now_us, language=language
+    )
+    return write_mdn(
+        kind, request, words=words, is_manual=False, hostname=hostname,
+        report_id="01jd3q8zreport00", now_us=now_us,
+    )  # fmt: skip
+
+
+def report_of(kind: ReportKind | ReceiptKind, language: str) -> bytes:
     """Return a report of a kind, as it is in the goldens."""
+    if isinstance(kind, ReceiptKind):
+        return receipt_of(kind, language)
     message = replace(MESSAGE, expires_us=ARRIVED + 172_800 * SECOND)
     return report(message, recipients=RECIPIENTS[kind], kind=kind, language=language)
 
@@ -174,7 +193,7 @@ def report_of(kind: ReportKind, language: str) -> bytes:
 def golden_reports() -> Mapping[str, bytes]:
     """Return all goldens by file name: some cases, and each kind in each language."""
     found = {f"report-{name}.eml": report(*case) for name, case in CASES.items()}
-    for kind in ReportKind:
+    for kind in (*ReportKind, *ReceiptKind):
         for language in LANGUAGES:
             found[f"report-{kind}-{language}.eml"] = report_of(kind, language)
     return found

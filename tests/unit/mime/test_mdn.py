@@ -8,11 +8,13 @@ import pytest
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.receipt import ReceiptKind, ReceiptRequest
+from relay.mime.dsn import HumanPart
 from relay.mime.mdn import asks_for_receipt, receipt_request, write_mdn
 
 ALICE = "alice@example.com"
 FACTS = MessageFacts("q1", Envelope(ALICE), Source.SMTP, trusted=True, received_us=0, account=ALICE)
 PATH = ForwardPath("bob@example.test", orcpt="rfc822;Bob@example.test")
+WORDS = HumanPart("de", "Gelesen", "<p>Gelesen")
 REQUEST = ReceiptRequest(
     "bob@example.test", ALICE, "bob@example.test", orcpt="rfc822;Bob@example.test",
     message_id="<m@example.com>", subject="Report",
@@ -52,6 +54,14 @@ def test_one_address_that_is_the_senders_may_ask(value) -> None:
         PATH.orcpt,
     )
     assert (found.account, found.is_trusted) == (ALICE, True)
+    assert found.accept_language == ""
+
+
+def test_the_language_of_the_sender_is_kept_and_bounded() -> None:
+    for value, kept in (("de-AT, en;q=0.5", "de-AT, en;q=0.5"), ("x" * 1000, "x" * 200)):
+        found = requested(asking(ALICE, f"Accept-Language: {value}"))
+        assert found is not None
+        assert found.accept_language == kept
 
 
 @pytest.mark.parametrize(
@@ -117,8 +127,8 @@ def test_a_large_message_asks_by_its_header() -> None:
 
 def test_a_receipt_says_who_has_read_what() -> None:
     written = write_mdn(
-        ReceiptKind.READ, REQUEST, is_manual=False, hostname="relay.example.test", report_id="r1",
-        now_us=1_700_000_000_000_000,
+        ReceiptKind.READ, REQUEST, words=WORDS, is_manual=False, hostname="relay.example.test",
+        report_id="r1", now_us=1_700_000_000_000_000,
     )  # fmt: skip
     assert written == (
         b"From: <bob@example.test>\r\n"
@@ -134,18 +144,22 @@ def test_a_receipt_says_who_has_read_what() -> None:
         b' boundary="=_mdn_r1"\r\n'
         b"\r\n"
         b"--=_mdn_r1\r\n"
+        b"Content-Type: multipart/alternative;\r\n"
+        b' boundary="=_text_r1"\r\n'
+        b"\r\n"
+        b"--=_text_r1\r\n"
         b"Content-Type: text/plain; charset=utf-8\r\n"
-        b"Content-Language: en\r\n"
+        b"Content-Language: de\r\n"
         b"\r\n"
-        b"Your message\r\n"
+        b"Gelesen\r\n"
         b"\r\n"
-        b"  To: bob@example.test\r\n"
-        b"  Subject: Report\r\n"
+        b"--=_text_r1\r\n"
+        b"Content-Type: text/html; charset=utf-8\r\n"
+        b"Content-Language: de\r\n"
         b"\r\n"
-        b"was marked as read on Tue, 14 Nov 2023 22:13:20 +0000.\r\n"
+        b"<p>Gelesen\r\n"
         b"\r\n"
-        b"It may not have been understood.\r\n"
-        b"\r\n"
+        b"--=_text_r1--\r\n"
         b"--=_mdn_r1\r\n"
         b"Content-Type: message/disposition-notification\r\n"
         b"\r\n"
@@ -162,8 +176,8 @@ def test_a_receipt_says_who_has_read_what() -> None:
 def parsed(kind=ReceiptKind.READ, *, is_manual=False, **changes):
     values = {name: getattr(REQUEST, name) for name in ReceiptRequest.__slots__} | changes
     written = write_mdn(
-        kind, ReceiptRequest(**values), is_manual=is_manual, hostname="relay.example.test",
-        report_id="r1", now_us=1_700_000_000_000_000,
+        kind, ReceiptRequest(**values), words=WORDS, is_manual=is_manual,
+        hostname="relay.example.test", report_id="r1", now_us=1_700_000_000_000_000,
     )  # fmt: skip
     return written, email.message_from_bytes(written, policy=email.policy.default)
 
@@ -178,7 +192,6 @@ def test_a_message_that_was_deleted_unread_is_not_read() -> None:
     written, message = parsed(ReceiptKind.NOT_READ)
     assert message["subject"] == "Not read: Report"
     assert b"Disposition: manual-action/MDN-sent-automatically; deleted\r\n" in written
-    assert "without being read" in message.get_payload(0).get_content()
 
 
 def test_a_receipt_for_an_international_address_needs_smtputf8() -> None:

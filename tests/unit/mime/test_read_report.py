@@ -61,8 +61,9 @@ def test_a_report_of_relay_is_read():
 def test_a_read_receipt_of_relay_claims_its_kind(kind: ReceiptKind, reader: str) -> None:
     request = ReceiptRequest("b@y.test", "a@x.test", reader, message_id="<m@x>")
     written = write_mdn(
-        kind, request, is_manual=True, hostname="relay.test", report_id="r1", now_us=0
-    )
+        kind, request, words=HumanPart("en", "Read", "<p>Read"), is_manual=True,
+        hostname="relay.test", report_id="r1", now_us=0,
+    )  # fmt: skip
     found = read_remote_report(MemoryOctets(written))
     expected = RemoteClaim("", reader, kind)
     assert (found.message_id, found.claims) == ("<m@x>", (expected,))

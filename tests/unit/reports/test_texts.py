@@ -11,6 +11,7 @@ import pytest
 from relay.message.envelope import ForwardPath
 from relay.message.header import Header
 from relay.message.outcome import Evidence
+from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind
 from relay.reports import texts
 from relay.reports.texts import LANGUAGES, ReportTexts, load_texts, shipped_texts
@@ -22,6 +23,11 @@ from tests.support.sample_reports import DELAYED, EVERY_CLASS, FULL, MESSAGE, UN
 
 DOCS = Path(__file__).parents[3] / "docs/reports.md"
 HEADER = Header.parse(b"Subject: Lunch\r\nMessage-ID: <m@x.test>\r\n")
+RECEIPT = ReceiptRequest(
+    "bob@example.net", "alice@example.com", "bob@example.net", message_id="<m@x.test>",
+    subject="Lunch",
+)  # fmt: skip
+ALL_KINDS = (*ReportKind, *ReceiptKind)
 HOSTILE = "<script>\"'&amp;</p><img src=http://evil.test/x>{{ 7*7 }}"
 
 
@@ -30,6 +36,22 @@ def written(
 ) -> HumanPart:
     using = using or shipped_texts()
     return using.write(kind, message, recipients, header=header, hostname="relay.test", **of)
+
+
+def receipt(kind=ReceiptKind.READ, language="", *, using=None, **changes) -> HumanPart:
+    about, using = replace(RECEIPT, **changes), using or shipped_texts()
+    return using.receipt(
+        kind, about, MESSAGE.id, hostname="relay.test", now_us=MESSAGE.received_us,
+        language=language,
+    )  # fmt: skip
+
+
+def of_kind(kind, language) -> HumanPart:
+    """A report or a read receipt with all that it can say."""
+    if isinstance(kind, ReceiptKind):
+        return receipt(kind, language)
+    message = replace(MESSAGE, expires_us=MESSAGE.received_us + 1_000_000)
+    return written(EVERY_CLASS, kind, message=message, language=language)
 
 
 @pytest.fixture
@@ -77,15 +99,15 @@ def test_languages_have_the_same_words():
     english, german = map(texts._own_texts, ("en", "de"))
     assert vars(english.words).keys() == vars(german.words).keys()
     assert english.openings.keys() == german.openings.keys() == set(ReportKind)
+    assert english.receipts.keys() == german.receipts.keys() == set(ReceiptKind)
     for name, text in vars(english.words).items():
         assert re.findall("%.", text) == re.findall("%.", vars(german.words)[name])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("kind", ReportKind)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_the_text_says_what_the_html_says(kind, language):
-    message = replace(MESSAGE, expires_us=MESSAGE.received_us + 1_000_000)
-    part = written(EVERY_CLASS, kind, message=message, language=language)
+    part = of_kind(kind, language)
     body = re.sub(r"<head>.*</head>|<[^>]*>", " ", part.html, flags=re.DOTALL)
     said = part.text.replace(":\n", "\n", 1)  # the colon of the opening
     assert html.unescape(body).split() == said.split()
@@ -150,12 +172,24 @@ def test_what_comes_from_outside_is_no_markup_and_adds_no_line():
     assert "{{ 7*7 }}" in part.html
     assert "{{ 7*7 }}" in part.text
     assert len(part.text.splitlines()) == len(plain.text.splitlines())
+    evil, plain = receipt(subject=f"{HOSTILE}\r\nx", recipient=f'"{HOSTILE}\n"@x.test'), receipt()
+    assert tags.findall(evil.html) == tags.findall(plain.html)
+    assert len(evil.text.splitlines()) == len(plain.text.splitlines())
+
+
+def test_a_read_receipt_says_who_when_and_about_what():
+    for part in (receipt(), receipt(ReceiptKind.NOT_READ)):
+        for text in (part.text, html.unescape(part.html)):
+            for said in ("bob@example.net", "Fri, 20 Nov 2026 10:03:58", "Lunch", "<m@x.test>"):
+                assert said in text
+    assert "marked as read" in receipt().text
+    assert "without being read" in receipt(ReceiptKind.NOT_READ).text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("kind", ReportKind)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_the_html_loads_nothing(kind, language):
-    part = written(EVERY_CLASS, kind, language=language)
+    part = of_kind(kind, language)
     assert not re.search(r"\b(?:src|href|url|background|action)\b\s*[=(]", part.html)
     assert not re.search(r"<(?:img|link|script|style|iframe|a|form|object|base)\b", part.html)
 
@@ -180,6 +214,11 @@ def test_the_reader_goes_before_the_message_and_that_before_the_setting():
     assert written(using=default).language == "de"
     assert written(header=english, using=default).language == "en"
     assert "Das Postfach ist voll." in written(header=german).html
+    assert receipt(accept_language="de-AT").language == "de"
+    assert receipt(accept_language="de-AT", language="en").language == "en"
+    assert receipt(using=default).language == "de"
+    assert receipt(accept_language="en", using=default).language == "en"
+    assert "als gelesen markiert" in receipt(accept_language="de").html
 
 
 # -- templates of the operator
@@ -190,6 +229,16 @@ def test_a_template_replaces_one_text_only(load):
     assert part.html == written().html
     assert written(using=own, language="de") == written(language="de")
     assert written([DELAYED], ReportKind.DELAYED, using=own).text.startswith("Your message is")
+
+
+def test_a_template_replaces_the_text_of_a_read_receipt(load):
+    own = load({"de/read.html": "<b>{{ address }}</b> {{ subject }} {{ time }}"})
+    part = receipt(using=own, language="de", subject="<i>")
+    assert part.html == "<b>bob@example.net</b> &lt;i&gt; Fri, 20 Nov 2026 10:03:58 +0000"
+    assert part.text == receipt(language="de", subject="<i>").text
+    assert receipt(ReceiptKind.NOT_READ, using=own, language="de") == receipt(
+        ReceiptKind.NOT_READ, language="de"
+    )
 
 
 def test_values_are_escaped_in_html_only(load):
@@ -223,6 +272,10 @@ def test_a_text_for_a_status_goes_before_that_of_its_subject(load, files, expect
         ({"en/failure.txt": "\n{% for one in recipients %}\n{{ one.adress }}{% endfor %}"},
          "en/failure.txt:3: 'relay.reports.wording.RecipientFields object' has no attribute 'adress'"),
         ({"de/5.2.2.txt": "\n{{ subject }}"}, 'de/5.2.2.txt:2: found an unknown field "subject"'),
+        ({"en/read.txt": "a\n{{ reasons }}"},
+         'en/read.txt:2: found an unknown field "reasons", expected one of address, hostname,'),
+        ({"de/notread.html": "{{ 1 // (message_id | length) }}"},
+         "de/notread.html:1: integer division or modulo by zero"),
         ({"de/5.2.2.txt": "{{ recipient.why.x }}"}, "de/5.2.2.txt:1: 'str object' has no attribute"),
         ({"en/failure.txt": "{{ ''.__class__.__mro__ }}"},
          "en/failure.txt:1: access to attribute '__class__' of 'str' object is unsafe."),
@@ -281,6 +334,8 @@ def test_the_documentation_has_all_fields_and_its_examples_work(load):
     assert set(re.findall(r"`(\w+)`", re.sub(r"\|[^|]*\|$", "", table, flags=re.MULTILINE))) == (
         texts._KIND_FIELDS
     )
+    prose = page.partition("A read receipt has")[2].partition(".\n")[0]
+    assert set(re.findall(r"`(\w+)`", prose)) == texts._RECEIPT_FIELDS
     prose = page.partition("A recipient has")[2].partition("A `STATUS.txt`")[0]
     assert set(re.findall(r"`([a-z]+)`", prose)) == set(RecipientFields.__slots__)
     status, kind = re.findall(r"```\n(.*?)```", page, flags=re.DOTALL)
