@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from relay.development.relay import DevelopmentRelay
 from relay.internet.scenario_file import SCENARIO_BYTES_MAX
 from relay.settings.document import SettingsError
 from relay.settings.tree import Address
+from tests.support import relay_starts
 from tests.support.graph_client import message
 from tests.support.relay_process import ROOT
 
@@ -190,11 +189,11 @@ def test_a_faulty_scenario_at_the_start_is_an_error(short_path):
 
 def test_the_command_ends_with_78_and_each_fault(short_path):
     (short_path / "mine.toml").write_text('[[domain]]\nname = "a.test"\ntls = "off"\nx = 1\n')
-    command = [sys.executable, "-m", "relay", "dev", "--once", "--dir", str(short_path / "dev")]
+    command = [*relay_starts.RELAY, "dev", "--once", "--dir", str(short_path / "dev")]
     environment = {"PATH": os.environ["PATH"], "HOME": str(short_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    done = relay_starts.run(
         [*command, "--scenario", "gmail", "--scenario", "./mine.toml"],
-        cwd=short_path, env=environment, capture_output=True, text=True, timeout=60, check=False,
+        cwd=short_path, env=environment,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (78, "")
     assert (

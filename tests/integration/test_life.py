@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import smtplib
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from relay.cli.dev_options import PORTS
 from tests.integration.conftest import SharedRelay
+from tests.support import relay_starts
 from tests.support.relay_config import changed, configuration
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -225,7 +225,7 @@ def test_sigterm_under_load_loses_no_message(remotes: Remotes) -> None:
 # -- the development relay
 def dev(folder: Path, *words: str) -> list[str]:
     ports = [f"--{name}=127.0.0.1:0" for name in PORTS]
-    return [sys.executable, "-m", "relay", "dev", "--dir", str(folder), *ports, *words]
+    return [*relay_starts.RELAY, "dev", "--dir", str(folder), *ports, *words]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -233,10 +233,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def test_dev_shows_seven_steps_and_a_bounce(tmp_path: Path) -> None:
-    done = subprocess.run(
-        dev(tmp_path, "--once"), env=environment(tmp_path), capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+    done = relay_starts.run(dev(tmp_path, "--once"), cwd=tmp_path, env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     for number, name in enumerate(
         (
@@ -264,7 +261,9 @@ def test_dev_counts_a_message_sent_when_the_ready_file_appears(
     (tmp_path / "dev").mkdir()
     ready_file.write_text('{"pid":1}')  # of an earlier run
     with (tmp_path / "out").open("wb") as out:
-        process = subprocess.Popen(command, env=environment(tmp_path), stdout=out, stderr=out)
+        process = relay_starts.start(
+            command, cwd=tmp_path, env=environment(tmp_path), stdout=out, stderr=out
+        )
     try:
         output = tmp_path / "out"
         until("the old file is gone", lambda: not ready_file.exists())

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from relay.cli.dev_options import PORTS
+from tests.support import relay_starts
 from tests.support.relay_process import until
 
 ANY_PORTS = tuple(f"--{name}=127.0.0.1:0" for name in PORTS)
 RELAY = (sys.executable, "-m", "relay")
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 class Shell:
@@ -30,17 +31,18 @@ class Shell:
         self.folder = folder
         own = ("RELAY_", "PYTHON")  # the tester's settings would hide how output is buffered
         kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        self.environment = {**kept, "TMPDIR": str(folder)}
+        self.environment = {**kept, "TMPDIR": str(folder), "PYTHONPATH": str(relay_starts.ROOT)}
 
     def __call__(self, *words, **variables):
-        done = subprocess.run(
-            [*RELAY, *words], env=self.environment | variables, capture_output=True, text=True,
-            check=False, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
+        done = relay_starts.run(
+            [*RELAY, *words], cwd=relay_starts.ROOT, env=self.environment | variables,
+            timeout_s=TIMEOUT_S,
         )  # fmt: skip
         assert "Traceback" not in done.stderr
         return done
 
     def begin(self, *words, stdout=subprocess.PIPE):
+        """Start Python, as a user's shell does."""
         return subprocess.Popen(
             [*RELAY, *words], env=self.environment, text=True, stdin=subprocess.DEVNULL,
             stdout=stdout, stderr=subprocess.PIPE,
