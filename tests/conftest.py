@@ -5,6 +5,7 @@ come with `make test TESTS="tests/unit --hypothesis-profile=search"`.
 """
 
 import asyncio
+import functools
 import gc
 import os
 import tempfile
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from tests.support.browser import Browser
 
 settings.register_profile(
-    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "same",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("same")
@@ -55,11 +60,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     slow: dict[str, list[pytest.Item]] = {}
     fast: list[pytest.Item] = []
+    with_browser: dict[str, str] = {}
     for item in sorted(items, key=_rank):
+        path = item.nodeid.partition("::")[0]
         if _rank(item) == len(_SLOW):
             fast.append(item)
         else:  # a module stays together, for its fixtures; the simulation's tests share none
-            group = item.nodeid if "/simulation/" in item.nodeid else str(item.path)
+            group = item.nodeid if "/simulation/" in path else path
+            if "/pages/" in path:  # three workers start a browser, and not each
+                group = with_browser.setdefault(path, f"browser {len(with_browser) % 3}")
             slow.setdefault(group, []).append(item)
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     ordered: list[pytest.Item] = []
@@ -75,7 +84,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _rank(item: pytest.Item) -> int:
     """Return the test's place in _SLOW."""
-    found = (n for n, place in enumerate(_SLOW) if item.nodeid.startswith(place))
+    return _rank_of(item.nodeid.partition("::")[0])
+
+
+@functools.cache
+def _rank_of(path: str) -> int:
+    found = (n for n, place in enumerate(_SLOW) if path.startswith(place))
     return next(found, len(_SLOW))
 
 
@@ -119,6 +133,18 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certifi, "where", lambda: str(one))
         patch.delenv("SSL_CERT_FILE", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_refusals() -> Iterator[None]:
+    """A login of an unknown user takes 60 ms of CPU, like a check of a password: in tests, less."""
+    from relay.accounts import directory
+    from relay.accounts.passwords import Password
+
+    cheap = "$argon2id$v=19$m=8,t=1,p=1$cmVsYXlyZWxheXJlbGF5cg$" + "A" * 43
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory, "_NOBODY", Password(hashed=cheap))
         yield
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from relay.accounts.passwords import FREE_FAILURES
 from tests.interop.conftest import program
+from tests.support.long_tests import sampled
 from tests.support.ports import free_port
 from tests.support.relay_process import RelayProcess, account, until
 
@@ -115,18 +116,21 @@ def is_up(proxied: Proxied, process: "subprocess.Popen[bytes]") -> bool:
         return False
 
 
-@pytest.mark.parametrize("way", ["log_in", "sign_in"])
+@pytest.mark.parametrize("way", sampled(["log_in", "sign_in"]))
 def test_who_guesses_behind_a_proxy_delays_only_itself(proxied: Proxied, way: str) -> None:
     """What stands left of the proxy's own entry is the client's, and changes nothing."""
     attempt, right = getattr(proxied, way), PASSWORD if way == "log_in" else SECRET
     ok, wrong = (303, 403) if way == "log_in" else (200, 401)
     attacker = "127.0.0.67" if way == "log_in" else "127.0.0.68"
     forged = {"X-Forwarded-For": VICTIM}
-    failed = 0
-    while failed < FREE_FAILURES + 4:  # then the delay is 16 s
+
+    def is_over(failed: int) -> bool:
         status = attempt(attacker, f"wrong{failed}", **forged)
         assert status == wrong or (status == 429 and failed >= FREE_FAILURES)
-        failed += status == wrong
+        return status == wrong
+
+    for failed in range(FREE_FAILURES + 4):  # then the delay is 16 s
+        until("the delay is over", lambda failed=failed: is_over(failed))
     others = ({}, forged, {"X-Forwarded-For": "unknown"}, {"X-Forwarded-For": '"'})
     assert [attempt(attacker, right, **fields) for fields in others] == [429] * len(others)
     assert attempt(VICTIM, right) == ok

@@ -78,12 +78,12 @@ class Browser:
         self._command("Emulation.setScriptExecutionDisabled", value=False)
         self._command("Emulation.setEmulatedMedia", media="", features=[])
         self.set_width(_SIZE[0])
-        self._read_console()
-        self._console.clear()
         self._opened_earlier |= self._opened
         self._opened.clear()
         self._began = self._network_log.stat().st_size
-        self._first_mark = self._mark()
+        self._first_mark = self._mark_from_blank()
+        self._read_console()
+        self._console.clear()
 
     def open(self, url: str) -> None:
         """Load a page; return when it and what it includes are loaded."""
@@ -152,7 +152,8 @@ class Browser:
     def console_errors(self) -> list[str]:
         """Return what the console shows as errors: scripts, resources, refusals by a policy."""
         self._read_console()
-        return [entry["message"] for entry in self._console if entry["level"] == "SEVERE"]
+        severe = (entry["message"] for entry in self._console if entry["level"] == "SEVERE")
+        return [message for message in severe if not message.startswith(self._marker_origin)]
 
     def requests_elsewhere(self, origin: str) -> list[str]:
         """Return URLs and names outside of an origin for which this test's pages made the browser ask.
@@ -212,12 +213,23 @@ class Browser:
 
         Chromium writes lines in order, some at once: where this one is, the earlier ones are.
         """
-        url = f"{self._marker_origin}/{next(self._marker_numbers)}-"
-        size = self._network_log.stat().st_size
+        url, size = self._next_mark()
         target = self._command("Target.createTarget", url=url, background=True)["targetId"]
         self._until(lambda _: url in self._logged_since(size), "no network log", PATIENCE)
         self._close(target)
         return url
+
+    def _mark_from_blank(self) -> str:
+        """The same from about:blank, without the process that a window takes."""
+        url, size = self._next_mark()
+        self.evaluate(f"fetch('{url}', {{mode: 'no-cors'}}).catch(() => 0)")
+        self._until(lambda _: url in self._logged_since(size), "no network log", PATIENCE)
+        return url
+
+    def _next_mark(self) -> tuple[str, int]:
+        """Return the URL of a mark, and where the network log ends before it."""
+        url = f"{self._marker_origin}/{next(self._marker_numbers)}-"
+        return url, self._network_log.stat().st_size
 
     def _close(self, window: str) -> None:
         self._command("Target.closeTarget", targetId=window)

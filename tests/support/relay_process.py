@@ -43,15 +43,17 @@ from tests.support.relay_config import (
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 60.0  # of a wait that succeeds; long, since many run at the same time
+_LONGEST_PAUSE_S = 0.25
 _LOG_LINES = 40
 
 
 def until(what: str, ready: Callable[[], T], *, timeout_s: float = WAIT_S) -> T:
-    """Return the first true value of `ready()`."""
-    deadline = time.monotonic() + timeout_s
+    """Return the first true value of `ready()`. The longer it takes, the less often it is asked."""
+    deadline, pause_s = time.monotonic() + timeout_s, 0.02
     while not (value := ready()):
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.1, _LONGEST_PAUSE_S)
     return value
 
 

@@ -252,13 +252,11 @@ async def test_a_shipped_scenario_is_chosen_by_name(relay, name):
     assert reply in ("", *relay.internet_overview()["shipped"][scenario])
 
 
-@pytest.mark.parametrize(
-    "name", ["", "hotmail", "gmail:nothing", "scenarios/gmail.toml", "gmail:/x.toml"]
-)
-async def test_only_shipped_scenarios_can_be_chosen(relay, name):
-    with pytest.raises(SettingsError, match="expected"):
-        await relay.use_shipped_scenario(name)
-    assert relay.scenario_toml == ""
+async def test_only_shipped_scenarios_can_be_chosen(relay):
+    for name in ("", "hotmail", "gmail:nothing", "scenarios/gmail.toml", "gmail:/x.toml"):
+        with pytest.raises(SettingsError, match="expected"):
+            await relay.use_shipped_scenario(name)
+        assert relay.scenario_toml == "", name
 
 
 async def test_the_clock_is_advanced_to_the_next_retry(relay):

@@ -17,7 +17,7 @@ from relay.mailbox.types import StoreUnavailableError
 from tests.support.stores import store_on
 from tests.unit.mailbox.conftest import ALICE
 
-MESSAGES = 600
+MESSAGES = 240
 FILTER = MessageQuery(condition=Compare(Property.SUBJECT, Operator.EQ, "report 7"), count=True)
 SEARCH = MessageQuery(condition=HasWords(SearchIn.ANYWHERE, "word7"), count=True)
 WAIT_S = 60.0
@@ -37,7 +37,7 @@ def fill(mailbox: Path, count: int = MESSAGES) -> None:
 
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "LARGE_MESSAGES", 300)
+    monkeypatch.setattr(background, "LARGE_MESSAGES", 100)
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +106,10 @@ async def test_a_large_mailbox_is_read_after_its_first_delivery(
     store: FileStore, tmp_path: Path, filled: Path
 ) -> None:
     at_start, mailbox = (tmp_path / "mail/example.test" / name for name in ("adam", "alice"))
-    fill(at_start, 300)
+    fill(at_start, 100)
     building = asyncio.create_task(store.build_indexes())
     try:
-        await until_built(at_start, 300)
+        await until_built(at_start, 100)
         shutil.copytree(filled, mailbox)
         content = b"Subject: Report 7\r\n\r\nx\r\n"
         await store.deliver(ALICE, unique="06gzfe4wx1m5qnr0.1", content=content)
