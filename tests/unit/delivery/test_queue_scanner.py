@@ -185,7 +185,7 @@ def narrow(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(acts=ACTS, meanwhile=ACTS, claims_max=st.sampled_from([1, 4, 16, 40]))
 def test_each_due_entry_is_claimed_once(acts: list, meanwhile: list, claims_max: int) -> None:
     async def story() -> None:
@@ -216,7 +216,7 @@ def test_each_due_entry_is_claimed_once(acts: list, meanwhile: list, claims_max:
 
 
 @pytest.mark.usefixtures("narrow")
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(acts=ACTS)
 def test_no_entry_that_has_room_is_left_waiting(acts: list) -> None:
     async def story() -> None:

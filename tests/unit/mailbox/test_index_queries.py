@@ -51,7 +51,6 @@ PARTS = ("inv", "ss", "b", "voice", "b.test", "red", "Blue", "inbox", "dr")
 TEXTS = st.sampled_from([*SUBJECTS, *NAMES, *ADDRESSES, *PARTS])
 TIMES = st.integers(0, 40).map(lambda number: (1_600_000_000 + number * 50) * 1_000_000)
 SETTINGS = settings(
-    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

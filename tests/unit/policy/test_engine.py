@@ -283,7 +283,7 @@ def test_a_new_cc_field_follows_the_trace_fields(evaluate):
     assert body == MAIL.partition(b"\r\n\r\n")[2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(st.data())
 def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path_factory, data):
     addresses = ["a@in.test", "b@in.test", "c@out.test", "d@out.test"]
