@@ -5,6 +5,7 @@ docs/design.md 1 and 7.1, 7.2, 7.7, 7.10.
 """
 
 import http.client
+import itertools
 import shutil
 from contextlib import suppress
 from email import message_from_bytes
@@ -17,6 +18,7 @@ import pytest
 from relay.crashpoints import CrashPoint
 from tests.crash.conftest import HeldRemote
 from tests.support.graph_client import message
+from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.reports import report_about, reports_of
 
@@ -124,7 +126,7 @@ def test_a_submission_restored_by_power_loss_is_not_sent_again(
     assert [one for one in steps(relay) if one != 6] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("point", PASSED_AGAIN)
+@pytest.mark.parametrize("point", sampled(PASSED_AGAIN, one_of=2))
 def test_two_kills_at_the_same_point_send_once(held: HeldRemote, point: CrashPoint) -> None:
     relay = held.relay.start(crash_at=point)
     send(relay, point)
@@ -158,7 +160,8 @@ def test_kills_at_two_points_send_once(
 
 
 @pytest.mark.parametrize(
-    "point", [point for point in PASSED_AGAIN[-5:] if point is not CrashPoint.SENT_DIRECTORY_SYNCED]
+    "point",
+    sampled(point for point in PASSED_AGAIN[-5:] if point is not CrashPoint.SENT_DIRECTORY_SYNCED),
 )
 def test_a_kill_with_save_to_sent_items_false(held: HeldRemote, point: CrashPoint) -> None:
     relay = held.relay.start(crash_at=point)
@@ -169,8 +172,9 @@ def test_a_kill_with_save_to_sent_items_false(held: HeldRemote, point: CrashPoin
     check_all_there(held, ["first"], saved=False)
 
 
-@pytest.mark.parametrize("point", PASSED_AGAIN[-5:])
-@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize(
+    ("gone", "point"), sampled(itertools.product([False, True], PASSED_AGAIN[-5:]))
+)
 def test_a_kill_with_another_sent_folder(held: HeldRemote, point: CrashPoint, gone: bool) -> None:
     """The folder may be removed by another program while the relay is down: then it is Sent Items."""
     relay = held.relay.start(crash_at=point)

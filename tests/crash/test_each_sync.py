@@ -424,7 +424,19 @@ def with_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return bool(request.param)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    ("scenario", "with_links"),
+    sampled(
+        (
+            (scenario, number % 2 == turn)
+            for number, scenario in enumerate(SCENARIOS)
+            for turn in (0, 1)
+        ),
+        one_of=2,
+    ),
+    indirect=["with_links"],
+    ids=lambda one: getattr(one, "__name__", None),
+)
 @pytest.mark.usefixtures("with_links")
 async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: Scenario) -> None:
     with trial_on(tmp_path) as trial:
@@ -499,7 +511,7 @@ def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, Scena
     return found
 
 
-@pytest.mark.parametrize("site", sampled(sync_sites(), one_of=2))
+@pytest.mark.parametrize("site", sampled(sync_sites(), one_of=4))
 def test_every_sync_is_necessary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites_of, site: str
 ) -> None:

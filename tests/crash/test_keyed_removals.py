@@ -4,6 +4,7 @@ carried out twice, and what was rejected is not sent.
 The three durable steps of a removal write and sync: the record, the files, the record again.
 """
 
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -17,6 +18,7 @@ import pytest
 from relay.crashpoints import CrashPoint
 from relay.mailbox import FileStore, SendOptions
 from relay.mailbox.types import OutcomeUnknownError, StoreError, StoreUnavailableError
+from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 from tests.support.power_loss import ALICE, HOUR_US, letter, options_with_key, until
 from tests.support.stores import store_on
@@ -186,10 +188,17 @@ async def check_start(
         assert sent.total() == 1
 
 
-@pytest.mark.parametrize("due_us", [0, ManualClock().now_us + HOUR_US], ids=["now", "deferred"])
-@pytest.mark.parametrize("path", ["sendMail", "send"])
-@pytest.mark.parametrize("pickup", ["running", "stopped"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("place", "pickup", "path", "due_us"),
+    sampled(
+        itertools.product(
+            PLACES,
+            ["running", "stopped"],
+            ["sendMail", "send"],
+            [0, ManualClock().now_us + HOUR_US],
+        )
+    ),
+)
 async def test_a_key_is_carried_out_once(
     world: World, place: str, pickup: str, path: str, due_us: int
 ) -> None:

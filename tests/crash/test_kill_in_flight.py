@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
@@ -75,6 +76,7 @@ class Load:
             self.accepted.add(address)
 
 
+@long
 def test_kills_under_load_lose_no_accepted_message() -> None:
     rng = random.Random(SEED)
     with Remotes() as remotes:

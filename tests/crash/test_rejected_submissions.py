@@ -56,18 +56,20 @@ async def answer_matches_record(store: FileStore, submission: Awaitable[object])
     assert await store.submissions.find_keyed(ALICE, b"slot") is not None
 
 
-@pytest.mark.parametrize("in_order", [False, True], ids=["synced before", "written back"])
-@pytest.mark.parametrize("due_us", [0, ManualClock().now_us + HOUR_US], ids=["now", "deferred"])
+SUBMIT = [by_send_mail, by_send, by_send_rewritten, by_send_mail_with_key, by_send_with_key]
+DUE_US = {"now": 0, "deferred": ManualClock().now_us + HOUR_US}
+IN_ORDER = {"synced before": False, "written back": True}
+
+
 @pytest.mark.parametrize(
-    "submit",
-    sampled([by_send_mail, by_send, by_send_rewritten, by_send_mail_with_key, by_send_with_key]),
+    ("fault", "submit", "due", "order"),
+    sampled(itertools.product(["once", "for good"], SUBMIT, DUE_US, IN_ORDER), one_of=7),
 )
-@pytest.mark.parametrize("fault", ["once", "for good"])
 async def test_no_rejected_submission_is_sent(
-    tmp_path: Path, monkeypatch, *, fault: str, submit, due_us: int, in_order: bool
+    tmp_path: Path, monkeypatch, *, fault: str, submit, due: str, order: str
 ) -> None:
     """Whichever sync fails, the client gets an error only if the submission is removed durably."""
-    monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: IN_ORDER[order])
     answers = []
     while answers[-1:] != ["accepted"]:
         with trial_on(tmp_path / str(len(answers))) as trial:
@@ -75,7 +77,7 @@ async def test_no_rejected_submission_is_sent(
             draft = await trial.store.messages.create(ALICE, letter("asked"))
             await trial.store.submissions.submit_new(ALICE, letter("before"), SendOptions())
             trial.disk.fate = failing(len(answers), fault)
-            answers.append(await answer(submit(trial.store, draft.id, due_us)))
+            answers.append(await answer(submit(trial.store, draft.id, DUE_US[due])))
             if answers[-1] == "refused":
                 await trial.check(lambda found: "asked" not in found.sent)
     if fault == "once":

@@ -15,6 +15,7 @@ import pytest
 from relay.crashpoints import CrashPoint
 from tests.support.disks import disk_of_its_own
 from tests.support.graph_client import Answer
+from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.crash
@@ -96,7 +97,7 @@ def test_a_kill_when_a_scheduled_message_is_due_sends_once(relay, point):
 
 
 @pytest.mark.parametrize("sooner", [False, True], ids=["same time", "another time"])
-@pytest.mark.parametrize("point", CHANGING)
+@pytest.mark.parametrize("point", sampled(CHANGING, one_of=2))
 def test_a_kill_while_a_scheduled_message_is_changed(relay, point, sooner):
     relay.start(crash_at=point)
     draft = submit(relay, NEXT_YEAR)

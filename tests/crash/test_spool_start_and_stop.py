@@ -9,6 +9,7 @@ from signal import SIGKILL
 import pytest
 
 from relay.crashpoints import CrashPoint
+from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.crash
@@ -39,9 +40,13 @@ def die(relay: RelayProcess, point: CrashPoint, *, to: str = "bob@example.test")
     ("first", "second", "with_mail"),
     [
         *((point, point, True) for point in POINTS),
-        *((point, point, False) for point in AT_START),
-        (CrashPoint.SPOOL_CHECKPOINT_BEGUN, CrashPoint.SPOOL_OPENED, False),
-        (CrashPoint.SPOOL_CLOSED, CrashPoint.SPOOL_COMMIT_NOTED, False),
+        *sampled((point, point, False) for point in AT_START),
+        *sampled(
+            [
+                (CrashPoint.SPOOL_CHECKPOINT_BEGUN, CrashPoint.SPOOL_OPENED, False),
+                (CrashPoint.SPOOL_CLOSED, CrashPoint.SPOOL_COMMIT_NOTED, False),
+            ]
+        ),
     ],
 )
 def test_no_kill_makes_an_intact_spool_look_damaged(
@@ -80,7 +85,7 @@ def test_verify_after_a_kill_keeps_the_spool_intact(relay: RelayProcess, point: 
     assert len(relay.queue()) == 2
 
 
-@pytest.mark.parametrize("messages", [0, 40])
+@pytest.mark.parametrize("messages", sampled([40, 0]))
 def test_a_missing_wal_prevents_the_start(relay: RelayProcess, messages: int) -> None:
     relay.start()
     for _ in range(messages):
