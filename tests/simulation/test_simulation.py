@@ -13,10 +13,11 @@ from tests.simulation import coverage
 from tests.simulation.broken import BROKEN, Broken
 from tests.simulation.chosen_worlds import first_world, in_all_situations
 from tests.simulation.run import run
-from tests.support.long_tests import sampled
+from tests.support.long_tests import long, sampled
 
 TOP = Path(__file__).parents[2]
-SEEDS = sorted({*range(25), *in_all_situations()})
+SEEDS = sorted({*range(5), *in_all_situations()})
+FURTHER = sorted({*range(25)} - {*SEEDS})
 SLICE = 5
 SLICES = tuple(range(0, len(SEEDS), SLICE))
 
@@ -45,20 +46,25 @@ def test_the_invariants_hold_in_every_world(first: int, reached: Path) -> None:
         assert coverage.never(sum(map(Counter, slices), Counter())) == []
 
 
-@pytest.mark.parametrize("broken", sampled(BROKEN), ids=lambda broken: broken.name)
+@long
+@pytest.mark.parametrize("seed", FURTHER)
+def test_the_invariants_hold_in_further_worlds(seed: int) -> None:
+    assert run(seed).violations == []
+
+
+@pytest.mark.parametrize("broken", sampled(BROKEN, one_of=4), ids=lambda broken: broken.name)
 def test_a_broken_relay_is_found_out(broken: Broken) -> None:
     seed = first_world(broken)
     assert seed is not None, f"{broken.seeds} worlds, and nobody noticed: {broken.name}"
 
 
 def test_the_same_seed_gives_the_same_run_in_every_process() -> None:
-    mine = [run(seed).trace_hash for seed in range(3)]
-    program = "from tests.simulation.run import run; print([run(s).trace_hash for s in range(3)])"
+    mine = [run(seed).trace_hash for seed in range(2)]
+    program = "from tests.simulation.run import run; print([run(s).trace_hash for s in range(2)])"
     command = [sys.executable, "-W", "ignore", "-c", program]
-    for hash_seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(TOP)}
-        reported = subprocess.run(
-            command, cwd=TOP, env=environment, capture_output=True, text=True, check=True
-        )
-        assert str(mine) in reported.stdout
+    environment = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": str(TOP)}
+    reported = subprocess.run(
+        command, cwd=TOP, env=environment, capture_output=True, text=True, check=True
+    )
+    assert str(mine) in reported.stdout
     assert len(set(mine)) == len(mine)
