@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.long_tests import long
+
 PROJECT = Path(__file__).parents[1] / "sample_project"
 PAGE = Path(__file__).parents[2] / "docs/testing.md"
 
@@ -24,6 +26,7 @@ def run(name: str, folder: Path) -> str:
     return ended.stdout
 
 
+@long
 @pytest.mark.skipif(not importlib.util.find_spec("django"), reason="Django is not installed")
 def test_django(tmp_path):
     assert "4 passed" in run("test_django.py", tmp_path)

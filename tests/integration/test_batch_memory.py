@@ -54,13 +54,10 @@ def ask(relay: RelayProcess, urls: list[str]) -> list[dict[str, Any]]:
     return list(answer.json()["responses"])
 
 
+@long
 @pytest.mark.parametrize(
     ("kind", "message_bytes"),
-    [
-        ("messages", 9_000_000),
-        pytest.param("lists", 100_000, marks=long),
-        pytest.param("expanded", 9_000_000, marks=long),
-    ],
+    [("messages", 9_000_000), ("lists", 100_000), ("expanded", 9_000_000)],
 )
 def test_four_batches_over_a_large_mailbox(message_bytes: int, kind: str) -> None:
     with RelayProcess() as relay:

@@ -19,6 +19,7 @@ import pytest
 from relay.cli.dev_options import PORTS
 from tests.support import relay_starts
 from tests.support.graph_client import message
+from tests.support.long_tests import sampled
 from tests.support.relay_process import ROOT, RelayProcess, until
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -213,7 +214,7 @@ def test_tokens_expire(dev: DevelopmentProcess) -> None:
     assert dev.call("GET", path, token=answer["access_token"])[0] == 401
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", sampled([signal.SIGKILL, signal.SIGTERM]))
 def test_a_restart_continues_at_the_time_of_the_last_run(
     dev: DevelopmentProcess, number: signal.Signals
 ) -> None:

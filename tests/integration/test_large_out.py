@@ -6,6 +6,7 @@ from pathlib import Path
 
 from relay.files import FileOctets
 from relay.message.content import LargeContent
+from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.spools import new_message, spool_on
@@ -33,6 +34,7 @@ async def put_into_spool(
         return (await spool.accept(message, claim=False)).queue_id
 
 
+@long
 def test_a_large_message_is_relayed_without_loading_it_into_memory(
     remotes: Remotes, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.disks import filled, read_only, small_disk
 from tests.support.graph_client import message
+from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.sync_trace import CannotTraceError, Strace
 
@@ -52,7 +53,7 @@ def relay() -> Iterator[RelayProcess]:
         yield started
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", sampled(WAYS))
 def test_a_store_that_refuses_everything_has_one_line(relay: RelayProcess, way: str) -> None:
     fails, reason = WAYS[way]
     with fails(relay):

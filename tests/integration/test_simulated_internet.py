@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import people
+from tests.support.long_tests import long
 from tests.support.relay_process import until
 from tests.support.reports import report_about, reports_of
 
@@ -177,6 +178,7 @@ def both_about(relay: DevProcess, address: str, person: str) -> list[tuple[str, 
     return found if len(found) >= 2 else None
 
 
+@long
 def test_retries_of_two_days_take_an_advance_of_the_clock(fresh: DevProcess) -> None:
     def sent_to(way: str, tag: str) -> tuple[str, str]:
         address = f"{way}+{tag}@{tag}.test"
@@ -258,8 +260,8 @@ def test_no_connection_goes_beyond_loopback() -> None:
         )  # fmt: skip
         assert scenario.status == 200, scenario.body
         recipients = [*BOUNCES, *DEFERRALS, *DELIVERIES, "x@gmail.com", "x+later550@b.test"]
-        for way in SENDERS:
-            send(relay, way, *recipients)
+        send(relay, "graph", *recipients)
+        send(relay, "smtp", "x@gmail.com", "x+later550@b.test")
         held = relay.submit("alice@example.test", ["someone@elsewhere.test"])
         relay.until_state(held, "captured")
         for hop in (
@@ -276,7 +278,7 @@ def test_no_connection_goes_beyond_loopback() -> None:
         for sender in SENDERS.values():
             report_about(relay, "x+later550@b.test", person=sender)
         advance(relay, 600)
-        assert relay.metric("relay_attempts_total", outcome="deferred") > 20
+        assert relay.metric("relay_attempts_total", outcome="deferred") > 15
         assert relay.stop() == 0
     seen = relay.addresses()
     shutil.rmtree(relay.trace.parent)

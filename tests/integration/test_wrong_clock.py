@@ -12,7 +12,7 @@ from threading import Event
 
 import pytest
 
-from tests.support.long_tests import sampled
+from tests.support.long_tests import long, sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.wall_clock import WallClock
@@ -53,6 +53,7 @@ def restart_the_machine(relay: RelayProcess) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"boot_id": "another"}))
 
 
+@long
 @AHEAD_OR_BEHIND
 def test_what_waits_is_retried_expired_and_reported_in_due_time(
     relays: Relays, remotes: Remotes, wall: WallClock, wrong: timedelta
@@ -79,6 +80,7 @@ def test_what_waits_is_retried_expired_and_reported_in_due_time(
     assert "the clock differs from queue time" in relay.log
 
 
+@long
 @AHEAD_OR_BEHIND
 def test_a_command_without_a_relay_knows_the_time_as_well(
     relays: Relays, remotes: Remotes, wall: WallClock, wrong: timedelta

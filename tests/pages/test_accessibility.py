@@ -3,11 +3,13 @@
 A new page needs a line in PAGES.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.browser import AXE, Browser
+from tests.support.long_tests import sampled
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess
 from tests.support.reverse_proxy import reverse_proxy
@@ -95,8 +97,9 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
     assert browser.requests_elsewhere(samples.relay.http_url) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"), sampled(itertools.product([390, 1280], ["light", "dark"]))
+)
 def test_the_answer_and_the_content_of_a_deferred_message_come_first(
     browser: Browser, samples: Samples, width: int, scheme: str
 ):

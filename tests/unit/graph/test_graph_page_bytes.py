@@ -17,6 +17,7 @@ from relay.http.gateway import Gateway, RequestLimits, StreamedResponse
 from relay.http.http_request import HttpRequest
 from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from tests.support.graph_fakes import OnDisk, graph_on_disk, refused
+from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 
 BYTES_MAX = 20_000
@@ -99,7 +100,7 @@ def check(
         "$expand=singleValueExtendedProperties($filter=id eq 'String 0x1045')&$top=1000",
     ],
 )
-@pytest.mark.parametrize("path", ["/messages", "/mailFolders/inbox/messages"])
+@pytest.mark.parametrize("path", sampled(["/messages", "/mailFolders/inbox/messages"]))
 async def test_all_pages_together_have_each_message_once(
     mailbox: OnDisk, monkeypatch: pytest.MonkeyPatch, path: str, query: str
 ) -> None:

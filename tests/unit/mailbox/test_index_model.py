@@ -23,6 +23,7 @@ from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import ChangeKind
 from relay.mime.draft import DraftOrigin
 from tests.support.drafts import write_mime_draft
+from tests.support.long_tests import sampled
 
 FOLDERS = ("", ".Drafts", ".Archive", ".Work")
 FLAGS = ("", "S", "FS", "DS", "Sa")
@@ -275,9 +276,8 @@ deeds = st.one_of(
 )
 
 
-@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("watched", sampled([True, False]))
 @settings(
-    max_examples=80,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

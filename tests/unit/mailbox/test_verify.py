@@ -23,6 +23,7 @@ from relay.mailbox.verify import (
 )
 from relay.message.properties import Attachment
 from tests.support.checked_store import ALICE, LATER_S, MAIL, Checked
+from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 
 
@@ -267,7 +268,7 @@ def snapshot(root: Path) -> list[tuple[str, int, int]]:
     return found
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL))
 async def test_a_dry_run_reports_and_changes_nothing(checked, name):
     kind, damage = ALL[name]
     damage(checked)

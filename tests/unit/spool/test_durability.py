@@ -24,6 +24,7 @@ from relay.spool.types import (
     SpoolFullError,
     SpoolUnavailableError,
 )
+from tests.support.long_tests import sampled
 from tests.support.spools import new_spool
 from tests.support.vfs import FaultyDisk
 
@@ -189,7 +190,7 @@ class Answers:
     refused: set[str] = field(default_factory=set)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", sampled(range(10)))
 async def test_after_a_power_loss_every_accepted_message_exists_and_no_refused_one(
     tmp_path: Path, clock, make, monkeypatch, seed: int
 ) -> None:

@@ -20,6 +20,7 @@ import pytest
 from relay.observe.logs import get_logger
 from relay.settings.document import SettingsError
 from relay.testing import Relay, relay_thread
+from tests.support.long_tests import long
 
 TOP = Path(__file__).parents[3]
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -154,6 +155,7 @@ def test_ctrl_c_ends_a_wait_and_stops_the_relay():
     assert not path.exists()
 
 
+@long
 def test_a_process_that_ends_without_the_end_of_with_leaves_nothing():
     program = (
         "from relay.testing import Relay\n"
