@@ -79,7 +79,7 @@ QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogu
 	$(call of,journeys,journey message_search) \
 	$(call of,mailbox,messages folders inbox maildir message_file quota scheduled_sends stale_files submissions) \
 	$(call of,mime,convert draft dsn headers read_mime write_header) \
-	$(call of,pages,content forms inbox site) \
+	$(call of,pages,content forms site) \
 	$(call of,pickup,decisions gate) \
 	$(call of,policy,engine rule_files shipped_policies) \
 	$(call of,smtp,connection transaction) \
