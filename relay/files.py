@@ -84,7 +84,7 @@ def write_all(descriptor: int, octets: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-class _Descriptor:
+class Descriptor:
     """An open file, closed with the last reference to it."""
 
     __slots__ = ("number",)
@@ -100,7 +100,7 @@ class _Descriptor:
 class OpenOctets:
     """`size` octets from `start` on of an open file (a relay.message.content.Octets)."""
 
-    descriptor: _Descriptor
+    descriptor: Descriptor
     start: int
     size: int
 
@@ -108,8 +108,14 @@ class OpenOctets:
     def of(cls, file: BinaryIO) -> "OpenOctets":
         """Return all of an open file; the caller may close its own. Raises OSError."""
         number = os.dup(file.fileno())
-        descriptor = _Descriptor(number)
+        descriptor = Descriptor(number)
         return cls(descriptor, 0, os.fstat(number).st_size)
+
+    @classmethod
+    def of_part(cls, octets: FileOctets) -> "OpenOctets":
+        """Return the same octets of the file, which is opened now. Raises OSError."""
+        descriptor = Descriptor(os.open(octets.path, os.O_RDONLY | os.O_CLOEXEC))
+        return cls(descriptor, octets.start, octets.size)
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` octets from `start`, fewer only where they end. Raises OSError."""

@@ -12,14 +12,15 @@ in memory.
 RFC 5321 2.3.8, 4.1.1.4, 4.5.2 (transparency), 4.5.3.1.6; RFC 1870 6.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from io import IncrementalNewlineDecoder
 
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.message.envelope import Client, Source
-from relay.message.header import Header, header_end, header_section
+from relay.message.header import Header, fields_end, header_section
 from relay.mime.encoded_words import decode_words
 from relay.pressure import MemoryBudget
 from relay.spool.types import IncomingBody
@@ -32,6 +33,7 @@ _CHUNK_BYTES = 64  # Python's overhead per chunk
 _HEAD_BYTES = 16384  # of a rejected content, in which its Subject is looked for
 _SUBJECT_CHARACTERS_MAX = 200
 _SUBJECT_OCTETS_MAX = 8192  # enough for that many characters in any encoding
+InThread = Callable[[Callable[[bytes], int], bytes], Awaitable[int]]  # asyncio.to_thread
 
 
 class ContentRejection(StrEnum):
@@ -118,10 +120,12 @@ class DotFraming:
         No content that is returned ends between CR and LF.
         """
         data = self._rest + octets
-        # One search finds both the end of data and doubled dots.
-        dot = data.find(_DOT)
+        # One search finds both the end of data and doubled dots. Base64 has no dots, and a search
+        # for one octet is many times faster than one for three.
+        dot = data.find(_DOT) if b"." in data else -1
         end = data.find(_END, dot) if dot >= 0 else -1
         cut = end + len(_CRLF) if end >= 0 else len(data) - _end_begun(data)
+        assert data[cut - 1 : cut + 1] != _CRLF, "content is cut between CR and LF"
         if 0 <= dot < (end if end >= 0 else cut):
             content = data[:cut].replace(_DOT, _CRLF)[self._skipped :]
         else:
@@ -132,6 +136,18 @@ class DotFraming:
             self._skipped = 0
         self._rest = data[cut:]
         return content, None
+
+
+def _has_bare_line_end(octets: bytes) -> bool:
+    """Return whether octets that do not end between CR and LF have a CR or an LF without the other.
+
+    The decoder reports in one pass which line ends it saw. A CR at the end is bare, since no LF
+    follows. Only with `final` the decoder takes it for one: without, it waits for the next octets,
+    which it does not get, and the CR passes unseen (SMTP smuggling).
+    """
+    decoder = IncrementalNewlineDecoder(None, translate=False)
+    decoder.decode(octets.decode("latin-1"), final=True)
+    return decoder.newlines not in (None, "\r\n")
 
 
 def _end_begun(data: bytes) -> int:
@@ -145,8 +161,8 @@ def _end_begun(data: bytes) -> int:
 class ContentCollector:
     """Takes the content in blocks of any size and processes whole blocks, never single lines.
 
-    A content larger than `limits.large_bytes` is split into header and body. From then on, when
-    `needs_spill` is true after add(), the caller must call spill() before it adds more.
+    When `needs_spill` is true after add(), the caller must call spill() before it adds more. The
+    first spill() of a content larger than `limits.large_bytes` splits it into header and body.
     """
 
     def __init__(
@@ -180,8 +196,7 @@ class ContentCollector:
         self._ended = is_last
         if self.rejection is not None or not octets:
             return
-        line_ends = octets.count(_CRLF)
-        if octets.count(b"\n") != line_ends or octets.count(b"\r") != line_ends or b"\0" in octets:
+        if _has_bare_line_end(octets) or b"\0" in octets:
             self.reject(ContentRejection.BARE, octets)
         elif self._has_long_line(octets):
             self.reject(ContentRejection.LONG_LINE, octets)
@@ -190,13 +205,22 @@ class ContentCollector:
 
     @property
     def needs_spill(self) -> bool:
-        """Whether spill() must be called: a block of a large body is full, or its end has come."""
+        """Whether spill() must be called: the content is large from now on, a block of its body is
+        full, or its end has come.
+        """
         if self._header is None:
-            return False
+            return self.size_bytes > self._large_bytes
         return self._ended or self._held_bytes - len(self._header) >= BLOCK_BYTES
 
-    async def spill(self) -> None:
-        """Write the buffered part of the body. Raises SpoolFullError, SpoolUnavailableError."""
+    async def spill(self, in_thread: InThread) -> None:
+        """Write the buffered part of the body. Raises SpoolFullError, SpoolUnavailableError.
+
+        `in_thread` runs a function in a thread: the search of a long header.
+        """
+        if self._header is None:
+            await self._split_large(in_thread)
+            if self._header is None:
+                return
         if self._arrival is None:
             self._arrival = self._new_arrival()
         chunks, self._chunks = self._chunks, []
@@ -280,20 +304,20 @@ class ContentCollector:
             else:
                 self._chunks.append(octets)
             self.size_bytes += len(octets)
-            if self.size_bytes > self._large_bytes:
-                self._keep_large(octets)
+            if self._header is not None:
+                self._eight_bit = self._eight_bit or not octets.isascii()
 
-    def _keep_large(self, octets: bytes) -> None:
-        if self._header is None:
-            self._split_large()
-        else:
-            self._eight_bit = self._eight_bit or not octets.isascii()
+    async def _split_large(self, in_thread: InThread) -> None:
+        """Separate the header from the part of the body that has arrived, or reject the content.
 
-    def _split_large(self) -> None:
-        """Separate the header from the part of the body that has arrived."""
+        Its lines are searched in a thread unless the blank line is near: there may be many.
+        """
         begun = b"".join(self._chunks)
-        end = header_end(begun).header
-        if end > self._large_bytes or (end and _CRLF + _CRLF not in begun):
+        blank = 0 if begun.startswith(_CRLF) else begun.find(_CRLF + _CRLF)
+        section = begun if blank < 0 else begun[: blank and blank + len(_CRLF)]
+        is_quick = len(section) <= _HEAD_BYTES
+        end = fields_end(section) if is_quick else await in_thread(fields_end, section)
+        if end > self._large_bytes or (end and blank < 0):
             self.reject(ContentRejection.LONG_HEADER)
             return
         body = begun[end:]

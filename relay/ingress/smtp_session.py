@@ -446,7 +446,7 @@ class SmtpSession(_NoHooks, SMTP):
     async def _spill(self, content: ContentCollector) -> None:
         """Write a part of a large body to its file; the client waits."""
         try:
-            await content.spill()
+            await content.spill(asyncio.to_thread)
         except SpoolFullError:
             content.reject(ContentRejection.QUEUE_FULL)
         except SpoolUnavailableError as error:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol
 
+from relay.files import FileOctets, OpenOctets
+
 LARGE_BYTES = 1024 * 1024  # a larger message is not held in memory
-BLOCK_BYTES = 256 * 1024  # the size of one read
+BLOCK_BYTES = 512 * 1024  # the size of one read
 _BLANK_LINE = b"\r\n"
 
 
@@ -145,12 +147,17 @@ def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
 
 
 def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Yield the octets of the pieces, in their order, in blocks. Raises UnreadableError."""
+    """Yield the octets of the pieces, in their order, in blocks. Raises UnreadableError.
+
+    A file is opened once, for its first block.
+    """
     for piece in pieces:
-        position = 0
+        source, position = piece, 0
         while position < piece.size:
             try:
-                block = piece.read(position, min(block_bytes, piece.size - position))
+                if isinstance(source, FileOctets):
+                    source = OpenOctets.of_part(source)
+                block = source.read(position, min(block_bytes, piece.size - position))
             except OSError as error:
                 raise UnreadableError(error.strerror or str(error)) from error
             if not block:

@@ -214,14 +214,11 @@ class Connection:
 
     async def _send_file(self, content: LargeContent) -> None:
         """Send content from files; the next block is read while the last one is sent."""
-        coming = dot_stuffed(blocks(content, BLOCK_BYTES))
-        block = await asyncio.to_thread(next, coming, None)
-        while block is not None:
-            self._protocol.send(block, replies=0)
-            block, _ = await asyncio.gather(
-                asyncio.to_thread(next, coming, None),
-                self._protocol.drained(self._timeouts.block_s),
-            )
+        coming = dot_stuffed(blocks(content))
+        while (block := await asyncio.to_thread(next, coming, None)) is not None:
+            for start in range(0, len(block), BLOCK_BYTES):
+                self._protocol.send(block[start : start + BLOCK_BYTES], replies=0)
+                await self._protocol.drained(self._timeouts.block_s)
 
     async def _exchange(self, command: bytes, timeout_s: float) -> Reply:
         self._protocol.send(command, replies=1)

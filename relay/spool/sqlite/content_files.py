@@ -22,7 +22,7 @@ from pathlib import Path
 from zlib import crc32
 
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.files import FileOctets, OpenOctets, fsync_path, write_all
+from relay.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
 from relay.message.header import header_end
 from relay.spool.sqlite.spool_errors import translate_os_errors
@@ -44,13 +44,14 @@ class IncomingOctets(FileOctets):
 
 class IncomingFile:
     """A spool.types.IncomingBody. One write at a time; no write creates the file again after
-    discard().
+    discard(). The file is open from the first write until then.
     """
 
     def __init__(self, path: Path, *, check_free_space: Callable[[int], None]) -> None:
         """`check_free_space` raises SpoolFullError where so many more bytes do not fit."""
         self._path = path
         self._check_free_space = check_free_space
+        self._file: Descriptor | None = None
         self._size = 0
         self._crc32 = 0
         self._discarded = False
@@ -75,18 +76,17 @@ class IncomingFile:
             if self._discarded:
                 return
             self._check_free_space(len(octets))
-            begin = os.O_APPEND if self._size else os.O_CREAT | os.O_TRUNC
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | begin, 0o600)
-            try:
-                write_all(descriptor, octets)
-                self._size += len(octets)
-                self._crc32 = crc32(octets, self._crc32)
-            finally:
-                os.close(descriptor)
+            if self._file is None:
+                created = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                self._file = Descriptor(os.open(self._path, created, 0o600))
+            write_all(self._file.number, octets)
+            self._size += len(octets)
+            self._crc32 = crc32(octets, self._crc32)
 
     def _remove(self) -> None:
         with self._lock:
             self._discarded = True
+            self._file = None
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
 

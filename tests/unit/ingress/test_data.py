@@ -1,9 +1,13 @@
 """The content of DATA: its end, dot-stuffing, bare CR and LF, size and memory limits."""
 
 import asyncio
+import random
+import re
+import threading
 
 import pytest
 
+from relay.ingress import data as data_module
 from relay.ingress.data import ContentCollector, ContentRejection, DotFraming
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
@@ -55,7 +59,7 @@ def feed_in_blocks(one: Receiver, data: bytes, block_bytes: int) -> bytes | None
     for at in range(0, len(data), block_bytes):
         rest = one.feed(data[at : at + block_bytes])
         if one.needs_spill:
-            asyncio.run(one.spill())
+            asyncio.run(one.spill(asyncio.to_thread))
         if rest is not None:
             return rest + data[at + block_bytes :]
     return None
@@ -111,6 +115,54 @@ def test_content_of_data_is_never_cut_between_cr_and_lf(cut):
     (first, no_rest), (second, rest) = framing.take(sent[:cut]), framing.take(sent[cut:])
     assert not first.endswith(b"\r")
     assert (first + second, no_rest, rest) == (b"a\r\n\r\n.b\r\nc\r\n", None, b"")
+
+
+def judged_whole(sent: bytes) -> tuple[bytes | None, bytes]:
+    """The content of DATA, None if it must be rejected, and what follows its end."""
+    content, _, rest = (b"\r\n" + sent).partition(b"\r\n.\r\n")
+    content = (content + b"\r\n").replace(b"\r\n.", b"\r\n")[len(b"\r\n") :]
+    is_bad = re.search(rb"\r(?!\n)|(?<!\r)\n|\0", content)
+    return (None if is_bad else content), rest
+
+
+def random_data(rng: random.Random) -> bytes:
+    """Data of a few octets and sequences; about half of it has a bare CR, a bare LF or a NUL."""
+    some = rng.sample([b"\r\n", b"\r\n.", b".", b"a", b"\xff", b"text\r\n"], k=rng.randint(1, 4))
+    some += rng.sample([b"\r", b"\n", b"\0", *SEQUENCES.values()], k=rng.choice((0, 0, 1, 2)))
+    return b"".join(rng.choices(some, k=rng.randint(1, 12))) + b"\r\n.\r\nNOOP\r\n"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_data_is_judged_alike_however_it_is_cut(seed):
+    rng, accepted = random.Random(seed), 0
+    for _ in range(100):
+        sent = random_data(rng)
+        meant, follows = judged_whole(sent)
+        one, at, rest = receiver(), 0, None
+        while rest is None:
+            block = sent[at : at + rng.choice((1, 2, 3, 5, 8, 100))]
+            at += len(block)
+            rest = one.feed(block)
+        assert rest + sent[at:] == follows, sent
+        assert one.rejection is (ContentRejection.BARE if meant is None else None), sent
+        assert one.hand_over().content == (meant or b""), sent
+        accepted += meant is not None
+    assert 20 <= accepted <= 80, "the data is too good or too bad"
+
+
+def test_a_bare_cr_at_the_end_of_a_block_is_rejected():
+    """The framing keeps back the second CR only: it alone may begin the end of data."""
+    framing, one = DotFraming(), receiver()
+    octets, _ = framing.take(b"a\r\r")
+    assert octets == b"a\r"
+    one.add(octets, is_last=False)
+    assert one.rejection is ContentRejection.BARE
+
+
+def test_a_framing_that_cuts_between_cr_and_lf_is_noticed(monkeypatch):
+    monkeypatch.setattr(data_module, "_end_begun", lambda _: 1)
+    with pytest.raises(AssertionError, match="between CR and LF"):
+        DotFraming().take(b"a\r\n")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +262,25 @@ def test_large_content_without_a_header_gets_a_blank_line():
     assert (content.header, read_all(content)) == (b"", b"\r\n" + b"no field\r\n" * 20)
 
 
+@pytest.mark.parametrize("field_count", [1, 2000], ids=["short", "long"])
+def test_a_long_header_is_searched_outside_the_event_loop(monkeypatch, field_count):
+    threads = []
+
+    def fields_end(section: bytes) -> int:
+        threads.append(threading.current_thread())
+        return fields_end_of(section)
+
+    fields_end_of = data_module.fields_end
+    monkeypatch.setattr(data_module, "fields_end", fields_end)
+    one = receiver(size_max_bytes=100_000, budget=MemoryBudget(200_000), large_bytes=30_000)
+    header = b"Subject: x\r\n" * field_count
+    sent = header + b"\r\n" + b"text\r\n" * 5500
+    assert feed_in_blocks(one, sent + b".\r\n", 4096) == b""
+    content = one.hand_over().content
+    assert (content.header, read_all(content)) == (header, sent)
+    assert [one is threading.main_thread() for one in threads] == [field_count == 1]
+
+
 @pytest.mark.parametrize(("size_bytes", "is_large"), [(100, False), (101, True)])
 def test_only_content_over_the_limit_is_large(size_bytes, is_large):
     one = receiver(large_bytes=100)
@@ -238,7 +309,7 @@ def test_the_file_of_rejected_content_is_removed_at_once(bad, rejection):
     arrival = MemoryArrival()
     one = receiver(arrival=lambda: arrival, large_bytes=20)
     one.feed(b"A: b\r\n\r\n" + b"text\r\n" * 10)
-    asyncio.run(one.spill())
+    asyncio.run(one.spill(asyncio.to_thread))
     assert arrival.written
     one.feed(bad)
     assert (one.rejection, one.needs_spill, arrival.discarded) == (rejection, False, 1)
@@ -255,9 +326,9 @@ def test_large_content_uses_memory_only_for_its_buffers():
     for _ in range(100):
         one.feed(block)
         if one.needs_spill:
-            asyncio.run(one.spill())
+            asyncio.run(one.spill(asyncio.to_thread))
     one.feed(b".\r\n")
-    asyncio.run(one.spill())
+    asyncio.run(one.spill(asyncio.to_thread))
     assert one.rejection is None
     received = one.hand_over()
     assert received.content.size == 8 + 100 * len(block)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.content import LARGE_BYTES, LargeContent, MemoryOctets, read_all, size_of
+from relay.message.content import BLOCK_BYTES, LargeContent, MemoryOctets, read_all, size_of
 from relay.mime.convert import ConversionError, convert, render
 from relay.mime.draft import DraftOrigin
 from relay.mime.read_header import check_mime
@@ -235,7 +235,7 @@ def test_only_the_headers_of_a_large_message_are_in_memory(part):
     assert made.content.header == TO + MIXED[: MIXED.index(b"\r\n") + 2] + ADDED
     assert b"Bcc" not in made.content.header
     octets = read_all(made.content)
-    assert CountedOctets.longest <= LARGE_BYTES // 4
+    assert CountedOctets.longest <= BLOCK_BYTES
     assert size_of(made.content) == len(octets)
     assert leaves(octets)[1] == leaves(content)[1]
     assert leaves(octets)[0][1].replace(b"\r\n", b"\n") == leaves(content)[0][1].replace(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.files import FileOctets
-from relay.message.content import LargeContent, MemoryOctets, read_all
+from relay.message.content import LargeContent, MemoryOctets, octets_in_blocks, read_all
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool.sqlite import content_files
 from relay.spool.sqlite.spool import SqliteSpool
@@ -71,6 +71,19 @@ async def test_a_received_body_is_linked_not_copied_and_read_in_pieces(
     assert isinstance(found, LargeContent)
     assert (found.header, read_all(found)) == (HEADER, HEADER + body)
     assert found.eight_bit is not body.isascii()
+
+
+async def test_a_body_is_written_and_read_through_one_descriptor(spool, tmp_path: Path) -> None:
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([b"abc"])
+    path, elsewhere = incoming_body.octets().path, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    await incoming_body.write([b"defgh"])
+    assert not path.exists()
+    coming = octets_in_blocks((FileOctets(elsewhere, 1, 6),), 4)
+    assert next(coming) == b"bcde"
+    elsewhere.unlink()
+    assert list(coming) == [b"fg"]
 
 
 async def test_a_file_is_removed_with_the_last_entry_of_any_version(
