@@ -37,7 +37,8 @@ Turns (`fair_queue`)
 Connections (`connection_slots`, `site_limits`)
 - delivery.max_connections: half of them for sites that have not answered lately, a quarter for
   sites that were unreachable at the last attempt.
-- delivery.max_connections_per_next_hop: what one site may reach; INITIAL is where it begins.
+- delivery.max_connections_per_next_hop: what one site may reach; INITIAL is where it begins, _LEAST
+  what failures leave. SLOW_S: a transaction that takes longer counts against the first one only.
 - A first connection of a site comes before a second of another. _SERVED_MAX: after this many
   transactions a connection makes room for a site that has none.
 - _RESERVED_PART: an eighth of the probes is for new mail, half of it for senders that have none.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
 from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler
-from relay.delivery.site_limits import is_pushback
+from relay.delivery.site_limits import Pushback, is_pushback
 from relay.message.outcome import Evidence, Indeterminate, Outcome, Relayed
 from relay.observe.logs import get_logger
 from relay.smtp.connect import ConnectError
@@ -34,6 +34,7 @@ class _Attempt:
     claim: Claim
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     has_settled_some: bool = False
+    has_begun: bool = False  # MAIL was answered
 
     def take_relayed(self) -> dict[int, Relayed]:
         """Take out the recipients for which the host has accepted the message."""
@@ -70,9 +71,9 @@ class OutboundSession:
         """Record the host that is being connected to."""
         self.host = host
 
-    async def deliver(self, claim: Claim) -> bool:
-        """Attempt every recipient of the claim once and begin to settle; return whether the host
-        pushed back. Raises ConnectError if no host gives a connection; nothing was attempted then.
+    async def deliver(self, claim: Claim) -> Pushback:
+        """Attempt every recipient of the claim once and begin to settle. Raises ConnectError if no
+        host gives a connection; nothing was attempted then.
         """
         attempt = _Attempt(claim)
         try:
@@ -87,7 +88,9 @@ class OutboundSession:
             attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
         self._settle_in_order(self._scheduler.settle(attempt.claim, attempt.outcomes))
         await self._quit_when_worn()
-        return is_pushback(attempt.outcomes.values())
+        if not is_pushback(attempt.outcomes.values()):
+            return Pushback.NONE
+        return Pushback.AFTER_MAIL if attempt.has_begun else Pushback.BEFORE_MAIL
 
     async def _attempt(self, attempt: _Attempt) -> None:
         """Fill its outcomes. Raises ConnectError if nothing was attempted."""
@@ -112,6 +115,7 @@ class OutboundSession:
                 for one in left:  # others were attempted already: this is the same attempt
                     attempt.outcomes.setdefault(one.id, error.outcome)
                 return
+            attempt.has_begun = attempt.has_begun or not result.never_begun
             for index, outcome in result.outcomes.items():
                 attempt.outcomes[left[index].id] = outcome
             if not result.again:

@@ -4,7 +4,8 @@ Each connection is a worker that takes the next claim, attempts it and settles i
 connection first, as a probe; once that stands, as many as its ConcurrencyLimit allows. When no host
 gives a connection, all claims that wait share the outcome of that probe. A site of which another
 connection works is not unreachable: it opens no more connections for a while. A claim that waits
-for the message rate holds no connection longer than an idle connection is kept.
+for the message rate holds no connection longer than an idle connection is kept. While claims wait
+for the ConcurrencyLimit, a timer asks it again, since time alone may allow a connection.
 """
 
 import asyncio
@@ -20,7 +21,14 @@ from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import HostSelection, HostUse
 from relay.delivery.outbound_session import OutboundSession
-from relay.delivery.site_limits import ConcurrencyLimit, Rate, SiteOptions, TokenBucket, stricter
+from relay.delivery.site_limits import (
+    ConcurrencyLimit,
+    Pushback,
+    Rate,
+    SiteOptions,
+    TokenBucket,
+    stricter,
+)
 from relay.message.outcome import Deferred, Outcome
 from relay.observe.logs import get_logger
 from relay.smtp.connect import ConnectError
@@ -53,6 +61,7 @@ class Site:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._connections_max = self.options.connections_max
         self._concurrency = ConcurrencyLimit(self._connections_max)
+        self._limit_timer: Timer | None = None
         self._bucket = TokenBucket(self.options.rate) if self.options.rate else None
         self._rate_timer: Timer | None = None
         self._closing = False
@@ -98,8 +107,9 @@ class Site:
     def close(self) -> list[Claim]:
         """Take no more claims; return those not begun. Connections end after their transaction."""
         self._closing = True
-        if self._rate_timer is not None:
-            self._rate_timer.cancel()
+        for timer in (self._rate_timer, self._limit_timer):
+            if timer is not None:
+                timer.cancel()
         for waiter in self._idle:
             if not waiter.done():
                 waiter.set_result(None)
@@ -146,9 +156,10 @@ class Site:
         return len(self.workers) < self.host_selection.count_of_best()
 
     def _open_worker(self) -> bool:
-        if self._closing or len(self.workers) - len(self._closing_workers) >= self._limit():
-            return False
-        if len(self.workers) >= self._connections_max:  # a closing worker is still connected
+        if self._closing or len(self.workers) >= self._connections_max:
+            return False  # a closing worker is still connected
+        if not self._allows(len(self.workers) - len(self._closing_workers) + 1):
+            self._watch_limit()
             return False
         worker = asyncio.get_running_loop().create_task(self._run_connection())
         self.workers[worker] = None
@@ -165,9 +176,23 @@ class Site:
             return
         self._ensure_connection()  # a claim may have been pushed while this worker ended
 
-    def _limit(self) -> int:
-        """How many connections there may be now: one probe until a connection stands."""
-        return self._concurrency.limit if self._is_connected else 1
+    def _allows(self, connections: int) -> bool:
+        """Whether there may be that many connections: one probe until a connection stands."""
+        if connections <= 1 or not self._is_connected:
+            return connections <= 1
+        return self._concurrency.allows(connections, self.clock.monotonic())
+
+    def _watch_limit(self) -> None:
+        """Set a timer for when the limit may allow a connection for claims that wait."""
+        if self._limit_timer is not None:  # nearly always
+            return
+        wait_s = self._concurrency.wait_s(self.clock.monotonic())
+        if wait_s is not None:
+            self._limit_timer = self.clock.call_later(wait_s, self._on_limit_timer)
+
+    def _on_limit_timer(self) -> None:
+        self._limit_timer = None
+        self._open_connections()
 
     @property
     def _is_connected(self) -> bool:
@@ -175,7 +200,7 @@ class Site:
 
     def _must_close(self, served: int) -> bool:
         """Whether a connection should end although there may be claims for it."""
-        one_too_many = len(self.workers) - len(self._closing_workers) > self._limit()
+        one_too_many = not self._allows(len(self.workers) - len(self._closing_workers))
         if not (one_too_many or self.slots.is_wanted_back(self, served=served)):
             return False
         worker = asyncio.current_task()
@@ -281,8 +306,10 @@ class Site:
 
     async def _attempt(self, session: OutboundSession, claim: Claim) -> bool:
         """Attempt a claim; return False if there was no connection for it."""
+        if session.is_connected:
+            self._begin(session)
         try:
-            is_pushed_back = await session.deliver(claim)
+            pushback = await session.deliver(claim)
         except ConnectError as error:
             others = sum(one.is_connected for one in self._sessions if one is not session)
             if others:
@@ -291,18 +318,27 @@ class Site:
             else:
                 await self._unreachable(claim, error.outcome)
             return False
-        if is_pushed_back:
-            self._concurrency.pushed_back()
+        finally:
+            self._concurrency.end(session)
+        if pushback is not Pushback.NONE:
+            self._concurrency.pushed_back(pushback)
         elif session.host:  # otherwise no host was involved
             self._concurrency.succeeded(self.clock.monotonic())
             if self.ready and not self._waits_for_rate():
                 self._open_worker()
         return True
 
+    def _begin(self, session: OutboundSession) -> None:
+        """Note that a transaction begins. If it is slow, claims that wait no longer wait for it."""
+        self._concurrency.begin(session, self.clock.monotonic())
+        if self.ready:
+            self._watch_limit()
+
     async def _connect(
         self, session: OutboundSession, slot: Slot, *, was_attempted: bool
     ) -> Connection:
-        """Open a connection for `session`. Raises ConnectError."""
+        """Open a connection for `session`; its transaction begins then. Raises ConnectError."""
+        self._concurrency.end(session)
         others = [one for one in self._sessions if one is not session]
         use = HostUse(
             sessions=Counter(one.host for one in others),
@@ -317,6 +353,7 @@ class Site:
             use, session.set_host, probe_timeout=probe_timeout
         )
         self.slots.mark_answered(slot)
+        self._begin(session)
         if not use.connected:  # open connections for the claims that waited for this one
             asyncio.get_running_loop().call_soon(self._open_connections)
         return connection

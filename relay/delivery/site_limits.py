@@ -5,8 +5,9 @@ manager and TCP's slow start (RFC 5681 3.1). TokenBucket limits messages per tim
 seconds of a monotonic clock.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from relay.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
 from relay.spool.types import Claim
@@ -14,6 +15,8 @@ from relay.spool.types import Claim
 _AT_ONCE = 10  # 1 / this of the messages may go at once
 _FAILURE_AGE_S_MAX = 300.0  # how long a failure to connect counts at most
 INITIAL = 5
+SLOW_S = 3.0  # a transaction that takes longer no longer counts
+_LEAST = 2  # so that one transaction that is slow or fails stops no other
 _TOO_MANY = ("too many", "too fast", "try again later", "rate limit")
 _CLOSING = "421"
 
@@ -90,11 +93,21 @@ class SiteOptions:
         return max(self.unreachable_s, min(self.waited_s(claim) / 2, _FAILURE_AGE_S_MAX))
 
 
+class Pushback(Enum):
+    """Whether an attempt showed that the load of a host is too high, and when."""
+
+    NONE = auto()
+    BEFORE_MAIL = auto()  # MAIL got no reply, or 421: the message is not the reason
+    AFTER_MAIL = auto()
+
+
 class ConcurrencyLimit:
-    """How many connections a site takes: at least 1, never more than the ceiling.
+    """How many connections a site takes: at least 2, never more than the ceiling.
 
     Grows by one with each success at first. After its first decrease, it grows by one each time as
-    many transactions have succeeded as it allows connections.
+    many transactions have succeeded as it allows connections. A connection whose transaction takes
+    longer than SLOW_S does not count. While a refused connection is recent, there are no more than
+    those that stood then, whatever they do: that may be one.
     """
 
     def __init__(self, ceiling: int) -> None:
@@ -102,45 +115,82 @@ class ConcurrencyLimit:
         self._limit = min(INITIAL, ceiling)
         self._grows_fast = True
         self._successes = 0
+        self._failures = 0  # after MAIL, less the successes since
         self._of_before = 0  # open results of transactions begun before the last decrease
-        self._quiet_until_s = 0.0
-
-    @property
-    def limit(self) -> int:
-        """How many connections there may be now."""
-        return self._limit
+        self._full_at = ceiling
+        self._full_until_s = 0.0
+        self._slow_at_s: dict[Hashable, float] = {}  # by session with a transaction, oldest first
 
     def lower(self, ceiling: int) -> None:
         """Lower the ceiling, for good."""
         self._ceiling = min(self._ceiling, ceiling)
         self._limit = min(self._limit, self._ceiling)
 
+    def allows(self, connections: int, now_s: float) -> bool:
+        """Whether there may be that many connections now."""
+        if now_s < self._full_until_s and connections > self._full_at:
+            return False
+        return connections <= self._limit + self._slow(now_s)
+
+    def wait_s(self, now_s: float) -> float | None:
+        """After how long to ask again, because time alone may allow more; None if it cannot."""
+        changes_s = [*self._slow_at_s.values(), self._full_until_s]
+        waits_s = [at_s - now_s for at_s in changes_s if at_s > now_s]
+        # until then no transaction that begins later is slow
+        return min(SLOW_S, *waits_s) if waits_s else None
+
+    def begin(self, session: Hashable, now_s: float) -> None:
+        """Note that a transaction begins on a connection."""
+        self._slow_at_s.pop(session, None)
+        self._slow_at_s[session] = now_s + SLOW_S
+
+    def end(self, session: Hashable) -> None:
+        """Note that the transaction of a connection has ended, if it had one."""
+        self._slow_at_s.pop(session, None)
+
     def succeeded(self, now_s: float) -> None:
         """Count a transaction that was answered, whatever the answer."""
         self._of_before = max(0, self._of_before - 1)
-        if self._limit >= self._ceiling or now_s < self._quiet_until_s:
+        self._failures = max(0, self._failures - 1)
+        if self._limit >= self._ceiling or now_s < self._full_until_s:
             return
         self._successes += 1
         if self._grows_fast or self._successes >= self._limit:
             self._successes = 0
             self._limit += 1
 
-    def pushed_back(self) -> None:
-        """Halve the limit after a pushback, once for all transactions that ran at that time."""
-        self._successes = 0
-        self._grows_fast = False
+    def pushed_back(self, pushback: Pushback) -> None:
+        """Count a transaction that ended with a pushback. Halve the limit if it came before MAIL or
+        if half of the transactions failed, once for all that ran at that time.
+        """
         if self._of_before:
             self._of_before -= 1
             return
-        self._of_before = self._limit - 1
-        self._limit = max(1, self._limit // 2)
+        others = len(self._slow_at_s)
+        self._failures += 1
+        if pushback is Pushback.AFTER_MAIL and 2 * self._failures < others + 1:
+            return
+        self._of_before = others
+        self._decrease_to(self._limit // 2)
 
     def full_at(self, connections: int, *, until_s: float) -> None:
-        """Set the limit to `connections`: one more was refused. It stays there until `until_s`."""
-        self._successes = 0
+        """Allow no more than `connections` until `until_s`: one more was refused."""
+        self._full_at, self._full_until_s = connections, until_s
+        self._decrease_to(connections)
+
+    def _decrease_to(self, limit: int) -> None:
+        self._successes = self._failures = 0
         self._grows_fast = False
-        self._limit = max(1, min(self._limit, connections))
-        self._quiet_until_s = until_s
+        self._limit = min(self._limit, max(limit, _LEAST))
+
+    def _slow(self, now_s: float) -> int:
+        """How many transactions are slow."""
+        count = 0
+        for at_s in self._slow_at_s.values():
+            if at_s > now_s:
+                break
+            count += 1
+        return count
 
 
 def is_pushback(outcomes: Iterable[Outcome]) -> bool:

@@ -57,13 +57,15 @@ class TransactionResult:
 
     `again` are recipients that did not fit (452): send them in a new transaction at once, as part
     of the same attempt. Every other recipient has an outcome, unless `stale`: a reused connection
-    was closed already and nothing was attempted; repeat on a new one.
+    was closed already and nothing was attempted; repeat on a new one. `never_begun`: no reply to
+    MAIL, or a 421.
     """
 
     outcomes: Mapping[int, Outcome]
     again: tuple[int, ...] = ()
     reusable: bool = False
     stale: bool = False
+    never_begun: bool = False
 
 
 class TransactionProgress:
@@ -161,7 +163,9 @@ class TransactionProgress:
     def result(self) -> TransactionResult:
         """The result for the caller."""
         again = tuple(index for index in self._again if index not in self.outcomes)
-        return TransactionResult(self.outcomes, again, reusable=not self.closing)
+        return TransactionResult(
+            self.outcomes, again, reusable=not self.closing, never_begun=self.never_begun
+        )
 
     def _go_on(self, stage: SmtpStage, reply: Reply) -> bool:
         outcome = classify(stage, reply, self._peer)

@@ -9,7 +9,6 @@ private parts, here and in what it is made of.
 import asyncio
 import hashlib
 import inspect
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,7 +27,6 @@ from tests.simulation.order import Future, Job, Ready, Task, Thread
 
 _BURIALS_MAX = 50  # how often a coroutine may refuse to end
 _TASKS_KEPT = 500  # before those that are done are let go
-_TICK_S = 1e-6  # of async_solipsism's clock
 
 
 class World(Network):
@@ -167,13 +165,6 @@ class World(Network):
         task = Task(coroutine, loop=loop, **more)
         tasks.append(task)
         return task
-
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
-        """At a tick of the clock that is not before `when`: nobody is woken a moment too early."""
-        tick = math.ceil(round(when / _TICK_S, 3))
-        if tick * _TICK_S < when:
-            tick += 1
-        return super().call_at(tick * _TICK_S, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
         return Future(loop=self)

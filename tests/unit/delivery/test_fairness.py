@@ -1,8 +1,8 @@
 """Worlds of delivery in virtual time, each with what a limit was made for: how long mail may take.
 
 A name says what its host does: `dead` ones answer no connection for 30 s, `lost` ones are also looked
-up for 20 s, `far` ones are looked up for 3 s, `slow` ones take 3 s for a message, `stalled` ones 200 s.
-Each docstring has the time that the mail takes without the limit.
+up for 20 s, `far` ones are looked up for 3 s, `slow` ones take 3 s for a message, `stalled` ones 200 s,
+`single` ones refuse a second connection for 20 s. A recipient may be slow or stalled instead. Each docstring has the time that the mail takes without the limit.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import async_solipsism
 import pytest
 
 from relay.message.nexthop import NextHop
@@ -21,12 +20,13 @@ from relay.smtp.transaction import Transaction, TransactionResult
 from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.types import PriorityLevel, Selector, sender_key
 from tests.simulation.clock import Time, WorldClock
+from tests.simulation.network import Network
 from tests.support.spools import message_of, new_spool
 from tests.unit.delivery.conftest import KEEP_US, RunningDelivery, Table
 
 _TOOK_S = {"slow": 3.0, "stalled": 200.0}
 _LOOKUP_S = {"lost": 20.0, "far": 3.0}
-_DEAD_S, _ROUND_TRIP_S = 30.0, 0.05
+_DEAD_S, _ROUND_TRIP_S, _SINGLE_S = 30.0, 0.05, 20.0
 _PATIENCE_S = 600.0
 _EXPIRE_US = 5 * 86400 * 1_000_000
 
@@ -54,7 +54,8 @@ class Connection:
     async def transact(
         self, transaction: Transaction, *, before_dot: Callable[[], Awaitable[None]]
     ) -> TransactionResult:
-        await asyncio.sleep(_TOOK_S.get(kind_of(self.host), 0.05))
+        recipient = transaction.recipients[0].address.partition("@")[0]
+        await asyncio.sleep(_TOOK_S.get(recipient, _TOOK_S.get(kind_of(self.host), 0.05)))
         await before_dot()
         self.transactions += 1
         relayed = Relayed(Evidence("2.0.0", "250 ok", host=self.host))
@@ -85,7 +86,8 @@ class FairWorld(RunningDelivery):
         super().__init__(folder)
         self.clock, self.table = clock, NamedHosts()
         self.table.numbers = {}
-        self.connect, self.retry_s, self.unreachable_s = connect, (60.0, 300.0), 30.0
+        self.connect, self.retry_s, self.unreachable_s = self._connect, (60.0, 300.0), 30.0
+        self.first_s: dict[str, float] = {}  # by host, when it got the first connection
         self.idle_s, self.connections_in_all, self.window_claims = 5.0, connections, claims
 
     async def open(self) -> None:
@@ -95,14 +97,22 @@ class FairWorld(RunningDelivery):
         )  # fmt: skip
         await self.spool.start()
 
+    async def _connect(self, target: Target, **_options: object) -> Connection:
+        now_s = self.clock.monotonic()
+        age_s = now_s - self.first_s.setdefault(target.host, now_s)
+        if kind_of(target.host) == "single" and 0 < age_s < _SINGLE_S:
+            busy = Evidence("4.3.2", "421 4.3.2 too many connections", host=target.host)
+            raise ConnectError(Deferred(busy, DeferralClass.SITE), SmtpStage.CONNECT)
+        return await connect(target)
+
     async def pass_s(self, seconds: float) -> None:
         """Let virtual time pass."""
         await asyncio.sleep(seconds)
 
-    async def submit(self, domain: str, sender: str, *, queued: bool = False) -> str:
+    async def submit(self, domain: str, sender: str, *, queued: bool = False, to: str = "u") -> str:
         """Accept a message as ingress does, or leave it in the queue."""
         message = message_of(
-            [(f"mx:{domain}.test", [f"u@{domain}.test"])], queue_id=self.ids.new(),
+            [(f"mx:{domain}.test", [f"{to}@{domain}.test"])], queue_id=self.ids.new(),
             now_us=self.clock.queue_us(), expires_us=self.clock.queue_us() + _EXPIRE_US,
             reverse_path=sender,
         )  # fmt: skip
@@ -151,7 +161,7 @@ def lived(tmp_path: Path) -> Callable[..., float]:
     """Return what a world returns, a time in seconds."""
 
     def live(world: World, *, connections: int = 64, claims: int = 2000) -> float:
-        loop = async_solipsism.EventLoop()
+        loop = Network()
         loop.clocks = Time(loop)
 
         async def run() -> float:
@@ -328,3 +338,26 @@ def test_a_site_that_is_always_busy_makes_room_for_one_without_a_connection(
         return await fair.slowest_s([("other", "o@other.test")])
 
     assert lived(world, connections=6) < 30.0
+
+
+@pytest.mark.parametrize(
+    ("domain", "stalled", "most_s"),
+    [
+        ("live", 1, 0.5),
+        ("live", 5, 3.5),  # 200 s if they kept their places
+        ("live", 19, 3.5),
+        ("single", 1, 31.0),  # 200 s if a second connection was not tried again
+        ("single", 2, 31.0),
+    ],
+)
+def test_slow_transactions_do_not_hold_other_mail_of_their_site(
+    lived, domain: str, stalled: int, most_s: float
+) -> None:
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        for _ in range(stalled):
+            await fair.submit(domain, "s@bulk.test", to="stalled")
+        await fair.pass_s(0.5)
+        return await fair.slowest_s([(domain, f"o{number}@other.test") for number in range(10)])
+
+    assert lived(world) <= most_s

@@ -4,7 +4,15 @@ from itertools import pairwise
 
 import pytest
 
-from relay.delivery.site_limits import ConcurrencyLimit, Rate, TokenBucket, is_pushback, stricter
+from relay.delivery.site_limits import (
+    SLOW_S,
+    ConcurrencyLimit,
+    Pushback,
+    Rate,
+    TokenBucket,
+    is_pushback,
+    stricter,
+)
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
@@ -67,15 +75,24 @@ def test_of_two_rates_the_stricter_counts() -> None:
     assert stricter(None, None) is None
 
 
-def after(story: str, *, ceiling: int = 20) -> int:
-    """The limit after `story`: + is a success, - a push back, one a second."""
+def most(concurrency: ConcurrencyLimit, now_s: float) -> int:
+    """How many connections it allows."""
+    return max(count for count in range(1, 1010) if concurrency.allows(count, now_s))
+
+
+def after(story: str, *, others: int = 0, ceiling: int = 20) -> int:
+    """The limit after `story`, while `others` transactions run: + is a success, - a pushback after
+    MAIL, = one before it.
+    """
     concurrency = ConcurrencyLimit(ceiling)
-    for now_s, event in enumerate(story):
+    for number in range(others):
+        concurrency.begin(number, 0.0)
+    for event in story:
         if event == "+":
-            concurrency.succeeded(now_s)
+            concurrency.succeeded(0.0)
         else:
-            concurrency.pushed_back()
-    return concurrency.limit
+            concurrency.pushed_back(Pushback.AFTER_MAIL if event == "-" else Pushback.BEFORE_MAIL)
+    return most(concurrency, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +103,11 @@ def after(story: str, *, ceiling: int = 20) -> int:
         ("+" * 15, 20),
         ("+" * 99, 20),
         ("-", 2),
-        ("-" * 5, 2),  # all that ran when it fell
-        ("-" * 6, 1),
-        ("-" * 99, 1),
-        ("+" * 15 + "-" * 20, 10),
-        ("+" * 15 + "-" * 21, 5),
-        # after a fall, one more for as many successes as there may be connections
+        ("-" * 99, 2),
+        ("=" * 99, 2),
+        ("+" * 15 + "-", 10),
+        ("+" * 15 + "--", 5),
+        # after a decrease, one more for as many successes as there may be connections
         ("-" + "+" * 1, 2),
         ("-" + "+" * 2, 3),
         ("-" + "+" * 5, 4),
@@ -101,17 +117,40 @@ def after(story: str, *, ceiling: int = 20) -> int:
         ("-" * 99 + "+" * 999, 20),
     ],
 )
-def test_concurrency_grows_with_success_and_halves_once_for_running_transactions(
-    story: str, limit: int
-) -> None:
+def test_concurrency_grows_with_success_and_halves_with_pushback(story: str, limit: int) -> None:
     assert after(story) == limit
 
 
+@pytest.mark.parametrize(
+    ("story", "limit"),
+    [
+        ("+" * 15 + "-" * 9, 20),  # less than half of 20
+        ("+" * 15 + "-" * 10, 10),
+        ("+" * 15 + "-" * 29, 10),  # all that ran when it fell
+        ("+" * 15 + "-" * 39, 5),
+        ("+" * 15 + "-" * 9 + "+" + "-", 20),  # a success outweighs a failure
+        ("+" * 15 + "++-" * 99, 20),
+        ("+" * 15 + "=", 10),
+        ("+" * 15 + "=" * 20, 10),
+        ("+" * 15 + "=" * 21, 5),
+    ],
+)
+def test_concurrency_halves_once_if_half_fails_or_one_fails_before_mail(
+    story: str, limit: int
+) -> None:
+    assert after(story, others=19) == limit
+
+
+@pytest.mark.parametrize("others", [0, 1, 2, 5, 19])
+def test_concurrency_grows_at_a_host_that_drops_every_third_transaction(others: int) -> None:
+    assert after("-" + "++-" * 99, others=others) == (20 if others > 1 else 2)
+
+
 @pytest.mark.parametrize("ceiling", [1, 2, 3, 5, 7, 1000])
-def test_concurrency_is_between_one_and_its_ceiling(ceiling: int) -> None:
-    for story in ("+" * 50, "-" * 50, "+-" * 50, "+++-" * 50):
+def test_concurrency_is_between_two_and_its_ceiling(ceiling: int) -> None:
+    for story in ("+" * 50, "-" * 50, "=" * 50, "+-" * 50, "+++-" * 50):
         for length in range(len(story)):
-            assert 1 <= after(story[:length], ceiling=ceiling) <= ceiling
+            assert min(2, ceiling) <= after(story[:length], ceiling=ceiling) <= ceiling
 
 
 def test_a_lower_ceiling_counts_at_once_and_stays() -> None:
@@ -119,11 +158,11 @@ def test_a_lower_ceiling_counts_at_once_and_stays() -> None:
     for _ in range(9):
         concurrency.succeeded(0.0)
     concurrency.lower(3)
-    assert concurrency.limit == 3
+    assert most(concurrency, 0.0) == 3
     concurrency.lower(10)
     for _ in range(9):
         concurrency.succeeded(0.0)
-    assert concurrency.limit == 3
+    assert most(concurrency, 0.0) == 3
 
 
 def test_a_site_that_is_full_is_given_no_more_for_a_while() -> None:
@@ -133,14 +172,51 @@ def test_a_site_that_is_full_is_given_no_more_for_a_while() -> None:
     concurrency.full_at(4, until_s=30.0)
     for _ in range(99):
         concurrency.succeeded(29.0)
-    assert concurrency.limit == 4
+    assert most(concurrency, 29.0) == 4
     for _ in range(4):
         concurrency.succeeded(30.0)
-    assert concurrency.limit == 5
-    concurrency.full_at(0, until_s=60.0)
-    assert concurrency.limit == 1
+    assert most(concurrency, 30.0) == 5
     concurrency.full_at(9, until_s=60.0)  # more than it may have is no news
-    assert concurrency.limit == 1
+    assert most(concurrency, 40.0) == 5
+
+
+def test_a_site_that_refuses_a_second_connection_has_one_and_later_two() -> None:
+    concurrency = ConcurrencyLimit(20)
+    concurrency.begin("a", 0.0)
+    concurrency.full_at(1, until_s=30.0)
+    assert most(concurrency, 0.0) == 1
+    assert most(concurrency, 29.0) == 1  # its transaction is slow: it stays the only one
+    concurrency.end("a")
+    assert most(concurrency, 30.0) == 2
+
+
+def test_a_slow_transaction_takes_no_place() -> None:
+    concurrency = ConcurrencyLimit(20)
+    concurrency.pushed_back(Pushback.BEFORE_MAIL)
+    concurrency.begin("a", 10.0)
+    concurrency.begin("b", 11.0)
+    assert most(concurrency, 10.0 + SLOW_S - 0.1) == 2
+    assert most(concurrency, 10.0 + SLOW_S) == 3
+    assert most(concurrency, 11.0 + SLOW_S) == 4
+    concurrency.begin("a", 14.0)  # another one
+    assert most(concurrency, 14.0) == 3
+    concurrency.end("b")
+    concurrency.end("b")
+    assert most(concurrency, 14.0) == 2
+
+
+def test_time_alone_allows_more_when_a_transaction_is_slow_or_a_refusal_is_old() -> None:
+    concurrency = ConcurrencyLimit(20)
+    assert concurrency.wait_s(0.0) is None
+    concurrency.begin("a", 10.0)
+    concurrency.begin("b", 11.0)
+    assert concurrency.wait_s(11.0) == SLOW_S - 1.0
+    assert concurrency.wait_s(10.0 + SLOW_S) == 1.0
+    assert concurrency.wait_s(11.0 + SLOW_S) is None
+    concurrency.full_at(1, until_s=30.0)
+    assert concurrency.wait_s(20.0) == SLOW_S  # one that begins now may be slow before 30.0
+    assert concurrency.wait_s(29.0) == 1.0
+    assert concurrency.wait_s(30.0) is None
 
 
 def deferred(reply: str, kind: DeferralClass) -> Deferred:

@@ -74,6 +74,25 @@ async def test_what_a_remote_host_accepts_can_be_read_in_the_mailbox_of_each_rec
     assert mail.helo == "relay.example.test"
 
 
+async def test_a_slow_recipient_and_dropped_connections_stop_no_other_mail_of_the_domain(relay):
+    def received():
+        return {mail.addresses[0] for mail in relay.internet.received}
+
+    async def arrived(*addresses):
+        for address in addresses:
+            await send(relay, address)
+        await until(lambda: {*addresses} <= received())
+
+    await send(relay, "a+drop@b.test")
+    await journeys(relay, lambda one: one["state"] == "deferred")
+    await arrived("a+tls@b.test", "b+tls@b.test", "c+tls@b.test", "d+tls@b.test")
+    await send(relay, "b+drop@b.test")
+    await journeys(relay, lambda one: one["state"] in ("deferred", "relayed"))
+    await send(relay, "a+slow10@b.test")
+    await arrived(*(f"{number}+tls@b.test" for number in range(10)))
+    assert "a+slow10@b.test" not in received()
+
+
 async def test_an_advance_of_the_clock_makes_no_mail_old(relay):
     await send(relay, "before@elsewhere.test")
     await until(lambda: mailbox(relay, "before@elsewhere.test"))
