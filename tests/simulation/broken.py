@@ -22,7 +22,8 @@ from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
-from relay.delivery.site_limits import TokenBucket
+from relay.delivery.site import Site
+from relay.delivery.site_limits import ConcurrencyLimit, TokenBucket
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
 from relay.last_commit import LastCommit
@@ -306,6 +307,13 @@ def _whatever_the_tls(key: SiteKey) -> object:
     return tuple((name, port) for name, port, _ in hosts), login
 
 
+def _full_for_ever(original: Any) -> Any:
+    def full_at(self: ConcurrencyLimit, connections: int, *, until_s: float) -> None:
+        original(self, connections, until_s=until_s + 1e9)
+
+    return full_at
+
+
 def _no_rate_of_routes(original: Any) -> Any:
     return lambda *args: replace(original(*args), rate="")
 
@@ -497,6 +505,9 @@ BROKEN = (
     Broken("a timed hold is for ever", _instead(queue_changes._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),
     Broken("a hold's end wakes nobody", _instead(DeliveryScheduler, "due_at", _nothing), "held too long", where=conditions.held_and_never_anew),
     Broken("a freed slot wakes nobody", _instead(ConnectionSlots, "_pass_on", _nothing), "nothing was done", where=conditions.without_rates),
+    Broken("a slow transaction keeps its place", _instead(ConcurrencyLimit, "_slow", _nothing), "slow transactions", where=conditions.crowds),
+    Broken("a slow transaction wakes nobody", _instead(Site, "_watch_limit", _nothing), "slow transactions", where=conditions.crowds),
+    Broken("a refused connection is the last one", _instead(ConcurrencyLimit, "full_at", _full_for_ever), "slow transactions", where=conditions.crowds),
     Broken("keys end early", _instead(maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
     Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """What a scenario has in it, for the broken relays that show only there."""
 
 from relay.message.envelope import Notify
-from tests.simulation.scenario import BESIDE, GATED, NEVER_S, STRICT, STRICT_MX, Scenario
+from tests.simulation.scenario import BESIDE, CROWD, GATED, NEVER_S, STRICT, STRICT_MX, Scenario
 
 OPERATORS = 10
 SLOWEST = "3/300"
@@ -53,6 +53,11 @@ def keys_grow_old(plan: Scenario) -> bool:
     keep_s = plan.submission_keep_s
     is_late = any(one.comes_back_s > keep_s / 2 for one in plan.letters if one.via == "pickup")
     return is_late and plan.history_s is not None
+
+
+def crowds(plan: Scenario) -> bool:
+    """Whether much mail goes to a site that is slow for some of it, and no rate delays it."""
+    return CROWD in plan.domains and not plan.rate
 
 
 def without_rates(plan: Scenario) -> bool:

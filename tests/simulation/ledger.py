@@ -44,6 +44,8 @@ CONTENTS_BYTES = 200_000  # of contents in memory, in addition to those of claim
 _ANY = ""  # in place of a message
 _MOMENT_S = 0.001
 _WAKE_S = 300.0  # no pause of the relay is as long
+_BLOCKED_S = 60.0  # a lookup, or a failure of another host that counts, may take as long
+_TWO_SITES = (GATE, BESIDE, STRICT, STRICT_MX)  # domains whose hosts are two sites
 _JUMP_US_MIN = 80_000_000_000
 _TASKS_BESIDE = 60  # listeners, mailbox workers, maintenance and tasks about to end
 
@@ -106,9 +108,10 @@ class Ledger:
         # commands for a message, or for any, that were not answered
         self.unanswered: Counter[str] = Counter()
         self._held_until_us: dict[Key, int] = {}  # as answered to an operator
-        self.progress = Progress(world)
+        self.progress = Progress(world, plan)
         # how long nothing was done before a claim came, and when it came, in queue time
         self._taken: dict[Key, tuple[Progress, float, float]] = {}
+        self._blocked_s: dict[Key, float] = {}  # its site, before it came
         self._in_flight: set[Key] = set()  # as answered to the operator, until they are settled
         # taken out of memory for a command of which no success was answered: perhaps not given back
         self._withdrawn: set[Key] = set()
@@ -144,6 +147,7 @@ class Ledger:
             self._withdrawn.discard(key)
             now_s = self.world.clocks.steady_s()
             self._taken[key] = (self.progress, self.progress.idle_s, now_s)
+            self._blocked_s[key] = self.progress.blocked_s(claim.next_hop.host)
         hosts = {claim.next_hop.host for claim in self.open.values()}
         self.world.reached["in memory: for two logins of a host"] += hosts >= {GATE, BESIDE}
         self.world.reached["in memory: for two TLS policies"] += hosts >= {STRICT, STRICT_MX}
@@ -185,19 +189,33 @@ class Ledger:
 
     def begins_anew(self) -> None:
         """Another process begins: what the one before did is nothing to it."""
-        self.progress = Progress(self.world)
+        self.progress = Progress(self.world, self._plan)
         self._taken.clear()
+        self._blocked_s.clear()
 
     def _judge_progress(self, claim: Claim) -> None:
         """Invariant 6: a claim in memory waits for something that goes on, or for a rate."""
         progress, idle_s, taken_s = self._taken.pop(claim.key, (self.progress, None, 0.0))
-        is_rated = self._plan.rate or (self._plan.route_rate and claim.next_hop.host == ROUTED)
-        if idle_s is None or is_rated or claim.next_hop.kind in HERE:
+        if idle_s is None or self._is_rated(claim) or claim.next_hop.kind in HERE:
             return
         lost_s = progress.idle_s - idle_s - self.outage_s(taken_s, self.world.clocks.steady_s())
         if lost_s > _WAKE_S:
             words = f"{claim.key} was in memory, and nothing was done for {lost_s:.0f} s"
             self.world.fault(f"invariant 6: {words}")
+
+    def _is_rated(self, claim: Claim) -> bool:
+        return bool(self._plan.rate or (self._plan.route_rate and claim.next_hop.host == ROUTED))
+
+    def attempted(self, claim: Claim) -> None:
+        """Invariant 4: what is attempted now has not waited for slow transactions of its site."""
+        before_s = self._blocked_s.pop(claim.key, None)
+        domain = claim.next_hop.host
+        if before_s is None or self._is_rated(claim) or domain in _TWO_SITES:
+            return
+        blocked_s = self.progress.blocked_s(domain) - before_s
+        if blocked_s > _BLOCKED_S:
+            words = f"{claim.key} has waited for slow transactions for {blocked_s:.0f} s"
+            self.world.fault(f"invariant 4: {words}")
 
     def settles(self, claim: Claim) -> bool:
         """Note that a settlement begins, which others may see before who waits for it; whether the
@@ -495,6 +513,7 @@ class WatchedContents(ContentCache):
         self._ledger = ledger
 
     async def of(self, claim: Claim) -> Content:
+        self._ledger.attempted(claim)
         asked_s = self._ledger.world.time()
         content = await super().of(claim)
         if self._ledger.world.time() > asked_s:

@@ -8,7 +8,7 @@ from random import Random
 
 from relay.clock import DOUBT_US
 from relay.message.envelope import Notify
-from tests.simulation.sites import MANNERS, REFUSING_LOGINS, Manner
+from tests.simulation.sites import CROWDED, MANNERS, REFUSING_LOGINS, Manner
 
 PEOPLE = ("alice", "bob", "carol")
 HOME = "home.test"
@@ -20,6 +20,7 @@ GATED_HOP = f"smtp://{GATE}:25"
 BESIDE = "beside.test"  # whose MX is the gate: without the login
 STRICT = "strict.test"  # whose MX are those of STRICT_MX, under a policy that requires TLS
 STRICT_MX = "d1.test"
+CROWD = "crowd.test"  # which many want to write to at once
 SERVED_BY = {GATED_HOP: GATE, BESIDE: GATE, STRICT: STRICT_MX}  # whose sites a next hop has
 VICTIM = "victim@victim.test"  # whose address strangers write as their own
 _RECIPIENTS = (1, 1, 1, 1, 2, 2, 3, 3, 6, 40)
@@ -28,6 +29,7 @@ _HOUR_S = 3600.0
 _DAY_S = 24 * _HOUR_S
 NEVER_S = 1e9
 _WINDOW_LEAST, _BURST_S = 3, 60.0
+_CROWD_CONNECTIONS, _CROWD_LETTERS = 16, 24  # more connections than a site has at first
 _TIMED_HOLDS_S = (100.0, 700.0, 4000.0)
 _BY_CLASS: tuple[dict[str, tuple[float, ...]], ...] = (
     {}, {}, {"recipient": (30.0, 100.0), "connect": (900.0,)}, {"mailbox": (10.0, 20.0, 400.0)},
@@ -200,7 +202,31 @@ def make(seed: int) -> Scenario:
     # What is drawn from here on leaves most worlds of the seeds as they were.
     letters = _in_versions(rng, plan.letters)
     troubles = sorted((*plan.troubles, *_orders(rng, spread_s)), key=lambda one: one.at_s)
-    return _with_more(rng, replace(plan, letters=letters, troubles=tuple(troubles)), spread_s)
+    plan = _with_more(rng, replace(plan, letters=letters, troubles=tuple(troubles)), spread_s)
+    return _with_crowd(rng, plan) if rng.random() < 1 / 8 else plan
+
+
+def _with_crowd(rng: Random, plan: Scenario) -> Scenario:
+    """Let much mail go to one host at once, which is slow for some of it and may have many
+    connections.
+    """
+    first = len(plan.letters)
+    at_s = rng.uniform(0, _BURST_S)
+    crowd = tuple(
+        Letter(
+            first + number, at_s + rng.uniform(0, 10), "smtp", f"{rng.choice(PEOPLE)}@{HOME}",
+            ((f"u{rng.randrange(100)}@{CROWD}", frozenset()),), 100,
+        )
+        for number in range(_CROWD_LETTERS)
+    )  # fmt: skip
+    return replace(
+        plan,
+        letters=(*plan.letters, *crowd),
+        domains={**plan.domains, CROWD: (rng.choice(CROWDED),)},
+        connections_per_site=_CROWD_CONNECTIONS,
+        connections_max=40,
+        window_claims=50,
+    )
 
 
 def _with_more(rng: Random, plan: Scenario, spread_s: float) -> Scenario:

@@ -75,6 +75,8 @@ class Manner:
     late_s: float = 0.0  # this long after the final dot
     nonsense: float = 0.0  # a reply nobody can read
     refuses_logins: float = 0.0
+    slow_for: float = 0.0  # of the recipients, always the same: takes _SLOW_S after the final dot
+    drops_every: int = 0  # so many final dots, as drops_dot
 
 
 MANNERS = (
@@ -109,6 +111,12 @@ MANNERS = (
 
 REFUSING_LOGINS = Manner("refusing logins", refuses_logins=0.5)  # for the gate
 LOGIN = ("relay", "secret")
+CROWDED = (  # for mail to one host at once, some of it slow
+    Manner("slow for some", slow_for=0.8),
+    Manner("one connection at once", slow_for=0.5, connections_max=1),
+    Manner("dropping every third", slow_for=0.5, drops_every=3),
+)
+_SLOW_S = 110.0  # nearly the time-out of a reply to a final dot
 
 # Where nobody waits between a message's turn and its MAIL, and no MAIL is repeated.
 AT_ONCE = frozenset(
@@ -149,6 +157,7 @@ class Site:
         self._world = world
         self._rng: Random = world.rng
         self._first_seen: dict[tuple[str, str], float] = {}
+        self._dots = 0
         self._smtp = _SiteHost(self)
 
     def host(self) -> Host:
@@ -188,7 +197,7 @@ class Site:
     def verdict(self, reverse_path: str, address: str) -> str:
         """The reply to a RCPT."""
         manner = self.manner
-        if manner.rejects and sum(address.encode()) % 10 < 10 * manner.rejects:
+        if _is_among(address, manner.rejects):
             return "550 5.1.1 no such user"
         if manner.greylists_s:
             first = self._first_seen.setdefault((reverse_path, address), self._world.time())
@@ -198,9 +207,20 @@ class Site:
             return "451 4.2.1 not now"
         return "250 2.1.5 ok"
 
+    def drops_dot(self) -> bool:
+        """Whether it drops this final dot."""
+        self._dots += 1
+        manner = self.manner
+        is_turn = manner.drops_every and self._dots % manner.drops_every == 0
+        return bool(is_turn) or self._rng.random() < manner.drops_dot
+
     def note(self, *words: object) -> None:
         """Put a line into the trace."""
         self._world.note(self.name, *words)
+
+
+def _is_among(address: str, part: float) -> bool:
+    return sum(address.encode()) % 10 < 10 * part
 
 
 class _Unasked:
@@ -288,7 +308,9 @@ class _SiteHost(SmtpHost):
         connection = f"{site.name}/{moment.session}"
         site.on_dot(connection, name, mail.addresses, is_logged_in=is_logged_in)
         self._transactions[moment.session] += 1
-        if self._chance() < manner.drops_dot:
+        if any(_is_among(address, manner.slow_for) for address in mail.addresses):
+            await asyncio.sleep(_SLOW_S)
+        if site.drops_dot():
             if self._chance() < manner.keeps_dropped:
                 site.take(mail)
             raise EOFError
