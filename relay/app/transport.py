@@ -1,6 +1,5 @@
 """Build the transport: pickup (step 3), SMTP servers (step 5), delivery (step 6), reports (7)."""
 
-import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.message.nexthop import NextHop
-from relay.observe.logs import get_logger
 from relay.pickup.dispatch import Pickup
 from relay.pressure import PressureReason
 from relay.reports.bounces import Copies, Reporter
@@ -31,9 +29,8 @@ from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
-from relay.spool.types import Claim, NewMessage, PriorityLevel, SpoolError
+from relay.spool.types import Claim, NewMessage, PriorityLevel
 
-_log = get_logger("app")
 _DOWN_S_MAX = 30.0
 _PICKUP_SESSIONS_MAX = 64
 _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
@@ -113,23 +110,15 @@ def build_transport(base: Foundation) -> Transport:
 
 
 def _copies(base: Foundation, scheduler: DeliveryScheduler) -> Copies:
-    """Return who gets copies. One of a report in an Inbox is accepted in the background."""
-    running: set[asyncio.Task[None]] = set()
+    """Return who gets copies."""
 
-    async def accept(copy: NewMessage) -> None:
-        try:
-            await base.spool.accept(copy, claim=False)
+    async def accept(copy: NewMessage, submission_key: str) -> None:
+        accepted = await base.spool.accept(copy, submission_key=submission_key, claim=False)
+        if not accepted.repeated:
             scheduler.accepted_unclaimed([copy])
-        except SpoolError as error:
-            _log.error("copy of a report lost", qid=copy.facts.id, error=str(error))
-
-    def submit(copy: NewMessage) -> None:
-        task = asyncio.get_running_loop().create_task(accept(copy))
-        running.add(task)
-        task.add_done_callback(running.discard)
 
     reports = base.settings.reports
-    return Copies(reports.copy_to, frozenset(reports.copy_kinds), submit)
+    return Copies(reports.copy_to, frozenset(reports.copy_kinds), accept)
 
 
 def _sender_rate(base: Foundation) -> SenderRate | None:

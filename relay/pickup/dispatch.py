@@ -26,6 +26,7 @@ from relay.pickup.gate import Gate
 from relay.pickup.processing import EarlierAttempts, InboxReporter, SubmissionProcessor
 from relay.pickup.smtp_client import SubmissionClient
 from relay.round_robin import RoundRobinQueue
+from relay.spool.types import SpoolError
 
 SOCKET_NAME = "pickup.sock"
 _EMPTIED_S = 2.0
@@ -217,7 +218,7 @@ class Pickup:
             deferred = SubmissionDeferred(
                 Evidence("4.3.0", "4.3.0 too many long conversions are waiting")
             )
-        except (StoreError, OSError) as error:
+        except (StoreError, SpoolError, OSError) as error:
             deferred = SubmissionDeferred(Evidence("4.3.0", str(error)))
             is_told = not self._store_fault.is_new(error)
         except Exception:  # noqa: BLE001 - an error with one must not stop the others

@@ -1,7 +1,7 @@
 """Process a pending submission: read, convert, submit, file the original or report the failure.
 
 Every step can be repeated after a crash. Step 3 is recorded before the message is submitted. On a
-StoreError or OSError the submission is unchanged.
+StoreError, SpoolError or OSError the submission is unchanged.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ _log = get_logger("pickup")
 class InboxReporter(Protocol):
     """Writes non-delivery reports: relay.reports' Reporter."""
 
-    def inbox_report(
+    async def inbox_report(
         self,
         kind: ReportKind,
         message: MessageFacts,
@@ -57,7 +57,9 @@ class InboxReporter(Protocol):
         *,
         content: Content,
     ) -> bytes:
-        """Return the non-delivery report as a message for an Inbox."""
+        """Return the non-delivery report as a message for an Inbox. Raises SpoolError if its copy
+        for an operator is not durable.
+        """
         ...
 
 
@@ -198,7 +200,7 @@ class SubmissionProcessor:
             for address in message.recipients
         ]
         kind = ReportKind.UNKNOWN if end.unknown else ReportKind.FAILED
-        report = self.reports.inbox_report(kind, about, recipients, content=message.content)
+        report = await self.reports.inbox_report(kind, about, recipients, content=message.content)
         reply = end.evidence.reply
         self._record(pending, Step.CONVERTED, {"unknown" if end.unknown else "failed": reply})
         detail = {"kind": str(kind), "to": pending.account, "reply": reply}

@@ -6,7 +6,7 @@ one recipient with NOTIFY=NEVER, and a next hop. Ingress (step 5) and delivery (
 together with the failure; pickup puts the report on a failed step 3 into the Inbox.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
@@ -90,13 +90,14 @@ def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """The address that gets copies of reports, "" for none, and of which kinds. `submit` takes a
-    copy of a report that goes into an Inbox without the spool.
+    """The address that gets copies of reports, "" for none, and of which kinds. `accept` makes the
+    copy of a report durable that goes into an Inbox without the spool; the same submission key
+    again changes nothing.
     """
 
     to: str = ""
     kinds: frozenset[str] = frozenset()
-    submit: Callable[[NewMessage], object] = lambda _: None
+    accept: Callable[[NewMessage, str], Awaitable[None]] | None = None
 
 
 class LeftOut(StrEnum):
@@ -180,7 +181,7 @@ class Reporter:
             events.append(Event(Step.REPORT, self._clock.time_us(), detail))
         return ReportPlan(tuple(messages), tuple(events))
 
-    def inbox_report(
+    async def inbox_report(
         self,
         kind: ReportKind,
         message: MessageFacts,
@@ -188,13 +189,16 @@ class Reporter:
         *,
         content: Content,
     ) -> bytes:
-        """Return the report on a submission that failed in step 3, for the Inbox.
+        """Return the report on a submission that failed in step 3, for the Inbox. Its ENVID is the
+        submission id.
 
-        It has the Return-Path that final delivery would add (RFC 5321 4.4).
+        It has the Return-Path that final delivery would add (RFC 5321 4.4). Its copy is durable
+        then, so that no crash loses it before the submission is removed. Raises SpoolError.
         """
+        if self._copies.accept is not None:
+            for copy in self._copy(kind, message, recipients, content=content):
+                await self._copies.accept(copy, f"copy of {message.envelope.envid}")
         self.count(kind)
-        for copy in self._copy(kind, message, recipients, content=content):
-            self._copies.submit(copy)
         shown = self._in_wall_time(message)
         return b"Return-Path: <>\r\n" + self._written(kind, shown, recipients, content=content)
 

@@ -10,6 +10,8 @@ from tests.support.relay_process import RelayProcess
 from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes
 
+TEN_DAYS_US = 10 * 86400 * 1_000_000
+
 
 @dataclass
 class HeldRemote:
@@ -44,3 +46,10 @@ def relay() -> Iterator[RelayProcess]:
         yield made
     finally:
         made.close()
+
+
+def make_too_old_to_send(relay: RelayProcess) -> None:
+    """The name says since when it is ready. A key of that age may be forgotten, so it is never sent."""
+    (pending,) = relay.pending_submissions()
+    submission_id, _, ready_us = pending.name.partition("@")
+    pending.rename(pending.with_name(f"{submission_id}@{int(ready_us) - TEN_DAYS_US}"))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from relay.crashpoints import CrashPoint
-from tests.crash.conftest import HeldRemote
+from tests.crash.conftest import HeldRemote, make_too_old_to_send
 from tests.support.graph_client import message
 from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
@@ -35,7 +35,6 @@ PASSED_AGAIN = POINTS[
 ]
 BIG = "0123456789abcdef" * 16_000  # the spool keeps it as a file
 RECIPIENTS: dict[str, Any] = {"to": ["x@a.test"], "cc": ["bob@example.test"], "bcc": ["y@a.test"]}
-TEN_DAYS_US = 10 * 86400 * 1_000_000
 
 
 def send(relay: RelayProcess, point: CrashPoint, **options: Any) -> str:
@@ -286,10 +285,3 @@ def test_a_kill_after_a_failure_bounces_once(held: HeldRemote, crashes: int) -> 
     changed = relay.graph("PATCH", f"/me/messages/{draft}", {"subject": "a draft again"})
     assert changed.status == 200
     assert relay.subjects("alice", "Drafts") == ["a draft again"]
-
-
-def make_too_old_to_send(relay: RelayProcess) -> None:
-    """The name says since when it is ready. A key of that age may be forgotten, so it is never sent."""
-    (pending,) = relay.pending_submissions()
-    submission_id, _, ready_us = pending.name.partition("@")
-    pending.rename(pending.with_name(f"{submission_id}@{int(ready_us) - TEN_DAYS_US}"))

@@ -6,10 +6,15 @@ invariants 1, 2 and 5.
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPException
+from signal import SIGKILL
 
 import pytest
 
-from tests.support.relay_process import until
+from relay.crashpoints import CrashPoint
+from tests.crash.conftest import make_too_old_to_send
+from tests.support.relay_process import RelayProcess, until
 from tests.support.remote_mx import EXTENSIONS, RemoteMx
 from tests.support.remotes import Remotes
 from tests.support.reports import report_about, reports_of
@@ -17,6 +22,7 @@ from tests.support.reports import report_about, reports_of
 pytestmark = pytest.mark.crash
 
 ALICE = "alice@example.test"
+PEOPLE = ("alice", "bob")
 FIRST, LAST = ["x@a.test", "y@a.test"], "z@a.test"
 
 
@@ -69,3 +75,32 @@ def test_a_kill_between_two_transactions_leaves_one_report(remotes: Remotes, the
         assert [one.addresses for one in remote.envelopes] == [FIRST, [LAST]][: len(named) - 1]
         assert relay.metric("relay_queue_unaccounted") == 0
         assert relay.faults() == []
+
+
+POINTS = (CrashPoint.SPOOL_BEFORE_COMMIT, CrashPoint.SPOOL_COMMITTED, CrashPoint.REPORT_WRITTEN)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_leaves_the_copy_of_a_report_in_an_inbox(point: CrashPoint) -> None:
+    """The report on what pickup could not submit is not committed by the spool; its copy is."""
+    copies = {"reports": {"copy_to": "bob@example.test", "copy_kinds": ["unknown"]}}
+    relay = RelayProcess(config=copies)
+    try:
+        relay.start(crash_at=CrashPoint.REQUEST_ANSWERED)
+        with suppress(OSError, HTTPException):
+            relay.send_mail(to=["x@a.test"])
+        assert relay.wait_end() == -SIGKILL
+        make_too_old_to_send(relay)
+        relay.start(crash_at=point, wait=False)
+        assert relay.wait_end() == -SIGKILL
+        relay.start()
+        report, copy = (report_about(relay, "x@a.test", person=one) for one in PEOPLE)
+        assert copy.message["to"] == "bob@example.test"
+        assert copy.about == report.about
+        until("no submission is pending", lambda: not relay.pending_submissions())
+        until("nothing is left", lambda: not relay.queue())
+        assert [len(reports_of(relay, one)) for one in PEOPLE] == [1, 1]
+        assert relay.metric("relay_queue_unaccounted") == 0
+        assert relay.faults() == []
+    finally:
+        relay.close()

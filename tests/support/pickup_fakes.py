@@ -111,8 +111,12 @@ class Reports:
 
     def __init__(self):
         self.asked = []
+        self.error_once = None
 
-    def inbox_report(self, kind, message, recipients, *, content):
+    async def inbox_report(self, kind, message, recipients, *, content):
+        if error := self.error_once:
+            self.error_once = None
+            raise error
         self.asked.append((kind, message, content, list(recipients)))
         return b"report"
 

@@ -19,6 +19,7 @@ from relay.mailbox.types import (
 from relay.message.content import LARGE_BYTES, MemoryOctets
 from relay.message.envelope import Envelope
 from relay.pickup import conversion
+from relay.spool.types import SpoolUnavailableError
 from tests.support import converters
 from tests.support.events import until
 from tests.support.manual_clock import ManualClock
@@ -288,6 +289,14 @@ async def test_an_error_of_the_store_retries_the_submission(fakes, error_once):
     await fakes.run_until_ended()
     assert set(fakes.ready.filed) == {pending.submission_id}
     assert len(fakes.ready.delays) == 1
+
+
+async def test_an_error_of_the_spool_with_the_copy_of_a_report_retries_the_submission(fakes):
+    pending = fakes.submit()
+    fakes.reports.error_once = SpoolUnavailableError("disk")
+    await fakes.run_until_ended(replies={"DOT": "554 5.7.1 no"})
+    assert set(fakes.ready.failed) == {pending.submission_id}
+    assert (len(fakes.ready.delays), len(fakes.reports.asked)) == (1, 1)
 
 
 async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):

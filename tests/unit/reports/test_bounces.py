@@ -218,8 +218,8 @@ def test_every_message_has_its_own_id(reporter):
     assert all(len(one) == 16 for one in ids)
 
 
-def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
-    octets = reporter.reporter.inbox_report(
+async def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
+    octets = await reporter.reporter.inbox_report(
         ReportKind.FAILED, MESSAGE, [recipient()], content=CONTENT
     )
     parsed = email.message_from_bytes(octets, policy=email.policy.default)

@@ -1,10 +1,14 @@
 """Copies of reports for an operator."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 
 from relay.message.envelope import Envelope, Notify, Source
 from relay.mime.dsn import ReportKind
 from relay.reports.bounces import Copies
+from relay.spool.types import SpoolUnavailableError
 from tests.unit.reports.test_bounces import (
     CONTENT,
     FROM_A_REPORT,
@@ -21,9 +25,15 @@ OPS = "ops@example.com"
 def reporter():
     counted = CountedReporter()
     counted.hops[OPS] = MX
-    counted.submitted = []
+    counted.accepted, counted.error = {}, None
+
+    async def accept(copy, submission_key):
+        if counted.error is not None:
+            raise counted.error
+        counted.accepted[submission_key] = copy
+
     kinds = frozenset({"failure", "unknown"})
-    counted.reporter.send_copies(Copies(OPS, kinds, counted.submitted.append))
+    counted.reporter.send_copies(Copies(OPS, kinds, accept))
     return counted
 
 
@@ -47,6 +57,18 @@ def test_there_is_a_copy_of_these_kinds_and_of_what_is_reported_only(reporter):
     assert len(reporter.failures([recipient()], FROM_A_REPORT).messages) == 1  # a dead letter
     never = recipient(notify=frozenset({Notify.NEVER}))
     assert reporter.failures([never]).messages == ()
-    reporter.reporter.inbox_report(ReportKind.UNKNOWN, MESSAGE, [recipient()], content=CONTENT)
-    (copy,) = reporter.submitted
+
+
+async def test_there_is_no_report_for_an_inbox_before_its_copy_is_accepted(reporter):
+    message = replace(MESSAGE, envelope=replace(MESSAGE.envelope, envid="0abc.0def"))
+    reporter.error = SpoolUnavailableError("no room")
+    for error in (reporter.error, None, None):  # a submission that is processed again
+        reporter.error = error
+        with pytest.raises(SpoolUnavailableError) if error else nullcontext():
+            await reporter.reporter.inbox_report(
+                ReportKind.UNKNOWN, message, [recipient()], content=CONTENT
+            )
+    ((submission_key, copy),) = reporter.accepted.items()
+    assert submission_key == "copy of 0abc.0def"
     assert copy.entries[0].recipients[0].path.address == OPS
+    assert reporter.counted() == {"unknown": 2}
