@@ -1,4 +1,4 @@
-"""How many messages share a sync, and what a lone sender waits for.
+"""How many messages share a sync, what a lone sender waits for, and what a large report costs.
 
 Every sync of the relay counts, those of settlements and checkpoints as well. Without
 strace, commits count in place of syncs.
@@ -6,6 +6,7 @@ strace, commits count in place of syncs.
 
 import os
 import shutil
+import smtplib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ _CAPTURED = ["user@capture.test"]
 _TURNS = 5
 _IN_A_TURN = 60
 _IN_A_SESSION = 5
+_REFUSED = 1000
 
 
 def measure(setting: Setting) -> Iterator[Figure]:
@@ -43,6 +45,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
     relay.remove()
     with setting.empty("alone") as relay:
         yield from _waited(setting, relay)
+        yield from _refused(relay)
     relay.remove()
 
 
@@ -114,3 +117,24 @@ def _pauses(sinks: Sinks, relay: Instance, *, name: str, sender: str) -> list[fl
         sent = sinks.send(load)[0]
         pauses += [end - dot for end, dot in zip(sent.answered_s, sent.dot_s, strict=True)]
     return pauses
+
+
+def _refused(relay: Instance) -> Iterator[Figure]:
+    """The processor time of a message whose host refuses all its recipients: its acceptance, the
+    attempt, and the one report that names them.
+    """
+    inbox = relay.mailboxes / "bob" / "new"
+    recipients = [f"nobody{number}@live0.test" for number in range(_REFUSED)]
+    took_s = 0.0
+    for turn in (1, 2):  # the first is to warm up
+        before_s, until_s = relay.cpu_s(), time.monotonic() + 60
+        with smtplib.SMTP("127.0.0.1", relay.smtp_port) as session:
+            session.sendmail("bob@example.test", recipients, "Subject: measured\r\n\r\nHello.\r\n")
+        while not (inbox.is_dir() and len(list(inbox.iterdir())) == turn):
+            assert time.monotonic() < until_s, "no report"
+            time.sleep(0.01)
+        took_s = relay.cpu_s() - before_s
+    named = next(inbox.iterdir()).read_bytes().count(b"\nAction: failed")
+    note = f"{named} in a report; {relay.metric('relay_reports_total'):g} reports of 2 messages"
+    text = f"a message with {_REFUSED:,} refused recipients"
+    yield Figure(f"processor time of {text}", took_s, "s", most=0.5, note=note)

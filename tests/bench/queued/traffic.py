@@ -21,6 +21,7 @@ FAST, SLOW, SLUGGISH = "127.0.0.1", "127.0.0.2", "127.0.0.5"
 DELAY_S = {FAST: 0.0, SLOW: 0.2, SLUGGISH: 0.5}  # before the reply to a final dot
 _EHLO = b"250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
 _REPLIES = {b"EHLO": _EHLO, b"DATA": b"354 go\r\n", b"QUIT": b"221 2.0.0 bye\r\n"}
+_REFUSED = b"550 5.1.1 no such user here, as far as this host knows\r\n"
 _STAMP = b"X-Stamp: "
 _BLACK_HOLES = 1000
 _BACKLOG_FILLERS = 2
@@ -219,12 +220,13 @@ def _black_holes(port: int) -> Any:
 
 
 class _Sink(asyncio.Protocol):
-    """Takes every message and says which stamp came."""
+    """Takes every message and says which stamp came; refuses recipients that begin with nobody."""
 
     def __init__(self, arrived: Callable[[str], None], delay_s: float) -> None:
         self._tell = arrived
         self._delay_s = delay_s
         self._buffer = b""
+        self._has_recipient = False
         self._in_content = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -257,6 +259,12 @@ class _Sink(asyncio.Protocol):
             return None
         self._buffer = rest
         verb = line[:4].upper()
+        if line[:15].upper() == b"RCPT TO:<NOBODY":
+            return _REFUSED
+        if verb in (b"MAIL", b"RCPT"):
+            self._has_recipient = verb == b"RCPT"
+        elif verb == b"DATA" and not self._has_recipient:
+            return b"554 5.5.1 no valid recipients\r\n"
         self._in_content = verb == b"DATA"
         return _REPLIES.get(verb, b"250 2.0.0 ok\r\n")
 
