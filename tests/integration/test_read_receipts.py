@@ -100,6 +100,48 @@ def test_an_account_here_gets_a_receipt_at_once(relay, subject) -> None:
     assert "kind read" in relay.cli("trace", name).stdout
 
 
+MDN = """Subject: Read: {subject}
+MIME-Version: 1.0
+Content-Type: multipart/report; report-type=disposition-notification; boundary=b
+
+--b
+
+Your message was displayed.
+--b
+Content-Type: message/disposition-notification
+
+Reporting-UA: mail.a.test; A Mailer
+Original-Recipient: rfc822;{reader}
+Final-Recipient: rfc822;{reader}
+Original-Message-ID: {message_id}
+Disposition: manual-action/MDN-sent-manually; displayed
+
+--b--
+"""
+
+
+def test_a_receipt_from_outside_is_joined_to_its_message(relay, subject) -> None:
+    queue_id = relay.submit(
+        "alice@example.test", ["x@a.test", "y@a.test"],
+        asked(subject).replace(b"Message-ID: <m@example.test>\r\n", b""),
+    )  # fmt: skip
+    message_id = relay.until_final(queue_id)["message_id"]
+    for reader in ("x@a.test", "stranger@a.test"):  # who is no recipient has read nothing
+        text = MDN.format(subject=subject, reader=reader, message_id=message_id)
+        content = text.replace("\n", "\r\n").encode()
+        received = relay.submit("", ["alice@example.test"], content, source="127.0.0.2")
+        relay.until_final(received)
+    journey = relay.journey(queue_id)
+    [detail] = [one["detail"] for one in journey["steps"] if one["step"] == 7]
+    assert (detail["by"], detail["kind"], detail["recipients"]) == ("remote", "read", ["x@a.test"])
+    assert detail["source"]["client"] == "127.0.0.2"
+    shown = {one["address"]: (one["state"], one["reported"]) for one in journey["recipients"]}
+    assert shown["y@a.test"] == ("relayed", None)
+    state, reported = shown["x@a.test"]
+    assert (state, reported["kind"], reported["by"]) == ("relayed", "read", "remote")
+    assert len(receipts(relay, subject)) == 2
+
+
 def test_a_second_patch_sends_no_second_one(relay, subject) -> None:
     deliver(relay, "alice@example.test", "bob", asked(subject))
     for is_read in (True, False, True):
