@@ -168,7 +168,8 @@ def one_browser() -> "Iterator[Browser]":
 
 
 @pytest.fixture
-def browser(one_browser: "Browser") -> "Browser":
+def browser(one_browser: "Browser") -> "Iterator[Browser]":
     """An empty browser: no cookies, no cache, one window, an empty console."""
     one_browser.reset()
-    return one_browser
+    yield one_browser
+    one_browser.leave()

@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException
+from selenium.common.exceptions import (
+    NoAlertPresentException,
+    StaleElementReferenceException,
+    WebDriverException,
+)
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.webelement import WebElement
@@ -72,7 +76,8 @@ class Browser:
         for handle in self.driver.window_handles:
             if handle != self._window:
                 self._close(handle)
-        self.open("about:blank")
+        if self.driver.current_url != "about:blank":
+            self.open("about:blank")
         self._command("Network.clearBrowserCache")
         self._command("Storage.clearDataForOrigin", origin="*", storageTypes="all")
         self._command("Emulation.setScriptExecutionDisabled", value=False)
@@ -84,6 +89,12 @@ class Browser:
         self._first_mark = self._mark_from_blank()
         self._read_console()
         self._console.clear()
+
+    def leave(self) -> None:
+        """Leave the page: the scripts of a live one would go on until the next test."""
+        with contextlib.suppress(WebDriverException):  # the next reset() sees to what is left
+            self.driver.switch_to.window(self._window)
+            self.driver.get("about:blank")
 
     def open(self, url: str) -> None:
         """Load a page; return when it and what it includes are loaded."""
