@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.interop.conftest import program
+from tests.support.relay_process import until
 
 _SETTINGS = """\
 set folder="{home}" spoolfile="{home}" mbox_type=Maildir header_cache="" charset=utf-8
 set confirmappend=no confirmcreate=no delete=yes move=no mark_old=no quit=yes copy=no
 set wait_key=no pipe_decode=no pipe_split=yes sleep_time=0 sort=subject resolve=no
+set pager="cat >>{shown} <" prompt_after=no
 push "{keys}"
 """
 _SECONDS_MAX = 30
@@ -31,7 +33,7 @@ def press(relay, tmp_path) -> Press:
     def run(keys: str, folder: str = "") -> None:
         home = relay.home("alice")
         settings = tmp_path / "muttrc"
-        settings.write_text(_SETTINGS.format(home=home, keys=keys))
+        settings.write_text(_SETTINGS.format(home=home, keys=keys, shown=tmp_path / "shown"))
         controller, terminal = pty.openpty()
         process = subprocess.Popen(
             [command, "-n", "-F", str(settings), "-f", str(home / folder)],
@@ -119,3 +121,23 @@ def test_a_delta_query_has_what_it_does(relay, press):
     assert found[ids["second"]] == {"id": ids["second"], "@removed": {"reason": "changed"}}
     assert found[ids["third"]] == {"id": ids["third"], "@removed": {"reason": "deleted"}}
     assert found[ids["first"]]["isRead"] is True
+
+
+def test_it_shows_a_report_and_a_read_receipt(relay, press, tmp_path):
+    relay.until_final(relay.send_mail(to=["nobody@example.test"], subject="lunch"))
+    asking = "Disposition-Notification-To: alice@example.test\r\nAccept-Language: de\r\n"
+    content = f"{asking}Subject: lunch\r\n\r\nx\r\n".encode()
+    relay.until_final(relay.submit("alice@example.test", ["bob@example.test"], content))
+    [copy] = relay.messages("inbox", token="bob")
+    relay.graph("PATCH", f"/me/messages/{copy['id']}", {"isRead": True}, token="bob")
+    until("both", lambda: len(relay.subjects("alice")) == 2)
+    press("<display-message><next-entry><display-message><quit>")
+    receipt, _, report = (tmp_path / "shown").read_text().partition("Undeliverable: lunch")
+    assert "Read: lunch" in receipt
+    refused = "nobody@example.test\n    The address was not found at example.test.\n"
+    for shown, said in (
+        (receipt, "als gelesen markiert:\n\n  bob@example.test\n"),
+        (report, f"to this recipient:\n\n  {refused}"),
+    ):
+        assert said in shown.partition("[-- Attachment #2 --]")[0], shown
+        assert "<html" not in shown
