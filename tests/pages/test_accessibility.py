@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from relay.testing import Relay
 from tests.support.browser import AXE, Browser
 from tests.support.long_tests import sampled
 from tests.support.relay_config import OPERATOR
@@ -118,6 +119,24 @@ def test_the_answer_and_the_content_of_a_deferred_message_come_first(
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert axe(browser) == []
     assert errors_of(browser) == []
+
+
+def test_what_hosts_claim_fits_a_narrow_window(browser: Browser):
+    people = ["bob+later550@example.org", f"{'x' * 50}+later550@{'y' * 60}.example"]
+    with Relay() as relay:
+        message = relay.send("alice@example.test", people, "Late", "text")
+        relay.settle()
+        relay.clock.advance(seconds=30)  # until their hosts report
+        relay.settle()
+        for width, scheme in ((320, "light"), (320, "dark"), (800, "light")):
+            browser.set_width(width)
+            browser.emulate_scheme(scheme)
+            browser.open(f"{relay.http_url}/messages/{message.journey['id']}")
+            claims = "document.body.innerText.split('claims that it was not delivered').length"
+            assert browser.evaluate(claims) - 1 == 4  # the answer and step 7, of both
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            assert axe(browser) == []
+        assert errors_of(browser) == []
 
 
 def test_axe_is_installed():
