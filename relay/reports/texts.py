@@ -7,8 +7,9 @@ The fields of templates are in docs/reports.md.
 """
 
 import re
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -48,6 +49,7 @@ from relay.settings.tree import Language, ReportsSettings
 LANGUAGES: Sequence[str] = get_args(Language)
 _KINDS: Sequence[str] = (*ReportKind, *ReceiptKind)
 _RENDERED_CHARACTERS_MAX = 256 * 1024  # of an operator's template
+_RENDERING_S_MAX = 0.2  # of processor time; a template with 100 recipients takes milliseconds
 _FILE_OCTETS_MAX = 64 * 1024
 _FILES_MAX = 1000
 _KIND_FIELDS = frozenset(
@@ -59,13 +61,14 @@ _RECEIPT_FIELDS = frozenset(
      "queue_id")
 )  # fmt: skip
 _STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
+_COUNTED = "_counted"  # what each loop of a template goes through
 _COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar beside good and bad news
 _status_file = re.compile(r"([45]\.[0-9]{1,3}(?:\.[0-9]{1,3})?)\.txt").fullmatch
 _log = get_logger("reports")
 
 
 class _TooLongError(Exception):
-    """A template wrote more than a report may have."""
+    """A template wrote more than a report may have, or took too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +235,16 @@ def _reasons(recipients: Sequence[RecipientFields]) -> Sequence[Reason]:
 
 def _bounded(template: jinja2.Template, fields: Mapping[str, Any]) -> str:
     """Return the text of a template. Raises what the template raises, and _TooLongError."""
+    end_s = time.thread_time() + _RENDERING_S_MAX
+
+    def counted(items: Iterable[Any]) -> Iterator[Any]:
+        for one in items:
+            if time.thread_time() > end_s:
+                raise _TooLongError(f"loops for more than {_RENDERING_S_MAX} s")
+            yield one
+
     pieces, size = [], 0
-    for piece in template.generate(fields):
+    for piece in template.generate({**fields, _COUNTED: counted}):
         pieces.append(piece)
         size += len(piece)
         if size > _RENDERED_CHARACTERS_MAX:
@@ -380,7 +391,11 @@ def _compiled(file: Path) -> jinja2.Template:
             expected = f"one of {', '.join(sorted(known))}"
             text = f"found an unknown field {shown(name.name)}, expected {expected}"
             raise jinja2.TemplateSyntaxError(text, name.lineno, filename=str(file))
-    code = environment.compile(source, filename=str(file))
+    for loop in list(tree.find_all(jinja2.nodes.For)):
+        counted = jinja2.nodes.Name(_COUNTED, "load", lineno=loop.lineno)
+        call = jinja2.nodes.Call(counted, [loop.iter], [], None, None, lineno=loop.lineno)
+        loop.iter = call.set_environment(environment)
+    code = environment.compile(tree, filename=str(file))
     return environment.template_class.from_code(environment, code, environment.globals)
 
 

@@ -283,6 +283,14 @@ def test_a_text_for_a_status_goes_before_that_of_its_subject(load, files, expect
         ({"en/failure.txt": "{% include 'x' %}"}, "en/failure.txt:1: no loader for this environment"),
         ({"en/failure.txt": "{% for a in range(9999) %}{{ 'x' * 999 }}{% endfor %}"},
          "en/failure.txt: more than 262144 characters"),
+        ({"en/failure.txt": "{% for a in range(10**9) %}{% endfor %}"},
+         "en/failure.txt:1: Range too big."),
+        ({"en/failure.txt": "{% for a in range(90000) %}\n{% for b in range(90000) %}\n"
+          "{% endfor %}\n{% endfor %}"},
+         "en/failure.txt:2: loops for more than 0.2 s"),
+        ({"de/read.html": "{% macro f() %}{% for a in range(90000) %}{% for b in range(90000) %}"
+          "{% endfor %}{% endfor %}{% endmacro %}\n{{ f() }}"},
+         "de/read.html:1: loops for more than 0.2 s"),
         ({"en/failure.txt": "x" * 70_000}, "en/failure.txt: found more than 65536 octets"),
         ({"en/faliure.txt": "x"}, 'en/faliure.txt: found "faliure.txt", expected KIND.txt or KIND.html'),
         ({"en/5.2.2.html": "x"}, 'en/5.2.2.html: found "5.2.2.html", expected'),
@@ -311,8 +319,12 @@ def test_octets_that_are_no_utf8_are_a_fault(load, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["{% if count > 1000 %}{{ 1 // 0 }}{% endif %}", "{{ 'x' * (count * 300) }}"],
-    ids=["raises", "too long"],
+    [
+        "{% if count > 1000 %}{{ 1 // 0 }}{% endif %}",
+        "{{ 'x' * (count * 300) }}",
+        "{% for a in range(count - 101) %}{% set b = range(99999) | sum %}{% endfor %}",
+    ],
+    ids=["raises", "too long", "takes too long"],
 )
 def test_a_template_that_fails_later_gives_way_and_is_logged(load, text):
     own = load({"en/failure.txt": text})
