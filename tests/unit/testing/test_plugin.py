@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.long_tests import long
+
 BOUNCE = """
 def test_bounce(relay, internet):
     internet.domain("gmail.com").rcpt("joe").reply("550 5.1.1 no such user")
@@ -133,6 +135,7 @@ def test_it(app, internet, clock, number):
     assert code == 0, output
 
 
+@long
 def test_a_relay_can_be_shared_as_relay(run):
     conftest = """
 import pytest
@@ -188,6 +191,7 @@ def test_passes(relay):
     assert Path(found[1]).is_relative_to(tmp_path / "tmp")
 
 
+@long
 def test_four_workers_do_not_collide(run):
     test = """
 import smtplib
