@@ -354,9 +354,9 @@ class AttemptRecorder:
                 name = str(RecipientState.EXPIRED)
             else:
                 name = outcome_name(outcome)
-                self._metrics.attempts.labels(name, deferral_class(outcome)).inc()
+                self._metrics.attempts_by(name, deferral_class(outcome)).inc()
             if name in _FINAL_NAMES:
-                self._metrics.recipients.labels(name).inc()
+                self._metrics.recipients_by(name).inc()
             if isinstance(outcome, Delivered | Relayed):
                 self._metrics.delivery_seconds.observe(max(0.0, delay_s))
             evidence = outcome.evidence

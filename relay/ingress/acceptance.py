@@ -345,7 +345,7 @@ class Acceptance:
         if not accepted.repeated:
             self._log_accepted(message, client)
             for recipient in message.final_recipients:
-                self.metrics.recipients.labels(outcome=recipient.state).inc()
+                self.metrics.recipients_by(recipient.state).inc()
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
         # RFC 5321 4.1.1.4: Relay is responsible now
         return DataReply(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
@@ -369,7 +369,7 @@ class Acceptance:
             sender=facts.envelope.reverse_path,
             recipients=count + len(message.final_recipients),
             size_bytes=facts.size,
-            via=facts.source,
+            via=facts.source.value,  # the log is slow for what is not exactly a str
             client=client.address,
             helo="" if facts.submission_id else client.helo,
             login=client.account or facts.account if facts.submission_id else client.account,

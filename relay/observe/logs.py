@@ -1,13 +1,15 @@
 """The log: one event per line on stderr, as JSON, as logfmt, or for a terminal.
 
 Every room logs through get_logger(); the app calls configure() once at start. A line has at most
-4096 bytes and no control characters; values are clipped, secrets are left out. When the reader of
-the log stops reading, lines are dropped and counted, and nothing waits (see LogSink).
+4096 bytes and no control characters; values are clipped, secrets are left out. The lines of a turn
+of the event loop are written together at its end; only a process that is killed loses them. When
+the reader of the log stops reading, lines are dropped and counted, and nothing waits (see LogSink).
 
 A process has one log. Several relays in one process can have a log each: use() and inherit().
 sd-daemon(3) prefixes, JOURNAL_STREAM of systemd.exec(5), logfmt, JSON lines.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -36,6 +38,7 @@ LINE_BYTES_MAX = 4096  # PIPE_BUF: a writable pipe takes such a line whole, with
 BACKLOG_LINES_MAX = 4000  # at most 16 MiB
 _CLIPS = (512, 128, 32, 8)  # characters per value; the first that makes the line fit
 _FIELDS_MAX = 24
+_PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 _FRAMES_MAX = 4
 _DRAIN_TIMEOUT_MS = 1000
 _SECRET_NAMES = frozenset({"authorization", "body", "content", "password", "secret", "token"})
@@ -136,10 +139,12 @@ class RepeatedError:
 class LogSink:
     """Renders events and writes lines to a descriptor that may not take them.
 
-    Before each line the descriptor is polled, without waiting. If it is not writable (a stopped
-    pager, a full pipe, a stalled journal), the line is added to a bounded backlog, which is written
-    before the next line. When the backlog is full, new lines are dropped and counted, and the next
-    line that is written has their number. A log without a reader never stops the mail.
+    Lines are added to a bounded backlog. In an event loop it is written at the end of the turn, as
+    many lines at once as a writable pipe takes without blocking; elsewhere, and for an error, at
+    once. Before each write the descriptor is polled, without waiting. If it is not writable (a
+    stopped pager, a full pipe, a stalled journal), the lines stay. When the backlog is full, new
+    lines are dropped and counted, and the next line that is written has their number. A log without
+    a reader never stops the mail.
     """
 
     def __init__(self) -> None:
@@ -151,6 +156,7 @@ class LogSink:
         self.priority_max = _PRIORITY["warning"]
         self._backlog: deque[bytes] = deque()
         self._dropped = 0
+        self._turn_of: asyncio.AbstractEventLoop | None = None  # it will write the backlog
         self._lock = threading.Lock()
         self._poll = select.poll()
         self._second = -1
@@ -168,6 +174,10 @@ class LogSink:
         priority = _PRIORITY[method]
         if priority > self.priority_max:
             raise structlog.DropEvent
+        if self.form == "json" and _is_plain(event, method):
+            line = self._line(priority, {"room": "", "event": "", **event})
+            if len(line) <= _CLIPS[0]:  # so no value is longer
+                return line
         _describe_exception(event, method)
         for clip in _CLIPS:
             line = self._line(priority, _fields(event, clip))
@@ -175,27 +185,48 @@ class LogSink:
                 return line
         return line[: LINE_BYTES_MAX // 8]
 
-    def write(self, line: str) -> None:
-        """Write a line, or add it to the backlog, or drop and count it. Never waits."""
+    def write(self, line: str, *, at_once: bool = False) -> None:
+        """Write a line at the end of the turn, or at once, or drop and count it. Never waits."""
         encoded = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
-            if self._backlog or self._dropped:
+            if self._dropped or len(self._backlog) >= BACKLOG_LINES_MAX:
                 self._write_backlog(0)
-            if not self._backlog and self._is_writable(0):
-                self._write_now(encoded)
-            elif len(self._backlog) < BACKLOG_LINES_MAX:
+            if len(self._backlog) < BACKLOG_LINES_MAX:
                 self._backlog.append(encoded)
             else:
                 self._dropped += 1
+            if at_once or not self._has_turn():
+                self._write_backlog(0)
 
     def drain(self, timeout_ms: int) -> None:
         """Write the backlog; give up when the reader takes nothing for `timeout_ms`."""
         with self._lock:
             self._write_backlog(timeout_ms)
 
+    def _has_turn(self) -> bool:
+        """Return whether an event loop runs here; the end of its turn writes the backlog."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        if self._turn_of is not loop:
+            self._turn_of = loop
+            loop.call_soon(self._end_turn)
+        return True
+
+    def _end_turn(self) -> None:
+        with self._lock:
+            self._turn_of = None
+            self._write_backlog(0)
+
     def _write_backlog(self, timeout_ms: int) -> None:
         while self._backlog and self._is_writable(timeout_ms):
-            self._write_now(self._backlog.popleft())
+            lines = [self._backlog.popleft()]
+            size_bytes = len(lines[0])
+            while self._backlog and size_bytes + len(self._backlog[0]) <= LINE_BYTES_MAX:
+                lines.append(self._backlog.popleft())
+                size_bytes += len(lines[-1])
+            self._write_now(b"".join(lines))
         if self._dropped and not self._backlog and self._is_writable(timeout_ms):
             fields = {"room": "journal", "event": "log lines dropped", "lines": self._dropped}
             self._dropped = 0
@@ -250,7 +281,18 @@ class _StandardLibrary(logging.Handler):
             event["exc_info"] = record.exc_info
         known = method if method in _PRIORITY else "warning"
         with contextlib.suppress(structlog.DropEvent):
-            _sink.write(_sink.render(known, event))
+            _sink.write(_sink.render(known, event), at_once=_PRIORITY[known] <= _PRIORITY["error"])
+
+
+def _is_plain(event: Mapping[str, Any], method: str) -> bool:
+    """Return whether the event can be written as it is, if its line is short: nearly always."""
+    return (
+        len(event) <= _FIELDS_MAX
+        and _PLAIN_TYPES.issuperset(map(type, event.values()))
+        and _SECRET_NAMES.isdisjoint(event)
+        and "exc_info" not in event
+        and method != "exception"
+    )
 
 
 def _describe_exception(event: MutableMapping[str, Any], method: str) -> None:
@@ -326,11 +368,11 @@ def _quoted(text: str) -> str:
 
 
 def _json_line(fields: Mapping[str, Any]) -> str:
-    with contextlib.suppress(UnicodeEncodeError, OverflowError):  # a lone surrogate, a huge number
+    try:
         line = msgspec.json.encode(fields).decode()
-        if line.isprintable():
-            return line
-    return json.dumps(fields)
+    except (UnicodeEncodeError, OverflowError):  # a lone surrogate, a huge number
+        return json.dumps(fields)
+    return line if line.isprintable() else json.dumps(fields)
 
 
 def _level(priority: int) -> str:
@@ -365,7 +407,12 @@ class _ContextLog:
     def write(line: str) -> None:
         (_own_sink.get() or _sink).write(line)
 
-    debug = info = warning = error = critical = exception = write
+    @staticmethod
+    def write_at_once(line: str) -> None:
+        (_own_sink.get() or _sink).write(line, at_once=True)
+
+    debug = info = warning = write
+    error = critical = exception = write_at_once
 
 
 _PROCESSORS: list[Any] = [_ContextLog.render]

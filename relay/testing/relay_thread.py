@@ -181,6 +181,7 @@ class RelayThread:
                 logs.use(sink)
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     runner.run(self._serve())
+                sink.drain(0)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             if not self._started.done():
                 self._started.set_exception(error)

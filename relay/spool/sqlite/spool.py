@@ -299,7 +299,7 @@ class SqliteSpool:
         else:
             self._files.committed(files)
             for one in messages:
-                self._metrics.accepted.labels(one.facts.source).inc()
+                self._metrics.accepted_by(one.facts.source).inc()
         return accepted
 
     async def settle(
@@ -330,7 +330,7 @@ class SqliteSpool:
             await self._remove(files)
         self._files.committed(files)
         for report in settlement.reports if recorded.in_time else ():
-            self._metrics.accepted.labels(report.facts.source).inc()
+            self._metrics.accepted_by(report.facts.source).inc()
         return recorded.in_time, recorded.claims
 
     async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:

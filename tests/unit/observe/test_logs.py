@@ -1,11 +1,15 @@
 """The log: one bounded line per event, in three forms, and writing never blocks."""
 
 import asyncio
+import contextlib
 import contextvars
 import fcntl
+import itertools
 import json
 import logging
 import os
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -82,6 +86,13 @@ def test_json(reader):
         "to": "a, b",
         "nothing": None,
     }
+
+
+def test_a_long_value_is_clipped_in_json(reader):
+    reader.configure("json")
+    log.info("accepted", qid="x" * 512, reply="y" * 513)
+    found = json.loads(reader.line())
+    assert (found["qid"], found["reply"]) == ("x" * 512, "y" * 512 + "…")
 
 
 def test_logfmt(reader):
@@ -258,6 +269,90 @@ def test_a_closed_stderr_does_not_raise(reader):
     reader.configure("logfmt")
     log.info("back")
     assert reader.line().endswith("event=back")
+
+
+@pytest.fixture
+def writes(reader):
+    """The log writes to a socket that keeps each write apart; `writes()` returns them."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        logs.configure("logfmt", clock=ManualClock(), descriptor=theirs.fileno())
+
+        def taken() -> list[list[str]]:
+            found = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    block = ours.recv(1 << 20)
+                    assert len(block) <= logs.LINE_BYTES_MAX
+                    found.append(
+                        [line.rpartition("event=")[2] for line in block.decode().splitlines()]
+                    )
+            return found
+
+        yield taken
+        logs.drain()
+
+
+async def test_the_lines_of_a_turn_are_one_write_at_its_end(writes):
+    for event in ("a", "b", "c"):
+        log.info(event)
+    assert writes() == []
+    await asyncio.sleep(0)
+    assert writes() == [["a", "b", "c"]]
+    log.warning("d")
+    await asyncio.sleep(0)
+    assert writes() == [["d"]]
+
+
+async def test_an_error_is_written_at_once_after_the_lines_before_it(writes):
+    log.info("a")
+    log.error("b")
+    assert writes() == [["a", "b"]]
+    logging.getLogger("asyncio").error("c")
+    assert writes() == [["c"]]
+
+
+async def test_a_thread_writes_what_the_turn_has_logged_first(writes):
+    log.info("a")
+    thread = threading.Thread(target=log.info, args=("b",))
+    thread.start()
+    thread.join()
+    assert writes() == [["a", "b"]]
+
+
+async def test_a_long_turn_needs_several_writes(writes):
+    events = [f"e{number}" for number in range(100)]
+    for event in events:
+        log.info(event)
+    await asyncio.sleep(0)
+    found = writes()
+    assert 1 < len(found) < 10
+    assert list(itertools.chain(*found)) == events
+
+
+def test_what_the_last_turn_of_an_event_loop_logs_is_written(writes):
+    async def last_words(event):
+        log.info(event)
+
+    for event in ("a", "b"):
+        asyncio.run(last_words(event))
+    assert writes() == [["a"], ["b"]]
+
+
+async def test_a_full_pipe_does_not_stop_the_event_loop(reader, monkeypatch):
+    monkeypatch.setattr(logs, "BACKLOG_LINES_MAX", 10)
+    reader.configure("logfmt")
+    reader.fill()
+    async with asyncio.timeout(30):
+        for number in range(15):
+            log.info("waits", number=number)
+            await asyncio.sleep(0)
+    reader.bytes()
+    log.info("again")
+    await asyncio.sleep(0)
+    ends = [line.rpartition("=")[2] for line in reader.lines()]
+    assert ends == [*map(str, range(10)), "5", "again"]
 
 
 async def test_threads_do_not_mix_their_lines(reader):
