@@ -6,9 +6,10 @@ A pair is a PEM certificate chain and its key. RFC 9325: TLS 1.2 and later.
 import hashlib
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 _HANDSHAKE_ROUNDS_MAX = 10
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME: the caller has the time
@@ -70,8 +71,7 @@ def certificate_of_handshake(server: ssl.SSLContext, certificate: Path) -> Mappi
     return asking.getpeercert() or {}
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedPair:
+class CheckedPair(Struct, frozen=True):
     """A pair that clients can verify; `digest` is that of its files."""
 
     context: ssl.SSLContext

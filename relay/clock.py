@@ -18,10 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,8 +44,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-@dataclass(frozen=True, slots=True)
-class Anchor:
+class Anchor(Struct, frozen=True):
     """One moment on all clocks of a machine, kept on disk: a start continues queue time from it.
 
     `elapsed_us` counts from the boot that `boot_id` identifies. `doubtful_us` of the queue time may
@@ -58,8 +59,7 @@ class Anchor:
     doubt_ends_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ResumedTime:
+class ResumedTime(Struct, frozen=True):
     """How a start continues queue time from its anchors.
 
     `is_exact`: the machine was not rebooted, so the time since the anchor is known. Otherwise
@@ -194,8 +194,7 @@ class LoopTimers:
         return event.is_set()
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """The clocks that a SystemClock reads; `elapsed_us` counts from the boot `boot_id`."""
 
     wall_us: Callable[[], int]

@@ -11,10 +11,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from relay.pressure import Disk
 
@@ -22,8 +23,7 @@ _BLOCK_BYTES = 1 << 20
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
-@dataclass(frozen=True, slots=True)
-class FileOctets:
+class FileOctets(Struct, frozen=True):
     """`size` octets of a file from `start` on (a relay.message.content.Octets)."""
 
     path: Path
@@ -96,8 +96,7 @@ class Descriptor:
         os.close(self.number)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenOctets:
+class OpenOctets(Struct, frozen=True):
     """`size` octets from `start` on of an open file (a relay.message.content.Octets)."""
 
     descriptor: Descriptor

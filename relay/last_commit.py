@@ -12,8 +12,9 @@ See docs/operation-repair.md (The spool is damaged).
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import fsync_path
@@ -48,8 +49,7 @@ def has_log(database: Path) -> bool:
     return log_bytes(database) >= _FRAME_BYTES_MIN
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedCommit:
+class RecordedCommit(Struct, frozen=True):
     """The last commit that was recorded.
 
     While a checkpoint copies pages, the database has some of the newest and some older pages, and

@@ -11,8 +11,9 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+
+from msgspec import Struct
 
 RESERVE_PARTS = 16  # one part in so many of a small disk is kept free
 _FILES_FREE_MAX = 1000
@@ -66,8 +67,7 @@ MAILBOX_REASONS = frozenset({PressureReason.MAIL_DISK, PressureReason.MAIL_FILES
 QUEUE_REASONS = frozenset(PressureReason) - MAILBOX_REASONS
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Struct, frozen=True):
     """The load at which REFUSE begins: the keys of `[pressure]`, sizes in bytes."""
 
     disk_free: int
@@ -76,8 +76,7 @@ class Bounds:
     commit_latency_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(Struct, frozen=True):
     """A file system. `files` is 0 where the number of files is not limited."""
 
     size_bytes: int
@@ -91,8 +90,7 @@ class Disk:
         return min(wanted_bytes, self.size_bytes // RESERVE_PARTS)
 
 
-@dataclass(frozen=True, slots=True)
-class Measurements:
+class Measurements(Struct, frozen=True):
     """What is measured. `spool` and `mail` are None while their disks do not answer, or fail.
 
     `kept_bytes` of the spool's disk are free but reserved: the size of a released reserve file.
@@ -152,14 +150,13 @@ def level_of(reason: PressureReason, load: float, before: PressureLevel) -> Pres
     return PressureLevel.NORMAL
 
 
-@dataclass(frozen=True, slots=True)
-class PressureState:
+class PressureState(Struct, frozen=True):
     """The level of each reason that is not NORMAL.
 
     `room_bytes` is the largest message that fits on the spool's disk, None: not known.
     """
 
-    levels: Mapping[PressureReason, PressureLevel] = field(default_factory=dict)
+    levels: Mapping[PressureReason, PressureLevel] = {}
     room_bytes: int | None = None
 
     @property

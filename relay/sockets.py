@@ -4,13 +4,15 @@ An address is HOST:PORT or unix:PATH. A host name means all its addresses on thi
 is one free port for all of them. Another kind of address is one more case in open_listener().
 """
 
+import dataclasses
 import errno
 import os
 import socket
 import stat
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.settings.tree import Address
 
@@ -19,8 +21,7 @@ _PROBE_S = 1.0
 _MODE = 0o600
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(Struct, frozen=True):
     """Sockets that listen; `address` has the actual port. close() removes a Unix socket's file."""
 
     address: Address
@@ -49,7 +50,7 @@ def open_listener(address: Address, *, backlog: int) -> Listener:
         kind = FileExistsError if isinstance(error, FileExistsError) else OSError
         text = f"cannot listen on {address}: {reason or error}"
         raise kind(error.errno or errno.EINVAL, text) from error
-    return Listener(replace(address, port=_port(sockets[0])), tuple(sockets))
+    return Listener(dataclasses.replace(address, port=_port(sockets[0])), tuple(sockets))
 
 
 def open_datagram_socket(address: Address) -> socket.socket:

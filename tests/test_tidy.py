@@ -121,13 +121,19 @@ def test_fields_without_comment_are_found():
     assert fields_without_comment(f"{module}    # above\n    last: int\n") == []
     assert fields_without_comment(f"{module}    last: int\n") == ["Long.last"]
     assert fields_without_comment(module.replace("# why", "")) == []
+    struct = module.replace(
+        "@dataclass(frozen=True)\nclass Long", "class Long(Struct, frozen=True)"
+    )
+    assert fields_without_comment(f"{struct}    last: int\n") == ["Long.last"]
 
 
 def fields_without_comment(text: str) -> list[str]:
     """Fields of long dataclasses, except private ones, that have a comment neither beside nor above."""
     lines, missing = text.splitlines(), []
     for node in nodes(text):
-        if isinstance(node, ast.ClassDef) and "dataclass" in map(name_of, node.decorator_list):
+        if isinstance(node, ast.ClassDef) and {"dataclass", "Struct"} & {
+            name_of(one) for one in (*node.decorator_list, *node.bases)
+        }:
             fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
             if len(fields) >= FIELDS_MIN:
                 missing += [

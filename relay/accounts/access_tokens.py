@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import stat
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,6 +19,7 @@ import msgspec
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
+from msgspec import Struct
 
 from relay.accounts.account import AccountDirectory, RegisteredClient
 from relay.accounts.passwords import digest_of
@@ -41,8 +41,7 @@ class InvalidTokenError(Exception):
     """A token of this relay is not valid any more; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class _VerifiedToken:
+class _VerifiedToken(Struct, frozen=True):
     """What a token says that has a valid signature."""
 
     client_id: str

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from msgspec import Struct
+
 DEAD_LETTER = "dead-letter"  # the Maildir in state_dir if no postmaster is configured
 
 
@@ -98,8 +100,7 @@ class Account:
         return owner.address == self.address or _is_listed(owner.address, self.acts_for)
 
 
-@dataclass(frozen=True, slots=True)
-class RegisteredClient:
+class RegisteredClient(Struct, frozen=True):
     """A client id of the token endpoint. `secret_digest` changes with the client's secret."""
 
     client_id: str

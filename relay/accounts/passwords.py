@@ -18,6 +18,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 import argon2
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
+from msgspec import Struct
 
 from relay.clock import Clock
 from relay.pressure import ConcurrencyCounter
@@ -31,8 +32,7 @@ _ROUNDS_MAX = 64
 _LANES_MAX = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Password:
+class Password(Struct, frozen=True):
     """A stored password: an Argon2id hash, or (for trials) the plain text."""
 
     hashed: str = ""

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
 from relay.advanceable_clock import AdvanceableClock
 from relay.api.event_streams import EventStreams
@@ -27,8 +29,7 @@ from relay.refusals.refusal import RecentRefusals, RefusalStore
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 
-@dataclass(frozen=True, slots=True)
-class ClientSettings:
+class ClientSettings(Struct, frozen=True):
     """How programs on this machine send to a development relay."""
 
     smtp_host: str  # of all ports
@@ -172,8 +173,7 @@ class ApiDependencies:
     impaired: Callable[[], str] = lambda: ""
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(Struct, frozen=True):
     """Who makes a request; `name` is recorded in the events of queue commands."""
 
     name: str

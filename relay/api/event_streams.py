@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from relay.clock import Clock, rfc3339
 from relay.http.errors import ApiError, quoted, service_unavailable
@@ -79,8 +80,7 @@ class WantedMessage(NamedTuple):
     submission_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class EventView:
+class EventView(Struct, frozen=True):
     """What a stream shows: the events of an account, None for all, and of one message or all.
 
     Without `after` it begins with what is recorded from now on. When `is_current` returns false,

@@ -9,11 +9,11 @@ and the changes made before that remain.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.accounts.account import Role, UnknownUserError

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.api.message_source import MessageSources
 from relay.journeys.message_list import MessageSummary
@@ -24,8 +25,7 @@ _HEADER_OCTETS = 16 * 1024
 _NAME_CHARACTERS_MAX = 100
 
 
-@dataclass(frozen=True, slots=True)
-class MessagePreview:
+class MessagePreview(Struct, frozen=True):
     """The beginning of a content."""
 
     sender_name: str = ""  # in the From field
@@ -36,8 +36,7 @@ class MessagePreview:
 NO_PREVIEW = MessagePreview()
 
 
-@dataclass(frozen=True, slots=True)
-class RowFacts:
+class RowFacts(Struct, frozen=True):
     """What a row shows that is not in the history of its message."""
 
     is_received: bool  # a copy can be marked as read or unread

@@ -6,12 +6,12 @@ expected.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
+from msgspec import Struct
 
 from relay.clock import Clock
 from relay.http.errors import ApiError, quoted
@@ -250,8 +250,7 @@ _BODIES: Mapping[Operation, type[_CommandBody]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CommandIssuer:
+class CommandIssuer(Struct, frozen=True):
     """Who issues a command. With `may_name_other` the body may name the user of `relay queue`.
     `way_to` parses the `to` of a reroute or raises ValueError. `release_to` is where a release
     sends captured mail, None if it stays.

@@ -8,9 +8,11 @@ text, another one is a part of it. `has:`, `larger:`, `after:` and `is:` have va
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.api.request_parameters import MESSAGE_STATES, message_search_of
 from relay.clock import Clock
@@ -31,8 +33,7 @@ class SearchTextError(ValueError):
     """The text is not a search; the message is a sentence."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(Struct, frozen=True):
     prefix: str
     value: str
 

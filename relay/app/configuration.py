@@ -6,8 +6,9 @@ and only if all files are without faults. Faults raise SettingsError.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.accounts.account import Account, AccountDirectory, RegisteredClient, Role
 from relay.accounts.directory import FileAccounts, load_accounts
@@ -28,8 +29,7 @@ from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(Struct, frozen=True):
     """Settings, accounts, rules and the texts of reports, read together."""
 
     settings: Settings
@@ -38,8 +38,7 @@ class Configuration:
     texts: ReportTexts
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerCertificates:
+class ListenerCertificates(Struct, frozen=True):
     """The certificate of each SMTP listener, and that of the HTTP server; None without TLS."""
 
     smtp: Sequence[ServerCertificate | None]

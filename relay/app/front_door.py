@@ -1,11 +1,12 @@
 """Build the front door (step 1, sign-in, /relay/v1), the pages, and the servers that have them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
 from starlette.types import ASGIApp
 
 from relay import api, graph, pages

@@ -7,8 +7,10 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.app.dead_letters import prune_answers
 from relay.app.keys_note import KeysNote
@@ -38,8 +40,7 @@ _SETTLE_S = 1.0
 _CLOCK_DIFFERS_US = 60_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class MaintenanceGauges:
+class MaintenanceGauges(Struct, frozen=True):
     """Numbers that are read at each pass: SMTP sessions, and scheduled sends."""
 
     sessions: Callable[[], int]
@@ -79,8 +80,7 @@ async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> Non
     metrics.queue_unaccounted.set(counts.unaccounted)
 
 
-@dataclass(frozen=True, slots=True)
-class PrunedHistory:
+class PrunedHistory(Struct, frozen=True):
     """What keeps history."""
 
     spool: SpoolEngine

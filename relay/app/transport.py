@@ -1,8 +1,9 @@
 """Build the transport: pickup (step 3), SMTP servers (step 5), delivery (step 6), reports (7)."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
@@ -157,7 +158,9 @@ def _scheduler(
 ) -> DeliveryScheduler:
     delivery = base.settings.delivery
     contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES)
-    by_class = {name: steps for name, steps in asdict(delivery.retry_by_class).items() if steps}
+    by_class = {
+        name: steps for name, steps in dataclasses.asdict(delivery.retry_by_class).items() if steps
+    }
     schedule = RetrySchedule(delivery.retry, rng.random, by_class)
     recorder = AttemptRecorder(
         base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule

@@ -11,11 +11,11 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from msgspec import Struct
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.output import print_json, print_lines
@@ -33,8 +33,7 @@ _NO_SUCH_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 _KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID
 
 
-@dataclass(frozen=True, slots=True)
-class CommandContext:
+class CommandContext(Struct, frozen=True):
     """The values of the common options."""
 
     config: Path | None = None

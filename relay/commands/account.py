@@ -6,6 +6,7 @@ has 0640. Secrets are stored as hashes, and returned once. Raises AccountError, 
 file that is or would be faulty, and OSError.
 """
 
+import dataclasses
 import fcntl
 import os
 import secrets
@@ -14,7 +15,6 @@ import tomllib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,9 @@ class AccountFile:
         try:
             accounts = load_accounts(file, self._domains, clock=self._clock, environ=self._environ)
         except SettingsError as error:
-            raise SettingsError(replace(one, file=self._given) for one in error.faults) from None
+            raise SettingsError(
+                dataclasses.replace(one, file=self._given) for one in error.faults
+            ) from None
         accounts.close()
 
 

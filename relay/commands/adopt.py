@@ -6,7 +6,8 @@ decides about any other, while no relay runs. Nothing is moved or removed.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay import spool
 from relay.app.state_dir import OwnerLock, as_owner
@@ -24,8 +25,7 @@ class NotAdoptedError(Exception):
     """The mail root is not what the operator named, or was not confirmed."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundRoot:
+class FoundRoot(Struct, frozen=True):
     """A mail root and its id, and the id that the spool knows; "" where there is none."""
 
     path: str

@@ -11,12 +11,13 @@ import ssl
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from relay import spool
 from relay.accounts.directory import load_accounts
@@ -43,8 +44,7 @@ _LISTENING_UNIX = "00010000"  # SO_ACCEPTCON in /proc/net/unix
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedListener:
+class CheckedListener(Struct, frozen=True):
     """A configured address, and the certificate used there."""
 
     key: KeyPath
@@ -203,8 +203,7 @@ def _address(written: str) -> str:
 
 
 # -- certificates
-@dataclass(frozen=True, slots=True)
-class CertificateFinding:
+class CertificateFinding(Struct, frozen=True):
     """The fault or the warning that a certificate causes for clients."""
 
     fault: str = ""
@@ -271,8 +270,7 @@ class CheckResult(StrEnum):
     FAILED = "failed"  # it starts, but does not work as configured
 
 
-@dataclass(frozen=True, slots=True)
-class CheckFinding:
+class CheckFinding(Struct, frozen=True):
     """One line of the output."""
 
     what: str

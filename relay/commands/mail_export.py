@@ -9,9 +9,10 @@ message from these two lines. Messages of any size are read in blocks. Raises OS
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.files import OpenOctets
 from relay.mailbox.folders import list_folders
@@ -27,8 +28,7 @@ _RETURN_PATH = re.compile(rb"Return-Path:[ \t]*<([^<>\r\n ]+)>", re.IGNORECASE)
 _LINE_BYTES_MAX = 1 << 20  # of a line that is kept until it is complete
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMail:
+class StoredMail(Struct, frozen=True):
     """A message of a mailbox."""
 
     folder: Folder

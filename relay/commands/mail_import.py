@@ -13,8 +13,9 @@ import re
 import time
 from calendar import timegm
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import list_names, place, remove, sync_directory
@@ -34,8 +35,7 @@ class BadMailError(Exception):
     """A file is not what was expected; the text names file and position."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundMail:
+class FoundMail(Struct, frozen=True):
     """A message in a file: its octets from `start` to `end`, and where it begins.
 
     `from_line` is the line before it in an mbox file; there, a line that begins with >From loses

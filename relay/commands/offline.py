@@ -8,10 +8,10 @@ SpoolError, OSError.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from relay import spool
 from relay.accounts.directory import load_accounts
@@ -42,8 +42,7 @@ from relay.spool.queue_commands import Operation, ProgressCallback
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolFiles:
+class SpoolFiles(Struct, frozen=True):
     """The parts of an open spool that commands use."""
 
     spool: SpoolEngine

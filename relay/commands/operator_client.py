@@ -6,10 +6,11 @@ quickly.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
+
+from msgspec.structs import asdict
 
 from relay.app.state_dir import AlreadyRunningError
 from relay.client import (

@@ -15,11 +15,11 @@ import pwd
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from relay import spool
 from relay.app.state_dir import RESTORING, OwnerLock, as_owner
@@ -65,8 +65,7 @@ class UnknownOwnerError(Exception):
     """The user who owned the service does not exist on this machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(Struct, frozen=True):
     """What was restored: where, how many files, and what is held."""
 
     config: Path

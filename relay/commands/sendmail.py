@@ -10,9 +10,10 @@ import re
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from email.utils import formatdate
 from io import FileIO
+
+from msgspec import Struct
 
 from relay.client import RejectedError
 from relay.clock import Clock, Ids
@@ -35,8 +36,7 @@ class NoRecipientsError(Exception):
     """Neither the command nor, if it is to be read, the header names a recipient."""
 
 
-@dataclass(frozen=True, slots=True)
-class SendmailOptions:
+class SendmailOptions(Struct, frozen=True):
     """What the options of the command say."""
 
     recipients: tuple[str, ...]  # as they were given
@@ -46,8 +46,7 @@ class SendmailOptions:
     domain: str  # of addresses without one
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingMessage:
+class OutgoingMessage(Struct, frozen=True):
     """A message for SMTP, with CRLF; `sender` is "" for the null reverse-path."""
 
     sender: str

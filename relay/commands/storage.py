@@ -4,15 +4,17 @@ If root starts a command, it works as the owner of state_dir, so that the relay 
 that the command creates. No relay can start during a repair.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from relay import spool
 from relay.accounts.account import DEAD_LETTER
@@ -35,8 +37,7 @@ class UnknownAccountError(Exception):
     """No account and no mailbox has that name."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyOptions:
+class VerifyOptions(Struct, frozen=True):
     """The options of verify; without `accounts`, it checks all accounts and the spool."""
 
     accounts: Sequence[str] = ()
@@ -45,8 +46,7 @@ class VerifyOptions:
     recount: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyResult:
+class VerifyResult(Struct, frozen=True):
     """The result of verify; `document` is the JSON output."""
 
     counts: StoreCounts
@@ -166,7 +166,7 @@ def _document(
         "messages": counts.messages,
         "indexes": counts.indexes,
         "uploads": counts.uploads,
-        "submissions": asdict(counts.submissions),
+        "submissions": dataclasses.asdict(counts.submissions),
         "spool": in_spool,
         "repaired": counts.repaired,
         "remaining": counts.remaining,
@@ -190,7 +190,7 @@ def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
             found = stored.recover(stamp=_stamp(clock))
         finally:
             lock.give_back()
-    return asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
+    return dataclasses.asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
 
 
 def recover_keys(settings: Settings, clock: Clock) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from msgspec import Struct
+
 from relay.delivery.fair_queue import ClaimQueue
 from relay.message.nexthop import HERE, NextHop
 from relay.spool.types import Claim, Key, PriorityLevel
@@ -42,8 +44,7 @@ _HEAP_SLACK = 64
 _RECHECK_US = 5_000_000  # until a claim that was being delivered when it expired is checked again
 
 
-@dataclass(frozen=True, slots=True)
-class FreedCapacity:
+class FreedCapacity(Struct, frozen=True):
     """The next hops and senders that were full, in all or at a level, and have room again."""
 
     next_hop: NextHop | None = None

@@ -12,9 +12,11 @@ See RFC 3461 6; docs/design.md 4 and 7, invariants 1 and 5.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TypeVar
 from zlib import crc32
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock
 from relay.delivery.attempt_result import (
@@ -71,8 +73,7 @@ _PAUSE_S_MAX = 10.0
 _LOCKS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedAttempt:
+class RecordedAttempt(Struct, frozen=True):
     """`reports` are claimed already; `due_us` is when the entry is due again, None if final."""
 
     reports: tuple[Claim, ...]

@@ -7,8 +7,10 @@ are queue time; `at_us` is wall time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import rfc3339
 from relay.delivery.retry import DeferralCause, RetrySchedule
@@ -39,8 +41,7 @@ _NOT_RECORDED = "a host may have the message; look at the log, then release or c
 _UNSURE_EXPIRY_US = 600_000_000  # until the next check of an expiry that may not have passed
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptTime:
+class AttemptTime(Struct, frozen=True):
     """The same moment on both clocks: `now_us` is queue time, `at_us` is wall time."""
 
     now_us: int
@@ -51,8 +52,7 @@ class AttemptTime:
         return rfc3339(queue_us + self.at_us - self.now_us)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptResult:
+class AttemptResult(Struct, frozen=True):
     """What to commit after an attempt.
 
     `delivered` and `relayed` are the recipients whose sender asked for a report that no other host
@@ -60,8 +60,8 @@ class AttemptResult:
     """
 
     at_us: int  # of the attempt: wall time
-    outcomes: Mapping[int, Outcome] = field(default_factory=dict)  # by the recipient's number
-    expired: Mapping[int, Outcome] = field(default_factory=dict)  # these end as expired
+    outcomes: Mapping[int, Outcome] = {}  # by the recipient's number
+    expired: Mapping[int, Outcome] = {}  # these end as expired
     failed: tuple[ReportedRecipient, ...] = ()  # the failed and expired, for reports
     delivered: tuple[ReportedRecipient, ...] = ()  # for reports
     relayed: tuple[ReportedRecipient, ...] = ()  # for reports
@@ -92,12 +92,13 @@ def result_of_attempt(
         if isinstance(outcome := outcomes.get(recipient.id), Failed)
     )
     delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
-    result = AttemptResult(
-        time.at_us, outcomes, failed=failed, delivered=delivered, relayed=relayed
-    )
     left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
     if not left:
-        return replace(result, events=(_attempt_event(claim, outcomes, time.at_us),))
+        event = _attempt_event(claim, outcomes, time.at_us)
+        return AttemptResult(
+            time.at_us, outcomes, failed=failed, delivered=delivered, relayed=relayed,
+            events=(event,),
+        )  # fmt: skip
     outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
     # in the recipients' order, each class once
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
@@ -115,9 +116,10 @@ def result_of_attempt(
         claim, outcomes, time.at_us, held=_NOT_READ if held else "",
         retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
     )  # fmt: skip
-    return replace(
-        result, outcomes=outcomes, waiting=waiting, late=late, events=(event,), held=held
-    )
+    return AttemptResult(
+        time.at_us, outcomes, failed=failed, delivered=delivered, relayed=relayed,
+        waiting=waiting, late=late, events=(event,), held=held,
+    )  # fmt: skip
 
 
 def partial_result(

@@ -10,7 +10,9 @@ each retry connects again.
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock
 from relay.delivery.dependencies import Connect
@@ -38,8 +40,7 @@ _RESULT_CHARACTERS_MAX = 200
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectFailure:
+class ConnectFailure(Struct, frozen=True):
     """Why the last attempt to connect failed, and when (monotonic clock)."""
 
     outcome: Deferred | Failed
@@ -90,8 +91,7 @@ class HostStatusCache:
             self._known.popitem(last=False)
 
 
-@dataclass(frozen=True, slots=True)
-class HostUse:
+class HostUse(Struct, frozen=True):
     """A site's sessions: how many each host has, with those that are being opened, and which hosts
     are connected.
     """

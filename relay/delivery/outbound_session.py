@@ -8,7 +8,9 @@ released if nothing is known. Recipients that did not fit into one transaction (
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
 from relay.delivery.content_cache import unreadable

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from relay.clock import Clock
 from relay.delivery.active_queue import NOTHING_FREED, ActiveQueue, FreedCapacity
 from relay.message.nexthop import HopKind, NextHop
@@ -37,8 +39,7 @@ class _HopLeftBehind:
     is_parked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _UnclaimedEntry:
+class _UnclaimedEntry(Struct, frozen=True):
     """An entry that was accepted and not claimed."""
 
     next_hop: NextHop

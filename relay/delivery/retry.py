@@ -9,8 +9,9 @@ time. See RFC 5321 4.5.4.1 (sending strategy) and docs/design.md 7, invariant 6.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum, auto
+
+from msgspec import Struct
 
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.spool.types import Claim
@@ -18,8 +19,7 @@ from relay.spool.types import Claim
 _JITTER = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class DeferralCause:
+class DeferralCause(Struct, frozen=True):
     """The class of the last deferral, "" for none, and how many attempts in a row used the same
     list.
     """
@@ -28,23 +28,21 @@ class DeferralCause:
     attempts: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     """When the next attempt is, and the cause, which has the position in the list."""
 
     at_us: int
     cause: DeferralCause
 
 
-@dataclass(frozen=True, slots=True)
-class RetrySchedule:
+class RetrySchedule(Struct, frozen=True):
     """Retry lists in seconds; the last step of each repeats. `by_class` has lists for deferral
     classes, `retry_s` is for all others; `rng` returns a number from 0 to 1.
     """
 
     retry_s: Sequence[float]
     rng: Callable[[], float]
-    by_class: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    by_class: Mapping[str, Sequence[float]] = {}
 
     def retry(
         self, before: DeferralCause, names: Collection[str], *, now_us: int, expires_us: int

@@ -6,8 +6,9 @@ seconds of a monotonic clock.
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 from enum import Enum, auto
+
+from msgspec import Struct
 
 from relay.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
 from relay.spool.types import Claim
@@ -21,8 +22,7 @@ _TOO_MANY = ("too many", "too fast", "try again later", "rate limit")
 _CLOSING = "421"
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """At most `count` messages in any `per_s` seconds."""
 
     count: int
@@ -70,8 +70,7 @@ def stricter(one: Rate | None, other: Rate | None) -> Rate | None:
     return min(one, other, key=lambda rate: rate.per_second)
 
 
-@dataclass(frozen=True, slots=True)
-class SiteOptions:
+class SiteOptions(Struct, frozen=True):
     """[delivery] for one site; `rate` None is no limit.
 
     `unreachable_s` is how long a failure to connect counts for mail that was never attempted;

@@ -11,11 +11,11 @@ that its account was used.
 
 import base64
 import binascii
+import dataclasses
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from hmac import compare_digest
 from typing import Any, Protocol
 
@@ -103,7 +103,7 @@ class DevelopmentAccounts:
         given = token.encode("utf-8", "surrogatepass")
         if self._operator_token and compare_digest(given, self._operator_token):
             operator = self._of_client(_OPERATOR)
-            return replace(operator, role=Role.OPERATE) if operator else None
+            return dataclasses.replace(operator, role=Role.OPERATE) if operator else None
         claims = _claims_of(token)
         if claims is None:
             return self._named(token)
@@ -181,7 +181,7 @@ class DevelopmentAccounts:
 
         Raises LoginRefusedError as by_smtp_login().
         """
-        return replace(self._logged_in(self.login_address(user)), role=Role.USER)
+        return dataclasses.replace(self._logged_in(self.login_address(user)), role=Role.USER)
 
     def _logged_in(self, mailbox: str) -> Account:
         if self._strict and not self._exists(mailbox):
@@ -282,7 +282,7 @@ class DevelopmentAccounts:
     def _of_client(self, client_id: str) -> Account | None:
         account = self._named(client_id)
         every = tuple(f"*@{domain}" for domain in self._domains)
-        return replace(account, acts_for=every) if account else None
+        return dataclasses.replace(account, acts_for=every) if account else None
 
     def _named(self, name: str) -> Account | None:
         """Return the account of a name; None for an empty one."""

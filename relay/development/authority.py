@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from msgspec import Struct
 
 from relay.certificates import ServerCertificate
 from relay.clock import Clock
@@ -49,8 +49,7 @@ _CONSTRAINTS_MAX = 100  # then names of earlier relays are dropped
 _CA_NAME = "Relay development CA"
 
 
-@dataclass(frozen=True, slots=True)
-class DevelopmentAuthority:
+class DevelopmentAuthority(Struct, frozen=True):
     """An authority; `certificate` is the PEM file that clients trust."""
 
     certificate: Path

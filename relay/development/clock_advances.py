@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.advanceable_clock import AdvanceableClock, AdvanceError
 from relay.app.settling import UnsettledError
@@ -13,8 +14,7 @@ _COUNTED = ("attempts", "reports")
 ADVANCE_S_MAX = 300.0  # in real time: while mail keeps arriving, an advance might not end
 
 
-@dataclass(frozen=True, slots=True)
-class EndedAdvance:
+class EndedAdvance(Struct, frozen=True):
     """How far the clock was advanced, and what was done on the way.
 
     `error` says why it did not get as far as requested.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct
 
 from relay.app.daemon import Daemon
 from relay.client import DraftToSend, send_by_graph
@@ -123,8 +124,7 @@ class DemonstrationError(Exception):
     """A step of the demonstration did not happen."""
 
 
-@dataclass(frozen=True, slots=True)
-class DemonstratedMessage:
+class DemonstratedMessage(Struct, frozen=True):
     """A journey, and the subject of the report on it, "" if there was none."""
 
     title: str

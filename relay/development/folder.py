@@ -11,8 +11,9 @@ import shutil
 import stat
 import tempfile
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
 from relay.clock import ADVANCED_S_MAX
@@ -27,8 +28,7 @@ class ForeignFolderError(Exception):
     """The directory has a configuration that `relay dev` did not write, or can have none."""
 
 
-@dataclass(frozen=True, slots=True)
-class DevelopmentFolder:
+class DevelopmentFolder(Struct, frozen=True):
     """The directory of a development relay; a `temporary` one is removed at the end."""
 
     path: Path

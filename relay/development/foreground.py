@@ -9,9 +9,10 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from relay.app.daemon import BrokenRelayError, remove_old_ready_file, write_ready_file
 from relay.app.pressure_monitor import raise_open_files_limit
@@ -28,8 +29,7 @@ _FREE_PORT = Address("127.0.0.1", 0)
 _LOOK_S = 0.5  # between two looks at the files of the rules
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(Struct, frozen=True):
     """What `relay dev` shows, and how long it runs: `once` stops after the demonstration,
     `exit_after` after that many messages. `ready_file` is written when the first of them would be
     shown.

@@ -3,11 +3,14 @@
 Other commands find the relay by this configuration. The development relay itself loads it too.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.development.accounts import DOMAIN
 from relay.development.config_overrides import with_overrides
@@ -81,8 +84,7 @@ password = "plain:bob"
 """
 
 
-@dataclass(frozen=True, slots=True)
-class DevelopmentOptions:
+class DevelopmentOptions(Struct, frozen=True):
     """The options of a development relay."""
 
     http: Address  # where the Graph API listens
@@ -108,7 +110,7 @@ class DevelopmentOptions:
     # globs of the recipients to whom their own mail may be released; others get copies only
     release_allow: tuple[str, ...] = ()
     # keys of relay.toml with other values
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = {}
     converts_in_threads: bool = False  # see RelayDependencies
     keep: KeepLimits = DEFAULT_LIMITS  # the oldest mail above these limits is removed
     crash_at: str = ""  # for crash tests
@@ -129,7 +131,7 @@ class DevelopmentOptions:
         if not self.listen_all:
             return (address,)
         hosts = (ANY, "::") if has_ipv6() else (ANY,)
-        return tuple(replace(address, host=host) for host in hosts)
+        return tuple(dataclasses.replace(address, host=host) for host in hosts)
 
     def with_ports(self) -> Self:
         """Return options that have the same port on all addresses of the machine."""
@@ -145,8 +147,7 @@ class DevelopmentOptions:
         return replace(self, **with_port)
 
 
-@dataclass(frozen=True, slots=True)
-class DevelopmentAddresses:
+class DevelopmentAddresses(Struct, frozen=True):
     """Where a development relay listens, and the file of its certificate authority."""
 
     http: Address
@@ -169,7 +170,7 @@ class DevelopmentAddresses:
 
 
 def _connectable(address: Address) -> Address:
-    return replace(address, host="127.0.0.1") if address.host == ANY else address
+    return dataclasses.replace(address, host="127.0.0.1") if address.host == ANY else address
 
 
 def write_config(

@@ -6,12 +6,14 @@ scenario. No other name server is queried, and no connection opened beyond loopb
 """
 
 import asyncio
+import dataclasses
 import errno
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
+
+from msgspec.structs import asdict, replace
 
 from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
@@ -124,10 +126,12 @@ class DevelopmentRelay:
         settings = load(self.folder.config, {})
         if options.release_to is not None:
             route = options.release_to.route(self.folder.path)
-            settings = replace(settings, route=(*settings.route, route))
+            settings = dataclasses.replace(settings, route=(*settings.route, route))
         if options.is_exposed:
-            smtp = tuple(replace(one, trusted_networks=_EVERYONE) for one in settings.smtp)
-            settings = replace(settings, smtp=smtp)
+            smtp = tuple(
+                dataclasses.replace(one, trusted_networks=_EVERYONE) for one in settings.smtp
+            )
+            settings = dataclasses.replace(settings, smtp=smtp)
         self._rules = _rules_of(settings)
         texts = load_texts(settings.reports)
         self._accounts = DevelopmentAccounts(
@@ -316,7 +320,7 @@ class DevelopmentRelay:
 
     def used_replies(self) -> Sequence[Mapping[str, Any]]:
         """See DevelopmentControls."""
-        return [asdict(one) for one in self.internet.state.used()]
+        return [dataclasses.asdict(one) for one in self.internet.state.used()]
 
     async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
         """See DevelopmentControls."""

@@ -8,7 +8,8 @@ the queue. Mail that is still to be delivered stays, and so does a submission th
 import asyncio
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.clock import Clock
 from relay.mailbox import FileStore
@@ -22,8 +23,7 @@ _INTERVAL_S = 60.0
 _AHEAD_US = 1_000_000  # more than between two looks at a clock
 
 
-@dataclass(frozen=True, slots=True)
-class KeepLimits:
+class KeepLimits(Struct, frozen=True):
     """What stays: `messages` in all mailboxes together, and as many in the queue and history; what
     is younger than `age_s`; `size_bytes` of both together.
     """

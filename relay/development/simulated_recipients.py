@@ -8,9 +8,10 @@ RFC 3461 4.1 (NOTIFY), RFC 3464.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+
+from msgspec import Struct
 
 from relay.clock import Clock, Ids, Timer
 from relay.internet.behaviour import ForwardedTo, ReceivedMail
@@ -56,8 +57,7 @@ _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 _TIMEOUTS = Timeouts(connect_s=10, command_s=30, data_s=30, block_s=30, dot_s=60)
 
 
-@dataclass(frozen=True, slots=True)
-class _LaterReport:
+class _LaterReport(Struct, frozen=True):
     host: str
     to: str
     content: bytes

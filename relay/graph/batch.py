@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope
@@ -88,8 +89,7 @@ _batch_decoder = msgspec.json.Decoder(_Batch)
 _item_decoder = msgspec.json.Decoder(_Item)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchItem:
+class BatchItem(Struct, frozen=True):
     """One request of a batch, checked. `target` is its path and query."""
 
     id: str

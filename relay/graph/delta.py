@@ -9,11 +9,11 @@ that begins again (Graph's delta query overview).
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.graph.attachments import ATTACHMENT_PROPERTIES
@@ -217,8 +217,7 @@ def read_token(text: str) -> DeltaLink:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaRequest:
+class DeltaRequest(Struct, frozen=True):
     """A request of a round: its link, and the options of the round. `given` are their texts."""
 
     request: GraphRequest

@@ -6,8 +6,9 @@ $expand only what it names is returned, attachments included.
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from relay.graph.json_values import (
     check_known_properties,
@@ -177,8 +178,7 @@ _TERM = re.compile(r"\s*+(?:\w+/)?id\s++eq\s++'((?:[^']|'')*+)'\s*+(or\b|$)", re
 _NAMES = {SINGLE.lower(): SINGLE, MULTIPLE.lower(): MULTIPLE}
 
 
-@dataclass(frozen=True, slots=True)
-class ExpandOptions:
+class ExpandOptions(Struct, frozen=True):
     """The canonical ids of the properties to return.
 
     `attachments` is None if these are not expanded, else their selected properties, () for all.

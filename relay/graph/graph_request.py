@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.accounts.account import Account, AccountDirectory, Scope
@@ -121,8 +122,7 @@ class GraphDependencies:
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
 
 
-@dataclass(frozen=True, slots=True)
-class GraphRequest:
+class GraphRequest(Struct, frozen=True):
     """One request to one mailbox.
 
     A handler adds to `applied` each preference that it applies; add_applied() sends all of them.
@@ -134,7 +134,7 @@ class GraphRequest:
     path_parameters: Mapping[str, str]  # the values of the route's {parameters}
     # the token's account, usually the same; limits and records of clients are by caller
     caller: Account
-    applied: list[str] = field(default_factory=list)  # for Preference-Applied
+    applied: list[str] = []  # for Preference-Applied
     # a submission is recorded under it (relay/graph/idempotency.py)
     key: SubmissionKey | None = None
     # awaited before a streamed submission is complete (relay/graph/idempotency.py)

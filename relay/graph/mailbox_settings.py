@@ -7,11 +7,11 @@ always disabled, and a request that would enable them or store a text for them i
 import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from datetime import time
 from typing import Any
 from urllib.parse import quote
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.accounts.account import Scope

@@ -7,11 +7,11 @@ of its files. A message that was removed meanwhile is left out.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.graph.attachments import json_pieces, json_stream_response, shows_content
@@ -30,8 +30,7 @@ _ATTACHMENT_BYTES = 1024  # of its JSON without content and texts
 _ESCAPED_BYTES = 6  # of a character in JSON, at most
 
 
-@dataclass(frozen=True, slots=True)
-class MessagePage:
+class MessagePage(Struct, frozen=True):
     """A page of a list of messages."""
 
     context: Mapping[str, Any]  # the properties before `value`, such as @odata.context

@@ -8,8 +8,10 @@ Graph that is not supported is a 501.
 import binascii
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.accounts.account import Account
 from relay.graph.extended_properties import MULTIPLE, SINGLE, read_extended
@@ -110,8 +112,7 @@ _CLASSIFICATION = "inferenceClassification"
 _CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedMessage:
+class ParsedMessage(Struct, frozen=True):
     """A parsed message: the given fields of MessageProperties, and what a file's name holds."""
 
     fields: Mapping[str, Any]
@@ -125,8 +126,7 @@ class ParsedMessage:
         return MessageProperties(**self.fields)
 
 
-@dataclass(frozen=True, slots=True)
-class SendMailParameters:
+class SendMailParameters(Struct, frozen=True):
     """sendMail's parameters."""
 
     message: ParsedMessage
@@ -148,8 +148,7 @@ def parse_send_mail(body: Mapping[str, Any], account: Account) -> SendMailParame
     )
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerParameters:
+class AnswerParameters(Struct, frozen=True):
     """The parameters of an action that replies or forwards. `has_body`: the message has one, which
     replaces the comment and the quote.
     """

@@ -5,10 +5,10 @@ none overwrites a field that another one changed. A draft that is being sent is 
 """
 
 import asyncio
-from dataclasses import replace
 from http import HTTPStatus
 from urllib.parse import quote
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments

@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from msgspec import Struct
+
 from relay.accounts.account import Account
 from relay.graph.graph_request import GraphRequest, await_submission
 from relay.graph.recipients import check_has_recipients, check_own, check_recipients_count
@@ -43,8 +45,7 @@ class Base64Error(ValueError):
     """Invalid base64; the text gives the byte offset in the body."""
 
 
-@dataclass(frozen=True, slots=True)
-class MimeMessage:
+class MimeMessage(Struct, frozen=True):
     """MIME content, its recipients, and its Message-ID ("" if it has none, or an invalid one).
 
     `on_behalf_of` is an address in From that is not the account's, if there is no Sender.

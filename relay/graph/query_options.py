@@ -6,8 +6,9 @@ unknown or malformed is ignored (RFC 7240 2). OData 4.01 URL conventions 5.1, Pr
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from urllib.parse import quote, urlencode
+
+from msgspec import Struct
 
 from relay.http.errors import ApiError, quoted
 
@@ -23,8 +24,7 @@ _SYSTEM = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class QueryOptions:
+class QueryOptions(Struct, frozen=True):
     """The query options of a request; None for those that are not given."""
 
     select: tuple[str, ...] = ()  # empty: all properties

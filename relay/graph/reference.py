@@ -6,7 +6,8 @@ and its text is readable.
 """
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 CONTENT_TYPE = "text/uri-list"
 BYTES_MAX = 32 * 1024  # a longer list is a file
@@ -20,8 +21,7 @@ _COMMENT = re.compile(r"# (\w+): (\S+)")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:[!-~]{1,4000}")
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Struct, frozen=True):
     """The link; `provider` is of PROVIDERS, `permission` of PERMISSIONS. "" is not given."""
 
     url: str

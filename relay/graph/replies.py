@@ -7,10 +7,12 @@ lacks. A 202 or 201 is sent when the new message is on disk. RFC 5322 3.6.3 to 3
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.graph.graph_request import GraphRequest, await_submission
@@ -39,8 +41,7 @@ _THREAD = ("in-reply-to", "references")
 _INDEX = ("thread-topic", "thread-index")
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerKind:
+class AnswerKind(Struct, frozen=True):
     """What an action makes of the original: a reply, a reply to all, or a forward."""
 
     action: str
@@ -53,8 +54,7 @@ class AnswerKind:
         return self.prefix == "FW"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """A composed reply or forward; `kept` are the attachments of the original."""
 
     properties: MessageProperties
@@ -260,7 +260,7 @@ async def _missing_fields(
             return mime.content
         if header.octets.endswith(b"\r"):  # lines that end in CR, and so does the empty line
             added = added.replace(b"\r\n", b"\r")
-        content = replace(parsed, header=header.append(added)).joined()
+        content = dataclasses.replace(parsed, header=header.append(added)).joined()
         assert isinstance(content, bytes)
         return content
 

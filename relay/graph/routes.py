@@ -6,9 +6,9 @@ Allow (RFC 9110 15.5.5, 15.5.6).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.accounts.account import Scope
@@ -45,8 +45,7 @@ MAY_SEND = (Scope.MAIL_SEND,)
 MAY_READ_USER = (Scope.USER_READ,)
 
 
-@dataclass(frozen=True, slots=True)
-class GraphOperation:
+class GraphOperation(Struct, frozen=True):
     """What a request for a path and method does: its handler, what it adds, and the scopes of which
     the caller must have one. The first is the one with the least rights.
     """
@@ -73,8 +72,7 @@ def _sends(handler: Handler) -> GraphOperation:
     return GraphOperation(handler, MAY_SEND, Intake.MESSAGE)
 
 
-@dataclass(frozen=True, slots=True)
-class RouteMatch:
+class RouteMatch(Struct, frozen=True):
     """The operation, and the values of the {parameters} in its path."""
 
     operation: GraphOperation

@@ -5,10 +5,11 @@ disk. An error response means that nothing was submitted.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
+from msgspec import Struct
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
@@ -76,7 +77,7 @@ async def send_mime(
     store, mailbox = request.dependencies.store, request.mailbox
 
     def options_for(message: MimeMessage) -> SendOptions:
-        return replace(options, on_behalf_of=message.on_behalf_of)
+        return dataclasses.replace(options, on_behalf_of=message.on_behalf_of)
 
     consumer = MimeConsumer(
         lambda message: await_submission(
@@ -112,7 +113,7 @@ async def send_draft(request: GraphRequest) -> Response:
     check_own(draft.properties.from_, request.account, path="from")
     check_own(draft.properties.sender, request.account, path="sender")
     options = await send_options(request, draft.properties.extended)
-    options = replace(options, on_behalf_of=on_behalf_of)
+    options = dataclasses.replace(options, on_behalf_of=on_behalf_of)
     submission = await await_submission(
         store.submissions.submit_draft(
             request.mailbox, draft.id, options, condition=request.condition
@@ -149,8 +150,7 @@ def accepted_response(
     return Response(status_code=202, headers=headers, background=BackgroundTask(answered))
 
 
-@dataclass(frozen=True, slots=True)
-class SendPreferences:
+class SendPreferences(Struct, frozen=True):
     """Relay's preferences in the Prefer header (RFC 7240); `applied` is for Preference-Applied."""
 
     save: bool | None = None

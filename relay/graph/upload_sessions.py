@@ -5,9 +5,9 @@ may be sent again and gives the same response. RFC 9110 14.4 (Content-Range).
 """
 
 import re
-from dataclasses import dataclass
 from urllib.parse import quote
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.accounts.account import AccountDirectory
@@ -23,8 +23,7 @@ _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
 _EXPECTED = "expected a range such as bytes 0-5242879/12582912"
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRange:
+class ContentRange(Struct, frozen=True):
     """A Content-Range; `end` is the offset of the last byte."""
 
     start: int

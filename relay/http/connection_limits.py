@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import chain
 
+from msgspec import Struct
+
 from relay.accounts.passwords import client_of
 from relay.http.forwarded import Proxies
 
@@ -36,8 +38,7 @@ class ConnectionState(IntEnum):
     BUSY = 4  # the server
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
+class ConnectionLimits(Struct, frozen=True):
     """The limits of one server.
 
     Connections from `proxy_networks` count for the client that they forward.

@@ -5,8 +5,9 @@ client: it names the field, what was found and what was expected.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 _QUOTED_MAX = 100
 
@@ -31,8 +32,7 @@ class UnansweredError(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class RequestIds:
+class RequestIds(Struct, frozen=True):
     """The values of request-id and client-request-id; without the client's both are ours."""
 
     request_id: str

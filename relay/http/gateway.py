@@ -8,12 +8,12 @@ unknown, the connection is closed without a response.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import Struct
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -131,8 +131,7 @@ class _AllowResponse(Protocol):
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
+class RequestLimits(Struct, frozen=True):
     """The limits of one application.
 
     `body_bytes` limits one body in memory, `held_bytes` all of them together, `read_timeout_s` the

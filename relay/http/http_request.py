@@ -9,11 +9,11 @@ import contextlib
 import hashlib
 import re
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+from msgspec import Struct
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
@@ -331,8 +331,7 @@ def is_loopback_address(text: str) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
+class BodyLimits(Struct, frozen=True):
     """How bodies are read. `limit_bytes` and `timeout_s` apply to each body in memory, `budget` to
     all of them together. A body in blocks may take `idle_timeout_s` for each block and
     `stream_timeout_s` in all.

@@ -8,10 +8,10 @@ import base64
 import binascii
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
@@ -69,8 +69,7 @@ class _SignInError(Exception):
         self.headers = dict(headers or {})
 
 
-@dataclass(frozen=True, slots=True)
-class _Credentials:
+class _Credentials(Struct, frozen=True):
     """Client id and secret of a request, and whether they are in its Authorization field."""
 
     client_id: str

@@ -10,9 +10,11 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory
 from relay.clock import Clock, Ids
@@ -217,7 +219,7 @@ class Acceptance:
             queue_id=queue_id,
             time_us=self.clock.time_us(),
         )
-        return replace(parsed, header=header)
+        return ParsedContent(header, parsed.rest)
 
     def _policy_input(
         self,

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from io import IncrementalNewlineDecoder
 
+from msgspec import Struct
+
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.message.envelope import Client, Source
@@ -55,8 +57,7 @@ class ContentRejection(StrEnum):
     LOCAL_ERROR = "451 4.3.0 Local error, try again later"  # RFC 3463 3.4
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Where a message came from, as its session knows it.
 
     `ip` is "" on a Unix socket. `tls` is the protocol version, or "". `login` is the account that
@@ -83,8 +84,7 @@ class Origin:
         return Source.GRAPH if self.pickup else Source.SMTP
 
 
-@dataclass(frozen=True, slots=True)
-class DataReply:
+class DataReply(Struct, frozen=True):
     """The reply after the final dot; `queue_id` is "" where nothing was accepted. `rule` is the
     mail-flow rule that rejected the message, if one did.
     """

@@ -7,7 +7,8 @@ RFC 5321 4.1.1.2, 4.1.1.3, 4.1.1.11; RFC 1870, 3461 4, 4954 5, 6152, 6531 3.4.
 """
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.message.address import NEEDS_SMTPUTF8, AddressError, excerpt, parse_path
 from relay.message.envelope import (
@@ -30,8 +31,7 @@ class SmtpRejection(Exception):  # noqa: N818 -- a reply, not an internal error
     """A command is rejected; str() is the reply."""
 
 
-@dataclass(frozen=True, slots=True)
-class MailArgument:
+class MailArgument(Struct, frozen=True):
     """The argument of MAIL; `size_bytes` is 0 if SIZE was not given."""
 
     envelope: Envelope

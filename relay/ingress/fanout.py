@@ -7,8 +7,10 @@ RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.header import ParsedContent
@@ -29,8 +31,7 @@ from relay.spool.types import NewEntry, NewRecipient
 _NEVER = frozenset({Notify.NEVER})
 
 
-@dataclass(frozen=True, slots=True)
-class FanOut:
+class FanOut(Struct, frozen=True):
     """The result for one message; `contents` has those in use, or else the original."""
 
     contents: tuple[ParsedContent, ...]

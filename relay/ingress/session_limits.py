@@ -7,13 +7,12 @@ and the sessions of one client.
 RFC 5321 4.5.3.1 (sizes), 4.5.3.2.7 (time); RFC 4954 4 (AUTH lines).
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from relay.message.content import LARGE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
+class SessionLimits(Struct, frozen=True):
     """The limits of one session."""
 
     # RFC 5321 4.5.3.1.4

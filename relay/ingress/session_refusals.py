@@ -8,9 +8,12 @@ the log, because the journeys of their messages have the rest.
 """
 
 import asyncio
+import dataclasses
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from relay.clock import Clock, rfc3339
 from relay.ingress.data import Origin
@@ -107,8 +110,7 @@ def handshake_fault(error: OSError) -> str:
     return f"TLS handshake failed: {fault}"
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerRefusals:
+class ListenerRefusals(Struct, frozen=True):
     """Records what the sessions of a listener refuse."""
 
     recorder: RefusalRecorder | None  # None: only the log has it
@@ -180,7 +182,7 @@ class SessionRefusals:
             same.count += 1
             named = same.refused.recipients
             if len(named) < RECIPIENTS_MAX:
-                same.refused = replace(same.refused, recipients=(*named, address))
+                same.refused = dataclasses.replace(same.refused, recipients=(*named, address))
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()

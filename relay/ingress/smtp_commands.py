@@ -9,11 +9,13 @@ and DATA enforce the size limit. Too many rejected commands end the session with
 RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531.
 """
 
+import dataclasses
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
+
+from msgspec import Struct
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.crashpoints import CrashPoint, CrashPoints
@@ -122,8 +124,7 @@ class Accept(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerDependencies:
+class ListenerDependencies(Struct, frozen=True):
     """What the command handlers of a listener share."""
 
     hostname: str  # of the greeting and of Received fields
@@ -237,7 +238,7 @@ class SmtpCommandHandler:
     def _record(self, refused: RefusedCommand, reply: str) -> None:
         """Record a rejection with the reply that the client gets."""
         if refused.reply != reply:
-            refused = replace(refused, reply=reply, rule="", reason=RefusalReason.LIMIT)
+            refused = dataclasses.replace(refused, reply=reply, rule="", reason=RefusalReason.LIMIT)
         if refused.command == "RCPT" and self._mail is not None:
             self.refusals.gather(refused, self._origin())
         else:
@@ -555,7 +556,7 @@ class SmtpCommandHandler:
     def _close_rejected(
         self, verb: str, reply: str, *, reason: RefusalReason | None = None, is_logged: bool = True
     ) -> str:
-        refused = replace(self._refused(verb, reply, ""), reason=reason)
+        refused = dataclasses.replace(self._refused(verb, reply, ""), reason=reason)
         self.refusals.record(refused, self._origin(), is_logged=is_logged)
         return self._close_with(reply)
 

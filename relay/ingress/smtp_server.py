@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
+from msgspec import Struct
+
 from relay.accounts.account import AccountDirectory
 from relay.certificates import ServerCertificate
 from relay.crashpoints import CrashPoints
@@ -57,8 +59,7 @@ class IngressDependencies:
     refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerOptions:
+class ListenerOptions(Struct, frozen=True):
     """What is different on a listener of a development relay."""
 
     check_login: CheckLogin  # in place of the passwords of the accounts

@@ -15,10 +15,10 @@ import fcntl
 import ssl
 import termios
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 from aiosmtpd.smtp import SMTP
+from msgspec import Struct
 
 from relay.accounts.passwords import client_of
 from relay.ingress.data import ContentCollector, ContentRejection, DotFraming, Origin
@@ -163,8 +163,7 @@ class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
     """The client disconnected, or its TLS handshake failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionDependencies:
+class SessionDependencies(Struct, frozen=True):
     """What the sessions of a listener share."""
 
     listener: ListenerDependencies  # what their command handlers share

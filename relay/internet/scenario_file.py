@@ -4,9 +4,10 @@ All faults of a scenario are reported together, each with its line, as those of 
 in a scenario names a file or a variable of the environment. The format is in docs/internet.md.
 """
 
+import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -154,16 +155,18 @@ def _checked(document: Document) -> Scenario:
 
 
 def _with_wire_replies(scenario: Scenario) -> Scenario:
-    return replace(
+    return dataclasses.replace(
         scenario,
         domain=tuple(
-            replace(
+            dataclasses.replace(
                 one,
                 reply=tuple(
-                    replace(each, reply=wire_reply(each.reply)) if each.reply else each
+                    dataclasses.replace(each, reply=wire_reply(each.reply)) if each.reply else each
                     for each in one.reply
                 ),
-                limit=tuple(replace(each, reply=wire_reply(each.reply)) for each in one.limit),
+                limit=tuple(
+                    dataclasses.replace(each, reply=wire_reply(each.reply)) for each in one.limit
+                ),
             )
             for one in scenario.domain
         ),

@@ -5,10 +5,11 @@ A domain of the scenario decides first, by its replies, then its limits; a test 
 sequence of events it does the same again. What is remembered is bounded.
 """
 
+import dataclasses
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from relay.clock import Clock
 from relay.internet.behaviour import Action, Moment
@@ -65,7 +66,7 @@ class ScenarioState:
         """See Behaviour."""
         action = self._scripted(moment) or self._for_test_recipient(moment) or Action()
         latency = self.scenario.latency_of(moment.host)
-        return replace(action, delay_s=action.delay_s + latency) if latency else action
+        return dataclasses.replace(action, delay_s=action.delay_s + latency) if latency else action
 
     def dns(self, name: str, kind: str) -> str:
         """Return the fault of a query: "SERVFAIL", "NXDOMAIN", "TIMEOUT"; "" for none.

@@ -9,13 +9,14 @@ RFC 4954 (AUTH, PLAIN only).
 import asyncio
 import base64
 import binascii
+import dataclasses
 import socket
 import ssl
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from relay.clock import Clock
@@ -178,7 +179,7 @@ class SmtpHost:
     def remember(self, moment: Moment, action: Action) -> None:
         """Keep what is done at this moment among the latest."""
         recipient = moment.recipient or next(iter(moment.recipients), "")
-        cut = replace(action, reply=action.reply[:_GIVEN_CHARACTERS_MAX])
+        cut = dataclasses.replace(action, reply=action.reply[:_GIVEN_CHARACTERS_MAX])
         self.given.append(
             GivenReply(self.clock.time_us(), moment.stage, moment.sender, recipient, cut)
         )
@@ -353,7 +354,7 @@ class _Session:
                 _log.warning("a simulated host could not keep a message", error=error)
                 reply = "451 4.3.0 the message could not be kept"
         moment = Moment("DOT", mail.host, sender=sender, recipients=tuple(mail.addresses))
-        self._host.remember(moment, replace(action, reply=reply))
+        self._host.remember(moment, dataclasses.replace(action, reply=reply))
         await self._write(reply)
 
     # -- replies

@@ -13,8 +13,9 @@ import asyncio
 import re
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from relay.journeys.events import RecordedEvent, Step
 from relay.journeys.log_reader import LogEvents, LogPosition, LogReader
@@ -26,14 +27,13 @@ _ENDLESS = 2**63 - 1
 _LOG = re.compile(r"([a-z]{1,20})~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class EventCursor:
+class EventCursor(Struct, frozen=True):
     """A place in the recorded events; `sequence` is that in the spool. 0 is the beginning of what
     is kept.
     """
 
     sequence: int = 0
-    logs: Mapping[str, LogPosition] = field(default_factory=dict)
+    logs: Mapping[str, LogPosition] = {}
 
     def __str__(self) -> str:
         """Return the text of the API, which needs no escaping in a URL."""

@@ -6,9 +6,10 @@ step. The names are those of docs/names.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
+
+from msgspec import Struct
 
 from relay.clock import rfc3339
 from relay.journeys.document import JourneyStep
@@ -32,13 +33,12 @@ class Step(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """One event of one message; `detail` is small and can be encoded as JSON."""
 
     step: Step
     at_us: int
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, Any] = {}
 
     def as_step(self) -> JourneyStep:
         """Return the event as the journey has it."""
@@ -46,8 +46,7 @@ class Event:
         return JourneyStep(int(self.step), self.step.title, at, dict(self.detail))
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedEvent:
+class RecordedEvent(Struct, frozen=True):
     """An event of a message of `account`; one of the two ids may be unknown.
 
     `state` is that of the message before step 4, then that of the recipients that the event is

@@ -6,10 +6,10 @@ account sees its own messages only.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from msgspec import structs
+from msgspec import Struct, structs
+from msgspec.structs import replace
 
 from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
 from relay.journeys.document import Journey, JourneyStep, Recipient
@@ -71,8 +71,7 @@ class StoreJourneys(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class MessageList:
+class MessageList(Struct, frozen=True):
     """Journeys, newest first, and the cursors behind which later and older messages are."""
 
     messages: list[Journey]
@@ -80,8 +79,7 @@ class MessageList:
     older: ListPosition | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ListPage:
+class ListPage(Struct, frozen=True):
     """Rows of the message list, newest first. `older` is the place behind which older messages may
     be, None at the end of the list.
     """

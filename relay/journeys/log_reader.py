@@ -8,12 +8,12 @@ was replaced or cut off since is noticed.
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import msgspec
+from msgspec import Struct
 
 from relay.clock import id_time_us
 from relay.journeys.events import Event, RecordedEvent, Step
@@ -26,8 +26,7 @@ _BATCH_BYTES_MAX = 1 << 20  # in one answer, and one line more
 _ROLES_MAX = 8
 
 
-@dataclass(frozen=True, slots=True)
-class LogPosition:
+class LogPosition(Struct, frozen=True):
     """A place in the file of a day, behind a line with this size and checksum; at the start these
     are 0.
     """
@@ -38,8 +37,7 @@ class LogPosition:
     crc: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LogEvents:
+class LogEvents(Struct, frozen=True):
     """Events of one role with the positions behind them, None for a line that is not an event.
 
     `is_missing`: the position that was asked for is not kept. `is_complete`: no more were there;

@@ -6,7 +6,8 @@ accepted, and a reader who goes on from a place misses nothing and sees nothing 
 """
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.clock import id_time_us, time_us_of
 from relay.journeys.message_search import FoundMessage, MessageSearch
@@ -14,8 +15,7 @@ from relay.journeys.message_search import FoundMessage, MessageSearch
 LISTED_MAX = 20  # recipients in a row
 
 
-@dataclass(frozen=True, slots=True)
-class ListPosition:
+class ListPosition(Struct, frozen=True):
     """The place of a message in the list: when it was submitted, or received by SMTP, and its
     name. It does not change when a submission is accepted.
     """
@@ -57,8 +57,7 @@ def parse_position(text: str) -> ListPosition:
     return ListPosition(int(found[1], 16), found[2])
 
 
-@dataclass(frozen=True, slots=True)
-class ListedRecipient:
+class ListedRecipient(Struct, frozen=True):
     """A recipient in a row of the list; `number` is its place in the envelope."""
 
     number: int
@@ -66,8 +65,7 @@ class ListedRecipient:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
-class MessageSummary:
+class MessageSummary(Struct, frozen=True):
     """A row of the message list."""
 
     position: ListPosition  # by which lists are sorted and paged
@@ -90,8 +88,7 @@ class MessageSummary:
         return self.id or self.submission_id or ""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundPage:
+class FoundPage(Struct, frozen=True):
     """Messages in the order of the list. `reached` is where a bounded scan ended, None at the end
     of what there is or if enough was found.
     """
@@ -100,8 +97,7 @@ class FoundPage:
     reached: ListPosition | None
 
 
-@dataclass(frozen=True, slots=True)
-class OpenSubmission:
+class OpenSubmission(Struct, frozen=True):
     """A submission in the log that is not recorded as accepted: it waits, or ended before step 4.
 
     All its recipients are in one state, that of the message.

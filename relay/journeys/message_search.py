@@ -9,8 +9,10 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.journeys.document import Journey
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL
@@ -23,8 +25,7 @@ CLOCK_MARGIN_US = 60_000_000
 ALL_MAILBOXES, NO_MAILBOX = "*", ""  # in place of the address of a reader
 
 
-@dataclass(frozen=True, slots=True)
-class ListCursor:
+class ListCursor(Struct, frozen=True):
     """The moment of a message list: behind it are the messages that were first submitted or
     accepted later.
 
@@ -93,8 +94,7 @@ def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class MessageSearch:
+class MessageSearch(Struct, frozen=True):
     """What a message must match; "" matches all.
 
     A pattern matches the whole value, without regard to case: `*` is any text, `?` one character.
@@ -198,8 +198,7 @@ class MessageSearch:
         return self.without_content().matches_all(journey.sender, journey.subject, pairs)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundMessage:
+class FoundMessage(Struct, frozen=True):
     """A message in the spool, accepted at `at_us`, or 0 if that was not asked for.
 
     The last three are there if the search has conditions on the content: in whose mailbox the
@@ -219,8 +218,7 @@ class FoundMessage:
         return self.submission_id or self.queue_id
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSubmission:
+class FoundSubmission(Struct, frozen=True):
     """A submission in the log, of `account`. `matches`: it may match, and is not accepted yet."""
 
     name: str

@@ -7,11 +7,11 @@ submissions nothing is remembered: the spool has them.
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from relay.journeys.events import Step
 from relay.journeys.message_list import OpenSubmission
@@ -158,8 +158,7 @@ class OpenSubmissions:
             self._remove(next(iter(self._open)))
 
 
-@dataclass(frozen=True, slots=True)
-class StateBeforeQueue:
+class StateBeforeQueue(Struct, frozen=True):
     """The state of a submission that the spool does not know, why it ended, and when it is sent."""
 
     state: RecipientState | SubmissionState

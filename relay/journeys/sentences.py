@@ -8,7 +8,8 @@ wording.py: the caller makes them safe for a terminal or a page.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.clock import rfc3339, time_us_of
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
@@ -28,8 +29,7 @@ _EXPIRED = "expired"  # the outcome of no attempt
 _BY_RULES = {"failed": "reject", "discarded": "discard", "redirected": "redirect"}
 
 
-@dataclass(frozen=True, slots=True)
-class SentenceTime:
+class SentenceTime(Struct, frozen=True):
     """A time in a sentence, RFC 3339; `counts_down`: with the time until then."""
 
     at: str
@@ -45,8 +45,7 @@ class SentenceTime:
 Part = str | SentenceTime
 
 
-@dataclass(frozen=True, slots=True)
-class Sentence:
+class Sentence(Struct, frozen=True):
     """A sentence about recipients in one state. `state` is "" for one about all others."""
 
     state: str
@@ -173,8 +172,7 @@ def _claim(one: Recipient) -> str:
     return f" {_clause(claim_words(report))}." if report and report.source else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Writer:
+class _Writer(Struct, frozen=True):
     """Writes the sentence of a group of recipients with one state and reason."""
 
     journey: Journey

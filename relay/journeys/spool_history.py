@@ -5,8 +5,9 @@ not wait for these queries.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from relay.journeys.document import Journey
 from relay.journeys.events import RecordedEvent
@@ -17,8 +18,7 @@ from relay.message.content import Content
 CONTENTS_MAX = 50  # that one call reads: each may have a file open
 
 
-@dataclass(frozen=True, slots=True)
-class KeptMessage:
+class KeptMessage(Struct, frozen=True):
     """What is left of a message: its content until no entry needs it, and (number, address, state)
     of recipients, who may have copies in mailboxes.
     """
@@ -27,8 +27,7 @@ class KeptMessage:
     recipients: Sequence[tuple[int, str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolEvents:
+class SpoolEvents(Struct, frozen=True):
     """Events with their sequences, None for one that is not shown. `removed_to` is the sequence of
     the last one that was removed. `is_complete`: no more were there. `leaves_out_older`: there are
     earlier ones, of messages that are kept, without a place in the sequence.

@@ -11,13 +11,15 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.journeys.events import Event, Step
@@ -37,8 +39,7 @@ NOT_ANSWERED = "not_answered"  # in a remark: the client does not know whether i
 _ENDS = frozenset(("cancelled", NOT_ANSWERED))  # remarks after which no file has to be there
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionFacts:
+class SubmissionFacts(Struct, frozen=True):
     """The facts of a submission, in its line of step 1. `recipients` include Bcc."""
 
     submission_id: str
@@ -360,8 +361,7 @@ _READ_BYTES_MAX = 1 << 20
 _DAY_CHARACTERS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class UnfinishedSubmission:
+class UnfinishedSubmission(Struct, frozen=True):
     """A submission whose step 2 is recorded, and no end; its client may have a 202."""
 
     account: str

@@ -5,8 +5,10 @@ only the requested parts are in memory. Reading blocks; raises OSError. See Grap
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock, Ids
 from relay.files import FileOctets
@@ -59,8 +61,7 @@ from relay.mime.read_mime import (
 from relay.mime.write_header import is_message_id
 
 
-@dataclass(frozen=True, slots=True)
-class DraftIdentity:
+class DraftIdentity(Struct, frozen=True):
     """What stays the same from one generation of a draft to the next; times in µs."""
 
     account: str  # the address of the mailbox
@@ -75,8 +76,7 @@ class DraftIdentity:
     on_behalf_of: str = ""  # another user, from whom the message is
 
 
-@dataclass(frozen=True, slots=True)
-class NewNames:
+class NewNames(Struct, frozen=True):
     """Gives new messages their ids and the names of their files."""
 
     clock: Clock
@@ -104,8 +104,7 @@ class NewNames:
         return make_base_name(copy_id, 1, time_us=time_us, hostname=self.hostname)
 
 
-@dataclass(frozen=True, slots=True)
-class ComposedDraft:
+class ComposedDraft(Struct, frozen=True):
     """A draft's file: its base name without and with `,S=`, and its content.
 
     `properties` are the source of the content, None for MIME. `written` is the path of a file that
@@ -150,8 +149,7 @@ def compose(
     return ComposedDraft(origin.base_name, name_with_size, written, identity.account, properties)
 
 
-@dataclass(frozen=True, slots=True)
-class DraftHead:
+class DraftHead(Struct, frozen=True):
     """The beginning of the file of a draft whose MIME is still being received."""
 
     identity: DraftIdentity
@@ -366,8 +364,7 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
     return new_index(thread, time_us=origin.created_us)
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
+class Before(Struct, frozen=True):
     """A draft before a change: its file, and its submission if it is a scheduled send."""
 
     mailbox: Path

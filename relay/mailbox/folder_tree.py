@@ -15,10 +15,13 @@ import shutil
 import threading
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.mailbox.draft_files import NewNames
 from relay.mailbox.folder_copy import copy_messages
@@ -164,8 +167,7 @@ def _in_turn(
     return call
 
 
-@dataclass(frozen=True, slots=True)
-class _FolderPair:
+class _FolderPair(Struct, frozen=True):
     """A folder's directory, the directory in which its copy is made, and the copy's final name."""
 
     source: Path

@@ -18,8 +18,10 @@ from base64 import b32encode, b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.mailbox.maildir import (
     DirectorySync,
@@ -144,8 +146,7 @@ _SUBSCRIPTIONS_FILE = "subscriptions"
 _UNSYNCED = "relay-unsynced"
 
 
-@dataclass(frozen=True, slots=True)
-class _WellKnownFolder:
+class _WellKnownFolder(Struct, frozen=True):
     """A well-known folder: its directory in the mailbox ("" is the mailbox itself).
 
     With `subscribed`, IMAP clients show it: it is subscribed to when the mailbox is created.
@@ -186,8 +187,7 @@ _UNSUPPORTED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _MailboxPaths:
+class _MailboxPaths(Struct, frozen=True):
     """A mailbox that exists, and the directories that are checked on each use.
 
     `is_whole`: its other folders are durable as well, not the Inbox alone.

@@ -13,10 +13,11 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from relay.clock import ID_LENGTH, id_time_us
 from relay.files import OpenOctets
@@ -48,8 +49,7 @@ _FOREIGN = "o"  # a file that another program delivered
 _DELIVERED = "l"  # a file that local delivery created
 
 
-@dataclass(frozen=True, slots=True)
-class MessageName:
+class MessageName(Struct, frozen=True):
     """The name of a file in new/ or cur/."""
 
     file_name: str  # all of it
@@ -159,8 +159,7 @@ def _digest(text: str) -> str:
 TIME_US_MAX = (1 << 52) - 1  # in the year 2112
 
 
-@dataclass(frozen=True, slots=True)
-class MessageFile:
+class MessageFile(Struct, frozen=True):
     """A message's file. `directory` is the folder's new/ or cur/.
 
     `message_id` may differ from the id in the name: another program may have named the file.

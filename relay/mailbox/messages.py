@@ -7,10 +7,12 @@ blocking ones OSError too; after an error nothing is half-written. See Maildir a
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
@@ -558,8 +560,7 @@ class Messages:
         self.stale_files.clean(mailbox)
         located = self.index.get_if(mailbox, message_id, condition)
         destination = self._destination(mailbox, destination_id)
-        size_bytes = located.path.stat().st_size
-        base_name = self.names.of_copy(located.name)
+        size_bytes, base_name = located.path.stat().st_size, self.names.of_copy(located.name)
         copy = in_folder(located, destination, f"{base_name},S={size_bytes}")
         copy = replace(copy, message_id=copy.name.message_id, generation=1, received_us=0)
         with self.quota.room_for(account, mailbox, size_bytes, base_name=base_name):

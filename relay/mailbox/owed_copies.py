@@ -12,8 +12,11 @@ Dovecot has a letter for it.
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import ID_LENGTH, Clock
 from relay.mailbox.folders import Folders, is_deleted
@@ -36,8 +39,7 @@ _MISSING, _UNKNOWN = -1, -2  # in place of times
 _log = get_logger("mailbox")
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(Struct, frozen=True):
     """What became of a copy.
 
     `is_missing`: it is in no folder of the mailbox. `is_place_there`: the folder where it was seen

@@ -5,8 +5,9 @@ regard to case, as in Graph. See OData 4.01 URL conventions 5.1 ($filter, $order
 $search on messages (KQL).
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from relay.mailbox.types import ChangeKind
 
@@ -85,8 +86,7 @@ class SearchIn(StrEnum):
     ATTACHMENT = "attachment"
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(Struct, frozen=True):
     """`property operator value`; times are integers, flags booleans, the rest texts.
 
     Times are compared in microseconds, though they are shown in seconds: a client that queries for
@@ -98,16 +98,14 @@ class Compare:
     value: str | int | bool
 
 
-@dataclass(frozen=True, slots=True)
-class AnyItem:
+class AnyItem(Struct, frozen=True):
     """At least one item of `collection` matches `condition`, whose leaves are CompareItem."""
 
     collection: Collection
     condition: "Condition"
 
 
-@dataclass(frozen=True, slots=True)
-class CompareItem:
+class CompareItem(Struct, frozen=True):
     """`property operator value` of an item; only used within AnyItem."""
 
     property: ItemProperty
@@ -115,8 +113,7 @@ class CompareItem:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class HasWords:
+class HasWords(Struct, frozen=True):
     """The phrase `words` occurs; with `prefix` its last word may be the beginning of a word."""
 
     where: SearchIn
@@ -124,22 +121,19 @@ class HasWords:
     prefix: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AllOf:
+class AllOf(Struct, frozen=True):
     """All conditions match; without conditions, every message matches."""
 
     conditions: tuple["Condition", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AnyOf:
+class AnyOf(Struct, frozen=True):
     """At least one condition matches; without conditions, no message matches."""
 
     conditions: tuple["Condition", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Negation:
+class Negation(Struct, frozen=True):
     """The condition does not match."""
 
     condition: "Condition"
@@ -148,8 +142,7 @@ class Negation:
 Condition = Compare | AnyItem | CompareItem | HasWords | AllOf | AnyOf | Negation
 
 
-@dataclass(frozen=True, slots=True)
-class SortOrder:
+class SortOrder(Struct, frozen=True):
     """One key of a sort order."""
 
     property: Property
@@ -162,8 +155,7 @@ NEWEST_FIRST = (SortOrder(Property.RECEIVED, descending=True),)
 PAGE_BYTES_MAX = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class MessageQuery:
+class MessageQuery(Struct, frozen=True):
     """Which messages, in which order, and which page of them."""
 
     folder_id: str = ""  # "": all folders
@@ -179,8 +171,7 @@ class MessageQuery:
 EVERY_CHANGE = frozenset(ChangeKind)
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaQuery:
+class DeltaQuery(Struct, frozen=True):
     """What changed in a folder after the position `after` of the change feed, on pages of `top`.
 
     `folder_id` "" means the whole mailbox. Only changes of these `kinds` are returned, and only

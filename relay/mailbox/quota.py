@@ -9,9 +9,10 @@ only renames a file and is never rejected.
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from relay.mailbox.maildir import Stripes
 from relay.mailbox.types import (
@@ -37,8 +38,7 @@ class UsageCounter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Reservation:
+class _Reservation(Struct, frozen=True):
     size_bytes: int
     messages: int
 
@@ -128,8 +128,7 @@ class Quota:
 _UNLIMITED = QuotaLimits()
 
 
-@dataclass(frozen=True, slots=True)
-class _QuotaCheck:
+class _QuotaCheck(Struct, frozen=True):
     """Whether there is room. If not, `limit` is the limit that `more` would exceed."""
 
     room: Room

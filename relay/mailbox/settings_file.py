@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import time
 
 import msgspec
+from msgspec import Struct
 
 from relay.mailbox.folders import Folders
 from relay.mailbox.maildir import Stripes, open_message, remove, sync_directory, write_synced
@@ -22,8 +23,7 @@ _BYTES_MAX = 64 * 1024  # what Graph accepts is a few KiB at most
 _log = get_logger("mailbox")
 
 
-@dataclass(frozen=True, slots=True)
-class WorkingHours:
+class WorkingHours(Struct, frozen=True):
     """The hours of a working day; `time_zone` "" is that of the mailbox."""
 
     days: tuple[str, ...] = ("monday", "tuesday", "wednesday", "thursday", "friday")
@@ -32,8 +32,7 @@ class WorkingHours:
     time_zone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UserSettings:
+class UserSettings(Struct, frozen=True):
     """What a user has set. The zones are names that time_zone() knows, `language` is an RFC 5646
     tag with the name that clients show. The formats are .NET's patterns, for clients only.
     """

@@ -5,15 +5,15 @@ A removed file is noticed as the removal by any other program. Raises OSError.
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import list_names, remove
 
 
-@dataclass(frozen=True, slots=True)
-class MailFile:
+class MailFile(Struct, frozen=True):
     """A message's file; `at_us` is when it was written."""
 
     path: Path

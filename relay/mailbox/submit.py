@@ -8,10 +8,11 @@ pending submission is left, and no power loss brings the submission back. If the
 guarantee that, OutcomeUnknownError is raised.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -241,7 +242,7 @@ class Submissions:
         if options.key is None:
             return submission
         facts = submission_facts(draft.read(0, LARGE_BYTES), submission.submission_id)
-        submission = self._ready_for_key(replace(submission, options=options), facts)
+        submission = self._ready_for_key(dataclasses.replace(submission, options=options), facts)
         try:
             self._record_key(submission)
         except StoreUnavailableError:
@@ -306,7 +307,7 @@ class Submissions:
         """Make what a start finishes durable, before the key of a submission is recorded."""
         self.directory.sync_preparing()
         self.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
-        return replace(submission, internet_message_id=facts.message_id)
+        return dataclasses.replace(submission, internet_message_id=facts.message_id)
 
     def _record_key(self, submission: PendingSubmission) -> None:
         """Record a submission with a key, when only its name in ready/ is not durable yet.
@@ -431,7 +432,7 @@ class Submissions:
         else:
             at_us = self.clock.queue_us()
             if options.scheduled_us:
-                options = replace(options, scheduled_us=0)
+                options = dataclasses.replace(options, scheduled_us=0)
             path = directory.ready_path(submission_id, at_us)
         return PendingSubmission(
             submission_id=submission_id,

@@ -11,6 +11,8 @@ from pathlib import Path
 from sys import getsizeof
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from relay.clock import rfc3339
 from relay.message.content import Octets
 from relay.message.envelope import Client
@@ -122,8 +124,7 @@ class WellKnown(StrEnum):
     OUTBOX = "outbox"
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Struct, frozen=True):
     """One Maildir++ folder."""
 
     id: str  # stable, also when it is renamed
@@ -142,8 +143,7 @@ class Folder:
         return self.well_known not in (WellKnown.DRAFTS, WellKnown.OUTBOX)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredAttachment:
+class StoredAttachment(Struct, frozen=True):
     """An attachment of a stored message, without its content; an `item` is a message."""
 
     id: str
@@ -155,8 +155,7 @@ class StoredAttachment:
     item: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class OpenAttachment:
+class OpenAttachment(Struct, frozen=True):
     """An attachment that can be read.
 
     `octets` are a part of the message's file, which is open, in the transfer encoding `encoding`;
@@ -168,8 +167,7 @@ class OpenAttachment:
     encoding: str
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(Struct, frozen=True):
     """An upload session of an attachment: its size, and how many bytes were received."""
 
     account: str
@@ -181,16 +179,14 @@ class Upload:
     is_attached: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NewUpload:
+class NewUpload(Struct, frozen=True):
     """An upload session and the token that authorizes its continuation."""
 
     token: str
     upload: Upload
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
+class StoredMessage(Struct, frozen=True):
     """A message in a mailbox; times in µs of the wall clock."""
 
     id: str  # the Graph id
@@ -220,8 +216,7 @@ class StoredMessage:
         return getsizeof(one.body) + fields + (parts + 1) * _PART_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Precondition:
+class Precondition(Struct, frozen=True):
     """A condition for the change of a message, checked under the message's lock (If-Match).
 
     The message must be in `folder_id`, unless that is "", and its change key must be one of
@@ -243,8 +238,7 @@ class Precondition:
 NO_PRECONDITION = Precondition()
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedMessage:
+class OpenedMessage(Struct, frozen=True):
     """A message and its attachments, which stay readable as long as this object exists.
 
     `stored` is the message's file.
@@ -255,8 +249,7 @@ class OpenedMessage:
     stored: Octets
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionKey:
+class SubmissionKey(Struct, frozen=True):
     """A client's key for a submission: with the same key there is no second one for a day.
 
     `slot` is a hash of the key, the mailbox and the `account` that used it. `fingerprint` returns a
@@ -269,8 +262,7 @@ class SubmissionKey:
     preference_applied: Callable[[], str]
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedSubmission:
+class KeyedSubmission(Struct, frozen=True):
     """What is remembered of a submission with a key: the request's hash, and the answer."""
 
     fingerprint: bytes
@@ -321,8 +313,7 @@ class PendingSubmission:
     internet_message_id: str = ""  # known when a submission with a key is submitted, else ""
 
 
-@dataclass(frozen=True, slots=True)
-class MessageChange:
+class MessageChange(Struct, frozen=True):
     """A PATCH: fields that are not None change. `properties` change only on drafts."""
 
     properties: MessageProperties | None = None
@@ -331,8 +322,7 @@ class MessageChange:
     is_other: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """A page of messages.
 
     `total` is the number of all messages that match, None unless requested. `next_after` is the
@@ -346,24 +336,21 @@ class Page:
     positions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """The size and number of the messages in all folders of a mailbox."""
 
     size_bytes: int
     messages: int
 
 
-@dataclass(frozen=True, slots=True)
-class CountedUsage:
+class CountedUsage(Struct, frozen=True):
     """The usage of a mailbox; `counted` are those of the requested base names that it includes."""
 
     usage: Usage
     counted: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaLimits:
+class QuotaLimits(Struct, frozen=True):
     """The quota of a mailbox; None is no limit."""
 
     size_bytes: int | None = None
@@ -394,8 +381,7 @@ class ChangeKind(StrEnum):
     DELETED = "deleted"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """One event of a mailbox's change feed; `sequence` increases by one with each event.
 
     `folder_id` is the current or last folder of the message, `previous_folder_id` the folder that
@@ -409,8 +395,7 @@ class Change:
     previous_folder_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class MessageDelta:
+class MessageDelta(Struct, frozen=True):
     """What became of a message of a folder: the sum of its changes since a position.
 
     CREATED: it came into the folder. UPDATED: it was and is there. MOVED: it is in another folder.
@@ -424,8 +409,7 @@ class MessageDelta:
     message: StoredMessage | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaPage:
+class DeltaPage(Struct, frozen=True):
     """Changed messages. Continue from `position`, at once if `more`."""
 
     changed: tuple[MessageDelta, ...]
@@ -433,16 +417,14 @@ class DeltaPage:
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
-class FolderDelta:
+class FolderDelta(Struct, frozen=True):
     """A folder that was created or changed, or was removed: then `folder` is None."""
 
     folder_id: str
     folder: Folder | None
 
 
-@dataclass(frozen=True, slots=True)
-class FolderDeltaPage:
+class FolderDeltaPage(Struct, frozen=True):
     """Changed folders. Continue from `position`, at once if `more`."""
 
     changed: tuple[FolderDelta, ...]
@@ -450,8 +432,7 @@ class FolderDeltaPage:
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ChangePage:
+class ChangePage(Struct, frozen=True):
     """Events of the feed, oldest first. Continue from `position`, at once if `more`."""
 
     changes: tuple[Change, ...]

@@ -12,10 +12,12 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock, Ids, wall_offset_us
 from relay.files import FileOctets, write_all
@@ -52,8 +54,7 @@ _ATTACHED_EXPIRE_S = 3600.0  # for clients that repeat the last range
 _FACTS = ".json"
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
+class _Facts(Struct, frozen=True):
     """The file format of a session. `expires_us` is queue time."""
 
     account: str

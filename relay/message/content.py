@@ -6,11 +6,14 @@ Reading a body whose file was removed or truncated raises UnreadableError, an OS
 RFC 5322 2.1 (header section and body).
 """
 
+import dataclasses
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
+
+from msgspec import Struct
 
 from relay.files import FileOctets, OpenOctets
 
@@ -60,8 +63,7 @@ class MemoryOctets:
         return MemoryOctets(self.octets[start : start + length])
 
 
-@dataclass(frozen=True, slots=True)
-class SpanOfOctets:
+class SpanOfOctets(Struct, frozen=True):
     """A range of other octets, for sources that compute their octets while they are read."""
 
     source: Octets
@@ -134,7 +136,7 @@ def edit_header(content: Content, edit: Callable[[bytes], bytes]) -> Content:
     if isinstance(content, bytes):
         return edit(content)
     header = edit(content.header + _BLANK_LINE)[: -len(_BLANK_LINE)]
-    return replace(content, header=header)
+    return dataclasses.replace(content, header=header)
 
 
 def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
@@ -171,8 +173,7 @@ def read_all(content: Content) -> bytes:
     return content if isinstance(content, bytes) else b"".join(blocks(content))
 
 
-@dataclass(frozen=True, slots=True)
-class JoinedOctets:
+class JoinedOctets(Struct, frozen=True):
     """Several pieces as one source; `ends` is the end of each of them."""
 
     pieces: tuple[Octets, ...]

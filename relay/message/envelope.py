@@ -10,8 +10,9 @@ RFC 5321 2.3.1; RFC 3461 4 and 4.1 to 4.4; RFC 6533 3 (the utf-8 address type).
 """
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from relay.message.address import excerpt
 
@@ -25,8 +26,7 @@ class Notify(StrEnum):
     DELAY = "DELAY"
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardPath:
+class ForwardPath(Struct, frozen=True):
     """One RCPT TO: the address, and its DSN parameters as given.
 
     `notify` is empty when the client gave no NOTIFY, which means FAILURE (RFC 3461 4.1).
@@ -38,8 +38,7 @@ class ForwardPath:
     orcpt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """The envelope without its recipients: MAIL FROM with its parameters.
 
     `ret` is "FULL", "HDRS" or ""; `envid` is decoded; `eight_bit` is BODY=8BITMIME.
@@ -61,8 +60,7 @@ class Source(StrEnum):
     REPORT = "report"
 
 
-@dataclass(frozen=True, slots=True)
-class MessageFacts:
+class MessageFacts(Struct, frozen=True):
     """What is known about an accepted message, without its recipients and content.
 
     Times are microseconds in queue time (Clock.queue_us).
@@ -82,8 +80,7 @@ class MessageFacts:
     subject: str = ""  # of the header, decoded
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(Struct, frozen=True):
     """The program that submitted a message by HTTP or SMTP.
 
     `address` is its IP address, "" on a Unix socket; `helo` the argument of EHLO, "" over HTTP;

@@ -12,10 +12,11 @@ from base64 import b64decode
 from binascii import Error as BinasciiError
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from uuid import UUID
+
+from msgspec import Struct
 
 from relay.message.properties import ExtendedProperty
 
@@ -75,8 +76,7 @@ class ExtendedPropertyError(ValueError):
     """The id or the value is invalid. The text is for the user."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestedSendOptions:
+class RequestedSendOptions(Struct, frozen=True):
     """What the extended properties of a draft request for its sending.
 
     `sent_folders` are spellings of one folder's id, to be tried in order; () is Sent Items.

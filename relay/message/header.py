@@ -8,11 +8,14 @@ writes and decodes values; relay.mime.read_header reads them as Graph's properti
 RFC 5322 2.1, 2.2, 3.6, 4.5.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+
+from msgspec import Struct
 
 from relay.message.content import Content, LargeContent
 
@@ -44,8 +47,7 @@ _MEANT_RECIPIENTS = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderEnd:
+class HeaderEnd(Struct, frozen=True):
     """The end of a header section, with its last line end, and the beginning of the body.
 
     The blank line is between them. If it is missing, they are the same place.
@@ -282,7 +284,7 @@ class ParsedContent:
         """Return the content for the spool."""
         if isinstance(self.rest, bytes):
             return b"".join([*[octets for _, octets in self.header.fields], self.rest])
-        return replace(self.rest, header=self.header.octets)
+        return dataclasses.replace(self.rest, header=self.header.octets)
 
 
 def outgoing(content: ParsedContent) -> Content:

@@ -10,8 +10,9 @@ Indeterminate exists).
 """
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from relay.message.receipt import ReceiptRequest
 
@@ -33,8 +34,7 @@ class DeferralClass(StrEnum):
     INTERNAL = "internal"
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """The reply that an outcome is based on."""
 
     status: str  # an RFC 3463 code
@@ -49,45 +49,39 @@ class Evidence:
     receipt: ReceiptRequest | None = None  # that its sender asked for
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(Struct, frozen=True):
     """Delivered to a local mailbox."""
 
     evidence: Evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
+class Relayed(Struct, frozen=True):
     """A remote SMTP host accepted the message. `offers_dsn`: it sends delivery reports itself."""
 
     evidence: Evidence
     offers_dsn: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(Struct, frozen=True):
     """A copy is in the recipient's mailbox; the message is kept, not sent, until it expires."""
 
     evidence: Evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
+class Deferred(Struct, frozen=True):
     """Temporary failure: retry by the retry list of `kind`."""
 
     evidence: Evidence
     kind: DeferralClass
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """Permanent failure."""
 
     evidence: Evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Indeterminate:
+class Indeterminate(Struct, frozen=True):
     """The session broke after the final dot: the message may have arrived. It is retried."""
 
     evidence: Evidence
@@ -118,8 +112,7 @@ class SessionFailure(StrEnum):
     PROTOCOL = "nonsense"  # not SMTP, or a reply without a command
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """One reply: its code, and its lines joined by a space, printable."""
 
     code: int
@@ -129,8 +122,7 @@ class Reply:
         return f"{self.code} {self.text}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """The remote host: its name, the TLS version or "" without TLS, whether it offers DSN, the
     address of the connection, the cipher suite, and `hosts` as in Evidence.
     """
@@ -150,8 +142,7 @@ class Peer:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _StageRule:
+class _StageRule(Struct, frozen=True):
     """How replies in one stage are classified.
 
     `success` is the class of codes with which the session continues. A 5yz reply is permanent only

@@ -5,19 +5,17 @@ Only the body may have CR, LF or NUL; addresses are valid: graph checks the JSON
 these classes are part of the file format of drafts (relay.mime.draft).
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class EmailAddress:
+class EmailAddress(Struct, frozen=True):
     """Graph's emailAddress: display name ("" if none) and address."""
 
     address: str
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(Struct, frozen=True):
     """Graph's fileAttachment. `content` is the client's base64, valid and without white space.
 
     `size` is the number of decoded bytes. With `item` it is Graph's itemAttachment: the decoded
@@ -33,8 +31,7 @@ class Attachment:
     item: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ExtendedProperty:
+class ExtendedProperty(Struct, frozen=True):
     """Graph's singleValue- or multiValueLegacyExtendedProperty.
 
     `id` is canonical (relay.message.extended_properties): "SystemTime 0x3FEF",
@@ -46,8 +43,7 @@ class ExtendedProperty:
     multiple: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MessageProperties:
+class MessageProperties(Struct, frozen=True):
     """The writable properties of Graph's message."""
 
     subject: str = ""  # decoded

@@ -4,8 +4,9 @@ Local delivery finds the request in the header of what it delivers; the spool ke
 receipt is sent, or no longer owed.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 ReceiptKey = tuple[str, int]  # the queue id of the message, and the number of the recipient
 
@@ -17,8 +18,7 @@ class ReceiptKind(StrEnum):
     NOT_READ = "notread"  # it was deleted unread
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptRequest:
+class ReceiptRequest(Struct, frozen=True):
     """What a notification says of the message, and where it goes.
 
     The spool stores it as JSON.
@@ -36,8 +36,7 @@ class ReceiptRequest:
     accept_language: str = ""  # of the header: what the sender reads
 
 
-@dataclass(frozen=True, slots=True)
-class OwedReceipt:
+class OwedReceipt(Struct, frozen=True):
     """A receipt that may be due: one for each copy in a mailbox."""
 
     key: ReceiptKey  # of the recipient

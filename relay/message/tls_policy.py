@@ -5,16 +5,17 @@ give a host a policy of its own, from the DNS (RFC 7672) or from the domain (RFC
 connections are shared only under equal policies. See RFC 7435 (opportunistic), RFC 9525 (names).
 """
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 TlsLevel = Literal["none", "opportunistic", "required", "verify"]
 _LEVELS: tuple[TlsLevel, ...] = ("none", "opportunistic", "required", "verify")
 
 
-@dataclass(frozen=True, slots=True)
-class TlsPolicy:
+class TlsPolicy(Struct, frozen=True):
     """The TLS that a host must have; `implicit` is TLS from the first byte.
 
     "verify" trusts the system's store, or the file `ca` alone, and requires one of `names` in the

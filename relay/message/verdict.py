@@ -5,9 +5,10 @@ RecipientVerdict for each examined recipient, in the same order; contents[0] is 
 The vocabulary is that of Exchange's mail flow rules.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from msgspec import Struct
 
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
@@ -15,8 +16,7 @@ from relay.message.header import ParsedContent
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
 
 
-@dataclass(frozen=True, slots=True)
-class ExaminedMessage:
+class ExaminedMessage(Struct, frozen=True):
     """The message that the rules examine. `content` has CRLF line ends.
 
     `sender_local`: the domain of the reverse-path is local and the session was trusted.
@@ -40,8 +40,7 @@ class VerdictAction(StrEnum):
     REDIRECT = "redirect"
 
 
-@dataclass(frozen=True, slots=True)
-class RecipientVerdict:
+class RecipientVerdict(Struct, frozen=True):
     """`status` and `text` for REJECT; `successors` for REDIRECT; `content` is an index
     into the verdict's contents; `rule` is the rule that decided ("" if none).
     """
@@ -55,8 +54,7 @@ class RecipientVerdict:
     successors: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class AddedRecipient:
+class AddedRecipient(Struct, frozen=True):
     """A recipient that a rule added (cc, bcc, or the target of a redirect)."""
 
     address: str
@@ -64,8 +62,7 @@ class AddedRecipient:
     content: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RuleHit:
+class RuleHit(Struct, frozen=True):
     """A rule that matched. `outcome` is what it did, or would have done in audit mode; `because`
     has what each of its conditions found, for the first recipient.
     """
@@ -89,8 +86,7 @@ class RuleHit:
         return hit | ({"count": count} if (count := len(self.recipients)) > _NAMED_MAX else {})
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """The whole decision."""
 
     recipients: tuple[RecipientVerdict, ...]

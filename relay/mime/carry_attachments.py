@@ -7,7 +7,8 @@ RFC 2045 6.8 (base64); RFC 2046 5.2.1 (message/rfc822 is not encoded).
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from relay.message.content import Octets, octets_in_blocks
 from relay.mime.draft import DraftAttachment, read_private_block

@@ -13,9 +13,11 @@ RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME);
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from email.message import Message, MIMEPart
 from email.policy import SMTP
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import (
@@ -67,8 +69,7 @@ class ConversionError(Exception):
     """The draft cannot be converted to a message that can be sent. The text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertedMessage:
+class ConvertedMessage(Struct, frozen=True):
     """The message to submit."""
 
     content: Content  # as it is sent
@@ -132,8 +133,7 @@ def _made_of_properties(
 # -- structure: mixed(alternative(text, related(html, images)), files), only the levels needed
 
 
-@dataclass(frozen=True, slots=True)
-class _Leaf:
+class _Leaf(Struct, frozen=True):
     """A leaf. `mark` is a placeholder for its bytes in the tree: `email` would copy them."""
 
     fields: Sequence[tuple[str, str]]
@@ -141,8 +141,7 @@ class _Leaf:
     mark: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Tree:
+class _Tree(Struct, frozen=True):
     """The structure with placeholders, and the leaves in the order of the placeholders.
 
     `texts` are the text parts, each with its transfer encoding.
@@ -339,8 +338,7 @@ def _origin_without_block(header: "Message[str, str]", now_us: int, hostname: st
     return DraftOrigin(account, "", f"<{now_us}@{hostname}>", now_us, now_us)
 
 
-@dataclass(frozen=True, slots=True)
-class _Envelope:
+class _Envelope(Struct, frozen=True):
     originator: str
     recipients: tuple[str, ...]
     smtputf8: bool

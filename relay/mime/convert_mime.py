@@ -8,7 +8,8 @@ RFC 5322 2.1.1 (line lengths), 3.6; RFC 2045 6; RFC 1847 2.1 (signed parts stay)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.message.content import (
     LARGE_BYTES,
@@ -46,8 +47,7 @@ _COMPOSITE = ("multipart/", "message/")
 _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
 
 
-@dataclass(frozen=True, slots=True)
-class RepairedMime:
+class RepairedMime(Struct, frozen=True):
     """The content that is sent, the damage and repairs, the Sender that was added, and the fields
     that were added and removed.
     """
@@ -71,8 +71,7 @@ def _sender_for(message: Entity, origin: DraftOrigin) -> EmailAddress | None:
     return EmailAddress(origin.account) if origin.on_behalf_of.lower() in authors else None
 
 
-@dataclass(frozen=True, slots=True)
-class _RecodedBody:
+class _RecodedBody(Struct, frozen=True):
     """The encoded body of a leaf, and its transfer encoding."""
 
     octets: Octets

@@ -13,9 +13,10 @@ import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.content import (
     LARGE_BYTES,
@@ -59,8 +60,7 @@ _MESSAGE = "message/rfc822"
 _Pieces = Sequence[bytes | Octets]
 
 
-@dataclass(frozen=True, slots=True)
-class DraftOrigin:
+class DraftOrigin(Struct, frozen=True):
     """The values that the store sets in a new draft."""
 
     account: str  # the address of the mailbox
@@ -74,8 +74,7 @@ class DraftOrigin:
     on_behalf_of: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPart:
+class StoredPart(Struct, frozen=True):
     """A part of a draft; all fields from `name` on are those of an attachment."""
 
     offset: int  # counted from the end of the private block
@@ -91,8 +90,7 @@ class StoredPart:
     id: str = ""  # "": its index among the attachments is the id
 
 
-@dataclass(frozen=True, slots=True)
-class MimeDraftProperties:
+class MimeDraftProperties(Struct, frozen=True):
     """Properties of a MIME draft that have no header field.
 
     `attachment_ids` are the ids in the order of the attachments, once one was added or removed.
@@ -103,8 +101,7 @@ class MimeDraftProperties:
     attachment_ids: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateBlock:
+class PrivateBlock(Struct, frozen=True):
     """The block. `properties` (without body and attachments) and `body` are None for MIME."""
 
     origin: DraftOrigin
@@ -183,8 +180,7 @@ def with_defaults(properties: MessageProperties, block: PrivateBlock | None) -> 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class DraftAttachment:
+class DraftAttachment(Struct, frozen=True):
     """An attachment as stored in a draft's file: `octets` are base64 in lines of 76, or a message
     without encoding. `part` has everything except the place.
     """
@@ -253,8 +249,7 @@ def _without_smtputf8(properties: MessageProperties) -> MessageProperties:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Entity:
+class _Entity(Struct, frozen=True):
     """The bytes of a message in pieces, and the places of its parts."""
 
     pieces: _Pieces

@@ -10,8 +10,9 @@ RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international), 
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from relay.message.content import Content
 from relay.message.envelope import ForwardPath, MessageFacts, encode_utf8_address
@@ -68,8 +69,7 @@ _TITLES = {  # they begin the Subject, in every language: programs know them
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedRecipient:
+class ReportedRecipient(Struct, frozen=True):
     """One per-recipient block. `log_id` is the Final-Log-ID; `last_attempt_us` is 0 if none.
 
     `added_by` is the policy rule that added the recipient: the sender gets no DSN about it. `rule`
@@ -86,8 +86,7 @@ class ReportedRecipient:
     last_status: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class HumanPart:
+class HumanPart(Struct, frozen=True):
     """What people read: the same as text and as html, in the language of this tag."""
 
     language: str
@@ -95,8 +94,7 @@ class HumanPart:
     html: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReportPart:
+class ReportPart(Struct, frozen=True):
     """A body part: its media type with parameters, further header lines, and its octets."""
 
     media_type: str
@@ -157,8 +155,7 @@ def joined_report(
     return opening + b"".join(delimiter + part for part in written) + delimiter[:-2] + b"--\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
+class _Identity(Struct, frozen=True):
     hostname: str
     report_id: str
     now_us: int

@@ -13,7 +13,8 @@ RFC 2045 6.4 (encoding of a multipart), RFC 2046 5.1, RFC 2387 (related), RFC 18
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.message.content import (
     JoinedOctets,
@@ -42,8 +43,7 @@ _PROTECTED_TYPES = frozenset(
 _WIDER_ENCODINGS = ("8bit", "binary")  # a multipart names the widest encoding in it
 
 
-@dataclass(frozen=True, slots=True)
-class AddedPart:
+class AddedPart(Struct, frozen=True):
     """Content with a new part; `number` is the new one's index among the attachments."""
 
     content: JoinedOctets
@@ -110,8 +110,7 @@ def _is_for_html(new: DraftAttachment, leaves: SortedLeaves) -> bool:
     return is_image and html is not None and not html.entity.protected
 
 
-@dataclass(frozen=True, slots=True)
-class _Spliced:
+class _Spliced(Struct, frozen=True):
     """Content with the new part at `place` of the old content."""
 
     content: JoinedOctets

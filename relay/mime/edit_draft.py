@@ -14,8 +14,9 @@ read. Standards: RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC
 
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from operator import itemgetter
+
+from msgspec.structs import replace
 
 from relay.message.content import MemoryOctets, Octets
 from relay.message.extended_properties import extended_header_fields

@@ -7,9 +7,10 @@ RFC 3986 (URI); RFC 6068 (mailto).
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
+
+from msgspec import Struct
 
 from relay.mime.html_tokens import attribute_value, split_html, tag_attributes, unescaped
 
@@ -27,8 +28,7 @@ _SENTENCE_END = re.compile(r"[.!?]\s|\n\s*\n")
 _TEXTS_OF_LINK_MAX = 100  # pieces of text between two tags
 
 
-@dataclass(frozen=True, slots=True)
-class BodyLink:
+class BodyLink(Struct, frozen=True):
     """A link: the text that a reader sees, and where it leads. In a text both are the same."""
 
     text: str

@@ -8,12 +8,13 @@ RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC
 from email import utils
 from email.message import Message
 from email.policy import Compat32
 from email.utils import parsedate_to_datetime
+
+from msgspec import Struct
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.conversation import message_ids
@@ -187,8 +188,7 @@ def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Originators:
+class Originators(Struct, frozen=True):
     """A field of originators: its addresses, and what could not be read ("" if nothing)."""
 
     name: str

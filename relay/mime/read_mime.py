@@ -8,9 +8,12 @@ RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related).
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import collapse_rfc2231_value
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.content import Octets, as_octets
 from relay.message.properties import MessageProperties
@@ -31,8 +34,7 @@ TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of the shown text; the rest is not shown
 _PADDING_OCTETS_MAX = 8
 
 
-@dataclass(frozen=True, slots=True)
-class AttachmentFacts:
+class AttachmentFacts(Struct, frozen=True):
     """An attachment without its content; `size` is the decoded size.
 
     `item`: it is a whole message (message/rfc822). `id` is the id that a draft stores; if it is "",
@@ -48,8 +50,7 @@ class AttachmentFacts:
     id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AttachedOctets:
+class AttachedOctets(Struct, frozen=True):
     """An attachment with its stored octets; `encoding` is "" if they need no decoding."""
 
     facts: AttachmentFacts
@@ -57,8 +58,7 @@ class AttachedOctets:
     encoding: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReadMessage:
+class ReadMessage(Struct, frozen=True):
     """A message as it was read; `date_us` is 0 without a valid Date."""
 
     properties: MessageProperties
@@ -68,8 +68,7 @@ class ReadMessage:
     message_class: str = ORDINARY_CLASS
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(Struct, frozen=True):
     """An entity that mail programs show as one body or attachment: a leaf, or a whole message.
 
     `number` is its index in Structure.entities.
@@ -80,8 +79,7 @@ class Leaf:
     fields: "Message[str, str]"
 
 
-@dataclass(frozen=True, slots=True)
-class SortedLeaves:
+class SortedLeaves(Struct, frozen=True):
     """The leaves of a message: the bodies that are shown, and everything else."""
 
     html: Leaf | None
@@ -153,8 +151,7 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBodies:
+class ReadBodies(Struct, frozen=True):
     """The bodies that mail programs show; None where a message has none of that type."""
 
     html: str | None
@@ -280,8 +277,7 @@ def _encoding(entity: Entity) -> str:
     return "" if entity.is_message else entity.encoding
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
+class _Text(Struct, frozen=True):
     text: str
     defects: Sequence[str] = ()
 

@@ -9,8 +9,10 @@ RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import chain, islice
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.content import Octets
 from relay.message.envelope import decode_utf8_address
@@ -64,8 +66,7 @@ _in_brackets = re.compile(r"<([^<>]+)>")
 ReportFields = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RecipientReport:
+class RecipientReport(Struct, frozen=True):
     """The part of a report that is about one recipient; `text` says it in a sentence."""
 
     address: str
@@ -73,8 +74,7 @@ class RecipientReport:
     fields: ReportFields
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryReport:
+class DeliveryReport(Struct, frozen=True):
     """A report: the fields about the message as a whole, and its recipients.
 
     `envelope_id` is the Original-Envelope-Id: the submission id of a message that Relay sent.
@@ -97,8 +97,7 @@ class DeliveryReport:
         return [(one.address, one.fields) for one in self.recipients]
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteClaim:
+class RemoteClaim(Struct, frozen=True):
     """What a report from outside claims of one recipient.
 
     `original` is the address that the sender gave, "" if the report does not say, `final` the one
@@ -113,8 +112,7 @@ class RemoteClaim:
     host: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteReport:
+class RemoteReport(Struct, frozen=True):
     """A DSN or MDN from outside. `envelope_id` and `message_id` are those of the original, ""
     without; `reporter` is the name that the reporting host gives itself.
     """

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
 
+from msgspec import Struct
+
 from relay.message.content import BLOCK_BYTES, Octets, octets_in_blocks
 from relay.message.header import (
     BLANK_LINE,
@@ -46,8 +48,7 @@ _WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news")
 _PROTECTED_TYPES = frozenset(("multipart/signed", "multipart/encrypted"))
 
 
-@dataclass(frozen=True, slots=True)
-class BodyStatistics:
+class BodyStatistics(Struct, frozen=True):
     """Statistics of a body: its own text, without the parts that it contains.
 
     Counts are of octets and CRLF pairs. `long_line`: a line has more than LINE_OCTETS_MAX octets.
@@ -99,8 +100,7 @@ class Entity:
         return parse_header(self.header)
 
 
-@dataclass(frozen=True, slots=True)
-class Structure:
+class Structure(Struct, frozen=True):
     """All entities in the order of their starts; the first is the message itself.
 
     `is_complete`: no part is left unread because of a limit.
@@ -176,8 +176,7 @@ class BodyCounter:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LooseReading:
+class LooseReading(Struct, frozen=True):
     """One way to read a message where programs differ, to find what any of them shows.
 
     `last`: of several Content-Types the last counts, not the first. `comments`: parentheses are a
@@ -249,8 +248,7 @@ class _OpenEntity:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _BoundaryLine:
+class _BoundaryLine(Struct, frozen=True):
     """A delimiter line in the buffer: `level` is the index of its multipart in the path.
 
     It starts with the line end before its boundary, and ends after its own line end.

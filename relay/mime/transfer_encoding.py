@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct
+
 from relay.message.content import Octets, SpanOfOctets, octets_in_blocks
 from relay.message.header import with_crlf
 from relay.mime.draft import base64_lines, has_line_over
@@ -47,8 +49,7 @@ class Coding(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CrlfCoding:
+class CrlfCoding(Struct, frozen=True):
     """Every line end becomes CRLF. NULs, which SMTP forbids, are removed unless `keeps_nul`."""
 
     keeps_nul: bool = False
@@ -201,8 +202,7 @@ def recode(source: Octets, coding: Coding) -> RecodedOctets:
     return RecodedOctets(source, coding, places[-1], tuple(sources), tuple(places))
 
 
-@dataclass(frozen=True, slots=True)
-class Base64Octets:
+class Base64Octets(Struct, frozen=True):
     """Octets in base64 in lines of 76 (relay.message.content.Octets)."""
 
     source: Octets
@@ -282,8 +282,7 @@ def _end_of_escapes(octets: bytes) -> int:
     return len(octets) if escape < 0 else escape
 
 
-@dataclass(frozen=True, slots=True)
-class CodedText:
+class CodedText(Struct, frozen=True):
     """A text encoded in 7 bits."""
 
     charset: str

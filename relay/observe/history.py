@@ -9,9 +9,9 @@ samples that would lie in the future are dropped.
 from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
+from msgspec import Struct
 from prometheus_client.metrics import MetricWrapperBase
 
 from relay.clock import Clock
@@ -25,8 +25,7 @@ _MINUTE_US = 60_000_000
 _FAILED = ("failed", "expired")
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """The metrics at one moment; `at_us` is wall time, `real_s` real time on a steady clock.
 
     `counts` only grow: `accepted` messages, `delivered`, `relayed` and `failed` recipients, all
@@ -43,8 +42,7 @@ class Sample:
     commits: Sequence[float]
 
 
-@dataclass(frozen=True, slots=True)
-class Minute:
+class Minute(Struct, frozen=True):
     """What the samples of one minute say. `start_us` is a whole minute of wall time.
 
     `seconds` is how much of it the samples cover, 0 for a gap; then nothing else is known. `counts`

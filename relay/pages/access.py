@@ -1,6 +1,6 @@
 """Who looks at the pages: the account of a login, or everyone in an open development relay."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from relay.api.dependencies import Principal, principal_of
 from relay.http.http_request import HttpRequest
@@ -8,8 +8,7 @@ from relay.pages.logins import Logins
 from relay.pages.sessions import new_secret
 
 
-@dataclass(frozen=True, slots=True)
-class Visitor:
+class Visitor(Struct, frozen=True):
     """Who looks at a page. `csrf` is the token that each change of this visitor contains."""
 
     principal: Principal

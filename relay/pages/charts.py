@@ -6,8 +6,9 @@ gaps is a dot.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+
+from msgspec import Struct
 
 WIDTH, HEIGHT = 600, 100  # of the drawing, in its own units
 _NARROW_SPACE = "\u202f"  # between groups of digits, and between a number and its unit
@@ -15,16 +16,14 @@ _NO_DATA = "no data"
 _ROUND_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 43200, 86400)
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(Struct, frozen=True):
     """One line: a value for each time, None for a gap."""
 
     name: str
     values: Sequence[float | None]
 
 
-@dataclass(frozen=True, slots=True)
-class DrawnLine:
+class DrawnLine(Struct, frozen=True):
     """A line of a chart: the data of its SVG path, and its latest and highest value as text."""
 
     name: str
@@ -33,8 +32,7 @@ class DrawnLine:
     highest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
+class Chart(Struct, frozen=True):
     """A chart as the template needs it; `times` and `maximum` are texts.
 
     `rows` are the times with their values as text, from the first value on. `description` says in

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from urllib.parse import quote, urlsplit
 
+from msgspec import Struct
+
 from relay.clock import rfc3339
 from relay.message.content import Octets
 from relay.message.header import Header, cleaned
@@ -75,16 +77,14 @@ _IMAGE_BEGINNINGS = {
 _BEGINNING_OCTETS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class ShownField:
+class ShownField(Struct, frozen=True):
     """A header field with its decoded value."""
 
     name: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShownAttachment:
+class ShownAttachment(Struct, frozen=True):
     """An attachment, or a part that the HTML shows. `number` counts from 1."""
 
     number: int
@@ -95,8 +95,7 @@ class ShownAttachment:
     content_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShownLink:
+class ShownLink(Struct, frozen=True):
     """A link; `target` is "" unless a page may open `shown_target`.
 
     `other_host` is the host that the text names if the target has another one.
@@ -108,8 +107,7 @@ class ShownLink:
     other_host: str
 
 
-@dataclass(frozen=True, slots=True)
-class MessageHead:
+class MessageHead(Struct, frozen=True):
     """What the page of a message shows of its header at once; "" where a field is missing."""
 
     author: str  # From, with the display name

@@ -16,13 +16,14 @@ import contextlib
 import hmac
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.api.dependencies import ClientSettings, DevelopmentControls, Principal
@@ -100,8 +101,7 @@ _TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, slots=True)
-class ContentPanel:
+class ContentPanel(Struct, frozen=True):
     """The content in the page of a message, for _content.html."""
 
     key: str  # the message in links

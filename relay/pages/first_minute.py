@@ -5,10 +5,10 @@ The list shows it while it is empty; the page `help` has it always.
 
 import secrets
 import shlex
-from dataclasses import dataclass
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.api.request_parameters import require_method
@@ -22,8 +22,7 @@ _KEY_CHARACTERS_MAX = 64
 _SUBJECT, _TEXT = "Hello", "It works."
 
 
-@dataclass(frozen=True, slots=True)
-class FirstMinute:
+class FirstMinute(Struct, frozen=True):
     """What `_first.html` shows: commands for a shell, and where SMTP clients connect, if known.
 
     `key` lets one page send one message, however often its button is pressed; without a key there

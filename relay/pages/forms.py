@@ -4,9 +4,10 @@ A browser can be made to send a form to any address; that it has the token shows
 a page of this relay (OWASP Cross-Site Request Forgery Prevention Cheat Sheet).
 """
 
-from dataclasses import dataclass
 from hmac import compare_digest
 from urllib.parse import parse_qsl
+
+from msgspec import Struct
 
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
@@ -21,8 +22,7 @@ STALE_FORM = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PageForm:
+class PageForm(Struct, frozen=True):
     """The fields of a form. A field may occur several times, such as the boxes of a list."""
 
     fields: tuple[tuple[str, str], ...]

@@ -6,9 +6,9 @@ that changes is drawn for all its readers together, at most once a second.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay import __version__
@@ -43,8 +43,7 @@ _COUNTED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class HourOfMetrics:
+class HourOfMetrics(Struct, frozen=True):
     """The last hour: the charts, what was counted in it, and the present levels."""
 
     charts: Sequence[Chart]

@@ -6,9 +6,9 @@ page shows it next to what was typed.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.api.dependencies import DevelopmentControls
@@ -46,8 +46,7 @@ _NOT_REPLACED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RefusedChange:
+class RefusedChange(Struct, frozen=True):
     """A change that was not made, and why. `form` has what was typed."""
 
     change: str

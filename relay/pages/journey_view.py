@@ -7,10 +7,12 @@ The texts contain what hosts and senders wrote: a template escapes them.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import time_us_of
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, SenderReport
@@ -44,8 +46,7 @@ class StepState(StrEnum):
     NO_EVIDENCE = "no evidence"
 
 
-@dataclass(frozen=True, slots=True)
-class StepEvent:
+class StepEvent(Struct, frozen=True):
     """One event of a step, or the last of several attempts with the same reply: `since` is the time
     since the event before it, in words, and `count` how many events it stands for.
     """
@@ -56,8 +57,7 @@ class StepEvent:
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class ShownStep:
+class ShownStep(Struct, frozen=True):
     """One of the seven steps. `text` says how it is; `left_out` counts older events."""
 
     number: int
@@ -78,8 +78,7 @@ class ShownStep:
         return self.events[0].since if self.events else ""
 
 
-@dataclass(frozen=True, slots=True)
-class SkippedSteps:
+class SkippedSteps(Struct, frozen=True):
     """Steps that follow each other and were all skipped: a page shows them as one line."""
 
     steps: tuple[ShownStep, ...]
@@ -96,8 +95,7 @@ class SkippedSteps:
         return ", ".join(one.name for one in self.steps)
 
 
-@dataclass(frozen=True, slots=True)
-class NextEvent:
+class NextEvent(Struct, frozen=True):
     """What happens next, and when ("" if no time is known); `until` is when the relay gives up.
 
     `entry` is the entry's name in the queue.
@@ -112,8 +110,7 @@ class NextEvent:
     recipients: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ShownAttempts:
+class ShownAttempts(Struct, frozen=True):
     """An attempt for a recipient, or the last of several with the same reply."""
 
     numbers: str  # "2", or those of several: 2 to 54
@@ -121,8 +118,7 @@ class ShownAttempts:
     is_same: bool  # as the attempt before them
 
 
-@dataclass(frozen=True, slots=True)
-class ShownRecipient:
+class ShownRecipient(Struct, frozen=True):
     """A recipient: its state, in a sentence too, and its attempts."""
 
     address: str  # as in the envelope
@@ -135,8 +131,7 @@ class ShownRecipient:
     successors: tuple[str, ...] = ()  # the addresses that replace it
 
 
-@dataclass(frozen=True, slots=True)
-class JourneyView:
+class JourneyView(Struct, frozen=True):
     """A whole journey."""
 
     name: str  # the id in links and commands

@@ -16,6 +16,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct
+
 from relay.clock import Clock
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.event_stream import EventStreamResponse
@@ -74,8 +76,7 @@ class _View:
         news.set()
 
 
-@dataclass(frozen=True, slots=True)
-class LiveReader:
+class LiveReader(Struct, frozen=True):
     """Who reads a view. `has` is the digest of the fragment that the page shows. When
     `is_current` returns false, the stream ends.
     """

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.api.message_previews import RowFacts
@@ -49,8 +50,7 @@ _TABS: Sequence[str] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ListView:
+class ListView(Struct, frozen=True):
     """What the visitor asks for. `trail` are the places of the newer pages, the first page is "".
 
     `fault` is a sentence if the search is none.

@@ -5,10 +5,10 @@ operation as `--dry-run` does, and the form on it has the conditions, not a list
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.api.request_parameters import require_method
@@ -52,8 +52,7 @@ EFFECTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class OperationChoice:
+class OperationChoice(Struct, frozen=True):
     """An operation, and why it does not apply ("" if it does)."""
 
     operation: Operation

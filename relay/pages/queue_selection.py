@@ -5,9 +5,10 @@ checks are those of the pages.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from relay.api.request_parameters import TEXT_CONDITIONS
 from relay.http.errors import ApiError, quoted
@@ -16,12 +17,11 @@ from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 _AGE = "older_than"
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSelection:
+class QueueSelection(Struct, frozen=True):
     """Which entries: `ids`, or all that meet `conditions`; none of both selects nothing."""
 
     ids: tuple[str, ...] = ()
-    conditions: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, str] = {}
     all: bool = False
 
     @property

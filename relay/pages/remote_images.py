@@ -9,8 +9,9 @@ WHATWG URL 4.4 (a host whose last label is a number is an IPv4 address); RFC 676
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from urllib.parse import quote
+
+from msgspec import Struct
 
 URL_CHARACTERS_MAX = 8192
 RemoteImageUrl = Callable[[str], str | None]
@@ -33,8 +34,7 @@ _DESCRIPTOR = re.compile(r"[0-9]{1,5}w|[0-9]{1,3}(?:\.[0-9]{1,3})?x", re.ASCII)
 _CANDIDATES_MAX = 100
 
 
-@dataclass(frozen=True, slots=True)
-class OwnPlaces:
+class OwnPlaces(Struct, frozen=True):
     """Where a relay listens: the ports on this machine, and the names for which it answers."""
 
     ports: frozenset[int] = frozenset()

@@ -17,12 +17,12 @@ The HTML standard 13.2 (parsing); RFC 2392 (cid); RFC 2397 (data).
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from html import escape
 from itertools import islice
 from urllib.parse import unquote, urlsplit
 
 import nh3
+from msgspec import Struct
 
 from relay.mime.html_tokens import HtmlToken, attribute_value, split_html, tag_attributes, unescaped
 from relay.mime.safe_markup import (
@@ -122,8 +122,7 @@ _OWN_STYLE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteLoads:
+class RemoteLoads(Struct, frozen=True):
     """What a document refers to on other hosts: distinct images, other files, and the hosts."""
 
     images: int = 0
@@ -131,8 +130,7 @@ class RemoteLoads:
     hosts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SafeDocument:
+class SafeDocument(Struct, frozen=True):
     """A whole document, and what was left out of the original.
 
     `lost_images` counts images of the message that are missing, too large or of an unsafe type.

@@ -6,7 +6,6 @@ request, so that the pages work below any path of a reverse proxy that removes i
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import quote, urlencode
 
 import jinja2
 from markupsafe import Markup
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.api.dependencies import ApiDependencies
@@ -46,8 +46,7 @@ _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class LivePart:
+class LivePart(Struct, frozen=True):
     """The part of a page that changes by itself, and the URL of its stream."""
 
     html: Markup

@@ -1,9 +1,9 @@
 """The programs of docs/snippets.md as a page, with the ports of this development relay."""
 
 import re
-from dataclasses import dataclass
 from functools import cache
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.api.dependencies import ClientSettings
@@ -20,8 +20,7 @@ _NAME = re.compile(r"^\*\*([^*]+?)\.?\*\*", re.MULTILINE)
 _PORT = re.compile(r"\b(?:1025|1587|1465|8025|8443)\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Snippet:
+class Snippet(Struct, frozen=True):
     """A program that sends a message to this relay; `title` has its language and library."""
 
     title: str

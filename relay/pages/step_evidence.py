@@ -5,8 +5,9 @@ because an older version of the relay recorded the event, leaves its sentence ou
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
@@ -17,8 +18,7 @@ from relay.phrases import counted
 _RECIPIENTS_MAX = 20  # of one event
 
 
-@dataclass(frozen=True, slots=True)
-class StepFact:
+class StepFact(Struct, frozen=True):
     """A fact: its name and its value. `state` is a recipient's; `message` is the id of a message
     that a link leads to; `view` is a view of this message's content.
     """
@@ -30,8 +30,7 @@ class StepFact:
     view: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StepEvidence:
+class StepEvidence(Struct, frozen=True):
     """The evidence of one event. `time` is a time to come, such as that of the next attempt."""
 
     text: str

@@ -7,7 +7,9 @@ RFC 3463 (5.4.7 expired, 5.6.x content).
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.outcome import (
     Deferred,
@@ -27,15 +29,13 @@ KEY_MARGIN_S = 7 * 86400.0
 _QUEUED_AS = re.compile(r"\bqueued as ([0-9A-Za-z]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionAccepted:
+class SubmissionAccepted(Struct, frozen=True):
     """The server replied 250: the message is durable under `queue_id`."""
 
     queue_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionDeferred:
+class SubmissionDeferred(Struct, frozen=True):
     """A temporary failure; the submission is retried.
 
     `is_down`: no connection was possible. `uncertain`: the message may have been accepted, but no
@@ -47,8 +47,7 @@ class SubmissionDeferred:
     uncertain: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionRejected:
+class SubmissionRejected(Struct, frozen=True):
     """A permanent failure: the sender gets a report."""
 
     evidence: Evidence
@@ -88,8 +87,7 @@ def retry_delay_s(failures: int, jitter: float) -> float:
     return min(LONGEST_DELAY_S, growing) * (0.9 + 0.2 * jitter)
 
 
-@dataclass(frozen=True, slots=True)
-class FinalFailure:
+class FinalFailure(Struct, frozen=True):
     """Why a submission ends without being sent; `unknown`: it may have been sent."""
 
     evidence: Evidence

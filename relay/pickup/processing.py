@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from relay.accounts.account import DEAD_LETTER
 from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
@@ -75,8 +77,7 @@ class EarlierAttempts:
     is_recorded: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionProcessor:
+class SubmissionProcessor(Struct, frozen=True):
     """Processes submissions; shared by all attempts."""
 
     ready: ReadySubmissions  # the submissions

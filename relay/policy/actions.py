@@ -10,6 +10,8 @@ RFC 3463 (code of reject), RFC 5322 3.6 (fields), RFC 5321 4.4 (trace fields).
 from dataclasses import dataclass
 from typing import Any, Self
 
+from msgspec import Struct
+
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
 from relay.message.status import REPLY_TEXT_MAX, split_reply
@@ -23,8 +25,7 @@ PROTECTED_PREFIX = "x-relay-"
 FINAL = ("reject", "discard", "redirect")  # no action can follow these
 
 
-@dataclass(frozen=True, slots=True)
-class RejectAction:
+class RejectAction(Struct, frozen=True):
     """The recipient is rejected; the sender gets `text`."""
 
     status: str
@@ -43,8 +44,7 @@ class RejectAction:
         return cls(reply.status or REJECT_STATUS, reply.text.strip())
 
 
-@dataclass(frozen=True, slots=True)
-class DiscardAction:
+class DiscardAction(Struct, frozen=True):
     """The recipient gets nothing, and no report is sent."""
 
     @classmethod
@@ -55,8 +55,7 @@ class DiscardAction:
         return cls()
 
 
-@dataclass(frozen=True, slots=True)
-class AddressesAction:
+class AddressesAction(Struct, frozen=True):
     """What all actions that add addresses have in common."""
 
     addresses: tuple[str, ...]
@@ -67,18 +66,15 @@ class AddressesAction:
         return cls(_addresses(value))
 
 
-@dataclass(frozen=True, slots=True)
-class RedirectAction(AddressesAction):
+class RedirectAction(AddressesAction, frozen=True):
     """Other addresses get the message instead of the recipient."""
 
 
-@dataclass(frozen=True, slots=True)
-class BccAction(AddressesAction):
+class BccAction(AddressesAction, frozen=True):
     """Other addresses get a copy that no header shows."""
 
 
-@dataclass(frozen=True, slots=True)
-class CcAction(AddressesAction):
+class CcAction(AddressesAction, frozen=True):
     """Other addresses get a copy; the Cc field of the matched recipients' copies shows them."""
 
     def edit(self, header: Header, message: ExaminedMessage) -> Header:
@@ -121,8 +117,7 @@ class SetHeaderAction:
         return headers.set_field(header, self.name, self.value)
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveHeaderAction:
+class RemoveHeaderAction(Struct, frozen=True):
     """The header has no fields of these names."""
 
     names: tuple[str, ...]
@@ -142,8 +137,7 @@ class RemoveHeaderAction:
         return header.remove(self.names)
 
 
-@dataclass(frozen=True, slots=True)
-class SubjectPrefixAction:
+class SubjectPrefixAction(Struct, frozen=True):
     """The Subject begins with this tag, exactly once."""
 
     tag: str

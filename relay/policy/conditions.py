@@ -18,9 +18,10 @@ import fnmatch
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
+
+from msgspec import Struct
 
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
@@ -36,8 +37,7 @@ FIELDS_MAX = 100  # of one name; further ones are ignored
 _FOUND_CHARACTERS_MAX = 120
 
 
-@dataclass(frozen=True, slots=True)
-class Globs:
+class Globs(Struct, frozen=True):
     """Globs, any of which may match; common kinds need no regular expression."""
 
     whole: frozenset[str]
@@ -112,8 +112,7 @@ class MessageView:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class GlobCondition:
+class GlobCondition(Struct, frozen=True):
     """What all conditions on one text have in common."""
 
     globs: Globs
@@ -124,8 +123,7 @@ class GlobCondition:
         return cls(Globs.of(_texts(value)))
 
 
-@dataclass(frozen=True, slots=True)
-class SenderCondition(GlobCondition):
+class SenderCondition(GlobCondition, frozen=True):
     """The reverse-path matches a glob; the null reverse-path is written <>."""
 
     def matches(self, view: MessageView) -> bool:
@@ -137,8 +135,7 @@ class SenderCondition(GlobCondition):
         return _found("sender", view.message.reverse_path or "<>")
 
 
-@dataclass(frozen=True, slots=True)
-class RecipientAddressCondition(GlobCondition):
+class RecipientAddressCondition(GlobCondition, frozen=True):
     """The recipient's address matches a glob."""
 
     def matches_recipient(self, _: MessageView, recipient: str) -> bool:
@@ -164,8 +161,7 @@ def _direction(view: MessageView, recipient: str) -> MailDirection:
     return MailDirection.INTERNAL if view.message.sender_local else MailDirection.INBOUND
 
 
-@dataclass(frozen=True, slots=True)
-class DirectionCondition:
+class DirectionCondition(Struct, frozen=True):
     """The copy for this recipient has one of these directions."""
 
     directions: frozenset[MailDirection]
@@ -184,8 +180,7 @@ class DirectionCondition:
         return f"direction {_direction(view, recipient)}"
 
 
-@dataclass(frozen=True, slots=True)
-class SourceCondition:
+class SourceCondition(Struct, frozen=True):
     """How the message arrived."""
 
     sources: frozenset[Source]
@@ -204,8 +199,7 @@ class SourceCondition:
         return f"source {view.message.source}"
 
 
-@dataclass(frozen=True, slots=True)
-class SizeOverCondition:
+class SizeOverCondition(Struct, frozen=True):
     """The whole message, header and encodings included, has more bytes than this."""
 
     size_bytes: int
@@ -226,8 +220,7 @@ class SizeOverCondition:
         return f"size {view.content.size}, over {self.size_bytes}"
 
 
-@dataclass(frozen=True, slots=True)
-class SubjectCondition(GlobCondition):
+class SubjectCondition(GlobCondition, frozen=True):
     """The decoded Subject matches a glob."""
 
     def matches(self, view: MessageView) -> bool:
@@ -239,8 +232,7 @@ class SubjectCondition(GlobCondition):
         return _found("subject", view.subject)
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderCondition:
+class HeaderCondition(Struct, frozen=True):
     """One of the fields, decoded, matches one of its globs; a missing field matches none."""
 
     fields: tuple[tuple[str, Globs], ...]
@@ -278,8 +270,7 @@ class HeaderCondition:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class AttachmentNameCondition(GlobCondition):
+class AttachmentNameCondition(GlobCondition, frozen=True):
     """The name of an attachment matches a glob, in any encoding and at any nesting."""
 
     @classmethod

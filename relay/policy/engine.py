@@ -8,11 +8,14 @@ Raises TooManyPartsError for a message with too many parts; OSError if the body 
 cannot be read.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
+
+from msgspec import Struct, structs
 
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
@@ -44,8 +47,7 @@ class RuleMode(StrEnum):
     OFF = "off"
 
 
-@dataclass(frozen=True, slots=True)
-class ConditionSet:
+class ConditionSet(Struct, frozen=True):
     """The keys of one `when` or `unless`."""
 
     on_message: tuple[MessageCondition, ...] = ()
@@ -60,8 +62,7 @@ class ConditionSet:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One [[rule]]."""
 
     name: str  # unique in all files
@@ -105,8 +106,7 @@ class OverallVerdict(StrEnum):
     DISCARD = "discard"  # no recipient gets it, and none is rejected
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedResult:
+class ExpectedResult(Struct, frozen=True):
     """What a rule test expects; None where it does not say.
 
     `rules` are those that match, in their order. Rules of other files count only if the test names
@@ -199,8 +199,8 @@ class _Evaluation:
         )
         place = {old: new for new, old in enumerate(used)}
         if len(used) < len(self._views):
-            recipients = [replace(each, content=place[each.content]) for each in recipients]
-            additions = [replace(each, content=place[each.content]) for each in additions]
+            recipients = [structs.replace(each, content=place[each.content]) for each in recipients]
+            additions = [structs.replace(each, content=place[each.content]) for each in additions]
         contents = tuple(self._views[old].content for old in used)
         return Verdict(tuple(recipients), tuple(additions), contents, tuple(self._hits))
 
@@ -292,7 +292,7 @@ def _edited(
     header = content.header
     for action in edits:
         header = action.edit(header, message)
-    return content if header == content.header else replace(content, header=header)
+    return content if header == content.header else dataclasses.replace(content, header=header)
 
 
 def _contains(addresses: tuple[str, ...], address: str) -> bool:

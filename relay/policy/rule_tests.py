@@ -7,8 +7,9 @@ for --json.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from relay.message.envelope import Source, domain_of
 from relay.message.header import ParsedContent
@@ -24,8 +25,7 @@ from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import OverallVerdict, RuleMode, RuleSet, RuleTest
 
 
-@dataclass(frozen=True, slots=True)
-class RuleTestResult:
+class RuleTestResult(Struct, frozen=True):
     """One test and its `failures`; without any it has passed."""
 
     test: RuleTest
@@ -118,8 +118,7 @@ def _quoted(names: Collection[str]) -> str:
     return ", ".join(f'"{each}"' for each in ordered) or "none"
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyReport:
+class PolicyReport(Struct, frozen=True):
     """`document` is for JSON; `good`: whether the command succeeds."""
 
     lines: tuple[str, ...]

@@ -7,11 +7,11 @@ of a record is its place: no two records of a store have the same, and the curso
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 import msgspec
+from msgspec import Struct
 
 from relay.clock import rfc3339, time_us_of
 
@@ -98,8 +98,7 @@ def _who(refusal: Refusal) -> list[str]:
     return [refusal.command, "from", refusal.client] if refusal.client else [refusal.command]
 
 
-@dataclass(frozen=True, slots=True)
-class RefusalSearch:
+class RefusalSearch(Struct, frozen=True):
     """Which records are wanted. `address` is a mail or IP address, or "" for all; `account` the
     login whose records may be seen, None for all. `after` and `before` are cursors, "" for none.
     """
@@ -117,13 +116,12 @@ class RefusalSearch:
         return not self.address or refusal.concerns(self.address.lower())
 
 
-@dataclass(frozen=True, slots=True)
-class RefusalPage:
+class RefusalPage(Struct, frozen=True):
     """The newest record is the first. Behind `cursor` are later records; `older` is the cursor for
     `before`, None if there are no older ones.
     """
 
-    refused: list[Refusal] = field(default_factory=list)
+    refused: list[Refusal] = []
     cursor: str = ""
     older: str | None = None
 

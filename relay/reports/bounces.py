@@ -7,9 +7,11 @@ together with the failure; pickup puts the report on a failed step 3 into the In
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.journeys.events import Event, Step
@@ -33,8 +35,7 @@ _SUBJECT_CHARACTERS_MAX = 200
 _NO_TIMES: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class ReportDecision:
+class ReportDecision(Struct, frozen=True):
     """The recipients by what is done about them.
 
     `reported` go into the report to the reverse-path. `dead_letters` cause a copy of the message
@@ -88,8 +89,7 @@ def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
             assert_never(kind)
 
 
-@dataclass(frozen=True, slots=True)
-class Copies:
+class Copies(Struct, frozen=True):
     """The address that gets copies of reports, "" for none, and of which kinds. `accept` makes the
     copy of a report durable that goes into an Inbox without the spool; the same submission key
     again changes nothing.
@@ -373,8 +373,7 @@ class Reporter:
         self._metrics.reports.labels(kind=kind).inc()
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
+class _Route(Struct, frozen=True):
     address: str
     next_hop: NextHop
 

@@ -10,7 +10,6 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,8 @@ import jinja2
 import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
+from msgspec import Struct, structs
+from msgspec.structs import replace
 
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.header import Header
@@ -71,8 +72,7 @@ class _TooLongError(Exception):
     """A template wrote more than a report may have, or took too long."""
 
 
-@dataclass(frozen=True, slots=True)
-class _OwnTexts:
+class _OwnTexts(Struct, frozen=True):
     """What this relay says in one language; texts/en.txt describes it."""
 
     words: SimpleNamespace
@@ -83,12 +83,11 @@ class _OwnTexts:
     classes: Mapping[FailureClass, Callable[[RecipientFields, str, str], str]]
 
 
-@dataclass(frozen=True, slots=True)
-class ReportTexts:
+class ReportTexts(Struct, frozen=True):
     """The texts in force. `templates` are the operator's, by language and file name."""
 
     language: str = "en"  # of those for whom no other is known
-    templates: Mapping[tuple[str, str], jinja2.Template] = field(default_factory=dict)
+    templates: Mapping[tuple[str, str], jinja2.Template] = {}
 
     def write(
         self,
@@ -259,8 +258,7 @@ def shipped_texts() -> ReportTexts:
     return ReportTexts()
 
 
-@dataclass(frozen=True, slots=True)
-class TextSource:
+class TextSource(Struct, frozen=True):
     """Gives the texts in force, and the language of an account: "" where it is not known."""
 
     current: Callable[[], ReportTexts] = shipped_texts
@@ -432,7 +430,7 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
         rule="sample rule", last_attempt_us=full.received_us,
     )  # fmt: skip
     local = ReportedRecipient(ForwardPath("carol@example.org"), Evidence(status, ""))
-    few = replace(full, id="", expires_us=0)
+    few = structs.replace(full, id="", expires_us=0)
     shipped = ReportTexts()
     kind = next((one for one in ReportKind if name.startswith(f"{one}.")), None)
     for about, recipients in ((full, [remote] * (SHOWN_RECIPIENTS_MAX + 1)), (few, [local])):

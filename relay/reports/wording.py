@@ -7,8 +7,9 @@ RFC 3463 and its registry (the classes), RFC 4647 3.4 (lookup), RFC 3282 (Accept
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from relay.message.envelope import MessageFacts, domain_of
 from relay.message.header import Header
@@ -79,8 +80,7 @@ _CLASSES = {  # by detail, else by subject
 _SUCCESSES = frozenset({ReportKind.DELIVERED, ReportKind.RELAYED, ReportKind.EXPANDED})
 
 
-@dataclass(frozen=True, slots=True)
-class RecipientFields:
+class RecipientFields(Struct, frozen=True):
     """One recipient, as templates see it."""
 
     address: str  # as the message was sent to it
@@ -96,8 +96,7 @@ class RecipientFields:
     advice: str = ""  # what to do; "" for a success or a delay
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(Struct, frozen=True):
     """Recipients that have the same text."""
 
     why: str
@@ -105,8 +104,7 @@ class Reason:
     recipients: Sequence[RecipientFields]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """A recipient's failure: its class; whether attempts were made and have been given up."""
 
     kind: FailureClass

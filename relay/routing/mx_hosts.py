@@ -7,11 +7,12 @@ server failure is temporary; only definite answers are permanent.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import zip_longest
 from typing import assert_never
+
+from msgspec import Struct
 
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.message.tls_policy import TlsPolicy
@@ -20,25 +21,21 @@ EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs tak
 ADDRESSES_MAX = 16  # addresses of one host
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
+class Records(Struct, frozen=True):
     """Records of the queried type, as text: an address each, or "PREFERENCE NAME"."""
 
     values: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NoRecords:
+class NoRecords(Struct, frozen=True):
     """The name exists, without records of this type (NODATA)."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoName:
+class NoName(Struct, frozen=True):
     """The name does not exist (NXDOMAIN)."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoAnswer:
+class NoAnswer(Struct, frozen=True):
     """No usable answer (SERVFAIL, REFUSED, time-out, nonsense); `text` says which."""
 
     text: str
@@ -47,16 +44,14 @@ class NoAnswer:
 Answer = Records | NoRecords | NoName | NoAnswer
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(Struct, frozen=True):
     """One MX record; `name` is lower case without the final dot, "" for the root (RFC 7505)."""
 
     preference: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(Struct, frozen=True):
     """A host to try, with its addresses in the order to try them; `tls` None is its next hop's."""
 
     name: str
@@ -66,43 +61,37 @@ class Host:
     tls: TlsPolicy | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hosts:
+class Hosts(Struct, frozen=True):
     """The hosts to try, best first; never empty."""
 
     hosts: tuple[Host, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NullMx:
+class NullMx(Struct, frozen=True):
     """The domain accepts no mail (RFC 7505)."""
 
     domain: str
 
 
-@dataclass(frozen=True, slots=True)
-class NoSuchDomain:
+class NoSuchDomain(Struct, frozen=True):
     """The domain does not exist."""
 
     domain: str
 
 
-@dataclass(frozen=True, slots=True)
-class NoAddress:
+class NoAddress(Struct, frozen=True):
     """No mail host of the domain has an address."""
 
     domain: str
 
 
-@dataclass(frozen=True, slots=True)
-class MailLoop:
+class MailLoop(Struct, frozen=True):
     """The best MX host of the domain is this relay, which does not host the domain."""
 
     domain: str
 
 
-@dataclass(frozen=True, slots=True)
-class TemporaryFailure:
+class TemporaryFailure(Struct, frozen=True):
     """There is no definite answer now."""
 
     text: str

@@ -7,9 +7,12 @@ dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.message.address import AddressError, to_ascii_domain
@@ -26,13 +29,11 @@ _EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:T
 _DOMAINS_KEPT = 4096  # domains whose route is cached: each address is looked up three times
 
 
-@dataclass(frozen=True, slots=True)
-class UseMx:
+class UseMx(Struct, frozen=True):
     """The MX hosts of the recipient's own domain."""
 
 
-@dataclass(frozen=True, slots=True)
-class RejectRoute:
+class RejectRoute(Struct, frozen=True):
     """Reject the recipient: `status` is 5.y.z, `text` is for the sender."""
 
     status: str
@@ -150,8 +151,7 @@ def _parse_reject(text: str) -> RejectRoute:
     return RejectRoute(status, reply.text.strip())
 
 
-@dataclass(frozen=True, slots=True)
-class LocalRecipient:
+class LocalRecipient(Struct, frozen=True):
     """Mail for it goes into `mailbox`: an account's address, or DEAD_LETTER. `is_answer`: nobody
     has the address, and who writes to it answers a report.
     """
@@ -160,23 +160,20 @@ class LocalRecipient:
     is_answer: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteRecipient:
+class RemoteRecipient(Struct, frozen=True):
     """Mail for it leaves by `next_hop` (or is captured there)."""
 
     next_hop: NextHop
 
 
-@dataclass(frozen=True, slots=True)
-class InvalidRecipient:
+class InvalidRecipient(Struct, frozen=True):
     """Mail for it is rejected: `text` is a whole SMTP reply, `status` its enhanced code."""
 
     status: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class HopLimits:
+class HopLimits(Struct, frozen=True):
     """The limits of a route for its next hop; None and "" are those of [delivery]. The rate is
     "COUNT/SECONDS".
     """

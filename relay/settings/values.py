@@ -7,10 +7,10 @@ parsed; the result is not expanded again. See RFC 1035 2.3.1 and RFC 5890 (domai
 """
 
 import contextlib
+import dataclasses
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -98,7 +98,7 @@ def parse_http_listener(text: str, base: Path) -> Address:
     address = parse_address(text.removeprefix(_PLAIN_HTTP), base)
     if address.path:
         raise ValueError(f'"{_PLAIN_HTTP}HOST:PORT", or "unix:PATH"')
-    return replace(address, plain=True)
+    return dataclasses.replace(address, plain=True)
 
 
 def is_ip(text: str) -> bool:

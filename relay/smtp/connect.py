@@ -7,13 +7,15 @@ See RFC 5321 3.1 and 3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implic
 """
 
 import asyncio
+import dataclasses
 import os
 import socket
 import ssl
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 import aiosmtplib
+from msgspec import structs
 
 from relay.message.outcome import (
     DeferralClass,
@@ -101,7 +103,7 @@ async def connect(target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Conn
     except ConnectError as error:
         if error.stage is not SmtpStage.STARTTLS or target.level != "opportunistic":
             raise
-    in_clear = replace(target, tls=TlsPolicy("none"))  # RFC 7435: opportunistic
+    in_clear = dataclasses.replace(target, tls=TlsPolicy("none"))  # RFC 7435: opportunistic
     return await _SessionSetup(in_clear, ehlo_name, timeouts).session()
 
 
@@ -242,7 +244,7 @@ class _SessionSetup:
             raise ConnectError(cast("Deferred", outcome), self._stage)
         extensions = Extensions.offered(self._client.esmtp_extensions)
         stream = cast("asyncio.Transport", transport)
-        peer = replace(self._peer(), offers_dsn=extensions.dsn)
+        peer = structs.replace(self._peer(), offers_dsn=extensions.dsn)
         wire = SmtpClientProtocol(stream)
         stream.set_protocol(wire)
         return Connection(wire, peer=peer, extensions=extensions, timeouts=self._timeouts)

@@ -6,7 +6,8 @@ again, after the connection is closed. See RFC 5321 3.3, 4.1.1.4 and 4.5.3.2, RF
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.message.content import Content, LargeContent, UnreadableError, blocks
 from relay.message.outcome import Peer, Reply
@@ -31,8 +32,7 @@ BeforeDot = Callable[[], Awaitable[None]]
 AfterDot = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(Struct, frozen=True):
     """Time-outs in seconds (RFC 5321 4.5.3.2): for connecting, the reply to a command and to DATA,
     each block of content, the reply to the final dot, and QUIT.
     """

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
+from msgspec import Struct
+
 from relay.message.content import Content, is_eight_bit, memory_part, size_of
 from relay.message.envelope import Envelope, ForwardPath, encode_orcpt, encode_xtext
 from relay.message.outcome import (
@@ -51,8 +53,7 @@ class Transaction:
     whole: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionResult:
+class TransactionResult(Struct, frozen=True):
     """The result; keys and `again` are indexes into Transaction.recipients.
 
     `again` are recipients that did not fit (452): send them in a new transaction at once, as part
@@ -194,8 +195,7 @@ class TransactionProgress:
             self.outcomes.setdefault(index, outcome)
 
 
-@dataclass(frozen=True, slots=True)
-class Extensions:
+class Extensions(Struct, frozen=True):
     """The extensions that a peer offers; `size_max` is 0 without a limit."""
 
     pipelining: bool = False
@@ -219,8 +219,7 @@ class Extensions:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Unsupported:
+class Unsupported(Struct, frozen=True):
     """Why a message cannot be sent to this peer: RFC 3463 status and text."""
 
     status: str

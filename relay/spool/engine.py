@@ -30,6 +30,8 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from relay.clock import Clock
 from relay.journeys.message_list import ListedRecipient
 from relay.journeys.spool_history import SpoolHistory
@@ -39,8 +41,7 @@ from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import QueueCounts, Spool, SpoolLoad
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(Struct, frozen=True):
     """How long the history of a finished message is kept, from its arrival, and the size that the
     stored form may reach with it; 0: unlimited.
     """
@@ -49,8 +50,7 @@ class Retention:
     size_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedRoot:
+class RecordedRoot(Struct, frozen=True):
     """The mail root of a store as the spool knows it: its id, "" if none was recorded, and whether
     any mail was ever delivered locally.
     """
@@ -229,8 +229,7 @@ class VerifyMode(Enum):
     READ_ONLY = "can be {} while no relay runs"  # the relay owns the spool
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolFinding:
+class SpoolFinding(Struct, frozen=True):
     """A fault and what was done about it; `action` is "" where nothing can be done."""
 
     kind: SpoolFault
@@ -263,8 +262,7 @@ class RecoveryResult:
         return not (lost or self.log_damaged)
 
 
-@dataclass(frozen=True, slots=True)
-class BackupSize:
+class BackupSize(Struct, frozen=True):
     """How much there is to copy."""
 
     database_bytes: int
@@ -272,8 +270,7 @@ class BackupSize:
     content_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class BackupResult:
+class BackupResult(Struct, frozen=True):
     """What the copy contains; `missing` are contents that the spool had lost before."""
 
     database: Path

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from relay.clock import rfc3339
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.nexthop import NextHop
@@ -264,8 +266,7 @@ def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int) -
     return min(one for one in (retry_us, warn_us, end_us) if one is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class ShownTimes:
+class ShownTimes(Struct, frozen=True):
     """Shows times of the queue: `offset_us` is how far the wall clock is ahead of queue time.
     `captured_us` is how long after its arrival captured mail is removed that does not expire.
     """

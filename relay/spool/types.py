@@ -9,11 +9,12 @@ See RFC 3461 (the envelope), RFC 3464 (what a report needs) and RFC 5321 4.5.4.1
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Protocol
+
+from msgspec import Struct
 
 from relay.journeys.events import Event
 from relay.message.content import Content, Octets
@@ -49,8 +50,7 @@ def sender_key(name: str) -> int:
     return int.from_bytes(blake2b(name.lower().encode(), digest_size=8).digest(), "big") >> 1
 
 
-@dataclass(frozen=True, slots=True)
-class EntrySchedule:
+class EntrySchedule(Struct, frozen=True):
     """When and how an entry is tried next: columns of its row. Times as in Claim."""
 
     retry_us: int | None
@@ -61,8 +61,7 @@ class EntrySchedule:
     warn_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(Struct, frozen=True):
     """A place in the order in which the entries of a level are due."""
 
     due_us: int
@@ -70,8 +69,7 @@ class Position:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class DueQuery:
+class DueQuery(Struct, frozen=True):
     """Which due entries of a priority level are wanted.
 
     Without `next_hop` and `sender`: all, oldest due first. With `sender`: those of one sender. With
@@ -110,8 +108,7 @@ class SpoolUnavailableError(SpoolError):
     """The spool cannot be written now: 451 4.3.0."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewRecipient:
+class NewRecipient(Struct, frozen=True):
     """A recipient as accepted. With a final `state` (rejected, invalid, discarded, redirected) it
     has no entry.
 
@@ -130,8 +127,7 @@ class NewRecipient:
     position: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class NewEntry:
+class NewEntry(Struct, frozen=True):
     """The copy of a message for one next hop; `content` is an index into NewMessage.contents.
 
     `level` is its first priority level, None for the message's priority.
@@ -143,8 +139,7 @@ class NewEntry:
     level: PriorityLevel | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NewMessage:
+class NewMessage(Struct, frozen=True):
     """Everything that one transaction makes durable: message, contents, entries, and recipients
     that are final already.
 
@@ -171,8 +166,7 @@ class NewMessage:
         return self.priority if entry.level is None else entry.level
 
 
-@dataclass(frozen=True, slots=True)
-class ReportPlan:
+class ReportPlan(Struct, frozen=True):
     """What to commit with the failure: report messages, and events of the failed message."""
 
     messages: tuple[NewMessage, ...] = ()
@@ -200,8 +194,7 @@ class ReportWriter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedRecipient:
+class ClaimedRecipient(Struct, frozen=True):
     """A recipient of a claimed entry.
 
     `id` is its number in the message: with the queue id it names its file in a local mailbox.
@@ -215,8 +208,7 @@ class ClaimedRecipient:
     reply: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """The right to attempt one entry once.
 
     It ends with settle or release, or when the epoch of the entry is raised. Times are queue time
@@ -232,7 +224,7 @@ class Claim:
     content_id: int  # for Spool.read_content()
     content_size: int  # in octets
     # of small messages that were just accepted; otherwise it is read
-    content: bytes | None = field(default=None, repr=False)
+    content: bytes | None = None
     # before the claim; held and captured entries are claimed when they expire
     state: RecipientState = RecipientState.QUEUED
     retry_us: int | None = 0  # when it may be tried; None: not without an operator
@@ -257,8 +249,7 @@ class Claim:
         return self.epoch == FIRST_EPOCH
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveredReport:
+class DeliveredReport(Struct, frozen=True):
     """A report that came in from outside, and the addresses that get it with a settlement.
 
     What it claims is recorded in the journey of the message that it is about, if that one is known.
@@ -268,8 +259,7 @@ class DeliveredReport:
     to: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(Struct, frozen=True):
     """The result of a claim; all of it is one transaction.
 
     Recipients without an outcome (not tried) stay as they are. If one outcome is Captured, every
@@ -282,7 +272,7 @@ class Settlement:
     # the next schedule of those that are not final; None where none is left
     waiting: EntrySchedule | None = None
     # by number: these end as expired, with their last evidence
-    expired: Mapping[int, Outcome] = field(default_factory=dict)
+    expired: Mapping[int, Outcome] = {}
     reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes
     events: tuple[Event, ...] = ()  # steps of the journey
     remote_report: DeliveredReport | None = None  # what the message says of another one
@@ -295,8 +285,7 @@ class Settlement:
     ends_warning: bool = False  # no entry of the message has a delay warning any more
 
 
-@dataclass(frozen=True, slots=True)
-class DueBatch:
+class DueBatch(Struct, frozen=True):
     """The result of a DueQuery.
 
     `ended` is False where more entries are due; the next query then continues after `reached`, or
@@ -312,8 +301,7 @@ class DueBatch:
     left_senders: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Struct, frozen=True):
     """`queue_id` is the id of the first acceptance when `repeated` (same submission key)."""
 
     queue_id: str
@@ -321,8 +309,7 @@ class Accepted:
     repeated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Selector:
+class Selector(Struct, frozen=True):
     """Which entries a queue command selects; all conditions must match."""
 
     ids: tuple[str, ...] = ()  # names of entries or messages; (): any
@@ -336,8 +323,7 @@ class Selector:
     all: bool = False  # every entry: a command without a condition must say so
 
 
-@dataclass(frozen=True, slots=True)
-class SentReceipt:
+class SentReceipt(Struct, frozen=True):
     """What the acceptance of a read receipt changes: it is owed no longer, or with `is_kept` it
     stays until its copy is marked. `event` goes to the journey of the message that asked.
     """
@@ -347,8 +333,7 @@ class SentReceipt:
     is_kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class QueueCounts:
+class QueueCounts(Struct, frozen=True):
     """Entries by state, the age of the oldest, and the number of unaccounted recipients."""
 
     entries: Mapping[str, int]
@@ -356,8 +341,7 @@ class QueueCounts:
     unaccounted: int
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolLoad:
+class SpoolLoad(Struct, frozen=True):
     """Load of the spool. `entries` is the most recent count; `backlog` the used part of the writes
     that may wait for a commit; `commit_s` the present duration of a commit; `is_failing`: the last
     commit failed; `kept_bytes` of its disk are free but reserved.

@@ -1,8 +1,7 @@
 """A cancel with --bounce: the end of each recipient and its report are one transaction."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from relay.clock import Ids
 from relay.message.envelope import Envelope, ForwardPath, Notify, Source

@@ -1,8 +1,7 @@
 """What a spool remembers of its messages: search, pages, rows, counts and addresses."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from relay.clock import Ids
 from relay.journeys.events import Event, Step

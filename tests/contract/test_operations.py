@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.clock import rfc3339
 from relay.journeys.events import Event, Step
@@ -124,7 +125,7 @@ async def test_operations_on_recipients_added_by_policy_are_not_shown(spool, mak
     message = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["audit@b.test"]})
     first, second = message.entries
     added = (NewRecipient(ForwardPath("audit@b.test"), added_by="copy to audit"),)
-    message = replace(message, entries=(first, replace(second, recipients=added)))
+    message = structs.replace(message, entries=(first, structs.replace(second, recipients=added)))
     await spool.accept(message, claim=False)
     await spool.queue_admin.execute(command("hold", Selector(domain="b.test")))
     assert await operations(spool, message.facts.id) == []

@@ -1,8 +1,7 @@
 """Reports that wait: of successes, for the end of an attempt; of a delay, once for a message."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from relay.clock import Ids
 from relay.message.envelope import ForwardPath, Notify, Source

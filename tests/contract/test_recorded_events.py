@@ -1,9 +1,9 @@
 """The order of all events: one number each, in the order of the commits, never given again."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
 from relay.message.outcome import Delivered, Evidence

@@ -1,9 +1,9 @@
 """What a new owner finds: claims of a dead one."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.types import (

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay import spool as spools
 from relay.clock import rfc3339
@@ -153,8 +154,8 @@ async def test_a_hold_with_an_end_replaces_that_of_the_restore(spool, make, cloc
 
 async def test_captured_mail_is_left(spool, make, clock) -> None:
     message = make()
-    entry = replace(message.entries[0], next_hop=CAPTURE)
-    await spool.accept(replace(message, entries=(entry,)), claim=False)
+    entry = structs.replace(message.entries[0], next_hop=CAPTURE)
+    await spool.accept(structs.replace(message, entries=(entry,)), claim=False)
     answer = await hold_restored(spool, clock.queue_us())
     assert (answer["done"], answer["entries"][0]["state"]) == (0, RecipientState.CAPTURED)
     assert await listed(spool) == []

@@ -1,9 +1,9 @@
 """Accepting and settling messages, submission keys, journeys."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath

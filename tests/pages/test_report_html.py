@@ -5,6 +5,7 @@ import email.policy
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from relay.message.receipt import ReceiptKind
 from relay.mime.dsn import ReportKind
@@ -34,11 +35,9 @@ def html_of(written: bytes) -> str:
 @pytest.mark.parametrize("kind", [*ReportKind, *ReceiptKind, "one"])
 def test_a_report_is_read_at_a_glance(browser: Browser, tmp_path: Path, kind, language: str):
     if kind == "one":  # of words that do not fit
-        from dataclasses import replace
-
-        path = replace(FULL.path, address=f"{LONG}@{LONG}.test")
-        reply = replace(FULL.evidence, reply=f"552 5.2.2 {LONG * 5}")
-        one = replace(FULL, path=path, evidence=reply)
+        path = structs.replace(FULL.path, address=f"{LONG}@{LONG}.test")
+        reply = structs.replace(FULL.evidence, reply=f"552 5.2.2 {LONG * 5}")
+        one = structs.replace(FULL, path=path, evidence=reply)
         written = report(recipients=[one], language=language)
     else:
         written = report_of(kind, language)

@@ -5,13 +5,16 @@ that it breaks no longer exists. See docs/design.md 4, 7.
 """
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 from unittest.mock import patch
+
+from msgspec.structs import replace
 
 from relay.clock import QueueTime
 from relay.delivery import attempt_result, outbound_session, retry, scheduler
@@ -315,7 +318,7 @@ def _full_for_ever(original: Any) -> Any:
 
 
 def _no_rate_of_routes(original: Any) -> Any:
-    return lambda *args: replace(original(*args), rate="")
+    return lambda *args: dataclasses.replace(original(*args), rate="")
 
 
 def _nothing_kept(original: Any) -> Any:

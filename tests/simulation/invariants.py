@@ -7,8 +7,10 @@ RFC 3464 (what a report names).
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from relay.delivery.site_limits import parse_rate
 from relay.journeys.events import Step

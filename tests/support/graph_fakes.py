@@ -3,12 +3,13 @@
 import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+from msgspec import structs
 
 from relay.accounts.account import Account
 from relay.clock import Clock, Ids
@@ -84,7 +85,7 @@ class MemoryStore:
             id=self.ids.new(),
             folder=await self._folder(account, folder_id),
             path=Path(),
-            properties=replace(properties, attachments=()),
+            properties=structs.replace(properties, attachments=()),
             attachments=attachments,
             is_draft=True,
             is_read=True,
@@ -146,7 +147,7 @@ class MemoryStore:
             raise self.refuse
         self.written += 1
         before = await self._get(account, message_id, folder_id=condition.folder_id)
-        after = replace(
+        after = structs.replace(
             before,
             properties=change.properties or before.properties,
             is_read=before.is_read if change.is_read is None else change.is_read,

@@ -1,8 +1,9 @@
 """Reports as the relay writes them, about the same few recipients: for goldens and for readers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from relay.message.content import Content
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
@@ -37,7 +38,7 @@ MESSAGE = MessageFacts(
     received_us=ARRIVED,
     client="client.example.com [192.0.2.7]",
 )
-HEADER_ONLY = replace(MESSAGE, envelope=replace(MESSAGE.envelope, ret="HDRS"))
+HEADER_ONLY = structs.replace(MESSAGE, envelope=structs.replace(MESSAGE.envelope, ret="HDRS"))
 UNKNOWN = ReportedRecipient(
     ForwardPath("bob@example.net", orcpt="rfc822;Bob@example.net"),
     Evidence("5.1.1", "550 5.1.1 <bob@example.net>: User unknown", "mx1.example.net", remote=True),
@@ -64,8 +65,8 @@ LATIN1 = (
     b"Subject: =?iso-8859-1?Q?Gr=FC=DFe?= aus =?utf-8?B?S8O2bG4=?=\r\nMessage-ID: <l@x>\r\n"
     b"Content-Type: text/plain; charset=iso-8859-1\r\n\r\nGr\xfc\xdfe\r\n"
 )
-INTERNATIONAL = replace(
-    MESSAGE, envelope=replace(MESSAGE.envelope, reverse_path="älice@bücher.example")
+INTERNATIONAL = structs.replace(
+    MESSAGE, envelope=structs.replace(MESSAGE.envelope, reverse_path="älice@bücher.example")
 )
 UTF8 = "Subject: Grüße\r\nFrom: <älice@bücher.example>\r\n\r\nÄ\r\n".encode()
 UNICODE = ReportedRecipient(
@@ -75,7 +76,7 @@ UNICODE = ReportedRecipient(
 CASES = {
     "mixed": (MESSAGE, ORIGINAL, [UNKNOWN, FULL]),
     "local": (
-        replace(MESSAGE, envelope=Envelope("alice@example.com"), client=""),
+        structs.replace(MESSAGE, envelope=Envelope("alice@example.com"), client=""),
         ORIGINAL,
         [NOBODY, REJECTED, EXPIRED],
     ),
@@ -116,12 +117,12 @@ EVERY_CLASS = [
         )
         for address, status, reply in _FAILURES
     ),
-    replace(REJECTED, rule="no programs"),
+    structs.replace(REJECTED, rule="no programs"),
     ReportedRecipient(
         ForwardPath("rita@example.net"), Evidence("5.0.0", "the address is a spam trap")
     ),
 ]
-DELAYED = replace(
+DELAYED = structs.replace(
     FULL, evidence=Evidence("4.2.2", "452 4.2.2 Over quota", "mx1.example.net", remote=True)
 )
 RECIPIENTS = {
@@ -186,7 +187,7 @@ def report_of(kind: ReportKind | ReceiptKind, language: str) -> bytes:
     """Return a report of a kind, as it is in the goldens."""
     if isinstance(kind, ReceiptKind):
         return receipt_of(kind, language)
-    message = replace(MESSAGE, expires_us=ARRIVED + 172_800 * SECOND)
+    message = structs.replace(MESSAGE, expires_us=ARRIVED + 172_800 * SECOND)
     return report(message, recipients=RECIPIENTS[kind], kind=kind, language=language)
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock, Ids, SystemClock
 from relay.crashpoints import CrashPoints
@@ -72,13 +74,13 @@ def changed_message(message: NewMessage, **changes: Any) -> NewMessage:
     return replace(message, **(_fields_of(NewMessage, changes) | {"facts": facts}))
 
 
-def _fields_of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {one.name: values[one.name] for one in fields(kind) if one.name in values}
+def _fields_of(kind: type[Struct], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in kind.__struct_fields__ if name in values}
 
 
-def _taken(kind: type[Any], values: dict[str, Any]) -> Any:
+def _taken(kind: type[Struct], values: dict[str, Any]) -> Any:
     """Return an object of the values that are its fields, and remove these."""
-    return kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.name in values})
+    return kind(**{name: values.pop(name) for name in kind.__struct_fields__ if name in values})
 
 
 def ids_of(batch: DueBatch) -> list[str]:

@@ -1,8 +1,7 @@
 """Steady time beside a wall clock that is slewed, jumps or sleeps, and ids that never go back."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from relay.clock import (
     Anchor,
@@ -186,11 +185,13 @@ def test_a_short_stop_leaves_no_doubt():
 
 
 def test_an_anchor_of_this_start_of_the_machine_goes_before_one_of_another():
-    other = replace(HERE, queue_us=START - 30 * DAY, wall_us=START - 400 * DAY, boot_id="there")
+    other = structs.replace(
+        HERE, queue_us=START - 30 * DAY, wall_us=START - 400 * DAY, boot_id="there"
+    )
     found = go_on(other, HERE, wall=START, elapsed=DAY + SECOND)
     assert found.is_exact
     assert abs(found.queue_us - START - SECOND) <= SECOND
-    ahead = replace(other, queue_us=START + DAY)  # but nothing goes back behind that
+    ahead = structs.replace(other, queue_us=START + DAY)  # but nothing goes back behind that
     assert go_on(HERE, ahead, wall=START, elapsed=DAY + SECOND).queue_us == START + DAY
 
 
@@ -225,13 +226,13 @@ def test_doubts_end_on_a_machine_that_is_stopped_every_day(up_hours):
 
 
 def test_restarts_of_the_machine_do_not_prolong_a_doubt():
-    left = replace(HERE, doubtful_us=400 * DAY, doubt_ends_us=START + HOUR)
+    left = structs.replace(HERE, doubtful_us=400 * DAY, doubt_ends_us=START + HOUR)
     found = go_on(left, wall=START + SECOND, elapsed=0, boot_id="there")
     assert abs(found.doubt_ends_us - START - HOUR) <= 2 * SECOND
 
 
 def test_a_gap_longer_than_those_in_doubt_begins_another_day():
-    left = replace(HERE, doubtful_us=2 * DAY, doubt_ends_us=START + HOUR)
+    left = structs.replace(HERE, doubtful_us=2 * DAY, doubt_ends_us=START + HOUR)
     found = go_on(left, wall=START + 400 * DAY, elapsed=0, boot_id="there")
     assert found.doubtful_us == 402 * DAY
     assert found.doubt_ends_us == found.queue_us + DAY

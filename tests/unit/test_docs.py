@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 from relay.cli.root import cli
@@ -197,7 +198,9 @@ def test_limits_are_those_of_the_code(told, place):
     path, _, name = place.partition(":")
     value = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     for part in name.split("."):
-        defaults = getattr(value, "__dataclass_fields__", {})
+        is_struct = isinstance(value, type) and issubclass(value, msgspec.Struct)
+        fields = msgspec.structs.fields(value) if is_struct else ()
+        defaults = {one.name: one for one in fields} or getattr(value, "__dataclass_fields__", {})
         value = defaults[part].default if part in defaults else getattr(value, part)
     assert number_of(told) == value
 

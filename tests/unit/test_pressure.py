@@ -1,9 +1,9 @@
 """From figures to levels and back, and what each level stops."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.pressure import (
     MAILBOX_REASONS,
@@ -28,15 +28,15 @@ CALM = Measurements(spool=ROOMY, mail=ROOMY)
 
 
 def with_free(free_bytes: int, *, size_bytes: int = 100 * GIB) -> Disk:
-    return replace(ROOMY, size_bytes=size_bytes, free_bytes=free_bytes)
+    return structs.replace(ROOMY, size_bytes=size_bytes, free_bytes=free_bytes)
 
 
 def with_files(free: int, *, of: int = 10_000_000) -> Disk:
-    return replace(ROOMY, files=of, files_free=free)
+    return structs.replace(ROOMY, files=of, files_free=free)
 
 
 def levels(**changed) -> dict[PressureReason, PressureLevel]:
-    return dict(assess(PressureState(), replace(CALM, **changed), BOUNDS).levels)
+    return dict(assess(PressureState(), structs.replace(CALM, **changed), BOUNDS).levels)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def levels(**changed) -> dict[PressureReason, PressureLevel]:
             PressureLevel.REFUSE,
         ),
         (
-            {"spool": replace(ROOMY, is_writable=False)},
+            {"spool": structs.replace(ROOMY, is_writable=False)},
             PressureReason.SPOOL_DISK,
             PressureLevel.REFUSE,
         ),
@@ -119,14 +119,14 @@ def test_the_room_of_the_reserve_file_is_nobodys():
 def test_a_level_ends_only_behind_a_margin(course):
     state = PressureState()
     for entries, level in course:
-        state = assess(state, replace(CALM, queue_entries=entries), BOUNDS)
+        state = assess(state, structs.replace(CALM, queue_entries=entries), BOUNDS)
         assert state.level == level, entries
 
 
 def test_a_figure_that_trembles_changes_nothing():
     state, seen = PressureState(), []
     for entries in itertools.islice(itertools.cycle((995, 1005)), 100):
-        state = assess(state, replace(CALM, queue_entries=entries), BOUNDS)
+        state = assess(state, structs.replace(CALM, queue_entries=entries), BOUNDS)
         seen.append(state.level)
     assert [level for level, _ in itertools.groupby(seen)] == [
         PressureLevel.SLOW,
@@ -135,7 +135,7 @@ def test_a_figure_that_trembles_changes_nothing():
 
 
 def test_reasons_are_those_of_the_highest_level():
-    figures = replace(CALM, queue_entries=2000, memory_bytes=900 * MIB, commit_s=9.0)
+    figures = structs.replace(CALM, queue_entries=2000, memory_bytes=900 * MIB, commit_s=9.0)
     state = assess(PressureState(), figures, BOUNDS)
     assert state.level is PressureLevel.REFUSE
     assert state.reasons == (PressureReason.QUEUE, PressureReason.COMMITS)
@@ -145,7 +145,7 @@ def test_reasons_are_those_of_the_highest_level():
 
 def test_a_full_mailbox_disk_stops_no_message():
     pressure = Pressure()
-    pressure.state = assess(PressureState(), replace(CALM, mail=with_free(0)), BOUNDS)
+    pressure.state = assess(PressureState(), structs.replace(CALM, mail=with_free(0)), BOUNDS)
     assert pressure.state.level is PressureLevel.REFUSE
     assert pressure.state.queue is PressureLevel.NORMAL
     assert not pressure.rejects_untrusted
@@ -160,7 +160,7 @@ def test_a_full_mailbox_disk_stops_no_message():
 )
 def test_strangers_are_turned_away_first(entries, away, rejection):
     pressure = Pressure()
-    pressure.state = assess(PressureState(), replace(CALM, queue_entries=entries), BOUNDS)
+    pressure.state = assess(PressureState(), structs.replace(CALM, queue_entries=entries), BOUNDS)
     assert (pressure.rejects_untrusted, pressure.rejection()) == (away, rejection)
 
 
@@ -169,7 +169,9 @@ def test_strangers_are_turned_away_first(entries, away, rejection):
 )
 def test_a_message_is_asked_against_the_room(size_bytes, fits):
     pressure = Pressure()
-    pressure.state = assess(PressureState(), replace(CALM, spool=with_free(200 * MIB)), BOUNDS)
+    pressure.state = assess(
+        PressureState(), structs.replace(CALM, spool=with_free(200 * MIB)), BOUNDS
+    )
     assert (pressure.rejection(size_bytes) == "") is fits
 
 

@@ -5,9 +5,10 @@ limited. Positions in errors count characters from 0. OData 4.01 URL conventions
 """
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+
+from msgspec import Struct
 
 from relay.http.errors import ApiError, quoted
 
@@ -47,8 +48,7 @@ class TokenKind(Enum):
     END = "end"
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True):
     """A token; `text` is its source text."""
 
     kind: TokenKind
@@ -147,15 +147,13 @@ _COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(Struct, frozen=True):
     """A property such as from/emailAddress/address."""
 
     token: Token
 
 
-@dataclass(frozen=True, slots=True)
-class Literal:
+class Literal(Struct, frozen=True):
     """A value; a time is in microseconds, with `is_time`."""
 
     token: Token
@@ -163,8 +161,7 @@ class Literal:
     is_time: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionCall:
+class FunctionCall(Struct, frozen=True):
     """A function call; `name` is in lower case."""
 
     token: Token
@@ -172,8 +169,7 @@ class FunctionCall:
     arguments: tuple["Expression", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Lambda:
+class Lambda(Struct, frozen=True):
     """`path/any(variable: body)` or all; any() without a body is true if there is an item."""
 
     token: Token
@@ -183,8 +179,7 @@ class Lambda:
     body: "Expression | None" = None
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """`left operator right`."""
 
     operator: Token
@@ -192,22 +187,19 @@ class Comparison:
     right: "Expression"
 
 
-@dataclass(frozen=True, slots=True)
-class Not:
+class Not(Struct, frozen=True):
     """The negation of `part`."""
 
     part: "Expression"
 
 
-@dataclass(frozen=True, slots=True)
-class And:
+class And(Struct, frozen=True):
     """All of at least two parts."""
 
     parts: tuple["Expression", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Or:
+class Or(Struct, frozen=True):
     """One of at least two parts."""
 
     parts: tuple["Expression", ...]

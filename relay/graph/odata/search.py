@@ -6,8 +6,9 @@ terms, of prefixes (word*), and the length of each are limited.
 
 import contextlib
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from msgspec import Struct
 
 from relay.graph.odata.expression import CHARACTERS_MAX, clause_error
 from relay.http.errors import ApiError, quoted
@@ -69,8 +70,7 @@ def search_condition(value: str) -> Condition:
     return _SearchParser(query).query()
 
 
-@dataclass(frozen=True, slots=True)
-class _SearchToken:
+class _SearchToken(Struct, frozen=True):
     """A word, a phrase in quotes, a parenthesis, or the end ("")."""
 
     text: str

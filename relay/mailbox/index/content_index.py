@@ -15,11 +15,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import apsw
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock
 from relay.mailbox.index.database import fetch, open_database
@@ -67,8 +69,7 @@ _OTHERS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderData:
+class HeaderData(Struct, frozen=True):
     """The fields of a message's header, or of a draft's private block."""
 
     properties: MessageProperties
@@ -118,8 +119,7 @@ HEADER_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TextData:
+class TextData(Struct, frozen=True):
     """The texts of the full-text index, in the order of its columns."""
 
     texts: tuple[str, ...]
@@ -420,8 +420,7 @@ class ContentIndexer:
             raise StoreUnavailableError(message)
 
 
-@dataclass(frozen=True, slots=True)
-class CopyFacts:
+class CopyFacts(Struct, frozen=True):
     """A message of a mailbox, and which of the words that were asked for it has."""
 
     is_read: bool
@@ -429,8 +428,7 @@ class CopyFacts:
     words: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class CopyLookup:
+class CopyLookup(Struct, frozen=True):
     """What a mailbox has of some messages, by id; `unread` are there, but not read yet.
 
     Reading took `read_s`.

@@ -8,9 +8,9 @@ up to a maximum. A position names the change feed too, because it is lost togeth
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import apsw
+from msgspec import Struct
 
 from relay.mailbox.index.change_feed import position_at, sequence_of
 from relay.mailbox.index.database import fetch
@@ -22,8 +22,7 @@ _DIGEST_BYTES = 12
 _REMOVED = b""
 
 
-@dataclass(frozen=True, slots=True)
-class FolderStates:
+class FolderStates(Struct, frozen=True):
     """The folders as they are, and those whose rows are not current."""
 
     folders: Mapping[str, Folder]

@@ -13,7 +13,8 @@ then removed. See Maildir (a base name is never used twice) and docs/design.md 3
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from relay.mailbox.index.rows import (
     FileLocation,
@@ -36,8 +37,7 @@ _BLOCK = b"X-Relay-Draft: 1 "  # also where a mail server has copied it with oth
 _BASE_NAME = re.compile(rb'"base_name":"([^"\\]{1,255})"')
 
 
-@dataclass(frozen=True, slots=True)
-class IdClaim:
+class IdClaim(Struct, frozen=True):
     """The id that a file claims. With `in_file_name` its name has it, else its content."""
 
     message_id: str

@@ -11,10 +11,11 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import apsw
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import Clock
 from relay.mailbox.index import folder_feed
@@ -56,16 +57,14 @@ CHANGED_MESSAGES_READ = 10_000  # for one page of a delta
 _WIDTH = len(COLUMNS.split(","))
 
 
-@dataclass(frozen=True, slots=True)
-class PageRow:
+class PageRow(Struct, frozen=True):
     """A message of a page; a page that begins after it has the token `position`."""
 
     row: IndexedMessage
     position: str
 
 
-@dataclass(frozen=True, slots=True)
-class RowPage:
+class RowPage(Struct, frozen=True):
     """A page; `more` says whether another page follows."""
 
     rows: tuple[PageRow, ...]
@@ -369,16 +368,14 @@ class Indexes:
                     del self._users[mailbox]
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(Struct, frozen=True):
     """A message that was found; a page that begins after it has the token `position`."""
 
     located: MessageFile
     position: str
 
 
-@dataclass(frozen=True, slots=True)
-class QueryResult:
+class QueryResult(Struct, frozen=True):
     """A page of a query; `more` says whether another page follows."""
 
     hits: tuple[Hit, ...]
@@ -386,8 +383,7 @@ class QueryResult:
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedMessage:
+class ChangedMessage(Struct, frozen=True):
     """A changed message; `located` is its file in the folder, None if it is not there any more.
 
     A page that begins with it has the position `position`.
@@ -399,8 +395,7 @@ class ChangedMessage:
     position: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaResult:
+class DeltaResult(Struct, frozen=True):
     """Changed messages; the next page begins at `position`. `more` says whether there is one."""
 
     changed: tuple[ChangedMessage, ...]

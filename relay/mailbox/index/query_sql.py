@@ -11,8 +11,10 @@ import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.mailbox.index.rows import UIDS_PER_US
 from relay.mailbox.message_file import OTHER, TIME_US_MAX
@@ -107,8 +109,7 @@ _WORD_COLUMNS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
+class Clause(Struct, frozen=True):
     """SQL with its values; `level` is the content level that it needs."""
 
     sql: str
@@ -116,8 +117,7 @@ class Clause:
     level: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class DrivingTable:
+class DrivingTable(Struct, frozen=True):
     """The table that drives a query (the outer loop of the join), and its condition.
 
     `uid` is that table's column with a message's uid. With `may_repeat` it has a message more than
@@ -130,8 +130,7 @@ class DrivingTable:
     may_repeat: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledCondition:
+class CompiledCondition(Struct, frozen=True):
     """A compiled condition: `lead` and `filter` must match; `folder` tests the folder's number."""
 
     lead: DrivingTable
@@ -369,8 +368,7 @@ _TOKEN_CHARACTERS_MAX = 8192
 _NUMBER_MAX = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class SortKey:
+class SortKey(Struct, frozen=True):
     """A sort key as an SQL expression; `is_text` is False for numbers."""
 
     sql: str

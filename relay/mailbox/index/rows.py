@@ -7,10 +7,11 @@ Raises apsw's exceptions.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import apsw
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.mailbox.index.change_feed import append_change
 from relay.mailbox.index.database import fetch
@@ -28,8 +29,7 @@ _ALL = f"({COLUMNS}, is_read, is_flagged, is_draft)"
 _MARKS = f"({', '.join('?' * 17)})"
 
 
-@dataclass(frozen=True, slots=True)
-class FolderRow:
+class FolderRow(Struct, frozen=True):
     """A folder and its number in the index.
 
     A removed folder stays in the index until its messages have been removed.
@@ -40,8 +40,7 @@ class FolderRow:
     is_removed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FileLocation:
+class FileLocation(Struct, frozen=True):
     """The directory and name of a file; `folder` is a FolderRow's number."""
 
     folder: int
@@ -49,8 +48,7 @@ class FileLocation:
     file_name: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StatData:
+class StatData(Struct, frozen=True):
     """What stat(2) returns about a file; it is equal for two links to one file."""
 
     inode: int
@@ -63,8 +61,7 @@ class StatData:
         return cls(status.st_ino & INODE_MASK, status.st_size, status.st_mtime_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class ScannedFile:
+class ScannedFile(Struct, frozen=True):
     """A message file that a directory scan found."""
 
     location: FileLocation
@@ -73,8 +70,7 @@ class ScannedFile:
     stat_data: StatData
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedMessage:
+class IndexedMessage(Struct, frozen=True):
     """One row of the table `message`; schema.sql describes its columns."""
 
     uid: int  # the key: received_us * 1024 plus a number

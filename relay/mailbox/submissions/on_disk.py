@@ -12,10 +12,11 @@ import re
 import threading
 from collections.abc import Container
 from contextlib import suppress
-from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from relay.clock import Anchor
 from relay.files import FileOctets
@@ -65,8 +66,7 @@ _anchor_decoder = msgspec.json.Decoder(_StoredAnchor)
 _log = get_logger("mailbox")
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedFile:
+class PreparedFile(Struct, frozen=True):
     """A file in preparing/.
 
     `is_new`: the same request created the draft. `is_change`: the file is the next generation of

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 
+from msgspec import Struct
+
 from relay.clock import Clock
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.draft_files import submission_facts
@@ -37,8 +39,7 @@ from relay.message.extended_properties import requested_send_options
 _AT_ONCE = 256  # submissions that are moved with the same syncs
 
 
-@dataclass(frozen=True, slots=True)
-class HeldSubmission:
+class HeldSubmission(Struct, frozen=True):
     """One that is held; `scheduled_us` is when it is to be sent, 0: as soon as it is released."""
 
     facts: SubmissionFacts

@@ -9,12 +9,14 @@ MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
 """
 
 import asyncio
+import dataclasses
 import heapq
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
@@ -44,8 +46,7 @@ _BEING_SENT = "The message is being sent and cannot be changed until it is."
 _log = get_logger("mailbox")
 
 
-@dataclass(frozen=True, slots=True)
-class DueSubmissions:
+class DueSubmissions(Struct, frozen=True):
     """Submissions that are ready now, and the file names of those to retry."""
 
     submissions: tuple[PendingSubmission, ...]
@@ -153,12 +154,14 @@ class ScheduledSends:
         if not new.scheduled_us:
             self.cancel(submission, reason="its send time was removed")
             return None
-        options = replace(submission.options, scheduled_us=new.scheduled_us)
+        options = dataclasses.replace(submission.options, scheduled_us=new.scheduled_us)
         if new.delete_after_submit != old.delete_after_submit:
-            options = replace(options, save_to_sent_items=not new.delete_after_submit)
+            options = dataclasses.replace(options, save_to_sent_items=not new.delete_after_submit)
         if new.sent_folders != old.sent_folders:
-            options = replace(options, sent_folder=self._folder_of(submission.account, new))
-        return replace(submission, options=options)
+            options = dataclasses.replace(
+                options, sent_folder=self._folder_of(submission.account, new)
+            )
+        return dataclasses.replace(submission, options=options)
 
     def replace(self, submission: PendingSubmission, file: Path, head: bytes) -> PendingSubmission:
         """Make `file` the message to send, at the time in the submission's options.
@@ -167,7 +170,7 @@ class ScheduledSends:
         the draft into its folder and calls finish_replace(); after a crash between the two, the
         next start does both. Raises BeingSentError.
         """
-        changed = replace(
+        changed = dataclasses.replace(
             submission,
             path=self._directory.scheduled_path(
                 submission.submission_id, submission.options.scheduled_us
@@ -259,11 +262,11 @@ class ScheduledSends:
         except FileNotFoundError:
             return None
         self._reached(CrashPoint.SUBMISSION_DUE)
-        return replace(
+        return dataclasses.replace(
             submission,
             path=ready,
             ready_us=now_us,
-            options=replace(submission.options, scheduled_us=0),
+            options=dataclasses.replace(submission.options, scheduled_us=0),
         )
 
     def _is_in_drafts(self, submission: PendingSubmission) -> bool:
@@ -309,8 +312,7 @@ _BATCH_SUBMISSIONS = 256
 _LISTINGS_OF_ONE_STATE = 2  # the second finds changes within one tick of the file system's clock
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledDirectory:
+class ScheduledDirectory(Struct, frozen=True):
     """The queries of deferred/ by the timer, run in threads.
 
     `changed_ns` returns when it last changed, `listed` (due time in µs, name) of each submission.

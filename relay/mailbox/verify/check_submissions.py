@@ -7,8 +7,9 @@ directory cannot be read. See docs/design.md 1.
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.journeys.submission_log import LoggedSubmissions, UnfinishedSubmission, read_submissions
 from relay.mailbox.folders import list_folders, well_known_path
@@ -31,8 +32,7 @@ _PREPARED = re.compile(r"[0-9a-z]{16}\.\d{1,20}[+~]?")
 _IN_PROGRESS_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class _SubmissionFile:
+class _SubmissionFile(Struct, frozen=True):
     path: Path
     submission_id: str
     account: str

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from msgspec import Struct
+
 from relay.clock import Clock
 from relay.mailbox.maildir import make_directory, remove, rename, sync_directory
 
@@ -41,8 +43,7 @@ class StoreFindingKind(StrEnum):
     INDEX_MISMATCH = "index-mismatch"
 
 
-@dataclass(frozen=True, slots=True)
-class StoreFault:
+class StoreFault(Struct, frozen=True):
     """A fault of the file or directory `where`."""
 
     kind: StoreFindingKind
@@ -51,8 +52,7 @@ class StoreFault:
     expected: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreFinding:
+class StoreFinding(Struct, frozen=True):
     """A fault and the action that was taken, "" if there is none."""
 
     kind: StoreFindingKind
@@ -108,8 +108,7 @@ def add_name(names: list[str], name: str) -> None:
 _NAMES_MAX = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(Struct, frozen=True):
     """A repair. `text` completes "it was".
 
     With `is_complete` the operator has nothing to examine afterwards.

@@ -7,8 +7,9 @@ cannot be listed. See docs/design.md 1 and 3.
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from relay.clock import Clock, Ids
 from relay.mailbox.maildir import DirectorySync, list_names
@@ -30,8 +31,7 @@ from relay.mailbox.verify.findings import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class VerifierDependencies:
+class VerifierDependencies(Struct, frozen=True):
     """The surroundings of the verifier.
 
     `dead_letter` is a Maildir outside the root. `is_account` returns whether an account exists.

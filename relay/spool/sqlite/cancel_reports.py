@@ -9,11 +9,11 @@ is cancelled, and the command looks again.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 
 import apsw
 import msgspec
+from msgspec import Struct
 
 from relay.message.content import Content
 from relay.message.envelope import Source
@@ -38,20 +38,18 @@ _OWING = (
 _log = get_logger("spool")
 
 
-@dataclass(frozen=True, slots=True)
-class MessageReports:
+class MessageReports(Struct, frozen=True):
     """The reports about the cancelled entries of one message, with the files of their contents."""
 
     plan: ReportPlan
     files: _Files
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedReports:
+class PlannedReports(Struct, frozen=True):
     """`epochs` are those of the entries that the plan is about, None of one that is damaged."""
 
-    epochs: Mapping[Key, int | None] = field(default_factory=dict)
-    by_message: Mapping[str, MessageReports] = field(default_factory=dict)
+    epochs: Mapping[Key, int | None] = {}
+    by_message: Mapping[str, MessageReports] = {}
 
 
 class CancelReports:

@@ -9,11 +9,12 @@ See docs/design.md 4 (Claims), 5 and 7.3.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import apsw
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
@@ -101,8 +102,7 @@ _MOVE_RECIPIENTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DueEntries:
+class DueEntries(Struct, frozen=True):
     """The result of a query. Its claims have the epochs before they are claimed.
 
     `damaged` says what is wrong with the rows of other entries.

@@ -12,14 +12,16 @@ See docs/design.md 4.
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import os
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from zlib import crc32
+
+from msgspec import Struct
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
@@ -35,8 +37,7 @@ _PART = ".part"
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 
 
-@dataclass(frozen=True, slots=True)
-class IncomingOctets(FileOctets):
+class IncomingOctets(FileOctets, frozen=True):
     """All of an incoming file, and the checksum of what was written."""
 
     crc32: int
@@ -96,16 +97,14 @@ def is_in_file(content: Content) -> bool:
     return isinstance(content, LargeContent) or len(content) > INLINE_BYTES_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
+class StoredFile(Struct, frozen=True):
     """A file that was written for a content, and the checksum of its octets."""
 
     name: str
     crc32: int
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRow:
+class ContentRow(Struct, frozen=True):
     """The row of a content in a file: `size` includes the header.
 
     Without `header` the file is the whole content. `crc32` is that of the file, continued with the
@@ -225,7 +224,7 @@ class ContentFiles:
                 f"content {row.name} cannot be read: {error.strerror or error}"
             ) from error
         start = octets.size - sum(part.size for part in content.body)
-        return replace(content, body=(octets.part(start, octets.size),))
+        return dataclasses.replace(content, body=(octets.part(start, octets.size),))
 
     def committed(self, files: Iterable[Sequence[StoredFile | None]]) -> None:
         """Rows name these files now."""

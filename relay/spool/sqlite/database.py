@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
+from msgspec.structs import astuple
 
 from relay.clock import Anchor
 from relay.last_commit import RecordedCommit, has_log, read_recorded

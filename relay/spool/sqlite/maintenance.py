@@ -13,11 +13,12 @@ See docs/design.md 4 (Counters and history), 7.2, 7.6, 7.8 and 7.9; RFC 1047.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import apsw
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from relay.clock import Clock, first_id_after, id_time_us, wall_offset_us
 from relay.journeys.events import Event, Step
@@ -61,8 +62,7 @@ _log = get_logger("spool")
 _WAITING = "message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
 
 
-@dataclass(frozen=True, slots=True)
-class Prunable:
+class Prunable(Struct, frozen=True):
     """What prune() would remove; `kept` are old messages that stay because an entry was lost."""
 
     messages: int
@@ -70,8 +70,7 @@ class Prunable:
     kept: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(Struct, frozen=True):
     """`messages` were removed; `reached` is the last one read, "" when none was left."""
 
     messages: int

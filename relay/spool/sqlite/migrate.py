@@ -9,7 +9,6 @@ See docs/operation-run.md (Going back).
 
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+from msgspec import Struct
 
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.commits import check_commits_unopened
@@ -44,8 +44,7 @@ _RECORDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Struct, frozen=True):
     """An SQL text that leaves a file with schema `version`."""
 
     version: int

@@ -10,11 +10,13 @@ See docs/design.md 4, invariants 1, 3 and 9.
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import apsw
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import offset_us, rfc3339
 from relay.journeys.events import Event, Step
@@ -81,8 +83,7 @@ _COPY = (
 _NEVER = frozenset((Notify.NEVER,))
 
 
-@dataclass(frozen=True, slots=True)
-class EntryFacts:
+class EntryFacts(Struct, frozen=True):
     """The facts of an entry on which an operation depends; times are queue time in µs."""
 
     state: RecipientState  # before the operation
@@ -103,8 +104,7 @@ def read_entry_facts(cursor: apsw.Cursor, key: Key) -> EntryFacts | None:
     return None if row is None else EntryFacts(RecipientState(row[0]), bool(row[1]), *row[2:])
 
 
-@dataclass(frozen=True, slots=True)
-class RerouteTargets:
+class RerouteTargets(Struct, frozen=True):
     """Which recipients of an entry (by number) a reroute sends where."""
 
     onward: dict[str, list[int]]  # by next hop
@@ -188,8 +188,7 @@ def dry_run_entry(
     return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
 
 
-@dataclass(frozen=True, slots=True)
-class CommandTimes:
+class CommandTimes(Struct, frozen=True):
     """The present moment in queue time and in wall time."""
 
     queue_us: int

@@ -13,6 +13,7 @@ from typing import Any
 
 import apsw
 import msgspec
+from msgspec import Struct
 
 from relay.journeys.events import Event, Step
 from relay.message.address import own_mailbox
@@ -37,8 +38,7 @@ _COUNT_ONE_MORE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class JoinedReport:
+class JoinedReport(Struct, frozen=True):
     """The message that a report is about, and the events for it."""
 
     message_id: str

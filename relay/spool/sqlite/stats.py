@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import apsw
+from msgspec import Struct
 
 from relay.clock import rfc3339
 from relay.message.lifecycle import FINAL, RecipientState
@@ -53,8 +54,7 @@ _BY_HOP = (
 _LAST_ID = "~"  # after every id
 
 
-@dataclass(frozen=True, slots=True)
-class _IndexScan:
+class _IndexScan(Struct, frozen=True):
     """Live entries in the order of an index, which has every column that is looked at."""
 
     index: str

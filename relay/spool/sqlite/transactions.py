@@ -8,13 +8,14 @@ See docs/design.md 4, invariants 1, 2, 3 and 7.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any, assert_never
 from zlib import crc32
 
 import apsw
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.journeys.events import Event
 from relay.message.content import Content, size_of
@@ -90,8 +91,7 @@ _END_RECEIPT = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
 _IS_KNOWN = "SELECT 1 FROM message WHERE id = ?"
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedMail:
+class CapturedMail(Struct, frozen=True):
     """What happens to captured mail: it is captured when it is accepted, and expires `keep_us`
     after its arrival.
 
@@ -112,8 +112,7 @@ class CapturedMail:
         return next_hop.kind is HopKind.CAPTURE and not self.is_delivered
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(Struct, frozen=True):
     """`in_time`: the claim was still valid; otherwise nothing was done. `claims` are those of the
     reports; `unneeded` is the content file to remove, or "". `owes`: it has added read receipts.
     """

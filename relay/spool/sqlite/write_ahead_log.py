@@ -13,11 +13,11 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import apsw
+from msgspec import Struct
 
 from relay.files import rewrite_file
 from relay.last_commit import LastCommit, log_of
@@ -47,24 +47,21 @@ _BUSY_MS = 5000
 _BLOCK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class LogPreview:
+class LogPreview(Struct, frozen=True):
     """The first page as the log has it, b"" where it has none, and the damage of the log."""
 
     first_page: bytes
     fault: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(Struct, frozen=True):
     salts: bytes
     sums: bytes
     order: str
     is_good: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(Struct, frozen=True):
     ends_commit: bool
     salts: bytes
     sums: bytes

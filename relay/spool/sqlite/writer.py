@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import apsw
+from msgspec import Struct
 
 from relay.clock import Clock, Timer
 from relay.crashpoints import CrashPoint, CrashPoints
@@ -93,8 +94,7 @@ class CommitTimer:
 Operation = Callable[[Batch], T]
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(Struct, frozen=True):
     operation: Operation[Any]
     future: asyncio.Future[Any]
     accepts: bool  # for the crash points, and for the reserve

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, OctKey
+from msgspec import structs
 
 from relay.accounts import access_tokens
 from relay.accounts.access_tokens import (
@@ -100,7 +101,9 @@ def test_a_token_ends_after_its_time_although_the_wall_clock_jumps(tokens, clock
         tokens.client_of(token, Clients())
 
 
-@pytest.mark.parametrize("client", [None, replace(CLIENT, secret_digest=b"of another secret")])
+@pytest.mark.parametrize(
+    "client", [None, structs.replace(CLIENT, secret_digest=b"of another secret")]
+)
 def test_a_token_ends_with_its_client_and_with_its_secret(tokens, client):
     token, clients = issued(tokens), Clients()
     assert tokens.client_of(token, clients) is CLIENT
@@ -110,7 +113,7 @@ def test_a_token_ends_with_its_client_and_with_its_secret(tokens, client):
 
 
 def test_scopes_are_those_of_the_account_and_not_of_the_token(tokens):
-    now = replace(CLIENT, account=replace(ACCOUNT, scopes=frozenset()))
+    now = structs.replace(CLIENT, account=replace(ACCOUNT, scopes=frozenset()))
     assert tokens.client_of(issued(tokens), Clients(now)).account.scopes == frozenset()
 
 

@@ -3,11 +3,11 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
 from argon2.exceptions import VerificationError
+from msgspec import field
 
 from relay.accounts.passwords import (
     FREE_FAILURES_OF_CLIENT,
@@ -24,12 +24,11 @@ SECOND = timedelta(seconds=1)  # a number would be equal to True
 HOME, OFFICE, STRANGER = "192.0.2.1", "2001:db8:1:2::7", "198.51.100.9"
 
 
-@dataclass(frozen=True)
-class Counted(Password):
+class Counted(Password, frozen=True):
     """A stored password that counts how often it is compared, and can make its checks wait."""
 
     plain: bytes = b"right"
-    calls: list[str] = field(default_factory=list)
+    calls: list[str] = []
     may_go: threading.Event = field(default_factory=threading.Event)
     fault: Exception | None = None
 

@@ -3,10 +3,10 @@
 import asyncio
 import resource
 import threading
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from msgspec import structs
 
 from relay.app import pressure_monitor as monitoring
 from relay.app.pressure_monitor import (
@@ -47,7 +47,7 @@ class WatchedDisk:
         )
 
     def spool_load(self) -> SpoolLoad:
-        return replace(self.load, kept_bytes=self.reserve_file.missing_bytes)
+        return structs.replace(self.load, kept_bytes=self.reserve_file.missing_bytes)
 
     def spool_disk(self) -> Disk:
         self.reserve_file.make()
@@ -67,7 +67,7 @@ def watched(tmp_path) -> WatchedDisk:
 
 
 async def test_nothing_is_short_and_the_reserve_file_is_there(watched):
-    assert await watched.measure() == replace(
+    assert await watched.measure() == structs.replace(
         PressureState(), room_bytes=watched.pressure.state.room_bytes
     )
     assert watched.pressure.state.room_bytes > MIB

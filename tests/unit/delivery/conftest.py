@@ -1,10 +1,11 @@
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from relay.clock import Ids, SystemClock
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue

@@ -1,8 +1,7 @@
 """Results of attempts: retries, expiry, delay notices, holds."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from relay.delivery.attempt_result import (
     AttemptTime,

@@ -1,9 +1,9 @@
 """Delivery with a real spool and real remote servers."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.message.outcome import Deferred
 from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
@@ -101,7 +101,9 @@ async def test_a_long_queue_for_a_stalled_site_leaves_room_for_others(
         delivery.table.at("stalled.test", stalled)
         delivery.table.at("a.test", mx)
         delivery.window_claims = 20
-        delivery.timeouts = replace(delivery.timeouts, command_s=60)  # no end of the stall saves us
+        delivery.timeouts = structs.replace(
+            delivery.timeouts, command_s=60
+        )  # no end of the stall saves us
         await delivery.start()
         for number in range(60):
             may_claim = claim and delivery.has_room_for("mx:stalled.test")

@@ -1,9 +1,9 @@
 """Fair queues: order among priority levels and senders, removal, and expiry in memory."""
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.fair_queue import PASSED_OVER_MAX, ClaimQueue, SlotQueue, SlotRequest

@@ -7,10 +7,10 @@ up for 20 s, `far` ones are looked up for 3 s, `slow` ones take 3 s for a messag
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed, SmtpStage

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.delivery import attempt_recorder as settlement_module
 from relay.delivery import attempt_result, connection_slots, next_hop_resolution, site
@@ -368,7 +369,7 @@ async def test_a_claim_without_a_connection_while_delivery_drains_is_released(de
 async def test_a_connection_that_sends_quit_counts_against_the_limit(delivery, monkeypatch) -> None:
     monkeypatch.setattr(connection_slots, "_SERVED_MAX", 1)
     goodbye, busy, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    delivery.timeouts = replace(delivery.timeouts, quit_s=60)
+    delivery.timeouts = structs.replace(delivery.timeouts, quit_s=60)
     async with (
         RemoteMx(gates={"QUIT": goodbye, "DOT": waits}) as mx,
         RemoteMx(gates={"DOT": busy}) as other,

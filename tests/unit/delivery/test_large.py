@@ -2,9 +2,9 @@
 
 import asyncio
 import hashlib
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.delivery import content_cache as contents_module
 from relay.files import FileOctets
@@ -115,7 +115,7 @@ async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
 
 async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monkeypatch) -> None:
     monkeypatch.setattr(contents_module, "LARGE_BYTES", 1)  # what is reserved before it is read
-    delivery.timeouts = replace(
+    delivery.timeouts = structs.replace(
         delivery.timeouts, dot_s=60
     )  # no end of a wait lets the next one in
     gate = asyncio.Event()
@@ -134,7 +134,7 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
 
 async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
     gate = asyncio.Event()
-    delivery.timeouts = replace(delivery.timeouts, block_s=60)
+    delivery.timeouts = structs.replace(delivery.timeouts, block_s=60)
     async with RemoteMx(gates={"CONTENT": gate}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()

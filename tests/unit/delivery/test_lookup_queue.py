@@ -2,9 +2,10 @@
 
 import asyncio
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
+from msgspec.structs import replace
 
 from relay.clock import Clock, SystemClock
 from relay.delivery.next_hop_resolution import (

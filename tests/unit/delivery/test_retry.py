@@ -1,8 +1,9 @@
 """When mail is retried, and what is done with a claim."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
+from msgspec.structs import replace
 
 from relay.delivery.retry import ClaimAction, DeferralCause, RetrySchedule, claim_action, end_us
 from relay.message.envelope import Envelope, MessageFacts, Source

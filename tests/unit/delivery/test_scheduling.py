@@ -1,9 +1,9 @@
 """Claims in memory: withdrawn, expired, in fair order; and the queue after a start."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.delivery import local_delivery, scheduler
 from relay.message.outcome import DeferralClass, Deferred, Evidence
@@ -228,7 +228,7 @@ async def test_a_stalled_bulk_leaves_room_in_its_priority_level_for_another_send
         delivery.table.at("slow.test", slow)
         delivery.table.at("live.test", live)
         delivery.window_claims, delivery.connections_max = 64, 2
-        delivery.timeouts = replace(delivery.timeouts, dot_s=60)
+        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
         await delivery.open()
         for _ in range(100):
             await delivery.send("x@slow.test", account="bulk", claim=False, level=level)
@@ -259,7 +259,7 @@ async def test_a_delay_is_reported_once_while_the_claim_waits_in_memory(
     async with RemoteMx(gates={"DOT": gate}) as mx:
         delivery.table.at("a.test", mx)
         delivery.connections_max = 1
-        delivery.timeouts = replace(delivery.timeouts, dot_s=60)
+        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
         await delivery.start()
         works = await delivery.send("works@a.test", warn_us=delivery.clock.queue_us())
         await mx.reached("DOT")

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.delivery import connection_slots, next_hop_resolution
 from relay.message.nexthop import NextHop
@@ -205,7 +206,7 @@ async def test_the_status_of_a_host_outlives_its_site(delivery, dead) -> None:
 async def test_the_known_failure_of_a_host_needs_no_connection(delivery, dead) -> None:
     dead.serve(delivery, "dead.test")
     delivery.connections_in_all = 1
-    delivery.timeouts = replace(delivery.timeouts, dot_s=60)
+    delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
     never = asyncio.Event()
     async with RemoteMx(gates={"DOT": never}) as mx:
         delivery.table.at("a.test", mx)
@@ -477,12 +478,12 @@ async def test_a_policy_of_a_host_replaces_a_weaker_one_of_its_next_hop(
     own = TlsPolicy("verify", ca=authority.certificate)
     async with RemoteMx(tls=tls) as mx:
         host = Host("mx.test", 0, (mx.host,), mx.port)
-        renamed = replace(host, tls=replace(own, names=("other.test",)))
+        renamed = structs.replace(host, tls=structs.replace(own, names=("other.test",)))
         delivery.table.hosts = {
             "plain.test": Hosts((host,)),
-            "own.test": Hosts((replace(host, tls=own),)),
+            "own.test": Hosts((structs.replace(host, tls=own),)),
             "renamed.test": Hosts((renamed,)),
-            "lower.test": Hosts((replace(host, tls=TlsPolicy("opportunistic")),)),
+            "lower.test": Hosts((structs.replace(host, tls=TlsPolicy("opportunistic")),)),
             "route.test": Hosts((renamed,)),
         }
         delivery.table.tls = {"lower.test": TlsPolicy("required"), "route.test": own}

@@ -1,9 +1,9 @@
 """Lists of messages and folders: options, pages, counts."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.support.graph_fakes import GraphInMemory, refused, to
 
@@ -242,7 +242,7 @@ async def test_the_folders_of_a_list(graph: GraphInMemory, query: str, expected:
 async def test_folders_by_several_keys(graph: GraphInMemory) -> None:
     totals = dict(zip(IDS, (3, 1, 3, 1, 3, 2), strict=True))
     graph.store.known = [
-        replace(one, total=totals[one.id]) for one in graph.store.known if one.id in IDS
+        structs.replace(one, total=totals[one.id]) for one in graph.store.known if one.id in IDS
     ]
     up = ["deleteditems", "drafts", "archive", "inbox", "junkemail", "sentitems"]
     down = ["drafts", "deleteditems", "archive", "sentitems", "junkemail", "inbox"]

@@ -4,13 +4,13 @@ import base64
 import email
 import email.policy
 import json
-from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from relay.accounts.account import Account
 from relay.graph.message_parser import parse_message
@@ -138,9 +138,11 @@ def test_relay_reads_the_mime_of_the_json(message: dict) -> None:
     """The draft keeps every property, the MIME all that MIME can express."""
     asked = parse_message(message, ALICE).properties
     raw = drafted(message)
-    kept = replace(read_properties(raw), attachments=read_attachments(raw))
+    kept = structs.replace(read_properties(raw), attachments=read_attachments(raw))
     assert (
-        replace(kept, from_=None, sender=None, internet_message_id="", conversation_index="")
+        structs.replace(
+            kept, from_=None, sender=None, internet_message_id="", conversation_index=""
+        )
         == asked
     )
     written = sent(raw)

@@ -4,6 +4,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.ingress.data import Origin
 from relay.journeys.events import Step
@@ -27,7 +28,7 @@ CONTENT = (
     b"From: alice@example.test\r\nSubject: hello\r\nMessage-ID: <m@example.test>\r\n\r\ntext\r\n"
 )
 TRUSTED = Origin(ip="127.0.0.1", helo="client.test", trusted=True)
-UNTRUSTED = replace(TRUSTED, ip="192.0.2.1", trusted=False)
+UNTRUSTED = structs.replace(TRUSTED, ip="192.0.2.1", trusted=False)
 PICKUP = Origin(ip="", helo="relay", trusted=True, pickup=True)
 
 
@@ -99,7 +100,11 @@ async def test_the_message_that_is_committed():
 @pytest.mark.parametrize(
     ("origin", "sender", "account"),
     [
-        (replace(TRUSTED, login="alice@example.test"), "x@shared.test", "alice@example.test"),
+        (
+            structs.replace(TRUSTED, login="alice@example.test"),
+            "x@shared.test",
+            "alice@example.test",
+        ),
         (TRUSTED, "al@example.test", "alice@example.test"),
         (TRUSTED, "someone@other.test", ""),
         (UNTRUSTED, "alice@example.test", ""),
@@ -132,7 +137,7 @@ async def test_a_rule_can_change_the_priority():
         def evaluate(self, subject):
             verdict = super().evaluate(subject)
             header = headers.set_field(subject.content.header, "Precedence", "bulk")
-            return replace(verdict, contents=(replace(subject.content, header=header),))
+            return structs.replace(verdict, contents=(replace(subject.content, header=header),))
 
     relay = Relay(rules=Bulk())
     await accept(relay, envelope("bob@example.test"), TRUSTED, b"Importance: high\r\n" + CONTENT)
@@ -323,8 +328,9 @@ async def test_an_error_in_passing_on_claims_does_not_change_the_250():
     accept_really = relay.spool.accept
 
     async def accept_with_claims(message, **options):
-        return replace(
-            await accept_really(message, **options), claims=(replace(claim, message=message),)
+        return structs.replace(
+            await accept_really(message, **options),
+            claims=(structs.replace(claim, message=message),),
         )
 
     relay.spool.accept = accept_with_claims

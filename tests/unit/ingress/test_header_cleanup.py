@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.ingress.data import Origin
 from relay.ingress.header_cleanup import clean_up
@@ -33,8 +34,8 @@ def cleaned_up(content: Content, origin: Origin = TRUSTED, *addresses: str) -> b
     ("origin", "start"),
     [
         (TRUSTED, b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTP id q1"),
-        (replace(TRUSTED, tls="TLSv1.3", login="a"), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTPSA id q1"),
-        (replace(TRUSTED, extended=False), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with SMTP id q1"),
+        (structs.replace(TRUSTED, tls="TLSv1.3", login="a"), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTPSA id q1"),
+        (structs.replace(TRUSTED, extended=False), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with SMTP id q1"),
         (PICKUP, b"Received: from relay\r\n\tby relay.test with ESMTP id q1"),
     ],
 )  # fmt: skip

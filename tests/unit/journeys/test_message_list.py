@@ -1,11 +1,11 @@
 """The message list over a real spool and submission log: its pages, and what is behind a cursor."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from relay.clock import Ids, rfc3339
 from relay.journeys import journey

@@ -4,9 +4,9 @@ import asyncio
 import mailbox
 import threading
 from base64 import b64encode
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.mailbox import (
     MailboxFullError,
@@ -98,7 +98,9 @@ async def test_a_changed_mime_draft_stays_octet_for_octet_but_for_the_change(sto
     content = b"to: a@a.test\r\nX-Odd:  y\r\nSubject: old\r\n\r\nbody without end"
     made = await store.messages.create(ALICE, content)
     wish = ExtendedProperty("SystemTime 0x3FEF", ("2030-01-01T00:00:00Z",))
-    properties = replace(made.properties, subject="new", extended=(wish,), delivery_receipt=True)
+    properties = structs.replace(
+        made.properties, subject="new", extended=(wish,), delivery_receipt=True
+    )
     changed = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
     assert await store.messages.mime(ALICE, made.id) == content.replace(b"old", b"new")
     assert changed.properties == properties
@@ -117,7 +119,7 @@ async def test_the_body_of_a_signed_draft_cannot_be_changed(store):
     made = await store.messages.create(ALICE, content)
     with pytest.raises(NotADraftError, match="signed"):
         await store.messages.update(
-            ALICE, made.id, MessageChange(properties=replace(made.properties, body="new"))
+            ALICE, made.id, MessageChange(properties=structs.replace(made.properties, body="new"))
         )
     assert await store.messages.mime(ALICE, made.id) == content
 
@@ -132,7 +134,7 @@ async def test_a_large_mime_draft_is_shown_and_changed_where_it_lies(store):
     )
     made = await store.messages.create(ALICE, content)
     assert [(one.name, one.size) for one in made.attachments] == [("large", 3_000_000)]
-    properties = replace(made.properties, body="new text")
+    properties = structs.replace(made.properties, body="new text")
     changed = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
     assert (changed.properties.body, changed.attachments) == ("new text", made.attachments)
     assert part in changed.path.read_bytes()
@@ -224,7 +226,7 @@ async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
     query = MessageQuery(folder_id="DRAFTS", skip=1, top=2, count=True)
     page = await store.messages.query(ALICE, query)
     assert ([one.id for one in page.messages], page.total) == ([ids[3], ids[2]], 5)
-    page = await store.messages.query(ALICE, replace(query, skip=0, after=page.next_after))
+    page = await store.messages.query(ALICE, structs.replace(query, skip=0, after=page.next_after))
     assert ([one.id for one in page.messages], page.next_after) == ([ids[1], ids[0]], "")
     page = await store.messages.query(ALICE, MessageQuery(folder_id="inbox", count=True))
     assert (page.messages, page.total) == ((), 0)
@@ -241,7 +243,7 @@ async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, 
         seen.append(page.messages[0].id)
         if not page.next_after:
             break
-        query = replace(query, after=page.next_after)
+        query = structs.replace(query, after=page.next_after)
     assert sorted(seen) == sorted(made)
 
 

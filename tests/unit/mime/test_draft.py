@@ -4,11 +4,11 @@ import email
 import email.policy
 import re
 from base64 import b64encode
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.mime.draft import (
@@ -54,7 +54,7 @@ FULL = MessageProperties(
 
 def test_properties_are_read_as_they_were_written():
     raw = write_draft(FULL, ORIGIN)
-    assert replace(read_properties(raw), attachments=read_attachments(raw)) == FULL
+    assert structs.replace(read_properties(raw), attachments=read_attachments(raw)) == FULL
     block, length = split_private(raw)
     assert block.origin == ORIGIN
     part = block.attachments[0]

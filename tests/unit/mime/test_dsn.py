@@ -2,10 +2,10 @@
 
 import email
 import email.policy
-from dataclasses import replace
 
 import pytest
 from flufl.bounce import scan_message
+from msgspec import structs
 
 from relay.message.content import LargeContent
 from relay.message.envelope import ForwardPath
@@ -29,7 +29,7 @@ from tests.support.sample_reports import (
 
 
 def with_ret(ret):
-    return replace(MESSAGE, envelope=replace(MESSAGE.envelope, ret=ret))
+    return structs.replace(MESSAGE, envelope=structs.replace(MESSAGE.envelope, ret=ret))
 
 
 def parsed(octets):
@@ -228,7 +228,7 @@ def test_eight_bit_originals_are_labelled():
 
 def test_a_draft_with_lf_line_ends_is_returned_with_crlf():
     draft = b"X-Relay-Draft: 1\nSubject: Hello\nBcc: eve@example.org\n\nBcc: no field\n"
-    written = report(replace(MESSAGE, id=""), draft)
+    written = report(structs.replace(MESSAGE, id=""), draft)
     assert returned(written) == b"Subject: Hello\r\n\r\nBcc: no field\r\n"
     assert parsed(written)["subject"] == "Undeliverable: Hello"
     assert b"Queue id" not in written
@@ -254,7 +254,7 @@ def test_non_ascii_addresses():
 
 def test_a_hostile_reply_adds_no_line():
     evil = "550 no\r\nAction: delivered\r\n\r\nFinal-Recipient: rfc822;x\x00\x85" + "y" * 5000
-    hostile = replace(UNKNOWN, evidence=Evidence("5.0.0", evil, "mx\r\nX: y", remote=True))
+    hostile = structs.replace(UNKNOWN, evidence=Evidence("5.0.0", evil, "mx\r\nX: y", remote=True))
     written = report(recipients=[hostile])
     assert len(blocks(written)) == 2
     assert blocks(written)[1]["Action"] == "failed"
@@ -263,7 +263,8 @@ def test_a_hostile_reply_adds_no_line():
 
 def test_the_second_part_has_all_of_many_recipients():
     crowd = [
-        replace(UNKNOWN, path=ForwardPath(f"user{number}@example.net")) for number in range(150)
+        structs.replace(UNKNOWN, path=ForwardPath(f"user{number}@example.net"))
+        for number in range(150)
     ]
     written = report(recipients=crowd)
     assert len(blocks(written)) == 151
@@ -305,7 +306,7 @@ def test_each_kind_of_report(kind, action, subject, recipient):
 
 
 def test_only_a_report_on_a_delay_says_until_when_delivery_is_attempted():
-    message = replace(MESSAGE, expires_us=MESSAGE.received_us + 48 * 3600 * 1_000_000)
+    message = structs.replace(MESSAGE, expires_us=MESSAGE.received_us + 48 * 3600 * 1_000_000)
     late = report(message, recipients=[EXPIRED, FULL], kind=ReportKind.DELAYED)
     ends = "Sun, 22 Nov 2026 10:03:58 +0000"
     assert [one.get("Will-Retry-Until") for one in blocks(late)] == [None, ends, ends]

@@ -3,11 +3,11 @@
 import email
 import email.policy
 import re
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from relay.message.content import BLOCK_BYTES, MemoryOctets
 from relay.mime.draft import DraftAttachment, StoredPart
@@ -283,8 +283,8 @@ def check_added(content, new):
     now, has = read_mime(made), files_of(made)
     assert has[:number] + has[number + 1 :] == had
     kept = now.attachments[:number] + now.attachments[number + 1 :]
-    assert [replace(one, size=0) for one in kept] == [
-        replace(one, size=0) for one in was.attachments
+    assert [structs.replace(one, size=0) for one in kept] == [
+        structs.replace(one, size=0) for one in was.attachments
     ]
     assert now.attachments[number].name == new.part.name
     assert now.attachments[number].item == new.part.item

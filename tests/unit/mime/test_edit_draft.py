@@ -3,11 +3,11 @@
 import email
 import email.policy
 from base64 import b64encode
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from relay.message.content import BLOCK_BYTES, MemoryOctets
 from relay.message.properties import EmailAddress
@@ -42,7 +42,7 @@ def multipart(kind, *parts, preamble=b""):
 
 def changed(content, **new):
     before = read_mime(content).properties
-    pieces = changed_mime(MemoryOctets(content), before, replace(before, **new))
+    pieces = changed_mime(MemoryOctets(content), before, structs.replace(before, **new))
     made = b"".join(one.read(0, one.size) for one in pieces)
     message = email.message_from_bytes(made, policy=email.policy.default)
     assert not [part.defects for part in message.walk() if part.defects]
@@ -101,7 +101,7 @@ def test_no_field_is_added_before_the_first_line(mark, line):
 
 def changed_octets(content, **new):
     before = read_mime(content).properties
-    pieces = changed_mime(MemoryOctets(content), before, replace(before, **new))
+    pieces = changed_mime(MemoryOctets(content), before, structs.replace(before, **new))
     return b"".join(one.read(0, one.size) for one in pieces)
 
 
@@ -145,8 +145,8 @@ def test_a_new_body_replaces_the_body(content, to_html, to_text, wanted, between
         new["body_type"],
         new["body"],
     )
-    assert [replace(one, inline=False) for one in now.attachments] == [
-        replace(one, inline=False) for one in was.attachments
+    assert [structs.replace(one, inline=False) for one in now.attachments] == [
+        structs.replace(one, inline=False) for one in was.attachments
     ]
     for part in (IMAGE, FILE, ITEM, SIGNATURE):
         body = part.partition(b"\r\n\r\n")[2]
@@ -214,11 +214,13 @@ def test_a_changed_draft_reads_as_intended(lines, new):
     was = read_mime(content)
     made = changed_octets(content, **new)
     now = read_mime(made)
-    wanted = replace(was.properties, **new, internet_message_headers=())
-    got = replace(now.properties, internet_message_headers=())
+    wanted = structs.replace(was.properties, **new, internet_message_headers=())
+    got = structs.replace(now.properties, internet_message_headers=())
     if {"body", "body_type"} & set(new):
-        got = replace(got, body=got.body.replace("\r\n", "\n").strip())
-        wanted = replace(wanted, body=wanted.body.replace("\r\n", "\n").replace("\r", "\n").strip())
+        got = structs.replace(got, body=got.body.replace("\r\n", "\n").strip())
+        wanted = structs.replace(
+            wanted, body=wanted.body.replace("\r\n", "\n").replace("\r", "\n").strip()
+        )
     assert got == wanted
     assert bytes_of(made) == bytes_of(content)
     if not {"body", "body_type"} & set(new):
@@ -248,7 +250,7 @@ def test_only_headers_and_text_of_a_large_draft_are_in_memory():
     content = FROM + multipart(b"mixed", TEXT, large)
     before = read_mime(content).properties
     octets = Counted(content)
-    pieces = changed_mime(octets, before, replace(before, **NEW_HTML, subject="new"))
+    pieces = changed_mime(octets, before, structs.replace(before, **NEW_HTML, subject="new"))
     assert Counted.longest <= BLOCK_BYTES
     assert sum(one.size for one in pieces) > 4_000_000
     assert b64encode(bytes(3_000_000)) in b"".join(one.read(0, one.size) for one in pieces)

@@ -2,9 +2,9 @@
 
 import base64
 from collections import Counter
-from dataclasses import astuple
 
 import pytest
+from msgspec import structs
 
 from relay.message.content import MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
@@ -170,7 +170,7 @@ def test_a_report_from_outside_names_the_original_and_the_recipient(content: byt
         (b"Final-Recipient: b@y.test\r\nAction: whatever", []),
         (b"Action: failed\r\nStatus: 5.1.1", []),
         (BLOCK + BLOCK.replace(b"b@", b"c@"),
-         [FAILED, RemoteClaim("", "c@y.test", *astuple(FAILED)[2:])]),
+         [FAILED, RemoteClaim("", "c@y.test", *structs.astuple(FAILED)[2:])]),
         ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 4.4.7\r\n"
          b"Diagnostic-Code: smtp; 452 4.2.2 full"),
          [RemoteClaim("", "b@y.test", "failure", "4.2.2", "452 4.2.2 full")]),

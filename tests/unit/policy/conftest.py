@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from relay.message.content import read_all
 from relay.message.envelope import Source

@@ -4,10 +4,10 @@ import email
 import email.policy
 import email.utils
 import itertools
-from dataclasses import replace
 
 import pytest
 from flufl.bounce import scan_message
+from msgspec.structs import replace
 
 from relay.clock import Ids
 from relay.journeys.events import Step

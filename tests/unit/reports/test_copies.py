@@ -1,9 +1,9 @@
 """Copies of reports for an operator."""
 
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.message.envelope import Envelope, Notify, Source
 from relay.mime.dsn import ReportKind
@@ -60,7 +60,9 @@ def test_there_is_a_copy_of_these_kinds_and_of_what_is_reported_only(reporter):
 
 
 async def test_there_is_no_report_for_an_inbox_before_its_copy_is_accepted(reporter):
-    message = replace(MESSAGE, envelope=replace(MESSAGE.envelope, envid="0abc.0def"))
+    message = structs.replace(
+        MESSAGE, envelope=structs.replace(MESSAGE.envelope, envid="0abc.0def")
+    )
     reporter.error = SpoolUnavailableError("no room")
     for error in (reporter.error, None, None):  # a submission that is processed again
         reporter.error = error

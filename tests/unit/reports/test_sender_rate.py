@@ -1,8 +1,7 @@
 """The rate of reports to a sender, and what else is left out; failures never are."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from relay.message.envelope import Envelope, Notify
 from relay.mime.dsn import ReportKind

@@ -3,10 +3,10 @@
 import html
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from relay.message.envelope import ForwardPath
 from relay.message.header import Header
@@ -39,7 +39,7 @@ def written(
 
 
 def receipt(kind=ReceiptKind.READ, language="", *, using=None, **changes) -> HumanPart:
-    about, using = replace(RECEIPT, **changes), using or shipped_texts()
+    about, using = structs.replace(RECEIPT, **changes), using or shipped_texts()
     return using.receipt(
         kind, about, MESSAGE.id, hostname="relay.test", now_us=MESSAGE.received_us,
         language=language,
@@ -50,7 +50,7 @@ def of_kind(kind, language) -> HumanPart:
     """A report or a read receipt with all that it can say."""
     if isinstance(kind, ReceiptKind):
         return receipt(kind, language)
-    message = replace(MESSAGE, expires_us=MESSAGE.received_us + 1_000_000)
+    message = structs.replace(MESSAGE, expires_us=MESSAGE.received_us + 1_000_000)
     return written(EVERY_CLASS, kind, message=message, language=language)
 
 
@@ -88,7 +88,7 @@ def test_each_class_says_why_and_what_to_do(language):
     for kind in FailureClass:
         for detail in ("0.0", "1.0", "1.3", "1.8", "1.10", "2.1", "2.3", "3.0", "4.1", "4.2", "4.3",
                        "4.4", "5.0", "5.3", "6.3", "6.7", "7.8"):  # fmt: skip
-            said = own.classes[kind](replace(one, detail=detail), "b.test", "relay.test")
+            said = own.classes[kind](structs.replace(one, detail=detail), "b.test", "relay.test")
             why, _, advice = said.strip().partition("\n")
             assert why.endswith((".", "the text")), (kind, detail, said)
             assert advice.endswith("."), (kind, detail, said)
@@ -139,7 +139,7 @@ def test_the_rule_that_refused_is_named_with_its_text():
 
 
 def test_recipients_with_the_same_text_share_it():
-    crowd = [replace(FULL, path=ForwardPath(f"u{one}@x.test")) for one in range(150)]
+    crowd = [structs.replace(FULL, path=ForwardPath(f"u{one}@x.test")) for one in range(150)]
     part = written(crowd)
     assert part.text.count("The mailbox is full.") == 1
     assert "u99@x.test" in part.text
@@ -149,7 +149,7 @@ def test_recipients_with_the_same_text_share_it():
 
 
 def test_a_delay_asks_for_nothing_and_names_its_end():
-    message = replace(MESSAGE, expires_us=MESSAGE.received_us + 86_400_000_000)
+    message = structs.replace(MESSAGE, expires_us=MESSAGE.received_us + 86_400_000_000)
     part = written([DELAYED], ReportKind.DELAYED, message=message)
     assert "You need to do nothing. Delivery is attempted until Sat, 21 Nov 2026" in part.text
     assert "What to do" not in part.text
@@ -196,7 +196,8 @@ def test_the_html_loads_nothing(kind, language):
 
 def test_a_thousand_failures_are_one_report_and_little_work():
     crowd = [
-        replace(UNKNOWN, path=ForwardPath(f"user{one}@example{one}.test")) for one in range(1000)
+        structs.replace(UNKNOWN, path=ForwardPath(f"user{one}@example{one}.test"))
+        for one in range(1000)
     ]
     began = time.process_time()
     found = report(recipients=crowd)

@@ -3,9 +3,9 @@
 import asyncio
 import socket
 import ssl
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.message.outcome import DeferralClass, Deferred, Failed, Relayed, SmtpStage
 from relay.message.tls_policy import TlsPolicy
@@ -227,7 +227,7 @@ async def test_the_policy_may_name_what_the_certificate_must_be_for(connected, a
     policy = TlsPolicy("verify", ca=authority.certificate, names=("a.test", "b.test"))
     async with RemoteMx(tls=tls) as mx:
         assert (await connected(mx, host="mail.test", tls=policy)).peer.host == "mail.test"
-        wrong = replace(policy, names=("a.test", "192.0.2.1"))
+        wrong = structs.replace(policy, names=("a.test", "192.0.2.1"))
         error = await refusal(connected, mx, host="b.test", tls=wrong)
     told = "the certificate is for b.test, not a.test or the address 192.0.2.1; "
     assert error.outcome.evidence.reply.startswith(f"127.0.0.1:{mx.port}: {told}")

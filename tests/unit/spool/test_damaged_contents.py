@@ -6,6 +6,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec import structs
 
 from relay.delivery.content_cache import ContentCache
 from relay.files import FileOctets
@@ -154,8 +155,10 @@ async def test_versions_and_dead_letters_of_one_file_have_their_own_checksums(sp
     content = await arrived(spool)
     other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
     entries = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}).entries
-    message = replace(
-        make(), contents=(content, other), entries=(entries[0], replace(entries[1], content=1))
+    message = structs.replace(
+        make(),
+        contents=(content, other),
+        entries=(entries[0], structs.replace(entries[1], content=1)),
     )
     one, two = (await spool.accept(message)).claims
     read = await spool.read_content(one.content_id)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from relay.files import FileOctets
 from relay.message.content import LargeContent, MemoryOctets, octets_in_blocks, read_all
@@ -93,7 +94,7 @@ async def test_a_file_is_removed_with_the_last_entry_of_any_version(
     other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
     hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"], "mx:c.test": ["z@c.test"]}
     entries = make(hops).entries
-    entries = (*entries[:2], replace(entries[2], content=1))
+    entries = (*entries[:2], structs.replace(entries[2], content=1))
     message = make(contents=(content, other), entries=entries)
     claims = (await spool.accept(message)).claims
     assert len({claim.content_id for claim in claims}) == 2

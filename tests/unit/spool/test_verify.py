@@ -8,6 +8,7 @@ from zlib import crc32
 
 import apsw
 import pytest
+from msgspec import structs
 
 from relay.message.content import LargeContent
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
@@ -216,7 +217,7 @@ async def test_versions_that_share_a_file_have_their_own_checksums(path, make, o
     entries = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}).entries
     versions = (one, replace(one, header=b"Subject: two\r\n"))
     await spool.accept(
-        make(contents=versions, entries=(entries[0], replace(entries[1], content=1)))
+        make(contents=versions, entries=(entries[0], structs.replace(entries[1], content=1)))
     )
     incoming_body.discard()
     await spool.stop()
