@@ -200,7 +200,9 @@ class Site:
 
     def _must_close(self, served: int) -> bool:
         """Whether a connection should end although there may be claims for it."""
-        one_too_many = not self._allows(len(self.workers) - len(self._closing_workers))
+        # One that is only tried may be refused: it does not take the place of one that stands.
+        standing = sum(one.is_connected for one in self._sessions) - len(self._closing_workers)
+        one_too_many = not self._allows(standing)
         if not (one_too_many or self.slots.is_wanted_back(self, served=served)):
             return False
         worker = asyncio.current_task()

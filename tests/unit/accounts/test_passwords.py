@@ -28,7 +28,7 @@ class Counted(Password, frozen=True):
     """A stored password that counts how often it is compared, and can make its checks wait."""
 
     plain: bytes = b"right"
-    calls: list[str] = []
+    calls: list[str] = field(default_factory=list)
     may_go: threading.Event = field(default_factory=threading.Event)
     fault: Exception | None = None
 
