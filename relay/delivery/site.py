@@ -198,11 +198,12 @@ class Site:
     def _is_connected(self) -> bool:
         return any(session.is_connected for session in self._sessions)
 
-    def _must_close(self, served: int) -> bool:
+    def _must_close(self, session: OutboundSession, served: int) -> bool:
         """Whether a connection should end although there may be claims for it."""
-        # One that is only tried may be refused: it does not take the place of one that stands.
-        standing = sum(one.is_connected for one in self._sessions) - len(self._closing_workers)
-        one_too_many = not self._allows(standing)
+        count = len(self.workers) - len(self._closing_workers)
+        if session.is_connected:  # one that is only tried may be refused: it takes no place of this
+            count = sum(one.is_connected for one in self._sessions)
+        one_too_many = not self._allows(count)
         if not (one_too_many or self.slots.is_wanted_back(self, served=served)):
             return False
         worker = asyncio.current_task()
@@ -274,7 +275,7 @@ class Site:
                         break
                     else:
                         served += 1
-                        if self._must_close(served):
+                        if self._must_close(session, served):
                             break
             finally:
                 self._sessions.remove(session)

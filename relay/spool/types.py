@@ -238,6 +238,9 @@ class Claim(Struct, frozen=True):
     # recipients that were relayed in the same attempt or before, and whose sender is owed a report
     owed: tuple[ReportedRecipient, ...] = ()
 
+    def __repr__(self) -> str:  # without the content, which is not for a log
+        return f"Claim({self.message.id}, entry_id={self.entry_id}, epoch={self.epoch})"
+
     @property
     def key(self) -> Key:
         """The key of the entry."""

@@ -169,3 +169,9 @@ async def test_local_delivery_is_a_final_state(spool, make) -> None:
 async def test_a_spool_that_was_never_started_can_be_stopped(open_spool) -> None:
     spool = open_spool()
     await asyncio.wait_for(spool.stop(), 30)
+
+
+async def test_what_is_printed_of_a_claim_has_no_content(make, spool):
+    (claim,) = (await spool.accept(make(content=b"Subject: x\r\n\r\nsecret\r\n"))).claims
+    assert claim.content
+    assert "secret" not in repr(claim)

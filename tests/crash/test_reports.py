@@ -15,7 +15,7 @@ import pytest
 from relay.crashpoints import CrashPoint
 from tests.crash.conftest import make_too_old_to_send
 from tests.support.relay_process import RelayProcess, until
-from tests.support.remote_mx import EXTENSIONS, RemoteMx
+from tests.support.remote_mx import EXTENSIONS, PassesFirst, RemoteMx
 from tests.support.remotes import Remotes
 from tests.support.reports import report_about, reports_of
 
@@ -24,16 +24,6 @@ pytestmark = pytest.mark.crash
 ALICE = "alice@example.test"
 PEOPLE = ("alice", "bob")
 FIRST, LAST = ["x@a.test", "y@a.test"], "z@a.test"
-
-
-class SecondWaits(asyncio.Event):
-    """A gate that the first command passes; others wait until it is open."""
-
-    is_used = False
-
-    async def wait(self) -> bool:
-        self.is_used, passes = True, not self.is_used
-        return passes or await super().wait()
 
 
 @pytest.fixture
@@ -51,7 +41,7 @@ def host_of_two(remotes: Remotes, gate: asyncio.Event) -> RemoteMx:
 
 @pytest.mark.parametrize("then", ["delivered", "cancelled"])
 def test_a_kill_between_two_transactions_leaves_one_report(remotes: Remotes, then: str) -> None:
-    gate = SecondWaits()
+    gate = PassesFirst()
     remote = host_of_two(remotes, gate)
     with remotes.relay() as relay:
         queue_id = relay.submit(ALICE, [*FIRST, LAST], rcpt_options=["NOTIFY=SUCCESS"])

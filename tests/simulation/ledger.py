@@ -5,22 +5,17 @@ fault at once where no later look could find it. See docs/design.md 7.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from relay.clock import DOUBT_US
-from relay.delivery.content_cache import ContentCache
 from relay.delivery.site_limits import Rate
-from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.nexthop import HERE
 from relay.message.outcome import Deferred, Delivered, Failed, Relayed
 from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
-from relay.spool.sqlite.content_files import is_in_file
-from relay.spool.types import Accepted, Claim, DueBatch, DueQuery, Settlement, SpoolError
+from relay.spool.types import Claim, Settlement
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.life import Life
 from tests.simulation.progress import Progress
@@ -40,7 +35,6 @@ from tests.simulation.waits import Waits
 from tests.simulation.world import World
 
 Key = tuple[str, int]
-CONTENTS_BYTES = 200_000  # of contents in memory, in addition to those of claims
 _ANY = ""  # in place of a message
 _MOMENT_S = 0.001
 _WAKE_S = 300.0  # no pause of the relay is as long
@@ -503,104 +497,3 @@ class Ledger:
         return sum(
             max(0.0, min(end_s, end) - max(start_s, start)) for start, end in self.outages
         )  # fmt: skip
-
-
-class WatchedContents(ContentCache):
-    """Tells the ledger of whom it made wait."""
-
-    def __init__(self, witness: "Witness", ledger: Ledger) -> None:
-        super().__init__(witness, budget_bytes=CONTENTS_BYTES)
-        self._ledger = ledger
-
-    async def of(self, claim: Claim) -> Content:
-        self._ledger.attempted(claim)
-        asked_s = self._ledger.world.time()
-        content = await super().of(claim)
-        if self._ledger.world.time() > asked_s:
-            self._ledger.late(claim)
-        return content
-
-
-class Witness:
-    """A Spool that sees what its processes do with the real one."""
-
-    def __init__(self, spool: Any, ledger: Ledger, life: Life, disk: Any) -> None:
-        self._spool = spool
-        self._disk = disk
-        self.contents: Any = None  # those in memory
-        self._ledger = ledger
-        self._life = life
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._spool, name)
-
-    @contextmanager
-    def _judging(self) -> Iterator[None]:
-        """Fail the world for an error of a judge, which the relay would take for one of the spool."""
-        try:
-            yield
-        except Exception as error:
-            self._ledger.world.fault(f"a judge failed: {error!r}")
-            raise
-
-    async def accept(self, message: Any, **more: Any) -> Accepted:
-        world, was_full = self._ledger.world, self._disk.full
-        with self._ledger.progress.made():
-            accepted = await self._spool.accept(message, **more)
-        with self._judging():
-            if accepted.repeated:
-                world.reached["accepted: repeated"] += 1
-                self._ledger.repeated(more["submission_key"])
-                if accepted.queue_id in self._ledger.archive:
-                    world.reached["accepted: repeated, behind its history"] += 1
-            elif was_full and self._disk.full:
-                world.fault(f"invariant 10: {message.facts.id} was taken on while the disk is full")
-            if len({entry.content for entry in message.entries}) > 1:
-                world.reached["accepted: in two versions"] += 1
-            if not accepted.claims and message.entries:
-                world.reached["accepted: as no claim"] += 1
-            if any(isinstance(one, LargeContent) for one in message.contents):
-                world.reached["accepted: large"] += 1
-            elif any(is_in_file(one) for one in message.contents):
-                world.reached["accepted: in a file"] += 1
-            self._ledger.claimed(accepted.claims, self._life)
-        return accepted
-
-    async def settle(self, settlement: Settlement, **more: Any) -> Any:
-        was_fenced = self._ledger.settles(settlement.claim)
-        if settlement.reports:
-            self._life.doing.append("a report")
-            self._life.may_die(self._ledger.world.rng)
-        try:
-            with self._ledger.progress.made():
-                held, claims = await self._spool.settle(settlement, **more)
-        finally:
-            if settlement.reports:
-                self._life.doing.remove("a report")
-        with self._judging():
-            self._ledger.settled(settlement, held=held, was_fenced=was_fenced)
-            self._ledger.claimed(claims, self._life)
-        return held, claims
-
-    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
-        kind = "sender" if look.sender is not None else "next hop" if look.next_hop else "onward"
-        self._ledger.world.reached[f"look: {kind}"] += 1
-        with self._ledger.progress.made():
-            seen: DueBatch = await self._spool.claim_due(now_us, limit, look)
-        with self._judging():
-            self._ledger.claimed(seen.claims, self._life)
-        return seen
-
-    async def read_content(self, content_id: int, **more: Any) -> Content:
-        if self._disk.unreadable:
-            raise SpoolError("simulated")
-        with self._ledger.progress.made():
-            content: Content = await self._spool.read_content(content_id, **more)
-        used_bytes = self.contents._used
-        if used_bytes > max(CONTENTS_BYTES, LARGE_BYTES):
-            self._ledger.world.fault(f"invariant 8: {used_bytes} bytes of contents in memory")
-        return content
-
-    async def release(self, claims: Sequence[Claim]) -> None:
-        await self._spool.release(claims)
-        self._ledger.released(claims)

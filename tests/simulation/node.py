@@ -38,11 +38,12 @@ from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
-from tests.simulation.ledger import Ledger, WatchedContents, Witness
+from tests.simulation.ledger import Ledger
 from tests.simulation.life import Death, Life
 from tests.simulation.maintenance import SimulatedMaintenance, SimulatedReserveFile
 from tests.simulation.scenario import GATED, GATED_HOP, HOME, PEOPLE, ROUTED, Scenario
 from tests.simulation.sites import LOGIN
+from tests.simulation.witness import WatchedContents, Witness
 from tests.simulation.world import World
 
 RELAY_IP = "192.0.2.1"

@@ -1,5 +1,6 @@
-"""The processor time of a process and all that it started."""
+"""The processes that a process started, and their processor time."""
 
+import contextlib
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -24,3 +25,16 @@ def tree_cpu_s(root: int) -> float:
         ticks += sum(map(int, stats[pid][11:15]))
         left += children[pid]
     return ticks / _TICKS
+
+
+def child_processes() -> set[int]:
+    """Return the children of this process that have not ended."""
+    found = set()
+    gone = (FileNotFoundError, ProcessLookupError)
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(*gone):  # a thread that has ended has no children
+            for child in map(int, (task / "children").read_text().split()):
+                with contextlib.suppress(*gone):
+                    if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                        found.add(child)
+    return found

@@ -60,6 +60,18 @@ class Envelope:
         return self.mail.addresses
 
 
+class PassesFirst(asyncio.Event):
+    """A gate that the first `count` pass; others wait until it is open."""
+
+    def __init__(self, count: int = 1) -> None:
+        super().__init__()
+        self._left = count
+
+    async def wait(self) -> bool:
+        self._left -= 1
+        return self._left >= 0 or await super().wait()
+
+
 @dataclass
 class RemoteMx:
     """`async with RemoteMx(...) as mx`: listens at mx.host, mx.port, or at `path`.

@@ -10,8 +10,9 @@ from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, TemporaryF
 from relay.smtp.connection import Timeouts
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
+from tests.support.events import until
 from tests.support.journeys import outcomes, states
-from tests.support.remote_mx import DROP, RemoteMx
+from tests.support.remote_mx import DROP, PassesFirst, RemoteMx
 
 
 async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
@@ -332,6 +333,27 @@ async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal
         journeys = [await delivery.done(queue_id) for queue_id in ids]
     assert {one.state for one in journeys} == {"relayed"}
     assert {len(one.recipients[0].attempts) for one in journeys} == {1}
+
+
+async def test_a_connection_that_stands_is_not_closed_for_one_that_is_tried(delivery) -> None:
+    """The second is refused; three more are still tried when the first has delivered its message."""
+    first, others, dot = asyncio.Event(), PassesFirst(), asyncio.Event()
+    scripts = {"CONNECT": ["220 hello", "421 4.7.0 too many"]}
+    async with RemoteMx(replies=scripts, gates={"CONNECT": first, "DOT": dot}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.unreachable_s = 600.0
+        await delivery.start()
+        ids = [await delivery.send(f"{n}@a.test") for n in range(5)]
+        await mx.reached("CONNECT")
+        mx.gates = {"CONNECT": others, "DOT": dot}
+        first.set()
+        await until(lambda: mx.sessions == 5 and mx.open == 4)  # one was refused
+        dot.set()
+        journeys = [await delivery.done(ids[0])]
+        others.set()
+        journeys += [await delivery.done(queue_id) for queue_id in ids[1:]]
+    assert {len(one.recipients[0].attempts) for one in journeys} == {1}
+    assert {one.session for one in mx.envelopes} == {1}
 
 
 async def test_an_idle_connection_takes_the_claim_of_a_failed_connection(delivery) -> None:

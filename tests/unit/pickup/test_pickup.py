@@ -1,11 +1,9 @@
 """Pickup with submissions in memory and a real SMTP server on a Unix socket."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -24,6 +22,7 @@ from tests.support import converters
 from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 from tests.support.pickup_fakes import DAY_S, MIME, POSTMASTER, PickupFakes, Ready, draft
+from tests.support.process_tree import child_processes
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 
@@ -269,15 +268,7 @@ _EARLIER = set()
 
 def _children():
     """The child processes of this test that have not ended."""
-    found = set()
-    gone = (FileNotFoundError, ProcessLookupError)
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(*gone):  # a thread that has ended has no children
-            for child in map(int, (task / "children").read_text().split()):
-                with contextlib.suppress(*gone):
-                    if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                        found.add(child)
-    return found - _EARLIER
+    return child_processes() - _EARLIER
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,10 @@ from relay.observe.logs import get_logger
 from relay.settings.document import SettingsError
 from relay.testing import Relay, relay_thread
 from tests.support.long_tests import long
+from tests.support.process_tree import child_processes
 
 TOP = Path(__file__).parents[3]
 ALICE, BOB = "alice@example.test", "bob@example.test"
-
-
-def children() -> list[int]:
-    own = Path(f"/proc/{os.getpid()}/task")
-    return [int(pid) for task in own.iterdir() for pid in (task / "children").read_text().split()]
 
 
 def files() -> dict[str, str]:
@@ -91,14 +87,14 @@ def test_nothing_is_left_and_the_process_is_as_before(memory):
     with Relay() as relay:  # imports, and what libraries keep
         use(relay)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
-    before = of_process(), {one.name for one in threading.enumerate()}, files(), children()
+    before = of_process(), {one.name for one in threading.enumerate()}, files(), child_processes()
     with Relay() as relay:
         use(relay)
         during = of_process()
         path = relay.running.thread.folder.path
         assert path.is_dir()
     gc.collect()
-    after = of_process(), {one.name for one in threading.enumerate()}, files(), children()
+    after = of_process(), {one.name for one in threading.enumerate()}, files(), child_processes()
     assert during == before[0]
     assert after == before
     assert not path.exists()
