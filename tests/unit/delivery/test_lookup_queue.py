@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 
-from relay.clock import Clock, SystemClock
+from relay.clock import SystemClock
 from relay.delivery.next_hop_resolution import (
     LOOKUPS_MAX,
     LOOKUPS_UNREACHABLE_MAX,
@@ -85,11 +85,13 @@ async def test_a_sender_with_many_lookups_does_not_delay_the_lookup_of_another()
 
 @dataclass
 class BusyClock(ManualClock):
-    """The clock of an event loop that was busy for `worked_s`."""
+    """The clock of an event loop that was busy for `worked_s`, which grows with each look."""
 
     worked_s: float = 0.0
+    more_s: float = 0.0
 
     def busy_s(self) -> float:
+        self.worked_s += self.more_s
         return self.worked_s
 
 
@@ -132,7 +134,8 @@ async def test_pacing_stops_when_there_is_nothing_to_begin() -> None:
 
 
 async def test_lookups_for_queued_mail_are_paced_and_those_for_new_mail_begin_at_once() -> None:
-    clock: Clock = BusyClock()
+    clock = BusyClock()
+    clock.more_s = 1.0
     searches = LookupQueue(clock)
     queued = [Search(searches, PriorityLevel.NORMAL, number, at_once=False) for number in range(3)]
     await settled()
