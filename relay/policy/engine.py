@@ -17,6 +17,7 @@ from typing import Self
 
 from msgspec import Struct, structs
 
+from relay.message.content import Content
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 from relay.message.verdict import (
@@ -128,7 +129,7 @@ class RuleTest:
     name: str  # for messages
     sender: str  # the reverse-path
     recipients: tuple[str, ...]  # their addresses
-    content: bytes = field(repr=False)  # the message
+    content: Content = field(repr=False)  # the message
     source: Source  # how it arrives
     local: frozenset[str] | None  # the local domains; None for the configured ones
     expect: ExpectedResult  # what must come out

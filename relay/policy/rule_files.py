@@ -6,13 +6,17 @@ form. The format is in docs/policy.md. The message of a [[test]] is complete, wi
 as ingress passes it to the engine (RFC 5322, RFC 2046 5.1.3).
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec import Struct
+
 from relay.message.address import AddressError, parse_mailbox
+from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
 from relay.message.envelope import Source
 from relay.mime import headers
 from relay.mime.write_header import parameter
@@ -308,7 +312,7 @@ def _expectation(reader: TableReader) -> ExpectedResult:
     )
 
 
-def _content(reader: TableReader, directory: Path) -> bytes:
+def _content(reader: TableReader, directory: Path) -> Content:
     """Return the test's message: the file that it names, or one built from its keys."""
     if "message" not in reader.table:
         return _built_message(reader)
@@ -328,7 +332,7 @@ def _content(reader: TableReader, directory: Path) -> bytes:
     return reader.key("message", read, default=b"")
 
 
-def _built_message(reader: TableReader) -> bytes:
+def _built_message(reader: TableReader) -> Content:
     head = headers.field("From", reader.key("from", _sender, default="") or "test@invalid")
     head += headers.field("To", ", ".join(reader.key("to", _recipients, default=[])))
     head += headers.field("Subject", reader.key("subject", text, default="test"))
@@ -337,15 +341,36 @@ def _built_message(reader: TableReader) -> bytes:
     names: list[str] = reader.key("attachments", texts, default=[])
     size_bytes = reader.key("size", _size, default=0)
     if not names:
-        content = head + b"\r\n" + body
-        return content + b"." * (size_bytes - len(content))
+        return _padded(head, b"\r\n" + body, size_bytes=size_bytes)
     kind = f'multipart/mixed; boundary="{_BOUNDARY}"'
     head += b"MIME-Version: 1.0\r\n" + headers.field("Content-Type", kind)
     parts = [b"Content-Type: text/plain; charset=utf-8\r\n\r\n" + body, *map(_attachment, names)]
     between = f"\r\n--{_BOUNDARY}\r\n".encode()
-    content = head + b"".join(between + part for part in parts)
     end = f"\r\n--{_BOUNDARY}--\r\n".encode()
-    return content + b"." * (size_bytes - len(content) - len(end)) + end
+    return _padded(head, b"".join(between + part for part in parts), end, size_bytes=size_bytes)
+
+
+def _padded(head: bytes, body: bytes, end: bytes = b"", *, size_bytes: int) -> Content:
+    """Return a message of at least `size_bytes`; what fills a large one is not in memory."""
+    filler = _Filler(max(0, size_bytes - len(head + body + end)))
+    if size_bytes <= LARGE_BYTES:
+        return head + body + filler.read(0, filler.size) + end
+    pieces = (MemoryOctets(body), filler, MemoryOctets(end))
+    return LargeContent(head, pieces, eight_bit=not (body + end).isascii())
+
+
+class _Filler(Struct, frozen=True):
+    """Octets that make a message of a test as large as it says."""
+
+    size: int
+
+    def read(self, start: int, length: int) -> bytes:
+        """See Octets."""
+        return b"." * self.part(start, length).size
+
+    def part(self, start: int, length: int) -> "_Filler":
+        """See Octets."""
+        return _Filler(max(0, min(length, self.size - start)))
 
 
 def _attachment(name: str) -> bytes:
@@ -422,7 +447,9 @@ def load_rules(directory: Path, *, local_domains: Collection[str] = ()) -> RuleS
             for each in failed
             for failure in each.failures
         )
-    return rules
+    # A service has the rules for as long as it runs, and needs the messages of tests no more.
+    tests = tuple(dataclasses.replace(each, content=b"") for each in rules.tests)
+    return dataclasses.replace(rules, tests=tests)
 
 
 def read_rules(directory: Path) -> RuleSet:

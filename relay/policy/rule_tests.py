@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from relay.message.content import Content
 from relay.message.envelope import Source, domain_of
 from relay.message.header import ParsedContent
 from relay.message.verdict import (
@@ -40,7 +41,7 @@ def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> tuple[R
 def examined_message(
     sender: str,
     recipients: Collection[str],
-    content: bytes,
+    content: Content,
     *,
     source: Source,
     local_domains: Collection[str],

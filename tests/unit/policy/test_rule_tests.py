@@ -109,6 +109,8 @@ def test_rules_of_other_files_do_not_break_a_rule_test(rules_of):
         ("attachments = ['ü \"1\".exe']", "attachment_name = '*.exe'"),
         ("size = '1 MiB'", "size_over = 1048575"),
         ("size = '1 MiB'\nattachments = ['a']", "size_over = 1048575"),
+        ("size = '3 MiB'", "size_over = 3145727"),
+        ("size = '3 MiB'\nattachments = ['a']", "size_over = 3145727, attachment_name = 'a'"),
         ("source = 'graph'", "source = 'graph'"),
         ("local = ['OUT.test']", "direction = 'inbound'"),
         ("message = 'some.eml'", "subject = 'from a file', attachment_name = 'a.exe'"),

@@ -1,5 +1,7 @@
 """The shipped rules: their tests pass, and plain mail is not parsed."""
 
+import tracemalloc
+
 import pytest
 
 from relay.message.envelope import Source
@@ -49,3 +51,13 @@ def test_plain_mail_is_examined_without_reading_its_parts(rules, monkeypatch):
     assert overall_verdict(verdict) is OverallVerdict.ACCEPT
     with pytest.raises(AssertionError, match="its parts are read"):
         rules.evaluate(plain("b@out.test", PLAIN.replace(b"utf-8", b"utf-8; name=a.txt")))
+
+
+def test_the_large_messages_of_rule_tests_are_never_in_memory():
+    tracemalloc.start()
+    try:
+        load_rules(shipped("policies"))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 << 20
