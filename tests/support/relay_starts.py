@@ -4,6 +4,9 @@ A process that has loaded all of Relay waits for orders, and forks for each: the
 arguments, environment, folder and files of the order, and runs `python -m relay` from its first line.
 It is a process like any other: it can be killed, and its exit code is that of the command. An order
 that Python itself reads at its start, such as LD_PRELOAD or PYTHONWARNINGS, starts Python.
+
+`python -m pytest`, for a run of tests within a test, is forked in the same way, from a process that
+has loaded pytest too.
 """
 
 import atexit
@@ -21,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +32,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RELAY = [sys.executable, "-m", "relay"]
+PYTEST = [sys.executable, "-m", "pytest"]
 _READ_BY_PYTHON = ("LD_", "PYTHON", "MALLOC_")
 _LARGEST_ORDER = 200_000
 
@@ -74,12 +79,12 @@ Started = StartedRelay | subprocess.Popen[bytes]
 class _Server:
     """The process that forks, and the socket for its orders."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         with theirs:
             subprocess.run(
-                [sys.executable, "-m", "tests.support.relay_starts", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.support.relay_starts", str(theirs.fileno()), module],
                 pass_fds=[theirs.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL, check=True,
                 env=kept | {"PYTHONPATH": str(ROOT)},
             )  # fmt: skip
@@ -93,9 +98,9 @@ class _Server:
 
 
 @functools.cache
-def _server() -> _Server:
-    """Return that of this process."""
-    return _Server()
+def _server(module: str) -> _Server:
+    """Return that of this process for a module, "relay" or "pytest"."""
+    return _Server(module)
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -113,9 +118,9 @@ def start(
     stdout: int | IO[Any] = subprocess.DEVNULL,
     stderr: int | IO[Any] = subprocess.DEVNULL,
 ) -> Started:
-    """Start a command: as subprocess.Popen if it is another one than `python -m relay`."""
+    """Start a command: as subprocess.Popen if it is none of RELAY and PYTEST."""
     own = {name for name in env if name.startswith(_READ_BY_PYTHON)} - {"PYTHONPATH"}
-    if list(command[:3]) != RELAY or own or env.get("PYTHONPATH") != str(ROOT):
+    if list(command[:3]) not in (RELAY, PYTEST) or own or env.get("PYTHONPATH") != str(ROOT):
         return subprocess.Popen(
             command, cwd=cwd, env=dict(env), stdin=stdin, stdout=stdout, stderr=stderr
         )
@@ -123,7 +128,8 @@ def start(
     with Path(os.devnull).open("r+b") as null:
         files = [null if file == subprocess.DEVNULL else file for file in (stdin, stdout, stderr)]
         numbers = [file if isinstance(file, int) else file.fileno() for file in files]
-        return StartedRelay(_server(), _server().ask(order, numbers))
+        server = _server(command[2])
+        return StartedRelay(server, server.ask(order, numbers))
 
 
 def run(
@@ -153,11 +159,15 @@ def run(
         return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
 
 
-def _load_relay() -> None:
+def _load(module: str) -> None:
+    """Import all that `python -m MODULE` needs, but no plugin of pytest: that rewrites them."""
     package = importlib.import_module("relay")
-    for module in pkgutil.walk_packages(package.__path__, "relay."):
-        if not module.name.startswith(("relay.testing", "relay.__main__")):
-            importlib.import_module(module.name)
+    for one in pkgutil.walk_packages(package.__path__, "relay."):
+        if not one.name.startswith(("relay.testing", "relay.__main__")):
+            importlib.import_module(one.name)
+    if module == "pytest":
+        for name in importlib.import_module("_pytest.config").default_plugins:
+            importlib.import_module(f"_pytest.{name}")
 
 
 def _serve(orders: socket.socket) -> None:
@@ -180,6 +190,7 @@ def _serve(orders: socket.socket) -> None:
                 os.dup2(file, number)
                 os.close(file)
             os.chdir(order["cwd"])
+            sys.path[0] = order["cwd"]
             os.environ.clear()
             os.environ.update(order["env"])
             time.tzset()
@@ -188,11 +199,30 @@ def _serve(orders: socket.socket) -> None:
             return
 
 
+def _run(module: str) -> None:
+    """Run `python -m MODULE`, and end as Python does, but without its last step: that releases each
+    object, so that the kernel copies the memory in which it is.
+    """
+    code: object = None
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code
+        if not isinstance(code, int | None):
+            raise
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
     if os.fork():  # tests count the children of their process
         os._exit(0)
-    _load_relay()
+    _load(sys.argv[2])
     gc.collect()
     gc.freeze()
+    started_module = sys.argv.pop()
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    runpy.run_module("relay", run_name="__main__", alter_sys=True)
+    _run(started_module)

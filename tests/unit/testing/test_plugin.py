@@ -1,12 +1,12 @@
 """The pytest plugin, in test runs of its own: fixtures, marker, artifacts, strict, xdist."""
 
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.inner_pytest import inner_pytest
 from tests.support.long_tests import long
 
 BOUNCE = """
@@ -20,31 +20,11 @@ def test_bounce(relay, internet):
 @pytest.fixture
 def run(tmp_path):
     """Run pytest with these files; return its exit code and output."""
-
-    def call(*arguments: str, **files: str) -> tuple[int, str]:
-        for name, text in files.items():
-            (tmp_path / f"{name}.py").write_text(text)
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:asyncio",
-        ]
-        ended = subprocess.run(
-            [*command, f"--basetemp={tmp_path / 'tmp'}", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
-        return ended.returncode, ended.stdout + ended.stderr
-
-    return call
+    return partial(inner_pytest, tmp_path)
 
 
 def test_no_configuration_is_needed(run):
-    code, output = run("--strict-markers", "-W", "error", test_a=BOUNCE)
+    code, output = run("--strict-markers", "-W", "error", installed=True, test_a=BOUNCE)
     assert code == 0, output
 
 
@@ -56,12 +36,12 @@ def pytest_unconfigure():
     print("IMPORTED", *sorted(names))
 """
     unused = "def test_it(): pass\n"
-    code, output = run(conftest=conftest, test_a=unused)
+    code, output = run(installed=True, conftest=conftest, test_a=unused)
     assert code == 0
     assert "IMPORTED relay relay.testing relay.testing.plugin\n" in output
-    _, output = run("--co", test_a=BOUNCE)
+    _, output = run("--co", installed=True, test_a=BOUNCE)
     assert "IMPORTED relay relay.testing relay.testing.plugin\n" in output
-    _, output = run(test_a=BOUNCE)
+    _, output = run(installed=True, test_a=BOUNCE)
     assert "relay.testing.relay" in output
 
 
@@ -209,7 +189,7 @@ def test_it(relay, internet, number):
     assert [one.subject for one in internet.messages()] == [f"Number {number}"]
     relay.assert_no_more_mail()
 """
-    code, output = run("-n", "4", test_a=test)
+    code, output = run("-n", "4", installed=True, test_a=test)
     assert code == 0, output
     assert "16 passed" in output
 

@@ -1,0 +1,33 @@
+"""A run of pytest within a test, in a folder of files that the test wrote."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.support import relay_starts
+
+
+def inner_pytest(
+    folder: Path, *arguments: str, installed: bool = False, **modules: str
+) -> tuple[int, str]:
+    """Write modules into a folder and run pytest there; return its exit code and output.
+
+    Most runs are forked from a process that has loaded Relay, with no plugin but its own. If
+    `installed` is true, Python is started, with all plugins that are installed, as people do.
+    """
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+    words = ["-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}", *arguments]
+    if installed:
+        ended = subprocess.run(
+            [*relay_starts.PYTEST, "-p", "no:asyncio", *words],
+            cwd=folder, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    else:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        ended = relay_starts.run(
+            [*relay_starts.PYTEST, "-p", "relay.testing.plugin", *words], cwd=folder,
+            env=own | {"PYTHONPATH": str(relay_starts.ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            timeout_s=240,
+        )  # fmt: skip
+    return ended.returncode, ended.stdout + ended.stderr
