@@ -79,6 +79,12 @@ class Round:
 
 def main() -> int:
     given = arguments()
+    show(measured(given), as_json=given.json)
+    return 0
+
+
+def measured(given: argparse.Namespace) -> dict[int, list[Round]]:
+    """Start a relay, and measure some rounds for each number of clients."""
     with tempfile.TemporaryDirectory(dir=given.directory, prefix="sendmail-") as name:
         folder = Path(name)
         relay = Relay(folder, given.relay)
@@ -86,7 +92,7 @@ def main() -> int:
             relay.start()
             request = request_bytes(given.kind, RECIPIENTS[given.to], given.size)
             rounds(given.clients[0], relay, request, given, count=min(given.messages, 200))  # warm
-            found = {
+            return {
                 clients: [
                     rounds(clients, relay, request, given, count=given.messages)
                     for _ in range(given.rounds)
@@ -95,11 +101,9 @@ def main() -> int:
             }
         finally:
             relay.stop()
-    show(found, as_json=given.json)
-    return 0
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(sys.executable).parent / "relay"
     parser.add_argument("--relay", default=os.environ.get("RELAY", str(default)))
@@ -113,7 +117,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--to", choices=sorted(RECIPIENTS), default="capture")
     parser.add_argument("--directory", default=None, help="on the disk to measure")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 class Relay:

@@ -34,6 +34,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from tests.bench import sendmail
+from tests.bench.side_by_side import write_template
 
 TOP = Path(__file__).resolve().parents[2]
 SMTP_WORKLOADS = ("small", "fresh", "large", "fanout", "burst")  # those of the kit
@@ -267,11 +268,7 @@ def smtp_relay(version: Version, *, compare: ModuleType, workload: str) -> Itera
     """Run a relay whose messages come by SMTP and go to the kit's sink."""
     load = compare.WORKLOADS[workload]
     with tempfile.TemporaryDirectory(prefix="version-") as name:
-        accounts, template = Path(name, "accounts.toml"), Path(name, "relay.toml")
-        accounts.touch(0o600)
-        names = {"accounts": str(accounts), "policies": str(version.tree / "policies")}
-        text = (TOP / "tests" / "bench" / "relay.toml").read_text()
-        template.write_text(compare.fill(text, names))
+        template = write_template(Path(name), version.tree)
         start = f"{version.command} serve --config {{config}}"
         system = compare.System(version.name, start, str(template), {})
 
