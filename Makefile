@@ -5,7 +5,8 @@
 #   make test-long           the tests and cases that take longest, which make test leaves out
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make quick               before a commit: make check, and the tests that show most in a minute
-#   make bench               Relay and Postfix side by side, then bench-queue
+#   make bench               Relay and Postfix side by side, latency, sendMail; without ARGS bench-queue too
+#   make bench-picture       picture and tables of docs/performance.md, from what make bench has kept
 #   make bench-versions      OLD=commit: CPU per message of this tree / of a commit; WORKLOADS, ARGS
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
@@ -43,7 +44,7 @@ SYSTEM_PACKAGES ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
-	bench-pages bench-queue bench-streams \
+	bench-pages bench-picture bench-queue bench-streams \
 	simulate clients sisimai screenshots crash requirements clean
 
 run: .venv/installed
@@ -112,8 +113,11 @@ rules: .venv/development
 	$(BIN)/relay policy check policies
 
 bench: .venv/development
-	tests/bench/run.sh
-	$(MAKE) bench-queue
+	tests/bench/run.sh $(ARGS)
+	$(if $(ARGS),,@$(MAKE) bench-queue)
+
+bench-picture: .venv/development
+	$(BIN)/python -m tests.bench.picture
 
 bench-versions: .venv/development
 	@[ -n "$(OLD)" ] || { echo "bench-versions: OLD=commit is missing" >&2; exit 64; }
