@@ -5,6 +5,7 @@ else needs one, except on the control socket, where the file mode controls the a
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
@@ -18,7 +19,6 @@ from relay.api.request_parameters import (
     require_method,
     single_values,
 )
-from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest
@@ -27,11 +27,14 @@ from relay.pressure import PressureState
 from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 
+if TYPE_CHECKING:  # imports libraries that the control socket does not need
+    from relay.http.authentication import HttpAuthentication
+
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20
 
 
-def create_app(dependencies: ApiDependencies, authentication: HttpAuthentication) -> Gateway:
+def create_app(dependencies: ApiDependencies, authentication: "HttpAuthentication") -> Gateway:
     """Return the application for public listeners: requests need a bearer token."""
     return _application(
         dependencies,

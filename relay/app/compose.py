@@ -1,7 +1,8 @@
 """Build every room from the settings and pass each room its dependencies.
 
 compose() starts and opens nothing that listens. It raises AlreadyRunningError, SpoolError,
-OSError, and ValueError for a route, a network or a mail root that cannot be used.
+OSError, ValueError for a route, a network or a mail root that cannot be used, and ImportError if
+the installation is not complete.
 """
 
 from contextlib import ExitStack
@@ -48,7 +49,7 @@ def compose(
             journeys=base.journeys,
             changes=base.changes,
             refusals=base.refusals,
-            live_views=site.live_views,
+            end_live_views=site.end_streams,
             events=front_door.events,
             readiness=base.readiness,
             pressure=_pressure_monitor(base, transport.pickup),

@@ -52,7 +52,6 @@ from relay.mailbox.types import StoreError
 from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.pages import LiveViews
 from relay.refusals.refusal import RefusalStore
 from relay.settings.tree import Settings
 from relay.spool.engine import Retention, SpoolEngine
@@ -77,11 +76,11 @@ class Daemon:
     store: FileStore  # the mailboxes
     store_log: SubmissionLog  # steps 1 to 4
     transport: Transport  # SMTP in, pickup and delivery
-    http_servers: Sequence[HttpServer]  # the listeners of the front door
+    http_servers: Sequence[HttpServer]  # of http.listen if not empty, and the control socket
     journeys: Journeys  # messages and their events
     changes: ChangeNotifier  # wakes those who wait for an event
     refusals: RefusalStore  # what SMTP sessions refused; the daemon closes it
-    live_views: LiveViews  # the fragments that pages follow
+    end_live_views: Callable[[], None]  # ends the streams that pages follow
     events: EventStreams  # the streams of GET /events
     readiness: Readiness  # what /readyz answers
     pressure: PressureMonitor  # measures each second
@@ -135,7 +134,7 @@ class Daemon:
     async def stop(self) -> None:
         """Stop listening, drain within the grace time, close the stores."""
         self.readiness.reason = _STOPPING
-        self.live_views.close()
+        self.end_live_views()
         self.events.close()
         grace_s = self.settings.delivery.shutdown_grace
         async with contextlib.AsyncExitStack() as last:  # in reverse order, even after errors
@@ -299,9 +298,10 @@ def tune_garbage_collector() -> None:
 def addresses(daemon: Daemon) -> dict[str, str]:
     """Return the addresses on which the daemon listens, for the log and the ready file."""
     web = daemon.http_servers[0]
+    bound = web.bound if daemon.settings.http.listen else ()  # the control socket comes first then
     return {
-        "http": " ".join(str(one) for one in web.bound if not web.has_tls(one)),
-        "https": " ".join(str(one) for one in web.bound if web.has_tls(one)),
+        "http": " ".join(str(one) for one in bound if not web.has_tls(one)),
+        "https": " ".join(str(one) for one in bound if web.has_tls(one)),
         "smtp": " ".join(str(server.address) for server in daemon.transport.smtp_servers),
     }
 

@@ -6,6 +6,7 @@ open_foundation() opens the mail root and the spool, and starts nothing.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
@@ -15,7 +16,6 @@ from relay.app.configuration import ListenerCertificates, route_table, server_ce
 from relay.app.state_dir import lock_file
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
-from relay.http.authentication import HttpAuthentication
 from relay.http.gateway import Gateway
 from relay.http.protocol import AllowedHosts
 from relay.ingress.smtp_server import ListenerOptions
@@ -38,6 +38,9 @@ from relay.reports.texts import ReportTexts, shipped_texts
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Settings, SmtpListener
 from relay.spool.engine import SpoolEngine
+
+if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does not need
+    from relay.http.authentication import HttpAuthentication
 
 
 class Readiness:
@@ -77,7 +80,7 @@ class RelayDependencies:
     converts_in_threads: bool = False  # saves the child processes of step 3, for a test's messages
     are_pages_open: bool = False  # who reaches the pages has the role operate, without a login
     # puts an application in front of the Graph API
-    before_graph: Callable[[Gateway, HttpAuthentication], ASGIApp] | None = None
+    before_graph: "Callable[[Gateway, HttpAuthentication], ASGIApp] | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)

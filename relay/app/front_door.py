@@ -1,6 +1,12 @@
-"""Build the front door (step 1, sign-in, /relay/v1), the pages, and the servers that have them."""
+"""Build the front door (step 1, sign-in, /relay/v1), the pages, and the servers that have them.
 
-from collections.abc import Mapping
+A builder imports the rooms that only it needs, so that a relay without HTTP listeners or without
+pages does not keep them in memory. It does so at the start and not at the first request: what an
+incomplete installation lacks is found then, and all modules are of one version.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,8 +15,7 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 from starlette.types import ASGIApp
 
-from relay import api, graph, pages
-from relay.accounts.access_tokens import AccessTokens, token_key
+from relay import api
 from relay.accounts.account import Role
 from relay.api.content_search import ContentSearch
 from relay.api.dependencies import Principal
@@ -19,14 +24,12 @@ from relay.app.configuration import parse_next_hop
 from relay.app.foundation import Foundation
 from relay.app.pressure_monitor import open_files_limit
 from relay.clock import SystemClock, advanced_us, now_at_least_us
-from relay.http.authentication import HttpAuthentication
 from relay.http.base_path import BasePath
 from relay.http.browsers import BrowserGuard
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
 from relay.http.gateway import Gateway, PathRouter
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
-from relay.http.sign_in import SIGN_IN_PATHS, create_sign_in_app
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address
 from relay.spool.queue_commands import RouteLookup
@@ -38,32 +41,46 @@ _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and message
 class FrontDoor:
     """What programs reach by HTTP."""
 
-    graph: Gateway  # the Graph API
-    relay_v1: ASGIApp  # /relay/v1, health and metrics
-    programs: ASGIApp  # both, and sign-in, by path
     control: ASGIApp  # /relay/v1 for run/control.sock: every client is an operator
     means: api.ApiDependencies  # what /relay/v1 and the pages show and change
     events: api.EventStreams  # that are open
+    relay_v1: ASGIApp | None = None  # /relay/v1, health and metrics; None: no TCP listeners
+    graph: Gateway | None = None  # the Graph API; None: http.listen is empty
+    programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
+    sign_in_paths: Sequence[str] = ()  # after the first segment, in `programs`
 
 
 @dataclass(frozen=True)
 class Pages:
     """What people reach by HTTP."""
 
-    app: ASGIApp | None  # None: [http] pages is off
-    live_views: pages.LiveViews  # that are open
+    app: ASGIApp | None = None  # None: [http] pages is off, or http.listen is empty
+    prefixes: Sequence[str] = ()  # the first segments of their paths
+    end_streams: Callable[[], None] = lambda: None  # ends the live views that are open
 
 
 def build_front_door(base: Foundation, resolver: Resolver | LoopbackResolver) -> FrontDoor:
     """Return the applications; `resolver` says whether mail may be rerouted to a host."""
     settings, accounts = base.settings, base.sources.accounts
+    events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
+    means = _means(base, resolver, events)
+    door = FrontDoor(api.create_control_app(means), means=means, events=events)
+    if not settings.http.listen and settings.observe.metrics is None:
+        return door
+    from relay.accounts.access_tokens import AccessTokens, token_key  # noqa: PLC0415 - see above
+    from relay.http.authentication import HttpAuthentication  # noqa: PLC0415
+
     tokens = AccessTokens(token_key(settings.state_dir), base.clock)
     authentication = HttpAuthentication(
         accounts, tokens, realm=settings.hostname, anonymous=settings.http.anonymous
     )
-    events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
-    means = _means(base, resolver, events)
-    gateway = graph.create_app(
+    relay_v1 = api.create_app(means, authentication)
+    if not settings.http.listen:
+        return dataclasses.replace(door, relay_v1=relay_v1)
+    from relay.graph.app import create_app as create_graph_app  # noqa: PLC0415 - see above
+    from relay.http.sign_in import SIGN_IN_PATHS, create_sign_in_app  # noqa: PLC0415
+
+    gateway = create_graph_app(
         base.store, authentication, clock=base.clock, hostname=settings.hostname,
         http=settings.http, crash=base.crash, ready=base.readiness, pressure=base.pressure,
     )  # fmt: skip
@@ -71,7 +88,6 @@ def build_front_door(base: Foundation, resolver: Resolver | LoopbackResolver) ->
         accounts, tokens, clock=base.clock, hostname=settings.hostname,
         public_url=settings.http.public_url,
     )  # fmt: skip
-    relay_v1 = api.create_app(means, authentication)
     before_graph = base.sources.before_graph
     versions: dict[str, ASGIApp] = dict.fromkeys(
         ("v1.0", "beta"), before_graph(gateway, authentication) if before_graph else gateway
@@ -79,8 +95,9 @@ def build_front_door(base: Foundation, resolver: Resolver | LoopbackResolver) ->
     programs = PathRouter(
         versions, by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in), otherwise=relay_v1
     )
-    control = api.create_control_app(means)
-    return FrontDoor(gateway, relay_v1, programs, control=control, means=means, events=events)
+    return dataclasses.replace(
+        door, relay_v1=relay_v1, graph=gateway, programs=programs, sign_in_paths=SIGN_IN_PATHS
+    )
 
 
 def _means(
@@ -140,26 +157,29 @@ def _means(
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
     """Return the pages, which are on in a development relay, or by http.pages."""
-    live_views = pages.LiveViews(base.changes, base.clock)
-    if not base.is_development and not base.settings.http.pages:
-        return Pages(None, live_views)
-    app = pages.create_app(front_door.means, _pages_access(base), live_views=live_views)
-    return Pages(app, live_views)
+    is_on = base.is_development or base.settings.http.pages
+    if not is_on or front_door.programs is None:
+        return Pages()
+    from relay import pages  # noqa: PLC0415 - see above
 
-
-def _pages_access(base: Foundation) -> pages.Access:
     if base.sources.are_pages_open:
-        return pages.Access(everyone=Principal(name="development", role=Role.OPERATE))
-    logins = pages.Logins(
-        base.sources.accounts, SystemClock(),  # an advanced clock would end all logins
-        relay=f"{base.settings.hostname} {base.settings.state_dir}",
-        public_url=base.settings.http.public_url,
-    )  # fmt: skip
-    return pages.Access(logins=logins)
+        access = pages.Access(everyone=Principal(name="development", role=Role.OPERATE))
+    else:
+        logins = pages.Logins(
+            base.sources.accounts, SystemClock(),  # an advanced clock would end all logins
+            relay=f"{base.settings.hostname} {base.settings.state_dir}",
+            public_url=base.settings.http.public_url,
+        )  # fmt: skip
+        access = pages.Access(logins=logins)
+    live_views = pages.LiveViews(base.changes, base.clock)
+    app = pages.create_app(front_door.means, access, live_views=live_views)
+    return Pages(app, pages.PREFIXES, live_views.close)
 
 
 def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> list[HttpServer]:
-    """Return those of http.listen, the control socket, and observe.metrics if configured."""
+    """Return that of http.listen if configured, the control socket, and observe.metrics if
+    configured.
+    """
     http = base.settings.http
     limits = ConnectionLimits(
         connections=min(CONNECTIONS_MAX, open_files_limit() // _FILES_PER_CONNECTION),
@@ -169,24 +189,27 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
         BrowserGuard, clock=base.clock, own_origins=_origins(http.public_url),
         allows_loopback_pages=base.sources.hosts is not None,
     )  # fmt: skip
-    everything: ASGIApp = guard(front_door.programs)
-    if site.app is not None:
-        # CORS does not apply to pages, not even in a development relay.
-        guarded = guard(site.app, allows_loopback_pages=False, may_be_linked=True)
-        everything = PathRouter(
-            dict.fromkeys(pages.PREFIXES, guarded),
-            by_rest=dict.fromkeys(SIGN_IN_PATHS, everything), otherwise=everything,
+    servers = []
+    if front_door.programs is not None:
+        everything: ASGIApp = guard(front_door.programs)
+        if site.app is not None:
+            # CORS does not apply to pages, not even in a development relay.
+            guarded = guard(site.app, allows_loopback_pages=False, may_be_linked=True)
+            everything = PathRouter(
+                dict.fromkeys(site.prefixes, guarded),
+                by_rest=dict.fromkeys(front_door.sign_in_paths, everything), otherwise=everything,
+            )  # fmt: skip
+        if path := urlsplit(http.public_url).path:
+            everything = BasePath(everything, path, clock=base.clock)
+        servers.append(
+            HttpServer(
+                everything, http.listen, limits=limits, hosts=_hosts(base),
+                certificate=base.certificates.http,
+            )
         )  # fmt: skip
-    if path := urlsplit(http.public_url).path:
-        everything = BasePath(everything, path, clock=base.clock)
-    servers = [
-        HttpServer(
-            everything, http.listen, limits=limits, hosts=_hosts(base),
-            certificate=base.certificates.http,
-        ),
-        HttpServer(front_door.control, [Address(path=str(base.settings.control_socket))]),
-    ]  # fmt: skip
-    if (metrics := base.settings.observe.metrics) is not None:
+    control_socket = Address(path=str(base.settings.control_socket))
+    servers.append(HttpServer(front_door.control, [control_socket]))
+    if (metrics := base.settings.observe.metrics) is not None and front_door.relay_v1 is not None:
         servers.append(HttpServer(guard(front_door.relay_v1), [metrics], limits=limits))
     return servers
 

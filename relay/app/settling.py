@@ -34,7 +34,7 @@ class Settling:
     scheduler: DeliveryScheduler
     pickup: Pickup
     smtp_servers: Sequence[SmtpServer]
-    graph: Gateway
+    graph: Gateway | None  # None: no program reaches it
     changes: ChangeNotifier
     others: list[Callable[[], str]]
 
@@ -72,7 +72,7 @@ class Settling:
 
     def in_progress(self) -> Iterator[str]:
         """Say what is in progress, or queued and due."""
-        if count := self.graph.changes_in_progress:
+        if self.graph is not None and (count := self.graph.changes_in_progress):
             yield f"HTTP requests that change something: {count}"
         if count := self.pickup.due_count:
             yield f"submissions to convert and submit: {count}"

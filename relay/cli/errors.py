@@ -90,6 +90,9 @@ def report_error(error: BaseException) -> int:
         case ControlError():
             _say(f"relay: {error}")
             return ExitCode.DATA if error.status < _SERVER_FAULT else ExitCode.TRY_LATER
+        case ImportError():
+            _say(f"relay: the installation is not complete: {error}")
+            return ExitCode.UNAVAILABLE
         # the reader of stdout closed it; click turns that into a SystemExit
         case BrokenPipeError() | SystemExit():
             _discard_output()

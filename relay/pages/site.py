@@ -42,6 +42,17 @@ _PAGE_HEADERS = {
     "x-dns-prefetch-control": "off",
 }
 _STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+# All are read at the start: one that is missing is found then, and files of another version may
+# replace them while Relay runs.
+STATIC_FILES = ("htmx.min.js", "pages.css", "pages.js", "sse.min.js")
+TEMPLATES = (
+    "_answer.html", "_clock.html", "_content.html", "_figures.html", "_first.html",
+    "_hosts.html", "_journey.html", "_list.html", "_queue.html", "_refused.html",
+    "_release.html", "_report.html", "base.html", "charts.html", "clock.html", "error.html",
+    "health.html", "help.html", "internet.html", "list.html", "login.html", "macros.html",
+    "marked.html", "message.html", "queue.html", "queue_change.html", "refused.html",
+    "release.html", "snippets.html",
+)  # fmt: skip
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
@@ -59,7 +70,7 @@ class PageSite:
     def __init__(
         self, dependencies: ApiDependencies, access: Access, live_views: LiveViews
     ) -> None:
-        """Load templates and static files of the package."""
+        """Load templates and static files of the package. Raises OSError if one is missing."""
         self.dependencies = dependencies
         self._access = access
         self._live_views = live_views
@@ -203,10 +214,10 @@ def _depth(request: HttpRequest) -> int:
 
 @cache
 def _environment() -> jinja2.Environment:
-    # all templates are read now: those of another version may replace them while Relay runs
-    files = resources.files("relay.pages").joinpath("templates").iterdir()
+    folder = resources.files("relay.pages").joinpath("templates")
+    texts = {name: folder.joinpath(name).read_text("utf-8") for name in TEMPLATES}
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader({file.name: file.read_text("utf-8") for file in files}),
+        loader=jinja2.DictLoader(texts),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -226,8 +237,8 @@ def _left_until(at: str, now: str) -> str:
 def _load_static() -> dict[str, tuple[str, bytes]]:
     """Return version and content of each script and style sheet, by name."""
     found = {}
-    for file in resources.files("relay.pages").joinpath("static").iterdir():
-        if file.name.rpartition(".")[2] in _STATIC_TYPES:
-            content = file.read_bytes()
-            found[file.name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
+    folder = resources.files("relay.pages").joinpath("static")
+    for name in STATIC_FILES:
+        content = folder.joinpath(name).read_bytes()
+        found[name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
     return found

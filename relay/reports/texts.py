@@ -269,14 +269,16 @@ class TextSource(Struct, frozen=True):
 def _layouts() -> Mapping[str, jinja2.Template]:
     """Return the layouts of text and html."""
     return {
-        form: _environment(jinja2.Environment, form).from_string(_package_file(f"layout.{form}"))
+        form: _environment(jinja2.Environment, form).from_string(_package_texts()[f"layout.{form}"])
         for form in ("txt", "html")
     }
 
 
 @cache
 def _own_texts(language: str) -> _OwnTexts:
-    template = _environment(jinja2.Environment, "txt").from_string(_package_file(f"{language}.txt"))
+    template = _environment(jinja2.Environment, "txt").from_string(
+        _package_texts()[f"{language}.txt"]
+    )
     found: Any = template.module
     return _OwnTexts(
         words=SimpleNamespace(**found.words),
@@ -288,8 +290,12 @@ def _own_texts(language: str) -> _OwnTexts:
     )
 
 
-def _package_file(name: str) -> str:
-    return resources.files("relay.reports").joinpath("texts", name).read_text("utf-8")
+@cache
+def _package_texts() -> Mapping[str, str]:
+    """Return the files of this relay by name, all read at once: an upgrade may replace them."""
+    folder = resources.files("relay.reports").joinpath("texts")
+    names = ("layout.txt", "layout.html", *(f"{language}.txt" for language in LANGUAGES))
+    return {name: folder.joinpath(name).read_text("utf-8") for name in names}
 
 
 def _environment(kind: type[jinja2.Environment], form: str) -> jinja2.Environment:
@@ -303,7 +309,11 @@ def _environment(kind: type[jinja2.Environment], form: str) -> jinja2.Environmen
 
 # -- the operator's templates
 def load_texts(settings: ReportsSettings) -> ReportTexts:
-    """Return the texts that `settings` name. Raises SettingsError with all faults."""
+    """Return the texts that `settings` name, and read those of this relay.
+
+    Raises SettingsError with all faults; OSError if a file of the installation is missing.
+    """
+    _package_texts()
     folder = settings.templates
     if folder is None:
         return ReportTexts(settings.language)

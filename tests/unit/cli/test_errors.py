@@ -48,6 +48,7 @@ from relay.spool.types import SpoolError
         (SpoolError("the disk is full"), 75, "relay: the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 77, "/x: Permission denied"),
         (OSError(errno.EADDRINUSE, "cannot listen on 1"), 69, "relay: cannot listen on 1"),
+        (ImportError("No module named 'x'"), 69, "the installation is not complete: No module"),
         (ZeroDivisionError("oh"), 70, "relay: internal error: ZeroDivisionError: oh"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,

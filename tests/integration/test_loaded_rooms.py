@@ -1,0 +1,53 @@
+"""A relay loads the rooms that its configuration needs, and all of them at the start."""
+
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.support.ports import free_port
+from tests.support.relay_process import ROOT, RelayProcess, until
+
+NO_HTTP = {"http": {"listen": [], "pages": True}}
+ONLY_FOR_HTTP = re.compile(r"relay\.(pages|graph|internet)\b|(joserfc|cryptography|nh3)\b")
+ANONYMOUS_KIB_MAX = 64 * 1024  # 44 MiB with Python 3.11; the largest message of a rule test has 26
+
+
+def test_without_http_listeners_a_relay_loads_neither_pages_nor_graph():
+    with RelayProcess(config=NO_HTTP, environment={"PYTHONPROFILEIMPORTTIME": "1"}) as relay:
+        assert relay.ready["http"] == relay.ready["https"] == []
+        relay.submit("app@example.test", ["bob@example.test"])
+        until("delivered", lambda: relay.maildir("bob"))
+        names = set(re.findall(r"^import time: .*\| +(\S+)$", relay.log, re.MULTILINE))
+        assert "relay.ingress.smtp_session" in names
+        assert sorted(filter(ONLY_FOR_HTTP.match, names)) == []
+        status = Path(f"/proc/{relay.process.pid}/status").read_text()
+        assert int(re.search(r"RssAnon:\s+(\d+)", status)[1]) < ANONYMOUS_KIB_MAX
+
+
+def test_without_http_listeners_commands_and_metrics_work():
+    port = free_port()
+    with RelayProcess(config=NO_HTTP | {"observe": {"metrics": f"127.0.0.1:{port}"}}) as relay:
+        relay.submit("app@example.test", ["bob@example.test"])
+        assert relay.cli("trace", "last").returncode == 0
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"relay_messages_accepted_total" in answer.read()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1.0/me")
+        assert relay.stop() == 0
+
+
+def test_what_a_room_lacks_is_reported_at_the_start(tmp_path):
+    (tmp_path / "nh3.py").write_text("raise ModuleNotFoundError(\"No module named 'nh3'\")")
+    lacking = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    relay = RelayProcess(config={"http": {"pages": True}}, environment=lacking)
+    try:
+        relay.start(wait=False)
+        assert relay.wait_end() == 69
+        text = "relay: the installation is not complete: No module named 'nh3'"
+        assert relay.log.splitlines()[-1] == text
+        assert "Traceback" not in relay.log
+    finally:
+        relay.close()
