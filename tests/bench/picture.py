@@ -23,6 +23,7 @@ PANELS = (
     ("through_per_s", "Messages per second", "longer is better", 430),
 )
 PANEL_WIDTH = 270
+BUSY_LOAD = 1.0
 ROW_HEIGHT = 38
 TOP_HEIGHT = 84
 STYLE = """\
@@ -116,11 +117,14 @@ def with_tables(page: str, found: Found) -> str:
 def facts(found: Found) -> str:
     """When, where and how the figures were measured."""
     machine = found["machine"]
-    return (
+    text = (
         f"Measured {machine['date']}, commit {machine['commit']}, {machine['rounds']} rounds; Python"
         f" {machine['python']}; Postfix {machine['postfix']};\n{machine['processors']} processors,"
         f" load average before the run {machine['load_before']:g}."
     )
+    if machine["load_before"] >= BUSY_LOAD:
+        text += "\nOther work kept the machine busy, so rates and latencies are worse than those of an idle machine."
+    return text
 
 
 def workloads(found: Found) -> Iterator[str]:

@@ -9,7 +9,8 @@ where a latency begins at the time at which its message is due; `sendmail`, Rela
 whether a sync precedes each 250. A ratio is Relay / Postfix of two neighbouring rounds.
 
 Exit codes: 0; 1 if a workload takes more processor time for each message, as a ratio, than BOUNDS
-allows, if a recipient gets a message twice, or if a sync is missing; 64 for wrong arguments.
+allows, if a recipient gets a message twice, or if a sync is missing; 64 for wrong arguments; 69 if
+something could not be measured.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import os
 import platform
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -54,6 +56,23 @@ Found = dict[str, Any]
 def main() -> int:
     """Measure, print, and judge."""
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is stopped on the way out
+    try:
+        found, faults = measured(given)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        print(f"bench: not measured: {error}", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    print("\n".join(["", *lines(found)]), flush=True)
+    if given.keep:
+        given.keep.write_text(json.dumps(found, indent=1) + "\n")
+    faults += over_bounds(found)
+    for fault in faults:
+        print(f"bench: {fault}", file=sys.stderr)
+    return int(bool(faults))
+
+
+def measured(given: Namespace) -> tuple[Found, list[str]]:
+    """Return the figures of all parts that are wanted, and what was wrong."""
     found: Found = {"machine": machine(given)}
     faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -71,13 +90,7 @@ def main() -> int:
             found["sendmail"] = sendmail_rates(given)
         if "syncs" in given.only and sync_check.main(given.relay, str(template)) == 1:
             faults.append("a 250 without a sync before it")
-    print("\n".join(["", *lines(found)]), flush=True)
-    if given.keep:
-        given.keep.write_text(json.dumps(found, indent=1) + "\n")
-    faults += over_bounds(found)
-    for fault in faults:
-        print(f"bench: {fault}", file=sys.stderr)
-    return int(bool(faults))
+    return found, faults
 
 
 def arguments() -> Namespace:
@@ -232,7 +245,7 @@ def latency(systems: dict[str, tuple[str, str | None]], given: Namespace, *, rat
             )
             row = measure(one, start, rate, how)
             if row["failed"] or row["missing"]:
-                raise SystemExit(f"bench: latency: {one} did not take or deliver all: {row}")
+                raise RuntimeError(f"latency: {one} did not take or deliver all: {row}")
             print(f"latency round {number + 1} {json.dumps(row)}", flush=True)
             rows[one].append(row)
     found: Found = {
