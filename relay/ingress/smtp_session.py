@@ -386,6 +386,9 @@ class SmtpSession(_NoHooks, SMTP):
 
     async def _flush(self) -> None:
         self._write()
+        transport = self._writer.transport
+        if not (transport.is_closing() or transport.get_write_buffer_size()):  # nearly always
+            return
         # a client that does not read counts as idle
         self._waiting_since = self.loop.time()  # real time: a client
         try:
