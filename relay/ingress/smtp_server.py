@@ -8,6 +8,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from msgspec import Struct
@@ -40,6 +41,7 @@ from relay.sockets import Listener, open_listener
 
 _log = get_logger("ingress")
 _BACKLOG = 512
+_CLIENTS_KNOWN = 1024  # addresses of which a listener remembers whether they are trusted
 _COMMIT_S = 5.0
 _LAST_REPLY_S = 0.2  # for the 421 after the grace time
 _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this machine
@@ -104,7 +106,9 @@ class SmtpServer:
             sessions=set(),
             timeout_s=listener.timeout,
             tls_context=self._tls_context,
-            is_trusted=(lambda _ip: True) if pickup else self._is_trusted,
+            is_trusted=(
+                (lambda _ip: True) if pickup else lru_cache(_CLIENTS_KNOWN)(self._is_trusted)
+            ),
             rejects_untrusted=self._rejects_untrusted,
             on_failed_handshake=self._record_failed_handshake,
             begun=(lambda: None) if pickup else sessions.labels(role=listener.role).inc,
