@@ -200,10 +200,12 @@ class Site:
 
     def _must_close(self, session: OutboundSession, served: int) -> bool:
         """Whether a connection should end although there may be claims for it."""
-        count = len(self.workers) - len(self._closing_workers)
         if session.is_connected:  # one that is only tried may be refused: it takes no place of this
-            count = sum(one.is_connected for one in self._sessions)
-        one_too_many = not self._allows(count)
+            one_too_many = not self._allows(len(self._sessions)) and not self._allows(
+                sum(one.is_connected for one in self._sessions)
+            )
+        else:
+            one_too_many = not self._allows(len(self.workers) - len(self._closing_workers))
         if not (one_too_many or self.slots.is_wanted_back(self, served=served)):
             return False
         worker = asyncio.current_task()
