@@ -150,7 +150,7 @@ class SqliteSpool:
         self._writer = Writer(
             WriteAheadLog(self._connection, self._last_commit), clock=clock, crash=crash,
             metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
-            make_room=self.reserve_file.release,
+            reserve_file=self.reserve_file,
         )  # fmt: skip
         self._entries = 0
         reader = partial(Reader, path, on_damage=self._found_damage)
@@ -282,7 +282,7 @@ class SqliteSpool:
                 claim=claim, receipt=receipt,
             )  # fmt: skip
             if not accepted.repeated:  # a repetition needs no room
-                self.reserve_file.check_free_space(inline_bytes)
+                batch.new_bytes.append(inline_bytes)
             return accepted
 
         try:

@@ -28,6 +28,7 @@ from relay.observe.metrics import Metrics
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import write_anchor
+from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.types import (
@@ -49,10 +50,13 @@ _ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One open transaction: its cursor, and counters that are written once for all operations."""
+    """One open transaction: its cursor, and what is done once for all operations: counters that are
+    written, and the sizes of new messages, for which there must be room.
+    """
 
     cursor: apsw.Cursor
     counts: Counter[str] = field(default_factory=Counter)
+    new_bytes: list[int] = field(default_factory=list)
 
     def write_counts(self) -> None:
         """Write the counters, and the number of this commit; called last before the commit."""
@@ -113,11 +117,11 @@ class Writer:
         inline: bool = False,
         damage: Damage,
         reopen: Callable[[], WriteAheadLog],
-        make_room: Callable[[], bool] = lambda: False,
+        reserve_file: ReserveFile,
     ) -> None:
         """With `inline` there is no thread: the event loop gathers and writes.
 
-        `make_room` frees room for operations that do not accept mail; False when there is none.
+        `reserve_file` is released for operations that do not accept mail.
         `reopen` is called in the thread when pages could not be read: it closes all connections and
         opens them again.
         """
@@ -126,7 +130,7 @@ class Writer:
         self._clock = clock
         self._crash = crash
         self._metrics = metrics
-        self._make_room = make_room
+        self._reserve_file = reserve_file
         self._damage = damage
         self._reopen = reopen
         self.commit_timer = CommitTimer(clock)
@@ -265,7 +269,7 @@ class Writer:
             answers = self._commit(batch)
         except SpoolFullError as error:
             if again:
-                if not batch[0].accepts and self._make_room():
+                if not batch[0].accepts and self._reserve_file.release():
                     self._write(batch, again=True)
                     return
                 self._answer([(job.future, None, error) for job in batch])
@@ -300,6 +304,8 @@ class Writer:
             try:
                 shared = Batch(cursor)
                 answers = [job.operation(shared) for job in batch]
+                if shared.new_bytes:  # once for all of them: it lets go of the interpreter lock
+                    self._reserve_file.check_free_space(sum(shared.new_bytes))
                 now_s = self._clock.monotonic()
                 if is_anchored := now_s - self._anchored_s >= _ANCHOR_S:
                     write_anchor(cursor, self._clock.anchor())

@@ -16,10 +16,13 @@ OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 
 @pytest.fixture
 def disk(monkeypatch):
-    """A disk of 64 MiB as statvfs reports it; set `free_bytes` to change its free space."""
-    figures = SimpleNamespace(free_bytes=0)
+    """A disk of 64 MiB as statvfs reports it; set `free_bytes` to change its free space. `asked`
+    counts how often it was asked for.
+    """
+    figures = SimpleNamespace(free_bytes=0, asked=0)
 
     def statvfs(_path: os.PathLike[str]) -> SimpleNamespace:
+        figures.asked += 1
         return SimpleNamespace(
             f_frsize=1024,
             f_blocks=64 * 1024,
@@ -58,6 +61,18 @@ async def test_a_refused_message_does_not_fail_an_outcome_of_its_batch(spool, ma
     assert [type(each) for each in refused] == [SpoolFullError] * 3
     assert settled == (True, ())
     assert await spool.queue_admin.list(Selector(all=True), limit=10) == []
+
+
+async def test_messages_of_a_batch_are_compared_with_the_free_space_together(
+    spool, make, disk
+) -> None:
+    disk.free_bytes, disk.asked = 4 * MIB + 3000, 0
+    both = await asyncio.gather(*(spool.accept(make(contents=(b"x" * 2000,))) for _ in range(2)))
+    assert all(one.claims for one in both)  # each alone fits
+    assert disk.asked == 3
+    disk.free_bytes, disk.asked = 64 * MIB, 0
+    await asyncio.gather(*(spool.accept(make(contents=(b"x" * 2000,))) for _ in range(9)))
+    assert disk.asked == 1
 
 
 async def test_a_repeated_submission_needs_no_free_space(spool, make, disk) -> None:
