@@ -51,6 +51,24 @@ _SLOW = (
 )
 
 
+_MEMORY = Path("/dev/shm")  # tmpfs(5)
+_MEMORY_BYTES = 4 << 30
+
+
+def pytest_configure() -> None:
+    """Keep temporary files in memory where there is room: a sync takes no time there.
+
+    What is lost without a sync is shown by tests that record syncs, not by a disk.
+    """
+    if "TMPDIR" in os.environ or not os.access(_MEMORY, os.W_OK):
+        return
+    system = os.statvfs(_MEMORY)
+    programs_run = not system.f_flag & os.ST_NOEXEC
+    if programs_run and system.f_bavail * system.f_frsize >= _MEMORY_BYTES:
+        os.environ["TMPDIR"] = str(_MEMORY)
+        tempfile.tempdir = None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put slow tests at the front of each worker's share of the list.
 
@@ -67,8 +85,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             fast.append(item)
         else:  # a module stays together, for its fixtures; the simulation's tests share none
             group = item.nodeid if "/simulation/" in path else path
-            if "/pages/" in path:  # three workers start a browser, and not each
-                group = with_browser.setdefault(path, f"browser {len(with_browser) % 3}")
+            if "/pages/" in path:  # two workers start a browser, and not each
+                group = with_browser.setdefault(path, f"browser {len(with_browser) % 2}")
             slow.setdefault(group, []).append(item)
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     ordered: list[pytest.Item] = []
@@ -151,7 +169,8 @@ def cheap_refusals() -> Iterator[None]:
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A folder for a state_dir that a test does not choose: sockets have short names only."""
-    with tempfile.TemporaryDirectory(prefix="relay-", dir="/tmp") as folder:
+    short = _MEMORY if os.environ.get("TMPDIR") == str(_MEMORY) else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="relay-", dir=short) as folder:
         yield Path(folder)
 
 

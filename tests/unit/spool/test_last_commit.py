@@ -80,12 +80,15 @@ def octets_in(folder: Path) -> dict[str, bytes]:
 
 
 def messages_in(path: Path) -> int:
-    """Count the messages in the database without its log."""
+    """Count the messages in the database without its log; none where a checkpoint was copied halfway."""
     address = f"{path.as_uri()}?immutable=1"
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     with closing(apsw.Connection(address, flags=flags)) as connection:
-        has_tables = connection.pragma("user_version")
-        return connection.execute("SELECT count(*) FROM message").get if has_tables else 0
+        try:
+            has_tables = connection.pragma("user_version")
+            return connection.execute("SELECT count(*) FROM message").get if has_tables else 0
+        except apsw.CorruptError:
+            return 0
 
 
 async def listed(open_spool, path: Path) -> list[str]:
