@@ -16,8 +16,7 @@ class CrashPoint(StrEnum):
     DRAFT_WRITTEN_BACK = "draft-written-back"  # its octets are on the disk
     DRAFT_LINKED = "draft-linked"  # link into .Drafts/cur
     SUBMISSION_READY = "submission-ready"  # rename to ready/, or to deferred/
-    DRAFT_SYNCED = "draft-synced"  # fsync of the file, if it was not the write-back already
-    DRAFTS_DIRECTORY_SYNCED = "drafts-directory-synced"  # fsync of .Drafts/cur
+    DRAFTS_DIRECTORY_SYNCED = "drafts-directory-synced"  # fsync of .Drafts/cur, if it is needed
     READY_DIRECTORY_SYNCED = "ready-directory-synced"  # fsync of ready/
     REQUEST_ANSWERED = "request-answered"  # the 202 was written to the socket
     SUBMISSION_CONVERTED = "submission-converted"  # MIME made, not submitted
@@ -28,8 +27,8 @@ class CrashPoint(StrEnum):
     SMTP_REPLIED = "smtp-replied"  # the 250 was written to the socket
     SUBMISSION_ACCEPTED = "submission-accepted"  # pickup has read the 250
     ORIGINAL_FILED = "original-filed"  # moved to Sent Items, or removed
-    SENT_DIRECTORY_SYNCED = "sent-directory-synced"
-    DRAFTS_DIRECTORY_SYNCED_AGAIN = "drafts-directory-synced-again"
+    SENT_DIRECTORY_SYNCED = "sent-directory-synced"  # if it is needed
+    DRAFTS_DIRECTORY_SYNCED_AGAIN = "drafts-directory-synced-again"  # if it is needed
     STEP_RECORDED = "step-recorded"  # step 4 is in the store's log
     SUBMISSION_REMOVED = "submission-removed"
     DELIVERED_LOCALLY = "delivered-locally"  # step 6: linked into new/ and synced, not settled

@@ -18,8 +18,8 @@ from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     DirectorySync,
     Stripes,
+    finish_content,
     list_names,
-    named_in_order,
     place,
     remove,
     write_file,
@@ -159,8 +159,8 @@ class Inbox:
         temporary = mailbox / "tmp" / base_name
         remove(temporary)  # left by a crash: this thread holds the lock of the id
         try:
-            with named_in_order(write_file(temporary, content)):
-                place(temporary, mailbox / "new" / base)
+            finish_content(write_file(temporary, content))
+            place(temporary, mailbox / "new" / base)
             self.syncs.sync(mailbox / "new")
         except FileExistsError:
             raise

@@ -15,7 +15,6 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -418,30 +417,27 @@ _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM)  # in a sandbox: a full sync is equiv
 _WriteBack = Callable[[int, int, int, int], int]
 
 
-@contextmanager
-def named_in_order(descriptor: int, *, synced_before: bool = False) -> Iterator[None]:
-    """Inside the block the caller may link a new file; after it the file is durable.
+def finish_content(descriptor: int, *, synced: bool = False) -> bool:
+    """Prepare a new file for its names: none of them becomes durable before its content.
 
-    A link is durable when its directory is synced. No link becomes durable before the file's
-    content, which is synced before the block if the caller needs that. Closes the descriptor.
-    Raises OSError, also at the end of the block; the caller then removes the links.
+    With `synced` the content is durable at once. Return whether the names that are given from now
+    on become durable in their order: then the fsync of a directory covers every name that was given
+    before the last one in it. Closes the descriptor. Raises OSError.
     """
     try:
-        is_durable = synced_before or not keeps_order(os.fstat(descriptor).st_dev)
-        if is_durable:
+        in_order = keeps_order(os.fstat(descriptor).st_dev)
+        if synced or not in_order:
             sync_descriptor(descriptor)
         else:
             _write_back(descriptor)
-        yield
-        if not is_durable:
-            sync_descriptor(descriptor)
+        return in_order
     finally:
         os.close(descriptor)
 
 
 @lru_cache(maxsize=64)
 def keeps_order(device: int) -> bool:
-    """Whether a link created after a write-back cannot become durable before the written data.
+    """Whether write-backs and changes of directories become durable in the order they were made in.
 
     `device` is a file's st_dev. True is certain; False means unknown or no.
     """
@@ -457,13 +453,21 @@ def keeps_order(device: int) -> bool:
     )
 
 
+def in_order_with(status: os.stat_result, directory: Path) -> bool:
+    """Whether changes in `directory`, and of names of the file with this status, become durable in
+    the order in which they are made. Raises OSError.
+    """
+    return keeps_order(status.st_dev) and os.stat(directory).st_dev == status.st_dev  # noqa: PTH116
+
+
 def is_ordered(mounts: str, numbers: str, *, device_name: str, journals: Collection[str]) -> bool:
     """Decide keeps_order() from system information.
 
     `mounts` is mountinfo, `numbers` the device numbers, `device_name` the kernel's name of the
     device, `journals` the ext4 journals. On ext4 and XFS a write-back returns when block map and
     size are in the journal's running transaction. Later links are in the same or a later
-    transaction, and its commit flushes the disk, which already has the data.
+    transaction, and its commit flushes the disk, which already has the data. So are all changes of
+    directories: an fsync of one commits those before its own last one.
     """
     for line in mounts.splitlines():
         mount, _, of_system = line.partition(" - ")

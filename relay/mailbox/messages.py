@@ -32,7 +32,7 @@ from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     DirectorySync,
     Stripes,
-    named_in_order,
+    finish_content,
     open_written,
     place,
     place_again,
@@ -458,10 +458,10 @@ class Messages:
                 descriptor = open_written(temporary)
             else:
                 descriptor = write_file(temporary, draft.content)
-            with named_in_order(descriptor):
-                on_written(temporary)
-                place(temporary, located.path)
-                self.crash.reached(CrashPoint.DRAFT_REPLACED)
+            finish_content(descriptor)
+            on_written(temporary)
+            place(temporary, located.path)
+            self.crash.reached(CrashPoint.DRAFT_REPLACED)
             self.syncs.sync(directory)
         except OSError:
             self.root.remove(located.path)

@@ -5,6 +5,7 @@ at any of them repeats the step.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,14 @@ from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
 from relay.mailbox.index import Indexes
 from relay.mailbox.mail_root import MailRoot
-from relay.mailbox.maildir import DirectorySync, Stripes, place_again, remove, retry_if_renamed
+from relay.mailbox.maildir import (
+    DirectorySync,
+    Stripes,
+    in_order_with,
+    place_again,
+    remove,
+    retry_if_renamed,
+)
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.mailbox.submissions import (
     FIRST_SUBMISSION,
@@ -201,7 +209,8 @@ class ReadySubmissions:
     def complete(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """Step 4: move to Sent Items (or remove), record it, end the submission. Idempotent."""
         with self.stripes.of(submission.draft_id):
-            if self._is_removed(submission):
+            status = self._status(submission)
+            if status is None:
                 return
             mailbox = self.folders.mailbox(submission.account)
             if not submission.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(
@@ -215,7 +224,7 @@ class ReadySubmissions:
                 detail["folder"], path = self._sent_folder(mailbox, submission)
                 if submission.options.sent_folder not in ("", detail["folder"]):
                     detail["folder_gone"] = submission.options.sent_folder
-                self._save(mailbox, submission, path)
+                self._save(mailbox, submission, path, status=status)
             else:
                 self._discard(mailbox, submission)
             accepted = Event(Step.ACCEPTED, self.clock.time_us(), detail)
@@ -246,7 +255,7 @@ class ReadySubmissions:
         reports; the submission then does not change.
         """
         with self.stripes.of(submission.draft_id):
-            if self._is_removed(submission):
+            if self._status(submission) is None:
                 return
             if report is not None:
                 unique = f"{submission.submission_id}.report"
@@ -264,13 +273,14 @@ class ReadySubmissions:
             self.directory.sync_ready()
             self.crash.reached(CrashPoint.SUBMISSION_REMOVAL_SYNCED)
 
-    def _is_removed(self, submission: PendingSubmission) -> bool:
-        """Whether a submission was removed; one that the mail root took along was not."""
-        if submission.path.exists():
-            return False
-        self.root.check()
-        self.keyed.end_pickup(submission.submission_id)
-        return True
+    def _status(self, submission: PendingSubmission) -> os.stat_result | None:
+        """The status of a submission's file; None if it was removed, and not with the mail root."""
+        try:
+            return submission.path.stat()
+        except FileNotFoundError:
+            self.root.check()
+            self.keyed.end_pickup(submission.submission_id)
+            return None
 
     def _sent_folder(self, mailbox: Path, submission: PendingSubmission) -> tuple[str, Path]:
         """Id and path of the folder for the original: Sent Items if the other is missing."""
@@ -279,19 +289,26 @@ class ReadySubmissions:
                 folder = find_folder(mailbox, submission.options.sent_folder)
                 if folder.may_keep_sent and (folder.path / "cur").is_dir():
                     return folder.id, folder.path
-        self.folders.recreate(mailbox, WellKnown.SENT_ITEMS)
         return str(WellKnown.SENT_ITEMS), well_known_path(mailbox, WellKnown.SENT_ITEMS)
 
-    def _save(self, mailbox: Path, submission: PendingSubmission, folder: Path) -> None:
-        """Move the original to a folder, or the submission's file if the draft was removed."""
+    def _save(
+        self, mailbox: Path, submission: PendingSubmission, folder: Path, *, status: os.stat_result
+    ) -> None:
+        """Move the original to a folder, or the submission's file if the draft was removed.
+
+        Afterwards the submission may be removed: its removal becomes durable after the move.
+        """
         sent = folder / "cur"
         drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-        base = f"{submission.base_name},S={submission.path.stat().st_size}"
+        base = f"{submission.base_name},S={status.st_size}"
         try:  # its usual place, found without listing a directory
             (drafts / f"{base}:2,{NEW_DRAFT}").rename(sent / f"{base}:2,{SEEN}")
+            in_order = in_order_with(status, drafts)
         except FileNotFoundError:
+            self.folders.recreate(mailbox, WellKnown.SENT_ITEMS)
             drafts = self._find_and_save(mailbox, submission, sent / f"{base}:2,{SEEN}") or drafts
-        self._synced_after_filing(sent, drafts)
+            in_order = False
+        self._synced_after_filing(sent, drafts, in_order=in_order)
 
     @retry_if_renamed
     def _find_and_save(
@@ -319,13 +336,18 @@ class ReadySubmissions:
             remove(located.path)
         self._synced_after_filing(None, drafts)
 
-    def _synced_after_filing(self, sent: Path | None, drafts: Path) -> None:
+    def _synced_after_filing(
+        self, sent: Path | None, drafts: Path, *, in_order: bool = False
+    ) -> None:
+        """Sync what was changed, unless all changes become durable `in_order`, the removal last."""
         reached = self.crash.reached
         reached(CrashPoint.ORIGINAL_FILED)
         if sent is not None:
-            self.syncs.sync(sent)
+            if not in_order:
+                self.syncs.sync(sent)
             reached(CrashPoint.SENT_DIRECTORY_SYNCED)
-        self.syncs.sync(drafts)
+        if not in_order:
+            self.syncs.sync(drafts)
         reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED_AGAIN)
 
 

@@ -38,7 +38,7 @@ from relay.mailbox.maildir import (
     SYNC_FAILURES,
     DirectorySync,
     Stripes,
-    named_in_order,
+    finish_content,
     open_written,
     place_again,
     remove,
@@ -274,20 +274,20 @@ class Submissions:
                 descriptor = write_file(prepared, draft.content)
             reached(CrashPoint.DRAFT_WRITTEN)
             has_key = submission.options.key is not None
-            with named_in_order(descriptor, synced_before=has_key):
-                reached(CrashPoint.DRAFT_WRITTEN_BACK)
-                self._place(prepared, placed)
-                reached(CrashPoint.DRAFT_LINKED)
-                created_us = self.clock.time_us()
-                facts = facts_of(draft, submission.submission_id)
-                self._record_submission(submission, facts, created_us=created_us)
-                if has_key:
-                    submission, is_recorded = self._ready_for_key(submission, facts), True
-                    self._record_key(submission)
-                is_named = True
-                self._make_ready(prepared, submission)
-            reached(CrashPoint.DRAFT_SYNCED)
-            self.syncs.sync(drafts)
+            in_order = finish_content(descriptor, synced=has_key)
+            reached(CrashPoint.DRAFT_WRITTEN_BACK)
+            is_link = self._place(prepared, placed)
+            reached(CrashPoint.DRAFT_LINKED)
+            created_us = self.clock.time_us()
+            facts = facts_of(draft, submission.submission_id)
+            self._record_submission(submission, facts, created_us=created_us)
+            if has_key:
+                submission, is_recorded = self._ready_for_key(submission, facts), True
+                self._record_key(submission)
+            is_named = True
+            self._make_ready(prepared, submission)
+            if not (in_order and is_link):  # else the next sync covers the draft as well
+                self.syncs.sync(drafts)
             reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self.directory.sync(submission)
             reached(CrashPoint.READY_DIRECTORY_SYNCED)
@@ -328,10 +328,15 @@ class Submissions:
         with suppress(OSError, StoreError):
             self.stale_files.finish_removal(submission.submission_id)
 
-    def _place(self, prepared: Path, placed: Path) -> None:
-        """Link a prepared draft into the mailbox; without hard links, copy it through tmp/."""
-        if not place_again(prepared, placed):
+    def _place(self, prepared: Path, placed: Path) -> bool:
+        """Link a prepared draft into the mailbox; without hard links, copy it through tmp/.
+
+        Return whether it is a link.
+        """
+        is_link = place_again(prepared, placed)
+        if not is_link:
             self.directory.mark_copied()
+        return is_link
 
     def _submit_as_it_is(
         self, located: MessageFile, head: bytes, submission: PendingSubmission, *, created_us: int

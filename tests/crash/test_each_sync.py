@@ -443,6 +443,67 @@ async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: S
         await scenario(trial)
 
 
+# -- a disk with a journal, on which fewer syncs are needed
+
+
+OF_A_SECOND_SYNC = (rejected_submissions, rejected_changes_of_scheduled_sends, repeated_deliveries)
+
+
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> Callable[[PowerLossTrial], None]:
+    """Return a function that makes a trial's disk one on which all becomes durable in its order."""
+
+    def prepare(trial: PowerLossTrial) -> None:
+        trial.disk.in_order = True
+        monkeypatch.setattr(maildir, "keeps_order", lambda _: True)
+        monkeypatch.setattr(maildir, "_write_back", trial.disk.write_back)
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    sampled((one for one in SCENARIOS if one not in OF_A_SECOND_SYNC), one_of=4),
+    ids=lambda one: getattr(one, "__name__", None),
+)
+async def test_accepted_data_survives_where_all_becomes_durable_in_its_order(
+    tmp_path: Path, in_order, scenario: Scenario
+) -> None:
+    with trial_on(tmp_path) as trial:
+        in_order(trial)
+        await scenario(trial)
+
+
+async def test_in_order_a_submission_needs_the_sync_of_ready_alone(
+    tmp_path: Path, in_order
+) -> None:
+    with trial_on(tmp_path / "all") as trial:
+        in_order(trial)
+        await trial.store.submissions.submit_new(ALICE, letter("before"), SendOptions())
+        trial.disk.sites.clear()
+        await trial.settled_store().submissions.submit_new(ALICE, letter("asked"), SendOptions())
+        [site] = trial.disk.sites
+    with trial_on(tmp_path / "none") as trial:
+        in_order(trial)
+        trial.disk.fate = lambda asked: "is left out" if asked == site else "works"
+        with pytest.raises(PromiseBrokenError):
+            await first_submission(trial)
+
+
+async def test_in_order_step_4_needs_no_sync(tmp_path: Path, in_order) -> None:
+    with trial_on(tmp_path / "in order") as trial:
+        in_order(trial)
+        pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
+        trial.disk.sites.clear()
+        await trial.settled_store().ready.complete(pending, queue_id="q")
+        assert not trial.disk.sites
+    with trial_on(tmp_path / "out of order") as trial:
+        in_order(trial)
+        trial.disk.in_order = False
+        with pytest.raises(PromiseBrokenError):
+            await step_4(trial)
+
+
 async def test_records_of_keys_that_are_not_synced_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,7 +521,7 @@ SYNCED_BY = frozenset(
         *("sync", "sync_ready", "sync_scheduled", "sync_preparing", "sync_directory"),
         "write_synced",
         *("make_directory", "make_directories", "sync_prepared"),
-        *("named_in_order", "place_again", "link_or_copy"),
+        *("finish_content", "place_again", "link_or_copy"),
     )
 )
 MODULES = (

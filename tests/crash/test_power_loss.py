@@ -12,7 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +92,7 @@ class History:
     ended: int = 0
     content: dict[str, bytes] = field(default_factory=dict)
     promised: dict[str, list[int]] = field(default_factory=dict)
+    before: dict[str, set[str]] = field(default_factory=dict)  # what may be there instead of a name
 
     def promise(self, path: Path) -> str:
         name = str(path.relative_to(self.mail))
@@ -103,10 +104,15 @@ class History:
         """Say that the name is promised no more: what is begun now takes it away."""
         self.promised[name][1] = self.position()
 
-    def at(self, moment: int) -> set[str]:
-        """What was promised at a moment."""
-        found = self.promised.items()
-        return {name for name, (since, until) in found if since <= moment < until}
+    def missing(self, moment: int, there: Collection[str]) -> set[str]:
+        """What was promised at a moment and is not there, nor what was there before it."""
+        return {
+            name
+            for name, (since, until) in self.promised.items()
+            if since <= moment < until
+            and name not in there
+            and not (name in self.before and self.before[name].issubset(there))
+        }
 
 
 async def one_client(store: FileStore, history: History, number: int) -> None:
@@ -126,7 +132,7 @@ async def one_client(store: FileStore, history: History, number: int) -> None:
                 history.end(name)
             await store.ready.complete(pending, queue_id="q")
             [filed] = (home / ".Sent/cur").glob(f"{pending.base_name}*")
-            history.promise(filed)
+            history.before[history.promise(filed)] = set(names)  # step 4 is repeated then
         elif message_number % 4 == 3:
             for name in names:
                 history.end(name)
@@ -184,7 +190,7 @@ async def test_accepted_data_survives_power_loss_and_no_name_lacks_content(
         there = after_loss(disk, moment, rng)
         known = there.keys() & history.content.keys()
         assert [name for name in known if there[name] != history.content[name]] == []
-        assert history.at(moment) - there.keys() == set()
+        assert history.missing(moment, there) == set()
 
 
 class SyncsAnotherFile(CrashPoints):

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from relay.mailbox.maildir import keeps_order
 from tests.support.disks import journaled_disk, small_disk
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.sync_trace import (
@@ -97,8 +98,9 @@ def test_each_of_many_clients_gets_its_202_behind_syncs_of_its_own_and_pickup_it
             lambda: len(relay.subjects("bob")) > CLIENTS * each and not relay.pending_submissions(),
         )
     assert len(trace.accepted) == CLIENTS * each
+    in_order = keeps_order(relay.folder.stat().st_dev)  # then the sync of ready covers the draft
     for syncs in trace.accepted:
-        assert is_in_order(syncs, "/.Drafts/cur"), syncs
+        assert in_order or is_in_order(syncs, "/.Drafts/cur"), syncs
         assert is_in_order(syncs, "/.submissions/ready"), syncs
     assert (trace.synced, trace.missing) == (CLIENTS * each, 0)  # on pickup's own socket
 
@@ -145,11 +147,11 @@ def test_the_names_of_a_new_spools_files_are_synced_before_its_first_250(tmp_pat
 
 NAMED = ["link cur/", "rename ready/"]
 SYNCED_BEFORE = ["fsync preparing/", *NAMED, "fsync cur", "fsync ready"]
-SYNCED_BEHIND = ["sync_file_range preparing/", *NAMED, "fsync ready/", "fsync cur", "fsync ready"]
+SYNCED_BEHIND = ["sync_file_range preparing/", *NAMED, "fsync ready"]
 
 
 @pytest.mark.parametrize("journal", [False, True], ids=["no journal", "journal"])
-def test_a_202_is_behind_three_syncs_in_their_order(journal):
+def test_a_202_is_behind_its_syncs_in_their_order(journal):
     relay = RelayProcess()
     mail = relay.folder / "mail"
     disk = journaled_disk if journal else small_disk

@@ -40,13 +40,17 @@ class KilledError(BaseException):
 class ForgetfulDisk:
     """`sites` counts the syncs by who asked for them: module:function:line. `fate` says of a site what
     its sync does: "works", "is left out", "fails", or "is never reached": the process is killed there.
+    With `in_order` it has a journal: all names are those of one moment, at or after the last fsync of a
+    directory. look() adds a moment.
     """
 
     def __init__(self, folder: Path) -> None:
         self.sites: Counter[str] = Counter()
         self.fate: Callable[[str], str] = lambda _site: "works"
+        self.in_order = False
         self._folder = folder
         self._top = 0
+        self._moments: list[dict[int, Names]] = []  # the names in all directories
         self._names: dict[int, list[Names]] = {}  # of each directory: as synced, and later ones
         self._octets: dict[int, bytes] = {}  # of each file that was synced
         self._pins: dict[int, int] = {}  # descriptors: no inode's number is given again
@@ -66,7 +70,7 @@ class ForgetfulDisk:
 
     def after_loss(self, elsewhere: Path) -> Iterator[Path]:
         """Yield folders, each with what one loss of power may leave, the least first."""
-        self._look()
+        self.look()
         seen: set[frozenset[tuple[str, int]]] = set()
         for number, names in enumerate(self._choices()):
             tree = dict(self._tree(self._top, "", names))
@@ -80,12 +84,17 @@ class ForgetfulDisk:
 
     def settle(self) -> None:
         """Let everything be as durable as if all of it had been synced now."""
-        self._look()
-        for seen in self._names.values():
+        self.look()
+        for seen in (self._moments, *self._names.values()):
             del seen[:-1]
         for path in self._folder.rglob("*"):
             if path.is_file():
                 self._octets[path.stat().st_ino] = path.read_bytes()
+
+    def look(self) -> None:
+        """Remember the names of every directory as they are now."""
+        self._look_into(self._folder, self._top)
+        self._moments.append({inode: seen[-1] for inode, seen in self._names.items()})
 
     # -- what is there
 
@@ -93,7 +102,7 @@ class ForgetfulDisk:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
         if not path.is_relative_to(self._folder):
             return
-        self._look()
+        self.look()
         kind = "directory" if path.is_dir() else "file"
         site = _site()
         self.sites[site] += 1
@@ -106,13 +115,10 @@ class ForgetfulDisk:
             return
         inode = os.fstat(descriptor).st_ino
         if kind == "directory":
-            del self._names[inode][:-1]
+            for seen in (self._moments, self._names[inode]):
+                del seen[:-1]
         else:
             self._octets[inode] = path.read_bytes()
-
-    def _look(self) -> None:
-        """Remember the names of every directory as they are now."""
-        self._look_into(self._folder, self._top)
 
     def _look_into(self, directory: Path, inode: int) -> None:
         names: Names = {}
@@ -133,6 +139,9 @@ class ForgetfulDisk:
 
     def _choices(self) -> Iterator[dict[int, Names]]:
         """Yield names for each directory; a sample if there are too many."""
+        if self.in_order:
+            yield from self._moments
+            return
         inodes, candidates = zip(*self._names.items(), strict=True)
         states = 1
         for one in candidates:

@@ -93,6 +93,8 @@ class PowerLossTrial:
         """Be the store's crash points."""
         if point is self.dies_at:
             raise KilledError
+        if self.disk.in_order:
+            self.disk.look()
         if point is self.looks_at:
             self.left_then = list(self._left())
 

@@ -67,7 +67,6 @@ SUBMITTING = (
     CrashPoint.DRAFT_WRITTEN_BACK,
     CrashPoint.DRAFT_LINKED,
     CrashPoint.SUBMISSION_READY,
-    CrashPoint.DRAFT_SYNCED,
     CrashPoint.DRAFTS_DIRECTORY_SYNCED,
     CrashPoint.READY_DIRECTORY_SYNCED,
 )
