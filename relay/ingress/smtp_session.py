@@ -11,9 +11,7 @@ RFC 5321 2.3.8 (line ends), 3.8 (421), 4.5.3.1.4, 4.5.3.2.7 (time-out); RFC 2920
 
 import asyncio
 import contextlib
-import fcntl
 import ssl
-import termios
 from collections.abc import Callable
 from typing import cast
 
@@ -483,17 +481,8 @@ class SmtpSession(_NoHooks, SMTP):
         """Return whether the client sent data before the greeting and may not."""
         if self._may_speak_first:
             return False
-        if self._is_tls():
-            await asyncio.sleep(0)  # the next turn has what came with the end of the handshake
-            return not self._input.is_empty
-        if not self._input.is_empty:
-            return True
-        descriptor = self._transport_of().get_extra_info("socket").fileno()
-        try:
-            waiting = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
-        except (OSError, ValueError):  # the connection is closed already
-            return False
-        return waiting != bytes(4)
+        await asyncio.sleep(0)  # the next turn has what came with the connection or its handshake
+        return not self._input.is_empty
 
     def _transport_of(self) -> asyncio.Transport:
         return cast(
