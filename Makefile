@@ -11,6 +11,7 @@
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
+#   make bench-memory        what the memory of an idle relay is
 #   make bench-pages         what a page of the message list costs with 10,000 messages
 #   make bench-streams       what 100 open event streams, and 100 open pages, cost the delivery of mail
 #   make bench-kit           how long a relay of the test kit takes to start, and a first own mail
@@ -44,7 +45,7 @@ SYSTEM_PACKAGES ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
-	bench-pages bench-picture bench-queue bench-streams \
+	bench-memory bench-pages bench-picture bench-queue bench-streams \
 	simulate clients sisimai screenshots crash requirements clean
 
 run: .venv/installed
@@ -128,6 +129,9 @@ bench-mail: .venv/development
 
 bench-queue: .venv/development
 	$(BIN)/python -m tests.bench.queued $(ARGS)
+
+bench-memory: .venv/development
+	$(BIN)/python -m tests.bench.memory $(ARGS)
 
 bench-pages: .venv/development
 	$(BIN)/python -m tests.bench.pages $(ARGS)
