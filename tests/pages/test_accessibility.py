@@ -99,7 +99,7 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
 
 
 @pytest.mark.parametrize(
-    ("width", "scheme"), sampled(itertools.product([390, 1280], ["light", "dark"]))
+    ("width", "scheme"), sampled(itertools.product([390, 1280], ["light", "dark"]), one_of=4)
 )
 def test_the_answer_and_the_content_of_a_deferred_message_come_first(
     browser: Browser, samples: Samples, width: int, scheme: str

@@ -52,7 +52,7 @@ def test_the_invariants_hold_in_further_worlds(seed: int) -> None:
     assert run(seed).violations == []
 
 
-@pytest.mark.parametrize("broken", sampled(BROKEN, one_of=4), ids=lambda broken: broken.name)
+@pytest.mark.parametrize("broken", sampled(BROKEN, one_of=8), ids=lambda broken: broken.name)
 def test_a_broken_relay_is_found_out(broken: Broken) -> None:
     seed = first_world(broken)
     assert seed is not None, f"{broken.seeds} worlds, and nobody noticed: {broken.name}"
