@@ -7,6 +7,7 @@
 #   make quick               before a commit: make check, and the tests that show most in a minute
 #   make bench               Relay and Postfix side by side, latency, sendMail; without ARGS bench-queue too
 #   make bench-picture       picture and tables of docs/performance.md, from what make bench has kept
+#   make bench-stages        which stage takes which share of the processor time; WORKLOADS="fresh,large"
 #   make bench-versions      OLD=commit: CPU per message of this tree / of a commit; WORKLOADS, ARGS
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
@@ -45,7 +46,7 @@ SYSTEM_PACKAGES ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
-	bench-memory bench-pages bench-picture bench-queue bench-streams \
+	bench-memory bench-pages bench-picture bench-queue bench-stages bench-streams \
 	simulate clients sisimai screenshots crash requirements clean
 
 run: .venv/installed
@@ -119,6 +120,11 @@ bench: .venv/development
 
 bench-picture: .venv/development
 	$(BIN)/python -m tests.bench.picture
+
+bench-stages: .venv/development
+	@export STAGES=$$(mktemp); trap 'rm -f "$$STAGES"' EXIT; \
+	tests/bench/run.sh --peer none --rounds 2 --only "$(or $(WORKLOADS),small)" \
+	    --relay "$(BIN)/python tests/bench/stages.py" && cat "$$STAGES"
 
 bench-versions: .venv/development
 	@[ -n "$(OLD)" ] || { echo "bench-versions: OLD=commit is missing" >&2; exit 64; }

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.side_by_side import BOUNDS, LATENCIES, PARTS, Found, lines, over_bounds, spread
+from tests.bench.stages import OTHER, PATTERNS, stage_of
 from tests.support.long_tests import long
 
 RUN = Path(__file__).with_name("run.sh")
@@ -98,3 +99,9 @@ def test_relay_and_postfix_are_measured(tmp_path) -> None:
     found = json.loads(kept.read_text())
     assert set(found) == {"machine", *PARTS} - {"syncs"}
     assert set(found["latency"]["postfix"]) == set(found["latency"]["relay"]) == set(LATENCIES)
+
+
+def test_each_stage_has_modules_and_what_is_elsewhere_has_none() -> None:
+    modules = [str(path) for path in (TOP / "relay").rglob("*.py")]
+    assert [stage for pattern, stage in PATTERNS if not any(map(pattern.search, modules))] == []
+    assert stage_of(sys._getframe()) == OTHER
