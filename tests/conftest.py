@@ -125,11 +125,12 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_abandoned() -> Iterator[None]:
     """A loop, socket or coroutine that nobody ends is this module's failure, not that of the test
-    during which it happens to be found.
+    during which it happens to be found. What outlives it is not looked at again.
     """
     yield
     asyncio.set_event_loop(None)
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -67,6 +67,14 @@ def nodes(text: str) -> tuple[ast.AST, ...]:
     return tuple(ast.walk(ast.parse(text)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def syntax_trees() -> Iterator[None]:
+    """Keep the trees no longer than they are needed: the garbage collector looks at each node."""
+    yield
+    nodes.cache_clear()
+    functions.cache_clear()
+
+
 def syntax(path: Path) -> ast.Module:
     return nodes(text_of(path))[0]
 

@@ -34,6 +34,13 @@ def nodes(path: Path) -> tuple[ast.AST, ...]:
     return tuple(ast.walk(ast.parse(path.read_text())))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def syntax_trees() -> Iterator[None]:
+    """Keep the trees no longer than they are needed: the garbage collector looks at each node."""
+    yield
+    nodes.cache_clear()
+
+
 @cache
 def definitions() -> tuple[frozenset[str], frozenset[str]]:
     """Names of all functions and classes, and of all methods as "Class.method"."""
