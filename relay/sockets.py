@@ -72,6 +72,17 @@ def has_ipv6() -> bool:
     return True
 
 
+def has_address(address: str) -> bool:
+    """Return whether a socket of this machine can have this IP address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
 def _reserved(address: Address, kind: socket.SocketKind) -> socket.socket:
     made = socket.socket(socket.AF_INET, kind)
     try:

@@ -428,7 +428,7 @@ class Handlers:
         try:
             command = QueueCommand(
                 Operation.RELEASE, selector, principal.name, why=why.strip(),
-                to=lambda _address: next_hop, copy_to=tuple(copy_to),
+                to=lambda _address, _sender: next_hop, copy_to=tuple(copy_to),
             )  # fmt: skip
         except ValueError as error:
             raise ApiError(400, "BadRequest", f"{error}.") from None

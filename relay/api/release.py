@@ -65,15 +65,15 @@ def release_route(development: DevelopmentControls | None) -> RouteLookup | None
     """
     if development is None or (next_hop := development.release_to) is None:
         return None
-    return lambda address: next_hop if development.may_release(address) else None
+    return lambda address, _sender: next_hop if development.may_release(address) else None
 
 
 def without_release_host(route: RouteLookup, development: DevelopmentControls) -> RouteLookup:
     """Return a route that leads to the host of a release only for recipients of `release_route`."""
 
-    def next_hop_of(address: str) -> NextHop | None:
-        found = route(address)
-        is_release = found is not None and found == development.release_to
+    def next_hop_of(address: str, reverse_path: str) -> NextHop | None:
+        found = route(address, reverse_path)
+        is_release = found is not None and found.without_route == development.release_to
         return None if is_release and not development.may_release(address) else found
 
     return next_hop_of

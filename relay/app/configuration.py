@@ -14,13 +14,11 @@ from relay.accounts.account import Account, AccountDirectory, RegisteredClient, 
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock
-from relay.message.address import AddressError, to_ascii_domain
-from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
 from relay.reports.texts import ReportTexts, load_texts
-from relay.routing.route_table import RouteTable, parse_action
+from relay.routing.route_table import RouteTable, ascii_domain_of, parse_action
 from relay.settings.document import Fault, SettingsError
 from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
@@ -232,11 +230,11 @@ def parse_next_hop(
     if text == "mx":
         return _own_mx
     if text == "local":
-        return lambda address: _local(address, table())
+        return lambda address, _sender: _local(address, table())
     hop = _next_hop(text)
     if check is not None:
         check(hop)
-    return lambda _address: hop
+    return lambda _address, _sender: hop
 
 
 def _next_hop(text: str) -> NextHop:
@@ -254,23 +252,14 @@ def _next_hop(text: str) -> NextHop:
     return action
 
 
-def _own_mx(address: str) -> NextHop | None:
-    domain = _ascii_domain(address)
+def _own_mx(address: str, _sender: str) -> NextHop | None:
+    domain = ascii_domain_of(address)
     return NextHop(HopKind.MX, domain) if domain else None
 
 
 def _local(address: str, table: RouteTable) -> NextHop | None:
     """Return LOCAL if local delivery takes `address`: a catch_all is for local domains only."""
-    is_local = table.is_local_domain(_ascii_domain(address)) or table.next_hop_for(address) == LOCAL
+    is_local = (
+        table.is_local_domain(ascii_domain_of(address)) or table.next_hop_for(address) == LOCAL
+    )
     return LOCAL if is_local and table.mailbox_for(address) else None
-
-
-def _ascii_domain(address: str) -> str:
-    """Return the domain of an address in lower case and ASCII, "" where it has none."""
-    domain = domain_of(address)
-    if not domain.isascii():
-        try:
-            domain = to_ascii_domain(domain)
-        except AddressError:
-            return ""
-    return domain.lower()

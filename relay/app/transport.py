@@ -183,6 +183,7 @@ def _scheduler(
         slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
         active_queue=ActiveQueue(),
         connect=partial(connect, ehlo_name=base.settings.hostname, timeouts=timeouts),
+        queue_admin=base.spool.queue_admin,
         on_change=lambda _queue_id: base.changes.notify(),
     )  # fmt: skip
 

@@ -29,12 +29,19 @@ from relay.files import open_to_others
 from relay.policy.rule_files import PolicyError, load_rules
 from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
-from relay.settings.document import Document, Fault, KeyPath, SettingsError, read_document
+from relay.settings.document import (
+    Document,
+    Fault,
+    KeyPath,
+    SettingsError,
+    dotted,
+    read_document,
+)
 from relay.settings.reader import load, secret_files
 from relay.settings.tree import Address, CertificateFiles, Settings
-from relay.settings.validation import host_of, is_loopback
+from relay.settings.validation import hidden_routes, host_of, is_loopback
 from relay.smtp.tls import certificate_matches, certificate_names
-from relay.sockets import LACKING_ADDRESS
+from relay.sockets import LACKING_ADDRESS, has_address
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 SOON_S = 14 * 86400
@@ -321,8 +328,17 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
 
 
 def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield a warning for each route that sends a password to an unverified host."""
+    """Yield a warning for each route that gets no mail, sends a password to an unverified host, or
+    has a source address that this machine lacks.
+    """
+    for number, earlier in hidden_routes(settings.route):
+        text = f"found a route that gets no mail: {dotted(('route', earlier))} takes all of it"
+        yield _warning("routes", place.fault(("route", number, "domain"), text))
     for number, route in enumerate(settings.route):
+        if route.source_address and not has_address(route.source_address):
+            text = f"found {route.source_address}, expected an address of this machine"
+            fault = place.fault(("route", number, "source_address"), text)
+            yield CheckFinding("routes", CheckResult.FAILED, str(fault))
         host = host_of(route)
         is_unverified = route.tls in ("required", "opportunistic")
         if route.auth and is_unverified and host and not is_loopback(host):

@@ -209,7 +209,7 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
         _recipient_detail(one, RecipientState.EXPIRED, expired[one.id].evidence)
         for one in claim.recipients
     ]
-    detail = {"entry": claim.entry_id, "next_hop": str(claim.next_hop), "expired": len(details)}
+    detail: dict[str, Any] = {"entry": claim.entry_id, **_next_hop(claim), "expired": len(details)}
     detail |= {"recipients": details[:_DETAIL_RECIPIENTS_MAX]}
     event = Event(Step.DELIVERY, time.at_us, detail)
     return AttemptResult(time.at_us, expired=expired, failed=tuple(reported), events=(event,))
@@ -356,7 +356,7 @@ def _attempt_event(
     detail: dict[str, Any] = {
         "entry": claim.entry_id,
         "attempt": claim.attempts + 1,
-        "next_hop": str(claim.next_hop),
+        **_next_hop(claim),
         "host": first.evidence.host if first else "",
         "tls": first.evidence.tls if first else "",
         "recipients": details[:_DETAIL_RECIPIENTS_MAX],
@@ -372,6 +372,12 @@ def _attempt_event(
     if retry:
         detail["retry"] = retry
     return Event(Step.DELIVERY, at_us, detail)
+
+
+def _next_hop(claim: Claim) -> dict[str, str]:
+    """Return the next hop of an attempt, and its route if one chose it."""
+    hop = claim.next_hop
+    return {"next_hop": str(hop)} | ({"route": hop.route} if hop.route else {})
 
 
 def _recipient_detail(

@@ -27,14 +27,15 @@ from relay.message.outcome import (
 )
 from relay.message.tls_policy import TlsPolicy
 from relay.routing.mx_hosts import Host, Hosts
+from relay.routing.route_table import HopOptions
 from relay.smtp.connect import ConnectError, Target
 from relay.smtp.connection import Connection
 from relay.spool.types import Claim
 
 HOSTS_MAX = 20_000
 
-# address, port, TLS policy, login: a failure with one of them says nothing about another
-HostKey = tuple[str, int, TlsPolicy | None, str]
+# address, port, TLS policy, login, source address: a failure with one says nothing about another
+HostKey = tuple[str, int, TlsPolicy | None, str, str]
 ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; RFC 5321 5.1
 _RESULT_CHARACTERS_MAX = 200
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
@@ -103,7 +104,7 @@ class HostUse(Struct, frozen=True):
 class HostSelection:
     """Connects to the best host that answers. `hosts` may be replaced by the same, reordered.
 
-    Each host has its TLS policy, as Sites has decided it.
+    Each host has its TLS policy, as Sites has decided it; `via` has the login and source address.
     """
 
     def __init__(
@@ -111,14 +112,14 @@ class HostSelection:
         hosts: Hosts,
         options: SiteOptions,
         *,
-        credentials: tuple[str, str] | None,
+        via: HopOptions,
         host_status: HostStatusCache,
         clock: Clock,
         connect: Connect,
     ) -> None:
         self.hosts = hosts
         self._options = options
-        self._credentials = credentials
+        self._via = via
         self._host_status = host_status
         self._clock = clock
         self._connect = connect
@@ -195,11 +196,20 @@ class HostSelection:
             # A temporary failure of one host outweighs a permanent one of another.
             if last is None or isinstance(last[0], Failed):
                 last = outcome, stage
-        assert last is not None
+        if last is None:
+            last = self._no_address()
         outcome, stage = last
         if len(results) > 1:
             outcome = replace(outcome, evidence=replace(outcome.evidence, hosts=tuple(results)))
         raise ConnectError(outcome, stage)
+
+    def _no_address(self) -> tuple[Deferred | Failed, SmtpStage]:
+        """The outcome where no host has an address of the source address's family."""
+        text = f"no host has an address of the family of source_address {self._via.source_address}"
+        peer = Peer(self.hosts.hosts[0].name)
+        outcome = classify_session_failure(SmtpStage.CONNECT, SessionFailure.LOST, text, peer=peer)
+        assert isinstance(outcome, Deferred)
+        return outcome, SmtpStage.CONNECT
 
     async def _connect_to(
         self,
@@ -209,9 +219,11 @@ class HostSelection:
         probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
         assert host.tls is not None
+        login = self._via.login
         target = Target(
             host=host.name, address=address, port=host.port, tls=host.tls,
-            credentials=self._credentials,
+            credentials=(login.user, login.password) if login is not None else None,
+            source_address=self._via.source_address,
         )  # fmt: skip
         try:
             async with probe_timeout():
@@ -226,9 +238,17 @@ class HostSelection:
             raise ConnectError(outcome, SmtpStage.CONNECT) from None
 
     def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
-        """All addresses, the best host's first; among equals the host with the fewest sessions."""
+        """All addresses, the best host's first; among equals the host with the fewest sessions.
+        With a source address, only those of its family.
+        """
         ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
-        return [(host, address) for host in ordered for address in host.addresses]
+        source = self._via.source_address
+        return [
+            (host, address)
+            for host in ordered
+            for address in host.addresses
+            if not source or (":" in address) == (":" in source)
+        ]
 
     def _rank(self, host: Host) -> tuple[bool, int]:
         since_s = self._clock.monotonic() - self._options.unreachable_s
@@ -242,8 +262,9 @@ class HostSelection:
         return [self._key(host, address) for host in self.hosts.hosts for address in host.addresses]
 
     def _key(self, host: Host, address: str) -> HostKey:
-        login = self._credentials[0] if self._credentials else ""
-        return (address, host.port, host.tls, login)
+        login = self._via.login
+        user = login.user if login is not None else ""
+        return (address, host.port, host.tls, user, self._via.source_address)
 
 
 def _named(host: Host, address: str) -> str:

@@ -39,7 +39,7 @@ from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.message.tls_policy import TlsPolicy
 from relay.observe.logs import get_logger
 from relay.routing.mx_hosts import Hosts, TemporaryFailure, Unresolved, outcome_of
-from relay.routing.route_table import RouteTable
+from relay.routing.route_table import HopOptions, RouteTable
 from relay.spool.types import Claim, PriorityLevel
 
 _TICK_S = 0.002
@@ -54,8 +54,9 @@ _log = get_logger("delivery")
 _SITES_MAX = 4000
 _RESOLVED_MAX = 4000
 _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
-# the name, port and TLS policy of each host, and the login
-SiteKey = tuple[tuple[tuple[str, int, TlsPolicy | None], ...], tuple[str, str] | None]
+# the name, port and TLS policy of each host, and the other options
+SiteKey = tuple[tuple[tuple[str, int, TlsPolicy | None], ...], HopOptions]
+_NO_TLS = TlsPolicy("none")  # in a SiteKey's options
 
 
 class LookupPacing:
@@ -346,7 +347,7 @@ class Sites:
                 found = await self._resolver.resolve(first.next_hop)
                 return self._site(first.next_hop, found) if isinstance(found, Hosts) else found
         except Exception:  # noqa: BLE001 - an internal error: defer
-            _log.exception("internal error in next-hop resolution", next_hop=str(first.next_hop))
+            _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
             return TemporaryFailure(INTERNAL_ERROR)
 
     def _is_urgent(self, claim: Claim) -> bool:
@@ -361,16 +362,20 @@ class Sites:
     def _site(self, next_hop: NextHop, found: Hosts) -> Site:
         """The site of these hosts: the same for every domain that they serve.
 
-        Each host gets its TLS policy here. Under different policies, hosts are different sites with
-        connections of their own.
+        Each host gets its TLS policy here. Under different policies or options, hosts are different
+        sites with connections of their own.
         """
-        credentials = self._table.credentials_for(next_hop)
-        policy = self._table.tls_for(next_hop)
+        options = self._table.options_for(next_hop)
         hosts = Hosts(
-            tuple(replace(host, tls=policy.for_host(host.name, host.tls)) for host in found.hosts)
+            tuple(
+                replace(host, tls=options.tls.for_host(host.name, host.tls)) for host in found.hosts
+            )
         )
         by_name = sorted(hosts.hosts, key=lambda host: (host.name, host.port))
-        key = (tuple((host.name, host.port, host.tls) for host in by_name), credentials)
+        key = (
+            tuple((host.name, host.port, host.tls) for host in by_name),
+            replace(options, tls=_NO_TLS),
+        )
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= _SITES_MAX:
@@ -378,7 +383,7 @@ class Sites:
             site = self._sites[key] = Site(
                 name=",".join(f"{host.name}:{host.port}" for host in by_name[:3]),
                 host_selection=HostSelection(
-                    hosts, self._options, credentials=credentials, host_status=self._host_status,
+                    hosts, self._options, via=options, host_status=self._host_status,
                     clock=self._clock, connect=self._connect,
                 ),
                 options=self._options,
@@ -386,9 +391,8 @@ class Sites:
                 slots=self._slots,
                 clock=self._clock,
             )  # fmt: skip
+            site.apply_limits(options.connections_max, parse_rate(options.rate))
         site.host_selection.hosts = hosts  # the same in a new order, with new addresses
-        limits = self._table.limits_for(next_hop)
-        site.apply_limits(limits.connections_max, parse_rate(limits.rate))
         return site
 
     def _forget_unused(self) -> None:
@@ -398,4 +402,4 @@ class Sites:
 
 def _host_key(next_hop: NextHop) -> HostKey:
     """The key in HostStatusCache of a next hop that cannot be resolved."""
-    return (str(next_hop), 0, None, "")
+    return (next_hop.key, 0, None, "", "")

@@ -31,6 +31,7 @@ from relay.delivery.dependencies import Connect, HostResolver
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
 from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner
+from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
 from relay.delivery.site_limits import SiteOptions
 from relay.message.content import Content
@@ -38,6 +39,7 @@ from relay.message.nexthop import HERE, NextHop
 from relay.message.outcome import Outcome, Relayed
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.route_table import RouteTable
+from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
 _log = get_logger("delivery")
@@ -68,9 +70,12 @@ class DeliveryScheduler:
         options: SiteOptions,
         clock: Clock,
         connect: Connect,
+        queue_admin: QueueAdmin,
         on_change: Callable[[str], None] = lambda _queue_id: None,
     ) -> None:
-        """`on_change` is called with the queue id of each message whose state has changed."""
+        """`queue_admin` reroutes entries whose route has changed. `on_change` is called with the
+        queue id of each message whose state has changed.
+        """
         self._spool = spool
         self._recorder = recorder
         self._contents = contents
@@ -84,6 +89,9 @@ class DeliveryScheduler:
             options=options, clock=clock, connect=connect,
         )  # fmt: skip
         self._sites = self._new_sites()
+        self._rerouter = ClaimRerouter(
+            self, self._claims_in_memory, table=table, admin=queue_admin, clock=clock
+        )
         self._scanner = QueueScanner(
             spool, active_queue, clock, offer=self.offer, delivers_captured=local.delivers_captured
         )
@@ -210,8 +218,7 @@ class DeliveryScheduler:
         self._stopping = True
         self._scanner.stop()
         self._recorder.claims_reports = False
-        not_begun = [*self._sites.close(), *self._local_queue.ready.drain()]
-        await self.give_back(*not_begun)
+        await self.give_back(*self._take_not_begun())
         await self._all_ended(deadline_s)
         self._sites.abort()
         self._local_queue.abort()
@@ -233,7 +240,7 @@ class DeliveryScheduler:
         self._stopping = True
         try:
             async with self._scan_lock:
-                for claim in (*self._sites.close(), *self._local_queue.ready.drain()):
+                for claim in self._take_not_begun():
                     self._contents.release(claim)
                     self._remove(claim)
                 for _ in range(_ABORTS):  # a connection that was cut off says QUIT first
@@ -245,6 +252,11 @@ class DeliveryScheduler:
         finally:
             self._stopping = False
             self.due_now()
+
+    def _take_not_begun(self) -> list[Claim]:
+        """Take the claims that wait for an attempt. Connections end after their transaction."""
+        waiting = [*self._sites.close(), *self._local_queue.ready.drain()]
+        return waiting + self._rerouter.close()
 
     async def _all_ended(self, deadline_s: float) -> None:
         """Wait until all connections and tasks have ended, with the tasks that they start."""
@@ -396,7 +408,7 @@ class DeliveryScheduler:
         if claim.next_hop.kind in HERE:
             self._claims_in_memory.track(claim, self._local_queue.ready)
             self._local_queue.push(claim)
-        else:
+        elif not self._rerouter.takes(claim):
             self._sites.push(claim)
 
     def _expire_waiting(self) -> None:

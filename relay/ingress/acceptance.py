@@ -145,7 +145,8 @@ class Acceptance:
         parsed = prepared() if is_quick else await asyncio.to_thread(prepared)
         if isinstance(parsed, DataReply):
             return parsed
-        examinations = [self.router.examine(path.address) for path in paths]
+        sender = envelope.reverse_path
+        examinations = [self.router.examine(path.address, sender) for path in paths]
         verdict = await self._evaluate(
             self._policy_input(envelope, paths, parsed, origin=origin, examinations=examinations)
         )
@@ -153,7 +154,8 @@ class Acceptance:
             return verdict
         has_answers = any(isinstance(one, LocalRecipient) and one.is_answer for one in examinations)
         fan = fan_out(
-            paths, examinations, verdict, examine=self.router.examine,
+            paths, examinations, verdict,
+            examine=lambda address: self.router.examine(address, sender),
             answers_discarded=(
                 self.answers.why_discarded(envelope, size_of(content)) if has_answers else ""
             ),
@@ -404,15 +406,21 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
     pickup, whose client is in step 2.
     """
     next_hops: dict[str, list[str]] = {}
+    routes: dict[str, list[str]] = {}  # that chose a next hop
     for entry in fan.entries:
         addresses = [each.path.address for each in entry.recipients if not each.added_by]
         if addresses:
             next_hops.setdefault(str(entry.next_hop), []).extend(addresses)
+            names = routes.setdefault(str(entry.next_hop), [])
+            if (name := entry.next_hop.route) and name not in names:
+                names.append(name)
     rejected = [each for each in fan.rejected if not each.added_by]
     detail: dict[str, Any] = {
         "rules": [hit.as_json() for hit in verdict.hits],
         "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
     }
+    if any(routes.values()):
+        detail["routes"] = {hop: names for hop, names in routes.items() if names}
     if client is not None:
         detail["client"] = client.as_json()
     if rejected:

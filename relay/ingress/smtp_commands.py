@@ -435,12 +435,12 @@ class SmtpCommandHandler:
         if len(self._forward_paths) >= self._listener.max_recipients:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
-        if rejection := await self._recipient_rejection(path.address, mail.size_bytes):
+        if rejection := await self._recipient_rejection(mail, path.address, mail.size_bytes):
             return rejection
         self._forward_paths[path.address] = path
         return "250 2.1.5 Ok"
 
-    async def _recipient_rejection(self, address: str, size_bytes: int) -> str:
+    async def _recipient_rejection(self, mail: MailArgument, address: str, size_bytes: int) -> str:
         """Return the reply if a recipient is rejected, else "".
 
         Unknown local users and domains, relaying denied, mailbox quota. Pickup's recipients are not
@@ -448,7 +448,7 @@ class SmtpCommandHandler:
         """
         if self._listener.pickup:
             return ""
-        match self._listener.router.examine(address):
+        match self._listener.router.examine(address, mail.envelope.reverse_path):
             case RemoteRecipient():
                 if not self._is_trusted:
                     # RFC 5321 7.9
@@ -467,13 +467,13 @@ class SmtpCommandHandler:
         return ""
 
     async def _size_rejection(
-        self, paths: Sequence[ForwardPath], declared_bytes: int, size_bytes: int
+        self, mail: MailArgument, paths: Sequence[ForwardPath], size_bytes: int
     ) -> str:
         """Return the reply if no recipient accepts more than the declared SIZE, else ""."""
         rejection = ""
-        if size_bytes > declared_bytes:
+        if size_bytes > mail.size_bytes:
             for path in paths:
-                rejection = await self._recipient_rejection(path.address, size_bytes)
+                rejection = await self._recipient_rejection(mail, path.address, size_bytes)
                 if not rejection:
                     break
         return rejection
@@ -515,7 +515,7 @@ class SmtpCommandHandler:
             decision, subject = DataReply(_LOGIN_ENDED), ""
         elif content.rejection is not None:
             decision, subject = DataReply(content.rejection), content.subject
-        elif rejection := await self._size_rejection(paths, mail.size_bytes, content.size_bytes):
+        elif rejection := await self._size_rejection(mail, paths, content.size_bytes):
             decision, subject = DataReply(rejection), content.subject
         else:
             received = content.hand_over()

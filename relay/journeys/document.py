@@ -80,6 +80,7 @@ class Recipient(msgspec.Struct, frozen=True):
     next_attempt: str | None = None
     expires: str | None = None
     next_hop: str | None = None
+    route: str | None = None  # the name of the route that chose the next hop
     status: str = ""
     reply: str = ""
     successors: tuple[str, ...] | UnsetType = UNSET

@@ -58,7 +58,9 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             yield f'rule "{hit["rule"]}": {hit["outcome"]}{because}'
         counts = detail.get("counts", {})  # an event names at most a few recipients
         for hop, recipients in detail.get("next_hops", {}).items():
-            yield f"{hop}: {named(recipients, counts.get(hop))}"
+            routes = detail.get("routes", {}).get(hop)
+            by = f" (route {', '.join(routes)})" if routes else ""
+            yield f"{hop}{by}: {named(recipients, counts.get(hop))}"
         refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
         yield from _few(refused, counts.get("refused"))
     elif step == 6 and "recipients" in detail:

@@ -1,8 +1,9 @@
 """The TLS policy of a host: whether TLS must be used, and which certificates are accepted.
 
-RouteTable.tls_for() makes the policy of a next hop, from its route and [delivery]. The resolver may
-give a host a policy of its own, from the DNS (RFC 7672) or from the domain (RFC 8461). Sites and
-connections are shared only under equal policies. See RFC 7435 (opportunistic), RFC 9525 (names).
+RouteTable.options_for() has the policy of a next hop, from its route and [delivery]. The resolver
+may give a host a policy of its own, from the DNS (RFC 7672) or from the domain (RFC 8461). Sites
+and connections are shared only under equal policies. See RFC 7435 (opportunistic), RFC 9525
+(names).
 """
 
 from pathlib import Path

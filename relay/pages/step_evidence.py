@@ -161,7 +161,9 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     counts = detail.get("counts", {})
     for hop, addresses in detail.get("next_hops", {}).items():
         names = _some(addresses, counts.get(hop))
-        facts.append(StepFact("Next hop", f"{hop_words(hop)}, for {names}"))
+        routes = detail.get("routes", {}).get(hop)
+        by = f" by route {', '.join(routes)}" if routes else ""
+        facts.append(StepFact("Next hop", f"{hop_words(hop)}{by}, for {names}"))
     refused = detail.get("refused", ())
     facts += [
         StepFact("Refused", f"{one['address']}: {one['reply']}", state="failed")

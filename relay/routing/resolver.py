@@ -200,13 +200,17 @@ class LoopbackResolver:
     def check(self, next_hop: NextHop) -> None:
         """Raise ValueError for a smarthost that is elsewhere."""
         is_smarthost = next_hop.kind in (HopKind.SMTP, HopKind.SMTPS)
-        if is_smarthost and next_hop != self._release_to and not _is_loopback(next_hop.host):
+        if (
+            is_smarthost
+            and next_hop.without_route != self._release_to
+            and not _is_loopback(next_hop.host)
+        ):
             text = "relay dev connects to loopback only, and to the host of --release-to"
             raise ValueError(f"found {next_hop}, which is not on this machine; {text}")
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Return the hosts of a next hop; hosts elsewhere are a temporary failure."""
-        if next_hop == self._release_to:
+        if next_hop.without_route == self._release_to:
             return await self._elsewhere.resolve(next_hop)
         if next_hop.kind is not HopKind.MX and not _is_loopback(next_hop.host):
             return _elsewhere(next_hop)

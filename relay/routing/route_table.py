@@ -6,7 +6,7 @@ matches wins. A table that cannot be made raises ValueError; a lookup never fail
 dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -21,7 +21,7 @@ from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.message.status import own_reply, split_reply
 from relay.message.tls_policy import TlsLevel, TlsPolicy
 from relay.settings.tree import Route, RouteAuth
-from relay.settings.validation import verifies
+from relay.settings.validation import name_of, sender_matches, verifies
 
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
 
@@ -51,6 +51,18 @@ class Credentials:
     password: str = field(repr=False)
 
 
+class HopOptions(Struct, frozen=True):
+    """How the hosts of a next hop are contacted, as its route says. Next hops whose options differ
+    share no connection. The limits apply in addition to those of [delivery].
+    """
+
+    tls: TlsPolicy
+    login: Credentials | None = None
+    connections_max: int | None = None  # None: that of [delivery]
+    rate: str = ""  # COUNT/SECONDS; "": that of [delivery]
+    source_address: str = ""  # "": the system chooses
+
+
 def parse_action(text: str) -> RouteAction:
     """Parse a route's `next_hop`.
 
@@ -74,58 +86,29 @@ def parse_action(text: str) -> RouteAction:
     return NextHop(hop.kind, hop.host.lower(), hop.port)
 
 
-def read_credentials(routes: Sequence[tuple[Route, RouteAction]]) -> Mapping[NextHop, Credentials]:
-    """Read the password files of the routes that have `auth`.
+def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOptions:
+    """Return what the route says of its hosts; the password file is read here.
 
-    Raises ValueError for a route without a host, for a file that cannot be read or is empty, and
-    for two routes to one next hop with different logins: the spool has the next hop of an entry,
-    not its route.
-    """
-    logins: dict[NextHop, Credentials | None] = {}
-    for route, action in routes:
-        hop = action if isinstance(action, NextHop) and action.host else None
-        if route.auth and hop is None:
-            raise ValueError(f"route {route.domain!r}: auth needs a smtp:// or smtps:// next hop")
-        if hop is None:
-            continue
-        login = _login(route.domain, route.auth) if route.auth else None
-        if logins.setdefault(hop, login) != login:
-            raise ValueError(
-                f"route {route.domain!r}: another route to {hop} logs in differently, or only one "
-                "of them does; give the same auth to both, or the host a second name"
-            )
-    return {hop: login for hop, login in logins.items() if login}
-
-
-def _tls_of(route: Route, default: TlsLevel) -> TlsPolicy:
-    """Return the TLS policy of the route's hosts.
-
-    With a login the default is "verify", unless next_hop is a loopback address or localhost. Only
-    the text of the route decides, so that no answer of the DNS lowers the level.
+    With a login the default of `tls` is "verify", unless next_hop is a loopback address or
+    localhost. Only the text of the route decides, so that no answer of the DNS lowers the level.
+    Raises ValueError for a login without a host, and for a password file that cannot be read or is
+    empty.
     """
     assert route.tls != "dane"  # rejected when the configuration is read
-    level = "verify" if verifies(route) else route.tls or default
-    return TlsPolicy(level, ca=route.ca)
-
-
-def _tls_by_hop(
-    routes: Sequence[tuple[Route, RouteAction]], policies: Sequence[TlsPolicy]
-) -> dict[NextHop, TlsPolicy]:
-    """Return the TLS policy of each configured host.
-
-    Raises ValueError for two routes to one next hop with different policies: the spool has the
-    next hop of an entry, not its route.
-    """
-    found: dict[NextHop, TlsPolicy] = {}
-    for (route, action), policy in zip(routes, policies, strict=True):
-        if not isinstance(action, NextHop) or not action.host:
-            continue
-        if found.setdefault(action, policy) != policy:
-            raise ValueError(
-                f"route {route.domain!r}: another route to {action} has another tls or ca; give "
-                "the same to both, or the host a second name"
-            )
-    return found
+    has_host = isinstance(action, NextHop) and bool(action.host)
+    if route.auth and not has_host:
+        raise ValueError(f"route {route.domain!r}: auth needs a smtp:// or smtps:// next hop")
+    return HopOptions(
+        tls=TlsPolicy(
+            "verify" if verifies(route) else route.tls or default,
+            implicit=isinstance(action, NextHop) and action.kind is HopKind.SMTPS,
+            ca=route.ca,
+        ),
+        login=_login(route.domain, route.auth) if route.auth else None,
+        connections_max=route.max_connections,
+        rate=route.max_rate,
+        source_address=route.source_address,
+    )
 
 
 def _login(domain: str, auth: RouteAuth) -> Credentials:
@@ -173,19 +156,29 @@ class InvalidRecipient(Struct, frozen=True):
     text: str
 
 
-class HopLimits(Struct, frozen=True):
-    """The limits of a route for its next hop; None and "" are those of [delivery]. The rate is
-    "COUNT/SECONDS".
-    """
-
-    connections_max: int | None = None
-    rate: str = ""
-
-
 RoutingResult = LocalRecipient | RemoteRecipient | InvalidRecipient
 
 
-_NO_LIMITS = HopLimits()
+@dataclass(frozen=True, slots=True)
+class _TableRoute:
+    """One route: which mail it takes, where to, and how."""
+
+    number: int
+    name: str
+    domain: str
+    sender: str
+    action: RouteAction
+    options: HopOptions
+
+    def takes_sender(self, reverse_path: str) -> bool:
+        """Whether it takes mail with this reverse-path."""
+        return not self.sender or sender_matches(self.sender, reverse_path)
+
+    def leads_to(self, hop: NextHop) -> bool:
+        """Whether it sends mail to this next hop, of whatever domain."""
+        if isinstance(self.action, UseMx):
+            return hop.kind is HopKind.MX
+        return self.action == hop.without_route
 
 
 class RouteTable:
@@ -224,21 +217,25 @@ class RouteTable:
         self._postmaster = self._mailbox_of("postmaster", postmaster) or DEAD_LETTER
         self._daemon = f"mailer-daemon@{hostname.lower()}"
         self._is_simulated = is_simulated
-        actions = [_action_of(route) for route in routes]
-        both = list(zip(routes, actions, strict=True))
-        self._credentials = read_credentials(both)
-        self._default_tls = TlsPolicy(tls)
-        self._tls = [_tls_of(route, tls) for route in routes]
-        self._tls_to = _tls_by_hop(both, self._tls)
-        self._limits = [HopLimits(route.max_connections, route.max_rate) for route in routes]
-        self._limits_to = _limits_by_hop(actions, self._limits)
-        self._route_for = lru_cache(_DOMAINS_KEPT)(self._find_route)
-        self._routes: dict[str, tuple[int, RouteAction]] = {}
-        for number, (route, action) in enumerate(both):
-            self._routes.setdefault(route.domain.lower(), (number, action))
+        self._default_options = HopOptions(TlsPolicy(tls))
+        self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
+        self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
+        self._by_name: dict[str, _TableRoute] = {}
+        self._options_to: dict[NextHop, HopOptions] = {}  # of the first route to each host
+        for number, each in enumerate(routes):
+            action = _action_of(each)
+            options = _options_of(each, action, tls)
+            pattern = each.domain.lower()
+            route = _TableRoute(number, name_of(each), pattern, each.sender, action, options)
+            self._by_pattern.setdefault(pattern, []).append(route)
+            self._by_name[route.name] = route
+            if isinstance(action, NextHop):
+                self._options_to.setdefault(action, options)
 
-    def examine(self, address: str) -> RoutingResult:
-        """Return where mail for `address` goes; its syntax has been checked."""
+    def examine(self, address: str, reverse_path: str = "") -> RoutingResult:
+        """Return where mail for `address` goes; its syntax has been checked. Without
+        `reverse_path` it is a report.
+        """
         domain = domain_of(address)
         if not domain:
             return self._examine_without_domain(address)
@@ -255,18 +252,24 @@ class RouteTable:
             return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
-        _, action = self._route_for(domain) or (0, None)
-        match action:
+        route = self._route_for(domain, reverse_path)
+        match route.action if route is not None else None:
             case None if domain in self._domains:
                 return self._examine_local(address)
-            case None | UseMx():
-                return _examine_mx(address, domain, routed=action is not None)
+            case None:
+                return _examine_mx(address, domain, route="")
+            case UseMx():
+                assert route is not None
+                return _examine_mx(address, domain, route=route.name)
             case RejectRoute(status, text):
                 return _rejected(status, address, text)
             case NextHop(kind=HopKind.LOCAL):
                 return self._examine_local(address)
-            case NextHop():
-                return RemoteRecipient(action)
+            case NextHop(kind=HopKind.CAPTURE):
+                return RemoteRecipient(CAPTURE)
+            case NextHop() as hop:
+                assert route is not None
+                return RemoteRecipient(hop._replace(route=route.name))
 
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).
@@ -285,9 +288,11 @@ class RouteTable:
         """Whether it is the author of this relay's reports, and no account has the address."""
         return address.lower() == self._daemon and self._accounts.by_address(address) is None
 
-    def next_hop_for(self, address: str) -> NextHop | None:
-        """Return the next hop for a report to `address`, or None if the address is invalid."""
-        match self.examine(address):
+    def next_hop_for(self, address: str, reverse_path: str = "") -> NextHop | None:
+        """Return the next hop of mail for `address`, or None if the address is invalid. Without
+        `reverse_path` it is a report.
+        """
+        match self.examine(address, reverse_path):
             case LocalRecipient():
                 return LOCAL
             case RemoteRecipient(next_hop):
@@ -295,29 +300,36 @@ class RouteTable:
             case InvalidRecipient():
                 return None
 
-    def credentials_for(self, next_hop: NextHop) -> tuple[str, str] | None:
-        """Return user and password for a next hop, or None where no route has `auth` for it."""
-        login = self._credentials.get(next_hop)
-        return (login.user, login.password) if login else None
+    def options_for(self, next_hop: NextHop) -> HopOptions:
+        """Return how to contact the hosts of a next hop: as its route says.
 
-    def tls_for(self, next_hop: NextHop) -> TlsPolicy:
-        """Return the TLS policy of a next hop: that of its route, or the default.
-
-        Mail that an operator reroutes to the MX of a routed domain has the default.
+        Without a route's name: as the first route to this host says, for a domain's MX as the route
+        of the domain if that leads there. Otherwise as [delivery] says.
         """
-        if next_hop.kind is not HopKind.MX:
-            found = self._tls_to.get(next_hop, self._default_tls)
-            return replace(found, implicit=next_hop.kind is HopKind.SMTPS)
-        route = self._route_for(next_hop.host)
-        uses_mx = route is not None and isinstance(route[1], UseMx)
-        return self._tls[route[0]] if route is not None and uses_mx else self._default_tls
+        if next_hop.route:
+            route = self._by_name.get(next_hop.route)
+            if route is not None and route.leads_to(next_hop):
+                return route.options
+        if next_hop.kind is HopKind.MX:
+            route = self._route_for(next_hop.host, "")
+            uses_mx = route is not None and isinstance(route.action, UseMx)
+            return route.options if route is not None and uses_mx else self._default_options
+        found = self._options_to.get(next_hop)  # of no route, if it is named and gone
+        if found is not None:
+            return found
+        tls = replace(self._default_options.tls, implicit=next_hop.kind is HopKind.SMTPS)
+        return HopOptions(tls)
 
-    def limits_for(self, next_hop: NextHop) -> HopLimits:
-        """Return the limits for a next hop, of several routes to one host the strictest."""
-        if next_hop.kind is not HopKind.MX:
-            return self._limits_to.get(next_hop, _NO_LIMITS)
-        route = self._route_for(next_hop.host)
-        return self._limits[route[0]] if route else _NO_LIMITS
+    def still_leads(self, next_hop: NextHop, addresses: Iterable[str], reverse_path: str) -> bool:
+        """Whether the route that chose a next hop still sends this mail there. A next hop without
+        a route's name needs none.
+        """
+        if not next_hop.route:
+            return True
+        route = self._by_name.get(next_hop.route)
+        if route is None or not route.leads_to(next_hop) or not route.takes_sender(reverse_path):
+            return False
+        return all(route in self._routes_for(ascii_domain_of(address)) for address in addresses)
 
     def is_local_domain(self, domain: str) -> bool:
         """Whether `domain` is local; rules check the sender with it."""
@@ -328,21 +340,24 @@ class RouteTable:
             return False
         return self._is_simulated(f"{address.rpartition('@')[0]}@{domain}")
 
-    def _find_route(self, domain: str) -> tuple[int, RouteAction] | None:
-        """Find the first route among the few patterns that can match."""
-        if not self._routes:
-            return None
-        best: tuple[int, RouteAction] | None = self._routes.get(domain)
-        patterns = [] if domain in self._domains else ["*"]
+    def _route_for(self, domain: str, reverse_path: str) -> _TableRoute | None:
+        """Return the first route that takes the mail."""
+        for route in self._routes_for(domain):
+            if route.takes_sender(reverse_path):
+                return route
+        return None
+
+    def _find_routes(self, domain: str) -> tuple[_TableRoute, ...]:
+        """Find the routes for a domain, in their order, among the few patterns that can match."""
+        if not self._by_pattern:
+            return ()
+        patterns = [domain] if domain in self._domains else [domain, "*"]
         labels = domain
         while "." in labels and not domain.startswith("["):
             labels = labels.partition(".")[2]
             patterns.append(f"*.{labels}")
-        for pattern in patterns:
-            found = self._routes.get(pattern)
-            if found and (best is None or found[0] < best[0]):
-                best = found
-        return best
+        found = [route for one in patterns for route in self._by_pattern.get(one, ())]
+        return tuple(sorted(found, key=lambda route: route.number))
 
     def _examine_local(self, address: str) -> RoutingResult:
         """Return the mailbox, or 550 5.1.1 for an unknown user."""
@@ -365,27 +380,6 @@ class RouteTable:
         return account.address
 
 
-def _limits_by_hop(
-    actions: Sequence[RouteAction], limits: Sequence[HopLimits]
-) -> dict[NextHop, HopLimits]:
-    found: dict[NextHop, HopLimits] = {}
-    for action, each in zip(actions, limits, strict=True):
-        if isinstance(action, NextHop):
-            found[action] = _stricter(found.get(action, _NO_LIMITS), each)
-    return found
-
-
-def _stricter(one: HopLimits, other: HopLimits) -> HopLimits:
-    counts = [each.connections_max for each in (one, other) if each.connections_max is not None]
-    rates = [each.rate for each in (one, other) if each.rate]
-    return HopLimits(min(counts, default=None), min(rates, default="", key=_per_second))
-
-
-def _per_second(rate: str) -> float:
-    count, _, seconds = rate.partition("/")
-    return int(count) / float(seconds)
-
-
 def _action_of(route: Route) -> RouteAction:
     try:
         return parse_action(route.next_hop)
@@ -393,16 +387,27 @@ def _action_of(route: Route) -> RouteAction:
         raise ValueError(f"route {route.domain!r}: next_hop: {error}") from error
 
 
-def _examine_mx(address: str, domain: str, *, routed: bool) -> RoutingResult:
+def _examine_mx(address: str, domain: str, *, route: str) -> RoutingResult:
     if not domain.startswith("["):
-        return RemoteRecipient(NextHop(HopKind.MX, domain))
+        return RemoteRecipient(NextHop(HopKind.MX, domain, route=route))
     host = literal_address(domain)
     if host is None:
         return _rejected("5.1.3", address, "this address literal is malformed; use a domain name")
-    if not routed:
+    if not route:
         # RFC 3463 3.2
         return _rejected("5.1.2", address, "no mail to address literals; use a domain name")
-    return RemoteRecipient(NextHop(HopKind.MX, domain))
+    return RemoteRecipient(NextHop(HopKind.MX, domain, route=route))
+
+
+def ascii_domain_of(address: str) -> str:
+    """Return the domain of an address in lower case and ASCII, "" where it has none."""
+    domain = domain_of(address)
+    if not domain.isascii():
+        try:
+            domain = to_ascii_domain(domain)
+        except AddressError:
+            return ""
+    return domain.lower()
 
 
 def literal_address(domain: str) -> str | None:

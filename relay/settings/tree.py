@@ -42,6 +42,9 @@ class Form(StrEnum):
     MAILBOX = "mailbox"  # local-part@domain, lower case
     NETWORK = "network"  # ADDRESS/BITS
     NEXT_HOP = "next hop"
+    ROUTE_NAME = "route name"
+    SENDER_PATTERN = "sender pattern"  # an address, "*@domain", "*@*.suffix", or "<>"
+    IP = "IP address"
     SPOOL_URL = "spool url"
     HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
     WEB_URL = "web url"  # without a slash at its end
@@ -245,20 +248,20 @@ class RouteAuth:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One line of the route table: a domain pattern and its next hop.
+    """One line of the route table: which mail it takes, its next hop, and how that is contacted."""
 
-    `next_hop` is mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT. `tls` None
-    is "verify" with `auth` to a host that is not loopback, else as in [delivery]; `ca` None is the
-    system's store. The limits are per site and apply in addition to those of [delivery].
-    """
-
-    domain: Annotated[str, Form.DOMAIN_PATTERN]
+    domain: Annotated[str, Form.DOMAIN_PATTERN]  # of the recipients
+    # mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT
     next_hop: Annotated[str, Form.NEXT_HOP]
-    auth: RouteAuth | None = None
+    auth: RouteAuth | None = None  # the login
+    # None: "verify" with `auth` to a host that is not loopback, else as in [delivery]
     tls: Literal["none", "opportunistic", "required", "verify", "dane"] | None = None
-    ca: Path | None = None
-    max_connections: Connections | None = None
-    max_rate: Rate = ""
+    ca: Path | None = None  # None: the system's store
+    max_connections: Connections | None = None  # per site, besides those of [delivery]
+    max_rate: Rate = ""  # per site, besides that of [delivery]
+    name: Annotated[str, Form.ROUTE_NAME] = ""  # "": validation.name_of()
+    sender: Annotated[str, Form.SENDER_PATTERN] = ""  # "": every reverse-path
+    source_address: Annotated[str, Form.IP] = ""  # "": the system chooses
 
 
 @dataclass(frozen=True, slots=True)

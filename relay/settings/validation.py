@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from relay.certificates import CertificateError, load_pair
-from relay.settings.document import KeyPath
+from relay.settings.document import KeyPath, dotted
 from relay.settings.tree import (
     Address,
     CertificateFiles,
@@ -215,10 +215,52 @@ def _limits(path: KeyPath, route: Route) -> Found:
 
 
 def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
-    seen: set[str] = set()
+    """Yield the routes that have the name of another one."""
+    paths: dict[str, list[KeyPath]] = {}
     for path, route in routes:
-        if route.domain in seen or "*" in seen:
-            other = "*" if "*" in seen else route.domain
-            expected = f'a route that mail can reach: the route for "{other}" above matches first'
-            yield (*path, "domain"), expected
-        seen.add(route.domain)
+        paths.setdefault(name_of(route), []).append(path)
+    for name, same in paths.items():
+        for path in same if len(same) > 1 else ():
+            others = ", ".join(dotted(other) for other in same if other != path)
+            yield (*path, "name"), f'a name of its own: {others} is named "{name}" too'
+
+
+def name_of(route: Route) -> str:
+    """Return the name of a route: `name`, or else what it says of mail and its next hop."""
+    return route.name or " ".join(filter(None, (route.domain, route.sender, route.next_hop)))
+
+
+def hidden_routes(routes: Sequence[Route]) -> Iterator[tuple[int, int]]:
+    """Yield the numbers of each route that gets no mail, and of the earlier one that gets it."""
+    for number, route in enumerate(routes):
+        for earlier, other in enumerate(routes[:number]):
+            if _covers_sender(other.sender, route.sender) and _covers(other.domain, route.domain):
+                yield number, earlier
+                break
+
+
+def domain_matches(pattern: str, domain: str) -> bool:
+    """Return whether a domain has this pattern; both are in lower case."""
+    return pattern in ("*", domain) or (pattern.startswith("*.") and domain.endswith(pattern[1:]))
+
+
+def sender_matches(pattern: str, reverse_path: str) -> bool:
+    """Return whether a reverse-path has this pattern. The null one has "<>" and no other."""
+    if pattern == "<>" or not reverse_path:
+        return pattern == "<>" and not reverse_path
+    local_part, _, domain = reverse_path.lower().rpartition("@")
+    expected, _, domains = pattern.rpartition("@")
+    return expected in ("*", local_part) and domain_matches(domains, domain)
+
+
+def _covers(pattern: str, other: str) -> bool:
+    """Return whether every domain that has the pattern `other` has `pattern`."""
+    return pattern in ("*", other) or (pattern.startswith("*.") and other.endswith(pattern[1:]))
+
+
+def _covers_sender(pattern: str, other: str) -> bool:
+    """Return whether every reverse-path that has the pattern `other` has `pattern`."""
+    if pattern in ("", other):
+        return True
+    _, _, domains = pattern.partition("*@")
+    return bool(domains) and "@" in other and _covers(domains, other.rpartition("@")[2])

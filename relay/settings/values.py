@@ -31,6 +31,7 @@ _LOCAL_PART_BYTES_MAX = 64
 _ATOM_SPECIALS = frozenset("!#$%&'*+-=?^_`{|}~")  # RFC 5322 atext less "/": mailboxes are folders
 _UNIX_PATH_BYTES_MAX = 107  # sun_path
 _REJECT_TEXT_LENGTH_MAX = 400  # a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
+_ROUTE_NAME_LENGTH_MAX = 100
 _WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest private networks
 
 WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
@@ -185,6 +186,33 @@ def parse_next_hop(text: str) -> str:
     raise ValueError(_NEXT_HOP_EXPECTED)
 
 
+def parse_route_name(text: str) -> str:
+    """Return a name for people, in lists and commands."""
+    if text != text.strip() or not text.isprintable() or len(text) > _ROUTE_NAME_LENGTH_MAX:
+        raise ValueError(f"one line of at most {_ROUTE_NAME_LENGTH_MAX} characters")
+    return text
+
+
+def parse_sender_pattern(text: str) -> str:
+    """Return an address, "*@domain", "*@*.suffix" or "<>", in lower case."""
+    local_part, _, domain = text.lower().rpartition("@")
+    with contextlib.suppress(ValueError):
+        if text == "<>":
+            return text
+        if local_part == "*" and domain != "*":
+            return f"*@{parse_domain_pattern(domain)}"
+        return parse_mailbox(text)
+    raise ValueError('an address, "*@domain", "*@*.suffix", or "<>" for the null reverse-path')
+
+
+def parse_ip(text: str) -> str:
+    """Return an IPv4 or IPv6 address."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError('an IP address such as "192.0.2.1" or "2001:db8::1"') from None
+
+
 def parse_spool_url(text: str) -> str:
     """Return "sqlite:PATH"; PATH must be in state_dir, whose lock protects it."""
     kind, _, path = text.partition(":")
@@ -213,8 +241,11 @@ PARSERS = {
     Form.DOMAIN_PATTERN: parse_domain_pattern,
     Form.MAILBOX: parse_mailbox,
     Form.NETWORK: parse_network,
+    Form.IP: parse_ip,
     Form.NEXT_HOP: parse_next_hop,
     Form.RATE: parse_rate,
+    Form.ROUTE_NAME: parse_route_name,
+    Form.SENDER_PATTERN: parse_sender_pattern,
     Form.SPOOL_URL: parse_spool_url,
     Form.WEB_URL: parse_web_url,
 }

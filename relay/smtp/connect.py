@@ -55,6 +55,7 @@ class Target:
     path: str = ""
     tls: TlsPolicy = field(default_factory=TlsPolicy)
     credentials: tuple[str, str] | None = field(default=None, repr=False)
+    source_address: str = ""  # "": the system chooses
 
     @property
     def stays_here(self) -> bool:
@@ -345,6 +346,8 @@ async def _dialled(target: Target, timeout_s: float) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setblocking(False)
+        if target.source_address:
+            sock.bind((target.source_address, 0))
         async with asyncio.timeout(timeout_s):  # real time: a peer
             await asyncio.get_running_loop().sock_connect(sock, (target.address, target.port))
     except TimeoutError:

@@ -20,7 +20,7 @@ from relay.message.nexthop import NextHop
 from relay.spool.types import RESTORED_US, Key, ReportWriter, Selector
 
 ProgressCallback = Callable[[int], object]
-RouteLookup = Callable[[str], NextHop | None]
+RouteLookup = Callable[[str, str], NextHop | None]  # of an address and the reverse-path
 WHY_CHARACTERS_MAX = 500
 LISTED_MAX = 10_000  # entries of one answer
 RECIPIENTS_MAX = 100_000  # recipients of these entries

@@ -136,7 +136,7 @@ OUT = NextHop.parse("smtp://mail.test:25")
 
 
 def copy_to(*addresses: str, **more: Any) -> QueueCommand:
-    return command("release", to=lambda _: OUT, copy_to=addresses, **more)
+    return command("release", to=lambda _address, _sender: OUT, copy_to=addresses, **more)
 
 
 async def test_a_copy_is_released_and_its_recipients_stay_captured(spool, captured, clock) -> None:
@@ -216,7 +216,7 @@ async def test_a_released_copy_outlives_a_restart(make, clock, open_spool) -> No
 async def test_a_release_takes_only_recipients_with_a_next_hop(spool, captured, clock) -> None:
     claim = await captured("x@a.test", "y@b.test")
 
-    def to(address: str) -> NextHop | None:
+    def to(address: str, _sender: str) -> NextHop | None:
         return OUT if address.endswith("@a.test") else None
 
     await spool.queue_admin.execute(command("release", to=to))

@@ -41,6 +41,7 @@ async def test_statistics(spool, make, clock) -> None:
     first, *others = figures["next_hops"]
     assert first == {
         "next_hop": "mx:down.test",
+        "route": "",
         "entries": 3,
         "in_delivery": 0,
         "deferred": 2,

@@ -5,7 +5,6 @@ that it breaks no longer exists. See docs/design.md 4, 7.
 """
 
 import asyncio
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -318,7 +317,7 @@ def _full_for_ever(original: Any) -> Any:
 
 
 def _no_rate_of_routes(original: Any) -> Any:
-    return lambda *args: dataclasses.replace(original(*args), rate="")
+    return lambda *args: replace(original(*args), rate="")
 
 
 def _nothing_kept(original: Any) -> Any:
@@ -457,7 +456,7 @@ BROKEN = (
     Broken("a commit is noted before it", _instead(WriteAheadLog, "commit", _noted_first), "looks damaged", where=conditions.short),
     Broken("ten times the connections", _instead(ConnectionSlots, "__init__", _ten_times), "invariant 4"),
     Broken("no rates", _instead(TokenBucket, "wait_s", _nothing), "invariant 4", where=conditions.slowed),
-    Broken("no rates of routes", _instead(RouteTable, "limits_for", _no_rate_of_routes), "invariant 4", where=conditions.slowed_by_route),
+    Broken("no rates of routes", _instead(RouteTable, "options_for", _no_rate_of_routes), "invariant 4", where=conditions.slowed_by_route),
     Broken("new mail has the reserve file", _instead(Writer, "submit", _like_outcomes), "invariant 10", where=conditions.filled),
     Broken("new mail has what is kept", _instead(ReserveFile, "check_free_space", _nothing_kept), "invariant 10", where=conditions.filled),
     Broken("backscatter", _instead(bounces, "decide_reports", _to_anybody), "invariant 5"),

@@ -196,7 +196,7 @@ class Node:
             self.witness, recorder, contents, local=LocalDelivery(around.store, self.table),
             resolver=around.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
-            active_queue=ActiveQueue(claims_max=scenario.window_claims),
+            active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=self.spool.queue_admin,
             connect=around.ledger.progress.watched_connect(
                 partial(connect, ehlo_name="relay.test", timeouts=TIMEOUTS)
             ),

@@ -42,7 +42,7 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
         who=_WHO,
         until_us=until_us,
         as_before=operation is Operation.RELEASE and rng.random() < 0.3,
-        to=(lambda _address: elsewhere) if operation is Operation.REROUTE else None,
+        to=(lambda _address, _sender: elsewhere) if operation is Operation.REROUTE else None,
         to_text=str(elsewhere) if operation is Operation.REROUTE else "",
         dry_run=rng.random() < 0.1,
     )

@@ -24,10 +24,10 @@ def command(operation: str, selector: Selector = ALL, **more: Any) -> QueueComma
 
 def reroute(to: str, selector: Selector = ALL, **more: Any) -> QueueCommand:
     hop = NextHop.parse(to)
-    return command("reroute", selector, to=lambda _: hop, to_text=to, **more)
+    return command("reroute", selector, to=lambda _address, _sender: hop, to_text=to, **more)
 
 
-def own_mx(address: str) -> NextHop | None:
+def own_mx(address: str, _sender: str) -> NextHop | None:
     """Route as the table of routes does: None for a domain that does not exist."""
     domain = domain_of(address)
     return None if domain == "gone.test" else NextHop(HopKind.MX, domain)

@@ -5,6 +5,7 @@ reply to its final dot can be read.
 """
 
 import asyncio
+import base64
 import ssl
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,7 @@ class RemoteMx:
     def __post_init__(self) -> None:
         self.envelopes: list[Envelope] = []
         self.commands: list[str] = []
+        self.logins: dict[int, str] = {}  # by session
         self.most_open = 0
         self.reached_stages: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._used: dict[str, int] = defaultdict(int)
@@ -127,6 +129,11 @@ class RemoteMx:
     @property
     def sessions(self) -> int:
         return self._host.sessions
+
+    @property
+    def clients(self) -> list[str]:
+        """The address of the client of each open connection."""
+        return [writer.get_extra_info("peername")[0] for writer in self._host.writers]
 
     @property
     def open(self) -> int:
@@ -200,6 +207,9 @@ class _GatedHost(SmtpHost):
         stage = _SCRIPTED_AS.get(moment.stage, moment.stage)
         if moment.mail:
             mx.envelopes.append(Envelope(moment.mail))
+        if stage == "AUTH":
+            plain = base64.b64decode(mx.commands[-1].split()[2])
+            mx.logins[moment.session] = plain.split(b"\0")[1].decode()
         if moment.stage != "CONNECT":
             mx.reached_stages[stage].set()
             if gate := mx.gates.get(stage):

@@ -167,8 +167,8 @@ def _scan_level(
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     after = look.after or Position(-1, "", 0)
     rest = (now_us, after.due_us, after.message_id, after.number, ROWS_MAX)
-    full_hops = {str(hop): hop for hop in look.without_hops}
-    full_pairs = {(str(hop), sender): hop for hop, sender in look.without_pairs}
+    full_hops = {hop.key: hop for hop in look.without_hops}
+    full_pairs = {(hop.key, sender): hop for hop, sender in look.without_pairs}
     full_senders = frozenset(look.without_senders) if look.sender is None else frozenset()
     keys: list[Key] = []
     left_hops, left_senders = set(), set()
@@ -200,7 +200,8 @@ def _scan_next_hop(
     cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int
 ) -> tuple[list[Key], DueBatch]:
     """Take the same number of entries from each sender of a next hop, round robin."""
-    hop = (str(look.next_hop), int(look.level))
+    assert look.next_hop is not None
+    hop = (look.next_hop.key, int(look.level))
     senders = fetch(cursor, _SENDERS, (*hop, look.after_sender, SENDERS_MAX))
     with_due = [sender for sender, due_us in senders if due_us <= now_us]
     left = [sender for sender in with_due if sender in look.without_senders]

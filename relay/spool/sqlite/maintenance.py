@@ -403,7 +403,7 @@ def release_abandoned(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
         f" FROM entry INDEXED BY entry_claimed WHERE claimed = 1 LIMIT {_CLAIMS_AT_ONCE}",
     )
     tried = [row for row in claimed if row[4] not in PARKED]
-    for message_id, entry, next_hop, attempt, _ in tried:
+    for message_id, entry, hop, attempt, _ in tried:
         recipients = fetch(
             cursor,
             f"UPDATE recipient SET state = 'deferred', status = ?, reply = ? WHERE {_WAITING}"
@@ -420,7 +420,9 @@ def release_abandoned(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
             }
             for number, address in recipients
         ]
+        next_hop, _, route = hop.partition(" ")  # NextHop.key
         detail = {"entry": entry, "attempt": attempt, "next_hop": next_hop, "recipients": attempted}
+        detail |= {"route": route} if route else {}
         append_events(cursor, message_id, [Event(Step.DELIVERY, at_us, detail)])
     cursor.executemany(
         "UPDATE entry SET state = 'deferred', due_us = min(due_us, ?1), retry_us = ?1,"

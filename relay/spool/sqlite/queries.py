@@ -102,7 +102,8 @@ def _recipient(
     facts: MessageFacts,
     times: ShownTimes,
 ) -> Recipient:
-    _, address, state, status, reply, _, successors, next_hop, _, retry_us, due_us = row
+    _, address, state, status, reply, _, successors, hop, _, retry_us, due_us = row
+    next_hop, _, route = hop.partition(" ") if hop is not None else (None, "", "")  # NextHop.key
     return Recipient(
         address=address,
         state=state,
@@ -112,6 +113,7 @@ def _recipient(
             state, due_us=due_us, expires_us=facts.expires_us, received_us=facts.received_us
         ),
         next_hop=next_hop,
+        route=route or None,
         status=status,
         reply=reply,
         successors=tuple(successors.split("\n")) if successors else UNSET,

@@ -128,15 +128,17 @@ class RerouteTargets(Struct, frozen=True):
 def reroute_targets(cursor: apsw.Cursor, key: Key, to: RouteLookup, *, now: str) -> RerouteTargets:
     """Call `to` for each recipient of the entry whose next hop is `now`."""
     onward: dict[str, list[int]] = {}
+    facts = fetch_one(cursor, "SELECT reverse_path FROM message WHERE id = ?", (key[0],))
+    reverse_path = facts[0] if facts is not None else ""
     for number, address in fetch(
         cursor,
         "SELECT number, address FROM recipient WHERE message_id = ? AND entry = ?"
         f" AND state IN {LIVE_STATES} ORDER BY number",
         key,
     ):
-        hop = to(address)
+        hop = to(address, reverse_path)
         is_routed = hop is not None and hop.kind is not HopKind.CAPTURE
-        onward.setdefault(str(hop) if is_routed else "", []).append(number)
+        onward.setdefault(hop.key if hop is not None and is_routed else "", []).append(number)
     rejected, already = onward.pop("", []), onward.pop(now, [])
     return RerouteTargets(onward, already, rejected)
 
@@ -387,7 +389,9 @@ class _EntryChanger:
         assert self._order.to is not None
         onward: dict[str, list[str]] = {}
         for address in self._order.copy_to:
-            onward.setdefault(str(self._order.to(address)), []).append(address)
+            to = self._order.to(address, "")
+            assert to is not None
+            onward.setdefault(to.key, []).append(address)
         made = []
         for hop, addresses in onward.items():
             made.append(copy := self._copied_entry(key, hop, attempts=0))

@@ -76,7 +76,8 @@ class EntryListBuilder:
         row = fetch_one(cursor, _ENTRY, key)
         if row is None:
             return
-        sender, next_hop, state, retry_us, attempts, size, claimed, level, *ends = row
+        sender, hop, state, retry_us, attempts, size, claimed, level, *ends = row
+        next_hop, _, route = hop.partition(" ")  # NextHop.key
         expires_us, due_us, received_us = ends
         recipients = fetch(cursor, _RECIPIENTS, (*key, self.recipients_left + 1))
         shown = recipients[: self.recipients_left]
@@ -91,6 +92,7 @@ class EntryListBuilder:
                 "id": key[0],
                 "entry": key[1],
                 "sender": sender,
+                "route": route,
                 "next_hop": next_hop,
                 "state": state,
                 "due": due,
@@ -271,8 +273,9 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         conditions.append("lower(m.reverse_path) GLOB ?")
         values.append(_glob(selector.sender.removeprefix("<").removesuffix(">")))
     if selector.next_hop:
-        conditions.append("(e.next_hop GLOB ? OR e.next_hop GLOB ?)")
-        values += [_glob(one) for one in _hop_patterns(selector)]
+        patterns = _hop_patterns(selector)
+        conditions.append("(" + " OR ".join(["e.next_hop GLOB ?"] * 2 * len(patterns)) + ")")
+        values += [_glob(one) + route for one in patterns for route in ("", " *")]
     if selector.state:
         conditions.append("e.state = ?")
         values.append(selector.state)

@@ -218,11 +218,12 @@ def _next_hops(cursor: apsw.Cursor, offset_us: int) -> list[dict[str, Any]]:
     )
     return [
         {
-            "next_hop": next_hop,
+            "next_hop": hop.partition(" ")[0],  # NextHop.key
+            "route": hop.partition(" ")[2],
             "entries": number,
             "in_delivery": in_delivery,
-            "deferred": tried + fetch_one(cursor, deferred, (next_hop,))[0],
+            "deferred": tried + fetch_one(cursor, deferred, (hop,))[0],
             "oldest": None if received_us is None else rfc3339(received_us + offset_us),
         }
-        for next_hop, number, in_delivery, tried, received_us in rows
+        for hop, number, in_delivery, tried, received_us in rows
     ]

@@ -380,7 +380,7 @@ def _insert_entry(
     received_us = message.facts.received_us
     due_us = captured.due_us(received_us) if ends_here else received_us
     row = (
-        message.facts.id, number, str(entry.next_hop), content_id, state, int(claimed), due_us,
+        message.facts.id, number, entry.next_hop.key, content_id, state, int(claimed), due_us,
         None if ends_here else due_us, message.level_of(entry), message.sender_key,
         None if ends_here else message.warn_us, message.priority,
     )  # fmt: skip

@@ -75,7 +75,7 @@ class Relay:
         dependencies = ApiDependencies(
             journeys=Journeys(self.spool, self.log, clock=self.clock),
             queue_admin=self.spool.queue_admin, stats=self.spool.stats,
-            way_to=lambda text: lambda _: NextHop.parse(text), changes=self.changes,
+            way_to=lambda text: lambda _address, _sender: NextHop.parse(text), changes=self.changes,
             metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
             prune=None, sources=None, unlock=None, history=None, events=self.streams,
         )  # fmt: skip

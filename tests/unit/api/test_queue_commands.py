@@ -17,7 +17,7 @@ CLOCK = ManualClock(jumped_us=5_000_000)  # 2023-11-14T22:13:25Z on the wall
 
 def way_to(text: str) -> Any:
     hop = NextHop.parse(text)
-    return lambda _: hop
+    return lambda _address, _sender: hop
 
 
 def read(operation: str, *, may_name_other: bool = True, **body: Any) -> QueueCommand:
@@ -67,7 +67,7 @@ def test_a_hold_ends_in_steady_time(until: str, ahead_s: float) -> None:
 def test_a_reroute_says_where_to() -> None:
     order = read("reroute", all=True, to="mx:b.test")
     assert order.to is not None
-    assert str(order.to("x@a.test")) == "mx:b.test"
+    assert str(order.to("x@a.test", "me@s.test")) == "mx:b.test"
     assert order.to_text == "mx:b.test"
 
 

@@ -43,7 +43,7 @@ def table_with_catch_all() -> RouteTable:
     ],
 )
 def test_parse_next_hop_routes_an_address(text: str, address: str, hop: str) -> None:
-    assert str(parse_next_hop(text, table)(address)) == hop
+    assert str(parse_next_hop(text, table)(address, "me@s.test")) == hop
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ def test_parse_next_hop_rejects_routes_that_send_nothing(text: str) -> None:
     ("address", "hop"), [("anyone@example.test", "local"), ("anyone@a.test", "None")]
 )
 def test_a_catch_all_takes_rerouted_mail_for_local_domains_only(address: str, hop: str) -> None:
-    assert str(parse_next_hop("local", table_with_catch_all)(address)) == hop
+    assert str(parse_next_hop("local", table_with_catch_all)(address, "me@s.test")) == hop
 
 
 def test_the_route_table_is_loaded_only_when_needed() -> None:
     def unwanted() -> RouteTable:
         raise AssertionError
 
-    assert str(parse_next_hop("mx:a.test", unwanted)("x@b.test")) == "mx:a.test"
+    assert str(parse_next_hop("mx:a.test", unwanted)("x@b.test", "me@s.test")) == "mx:a.test"

@@ -186,6 +186,44 @@ def test_a_relay_with_a_way_out_for_some_mail_causes_no_warning(files, routes):
     assert of(files(relay=CONFIG + routes), CheckResult.WARNING) == []
 
 
+def route(domain: str, **more: str) -> str:
+    keys = {"domain": domain, "next_hop": "mx"} | more
+    return "[[route]]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items())
+
+
+@pytest.mark.parametrize(
+    ("routes", "hidden"),
+    [
+        ([route("*"), route("a.test")], True),
+        ([route("*.a.test"), route("x.a.test")], True),
+        ([route("*.a.test"), route("*.x.a.test")], True),
+        ([route("*.a.test"), route("a.test")], False),
+        ([route("a.test"), route("*")], False),
+        ([route("*", sender="*@s.test"), route("a.test")], False),
+        ([route("*"), route("a.test", sender="<>")], True),
+        ([route("*", sender="*@s.test"), route("a.test", sender="me@s.test")], True),
+        ([route("*", sender="*@*.s.test"), route("a.test", sender="*@x.s.test")], True),
+        ([route("*", sender="*@s.test"), route("a.test", sender="<>")], False),
+        ([route("*", sender="me@s.test"), route("a.test", sender="*@s.test")], False),
+    ],
+)
+def test_a_route_that_gets_no_mail_causes_a_warning(files, routes, hidden):
+    warnings = of(files(relay=CONFIG + "".join(routes)), CheckResult.WARNING)
+    assert places(warnings) == ["route[1].domain"] * hidden
+    assert all(
+        "found a route that gets no mail: route[0] takes all of it" in one for _, one in warnings
+    )
+
+
+def test_a_source_address_that_this_machine_lacks_is_reported(files):
+    config = CONFIG + route("a.test", source_address="127.0.0.1")
+    assert "routes" not in dict(of(files(relay=config), CheckResult.FAILED))
+    config = CONFIG + route("a.test", source_address="192.0.2.1")
+    found = dict(of(files(relay=config), CheckResult.FAILED))
+    text = found["routes"]
+    assert "route[0].source_address: found 192.0.2.1, expected an address of this machine" in text
+
+
 def test_plain_secrets_cause_a_warning(files):
     warnings = of(files(accounts=ACCOUNTS + 'token = "plain:alice"\n'), CheckResult.WARNING)
     assert [what for what, _ in warnings] == ["accounts"]

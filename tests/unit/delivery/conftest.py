@@ -3,6 +3,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -25,7 +26,7 @@ from relay.message.tls_policy import TlsPolicy
 from relay.mime.dsn import ReportKind
 from relay.observe.metrics import Metrics
 from relay.routing.mx_hosts import Host, Hosts, Resolution
-from relay.routing.route_table import HopLimits
+from relay.routing.route_table import HopOptions
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.sqlite.spool import SqliteSpool
@@ -77,7 +78,7 @@ class Table:
     hosts: dict[str, Resolution] = field(default_factory=dict)
     mailboxes: set[str] = field(default_factory=set)
     captured: set[str] = field(default_factory=set)  # domains
-    limits: dict[str, HopLimits] = field(default_factory=dict)
+    limits: dict[str, dict[str, Any]] = field(default_factory=dict)
     tls: dict[str, TlsPolicy] = field(default_factory=dict)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
@@ -94,14 +95,9 @@ class Table:
     def mailbox_for(self, address: str) -> str | None:
         return address if address in self.mailboxes else None
 
-    def limits_for(self, next_hop: NextHop) -> HopLimits:
-        return self.limits.get(next_hop.host, HopLimits())
-
-    def tls_for(self, next_hop: NextHop) -> TlsPolicy:
-        return self.tls.get(next_hop.host, TlsPolicy("none"))
-
-    def credentials_for(self, next_hop: NextHop) -> None:
-        return None
+    def options_for(self, next_hop: NextHop) -> HopOptions:
+        tls = self.tls.get(next_hop.host, TlsPolicy("none"))
+        return HopOptions(tls, **self.limits.get(next_hop.host, {}))
 
 
 @dataclass
@@ -171,7 +167,7 @@ class RunningDelivery:
         self.changed: asyncio.Queue[str] = asyncio.Queue()
         self.scheduler = DeliveryScheduler(
             self.spool, recorder, contents, local=local, resolver=self.table, table=self.table, options=options, clock=self.clock,
-            slots=self.slots, active_queue=self.active_queue, on_change=self.changed.put_nowait,
+            slots=self.slots, active_queue=self.active_queue, on_change=self.changed.put_nowait, queue_admin=self.spool.queue_admin,
             connect=partial(self.connect, ehlo_name="relay.test", timeouts=self.timeouts),
         )  # fmt: skip
 

@@ -9,7 +9,6 @@ from msgspec import structs
 from relay.delivery import attempt_recorder as settlement_module
 from relay.delivery import attempt_result, connection_slots, next_hop_resolution, site
 from relay.delivery.outbound_session import OutboundSession
-from relay.routing.route_table import HopLimits
 from relay.smtp.connect import connect
 from relay.spool.types import Selector, Settlement
 from tests.support.journeys import outcomes, states
@@ -31,7 +30,7 @@ async def test_an_internal_error_of_the_route_table_defers(delivery, monkeypatch
 
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
-        monkeypatch.setattr(delivery.table, "limits_for", break_off)
+        monkeypatch.setattr(delivery.table, "options_for", break_off)
         await delivery.start()
         queue_id = await delivery.send("x@a.test")
         await delivery.changed.get()
@@ -377,7 +376,7 @@ async def test_a_connection_that_sends_quit_counts_against_the_limit(delivery, m
     ):
         for domain, server in (("a.test", mx), ("b.test", other), ("c.test", third)):
             delivery.table.at(domain, server)
-        delivery.table.limits["a.test"] = HopLimits(1)
+        delivery.table.limits["a.test"] = {"connections_max": 1}
         delivery.connections_in_all = 3
         await delivery.start()
         for sender in range(2):

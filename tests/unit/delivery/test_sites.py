@@ -11,7 +11,6 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass
 from relay.message.tls_policy import TlsPolicy
 from relay.routing.mx_hosts import Host, Hosts, TemporaryFailure
-from relay.routing.route_table import HopLimits
 from relay.smtp.connect import connect
 from relay.spool.types import PriorityLevel, SpoolError
 from tests.support.journeys import outcomes, states
@@ -75,7 +74,7 @@ async def test_a_route_may_allow_fewer_connections_and_never_more(
 ) -> None:
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
-        delivery.table.limits["a.test"] = HopLimits(connections_max)
+        delivery.table.limits["a.test"] = {"connections_max": connections_max}
         await delivery.start()
         for queue_id in [await delivery.send(f"{n}@a.test") for n in range(80)]:
             await delivery.done(queue_id)
@@ -83,12 +82,35 @@ async def test_a_route_may_allow_fewer_connections_and_never_more(
         assert len(mx.envelopes) == 80
 
 
+async def test_routes_with_a_source_address_have_connections_of_their_own(delivery) -> None:
+    gate = asyncio.Event()
+    async with RemoteMx(gates={"DOT": gate}) as mx:
+        for domain in ("a.test", "b.test", "c.test", "six.test"):
+            delivery.table.at(domain, mx)
+        delivery.table.limits["b.test"] = {"source_address": "127.0.0.9"}
+        delivery.table.limits["c.test"] = {"source_address": "192.0.2.1"}  # not of this machine
+        delivery.table.limits["six.test"] = {"source_address": "::1"}
+        delivery.retry_s = (600.0,)
+        await delivery.start()
+        both = [await delivery.send(f"x@{domain}") for domain in ("a.test", "b.test")]
+        await until(lambda: len(mx.envelopes) == 2)
+        assert sorted(mx.clients) == ["127.0.0.1", "127.0.0.9"]
+        gate.set()
+        for queue_id in both:
+            await delivery.done(queue_id)
+        refused = [await delivery.send(f"x@{domain}") for domain in ("c.test", "six.test")]
+        await all_deferred(delivery, refused)
+        journeys = [str(await delivery.spool.journey(one)) for one in refused]
+    assert "cannot assign requested address" in journeys[0].lower()
+    assert "no host has an address of the family of source_address ::1" in journeys[1]
+
+
 async def test_a_message_rate_is_never_exceeded(delivery) -> None:
     """Two at once, then one in (0.5 s / 19): no half second has more than 20."""
     loop, went = asyncio.get_running_loop(), []
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
-        delivery.table.limits["a.test"] = HopLimits(rate="20/0.5")
+        delivery.table.limits["a.test"] = {"rate": "20/0.5"}
         await delivery.start()
         began = loop.time()
         ids = [await delivery.send(f"{n}@a.test") for n in range(30)]
@@ -110,7 +132,7 @@ async def test_a_site_that_waits_for_its_rate_holds_no_connection(delivery) -> N
     async with RemoteMx() as mx, RemoteMx() as other:
         delivery.table.at("a.test", mx)
         delivery.table.at("b.test", other)
-        delivery.table.limits["a.test"] = HopLimits(rate="1/600")
+        delivery.table.limits["a.test"] = {"rate": "1/600"}
         delivery.connections_in_all = 1
         delivery.idle_s = 60.0
         await delivery.start()
@@ -127,7 +149,7 @@ async def test_a_site_that_waits_for_its_rate_holds_no_connection(delivery) -> N
 async def test_the_rate_of_a_site_is_not_forgotten_with_it(delivery) -> None:
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
-        delivery.table.limits["a.test"] = HopLimits(rate="1/600")
+        delivery.table.limits["a.test"] = {"rate": "1/600"}
         delivery.idle_s = 0.01
         await delivery.start()
         await delivery.done(await delivery.send("1@a.test"))

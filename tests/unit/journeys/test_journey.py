@@ -278,13 +278,13 @@ def test_the_json_has_the_documented_fields_in_their_order() -> None:
               "by": "remote", "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"}}  # fmt: skip
     recipient = {
         "address": "b@y", "state": "failed", "reason": "mx.y replied 550 no", "next_attempt": None,
-        "expires": None, "next_hop": "mx:y", "status": "5.1.1",
+        "expires": None, "next_hop": "mx:y", "route": None, "status": "5.1.1",
         "reply": "550 no", "attempts": [attempt], "reported": report,
         "graph_id": None,
     }  # fmt: skip
     redirected = {
         "address": "c@y", "state": "redirected", "reason": None, "next_attempt": None,
-        "expires": None, "next_hop": None, "status": "", "reply": "",
+        "expires": None, "next_hop": None, "route": None, "status": "", "reply": "",
         "successors": ["d@y"], "attempts": [], "reported": None, "graph_id": "l1",
     }  # fmt: skip
     document = {

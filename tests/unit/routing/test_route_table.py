@@ -8,7 +8,8 @@ from relay.accounts.account import Account
 from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.message.tls_policy import TlsPolicy
 from relay.routing.route_table import (
-    HopLimits,
+    Credentials,
+    HopOptions,
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,
@@ -102,18 +103,19 @@ def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, statu
     ],
 )  # fmt: skip
 def test_the_first_matching_route_wins(routes, domain, expected):
-    assert table(*routes).next_hop_for(f"bob@{domain}") == expected
+    found = table(*routes).next_hop_for(f"bob@{domain}")
+    assert (found and found.without_route) == expected
 
 
 def test_star_matches_all_domains_that_are_not_local():
     routes = table(("*", "smtp://127.0.0.1:2626"))
     assert routes.examine("alice@example.test") == LocalRecipient("alice@example.test")
-    assert routes.examine("bob@other.test") == RemoteRecipient(SMARTHOST)
+    assert routes.next_hop_for("bob@other.test").without_route == SMARTHOST
 
 
 def test_a_route_that_names_a_local_domain_takes_its_mail_but_not_its_postmasters():
     routes = table(("example.test", "smtp://127.0.0.1:2626"))
-    assert routes.examine("alice@example.test") == RemoteRecipient(SMARTHOST)
+    assert routes.next_hop_for("alice@example.test").without_route == SMARTHOST
     assert routes.examine("postmaster@example.test") == LocalRecipient(
         "dead-letter", is_answer=True
     )
@@ -164,12 +166,13 @@ def test_a_mailbox_without_an_account_is_an_error(key):
 @pytest.mark.parametrize(
     ("hop", "limits"),
     [
-        ("mx:big.test", HopLimits(5, "100/60.0")),
-        ("mx:mx.big.test", HopLimits()),  # the first route that matches decides, and has none
-        ("mx:other.test", HopLimits(None, "9/1.0")),
-        ("smtp://127.0.0.1:2626", HopLimits(3, "60/60.0")),  # of two to one host the strictest
-        ("smtps://127.0.0.1:2626", HopLimits()),
-        ("smtp://127.0.0.1:25", HopLimits()),
+        ("mx:big.test", (5, "100/60.0")),
+        ("mx:mx.big.test", (None, "")),  # the first route that matches decides, and has none
+        ("mx:other.test", (None, "9/1.0")),
+        ("smtp://127.0.0.1:2626", (7, "60/60.0")),  # of several to one host the first
+        ("smtp://127.0.0.1:2626 b.test smtp://127.0.0.1:2626", (3, "2/1.0")),  # or the named one
+        ("smtps://127.0.0.1:2626", (None, "")),
+        ("smtp://127.0.0.1:25", (None, "")),
     ],
 )
 def test_limits_of_a_next_hop(hop, limits):
@@ -182,8 +185,8 @@ def test_limits_of_a_next_hop(hop, limits):
         Route("c.test", smarthost),
         Route("*", "mx", max_rate="9/1.0"),
     ]
-    found = RouteTable(routes, [], Accounts()).limits_for(NextHop.parse(hop))
-    assert found == limits
+    found = RouteTable(routes, [], Accounts()).options_for(NextHop.parse(hop))
+    assert (found.connections_max, found.rate) == limits
 
 
 def with_auth(tmp_path, *logins, hop="smtp://127.0.0.1:2626", password="secret\n"):
@@ -198,16 +201,13 @@ def with_auth(tmp_path, *logins, hop="smtp://127.0.0.1:2626", password="secret\n
 def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
     routes = with_auth(tmp_path, "u", "u", password="secret\r\n# of the smarthost\n")
     (tmp_path / "password").unlink()
-    assert routes.credentials_for(SMARTHOST) == ("u", "secret")
-    assert routes.credentials_for(NextHop(HopKind.SMTP, "127.0.0.1", 25)) is None
+    assert routes.options_for(SMARTHOST).login == Credentials("u", "secret")
+    assert routes.options_for(NextHop(HopKind.SMTP, "127.0.0.1", 25)).login is None
 
 
 @pytest.mark.parametrize(
     ("logins", "options", "fault"),
     [
-        (["u", "v"], {}, "another route to smtp://127.0.0.1:2626 logs in differently"),
-        (["u", None], {}, "'1.test': another route to smtp://127.0.0.1:2626 .* only one"),
-        ([None, "u"], {}, "'1.test': another route to smtp://127.0.0.1:2626 .* only one"),
         (["u"], {"hop": "mx"}, "auth needs a smtp:// or smtps:// next hop"),
         (["u"], {"password": "\nsecret\n"}, "has an empty first line"),
     ],
@@ -240,7 +240,7 @@ def test_a_next_hop_has_the_tls_of_its_route(tmp_path):
     made = RouteTable(routes, [], Accounts(), tls="none")
 
     def tls(hop):
-        return made.tls_for(NextHop.parse(hop))
+        return made.options_for(NextHop.parse(hop)).tls
 
     assert tls("smtp://h.test:587") == TlsPolicy("verify", ca=CA)
     assert tls("smtp://h.test:25") == TlsPolicy("required")
@@ -251,16 +251,67 @@ def test_a_next_hop_has_the_tls_of_its_route(tmp_path):
         assert tls(hop) == TlsPolicy("none"), hop
 
 
-def test_routes_to_one_next_hop_must_require_the_same_tls():
+def test_two_routes_to_one_host_may_differ_in_everything(tmp_path):
+    (tmp_path / "password").write_text("secret\n")
+    login, host = RouteAuth("u", tmp_path / "password"), "smtp://h.test:25"
     routes = [
-        Route("a.test", "smtp://h.test:25", tls="verify"),
-        Route("b.test", "smtp://h.test:25"),
+        Route("a.test", host, login, tls="verify", name="paid"),
+        Route("b.test", host, source_address="192.0.2.1", max_rate="1/1.0"),
     ]
-    with pytest.raises(
-        ValueError, match=r"'b\.test': another route to smtp://h\.test:25 has another"
-    ):
-        RouteTable(routes, [], Accounts())
-    RouteTable([Route("a.test", "mx", tls="verify"), Route("b.test", "mx")], [], Accounts())
+    made = RouteTable(routes, [], Accounts())
+    hops = [made.next_hop_for(f"x@{domain}") for domain in ("a.test", "b.test")]
+    assert [hop.key for hop in hops] == [f"{host} paid", f"{host} b.test {host}"]
+    assert [NextHop.parse(hop.key) for hop in hops] == hops
+    paid, other = (made.options_for(hop) for hop in hops)
+    assert paid == HopOptions(TlsPolicy("verify"), Credentials("u", "secret"))
+    assert other == HopOptions(TlsPolicy("opportunistic"), rate="1/1.0", source_address="192.0.2.1")
+    assert made.options_for(NextHop.parse(f"{host} gone")).login is None
+
+
+@pytest.mark.parametrize(
+    ("sender", "hop"),
+    [
+        ("me@a.test", "of-a"),
+        ("ME@A.Test", "of-a"),
+        ("me@sub.b.test", "below-b"),
+        ("me@b.test", "others"),
+        ("one@c.test", "one"),
+        ("two@c.test", "others"),
+        ("", "null"),
+    ],
+)
+def test_a_route_may_be_for_one_reverse_path(sender, hop):
+    patterns = {"*@a.test": "of-a", "*@*.b.test": "below-b", "one@c.test": "one", "<>": "null"}
+    routes = [
+        Route("*", "smtp://h.test:25", name=name, sender=pattern)
+        for pattern, name in patterns.items()
+    ]
+    made = RouteTable([*routes, Route("*", "mx", name="others")], [], Accounts())
+    assert made.next_hop_for("x@y.test", sender).route == hop
+
+
+@pytest.mark.parametrize(
+    ("key", "sender", "leads"),
+    [
+        ("smtp://h.test:25 r", "me@s.test", True),
+        ("smtp://h.test:25 r", "me@t.test", False),  # of another sender
+        ("smtp://h.test:26 r", "me@s.test", False),  # to another host
+        ("smtp://h.test:25 q", "me@s.test", False),  # is gone, or has another name
+        ("smtp://h.test:25 other", "me@s.test", False),  # of another domain
+        ("smtp://h.test:25", "me@t.test", True),  # an operator chose it
+        ("mx:a.test m", "me@s.test", True),
+        ("mx:a.test r", "me@s.test", False),
+    ],
+)
+def test_a_next_hop_belongs_to_its_route_while_that_leads_there(key, sender, leads):
+    routes = [
+        Route("new.test", "capture"),
+        Route("a.test", "smtp://h.test:25", name="r", sender="*@s.test"),
+        Route("b.test", "smtp://h.test:25", name="other"),
+        Route("a.test", "mx", name="m"),
+    ]
+    made = RouteTable(routes, [], Accounts())
+    assert made.still_leads(NextHop.parse(key), ["x@a.test", "y@A.test"], sender) is leads
 
 
 def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
@@ -278,7 +329,7 @@ def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
     assert found.examine("bob@other.test") == RemoteRecipient(CAPTURE)
     assert found.examine("bob+550@[192.0.2.1]") == RemoteRecipient(CAPTURE)
     assert found.next_hop_for("bob@gmail.com") == NextHop(HopKind.MX, "gmail.com")
-    assert found.tls_for(NextHop(HopKind.MX, "gmail.com")) == TlsPolicy("opportunistic")
+    assert found.options_for(NextHop(HopKind.MX, "gmail.com")).tls == TlsPolicy("opportunistic")
     del asked[:]
     assert isinstance(found.examine("nobody+550@example.test"), InvalidRecipient)
     assert isinstance(found.examine("alice@example.test"), LocalRecipient)

@@ -243,8 +243,16 @@ max_connections = 0
         (f"{ROUTE}next_hop = 'reject:no'\nmax_rate = '1/1s'", '6: route[0].max_rate: found "1/1s", expected max_rate only with an mx'),
         ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
         (
-            f"{ROUTE}next_hop='mx'\n[[route]]\ndomain='a.test'\nnext_hop='mx'",
-            '7: route[1].domain: found "a.test", expected a route that mail can reach',
+            f"{ROUTE}next_hop='mx'\nname=' a'",
+            '6: route[0].name: found " a", expected one line of at most 100 characters',
+        ),
+        (
+            f"{ROUTE}next_hop='mx'\nsender='@a.test'",
+            '6: route[0].sender: found "@a.test", expected an address, "*@domain", "*@*.suffix", or "<>"',
+        ),
+        (
+            f"{ROUTE}next_hop='mx'\nsource_address='localhost'",
+            '6: route[0].source_address: found "localhost", expected an IP address such as',
         ),
         (f"{ROUTE}next_hop='mx'\nauth = {LOGIN}", "6: route[0].auth: found a table, expected auth only with an smtp://"),
         (

@@ -1,0 +1,105 @@
+"""Reroute claims whose route no longer sends them to their next hop.
+
+Routes change while mail waits in the queue. A claim whose next hop names a route is attempted only
+if a route of that name still leads there and still takes its recipients and its sender: no mail
+leaves with the login, TLS policy or source address of another route. Any other claim is withdrawn
+and rerouted, as an operator does it, or ends if the routes now reject its recipients.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from itertools import islice
+
+from relay.clock import Clock
+from relay.delivery.active_queue import ClaimsInMemory
+from relay.delivery.dependencies import Scheduler
+from relay.delivery.fair_queue import ClaimQueue
+from relay.message.nexthop import CAPTURE
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
+from relay.observe.logs import get_logger
+from relay.routing.route_table import InvalidRecipient, RouteTable
+from relay.spool.queue_commands import Operation, QueueAdmin, QueueCommand
+from relay.spool.types import Claim, Selector, SpoolError
+
+_log = get_logger("delivery")
+_AT_ONCE = 500  # claims of one command
+_AFTER_FAULT_S = 1.0
+_CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the entry"  # RFC 3463 3.4
+
+
+class ClaimRerouter:
+    """Takes claims whose route has changed."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        claims_in_memory: ClaimsInMemory,
+        *,
+        table: RouteTable,
+        admin: QueueAdmin,
+        clock: Clock,
+    ) -> None:
+        """`claims_in_memory` records where each claim waits, from where `admin` withdraws it."""
+        self._scheduler = scheduler
+        self._claims_in_memory = claims_in_memory
+        self._table = table
+        self._admin = admin
+        self._clock = clock
+        self.ready = ClaimQueue()
+        self._task: asyncio.Task[None] | None = None
+
+    def takes(self, claim: Claim) -> bool:
+        """Take the claim if it must not be attempted at its next hop; return whether it was."""
+        hop = claim.next_hop
+        addresses = [one.path.address for one in claim.recipients]
+        sender = claim.message.envelope.reverse_path
+        if not hop.route or self._table.still_leads(hop, addresses, sender):
+            return False
+        if self._has_way(addresses, sender):
+            self._claims_in_memory.track(claim, self.ready)
+            self.ready.push(claim)
+            if self._task is None:
+                self._task = self._scheduler.run_in_background(self._run())
+        else:
+            outcomes = {one.id: self._end(one.path.address, sender) for one in claim.recipients}
+            self._scheduler.run_in_background(self._scheduler.settle(claim, outcomes))
+        return True
+
+    def close(self) -> list[Claim]:
+        """Take no more claims; return those that were not rerouted."""
+        if self._task is not None:
+            self._task.cancel()
+        return self.ready.drain()
+
+    async def _run(self) -> None:
+        await asyncio.sleep(0)  # for the other claims of the batch
+        try:
+            while self.ready:
+                claims = list(islice(self.ready, _AT_ONCE))
+                names = sorted({claim.next_hop.route for claim in claims})
+                _log.info("route changed: rerouted", entries=len(claims), routes=", ".join(names))
+                try:
+                    await self._admin.execute(self._command(claims))
+                except SpoolError as error:
+                    _log.warning("not rerouted yet", error=str(error))
+                if any(claim in claims for claim in islice(self.ready, 1)):
+                    await self._clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
+        finally:
+            self._task = None
+
+    def _command(self, claims: Sequence[Claim]) -> QueueCommand:
+        ids = tuple(f"{message}-{entry}" for message, entry in (claim.key for claim in claims))
+        return QueueCommand(
+            Operation.REROUTE, Selector(ids=ids), "relay", why="its route has changed",
+            to=self._table.next_hop_for,
+        )  # fmt: skip
+
+    def _has_way(self, addresses: Collection[str], sender: str) -> bool:
+        hops = {self._table.next_hop_for(address, sender) for address in addresses}
+        return bool(hops - {None, CAPTURE})
+
+    def _end(self, address: str, sender: str) -> Outcome:
+        found = self._table.examine(address, sender)
+        if isinstance(found, InvalidRecipient):
+            return Failed(Evidence(found.status, found.text))
+        return Deferred(Evidence("4.3.5", _CAPTURED_NOW), DeferralClass.INTERNAL)
