@@ -207,17 +207,12 @@ class Writer:
         return future
 
     def _end_turn(self) -> None:
-        """Give the operations of this turn to the thread.
-
-        It is not woken while it has yet to take earlier ones: it takes all until there are none.
-        """
-        added = len(self._turn)
         self._jobs += self._turn
         self._turn.clear()
         if self._inline:
             self._write_all()
             self._schedule_idle_work()
-        elif len(self._jobs) <= added:  # read after they were added, so that none is left behind
+        else:
             self._wake.release()
 
     def _write_all(self) -> None:

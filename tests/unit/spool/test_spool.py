@@ -1,7 +1,6 @@
 """The spool's Protocol, on the real SQLite file."""
 
 import asyncio
-import threading
 from pathlib import Path
 
 import apsw
@@ -11,7 +10,6 @@ from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
-from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     DueQuery,
     NewRecipient,
@@ -67,27 +65,6 @@ async def test_concurrent_accepts_share_commits(spool, make) -> None:
     }
     assert samples["relay_commit_batch_size_sum"] >= 50
     assert samples["relay_commit_batch_size_count"] < 50
-
-
-async def test_operations_that_arrive_during_a_commit_wake_the_writer_once(spool) -> None:
-    writer, begun, may_end = spool._writer, threading.Event(), threading.Event()
-
-    def slow(_batch: Batch) -> int:
-        begun.set()
-        may_end.wait(30)
-        return -1
-
-    first = writer.submit(slow)
-    await asyncio.to_thread(begun.wait, 30)
-    later = []
-    for number in range(50):  # each in a turn of its own
-        later.append(writer.submit(lambda _batch, number=number: number))
-        await asyncio.sleep(0)
-    assert (writer.waiting, writer._wake._value) == (50, 1)
-    may_end.set()
-    assert await asyncio.wait_for(asyncio.gather(first, *later), 30) == [-1, *range(50)]
-    for number in range(200):  # the writer is about to wait when each of these arrives
-        assert await asyncio.wait_for(writer.submit(lambda _batch, one=number: one), 30) == number
 
 
 async def test_an_unreadable_entry_does_not_block_others(
