@@ -51,9 +51,11 @@ class ClaimRerouter:
     def takes(self, claim: Claim) -> bool:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
         hop = claim.next_hop
+        if not hop.route or claim.is_fresh:  # routes change at a restart only
+            return False
         addresses = [one.path.address for one in claim.recipients]
         sender = claim.message.envelope.reverse_path
-        if not hop.route or self._table.still_leads(hop, addresses, sender):
+        if self._table.still_leads(hop, addresses, sender):
             return False
         if self._has_way(addresses, sender):
             self._claims_in_memory.track(claim, self.ready)

@@ -169,6 +169,7 @@ class _TableRoute:
     sender: str
     action: RouteAction
     options: HopOptions
+    result: RemoteRecipient | None  # for all mail that it takes; None: it depends on the address
 
     def takes_sender(self, reverse_path: str) -> bool:
         """Whether it takes mail with this reverse-path."""
@@ -226,7 +227,11 @@ class RouteTable:
             action = _action_of(each)
             options = _options_of(each, action, tls)
             pattern = each.domain.lower()
-            route = _TableRoute(number, name_of(each), pattern, each.sender, action, options)
+            name, result = name_of(each), None
+            if isinstance(action, NextHop) and action != LOCAL:
+                to = action._replace(route=name) if action.host else action
+                result = RemoteRecipient(to)
+            route = _TableRoute(number, name, pattern, each.sender, action, options, result)
             self._by_pattern.setdefault(pattern, []).append(route)
             self._by_name[route.name] = route
             if isinstance(action, NextHop):
@@ -253,6 +258,8 @@ class RouteTable:
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
         route = self._route_for(domain, reverse_path)
+        if route is not None and route.result is not None:
+            return route.result
         match route.action if route is not None else None:
             case None if domain in self._domains:
                 return self._examine_local(address)
@@ -263,13 +270,8 @@ class RouteTable:
                 return _examine_mx(address, domain, route=route.name)
             case RejectRoute(status, text):
                 return _rejected(status, address, text)
-            case NextHop(kind=HopKind.LOCAL):
+            case NextHop():  # LOCAL: another one has a result
                 return self._examine_local(address)
-            case NextHop(kind=HopKind.CAPTURE):
-                return RemoteRecipient(CAPTURE)
-            case NextHop() as hop:
-                assert route is not None
-                return RemoteRecipient(hop._replace(route=route.name))
 
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).
