@@ -60,6 +60,16 @@ class Source(StrEnum):
     REPORT = "report"
 
 
+class MessageExtra(Struct, frozen=True, omit_defaults=True):
+    """Fields of a message by which no query selects: one JSON text in its row.
+
+    A new field needs a default and no migration. What is stored keeps its name and its meaning.
+    """
+
+
+NO_MESSAGE_EXTRA = MessageExtra()
+
+
 class MessageFacts(Struct, frozen=True):
     """What is known about an accepted message, without its recipients and content.
 
@@ -78,6 +88,7 @@ class MessageFacts(Struct, frozen=True):
     client: str = ""  # "name [address]" for Received-From-MTA (RFC 3464 2.2.4)
     message_id: str = ""  # of the header, with angle brackets
     subject: str = ""  # of the header, decoded
+    extra: MessageExtra = NO_MESSAGE_EXTRA  # fields by which no query selects
 
 
 class Client(Struct, frozen=True):

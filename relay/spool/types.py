@@ -14,11 +14,17 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 
 from relay.journeys.events import Event
 from relay.message.content import Content, Octets
-from relay.message.envelope import ForwardPath, MessageFacts
+from relay.message.envelope import (
+    NO_MESSAGE_EXTRA,
+    ForwardPath,
+    MessageExtra,
+    MessageFacts,
+)
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
@@ -127,6 +133,44 @@ class NewRecipient(Struct, frozen=True):
     position: int = 0
 
 
+class EntryExtra(Struct, frozen=True, omit_defaults=True):
+    """Fields of an entry by which no query selects: one JSON text in its row, "" for the defaults.
+
+    A new field needs a default and no migration. What is stored keeps its name and its meaning. A
+    Relay ignores the fields that it does not know, and keeps them when it changes others.
+    """
+
+    # An operator or a rule chose its next hop: no route has to match.
+    chosen: bool = False
+    # The reverse-path in MAIL of this copy where it is another than the message's (SRS). The
+    # message's sender gets the reports all the same.
+    sender: str = ""
+    # The alias that brought this copy here: of a copy that leaves, the Delivered-To field.
+    delivered_to: str = ""
+
+
+NO_EXTRA = EntryExtra()  # of ordinary mail
+_ENTRY_EXTRA = msgspec.json.Decoder(EntryExtra)
+_MESSAGE_EXTRA = msgspec.json.Decoder(MessageExtra)
+
+
+def extra_text(extra: EntryExtra | MessageExtra) -> str:
+    """Return the text in the spool: "" for the defaults."""
+    if extra in (NO_EXTRA, NO_MESSAGE_EXTRA):
+        return ""
+    return msgspec.json.encode(extra).decode()
+
+
+def parse_entry_extra(text: str) -> EntryExtra:
+    """Parse extra_text(). Raises ValueError."""
+    return _ENTRY_EXTRA.decode(text) if text else NO_EXTRA
+
+
+def parse_message_extra(text: str) -> MessageExtra:
+    """Parse extra_text(). Raises ValueError."""
+    return _MESSAGE_EXTRA.decode(text) if text else NO_MESSAGE_EXTRA
+
+
 class NewEntry(Struct, frozen=True):
     """The copy of a message for one next hop; `content` is an index into NewMessage.contents.
 
@@ -137,6 +181,7 @@ class NewEntry(Struct, frozen=True):
     recipients: tuple[NewRecipient, ...]
     content: int = 0
     level: PriorityLevel | None = None
+    extra: EntryExtra = NO_EXTRA
 
 
 class NewMessage(Struct, frozen=True):
@@ -237,6 +282,7 @@ class Claim(Struct, frozen=True):
     priority: PriorityLevel = PriorityLevel.NORMAL  # the level that its message asked for
     # recipients that were relayed in the same attempt or before, and whose sender is owed a report
     owed: tuple[ReportedRecipient, ...] = ()
+    extra: EntryExtra = NO_EXTRA  # fields by which no query selects
 
     def __repr__(self) -> str:  # without the content, which is not for a log
         return f"Claim({self.message.id}, entry_id={self.entry_id}, epoch={self.epoch})"

@@ -34,6 +34,7 @@ from relay.spool.types import (
     Key,
     Position,
     PriorityLevel,
+    parse_entry_extra,
 )
 
 _log = get_logger("spool")
@@ -70,6 +71,7 @@ _KEYS = "FROM json_each(?) k CROSS JOIN"
 _FACTS = (
     "SELECT e.message_id, e.number, e.epoch, e.next_hop, e.attempts, e.content_id, c.size, e.state,"
     " e.retry_us, e.due_us, e.lane, e.sender, e.cause, e.cause_attempts, e.warn_us, e.priority,"
+    " e.extra,"
     f" {', '.join(f'm.{column}' for column in MESSAGE_COLUMNS)} {_KEYS} entry e"
     " ON e.message_id = k.value ->> 0 AND e.number = k.value ->> 1"
     " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
@@ -227,7 +229,7 @@ def _scan_next_hop(
 
 def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
     """Raises TypeError or ValueError for inconsistent rows."""
-    facts = row[16:]
+    facts = row[17:]
     if facts[0] is None:
         raise ValueError("its message is missing")
     live = tuple(_recipient(one[1:]) for one in recipients if not one[0])
@@ -241,6 +243,7 @@ def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
         level=PriorityLevel(row[10]), sender=row[11], cause=row[12], cause_attempts=row[13],
         warn_us=row[14], priority=PriorityLevel(row[15]),
         owed=tuple(_owed(row, one) for one in recipients if one[0]),
+        extra=parse_entry_extra(row[16]),
     )  # fmt: skip
 
 

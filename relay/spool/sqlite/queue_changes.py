@@ -76,9 +76,9 @@ _SET_NEXT_HOP = (
 )
 _COPY = (
     "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
-    " epoch, retry_us, lane, sender, warn_us, priority)"
+    " epoch, retry_us, lane, sender, warn_us, priority, extra)"
     " SELECT message_id, ?, ?, content_id, state, 0, due_us, ?, 1, retry_us, priority,"
-    " sender, warn_us, priority FROM entry WHERE message_id = ? AND number = ?"
+    " sender, warn_us, priority, extra FROM entry WHERE message_id = ? AND number = ?"
 )
 _NEVER = frozenset((Notify.NEVER,))
 

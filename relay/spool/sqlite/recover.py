@@ -71,7 +71,13 @@ _TABLES = {  # and their primary keys
     "owed_receipt": ("message_id", "number"),
 }
 # The schema that added a table or a column: a file that was never migrated lacks it.
-_SINCE = {"mail_root": 6, "owed_receipt": 7, "recipient.owed": 8}
+_SINCE = {
+    "mail_root": 6,
+    "owed_receipt": 7,
+    "recipient.owed": 8,
+    "message.extra": 9,
+    "entry.extra": 9,
+}
 _KNOWN_MESSAGES = (
     "SELECT id FROM message UNION SELECT message_id FROM entry"
     " UNION SELECT message_id FROM recipient ORDER BY 1"

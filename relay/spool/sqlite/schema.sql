@@ -1,7 +1,9 @@
--- The spool, schema 8. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 9. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
 -- records the schemas that made the file. Each change here needs a migration in migrations/.
+-- `extra` is one JSON text with the fields by which no query selects; '' is all defaults. A field in
+-- it needs no migration: relay/spool/types.py has those of this Relay, and the others are kept.
 
 CREATE TABLE message (
     id            TEXT PRIMARY KEY,   -- queue id
@@ -19,7 +21,8 @@ CREATE TABLE message (
     eight_bit     INTEGER NOT NULL,
     client        TEXT NOT NULL,
     message_id    TEXT NOT NULL,
-    subject       TEXT NOT NULL
+    subject       TEXT NOT NULL,
+    extra         TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE INDEX message_message_id ON message (message_id) WHERE message_id <> '';
 CREATE INDEX message_submission ON message (submission_id) WHERE submission_id <> '';
@@ -55,6 +58,7 @@ CREATE TABLE entry (
     cause_attempts INTEGER NOT NULL DEFAULT 0, -- consecutive deferrals of this class
     warn_us    INTEGER,               -- when to send the delay report; null: never, or sent
     priority   INTEGER NOT NULL DEFAULT 1, -- the level that the message requested: 0, 1 or 2
+    extra      TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (message_id, number)
 ) WITHOUT ROWID;
 -- An entry that is claimed at acceptance and delivered is written to the first index only.

@@ -49,12 +49,15 @@ from relay.spool.types import (
     PriorityLevel,
     SentReceipt,
     Settlement,
+    extra_text,
+    parse_message_extra,
 )
 
 # The columns of a message, in the order of _message_row() and read_facts().
 MESSAGE_COLUMNS = (
     "id", "reverse_path", "source", "trusted", "received_us", "expires_us", "size", "account",
     "submission_id", "envid", "ret", "smtputf8", "eight_bit", "client", "message_id", "subject",
+    "extra",
 )  # fmt: skip
 _MESSAGE = (
     f"INSERT INTO message ({','.join(MESSAGE_COLUMNS)})"
@@ -63,7 +66,8 @@ _MESSAGE = (
 _CONTENT = "INSERT INTO content (size, data, file, header, eight_bit, crc32) VALUES (?,?,?,?,?,?)"
 _ENTRY = (
     "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
-    " epoch, retry_us, lane, sender, warn_us, priority) VALUES (?,?,?,?,?,?,?,0,1,?,?,?,?,?)"
+    " epoch, retry_us, lane, sender, warn_us, priority, extra)"
+    " VALUES (?,?,?,?,?,?,?,0,1,?,?,?,?,?,?)"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
 SEQUENCE_BASE = 1_000_000  # the index `event_sequence` has what is greater
@@ -324,6 +328,7 @@ def _insert_message(
                     content_size=size_of(content), content=keep, retry_us=facts.received_us,
                     due_us=facts.received_us, level=message.level_of(entry),
                     sender=message.sender_key, warn_us=message.warn_us, priority=message.priority,
+                    extra=entry.extra,
                 )
             )  # fmt: skip
     cursor.executemany(_RECIPIENT, rows)
@@ -382,7 +387,7 @@ def _insert_entry(
     row = (
         message.facts.id, number, entry.next_hop.key, content_id, state, int(claimed), due_us,
         None if ends_here else due_us, message.level_of(entry), message.sender_key,
-        None if ends_here else message.warn_us, message.priority,
+        None if ends_here else message.warn_us, message.priority, extra_text(entry.extra),
     )  # fmt: skip
     cursor.execute(_ENTRY, row)
 
@@ -474,7 +479,7 @@ def is_content_lost(cursor: apsw.Cursor, message_id: str) -> bool | None:
 
 
 def read_facts(row: Sequence[Any]) -> MessageFacts:
-    """Return the facts in a row of MESSAGE_COLUMNS."""
+    """Return the facts in a row of MESSAGE_COLUMNS. Raises ValueError for values that are none."""
     return MessageFacts(
         id=row[0],
         envelope=Envelope(
@@ -482,7 +487,7 @@ def read_facts(row: Sequence[Any]) -> MessageFacts:
         ),
         source=Source(row[2]), trusted=bool(row[3]), received_us=row[4], expires_us=row[5],
         size=row[6], account=row[7], submission_id=row[8], client=row[13], message_id=row[14],
-        subject=row[15],
+        subject=row[15], extra=parse_message_extra(row[16]),
     )  # fmt: skip
 
 
@@ -503,6 +508,7 @@ def _message_row(facts: MessageFacts) -> tuple[Any, ...]:
         facts.id, mail.reverse_path, facts.source, int(facts.trusted), facts.received_us,
         facts.expires_us, facts.size, facts.account, facts.submission_id, mail.envid, mail.ret,
         int(mail.smtputf8), int(mail.eight_bit), facts.client, facts.message_id, facts.subject,
+        extra_text(facts.extra),
     )  # fmt: skip
 
 

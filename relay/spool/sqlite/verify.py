@@ -69,6 +69,10 @@ _LOST_ROWS = {
     "a content": f"""
         SELECT message_id || '-' || number FROM entry WHERE {_LIVE}
         AND content_id NOT IN (SELECT id FROM content)""",
+    "a readable text of its other fields": f"""
+        SELECT e.message_id || '-' || e.number FROM entry e JOIN message m ON m.id = e.message_id
+        WHERE {_LIVE} AND (e.extra <> '' AND NOT json_valid(e.extra)
+            OR m.extra <> '' AND NOT json_valid(m.extra))""",
 }
 _ENTRYLESS = f"""FROM recipient r WHERE {_LIVE_RECIPIENTS}
     AND EXISTS (SELECT 1 FROM message m WHERE m.id = r.message_id)

@@ -50,7 +50,7 @@ class Queue:
         self._number += 1
         name = f"{self._number:06d}"
         self.cursor.execute(
-            "INSERT INTO message VALUES (?,?,'smtp',1,?,?,1,?,'','','',0,0,'','','')",
+            "INSERT INTO message VALUES (?,?,'smtp',1,?,?,1,?,'','','',0,0,'','','','')",
             (name, sender, due_us, due_us + 10**15, sender),
         )
         self.cursor.execute(

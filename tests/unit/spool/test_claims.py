@@ -16,6 +16,7 @@ from relay.spool.types import (
     Settlement,
 )
 from tests.support.journeys import states
+from tests.support.operator import command, reroute
 from tests.support.spools import ids_of
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
@@ -132,6 +133,9 @@ async def test_a_held_entry_is_claimed_as_held_when_it_expires(
         "UPDATE entry SET next_hop = 'nonsense' WHERE message_id = ?",
         "UPDATE recipient SET notify = 'nonsense' WHERE message_id = ?",
         "UPDATE message SET source = 'nonsense' WHERE id = ?",
+        "UPDATE message SET extra = '{' WHERE id = ?",
+        "UPDATE entry SET extra = '{' WHERE message_id = ?",
+        """UPDATE entry SET extra = '{"sender":5}' WHERE message_id = ?""",
         "DELETE FROM message WHERE id = ?",
         "DELETE FROM recipient WHERE message_id = ?",
     ],
@@ -149,6 +153,24 @@ async def test_an_unreadable_entry_is_held_and_the_others_are_claimed(
     assert ids_of(await spool.claim_due(NOW, 9, DueQuery())) == []
     listed = await spool.queue_admin.list(Selector(all=True), limit=10)
     assert broken in {one["id"] for one in listed}
+
+
+async def test_fields_of_a_younger_relay_are_ignored_and_kept(spool, make, tmp_path) -> None:
+    await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}), claim=False)
+    assert raw(tmp_path, "SELECT extra FROM entry UNION ALL SELECT extra FROM message") == [
+        ("",), ("",), ("",)
+    ]  # fmt: skip
+    younger = """{"sender":"a@b.test","later":[1]}"""
+    raw(tmp_path, "UPDATE entry SET extra = ? WHERE number = 1", younger)
+    raw(tmp_path, "UPDATE message SET extra = ?", younger)
+    for operation in ("hold", "release"):
+        await spool.queue_admin.execute(command(operation))
+    await spool.queue_admin.execute(reroute("mx:c.test"))
+    claimed = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    found = {(str(one.next_hop), one.entry_id, one.extra.sender) for one in claimed}
+    assert found == {("mx:c.test", 1, "a@b.test"), ("mx:c.test", 2, "")}
+    kept = raw(tmp_path, "SELECT extra ->> '$.later' FROM entry WHERE number = 1")
+    assert kept == raw(tmp_path, "SELECT extra ->> '$.later' FROM message") == [("[1]",)]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,18 @@ async def test_the_mail_root_is_known_after_a_recovery(filled: Path, open_spool)
     recovered.close()
 
 
+def test_the_fields_by_which_no_query_selects_are_known_after_a_recovery(filled: Path) -> None:
+    with closing(apsw.Connection(str(filled))) as connection:
+        for table in ("message", "entry"):
+            connection.execute(f"""UPDATE {table} SET extra = '{{"later":1}}'""")
+    damage(filled, pages_of(filled, "event")[1])
+    recover_spool(filled, stamp="now")
+    with closing(apsw.Connection(str(filled))) as recovered:
+        for table in ("message", "entry"):
+            found = recovered.execute(f"SELECT DISTINCT extra FROM {table}").fetchall()
+            assert found == [('{"later":1}',)]
+
+
 def test_an_undamaged_spool_is_not_changed(filled: Path) -> None:
     before = filled.read_bytes()
     damage_mark_of(filled).write_text("it was thought to be damaged")

@@ -84,6 +84,11 @@ def test_a_sound_spool_has_no_findings(path: Path, filled, mode, full) -> None:
             "DELETE FROM content WHERE id = (SELECT content_id FROM entry WHERE message_id = ?)",
             {"a content"},
         ),
+        (
+            "UPDATE entry SET extra = '{' WHERE message_id = ?",
+            {"a readable text of its other fields"},
+        ),
+        ("UPDATE message SET extra = '{' WHERE id = ?", {"a readable text of its other fields"}),
     ],
 )
 def test_lost_rows_are_reported_by_every_verification(path, filled, sql, expected) -> None:

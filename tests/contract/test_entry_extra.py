@@ -1,0 +1,65 @@
+"""The fields of an entry by which no query selects: with the entry wherever it goes."""
+
+import dataclasses
+
+from msgspec.structs import replace
+
+from relay import spool as spools
+from relay.crashpoints import CrashPoints
+from relay.message.outcome import DeferralClass, Deferred, Evidence
+from relay.observe.metrics import Metrics
+from relay.spool.types import DueQuery, EntryExtra, EntrySchedule, Settlement
+from tests.support.operator import command, own_mx
+
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+NOW = 10**18  # after the due time of every entry in these tests
+EXTRA = EntryExtra(
+    chosen=True, sender="SRS0=x=y=ü.test=b@example.test", delivered_to='"li st"@example.test'
+)
+
+
+def with_extra(message, extra: EntryExtra = EXTRA):
+    """The message, with these fields in its first entry."""
+    first, *others = message.entries
+    return replace(message, entries=(replace(first, extra=extra), *others))
+
+
+async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, make) -> None:
+    spool = open_spool()
+    await spool.start()
+    message = with_extra(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}))
+    claims = (await spool.accept(message)).claims
+    assert [one.extra for one in claims] == [EXTRA, EntryExtra()]
+    waiting = EntrySchedule(retry_us=5, due_us=5)
+    await spool.settle(Settlement(claims[0], 78, {1: LATER}, waiting))
+    await spool.stop()
+
+    spool = open_spool()
+    await spool.start()
+    claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    assert {one.entry_id: one.extra for one in claims} == {1: EXTRA, 2: EntryExtra()}
+    await spool.stop()
+
+
+async def test_a_restored_entry_has_them(settings, spool, make, clock, tmp_path) -> None:
+    await spool.accept(with_extra(make()), claim=False)
+    copy, elsewhere = tmp_path / "copy", dataclasses.replace(settings, state_dir=tmp_path / "new")
+    copy.mkdir()
+    spools.storage(settings).back_up(copy, on_part=lambda *_: None)
+    spools.storage(elsewhere).restore(copy)
+    again = spools.open(elsewhere, clock=clock, crash=CrashPoints(), metrics=Metrics())
+    await again.start()
+    (claim,) = (await again.claim_due(NOW, 9, DueQuery())).claims
+    assert claim.extra == EXTRA
+    await again.stop()
+
+
+async def test_a_part_of_an_entry_has_them_too(spool, make) -> None:
+    message = with_extra(make({"smtp://hub.test:25": ["x@a.test", "y@b.test"]}))
+    await spool.accept(message, claim=False)
+    await spool.queue_admin.execute(command("reroute", to=own_mx))
+    claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    assert sorted((str(one.next_hop), one.extra.sender) for one in claims) == [
+        ("mx:a.test", EXTRA.sender),
+        ("mx:b.test", EXTRA.sender),
+    ]
