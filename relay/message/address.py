@@ -1,8 +1,9 @@
 """Parse and canonicalise addresses: mailboxes, and the paths of MAIL and RCPT.
 
 A parsed address has no CR, LF, NUL or other control character, a lower-case domain, and quotes
-around the local part only where they are needed. AddressError says what is wrong and carries the
-RFC 3463 status for the reply.
+around the local part only where they are needed. Only the limit of the path holds for a local part
+that a forwarder wrote (SRS). AddressError says what is wrong and carries the RFC 3463 status for
+the reply.
 RFC 5321 4.1.2, 4.1.3, 4.5.3.1 and appendix C; RFC 6531 3.3; RFC 5890.
 """
 
@@ -37,6 +38,8 @@ _quoted = re.compile(
 _in_brackets = re.compile(r'<((?:[^<>"\\]|"(?:[^"\\]|\\.)*")*)>(?: +(.*)|$)', re.DOTALL).fullmatch
 _source_route = re.compile(r"@[^@:,]+(?:,@[^@:,]+)*:").match
 _pair = re.compile(r"\\(.)")
+# RFC 5321 4.5.3.1 asks for no limit, and SRS needs more than 64 octets (relay/message/srs.py).
+_forwarded = re.compile(r'"?SRS[01][=+-]', re.IGNORECASE | re.ASCII).match
 _not_plain = re.compile(r'(["\\])')
 
 
@@ -122,6 +125,16 @@ def own_mailbox(address: str) -> str:
         return f"{local_part}@{domain.lower()}"
 
 
+def plain_local_part(local_part: str) -> str:
+    """Return a canonical local part without the quotes that it may need."""
+    return _pair.sub(r"\1", local_part[1:-1]) if local_part.startswith('"') else local_part
+
+
+def written_local_part(plain: str) -> str:
+    """Return a local part in its canonical form: with quotes, if it needs them."""
+    return plain if _dot_string(plain) else '"' + _not_plain.sub(r"\\\1", plain) + '"'
+
+
 def _parse_general(text: str, *, smtputf8: bool) -> str:
     if not text.isascii():
         _check_international(text, smtputf8=smtputf8)
@@ -147,7 +160,8 @@ def _check_international(text: str, *, smtputf8: bool) -> None:
 def _canonical_local_part(local_part: str) -> str:
     if not local_part:
         raise AddressError("the local part before the @ is missing")
-    if len(local_part.encode("utf-8")) > LOCAL_PART_OCTETS_MAX:
+    octets = len(local_part.encode("utf-8"))
+    if octets > LOCAL_PART_OCTETS_MAX and not _forwarded(local_part):
         raise AddressError(f"the local part is longer than {LOCAL_PART_OCTETS_MAX} octets")
     if _dot_string(local_part):
         return local_part
@@ -157,10 +171,7 @@ def _canonical_local_part(local_part: str) -> str:
             f"the local part {excerpt(local_part)} is neither atoms with single dots between them"
             " nor one quoted string"
         )
-    plain = _pair.sub(r"\1", quoted.group(1))
-    if _dot_string(plain):
-        return plain
-    return '"' + _not_plain.sub(r"\\\1", plain) + '"'
+    return written_local_part(_pair.sub(r"\1", quoted.group(1)))
 
 
 def _canonical_domain(domain: str) -> str:
