@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from relay import api, spool
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.app.configuration import ListenerCertificates, route_table, server_certificates
+from relay.app.srs_key import srs_of
 from relay.app.state_dir import lock_file
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
@@ -28,6 +29,7 @@ from relay.mailbox import FileStore
 from relay.mailbox.mail_root import STORE, SUBMISSIONS, MailRoot
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
+from relay.message.srs import Srs
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
@@ -99,6 +101,7 @@ class Foundation:
     pressure: Pressure  # what SMTP sessions, HTTP server and pickup check
     readiness: Readiness  # set by the daemon, shown by /readyz
     table: RouteTable  # which address is local, and the next hop of others
+    srs: Srs  # the senders of mail that is forwarded to other domains
     root: MailRoot  # proves that the mail root is there
     store_log: SubmissionLog  # steps 1 to 4
     store: FileStore  # mailboxes and pending submissions
@@ -158,8 +161,9 @@ def open_foundation(
         settings=settings, sources=sources, certificates=certificates,
         clock=clock, ids=ids, crash=crash, metrics=metrics,
         history=MetricsHistory(metrics, clock), changes=changes, pressure=Pressure(),
-        readiness=Readiness(), table=table, root=root, store_log=store_log, store=store,
-        spool=engine, journeys=Journeys(engine, store_log, clock=clock),
+        readiness=Readiness(), table=table, srs=srs_of(settings), root=root,
+        store_log=store_log, store=store, spool=engine,
+        journeys=Journeys(engine, store_log, clock=clock),
         feed=EventFeed(engine, LogReader(log_directory)),
         refusals=refusals,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from msgspec import Struct
 from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.app.configuration import anonymous_fault, route_table
+from relay.app.srs_key import SRS_KEY_FILE, read_srs_key
 from relay.app.state_dir import is_running, owner_of, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
@@ -305,6 +306,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
     yield from _permissions(settings, place, environ)
     yield from _token_key(settings)
+    yield from _srs_key(settings)
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
     yield asyncio.run(_dns(settings))
@@ -459,6 +461,17 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
         read_token_key(path)
     except SettingsError as error:
         yield from _faults("token key", error)
+
+
+def _srs_key(settings: Settings) -> Iterator[CheckFinding]:
+    """Yield the fault of the key in state_dir, if it is used and there is one."""
+    path = settings.state_dir / SRS_KEY_FILE
+    if settings.mailboxes.srs_key or not os.access(path, os.F_OK):
+        return
+    try:
+        read_srs_key(path)
+    except SettingsError as error:
+        yield from _faults("srs key", error)
 
 
 def _accounts(

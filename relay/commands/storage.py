@@ -20,6 +20,7 @@ from relay import spool
 from relay.accounts.account import DEAD_LETTER
 from relay.accounts.directory import load_accounts
 from relay.app.keys_note import note_lost
+from relay.app.srs_key import SRS_KEY_FILE, UnusableKeyError, read_srs_key
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.clock import Clock, rfc3339
 from relay.files import check_readable, fsync_path, link_or_copy
@@ -44,6 +45,17 @@ class VerifyOptions(Struct, frozen=True):
     dry_run: bool = False
     full: bool = False
     recount: bool = False
+
+
+class StateFinding(Struct, frozen=True):
+    """A fault of a file in state_dir; its keys are those of other findings."""
+
+    kind: str
+    where: str
+    found: str
+    expected: str
+    repaired: bool = False
+    action: str = ""
 
 
 class VerifyResult(Struct, frozen=True):
@@ -74,7 +86,7 @@ def verify(
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
     findings: list[dict[str, Any]] = []
 
-    def found(finding: StoreFinding | SpoolFinding) -> None:
+    def found(finding: StoreFinding | SpoolFinding | StateFinding) -> None:
         one = asdict(finding)
         if len(findings) < _FINDINGS_MAX:
             findings.append(one)
@@ -103,14 +115,26 @@ def verify(
                 raise UnknownAccountError(f"there is no account and no mailbox {name!r}")
             wanted.append(address)
         counts = verifier.run(list(dict.fromkeys(wanted)) if wanted else None)
-        in_spool = (
-            None
-            if wanted
-            else _verify_spool(
+        in_spool = None
+        if not wanted:
+            if (fault := _srs_key_fault(settings)) is not None:
+                counts.remaining += 1
+                found(fault)
+            in_spool = _verify_spool(
                 settings, options, clock=clock, is_owner=is_owner, found=found, counts=counts
             )
-        )
     return VerifyResult(counts, _document(counts, findings, in_spool))
+
+
+def _srs_key_fault(settings: Settings) -> StateFinding | None:
+    path = settings.state_dir / SRS_KEY_FILE
+    if settings.mailboxes.srs_key or not path.exists():
+        return None
+    try:
+        read_srs_key(path)
+    except UnusableKeyError as error:
+        return StateFinding("srs-key", str(path), error.found, error.expected)
+    return None
 
 
 def _verify_spool(

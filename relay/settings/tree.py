@@ -46,6 +46,7 @@ class Form(StrEnum):
     SENDER_PATTERN = "sender pattern"  # an address, "*@domain", "*@*.suffix", or "<>"
     IP = "IP address"
     SPOOL_URL = "spool url"
+    SRS_KEY = "secret"
     HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
     WEB_URL = "web url"  # without a slash at its end
 
@@ -151,6 +152,8 @@ class MailboxSettings:
     accounts: Path = Path("accounts.toml")
     catch_all: Mailbox = ""
     postmaster: Mailbox = ""
+    # of the senders that forwarded mail gets; "": a file in state_dir
+    srs_key: Annotated[str, Form.SRS_KEY, Secret] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ DURATION_EXPECTED = f"{WRITTEN_DURATION_EXPECTED}, or a number of seconds"
 SIZE_EXPECTED = 'a size such as "150 MiB", "64 kB", or a number of bytes'
 _RATE_EXPECTED = 'a number of messages and a duration of at most a day, such as "100/1m"'
 ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
+SRS_KEY_EXPECTED = "a secret of 16 to 1,024 characters"
+_SRS_KEY_LENGTH = range(16, 1025)
 _PLAIN_HTTP = "http://"
 _NEXT_HOP_EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT"
 
@@ -236,6 +238,13 @@ def parse_web_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_srs_key(text: str) -> str:
+    """Return `text` if it can be the key of SRS addresses."""
+    if len(text) not in _SRS_KEY_LENGTH or not text.isprintable():
+        raise ValueError(SRS_KEY_EXPECTED)
+    return text
+
+
 PARSERS = {
     Form.DOMAIN: parse_domain,
     Form.DOMAIN_PATTERN: parse_domain_pattern,
@@ -247,6 +256,7 @@ PARSERS = {
     Form.ROUTE_NAME: parse_route_name,
     Form.SENDER_PATTERN: parse_sender_pattern,
     Form.SPOOL_URL: parse_spool_url,
+    Form.SRS_KEY: parse_srs_key,
     Form.WEB_URL: parse_web_url,
 }
 

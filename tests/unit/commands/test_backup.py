@@ -91,7 +91,8 @@ def test_a_scheduled_send_that_becomes_ready_meanwhile_is_there(place, tmp_path)
 def test_all_of_state_dir_is_copied_but_what_is_of_a_process(place, tmp_path) -> None:
     state = place.state_dir
     for name in (
-        "refused/2026-11-22", "token-key.json", "new-kind/of/state", "spool.sqlite-put-aside/1",
+        "refused/2026-11-22", "token-key.json", "srs.key", "new-kind/of/state",
+        "spool.sqlite-put-aside/1",
         "run/lock", "ballast",
     ):  # fmt: skip
         (state / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +100,8 @@ def test_all_of_state_dir_is_copied_but_what_is_of_a_process(place, tmp_path) ->
     copy = backed_up(place, tmp_path)
     found = {str(one.relative_to(copy / "state")) for one in (copy / "state").rglob("*")}
     assert found == {
-        "refused", "refused/2026-11-22", "token-key.json", "new-kind", "new-kind/of",
-        "new-kind/of/state", "spool.sqlite-put-aside", "spool.sqlite-put-aside/1",
+        "refused", "refused/2026-11-22", "token-key.json", "srs.key", "new-kind",
+        "new-kind/of", "new-kind/of/state", "spool.sqlite-put-aside", "spool.sqlite-put-aside/1",
     }  # fmt: skip
     manifest = json.loads((copy / "manifest.json").read_text())
     assert (manifest["spool"], manifest["root"]["path"]) == ({}, str(place.mailboxes.root))

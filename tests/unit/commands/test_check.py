@@ -153,6 +153,16 @@ def test_an_unknown_language_is_answered_with_the_known_ones(files, changed, key
     assert text.endswith(f'{key}: found "fr", expected one of de, en')
 
 
+def test_the_key_of_srs_addresses_is_read_and_never_made(files):
+    state = files.folder / "state"  # files() fails if a check makes the key
+    assert of(files(), CheckResult.FAULT) == []
+    state.mkdir(exist_ok=True)
+    (state / "srs.key").touch(0o600)
+    ((what, text),) = of(files(), CheckResult.FAULT)
+    assert what == "srs key"
+    assert text.startswith(f"{state}/srs.key: found nothing, expected a secret of 16 to 1,024 ")
+
+
 def test_faults_of_accounts_and_rules_are_reported_together(files):
     faults = of(files(accounts="x = 1\n", **{"policies/10": "y = 1\n"}), CheckResult.FAULT)
     assert [what for what, _ in faults] == ["accounts", "policy"]

@@ -15,6 +15,7 @@ import relay.cli.policy
 import relay.cli.send
 import relay.cli.storage
 import relay.spool.sqlite.storage  # noqa: F401 - the other user may not be able to read them
+from relay.app.srs_key import srs_of
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.root import cli
@@ -149,6 +150,23 @@ def test_a_dry_run_takes_no_lock_and_creates_nothing(stored, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert during(stored, lambda: True, dry_run=True) == [True]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_key_of_srs_addresses_that_cannot_be_used_is_found(stored: Settings) -> None:
+    def verified() -> list[tuple[str, ...]]:
+        result = verify(stored, VerifyOptions(), environ={}, clock=SystemClock())
+        findings = result.document["findings"]
+        assert result.counts.remaining == len(findings)
+        return [(one["kind"], one["where"], one["found"]) for one in findings]
+
+    stored.state_dir.mkdir(exist_ok=True)
+    assert verified() == []
+    assert not (stored.state_dir / "srs.key").exists()
+    srs_of(stored)
+    assert verified() == []
+    file = stored.state_dir / "srs.key"
+    file.write_text("")
+    assert verified() == [("srs-key", str(file), "nothing")]
 
 
 @pytest.mark.parametrize("state", ["state", "other"])
