@@ -21,6 +21,7 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
 from relay.phrases import shown
 from relay.policy.attachment_names import TooManyPartsError
+from relay.policy.explanation import explain
 from relay.policy.rule_files import crlf, load_rules, read_rules
 from relay.policy.rule_tests import (
     PolicyReport,
@@ -115,11 +116,11 @@ def try_(
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
     try:
-        verdict = rules.evaluate(subject)
+        explained = explain(rules, subject)
     except TooManyPartsError as error:
         text = f"the rules cannot be applied to {shown(str(file))}, which is rejected: {error}"
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
-    _print(context, format_verdict(rules, verdict))
+    _print(context, format_verdict(explained))
 
 
 def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple[str, ...]]:

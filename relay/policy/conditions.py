@@ -1,15 +1,17 @@
 """The conditions of mail-flow rules: each key of `when` and `unless` is a class in CONDITIONS.
 
-To add a condition, write a frozen dataclass with parse() and matches(), and add it to
-MessageCondition and CONDITIONS: it is evaluated once per content. One that is evaluated per
-recipient has matches_recipient() and is added to RecipientCondition. Conditions are pure. parse()
-raises ValueError that says what was expected.
+To add a condition, write a frozen Struct with parse(), matches(), value_in() and found_in(), and
+add it to MessageCondition and CONDITIONS: it is evaluated once per content. One that reads the
+content is added to CONTENT_CONDITIONS. One that is evaluated per recipient has matches_recipient()
+and is added to RecipientCondition. Conditions are pure. parse() raises ValueError that says what
+was expected.
 
 Globs are matched in linear time, without regard to case; only * and ? are special, so "[EXTERNAL]*"
 is literal. MessageView reads each fact of a message once, when a condition first needs it.
 
-Where a condition matches, found_in() or found_for() returns the key and the value that matched, as
-a short text for the journey.
+value_in() or value_for() returns the value that a condition compares: of several, the first that
+matches. Where a condition matches, found_in() or found_for() returns the key and that value, as a
+short text for the journey.
 
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
@@ -130,9 +132,13 @@ class SenderCondition(GlobCondition, frozen=True):
         """Return whether the condition matches."""
         return self.globs.match(view.message.reverse_path or "<>")
 
-    def found_in(self, view: MessageView) -> str:
+    def value_in(self, view: MessageView) -> str:
         """Return the reverse-path."""
-        return _found("sender", view.message.reverse_path or "<>")
+        return view.message.reverse_path or "<>"
+
+    def found_in(self, view: MessageView) -> str:
+        """Return the key and the value."""
+        return _found("sender", self.value_in(view))
 
 
 class RecipientAddressCondition(GlobCondition, frozen=True):
@@ -142,8 +148,12 @@ class RecipientAddressCondition(GlobCondition, frozen=True):
         """Return whether the condition matches."""
         return self.globs.match(recipient)
 
-    def found_for(self, _: MessageView, recipient: str) -> str:
+    def value_for(self, _: MessageView, recipient: str) -> str:
         """Return the address."""
+        return recipient
+
+    def found_for(self, _: MessageView, recipient: str) -> str:
+        """Return the key and the value."""
         return _found("recipient", recipient)
 
 
@@ -175,9 +185,13 @@ class DirectionCondition(Struct, frozen=True):
         """Return whether the condition matches."""
         return _direction(view, recipient) in self.directions
 
-    def found_for(self, view: MessageView, recipient: str) -> str:
+    def value_for(self, view: MessageView, recipient: str) -> str:
         """Return the direction."""
-        return f"direction {_direction(view, recipient)}"
+        return str(_direction(view, recipient))
+
+    def found_for(self, view: MessageView, recipient: str) -> str:
+        """Return the key and the value."""
+        return f"direction {self.value_for(view, recipient)}"
 
 
 class SourceCondition(Struct, frozen=True):
@@ -194,9 +208,13 @@ class SourceCondition(Struct, frozen=True):
         """Return whether the condition matches."""
         return view.message.source in self.sources
 
-    def found_in(self, view: MessageView) -> str:
+    def value_in(self, view: MessageView) -> str:
         """Return how it arrived."""
-        return f"source {view.message.source}"
+        return str(view.message.source)
+
+    def found_in(self, view: MessageView) -> str:
+        """Return the key and the value."""
+        return f"source {self.value_in(view)}"
 
 
 class SizeOverCondition(Struct, frozen=True):
@@ -215,9 +233,13 @@ class SizeOverCondition(Struct, frozen=True):
         """Return whether the condition matches."""
         return view.content.size > self.size_bytes
 
+    def value_in(self, view: MessageView) -> str:
+        """Return the size."""
+        return str(view.content.size)
+
     def found_in(self, view: MessageView) -> str:
         """Return the size and the limit."""
-        return f"size {view.content.size}, over {self.size_bytes}"
+        return f"size {self.value_in(view)}, over {self.size_bytes}"
 
 
 class SubjectCondition(GlobCondition, frozen=True):
@@ -227,9 +249,13 @@ class SubjectCondition(GlobCondition, frozen=True):
         """Return whether the condition matches."""
         return self.globs.match(view.subject)
 
-    def found_in(self, view: MessageView) -> str:
+    def value_in(self, view: MessageView) -> str:
         """Return the Subject."""
-        return _found("subject", view.subject)
+        return view.subject
+
+    def found_in(self, view: MessageView) -> str:
+        """Return the key and the value."""
+        return _found("subject", self.value_in(view))
 
 
 class HeaderCondition(Struct, frozen=True):
@@ -257,17 +283,25 @@ class HeaderCondition(Struct, frozen=True):
         """Return whether the condition matches."""
         return any(globs.match_any(view.header(name)) for name, globs in self.fields)
 
+    def value_in(self, view: MessageView) -> str:
+        """Return the first field that matches, else the first of these fields, "" without any."""
+        return ": ".join(self._field(view))
+
     def found_in(self, view: MessageView) -> str:
         """Return the first field that matches."""
-        found = ((name, globs, view.header(name)) for name, globs in self.fields)
-        return next(
-            (
-                _found(f"header {name}", globs.first_match(values))
-                for name, globs, values in found
-                if globs.match_any(values)
-            ),
-            "header",
-        )
+        name, value = self._field(view)
+        return _found(f"header {name}", value)
+
+    def _field(self, view: MessageView) -> tuple[str, ...]:
+        """Return the name and the value of value_in(), nothing without any."""
+        found: tuple[str, ...] = ()
+        for name, globs in self.fields:
+            values = view.header(name)
+            if globs.match_any(values):
+                return name, globs.first_match(values)
+            if values and not found:
+                found = name, values[0]
+        return found
 
 
 class AttachmentNameCondition(GlobCondition, frozen=True):
@@ -282,9 +316,14 @@ class AttachmentNameCondition(GlobCondition, frozen=True):
         """Return whether the condition matches."""
         return self.globs.match_any(view.attachment_names)
 
+    def value_in(self, view: MessageView) -> str:
+        """Return the first name that matches, else all names."""
+        names = view.attachment_names
+        return self.globs.first_match(names) or ", ".join(names)
+
     def found_in(self, view: MessageView) -> str:
-        """Return the first name that matches."""
-        return _found("attachment_name", self.globs.first_match(view.attachment_names))
+        """Return the key and the value."""
+        return _found("attachment_name", self.value_in(view))
 
 
 MessageCondition = (
@@ -295,6 +334,8 @@ MessageCondition = (
     | HeaderCondition
     | AttachmentNameCondition
 )
+# What these compare is known only where there is a message.
+CONTENT_CONDITIONS = (SizeOverCondition, SubjectCondition, HeaderCondition, AttachmentNameCondition)
 RecipientCondition = RecipientAddressCondition | DirectionCondition
 Condition = MessageCondition | RecipientCondition
 
@@ -310,11 +351,22 @@ CONDITIONS: dict[str, type[Condition]] = {
     "header": HeaderCondition,
     "attachment_name": AttachmentNameCondition,
 }
+_KEYS = {kind: key for key, kind in CONDITIONS.items()}
+
+
+def key_of(condition: Condition) -> str:
+    """Return the key of a condition in a rule file."""
+    return _KEYS[type(condition)]
+
+
+def cut_value(value: str) -> str:
+    """Return a value as a journey or an explanation shows it."""
+    cut = value[:_FOUND_CHARACTERS_MAX]
+    return f"{cut}…" if len(cut) < len(value) else cut
 
 
 def _found(key: str, value: str) -> str:
-    cut = value[:_FOUND_CHARACTERS_MAX]
-    return f'{key} "{cut}{"…" if len(cut) < len(value) else ""}"'
+    return f'{key} "{cut_value(value)}"'
 
 
 def _texts(value: Any) -> list[str]:

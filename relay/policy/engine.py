@@ -150,14 +150,14 @@ class RuleSet:
 
         Raises TooManyPartsError.
         """
-        evaluation = _Evaluation(message)
+        evaluation = Evaluation(message)
         for rule in self.rules:
             if rule.mode is not RuleMode.OFF:
                 evaluation.apply(rule)
         return evaluation.verdict()
 
 
-class _Evaluation:
+class Evaluation:
     """The state of one evaluation, as parallel lists with an item per recipient."""
 
     def __init__(self, message: ExaminedMessage) -> None:
@@ -171,7 +171,7 @@ class _Evaluation:
 
     def apply(self, rule: Rule) -> None:
         """Apply the rule to the recipients that it matches."""
-        matched = self._matched(rule)
+        matched = self.matched(rule)
         if not matched:
             return
         addresses = tuple(self._message.recipients[each] for each in matched)
@@ -205,7 +205,8 @@ class _Evaluation:
         contents = tuple(self._views[old].content for old in used)
         return Verdict(tuple(recipients), tuple(additions), contents, tuple(self._hits))
 
-    def _matched(self, rule: Rule) -> list[int]:
+    def matched(self, rule: Rule) -> list[int]:
+        """Return the places of the recipients that are open and that the rule matches."""
         concerned: dict[int, bool] = {}  # by content, so that its conditions are evaluated once
         matched = []
         for index, recipient in enumerate(self._message.recipients):

@@ -9,6 +9,7 @@ for --json.
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from relay.message.content import Content
@@ -24,6 +25,7 @@ from relay.mime import headers
 from relay.phrases import counted
 from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import OverallVerdict, RuleMode, RuleSet, RuleTest
+from relay.policy.explanation import RulesExplained
 
 
 class RuleTestResult(Struct, frozen=True):
@@ -177,25 +179,25 @@ def format_test_results(results: Sequence[RuleTestResult]) -> PolicyReport:
     return PolicyReport((*lines, summary), {"tests": tests, "failed": failed}, good=not failed)
 
 
-def format_verdict(rules: RuleSet, verdict: Verdict) -> PolicyReport:
+def format_verdict(explained: RulesExplained) -> PolicyReport:
     """List what each rule would do with a message, and the result per recipient."""
-    hits = {hit.rule: hit for hit in verdict.hits}
-    lines = []
-    for rule in rules.rules:
-        if rule.mode is RuleMode.OFF:
-            lines.append(f"{rule.name}: off")
-        elif rule.name not in hits:
-            lines.append(f"{rule.name}: no match")
+    verdict, lines = explained.verdict, []
+    for rule in explained.rules:
+        if rule.mode == RuleMode.OFF:
+            lines.append(f"{rule.rule}: off")
+        elif not rule.matched:
+            lines.append(f"{rule.rule}: no match")
         else:
-            would = "would " if rule.mode is RuleMode.AUDIT else ""
-            addresses = ", ".join(hits[rule.name].recipients)
-            lines.append(f"{rule.name}: match for {addresses} -> {would}{rule.outcome}")
+            would = "would " if rule.mode == RuleMode.AUDIT else ""
+            lines.append(
+                f"{rule.rule}: match for {', '.join(rule.recipients)} -> {would}{rule.outcome}"
+            )
     lines += [_fate_line(each.address, _fate(each), each.rule) for each in verdict.recipients]
     lines += [_fate_line(each.address, "gets a copy", each.rule) for each in verdict.additions]
     overall = overall_verdict(verdict)
     document = {
         "verdict": str(overall),
-        "rules": [hit.as_json() for hit in verdict.hits],
+        "rules": msgspec.to_builtins(explained.rules),
         "recipients": [
             {
                 "address": each.address,

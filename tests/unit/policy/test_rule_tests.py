@@ -5,6 +5,7 @@ import json
 import pytest
 
 from relay.message.verdict import Source
+from relay.policy.explanation import explain
 from relay.policy.rule_files import PolicyError, load_rules
 from relay.policy.rule_tests import (
     examined_message,
@@ -32,7 +33,7 @@ def test_try_lists_each_rule_and_each_recipient(rules_of):
     rules = rules_of(RULES)
     to = [f"{name}@out.test" for name in "bcde"]
     message = examined_message("a@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
-    output = format_verdict(rules, rules.evaluate(message))
+    output = format_verdict(explain(rules, message))
     assert output.lines == (
         "tag: match for b@out.test, c@out.test, d@out.test, e@out.test -> would subject_prefix",
         "log: match for b@out.test, c@out.test, d@out.test, e@out.test -> bcc",
@@ -55,6 +56,13 @@ def test_try_lists_each_rule_and_each_recipient(rules_of):
         "deliver", "redirect", "discard", "reject",
     ]  # fmt: skip
     assert document["subjects"] == ["hello"]
+    assert [(each["rule"], each["matched"]) for each in document["rules"]] == [
+        ("tag", True), ("log", True), ("move", True), ("drop", True), ("never", False),
+        ("refuse", True), ("other", False),
+    ]  # fmt: skip
+    assert document["rules"][6]["conditions"] == [
+        {"condition": "recipient", "value": "b@out.test", "holds": False}
+    ]
 
 
 def test_check_lists_the_rules(rules_of):

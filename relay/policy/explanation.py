@@ -1,0 +1,152 @@
+"""Explain the rules: one evaluation that gives the verdict, and every rule with what it compared.
+
+explain() is RuleSet.evaluate() with findings: it applies the rules by the same code, and each
+condition of a rule says what it compared and whether it holds. Without a message, a condition on
+the content is unknown, and so may be the rule; such a rule is not applied.
+
+A pure function. Raises what evaluate() raises.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from relay.message.verdict import ExaminedMessage, Verdict
+from relay.policy.actions import ACTIONS
+from relay.policy.conditions import (
+    CONTENT_CONDITIONS,
+    Condition,
+    MessageView,
+    RecipientCondition,
+    cut_value,
+    key_of,
+)
+from relay.policy.engine import Evaluation, Rule, RuleMode, RuleSet
+
+_ACTION_KEYS = {kind: key for key, kind in ACTIONS.items()}
+
+
+class ConditionFinding(Struct, frozen=True):
+    """What a condition compared. One of `unless` is named "unless KEY": if it holds, the rule does
+    not match. `holds` None: the condition needs a message, and there is none.
+    """
+
+    condition: str
+    value: str
+    holds: bool | None
+
+
+class RuleFinding(Struct, frozen=True):
+    """A rule for the recipients that it could still match, in the order of the rules."""
+
+    rule: str  # its name
+    mode: str  # enforce, audit or off
+    matched: bool | None  # None: that depends on a message, and there is none
+    recipients: tuple[str, ...]  # that it matches
+    conditions: tuple[ConditionFinding, ...]  # for the first of these, else for the first recipient
+    actions: tuple[dict[str, Any], ...]  # what it does with a message that it matches
+    outcome: str  # the keys of these
+    skipped: str  # why it was not evaluated, "" if it was
+    file: str  # where it is
+    line: int  # the same
+
+
+class RulesExplained(Struct, frozen=True):
+    """The verdict, and every rule."""
+
+    verdict: Verdict
+    rules: tuple[RuleFinding, ...]
+
+
+def explain(
+    rules: RuleSet, message: ExaminedMessage, *, has_content: bool = True
+) -> RulesExplained:
+    """Apply the rules as RuleSet.evaluate() does. Without content, `message.content` is empty.
+
+    Raises TooManyPartsError; OSError for a large body that cannot be read.
+    """
+    evaluation = _Explaining(message, has_content=has_content)
+    findings = [evaluation.finding(rule) for rule in rules.rules]
+    return RulesExplained(evaluation.verdict(), tuple(findings))
+
+
+class _Explaining(Evaluation):
+    """An evaluation that keeps what the conditions of the rule in progress compared."""
+
+    def __init__(self, message: ExaminedMessage, *, has_content: bool) -> None:
+        super().__init__(message)
+        self._has_content = has_content
+        self._compared: dict[int, tuple[ConditionFinding, ...]] = {}  # by place of the recipient
+        self._last = ""  # the rule after which no recipient was open
+
+    def finding(self, rule: Rule) -> RuleFinding:
+        """Apply a rule and return what it found."""
+        if rule.mode is RuleMode.OFF:
+            return _finding(rule, skipped="its mode is off")
+        if not any(self._open):
+            return _finding(rule, skipped=f'rule "{self._last}" was the last one')
+        self._compared, self._last = {}, rule.name
+        self.apply(rule)
+        results = {place: _matches(found) for place, found in self._compared.items()}
+        matched = [place for place, result in results.items() if result]
+        place = matched[0] if matched else min(results)
+        unknown = None in results.values()
+        return _finding(
+            rule,
+            matched=bool(matched) or (None if unknown else False),
+            recipients=tuple(self._message.recipients[each] for each in matched),
+            conditions=self._compared[place],
+        )
+
+    def matched(self, rule: Rule) -> list[int]:
+        """See Evaluation; every condition is evaluated."""
+        for place, recipient in enumerate(self._message.recipients):
+            if self._open[place]:
+                view = self._views[self._contents[place]]
+                self._compared[place] = tuple(
+                    self._examined(condition, view, recipient, prefix=prefix)
+                    for prefix, group in (("", rule.when), ("unless ", rule.unless))
+                    for condition in (*group.on_message, *group.on_recipient)
+                )
+        return [place for place, found in self._compared.items() if _matches(found)]
+
+    def _examined(
+        self, condition: Condition, view: MessageView, recipient: str, *, prefix: str
+    ) -> ConditionFinding:
+        name = prefix + key_of(condition)
+        if isinstance(condition, RecipientCondition):
+            value = condition.value_for(view, recipient)
+            holds = condition.matches_recipient(view, recipient)
+        elif isinstance(condition, CONTENT_CONDITIONS) and not self._has_content:
+            return ConditionFinding(name, "", None)
+        else:
+            value, holds = condition.value_in(view), condition.matches(view)
+        return ConditionFinding(name, cut_value(value), holds)
+
+
+def _matches(found: tuple[ConditionFinding, ...]) -> bool | None:
+    """Return whether all conditions of `when` hold and none of `unless`; None: it is unknown."""
+    results = [
+        each.holds if each.holds is None else each.holds != each.condition.startswith("unless ")
+        for each in found
+    ]
+    if False in results:
+        return False
+    return None if None in results else True
+
+
+def _finding(
+    rule: Rule,
+    *,
+    matched: bool | None = False,
+    recipients: tuple[str, ...] = (),
+    conditions: tuple[ConditionFinding, ...] = (),
+    skipped: str = "",
+) -> RuleFinding:
+    return RuleFinding(
+        rule=rule.name, mode=str(rule.mode), matched=matched, recipients=recipients,
+        conditions=conditions,
+        actions=tuple({_ACTION_KEYS[type(one)]: msgspec.to_builtins(one)} for one in rule.actions),
+        outcome=rule.outcome, skipped=skipped, file=str(rule.file), line=rule.line,
+    )  # fmt: skip
