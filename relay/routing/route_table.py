@@ -141,12 +141,14 @@ class LocalRecipient(Struct, frozen=True):
 
     mailbox: str
     is_answer: bool = False
+    route: str = ""  # that decided; "": none did
 
 
 class RemoteRecipient(Struct, frozen=True):
     """Mail for it leaves by `next_hop` (or is captured there)."""
 
     next_hop: NextHop
+    route: str = ""  # that decided; "": none did
 
 
 class InvalidRecipient(Struct, frozen=True):
@@ -154,6 +156,7 @@ class InvalidRecipient(Struct, frozen=True):
 
     status: str
     text: str
+    route: str = ""  # that rejects it; "": its address or domain is unknown
 
 
 RoutingResult = LocalRecipient | RemoteRecipient | InvalidRecipient
@@ -163,13 +166,14 @@ RoutingResult = LocalRecipient | RemoteRecipient | InvalidRecipient
 class _TableRoute:
     """One route: which mail it takes, where to, and how."""
 
-    number: int
-    name: str
-    domain: str
-    sender: str
-    action: RouteAction
-    options: HopOptions
+    number: int  # its place in the order
+    name: str  # unique
+    domain: str  # the pattern of the recipients' domains, in lower case
+    sender: str  # the pattern of the reverse-path, "" for all
+    action: RouteAction  # what becomes of the mail
+    options: HopOptions  # how its hosts are contacted
     result: RemoteRecipient | None  # for all mail that it takes; None: it depends on the address
+    demands_tls: bool  # whether it says the TLS level itself
 
     def takes_sender(self, reverse_path: str) -> bool:
         """Whether it takes mail with this reverse-path."""
@@ -222,7 +226,7 @@ class RouteTable:
         self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
         self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
         self._by_name: dict[str, _TableRoute] = {}
-        self._options_to: dict[NextHop, HopOptions] = {}  # of the first route to each host
+        self._first_to: dict[NextHop, _TableRoute] = {}  # the first route to each host
         for number, each in enumerate(routes):
             action = _action_of(each)
             options = _options_of(each, action, tls)
@@ -230,12 +234,15 @@ class RouteTable:
             name, result = name_of(each), None
             if isinstance(action, NextHop) and action != LOCAL:
                 to = action._replace(route=name) if action.host else action
-                result = RemoteRecipient(to)
-            route = _TableRoute(number, name, pattern, each.sender, action, options, result)
+                result = RemoteRecipient(to, name)
+            demands_tls = each.tls is not None or verifies(each) or options.tls.implicit
+            route = _TableRoute(
+                number, name, pattern, each.sender, action, options, result, demands_tls
+            )
             self._by_pattern.setdefault(pattern, []).append(route)
             self._by_name[route.name] = route
             if isinstance(action, NextHop):
-                self._options_to.setdefault(action, options)
+                self._first_to.setdefault(action, route)
 
     def examine(self, address: str, reverse_path: str = "") -> RoutingResult:
         """Return where mail for `address` goes; its syntax has been checked. Without
@@ -269,9 +276,11 @@ class RouteTable:
                 assert route is not None
                 return _examine_mx(address, domain, route=route.name)
             case RejectRoute(status, text):
-                return _rejected(status, address, text)
+                assert route is not None
+                return _rejected(status, address, text, route=route.name)
             case NextHop():  # LOCAL: another one has a result
-                return self._examine_local(address)
+                assert route is not None
+                return self._examine_local(address, route=route.name)
 
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).
@@ -308,19 +317,18 @@ class RouteTable:
         Without a route's name: as the first route to this host says, for a domain's MX as the route
         of the domain if that leads there. Otherwise as [delivery] says.
         """
-        if next_hop.route:
-            route = self._by_name.get(next_hop.route)
-            if route is not None and route.leads_to(next_hop):
-                return route.options
+        route = self._route_behind(next_hop)
+        if route is not None:
+            return route.options
         if next_hop.kind is HopKind.MX:
-            route = self._route_for(next_hop.host, "")
-            uses_mx = route is not None and isinstance(route.action, UseMx)
-            return route.options if route is not None and uses_mx else self._default_options
-        found = self._options_to.get(next_hop)  # of no route, if it is named and gone
-        if found is not None:
-            return found
+            return self._default_options
         tls = replace(self._default_options.tls, implicit=next_hop.kind is HopKind.SMTPS)
         return HopOptions(tls)
+
+    def tls_demanded_by(self, next_hop: NextHop) -> str:
+        """Return who demands the TLS level of options_for(): "route NAME" or "configuration"."""
+        route = self._route_behind(next_hop)
+        return f"route {route.name}" if route is not None and route.demands_tls else "configuration"
 
     def still_leads(self, next_hop: NextHop, addresses: Iterable[str], reverse_path: str) -> bool:
         """Whether the route that chose a next hop still sends this mail there. A next hop without
@@ -332,6 +340,17 @@ class RouteTable:
         if route is None or not route.leads_to(next_hop) or not route.takes_sender(reverse_path):
             return False
         return all(route in self._routes_for(ascii_domain_of(address)) for address in addresses)
+
+    def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
+        """Return the route that says how to contact a next hop."""
+        if next_hop.route:
+            route = self._by_name.get(next_hop.route)
+            if route is not None and route.leads_to(next_hop):
+                return route
+        if next_hop.kind is HopKind.MX:
+            route = self._route_for(next_hop.host, "")
+            return route if route is not None and isinstance(route.action, UseMx) else None
+        return self._first_to.get(next_hop)  # of no route, if it is named and gone
 
     def is_local_domain(self, domain: str) -> bool:
         """Whether `domain` is local; rules check the sender with it."""
@@ -361,10 +380,10 @@ class RouteTable:
         found = [route for one in patterns for route in self._by_pattern.get(one, ())]
         return tuple(sorted(found, key=lambda route: route.number))
 
-    def _examine_local(self, address: str) -> RoutingResult:
+    def _examine_local(self, address: str, *, route: str = "") -> RoutingResult:
         """Return the mailbox, or 550 5.1.1 for an unknown user."""
         if mailbox := self.mailbox_for(address):
-            return LocalRecipient(mailbox)
+            return LocalRecipient(mailbox, route=route)
         return _rejected("5.1.1", address, "no such user here; check the spelling")  # RFC 3463 3.2
 
     def _examine_without_domain(self, address: str) -> RoutingResult:
@@ -391,14 +410,14 @@ def _action_of(route: Route) -> RouteAction:
 
 def _examine_mx(address: str, domain: str, *, route: str) -> RoutingResult:
     if not domain.startswith("["):
-        return RemoteRecipient(NextHop(HopKind.MX, domain, route=route))
+        return RemoteRecipient(NextHop(HopKind.MX, domain, route=route), route)
     host = literal_address(domain)
     if host is None:
         return _rejected("5.1.3", address, "this address literal is malformed; use a domain name")
     if not route:
         # RFC 3463 3.2
         return _rejected("5.1.2", address, "no mail to address literals; use a domain name")
-    return RemoteRecipient(NextHop(HopKind.MX, domain, route=route))
+    return RemoteRecipient(NextHop(HopKind.MX, domain, route=route), route)
 
 
 def ascii_domain_of(address: str) -> str:
@@ -429,5 +448,5 @@ def _local_part(address: str) -> str:
     return address.rpartition("@")[0].lower() if "@" in address else address.lower()
 
 
-def _rejected(status: str, address: str, text: str) -> InvalidRecipient:
-    return InvalidRecipient(status, own_reply(status, f"<{address}>: {text}"))
+def _rejected(status: str, address: str, text: str, *, route: str = "") -> InvalidRecipient:
+    return InvalidRecipient(status, own_reply(status, f"<{address}>: {text}"), route)

@@ -51,7 +51,7 @@ def test_no_mail_takes_the_route_by_itself(tmp_path, url, level):
     target = ReleaseTarget.parse(url)
     routes = (Route("*", "capture"), target.route(tmp_path))
     table = RouteTable(routes, ["example.test"], DevelopmentAccounts())
-    assert table.examine("a@mail.test") == RemoteRecipient(CAPTURE)
+    assert table.examine("a@mail.test") == RemoteRecipient(CAPTURE, "* capture")
     options = table.options_for(target.next_hop)
     assert options.tls.level == level
     login = options.login

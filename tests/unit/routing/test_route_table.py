@@ -129,7 +129,53 @@ def test_a_route_that_names_a_local_domain_takes_its_mail_but_not_its_postmaster
     ],
 )
 def test_a_rejecting_route_says_why(text, status, reply):
-    assert table(("x.test", text)).examine("b@x.test") == InvalidRecipient(status, reply)
+    assert table(("x.test", text)).examine("b@x.test") == InvalidRecipient(
+        status, reply, f"x.test {text}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("bob@mx.test", "mx.test mx"),
+        ("bob@host.test", "host.test smtp://127.0.0.1:2626"),
+        ("alice@local.test", "local.test local"),
+        ("bob@kept.test", "kept.test capture"),
+        ("bob@closed.test", "closed.test reject:no"),
+        ("bob@other.test", ""),
+        ("alice@example.test", ""),
+        ("nobody@local.test", ""),
+    ],
+)
+def test_a_result_names_the_route_that_decided(address, name):
+    routes = table(
+        ("mx.test", "mx"),
+        ("host.test", "smtp://127.0.0.1:2626"),
+        ("local.test", "local"),
+        ("kept.test", "capture"),
+        ("closed.test", "reject:no"),
+        catch_all="" if address.startswith("nobody") else "alice@example.test",
+    )
+    assert routes.examine(address).route == name
+
+
+def test_the_tls_level_is_demanded_by_a_route_that_says_it_or_by_the_configuration(tmp_path):
+    password = tmp_path / "password"
+    password.write_text("secret")
+    routes = [
+        Route("a.test", "mx", tls="required"),
+        Route("b.test", "mx"),
+        Route("c.test", "smtp://mail.test:25", auth=RouteAuth("me", password), name="paid"),
+        Route("d.test", "smtp://mail.test:26"),
+        Route("f.test", "smtps://mail.test:465"),
+    ]
+    made = RouteTable(routes, [], Accounts())
+    hops = [made.next_hop_for(f"x@{one}.test") for one in "abcdef"]
+    assert [made.tls_demanded_by(hop) for hop in hops] == [
+        "route a.test mx", "configuration", "route paid", "configuration", "configuration",
+        "route f.test smtps://mail.test:465",
+    ]  # fmt: skip
+    assert made.tls_demanded_by(NextHop.parse("smtp://mail.test:25")) == "route paid"
 
 
 def test_catch_all_takes_unknown_users_and_postmaster_has_its_own_mailbox():
@@ -326,8 +372,8 @@ def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
     assert found.examine("bob+550@other.test") == mx("other.test")
     assert found.examine("Bob@Gmail.com") == mx("gmail.com")
     assert found.examine("bob+550@b\u00fccher.test") == mx("xn--bcher-kva.test")
-    assert found.examine("bob@other.test") == RemoteRecipient(CAPTURE)
-    assert found.examine("bob+550@[192.0.2.1]") == RemoteRecipient(CAPTURE)
+    assert found.examine("bob@other.test") == RemoteRecipient(CAPTURE, "* capture")
+    assert found.examine("bob+550@[192.0.2.1]") == RemoteRecipient(CAPTURE, "* capture")
     assert found.next_hop_for("bob@gmail.com") == NextHop(HopKind.MX, "gmail.com")
     assert found.options_for(NextHop(HopKind.MX, "gmail.com")).tls == TlsPolicy("opportunistic")
     del asked[:]
