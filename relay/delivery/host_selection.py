@@ -7,8 +7,9 @@ a retried message a failure counts for at most half of the time that the message
 each retry connects again.
 """
 
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from msgspec import Struct
@@ -92,6 +93,19 @@ class HostStatusCache:
             self._known.popitem(last=False)
 
 
+def with_tls(found: Hosts, tls: TlsPolicy) -> Hosts:
+    """Return the hosts of a next hop, each with its TLS policy."""
+    hosts = tuple([replace(one, tls=tls.for_host(one.name, one.tls)) for one in found.hosts])
+    return replace(found, hosts=hosts)
+
+
+def of_family(addresses: Sequence[str], source: str) -> Sequence[str]:
+    """Return the addresses that can be reached from a source address; "": the system chooses."""
+    if not source:
+        return addresses
+    return [address for address in addresses if (":" in address) == (":" in source)]
+
+
 class HostUse(Struct, frozen=True):
     """A site's sessions: how many each host has, with those that are being opened, and which hosts
     are connected.
@@ -136,6 +150,16 @@ class HostSelection:
             if found is None and isinstance(failure.outcome, Deferred):
                 found = failure.outcome
         return found
+
+    def last_failure(self) -> ConnectFailure | None:
+        """The last failure to connect to one of the hosts, unless a connection followed."""
+        known = (self._host_status.failure(key, since_s=-math.inf) for key in self._keys())
+        return max(filter(None, known), key=lambda each: each.at_s, default=None)
+
+    def all_failed(self) -> bool:
+        """Whether all hosts failed recently enough for mail that was never attempted."""
+        since_s = self._clock.monotonic() - self._options.unreachable_s
+        return all(self._host_status.failure(key, since_s=since_s) for key in self._keys())
 
     def has_answered(self) -> bool:
         """Whether one of the hosts was connected to recently, by any site."""
@@ -244,10 +268,7 @@ class HostSelection:
         ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
         source = self._via.source_address
         return [
-            (host, address)
-            for host in ordered
-            for address in host.addresses
-            if not source or (":" in address) == (":" in source)
+            (host, address) for host in ordered for address in of_family(host.addresses, source)
         ]
 
     def _rank(self, host: Host) -> tuple[bool, int]:

@@ -31,8 +31,9 @@ from relay.delivery.host_selection import (
     HostKey,
     HostSelection,
     HostStatusCache,
+    with_tls,
 )
-from relay.delivery.site import Site
+from relay.delivery.site import Site, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.message.nexthop import NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
@@ -311,6 +312,12 @@ class Sites:
         """How many claims wait until a message rate allows them."""
         return sum(site.delayed_claims for site in self._sites.values())
 
+    def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState | None:
+        """What the site of these hosts does now; None: it is not in use."""
+        options = self._table.options_for(next_hop)
+        site = self._sites.get(_site_key(with_tls(found, options.tls), options))
+        return site.state if site is not None else None
+
     def _push_to_site(self, claim: Claim, site: Site) -> None:
         self._claims_in_memory.track(claim, site.ready)
         site.push(claim)
@@ -366,38 +373,36 @@ class Sites:
         sites with connections of their own.
         """
         options = self._table.options_for(next_hop)
-        hosts = Hosts(
-            tuple(
-                replace(host, tls=options.tls.for_host(host.name, host.tls)) for host in found.hosts
-            )
-        )
-        by_name = sorted(hosts.hosts, key=lambda host: (host.name, host.port))
-        key = (
-            tuple((host.name, host.port, host.tls) for host in by_name),
-            replace(options, tls=_NO_TLS),
-        )
+        hosts = with_tls(found, options.tls)
+        key = _site_key(hosts, options)
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= _SITES_MAX:
                 self._forget_unused()
             site = self._sites[key] = Site(
-                name=",".join(f"{host.name}:{host.port}" for host in by_name[:3]),
+                name=",".join(f"{name}:{port}" for name, port, _ in key[0][:3]),
                 host_selection=HostSelection(
                     hosts, self._options, via=options, host_status=self._host_status,
                     clock=self._clock, connect=self._connect,
                 ),
-                options=self._options,
+                options=self._options.limited(options.connections_max, parse_rate(options.rate)),
                 scheduler=self._scheduler,
                 slots=self._slots,
                 clock=self._clock,
             )  # fmt: skip
-            site.apply_limits(options.connections_max, parse_rate(options.rate))
         site.host_selection.hosts = hosts  # the same in a new order, with new addresses
         return site
 
     def _forget_unused(self) -> None:
         self._resolved.clear()
         self._sites = {key: site for key, site in self._sites.items() if not site.is_unused}
+
+
+def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:
+    """The key of the site of these hosts, which have their TLS policies."""
+    by_name = sorted(hosts.hosts, key=lambda host: (host.name, host.port))
+    places = tuple((host.name, host.port, host.tls) for host in by_name)
+    return places, replace(options, tls=_NO_TLS)
 
 
 def _host_key(next_hop: NextHop) -> HostKey:

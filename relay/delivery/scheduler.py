@@ -33,11 +33,13 @@ from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
+from relay.delivery.site import SiteState
 from relay.delivery.site_limits import SiteOptions
 from relay.message.content import Content
 from relay.message.nexthop import HERE, NextHop
 from relay.message.outcome import Outcome, Relayed
 from relay.observe.logs import RepeatedError, get_logger
+from relay.routing.mx_hosts import Hosts
 from relay.routing.route_table import RouteTable
 from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
@@ -171,6 +173,10 @@ class DeliveryScheduler:
                 self._remove(claim)
                 taken.append(key)
         return frozenset(taken)
+
+    def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState | None:
+        """What the site of these hosts does now; None: it is not in use."""
+        return self._sites.state_of(next_hop, found)
 
     @property
     def is_scanning(self) -> bool:

@@ -14,6 +14,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
+from msgspec import Struct
+
 from relay.clock import Clock, Timer
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
@@ -24,12 +26,10 @@ from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.site_limits import (
     ConcurrencyLimit,
     Pushback,
-    Rate,
     SiteOptions,
     TokenBucket,
-    stricter,
 )
-from relay.message.outcome import Deferred, Outcome
+from relay.message.outcome import Deferred, Failed, Outcome
 from relay.observe.logs import get_logger
 from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection
@@ -38,6 +38,17 @@ from relay.spool.types import Claim, PriorityLevel
 _log = get_logger("delivery")
 
 _AFTER_FAULT_S = 1.0
+
+
+class SiteState(Struct, frozen=True):
+    """What a site does now: its connections, for how long it opens none for new mail, and the last
+    failure to connect to one of its hosts, with its age.
+    """
+
+    connections: int
+    paused_s: float
+    failure: Deferred | Failed | None
+    failed_s: float
 
 
 @dataclass
@@ -66,20 +77,26 @@ class Site:
         self._rate_timer: Timer | None = None
         self._closing = False
 
-    def apply_limits(self, connections_max: int | None, rate: Rate | None) -> None:
-        """Apply these limits as well, each if it is stricter."""
-        if connections_max is not None and connections_max < self._connections_max:
-            self._connections_max = connections_max
-            self._concurrency.lower(connections_max)
-        strictest = stricter(self._bucket.rate if self._bucket else None, rate)
-        if strictest is not None and (self._bucket is None or self._bucket.rate != strictest):
-            self._bucket = TokenBucket(strictest)
-
     @property
     def is_unused(self) -> bool:
         """Whether it has no claims, no connections and no state that must be kept."""
         spent = self._bucket is not None and not self._bucket.is_full(self.clock.monotonic())
         return not self.ready and not self.workers and not spent
+
+    @property
+    def state(self) -> SiteState:
+        """What it does now."""
+        now_s = self.clock.monotonic()
+        failure = self.host_selection.last_failure()
+        paused_s = self._bucket.wait_s(now_s) if self._bucket is not None else 0.0
+        if failure is not None and not self._is_connected and self.host_selection.all_failed():
+            paused_s = max(paused_s, failure.at_s + self.options.unreachable_s - now_s)
+        return SiteState(
+            connections=sum(session.is_connected for session in self._sessions),
+            paused_s=paused_s,
+            failure=failure.outcome if failure is not None else None,
+            failed_s=now_s - failure.at_s if failure is not None else 0.0,
+        )
 
     @property
     def delayed_claims(self) -> int:

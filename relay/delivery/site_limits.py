@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable
 from enum import Enum, auto
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
 from relay.spool.types import Claim
@@ -83,6 +84,11 @@ class SiteOptions(Struct, frozen=True):
     rate: Rate | None = None
     waited_s: Callable[[Claim], float] = lambda _claim: 0.0
 
+    def limited(self, connections_max: int | None, rate: Rate | None) -> "SiteOptions":
+        """Return the options of a site with these limits as well, each if it is stricter."""
+        fewest = min(self.connections_max, connections_max or self.connections_max)
+        return replace(self, connections_max=fewest, rate=stricter(self.rate, rate))
+
     def failure_age_max_s(self, claim: Claim) -> float:
         """How old a failure to connect may be to count for a claim: at most half of the time that
         the claim has waited, so that each retry ends with a fresh attempt.
@@ -119,11 +125,6 @@ class ConcurrencyLimit:
         self._full_at = ceiling
         self._full_until_s = 0.0
         self._slow_at_s: dict[Hashable, float] = {}  # by session with a transaction, oldest first
-
-    def lower(self, ceiling: int) -> None:
-        """Lower the ceiling, for good."""
-        self._ceiling = min(self._ceiling, ceiling)
-        self._limit = min(self._limit, self._ceiling)
 
     def allows(self, connections: int, now_s: float) -> bool:
         """Whether there may be that many connections now."""

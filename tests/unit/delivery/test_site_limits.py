@@ -9,6 +9,7 @@ from relay.delivery.site_limits import (
     ConcurrencyLimit,
     Pushback,
     Rate,
+    SiteOptions,
     TokenBucket,
     is_pushback,
     stricter,
@@ -153,16 +154,18 @@ def test_concurrency_is_between_two_and_its_ceiling(ceiling: int) -> None:
             assert min(2, ceiling) <= after(story[:length], ceiling=ceiling) <= ceiling
 
 
-def test_a_lower_ceiling_counts_at_once_and_stays() -> None:
-    concurrency = ConcurrencyLimit(20)
-    for _ in range(9):
-        concurrency.succeeded(0.0)
-    concurrency.lower(3)
-    assert most(concurrency, 0.0) == 3
-    concurrency.lower(10)
-    for _ in range(9):
-        concurrency.succeeded(0.0)
-    assert most(concurrency, 0.0) == 3
+@pytest.mark.parametrize(
+    ("connections_max", "rate", "expected"),
+    [
+        (None, None, (20, Rate(100, 60.0))),
+        (3, Rate(10, 60.0), (3, Rate(10, 60.0))),
+        (30, Rate(9000, 60.0), (20, Rate(100, 60.0))),
+    ],
+)
+def test_the_stricter_limit_counts(connections_max, rate, expected) -> None:
+    options = SiteOptions(connections_max=20, unreachable_s=30.0, rate=Rate(100, 60.0))
+    limited = options.limited(connections_max, rate)
+    assert (limited.connections_max, limited.rate) == expected
 
 
 def test_a_site_that_is_full_is_given_no_more_for_a_while() -> None:
