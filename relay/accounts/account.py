@@ -1,4 +1,4 @@
-"""One account, and the Protocol by which rooms look up accounts.
+"""One account, what an alias leads to, and the Protocol by which rooms look them up.
 
 Addresses are in lower case, local parts as well: mailboxes are matched without regard to case
 (RFC 5321 2.3.11).
@@ -100,6 +100,32 @@ class Account:
         return owner.address == self.address or _is_listed(owner.address, self.acts_for)
 
 
+class AliasTarget(Struct, frozen=True):
+    """An address that gets the mail of another one. `through` are the addresses that led to it, as
+    accounts.toml has them, from the one that was asked for to the one that forwarded last. It is
+    empty for the mailbox of an account that forwards, and was asked for itself.
+    """
+
+    address: str
+    through: tuple[str, ...] = ()
+
+    @property
+    def forwarded_by(self) -> str:
+        """The alias or account that forwarded last, "" if none did."""
+        return self.through[-1] if self.through else ""
+
+
+class Expansion(Struct, frozen=True):
+    """The addresses that get the mail of another one, each once."""
+
+    targets: tuple[AliasTarget, ...]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of the targets."""
+        return tuple([one.address for one in self.targets])
+
+
 class RegisteredClient(Struct, frozen=True):
     """A client id of the token endpoint. `secret_digest` changes with the client's secret."""
 
@@ -128,6 +154,13 @@ class AccountDirectory(Protocol):
         """Return the account whose address, alias or `local+tag` is `address`, or None.
 
         Case-insensitive; never creates an account.
+        """
+        ...
+
+    def expand(self, address: str) -> Expansion | None:
+        """Return who gets the mail for an alias, or for an account that forwards; else None.
+
+        Case-insensitive, with or without a tag.
         """
         ...
 

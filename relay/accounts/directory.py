@@ -1,15 +1,15 @@
 """The accounts of accounts.toml.
 
 Each address, alias, token and client id belongs to one account, and others must not be able to read
-the file. load_accounts() raises SettingsError with all faults of the file (RFC 5321 2.3.11; RFC
-5233 for tags).
+the file. load_accounts() raises SettingsError with all faults of the file, those of its aliases too
+(RFC 5321 2.3.11; RFC 5233 for tags).
 """
 
 import hmac
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from relay.accounts.account import (
     ALL_SCOPES,
     Account,
+    Expansion,
     ReceiptSetting,
     RegisteredClient,
     Role,
@@ -24,6 +25,7 @@ from relay.accounts.account import (
     UnknownUserError,
     untagged,
 )
+from relay.accounts.aliases import AliasTable, Forwarding
 from relay.accounts.passwords import (
     FORGOTTEN_S,
     Password,
@@ -35,6 +37,8 @@ from relay.accounts.passwords import (
 )
 from relay.clock import Clock
 from relay.files import open_to_others
+from relay.message.address import AddressError
+from relay.message.address import parse_mailbox as parse_any_mailbox
 from relay.observe.logs import get_logger
 from relay.phrases import shown
 from relay.settings.document import (
@@ -87,6 +91,16 @@ class _Entry:
     acts_for: tuple[Mailbox, ...] = ()  # whose mailboxes its tokens may open
     read_receipts: Literal["never", "ask", "always", "auto"] = "auto"  # when they are sent
     language: Language | None = None  # of the reports that it gets; None: not known
+    forward_to: tuple[str, ...] = ()  # addresses that get its mail
+    keep_copy: bool = True  # of forwarded mail
+
+
+@dataclass(frozen=True, slots=True)
+class _AliasEntry:
+    """One [[alias]] of the file."""
+
+    address: Mailbox
+    to: tuple[str, ...]  # addresses that get its mail
 
 
 class FileAccounts:
@@ -99,6 +113,7 @@ class FileAccounts:
         self._passwords: dict[str, Password] = {}
         self._clients: dict[str, tuple[RegisteredClient, Password]] = {}
         self._warnings: list[str] = []
+        self._aliases = AliasTable()
         self._checker = PasswordChecker(clock, rng=rng, on_delay=self._log_delay)
         self._clock = clock
         self._delays_logged_s: dict[str, float] = {}
@@ -129,6 +144,10 @@ class FileAccounts:
         """Return the account whose address, alias or `local+tag` is `address`, or None."""
         wanted = address.lower()
         return self._by_address.get(wanted) or self._by_address.get(untagged(wanted))
+
+    def expand(self, address: str) -> Expansion | None:
+        """See AccountDirectory."""
+        return self._aliases.expand(address)
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """Return the account that logs in with its address or an alias, or None.
@@ -188,7 +207,9 @@ class FileAccounts:
             _log.warning("logins delayed", client=client, **who)
 
     def warnings(self) -> Sequence[str]:
-        """Return the warnings of `relay check` about secrets: in plain text, or open to others."""
+        """Return the warnings of `relay check`: about secrets in plain text or open to others, and
+        about addresses of aliases that nobody here has.
+        """
         return tuple(self._warnings)
 
     def close(self) -> None:
@@ -209,6 +230,10 @@ class FileAccounts:
         """Add a client of the token endpoint, whose id is unique."""
         self._clients[client.client_id.lower()] = (client, secret)
 
+    def use_aliases(self, aliases: AliasTable) -> None:
+        """From now on expand() uses these."""
+        self._aliases = aliases
+
     def warn(self, warning: str) -> None:
         """Add a warning for `relay check`."""
         self._warnings.append(warning)
@@ -224,16 +249,21 @@ def load_accounts(
     document = read_document(path)
     reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
     faults = [
-        document.fault((key,), unknown_key(key, ["account"]))
-        for key in document.table.keys() - {"account"}
+        document.fault((key,), unknown_key(key, ["account", "alias"]))
+        for key in document.table.keys() - {"account", "alias"}
     ]
     entries = reader.tables(_Entry, document.table.get("account", []), ("account",))
+    aliases = reader.tables(_AliasEntry, document.table.get("alias", []), ("alias",))
     faults += [*_permission_faults(path), *reader.faults]
-    addresses = (one for place, entry in entries for _, one in _addresses(place, entry))
+    addresses = [one for place, entry in entries for _, one in _addresses(place, entry)]
+    addresses += [entry.address for _, entry in aliases]
     reserved = frozenset(one for one in addresses if one != untagged(one))
     loading = _Loading(document, FileAccounts(clock), domains, reserved=reserved)
     for place, entry in entries:
         faults += loading.take(place, entry)
+    for place, alias in aliases:
+        faults += loading.take_alias(place, alias)
+    faults += loading.join_aliases()
     if faults:
         raise SettingsError(faults)
     for place, file in reader.secret_files:
@@ -265,6 +295,7 @@ class _Loading:
         self._document = document
         self._domains = domains
         self._taken: dict[str | bytes | tuple[str, str], KeyPath] = {}
+        self._forwardings: list[tuple[Forwarding, Sequence[str]]] = []
 
     def take(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
         """Add the account; yield its faults."""
@@ -292,6 +323,7 @@ class _Loading:
         if token:
             yield from self._claim((*place, "token"), token, "a token")
         yield from self._check_client(place, entry)
+        yield from self._take_forwarding(place, entry)
         self._warn_of_plain(place, entry)
         account = Account(
             entry.address,
@@ -311,6 +343,63 @@ class _Loading:
         if secret:
             client = RegisteredClient(entry.client_id, account, digest_of(entry.client_secret))
             self.accounts.add_client(client, secret)
+
+    def take_alias(self, place: KeyPath, entry: _AliasEntry) -> Iterator[Fault]:
+        """Add the alias, after all accounts; yield its faults."""
+        path = (*place, "address")
+        yield from self._check_domain(path, entry.address)
+        yield from self._claim(path, entry.address, shown(entry.address))
+        if "*" in entry.address:
+            expected = "one address (mailboxes.catch_all takes the mail for unknown ones)"
+            yield self._document.fault(path, f"found {shown(entry.address)}, expected {expected}")
+        path = (*place, "to")
+        if not self._document.value(path):
+            yield self._document.fault(path, "found [], expected an address or several")
+        targets = yield from self._targets(path, entry.to)
+        forwarding = Forwarding(entry.address, targets, keeps_copy=False, place=path)
+        self._forwardings.append((forwarding, [entry.address]))
+
+    def _take_forwarding(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
+        """Add the account if it forwards. Its own address in `forward_to` keeps a copy."""
+        path, own = (*place, "forward_to"), (entry.address, *entry.aliases)
+        if not entry.keep_copy and not self._document.value(path):
+            message = "found false without forward_to, expected both"
+            yield self._document.fault((*place, "keep_copy"), message)
+        named = yield from self._targets(path, entry.forward_to)
+        targets = tuple([one for one in named if not self._is_own(one, own)])
+        if targets:
+            keeps_copy = entry.keep_copy or len(targets) < len(named)
+            self._forwardings.append((Forwarding(entry.address, targets, keeps_copy, path), own))
+
+    def _is_own(self, address: str, own: Sequence[str]) -> bool:
+        wanted = address.lower()
+        return wanted in own or (wanted not in self._reserved and untagged(wanted) in own)
+
+    def _targets(
+        self, path: KeyPath, texts: Sequence[str]
+    ) -> Generator[Fault, None, tuple[str, ...]]:
+        """Yield the faults of addresses outside or here; return the others."""
+        found = []
+        for number, text in enumerate(texts):
+            try:
+                found.append(parse_any_mailbox(text, smtputf8=True))
+            except AddressError:
+                expected = "an address with its domain, such as bob@example.org"
+                message = f"found {shown(text)}, expected {expected}"
+                yield self._document.fault((*path, number), message)
+        return tuple(found)
+
+    def join_aliases(self) -> Iterator[Fault]:
+        """Make the table of all aliases; yield the faults of their expansion."""
+        table = AliasTable(self._forwardings, named=self._reserved)
+        yield from table.check(self._document)
+        self.accounts.use_aliases(table)
+        for path, address in table.leaves():
+            local_part, _, domain = address.lower().rpartition("@")
+            is_here = domain in self._domains and local_part != "postmaster"
+            if is_here and self.accounts.by_address(address) is None:
+                message = f"found {shown(address)}, which is no account and no alias"
+                self.accounts.warn(str(self._document.fault(path, message)))
 
     def _check_domain(self, path: KeyPath, address: str) -> Iterator[Fault]:
         if address.rpartition("@")[2] not in self._domains:

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.accounts.account import Account, AccountDirectory, RegisteredClient, Role
+from relay.accounts.account import (
+    Account,
+    AccountDirectory,
+    Expansion,
+    RegisteredClient,
+    Role,
+)
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock
@@ -137,6 +143,10 @@ class ActiveConfiguration:
     def by_address(self, address: str) -> Account | None:
         """See AccountDirectory."""
         return self._now.accounts.by_address(address)
+
+    def expand(self, address: str) -> Expansion | None:
+        """See AccountDirectory."""
+        return self._now.accounts.expand(address)
 
     def opened(self, address: str, caller: Account) -> Account | None:
         """See AccountDirectory."""

@@ -23,6 +23,7 @@ import msgspec
 
 from relay.accounts.account import (
     Account,
+    Expansion,
     LoginRefusedError,
     RegisteredClient,
     Role,
@@ -117,6 +118,10 @@ class DevelopmentAccounts:
         if not mailbox or (self._strict and self._is_local(mailbox) and not self._exists(mailbox)):
             return None
         return self._account_of(mailbox)
+
+    def expand(self, address: str) -> Expansion | None:  # noqa: ARG002 -- there are no aliases
+        """See AccountDirectory."""
+        return None
 
     def opened(self, address: str, caller: Account) -> Account | None:
         """Return the account that `caller` opens.

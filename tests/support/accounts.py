@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from joserfc.jwk import ECKey
 
 from relay.accounts.access_tokens import AccessTokens
-from relay.accounts.account import Account, AccountDirectory, RegisteredClient
+from relay.accounts.account import Account, AccountDirectory, Expansion, RegisteredClient
 from relay.clock import Clock
 from relay.http.authentication import HttpAuthentication
 from tests.support.manual_clock import ManualClock
@@ -25,6 +25,9 @@ class TokenAccounts:
 
     def by_address(self, address: str) -> Account | None:
         return next((one for one in self.accounts.values() if one.owns(address)), None)
+
+    def expand(self, address: str) -> Expansion | None:
+        return None
 
     def opened(self, address: str, caller: Account) -> Account | None:
         owner = self.by_address(address)
