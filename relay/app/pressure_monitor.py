@@ -220,25 +220,30 @@ class _AskedDisk:
         """`ask` blocks, and raises OSError."""
         self._ask = ask
         self._clock = clock
-        self._asking: asyncio.Future[Disk] | None = None
+        self._asking: asyncio.Future[Disk | OSError] | None = None
         self._asked_s = 0.0
         self._answer: Disk | None = None
 
     async def asked(self) -> Disk | None:
         if self._asking is None:
             self._asked_s = self._clock.real_s()
-            self._asking = asyncio.get_running_loop().run_in_executor(None, self._ask)
+            self._asking = asyncio.get_running_loop().run_in_executor(None, self._try)
         done, _ = await asyncio.wait({self._asking}, timeout=_ANSWER_S)  # real time: a disk
         if done:
-            answer, self._asking = self._asking, None
-            try:
-                self._answer = answer.result()
-            except OSError as error:
-                _log.warning("disk usage cannot be read", error=str(error))
-                self._answer = None
+            answer, self._asking = self._asking.result(), None
+            if isinstance(answer, OSError):
+                _log.warning("disk usage cannot be read", error=str(answer))
+            self._answer = None if isinstance(answer, OSError) else answer
         elif self._clock.real_s() - self._asked_s > _SILENT_S:
             self._answer = None
         return self._answer
+
+    def _try(self) -> Disk | OSError:
+        """Return an error instead of raising it: asked() may have been cancelled."""
+        try:
+            return self._ask()
+        except OSError as error:
+            return error
 
 
 def _nearest_disk(path: Path) -> Disk:

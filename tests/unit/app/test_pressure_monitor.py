@@ -1,6 +1,7 @@
 """The pressure monitor: disks, memory and commit latency."""
 
 import asyncio
+import gc
 import resource
 import threading
 from types import SimpleNamespace
@@ -140,6 +141,29 @@ async def test_a_hanging_disk_does_not_block_the_monitor(watched, monkeypatch):
     async with asyncio.timeout(30):
         while (await watched.measure()).levels:
             pass
+
+
+def test_an_error_after_the_last_measurement_is_not_reported(watched, monkeypatch):
+    asked, answers, reported = threading.Event(), threading.Event(), []
+
+    def removed(path):
+        asked.set()
+        assert answers.wait(10)
+        raise OSError(2, "No such file or directory")
+
+    async def cancelled():
+        asyncio.get_running_loop().set_exception_handler(lambda _, given: reported.append(given))
+        measurement = asyncio.create_task(watched.measure())
+        await asyncio.to_thread(asked.wait, 10)
+        measurement.cancel()
+        await asyncio.gather(measurement, return_exceptions=True)
+        answers.set()
+
+    monkeypatch.setattr(monitoring, "disk_of", removed)
+    asyncio.run(cancelled())  # it waits for the threads
+    del watched.monitor  # and with it the answer
+    gc.collect()
+    assert reported == []
 
 
 async def test_a_disk_error_counts_as_full(watched, monkeypatch):
