@@ -402,7 +402,7 @@ def test_log_lines_name_their_room_and_are_plain_text(path):
     if path == Path("relay/observe/logs.py"):
         return
     text = text_of(path)
-    assert "import structlog" not in text
+    assert "import logging" not in text
     assert set(re.findall(r'get_logger\("([^"]*)"\)', text)) <= {path.parts[1]}
     events = re.findall(r'_log\.(?:info|warning|error|exception)\(\s*"([^"]*)"', text)
     assert [event for event in events if re.fullmatch(r"\S+[._]\S+", event)] == []

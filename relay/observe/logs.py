@@ -21,14 +21,12 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import PurePath
 from typing import Any, Literal
 
 import msgspec
-import structlog
-from structlog.typing import FilteringBoundLogger
 
 from relay.clock import Clock, SystemClock, rfc3339
 
@@ -47,20 +45,42 @@ _COLORS = {2: "\x1b[31m", 3: "\x1b[31m", 4: "\x1b[33m"}
 _NEEDS_QUOTES = re.compile(r'[\s"=\\]|^$')
 
 
-def get_logger(name: str) -> FilteringBoundLogger:
-    """Return the logger of a room: `log.info("accepted", qid=..., size_bytes=...)`.
+class RoomLogger:
+    """The logger of a room: `log.info("accepted", qid=..., size_bytes=...)`.
 
-    The event is a fixed text; everything that varies is a field.
+    The event is a fixed text; everything that varies is a field. The lines of error(), exception()
+    and critical() are written at once.
     """
-    logger: FilteringBoundLogger = structlog.wrap_logger(  # a program may configure its structlog
-        _ContextLog,
-        processors=_PROCESSORS,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        context_class=dict,
-        cache_logger_on_first_use=True,
-        room=name,
-    )
-    return logger
+
+    __slots__ = ("_room",)
+
+    def __init__(self, room: str) -> None:
+        self._room = room
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Log an event of ordinary work."""
+        _log("info", {"room": self._room, "event": event, **fields})
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Log what an administrator should look at."""
+        _log("warning", {"room": self._room, "event": event, **fields})
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Log a failure."""
+        _log("error", {"room": self._room, "event": event, **fields})
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """Log an error with the exception that is handled here, and where it was raised."""
+        _log("exception", {"room": self._room, "event": event, **fields})
+
+    def critical(self, event: str, **fields: Any) -> None:
+        """Log what ends the process."""
+        _log("critical", {"room": self._room, "event": event, **fields})
+
+
+def get_logger(room: str) -> RoomLogger:
+    """Return the logger of a room."""
+    return RoomLogger(room)
 
 
 def configure(
@@ -169,13 +189,19 @@ class LogSink:
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
-    def render(self, method: str, event: MutableMapping[str, Any]) -> str:
-        """Turn an event into its line. Raises DropEvent if its level is not wanted."""
+    def log(self, method: str, event: dict[str, Any]) -> None:
+        """Write the line of an event if its level is wanted. `method` is that of RoomLogger."""
         priority = _PRIORITY[method]
         if priority > self.priority_max:
-            raise structlog.DropEvent
+            return
+        line = self._render(method, event)
+        encoded = line.encode("utf-8", "backslashreplace") + b"\n"
+        self._write(encoded, at_once=priority <= _PRIORITY["error"])
+
+    def _render(self, method: str, event: dict[str, Any]) -> str:
+        priority = _PRIORITY[method]
         if self.form == "json" and _is_plain(event, method):
-            line = self._line(priority, {"room": "", "event": "", **event})
+            line = self._line(priority, event)
             if len(line) <= _CLIPS[0]:  # so no value is longer
                 return line
         _describe_exception(event, method)
@@ -185,9 +211,8 @@ class LogSink:
                 return line
         return line[: LINE_BYTES_MAX // 8]
 
-    def write(self, line: str, *, at_once: bool = False) -> None:
+    def _write(self, encoded: bytes, *, at_once: bool) -> None:
         """Write a line at the end of the turn, or at once, or drop and count it. Never waits."""
-        encoded = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
             if self._dropped or len(self._backlog) >= BACKLOG_LINES_MAX:
                 self._write_backlog(0)
@@ -279,9 +304,7 @@ class _StandardLibrary(logging.Handler):
         event: dict[str, Any] = {"room": record.name, "event": text}
         if record.exc_info:
             event["exc_info"] = record.exc_info
-        known = method if method in _PRIORITY else "warning"
-        with contextlib.suppress(structlog.DropEvent):
-            _sink.write(_sink.render(known, event), at_once=_PRIORITY[known] <= _PRIORITY["error"])
+        _sink.log(method if method in _PRIORITY else "warning", event)
 
 
 def _is_plain(event: Mapping[str, Any], method: str) -> bool:
@@ -295,7 +318,7 @@ def _is_plain(event: Mapping[str, Any], method: str) -> bool:
     )
 
 
-def _describe_exception(event: MutableMapping[str, Any], method: str) -> None:
+def _describe_exception(event: dict[str, Any], method: str) -> None:
     """Replace exc_info by the error and the innermost frames, on one line."""
     given = event.pop("exc_info", method == "exception")
     if not given:
@@ -372,6 +395,8 @@ def _json_line(fields: Mapping[str, Any]) -> str:
         line = msgspec.json.encode(fields).decode()
     except (UnicodeEncodeError, OverflowError):  # a lone surrogate, a huge number
         return json.dumps(fields)
+    if line.isascii() and "\x7f" not in line:  # the others below a space are escaped
+        return line
     return line if line.isprintable() else json.dumps(fields)
 
 
@@ -396,23 +421,5 @@ _sink = LogSink()  # the process has one stderr, so it has one log
 _own_sink: ContextVar[LogSink | None] = ContextVar("relay log", default=None)
 
 
-class _ContextLog:
-    """Passes events to the sink of the current context (a logger and a processor of structlog)."""
-
-    @staticmethod
-    def render(_logger: object, method: str, event: MutableMapping[str, Any]) -> str:
-        return (_own_sink.get() or _sink).render(method, event)
-
-    @staticmethod
-    def write(line: str) -> None:
-        (_own_sink.get() or _sink).write(line)
-
-    @staticmethod
-    def write_at_once(line: str) -> None:
-        (_own_sink.get() or _sink).write(line, at_once=True)
-
-    debug = info = warning = write
-    error = critical = exception = write_at_once
-
-
-_PROCESSORS: list[Any] = [_ContextLog.render]
+def _log(method: str, event: dict[str, Any]) -> None:
+    (_own_sink.get() or _sink).log(method, event)

@@ -27,7 +27,7 @@ STAGES = (
     (r"/aiosmtplib/|/relay/smtp/", "outbound SMTP"),
     (r"/relay/policy/", "rules"),
     (r"/relay/mime/|/relay/ingress/header", "header"),
-    (r"/relay/observe/|/structlog/|/prometheus_client/", "log and metrics"),
+    (r"/relay/observe/|/prometheus_client/", "log and metrics"),
     (r"/relay/spool/", "spool, in the event loop"),
     (r"/relay/delivery/|/relay/routing/", "scheduler, routing, delivery"),
     (r"/relay/ingress/(acceptance|fanout|data)", "acceptance"),

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
 import pytest
-import structlog
 
 from relay.observe import logs
 from relay.observe.logs import RepeatedError
@@ -414,15 +413,3 @@ class TestSeveralLogs:
         context.run(asyncio.run, warn())
         assert reader.bytes() == b""
         assert [line.split("event=")[1] for line in own.lines()] == ["to_thread", "pool"]
-
-    def test_a_program_may_configure_structlog(self, reader):
-        reader.configure("logfmt")
-        before = structlog.get_config()
-        assert not structlog.is_configured()
-        structlog.configure(processors=[structlog.processors.JSONRenderer()])
-        try:
-            logs.get_logger("mailbox").warning("unchanged")
-        finally:
-            structlog.configure(**before)
-            structlog.reset_defaults()
-        assert "event=unchanged" in reader.line()
