@@ -16,6 +16,8 @@ from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
 from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.site_limits import Pushback, is_pushback
+from relay.message.content import Content, edit_header
+from relay.message.envelope import Envelope
 from relay.message.outcome import Evidence, Indeterminate, Outcome, Relayed
 from relay.observe.logs import get_logger
 from relay.smtp.connect import ConnectError
@@ -48,6 +50,18 @@ class _Attempt:
         self.claim = replace(self.claim, recipients=others)
         self.has_settled_some = self.has_settled_some or bool(taken)
         return taken
+
+
+def _as_forwarded(claim: Claim, content: Content) -> tuple[Envelope, Content]:
+    """Return what leaves: of a copy that an alias forwards with its sender, and the field that says
+    so (RFC 9228).
+    """
+    envelope, extra = claim.message.envelope, claim.extra
+    if extra.sender:
+        envelope = replace(envelope, reverse_path=extra.sender)
+    if extra.delivered_to:
+        content = edit_header(content, f"Delivered-To: {extra.delivered_to}\r\n".encode().__add__)
+    return envelope, content
 
 
 class OutboundSession:
@@ -105,10 +119,11 @@ class OutboundSession:
             _log.error("content unreadable", qid=claim.message.id, error=str(error))
             attempt.outcomes |= unreadable(claim, error)
             return
+        envelope, content = _as_forwarded(claim, content)
         left = claim.recipients
         for _ in range(_AGAIN_MAX):
             paths = tuple(one.path for one in left)
-            transaction = Transaction(claim.message.envelope, paths, content)
+            transaction = Transaction(envelope, paths, content)
             try:
                 result = await self._transact(transaction)
             except ConnectError as error:

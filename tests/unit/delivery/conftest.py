@@ -32,9 +32,11 @@ from relay.smtp.connection import Timeouts
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.types import (
+    NO_EXTRA,
     Accepted,
     Claim,
     DueQuery,
+    EntryExtra,
     NewMessage,
     PriorityLevel,
     Selector,
@@ -59,9 +61,11 @@ class RecordingReporter:
 
     failures_reported: list[tuple[str, str]] = field(default_factory=list)
     reported: list[tuple[str, list[str]]] = field(default_factory=list)  # of other kinds
+    senders: list[str] = field(default_factory=list)  # who get a report
 
     def reports(self, kind, message, recipients, *, content) -> Plan:
         addresses = [one.path.address for one in recipients]
+        self.senders.append(message.envelope.reverse_path)
         if kind is ReportKind.FAILED:
             statuses = [one.evidence.status for one in recipients]
             self.failures_reported += zip(addresses, statuses, strict=True)
@@ -204,11 +208,11 @@ class RunningDelivery:
 
     async def send(
         self, *addresses: str, expire_s: float = 60.0, claim=True, level: PriorityLevel | None = None,
-        notify: str = "", **changes,
+        notify: str = "", extra: EntryExtra = NO_EXTRA, **changes,
     ) -> str:  # fmt: skip
         """Accept a message and offer it; addresses of one domain make one entry.
 
-        `notify` is for all of them: "SUCCESS,DELAY".
+        `notify` is for all of them: "SUCCESS,DELAY". `extra` is that of each entry.
         """
         hops: dict[str, list[str]] = {}
         for address in addresses:
@@ -229,6 +233,7 @@ class RunningDelivery:
             replace(
                 entry,
                 level=level,
+                extra=extra,
                 recipients=tuple(
                     replace(one, path=replace(one.path, notify=asked)) for one in entry.recipients
                 ),

@@ -9,7 +9,7 @@ from relay.message.outcome import Deferred
 from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
 from relay.smtp.connection import Timeouts
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import Selector
+from relay.spool.types import EntryExtra, Selector
 from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, PassesFirst, RemoteMx
@@ -31,6 +31,30 @@ async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
     assert first["address"] == f"127.0.0.1:{mx.port}"
     assert first["retry"] <= journey.steps[2].at
     assert "retry" not in second
+
+
+async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the_first(
+    delivery,
+) -> None:
+    extra = EntryExtra(
+        sender="SRS0=A=B=example.test=alice@here.test", delivered_to="team@here.test"
+    )
+    rcpt = {"b@a.test": ["450 4.2.1 later", "550 5.1.1 who?"]}
+    async with RemoteMx(rcpt=rcpt) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send("c@a.test", "b@a.test", extra=extra))
+        await delivery.done(await delivery.send("d@a.test"))
+    assert states(journey) == {"b@a.test": "failed", "c@a.test": "relayed"}
+    senders = [each for each in mx.commands if each.startswith("MAIL")]
+    assert [each.partition(">")[0].partition("<")[2] for each in senders] == [
+        extra.sender, extra.sender, "alice@example.test",
+    ]  # fmt: skip
+    plain = b"Subject: s\r\n\r\nbody\r\n"
+    assert [one.content for one in mx.envelopes] == [
+        b"Delivered-To: team@here.test\r\n" + plain, plain,
+    ]  # fmt: skip
+    assert delivery.reporter.senders == ["alice@example.test"]
 
 
 async def test_a_connection_is_reused(delivery) -> None:
