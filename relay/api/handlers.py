@@ -50,6 +50,7 @@ from relay.journeys.message_search import ALL_MAILBOXES, FINAL_STATE, NO_MAILBOX
 from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
+from relay.message.nexthop import Destination
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalPage
 from relay.spool.queue_commands import (
@@ -428,7 +429,8 @@ class Handlers:
         try:
             command = QueueCommand(
                 Operation.RELEASE, selector, principal.name, why=why.strip(),
-                to=lambda _address, _sender: next_hop, copy_to=tuple(copy_to),
+                to=lambda _address, _sender: Destination(next_hop, chosen=True),
+                copy_to=tuple(copy_to),
             )  # fmt: skip
         except ValueError as error:
             raise ApiError(400, "BadRequest", f"{error}.") from None

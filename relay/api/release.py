@@ -14,7 +14,7 @@ from relay.api.request_parameters import read_body
 from relay.http.errors import ApiError, quoted
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import Destination, NextHop
 from relay.spool.queue_commands import COPIES_MAX, RouteLookup
 
 _NAMED_MAX = 5
@@ -65,18 +65,19 @@ def release_route(development: DevelopmentControls | None) -> RouteLookup | None
     """
     if development is None or (next_hop := development.release_to) is None:
         return None
-    return lambda address, _sender: next_hop if development.may_release(address) else None
+    to = Destination(next_hop, chosen=True)
+    return lambda address, _sender: to if development.may_release(address) else None
 
 
 def without_release_host(route: RouteLookup, development: DevelopmentControls) -> RouteLookup:
     """Return a route that leads to the host of a release only for recipients of `release_route`."""
 
-    def next_hop_of(address: str, reverse_path: str) -> NextHop | None:
+    def destination_of(address: str, reverse_path: str) -> Destination | None:
         found = route(address, reverse_path)
-        is_release = found is not None and found.without_route == development.release_to
+        is_release = found is not None and found.next_hop.without_route == development.release_to
         return None if is_release and not development.may_release(address) else found
 
-    return next_hop_of
+    return destination_of
 
 
 def captured_recipients(entry: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from relay.accounts.account import (
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock
-from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
 from relay.reports.texts import ReportTexts, load_texts
@@ -229,14 +229,14 @@ def parse_next_hop(
     *,
     check: Callable[[NextHop], None] | None = None,
 ) -> RouteLookup:
-    """Return the function from address to next hop that the text of `queue reroute --to` means.
+    """Return the function from address to destination that the text of `queue reroute --to` means.
 
     "default" uses the routes, as for new mail; "mx" is the MX of each recipient's domain;
     "local" accepts only recipients with a mailbox here. "capture" is not accepted: hold instead.
     `check` raises ValueError for a host that is not allowed. Raises ValueError.
     """
     if text == "default":
-        return table().next_hop_for
+        return table().destination_of
     if text == "mx":
         return _own_mx
     if text == "local":
@@ -244,7 +244,7 @@ def parse_next_hop(
     hop = _next_hop(text)
     if check is not None:
         check(hop)
-    return lambda _address, _sender: hop
+    return lambda _address, _sender: Destination(hop, chosen=True)
 
 
 def _next_hop(text: str) -> NextHop:
@@ -262,14 +262,14 @@ def _next_hop(text: str) -> NextHop:
     return action
 
 
-def _own_mx(address: str, _sender: str) -> NextHop | None:
+def _own_mx(address: str, _sender: str) -> Destination | None:
     domain = ascii_domain_of(address)
-    return NextHop(HopKind.MX, domain) if domain else None
+    return Destination(NextHop(HopKind.MX, domain), chosen=True) if domain else None
 
 
-def _local(address: str, table: RouteTable) -> NextHop | None:
+def _local(address: str, table: RouteTable) -> Destination | None:
     """Return LOCAL if local delivery takes `address`: a catch_all is for local domains only."""
     is_local = (
         table.is_local_domain(ascii_domain_of(address)) or table.next_hop_for(address) == LOCAL
     )
-    return LOCAL if is_local and table.mailbox_for(address) else None
+    return Destination(LOCAL, chosen=True) if is_local and table.mailbox_for(address) else None

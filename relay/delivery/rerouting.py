@@ -1,9 +1,10 @@
 """Reroute claims whose route no longer sends them to their next hop.
 
 Routes change while mail waits in the queue. A claim whose next hop names a route is attempted only
-if a route of that name still leads there and still takes its recipients and its sender: no mail
-leaves with the login, TLS policy or source address of another route. Any other claim is withdrawn
-and rerouted, as an operator does it, or ends if the routes now reject its recipients.
+if a route of that name still leads there, and still takes its recipients and its sender unless an
+operator or a rule has chosen the route: no mail leaves with the login, TLS policy or source address
+of another route. Any other claim is withdrawn and rerouted, as an operator does it, or ends if the
+routes now reject its recipients.
 """
 
 import asyncio
@@ -55,7 +56,7 @@ class ClaimRerouter:
             return False
         addresses = [one.path.address for one in claim.recipients]
         sender = claim.message.envelope.reverse_path
-        if self._table.still_leads(hop, addresses, sender):
+        if self._table.still_leads(hop, addresses, sender, chosen=claim.extra.chosen):
             return False
         if self._has_way(addresses, sender):
             self._claims_in_memory.track(claim, self.ready)
@@ -93,7 +94,7 @@ class ClaimRerouter:
         ids = tuple(f"{message}-{entry}" for message, entry in (claim.key for claim in claims))
         return QueueCommand(
             Operation.REROUTE, Selector(ids=ids), "relay", why="its route has changed",
-            to=self._table.next_hop_for,
+            to=self._table.destination_of,
         )  # fmt: skip
 
     def _has_way(self, addresses: Collection[str], sender: str) -> bool:

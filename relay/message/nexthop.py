@@ -8,6 +8,8 @@ routes to one host are two next hops. NextHop.key and NextHop.parse() are invers
 from enum import StrEnum
 from typing import NamedTuple, Self
 
+from msgspec import Struct
+
 
 class HopKind(StrEnum):
     """The kind of a next hop."""
@@ -26,7 +28,7 @@ class NextHop(NamedTuple):
     """A next hop; `host` is a domain for MX, a host name or address for SMTP and SMTPS, else "".
 
     `route` names the route that chose it, "" where none did: the domain's own MX, a mailbox here,
-    or where an operator sent the mail. str() is without it.
+    or where an operator sent the mail (EntryExtra.chosen). str() is without it.
 
     It is a tuple because it is a dictionary key many times per message: hashing a tuple runs no
     Python code.
@@ -80,3 +82,12 @@ class NextHop(NamedTuple):
 
 LOCAL = NextHop(HopKind.LOCAL)
 CAPTURE = NextHop(HopKind.CAPTURE)
+
+
+class Destination(Struct, frozen=True):
+    """Where a reroute sends mail for an address. `chosen`: the command named the next hop, and no
+    route has to match.
+    """
+
+    next_hop: NextHop
+    chosen: bool = False

@@ -71,7 +71,7 @@ def choices_for(
             reasons = [""] * len(states)
         else:
             may_leave = operation is Operation.RELEASE and release_to is not None
-            to = (lambda _address, _sender: release_to) if may_leave else None
+            to = (lambda _address, _sender: None) if may_leave else None  # only whether
             command = QueueCommand(operation, Selector(all=True), "", to=to)
             reasons = [command.inapplicable_reason(state) for state in states]
         reason = reasons[0] if reasons and all(reasons) else ""

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
-from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.message.status import own_reply, split_reply
 from relay.message.tls_policy import TlsLevel, TlsPolicy
 from relay.settings.tree import Route, RouteAuth
@@ -311,6 +311,11 @@ class RouteTable:
             case InvalidRecipient():
                 return None
 
+    def destination_of(self, address: str, reverse_path: str = "") -> Destination | None:
+        """Return next_hop_for() as the RouteLookup of a reroute by the routes."""
+        next_hop = self.next_hop_for(address, reverse_path)
+        return None if next_hop is None else Destination(next_hop)
+
     def options_for(self, next_hop: NextHop) -> HopOptions:
         """Return how to contact the hosts of a next hop: as its route says.
 
@@ -330,16 +335,30 @@ class RouteTable:
         route = self._route_behind(next_hop)
         return f"route {route.name}" if route is not None and route.demands_tls else "configuration"
 
-    def still_leads(self, next_hop: NextHop, addresses: Iterable[str], reverse_path: str) -> bool:
-        """Whether the route that chose a next hop still sends this mail there. A next hop without
-        a route's name needs none.
+    def still_leads(
+        self,
+        next_hop: NextHop,
+        addresses: Iterable[str],
+        reverse_path: str,
+        *,
+        chosen: bool = False,
+    ) -> bool:
+        """Whether a next hop and the route that it names still belong together, and the route still
+        takes this mail. It need not take mail whose next hop was `chosen`.
+
+        A next hop that names no route needs none: a domain's own MX, a host that was chosen, or
+        mail of an older spool.
         """
         if not next_hop.route:
             return True
         route = self._by_name.get(next_hop.route)
-        if route is None or not route.leads_to(next_hop) or not route.takes_sender(reverse_path):
+        if route is None or not route.leads_to(next_hop):
             return False
-        return all(route in self._routes_for(ascii_domain_of(address)) for address in addresses)
+        if chosen:
+            return True
+        return route.takes_sender(reverse_path) and all(
+            route in self._routes_for(ascii_domain_of(address)) for address in addresses
+        )
 
     def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
         """Return the route that says how to contact a next hop."""

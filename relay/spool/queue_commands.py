@@ -16,11 +16,11 @@ from msgspec import Struct
 
 from relay.clock import rfc3339
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import Destination, NextHop
 from relay.spool.types import RESTORED_US, Key, ReportWriter, Selector
 
 ProgressCallback = Callable[[int], object]
-RouteLookup = Callable[[str, str], NextHop | None]  # of an address and the reverse-path
+RouteLookup = Callable[[str, str], Destination | None]  # of an address and the reverse-path
 WHY_CHARACTERS_MAX = 500
 LISTED_MAX = 10_000  # entries of one answer
 RECIPIENTS_MAX = 100_000  # recipients of these entries
@@ -61,7 +61,7 @@ class QueueCommand:
     # a hold of restored mail, which then does not expire: when it was backed up, in queue time
     backed_up_us: int | None = None
     as_before: bool = False  # a release restores the state and the next retry time
-    # the next hop of an address, None where it has none; a release sends captured mail there
+    # the destination of an address, None where it has none; a release sends captured mail there
     to: RouteLookup | None = None
     # a release of captured mail sends a copy to these addresses, and leaves its recipients captured
     copy_to: tuple[str, ...] = ()

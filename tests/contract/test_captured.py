@@ -7,12 +7,12 @@ import pytest
 
 from relay.clock import rfc3339
 from relay.message.envelope import Notify
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import Captured, DeferralClass, Deferred, Evidence, Failed
 from relay.spool.engine import SpoolEngine
 from relay.spool.queue_commands import QueueCommand
 from relay.spool.types import DueQuery, EntrySchedule, Selector, Settlement, SpoolError
-from tests.support.operator import HOUR_US, OK, command, operations, reroute
+from tests.support.operator import HOUR_US, OK, all_to, command, operations, reroute
 
 COPIED = Captured(Evidence("2.1.5", "250 2.1.5 captured"))
 LATER = Deferred(Evidence("4.3.0", "451 4.3.0 no disk"), DeferralClass.MAILBOX)
@@ -136,7 +136,7 @@ OUT = NextHop.parse("smtp://mail.test:25")
 
 
 def copy_to(*addresses: str, **more: Any) -> QueueCommand:
-    return command("release", to=lambda _address, _sender: OUT, copy_to=addresses, **more)
+    return command("release", to=all_to(OUT), copy_to=addresses, **more)
 
 
 async def test_a_copy_is_released_and_its_recipients_stay_captured(spool, captured, clock) -> None:
@@ -216,8 +216,8 @@ async def test_a_released_copy_outlives_a_restart(make, clock, open_spool) -> No
 async def test_a_release_takes_only_recipients_with_a_next_hop(spool, captured, clock) -> None:
     claim = await captured("x@a.test", "y@b.test")
 
-    def to(address: str, _sender: str) -> NextHop | None:
-        return OUT if address.endswith("@a.test") else None
+    def to(address: str, sender: str) -> Destination | None:
+        return all_to(OUT)(address, sender) if address.endswith("@a.test") else None
 
     await spool.queue_admin.execute(command("release", to=to))
     assert await states(spool, claim.message.id) == ["queued", "captured"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from relay.message.nexthop import CAPTURE
-from tests.support.operator import ALL, command, own_mx, reroute
+from tests.support.operator import ALL, all_to, command, own_mx, reroute
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from tests.support.operator import ALL, command, own_mx, reroute
         (command("hold", until_us=2**52), command("hold"), ""),
         (None, reroute("mx:a.test"), "it goes there already"),
         (None, command("reroute", to=lambda _address, _sender: None, to_text="mx"), "none of its recipients has a mailbox or a next hop there"),
-        (None, command("reroute", to=lambda _address, _sender: CAPTURE, to_text="default"),
+        (None, command("reroute", to=all_to(CAPTURE), to_text="default"),
          "none of its recipients has a mailbox or a next hop there"),
         (None, reroute("mx:b.test"), ""),
         (None, command("release"), "it is not held"),

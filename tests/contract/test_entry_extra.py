@@ -6,16 +6,20 @@ from msgspec.structs import replace
 
 from relay import spool as spools
 from relay.crashpoints import CrashPoints
+from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.observe.metrics import Metrics
-from relay.spool.types import DueQuery, EntryExtra, EntrySchedule, Settlement
-from tests.support.operator import command, own_mx
+from relay.spool.queue_commands import RouteLookup
+from relay.spool.types import DueQuery, EntryExtra, EntrySchedule, Selector, Settlement
+from tests.support.operator import all_to, command, own_mx, reroute
 
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 NOW = 10**18  # after the due time of every entry in these tests
 EXTRA = EntryExtra(
     chosen=True, sender="SRS0=x=y=ü.test=b@example.test", delivered_to='"li st"@example.test'
 )
+
+ORDINARY = EntryExtra()
 
 
 def with_extra(message, extra: EntryExtra = EXTRA):
@@ -29,7 +33,7 @@ async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, 
     await spool.start()
     message = with_extra(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}))
     claims = (await spool.accept(message)).claims
-    assert [one.extra for one in claims] == [EXTRA, EntryExtra()]
+    assert [one.extra for one in claims] == [EXTRA, ORDINARY]
     waiting = EntrySchedule(retry_us=5, due_us=5)
     await spool.settle(Settlement(claims[0], 78, {1: LATER}, waiting))
     await spool.stop()
@@ -37,7 +41,7 @@ async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, 
     spool = open_spool()
     await spool.start()
     claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
-    assert {one.entry_id: one.extra for one in claims} == {1: EXTRA, 2: EntryExtra()}
+    assert {one.entry_id: one.extra for one in claims} == {1: EXTRA, 2: ORDINARY}
     await spool.stop()
 
 
@@ -63,3 +67,34 @@ async def test_a_part_of_an_entry_has_them_too(spool, make) -> None:
         ("mx:a.test", EXTRA.sender),
         ("mx:b.test", EXTRA.sender),
     ]
+
+
+async def test_a_next_hop_that_an_operator_names_is_chosen_until_the_routes_decide_again(
+    open_spool, make
+) -> None:
+    spool = open_spool()
+    await spool.start()
+    message = with_extra(make({"smtp://hub.test:25 r": ["x@a.test", "y@b.test"]}), ORDINARY)
+    queue_id = (await spool.accept(message, claim=False)).queue_id
+
+    def part_to(hop: str, domain: str) -> RouteLookup:
+        here = Destination(NextHop.parse("smtp://hub.test:25 r"))
+        there = all_to(NextHop.parse(hop))
+        return lambda address, sender: there(address, sender) if domain in address else here
+
+    await spool.queue_admin.execute(command("reroute", to=part_to("smtp://c.test:25", "a.test")))
+    await spool.stop()
+    spool = open_spool()
+    await spool.start()
+
+    async def chosen() -> dict[str, bool]:
+        claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
+        await spool.release(claims)
+        return {str(one.next_hop): one.extra.chosen for one in claims}
+
+    assert await chosen() == {"smtp://hub.test:25": False, "smtp://c.test:25": True}
+    await spool.queue_admin.execute(reroute("smtp://d.test:25", Selector(ids=(f"{queue_id}-1",))))
+    assert await chosen() == {"smtp://d.test:25": True, "smtp://c.test:25": True}
+    await spool.queue_admin.execute(command("reroute", to=own_mx))
+    assert await chosen() == {"mx:a.test": False, "mx:b.test": False}
+    await spool.stop()

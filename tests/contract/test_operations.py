@@ -23,6 +23,7 @@ from tests.support.operator import (
     HOUR_US,
     LATER,
     OK,
+    all_to,
     command,
     operations,
     own_mx,
@@ -150,7 +151,7 @@ async def test_captured_mail_is_rerouted_by_an_operator(spool, make, clock) -> N
         (one,) = (await spool.queue_admin.execute(command(operation))).entries
         assert (one["result"], one["state"]) == ("unchanged", "captured"), operation
     assert "reroute" in one["note"] or "stays here" in one["note"]
-    queue_command = command("reroute", to=lambda _address, _sender: CAPTURE, to_text="default")
+    queue_command = command("reroute", to=all_to(CAPTURE), to_text="default")
     (one,) = (await spool.queue_admin.execute(queue_command)).entries
     assert one["note"] == "none of its recipients has a mailbox or a next hop there"
     (one,) = (await spool.queue_admin.execute(reroute("mx:a.test"))).entries
@@ -162,7 +163,7 @@ async def test_captured_mail_is_rerouted_by_an_operator(spool, make, clock) -> N
 async def test_a_release_with_a_next_hop_sends_captured_mail_there(spool, make, clock) -> None:
     await spool.accept(make({"capture": ["x@a.test"]}))
     hop = NextHop.parse("smtp://smart.test:25")
-    release = command("release", to=lambda _address, _sender: hop, as_before=True)
+    release = command("release", to=all_to(hop), as_before=True)
     (one,) = (await spool.queue_admin.execute(replace(release, dry_run=True))).entries
     assert (one["result"], one["state"]) == ("done", "captured")
     (one,) = (await spool.queue_admin.execute(release)).entries
@@ -174,7 +175,7 @@ async def test_a_release_with_a_next_hop_sends_captured_mail_there(spool, make, 
 async def test_a_release_with_a_next_hop_leaves_held_mail_its_own(spool, defer) -> None:
     await defer()
     (held,) = (await spool.queue_admin.execute(command("hold"))).entries
-    release = command("release", to=lambda _address, _sender: NextHop.parse("smtp://smart.test:25"))
+    release = command("release", to=all_to(NextHop.parse("smtp://smart.test:25")))
     (one,) = (await spool.queue_admin.execute(release)).entries
     assert (one["state"], one["next_hop"]) == ("queued", held["next_hop"])
 

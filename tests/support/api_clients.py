@@ -29,6 +29,7 @@ from relay.spool.queue_commands import (
 from relay.spool.types import Selector
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.journeys import made_journey
+from tests.support.operator import all_to
 
 ACCOUNTS = {
     "alice": Account("alice@example.test"),
@@ -145,7 +146,7 @@ async def api() -> AsyncIterator[ApiClients]:
         journeys=records,
         queue_admin=records,
         stats=records.stats,
-        way_to=lambda text: lambda _: NextHop.parse(text),
+        way_to=lambda text: all_to(NextHop.parse(text)),
         changes=changes,
         metrics=(metrics := Metrics()),
         history=MetricsHistory(metrics, SystemClock()),

@@ -7,9 +7,9 @@ from typing import Any
 import apsw
 
 from relay.message.envelope import domain_of
-from relay.message.nexthop import HopKind, NextHop
+from relay.message.nexthop import Destination, HopKind, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool.queue_commands import Operation, QueueCommand
+from relay.spool.queue_commands import Operation, QueueCommand, RouteLookup
 from relay.spool.types import EntrySchedule, Key, PriorityLevel, Selector, Settlement
 
 ALL = Selector(all=True)
@@ -23,14 +23,18 @@ def command(operation: str, selector: Selector = ALL, **more: Any) -> QueueComma
 
 
 def reroute(to: str, selector: Selector = ALL, **more: Any) -> QueueCommand:
-    hop = NextHop.parse(to)
-    return command("reroute", selector, to=lambda _address, _sender: hop, to_text=to, **more)
+    return command("reroute", selector, to=all_to(NextHop.parse(to)), to_text=to, **more)
 
 
-def own_mx(address: str, _sender: str) -> NextHop | None:
+def all_to(hop: NextHop) -> RouteLookup:
+    """Choose this next hop for all addresses."""
+    return lambda _address, _sender: Destination(hop, chosen=True)
+
+
+def own_mx(address: str, _sender: str) -> Destination | None:
     """Route as the table of routes does: None for a domain that does not exist."""
     domain = domain_of(address)
-    return None if domain == "gone.test" else NextHop(HopKind.MX, domain)
+    return None if domain == "gone.test" else Destination(NextHop(HopKind.MX, domain))
 
 
 class FakeActiveClaims:

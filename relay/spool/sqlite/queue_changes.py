@@ -8,7 +8,7 @@ why.
 See docs/design.md 4, invariants 1, 3 and 9.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ from relay.clock import offset_us, rfc3339
 from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
-from relay.message.nexthop import HopKind, NextHop
+from relay.message.nexthop import Destination, HopKind, NextHop
 from relay.spool.queue_commands import (
     CommandResult,
     Operation,
@@ -42,6 +42,7 @@ from relay.spool.sqlite.transactions import (
     add_recipients,
     add_reports,
     append_events,
+    change_extra,
     drop_content,
 )
 from relay.spool.sqlite.writer import Batch
@@ -107,7 +108,7 @@ def read_entry_facts(cursor: apsw.Cursor, key: Key) -> EntryFacts | None:
 class RerouteTargets(Struct, frozen=True):
     """Which recipients of an entry (by number) a reroute sends where."""
 
-    onward: dict[str, list[int]]  # by next hop
+    onward: dict[Destination, list[int]]
     already: list[int]  # these go there already
     rejected: list[int]  # these have no route
 
@@ -126,8 +127,10 @@ class RerouteTargets(Struct, frozen=True):
 
 
 def reroute_targets(cursor: apsw.Cursor, key: Key, to: RouteLookup, *, now: str) -> RerouteTargets:
-    """Call `to` for each recipient of the entry whose next hop is `now`."""
-    onward: dict[str, list[int]] = {}
+    """Call `to` for each recipient of the entry whose next hop is `now`, as it is stored."""
+    onward: dict[Destination, list[int]] = {}
+    already: list[int] = []
+    rejected: list[int] = []
     facts = fetch_one(cursor, "SELECT reverse_path FROM message WHERE id = ?", (key[0],))
     reverse_path = facts[0] if facts is not None else ""
     for number, address in fetch(
@@ -136,10 +139,13 @@ def reroute_targets(cursor: apsw.Cursor, key: Key, to: RouteLookup, *, now: str)
         f" AND state IN {LIVE_STATES} ORDER BY number",
         key,
     ):
-        hop = to(address, reverse_path)
-        is_routed = hop is not None and hop.kind is not HopKind.CAPTURE
-        onward.setdefault(hop.key if hop is not None and is_routed else "", []).append(number)
-    rejected, already = onward.pop("", []), onward.pop(now, [])
+        found = to(address, reverse_path)
+        if found is None or found.next_hop.kind is HopKind.CAPTURE:
+            rejected.append(number)
+        elif found.next_hop.key == now:
+            already.append(number)
+        else:
+            onward.setdefault(found, []).append(number)
     return RerouteTargets(onward, already, rejected)
 
 
@@ -387,21 +393,21 @@ class _EntryChanger:
         The message has further recipients then. Its sender does not know them and gets no reports.
         """
         assert self._order.to is not None
-        onward: dict[str, list[str]] = {}
+        onward: dict[Destination, list[str]] = {}
         for address in self._order.copy_to:
             to = self._order.to(address, "")
             assert to is not None
-            onward.setdefault(to.key, []).append(address)
+            onward.setdefault(to, []).append(address)
         made = []
-        for hop, addresses in onward.items():
-            made.append(copy := self._copied_entry(key, hop, attempts=0))
+        for to, addresses in onward.items():
+            made.append(copy := self._copied_entry(key, to, attempts=0))
             paths = (ForwardPath(address, _NEVER) for address in addresses)
             add_recipients(self._batch, copy, [NewRecipient(path) for path in paths])
             self._wait(copy, facts, retry_us=self._times.queue_us)
-            self._due_now(hop)
+            self._due_now(to.next_hop.key)
         self._work.made[key] = made
         detail = self._record(*made)
-        self._record_next_hops(detail, made[0], before=facts.next_hop, hops=list(onward))
+        self._record_next_hops(detail, made[0], before=facts.next_hop, onward=onward)
         detail.setdefault("copies", []).extend(self._order.copy_to)
         if facts.is_claimed:
             put_back(self._batch, [key])
@@ -427,46 +433,49 @@ class _EntryChanger:
         if reason := targets.inapplicable_reason(self._order.operation):
             return reason
         retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._times.queue_us
-        hops = list(targets.onward)
-        apart = hops
+        apart = onward = list(targets.onward)
         if not (
             targets.rejected or targets.already
         ):  # no recipient stays: the entry gets the first next hop
-            self._cursor.execute(_SET_NEXT_HOP, (hops[0], *key))
+            self._cursor.execute(_SET_NEXT_HOP, (onward[0].next_hop.key, *key))
+            self._note_choice(key, onward[0])
             self._wait(key, facts, retry_us=retry_us)
-            apart = hops[1:]
+            apart = onward[1:]
         elif facts.is_claimed:
             put_back(self._batch, [key])
             self._due_now(facts.next_hop)
-        made = [
-            self._split(key, hop, targets.onward[hop], attempts=facts.attempts) for hop in apart
-        ]
+        made = [self._split(key, to, targets.onward[to], attempts=facts.attempts) for to in apart]
         for one in made:
             self._wait(one, facts, retry_us=retry_us)
         self._work.made[key] = made
-        self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, hops=hops)
-        for hop in hops:
-            self._due_now(hop)
+        self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, onward=onward)
+        for to in onward:
+            self._due_now(to.next_hop.key)
         return ""
 
-    def _split(self, key: Key, hop: str, numbers: Sequence[int], *, attempts: int) -> Key:
+    def _split(self, key: Key, to: Destination, numbers: Sequence[int], *, attempts: int) -> Key:
         """Move these recipients to a new entry."""
-        made = self._copied_entry(key, hop, attempts=attempts)
+        made = self._copied_entry(key, to, attempts=attempts)
         self._cursor.executemany(
             "UPDATE recipient SET entry = ? WHERE message_id = ? AND entry = ? AND number = ?",
             [(made[1], *key, number) for number in numbers],
         )
         return made
 
-    def _copied_entry(self, key: Key, hop: str, *, attempts: int) -> Key:
+    def _copied_entry(self, key: Key, to: Destination, *, attempts: int) -> Key:
         """Make an entry with the content of another one, and no recipients yet."""
         message_id = key[0]
         last = fetch_one(
             self._cursor, "SELECT max(number) FROM entry WHERE message_id = ?", (message_id,)
         )
         made = (message_id, int(last[0]) + 1)
-        self._cursor.execute(_COPY, (made[1], hop, attempts, *key))
+        self._cursor.execute(_COPY, (made[1], to.next_hop.key, attempts, *key))
+        self._note_choice(made, to)
         return made
+
+    def _note_choice(self, key: Key, to: Destination) -> None:
+        """Record whether the new next hop of an entry was chosen, or follows from the routes."""
+        change_extra(self._cursor, key, chosen=to.chosen)
 
     def _wait(self, key: Key, facts: EntryFacts, *, retry_us: int | None) -> None:
         """Set the new state and times of the entry, and the state of its recipients."""
@@ -522,10 +531,11 @@ class _EntryChanger:
         return detail
 
     def _record_next_hops(
-        self, detail: dict[str, Any], key: Key, *, before: str, hops: list[str]
+        self, detail: dict[str, Any], key: Key, *, before: str, onward: Iterable[Destination]
     ) -> None:
         detail.setdefault("from", {})[str(key[1])] = before
         recorded = detail.setdefault("to", [])
+        hops = dict.fromkeys(to.next_hop.key for to in onward)
         recorded += [hop for hop in hops if hop not in recorded][
             : _HOPS_RECORDED_MAX - len(recorded)
         ]

@@ -83,6 +83,12 @@ _EVENT = (
 )
 _OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
 PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
+# A text that is no JSON stays as it is: its entry is held when it is claimed.
+_CHANGE_EXTRA = (
+    "UPDATE entry SET"
+    " extra = coalesce(nullif(json_patch(iif(extra = '', '{}', extra), ?), '{}'), '')"
+    " WHERE message_id = ? AND number = ? AND (extra = '' OR json_valid(extra))"
+)
 ACCEPTED_COUNTER = "accepted"
 RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
@@ -247,6 +253,12 @@ def _record_owed(cursor: apsw.Cursor, settlement: Settlement) -> None:
     if settlement.ends_warning:
         sql = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
         cursor.execute(sql, (claim.message.id,))
+
+
+def change_extra(cursor: apsw.Cursor, key: Key, **fields: Any) -> None:
+    """Set these fields of an entry's EntryExtra; the others stay, also those that are not known."""
+    changes = {name: value or None for name, value in fields.items()}
+    cursor.execute(_CHANGE_EXTRA, (_json(changes), *key))
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:

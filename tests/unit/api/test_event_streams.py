@@ -30,6 +30,7 @@ from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.event_source import EventSource, ReceivedEvent, event_source
 from tests.support.events import until
 from tests.support.http_server import ANY_PORT
+from tests.support.operator import all_to
 from tests.support.spools import new_message, new_spool
 
 SCHEMAS = Path(__file__).parents[1] / "spool/schemas"
@@ -75,7 +76,7 @@ class Relay:
         dependencies = ApiDependencies(
             journeys=Journeys(self.spool, self.log, clock=self.clock),
             queue_admin=self.spool.queue_admin, stats=self.spool.stats,
-            way_to=lambda text: lambda _address, _sender: NextHop.parse(text), changes=self.changes,
+            way_to=lambda text: all_to(NextHop.parse(text)), changes=self.changes,
             metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
             prune=None, sources=None, unlock=None, history=None, events=self.streams,
         )  # fmt: skip

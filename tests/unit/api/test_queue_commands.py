@@ -7,17 +7,17 @@ import pytest
 
 from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.http.errors import ApiError
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import Destination, NextHop
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 from tests.support.manual_clock import ManualClock
+from tests.support.operator import all_to
 
 CLOCK = ManualClock(jumped_us=5_000_000)  # 2023-11-14T22:13:25Z on the wall
 
 
 def way_to(text: str) -> Any:
-    hop = NextHop.parse(text)
-    return lambda _address, _sender: hop
+    return all_to(NextHop.parse(text))
 
 
 def read(operation: str, *, may_name_other: bool = True, **body: Any) -> QueueCommand:
@@ -67,7 +67,8 @@ def test_a_hold_ends_in_steady_time(until: str, ahead_s: float) -> None:
 def test_a_reroute_says_where_to() -> None:
     order = read("reroute", all=True, to="mx:b.test")
     assert order.to is not None
-    assert str(order.to("x@a.test", "me@s.test")) == "mx:b.test"
+    to = order.to("x@a.test", "me@s.test")
+    assert to == Destination(NextHop.parse("mx:b.test"), chosen=True)
     assert order.to_text == "mx:b.test"
 
 

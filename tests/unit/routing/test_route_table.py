@@ -344,7 +344,7 @@ def test_a_route_may_be_for_one_reverse_path(sender, hop):
         ("smtp://h.test:26 r", "me@s.test", False),  # to another host
         ("smtp://h.test:25 q", "me@s.test", False),  # is gone, or has another name
         ("smtp://h.test:25 other", "me@s.test", False),  # of another domain
-        ("smtp://h.test:25", "me@t.test", True),  # an operator chose it
+        ("smtp://h.test:25", "me@t.test", True),  # names no route
         ("mx:a.test m", "me@s.test", True),
         ("mx:a.test r", "me@s.test", False),
     ],
@@ -357,7 +357,16 @@ def test_a_next_hop_belongs_to_its_route_while_that_leads_there(key, sender, lea
         Route("a.test", "mx", name="m"),
     ]
     made = RouteTable(routes, [], Accounts())
-    assert made.still_leads(NextHop.parse(key), ["x@a.test", "y@A.test"], sender) is leads
+    hop, addresses = NextHop.parse(key), ["x@a.test", "y@A.test"]
+    assert made.still_leads(hop, addresses, sender) is leads
+    # what was chosen needs no route that matches, but one of that name which leads there
+    belongs = key in (
+        "smtp://h.test:25 r",
+        "smtp://h.test:25 other",
+        "smtp://h.test:25",
+        "mx:a.test m",
+    )
+    assert made.still_leads(hop, addresses, sender, chosen=True) is belongs
 
 
 def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
