@@ -1,8 +1,8 @@
 """The `relay` command: options and output of each verb, usually one module for a verb.
 
-What a verb does is in relay.commands. Exit codes are those of sysexits(3). Facts are printed to
-stdout, everything else to stderr. The user never gets a traceback, not even after Ctrl-C while
-modules are loaded.
+`wait` is in `trace`. What a verb does is in relay.commands. Exit codes are those of sysexits(3).
+Facts are printed to stdout, everything else to stderr. The user never gets a traceback, not even
+after Ctrl-C while modules are loaded.
 """
 
 import gc

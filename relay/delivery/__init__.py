@@ -2,14 +2,15 @@
 
 `scheduler` is the queue manager: it takes claims from the spool and gives them to `site` (SMTP) or
 `local_delivery`. `active_queue` bounds the claims in memory, `queue_scanner` fetches due entries,
-`retry` has the retry schedule, `host_selection` chooses the next host if one does not answer, and
-`attempt_recorder` commits the result of each attempt. A connection has at most one transaction that
-is not settled, so a crash causes at most one second copy for each connection.
+`retry` has the retry schedule, `host_selection` chooses the next host if one does not answer,
+`attempt_result` is what an attempt changes and when a delay report is due, and `attempt_recorder`
+commits it. A connection has at most one transaction that is not settled, so a crash causes at most
+one second copy for each connection.
 
-The promise of fairness: due mail for a next hop that answers is attempted soon, whatever else is in
-the queue. Neither the mail of one sender, nor that for one next hop, nor mail for any number of
-hosts that do not answer, nor bulk mail delays it for longer than a few messages or probes take. One
-sender's mail to sites that have not answered lately waits in turn with the rest of that mail.
+The promise of fairness: due mail for a next hop that answers is attempted soon, whatever else is
+in the queue. Neither the mail of one sender, nor that for one next hop, nor mail for any number of
+hosts that do not answer, nor bulk mail delays it for longer than a few messages or probes take.
+One sender's mail to sites that have not answered lately waits in turn with the rest of that mail.
 Nothing waits for ever. Memory, connections and queries do not grow with the queue. What keeps it:
 
 Claims in memory (`active_queue`)

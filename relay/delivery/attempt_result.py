@@ -1,9 +1,10 @@
-"""The result of an attempt: which recipients are final, which are retried and when, and the events.
+"""The result of an attempt: which recipients are final, which are retried and when, and the
+events.
 
 Pure functions. Each recipient with an outcome is final, or waits for a retry. Expired recipients
 get X.4.7 (RFC 3463). The result has the recipients for each kind of report; relay/reports decides
-what is sent. `_warning()` says when a delay report is due. Times ending in `now_us` and `due_us`
-are queue time; `at_us` is wall time.
+what is sent. `_warning()` says whether a delay report is due; acceptance set its time. Times
+ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,7 +3,7 @@
 At the connection limit a connection that waits for its client is closed for a new one, that of the
 address with the most connections first (RFC 9112 9.5 allows this). One address gets at most half of
 the running requests and of the memory for unread responses. A connection of a proxy counts for the
-client of its request while one runs.
+client of its request while one runs. The time-outs of header and response are in `protocol`.
 """
 
 from collections.abc import Callable, Iterable, Sequence

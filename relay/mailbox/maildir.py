@@ -1,9 +1,10 @@
 """Durable file operations: write, link, rename, remove, and shared fsyncs of directories.
 
-All steps of the store that must survive a crash use this module, in the store's threads. No
-operation replaces an existing message. An fsync of a directory covers every change made before it
-started, by any thread. The functions raise OSError; storage_errors() converts it to
-StoreUnavailableError. Maildir; POSIX fsync.
+All steps of the store that must survive a crash use this module, in the store's threads. What
+fails because a client renamed the file is repeated (`retry_if_renamed`). No operation replaces an
+existing message. An fsync of a directory covers every change made before it started, by any
+thread. The functions raise OSError; storage_errors() converts it to StoreUnavailableError.
+Maildir; POSIX fsync.
 """
 
 import contextlib

@@ -31,9 +31,9 @@ from relay.mailbox.messages import Messages
 from relay.mailbox.owed_copies import OwedCopies
 from relay.mailbox.quota import Quota
 from relay.mailbox.ready_submissions import ReadySubmissions
+from relay.mailbox.retained_files import MailFile, remove_files, stored_files
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.stored_files import MailFile, remove_files, stored_files
 from relay.mailbox.submissions import SubmissionDirectory
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile

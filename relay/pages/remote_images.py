@@ -4,6 +4,7 @@ Only URLs that every browser reads in the same way are written, in a form of Rel
 else stays a box. So do URLs with a user part, and those of Relay itself: a message must not make
 the browser of its reader ask the relay for something. A name that the DNS resolves to this machine
 cannot be known here: the relay refuses such requests, since it answers for its own names only.
+`sanitize` removes all others, and `content_pages` has the Content-Security-Policy.
 WHATWG URL 4.4 (a host whose last label is a number is an IPv4 address); RFC 6761 6.3 (localhost).
 """
 

@@ -53,8 +53,9 @@ def decide_reports(
 ) -> ReportDecision:
     """Sort the `recipients` of one message.
 
-    Senders that are not trusted get no reports, because a reverse-path is easily forged
-    (backscatter). There are no reports about reports; one that fails becomes a dead letter.
+    The null sender gets no reports, and neither do senders that are not trusted, because a
+    reverse-path is easily forged (backscatter). There are no reports about reports; one that
+    fails becomes a dead letter.
     """
     is_failure = kind is ReportKind.FAILED
     if message.source is Source.REPORT:

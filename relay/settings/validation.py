@@ -1,8 +1,9 @@
 """Validate values against each other, and the files that they name.
 
-It runs after everything was read, on the values that are valid alone, so its faults are reported
-together with the reader's. It yields what was expected and where; what was found is shown as it is
-in the file. See RFC 3207 and RFC 8314 on where TLS is required.
+Faults of one key (unknown, wrong type, beyond a limit) are found by `reader` before. This runs
+after everything was read, on the values that are valid alone, so its faults are reported together
+with the reader's. It yields what was expected and where; what was found is shown as it is in the
+file. See RFC 3207 and RFC 8314 on where TLS is required.
 """
 
 import ipaddress

@@ -1,8 +1,8 @@
 """TLS contexts and certificate checks for SMTP sessions.
 
 "verify" trusts the certificates of the system, or of the given CA file alone; other levels accept
-any certificate. See RFC 7435 (opportunistic), RFC 9525 (names), RFC 8314, RFC 5321 4.1.3 (address
-literals).
+any certificate. What follows a failed STARTTLS is in `connect`. See RFC 7435 (opportunistic), RFC
+9525 (names), RFC 8314, RFC 5321 4.1.3 (address literals).
 """
 
 import ssl

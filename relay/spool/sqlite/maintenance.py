@@ -1,9 +1,9 @@
 """Maintain the spool: release the claims of a dead owner, prune history, remove stale files.
 
-The start releases claims before anything else. The daemon calls the rest from time to time. Each
+The start releases claims before anything else. `relay/app/maintenance.py` calls the rest. Each
 step is one small transaction, so that mail does not wait for it. A file that is being written is
-never removed. One that may be all that is left of a message is moved aside: its row was lost, or an
-older spool was put back, which does not know the message.
+never removed. One that may be all that is left of a message is moved aside: its row was lost, or
+an older spool was put back, which does not know the message.
 
 A message with a live entry is not pruned. Neither is one with a live recipient whose entry was
 lost: its sender would get no report. Counters stay, so that relay_queue_unaccounted remains
