@@ -1,4 +1,4 @@
-"""Accept a message after the final dot (step 5): route, apply the mail rules, commit, reply 250.
+"""Accept a message after the final dot (step 5): aliases, routes, mail rules, commit, reply 250.
 
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
@@ -27,6 +27,7 @@ from relay.ingress.data import (
     Origin,
     subject_of,
 )
+from relay.ingress.expansion import expand_recipients
 from relay.ingress.fanout import FanOut, fan_out, reported_recipient
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event, Step
@@ -35,7 +36,7 @@ from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, 
 from relay.message.header import FIELDS_MAX, Header, ParsedContent, outgoing
 from relay.message.nexthop import NextHop
 from relay.message.verdict import ExaminedMessage, Verdict
-from relay.mime.dsn import ReportKind
+from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -84,7 +85,7 @@ class Acceptance:
     policy: Callable[[], RuleSet]  # returns the active rules
     reporter: ReportWriter  # writes the reports of rejected recipients
     spool: Spool  # where messages become durable
-    accounts: AccountDirectory  # whose addresses a sender may use
+    accounts: AccountDirectory  # what aliases lead to, and whose addresses a sender may use
     clock: Clock  # for queue time
     ids: Ids  # for queue ids
     metrics: Metrics  # counts accepted messages and rules
@@ -145,16 +146,19 @@ class Acceptance:
         parsed = prepared() if is_quick else await asyncio.to_thread(prepared)
         if isinstance(parsed, DataReply):
             return parsed
-        sender = envelope.reverse_path
-        examinations = [self.router.examine(path.address, sender) for path in paths]
+        sender, expand = envelope.reverse_path, self.accounts.expand
+        recipients = expand_recipients(paths, expand)
+        examinations = [self.router.examine(path.address, sender) for path in recipients.paths]
         verdict = await self._evaluate(
-            self._policy_input(envelope, paths, parsed, origin=origin, examinations=examinations)
+            self._policy_input(
+                envelope, recipients.paths, parsed, origin=origin, examinations=examinations
+            )
         )
         if isinstance(verdict, DataReply):
             return verdict
         has_answers = any(isinstance(one, LocalRecipient) and one.is_answer for one in examinations)
         fan = fan_out(
-            paths, examinations, verdict,
+            recipients, examinations, verdict, expand=expand,
             examine=lambda address: self.router.examine(address, sender),
             answers_discarded=(
                 self.answers.why_discarded(envelope, size_of(content)) if has_answers else ""
@@ -176,17 +180,38 @@ class Acceptance:
             queue_id=queue_id,
             time_us=now_us,
         )
-        if not fan.rejected:
-            return await self._commit(message, (), origin.client)
-        rules = {one.address: one.rule for one in verdict.recipients}
-        rejected = [
-            reported_recipient(each, rules.get(each.path.address, "")) for each in fan.rejected
-        ]
-        plan = self.reporter.reports(
-            ReportKind.FAILED, message.facts, rejected, content=parsed.joined()
+        message, reports = self._with_reports(
+            message, verdict, fan, expanded=recipients.reported, content=parsed
         )
-        message = replace(message, events=(event, *plan.events))
-        return await self._commit(message, plan.messages, origin.client)
+        return await self._commit(message, reports, origin.client)
+
+    def _with_reports(
+        self,
+        message: NewMessage,
+        verdict: Verdict,
+        fan: FanOut,
+        *,
+        expanded: Sequence[ReportedRecipient],
+        content: ParsedContent,
+    ) -> tuple[NewMessage, Sequence[NewMessage]]:
+        """Return the message with the events of the reports that are due already, and these."""
+        rules = {one.address: one.rule for one in verdict.recipients} if fan.rejected else {}
+        due = {
+            ReportKind.FAILED: [
+                reported_recipient(each, rules.get(each.path.address, "")) for each in fan.rejected
+            ],
+            ReportKind.EXPANDED: expanded,
+        }
+        plans = [
+            self.reporter.reports(kind, message.facts, some, content=content.joined())
+            for kind, some in due.items()
+            if some
+        ]
+        if not plans:  # nearly always
+            return message, ()
+        events = [event for plan in plans for event in plan.events]
+        message = replace(message, events=(*message.events, *events))
+        return message, [report for plan in plans for report in plan.messages]
 
     def _prepared(
         self,
@@ -415,6 +440,7 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
             if (name := entry.next_hop.route) and name not in names:
                 names.append(name)
     rejected = [each for each in fan.rejected if not each.added_by]
+    aliases = [each for each in fan.aliases if each.successors]
     detail: dict[str, Any] = {
         "rules": [hit.as_json() for hit in verdict.hits],
         "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
@@ -423,12 +449,15 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
         detail["routes"] = {hop: names for hop, names in routes.items() if names}
     if client is not None:
         detail["client"] = client.as_json()
+    if aliases:
+        detail["aliases"] = [each.path.address for each in aliases[:_NAMED_MAX]]
     if rejected:
         detail["refused"] = [
             {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
         ]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
-        "refused": len(rejected)
+        "aliases": len(aliases),
+        "refused": len(rejected),
     }
     if counts := {name: size for name, size in sizes.items() if size > _NAMED_MAX}:
         detail["counts"] = counts

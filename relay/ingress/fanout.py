@@ -1,24 +1,26 @@
 """Fan a message out: sort its recipients into queue entries, one per next hop and content.
 
 A pure function of what routing and the mail rules returned. Each recipient appears exactly once: in
-an entry, or in a final state (rejected, discarded, redirected).
+an entry, or in a final state (rejected, discarded, redirected, expanded).
 
 RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.accounts.account import Expansion
+from relay.ingress.expansion import ExpandedRecipients
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.header import ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
 from relay.message.status import own_reply
-from relay.message.verdict import RecipientVerdict, Verdict, VerdictAction
+from relay.message.verdict import AddedRecipient, RecipientVerdict, Verdict, VerdictAction
 from relay.mime.dsn import ReportedRecipient
 from relay.routing.route_table import (
     InvalidRecipient,
@@ -26,17 +28,22 @@ from relay.routing.route_table import (
     RemoteRecipient,
     RoutingResult,
 )
-from relay.spool.types import NewEntry, NewRecipient
+from relay.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 
 _NEVER = frozenset({Notify.NEVER})
+_Key = tuple[NextHop, int, str]  # of an entry: its content, and the alias that sends it outside
 
 
 class FanOut(Struct, frozen=True):
-    """The result for one message; `contents` has those in use, or else the original."""
+    """The result for one message; `contents` has those in use, or else the original.
+
+    `aliases` are the recipients that others have replaced; they are among the final ones.
+    """
 
     contents: tuple[ParsedContent, ...]
     entries: tuple[NewEntry, ...]
     final_recipients: tuple[NewRecipient, ...]
+    aliases: tuple[NewRecipient, ...] = ()
 
     @property
     def rejected(self) -> tuple[NewRecipient, ...]:
@@ -45,30 +52,40 @@ class FanOut(Struct, frozen=True):
 
     @property
     def rejects_all(self) -> bool:
-        """Whether every recipient that the client named is rejected."""
-        given = [each for each in self.final_recipients if not each.added_by]
+        """Whether every recipient that the client named is rejected; of an alias, all that it leads
+        to.
+        """
+        replaced = {each.position for each in self.aliases if each.successors}
+        given = [
+            each
+            for each in self.final_recipients
+            if not each.added_by and each.position not in replaced
+        ]
         in_entries = any(not each.added_by for entry in self.entries for each in entry.recipients)
         return not in_entries and all(each.state is RecipientState.FAILED for each in given)
 
 
 def fan_out(
-    paths: Sequence[ForwardPath],
+    recipients: ExpandedRecipients,
     examinations: Sequence[RoutingResult],
     verdict: Verdict,
     *,
     examine: Callable[[str], RoutingResult],
+    expand: Callable[[str], Expansion | None],
     answers_discarded: str = "",
 ) -> FanOut:
-    """Sort recipients into entries; `examine` routes those that a rule added. With
+    """Sort recipients into entries; `expand` and `examine` are for those that a rule added. With
     `answers_discarded`, the reason, answers to reports are discarded; they never cause a report.
 
-    There is one of `examinations` for each path. `verdict` has one for each valid recipient, in the
-    same order: rules do not see invalid recipients.
+    There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
+    in the same order: rules do not see invalid recipients.
     """
-    buckets: dict[tuple[NextHop, int], list[NewRecipient]] = {}
-    final: list[NewRecipient] = []
+    buckets: dict[_Key, list[NewRecipient]] = {}
+    final: list[NewRecipient] = list(recipients.aliases)
     verdicts = iter(verdict.recipients)
-    for position, (path, found) in enumerate(zip(paths, examinations, strict=True), 1):
+    for path, position, forwarded_by, found in zip(
+        recipients.paths, recipients.positions, recipients.forwarded_by, examinations, strict=True
+    ):
         start = NewRecipient(path, position=position)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(start, found.status, found.text))
@@ -84,27 +101,31 @@ def fan_out(
         if (final_state := _final_state(start, decided)) is not None:
             final.append(final_state)
         else:
-            _put(buckets, found, start, content=decided.content)
+            _put(buckets, found, start, content=decided.content, forwarded_by=forwarded_by)
     served = {each.path.address for bucket in buckets.values() for each in bucket}
-    for addition in verdict.additions:
-        if addition.address in served:
+    for addition, address, forwarded_by in _additions(verdict, expand):
+        if address in served:
             continue
-        served.add(addition.address)
-        found = examine(addition.address)
-        added = NewRecipient(ForwardPath(addition.address, _NEVER), added_by=addition.rule)
+        served.add(address)
+        found = examine(address)
+        added = NewRecipient(ForwardPath(address, _NEVER), added_by=addition.rule)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(added, found.status, found.text))
         else:
-            _put(buckets, found, added, content=addition.content)
-    used = sorted({content for _, content in buckets}) or [0]
+            _put(buckets, found, added, content=addition.content, forwarded_by=forwarded_by)
+    used = sorted({content for _, content, _ in buckets}) or [0]
     return FanOut(
         contents=tuple(verdict.contents[content] for content in used),
-        entries=tuple(
-            NewEntry(next_hop, tuple(bucket), content=used.index(content))
-            for (next_hop, content), bucket in buckets.items()
-        ),
+        entries=tuple(_entry(key, bucket, used) for key, bucket in buckets.items()),
         final_recipients=tuple(final),
+        aliases=recipients.aliases,
     )
+
+
+def _entry(key: _Key, bucket: Sequence[NewRecipient], used: Sequence[int]) -> NewEntry:
+    next_hop, content, forwarded_by = key
+    extra = EntryExtra(delivered_to=forwarded_by) if forwarded_by else NO_EXTRA
+    return NewEntry(next_hop, tuple(bucket), content=used.index(content), extra=extra)
 
 
 def reported_recipient(recipient: NewRecipient, rule: str) -> ReportedRecipient:
@@ -133,11 +154,28 @@ def _failed(recipient: NewRecipient, status: str, reply: str) -> NewRecipient:
 
 
 def _put(
-    buckets: dict[tuple[NextHop, int], list[NewRecipient]],
+    buckets: dict[_Key, list[NewRecipient]],
     examination: LocalRecipient | RemoteRecipient,
     recipient: NewRecipient,
     *,
     content: int,
+    forwarded_by: str,
 ) -> None:
-    next_hop = LOCAL if isinstance(examination, LocalRecipient) else examination.next_hop
-    buckets.setdefault((next_hop, content), []).append(recipient)
+    if isinstance(examination, LocalRecipient):  # whose copy names the address that it is for
+        key = (LOCAL, content, "")
+    else:
+        key = (examination.next_hop, content, forwarded_by)
+    buckets.setdefault(key, []).append(recipient)
+
+
+def _additions(
+    verdict: Verdict, expand: Callable[[str], Expansion | None]
+) -> Iterator[tuple[AddedRecipient, str, str]]:
+    """Yield each addition with the addresses that get it, and the alias that leads to them."""
+    for addition in verdict.additions:
+        expansion = expand(addition.address)
+        if expansion is None:
+            yield addition, addition.address, ""
+        else:
+            for target in expansion.targets:
+                yield addition, target.address, target.forwarded_by

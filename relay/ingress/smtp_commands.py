@@ -1,10 +1,10 @@
 """The SMTP commands: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA and the others, each with its reply.
 
 One handler is the state of one session: command order, one transaction at a time. The AUTH exchange
-is in authentication, the check of a sender address in send_as. RCPT is rejected here for an unknown
-user or domain (the reply text is in relay/routing/route_table.py), for relaying by an untrusted
-client, for a full mailbox, and beyond the limit of recipients per message (max_recipients). MAIL
-and DATA enforce the size limit. Too many rejected commands end the session with 421.
+is in authentication, the check of a sender address in send_as, that of a recipient in
+recipient_checks. RCPT is rejected here beyond the limit of recipients per message (max_recipients),
+and of addresses that its aliases lead to. MAIL and DATA enforce the size limit. Too many rejected
+commands end the session with 421.
 
 RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531.
 """
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.accounts.account import AccountDirectory
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.ingress.authentication import AUTH_OFFER, Authentication, CheckLogin
 from relay.ingress.data import (
@@ -28,6 +28,8 @@ from relay.ingress.data import (
     subject_in,
 )
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
+from relay.ingress.expansion import EXPANDED_MAX
+from relay.ingress.recipient_checks import RecipientChecks
 from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
@@ -39,13 +41,12 @@ from relay.ingress.session_refusals import (
     path_in,
 )
 from relay.mailbox.delivery_store import DeliveryStore
-from relay.mailbox.types import Room
 from relay.message.content import memory_part
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
 from relay.pressure import MemoryBudget
 from relay.refusals.refusal import RefusalReason
-from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
+from relay.routing.route_table import RouteTable
 from relay.spool.types import IncomingBody
 
 _log = get_logger("ingress")
@@ -174,8 +175,10 @@ class SmtpCommandHandler:
         self._authentication = Authentication(
             listener.accounts, listener.limits, check_login=listener.check_login, ip=ip
         )
+        self._checks = RecipientChecks(listener.router, listener.accounts, listener.quota)
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
+        self._expanded = 0  # addresses that the aliases among them lead to
         self._errors = 0
         self._junk_commands = 0
         self.refusals = SessionRefusals(listener.refusals)
@@ -435,36 +438,27 @@ class SmtpCommandHandler:
         if len(self._forward_paths) >= self._listener.max_recipients:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
+        expansion = self._listener.accounts.expand(path.address)
+        expanded = self._expanded + (len(expansion.targets) if expansion is not None else 0)
+        if expanded > EXPANDED_MAX and not self._listener.pickup:
+            return "452 4.5.3 Too many recipients of aliases, send the rest in another transaction"
         if rejection := await self._recipient_rejection(mail, path.address, mail.size_bytes):
             return rejection
         self._forward_paths[path.address] = path
+        self._expanded = expanded
         return "250 2.1.5 Ok"
 
     async def _recipient_rejection(self, mail: MailArgument, address: str, size_bytes: int) -> str:
         """Return the reply if a recipient is rejected, else "".
 
-        Unknown local users and domains, relaying denied, mailbox quota. Pickup's recipients are not
-        checked here but after DATA, so that a rejection becomes a report.
+        Pickup's recipients are not checked here but after DATA, so that a rejection becomes a
+        report.
         """
         if self._listener.pickup:
             return ""
-        match self._listener.router.examine(address, mail.envelope.reverse_path):
-            case RemoteRecipient():
-                if not self._is_trusted:
-                    # RFC 5321 7.9
-                    return "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
-            case LocalRecipient(mailbox):
-                if mailbox != DEAD_LETTER:
-                    match await self._listener.quota.room(mailbox, size_bytes):
-                        case Room.FULL:
-                            # RFC 3463 3.3
-                            return f"452 4.2.2 <{address}>: the mailbox is full, try again later"
-                        case Room.NEVER:
-                            # RFC 3463 3.3
-                            return f"552 5.2.2 <{address}>: the message is larger than the mailbox"
-            case InvalidRecipient(text=text):
-                return text
-        return ""
+        return await self._checks.rejection(
+            address, mail.envelope.reverse_path, size_bytes=size_bytes, may_relay=self._is_trusted
+        )
 
     async def _size_rejection(
         self, mail: MailArgument, paths: Sequence[ForwardPath], size_bytes: int
@@ -551,6 +545,7 @@ class SmtpCommandHandler:
     def _reset(self) -> None:
         self._mail = None
         self._forward_paths = {}
+        self._expanded = 0
         self.refusals.flush()
 
     def _close_rejected(

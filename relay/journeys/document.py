@@ -66,7 +66,7 @@ class SenderReport(msgspec.Struct, frozen=True):
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """A recipient; `successors` are the addresses that replace one that was redirected.
+    """A recipient; `successors` are the addresses that replace one that was redirected or expanded.
 
     `reason` is why it is in its state, a clause; `next_attempt` and `expires` are times. They are
     None where there is none. An `expires` of captured mail is when it is removed.

@@ -334,5 +334,5 @@ def _end(one: Recipient, before: str) -> Iterator[Part]:
 def _successors(one: Recipient) -> str:
     names = one.successors or ()
     if one.state == "expanded":
-        return f" to {counted(len(names), 'member')} of the list"
+        return f" to {counted(len(names), 'address')}"
     return f" to {', '.join(names)}" if names else ""

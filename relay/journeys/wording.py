@@ -57,6 +57,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             because = f" ({', '.join(hit['because'])})" if hit.get("because") else ""
             yield f'rule "{hit["rule"]}": {hit["outcome"]}{because}'
         counts = detail.get("counts", {})  # an event names at most a few recipients
+        if aliases := detail.get("aliases"):
+            yield f"aliases: {named(aliases, counts.get('aliases'))}"
         for hop, recipients in detail.get("next_hops", {}).items():
             routes = detail.get("routes", {}).get(hop)
             by = f" (route {', '.join(routes)})" if routes else ""

@@ -423,8 +423,8 @@ _ENDS = {
     "expired": "was given up after the last attempt",
     "cancelled": "was cancelled by an operator",
     "discarded": "was discarded by a rule",
-    "redirected": "was redirected by a rule",
-    "expanded": "was replaced by the members of a list",
+    "redirected": "was redirected",
+    "expanded": "was replaced by other addresses",
 }
 
 

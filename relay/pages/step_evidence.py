@@ -159,6 +159,8 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     rules = detail.get("rules", ())
     facts += [StepFact("Rule", _rule(one)) for one in rules]
     counts = detail.get("counts", {})
+    if aliases := detail.get("aliases"):
+        facts.append(StepFact("Aliases", _some(aliases, counts.get("aliases"))))
     for hop, addresses in detail.get("next_hops", {}).items():
         names = _some(addresses, counts.get(hop))
         routes = detail.get("routes", {}).get(hop)

@@ -115,13 +115,13 @@ class SpoolUnavailableError(SpoolError):
 
 
 class NewRecipient(Struct, frozen=True):
-    """A recipient as accepted. With a final `state` (rejected, invalid, discarded, redirected) it
-    has no entry.
+    """A recipient as accepted. With a final `state` (rejected, invalid, discarded, redirected,
+    expanded) it has no entry.
 
-    `successors` are the addresses that replace a redirected one. `position` is its place in the
-    envelope, from 1; a recipient without one is numbered after those that have one. `added_by`
-    names the rule that added the recipient: it then has NOTIFY=NEVER and is not in the sender's
-    journey.
+    `successors` are the addresses that replace a redirected or expanded one. `position` is its
+    place in the envelope, from 1; a recipient without one is numbered after those that have one.
+    `added_by` names the rule that added the recipient: it then has NOTIFY=NEVER and is not in the
+    sender's journey.
     """
 
     path: ForwardPath

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import apsw
 
-from relay.accounts.account import Account
+from relay.accounts.account import Account, Expansion
 from relay.clock import Ids
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.delivery.active_queue import ActiveQueue
@@ -60,6 +60,9 @@ class People:
     def by_address(self, address: str) -> Account | None:
         local_part, _, domain = address.lower().partition("@")
         return Account(f"{local_part}@{HOME}") if domain == HOME and local_part in PEOPLE else None
+
+    def expand(self, address: str) -> Expansion | None:
+        return None
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         return None

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from relay.accounts.account import Account
+from relay.accounts.account import Account, Expansion
+from relay.accounts.aliases import AliasTable, Forwarding
 from relay.certificates import ServerCertificate
 from relay.clock import Ids
 from relay.ingress.acceptance import Acceptance
@@ -103,6 +104,16 @@ class FakeAccounts:
     left of 1000. The password is the name."""
 
     names = ("alice", "bob", "full", "small")
+
+    def __init__(self, **aliases: Sequence[str]) -> None:
+        """Of each alias at example.test, the addresses that it leads to."""
+        self.aliases = AliasTable(
+            (Forwarding(name, tuple(to), keeps_copy=name == "bob@example.test", place=()), [name])
+            for name, to in ((f"{alias}@example.test", to) for alias, to in aliases.items())
+        )
+
+    def expand(self, address: str) -> Expansion | None:
+        return self.aliases.expand(address)
 
     def by_token(self, token: str, *, client: str = "") -> Account | None:
         return None

@@ -9,7 +9,7 @@ from msgspec import structs
 from relay.delivery import content_cache as contents_module
 from relay.files import FileOctets
 from relay.message.content import LARGE_BYTES, LargeContent, blocks
-from relay.spool.types import Selector
+from relay.spool.types import EntryExtra, Selector
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
@@ -150,3 +150,19 @@ async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
             while mx.open:
                 await asyncio.sleep(0)
         assert mx.envelopes == []
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_a_copy_that_an_alias_sends_outside_names_it(delivery, large, is_large) -> None:
+    """RFC 9228: above all that was there."""
+    content = large() if is_large else b"Subject: small\r\n\r\nbody\r\n"
+    async with RemoteMx() as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        extra = EntryExtra(delivered_to="team@here.test")
+        queue_id = await delivery.send("x@a.test", contents=(content,), extra=extra)
+        await delivery.done(queue_id)
+    (envelope,) = mx.envelopes
+    sent = b"".join(blocks(envelope.content))
+    assert sent == b"Delivered-To: team@here.test\r\n" + b"".join(blocks(content))
+    assert envelope.parameters["SIZE"] == str(len(sent))

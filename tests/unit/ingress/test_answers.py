@@ -4,6 +4,7 @@ import pytest
 
 from relay.accounts.account import DEAD_LETTER
 from relay.ingress.answers import ANSWER_BYTES_MAX, ANSWERS_PER_HOUR, AnswerLimit
+from relay.ingress.expansion import expand_recipients
 from relay.ingress.fanout import fan_out
 from relay.message.envelope import Envelope, ForwardPath, Notify
 from relay.message.lifecycle import RecipientState
@@ -35,7 +36,11 @@ def test_an_answer_never_causes_a_report(why: str) -> None:
     paths = [ForwardPath("MAILER-DAEMON@relay.test", wanted), ForwardPath("bob@a.test", wanted)]
     found = [LocalRecipient(DEAD_LETTER, is_answer=True), LocalRecipient("bob@a.test")]
     verdict = Verdict(tuple(RecipientVerdict(one.address) for one in paths), (), (None,), ())
-    fan = fan_out(paths, found, verdict, examine=lambda _: found[0], answers_discarded=why)
+    recipients = expand_recipients(paths, lambda _: None)
+    fan = fan_out(
+        recipients, found, verdict, examine=lambda _: found[0], expand=lambda _: None,
+        answers_discarded=why,
+    )  # fmt: skip
     kept = {one.path.address: one.path.notify for entry in fan.entries for one in entry.recipients}
     expected = {"bob@a.test": wanted}
     if why:

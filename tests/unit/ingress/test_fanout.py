@@ -2,6 +2,7 @@
 
 import pytest
 
+from relay.ingress.expansion import expand_recipients
 from relay.ingress.fanout import fan_out, reported_recipient
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState
@@ -23,6 +24,10 @@ def examine(address: str):
     return RemoteRecipient(NextHop(HopKind.MX, domain))
 
 
+def no_alias(_address: str) -> None:
+    """Nobody is an alias."""
+
+
 def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
     """Fan out for these recipients, with the verdicts of the rules for the valid ones."""
     paths = [ForwardPath(each.address, notify, f"rfc822;{each.address}") for each in recipients]
@@ -33,7 +38,8 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
         if not isinstance(one, InvalidRecipient)
     ]
     verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
-    return fan_out(paths, found, verdict, examine=examine)
+    recipients = expand_recipients(paths, no_alias)
+    return fan_out(recipients, found, verdict, examine=examine, expand=no_alias)
 
 
 def keep(address: str, content: int = 0) -> RecipientVerdict:

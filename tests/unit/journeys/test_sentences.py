@@ -158,7 +158,7 @@ COPY = [{"at": f"{DAY}20:02:00.000000Z", "outcome": "captured", "reply": "250 2.
         ("cancelled", {"reason": "root: a mistake"}, "Cancelled by root: a mistake."),
         ("cancelled", {}, "Cancelled."),
         ("expanded", {"successors": ["a@b.test", "c@d.test"]},
-         "Expanded to 2 members of the list."),
+         "Expanded to 2 addresses."),
     ],
 )  # fmt: skip
 def test_each_state_has_a_plain_sentence(state, facts, text):

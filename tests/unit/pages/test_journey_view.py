@@ -315,7 +315,7 @@ def test_an_expanded_recipient_names_the_members(relay):
     expanded = replace(journey.recipients[0], state="expanded", successors=members)
     view = journey_view(replace(journey, recipients=(expanded,)), now_us=0)
     assert view.recipients[0].successors == members
-    assert view.recipients[0].text == "was replaced by the members of a list"
+    assert view.recipients[0].text == "was replaced by other addresses"
 
 
 def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:

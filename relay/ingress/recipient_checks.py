@@ -1,0 +1,63 @@
+"""Whether RCPT takes an address: unknown users and domains, relaying, full mailboxes.
+
+An alias is taken if any of the addresses is that it leads to. Those may be outside although the
+client may not relay: the operator has decided where the mail for an alias goes. A rejection names
+the address that the client gave, never one behind an alias.
+
+RFC 5321 3.9.1, 4.1.1.3, 7.9.
+"""
+
+from msgspec import Struct
+
+from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.mailbox.delivery_store import DeliveryStore
+from relay.mailbox.types import Room
+from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
+
+
+class RecipientChecks(Struct, frozen=True):
+    """What the check of a recipient needs."""
+
+    router: RouteTable  # which addresses are valid, and which are local
+    accounts: AccountDirectory  # what aliases lead to
+    quota: DeliveryStore  # whether a local mailbox has room
+
+    async def rejection(
+        self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
+    ) -> str:
+        """Return the reply if a recipient is rejected, else ""."""
+        expansion = self.accounts.expand(address)
+        if expansion is None:
+            return await self._rejection(
+                address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
+            )
+        rejection = ""
+        for target in expansion.addresses:
+            found = await self._rejection(
+                target, reverse_path, size_bytes=size_bytes, may_relay=True
+            )
+            if not found:
+                return ""
+            rejection = rejection or found.replace(f"<{target}>", f"<{address}>", 1)
+        return rejection
+
+    async def _rejection(
+        self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
+    ) -> str:
+        match self.router.examine(address, reverse_path):
+            case RemoteRecipient():
+                if not may_relay:
+                    # RFC 5321 7.9
+                    return "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
+            case LocalRecipient(mailbox):
+                if mailbox != DEAD_LETTER:
+                    match await self.quota.room(mailbox, size_bytes):
+                        case Room.FULL:
+                            # RFC 3463 3.3
+                            return f"452 4.2.2 <{address}>: the mailbox is full, try again later"
+                        case Room.NEVER:
+                            # RFC 3463 3.3
+                            return f"552 5.2.2 <{address}>: the message is larger than the mailbox"
+            case InvalidRecipient(text=text):
+                return text
+        return ""
