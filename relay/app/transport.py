@@ -182,7 +182,9 @@ def _scheduler(
         resolver=resolver, table=base.table, options=options, clock=base.clock,
         slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
         active_queue=ActiveQueue(),
-        connect=partial(connect, ehlo_name=base.settings.hostname, timeouts=timeouts),
+        connect=partial(
+            connect, ehlo_name=base.settings.hostname, timeouts=timeouts, real_s=base.clock.real_s
+        ),
         queue_admin=base.spool.queue_admin,
         on_change=lambda _queue_id: base.changes.notify(),
     )  # fmt: skip

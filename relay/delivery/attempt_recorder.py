@@ -20,6 +20,8 @@ from msgspec.structs import replace
 
 from relay.clock import Clock
 from relay.delivery.attempt_result import (
+    NO_EVIDENCE,
+    AttemptEvidence,
     AttemptResult,
     AttemptTime,
     deferral_class,
@@ -110,19 +112,30 @@ class AttemptRecorder:
         self._stopped.set()
 
     async def record_attempt(
-        self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
+        self,
+        claim: Claim,
+        outcomes: Mapping[int, Outcome],
+        *,
+        reached: bool = True,
+        evidence: AttemptEvidence = NO_EVIDENCE,
     ) -> RecordedAttempt:
         """Settle an attempt; `reached` as in result_of_attempt()."""
         time = self._time()
         result = result_of_attempt(
-            claim, outcomes, time=time, schedule=self._schedule, reached=reached
+            claim, outcomes, time=time, schedule=self._schedule, reached=reached, evidence=evidence
         )
         return await self._settle(claim, result, time)
 
-    async def record_partial(self, claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
+    async def record_partial(
+        self,
+        claim: Claim,
+        outcomes: Mapping[int, Outcome],
+        *,
+        evidence: AttemptEvidence = NO_EVIDENCE,
+    ) -> None:
         """Settle recipients that have the message, or may have it; the attempt goes on."""
         time = self._time()
-        result = partial_result(claim, outcomes, time=time)
+        result = partial_result(claim, outcomes, time=time, evidence=evidence)
         owed = {one.path: one for one in result.relayed}
         settlement = Settlement(
             claim=claim, at_us=result.at_us, outcomes=outcomes, events=result.events,

@@ -30,7 +30,9 @@ from relay.message.outcome import (
     Indeterminate,
     Outcome,
     Relayed,
+    SessionEvidence,
 )
+from relay.message.tls_policy import CONFIGURATION, USUAL_POLICY
 from relay.mime.dsn import ReportedRecipient
 from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel
 
@@ -51,6 +53,27 @@ class AttemptTime(Struct, frozen=True):
     def wall_time(self, queue_us: int) -> str:
         """A queue time as RFC 3339 wall time."""
         return rfc3339(queue_us + self.at_us - self.now_us)
+
+
+class Lookup(Struct, frozen=True):
+    """What the lookup of a next hop gave, as the attempts to it record it."""
+
+    mx: tuple[str, ...] = ()  # the hosts of the MX answer, and why one is skipped
+    mx_more: int = 0  # the number of further hosts
+    dns_ms: float = 0.0  # how long it took
+    policy_by: str = CONFIGURATION  # who demands the TLS level
+
+
+class AttemptEvidence(Struct, frozen=True):
+    """How an attempt went, apart from its outcomes. `took_s` is the time since the lookup, None for
+    a claim that shares the outcome of another one's attempt.
+    """
+
+    lookup: Lookup | None = None
+    took_s: float | None = None
+
+
+NO_EVIDENCE = AttemptEvidence()
 
 
 class AttemptResult(Struct, frozen=True):
@@ -80,6 +103,7 @@ def result_of_attempt(
     time: AttemptTime,
     schedule: RetrySchedule,
     reached: bool = True,
+    evidence: AttemptEvidence = NO_EVIDENCE,
 ) -> AttemptResult:
     """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
     next hop answered, so its mail waits at the unreachable priority level.
@@ -95,7 +119,7 @@ def result_of_attempt(
     delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
     left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
     if not left:
-        event = _attempt_event(claim, outcomes, time.at_us)
+        event = _attempt_event(claim, outcomes, time.at_us, evidence=evidence)
         return AttemptResult(
             time.at_us, outcomes, failed=failed, delivered=delivered, relayed=relayed,
             events=(event,),
@@ -114,7 +138,7 @@ def result_of_attempt(
         level=claim.priority if reached else PriorityLevel.UNREACHABLE, now_us=time.now_us,
     )  # fmt: skip
     event = _attempt_event(
-        claim, outcomes, time.at_us, held=_NOT_READ if held else "",
+        claim, outcomes, time.at_us, evidence=evidence, held=_NOT_READ if held else "",
         retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
     )  # fmt: skip
     return AttemptResult(
@@ -124,10 +148,14 @@ def result_of_attempt(
 
 
 def partial_result(
-    claim: Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
+    claim: Claim,
+    outcomes: Mapping[int, Outcome],
+    *,
+    time: AttemptTime,
+    evidence: AttemptEvidence = NO_EVIDENCE,
 ) -> AttemptResult:
     """The result for recipients that are done while the attempt goes on with the others."""
-    event = _attempt_event(claim, outcomes, time.at_us)
+    event = _attempt_event(claim, outcomes, time.at_us, evidence=evidence)
     delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
     return AttemptResult(
         time.at_us, outcomes, delivered=delivered, relayed=relayed, events=(event,)
@@ -343,7 +371,13 @@ def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
 
 
 def _attempt_event(
-    claim: Claim, outcomes: Mapping[int, Outcome], at_us: int, *, held: str = "", retry: str = ""
+    claim: Claim,
+    outcomes: Mapping[int, Outcome],
+    at_us: int,
+    *,
+    evidence: AttemptEvidence = NO_EVIDENCE,
+    held: str = "",
+    retry: str = "",
 ) -> Event:
     """`held` is why an operator must act, "" if the claim is not held; `retry` is the time of the
     next attempt, if there is one.
@@ -368,11 +402,45 @@ def _attempt_event(
         detail["cipher"] = first.evidence.cipher
     if first is not None and first.evidence.hosts:
         detail["hosts"] = list(first.evidence.hosts)
+    if evidence.lookup is not None:
+        session = first.evidence.session if first is not None else None
+        _add_session(detail, session, evidence.lookup, took_s=evidence.took_s)
     if held:
         detail["held"] = held
     if retry:
         detail["retry"] = retry
     return Event(Step.DELIVERY, at_us, detail)
+
+
+def _add_session(
+    detail: dict[str, Any],
+    session: SessionEvidence | None,
+    lookup: Lookup,
+    *,
+    took_s: float | None,
+) -> None:
+    """Add what is recorded of a session. What is usual is left out: attempts_in() knows it."""
+    if session is not None:
+        policy = f"{lookup.policy_by}: {session.level}"
+        if policy != USUAL_POLICY or took_s is None:
+            detail["policy"] = policy
+        if session.verified != "none":
+            detail["verified"] = session.verified
+    if took_s is not None:
+        total_ms = 1000 * took_s
+        durations = detail["durations"] = {}
+        if session is None or session.connect_ms is not None:  # otherwise it was open already
+            durations["dns"] = lookup.dns_ms
+            total_ms += lookup.dns_ms
+        if session is not None and session.connect_ms is not None:
+            durations["connect"] = session.connect_ms
+            if session.tls_ms:
+                durations["tls"] = session.tls_ms
+        durations["total"] = round(total_ms, 1)
+    if lookup.mx:
+        detail["mx"] = lookup.mx
+    if lookup.mx_more:
+        detail["mx_more"] = lookup.mx_more
 
 
 def _next_hop(claim: Claim) -> dict[str, str]:

@@ -20,15 +20,23 @@ class Scheduler(Protocol):
     """The methods of DeliveryScheduler that sites and the local delivery queue call."""
 
     async def settle(
-        self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
+        self,
+        claim: Claim,
+        outcomes: Mapping[int, Outcome],
+        *,
+        reached: bool = True,
+        took_s: float | None = None,
     ) -> None:
         """Make the outcomes of an attempt durable; return when they are. Never raises.
 
-        Not `reached`: no host of the next hop answered.
+        Not `reached`: no host of the next hop answered. `took_s` is how long the attempt took since
+        the lookup of its next hop, None if the claim shares the outcome of another one.
         """
         ...
 
-    async def settle_some(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
+    async def settle_some(
+        self, claim: Claim, outcomes: Mapping[int, Relayed], *, took_s: float
+    ) -> None:
         """Make the outcomes of some recipients durable; the attempt goes on. Never raises."""
         ...
 

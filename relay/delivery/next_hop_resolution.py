@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from relay.clock import Clock, Timer
 from relay.delivery.active_queue import ClaimsInMemory
-from relay.delivery.attempt_result import same_outcome
+from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.dependencies import Connect, HostResolver, Scheduler
 from relay.delivery.fair_queue import ClaimQueue, SlotQueue, SlotRequest
@@ -31,6 +31,7 @@ from relay.delivery.host_selection import (
     HostKey,
     HostSelection,
     HostStatusCache,
+    of_family,
     with_tls,
 )
 from relay.delivery.site import Site, SiteState
@@ -39,7 +40,16 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.message.tls_policy import TlsPolicy
 from relay.observe.logs import get_logger
-from relay.routing.mx_hosts import Hosts, TemporaryFailure, Unresolved, outcome_of
+from relay.routing.mx_hosts import (
+    NO_MX,
+    Hosts,
+    NoSuchDomain,
+    NullMx,
+    Resolution,
+    TemporaryFailure,
+    Unresolved,
+    outcome_of,
+)
 from relay.routing.route_table import HopOptions, RouteTable
 from relay.spool.types import Claim, PriorityLevel
 
@@ -57,6 +67,7 @@ _RESOLVED_MAX = 4000
 _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
 # the name, port and TLS policy of each host, and the other options
 SiteKey = tuple[tuple[tuple[str, int, TlsPolicy | None], ...], HopOptions]
+_OTHER_FAMILY = "no address of the family of source_address"
 _NO_TLS = TlsPolicy("none")  # in a SiteKey's options
 
 
@@ -238,6 +249,7 @@ class Sites:
         self._connect = connect
         self._sites: dict[SiteKey, Site] = {}
         self._resolved: dict[NextHop, _ResolvedSite] = {}
+        self._found: dict[NextHop, Lookup] = {}  # for the evidence of attempts
         self._retry_now: dict[NextHop, None] = {}  # the lookup forgets their hosts' failures
         self._waiting: dict[NextHop, ClaimQueue] = {}
         self._lookups: dict[NextHop, asyncio.Task[None]] = {}
@@ -283,6 +295,10 @@ class Sites:
             if resolved is not None:
                 resolved.until = 0.0
                 resolved.site.retry_now()
+
+    def lookup_of(self, next_hop: NextHop) -> Lookup | None:
+        """Return what the last lookup of a next hop gave; of some thousand next hops."""
+        return self._found.get(next_hop)
 
     def close(self) -> list[Claim]:
         """Take no more claims; return those not begun. Connections end after their transaction."""
@@ -342,7 +358,7 @@ class Sites:
         if isinstance(outcome, Deferred):
             now_s = self._clock.monotonic()
             self._host_status.set_failed(_host_key(next_hop), ConnectFailure(outcome, now_s))
-        await self._settle_unresolved(claims, outcome)
+        await self._settle_unresolved(claims, outcome, took_s=0.0)
 
     def _recent_failure(self, claim: Claim) -> ConnectFailure | None:
         since_s = self._clock.monotonic() - self._options.failure_age_max_s(claim)
@@ -351,7 +367,9 @@ class Sites:
     async def _resolve(self, first: Claim) -> Site | Unresolved:
         try:
             async with self._lookup_queue.slot(first, at_once=self._is_urgent(first)):
+                began_s = self._clock.real_s()
                 found = await self._resolver.resolve(first.next_hop)
+                self._note_lookup(first.next_hop, found, self._clock.real_s() - began_s)
                 return self._site(first.next_hop, found) if isinstance(found, Hosts) else found
         except Exception:  # noqa: BLE001 - an internal error: defer
             _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
@@ -362,8 +380,32 @@ class Sites:
         resolved = self._resolved.get(claim.next_hop)
         return claim.is_fresh or (resolved is not None and resolved.site.has_answered())
 
-    async def _settle_unresolved(self, claims: Iterable[Claim], outcome: Outcome) -> None:
-        settle = partial(self._scheduler.settle, reached=False)
+    def _note_lookup(self, next_hop: NextHop, found: Resolution, took_s: float) -> None:
+        """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
+        options = self._table.options_for(next_hop)
+        mx = NO_MX if isinstance(found, NullMx | NoSuchDomain) else found.mx
+        hosts = mx.hosts
+        if isinstance(found, Hosts) and options.source_address:
+            source = options.source_address
+            other = {host.name for host in found.hosts if not of_family(host.addresses, source)}
+            hosts = tuple(
+                replace(each, skipped=_OTHER_FAMILY) if each.name in other else each
+                for each in hosts
+            )
+        self._found.pop(next_hop, None)
+        if len(self._found) >= _RESOLVED_MAX:
+            del self._found[next(iter(self._found))]
+        self._found[next_hop] = Lookup(
+            tuple(map(str, hosts)),
+            mx.more,
+            round(1000 * took_s, 1),
+            self._table.tls_demanded_by(next_hop),
+        )
+
+    async def _settle_unresolved(
+        self, claims: Iterable[Claim], outcome: Outcome, *, took_s: float | None = None
+    ) -> None:
+        settle = partial(self._scheduler.settle, reached=False, took_s=took_s)
         await asyncio.gather(*(settle(one, same_outcome(one, outcome)) for one in claims))
 
     def _site(self, next_hop: NextHop, found: Hosts) -> Site:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from relay.clock import Clock
 from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
 from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler
@@ -68,11 +69,16 @@ class OutboundSession:
     """A connection and its last settlement. `host` is the last host that it connected to."""
 
     def __init__(
-        self, connect: Callable[["OutboundSession"], Awaitable[Connection]], scheduler: Scheduler
+        self,
+        connect: Callable[["OutboundSession"], Awaitable[Connection]],
+        scheduler: Scheduler,
+        clock: Clock,
     ) -> None:
         """`connect` opens a connection and calls set_host(). It raises ConnectError."""
         self._connect = connect
         self._scheduler = scheduler
+        self._clock = clock
+        self._began_s = 0.0
         self.host = ""
         self._connection: Connection | None = None
         self._unsettled: asyncio.Task[None] | None = None
@@ -83,6 +89,11 @@ class OutboundSession:
         """Whether it has a connection, busy or idle."""
         return self._connection is not None
 
+    @property
+    def took_s(self) -> float:
+        """How long the attempt takes, until now."""
+        return self._clock.real_s() - self._began_s
+
     def set_host(self, host: str) -> None:
         """Record the host that is being connected to."""
         self.host = host
@@ -92,6 +103,7 @@ class OutboundSession:
         host gives a connection; nothing was attempted then.
         """
         attempt = _Attempt(claim)
+        self._began_s = self._clock.real_s()
         try:
             await self._attempt(attempt)
         except ConnectError:
@@ -102,7 +114,10 @@ class OutboundSession:
         except Exception:  # noqa: BLE001 - an internal error must not end the worker
             _log.exception("internal error in an attempt", qid=claim.message.id)
             attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
-        self._settle_in_order(self._scheduler.settle(attempt.claim, attempt.outcomes))
+        self._settle_in_order(
+            self._scheduler.settle(attempt.claim, attempt.outcomes, took_s=self.took_s)
+        )
+        self._note_reuse()
         await self._quit_when_worn()
         if not is_pushback(attempt.outcomes.values()):
             return Pushback.NONE
@@ -140,7 +155,9 @@ class OutboundSession:
             left = tuple(left[index] for index in result.again)
             attempted = attempt.claim
             if taken := attempt.take_relayed():  # before the next final dot
-                self._settle_in_order(self._scheduler.settle_some(attempted, taken))
+                self._settle_in_order(
+                    self._scheduler.settle_some(attempted, taken, took_s=self.took_s)
+                )
 
     async def _transact(self, transaction: Transaction) -> TransactionResult:
         """Run one transaction, on a new connection if the old one turns out to be closed."""
@@ -168,7 +185,9 @@ class OutboundSession:
             outcomes = same_outcome(claim, in_doubt) | outcomes
         scheduler = self._scheduler
         self._settle_in_order(
-            scheduler.settle(claim, outcomes) if outcomes else scheduler.give_back(claim)
+            scheduler.settle(claim, outcomes, took_s=self.took_s)
+            if outcomes
+            else scheduler.give_back(claim)
         )
 
     def _settle_in_order(self, settling: Coroutine[None, None, None]) -> None:
@@ -188,6 +207,15 @@ class OutboundSession:
                 await settling
 
         self._unsettled = self._scheduler.run_in_background(in_order())
+
+    def _note_reuse(self) -> None:
+        """Let the evidence of further attempts say that the connection was open already."""
+        connection = self._connection
+        if connection is None or (session := connection.peer.session) is None:
+            return
+        if session.connect_ms is not None:  # of the first attempt
+            reused = replace(session, connect_ms=None, tls_ms=0.0)
+            connection.peer = replace(connection.peer, session=reused)
 
     async def _before_dot(self) -> None:
         if self._unsettled is not None and not self._unsettled.done():

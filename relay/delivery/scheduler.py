@@ -24,7 +24,7 @@ from types import MappingProxyType
 from relay.clock import Clock, Timer
 from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder, RecordedAttempt
-from relay.delivery.attempt_result import internal_error_outcomes
+from relay.delivery.attempt_result import AttemptEvidence, internal_error_outcomes
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.dependencies import Connect, HostResolver
@@ -291,22 +291,33 @@ class DeliveryScheduler:
         return await self._contents.of(claim)
 
     async def settle(
-        self, claim: Claim, outcomes: Mapping[int, Outcome], *, reached: bool = True
+        self,
+        claim: Claim,
+        outcomes: Mapping[int, Outcome],
+        *,
+        reached: bool = True,
+        took_s: float | None = None,
     ) -> None:
-        """Settle an attempt. Not `reached`: no host of the next hop answered."""
+        """Settle an attempt, as the Protocol Scheduler says."""
         if reached:
             self._active_queue.mark_reached(claim.next_hop)
         else:
             self._active_queue.mark_unreachable(claim.next_hop)
+        evidence = AttemptEvidence(self._sites.lookup_of(claim.next_hop), took_s)
         await self._finish(
-            claim, self._recorder.record_attempt(claim, outcomes, reached=reached), outcomes
+            claim,
+            self._recorder.record_attempt(claim, outcomes, reached=reached, evidence=evidence),
+            outcomes,
         )
 
-    async def settle_some(self, claim: Claim, outcomes: Mapping[int, Relayed]) -> None:
+    async def settle_some(
+        self, claim: Claim, outcomes: Mapping[int, Relayed], *, took_s: float
+    ) -> None:
         """Settle recipients that are done; the attempt goes on with the others."""
+        evidence = AttemptEvidence(self._sites.lookup_of(claim.next_hop), took_s)
         try:
             try:
-                await self._recorder.record_partial(claim, outcomes)
+                await self._recorder.record_partial(claim, outcomes, evidence=evidence)
             except SpoolError:
                 raise
             except Exception:  # noqa: BLE001 - an internal error

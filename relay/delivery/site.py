@@ -281,6 +281,7 @@ class Site:
             session = OutboundSession(
                 lambda session: self._connect(session, slot, was_attempted=was_attempted),
                 self.scheduler,
+                self.clock,
             )
             self._sessions.add(session)
             served = 0
@@ -338,7 +339,7 @@ class Site:
                 self._lower_limit(others, error.outcome)
                 await self._requeue(claim)
             else:
-                await self._unreachable(claim, error.outcome)
+                await self._unreachable(claim, error.outcome, took_s=session.took_s)
             return False
         finally:
             self._concurrency.end(session)
@@ -404,12 +405,12 @@ class Site:
         self.ready.push(claim)
         self._wake_idle()
 
-    async def _unreachable(self, claim: Claim, outcome: Outcome) -> None:
-        """Settle all claims that wait with the outcome of this failed probe."""
+    async def _unreachable(self, claim: Claim, outcome: Outcome, *, took_s: float) -> None:
+        """Settle all claims that wait with the outcome of this failed probe for `claim`."""
         if isinstance(outcome, Deferred):
             self._concurrency = ConcurrencyLimit(self._connections_max)
             _log.info("site unreachable", site=self.name, reply=outcome.evidence.reply)
-        await self._settle_all([(one, outcome) for one in (claim, *self.ready.drain())])
+        await self._settle_all([(one, outcome) for one in (claim, *self.ready.drain())], took_s)
 
     async def _settle_known_failures(self) -> None:
         """Settle claims that came after a failed probe, if that failure is recent enough."""
@@ -423,11 +424,18 @@ class Site:
                 known.append((claim, outcome))
         await self._settle_all(known)
 
-    async def _settle_all(self, outcomes: list[tuple[Claim, Outcome]]) -> None:
-        """Settle claims without an attempt of their own, together in few commits."""
+    async def _settle_all(
+        self, outcomes: list[tuple[Claim, Outcome]], took_s: float | None = None
+    ) -> None:
+        """Settle claims together in few commits. The first has had an attempt that took `took_s`;
+        the others, and without it all, have none of their own.
+        """
         await asyncio.gather(
             *(
-                self.scheduler.settle(claim, same_outcome(claim, outcome), reached=False)
-                for claim, outcome in outcomes
+                self.scheduler.settle(
+                    claim, same_outcome(claim, outcome), reached=False,
+                    took_s=None if number else took_s,
+                )
+                for number, (claim, outcome) in enumerate(outcomes)
             )
-        )
+        )  # fmt: skip

@@ -4,7 +4,7 @@ The fields are those of docs/names.md, in their order. A field that is UNSET is 
 JSON. Times are RFC 3339, as in the JSON.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from relay.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
+from relay.message.tls_policy import USUAL_POLICY
 
 
 class JourneyStep(msgspec.Struct, frozen=True):
@@ -23,15 +24,65 @@ class JourneyStep(msgspec.Struct, frozen=True):
     detail: dict[str, Any]
 
 
+class Durations(msgspec.Struct, frozen=True):
+    """How long the parts of an attempt took, in milliseconds. `total` is for all of it: hosts tried
+    before, EHLO, AUTH and the transaction too. On a connection that was open already the others
+    are 0.
+    """
+
+    dns: float = 0.0  # the lookup of the next hop
+    connect: float = 0.0  # until the host's greeting; with implicit TLS until TCP stands
+    tls: float = 0.0  # STARTTLS and handshake
+    total: float = 0.0
+
+
+class MxRecord(msgspec.Struct, frozen=True):
+    """A host of the MX answer; `skipped` is why it was not tried, "" if it could be."""
+
+    preference: int
+    host: str
+    skipped: str = ""
+
+
 class Attempt(msgspec.Struct, frozen=True):
-    """An attempt to deliver to one recipient; `host` and `tls` are "" without a session."""
+    """An attempt to deliver to one recipient."""
 
     at: str
-    host: str
+    host: str  # "" without a session, as `tls`
     outcome: str
     status: str
     reply: str
     tls: str
+    verified: str = "none"  # by the TLS handshake: none, chain, name or dane
+    policy: str = ""  # who demanded which TLS level; "" without a host
+    durations: Durations | None = None  # None if it shares the outcome of another attempt
+    mx: tuple[MxRecord, ...] = ()  # of a next hop with MX, by preference
+    mx_more: int = 0  # the number of further hosts
+
+
+def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attempt]]:
+    """Yield the attempts of an event of step 6, each with the number of its recipient."""
+    host, tls = detail.get("host", ""), detail.get("tls", "")
+    found, policy = detail.get("durations"), detail.get("policy", "")
+    if host and found is not None:
+        policy = policy or USUAL_POLICY
+    verified, durations = detail.get("verified", "none"), Durations(**found) if found else None
+    mx, mx_more = tuple(map(_mx_record, detail.get("mx", ()))), detail.get("mx_more", 0)
+    for one in detail.get("recipients", ()):
+        yield (
+            one["number"],
+            Attempt(
+                at, host, one["outcome"], one["status"], one["reply"], tls, verified, policy,
+                durations, mx, mx_more,
+            ),
+        )  # fmt: skip
+
+
+def _mx_record(text: str) -> MxRecord:
+    """Parse "PREFERENCE HOST", or "PREFERENCE HOST: why it was skipped"."""
+    preference, _, rest = text.partition(" ")
+    host, _, skipped = rest.partition(": ")
+    return MxRecord(int(preference), host, skipped)
 
 
 class ReportSource(msgspec.Struct, frozen=True):

@@ -34,6 +34,18 @@ class DeferralClass(StrEnum):
     INTERNAL = "internal"
 
 
+class SessionEvidence(Struct, frozen=True):
+    """How a session was set up: what its TLS handshake verified (none, chain, name or dane), the
+    TLS level that was demanded, and how long it took: `connect_ms` until the greeting, None for a
+    connection that was open already; `tls_ms` for TLS.
+    """
+
+    verified: str = "none"
+    level: str = ""
+    connect_ms: float | None = None
+    tls_ms: float = 0.0
+
+
 class Evidence(Struct, frozen=True):
     """The reply that an outcome is based on."""
 
@@ -47,6 +59,7 @@ class Evidence(Struct, frozen=True):
     hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
     graph_id: str = ""  # of the copy in a mailbox of this relay
     receipt: ReceiptRequest | None = None  # that its sender asked for
+    session: SessionEvidence | None = None  # of the connection
 
 
 class Delivered(Struct, frozen=True):
@@ -124,7 +137,7 @@ class Reply(Struct, frozen=True):
 
 class Peer(Struct, frozen=True):
     """The remote host: its name, the TLS version or "" without TLS, whether it offers DSN, the
-    address of the connection, the cipher suite, and `hosts` as in Evidence.
+    address of the connection, the cipher suite, and `hosts` and `session` as in Evidence.
     """
 
     host: str
@@ -133,12 +146,13 @@ class Peer(Struct, frozen=True):
     address: str = ""
     cipher: str = ""
     hosts: tuple[str, ...] = ()
+    session: SessionEvidence | None = None
 
     def evidence(self, status: str, reply: str, *, remote: bool = False) -> Evidence:
         """Return the evidence of a reply of this host, or of a failure to talk to it."""
         return Evidence(
             status, reply, host=self.host, remote=remote, tls=self.tls, address=self.address,
-            cipher=self.cipher, hosts=self.hosts,
+            cipher=self.cipher, hosts=self.hosts, session=self.session,
         )  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 TlsLevel = Literal["none", "opportunistic", "required", "verify"]
+CONFIGURATION = "configuration"  # who demands a level that no route names
+USUAL_POLICY = f"{CONFIGURATION}: opportunistic"  # of an attempt; it is not recorded
 _LEVELS: tuple[TlsLevel, ...] = ("none", "opportunistic", "required", "verify")
 
 

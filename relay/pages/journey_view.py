@@ -30,7 +30,7 @@ RECIPIENTS_MAX = 200
 # Step 5 comes before step 4: transport replies when the message is routed and stored.
 _IN_TIME = (1, 2, 3, 5, 4, 6, 7)
 _NAMES = {int(step): step.title for step in Step}
-_OF_ONE_ATTEMPT = ("attempt", "retry")  # details of an attempt that differ from time to time
+_OF_ONE_ATTEMPT = ("attempt", "durations", "retry")  # details that differ from time to time
 _BAD = frozenset({"failed", "expired", "cancelled"})
 _ENDED_WELL = frozenset(FINAL) - _BAD
 

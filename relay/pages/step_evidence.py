@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from relay.journeys.document import Journey, JourneyStep
+from relay.journeys.document import Durations, Journey, JourneyStep, attempts_in
 from relay.journeys.events import Step
 from relay.journeys.reported import claim_words, is_remote, remote_report
 from relay.journeys.wording import client_line, describe
@@ -222,6 +222,9 @@ def _outcome_text(recipient: Mapping[str, Any]) -> str:
 
 
 def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
+    if mx := detail.get("mx"):
+        more = f" and {detail['mx_more']} more" if detail.get("mx_more") else ""
+        yield StepFact("MX", "; ".join(mx) + more)
     for one in detail.get("hosts", ()):
         yield StepFact("Tried", one)
     host, address = detail.get("host", ""), detail.get("address", "")
@@ -230,9 +233,28 @@ def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
     yield StepFact("Host", f"{host} [{address}]" if host and address else host or address)
     tls = detail.get("tls", "")
     cipher = f", {detail['cipher']}" if detail.get("cipher") else ""
-    yield StepFact("TLS", f"{tls}{cipher}" if tls else "none: the session was not encrypted")
+    verified = _VERIFIED[detail.get("verified", "none")] if tls else ""
+    text = f"{tls}{cipher}{verified}" if tls else "none: the session was not encrypted"
+    first = next((one for _, one in attempts_in(detail, "")), None)
+    policy = f"; demanded by {first.policy}" if first is not None and first.policy else ""
+    yield StepFact("TLS", text + policy)
+    if first is not None and first.durations is not None:
+        yield StepFact("Took", _durations(first.durations))
 
 
+def _durations(found: Durations) -> str:
+    """Return the durations of an attempt, such as "12.5 ms: DNS 0.2, connection 0.5, TLS 3.1"."""
+    parts = (("DNS", found.dns), ("connection", found.connect), ("TLS", found.tls))
+    known = ", ".join(f"{name} {took_ms:g}" for name, took_ms in parts if took_ms)
+    return f"{found.total:g} ms" + (f": {known}" if known else "")
+
+
+_VERIFIED = {
+    "none": ", certificate not verified",
+    "chain": ", certificate for another name",
+    "name": ", certificate verified",
+    "dane": ", certificate verified by DANE",
+}
 _KINDS = {
     "failure": "A report on failed delivery",
     "unknown": "A report that the outcome is not known",

@@ -6,7 +6,7 @@ server failure is temporary; only definite answers are permanent.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import zip_longest
@@ -61,10 +61,36 @@ class Host(Struct, frozen=True):
     tls: TlsPolicy | None = None
 
 
+class MxCandidate(Struct, frozen=True):
+    """One host of an MX answer; `skipped` is why it is not tried, "" if it may be."""
+
+    preference: int
+    name: str
+    skipped: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.preference} {self.name}"
+        return f"{text}: {self.skipped}" if self.skipped else text
+
+
+class MxAnswer(Struct, frozen=True):
+    """The hosts of an MX answer by preference, at most EXCHANGES_MAX, and the number of the rest.
+
+    A domain without MX records is its own host (RFC 5321 5.1). Empty for next hops without MX.
+    """
+
+    hosts: tuple[MxCandidate, ...] = ()
+    more: int = 0
+
+
+NO_MX = MxAnswer()
+
+
 class Hosts(Struct, frozen=True):
-    """The hosts to try, best first; never empty."""
+    """The hosts to try, best first; never empty. `mx` is the answer that they come from."""
 
     hosts: tuple[Host, ...]
+    mx: MxAnswer = NO_MX
 
 
 class NullMx(Struct, frozen=True):
@@ -83,12 +109,14 @@ class NoAddress(Struct, frozen=True):
     """No mail host of the domain has an address."""
 
     domain: str
+    mx: MxAnswer = NO_MX
 
 
 class MailLoop(Struct, frozen=True):
     """The best MX host of the domain is this relay, which does not host the domain."""
 
     domain: str
+    mx: MxAnswer = NO_MX
 
 
 class TemporaryFailure(Struct, frozen=True):
@@ -96,6 +124,7 @@ class TemporaryFailure(Struct, frozen=True):
 
     text: str
     status: str = "4.4.3"
+    mx: MxAnswer = NO_MX
 
 
 Unresolved = NullMx | NoSuchDomain | NoAddress | MailLoop | TemporaryFailure
@@ -128,12 +157,36 @@ def by_preference(exchanges: Sequence[Exchange], rng: random.Random) -> list[Exc
     return shuffled[:EXCHANGES_MAX]
 
 
-def better_than_own(
+def leading_back(
     exchanges: Sequence[Exchange], is_own: Callable[[Exchange], bool]
-) -> list[Exchange]:
-    """Drop this relay and hosts that are not preferred to it: they would send mail back."""
-    own = min((each.preference for each in exchanges if is_own(each)), default=None)
-    return [each for each in exchanges if own is None or each.preference < own]
+) -> dict[Exchange, str]:
+    """Return this relay and the hosts that are not preferred to it, each with the reason why it is
+    not tried: they would send mail back.
+    """
+    own = [each for each in exchanges if is_own(each)]
+    best = min((each.preference for each in own), default=None)
+    if best is None:  # nearly always
+        return {}
+    return {
+        each: "this relay" if each in own else "not preferred to this relay"
+        for each in exchanges
+        if each.preference >= best
+    }
+
+
+def mx_answer(
+    exchanges: Sequence[Exchange], considered: Sequence[Exchange], skipped: Mapping[Exchange, str]
+) -> MxAnswer:
+    """Return the evidence of an MX answer: the hosts that were considered come before others."""
+    left_out = sorted(set(exchanges).difference(considered), key=_place)
+    shown = [*considered, *left_out][:EXCHANGES_MAX]
+    return MxAnswer(
+        tuple(
+            MxCandidate(each.preference, each.name, skipped.get(each, ""))
+            for each in sorted(shown, key=_place)
+        ),
+        max(0, len(exchanges) - len(shown)),
+    )
 
 
 def addresses_of(four: Answer, six: Answer, rng: random.Random) -> tuple[str, ...] | NoAnswer:
@@ -174,6 +227,11 @@ def outcome_of(unresolved: Unresolved) -> Failed | Deferred:
             return Deferred(Evidence(status, text), DeferralClass.DNS)
         case _:
             assert_never(unresolved)
+
+
+def _place(exchange: Exchange) -> tuple[int, str]:
+    """Return the place in an MX answer as it is shown; equals are tried in random order."""
+    return exchange.preference, exchange.name
 
 
 def _exchange(value: str) -> Exchange:

@@ -30,9 +30,10 @@ from relay.routing.mx_hosts import (
     Resolution,
     TemporaryFailure,
     addresses_of,
-    better_than_own,
     by_preference,
     exchanges_of,
+    leading_back,
+    mx_answer,
 )
 from relay.routing.route_table import literal_address
 from relay.settings.tree import Address
@@ -91,35 +92,50 @@ class Resolver:
         exchanges = exchanges_of(domain, answer)
         if not isinstance(exchanges, tuple):
             return exchanges
-        better = better_than_own(exchanges, lambda each: each.name == self._hostname)
+        skipped = leading_back(exchanges, lambda each: each.name == self._hostname)
+        better = [each for each in exchanges if each not in skipped]
         if not better:
-            return MailLoop(domain)
-        return await self._with_addresses(domain, by_preference(better, self._rng))
+            return MailLoop(domain, mx_answer(exchanges, (), skipped))
+        return await self._with_addresses(domain, exchanges, better, skipped=skipped)
 
-    async def _with_addresses(self, domain: str, exchanges: list[Exchange]) -> Resolution:
-        """Look up the addresses of all MX hosts in parallel, and drop hosts that lead back here."""
-        questions = [(each.name, kind) for each in exchanges for kind in ("A", "AAAA")]
+    async def _with_addresses(
+        self,
+        domain: str,
+        exchanges: Sequence[Exchange],
+        better: Sequence[Exchange],
+        *,
+        skipped: dict[Exchange, str],
+    ) -> Resolution:
+        """Look up the addresses of the better MX hosts in parallel, and drop hosts that lead back
+        here; `skipped` has those of which that is known.
+        """
+        considered = by_preference(better, self._rng)
+        questions = [(each.name, kind) for each in considered for kind in ("A", "AAAA")]
         answers = await self._dns.answers(*questions)
         hosts: dict[Exchange, tuple[str, ...]] = {}
         no_answer: NoAnswer | None = None
-        for exchange, four, six in zip(exchanges, answers[::2], answers[1::2], strict=True):
+        for exchange, four, six in zip(considered, answers[::2], answers[1::2], strict=True):
             found = addresses_of(four, six, self._rng)
             if isinstance(found, NoAnswer):
                 no_answer = no_answer or found
+                skipped[exchange] = found.text
             elif found:
                 hosts[exchange] = found
+            else:
+                skipped[exchange] = "no address"
+        back = leading_back(list(hosts), lambda each: self._is_own(hosts[each], self._port))
+        mx = mx_answer(exchanges, considered, skipped | back)
         if not hosts and no_answer:
-            return TemporaryFailure(
-                f"no mail host of {domain} could be looked up: {no_answer.text}"
-            )
+            text = f"no mail host of {domain} could be looked up: {no_answer.text}"
+            return TemporaryFailure(text, mx=mx)
         if not hosts:
-            return NoAddress(domain)
-        better = better_than_own(list(hosts), lambda each: self._is_own(hosts[each], self._port))
-        if not better:
-            return MailLoop(domain)
-        return Hosts(
-            tuple(Host(each.name, each.preference, hosts[each], self._port) for each in better)
+            return NoAddress(domain, mx)
+        to_try = tuple(
+            Host(each.name, each.preference, addresses, self._port)
+            for each, addresses in hosts.items()
+            if each not in back
         )
+        return Hosts(to_try, mx) if to_try else MailLoop(domain, mx)
 
     async def _resolve_smarthost(self, next_hop: NextHop) -> Resolution:
         """A smarthost that cannot be found is a configuration error: its mail is deferred."""

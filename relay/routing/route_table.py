@@ -19,7 +19,7 @@ from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.message.status import own_reply, split_reply
-from relay.message.tls_policy import TlsLevel, TlsPolicy
+from relay.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
 from relay.settings.tree import Route, RouteAuth
 from relay.settings.validation import name_of, sender_matches, verifies
 
@@ -333,7 +333,7 @@ class RouteTable:
     def tls_demanded_by(self, next_hop: NextHop) -> str:
         """Return who demands the TLS level of options_for(): "route NAME" or "configuration"."""
         route = self._route_behind(next_hop)
-        return f"route {route.name}" if route is not None and route.demands_tls else "configuration"
+        return f"route {route.name}" if route is not None and route.demands_tls else CONFIGURATION
 
     def still_leads(
         self,

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -23,6 +24,7 @@ from relay.message.outcome import (
     Failed,
     Peer,
     Reply,
+    SessionEvidence,
     SessionFailure,
     SmtpStage,
     classify,
@@ -97,23 +99,59 @@ class ConnectError(Exception):
         self.stage = stage
 
 
-async def connect(target: Target, *, ehlo_name: str, timeouts: Timeouts) -> Connection:
-    """Open a session with `target`. Raises ConnectError."""
+async def connect(
+    target: Target, *, ehlo_name: str, timeouts: Timeouts, real_s: Callable[[], float] = lambda: 0.0
+) -> Connection:
+    """Open a session with `target`; `real_s` measures how long that takes. Raises ConnectError."""
+    stopwatch = _Stopwatch(target.level, real_s)
     try:
-        return await _SessionSetup(target, ehlo_name, timeouts).session()
+        return await _SessionSetup(target, ehlo_name, timeouts, stopwatch=stopwatch).session()
     except ConnectError as error:
         if error.stage is not SmtpStage.STARTTLS or target.level != "opportunistic":
             raise
     in_clear = dataclasses.replace(target, tls=TlsPolicy("none"))  # RFC 7435: opportunistic
-    return await _SessionSetup(in_clear, ehlo_name, timeouts).session()
+    return await _SessionSetup(in_clear, ehlo_name, timeouts, stopwatch=stopwatch).session()
+
+
+class _Stopwatch:
+    """What becomes the evidence of a session; where opportunistic TLS fails, of both tries."""
+
+    def __init__(self, level: TlsLevel, real_s: Callable[[], float]) -> None:
+        self.verified = "none"
+        self._level = level
+        self._real_s = real_s
+        self._spent_s = [0.0, 0.0]  # without and with TLS
+        self._in_tls = False
+        self._began_s: float | None = None
+
+    def begin(self, *, in_tls: bool = False) -> None:
+        """Begin to connect, or to set up TLS."""
+        self.end()
+        self._in_tls = in_tls
+        self._began_s = self._real_s()
+
+    def end(self) -> None:
+        """End what was begun, if it has not ended."""
+        if self._began_s is not None:
+            self._spent_s[self._in_tls] += self._real_s() - self._began_s
+            self._began_s = None
+
+    def evidence(self) -> SessionEvidence:
+        """Return the evidence; what was begun ends."""
+        self.end()
+        connect_ms, tls_ms = (round(1000 * spent_s, 1) for spent_s in self._spent_s)
+        return SessionEvidence(self.verified, self._level, connect_ms, tls_ms)
 
 
 class _SessionSetup:
     """One session being set up; `_stage` is the step that a failure belongs to."""
 
-    def __init__(self, target: Target, ehlo_name: str, timeouts: Timeouts) -> None:
+    def __init__(
+        self, target: Target, ehlo_name: str, timeouts: Timeouts, *, stopwatch: _Stopwatch
+    ) -> None:
         self._target = target
         self._timeouts = timeouts
+        self._stopwatch = stopwatch
         self._stage = SmtpStage.CONNECT
         self._client = aiosmtplib.SMTP(
             local_hostname=ehlo_name,
@@ -161,13 +199,17 @@ class _SessionSetup:
         """Connect by TCP or Unix socket, with implicit TLS if required, and read the banner."""
         target = self._target
         use_tls = target.tls.implicit
+        self._stopwatch.begin()
         if target.path:
             # One time-out for all: the socket is on this machine.
             await self._client.connect(
                 hostname=target.host or None, socket_path=target.path, use_tls=use_tls
             )
+            self._stopwatch.end()
             return
         sock = await _dialled(target, self._timeouts.connect_s)
+        if use_tls:
+            self._stopwatch.begin(in_tls=True)
         self._stage = SmtpStage.STARTTLS if use_tls else SmtpStage.BANNER
         try:
             await self._client.connect(
@@ -176,6 +218,7 @@ class _SessionSetup:
         except BaseException:
             sock.close()
             raise
+        self._stopwatch.end()
 
     async def _hello(self) -> None:
         """Send EHLO, or HELO if the host does not know EHLO."""
@@ -198,7 +241,9 @@ class _SessionSetup:
             why = "a password is not sent without TLS" if target.credentials else "TLS is required"
             raise self._no_tls(f"{target}: the host does not offer STARTTLS, and {why}", "4.7.4")
         self._stage = SmtpStage.STARTTLS
+        self._stopwatch.begin(in_tls=True)
         await self._client.starttls(server_hostname=target.host or target.address)
+        self._stopwatch.end()
         self._check_name()
         await self._hello()
 
@@ -208,6 +253,7 @@ class _SessionSetup:
         tls = self._tls()
         if target.level != "verify" or tls is None:
             return
+        self._stopwatch.verified = "chain"  # by the context, in the handshake
         names = target.tls.for_host(target.host or target.address).names
         certificate = tls.getpeercert() or {}
         if not any(certificate_matches(certificate, name) for name in names):
@@ -217,7 +263,8 @@ class _SessionSetup:
             )
             advice = "correct the certificate, or the route's next_hop"
             text = f"the certificate is for {found}, not {expected}; {advice}"
-            raise self._no_tls(f"{target}: {text}")
+            raise self._no_tls(f"{target}: {text}", peer=self._peer())
+        self._stopwatch.verified = "name"
 
     async def _log_in(self) -> None:
         target = self._target
@@ -256,25 +303,23 @@ class _SessionSetup:
         return cast("ssl.SSLObject | None", found)
 
     def _peer(self) -> Peer:
-        tls, address = self._tls(), str(self._target)
+        tls, peer = self._tls(), self._place_of_failure()
         if tls is None:
-            return Peer(self._target.host, address=address)
+            return peer
         suite = tls.cipher()
-        return Peer(
-            self._target.host,
-            tls.version() or "",
-            address=address,
-            cipher=suite[0] if suite else "",
-        )
+        return structs.replace(peer, tls=tls.version() or "", cipher=suite[0] if suite else "")
 
-    def _no_tls(self, text: str, status: str = "4.7.5") -> ConnectError:
+    def _no_tls(
+        self, text: str, status: str = "4.7.5", *, peer: Peer | None = None
+    ) -> ConnectError:
         """The error for TLS that is missing, or not what this target requires."""
-        evidence = self._place_of_failure().evidence(status, text)
+        evidence = (peer or self._place_of_failure()).evidence(status, text)
         return ConnectError(Deferred(evidence, DeferralClass.TLS), SmtpStage.STARTTLS)
 
     def _place_of_failure(self) -> Peer:
         """Return the host of a session that ended before TLS and EHLO were complete."""
-        return Peer(self._target.host, address=str(self._target))
+        evidence = self._stopwatch.evidence()
+        return Peer(self._target.host, address=str(self._target), session=evidence)
 
     def _trouble(self, trouble: SessionFailure, text: str) -> Deferred:
         peer = self._place_of_failure()

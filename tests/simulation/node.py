@@ -201,7 +201,9 @@ class Node:
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
             active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=self.spool.queue_admin,
             connect=around.ledger.progress.watched_connect(
-                partial(connect, ehlo_name="relay.test", timeouts=TIMEOUTS)
+                partial(
+                    connect, ehlo_name="relay.test", timeouts=TIMEOUTS, real_s=self.clock.real_s
+                )
             ),
         )  # fmt: skip
 

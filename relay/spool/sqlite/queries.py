@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET
 
 from relay.clock import ID_LENGTH, rfc3339
-from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
+from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, attempts_in
 from relay.journeys.events import Event, Step
 from relay.journeys.message_search import SCAN_MAX
 from relay.message.envelope import MessageFacts
@@ -145,10 +145,8 @@ def _collect_attempts(
     detail: dict[str, Any], at_us: int, *, attempts: dict[int, list[Attempt]]
 ) -> None:
     """Collect an attempt's outcomes by recipient."""
-    at, host, tls = rfc3339(at_us), detail.get("host", ""), detail.get("tls", "")
-    for one in detail.get("recipients", ()):
-        tried = Attempt(at, host, one["outcome"], one["status"], one["reply"], tls)
-        attempts.setdefault(one["number"], []).append(tried)
+    for number, tried in attempts_in(detail, rfc3339(at_us)):
+        attempts.setdefault(number, []).append(tried)
 
 
 def _collect_copies(detail: dict[str, Any], copies: dict[int, str]) -> None:

@@ -84,6 +84,7 @@ class Table:
     captured: set[str] = field(default_factory=set)  # domains
     limits: dict[str, dict[str, Any]] = field(default_factory=dict)
     tls: dict[str, TlsPolicy] = field(default_factory=dict)
+    demanded_by: dict[str, str] = field(default_factory=dict)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         return self.hosts[next_hop.host]
@@ -102,6 +103,9 @@ class Table:
     def options_for(self, next_hop: NextHop) -> HopOptions:
         tls = self.tls.get(next_hop.host, TlsPolicy("none"))
         return HopOptions(tls, **self.limits.get(next_hop.host, {}))
+
+    def tls_demanded_by(self, next_hop: NextHop) -> str:
+        return self.demanded_by.get(next_hop.host, "configuration")
 
 
 @dataclass
@@ -172,7 +176,9 @@ class RunningDelivery:
         self.scheduler = DeliveryScheduler(
             self.spool, recorder, contents, local=local, resolver=self.table, table=self.table, options=options, clock=self.clock,
             slots=self.slots, active_queue=self.active_queue, on_change=self.changed.put_nowait, queue_admin=self.spool.queue_admin,
-            connect=partial(self.connect, ehlo_name="relay.test", timeouts=self.timeouts),
+            connect=partial(
+                self.connect, ehlo_name="relay.test", timeouts=self.timeouts, real_s=self.clock.real_s
+            ),
         )  # fmt: skip
 
     def run(self) -> None:

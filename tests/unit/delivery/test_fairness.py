@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed, SmtpStage
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Peer, Relayed, SmtpStage
 from relay.routing.mx_hosts import Host, Hosts
 from relay.smtp.connect import ConnectError, Target
 from relay.smtp.transaction import Transaction, TransactionResult
@@ -50,6 +50,7 @@ class Connection:
 
     def __init__(self, host: str) -> None:
         self.host = host
+        self.peer = Peer(host)
 
     async def transact(
         self, transaction: Transaction, *, before_dot: Callable[[], Awaitable[None]]

@@ -196,7 +196,7 @@ async def test_a_settlement_follows_a_failed_one() -> None:
         run_in_background = staticmethod(asyncio.ensure_future)
 
     done: list[bool] = []
-    session = OutboundSession(None, Now())  # type: ignore[arg-type]
+    session = OutboundSession(None, Now(), None)  # type: ignore[arg-type]
     session._settle_in_order(broken())
     session._settle_in_order(settled())
     await asyncio.gather(session._unsettled, return_exceptions=True)

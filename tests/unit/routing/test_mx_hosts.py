@@ -15,8 +15,9 @@ from relay.routing.mx_hosts import (
     NoSuchDomain,
     NullMx,
     TemporaryFailure,
-    better_than_own,
     by_preference,
+    leading_back,
+    mx_answer,
     outcome_of,
 )
 
@@ -54,7 +55,24 @@ def test_mx_hosts_are_in_the_order_of_preference(exchanges, seed):
 
 @given(EXCHANGES)
 def test_mx_hosts_that_are_not_better_than_the_relay_are_dropped(exchanges):
-    left = better_than_own(exchanges, lambda each: each.name == "a")
+    skipped = leading_back(exchanges, lambda each: each.name == "a")
+    left = [each for each in exchanges if each not in skipped]
     own = [each.preference for each in exchanges if each.name == "a"]
     assert all(each.preference < least for each in left for least in own)
     assert own or left == exchanges
+    assert all((each.name == "a") == (why == "this relay") for each, why in skipped.items())
+
+
+@given(EXCHANGES, st.data())
+def test_an_mx_answer_shows_the_hosts_considered_before_others_and_counts_the_rest(exchanges, data):
+    each = list(dict.fromkeys(exchanges))
+    considered = data.draw(st.permutations(each))[:EXCHANGES_MAX]
+    answer = mx_answer(each, considered, dict.fromkeys(considered[:1], "no address"))
+    assert len(answer.hosts) <= EXCHANGES_MAX
+    assert len(answer.hosts) + answer.more == len(each)
+    shown = [Exchange(host.preference, host.name) for host in answer.hosts]
+    assert set(considered) <= set(shown)
+    assert shown == sorted(shown, key=lambda one: (one.preference, one.name))
+    assert [
+        one for one, host in zip(shown, answer.hosts, strict=True) if host.skipped
+    ] == considered[:1]

@@ -8,10 +8,13 @@ import threading
 
 import pytest
 import uvloop
+from msgspec import structs
 
 from relay.message.nexthop import CAPTURE, HopKind, NextHop
 from relay.routing import resolver as resolver_module
 from relay.routing.mx_hosts import (
+    EXCHANGES_MAX,
+    NO_MX,
     Host,
     Hosts,
     MailLoop,
@@ -118,7 +121,53 @@ def mx(domain):
 )
 async def test_dns_answers_decide_the_hosts(dns, domain, expected):
     async with resolving(dns) as resolver:
-        assert await resolver.resolve(mx(domain)) == expected
+        found = await resolver.resolve(mx(domain))
+    if not isinstance(found, NullMx | NoSuchDomain):
+        found = structs.replace(found, mx=NO_MX)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ("three.test", [(10, "mx1", ""), (20, "mx2", ""), (30, "mx3", "")]),
+        ("implicit.test", [(0, "implicit.test", "")]),
+        ("no-target.test", [(10, "gone.test", "no address"), (20, "nothing.test", "no address")]),
+        ("half.test", [(10, "servfail.test", "answered SERVFAIL"), (20, "mx2", "")]),
+        ("target-servfail.test",
+         [(10, "servfail.test", "answered SERVFAIL"), (20, "nothing.test", "no address")]),
+        ("backup.test",
+         [(10, "mx1", ""), (20, "mx2", "not preferred to this relay"),
+          (20, "relay.example.test", "this relay")]),
+        ("loop-address.test", [(10, "other-name.test", "this relay"),
+         (20, "mx2", "not preferred to this relay")]),
+        ("[192.0.2.7]", []),
+    ],
+)  # fmt: skip
+async def test_the_mx_answer_says_which_hosts_are_skipped_and_why(dns, domain, expected):
+    async with resolving(dns) as resolver:
+        found = (await resolver.resolve(mx(domain))).mx
+    assert len(found.hosts) == len(expected)
+    assert found.more == 0
+    for host, (preference, name, skipped) in zip(found.hosts, expected, strict=True):
+        assert (host.preference, host.name.removesuffix(".three.test")) == (preference, name)
+        assert skipped in host.skipped
+        assert bool(skipped) == bool(host.skipped)
+
+
+async def test_of_a_thousand_mx_hosts_the_best_sixteen_are_looked_up(dns):
+    """An MX answer is bounded whatever its size; it comes by TCP."""
+    names = [f"mx{number}.many.test" for number in range(1000)]
+    dns.zone["many.test"] = {"MX": [f"{number // 2} {name}" for number, name in enumerate(names)]}
+    dns.zone |= {name: {"A": ["127.0.0.11"]} for name in names}
+    async with resolving(dns) as resolver:
+        found = await resolver.resolve(mx("many.test"))
+    best = set(names[:EXCHANGES_MAX])
+    assert dns.tcp_queries == 1
+    assert {host.name for host in found.hosts} == best
+    assert [host.preference for host in found.hosts] == [number // 2 for number in range(16)]
+    assert {name for name, kind in dns.queries if kind == "A"} == best
+    assert ({host.name for host in found.mx.hosts}, found.mx.more) == (best, 984)
 
 
 @pytest.mark.parametrize(
@@ -323,4 +372,4 @@ def test_the_resolver_runs_on_uvloop(dns):
             return await resolver.resolve(mx("backup.test"))
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(story()) == Hosts((MX1,))
+        assert runner.run(story()).hosts == (MX1,)

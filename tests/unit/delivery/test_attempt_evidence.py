@@ -1,0 +1,174 @@
+"""The evidence of an attempt: TLS policy and verification, durations, the MX answer."""
+
+import socket
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from relay.delivery.attempt_result import AttemptEvidence, Lookup
+from relay.journeys.document import Durations, MxRecord, attempts_in
+from relay.message.outcome import Evidence, Relayed, SessionEvidence
+from relay.message.tls_policy import TlsPolicy
+from relay.routing.mx_hosts import Hosts, MxAnswer, MxCandidate, NoAddress
+from tests.support.claims import a_claim
+from tests.support.remote_mx import RemoteMx
+from tests.unit.delivery.test_attempt_result import concluded
+
+
+async def attempt_of(delivery, address, *, final=True):
+    """Send to the address; return the first attempt, once it is recorded."""
+    queue_id = await delivery.send(address)
+    while True:
+        journey = await (delivery.done(queue_id) if final else delivery.spool.journey(queue_id))
+        if attempts := journey.recipients[0].attempts:
+            return attempts[0]
+        await delivery.changed.get()
+
+
+async def test_a_first_attempt_has_the_durations_of_its_connection_and_the_next_one_none(
+    delivery, authority
+) -> None:
+    tls = authority.issue("DNS:mx0.a.test").server_context()
+    async with RemoteMx(tls=tls) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.table.tls["a.test"] = TlsPolicy("opportunistic")
+        delivery.idle_s = 60.0
+        await delivery.start()
+        first = await attempt_of(delivery, "x@a.test")
+        second = await attempt_of(delivery, "y@a.test")
+        assert mx.sessions == 1
+    assert first.tls == second.tls == "TLSv1.3"
+    assert first.verified == second.verified == "none"
+    assert first.policy == second.policy == "configuration: opportunistic"
+    spent = first.durations
+    assert spent.connect > 0
+    assert spent.tls > 0
+    assert spent.total >= round(spent.dns + spent.connect + spent.tls, 1) - 0.1
+    assert second.durations == Durations(total=second.durations.total)
+    assert second.durations.total > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "verified", "outcome"),
+    [("mx0.a.test", "name", "relayed"), ("other.test", "chain", "deferred")],
+)
+async def test_an_attempt_says_what_the_handshake_verified_and_which_route_demanded_it(
+    delivery, authority, name, verified, outcome
+) -> None:
+    delivery.retry_s = (600.0,)
+    async with RemoteMx(tls=authority.issue(f"DNS:{name}").server_context()) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.table.tls["a.test"] = TlsPolicy("verify", ca=authority.certificate)
+        delivery.table.demanded_by["a.test"] = "route to-a"
+        await delivery.start()
+        attempt = await attempt_of(delivery, "x@a.test", final=outcome == "relayed")
+    assert (attempt.verified, attempt.outcome) == (verified, outcome)
+    assert attempt.policy == "route to-a: verify"
+    assert attempt.tls == "TLSv1.3"
+
+
+async def test_an_attempt_in_the_clear_keeps_the_policy_that_allowed_it(delivery) -> None:
+    async with RemoteMx(replies={"STARTTLS": "454 4.7.0 not now"}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.table.tls["a.test"] = TlsPolicy("opportunistic")
+        await delivery.start()
+        attempt = await attempt_of(delivery, "x@a.test")
+    assert (attempt.tls, attempt.verified) == ("", "none")
+    assert attempt.policy == "configuration: opportunistic"
+
+
+async def test_a_host_that_refuses_is_recorded_with_the_time_that_it_took(delivery) -> None:
+    delivery.retry_s, delivery.unreachable_s = (600.0,), 300.0
+    async with RemoteMx(replies={"CONNECT": "554 5.3.2 no mail here"}) as mx:
+        delivery.table.at("a.test", mx, mx)
+        await delivery.start()
+        own = await attempt_of(delivery, "x@a.test", final=False)
+    assert own.durations.connect > 0
+    assert own.durations.total >= own.durations.connect
+    assert own.policy == "configuration: none"
+
+
+async def test_mail_that_shares_a_failure_has_its_policy_and_no_durations(delivery) -> None:
+    delivery.retry_s, delivery.unreachable_s = (600.0,), 300.0
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = RemoteMx(port=closed.getsockname()[1])
+        delivery.table.at("a.test", nobody)
+        await delivery.start()
+        own = await attempt_of(delivery, "x@a.test", final=False)
+        shared = await attempt_of(delivery, "y@a.test", final=False)
+    assert own.reply == shared.reply
+    assert own.durations is not None
+    assert shared.durations is None
+    assert own.policy == shared.policy == "configuration: none"
+
+
+async def test_the_mx_answer_is_recorded_with_the_hosts_that_are_skipped(delivery) -> None:
+    answer = MxAnswer((MxCandidate(0, "mx0.a.test"), MxCandidate(20, "b.a.test", "no address")), 3)
+    async with RemoteMx() as mx:
+        delivery.table.at("a.test", mx)
+        delivery.table.hosts["a.test"] = replace(delivery.table.hosts["a.test"], mx=answer)
+        await delivery.start()
+        attempt = await attempt_of(delivery, "x@a.test")
+    assert attempt.mx == (MxRecord(0, "mx0.a.test"), MxRecord(20, "b.a.test", "no address"))
+    assert attempt.mx_more == 3
+
+
+async def test_a_domain_without_a_usable_host_is_recorded_with_its_mx_answer(delivery) -> None:
+    answer = MxAnswer((MxCandidate(10, "gone.test", "no address"),))
+    delivery.table.hosts["a.test"] = NoAddress("a.test", answer)
+    await delivery.start()
+    attempt = await attempt_of(delivery, "x@a.test")
+    assert (attempt.status, attempt.host, attempt.policy) == ("5.4.4", "", "")
+    assert attempt.mx == (MxRecord(10, "gone.test", "no address"),)
+    assert attempt.durations.total == attempt.durations.dns
+
+
+async def test_hosts_of_the_other_family_than_source_address_are_recorded_as_skipped(
+    delivery,
+) -> None:
+    async with RemoteMx() as mx:
+        delivery.table.at("a.test", mx, mx)
+        four, six = delivery.table.hosts["a.test"].hosts
+        six = replace(six, addresses=("::1",))
+        answer = MxAnswer((MxCandidate(0, four.name), MxCandidate(1, six.name)))
+        delivery.table.hosts["a.test"] = Hosts((four, six), answer)
+        delivery.table.limits["a.test"] = {"source_address": "127.0.0.1"}
+        await delivery.start()
+        attempt = await attempt_of(delivery, "x@a.test")
+    skipped = [one.skipped for one in attempt.mx]
+    assert skipped == ["", "no address of the family of source_address"]
+
+
+async def test_the_lookups_that_are_remembered_are_bounded(delivery, monkeypatch) -> None:
+    monkeypatch.setattr("relay.delivery.next_hop_resolution._RESOLVED_MAX", 3)
+    async with RemoteMx() as mx:
+        await delivery.start()
+        for number in range(5):
+            delivery.table.at(f"d{number}.test", mx)
+            await attempt_of(delivery, f"x@d{number}.test")
+        found = [str(hop) for hop in delivery.scheduler._sites._found]
+    assert found == ["mx:d2.test", "mx:d3.test", "mx:d4.test"]
+
+
+def test_ordinary_mail_on_an_open_connection_records_only_how_long_it_took() -> None:
+    peer = Evidence(
+        "2.0.0", "250 ok", host="mx.a.test", session=SessionEvidence("none", "opportunistic")
+    )
+    outcomes = {1: Relayed(peer)}
+    [before] = concluded(a_claim(count=1), outcomes).events
+    evidence = AttemptEvidence(Lookup(), took_s=0.01234)
+    [event] = concluded(a_claim(count=1), outcomes, evidence=evidence).events
+    assert event.detail == before.detail | {"durations": {"total": 12.3}}
+    more = len(msgspec.json.encode(event.detail)) - len(msgspec.json.encode(before.detail))
+    assert more == len(',"durations":{"total":12.3}')
+
+
+def test_an_attempt_of_an_earlier_version_has_no_evidence() -> None:
+    one = {"number": 1, "address": "x@a.test", "outcome": "relayed", "status": "2.0.0", "reply": ""}
+    detail = {"host": "mx.a.test", "tls": "TLSv1.3", "recipients": [one]}
+    [(number, attempt)] = attempts_in(detail, "2026-11-22T00:00:00.000000Z")
+    assert number == 1
+    assert (attempt.policy, attempt.verified, attempt.durations) == ("", "none", None)
+    assert (attempt.mx, attempt.mx_more) == ((), 0)
