@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import Destination, NextHop
 from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
 from relay.spool.types import Key, Selector, SpoolError
 from tests.simulation.ledger import Ledger
@@ -42,7 +42,9 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
         who=_WHO,
         until_us=until_us,
         as_before=operation is Operation.RELEASE and rng.random() < 0.3,
-        to=(lambda _address, _sender: elsewhere) if operation is Operation.REROUTE else None,
+        to=(lambda _address, _sender: Destination(elsewhere, chosen=True))
+        if operation is Operation.REROUTE
+        else None,
         to_text=str(elsewhere) if operation is Operation.REROUTE else "",
         dry_run=rng.random() < 0.1,
     )
