@@ -106,7 +106,7 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
 @click.argument("address", type=_AccountAddressType(), metavar="[ADDRESS]", required=False)
 @common_options
 def list_accounts(context: CommandContext, address: str | None) -> None:
-    """List accounts without their secrets."""
+    """List accounts without their secrets, and aliases."""
     found = [one for one in _open(context).entries() if address in (None, one["address"])]
     if address and not found:
         raise AccountError(f"unknown account {address}")
@@ -202,6 +202,9 @@ def _show(context: CommandContext, address: str, made: Mapping[str, str]) -> Non
 
 def _line(facts: Mapping[str, Any]) -> str:
     has = ", ".join(name for name, is_there in facts["has"].items() if is_there) or "no secret"
+    if "to" in facts:
+        return f"{facts['address']}  alias of {', '.join(facts['to'])}"
     more = [str(facts["role"])] if "role" in facts else []
     more += [f"client {facts['client_id']}"] if "client_id" in facts else []
+    more += [f"forwards to {', '.join(facts['forward_to'])}"] if facts.get("forward_to") else []
     return "  ".join((str(facts["address"]), has, *more))

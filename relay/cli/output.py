@@ -91,7 +91,8 @@ def recipient_lines(
         number = sum(tried.outcome != "expired" for tried in one.attempts)
         more = f"  ({number} attempts)" if number > 1 else ""
         more += f"  Graph id {one.graph_id}" if one.graph_id else ""
-        line = f"{indent}{one.address:<{width}}  {one.state:<9}  {one.reply}".rstrip()
+        said = f"to {named(one.successors)}" if one.successors else one.reply
+        line = f"{indent}{one.address:<{width}}  {one.state:<9}  {said}".rstrip()
         lines.append(printable(line + more))
     if rest:
         by_state = Counter(one.state for one in rest)

@@ -43,6 +43,8 @@ _SHOWN = (
     "client_id",
     "scopes",
     "acts_for",
+    "forward_to",
+    "keep_copy",
 )
 _Entry = dict[str, Any]
 
@@ -58,13 +60,17 @@ class AccountFile:
         self._environ = environ
 
     def entries(self) -> Sequence[Mapping[str, Any]]:
-        """Return what may be shown of every account."""
+        """Return what may be shown of every account, then the aliases, which have `to`."""
         self._check(self._path)
         found = []
-        for one in _parse(self._path.read_text()):
+        text = self._path.read_text()
+        for one in _parse(text):
             facts = {name: one[name] for name in _SHOWN if name in one}
             has = {name: bool(one.get(name)) for name in ("password", "token", "client_secret")}
             found.append({"address": str(one["address"]).lower(), **facts, "has": has})
+        for one in _aliases(text):
+            has = dict.fromkeys(("password", "token", "client_secret"), False)
+            found.append({"address": str(one["address"]).lower(), "to": one["to"], "has": has})
         return found
 
     def add(self, address: str, values: Mapping[str, Any]) -> None:
@@ -125,7 +131,8 @@ class AccountFile:
                 self._check(self._path)
             after = edit(before)
             try:
-                is_right = _parse(after) == expected(_parse(before))
+                found = _parse(after), _aliases(after)
+                is_right = found == (expected(_parse(before)), _aliases(before))
             except tomllib.TOMLDecodeError:
                 is_right = False
             if not is_right:
@@ -211,6 +218,11 @@ def _parse(text: str) -> list[_Entry]:
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
+def _aliases(text: str) -> list[_Entry]:
+    found: list[_Entry] = tomllib.loads(text).get("alias", [])
+    return found
+
+
 def _is_of(entry: _Entry, address: str) -> bool:
     return str(entry.get("address", "")).lower() == address
 
@@ -258,9 +270,9 @@ def _without_table(text: str, index: int) -> str:
     lines = text.splitlines(keepends=True)
     places = locate(text)
     begin = places[("account", index)] - 1
-    tables = [line for path, line in places.items() if path == ("account", index + 1)]
-    tables += [line for path, line in places.items() if len(path) == 1 and line - 1 > begin]
-    end = min(tables, default=len(lines) + 1) - 1
+    # the next table: another account, or an alias
+    tables = (line for path, line in places.items() if len(path) == 2 and isinstance(path[1], int))
+    end = min((line for line in tables if line - 1 > begin), default=len(lines) + 1) - 1
     while end > begin and lines[end - 1].strip()[:1] in ("", "#"):
         end -= 1
     if begin and not lines[begin - 1].strip() and not "".join(lines[end : end + 1]).strip():

@@ -212,6 +212,33 @@ def test_list_shows_no_secret(files: Files) -> None:
     assert files("list").stdout == "alice@example.test  token\nbob@example.test  password\n"
 
 
+def test_aliases_are_listed_and_stay_where_accounts_are_removed(files: Files) -> None:
+    team = '[[alias]]\naddress = "Team@example.test"\nto = ["bob@example.test", "x@other.test"]\n'
+    one = '[[alias]]\naddress = "one@example.test"\nto = ["team@example.test"]\n'
+    carol = (
+        '[[account]]\naddress = "carol@example.test"\nforward_to = ["c@other.test"]\n'
+        "keep_copy = false\n"
+    )
+    files.accounts.write_text(f"{team}\n{files.text}\n{carol}\n{one}")
+    assert files("list").stdout.splitlines()[2:] == [
+        "carol@example.test  no secret  forwards to c@other.test",
+        "team@example.test  alias of bob@example.test, x@other.test",
+        "one@example.test  alias of team@example.test",
+    ]
+    nothing = {"password": False, "token": False, "client_secret": False}
+    assert files.made("list")[3:4] == [
+        {
+            "address": "team@example.test",
+            "to": ["bob@example.test", "x@other.test"],
+            "has": nothing,
+        }
+    ]
+    assert files.fails("add", "one@example.test")[0] == 78
+    before = files.text
+    files.made("remove", "carol@example.test")
+    assert files.text == before.replace(f"{carol}\n", "")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
