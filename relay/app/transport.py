@@ -68,7 +68,7 @@ def build_transport(base: Foundation) -> Transport:
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
     ingress = IngressDependencies(
-        hostname=settings.hostname, acceptance=acceptance, router=base.table,
+        hostname=settings.hostname, acceptance=acceptance,
         accounts=sources.accounts, quota=base.store, crash=base.crash, pressure=base.pressure,
         refusals=base.refusals,
     )  # fmt: skip
@@ -209,7 +209,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         level_of=scheduler.level_of, has_room=takes_claim,
         expire_after_s=base.settings.delivery.expire_after,
         delay_warning_after_s=base.settings.delivery.delay_warning_after,
-        any_sender=base.sources.any_sender,
+        any_sender=base.sources.any_sender, srs=base.srs,
     )  # fmt: skip
 
 

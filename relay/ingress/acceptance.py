@@ -29,12 +29,14 @@ from relay.ingress.data import (
 )
 from relay.ingress.expansion import expand_recipients
 from relay.ingress.fanout import FanOut, fan_out, reported_recipient
+from relay.ingress.forwarding import Forwarder
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, memory_part, size_of
 from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
 from relay.message.header import FIELDS_MAX, Header, ParsedContent, outgoing
 from relay.message.nexthop import NextHop
+from relay.message.srs import Srs
 from relay.message.verdict import ExaminedMessage, Verdict
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
@@ -89,6 +91,7 @@ class Acceptance:
     clock: Clock  # for queue time
     ids: Ids  # for queue ids
     metrics: Metrics  # counts accepted messages and rules
+    srs: Srs  # the senders of copies that leave by an alias
     on_accepted: Callable[[Sequence[Claim]], None]  # gets the claims of a message after the commit
     expire_after_s: float  # from acceptance
     delay_warning_after_s: float = 0.0  # from acceptance; 0: no warning
@@ -111,8 +114,11 @@ class Acceptance:
     )
 
     answers: AnswerLimit = field(init=False)  # of mail for MAILER-DAEMON
+    forwarding: Forwarder = field(init=False)  # what addresses lead to
 
     def __post_init__(self) -> None:
+        forwarding = Forwarder(self.accounts, self.router, self.srs, self.clock)
+        object.__setattr__(self, "forwarding", forwarding)
         object.__setattr__(self, "answers", AnswerLimit(self.clock, self.metrics))
 
     def close(self) -> None:
@@ -146,9 +152,10 @@ class Acceptance:
         parsed = prepared() if is_quick else await asyncio.to_thread(prepared)
         if isinstance(parsed, DataReply):
             return parsed
-        sender, expand = envelope.reverse_path, self.accounts.expand
+        sender, forwarding = envelope.reverse_path, self.forwarding
+        expand = forwarding.expander(sender, parsed.header)
         recipients = expand_recipients(paths, expand)
-        examinations = [self.router.examine(path.address, sender) for path in recipients.paths]
+        examinations = [forwarding.examine(path.address, sender) for path in recipients.paths]
         verdict = await self._evaluate(
             self._policy_input(
                 envelope, recipients.paths, parsed, origin=origin, examinations=examinations
@@ -159,7 +166,8 @@ class Acceptance:
         has_answers = any(isinstance(one, LocalRecipient) and one.is_answer for one in examinations)
         fan = fan_out(
             recipients, examinations, verdict, expand=expand,
-            examine=lambda address: self.router.examine(address, sender),
+            examine=lambda address: forwarding.examine(address, sender),
+            sender_of=lambda alias, address: forwarding.sender_of(alias, address, sender),
             answers_discarded=(
                 self.answers.why_discarded(envelope, size_of(content)) if has_answers else ""
             ),
@@ -451,6 +459,9 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
         detail["client"] = client.as_json()
     if aliases:
         detail["aliases"] = [each.path.address for each in aliases[:_NAMED_MAX]]
+    extras = [each.extra for each in fan.entries if each.extra.sender]
+    if extras:
+        detail["senders"] = {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]}
     if rejected:
         detail["refused"] = [
             {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]

@@ -24,6 +24,8 @@ from relay.spool.types import NewRecipient
 
 EXPANDED_MAX = 10_000  # addresses that the aliases of one message lead to
 _TOO_MANY = "5.5.3"  # RFC 3463 3.6: too many recipients
+_LOOP = "5.4.6"  # RFC 3463 3.5: routing loop detected
+_LOOP_TEXT = "mail loop: this alias has forwarded the message before (Delivered-To)"
 _EXPANDED = "2.1.5"  # RFC 3463 3.2: destination address valid
 _NEVER = frozenset({Notify.NEVER})
 _SUCCESS = frozenset({Notify.SUCCESS})
@@ -56,7 +58,7 @@ def expand_recipients(
 ) -> ExpandedRecipients:
     """Replace each recipient that is an alias, or forwards, by those that get its mail.
 
-    An alias that goes beyond EXPANDED_MAX fails.
+    An alias that goes beyond EXPANDED_MAX fails, and so does one without a target: a loop.
     """
     expansions = [expand(path.address) for path in paths]
     if not any(expansions):  # nearly always
@@ -71,6 +73,10 @@ def expand_recipients(
         if expansion is None:
             continue
         start = NewRecipient(path, position=position)
+        if not expansion.targets:
+            reply = own_reply(_LOOP, f"<{path.address}>: {_LOOP_TEXT}")
+            aliases.append(replace(start, state=RecipientState.FAILED, status=_LOOP, reply=reply))
+            continue
         if count + len(expansion.targets) > EXPANDED_MAX:
             aliases.append(_failed(start, expansion))
             continue

@@ -7,6 +7,7 @@ RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import assert_never
 
 from msgspec import Struct
@@ -31,7 +32,8 @@ from relay.routing.route_table import (
 from relay.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 
 _NEVER = frozenset({Notify.NEVER})
-_Key = tuple[NextHop, int, str]  # of an entry: its content, and the alias that sends it outside
+# Of an entry: its content, the alias that sends it outside, and the sender that it gets there.
+_Key = tuple[NextHop, int, str, str]
 
 
 class FanOut(Struct, frozen=True):
@@ -72,15 +74,18 @@ def fan_out(
     *,
     examine: Callable[[str], RoutingResult],
     expand: Callable[[str], Expansion | None],
+    sender_of: Callable[[str, str], str],
     answers_discarded: str = "",
 ) -> FanOut:
-    """Sort recipients into entries; `expand` and `examine` are for those that a rule added. With
+    """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
+    `sender_of` returns the sender of what an alias sends outside, "" for that of the message. With
     `answers_discarded`, the reason, answers to reports are discarded; they never cause a report.
 
     There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
     in the same order: rules do not see invalid recipients.
     """
     buckets: dict[_Key, list[NewRecipient]] = {}
+    key_of = partial(_key, sender_of=sender_of)
     final: list[NewRecipient] = list(recipients.aliases)
     verdicts = iter(verdict.recipients)
     for path, position, forwarded_by, found in zip(
@@ -101,7 +106,8 @@ def fan_out(
         if (final_state := _final_state(start, decided)) is not None:
             final.append(final_state)
         else:
-            _put(buckets, found, start, content=decided.content, forwarded_by=forwarded_by)
+            key = key_of(found, path.address, content=decided.content, forwarded_by=forwarded_by)
+            buckets.setdefault(key, []).append(start)
     served = {each.path.address for bucket in buckets.values() for each in bucket}
     for addition, address, forwarded_by in _additions(verdict, expand):
         if address in served:
@@ -112,8 +118,9 @@ def fan_out(
         if isinstance(found, InvalidRecipient):
             final.append(_failed(added, found.status, found.text))
         else:
-            _put(buckets, found, added, content=addition.content, forwarded_by=forwarded_by)
-    used = sorted({content for _, content, _ in buckets}) or [0]
+            key = key_of(found, address, content=addition.content, forwarded_by=forwarded_by)
+            buckets.setdefault(key, []).append(added)
+    used = sorted({content for _, content, _, _ in buckets}) or [0]
     return FanOut(
         contents=tuple(verdict.contents[content] for content in used),
         entries=tuple(_entry(key, bucket, used) for key, bucket in buckets.items()),
@@ -123,8 +130,8 @@ def fan_out(
 
 
 def _entry(key: _Key, bucket: Sequence[NewRecipient], used: Sequence[int]) -> NewEntry:
-    next_hop, content, forwarded_by = key
-    extra = EntryExtra(delivered_to=forwarded_by) if forwarded_by else NO_EXTRA
+    next_hop, content, forwarded_by, sender = key
+    extra = EntryExtra(sender=sender, delivered_to=forwarded_by) if forwarded_by else NO_EXTRA
     return NewEntry(next_hop, tuple(bucket), content=used.index(content), extra=extra)
 
 
@@ -153,19 +160,20 @@ def _failed(recipient: NewRecipient, status: str, reply: str) -> NewRecipient:
     return replace(recipient, state=RecipientState.FAILED, status=status, reply=reply)
 
 
-def _put(
-    buckets: dict[_Key, list[NewRecipient]],
+def _key(
     examination: LocalRecipient | RemoteRecipient,
-    recipient: NewRecipient,
+    address: str,
     *,
     content: int,
     forwarded_by: str,
-) -> None:
+    sender_of: Callable[[str, str], str],
+) -> _Key:
+    """Return the key of the entry of a recipient."""
     if isinstance(examination, LocalRecipient):  # whose copy names the address that it is for
-        key = (LOCAL, content, "")
-    else:
-        key = (examination.next_hop, content, forwarded_by)
-    buckets.setdefault(key, []).append(recipient)
+        return LOCAL, content, "", ""
+    if not forwarded_by:
+        return examination.next_hop, content, "", ""
+    return examination.next_hop, content, forwarded_by, sender_of(forwarded_by, address)
 
 
 def _additions(
@@ -174,7 +182,7 @@ def _additions(
     """Yield each addition with the addresses that get it, and the alias that leads to them."""
     for addition in verdict.additions:
         expansion = expand(addition.address)
-        if expansion is None:
+        if expansion is None or not expansion.targets:  # the alias is no recipient
             yield addition, addition.address, ""
         else:
             for target in expansion.targets:

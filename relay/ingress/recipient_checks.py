@@ -1,7 +1,8 @@
 """Whether RCPT takes an address: unknown users and domains, relaying, full mailboxes.
 
 An alias is taken if any of the addresses is that it leads to. Those may be outside although the
-client may not relay: the operator has decided where the mail for an alias goes. A rejection names
+client may not relay: the operator has decided where the mail for an alias goes, and the key of SRS
+addresses proves that mail came from where a report goes back to. A rejection names
 the address that the client gave, never one behind an alias.
 
 RFC 5321 3.9.1, 4.1.1.3, 7.9.
@@ -9,24 +10,24 @@ RFC 5321 3.9.1, 4.1.1.3, 7.9.
 
 from msgspec import Struct
 
-from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.accounts.account import DEAD_LETTER
+from relay.ingress.forwarding import Forwarder
 from relay.mailbox.delivery_store import DeliveryStore
 from relay.mailbox.types import Room
-from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient, RouteTable
+from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
 
 
 class RecipientChecks(Struct, frozen=True):
     """What the check of a recipient needs."""
 
-    router: RouteTable  # which addresses are valid, and which are local
-    accounts: AccountDirectory  # what aliases lead to
+    forwarding: Forwarder  # which addresses are valid, and what they lead to
     quota: DeliveryStore  # whether a local mailbox has room
 
     async def rejection(
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
     ) -> str:
         """Return the reply if a recipient is rejected, else ""."""
-        expansion = self.accounts.expand(address)
+        expansion = self.forwarding.expand(address, reverse_path)
         if expansion is None:
             return await self._rejection(
                 address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
@@ -44,7 +45,7 @@ class RecipientChecks(Struct, frozen=True):
     async def _rejection(
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
     ) -> str:
-        match self.router.examine(address, reverse_path):
+        match self.forwarding.examine(address, reverse_path):
             case RemoteRecipient():
                 if not may_relay:
                     # RFC 5321 7.9

@@ -29,6 +29,7 @@ from relay.ingress.data import (
 )
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
 from relay.ingress.expansion import EXPANDED_MAX
+from relay.ingress.forwarding import Forwarder
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits
@@ -46,7 +47,6 @@ from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
 from relay.pressure import MemoryBudget
 from relay.refusals.refusal import RefusalReason
-from relay.routing.route_table import RouteTable
 from relay.spool.types import IncomingBody
 
 _log = get_logger("ingress")
@@ -133,7 +133,7 @@ class ListenerDependencies(Struct, frozen=True):
     max_message_bytes: int  # announced with SIZE (RFC 1870)
     max_recipients: int  # of a message; then 452
     budget: MemoryBudget  # the memory for messages that all sessions receive
-    router: RouteTable  # which addresses are valid, and which are local
+    forwarding: Forwarder  # which addresses are valid, and what they lead to
     accounts: AccountDirectory  # addresses that logins may use
     check_login: CheckLogin  # a user and a password
     quota: DeliveryStore  # whether a local mailbox has room
@@ -175,7 +175,7 @@ class SmtpCommandHandler:
         self._authentication = Authentication(
             listener.accounts, listener.limits, check_login=listener.check_login, ip=ip
         )
-        self._checks = RecipientChecks(listener.router, listener.accounts, listener.quota)
+        self._checks = RecipientChecks(listener.forwarding, listener.quota)
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to

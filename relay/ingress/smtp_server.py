@@ -34,7 +34,6 @@ from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
 from relay.pressure import ConcurrencyCounter, MemoryBudget, Pressure
 from relay.refusals.refusal import RefusalReason, RefusalRecorder
-from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, SmtpListener
 from relay.settings.validation import is_loopback
 from relay.sockets import Listener, open_listener
@@ -53,7 +52,6 @@ class IngressDependencies:
 
     hostname: str  # of the greeting and of Received fields
     acceptance: Acceptance  # takes over complete messages
-    router: RouteTable  # which addresses are valid, and which are local
     accounts: AccountDirectory  # logins, and addresses that they may use
     quota: DeliveryStore  # whether a local mailbox has room
     crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
@@ -222,7 +220,7 @@ class SmtpServer:
             max_message_bytes=listener.max_message_size,
             max_recipients=listener.max_recipients,
             budget=MemoryBudget(self._limits.buffered_bytes),
-            router=dependencies.router,
+            forwarding=dependencies.acceptance.forwarding,
             accounts=dependencies.accounts,
             check_login=options.check_login if options else dependencies.accounts.by_password,
             quota=dependencies.quota,

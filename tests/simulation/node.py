@@ -26,6 +26,7 @@ from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.last_commit import LastCommit
+from relay.message.srs import Srs
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.reports.bounces import Reporter
@@ -162,11 +163,11 @@ class Node:
             metrics=self.metrics, on_accepted=self.scheduler.offer,
             on_waiting=self.scheduler.accepted_unclaimed, level_of=self.scheduler.level_of,
             has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
-            delay_warning_after_s=scenario.warn_after_s,
+            delay_warning_after_s=scenario.warn_after_s, srs=Srs(b"the key of every world"),
         )  # fmt: skip
         self.acceptance = acceptance
         neighbours = IngressDependencies(
-            hostname="relay.test", acceptance=acceptance, router=self.table, accounts=accounts,
+            hostname="relay.test", acceptance=acceptance, accounts=accounts,
             quota=around.store, crash=Points(around.disk), pressure=self.maintenance.pressure,
         )  # fmt: skip
         listener = SmtpListener(

@@ -21,6 +21,7 @@ from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
+from relay.message.srs import Srs
 from relay.message.verdict import ExaminedMessage, RecipientVerdict, Verdict
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
@@ -159,6 +160,7 @@ class Relay:
     clock: ManualClock = field(default_factory=ManualClock)
     pressure: Pressure = field(default_factory=Pressure)
     refusals: RecentRefusals = field(default_factory=RecentRefusals)
+    srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
 
     @property
     def router(self) -> RouteTable:
@@ -187,6 +189,7 @@ class Relay:
             "metrics": self.metrics,
             "on_accepted": self.claims.extend,
             "expire_after_s": 3600,
+            "srs": self.srs,
         }
         return Acceptance(**(parts | changes))
 
@@ -196,7 +199,6 @@ class Relay:
         neighbours = IngressDependencies(
             hostname="relay.example.test",
             acceptance=self.acceptance(),
-            router=self.router,
             accounts=self.accounts,
             quota=FakeQuota(),
             pressure=self.pressure,

@@ -39,7 +39,7 @@ def test_an_answer_never_causes_a_report(why: str) -> None:
     recipients = expand_recipients(paths, lambda _: None)
     fan = fan_out(
         recipients, found, verdict, examine=lambda _: found[0], expand=lambda _: None,
-        answers_discarded=why,
+        sender_of=lambda *_: "unused", answers_discarded=why,
     )  # fmt: skip
     kept = {one.path.address: one.path.notify for entry in fan.entries for one in entry.recipients}
     expected = {"bob@a.test": wanted}

@@ -39,7 +39,9 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
     ]
     verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
     recipients = expand_recipients(paths, no_alias)
-    return fan_out(recipients, found, verdict, examine=examine, expand=no_alias)
+    return fan_out(
+        recipients, found, verdict, examine=examine, expand=no_alias, sender_of=lambda *_: "unused"
+    )
 
 
 def keep(address: str, content: int = 0) -> RecipientVerdict:
