@@ -161,6 +161,12 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
     ]  # fmt: skip
     width = max(len(row[0]) for row in rows)
     table = [f"{hop:<{width}}  {'  '.join(f'{x:>8}' for x in rest)}" for hop, *rest in rows]
+    table[0] += "  LAST REPLY"
+    for number, one in enumerate(hops, 1):
+        if last := one["last"]:
+            host = f"{last['host']}, " if last["host"] else ""
+            age = _age(last["at"], now_us)
+            table[number] += f"  {age} ago, {host}for {last['domain']}: {last['reply']}"
     return [printable(line) for line in ([*lines, "", *table] if hops else lines)]
 
 

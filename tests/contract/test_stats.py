@@ -2,7 +2,9 @@
 
 import shutil
 
-from relay.spool.types import DueQuery, PriorityLevel
+from relay.journeys.events import Event, Step
+from relay.message.outcome import DeferralClass, Deferred, Evidence
+from relay.spool.types import DueQuery, EntrySchedule, PriorityLevel, Settlement
 from tests.support.operator import deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
@@ -46,6 +48,7 @@ async def test_statistics(spool, make, clock) -> None:
         "in_delivery": 0,
         "deferred": 2,
         "oldest": "2023-11-14T22:14:20.000000Z",
+        "last": None,
     }
     hops = sorted((one["next_hop"], one["entries"], one["in_delivery"]) for one in others)
     assert hops == [("capture", 1, 0), ("mx:a.test", 1, 1), ("mx:slow.test", 1, 0)]
@@ -63,6 +66,54 @@ async def test_entries_in_the_active_queue_are_counted_with_waiting_ones(
     (hop,) = figures["next_hops"]
     assert (hop["entries"], hop["in_delivery"], hop["deferred"]) == (2, 1, 2)
     assert figures["priorities"]["normal"] == {"entries": 2, "in_delivery": 1}
+
+
+def attempt_at(at_us: int, hop: str, reply: str, *, address: str, route: str = "") -> Event:
+    """As delivery records it."""
+    recipient = {"number": 1, "address": address, "outcome": "x", "status": "4.0.0", "reply": reply}
+    named = {"route": route} if route else {}
+    detail = {"entry": 1, "attempt": 1, "next_hop": hop, "host": "mx.h.test"} | named
+    return Event(Step.DELIVERY, at_us, detail | {"recipients": [recipient]})
+
+
+async def test_each_next_hop_has_its_last_reply(spool, make, clock) -> None:
+    """Two routes to one host are two next hops; what came later is shown, whatever it was."""
+    paid, free = "smtp://h.test:25 paid", "smtp://h.test:25 free"
+    later = Deferred(Evidence("4.3.0", "450 x"), DeferralClass.SITE)
+    for at_us, hop, reply in (
+        (3_000_000, paid, "450 newer"), (2_000_000, paid, "450 older"), (1_000_000, free, "550 no"),
+    ):  # fmt: skip
+        (claim,) = (await spool.accept(make({hop: ["x@a.test"]}))).claims
+        event = attempt_at(
+            at_us, hop.partition(" ")[0], reply, address="x@a.test", route=hop.partition(" ")[2]
+        )
+        waiting = EntrySchedule(10**18, 10**18, PriorityLevel.NORMAL)
+        await spool.settle(Settlement(claim, 5, {1: later}, waiting, events=(event,)))
+    figures = await spool.stats()
+    last = {one["route"]: one["last"] for one in figures["next_hops"]}
+    assert last["paid"] == {
+        "at": "1970-01-01T00:00:03.000000Z", "host": "mx.h.test", "domain": "a.test",
+        "reply": "450 newer",
+    }  # fmt: skip
+    assert last["free"]["reply"] == "550 no"
+
+
+async def test_the_last_reply_of_a_quiet_next_hop_is_found_behind_newer_events(spool, make) -> None:
+    """The newest events are those of busy next hops."""
+    later = Deferred(Evidence("4.3.0", "450 x"), DeferralClass.SITE)
+    (claim,) = (await spool.accept(make({"mx:quiet.test": ["x@quiet.test"]}))).claims
+    event = attempt_at(1_000_000, "mx:quiet.test", "450 busy", address="x@quiet.test")
+    waiting = EntrySchedule(10**18, 10**18, PriorityLevel.NORMAL)
+    await spool.settle(Settlement(claim, 5, {1: later}, waiting, events=(event,)))
+    (claim,) = (await spool.accept(make({"mx:loud.test": ["x@loud.test"]}))).claims
+    loud = [
+        attempt_at(2_000_000 + number, "mx:loud.test", f"450 {number}", address="x@loud.test")
+        for number in range(1001)
+    ]
+    await spool.settle(Settlement(claim, 5, {1: later}, waiting, events=tuple(loud)))
+    last = {one["next_hop"]: one["last"] for one in (await spool.stats())["next_hops"]}
+    assert last["mx:quiet.test"]["reply"] == "450 busy"
+    assert last["mx:loud.test"]["reply"] == "450 1000"
 
 
 async def test_statistics_have_wall_clock_times(spool, make, clock) -> None:

@@ -7,15 +7,19 @@ See docs/names.md (Metrics).
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import apsw
+import msgspec
 from msgspec import Struct
 
 from relay.clock import rfc3339
+from relay.journeys.events import Step
+from relay.message.envelope import domain_of
 from relay.message.lifecycle import FINAL, RecipientState
+from relay.message.nexthop import CAPTURE, NextHop
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
 from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
 from relay.spool.types import PriorityLevel, QueueCounts
@@ -52,6 +56,21 @@ _BY_HOP = (
     " LEFT JOIN message ON id = oldest ORDER BY number DESC, next_hop"
 )
 _LAST_ID = "~"  # after every id
+_EVENTS_READ = 1000  # the newest ones, in which a busy next hop is found
+_ENTRIES_READ = 10  # of a next hop that is not among them
+_EVENTS_OF_MESSAGE = 20
+_NEWEST_EVENTS = (
+    "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event INDEXED BY event_sequence"
+    " WHERE sequence > 1000000 ORDER BY sequence DESC LIMIT ?) WHERE step = ?"
+)
+_TRIED_ENTRIES = (
+    "SELECT message_id FROM entry INDEXED BY entry_hop"
+    f" WHERE {_WAITS} AND next_hop = ? AND attempts > 0 ORDER BY due_us DESC LIMIT ?"
+)
+_EVENTS_OF = (
+    "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event WHERE message_id = ?"
+    " ORDER BY sequence DESC LIMIT ?) WHERE step = ?"
+)
 
 
 class _IndexScan(Struct, frozen=True):
@@ -156,7 +175,8 @@ def waiting_by(counters: Mapping[str, int]) -> int:
 
 
 def stats(cursor: apsw.Cursor, *, now_us: int, offset_us: int) -> dict[str, Any]:
-    """Return the JSON of `queue stats`, from one snapshot and index pages only.
+    """Return the JSON of `queue stats`, from one snapshot; from index pages only, but for the last
+    replies.
 
     `now_us` is queue time, `offset_us` how far the wall clock is ahead of it. `recipients` is from
     the counters. `due` entries could be attempted now; entries that delivery holds are not among
@@ -212,6 +232,7 @@ def _priorities(
 def _next_hops(cursor: apsw.Cursor, offset_us: int) -> list[dict[str, Any]]:
     """The next hops with the most entries, and how many of these were deferred."""
     rows = fetch(cursor, _BY_HOP)
+    last = _last_replies(cursor, [row[0] for row in rows])
     deferred = (
         "SELECT count(*) FROM entry INDEXED BY entry_hop"
         f" WHERE {_WAITS} AND next_hop = ? AND state = 'deferred'"
@@ -224,6 +245,45 @@ def _next_hops(cursor: apsw.Cursor, offset_us: int) -> list[dict[str, Any]]:
             "in_delivery": in_delivery,
             "deferred": tried + fetch_one(cursor, deferred, (hop,))[0],
             "oldest": None if received_us is None else rfc3339(received_us + offset_us),
+            "last": last.get(hop),
         }
         for hop, number, in_delivery, tried, received_us in rows
     ]
+
+
+def _last_replies(cursor: apsw.Cursor, hops: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the last reply of each next hop, by its key: from the newest events, or else from the
+    events of a few entries that have had an attempt and are due last.
+    """
+    asked = [hop for hop in hops if hop != CAPTURE.key]  # captured mail gets no reply
+    if not asked:
+        return {}
+    found = _latest(fetch(cursor, _NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
+    for hop in asked:
+        if hop not in found:
+            entries = fetch(cursor, _TRIED_ENTRIES, (hop, _ENTRIES_READ))
+            values = [(name, _EVENTS_OF_MESSAGE, int(Step.DELIVERY)) for (name,) in entries]
+            events = [event for one in values for event in fetch(cursor, _EVENTS_OF, one)]
+            found = _latest(events) | found
+    return {
+        hop: {
+            "at": rfc3339(at_us),
+            "host": detail.get("host", ""),
+            "domain": domain_of(one["address"]),
+            "reply": one["reply"],
+        }
+        for hop, (at_us, detail) in found.items()
+        if hop in asked and (one := detail["recipients"][0])
+    }
+
+
+def _latest(events: Iterable[tuple[int, str]]) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Return the latest attempt to each next hop, by its key: its time and its detail."""
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
+    for at_us, text in events:
+        detail = msgspec.json.decode(text)
+        if "attempt" in detail and detail["recipients"]:
+            hop = NextHop.parse(detail["next_hop"])._replace(route=detail.get("route", "")).key
+            if hop not in found or found[hop][0] < at_us:
+                found[hop] = (at_us, detail)
+    return found

@@ -295,6 +295,8 @@ def test_stats(relay, queued):
         "ACTIVE",
         "DEFERRED",
         "OLDEST",
+        "LAST",
+        "REPLY",
     ]
 
 
@@ -314,7 +316,11 @@ def test_ages_have_two_units():
         "entries": {"queued": 1}, "recipients": 1, "due": 0, "in_delivery": 0, "unaccounted": None,
         "priorities": {"normal": {"entries": 1, "in_delivery": 0}}, "oldest": "2026-11-20T09:00:00.000000Z",
         "next_hops": [
-            {"next_hop": "mx:\x1b[31m", "entries": 1, "in_delivery": 0, "deferred": 0, "oldest": None},
+            {"next_hop": "mx:\x1b[31m", "entries": 1, "in_delivery": 0, "deferred": 0, "oldest": None,
+             "last": None},
+            {"next_hop": "mx:b.test", "entries": 1, "in_delivery": 0, "deferred": 1, "oldest": None,
+             "last": {"at": "2026-11-20T08:59:00.000000Z", "host": "mx.b.test", "domain": "b.test",
+                      "reply": "450 4.2.0 later\x07"}},
         ],
     }  # fmt: skip
     begin_s = 1795165200  # 2026-11-20T09:00:00Z
@@ -323,7 +329,10 @@ def test_ages_have_two_units():
         lines = stats_lines(reported, now_us=(begin_s + age_s) * 1_000_000)
         assert f"oldest       {words}" in lines
     assert lines[5] == "unaccounted  not counted yet"
-    assert lines[-1].split() == ["mx:?[31m", "1", "0", "0", "-"]
+    assert lines[-2].split() == ["mx:?[31m", "1", "0", "0", "-"]
+    lines = stats_lines(reported, now_us=begin_s * 1_000_000)
+    assert lines[-3].endswith("LAST REPLY")
+    assert lines[-1].endswith("  1m0s ago, mx.b.test, for b.test: 450 4.2.0 later?")
 
 
 def test_a_queue_command_in_a_journey_reads_as_a_sentence():
