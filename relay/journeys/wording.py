@@ -63,6 +63,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             routes = detail.get("routes", {}).get(hop)
             by = f" (route {', '.join(routes)})" if routes else ""
             yield f"{hop}{by}: {named(recipients, counts.get(hop))}"
+        for alias, sender in detail.get("senders", {}).items():
+            yield f"sender of what {alias} forwards: {sender}"
         refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
         yield from _few(refused, counts.get("refused"))
     elif step == 6 and "recipients" in detail:

@@ -166,6 +166,8 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
         routes = detail.get("routes", {}).get(hop)
         by = f" by route {', '.join(routes)}" if routes else ""
         facts.append(StepFact("Next hop", f"{hop_words(hop)}{by}, for {names}"))
+    senders = detail.get("senders", {})
+    facts += [StepFact("Sender", f"{sender}, of {alias}") for alias, sender in senders.items()]
     refused = detail.get("refused", ())
     facts += [
         StepFact("Refused", f"{one['address']}: {one['reply']}", state="failed")

@@ -1,0 +1,80 @@
+"""Mail that an alias forwards, between real hosts: its sender, the reports that come back, loops."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.relay_process import RelayProcess
+from tests.support.remotes import Remotes, received
+
+ANN = "ann@sender.test"
+OUTSIDE = "127.0.0.2"  # may not relay
+HELLO = b"From: ann@sender.test\r\nSubject: hello\r\n\r\nHello.\r\n"
+BOUNCE = b"From: MAILER-DAEMON@away.test\r\nSubject: Undeliverable: hello\r\n\r\nNobody here.\r\n"
+
+
+@pytest.fixture
+def remotes() -> Iterator[Remotes]:
+    with Remotes() as remotes:
+        yield remotes
+
+
+def refusal(relay: RelayProcess, sender: str, recipient: str, content: bytes = HELLO) -> str:
+    """The reply that refuses the recipient, or the content."""
+    with relay.smtp(source=OUTSIDE) as session:
+        session.ehlo("client.test")
+        session.mail(sender)
+        code, text = session.rcpt(recipient)
+        if code == 250:
+            code, text = session.data(content)
+    assert code >= 500, text
+    return f"{code} {text.decode()}"
+
+
+def test_reports_about_forwarded_mail_come_back_and_loops_end(remotes: Remotes) -> None:
+    away = remotes.start("away.test", rcpt={"gone@away.test": "550 5.1.1 nobody here"})
+    home = remotes.start("sender.test")
+    relay = remotes.relay()
+    with (relay.folder / "accounts.toml").open("a") as file:
+        for alias in ("office", "gone"):
+            file.write(f'[[alias]]\naddress = "{alias}@example.test"\nto = ["{alias}@away.test"]\n')
+    with relay:
+        # a stranger's message leaves with a sender of the alias's domain
+        queue_id = relay.submit(ANN, ["office@example.test"], HELLO, source=OUTSIDE)
+        forwarded = received(away, "office@away.test")
+        srs = forwarded.reverse_path
+        assert srs.startswith("SRS0=")
+        assert srs.endswith("=sender.test=ann@example.test")
+        assert forwarded.content.startswith(b"Delivered-To: office@example.test\r\n")
+        journey = relay.until_final(queue_id)
+        (routing,) = (one for one in journey["steps"] if one["step"] == 5)
+        assert routing["detail"]["senders"] == {"office@example.test": srs}
+        assert journey["sender"] == ANN
+        assert srs in relay.cli("trace", queue_id).stdout
+
+        # after a kill and a start, its report reaches the sender, although a host changed the case
+        relay.kill()
+        relay.start()
+        report = relay.submit("", [srs.lower()], BOUNCE, source=OUTSIDE)
+        came_back = received(home, ANN)
+        assert came_back.reverse_path == ""
+        assert came_back.content.endswith(BOUNCE)
+        (named, original) = relay.until_final(report)["recipients"]
+        assert (named["state"], named["successors"]) == ("redirected", [ANN])
+        assert (original["address"], original["state"]) == (ANN, "relayed")
+
+        # nobody else can use the address, or make one
+        assert refusal(relay, ANN, srs).startswith("550 5.7.1 ")
+        assert refusal(relay, "", srs.replace("=ann@", "=eve@")).startswith("550 5.1.1 ")
+
+        # Relay's own report goes to the sender of the message, not through the address
+        relay.until_final(relay.submit("bob@sender.test", ["gone@example.test"]))
+        own = received(home, "bob@sender.test")
+        assert own.reverse_path == ""
+        assert b"gone@example.test" in own.content
+
+        # what comes back is not sent round again
+        looping = b"Delivered-To: office@example.test\r\n" + HELLO
+        reply = refusal(relay, ANN, "office@example.test", looping)
+        assert reply.startswith("554 5.4.6 <office@example.test>: mail loop")
+        assert len(away.received("office@away.test")) == 1
