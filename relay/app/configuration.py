@@ -200,7 +200,10 @@ def _certificate(tls: CertificateFiles | None) -> ServerCertificate | None:
     return ServerCertificate(tls.certificate, tls.key) if tls else None
 
 
-_NEXT_HOP_EXPECTED = "default, mx, mx:DOMAIN, local, smtp://HOST:PORT or smtps://HOST:PORT"
+_NEXT_HOP_EXPECTED = (
+    "default, mx, mx:DOMAIN, local, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT"
+    " or lmtp:unix:PATH"
+)
 
 
 def route_table(
@@ -256,6 +259,8 @@ def _next_hop(text: str) -> NextHop:
     try:
         action = parse_action(text)
     except ValueError:
+        if text.startswith(HopKind.LMTP):  # the error says what is special about it
+            raise
         action = CAPTURE
     if not isinstance(action, NextHop) or action == CAPTURE:
         raise ValueError(f"found {text!r}, expected {_NEXT_HOP_EXPECTED}")

@@ -208,8 +208,9 @@ def reroute(context: CommandContext, *, to: str, **conditions: Any) -> None:
 
     Captured mail can be rerouted as well.
 
-    NEXT-HOP is smtp://HOST:PORT, smtps://HOST:PORT, mx:DOMAIN, "mx" for each recipient's own
-    domain, "local", or "default" for the current routes. Held mail stays held.
+    NEXT-HOP is smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT, lmtp:unix:PATH, mx:DOMAIN,
+    "mx" for each recipient's own domain, "local", or "default" for the current routes. Held mail
+    stays held.
     """
     _change(context, "reroute", conditions, to=to)
 

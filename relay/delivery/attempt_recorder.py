@@ -47,11 +47,10 @@ from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import (
     INTERNAL_ERROR,
-    Delivered,
     Evidence,
     Indeterminate,
     Outcome,
-    Relayed,
+    Success,
 )
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.mime.read_report import read_remote_report
@@ -136,7 +135,8 @@ class AttemptRecorder:
         """Settle recipients that have the message, or may have it; the attempt goes on."""
         time = self._time()
         result = partial_result(claim, outcomes, time=time, evidence=evidence)
-        owed = {one.path: one for one in result.relayed}
+        succeeded = (*result.delivered, *result.relayed)
+        owed = {one.path: one for one in succeeded}
         settlement = Settlement(
             claim=claim, at_us=result.at_us, outcomes=outcomes, events=result.events,
             goes_on=True, owed=[one.id for one in claim.recipients if one.path in owed],
@@ -144,7 +144,7 @@ class AttemptRecorder:
         in_time, _ = await self._write(settlement)
         if in_time:
             if owed:
-                self._owed[claim.key, claim.epoch] = (*self._owed_by(claim), *result.relayed)
+                self._owed[claim.key, claim.epoch] = (*self._owed_by(claim), *succeeded)
             self._count_and_log(claim, result, time)
 
     async def record_after_fault(
@@ -162,7 +162,7 @@ class AttemptRecorder:
         return await self._retry_until_recorded(claim, settle)
 
     async def record_partial_after_fault(
-        self, claim: Claim, outcomes: Mapping[int, Relayed]
+        self, claim: Claim, outcomes: Mapping[int, Success]
     ) -> None:
         """Record recipients as indeterminate whose outcomes could not be recorded."""
         # RFC 3463 3.4
@@ -212,12 +212,16 @@ class AttemptRecorder:
     ) -> RecordedAttempt:
         """Settle; the delay report, if any, is about `late`."""
         owed = self._owed_by(claim)
+        delivered, relayed = result.delivered, result.relayed
+        if owed:  # rarely
+            delivered = (*(one for one in owed if one.is_delivered), *delivered)
+            relayed = (*(one for one in owed if not one.is_delivered), *relayed)
         reports, events = await self._reports(
             claim,
             {
                 ReportKind.FAILED: result.failed,
-                ReportKind.DELIVERED: result.delivered,
-                ReportKind.RELAYED: (*owed, *result.relayed),
+                ReportKind.DELIVERED: delivered,
+                ReportKind.RELAYED: relayed,
                 ReportKind.DELAYED: late,
             },
         )
@@ -371,7 +375,7 @@ class AttemptRecorder:
                 self._metrics.attempts_by(name, deferral_class(outcome)).inc()
             if name in _FINAL_NAMES:
                 self._metrics.recipients_by(name).inc()
-            if isinstance(outcome, Delivered | Relayed):
+            if isinstance(outcome, Success):
                 self._metrics.delivery_seconds.observe(max(0.0, delay_s))
             evidence = outcome.evidence
             _log.info(

@@ -18,7 +18,7 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.journeys.events import Event, Step
 from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED, RecipientState
-from relay.message.nexthop import CAPTURE
+from relay.message.nexthop import CAPTURE, LOCAL
 from relay.message.outcome import (
     INTERNAL_ERROR,
     Captured,
@@ -204,7 +204,9 @@ def unrecorded_result(
             level=claim.level, warn_us=claim.warn_us, now_us=again_us,
         )  # fmt: skip
         return AttemptResult(time.at_us, waiting=waiting)
-    may_be_delivered = any(isinstance(one, Relayed | Indeterminate) for one in outcomes.values())
+    # local delivery finds its copy again
+    doubtful = (Relayed, Indeterminate) + (() if claim.next_hop == LOCAL else (Delivered,))
+    may_be_delivered = any(isinstance(one, doubtful) for one in outcomes.values())
     concluded = internal_error_outcomes(claim)
     if may_be_delivered:
         text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"  # RFC 3463 3.4
@@ -356,8 +358,9 @@ def _successes(
         if Notify.SUCCESS not in one.path.notify:  # nearly always
             continue
         match outcomes.get(one.id):
-            case Delivered(evidence):
-                delivered.append(_reported(claim, one, evidence, at_us=at_us))
+            case Delivered(evidence, offers_dsn=False):
+                reported = _reported(claim, one, evidence, at_us=at_us)
+                delivered.append(replace(reported, is_delivered=True))
             case Relayed(evidence, offers_dsn=False):
                 relayed.append(_reported(claim, one, evidence, at_us=at_us))
     return tuple(delivered), tuple(relayed)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from relay.message.content import Content
 from relay.message.nexthop import NextHop
-from relay.message.outcome import Outcome, Relayed
+from relay.message.outcome import Outcome, Success
 from relay.routing.mx_hosts import Resolution
 from relay.smtp.connect import Target
 from relay.smtp.connection import Connection
@@ -35,7 +35,7 @@ class Scheduler(Protocol):
         ...
 
     async def settle_some(
-        self, claim: Claim, outcomes: Mapping[int, Relayed], *, took_s: float
+        self, claim: Claim, outcomes: Mapping[int, Success], *, took_s: float
     ) -> None:
         """Make the outcomes of some recipients durable; the attempt goes on. Never raises."""
         ...

@@ -245,7 +245,8 @@ class HostSelection:
         assert host.tls is not None
         login = self._via.login
         target = Target(
-            host=host.name, address=address, port=host.port, tls=host.tls,
+            host=host.name, address=address if host.port else "", port=host.port,
+            path="" if host.port else address, lmtp=host.lmtp, tls=host.tls,
             credentials=(login.user, login.password) if login is not None else None,
             source_address=self._via.source_address,
         )  # fmt: skip

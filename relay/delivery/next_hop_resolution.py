@@ -65,8 +65,8 @@ _log = get_logger("delivery")
 _SITES_MAX = 4000
 _RESOLVED_MAX = 4000
 _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
-# the name, port and TLS policy of each host, and the other options
-SiteKey = tuple[tuple[tuple[str, int, TlsPolicy | None], ...], HopOptions]
+# each host: its name or its socket's path, port, TLS policy, LMTP; and the other options
+SiteKey = tuple[tuple[tuple[str, int, TlsPolicy | None, bool], ...], HopOptions]
 _OTHER_FAMILY = "no address of the family of source_address"
 _NO_TLS = TlsPolicy("none")  # in a SiteKey's options
 
@@ -422,7 +422,7 @@ class Sites:
             if len(self._sites) >= _SITES_MAX:
                 self._forget_unused()
             site = self._sites[key] = Site(
-                name=",".join(f"{name}:{port}" for name, port, _ in key[0][:3]),
+                name=",".join(f"{name}:{port}" for name, port, *_ in key[0][:3]),
                 host_selection=HostSelection(
                     hosts, self._options, via=options, host_status=self._host_status,
                     clock=self._clock, connect=self._connect,
@@ -443,7 +443,10 @@ class Sites:
 def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:
     """The key of the site of these hosts, which have their TLS policies."""
     by_name = sorted(hosts.hosts, key=lambda host: (host.name, host.port))
-    places = tuple((host.name, host.port, host.tls) for host in by_name)
+    places = tuple(
+        (host.name if host.port else host.addresses[0], host.port, host.tls, host.lmtp)
+        for host in by_name
+    )
     return places, replace(options, tls=_NO_TLS)
 
 

@@ -2,12 +2,14 @@
 
 A connection has at most one transaction that is not settled. When a stop cuts an attempt off, it is
 settled as far as it is known: indeterminate if its final dot may have been written (RFC 1047), and
-released if nothing is known. Recipients that did not fit into one transaction (452, RFC 5321
-4.5.3.1.10) are sent in further ones, which count as the same attempt.
+released if nothing is known. A recipient for whom an LMTP host accepts the message is settled while
+the replies for others are awaited (RFC 2033 4.2): after a crash it is not retried. Recipients that
+did not fit into one transaction (452, RFC 5321 4.5.3.1.10) are sent in further ones, which count as
+the same attempt.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -19,12 +21,13 @@ from relay.delivery.dependencies import Scheduler
 from relay.delivery.site_limits import Pushback, is_pushback
 from relay.message.content import Content, edit_header
 from relay.message.envelope import Envelope
-from relay.message.outcome import Evidence, Indeterminate, Outcome, Relayed
+from relay.message.nexthop import HopKind
+from relay.message.outcome import Evidence, Indeterminate, Outcome, Success
 from relay.observe.logs import get_logger
 from relay.smtp.connect import ConnectError
-from relay.smtp.connection import Connection
+from relay.smtp.connection import Connection, OnReplies
 from relay.smtp.transaction import Transaction, TransactionResult
-from relay.spool.types import Claim, SpoolError
+from relay.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")
 
@@ -38,18 +41,25 @@ class _Attempt:
 
     claim: Claim
     outcomes: dict[int, Outcome] = field(default_factory=dict)
-    has_settled_some: bool = False
+    settled: frozenset[int] = frozenset()
     has_begun: bool = False  # MAIL was answered
 
-    def take_relayed(self) -> dict[int, Relayed]:
+    def add(self, recipients: Sequence[ClaimedRecipient], found: Mapping[int, Outcome]) -> None:
+        """Add what a transaction gave; its keys are indexes into `recipients`."""
+        for index, outcome in found.items():
+            number = recipients[index].id
+            if number not in self.settled:
+                self.outcomes[number] = outcome
+
+    def take_accepted(self) -> dict[int, Success]:
         """Take out the recipients for which the host has accepted the message."""
         outcomes = self.outcomes.items()
-        taken = {key: outcome for key, outcome in outcomes if isinstance(outcome, Relayed)}
+        taken = {key: outcome for key, outcome in outcomes if isinstance(outcome, Success)}
         for key in taken:
             del self.outcomes[key]
         others = tuple(one for one in self.claim.recipients if one.id not in taken)
         self.claim = replace(self.claim, recipients=others)
-        self.has_settled_some = self.has_settled_some or bool(taken)
+        self.settled |= taken.keys()
         return taken
 
 
@@ -140,30 +150,47 @@ class OutboundSession:
             paths = tuple(one.path for one in left)
             transaction = Transaction(envelope, paths, content)
             try:
-                result = await self._transact(transaction)
+                result = await self._transact(transaction, self._on_replies_for(attempt, left))
             except ConnectError as error:
-                if not attempt.outcomes and not attempt.has_settled_some:
+                if not attempt.outcomes and not attempt.settled:
                     raise
                 for one in left:  # others were attempted already: this is the same attempt
                     attempt.outcomes.setdefault(one.id, error.outcome)
                 return
             attempt.has_begun = attempt.has_begun or not result.never_begun
-            for index, outcome in result.outcomes.items():
-                attempt.outcomes[left[index].id] = outcome
+            attempt.add(left, result.outcomes)
             if not result.again:
                 return
             left = tuple(left[index] for index in result.again)
-            attempted = attempt.claim
-            if taken := attempt.take_relayed():  # before the next final dot
-                self._settle_in_order(
-                    self._scheduler.settle_some(attempted, taken, took_s=self.took_s)
-                )
+            self._settle_accepted(attempt)  # before the next final dot
 
-    async def _transact(self, transaction: Transaction) -> TransactionResult:
+    def _on_replies_for(
+        self, attempt: _Attempt, recipients: Sequence[ClaimedRecipient]
+    ) -> OnReplies | None:
+        """Return what settles recipients by LMTP while others have no reply yet."""
+        if attempt.claim.next_hop.kind is not HopKind.LMTP:
+            return None
+
+        def settle_accepted(outcomes: Mapping[int, Outcome]) -> None:
+            attempt.add(recipients, outcomes)
+            self._settle_accepted(attempt)
+
+        return settle_accepted
+
+    def _settle_accepted(self, attempt: _Attempt) -> None:
+        attempted = attempt.claim
+        if taken := attempt.take_accepted():
+            self._settle_in_order(self._scheduler.settle_some(attempted, taken, took_s=self.took_s))
+
+    async def _transact(
+        self, transaction: Transaction, on_replies: OnReplies | None
+    ) -> TransactionResult:
         """Run one transaction, on a new connection if the old one turns out to be closed."""
         while True:
             connection = await self._connected()
-            result = await connection.transact(transaction, before_dot=self._before_dot)
+            result = await connection.transact(
+                transaction, before_dot=self._before_dot, on_replies=on_replies
+            )
             self._in_doubt = False
             if not result.reusable:
                 self._connection = None

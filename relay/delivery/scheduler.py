@@ -37,7 +37,7 @@ from relay.delivery.site import SiteState
 from relay.delivery.site_limits import SiteOptions
 from relay.message.content import Content
 from relay.message.nexthop import HERE, NextHop
-from relay.message.outcome import Outcome, Relayed
+from relay.message.outcome import Outcome, Success
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.mx_hosts import Hosts
 from relay.routing.route_table import RouteTable
@@ -311,7 +311,7 @@ class DeliveryScheduler:
         )
 
     async def settle_some(
-        self, claim: Claim, outcomes: Mapping[int, Relayed], *, took_s: float
+        self, claim: Claim, outcomes: Mapping[int, Success], *, took_s: float
     ) -> None:
         """Settle recipients that are done; the attempt goes on with the others."""
         evidence = AttemptEvidence(self._sites.lookup_of(claim.next_hop), took_s)

@@ -1,7 +1,8 @@
 """What a simulated mail host is asked at each stage of a session, and what it answers.
 
-The stages are CONNECT (the connection is accepted), BANNER (its greeting), EHLO, HELO, STARTTLS,
-AUTH, MAIL, RCPT, DATA, CONTENT (before the content is read), DOT (after the final dot), RSET, QUIT.
+The stages are CONNECT (the connection is accepted), BANNER (its greeting), EHLO, HELO, LHLO,
+STARTTLS, AUTH, MAIL, RCPT, DATA, CONTENT (before the content is read), DOT (after the final dot; by
+LMTP once for each recipient), RSET, QUIT.
 """
 
 import re
@@ -55,7 +56,7 @@ class Moment:
     host: str  # of the session
     tls: bool = False  # whether the session is encrypted
     sender: str = ""  # "" before MAIL and for the null reverse-path
-    recipient: str = ""  # at RCPT: its address
+    recipient: str = ""  # at RCPT, and at DOT by LMTP: its address
     recipients: tuple[str, ...] = ()  # those that the host has accepted so far
     mail: ReceivedMail | None = None  # at DOT: the message
     session: int = 0  # a number among the sessions of the host

@@ -3,7 +3,7 @@
 Whatever the Behaviour leaves open, the host does as a usual MX: it accepts. Sessions, recipients,
 lines, content and the time of a silent client are bounded; delays end by the Clock. A session ends
 without a word when its client is gone. See RFC 5321, RFC 2920 (pipelining), RFC 3207 (STARTTLS),
-RFC 4954 (AUTH, PLAIN only).
+RFC 4954 (AUTH, PLAIN only), RFC 2033 (LMTP).
 """
 
 import asyncio
@@ -51,6 +51,7 @@ class HostOptions:
     tls: ssl.SSLContext | None = None  # with it, STARTTLS is offered
     bad_tls: ssl.SSLContext | None = None  # for a certificate that clients must reject
     implicit_tls: bool = False  # sessions begin with the handshake
+    lmtp: bool = False  # LHLO, and a reply for each recipient after the final dot
     # passwords by name; with them AUTH is offered
     users: Mapping[str, str] = field(default_factory=dict)
     size_bytes_max: int = SIZE_BYTES_MAX  # of a message; then 552
@@ -204,10 +205,11 @@ class _Session:
         self._mail: tuple[str, dict[str, str]] | None = None
         self._recipients: list[ForwardedTo] = []
         self._handlers: dict[str, Callable[[str], Awaitable[None]]] = {
-            "EHLO": self._ehlo, "HELO": self._hello, "STARTTLS": self._starttls,
-            "AUTH": self._auth, "MAIL": self._mail_from, "RCPT": self._rcpt_to,
-            "DATA": self._data, "RSET": self._rset, "NOOP": self._noop,
+            "STARTTLS": self._starttls, "AUTH": self._auth, "MAIL": self._mail_from,
+            "RCPT": self._rcpt_to, "DATA": self._data, "RSET": self._rset, "NOOP": self._noop,
         }  # fmt: skip
+        greetings = {"EHLO": self._ehlo, "HELO": self._hello}
+        self._handlers |= {"LHLO": self._ehlo} if self._options.lmtp else greetings
 
     async def run(self) -> None:
         await self._at("CONNECT")
@@ -239,7 +241,7 @@ class _Session:
         if self._options.users:
             words.append("AUTH PLAIN")
         lines = [*(f"250-{word}" for word in words[:-1]), f"250 {words[-1]}"]
-        await self._reply("EHLO", "\n".join(lines))
+        await self._reply("LHLO" if self._options.lmtp else "EHLO", "\n".join(lines))
 
     async def _hello(self, line: str) -> None:
         self._begin(line)
@@ -345,7 +347,16 @@ class _Session:
             self._host.name, self._helo, sender, parameters, tuple(self._recipients), content,
             self._number, self._tls, self._host.clock.time_us(),
         )  # fmt: skip
-        action = await self._at("DOT", mail=mail)
+        if not self._options.lmtp:
+            await self._dot_of(mail)
+            return
+        for one in mail.recipients:
+            await self._dot_of(dataclasses.replace(mail, recipients=(one,)))
+
+    async def _dot_of(self, mail: ReceivedMail) -> None:
+        """Reply to the final dot; `mail` has the recipients that the reply is for."""
+        recipient = mail.addresses[0] if self._options.lmtp else ""
+        action = await self._at("DOT", recipient=recipient, mail=mail)
         reply = action.reply or f"250 2.0.0 Ok: queued as {self._number}"
         if reply.startswith("2") and self._host.on_mail is not None:
             try:
@@ -353,7 +364,7 @@ class _Session:
             except OSError as error:
                 _log.warning("a simulated host could not keep a message", error=error)
                 reply = "451 4.3.0 the message could not be kept"
-        moment = Moment("DOT", mail.host, sender=sender, recipients=tuple(mail.addresses))
+        moment = Moment("DOT", mail.host, sender=mail.sender, recipients=tuple(mail.addresses))
         self._host.remember(moment, dataclasses.replace(action, reply=reply))
         await self._write(reply)
 

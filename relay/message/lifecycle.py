@@ -14,7 +14,7 @@ class RecipientState(StrEnum):
     DEFERRED = "deferred"
     HELD = "held"
     CAPTURED = "captured"
-    DELIVERED = "delivered"  # in a local Maildir
+    DELIVERED = "delivered"  # in a local Maildir, or an LMTP host's 250
     RELAYED = "relayed"  # a remote SMTP host's 250
     FAILED = "failed"
     EXPIRED = "expired"

@@ -18,14 +18,18 @@ class HopKind(StrEnum):
     MX = "mx"  # the MX hosts of `host`, a domain
     SMTP = "smtp"  # this host and port
     SMTPS = "smtps"  # the same, TLS from the first byte
+    LMTP = "lmtp"  # mailboxes at this host and port, or at a Unix socket (RFC 2033)
     CAPTURE = "capture"  # stored here, never sent
 
 
+_SOCKET = "lmtp:unix:"
+_SMTP_PORT = 25  # never LMTP's: RFC 2033 5
 HERE = frozenset({HopKind.LOCAL, HopKind.CAPTURE})  # without a host
 
 
 class NextHop(NamedTuple):
-    """A next hop; `host` is a domain for MX, a host name or address for SMTP and SMTPS, else "".
+    """A next hop; `host` is a domain for MX, a host name or address for SMTP, SMTPS and LMTP, for
+    LMTP also the path of a Unix socket, else "".
 
     `route` names the route that chose it, "" where none did: the domain's own MX, a mailbox here,
     or where an operator sent the mail (EntryExtra.chosen). str() is without it.
@@ -45,9 +49,16 @@ class NextHop(NamedTuple):
                 return str(self.kind)
             case HopKind.MX:
                 return f"mx:{self.host}"
-            case HopKind.SMTP | HopKind.SMTPS:
+            case HopKind.LMTP if self.is_socket:
+                return f"{_SOCKET}{self.host}"
+            case HopKind.SMTP | HopKind.SMTPS | HopKind.LMTP:
                 host = f"[{self.host}]" if ":" in self.host else self.host
                 return f"{self.kind}://{host}:{self.port}"
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a Unix socket, which has neither a name nor TLS."""
+        return self.host.startswith("/")
 
     @property
     def without_route(self) -> Self:
@@ -67,16 +78,20 @@ class NextHop(NamedTuple):
             return cls(HopKind(text))
         if text.startswith("mx:") and len(text) > len("mx:"):
             return cls(HopKind.MX, text.removeprefix("mx:"), route=route)
+        if text.startswith(f"{_SOCKET}/") and text.isprintable():
+            return cls(HopKind.LMTP, text.removeprefix(_SOCKET), route=route)
         scheme, found, rest = text.partition("://")
         host, _, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if found and scheme in (HopKind.SMTP, HopKind.SMTPS) and host and port.isdecimal():
+        is_host = host and not host.startswith("/") and port.isdecimal()
+        if found and scheme in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP) and is_host:
             number = int(port)
-            if 0 < number < 65536:
+            is_other = scheme == HopKind.LMTP and number == _SMTP_PORT
+            if 0 < number < 65536 and not is_other:
                 return cls(HopKind(scheme), host, number, route)
         raise ValueError(
-            f"{key!r} is not a next hop: expected local, capture, mx:DOMAIN, smtp://HOST:PORT"
-            " or smtps://HOST:PORT"
+            f"{key!r} is not a next hop: expected local, capture, mx:DOMAIN, smtp://HOST:PORT,"
+            " smtps://HOST:PORT, lmtp://HOST:PORT (not port 25) or lmtp:unix:PATH"
         )
 
 

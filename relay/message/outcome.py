@@ -2,11 +2,11 @@
 
 The SMTP client calls classify() for each reply and classify_session_failure() for each broken
 session. Delivery and pickup act on the result, the spool stores it, DSNs report it. An outcome is
-one of six classes, matched exhaustively. Only a 2yz reply to the final dot is Relayed. After that
-dot, only a 4yz or 5yz reply proves that the message was not accepted. A reply that is not SMTP has
-an outcome too.
-RFC 5321 4.2, 4.3.2, 4.5.3.1.10; RFC 3463 (status); RFC 3464 2.3; RFC 7504 (521, 556); RFC 1047 (why
-Indeterminate exists).
+one of six classes, matched exhaustively. Only a 2yz reply to the final dot is Relayed, or Delivered
+by LMTP. After that dot, only a 4yz or 5yz reply proves that the message was not accepted. A reply
+that is not SMTP has an outcome too.
+RFC 5321 4.2, 4.3.2, 4.5.3.1.10; RFC 2033 (LMTP); RFC 3463 (status); RFC 3464 2.3; RFC 7504 (521,
+556); RFC 1047 (why Indeterminate exists).
 """
 
 import re
@@ -63,9 +63,10 @@ class Evidence(Struct, frozen=True):
 
 
 class Delivered(Struct, frozen=True):
-    """Delivered to a local mailbox."""
+    """Delivered to a local mailbox, or by an LMTP host, where `offers_dsn` is as in Relayed."""
 
     evidence: Evidence
+    offers_dsn: bool = False
 
 
 class Relayed(Struct, frozen=True):
@@ -100,6 +101,7 @@ class Indeterminate(Struct, frozen=True):
     evidence: Evidence
 
 
+Success = Delivered | Relayed  # a host has the message: it must not get it again
 Outcome = Delivered | Relayed | Captured | Deferred | Failed | Indeterminate
 
 
@@ -109,6 +111,7 @@ class SmtpStage(StrEnum):
     CONNECT = "connect"
     BANNER = "banner"
     EHLO = "EHLO"
+    LHLO = "LHLO"
     STARTTLS = "STARTTLS"
     AUTH = "AUTH"
     MAIL = "MAIL"
@@ -136,17 +139,16 @@ class Reply(Struct, frozen=True):
 
 
 class Peer(Struct, frozen=True):
-    """The remote host: its name, the TLS version or "" without TLS, whether it offers DSN, the
-    address of the connection, the cipher suite, and `hosts` and `session` as in Evidence.
-    """
+    """The remote host of a session."""
 
-    host: str
-    tls: str = ""
-    offers_dsn: bool = False
-    address: str = ""
-    cipher: str = ""
-    hosts: tuple[str, ...] = ()
-    session: SessionEvidence | None = None
+    host: str  # its name
+    tls: str = ""  # the version; "" without TLS
+    offers_dsn: bool = False  # it sends delivery reports itself
+    address: str = ""  # of the connection
+    cipher: str = ""  # the cipher suite
+    hosts: tuple[str, ...] = ()  # as in Evidence
+    session: SessionEvidence | None = None  # as in Evidence
+    lmtp: bool = False  # it speaks LMTP
 
     def evidence(self, status: str, reply: str, *, remote: bool = False) -> Evidence:
         """Return the evidence of a reply of this host, or of a failure to talk to it."""
@@ -173,6 +175,7 @@ _STAGE_RULES = {
     # A rejecting banner is about one host: the caller tries the other hosts first.
     SmtpStage.BANNER: _StageRule(2, DeferralClass.SITE),
     SmtpStage.EHLO: _StageRule(2, DeferralClass.SITE, final=False),
+    SmtpStage.LHLO: _StageRule(2, DeferralClass.SITE, final=False),
     SmtpStage.STARTTLS: _StageRule(2, DeferralClass.TLS, final=False, status="4.7.5"),
     # The credentials are the operator's: a sender must not lose mail because of them.
     SmtpStage.AUTH: _StageRule(2, DeferralClass.AUTH, final=False, status="4.7.8"),
@@ -221,15 +224,18 @@ _CLOSING = 421
 def classify(stage: SmtpStage, reply: Reply, peer: Peer) -> Outcome | None:
     """Return the outcome of `reply` for its recipients; None when the session continues.
 
-    At DOT a 2yz reply is Relayed. A code of the wrong class is a protocol error, as in
-    classify_session_failure().
+    At DOT a 2yz reply is Relayed, from an LMTP host Delivered. A code of the wrong class is a
+    protocol error, as in classify_session_failure().
     """
     row = _STAGE_RULES[stage]
     severity = reply.code // 100
     if severity == row.success:
         if stage is not SmtpStage.DOT:
             return None
-        return Relayed(_evidence(status_of(stage, reply), reply, peer), peer.offers_dsn)
+        evidence = _evidence(status_of(stage, reply), reply, peer)
+        if peer.lmtp:
+            return Delivered(evidence, peer.offers_dsn)
+        return Relayed(evidence, peer.offers_dsn)
     if severity not in (4, 5):
         text = f"{reply} is not an answer to {stage}"
         return classify_session_failure(stage, SessionFailure.PROTOCOL, text, peer=peer)

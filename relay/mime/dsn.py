@@ -70,20 +70,16 @@ _TITLES = {  # they begin the Subject, in every language: programs know them
 
 
 class ReportedRecipient(Struct, frozen=True):
-    """One per-recipient block. `log_id` is the Final-Log-ID; `last_attempt_us` is 0 if none.
+    """One per-recipient block."""
 
-    `added_by` is the policy rule that added the recipient: the sender gets no DSN about it. `rule`
-    is the one that refused the message. `last_status` is that of the attempt before, "" for none:
-    the report says by it why a recipient expired.
-    """
-
-    path: ForwardPath
-    evidence: Evidence
-    added_by: str = ""
-    last_attempt_us: int = 0
-    log_id: str = ""
-    rule: str = ""
-    last_status: str = ""
+    path: ForwardPath  # with NOTIFY and ORCPT
+    evidence: Evidence  # the status, the reply and its host
+    added_by: str = ""  # the policy rule that added it: the sender gets no DSN about it
+    last_attempt_us: int = 0  # 0: none
+    log_id: str = ""  # the Final-Log-ID
+    rule: str = ""  # the policy rule that refused the message
+    last_status: str = ""  # of the attempt before; by it the report says why it expired
+    is_delivered: bool = False  # of a success: it has the message, and is not just relayed
 
 
 class HumanPart(Struct, frozen=True):

@@ -52,13 +52,16 @@ class Exchange(Struct, frozen=True):
 
 
 class Host(Struct, frozen=True):
-    """A host to try, with its addresses in the order to try them; `tls` None is its next hop's."""
+    """A host to try, with its addresses in the order to try them; `tls` None is its next hop's. A
+    Unix socket has its path as the address and port 0.
+    """
 
     name: str
     preference: int
     addresses: tuple[str, ...]
     port: int
     tls: TlsPolicy | None = None
+    lmtp: bool = False
 
 
 class MxCandidate(Struct, frozen=True):

@@ -75,7 +75,9 @@ class Resolver:
         match next_hop.kind:
             case HopKind.MX:
                 return await self._resolve_mx(next_hop.host)
-            case HopKind.SMTP | HopKind.SMTPS:
+            case HopKind.LMTP if next_hop.is_socket:
+                return Hosts((Host(self._hostname, 0, (next_hop.host,), 0, lmtp=True),))
+            case HopKind.SMTP | HopKind.SMTPS | HopKind.LMTP:
                 return await self._resolve_smarthost(next_hop)
             case _:
                 raise ValueError(f"{next_hop} has no hosts")
@@ -87,7 +89,7 @@ class Resolver:
 
     async def _resolve_mx(self, domain: str) -> Resolution:
         if literal := literal_address(domain):
-            return self._literal(literal, domain, self._port)
+            return self._hosts_unless_own(Host(domain, 0, (literal,), self._port))
         [answer] = await self._dns.answers((domain, "MX"))
         exchanges = exchanges_of(domain, answer)
         if not isinstance(exchanges, tuple):
@@ -139,11 +141,13 @@ class Resolver:
 
     async def _resolve_smarthost(self, next_hop: NextHop) -> Resolution:
         """A smarthost that cannot be found is a configuration error: its mail is deferred."""
-        name, port = next_hop.host, next_hop.port
+        name, port, lmtp = next_hop.host, next_hop.port, next_hop.kind is HopKind.LMTP
         try:
-            return self._literal(str(ip_address(name)), name, port)
+            address = str(ip_address(name))
         except ValueError:
             pass  # a name, then
+        else:
+            return self._hosts_unless_own(Host(name, 0, (address,), port, lmtp=lmtp))
         four, six = (
             await self._dns.answers((name, "A"), (name, "AAAA"))
             if "." in name
@@ -162,10 +166,7 @@ class Resolver:
             return TemporaryFailure(f"the next hop {name} could not be looked up: {found.text}")
         if not found:
             return TemporaryFailure(f"the next hop {name} has no address; check [[route]]", "4.4.4")
-        return self._hosts_unless_own(Host(name, 0, found, port))
-
-    def _literal(self, address: str, name: str, port: int) -> Resolution:
-        return self._hosts_unless_own(Host(name, 0, (address,), port))
+        return self._hosts_unless_own(Host(name, 0, found, port, lmtp=lmtp))
 
     def _hosts_unless_own(self, host: Host) -> Resolution:
         if self._is_own(host.addresses, host.port):
@@ -197,9 +198,9 @@ class Resolver:
 class LoopbackResolver:
     """The resolver of a relay that opens no connection beyond loopback, whatever a route says.
 
-    MX hosts are those of the name servers given to `resolver`. Of smarthosts only loopback
-    addresses and localhost count, because the system's lookup may ask other name servers. One next
-    hop may be elsewhere: `release_to`, which has a resolver of its own.
+    MX hosts are those of the name servers given to `resolver`. Of other hosts only loopback
+    addresses, localhost and Unix sockets count, because the system's lookup may ask other name
+    servers. One next hop may be elsewhere: `release_to`, which has a resolver of its own.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class LoopbackResolver:
 
     def check(self, next_hop: NextHop) -> None:
         """Raise ValueError for a smarthost that is elsewhere."""
-        is_smarthost = next_hop.kind in (HopKind.SMTP, HopKind.SMTPS)
+        is_smarthost = next_hop.kind in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP)
         if (
             is_smarthost
             and next_hop.without_route != self._release_to
@@ -251,7 +252,7 @@ def _elsewhere(next_hop: NextHop) -> TemporaryFailure:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return host == "localhost" or ip_address(host).is_loopback
+        return host == "localhost" or host.startswith("/") or ip_address(host).is_loopback
     except ValueError:
         return False
 

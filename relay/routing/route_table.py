@@ -22,10 +22,10 @@ from relay.message.status import own_reply, split_reply
 from relay.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
 from relay.settings.tree import Route, RouteAuth
 from relay.settings.validation import name_of, sender_matches, verifies
+from relay.settings.values import parse_next_hop
 
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
 
-_EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT"
 _DOMAINS_KEPT = 4096  # domains whose route is cached: each address is looked up three times
 
 
@@ -78,12 +78,10 @@ def parse_action(text: str) -> RouteAction:
     if text.startswith("reject:"):
         return _parse_reject(text.removeprefix("reject:").strip())
     try:
-        hop = NextHop.parse(text)
-    except ValueError:
-        hop = None
-    if hop is None or hop.kind not in (HopKind.SMTP, HopKind.SMTPS):
-        raise ValueError(f"found {text!r}, expected {_EXPECTED}")
-    return NextHop(hop.kind, hop.host.lower(), hop.port)
+        text = parse_next_hop(text)
+    except ValueError as error:
+        raise ValueError(f"found {text!r}, expected {error}") from None
+    return NextHop.parse(text)
 
 
 def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOptions:
@@ -95,20 +93,25 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
     empty.
     """
     assert route.tls != "dane"  # rejected when the configuration is read
-    has_host = isinstance(action, NextHop) and bool(action.host)
-    if route.auth and not has_host:
-        raise ValueError(f"route {route.domain!r}: auth needs a smtp:// or smtps:// next hop")
+    hop = action if isinstance(action, NextHop) else None
+    if route.auth and (hop is None or not hop.host or hop.is_socket):
+        text = "auth needs an smtp://, smtps:// or lmtp:// next hop"
+        raise ValueError(f"route {route.domain!r}: {text}")
+    level = "verify" if verifies(route) else route.tls or default
     return HopOptions(
-        tls=TlsPolicy(
-            "verify" if verifies(route) else route.tls or default,
-            implicit=isinstance(action, NextHop) and action.kind is HopKind.SMTPS,
-            ca=route.ca,
-        ),
+        tls=_tls_of(hop, TlsPolicy(level, ca=route.ca)),
         login=_login(route.domain, route.auth) if route.auth else None,
         connections_max=route.max_connections,
         rate=route.max_rate,
         source_address=route.source_address,
     )
+
+
+def _tls_of(hop: NextHop | None, policy: TlsPolicy) -> TlsPolicy:
+    """Return the policy for a next hop: what its scheme says prevails."""
+    if hop is not None and hop.is_socket:
+        return TlsPolicy("none")
+    return replace(policy, implicit=hop is not None and hop.kind is HopKind.SMTPS)
 
 
 def _login(domain: str, auth: RouteAuth) -> Credentials:
@@ -327,8 +330,7 @@ class RouteTable:
             return route.options
         if next_hop.kind is HopKind.MX:
             return self._default_options
-        tls = replace(self._default_options.tls, implicit=next_hop.kind is HopKind.SMTPS)
-        return HopOptions(tls)
+        return HopOptions(_tls_of(next_hop, self._default_options.tls))
 
     def tls_demanded_by(self, next_hop: NextHop) -> str:
         """Return who demands the TLS level of options_for(): "route NAME" or "configuration"."""

@@ -254,7 +254,7 @@ class Route:
     """One line of the route table: which mail it takes, its next hop, and how that is contacted."""
 
     domain: Annotated[str, Form.DOMAIN_PATTERN]  # of the recipients
-    # mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT
+    # as values.NEXT_HOP_EXPECTED says
     next_hop: Annotated[str, Form.NEXT_HOP]
     auth: RouteAuth | None = None  # the login
     # None: "verify" with `auth` to a host that is not loopback, else as in [delivery]

@@ -29,6 +29,7 @@ from relay.settings.values import is_ip, parse_address
 
 Found = Iterator[tuple[KeyPath, str]]
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path
+_HOSTS = ("smtp://", "smtps://", "lmtp://")  # next hops with a host and a port
 _LONGEST_SOCKET = "run/control.sock"
 
 
@@ -162,15 +163,15 @@ def _mailboxes(path: KeyPath, mailboxes: MailboxSettings) -> Found:
 def _credentials(path: KeyPath, route: Route) -> Found:
     if route.auth is None:
         return
-    if not route.next_hop.startswith(("smtp://", "smtps://")):
-        yield (*path, "auth"), "auth only with an smtp:// or smtps:// next hop"
+    if not route.next_hop.startswith(_HOSTS):
+        yield (*path, "auth"), "auth only with an smtp://, smtps:// or lmtp:// next hop"
     yield from _unreadable((*path, "auth", "password_file"), route.auth.password_file)
 
 
 def host_of(route: Route) -> Address | None:
-    """Return the host and port of an smtp:// or smtps:// next hop, None for any other."""
-    scheme, _, place = route.next_hop.partition("://")
-    return parse_address(place, Path()) if scheme in ("smtp", "smtps") else None
+    """Return the host and port of an smtp://, smtps:// or lmtp:// next hop, None for any other."""
+    _, _, place = route.next_hop.partition("://")
+    return parse_address(place, Path()) if route.next_hop.startswith(_HOSTS) else None
 
 
 def verifies(route: Route) -> bool:
@@ -186,7 +187,7 @@ def _route_tls(path: KeyPath, route: Route) -> Found:
     if route.tls == "dane":
         yield (*path, "tls"), "none, opportunistic, required or verify: dane is not implemented"
     elif route.tls is not None and host is None and route.next_hop != "mx":
-        yield (*path, "tls"), "tls only with an mx, smtp:// or smtps:// next hop"
+        yield (*path, "tls"), "tls only with an mx, smtp://, smtps:// or lmtp:// next hop"
     elif route.tls == "none" and route.next_hop.startswith("smtps://"):
         yield (*path, "tls"), "required or verify: smtps:// is TLS from the first byte"
     elif route.tls == "none" and route.auth and host and not is_loopback(host):
@@ -208,11 +209,14 @@ def _certificates(path: KeyPath, file: Path) -> Found:
 
 
 def _limits(path: KeyPath, route: Route) -> Found:
-    if route.next_hop.startswith(("mx", "smtp://", "smtps://")):
+    names = ["max_connections", "max_rate"]
+    if route.next_hop.startswith(("mx", *_HOSTS)):
         return
-    for name in ("max_connections", "max_rate"):
+    if route.next_hop.startswith("lmtp:unix:"):
+        names = ["source_address"]
+    for name in names:
         if getattr(route, name):
-            yield (*path, name), f"{name} only with an mx, smtp:// or smtps:// next hop"
+            yield (*path, name), f"{name} only with an mx, smtp://, smtps:// or lmtp:// next hop"
 
 
 def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:

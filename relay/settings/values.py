@@ -42,7 +42,12 @@ ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
 SRS_KEY_EXPECTED = "a secret of 16 to 1,024 characters"
 _SRS_KEY_LENGTH = range(16, 1025)
 _PLAIN_HTTP = "http://"
-_NEXT_HOP_EXPECTED = "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT or reject:TEXT"
+NEXT_HOP_EXPECTED = (
+    "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT, lmtp:unix:PATH"
+    " or reject:TEXT"
+)
+_LMTP_SOCKET = "lmtp:unix:"
+_SMTP_PORT = 25
 
 
 def parse_duration(text: str) -> float:
@@ -170,13 +175,17 @@ def parse_next_hop(text: str) -> str:
     if text in ("mx", "local", "capture"):
         return text
     scheme, separator, place = text.partition("://")
-    if separator and scheme in ("smtp", "smtps"):
+    if separator and scheme in ("smtp", "smtps", "lmtp"):
         try:
             address = parse_address(place, Path())
         except ValueError:
-            raise ValueError(_NEXT_HOP_EXPECTED) from None
+            raise ValueError(NEXT_HOP_EXPECTED) from None
+        if scheme == "lmtp" and address.port == _SMTP_PORT:
+            raise ValueError("another port than 25, which is for SMTP only (RFC 2033), such as 24")
         if address.port and not address.path:
             return f"{scheme}://{address}"
+    if text.startswith(_LMTP_SOCKET):
+        return _LMTP_SOCKET + _parse_socket_path(text.removeprefix(_LMTP_SOCKET))
     kind, separator, reason = text.partition(":")
     if separator and kind == "reject":
         reason = reason.strip(" ")
@@ -185,7 +194,14 @@ def parse_next_hop(text: str) -> str:
                 return f"reject:{reason}"
             raise ValueError(f"a text of at most {_REJECT_TEXT_LENGTH_MAX} characters")
         raise ValueError("reject:TEXT with one line of printable ASCII")
-    raise ValueError(_NEXT_HOP_EXPECTED)
+    raise ValueError(NEXT_HOP_EXPECTED)
+
+
+def _parse_socket_path(text: str) -> str:
+    """Return the path of a next hop's Unix socket; the queue writes a space after a next hop."""
+    if not text.startswith("/") or " " in text or not text.isprintable():
+        raise ValueError("lmtp:unix:PATH with an absolute path without spaces")
+    return parse_address(f"unix:{text}", Path()).path
 
 
 def parse_route_name(text: str) -> str:

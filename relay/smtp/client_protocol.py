@@ -110,6 +110,11 @@ class SmtpClientProtocol(asyncio.Protocol):
         """Whether a command may be written: no error, no EOF, no unsolicited reply."""
         return self._trouble is None and not self._transport.is_closing()
 
+    @property
+    def has_reply(self) -> bool:
+        """Whether reply() returns without waiting."""
+        return bool(self._replies)
+
     # -- called by Connection
     def send(self, data: bytes, *, replies: int) -> None:
         """Write `data`, to which the peer will send `replies` replies. Raises SmtpProtocolError."""

@@ -3,7 +3,8 @@
 aiosmtplib runs the session up to AUTH; then SmtpClientProtocol takes the transport over. Where
 opportunistic TLS fails, a second connection is made without it (RFC 7435). A password is sent only
 over TLS, or to a loopback address of this machine. All failures are ConnectError.
-See RFC 5321 3.1 and 3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implicit TLS).
+See RFC 5321 3.1 and 3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implicit TLS),
+RFC 2033 (LMTP).
 """
 
 import asyncio
@@ -46,17 +47,15 @@ from relay.smtp.transaction import Extensions
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect: `host` is the name for reports and SNI, `address` the IP address.
+    """Where to connect, and how."""
 
-    With `path`, a Unix socket instead.
-    """
-
-    host: str
-    address: str = ""
-    port: int = 25
-    path: str = ""
-    tls: TlsPolicy = field(default_factory=TlsPolicy)
-    credentials: tuple[str, str] | None = field(default=None, repr=False)
+    host: str  # the name for reports and SNI
+    address: str = ""  # an IP address
+    port: int = 25  # at the address
+    path: str = ""  # of a Unix socket, instead of address and port
+    lmtp: bool = False  # RFC 2033
+    tls: TlsPolicy = field(default_factory=TlsPolicy)  # what the session must have
+    credentials: tuple[str, str] | None = field(default=None, repr=False)  # user, password
     source_address: str = ""  # "": the system chooses
 
     @property
@@ -88,6 +87,9 @@ class Target:
             return self.path
         address = f"[{self.address}]" if ":" in self.address else self.address
         return f"{address}:{self.port}"
+
+
+_COMPLETED = 250
 
 
 class ConnectError(Exception):
@@ -152,6 +154,7 @@ class _SessionSetup:
         self._target = target
         self._timeouts = timeouts
         self._stopwatch = stopwatch
+        self._ehlo_name = ehlo_name
         self._stage = SmtpStage.CONNECT
         self._client = aiosmtplib.SMTP(
             local_hostname=ehlo_name,
@@ -221,8 +224,15 @@ class _SessionSetup:
         self._stopwatch.end()
 
     async def _hello(self) -> None:
-        """Send EHLO, or HELO if the host does not know EHLO."""
+        """Send EHLO, or HELO if the host does not know EHLO. LMTP has LHLO only (RFC 2033 4.1)."""
         self._stage = SmtpStage.EHLO
+        if self._target.lmtp:
+            self._stage = SmtpStage.LHLO
+            answer = await self._client.execute_command(b"LHLO", self._ehlo_name.encode())
+            if answer.code != _COMPLETED:
+                raise aiosmtplib.SMTPHeloError(answer.code, answer.message)
+            self._client.last_ehlo_response = answer
+            return
         try:
             await self._client.ehlo()
         except aiosmtplib.SMTPHeloError as error:
@@ -292,7 +302,7 @@ class _SessionSetup:
             raise ConnectError(cast("Deferred", outcome), self._stage)
         extensions = Extensions.offered(self._client.esmtp_extensions)
         stream = cast("asyncio.Transport", transport)
-        peer = structs.replace(self._peer(), offers_dsn=extensions.dsn)
+        peer = structs.replace(self._peer(), offers_dsn=extensions.dsn, lmtp=self._target.lmtp)
         wire = SmtpClientProtocol(stream)
         stream.set_protocol(wire)
         return Connection(wire, peer=peer, extensions=extensions, timeouts=self._timeouts)

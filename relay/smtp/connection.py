@@ -5,12 +5,12 @@ again, after the connection is closed. See RFC 5321 3.3, 4.1.1.4 and 4.5.3.2, RF
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from msgspec import Struct
 
 from relay.message.content import Content, LargeContent, UnreadableError, blocks
-from relay.message.outcome import Peer, Reply
+from relay.message.outcome import Outcome, Peer, Reply
 from relay.smtp.client_protocol import SmtpClientProtocol, SmtpProtocolError
 from relay.smtp.transaction import (
     BLOCK_BYTES,
@@ -30,6 +30,7 @@ from relay.smtp.transaction import (
 
 BeforeDot = Callable[[], Awaitable[None]]
 AfterDot = Callable[[], None]
+OnReplies = Callable[[Mapping[int, Outcome]], None]
 
 
 class Timeouts(Struct, frozen=True):
@@ -75,13 +76,15 @@ class Connection:
         *,
         before_dot: BeforeDot | None = None,
         after_dot: AfterDot | None = None,
+        on_replies: OnReplies | None = None,
     ) -> TransactionResult:
         """Send one message to its recipients.
 
         `before_dot` is awaited before the final dot is written; for a small message before its
         content, so that both are one write. `after_dot` is called when the dot has been passed to
-        the operating system, before its reply is read. The connection is closed unless the result
-        is `reusable`, and when cancelled.
+        the operating system, before its reply is read. `on_replies` is called with the outcomes so
+        far when some replies to the dot have come and others have not, as in LMTP. The connection
+        is closed unless the result is `reusable`, and when cancelled.
         """
         assert not self._busy, "one transaction at a time"
         progress = TransactionProgress(
@@ -98,7 +101,7 @@ class Connection:
                 if after_dot is not None:
                     await asyncio.sleep(0)  # uvloop writes at the end of the loop iteration
                     after_dot()
-                progress.dot(await self._protocol.reply(self._timeouts.dot_s))
+                await self._replies_to_dot(progress, on_replies)
         except SmtpProtocolError as error:
             progress.broken(error.trouble, error.text, unsolicited=error.unsolicited)
         except UnreadableError as error:
@@ -200,9 +203,16 @@ class Connection:
             if before_dot is not None:
                 await before_dot()
             last = FINAL_DOT
-        self._protocol.send(last, replies=1)
+        self._protocol.send(last, replies=progress.replies_to_dot)
         progress.dot_written()
         self._needs_reset = False
+
+    async def _replies_to_dot(
+        self, progress: TransactionProgress, on_replies: OnReplies | None
+    ) -> None:
+        while progress.dot(await self._protocol.reply(self._timeouts.dot_s)):
+            if on_replies is not None and not self._protocol.has_reply:
+                on_replies(progress.outcomes)
 
     async def _send_slices(self, content: bytes) -> None:
         slices = (

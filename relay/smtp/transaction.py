@@ -1,9 +1,11 @@
 """An SMTP transaction: the commands, and the outcome of each recipient from the replies.
 
-Without I/O. A parameter is sent only if the peer offers its extension; a message that needs one
+Without I/O. After the final dot, SMTP has one reply, LMTP one for each accepted recipient in their
+order. A parameter is sent only if the peer offers its extension; a message that needs one
 which the peer lacks is Unsupported. An outcome is never overwritten. Only a recipient whose RCPT
-was accepted can be Relayed. See RFC 5321 3.3, 4.5.2 and 4.5.3.1.10, RFC 1870 (SIZE), RFC 6152
-(8BITMIME), RFC 6531 3.4 (SMTPUTF8), RFC 3461 4 (DSN), RFC 1047 (lost replies).
+was accepted can be Relayed or Delivered. See RFC 5321 3.3, 4.5.2 and 4.5.3.1.10, RFC 1870 (SIZE),
+RFC 6152 (8BITMIME), RFC 6531 3.4 (SMTPUTF8), RFC 3461 4 (DSN), RFC 1047 (lost replies), RFC 2033
+4.2 (LMTP).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,12 +21,13 @@ from relay.message.outcome import (
     Deferred,
     Evidence,
     Failed,
+    Indeterminate,
     Outcome,
     Peer,
-    Relayed,
     Reply,
     SessionFailure,
     SmtpStage,
+    Success,
     classify,
     classify_session_failure,
     closes_connection,
@@ -86,6 +89,12 @@ class TransactionProgress:
         self._again: list[int] = []
         self._whole = whole
         self._peer = peer
+        self._answered = 0  # replies to the final dot
+
+    @property
+    def replies_to_dot(self) -> int:
+        """How many replies follow the final dot."""
+        return len(self.accepted) if self._peer.lmtp else 1
 
     def reject(self, status: str, text: str) -> None:
         """Fail all recipients: the message cannot be sent to this peer."""
@@ -122,18 +131,35 @@ class TransactionProgress:
         if self.accepted:
             return self._go_on(SmtpStage.DATA, reply)
         self.closing = closes_connection(reply) or reply.code // 100 == 2
+        if self._peer.lmtp and reply.code // 100 == 3:  # RFC 2033 4.2: it must not
+            self.closing = True  # nobody knows how many replies would follow a final dot
+            return False
         return reply.code // 100 == 3
 
     def dot_written(self) -> None:
         """From here on a lost connection makes recipients indeterminate."""
         self.stage = SmtpStage.DOT
 
-    def dot(self, reply: Reply) -> None:
-        """Take the reply to the final dot."""
+    def dot(self, reply: Reply) -> bool:
+        """Take a reply to the final dot; return whether another one follows."""
         outcome = classify(SmtpStage.DOT, reply, self._peer)
         assert outcome is not None
+        if self._peer.lmtp:
+            return self._dot_of_one(reply, outcome)
         self._set(self.accepted, outcome)
         self._check_for_end(reply, outcome)
+        return False
+
+    def _dot_of_one(self, reply: Reply, outcome: Outcome) -> bool:
+        """The reply is for the next accepted recipient. After one that is none, nobody knows for
+        whom the following ones are.
+        """
+        index = self.accepted[self._answered]
+        self._answered += 1
+        is_none = isinstance(outcome, Indeterminate)
+        self._set(self.accepted if is_none else [index], outcome)
+        self.closing = self.closing or is_none or closes_connection(reply)
+        return self._answered < len(self.accepted) and not is_none
 
     def broken(
         self, trouble: SessionFailure, parts: str, *, unsolicited: Reply | None = None
@@ -185,7 +211,7 @@ class TransactionProgress:
         if closes_connection(reply):
             self.closing = True
             self._set(self._all, outcome)
-        elif reply.code // 100 in (2, 3) and not isinstance(outcome, Relayed):
+        elif reply.code // 100 in (2, 3) and not isinstance(outcome, Success):
             self.closing = True
             if self.stage is not SmtpStage.DOT:
                 self._set(self._all, outcome)

@@ -280,7 +280,7 @@ class Claim(Struct, frozen=True):
     cause_attempts: int = 0  # how many attempts in a row had this class
     warn_us: int | None = None  # of the delay warning; None: none is due
     priority: PriorityLevel = PriorityLevel.NORMAL  # the level that its message asked for
-    # recipients that were relayed in the same attempt or before, and whose sender is owed a report
+    # recipients that a host accepted in this attempt or before, and whose sender is owed a report
     owed: tuple[ReportedRecipient, ...] = ()
     extra: EntryExtra = NO_EXTRA  # fields by which no query selects
 

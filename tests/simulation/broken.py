@@ -444,7 +444,7 @@ BROKEN = (
     Broken("next dot before settle", _instead(OutboundSession, "_before_dot", _no_waiting), "invariant 10", where=conditions.crowded),
     Broken(
         "settled behind several transactions",
-        _instead(outbound_session._Attempt, "take_relayed", _taking_none),
+        _instead(outbound_session._Attempt, "take_accepted", _taking_none),
         "invariant 10", where=conditions.crowded,
     ),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),

@@ -20,6 +20,7 @@ from relay.settings.tree import Address
 
 Script = str | Sequence[str]
 DROP = "DROP"
+STALL = "STALL"
 EXTENSIONS = smtp_host.EXTENSIONS
 _SCRIPTED_AS = {"BANNER": "CONNECT"}
 _ANYTHING = 250_000_000
@@ -77,10 +78,12 @@ class PassesFirst(asyncio.Event):
 class RemoteMx:
     """`async with RemoteMx(...) as mx`: listens at mx.host, mx.port, or at `path`.
 
-    `replies` by stage, `rcpt` by address: one reply or several, used one by one, the last one stays. Stages: CONNECT (the
+    `replies` by stage, `rcpt` and, by LMTP, `dot` by address: one reply or several, used one by one, the last one stays. Stages: CONNECT (the
     banner) EHLO HELO STARTTLS AUTH MAIL RCPT DATA CONTENT (said after the first octets of content, then closed) DOT RSET
     QUIT, and NOBODY (DATA without a recipient).
-    DROP closes the connection. `gates` holds a stage's reply back until the event is set; `reached(stage)` waits for a stage.
+    DROP closes the connection, STALL is silence. With `lmtp` it speaks LMTP (LHLO instead of EHLO and HELO), and each
+    recipient has an envelope and a reply of its own. `gates` holds a stage's reply back until the event is set, "DOT a@b" that to one
+    recipient by LMTP; `reached(stage)` waits for a stage.
     `greylist` refuses each pair of sender and recipient once. `fragment` writes replies that many octets at a time.
     """
 
@@ -89,6 +92,8 @@ class RemoteMx:
     path: str = ""
     replies: Mapping[str, Script] = field(default_factory=dict)
     rcpt: Mapping[str, Script] = field(default_factory=dict)
+    dot: Mapping[str, Script] = field(default_factory=dict)
+    lmtp: bool = False
     gates: Mapping[str, asyncio.Event] = field(default_factory=dict)
     extensions: Sequence[str] = EXTENSIONS
     tls: ssl.SSLContext | None = None
@@ -110,6 +115,7 @@ class RemoteMx:
             self.extensions,
             self.tls,
             implicit_tls=self.implicit_tls,
+            lmtp=self.lmtp,
             users=self.users,
             size_bytes_max=_ANYTHING,
             sessions_max=500,
@@ -171,12 +177,16 @@ class RemoteMx:
             script = "451 4.7.1 greylisted, come again"
         elif stage == "RCPT" and moment.recipient in self.rcpt:
             key, script = f"rcpt {moment.recipient}", self.rcpt[moment.recipient]
+        elif stage == "DOT" and moment.recipient in self.dot:
+            key, script = f"dot {moment.recipient}", self.dot[moment.recipient]
         reply = self._next(key, script or "")
-        if moment.mail and reply != DROP:
+        if moment.mail and reply not in (DROP, STALL):
             envelope = next(one for one in reversed(self.envelopes) if one.mail is moment.mail)
             code = (reply or "250")[:3]
             envelope.answered = int(code) if code.isdigit() else 0
-        return Action(drop=True) if reply == DROP else Action(reply)
+        if reply in (DROP, STALL):
+            return Action(drop=reply == DROP, stall=reply == STALL)
+        return Action(reply)
 
     def _next(self, key: str, script: Script) -> str:
         """The reply of `script` whose turn it is."""
@@ -212,7 +222,8 @@ class _GatedHost(SmtpHost):
             mx.logins[moment.session] = plain.split(b"\0")[1].decode()
         if moment.stage != "CONNECT":
             mx.reached_stages[stage].set()
-            if gate := mx.gates.get(stage):
+            gate = mx.gates.get(f"{stage} {moment.recipient}") or mx.gates.get(stage)
+            if gate:
                 await gate.wait()
         return await super().act(moment, pause)
 

@@ -127,9 +127,14 @@ class CancelReports:
         except SpoolError as error:
             _log.error("content unreadable for a report", qid=message.id, error=str(error))
             content = UNREADABLE
+        by_kind = {
+            ReportKind.FAILED: people,
+            ReportKind.DELIVERED: [one for one in owed if one.is_delivered],
+            ReportKind.RELAYED: [one for one in owed if not one.is_delivered],
+        }
         plans = [
             self.writer.reports(kind, message, some, content=content)
-            for kind, some in ((ReportKind.FAILED, people), (ReportKind.RELAYED, owed))
+            for kind, some in by_kind.items()
             if some
         ]
         return ReportPlan(

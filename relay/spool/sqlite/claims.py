@@ -78,7 +78,8 @@ _FACTS = (
 )
 _RECIPIENT = "r.number, r.address, r.notify, r.orcpt, r.added_by, r.status, r.reply"
 _RECIPIENTS = (
-    f"SELECT r.message_id, r.entry, r.owed, {_RECIPIENT} {_KEYS} recipient r"
+    "SELECT r.message_id, r.entry, iif(r.owed = '', '', r.state || ' ' || r.owed),"
+    f" {_RECIPIENT} {_KEYS} recipient r"
     " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
     f" AND (r.state IN {LIVE_STATES} OR r.owed <> '') ORDER BY 1, 2, 4"
 )
@@ -253,12 +254,15 @@ def _recipient(row: Sequence[Any]) -> ClaimedRecipient:
 
 
 def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
-    """Return a recipient that was relayed, as settle() recorded that its report is owed."""
-    at_us, _, host = row[0].partition(" ")
+    """Return a recipient that a host accepted, as settle() recorded that its report is owed."""
+    state, at_us, host = row[0].split(" ", 2)
     one = _recipient(row[1:])
     evidence = Evidence(one.status, one.reply, host=host, remote=True)
     log_id = f"{entry[0]}-{entry[1]}"
-    return ReportedRecipient(one.path, evidence, last_attempt_us=int(at_us), log_id=log_id)
+    return ReportedRecipient(
+        one.path, evidence, last_attempt_us=int(at_us), log_id=log_id,
+        is_delivered=state == RecipientState.DELIVERED,
+    )  # fmt: skip
 
 
 def _parse_notify(text: str) -> frozenset[Notify]:

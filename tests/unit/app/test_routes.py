@@ -45,6 +45,8 @@ def hop_of(found: Destination | None) -> str:
         ("local", "bob@home.test", "None"),
         ("smtp://H.test:26", "x@a.test", "smtp://h.test:26"),
         ("smtps://[::1]:465", "x@a.test", "smtps://[::1]:465"),
+        ("lmtp://H.test:24", "x@a.test", "lmtp://h.test:24"),
+        ("lmtp:unix:/run/lmtp", "x@a.test", "lmtp:unix:/run/lmtp"),
     ],
 )
 def test_parse_next_hop_routes_an_address(text: str, address: str, hop: str) -> None:
@@ -58,6 +60,20 @@ def test_parse_next_hop_routes_an_address(text: str, address: str, hop: str) -> 
 )
 def test_parse_next_hop_rejects_routes_that_send_nothing(text: str) -> None:
     with pytest.raises(ValueError, match="expected default, mx, mx:DOMAIN, local, smtp://"):
+        parse_next_hop(text, table)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lmtp://h.test:25", "expected another port than 25"),
+        ("lmtp:unix:/run/my lmtp", "an absolute path without spaces"),
+        ("lmtps://h.test:24", "smtps://HOST:PORT, lmtp://HOST:PORT"),
+        ("imap://h.test:143", "smtps://HOST:PORT, lmtp://HOST:PORT or lmtp:unix:PATH"),
+    ],
+)
+def test_parse_next_hop_says_what_lmtp_needs(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         parse_next_hop(text, table)
 
 

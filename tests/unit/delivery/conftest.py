@@ -90,12 +90,20 @@ class Table:
         return self.hosts[next_hop.host]
 
     def at(self, domain: str, *servers) -> None:
+        """Mail for `domain` goes to these, by LMTP if they speak it."""
         self.hosts[domain] = Hosts(
             tuple(
-                Host(f"mx{index}.{domain}", index, (server.host,), server.port)
+                Host(f"mx{index}.{domain}", index, (server.host,), server.port, lmtp=server.lmtp)
                 for index, server in enumerate(servers)
             )
         )
+
+    def hop(self, address: str, domain: str) -> str:
+        if address in self.mailboxes:
+            return "local"
+        found = self.hosts.get(domain)
+        is_lmtp = isinstance(found, Hosts) and found.hosts[0].lmtp
+        return f"lmtp://{domain}:24" if is_lmtp else f"mx:{domain}"
 
     def mailbox_for(self, address: str) -> str | None:
         return address if address in self.mailboxes else None
@@ -223,7 +231,7 @@ class RunningDelivery:
         hops: dict[str, list[str]] = {}
         for address in addresses:
             domain = address.partition("@")[2]
-            hop = "local" if address in self.table.mailboxes else f"mx:{domain}"
+            hop = self.table.hop(address, domain)
             hop = "capture" if domain in self.table.captured else hop
             hops.setdefault(hop, []).append(address)
         now_us = self.clock.queue_us()

@@ -53,7 +53,11 @@ class Connection:
         self.peer = Peer(host)
 
     async def transact(
-        self, transaction: Transaction, *, before_dot: Callable[[], Awaitable[None]]
+        self,
+        transaction: Transaction,
+        *,
+        before_dot: Callable[[], Awaitable[None]],
+        on_replies: None,
     ) -> TransactionResult:
         recipient = transaction.recipients[0].address.partition("@")[0]
         await asyncio.sleep(_TOOK_S.get(recipient, _TOOK_S.get(kind_of(self.host), 0.05)))

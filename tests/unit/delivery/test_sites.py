@@ -105,6 +105,24 @@ async def test_routes_with_a_source_address_have_connections_of_their_own(delive
     assert "no host has an address of the family of source_address ::1" in journeys[1]
 
 
+async def test_unix_sockets_are_sites_of_their_own(delivery, tmp_path) -> None:
+    """They have the same host name."""
+    async with (
+        RemoteMx(lmtp=True, path=str(tmp_path / "a")) as first,
+        RemoteMx(lmtp=True, path=str(tmp_path / "b")) as second,
+    ):
+        for domain, host in (("a.test", first), ("b.test", second)):
+            found = Host("relay.test", 0, (host.path,), 0, lmtp=True)
+            delivery.table.hosts[domain] = Hosts((found,))
+        await delivery.start()
+        ids = [await delivery.send("x@a.test"), await delivery.send("x@b.test")]
+        for queue_id in ids:
+            journey = await delivery.done(queue_id)
+            assert set(states(journey).values()) == {"delivered"}
+        assert [len(host.envelopes) for host in (first, second)] == [1, 1]
+        assert {one.host for one in journey.recipients[0].attempts} == {"relay.test"}
+
+
 async def test_a_message_rate_is_never_exceeded(delivery) -> None:
     """Two at once, then one in (0.5 s / 19): no half second has more than 20."""
     loop, went = asyncio.get_running_loop(), []

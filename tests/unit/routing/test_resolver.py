@@ -306,6 +306,17 @@ async def test_a_smarthost_is_that_host_and_port(dns, host, port, expected):
         assert found == expected
 
 
+async def test_an_lmtp_host_is_looked_up_and_a_unix_socket_is_not(dns):
+    async with resolving(dns) as resolver:
+        host = await resolver.resolve(NextHop(HopKind.LMTP, "mx2.three.test", 24))
+        assert host == Hosts((Host("mx2.three.test", 0, ("127.0.0.12",), 24, lmtp=True),))
+        asked = len(dns.queries)
+        socket_ = await resolver.resolve(NextHop(HopKind.LMTP, "/run/lmtp"))
+        name = "relay.example.test"  # of this machine, for reports
+        assert socket_ == Hosts((Host(name, 0, ("/run/lmtp",), 0, lmtp=True),))
+        assert len(dns.queries) == asked
+
+
 async def test_localhost_comes_from_the_systems_host_table_not_from_the_dns(dns):
     async with resolving(dns) as resolver:
         found = await resolver.resolve(NextHop(HopKind.SMTPS, "localhost", 465))
@@ -333,7 +344,16 @@ async def test_local_and_capture_have_no_hosts(dns):
             await resolver.resolve(CAPTURE)
 
 
-@pytest.mark.parametrize("text", ["mx:three.test", "smtp://127.0.0.9:25", "smtps://localhost:465"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mx:three.test",
+        "smtp://127.0.0.9:25",
+        "smtps://localhost:465",
+        "lmtp://127.0.0.9:24",
+        "lmtp:unix:/run/lmtp",
+    ],
+)
 async def test_a_relay_of_loopback_finds_hosts_there(dns, text):
     dns.zone["mx3.three.test"] = {}  # the others are in loopback
     async with resolving(dns) as resolver:
@@ -344,7 +364,7 @@ async def test_a_relay_of_loopback_finds_hosts_there(dns, text):
 @pytest.mark.parametrize(
     "text",
     ["mx:three.test", "mx:[192.0.2.1]", "smtp://192.0.2.1:25", "smtps://three.test:465",
-     "smtp://[2001:db8::1]:25", "smtp://smarthost:25"],
+     "smtp://[2001:db8::1]:25", "smtp://smarthost:25", "lmtp://192.0.2.1:24"],
 )  # fmt: skip
 async def test_a_relay_of_loopback_goes_nowhere_else(dns, text, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the system"))

@@ -195,7 +195,7 @@ def test_mailbox_for_ignores_routes_and_unknown_users():
 
 @pytest.mark.parametrize(
     "text",
-    ["hold", "lmtp://127.0.0.1:24", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
+    ["hold", "lmtp://127.0.0.1:25", "lmtp:unix:x", "smtp://h:25 x", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
      "reject:4.7.1 later", "reject:two\r\nlines"],
 )  # fmt: skip
 def test_an_invalid_next_hop_is_an_error_that_names_the_route(text):
@@ -254,7 +254,8 @@ def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
 @pytest.mark.parametrize(
     ("logins", "options", "fault"),
     [
-        (["u"], {"hop": "mx"}, "auth needs a smtp:// or smtps:// next hop"),
+        (["u"], {"hop": "mx"}, "auth needs an smtp://, smtps:// or lmtp:// next hop"),
+        (["u"], {"hop": "lmtp:unix:/run/lmtp"}, "auth needs an smtp://, smtps:// or lmtp://"),
         (["u"], {"password": "\nsecret\n"}, "has an empty first line"),
     ],
 )
@@ -282,6 +283,8 @@ def test_a_next_hop_has_the_tls_of_its_route(tmp_path):
         Route("d.test", "smtp://h.test:26"),
         Route("e.test", "smtps://h.test:465", tls="verify"),
         Route("f.test", "mx", tls="verify", ca=CA),
+        Route("g.test", "lmtp://h.test:24", login),
+        Route("h.test", "lmtp:unix:/run/lmtp"),
     ]
     made = RouteTable(routes, [], Accounts(), tls="none")
 
@@ -292,9 +295,17 @@ def test_a_next_hop_has_the_tls_of_its_route(tmp_path):
     assert tls("smtp://h.test:25") == TlsPolicy("required")
     assert tls("smtps://h.test:465") == TlsPolicy("verify", implicit=True)
     assert tls("mx:f.test") == TlsPolicy("verify", ca=CA)
+    assert tls("lmtp://h.test:24") == TlsPolicy("verify")
     assert tls("smtps://z:1") == TlsPolicy("none", implicit=True)  # the client requires TLS
     for hop in ("smtp://127.0.0.1:25", "smtp://h.test:26", "mx:a.test", "mx:z.test", "smtp://z:1"):
         assert tls(hop) == TlsPolicy("none"), hop
+
+
+@pytest.mark.parametrize("hop", ["lmtp:unix:/run/lmtp", "lmtp:unix:/run/other"])
+def test_a_unix_socket_has_no_tls_whatever_the_default_is(hop):
+    routes = [Route("a.test", "lmtp:unix:/run/lmtp")]
+    made = RouteTable(routes, [], Accounts(), tls="required")
+    assert made.options_for(NextHop.parse(hop)).tls == TlsPolicy("none")
 
 
 def test_two_routes_to_one_host_may_differ_in_everything(tmp_path):

@@ -254,6 +254,23 @@ max_connections = 0
             f"{ROUTE}next_hop='mx'\nsource_address='localhost'",
             '6: route[0].source_address: found "localhost", expected an IP address such as',
         ),
+        (f"{ROUTE}next_hop='lmtp://h:25'", '5: route[0].next_hop: found "lmtp://h:25", expected another port than 25'),
+        (
+            f"{ROUTE}next_hop='lmtp:unix:/run/my lmtp'",
+            '5: route[0].next_hop: found "lmtp:unix:/run/my lmtp", expected lmtp:unix:PATH with an absolute',
+        ),
+        (
+            f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\nauth = {LOGIN}",
+            "6: route[0].auth: found a table, expected auth only with an smtp://, smtps:// or lmtp://",
+        ),
+        (
+            f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\ntls = 'required'",
+            '6: route[0].tls: found "required", expected tls only with an mx, smtp://, smtps:// or lmtp://',
+        ),
+        (
+            f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\nsource_address = '127.0.0.1'",
+            '6: route[0].source_address: found "127.0.0.1", expected source_address only with an mx',
+        ),
         (f"{ROUTE}next_hop='mx'\nauth = {LOGIN}", "6: route[0].auth: found a table, expected auth only with an smtp://"),
         (
             f"{ROUTE}next_hop='smtp://h:1'\nauth = {{user='u', password_file='nope'}}",
@@ -263,7 +280,7 @@ max_connections = 0
         ("[delivery]\ntls = 'verify'", "expected one of none, opportunistic, required"),
         (
             f"{ROUTE}next_hop='capture'\ntls = 'verify'",
-            '6: route[0].tls: found "verify", expected tls only with an mx, smtp:// or smtps://',
+            '6: route[0].tls: found "verify", expected tls only with an mx, smtp://, smtps:// or lmtp://',
         ),
         (f"{ROUTE}next_hop='smtps://h:465'\ntls = 'none'", '6: route[0].tls: found "none", expected required or verify: smtps:// is TLS'),
         (f"{TO_H}auth = {LOGIN}\ntls = 'none'", '7: route[0].tls: found "none", expected verify or required: a password is sent in the'),

@@ -176,6 +176,8 @@ def test_no_network(text):
         ("capture", "capture"),
         ("smtp://Mail.test:25", "smtp://mail.test:25"),
         ("smtps://[::1]:465", "smtps://[::1]:465"),
+        ("lmtp://Mail.test:24", "lmtp://mail.test:24"),
+        ("lmtp:unix:/run/Dovecot/lmtp", "lmtp:unix:/run/Dovecot/lmtp"),
         ("reject: 5.1.2 gone ", "reject:5.1.2 gone"),
     ],
 )
@@ -185,12 +187,29 @@ def test_next_hop(text, hop):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "MX", "hold", "smtp://mail.test", "smtp://mail.test:0", "smtp://unix:/x", "lmtp://h:24",
-     "http://h:80", "reject:", "reject: ", "reject:a\r\nb", "reject:ä", "reject:" + "x" * 500,
+    ["", "MX", "hold", "smtp://mail.test", "smtp://mail.test:0", "smtp://unix:/x", "lmtp://h",
+     "lmtp://unix:/x", "LMTP://h:24", "lmtps://h:24", "http://h:80", "reject:", "reject: ", "reject:a\r\nb", "reject:ä", "reject:" + "x" * 500,
      "smtp://h:25\n"],
 )  # fmt: skip
 def test_no_next_hop(text):
     with pytest.raises(ValueError, match=r"smtp://HOST:PORT|printable ASCII|at most 400"):
+        values.parse_next_hop(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lmtp://127.0.0.1:25", r"another port than 25, which is for SMTP only \(RFC 2033\)"),
+        ("lmtp:unix:", "an absolute path without spaces"),
+        ("lmtp:unix:run/lmtp", "an absolute path without spaces"),
+        ("lmtp:unix:/run/my lmtp", "an absolute path without spaces"),
+        ("lmtp:unix:/run/lmtp\n", "an absolute path without spaces"),
+        ("lmtp:unix:/" + "x" * 107, "a socket path of at most 107 bytes"),
+        ("ftp://h:21", r"smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT, lmtp:unix:PATH or"),
+    ],
+)
+def test_an_lmtp_next_hop_says_what_is_expected(text, expected):
+    with pytest.raises(ValueError, match=expected):
         values.parse_next_hop(text)
 
 

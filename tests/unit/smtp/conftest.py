@@ -26,7 +26,7 @@ async def connected():
     connections = []
 
     async def open_one(mx, *, timeouts=QUICK, **fields):
-        fields = {"host": mx.name, "address": mx.host, "port": mx.port} | fields
+        fields = {"host": mx.name, "address": mx.host, "port": mx.port, "lmtp": mx.lmtp} | fields
         target = Target(path=mx.path, **fields)
         connections.append(await connect(target, ehlo_name="relay.test", timeouts=timeouts))
         return connections[-1]

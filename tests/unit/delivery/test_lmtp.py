@@ -1,0 +1,144 @@
+"""Delivery by LMTP: recipients are settled as their replies come, and are then delivered."""
+
+import asyncio
+
+import pytest
+
+from relay.spool.types import SpoolUnavailableError
+from tests.support.journeys import outcomes, states
+from tests.support.remote_mx import DROP, EXTENSIONS, STALL, RemoteMx
+from tests.unit.delivery.conftest import RunningDelivery
+
+PEOPLE = ("a@a.test", "b@a.test", "c@a.test")
+WITHOUT_DSN = tuple(one for one in EXTENSIONS if one != "DSN")
+ALL_DELIVERED = dict.fromkeys(PEOPLE, "delivered")
+
+
+async def until_states(delivery, queue_id: str, expected: dict[str, str]) -> None:
+    async with asyncio.timeout(30):
+        while states(await delivery.spool.journey(queue_id)) != expected:
+            await delivery.changed.get()
+
+
+@pytest.mark.parametrize("offers_dsn", [True, False])
+async def test_accepted_recipients_are_delivered_while_others_have_no_reply(
+    delivery, offers_dsn: bool
+) -> None:
+    gate = asyncio.Event()
+    extensions = EXTENSIONS if offers_dsn else WITHOUT_DSN
+    async with RemoteMx(lmtp=True, gates={"DOT c@a.test": gate}, extensions=extensions) as host:
+        delivery.table.at("a.test", host)
+        await delivery.start()
+        queue_id = await delivery.send(*PEOPLE, notify="SUCCESS")
+        await until_states(delivery, queue_id, ALL_DELIVERED | {"c@a.test": "queued"})
+        assert delivery.reporter.reported == []  # one report names all
+        gate.set()
+        journey = await delivery.done(queue_id)
+    assert states(journey) == ALL_DELIVERED
+    assert [outcomes(journey, one) for one in PEOPLE] == [["delivered"]] * 3
+    assert delivery.reporter.reported == ([] if offers_dsn else [("delivered", [*PEOPLE])])
+    assert host.sessions == 1
+
+
+@pytest.mark.parametrize("fault", [DROP, STALL, "250 too\r\n250 many", "what is this"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_after_a_fault_only_recipients_without_a_reply_get_the_message_again(
+    delivery, place: int, fault: str
+) -> None:
+    dot = {PEOPLE[place]: [fault, "250 2.1.5 saved"]}
+    async with RemoteMx(lmtp=True, dot=dot) as host:
+        delivery.table.at("a.test", host)
+        delivery.timeouts = type(delivery.timeouts)(command_s=1, data_s=1, dot_s=0.1, quit_s=0.2)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send(*PEOPLE))
+        await delivery.done(await delivery.send("d@a.test"))
+    assert states(journey) == ALL_DELIVERED
+    answered = [one.addresses[0] for one in host.envelopes if one.answered == 250]
+    if fault.startswith("250"):  # a surplus reply is taken for the next recipient's
+        assert [outcomes(journey, one)[-1] for one in PEOPLE] == ["delivered"] * 3
+        assert answered.count(PEOPLE[0]) == 1
+        return
+    if fault in (DROP, STALL):
+        assert answered == [*PEOPLE, "d@a.test"]
+    for one in PEOPLE[:place]:
+        assert outcomes(journey, one) == ["delivered"]
+        assert answered.count(one) == 1
+    for one in PEOPLE[place:]:
+        assert outcomes(journey, one) == ["indeterminate", "delivered"]
+
+
+async def test_each_recipient_is_settled_by_its_own_reply(delivery) -> None:
+    dot = {
+        "a@a.test": "552 5.2.2 quota exceeded",
+        "b@a.test": ["452-4.2.2 full\n452 4.2.2 come again", "250 saved"],
+    }
+    async with RemoteMx(lmtp=True, dot=dot, rcpt={"no@a.test": "550 5.1.1 who?"}) as host:
+        delivery.table.at("a.test", host)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send(*PEOPLE, "no@a.test"))
+        assert states(journey) == {
+            "a@a.test": "failed", "b@a.test": "delivered", "c@a.test": "delivered",
+            "no@a.test": "failed",
+        }  # fmt: skip
+        assert outcomes(journey, "b@a.test") == ["deferred", "delivered"]
+        assert outcomes(journey, "c@a.test") == ["delivered"]
+        refused = [("a@a.test", "5.2.2"), ("no@a.test", "5.1.1")]
+        assert delivery.reporter.failures_reported == refused
+        assert [one.addresses for one in host.envelopes].count(["c@a.test"]) == 1
+        assert host.sessions == 1
+
+
+async def test_a_stop_settles_what_the_replies_so_far_say(delivery) -> None:
+    dot = {"b@a.test": "550 5.7.1 never", "c@a.test": STALL}
+    async with RemoteMx(lmtp=True, dot=dot) as host:
+        delivery.table.at("a.test", host)
+        delivery.timeouts = type(delivery.timeouts)()
+        await delivery.start()
+        queue_id = await delivery.send(*PEOPLE)
+        await until_states(
+            delivery, queue_id, dict(zip(PEOPLE, ("delivered", *["queued"] * 2), strict=True))
+        )
+        async with asyncio.timeout(30):
+            while len(host.envelopes) < 3:
+                await asyncio.sleep(0)
+        await delivery.scheduler.drain(0.05)
+        journey = await delivery.spool.journey(queue_id)
+    assert outcomes(journey, "a@a.test") == ["delivered"]
+    assert outcomes(journey, "c@a.test") == ["indeterminate"]
+    assert states(journey)["c@a.test"] == "deferred"
+
+
+async def test_no_retry_has_a_recipient_that_was_settled_before_the_process_ended(
+    monkeypatch, tmp_path
+) -> None:
+    delivery = RunningDelivery(tmp_path)
+    await delivery.open()
+    settle, stuck = delivery.spool.settle, asyncio.Event()
+
+    async def only_parts(settlement, **more):
+        if settlement.goes_on:
+            return await settle(settlement, **more)
+        stuck.set()
+        raise SpoolUnavailableError("the disk is gone")
+
+    monkeypatch.setattr(delivery.spool, "settle", only_parts)
+    gate = asyncio.Event()
+    gates = {"DOT c@a.test": gate}
+    async with RemoteMx(lmtp=True, extensions=WITHOUT_DSN, gates=gates) as host:
+        delivery.table.at("a.test", host)
+        await delivery.start()
+        queue_id = await delivery.send(*PEOPLE, notify="SUCCESS")
+        await until_states(delivery, queue_id, ALL_DELIVERED | {"c@a.test": "queued"})
+        gate.set()
+        await stuck.wait()
+        await delivery.stop(grace_s=0.1)
+
+    again = RunningDelivery(tmp_path)
+    async with RemoteMx(lmtp=True, extensions=WITHOUT_DSN) as host:
+        again.table.at("a.test", host)
+        await again.start()
+        again.scheduler.due_now()
+        await again.done(queue_id)
+        assert [one.addresses for one in host.envelopes] == [["c@a.test"]]
+    assert again.reporter.reported == [("delivered", [*PEOPLE])]
+    await again.stop()
