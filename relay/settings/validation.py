@@ -52,7 +52,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield from _mailboxes(path, made)
             case DeliverySettings(retry=()):
                 yield (*path, "retry"), "a list of at least one duration"
-            case ReportsSettings(templates=Path() as folder) if not folder.is_dir():
+            case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
                 yield (*path, "templates"), "the path of an existing directory"
             case Route():
                 yield from _credentials(path, made)
@@ -145,6 +145,13 @@ def _unreadable(path: KeyPath, file: Path) -> Found:
             return
     except OSError as error:
         yield path, f"a file that can be read ({error.strerror})"
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _name_servers(path: KeyPath, dns: DnsSettings) -> Found:
