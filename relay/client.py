@@ -109,6 +109,10 @@ class ControlClient:
         """
         return self._request("POST", path, msgspec.json.encode(value)).value
 
+    def post_message(self, path: str, query: Mapping[str, str], content: bytes) -> Any:
+        """Post a message and return the JSON of the response. Raises as post() does."""
+        return self._request("POST", _with(path, query), content, body_type="message/rfc822").value
+
     def download(self, path: str) -> Iterator[bytes]:
         """Yield the octets of the response at `/relay/v1` + `path`. Raises as get() does."""
         connection = _UnixConnection(self._path, self._timeout_s)
@@ -136,13 +140,19 @@ class ControlClient:
         return self._request("DELETE", path).value
 
     def _request(
-        self, method: str, path: str, body: bytes | None = None, *, kind: Any = Any
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        kind: Any = Any,
+        body_type: str = "application/json",
     ) -> ControlResponse:
         connection = _UnixConnection(self._path, self._timeout_s)
         with self._translated_errors():
             answer, content = _exchange(
                 connection, method, "/relay/v1" + path, body=body,
-                headers={"content-type": "application/json"}, bytes_max=_ANSWER_BYTES_MAX,
+                headers={"content-type": body_type}, bytes_max=_ANSWER_BYTES_MAX,
             )  # fmt: skip
             has_failed = answer.status >= http.client.BAD_REQUEST
             value = msgspec.json.decode(content, type=Any if has_failed else kind)

@@ -153,6 +153,8 @@ async def _relay_v1(
         case ("storage", "prune"):
             _query(request, "POST")
             return json_response(await handlers.prune(request, principal))
+        case ("explain",) if handlers.explain is not None:
+            return json_response(await handlers.explain.answer(request, principal))
         case ("accounts", "unlock"):
             _query(request, "POST")
             return json_response(await handlers.unlock(request, principal))

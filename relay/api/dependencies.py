@@ -146,6 +146,22 @@ class DevelopmentControls(Protocol):
         ...
 
 
+class Question(Struct, frozen=True):
+    """Mail of which somebody asks what would become of it.
+
+    `sender` is the reverse-path, "" the null one; `ip` is the client's address, "" for a client
+    that has logged in; `content` is the message, with CRLF, None for none.
+    """
+
+    address: str
+    sender: str = ""
+    ip: str = ""
+    content: bytes | None = None
+
+
+Explain = Callable[[Question], Awaitable[Mapping[str, Any]]]
+
+
 @dataclass(frozen=True, slots=True)
 class ApiDependencies:
     """What the handlers need."""
@@ -171,6 +187,7 @@ class ApiDependencies:
     refusals: RefusalStore = field(default_factory=RecentRefusals)  # of SMTP sessions
     # what does not work although the relay is ready; "": nothing
     impaired: Callable[[], str] = lambda: ""
+    explain: Explain | None = None  # where mail for an address goes; None: nothing knows
 
 
 class Principal(Struct, frozen=True):

@@ -20,6 +20,7 @@ from relay.accounts.account import Role, UnknownUserError
 from relay.api import restored
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
+from relay.api.explain import ExplainHandler
 from relay.api.message_previews import NO_PREVIEW, MessagePreviews, RowFacts
 from relay.api.release import (
     addresses_of_body,
@@ -105,6 +106,8 @@ class Handlers:
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
         self._previews = MessagePreviews(dependencies.sources)
+        explain = dependencies.explain
+        self.explain = ExplainHandler(explain) if explain is not None else None
         self._waiting = 0
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:

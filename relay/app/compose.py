@@ -8,6 +8,7 @@ the installation is not complete.
 from contextlib import ExitStack
 
 from relay.app.daemon import Daemon
+from relay.app.explain import explainer_of
 from relay.app.foundation import Foundation, RelayDependencies, open_foundation
 from relay.app.front_door import build_front_door, build_http_servers, build_pages
 from relay.app.pressure_monitor import PressureMonitor, bounds_of
@@ -32,7 +33,8 @@ def compose(
         undo.callback(lock.give_back)
         base = open_foundation(settings, sources, clock=clock or SystemClock(), undo=undo)
         transport = build_transport(base)
-        front_door = build_front_door(base, transport.resolver)
+        explainer = explainer_of(base, transport)
+        front_door = build_front_door(base, transport.resolver, explainer.explain)
         site = build_pages(base, front_door)
         daemon = Daemon(
             settings=settings,

@@ -25,10 +25,11 @@ from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
 from relay.reports.texts import ReportTexts, load_texts
 from relay.routing.route_table import RouteTable, ascii_domain_of, parse_action
-from relay.settings.document import Fault, SettingsError
+from relay.settings.document import Fault, SettingsError, read_document
 from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
 from relay.settings.tree import CertificateFiles, Settings
+from relay.settings.validation import name_of
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
 
@@ -58,6 +59,7 @@ class ActiveConfiguration:
         settings = load(file, environ)
         self._now = self._with_files(settings, routes=settings)
         self.certificates = server_certificates(settings)
+        self.route_places = route_places(file, settings)
 
     @property
     def settings(self) -> Settings:
@@ -224,6 +226,25 @@ def route_table(
         hostname=settings.hostname,
         is_simulated=is_simulated,
     )
+
+
+class RoutePlace(Struct, frozen=True):
+    """Where a route is written."""
+
+    file: str
+    line: int
+
+
+def route_places(file: Path, settings: Settings) -> Mapping[str, RoutePlace]:
+    """Return the place of each route by its name; `settings` were read from `file`.
+
+    Raises SettingsError.
+    """
+    document = read_document(file)
+    return {
+        name_of(route): RoutePlace(str(file), document.line(("route", number)))
+        for number, route in enumerate(settings.route)
+    }
 
 
 def parse_next_hop(

@@ -3,16 +3,21 @@
 open_foundation() opens the mail root and the spool, and starts nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
 from relay import api, spool
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
-from relay.app.configuration import ListenerCertificates, route_table, server_certificates
+from relay.app.configuration import (
+    ListenerCertificates,
+    RoutePlace,
+    route_table,
+    server_certificates,
+)
 from relay.app.srs_key import srs_of
 from relay.app.state_dir import lock_file
 from relay.clock import Clock, Ids
@@ -63,6 +68,7 @@ class RelayDependencies:
     accounts: AccountDirectory  # the addresses, tokens and passwords of users
     rules: Callable[[], RuleSet]  # gives those in force
     texts: Callable[[], ReportTexts] = shipped_texts  # of reports, those in force
+    route_places: Mapping[str, RoutePlace] = field(default_factory=dict)  # by name
     crash_at: str = ""  # for crash tests: the point at which the process kills itself
     # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
     # loopback, except to `release_to`

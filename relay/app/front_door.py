@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from relay import api
 from relay.accounts.account import Role
 from relay.api.content_search import ContentSearch
-from relay.api.dependencies import Principal
+from relay.api.dependencies import Explain, Principal
 from relay.api.release import without_release_host
 from relay.app.configuration import parse_next_hop
 from relay.app.foundation import Foundation
@@ -59,11 +59,15 @@ class Pages:
     end_streams: Callable[[], None] = lambda: None  # ends the live views that are open
 
 
-def build_front_door(base: Foundation, resolver: Resolver | LoopbackResolver) -> FrontDoor:
-    """Return the applications; `resolver` says whether mail may be rerouted to a host."""
+def build_front_door(
+    base: Foundation, resolver: Resolver | LoopbackResolver, explain: Explain
+) -> FrontDoor:
+    """Return the applications; `resolver` says whether mail may be rerouted to a host, `explain`
+    where mail for an address goes.
+    """
     settings, accounts = base.settings, base.sources.accounts
     events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
-    means = _means(base, resolver, events)
+    means = _means(base, resolver, events, explain=explain)
     door = FrontDoor(api.create_control_app(means), means=means, events=events)
     if not settings.http.listen and settings.observe.metrics is None:
         return door
@@ -101,7 +105,11 @@ def build_front_door(base: Foundation, resolver: Resolver | LoopbackResolver) ->
 
 
 def _means(
-    base: Foundation, resolver: Resolver | LoopbackResolver, events: api.EventStreams
+    base: Foundation,
+    resolver: Resolver | LoopbackResolver,
+    events: api.EventStreams,
+    *,
+    explain: Explain,
 ) -> api.ApiDependencies:
     development = base.sources.development
 
@@ -151,7 +159,7 @@ def _means(
         clock=base.clock, ready=unready, impaired=impaired, prune=prune, pressure=base.pressure,
         development=development, events=events, unlock=base.sources.accounts.unlock,
         refusals=base.refusals,
-        sources=sources,
+        sources=sources, explain=explain,
     )  # fmt: skip
 
 

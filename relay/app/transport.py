@@ -8,6 +8,7 @@ from functools import partial
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.app.foundation import Foundation
+from relay.clock import Clock
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
@@ -27,7 +28,7 @@ from relay.reports.receipts import ReceiptSender
 from relay.reports.sender_rate import SenderRate
 from relay.reports.texts import TextSource
 from relay.routing.resolver import LoopbackResolver, Resolver
-from relay.settings.tree import Address, SmtpListener
+from relay.settings.tree import Address, Settings, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim, NewMessage, PriorityLevel
@@ -133,20 +134,51 @@ def _language_of(accounts: AccountDirectory, address: str) -> str:
 
 
 def _resolver(base: Foundation, rng: random.Random) -> Resolver | LoopbackResolver:
-    def resolver_with(nameservers: Sequence[Address]) -> Resolver:
-        """Return a resolver; without name servers it has the system's."""
-        return Resolver(
-            nameservers, timeout_s=base.settings.dns.timeout, clock=base.clock, rng=rng,
-            hostname=base.settings.hostname,
-            own_addresses=[listener.listen for listener in base.settings.smtp],
-            port=base.settings.delivery.port,
-        )  # fmt: skip
-
-    resolver, release_to = resolver_with(base.settings.dns.nameservers), base.sources.release_to
+    resolver, release_to = resolver_of(base.settings, base.clock, rng), base.sources.release_to
     if base.sources.is_simulated is None:
         return resolver
-    elsewhere = resolver_with(()) if release_to is not None else None
+    elsewhere = None
+    if release_to is not None:
+        elsewhere = resolver_of(base.settings, base.clock, rng, nameservers=())
     return LoopbackResolver(resolver, release_to=release_to, elsewhere=elsewhere)
+
+
+def resolver_of(
+    settings: Settings,
+    clock: Clock,
+    rng: random.Random,
+    *,
+    nameservers: Sequence[Address] | None = None,
+) -> Resolver:
+    """Return the resolver of a configuration, or one with other name servers; () has the
+    system's.
+    """
+    return Resolver(
+        settings.dns.nameservers if nameservers is None else nameservers,
+        timeout_s=settings.dns.timeout, clock=clock, rng=rng, hostname=settings.hostname,
+        own_addresses=[listener.listen for listener in settings.smtp],
+        port=settings.delivery.port,
+    )  # fmt: skip
+
+
+def retry_schedule(settings: Settings, rng: random.Random) -> RetrySchedule:
+    """Return when recipients are retried."""
+    delivery = settings.delivery
+    by_class = {
+        name: steps for name, steps in dataclasses.asdict(delivery.retry_by_class).items() if steps
+    }
+    return RetrySchedule(delivery.retry, rng.random, by_class)
+
+
+def site_options(settings: Settings, schedule: RetrySchedule) -> SiteOptions:
+    """Return the options of sites, without those of routes."""
+    delivery = settings.delivery
+    return SiteOptions(
+        connections_max=delivery.max_connections_per_next_hop,
+        rate=parse_rate(delivery.max_rate_per_next_hop),
+        unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
+        waited_s=schedule.waited_s,
+    )
 
 
 def _scheduler(
@@ -157,11 +189,9 @@ def _scheduler(
     rng: random.Random,
 ) -> DeliveryScheduler:
     delivery = base.settings.delivery
+    schedule = retry_schedule(base.settings, rng)
+    options = site_options(base.settings, schedule)
     contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES)
-    by_class = {
-        name: steps for name, steps in dataclasses.asdict(delivery.retry_by_class).items() if steps
-    }
-    schedule = RetrySchedule(delivery.retry, rng.random, by_class)
     recorder = AttemptRecorder(
         base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule
     )
@@ -169,12 +199,6 @@ def _scheduler(
         connect_s=delivery.connect_timeout,
         command_s=delivery.command_timeout,
         data_s=min(delivery.command_timeout, Timeouts().data_s),
-    )
-    options = SiteOptions(
-        connections_max=delivery.max_connections_per_next_hop,
-        rate=parse_rate(delivery.max_rate_per_next_hop),
-        unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
-        waited_s=schedule.waited_s,
     )
     return DeliveryScheduler(
         base.spool, recorder, contents,

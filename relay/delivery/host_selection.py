@@ -27,13 +27,22 @@ from relay.message.outcome import (
     classify_session_failure,
 )
 from relay.message.tls_policy import TlsPolicy
-from relay.routing.mx_hosts import Host, Hosts
+from relay.routing.mx_hosts import (
+    NO_MX,
+    Host,
+    Hosts,
+    MxAnswer,
+    NoSuchDomain,
+    NullMx,
+    Resolution,
+)
 from relay.routing.route_table import HopOptions
 from relay.smtp.connect import ConnectError, Target
 from relay.smtp.connection import Connection
 from relay.spool.types import Claim
 
 HOSTS_MAX = 20_000
+OTHER_FAMILY = "no address of the family of source_address"
 
 # address, port, TLS policy, login, source address: a failure with one says nothing about another
 HostKey = tuple[str, int, TlsPolicy | None, str, str]
@@ -99,11 +108,37 @@ def with_tls(found: Hosts, tls: TlsPolicy) -> Hosts:
     return replace(found, hosts=hosts)
 
 
+def target_of(host: Host, address: str, via: HopOptions) -> Target:
+    """Return where to connect, and how; the host has its TLS policy."""
+    assert host.tls is not None
+    login = via.login
+    return Target(
+        host=host.name, address=address if host.port else "", port=host.port,
+        path="" if host.port else address, lmtp=host.lmtp, tls=host.tls,
+        credentials=(login.user, login.password) if login is not None else None,
+        source_address=via.source_address,
+    )  # fmt: skip
+
+
 def of_family(addresses: Sequence[str], source: str) -> Sequence[str]:
     """Return the addresses that can be reached from a source address; "": the system chooses."""
     if not source:
         return addresses
     return [address for address in addresses if (":" in address) == (":" in source)]
+
+
+def mx_of(found: Resolution, source: str) -> MxAnswer:
+    """Return the MX answer of a lookup, with what is skipped because of a source address."""
+    mx = NO_MX if isinstance(found, NullMx | NoSuchDomain) else found.mx
+    if not source or not isinstance(found, Hosts):
+        return mx
+    other = {host.name for host in found.hosts if not of_family(host.addresses, source)}
+    return replace(
+        mx,
+        hosts=tuple(
+            replace(each, skipped=OTHER_FAMILY) if each.name in other else each for each in mx.hosts
+        ),
+    )
 
 
 class HostUse(Struct, frozen=True):
@@ -242,14 +277,7 @@ class HostSelection:
         *,
         probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
-        assert host.tls is not None
-        login = self._via.login
-        target = Target(
-            host=host.name, address=address if host.port else "", port=host.port,
-            path="" if host.port else address, lmtp=host.lmtp, tls=host.tls,
-            credentials=(login.user, login.password) if login is not None else None,
-            source_address=self._via.source_address,
-        )  # fmt: skip
+        target = target_of(host, address, self._via)
         try:
             async with probe_timeout():
                 return await self._connect(target)

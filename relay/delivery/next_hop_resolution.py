@@ -31,7 +31,7 @@ from relay.delivery.host_selection import (
     HostKey,
     HostSelection,
     HostStatusCache,
-    of_family,
+    mx_of,
     with_tls,
 )
 from relay.delivery.site import Site, SiteState
@@ -41,10 +41,7 @@ from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.message.tls_policy import TlsPolicy
 from relay.observe.logs import get_logger
 from relay.routing.mx_hosts import (
-    NO_MX,
     Hosts,
-    NoSuchDomain,
-    NullMx,
     Resolution,
     TemporaryFailure,
     Unresolved,
@@ -67,7 +64,6 @@ _RESOLVED_MAX = 4000
 _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
 # each host: its name or its socket's path, port, TLS policy, LMTP; and the other options
 SiteKey = tuple[tuple[tuple[str, int, TlsPolicy | None, bool], ...], HopOptions]
-_OTHER_FAMILY = "no address of the family of source_address"
 _NO_TLS = TlsPolicy("none")  # in a SiteKey's options
 
 
@@ -328,11 +324,12 @@ class Sites:
         """How many claims wait until a message rate allows them."""
         return sum(site.delayed_claims for site in self._sites.values())
 
-    def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState | None:
-        """What the site of these hosts does now; None: it is not in use."""
+    def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState:
+        """What the site of these hosts does now; one that is not in use may have failed hosts."""
         options = self._table.options_for(next_hop)
-        site = self._sites.get(_site_key(with_tls(found, options.tls), options))
-        return site.state if site is not None else None
+        hosts = with_tls(found, options.tls)
+        key = _site_key(hosts, options)
+        return (self._sites.get(key) or self._new_site(key, hosts, options)).state
 
     def _push_to_site(self, claim: Claim, site: Site) -> None:
         self._claims_in_memory.track(claim, site.ready)
@@ -383,20 +380,12 @@ class Sites:
     def _note_lookup(self, next_hop: NextHop, found: Resolution, took_s: float) -> None:
         """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
         options = self._table.options_for(next_hop)
-        mx = NO_MX if isinstance(found, NullMx | NoSuchDomain) else found.mx
-        hosts = mx.hosts
-        if isinstance(found, Hosts) and options.source_address:
-            source = options.source_address
-            other = {host.name for host in found.hosts if not of_family(host.addresses, source)}
-            hosts = tuple(
-                replace(each, skipped=_OTHER_FAMILY) if each.name in other else each
-                for each in hosts
-            )
+        mx = mx_of(found, options.source_address)
         self._found.pop(next_hop, None)
         if len(self._found) >= _RESOLVED_MAX:
             del self._found[next(iter(self._found))]
         self._found[next_hop] = Lookup(
-            tuple(map(str, hosts)),
+            tuple(map(str, mx.hosts)),
             mx.more,
             round(1000 * took_s, 1),
             self._table.tls_demanded_by(next_hop),
@@ -421,19 +410,22 @@ class Sites:
         if site is None:
             if len(self._sites) >= _SITES_MAX:
                 self._forget_unused()
-            site = self._sites[key] = Site(
-                name=",".join(f"{name}:{port}" for name, port, *_ in key[0][:3]),
-                host_selection=HostSelection(
-                    hosts, self._options, via=options, host_status=self._host_status,
-                    clock=self._clock, connect=self._connect,
-                ),
-                options=self._options.limited(options.connections_max, parse_rate(options.rate)),
-                scheduler=self._scheduler,
-                slots=self._slots,
-                clock=self._clock,
-            )  # fmt: skip
+            site = self._sites[key] = self._new_site(key, hosts, options)
         site.host_selection.hosts = hosts  # the same in a new order, with new addresses
         return site
+
+    def _new_site(self, key: SiteKey, hosts: Hosts, options: HopOptions) -> Site:
+        return Site(
+            name=",".join(f"{name}:{port}" for name, port, *_ in key[0][:3]),
+            host_selection=HostSelection(
+                hosts, self._options, via=options, host_status=self._host_status,
+                clock=self._clock, connect=self._connect,
+            ),
+            options=self._options.limited(options.connections_max, parse_rate(options.rate)),
+            scheduler=self._scheduler,
+            slots=self._slots,
+            clock=self._clock,
+        )  # fmt: skip
 
     def _forget_unused(self) -> None:
         self._resolved.clear()

@@ -174,8 +174,8 @@ class DeliveryScheduler:
                 taken.append(key)
         return frozenset(taken)
 
-    def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState | None:
-        """What the site of these hosts does now; None: it is not in use."""
+    def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState:
+        """What the site of these hosts does now."""
         return self._sites.state_of(next_hop, found)
 
     @property

@@ -19,7 +19,7 @@ from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
 from relay.api.message_copies import MessageCopies
 from relay.app.compose import compose
-from relay.app.configuration import ListenerCertificates
+from relay.app.configuration import ListenerCertificates, route_places
 from relay.app.daemon import Daemon
 from relay.app.foundation import RelayDependencies
 from relay.app.settling import SETTLE_S
@@ -124,6 +124,7 @@ class DevelopmentRelay:
         options = self._options
         write_config(self.folder, options, self.internet)
         settings = load(self.folder.config, {})
+        places = route_places(self.folder.config, settings)
         if options.release_to is not None:
             route = options.release_to.route(self.folder.path)
             settings = dataclasses.replace(settings, route=(*settings.route, route))
@@ -146,6 +147,7 @@ class DevelopmentRelay:
             self._accounts,
             lambda: self._rules,
             lambda: texts,
+            route_places=places,
             is_simulated=self.internet.covers,
             release_to=self.release_to,
             # A web page of another site could create an account otherwise, by DNS rebinding.

@@ -60,7 +60,7 @@ _log = get_logger("ingress")
 RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 _INLINE_BYTES = 65536  # for less, a thread costs more than the rules
-_POLICY_TIMEOUT_S = 10.0
+POLICY_TIMEOUT_S = 10.0
 _POLICY_THREADS = 2
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
@@ -68,7 +68,7 @@ _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 _LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
 # RFC 3463 3.8
 _NO_POLICY = DataReply("451 4.7.1 The mail rules could not be applied, try again later")
-_TOO_MANY_PARTS = DataReply(
+TOO_MANY_PARTS = DataReply(
     "554 5.6.0 The message has too many MIME parts, or nests them too deeply"  # RFC 3463 3.7
 )
 _LONG_HEADER = DataReply(ContentRejection.LONG_HEADER)
@@ -106,7 +106,7 @@ class Acceptance:
     has_room: Callable[[NextHop, int, PriorityLevel], bool] = lambda _next_hop, _sender, _level: (
         True
     )
-    policy_timeout_s: float = _POLICY_TIMEOUT_S  # for all rules of one message; then 451
+    policy_timeout_s: float = POLICY_TIMEOUT_S  # for all rules of one message; then 451
     # evaluate the rules
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_POLICY_THREADS, thread_name_prefix="policy"),
@@ -295,7 +295,7 @@ class Acceptance:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self.threads, rules.evaluate, message)
         except TooManyPartsError:
-            return _TOO_MANY_PARTS
+            return TOO_MANY_PARTS
         except TimeoutError:
             _log.error("policy timed out", size_bytes=message.content.size)
         except Exception:  # noqa: BLE001 -- no message may bypass a rule that fails

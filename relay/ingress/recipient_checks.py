@@ -8,20 +8,29 @@ the address that the client gave, never one behind an alias.
 RFC 5321 3.9.1, 4.1.1.3, 7.9.
 """
 
+from typing import Protocol
+
 from msgspec import Struct
 
 from relay.accounts.account import DEAD_LETTER
 from relay.ingress.forwarding import Forwarder
-from relay.mailbox.delivery_store import DeliveryStore
 from relay.mailbox.types import Room
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
+
+
+class MailboxRoom(Protocol):
+    """The part of DeliveryStore that RCPT needs."""
+
+    async def room(self, account: str, size: int) -> Room:
+        """Whether a message of `size` bytes fits the quota."""
+        ...
 
 
 class RecipientChecks(Struct, frozen=True):
     """What the check of a recipient needs."""
 
     forwarding: Forwarder  # which addresses are valid, and what they lead to
-    quota: DeliveryStore  # whether a local mailbox has room
+    quota: MailboxRoom  # whether a local mailbox has room
 
     async def rejection(
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool

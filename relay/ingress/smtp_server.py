@@ -6,10 +6,10 @@ continues if its client disconnects. RFC 5321 3.8; RFC 8314 3.3 (implicit TLS).
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from msgspec import Struct
 
@@ -57,6 +57,12 @@ class IngressDependencies:
     crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
     pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
     refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
+
+
+def is_in(networks: Iterable[IPv4Network | IPv6Network], ip: str) -> bool:
+    """Return whether a client's address is in one of these networks."""
+    address = ip_address(ip.partition("%")[0])
+    return any(address in network for network in networks)
 
 
 class ListenerOptions(Struct, frozen=True):
@@ -278,5 +284,4 @@ class SmtpServer:
     def _is_trusted(self, ip: str) -> bool:
         if not ip and not self._listener.listen.path:
             return False  # a TCP client that disconnected before its address was read
-        address = ip_address((ip or _LOOPBACK).partition("%")[0])
-        return any(address in network for network in self._networks)
+        return is_in(self._networks, ip or _LOOPBACK)

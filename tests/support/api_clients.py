@@ -7,9 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import astuple
 
 from relay.accounts.account import Account, Role, Scope, UnknownUserError
 from relay.api import ApiDependencies, create_app, create_control_app
+from relay.api.dependencies import Question
 from relay.clock import SystemClock
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
@@ -114,6 +116,14 @@ class Records:
         self.asked.append(("unlock", address))
         return 2
 
+    async def explain(self, question: Question) -> dict[str, Any]:
+        self.asked.append(("explain", *astuple(question)))
+        self.looks.put_nowait("explain")
+        await self.allowed.wait()
+        if self.fault:
+            raise self.fault
+        return {"address": question.address}
+
     async def count_before_queue(self) -> dict[str, int]:
         return {"scheduled": 1, "converting": 0}
 
@@ -156,6 +166,7 @@ async def api() -> AsyncIterator[ApiClients]:
         prune=no_history,
         sources=records,
         unlock=records.unlock,
+        explain=records.explain,
     )
     app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     outside, inside = (

@@ -1,0 +1,122 @@
+"""GET and POST /relay/v1/explain: where mail for an address would go, and why.
+
+POST has the message, for conditions of rules that need one. It tells which addresses exist, so it
+needs the role read or operate.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from relay.api.dependencies import Explain, Principal, Question
+from relay.api.request_parameters import require_method, single_values
+from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.http.http_request import HttpRequest, body_too_large
+from relay.message.address import AddressError, parse_mailbox
+from relay.message.header import Header
+from relay.policy.rule_files import crlf
+
+PARAMETERS = ("address", "from", "ip")
+MESSAGE_BYTES_MAX = 36 * 1024 * 1024
+_TOGETHER_MAX = 8  # questions at once
+_MESSAGES_MAX = 1  # of these, with a message: it is in memory
+_RETRY_S = 2
+_MESSAGE_TYPE = "message/rfc822"
+
+
+class ExplainHandler:
+    """Answers questions, a few at once. `explain` raises TimeoutError if rules take too long."""
+
+    def __init__(self, explain: Explain) -> None:
+        self._explain = explain
+        self._together = self._messages = 0
+
+    async def answer(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
+        """Return the document. Raises ApiError."""
+        require_method(request, "GET", "POST")
+        principal.check_may_read()
+        query = single_values(request.query, PARAMETERS)
+        if self._together >= _TOGETHER_MAX:
+            raise _too_many("explanations")
+        self._together += 1
+        try:
+            if request.method != "POST":
+                question = read_question(query, None)
+                return await request.cancel_on_disconnect(self._answer(question))
+            if self._messages >= _MESSAGES_MAX:
+                raise _too_many("messages")
+            self._messages += 1
+            try:
+                message = await _message_of(request)
+                return await self._answer(await asyncio.to_thread(read_question, query, message))
+            finally:
+                self._messages -= 1
+        finally:
+            self._together -= 1
+
+    async def _answer(self, question: Question) -> Mapping[str, Any]:
+        try:
+            return await self._explain(question)
+        except TimeoutError:
+            message = "The rules took too long; the message would get 451 4.7.1."
+            raise _unavailable(message) from None
+
+
+def read_question(query: Mapping[str, str], message: bytes | None) -> Question:
+    """Return the question of parameters and a message. Raises ApiError 400."""
+    text = query.get("address", "")
+    if not text:
+        raise _bad("address", "nothing", "the address of a recipient")
+    address = text if text.lower() == "postmaster" else _mailbox("address", text)
+    sender, ip = query.get("from", ""), query.get("ip", "")
+    sender = "" if sender in ("", "<>") else _mailbox("from", sender)
+    if ip:
+        try:
+            ip = str(ip_address(ip))
+        except ValueError:
+            raise _bad("ip", quoted(ip), "an IP address") from None
+    if not message:
+        return Question(address, sender, ip)
+    content = crlf(message)
+    if not Header.of(content).fields:
+        raise _bad("message", "text without a header", "a message (RFC 5322)")
+    return Question(address, sender, ip, content)
+
+
+async def _message_of(request: HttpRequest) -> bytes:
+    """Read the body. Raises ApiError 413, 415, and what blocks() raises."""
+    if (request.declared_bytes or 0) > MESSAGE_BYTES_MAX:
+        raise body_too_large(MESSAGE_BYTES_MAX)
+    parts: list[bytes] = []
+    size_bytes = 0
+    async for block in request.blocks():
+        size_bytes += len(block)
+        if size_bytes > MESSAGE_BYTES_MAX:
+            raise body_too_large(MESSAGE_BYTES_MAX)
+        parts.append(block)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if size_bytes and kind != _MESSAGE_TYPE:
+        message = f"Content-Type: found {quoted(kind)}, expected {_MESSAGE_TYPE}."
+        raise ApiError(415, "UnsupportedMediaType", message)
+    return b"".join(parts)
+
+
+def _mailbox(name: str, text: str) -> str:
+    try:
+        return parse_mailbox(text, smtputf8=True)
+    except AddressError as error:
+        raise ApiError(400, "BadRequest", f"{name}: {error}.") from None
+
+
+def _bad(name: str, found: str, expected: str) -> ApiError:
+    return ApiError(400, "BadRequest", f"{name}: found {found}, expected {expected}.")
+
+
+def _too_many(what: str) -> ApiError:
+    message = f"Too many {what} are being explained; try again."
+    return _unavailable(message)
+
+
+def _unavailable(message: str) -> ApiError:
+    return service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)

@@ -1,0 +1,385 @@
+"""Explain where mail for an address goes, and why, without sending anything.
+
+It decides nothing: it asks the route table, the rules, the resolver and the TLS policy that
+acceptance and delivery use, in their order, and says what each of them answered. In a running relay
+these are its own parts, with the state of its sites; explainer_of_files() makes the same parts from
+a configuration. docs/names.md describes the document.
+"""
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from relay.accounts.account import Expansion
+from relay.accounts.directory import load_accounts
+from relay.api.dependencies import Question
+from relay.app.configuration import RoutePlace, route_places, route_table
+from relay.app.foundation import Foundation
+from relay.app.srs_key import SRS_KEY_FILE, read_srs_key
+from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
+from relay.clock import Clock, rfc3339
+from relay.delivery.dependencies import HostResolver
+from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, target_of, with_tls
+from relay.delivery.retry import RetrySchedule
+from relay.delivery.site import SiteState
+from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.ingress.acceptance import POLICY_TIMEOUT_S, TOO_MANY_PARTS
+from relay.ingress.expansion import expand_recipients
+from relay.ingress.forwarding import Forwarder
+from relay.ingress.recipient_checks import RecipientChecks
+from relay.ingress.smtp_server import is_in
+from relay.mailbox.types import Room
+from relay.message.envelope import ForwardPath, Source, domain_of
+from relay.message.header import Header, ParsedContent
+from relay.message.nexthop import CAPTURE, LOCAL, NextHop
+from relay.message.outcome import Deferred, Failed
+from relay.message.srs import Srs
+from relay.message.status import own_reply
+from relay.message.verdict import ExaminedMessage, RecipientVerdict, VerdictAction
+from relay.policy.attachment_names import TooManyPartsError
+from relay.policy.engine import RuleSet
+from relay.policy.explanation import RulesExplained, explain
+from relay.policy.rule_files import load_rules
+from relay.routing.mx_hosts import Hosts, Resolution, outcome_of
+from relay.routing.route_table import (
+    HopOptions,
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RouteTable,
+    RoutingResult,
+)
+from relay.settings.document import Fault, SettingsError
+from relay.settings.tree import Settings
+
+_GOES_ON = ("local", "remote", "captured", "held")  # states in which mail is delivered or queued
+_NO_PLACE = RoutePlace("", 0)
+_RNG = random.Random()  # noqa: S311 - spreads load, not for security
+
+
+class _UnknownRoom:
+    """Takes the place of a mail store: its mailboxes have room."""
+
+    async def room(self, _account: str, _size: int) -> Room:
+        """See DeliveryStore."""
+        return Room.FITS
+
+
+class _Sender(Struct, frozen=True):
+    """What is known of who sends: the reverse-path, and whether its session is trusted."""
+
+    reverse_path: str
+    is_trusted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explainer:
+    """Answers questions with the parts that it is given."""
+
+    forwarding: Forwarder  # that of acceptance: aliases, and the table of delivery
+    rules: Callable[[], RuleSet]  # returns the active rules
+    resolver: HostResolver  # that of delivery
+    schedule: RetrySchedule  # that of delivery
+    options: SiteOptions  # of sites, without those of routes
+    clock: Clock  # for the times of a site's state
+    places: Mapping[str, RoutePlace]  # of the routes, by name
+    checks: RecipientChecks  # those of RCPT
+    trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
+    # what the site of these hosts does now; None: no relay runs
+    state_of: Callable[[NextHop, Hosts], SiteState] | None
+
+    @property
+    def table(self) -> RouteTable:
+        """The routes."""
+        return self.forwarding.router
+
+    async def explain(self, question: Question) -> dict[str, Any]:
+        """Return what would become of the mail. Raises TimeoutError if the rules take too long."""
+        sender = _Sender(question.sender, not question.ip or self.trusts(question.ip))
+        expand = self._expander(question)
+        expansion = expand(question.address)
+        rejection = await self.checks.rejection(
+            question.address, question.sender, size_bytes=len(question.content or b""),
+            may_relay=sender.is_trusted,
+        )  # fmt: skip
+        if expansion is None:
+            return await self._recipient(question.address, sender, question, rejection=rejection)
+        if not expansion.targets:  # it has forwarded the message before
+            [alias] = expand_recipients([ForwardPath(question.address)], expand).aliases
+            found = self._replaced(question.address, sender, [])
+            return found | {"state": "rejected", "reply": alias.reply}
+        targets: list[dict[str, Any]] = []
+        for target in expansion.targets:
+            document = await self._recipient(target.address, sender, question)
+            targets.append(document | {"aliases": [*target.through[1:], target.address]})
+        if len(targets) == 1:
+            found = targets[0] | {"address": question.address}
+        else:
+            found = self._replaced(question.address, sender, targets)
+        if rejection:
+            found["reply"] = rejection
+            if found["state"] in _GOES_ON:  # its mailbox is full
+                found["state"] = "rejected"
+        return found
+
+    def _expander(self, question: Question) -> Callable[[str], Expansion | None]:
+        """Return what replaces an alias; without a message it has not been forwarded before."""
+        header = Header.of(question.content or b"")
+        return self.forwarding.expander(question.sender, header)
+
+    async def _recipient(
+        self, address: str, sender: _Sender, question: Question, *, rejection: str = ""
+    ) -> dict[str, Any]:
+        """Explain an address that is no alias; `rejection` is the reply to RCPT, if it has one."""
+        found = self.forwarding.examine(address, sender.reverse_path)
+        document = self._document(address, sender, found)
+        if isinstance(found, InvalidRecipient):
+            state = "rejected" if found.route else "invalid"
+            return document | {"state": state, "reply": rejection or found.text}
+        if rejection:
+            return document | {"state": "rejected", "reply": rejection}
+        try:
+            explained = await self._apply_rules(address, sender, question, found=found)
+        except TooManyPartsError:
+            return document | {"state": "rejected", "reply": TOO_MANY_PARTS.reply}
+        document["rules"] = [_rule(each) for each in msgspec.to_builtins(explained.rules)]
+        [verdict] = explained.verdict.recipients
+        return document | await self._by_verdict(verdict, sender, found, question=question)
+
+    async def _apply_rules(
+        self, address: str, sender: _Sender, question: Question, *, found: RoutingResult
+    ) -> RulesExplained:
+        """Apply the rules as acceptance does. Raises TooManyPartsError, TimeoutError."""
+        claims_local = self.table.is_local_domain(domain_of(sender.reverse_path))
+        local = [address] if isinstance(found, LocalRecipient) else []
+        message = ExaminedMessage(
+            reverse_path=sender.reverse_path,
+            sender_local=claims_local and sender.is_trusted,
+            recipients=(address,),
+            local=frozenset(local),
+            content=ParsedContent.of(question.content or b""),
+            source=Source.SMTP,
+        )
+        rules = self.rules()
+        if question.content is None:
+            return explain(rules, message, has_content=False)
+        async with asyncio.timeout(POLICY_TIMEOUT_S):  # real time: a thread
+            return await asyncio.to_thread(explain, rules, message)
+
+    async def _by_verdict(
+        self,
+        verdict: RecipientVerdict,
+        sender: _Sender,
+        found: LocalRecipient | RemoteRecipient,
+        *,
+        question: Question,
+    ) -> dict[str, Any]:
+        """Return what the rules make of the recipient."""
+        match verdict.action:
+            case VerdictAction.REJECT:
+                reply = own_reply(verdict.status, verdict.text)
+                return {"state": "rejected", "reply": reply}
+            case VerdictAction.DISCARD:
+                return {"state": "discarded"}
+            case VerdictAction.REDIRECT:
+                expansions = map(self._expander(question), verdict.successors)
+                pairs = zip(verdict.successors, expansions, strict=True)
+                addresses = [
+                    address
+                    for each, expansion in pairs
+                    for address in (expansion.addresses if expansion is not None else ()) or (each,)
+                ]
+                targets = [await self._target(each, sender) for each in dict.fromkeys(addresses)]
+                return {"state": _state_of_all(targets), "targets": targets}
+            case VerdictAction.DELIVER:
+                return await self._destination(found)
+
+    async def _target(self, address: str, sender: _Sender) -> dict[str, Any]:
+        """Explain an address that takes another one's place: rules do not apply to it again."""
+        found = self.forwarding.examine(address, sender.reverse_path)
+        document = self._document(address, sender, found)
+        if isinstance(found, InvalidRecipient):
+            state = "rejected" if found.route else "invalid"
+            return document | {"state": state, "reply": found.text}
+        return document | await self._destination(found)
+
+    async def _destination(self, found: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
+        """Return where mail goes that nothing rejects."""
+        if isinstance(found, LocalRecipient):
+            return {"state": "local", "mailbox": found.mailbox}
+        if found.next_hop == CAPTURE:
+            return {"state": "captured"}
+        return await self._hosts_of(found.next_hop)
+
+    async def _hosts_of(self, next_hop: NextHop) -> dict[str, Any]:
+        """Return the hosts of a next hop, and how they are contacted."""
+        via = self.table.options_for(next_hop)
+        document: dict[str, Any] = {
+            "state": "remote",
+            "limits": self._limits(via),
+            "site": None,
+            "retry": list(self.schedule.retry_s),
+            "tls": {"level": via.tls.level, "policy": self.table.tls_demanded_by(next_hop)},
+        }
+        found = await self.resolver.resolve(next_hop)
+        document |= _hosts(found, via)
+        if not isinstance(found, Hosts):
+            outcome = outcome_of(found)
+            state = "invalid" if isinstance(outcome, Failed) else "remote"
+            return document | {"state": state, "reply": outcome.evidence.reply}
+        hosts = with_tls(found, via.tls)
+        first = hosts.hosts[0]
+        document["tls"]["level"] = target_of(first, first.addresses[0], via).level
+        if self.state_of is not None:
+            document["site"] = _site(self.state_of(next_hop, found), self.clock)
+        return document
+
+    def _limits(self, via: HopOptions) -> dict[str, Any]:
+        options = self.options.limited(via.connections_max, parse_rate(via.rate))
+        rate = options.rate
+        return {
+            "max_connections": options.connections_max,
+            "max_rate": f"{rate.count}/{rate.per_s:g}" if rate is not None else "",
+            "source_address": via.source_address,
+        }
+
+    def _replaced(
+        self, address: str, sender: _Sender, targets: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the document of an alias with several targets."""
+        found = self._document(address, sender, InvalidRecipient("", ""))
+        return found | {"state": _state_of_all(targets), "targets": list(targets)}
+
+    def _document(self, address: str, sender: _Sender, found: RoutingResult) -> dict[str, Any]:
+        """Return the document of an address of which only the route is known."""
+        match found:
+            case LocalRecipient():
+                next_hop = str(LOCAL)
+            case RemoteRecipient(hop):
+                next_hop = str(hop)
+            case InvalidRecipient():
+                next_hop = ""
+        place = self.places.get(found.route, _NO_PLACE)
+        return {
+            "address": address, "from": sender.reverse_path, "state": "", "reply": "",
+            "aliases": [], "rules": [],
+            "route": {
+                "name": found.route, "file": place.file, "line": place.line, "next_hop": next_hop,
+            },
+            "mailbox": "", "hosts": [], "hosts_more": 0, "tls": None, "limits": {}, "site": None,
+            "retry": [], "running": self.state_of is not None,
+        }  # fmt: skip
+
+
+def _rule(finding: dict[str, Any]) -> dict[str, Any]:
+    """Return a rule without its recipients: there is one."""
+    return {name: value for name, value in finding.items() if name != "recipients"}
+
+
+def _state_of_all(targets: Sequence[Mapping[str, Any]]) -> str:
+    """Return the state of an address with targets: that of the first one that gets the mail."""
+    states = [str(each["state"]) for each in targets] or ["rejected"]
+    return next((state for state in states if state in _GOES_ON), states[0])
+
+
+def _hosts(found: Resolution, via: HopOptions) -> dict[str, Any]:
+    """Return the hosts in the order in which delivery tries them, then those that it skips."""
+    mx, documents = mx_of(found, via.source_address), []
+    hosts = found.hosts if isinstance(found, Hosts) else ()
+    for host in hosts:
+        addresses = list(of_family(host.addresses, via.source_address))
+        documents.append({
+            "name": host.name, "preference": host.preference, "addresses": addresses,
+            "skipped": "" if addresses else OTHER_FAMILY,
+        })  # fmt: skip
+    names = {host.name for host in hosts}
+    documents += [
+        {"name": one.name, "preference": one.preference, "addresses": [], "skipped": one.skipped}
+        for one in mx.hosts
+        if one.name not in names
+    ]
+    return {"hosts": documents, "hosts_more": mx.more}
+
+
+def _site(state: SiteState, clock: Clock) -> dict[str, Any]:
+    """Return what a site does."""
+    now_us = clock.time_us()
+    paused_us, failed_us = int(state.paused_s * 1e6), int(state.failed_s * 1e6)
+    return {
+        "connections": state.connections,
+        "paused_until": rfc3339(now_us + paused_us) if paused_us > 0 else None,
+        "last_failure": _failure(state.failure, rfc3339(now_us - failed_us)),
+    }
+
+
+def _failure(outcome: Deferred | Failed | None, at: str) -> dict[str, str] | None:
+    if outcome is None:
+        return None
+    return {"at": at, "host": outcome.evidence.host, "reply": outcome.evidence.reply}
+
+
+def explainer_of(base: Foundation, transport: Transport) -> Explainer:
+    """Return the explainer of a relay that runs."""
+    forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings, _RNG)
+    return Explainer(
+        forwarding=forwarding, rules=base.sources.rules, resolver=transport.resolver,
+        schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
+        places=base.sources.route_places,
+        checks=RecipientChecks(forwarding, base.store), trusts=_trusts(base.settings),
+        state_of=transport.scheduler.state_of,
+    )  # fmt: skip
+
+
+@contextmanager
+def explainer_of_files(
+    settings: Settings, *, file: Path, environ: Mapping[str, str], clock: Clock
+) -> Iterator[tuple[Explainer, Callable[[], Any]]]:
+    """Yield an explainer of a configuration that no relay uses, to be used in an event loop, and
+    the function that closes its resolver there.
+
+    Raises SettingsError.
+    """
+    boxes = settings.mailboxes
+    accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
+    try:
+        try:
+            table = route_table(settings, accounts)
+        except ValueError as error:
+            raise SettingsError([Fault(file, 0, "route", str(error))]) from None
+        forwarding = Forwarder(accounts, table, _srs_of(settings), clock)
+        schedule = retry_schedule(settings, _RNG)
+        rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
+        resolver = resolver_of(settings, clock, _RNG)
+        explainer = Explainer(
+            forwarding=forwarding, rules=lambda: rules, resolver=resolver,
+            schedule=schedule, options=site_options(settings, schedule), clock=clock,
+            places=route_places(file, settings),
+            checks=RecipientChecks(forwarding, _UnknownRoom()), trusts=_trusts(settings),
+            state_of=None,
+        )  # fmt: skip
+        yield explainer, resolver.close
+    finally:
+        accounts.close()
+
+
+def _srs_of(settings: Settings) -> Srs:
+    """Return what reads SRS addresses; before the first start there are none."""
+    path = settings.state_dir / SRS_KEY_FILE
+    if settings.mailboxes.srs_key or path.exists():
+        return Srs((settings.mailboxes.srs_key or read_srs_key(path)).encode())
+    return Srs(secrets.token_bytes())
+
+
+def _trusts(settings: Settings) -> Callable[[str], bool]:
+    """Return whether any listener trusts an address."""
+    networks = [ip_network(text) for one in settings.smtp for text in one.trusted_networks]
+    return lambda ip: is_in(networks, ip)

@@ -1,0 +1,173 @@
+"""`relay explain`: where mail for an address goes, and why, without sending anything.
+
+Exits 0 for mail that would be delivered or queued, 65 for an address that is invalid or rejected.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, InputPath, common_options, read_input
+from relay.cli.output import flush
+from relay.clock import SystemClock
+from relay.commands.explain import explain as ask
+from relay.phrases import counted, time_left
+from relay.settings.environment import read_environment
+
+_QUEUED = ("local", "remote", "captured", "held")
+_STATES = {
+    "local": "goes into the mailbox {mailbox}",
+    "remote": "goes to {next_hop}",
+    "captured": "is captured: stored here, never sent",
+    "held": "is queued for {next_hop}, and held",
+    "invalid": "is invalid",
+    "rejected": "is rejected",
+    "discarded": "is discarded by a rule: nobody gets it, and no report is sent",
+}
+_SHOWN_MAX = 20  # rules and hosts; --json has all
+_WIDTH = 8
+
+
+@click.command()
+@click.argument("address")
+@click.option("--from", "sender", metavar="ADDRESS", default="",
+              help="The reverse-path. [default: <>, as a report has]")  # fmt: skip
+@click.option("--message", "file", type=InputPath(), metavar="FILE",
+              help="The message, for conditions on the content.")  # fmt: skip
+@click.option("--ip", metavar="ADDRESS", default="",
+              help="The client. [default: one that has logged in]")  # fmt: skip
+@common_options
+def explain(
+    context: CommandContext, address: str, *, sender: str, file: Path | None, ip: str
+) -> None:
+    """Say where mail for ADDRESS goes, and why, without sending anything.
+
+    The running relay answers. If none runs, the answer is from its configuration.
+    """
+    settings = context.settings()
+    query = {"address": address, "from": sender, "ip": ip}
+    message = read_input("explain", file) if file is not None else None
+    document, why_files = ask(
+        settings,
+        context.found_config_file(),
+        {name: value for name, value in query.items() if value},
+        message=message,
+        environ=read_environment().variables,
+        clock=SystemClock(),
+    )
+    context.show(document, lambda: explanation_lines(document, why_files))
+    if document["state"] not in _QUEUED:
+        flush()
+        raise CommandError(ExitCode.DATA)
+
+
+def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[str]:
+    """Return the answer first, then its reasons, a line for each."""
+    lines = [_answer(document)]
+    if why_files:
+        lines.append(_line("relay", f"{why_files}; this is from the configuration"))
+    lines.append(_line("from", document["from"] or "<>, as a report; --from names another"))
+    lines += [_line("alias", each) for each in document["aliases"]]
+    lines += _cut([_line("rule", text) for text in _rules(document["rules"])], "rule")
+    route = document["route"]
+    if route["name"]:
+        place = f" ({route['file']}:{route['line']})" if route["file"] else ""
+        lines.append(_line("route", f'"{route["name"]}"{place}'))
+    elif route["next_hop"]:
+        lines.append(_line("route", f"none matches, so it is {route['next_hop']}"))
+    lines += _cut([_line("host", _host(each)) for each in document["hosts"]], "host")
+    if (tls := document["tls"]) is not None:
+        lines.append(_line("tls", f"{tls['level']}, demanded by the {tls['policy']}"))
+    if limits := document["limits"]:
+        lines.append(_line("limits", _limits(limits)))
+    if (site := document["site"]) is not None:
+        lines.append(_line("site", _site(site)))
+    if document["retry"]:
+        lines.append(_line("retry", _retry(document["retry"])))
+    for target in document.get("targets", ()):
+        lines += [f"  {line}" for line in explanation_lines(target)]
+    return lines
+
+
+def _answer(document: Mapping[str, Any]) -> str:
+    """Return what becomes of the mail, in a sentence."""
+    address, reply = document["address"], document["reply"]
+    if targets := document.get("targets"):
+        return f"{address} is replaced by {', '.join(each['address'] for each in targets)}"
+    state = _STATES[document["state"]].format(
+        mailbox=document["mailbox"], next_hop=document["route"]["next_hop"]
+    )
+    return f"{address} {state}: {reply}" if reply else f"{address} {state}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<{_WIDTH}}{text}"
+
+
+def _cut(lines: list[str], noun: str) -> list[str]:
+    rest = len(lines) - _SHOWN_MAX
+    if rest <= 0:
+        return lines
+    return [*lines[:_SHOWN_MAX], _line("", f"and {counted(rest, f'more {noun}')}; --json has all")]
+
+
+def _rules(rules: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a text for each rule, those that match or may match first."""
+    order = {True: 0, None: 1, False: 2}
+    return [_rule(each) for each in sorted(rules, key=lambda each: order[each["matched"]])]
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    name = f'"{rule["rule"]}"'
+    would = "would do (audit)" if rule["mode"] == "audit" else "does"
+    if rule["skipped"]:
+        return f"{name} is not evaluated: {rule['skipped']}"
+    if rule["matched"]:
+        found = ", ".join(_condition(each) for each in rule["conditions"])
+        return f"{name} matches and {would} {rule['outcome']}" + (f": {found}" if found else "")
+    if rule["matched"] is None:
+        needed = ", ".join(one["condition"] for one in rule["conditions"] if one["holds"] is None)
+        return f"{name} depends on the message ({needed}); --message names one"
+    against = [
+        each
+        for each in rule["conditions"]
+        if each["holds"] is not None and each["holds"] == each["condition"].startswith("unless ")
+    ]
+    return f"{name} does not match: {', '.join(map(_condition, against))}"
+
+
+def _condition(condition: Mapping[str, Any]) -> str:
+    return f'{condition["condition"]} "{condition["value"]}"'
+
+
+def _host(host: Mapping[str, Any]) -> str:
+    name = f"{host['preference']} {host['name']}"
+    if host["skipped"]:
+        return f"{name} is skipped: {host['skipped']}"
+    return f"{name} [{', '.join(host['addresses'])}]"
+
+
+def _limits(limits: Mapping[str, Any]) -> str:
+    text = counted(limits["max_connections"], "connection")
+    if limits["max_rate"]:
+        count, _, seconds = limits["max_rate"].partition("/")
+        text += f", {counted(int(count), 'message')} in {seconds} s"
+    return f"{text}, from {limits['source_address']}" if limits["source_address"] else text
+
+
+def _site(site: Mapping[str, Any]) -> str:
+    text = counted(site["connections"], "connection") + " now"
+    if site["paused_until"]:
+        text += f", paused until {site['paused_until'][11:19]} UTC"
+    if (failure := site["last_failure"]) is not None:
+        text += f", last failure {failure['at'][11:19]} UTC: {failure['reply']}"
+    return text
+
+
+def _retry(steps: Sequence[float]) -> str:
+    """Return the waits between attempts: the last one repeats."""
+    spans = [time_left(each).removeprefix("in ") for each in steps]
+    return f"after {', '.join(spans)}" + (", and so on" if spans else "")
