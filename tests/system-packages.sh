@@ -35,6 +35,20 @@ else
     /usr/bin/perl -MMail::DeliveryStatus::BounceParser -e 1 2>/dev/null ||
         missing+=(libmail-deliverystatus-bounceparser-perl)
 fi
+# Unpacked into .system, not installed: tests start this LMTP server by its path. Its version must be Dovecot's.
+unpack() {
+    local version folder
+    version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) || return 0
+    [ ! -e /usr/lib/dovecot/lmtp ] && [ ! -e .system/usr/lib/dovecot/lmtp ] || return 0
+    folder=$(mktemp -d)
+    (cd "$folder" && apt-get -q download "dovecot-lmtpd=$version" && dpkg-deb -x dovecot-lmtpd_*.deb .) &&
+        mkdir -p .system && cp -r "$folder/usr" .system/ ||
+        echo "tests of Dovecot's LMTP server are skipped: its package cannot be fetched" >&2
+    rm -rf "$folder"
+}
+if [ "${1:-}" != languages ] && { [ "$(id -u)" = 0 ] || [ -n "${CI:-}${SYSTEM_PACKAGES:-}" ]; }; then
+    trap unpack EXIT
+fi
 [ ${#missing[@]} = 0 ] && exit 0
 
 skip() {
@@ -64,7 +78,7 @@ if [ -e "$policy" ]; then
     kept="$policy.kept-by-relay"
     "${as_root[@]}" mv "$policy" "$kept"
 fi
-trap restore EXIT
+trap 'restore; unpack' EXIT
 printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
 "${as_root[@]}" chmod 755 "$policy"
 

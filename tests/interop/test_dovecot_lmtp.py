@@ -1,0 +1,96 @@
+"""Real mail servers behind LMTP: Dovecot's takes and refuses what Relay sends it, as the recipe says."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.dovecot import NoDovecotError
+from tests.support.dovecot_lmtp import SERVICE, DovecotLmtp
+from tests.support.relay_config import OPERATOR
+from tests.support.relay_process import ROOT, RelayProcess
+
+PAGE = (ROOT / "docs" / "operation-install.md").read_text()
+RECIPE = PAGE.partition("\n## Deliver to Dovecot by LMTP\n")[2].partition("\n## ")[0]
+TCP, SOCKET = "by-tcp", "example"  # domains, each with a route
+PEOPLE = {
+    f"{name}@{domain}.org": rule
+    for domain in (TCP, SOCKET)
+    for name, rule in {"alice": "", "bob": "", "full": "*:bytes=10"}.items()
+}
+
+
+@pytest.fixture(scope="module")
+def dovecot() -> Iterator[DovecotLmtp]:
+    try:
+        with DovecotLmtp(PEOPLE, service=SERVICE) as started:
+            yield started
+    except NoDovecotError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture(scope="module")
+def relay(dovecot: DovecotLmtp) -> Iterator[RelayProcess]:
+    """A relay with the route of the recipe, and the same by TCP."""
+    [route] = re.findall(r"^```toml\n(.*?)^```$", RECIPE, re.MULTILINE | re.DOTALL)
+    [by_tcp] = re.findall(r'next_hop = "lmtp://[^"]*"', RECIPE)
+    [by_socket] = re.findall(r"next_hop = .*", route)
+    routes = [
+        route.replace("/run/dovecot/lmtp", dovecot.path),
+        route.replace("example.org", f"{TCP}.org").replace(
+            by_socket, by_tcp.replace("mail.example.org:24", f"127.0.0.1:{dovecot.port}")
+        ),
+    ]
+    made = RelayProcess()
+    with made.config_file.open("a") as file:
+        file.write("\n".join(["", *routes]))
+    with made:
+        yield made
+
+
+def test_the_recipe_has_the_service_of_this_dovecot() -> None:
+    assert SERVICE in RECIPE
+
+
+@pytest.mark.parametrize("domain", [TCP, SOCKET])
+def test_dovecot_has_an_answer_for_each_recipient(
+    relay: RelayProcess, dovecot: DovecotLmtp, domain: str
+) -> None:
+    names = ("alice", "nobody", "full", "bob")
+    people = [f"{name}@{domain}.org" for name in names]
+    content = "Subject: to Dovecot\r\n\r\nÜber LMTP.\r\n.\r\n".encode()
+    journey = relay.until_final(relay.submit("carol@example.test", people, content))
+    found = {one["address"].partition("@")[0]: one for one in journey["recipients"]}
+    assert {name: one["state"] for name, one in found.items()} == {
+        "alice": "delivered", "nobody": "failed", "full": "failed", "bob": "delivered",
+    }  # fmt: skip
+    assert found["nobody"]["status"] == "5.1.1"
+    assert found["full"]["status"] == "5.2.2"
+    assert [one["attempts"][0]["outcome"] for one in found.values()].count("delivered") == 2
+    for name in ("alice", "bob"):
+        (mail,) = dovecot.mail(f"{name}@{domain}.org")
+        fields, _, body = mail.partition(b"\n\n")
+        assert fields.count(b"Return-Path: <carol@example.test>") == 1
+        assert body == "Über LMTP.\n.\n".encode()
+    assert dovecot.mail(f"full@{domain}.org") == []
+
+
+@pytest.mark.parametrize("domain", [TCP, SOCKET])
+def test_a_success_is_reported_as_delivered(relay: RelayProcess, domain: str) -> None:
+    """Dovecot offers no DSN, so Relay makes the report."""
+    journey = relay.until_final(
+        relay.submit("dave@example.test", [f"bob@{domain}.org"], rcpt_options=["NOTIFY=SUCCESS"])
+    )
+    reports = [step["detail"] for step in journey["steps"] if step["step"] == 7]
+    assert [one["kind"] for one in reports] == ["delivered"]
+
+
+def test_a_missing_socket_defers(relay: RelayProcess) -> None:
+    queue_id = relay.submit("carol@example.test", ["alice@nowhere.test"])
+    answer = relay.graph(
+        "POST", "/relay/v1/queue/reroute",
+        {"ids": [queue_id], "to": f"lmtp:unix:{relay.folder}/missing"}, token=OPERATOR,
+    )  # fmt: skip
+    assert answer.status == 200, answer.body
+    found = relay.until_state(queue_id, "deferred")["recipients"][0]
+    assert f"{relay.folder}/missing: no such file or directory" in found["reply"]
