@@ -368,6 +368,25 @@ def test_contributing_names_what_exists():
     assert sorted({*missing} - {"Containerfile"}) == []
 
 
+def test_each_row_about_next_hops_names_tests_that_exist():
+    """Or says that it is not built."""
+    rows = re.findall(r"^\| (.+) \|$", (TOP / "docs/next-hops.md").read_text(), re.MULTILINE)
+    rows = [one.split(" | ") for one in rows if not one.startswith(("event |", "feature |"))]
+    assert len(rows) > 60
+    assert [one for one in rows if len(one) != 4] == []
+    wrong = []
+    for event, _, what, tests in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
+        if not named and (tests != "not built" or "not built" not in what):
+            wrong.append(event)
+        for file, name in named:
+            path = TOP / "tests" / file
+            text = path.read_text() if path.is_file() else ""
+            if not re.search(rf"^(async )?def {name}\(", text, re.MULTILINE):
+                wrong.append(f"{event}: {file}::{name}")
+    assert wrong == []
+
+
 def test_the_layers_of_the_design_are_those_of_the_contract():
     contracts = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = next(one["layers"] for one in contracts["contracts"] if one["type"] == "layers")
