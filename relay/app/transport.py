@@ -57,7 +57,7 @@ def build_transport(base: Foundation) -> Transport:
     rng = random.Random()  # noqa: S311 - spreads load, not for security
     reporter = Reporter(
         hostname=settings.hostname, clock=base.clock, ids=base.ids,
-        next_hop_for=base.table.next_hop_for,
+        destination_of=base.table.destination_of,
         expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
         rate=_sender_rate(base),
         texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),

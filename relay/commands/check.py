@@ -321,6 +321,8 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         text = "found none, expected a domain: no mail is local, and no account can have an address"
         yield _warning("configuration", place.fault(("mailboxes", "domains"), text))
     for number, route in enumerate(settings.route):
+        if route.next_hop == "hold":
+            continue  # the routes that follow decide
         if not route.next_hop.startswith(("local", "capture", "reject:")):
             return  # some mail leaves
         if route.domain == "*":

@@ -140,6 +140,6 @@ def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:
     """Return what writes the reports of a cancel."""
     return Reporter(
         hostname=settings.hostname, clock=clock, ids=Ids(clock),
-        next_hop_for=table.next_hop_for, expire_after_s=settings.delivery.expire_after,
+        destination_of=table.destination_of, expire_after_s=settings.delivery.expire_after,
         metrics=Metrics(),
     )  # fmt: skip

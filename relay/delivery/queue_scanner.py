@@ -331,7 +331,8 @@ class QueueScanner:
         sender, due_us = message.sender_key, message.facts.received_us
         for entry in message.entries:
             level = message.level_of(entry)
-            if entry.next_hop.kind is HopKind.CAPTURE and not self._delivers_captured:
+            is_captured = entry.next_hop.kind is HopKind.CAPTURE and not self._delivers_captured
+            if is_captured or entry.extra.reason:  # it is not attempted
                 continue
             if due_us > self._scanned_us:
                 self._has_newly_due = True

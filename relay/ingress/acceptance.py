@@ -370,7 +370,7 @@ class Acceptance:
         """
         message, sender = self._with_priorities(message), message.sender_key
         claim = len(message.entries) <= _CLAIMED_MAX and all(
-            self.has_room(entry.next_hop, sender, message.level_of(entry))
+            entry.extra.reason or self.has_room(entry.next_hop, sender, message.level_of(entry))
             for entry in message.entries
         )
         accepted = await self.spool.accept(
@@ -447,6 +447,11 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
             names = routes.setdefault(str(entry.next_hop), [])
             if (name := entry.next_hop.route) and name not in names:
                 names.append(name)
+    held: dict[str, list[str]] = {}  # by the reason
+    for entry in fan.entries:
+        if entry.extra.reason:
+            addresses = [each.path.address for each in entry.recipients if not each.added_by]
+            held.setdefault(entry.extra.reason, []).extend(addresses)
     rejected = [each for each in fan.rejected if not each.added_by]
     aliases = [each for each in fan.aliases if each.successors]
     detail: dict[str, Any] = {
@@ -455,6 +460,8 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
     }
     if any(routes.values()):
         detail["routes"] = {hop: names for hop, names in routes.items() if names}
+    if any(held.values()):
+        detail["held"] = {reason: names[:_NAMED_MAX] for reason, names in held.items() if names}
     if client is not None:
         detail["client"] = client.as_json()
     if aliases:

@@ -1,4 +1,5 @@
-"""Fan a message out: sort its recipients into queue entries, one per next hop and content.
+"""Fan a message out: sort its recipients into queue entries, one per next hop and content, and
+one more for what is held.
 
 A pure function of what routing and the mail rules returned. Each recipient appears exactly once: in
 an entry, or in a final state (rejected, discarded, redirected, expanded).
@@ -32,8 +33,7 @@ from relay.routing.route_table import (
 from relay.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 
 _NEVER = frozenset({Notify.NEVER})
-# Of an entry: its content, the alias that sends it outside, and the sender that it gets there.
-_Key = tuple[NextHop, int, str, str]
+_Key = tuple[NextHop, int, EntryExtra]  # of an entry: its content, and what is particular to it
 
 
 class FanOut(Struct, frozen=True):
@@ -120,7 +120,7 @@ def fan_out(
         else:
             key = key_of(found, address, content=addition.content, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(added)
-    used = sorted({content for _, content, _, _ in buckets}) or [0]
+    used = sorted({content for _, content, _ in buckets}) or [0]
     return FanOut(
         contents=tuple(verdict.contents[content] for content in used),
         entries=tuple(_entry(key, bucket, used) for key, bucket in buckets.items()),
@@ -130,8 +130,7 @@ def fan_out(
 
 
 def _entry(key: _Key, bucket: Sequence[NewRecipient], used: Sequence[int]) -> NewEntry:
-    next_hop, content, forwarded_by, sender = key
-    extra = EntryExtra(sender=sender, delivered_to=forwarded_by) if forwarded_by else NO_EXTRA
+    next_hop, content, extra = key
     return NewEntry(next_hop, tuple(bucket), content=used.index(content), extra=extra)
 
 
@@ -170,10 +169,14 @@ def _key(
 ) -> _Key:
     """Return the key of the entry of a recipient."""
     if isinstance(examination, LocalRecipient):  # whose copy names the address that it is for
-        return LOCAL, content, "", ""
-    if not forwarded_by:
-        return examination.next_hop, content, "", ""
-    return examination.next_hop, content, forwarded_by, sender_of(forwarded_by, address)
+        next_hop, forwarded_by = LOCAL, ""
+    else:
+        next_hop = examination.next_hop
+    if not (forwarded_by or examination.held):
+        return next_hop, content, NO_EXTRA
+    sender = sender_of(forwarded_by, address) if forwarded_by else ""
+    extra = EntryExtra(sender=sender, delivered_to=forwarded_by, reason=examination.held)
+    return next_hop, content, extra
 
 
 def _additions(

@@ -65,6 +65,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             yield f"{hop}{by}: {named(recipients, counts.get(hop))}"
         for alias, sender in detail.get("senders", {}).items():
             yield f"sender of what {alias} forwards: {sender}"
+        for reason, addresses in detail.get("held", {}).items():
+            yield f"held by {reason}: {named(addresses)}"
         refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
         yield from _few(refused, counts.get("refused"))
     elif step == 6 and "recipients" in detail:
@@ -99,6 +101,8 @@ def _operation(detail: Mapping[str, Any]) -> str:
         result.append(f"until {moment(str(detail['until']), '')}")
     if "to" in detail:
         result.append(f"to {named(detail['to'])}")
+    if holds := detail.get("holds"):
+        result.append(f"held by {named(list(dict.fromkeys(holds.values())))}")
     if detail.get("why"):
         result.append(f"because: {detail['why']}")
     result.append(f"{'entry' if len(numbers) == 1 else 'entries'} {named(numbers)}")

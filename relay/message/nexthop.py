@@ -101,8 +101,9 @@ CAPTURE = NextHop(HopKind.CAPTURE)
 
 class Destination(Struct, frozen=True):
     """Where a reroute sends mail for an address. `chosen`: the command named the next hop, and no
-    route has to match.
+    route has to match. `held` is why the mail is held there, "" where it is not.
     """
 
     next_hop: NextHop
     chosen: bool = False
+    held: str = ""

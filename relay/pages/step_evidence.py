@@ -168,6 +168,8 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
         facts.append(StepFact("Next hop", f"{hop_words(hop)}{by}, for {names}"))
     senders = detail.get("senders", {})
     facts += [StepFact("Sender", f"{sender}, of {alias}") for alias, sender in senders.items()]
+    for reason, addresses in detail.get("held", {}).items():
+        facts.append(StepFact("Held", f"by {reason}, for {_some(addresses)}", state="held"))
     refused = detail.get("refused", ())
     facts += [
         StepFact("Refused", f"{one['address']}: {one['reply']}", state="failed")

@@ -18,7 +18,7 @@ from relay.journeys.events import Event, Step
 from relay.message.content import Content, is_eight_bit, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.message.header import Header, ParsedContent, outgoing
-from relay.message.nexthop import LOCAL, NextHop
+from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import FAILURES, HumanPart, ReportedRecipient, ReportKind, write_dsn
@@ -27,7 +27,7 @@ from relay.mime.mdn import write_mdn
 from relay.observe.metrics import Metrics
 from relay.reports.sender_rate import SenderRate
 from relay.reports.texts import TextSource
-from relay.spool.types import NewEntry, NewMessage, NewRecipient, ReportPlan
+from relay.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan
 
 POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
@@ -118,19 +118,19 @@ class Reporter:
         hostname: str,
         clock: Clock,
         ids: Ids,
-        next_hop_for: Callable[[str], NextHop | None],
+        destination_of: Callable[[str], Destination | None],
         expire_after_s: float,
         metrics: Metrics,
         rate: SenderRate | None = None,
         texts: TextSource | None = None,
     ) -> None:
-        """`next_hop_for` returns None for an address that has no next hop. `rate` limits reports of
+        """`destination_of` returns None for an address without a next hop. `rate` limits reports of
         successes and delays; None is no limit. `texts` None are those of this relay.
         """
         self._hostname = hostname
         self._clock = clock
         self._ids = ids
-        self._next_hop_for = next_hop_for
+        self._destination_of = destination_of
         self._expire_after_us = int(expire_after_s * 1_000_000)
         self._metrics = metrics
         self._rate = rate
@@ -216,8 +216,8 @@ class Reporter:
         """
         if not self._copies.to or kind not in self._copies.kinds:
             return
-        next_hop = self._next_hop_for(self._copies.to)
-        route = _Route(self._copies.to, next_hop) if next_hop else _TO_POSTMASTER
+        to = self._destination_of(self._copies.to)
+        route = _Route(self._copies.to, to) if to is not None else _TO_POSTMASTER
         about = self._in_wall_time(message)
         envelope = replace(about.envelope, reverse_path=self._copies.to, ret="HDRS")
         shown = replace(about, envelope=envelope)
@@ -230,8 +230,8 @@ class Reporter:
         """Return the read receipt about the message `queue_id`, and the event for its trace; None
         if the asker has no next hop. The caller counts it.
         """
-        next_hop = self._next_hop_for(request.to)
-        if next_hop is None:
+        to = self._destination_of(request.to)
+        if to is None:
             return None
         now_us = self._clock.time_us()
         words = self._texts.current().receipt(
@@ -243,7 +243,7 @@ class Reporter:
             report_id=self._ids.new(), now_us=now_us,
         )  # fmt: skip
         about = MessageFacts(queue_id, Envelope(request.to), Source.SMTP, True, 0)
-        route = _Route(request.to, next_hop)
+        route = _Route(request.to, to)
         made = self._message(written, route, about=about, account=request.account)
         reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
         return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
@@ -258,30 +258,30 @@ class Reporter:
     ) -> tuple[NewMessage | None, Event]:
         """Return the report, None if it is left out, and its event."""
         reverse_path = message.envelope.reverse_path
-        next_hop = self._next_hop_for(reverse_path)
+        to = self._destination_of(reverse_path)
         shown = self._in_wall_time(message)
         times = {}
         if kind is ReportKind.DELAYED:
             times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
-        if kind not in FAILURES and (left_out := self._left_out(message, next_hop, content)):
+        if kind not in FAILURES and (left_out := self._left_out(message, to, content)):
             self._metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
             detail = {"kind": str(kind), "recipients": _named(recipients), **times}
             event = Event(Step.REPORT, self._clock.time_us(), detail | {"left_out": left_out})
             return None, event
-        if next_hop is None:  # the sender's own address has no next hop
+        if to is None:  # the sender's own address has no next hop
             route, label, account = _TO_POSTMASTER, "dead-letter", ""
         else:
-            route, label, account = _Route(reverse_path, next_hop), str(kind), message.account
+            route, label, account = _Route(reverse_path, to), str(kind), message.account
         self.count(label)
         written = self._written(kind, shown, recipients, content=content)
         report = self._message(written, route, about=message, account=account)
         return report, _event(report, label, recipients, times=times)
 
     def _left_out(
-        self, message: MessageFacts, next_hop: NextHop | None, content: Content
+        self, message: MessageFacts, to: Destination | None, content: Content
     ) -> "LeftOut | None":
         """Return why a report of a success or a delay is not sent, None if it is."""
-        if next_hop is None:
+        if to is None:
             return LeftOut.UNROUTED
         if is_automatic(ParsedContent.of(content).header):
             return LeftOut.AUTOMATIC
@@ -342,9 +342,11 @@ class Reporter:
         header, content = parsed.header, outgoing(parsed)
         routed = {
             "rules": [],
-            "next_hops": {str(route.next_hop): [route.address]},
+            "next_hops": {str(route.to.next_hop): [route.address]},
             "about": about.id,
         }
+        if route.to.held:
+            routed["held"] = {route.to.held: [route.address]}
         facts = MessageFacts(
             id=self._ids.new(),
             envelope=Envelope(
@@ -365,7 +367,9 @@ class Reporter:
         return NewMessage(
             facts,
             contents=(content,),
-            entries=(NewEntry(route.next_hop, (recipient,)),),
+            entries=(
+                NewEntry(route.to.next_hop, (recipient,), extra=EntryExtra(reason=route.to.held)),
+            ),
             events=(Event(Step.POLICY_AND_ROUTING, self._clock.time_us(), routed),),
         )
 
@@ -376,10 +380,10 @@ class Reporter:
 
 class _Route(Struct, frozen=True):
     address: str
-    next_hop: NextHop
+    to: Destination
 
 
-_TO_POSTMASTER = _Route(POSTMASTER, LOCAL)
+_TO_POSTMASTER = _Route(POSTMASTER, Destination(LOCAL))
 
 
 def _event(

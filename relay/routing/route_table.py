@@ -40,7 +40,11 @@ class RejectRoute(Struct, frozen=True):
     text: str
 
 
-RouteAction = UseMx | RejectRoute | NextHop
+class HoldMail(Struct, frozen=True):
+    """The mail is held: the routes that follow say where a release sends it."""
+
+
+RouteAction = UseMx | RejectRoute | HoldMail | NextHop
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ def parse_action(text: str) -> RouteAction:
         return UseMx()
     if text == "local":
         return LOCAL
+    if text == "hold":
+        return HoldMail()
     if text == "capture":
         return CAPTURE
     if text.startswith("reject:"):
@@ -145,6 +151,7 @@ class LocalRecipient(Struct, frozen=True):
     mailbox: str
     is_answer: bool = False
     route: str = ""  # that decided; "": none did
+    held: str = ""  # the reason, "route NAME": it waits for a release; "": it does not
 
 
 class RemoteRecipient(Struct, frozen=True):
@@ -152,6 +159,7 @@ class RemoteRecipient(Struct, frozen=True):
 
     next_hop: NextHop
     route: str = ""  # that decided; "": none did
+    held: str = ""  # as of a LocalRecipient
 
 
 class InvalidRecipient(Struct, frozen=True):
@@ -267,7 +275,13 @@ class RouteTable:
             return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
-        route = self._route_for(domain, reverse_path)
+        return self._examine_by_routes(address, domain, reverse_path)
+
+    def _examine_by_routes(
+        self, address: str, domain: str, reverse_path: str, *, after: int = -1
+    ) -> RoutingResult:
+        """Let the first route behind the route `after` decide that takes the mail."""
+        route = self._route_for(domain, reverse_path, after)
         if route is not None and route.result is not None:
             return route.result
         match route.action if route is not None else None:
@@ -278,6 +292,12 @@ class RouteTable:
             case UseMx():
                 assert route is not None
                 return _examine_mx(address, domain, route=route.name)
+            case HoldMail():
+                assert route is not None
+                found = self._examine_by_routes(address, domain, reverse_path, after=route.number)
+                if isinstance(found, InvalidRecipient):
+                    return found
+                return replace(found, held=f"route {route.name}")
             case RejectRoute(status, text):
                 assert route is not None
                 return _rejected(status, address, text, route=route.name)
@@ -306,18 +326,18 @@ class RouteTable:
         """Return the next hop of mail for `address`, or None if the address is invalid. Without
         `reverse_path` it is a report.
         """
-        match self.examine(address, reverse_path):
-            case LocalRecipient():
-                return LOCAL
-            case RemoteRecipient(next_hop):
-                return next_hop
-            case InvalidRecipient():
-                return None
+        found = self.destination_of(address, reverse_path)
+        return None if found is None else found.next_hop
 
     def destination_of(self, address: str, reverse_path: str = "") -> Destination | None:
-        """Return next_hop_for() as the RouteLookup of a reroute by the routes."""
-        next_hop = self.next_hop_for(address, reverse_path)
-        return None if next_hop is None else Destination(next_hop)
+        """Return the next hop, and why mail is held there: a RouteLookup of the routes."""
+        match self.examine(address, reverse_path):
+            case LocalRecipient() as found:
+                return Destination(LOCAL, held=found.held)
+            case RemoteRecipient() as found:
+                return Destination(found.next_hop, held=found.held)
+            case InvalidRecipient():
+                return None
 
     def options_for(self, next_hop: NextHop) -> HopOptions:
         """Return how to contact the hosts of a next hop: as its route says.
@@ -370,6 +390,8 @@ class RouteTable:
                 return route
         if next_hop.kind is HopKind.MX:
             route = self._route_for(next_hop.host, "")
+            while route is not None and isinstance(route.action, HoldMail):
+                route = self._route_for(next_hop.host, "", route.number)
             return route if route is not None and isinstance(route.action, UseMx) else None
         return self._first_to.get(next_hop)  # of no route, if it is named and gone
 
@@ -382,10 +404,10 @@ class RouteTable:
             return False
         return self._is_simulated(f"{address.rpartition('@')[0]}@{domain}")
 
-    def _route_for(self, domain: str, reverse_path: str) -> _TableRoute | None:
-        """Return the first route that takes the mail."""
+    def _route_for(self, domain: str, reverse_path: str, after: int = -1) -> _TableRoute | None:
+        """Return the first route that takes the mail, behind the route `after`."""
         for route in self._routes_for(domain):
-            if route.takes_sender(reverse_path):
+            if route.number > after and route.takes_sender(reverse_path):
                 return route
         return None
 

@@ -243,9 +243,13 @@ def name_of(route: Route) -> str:
 
 
 def hidden_routes(routes: Sequence[Route]) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of each route that gets no mail, and of the earlier one that gets it."""
+    """Yield the numbers of each route that gets no mail, and of the earlier one that gets it. What
+    is held goes on to the routes that follow.
+    """
     for number, route in enumerate(routes):
         for earlier, other in enumerate(routes[:number]):
+            if other.next_hop == "hold" != route.next_hop:
+                continue
             if _covers_sender(other.sender, route.sender) and _covers(other.domain, route.domain):
                 yield number, earlier
                 break

@@ -43,8 +43,8 @@ SRS_KEY_EXPECTED = "a secret of 16 to 1,024 characters"
 _SRS_KEY_LENGTH = range(16, 1025)
 _PLAIN_HTTP = "http://"
 NEXT_HOP_EXPECTED = (
-    "mx, local, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT, lmtp:unix:PATH"
-    " or reject:TEXT"
+    "mx, local, hold, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT,"
+    " lmtp:unix:PATH or reject:TEXT"
 )
 _LMTP_SOCKET = "lmtp:unix:"
 _SMTP_PORT = 25
@@ -172,7 +172,7 @@ def parse_network(text: str) -> str:
 
 def parse_next_hop(text: str) -> str:
     """Return a normalized next hop; RFC 5321 text for reject."""
-    if text in ("mx", "local", "capture"):
+    if text in ("mx", "local", "hold", "capture"):
         return text
     scheme, separator, place = text.partition("://")
     if separator and scheme in ("smtp", "smtps", "lmtp"):

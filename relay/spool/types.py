@@ -142,6 +142,15 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
 
     # An operator or a rule chose its next hop: no route has to match.
     chosen: bool = False
+    # Why it is held: "route NAME", or who holds it and why. "": it is not held, or it was by a
+    # Relay before schema 9, and an event says why.
+    reason: str = ""
+    # The rule that holds it.
+    rule: str = ""
+    # Since when it is held, in wall clock time; 0: since the acceptance of its message.
+    since_us: int = 0
+    # It was held and was released: no route holds it again.
+    released: bool = False
     # The reverse-path in MAIL of this copy where it is another than the message's (SRS). The
     # message's sender gets the reports all the same.
     sender: str = ""
@@ -174,7 +183,8 @@ def parse_message_extra(text: str) -> MessageExtra:
 class NewEntry(Struct, frozen=True):
     """The copy of a message for one next hop; `content` is an index into NewMessage.contents.
 
-    `level` is its first priority level, None for the message's priority.
+    `level` is its first priority level, None for the message's priority. With a reason in `extra`
+    it is held: it is not claimed, and waits for a release or its expiry.
     """
 
     next_hop: NextHop

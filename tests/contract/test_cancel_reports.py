@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from relay.clock import Ids
 from relay.message.envelope import Envelope, ForwardPath, Notify, Source
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import LOCAL, Destination
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter
 from relay.spool.types import DueQuery, EntrySchedule, Settlement
@@ -18,7 +18,7 @@ NOW = 10**18  # after the due time of every entry in these tests
 def reporter(spool, clock) -> Reporter:
     reporter = Reporter(
         hostname="relay.test", clock=clock, ids=Ids(clock),
-        next_hop_for=lambda _: NextHop.parse("local"), expire_after_s=3600, metrics=Metrics(),
+        destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=Metrics(),
     )  # fmt: skip
     spool.queue_admin.report_with(reporter)
     return reporter

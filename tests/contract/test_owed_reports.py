@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from relay.clock import Ids
 from relay.message.envelope import ForwardPath, Notify, Source
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter
@@ -70,7 +70,7 @@ async def test_a_cancel_of_the_rest_pays_what_is_owed(open_spool, make, clock, h
     await spool.start()
     reporter = Reporter(
         hostname="relay.test", clock=clock, ids=Ids(clock),
-        next_hop_for=lambda _: NextHop.parse("local"), expire_after_s=3600, metrics=Metrics(),
+        destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=Metrics(),
     )  # fmt: skip
     if how != "no reports":
         spool.queue_admin.report_with(reporter)

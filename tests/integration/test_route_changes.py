@@ -90,6 +90,46 @@ def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
         assert relay.faults() == []
 
 
+def test_mail_that_a_route_holds_is_sent_by_a_release_only(remotes: Remotes) -> None:
+    """Over a restart with other routes as well, which no longer say where it goes."""
+    host, other = remotes.start("first.test"), remotes.start("second.test")
+
+    def route(name: str, to: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "domain": "*.test", "next_hop": to, **more}
+
+    hub, backup = (f"smtp://{one.host}:{one.port}" for one in (host, other))
+    config = {"route": [route("slow", "hold", sender="*@example.test"), route("hub", hub)]}
+    with remotes.relay(config=config) as relay:
+        stays, goes, moves = (relay.submit(ALICE, [f"{one}@a.test"]) for one in "xyz")
+        for queue_id in (stays, goes, moves):
+            relay.until_state(queue_id, "held")
+        (shown, *_) = relay.cli_json("queue", "list", "--state", "held")
+        assert (shown["reason"], shown["rule"], shown["route"]) == ("route slow", "", "hub")
+        assert shown["since"]
+        assert shown["next_hop"] == hub
+        journey = relay.journey(goes)
+        (routed,) = [step["detail"] for step in journey["steps"] if step["step"] == 5]
+        assert routed["held"] == {"route slow": ["y@a.test"]}
+        assert journey["recipients"][0]["reason"] == "route slow"
+        relay.cli("queue", "release", goes)
+        assert relay.until_final(goes)["state"] == "relayed"
+        assert [len(host.received(f"{one}@a.test")) for one in "xyz"] == [0, 1, 0]
+        relay.cli("queue", "reroute", moves, "--to", backup)  # stays held
+        relay.cli("queue", "release", moves)
+        assert relay.until_final(moves)["state"] == "relayed"
+        assert len(other.received("z@a.test")) == 1
+        relay.stop()
+        relay.config["route"] = [route("renamed", "hold"), route("backup", backup)]
+        relay.write_config(relay.config)
+        relay.start()
+        (shown,) = relay.queue()
+        assert (shown["state"], shown["reason"], shown["route"]) == ("held", "route slow", "hub")
+        relay.cli("queue", "release", stays)
+        assert relay.until_final(stays)["state"] == "relayed"  # rerouted, and not held again
+        assert ([*host.received("x@a.test")], len(other.received("x@a.test"))) == ([], 1)
+        assert relay.faults() == []
+
+
 def test_the_names_of_routes_are_checked(tmp_path: Path) -> None:
     config = {
         "route": [

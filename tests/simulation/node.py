@@ -152,7 +152,7 @@ class Node:
         self.maintenance = SimulatedMaintenance(world, life, scenario, spool=self.spool)
         reporter = Reporter(
             hostname="relay.test", clock=self.clock, ids=ids,
-            next_hop_for=self.table.next_hop_for, expire_after_s=scenario.expire_after_s,
+            destination_of=self.table.destination_of, expire_after_s=scenario.expire_after_s,
             metrics=self.metrics,
         )  # fmt: skip
         self.scheduler = self._scheduler(around, reporter)

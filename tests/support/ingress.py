@@ -173,7 +173,7 @@ class Relay:
             hostname="relay.example.test",
             clock=self.clock,
             ids=ids,
-            next_hop_for=router.next_hop_for,
+            destination_of=router.destination_of,
             expire_after_s=3600,
             metrics=self.metrics,
         )

@@ -24,7 +24,14 @@ from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
-from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, append_events, read_facts
+from relay.spool.sqlite.transactions import (
+    MESSAGE_COLUMNS,
+    RELEASED,
+    append_events,
+    note_hold,
+    note_release,
+    read_facts,
+)
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Claim,
@@ -290,7 +297,7 @@ def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> 
 
 def _taken(batch: Batch, claim: Claim, *, now_us: int, at_us: int) -> Claim:
     """Return the claim as it is after it was taken."""
-    state = claim.state
+    state, extra = claim.state, claim.extra
     if state is RecipientState.HELD and claim.retry_us is not None and claim.retry_us <= now_us:
         state = RecipientState.QUEUED
         check_transition(claim.state, state)
@@ -298,9 +305,11 @@ def _taken(batch: Batch, claim: Claim, *, now_us: int, at_us: int) -> Claim:
             "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?", (state, *claim.key)
         )
         batch.cursor.execute(_MOVE_RECIPIENTS, (state, *claim.key))
+        note_release(batch.cursor, claim.key)
+        extra = replace(extra, **RELEASED)
         detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
         append_events(batch.cursor, claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
-    return replace(claim, epoch=claim.epoch + 1, state=state)
+    return replace(claim, epoch=claim.epoch + 1, state=state, extra=extra)
 
 
 def _hold_damaged(batch: Batch, key: Key, text: str, *, at_us: int) -> None:
@@ -308,6 +317,7 @@ def _hold_damaged(batch: Batch, key: Key, text: str, *, at_us: int) -> None:
         return
     message_id, number = key
     batch.cursor.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
+    note_hold(batch.cursor, key, f"relay: damaged: {text}", since_us=at_us)
     detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
     append_events(batch.cursor, message_id, [Event(Step.DELIVERY, at_us, detail)])
     _log.error("entry damaged", qid=message_id, entry=number, error=text)

@@ -6,6 +6,7 @@ Nothing is changed here. A limit or a single message bounds each answer. The JSO
 
 import re
 from collections.abc import Collection, Container, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import apsw
@@ -22,11 +23,12 @@ from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
+from relay.spool.types import parse_entry_extra
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _RECIPIENTS = (
     "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
-    " e.next_hop, r.entry, e.retry_us, e.due_us FROM recipient r LEFT JOIN entry e"
+    " e.next_hop, r.entry, e.retry_us, e.due_us, e.extra FROM recipient r LEFT JOIN entry e"
     " ON e.message_id = r.message_id AND e.number = r.entry"
     " WHERE r.message_id = ? ORDER BY r.number"
 )
@@ -68,7 +70,7 @@ def journey(cursor: apsw.Cursor, queue_id: str, times: ShownTimes) -> Journey | 
                 continue
         steps.append(Event(Step(step), at_us, detail).as_step())
     shown = [one for one in recipients if one[0] not in hidden]
-    reasons = _reasons({(one[2], one[8]) for one in shown}, steps)
+    reasons = _reasons({(one[2], one[8], one[11] or "") for one in shown}, steps)
     return Journey(
         id=facts.id,
         graph_id=None,
@@ -102,7 +104,7 @@ def _recipient(
     facts: MessageFacts,
     times: ShownTimes,
 ) -> Recipient:
-    _, address, state, status, reply, _, successors, hop, _, retry_us, due_us = row
+    _, address, state, status, reply, _, successors, hop, _, retry_us, due_us, _ = row
     next_hop, _, route = hop.partition(" ") if hop is not None else (None, "", "")  # NextHop.key
     return Recipient(
         address=address,
@@ -123,11 +125,17 @@ def _recipient(
 
 
 def _reasons(
-    entries: Collection[tuple[str, int]], steps: Sequence[JourneyStep]
+    entries: Collection[tuple[str, int, str]], steps: Sequence[JourneyStep]
 ) -> dict[tuple[str, int], str]:
-    """Return why entries are in a state that an operator or the relay itself has put them in."""
+    """Return why entries are in a state that an operator, a route or the relay itself has put them
+    in; each is given by its state, number and EntryExtra.
+    """
     found = {}
-    for state, number in entries:
+    for state, number, extra in entries:
+        with suppress(ValueError):
+            if state == RecipientState.HELD and (reason := parse_entry_extra(extra).reason):
+                found[state, number] = reason
+                continue
         if (operation := _OPERATIONS.get(state)) is not None:
             details = (one.detail for one in reversed(steps) if one.step == Step.DELIVERY)
             if reason := command_reason(number, details, operation):

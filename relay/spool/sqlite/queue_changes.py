@@ -44,16 +44,18 @@ from relay.spool.sqlite.transactions import (
     append_events,
     change_extra,
     drop_content,
+    note_hold,
+    note_release,
 )
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import RESTORED_US, Key, NewMessage, NewRecipient
+from relay.spool.types import RESTORED_US, Key, NewMessage, NewRecipient, parse_entry_extra
 
 IN_FLIGHT = "it is being delivered"
 NOTHING_PLANNED = PlannedReports()
 _DONE = CommandResult.DONE
 _FACTS = (
     "SELECT e.state, e.claimed, e.next_hop, e.retry_us, e.due_us, e.warn_us, e.content_id,"
-    " e.attempts, coalesce(m.expires_us, 0), e.epoch"
+    " e.attempts, coalesce(m.expires_us, 0), e.epoch, e.extra"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ? AND e.state <> 'final'"
 )
@@ -97,6 +99,17 @@ class EntryFacts(Struct, frozen=True):
     attempts: int  # so far
     expires_us: int  # of its message
     epoch: int  # each change raises it
+    extra: str  # as it is stored
+
+    def is_held_by(self, to: Destination) -> bool:
+        """Whether the routes hold it at a new next hop: not what was released before, and not what
+        an operator sends there who has seen it captured.
+        """
+        if not to.held or self.state not in (RecipientState.QUEUED, RecipientState.DEFERRED):
+            return False
+        with suppress(ValueError):
+            return not parse_entry_extra(self.extra).released
+        return True
 
 
 def read_entry_facts(cursor: apsw.Cursor, key: Key) -> EntryFacts | None:
@@ -347,6 +360,8 @@ class _EntryChanger:
         if self._order.backed_up_us is not None and was_parked:
             return "it was held before"
         detail = self._record(key)
+        reason = ": ".join(filter(None, (self._order.who, self._order.why)))
+        note_hold(self._cursor, key, reason, since_us=self._times.wall_us)
         if self._order.backed_up_us is not None:
             detail["restored"] = True
         if until_us is not None:
@@ -439,19 +454,30 @@ class _EntryChanger:
         ):  # no recipient stays: the entry gets the first next hop
             self._cursor.execute(_SET_NEXT_HOP, (onward[0].next_hop.key, *key))
             self._note_choice(key, onward[0])
-            self._wait(key, facts, retry_us=retry_us)
+            self._arrive(key, facts, onward[0], retry_us=retry_us)
             apart = onward[1:]
         elif facts.is_claimed:
             put_back(self._batch, [key])
             self._due_now(facts.next_hop)
         made = [self._split(key, to, targets.onward[to], attempts=facts.attempts) for to in apart]
-        for one in made:
-            self._wait(one, facts, retry_us=retry_us)
+        for one, to in zip(made, apart, strict=True):
+            self._arrive(one, facts, to, retry_us=retry_us)
         self._work.made[key] = made
         self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, onward=onward)
         for to in onward:
             self._due_now(to.next_hop.key)
         return ""
+
+    def _arrive(
+        self, key: Key, facts: EntryFacts, to: Destination, *, retry_us: int | None
+    ) -> None:
+        """Let an entry wait at its new next hop, or be held there."""
+        is_held = facts.is_held_by(to)
+        self._wait(key, facts, retry_us=None if is_held else retry_us, is_held=is_held)
+        if is_held:
+            note_hold(self._cursor, key, to.held, since_us=self._times.wall_us)
+            detail = self._events.setdefault(key[0], self._new_detail())
+            detail.setdefault("holds", {})[str(key[1])] = to.held
 
     def _split(self, key: Key, to: Destination, numbers: Sequence[int], *, attempts: int) -> Key:
         """Move these recipients to a new entry."""
@@ -477,16 +503,22 @@ class _EntryChanger:
         """Record whether the new next hop of an entry was chosen, or follows from the routes."""
         change_extra(self._cursor, key, chosen=to.chosen)
 
-    def _wait(self, key: Key, facts: EntryFacts, *, retry_us: int | None) -> None:
+    def _wait(
+        self, key: Key, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False
+    ) -> None:
         """Set the new state and times of the entry, and the state of its recipients."""
         operation, was_deferred = self._order.operation, self._is_deferred_again(facts)
         after = state_after(operation, facts.state, was_deferred=was_deferred)
+        if is_held:
+            after = RecipientState.HELD
         is_restored = has_been_restored(facts.due_us)
         if is_restored and (after is not RecipientState.HELD or retry_us is not None):
             facts, is_restored = self._with_end(key, facts), False
         if after is not facts.state:
             check_transition(facts.state, after)
             self._recipients_to(key, after)
+            if facts.state is RecipientState.HELD:
+                note_release(self._cursor, key)
         # held mail gets no delay warning
         warn_us = None if after is RecipientState.HELD else facts.warn_us
         end_us = facts.due_us if is_restored else facts.expires_us
@@ -519,11 +551,12 @@ class _EntryChanger:
         with suppress(ValueError):  # of a damaged entry
             self._work.next_hops[NextHop.parse(next_hop)] = None
 
+    def _new_detail(self) -> dict[str, Any]:
+        return {"operation": str(self._order.operation), "entries": []}
+
     def _record(self, *keys: Key) -> dict[str, Any]:
         """Add these entries to the event of the message."""
-        detail = self._events.setdefault(
-            keys[0][0], {"operation": str(self._order.operation), "entries": []}
-        )
+        detail = self._events.setdefault(keys[0][0], self._new_detail())
         detail["entries"] += [number for _, number in keys]
         detail["who"] = self._order.who
         if self._order.why:

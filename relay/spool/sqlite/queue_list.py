@@ -8,12 +8,13 @@ See docs/names.md (Commands).
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import apsw
 import msgspec
 
-from relay.clock import ID_LENGTH, id_time_us
+from relay.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.spool.queue_commands import (
@@ -23,12 +24,19 @@ from relay.spool.queue_commands import (
     has_been_restored,
 )
 from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.types import FIRST_KEY, RESTORED_US, Key, PriorityLevel, Selector
+from relay.spool.types import (
+    FIRST_KEY,
+    RESTORED_US,
+    Key,
+    PriorityLevel,
+    Selector,
+    parse_entry_extra,
+)
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
 _ENTRY = (
     "SELECT m.reverse_path, e.next_hop, e.state, e.retry_us, e.attempts, m.size, e.claimed, e.lane,"
-    " m.expires_us, e.due_us, m.received_us"
+    " e.extra, m.expires_us, e.due_us, m.received_us"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ?"
 )
@@ -37,7 +45,8 @@ _RECIPIENTS = (
     " ORDER BY number LIMIT ?"
 )
 _EVENTS = (
-    "SELECT detail FROM event WHERE message_id = ? AND step = ? ORDER BY sequence DESC LIMIT ?"
+    "SELECT at_us, detail FROM event WHERE message_id = ? AND step = ?"
+    " ORDER BY sequence DESC LIMIT ?"
 )
 KEYS_AT_ONCE = 20_000
 STEP = 2000  # keys whose conditions are checked in one query
@@ -76,7 +85,7 @@ class EntryListBuilder:
         row = fetch_one(cursor, _ENTRY, key)
         if row is None:
             return
-        sender, hop, state, retry_us, attempts, size, claimed, level, *ends = row
+        sender, hop, state, retry_us, attempts, size, claimed, level, extra, *ends = row
         next_hop, _, route = hop.partition(" ")  # NextHop.key
         expires_us, due_us, received_us = ends
         recipients = fetch(cursor, _RECIPIENTS, (*key, self.recipients_left + 1))
@@ -108,7 +117,7 @@ class EntryListBuilder:
                     state, due_us=due_us, expires_us=expires_us, received_us=received_us
                 ),
                 "held_until": due if is_held else None,
-                "reason": _reason(cursor, key) if is_held else "",
+                **_hold(cursor, key, extra, accepted=received_us, times=self._times, held=is_held),
                 **({"restored": True} if is_restored else {}),
                 **({"recipients_cut": True} if len(shown) < len(recipients) else {}),
                 **more,
@@ -116,25 +125,47 @@ class EntryListBuilder:
         )
 
 
-def _reason(cursor: apsw.Cursor, key: Key) -> str:
-    """Return why an entry is held: who held it and why; an operator or the relay itself."""
-    return command_reason(key[1], _details(cursor, key), Operation.HOLD)
+def _hold(
+    cursor: apsw.Cursor,
+    key: Key,
+    text: str,
+    *,
+    accepted: int | None,
+    times: ShownTimes,
+    held: bool,
+) -> dict[str, str]:
+    """Return why an entry is held, the rule that holds it, and since when; "" for other entries."""
+    shown = dict.fromkeys(("reason", "rule", "since"), "")
+    if not held:
+        return shown
+    with suppress(ValueError):
+        extra = parse_entry_extra(text)
+        if extra.reason:
+            since_us = extra.since_us
+            since = times.wall_time(accepted or 0) if not since_us else rfc3339(since_us)
+            return {"reason": extra.reason, "rule": extra.rule, "since": since}
+    for at_us, detail in _details(cursor, key):  # held before schema 9, or its fields are damaged
+        if reason := command_reason(key[1], (detail,), Operation.HOLD):
+            return shown | {"reason": reason, "since": rfc3339(at_us)}
+    return shown
 
 
 def operations(cursor: apsw.Cursor, key: Key) -> Iterator[dict[str, Any]]:
     """Yield the operations on an entry, newest first."""
-    return (detail for detail in _details(cursor, key) if "operation" in detail)
+    return (detail for _, detail in _details(cursor, key) if "operation" in detail)
 
 
-def _details(cursor: apsw.Cursor, key: Key) -> Iterator[dict[str, Any]]:
-    """Yield operations on an entry, and attempts that left it held, newest first."""
+def _details(cursor: apsw.Cursor, key: Key) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield operations on an entry, and attempts that left it held, newest first; each with its
+    time.
+    """
     message_id, number = key
-    for (text,) in fetch(cursor, _EVENTS, (message_id, int(Step.DELIVERY), _EVENTS_MAX)):
+    for at_us, text in fetch(cursor, _EVENTS, (message_id, int(Step.DELIVERY), _EVENTS_MAX)):
         if '"operation"' not in text and '"held"' not in text:
             continue
         detail = msgspec.json.decode(text, type=dict[str, Any])
         if number in detail.get("entries", ()) or detail.get("entry") == number:
-            yield detail
+            yield at_us, detail
 
 
 class EntrySelection:

@@ -89,6 +89,7 @@ _CHANGE_EXTRA = (
     " extra = coalesce(nullif(json_patch(iif(extra = '', '{}', extra), ?), '{}'), '')"
     " WHERE message_id = ? AND number = ? AND (extra = '' OR json_valid(extra))"
 )
+RELEASED = {"reason": "", "rule": "", "since_us": 0, "released": True}  # fields of EntryExtra
 ACCEPTED_COUNTER = "accepted"
 RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
@@ -222,6 +223,9 @@ def settle(
         changed,
     )
     _record_owed(batch.cursor, settlement)
+    if settlement.held and not finished:
+        why = next((one.detail["held"] for one in settlement.events if "held" in one.detail), "")
+        note_hold(batch.cursor, key, f"relay: {why}" if why else "relay", since_us=settlement.at_us)
     unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id) if finished else ""
     append_events(batch.cursor, claim.message.id, settlement.events)
     for copy_id, (number, request) in receipts.items():
@@ -259,6 +263,16 @@ def change_extra(cursor: apsw.Cursor, key: Key, **fields: Any) -> None:
     """Set these fields of an entry's EntryExtra; the others stay, also those that are not known."""
     changes = {name: value or None for name, value in fields.items()}
     cursor.execute(_CHANGE_EXTRA, (_json(changes), *key))
+
+
+def note_hold(cursor: apsw.Cursor, key: Key, reason: str, *, since_us: int) -> None:
+    """Record why an entry is held, and since when in wall clock time."""
+    change_extra(cursor, key, reason=reason, since_us=since_us, rule="")
+
+
+def note_release(cursor: apsw.Cursor, key: Key) -> None:
+    """Record that an entry is held no longer."""
+    change_extra(cursor, key, **RELEASED)
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
@@ -316,18 +330,19 @@ def _insert_message(
         batch.counts[recipient.state] += 1
     claims: list[Claim] = []
     for position, entry in enumerate(message.entries, 1):
-        ends_here = captured.ends_at_acceptance(entry.next_hop)
-        claimed = claim and not ends_here
+        state = _first_state(entry, captured)
+        is_queued = state is RecipientState.QUEUED
+        claimed = claim and is_queued
         content_id = content_ids[entry.content]
         _insert_entry(
             cursor, message, entry, number=position, content_id=content_id, claimed=claimed,
-            captured=captured,
+            state=state, captured=captured,
         )  # fmt: skip
         recipients: list[ClaimedRecipient] = []
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
-            if ends_here:
-                recipient = replace(recipient, state=RecipientState.CAPTURED)  # noqa: PLW2901
+            if not is_queued:
+                recipient = replace(recipient, state=state)  # noqa: PLW2901
             rows.append(_recipient_row(facts.id, recipient, entry=position, number=number))
             recipients.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
         if claimed:
@@ -382,6 +397,13 @@ def _numbers(message: NewMessage) -> Iterator[int]:
     return count(1 + max((one.position for one in everybody), default=0))
 
 
+def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
+    if entry.extra.reason:
+        return RecipientState.HELD
+    ends_here = captured.ends_at_acceptance(entry.next_hop)
+    return RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
+
+
 def _insert_entry(
     cursor: apsw.Cursor,
     message: NewMessage,
@@ -390,16 +412,20 @@ def _insert_entry(
     number: int,
     content_id: int,
     claimed: bool,
+    state: RecipientState,
     captured: CapturedMail,
 ) -> None:
-    ends_here = captured.ends_at_acceptance(entry.next_hop)
-    state = RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
-    received_us = message.facts.received_us
-    due_us = captured.due_us(received_us) if ends_here else received_us
+    due_us = message.facts.received_us
+    retry_us: int | None = due_us
+    warn_us = message.warn_us
+    if state is not RecipientState.QUEUED:  # it is not attempted, and nobody is warned
+        retry_us = warn_us = None
+        is_held = state is RecipientState.HELD
+        due_us = message.facts.expires_us if is_held else captured.due_us(due_us)
     row = (
         message.facts.id, number, entry.next_hop.key, content_id, state, int(claimed), due_us,
-        None if ends_here else due_us, message.level_of(entry), message.sender_key,
-        None if ends_here else message.warn_us, message.priority, extra_text(entry.extra),
+        retry_us, message.level_of(entry), message.sender_key, warn_us, message.priority,
+        extra_text(entry.extra),
     )  # fmt: skip
     cursor.execute(_ENTRY, row)
 

@@ -215,6 +215,9 @@ def route(domain: str, **more: str) -> str:
         ([route("*", sender="*@*.s.test"), route("a.test", sender="*@x.s.test")], True),
         ([route("*", sender="*@s.test"), route("a.test", sender="<>")], False),
         ([route("*", sender="me@s.test"), route("a.test", sender="*@s.test")], False),
+        ([route("*", next_hop="hold"), route("a.test")], False),  # says where a release sends it
+        ([route("*", next_hop="hold"), route("a.test", next_hop="hold")], True),
+        ([route("*"), route("a.test", next_hop="hold")], True),
     ],
 )
 def test_a_route_that_gets_no_mail_causes_a_warning(files, routes, hidden):

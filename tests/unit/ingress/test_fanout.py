@@ -19,6 +19,8 @@ def examine(address: str):
     domain = address.rpartition("@")[2]
     if domain == "here.test":
         return LocalRecipient(address)
+    if domain == "held.test":
+        return RemoteRecipient(MX_B, held="route r")
     if domain == "bad.test":
         return InvalidRecipient("5.1.1", f"550 5.1.1 <{address}>: no such user here")
     return RemoteRecipient(NextHop(HopKind.MX, domain))
@@ -156,3 +158,15 @@ def test_rejects_all_ignores_recipients_added_by_rules():
     assert not fan(
         reject("x@b.test"), RecipientVerdict("y@b.test", VerdictAction.DISCARD)
     ).rejects_all
+
+
+def test_what_is_held_has_an_entry_of_its_own():
+    result = fan(keep("x@b.test"), keep("y@held.test"), keep("z@held.test"), keep("w@b.test"))
+    found = [
+        (str(entry.next_hop), entry.extra.reason, [one.path.address for one in entry.recipients])
+        for entry in result.entries
+    ]
+    assert found == [
+        ("mx:b.test", "", ["x@b.test", "w@b.test"]),
+        ("mx:b.test", "route r", ["y@held.test", "z@held.test"]),
+    ]

@@ -14,7 +14,7 @@ from relay.journeys.events import Step
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import LOCAL, HopKind, NextHop
+from relay.message.nexthop import LOCAL, Destination, HopKind, NextHop
 from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.observe.metrics import Metrics
@@ -48,12 +48,13 @@ class CountedReporter:
     def __init__(self, **more):
         self.clock = ManualClock()
         self.metrics = Metrics()
-        self.hops = {"alice@example.com": MX, "älice@example.com": MX}
+        to = Destination(MX)
+        self.hops = {"alice@example.com": to, "älice@example.com": to}
         self.reporter = Reporter(
             hostname="relay.example.com",
             clock=self.clock,
             ids=Ids(self.clock, random_bytes=self._chance),
-            next_hop_for=self.hops.get,
+            destination_of=self.hops.get,
             expire_after_s=3600,
             metrics=self.metrics,
             **more,

@@ -6,6 +6,7 @@ import pytest
 from msgspec import structs
 
 from relay.message.envelope import Envelope, Notify, Source
+from relay.message.nexthop import Destination
 from relay.mime.dsn import ReportKind
 from relay.reports.bounces import Copies
 from relay.spool.types import SpoolUnavailableError
@@ -24,7 +25,7 @@ OPS = "ops@example.com"
 @pytest.fixture
 def reporter():
     counted = CountedReporter()
-    counted.hops[OPS] = MX
+    counted.hops[OPS] = Destination(MX)
     counted.accepted, counted.error = {}, None
 
     async def accept(copy, submission_key):

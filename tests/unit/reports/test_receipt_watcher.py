@@ -17,7 +17,7 @@ from relay.mailbox.message_file import delivered_id
 from relay.mailbox.owed_copies import OwedCopies
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
-from relay.message.nexthop import LOCAL
+from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Delivered, Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.observe.metrics import Metrics
@@ -67,7 +67,7 @@ class World:
         """Return a watcher, as a start makes it."""
         reporter = Reporter(
             hostname="relay.example.test", clock=self.clock, ids=self.ids,
-            next_hop_for=lambda _: LOCAL, expire_after_s=3600, metrics=self.metrics,
+            destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=self.metrics,
         )  # fmt: skip
         sender = ReceiptSender(
             spool=self.spool, reporter=reporter, accounts=self.accounts, offer=self.offered.extend,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from relay.accounts.account import Account
-from relay.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.message.tls_policy import TlsPolicy
 from relay.routing.route_table import (
     Credentials,
@@ -195,7 +195,7 @@ def test_mailbox_for_ignores_routes_and_unknown_users():
 
 @pytest.mark.parametrize(
     "text",
-    ["hold", "lmtp://127.0.0.1:25", "lmtp:unix:x", "smtp://h:25 x", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
+    ["held", "lmtp://127.0.0.1:25", "lmtp:unix:x", "smtp://h:25 x", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
      "reject:4.7.1 later", "reject:two\r\nlines"],
 )  # fmt: skip
 def test_an_invalid_next_hop_is_an_error_that_names_the_route(text):
@@ -411,3 +411,31 @@ def test_who_answers_a_report_writes_to_the_postmaster(address):
     own = table(hostname="relay.test", postmaster="carol@example.test")
     assert own.examine(address) == LocalRecipient("carol@example.test", is_answer=True)
     assert own.examine("postmaster@example.test") == LocalRecipient("carol@example.test")
+
+
+def test_a_hold_has_the_next_hop_of_the_routes_that_follow():
+    routes = [
+        Route("a.test", "smtp://first.test:25", sender="vip@s.test"),
+        Route("*.test", "hold", name="all"),
+        Route("a.test", "hold"),
+        Route("a.test", "smtp://hub.test:25", name="hub"),
+        Route("gone.test", "reject:5.1.6 moved"),
+        Route("b.test", "mx", name="by mx"),
+    ]
+    found = RouteTable(routes, ["example.test"], Accounts())
+    assert found.destination_of("x@a.test", "vip@s.test").held == ""
+    held = {
+        "x@a.test": "smtp://hub.test:25 hub",
+        "x@b.test": "mx:b.test by mx",
+        "x@c.test": "mx:c.test",
+        "alice@example.test": "local",
+    }
+    for address, hop in held.items():
+        to = Destination(NextHop.parse(hop), held="route all")
+        assert found.destination_of(address, "me@s.test") == to
+    assert found.destination_of("x@gone.test") is None
+    assert found.examine("x@gone.test").status == "5.1.6"
+    assert found.destination_of("alice@d.example").held == ""
+    # how the hosts of its next hop are contacted does not depend on the hold
+    by_mx = NextHop.parse("mx:b.test")
+    assert found.options_for(by_mx) == found.options_for(NextHop.parse("mx:b.test by mx"))

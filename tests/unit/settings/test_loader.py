@@ -240,6 +240,7 @@ max_connections = 0
             f"{ROUTE}next_hop = 'local'\nmax_connections = 3",
             "6: route[0].max_connections: found 3, expected max_connections only with an mx",
         ),
+        (f"{ROUTE}next_hop = 'hold'\nmax_rate = '1/1s'", '6: route[0].max_rate: found "1/1s", expected max_rate only with an mx'),
         (f"{ROUTE}next_hop = 'reject:no'\nmax_rate = '1/1s'", '6: route[0].max_rate: found "1/1s", expected max_rate only with an mx'),
         ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
         (

@@ -187,7 +187,7 @@ def test_next_hop(text, hop):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "MX", "hold", "smtp://mail.test", "smtp://mail.test:0", "smtp://unix:/x", "lmtp://h",
+    ["", "MX", "held", "smtp://mail.test", "smtp://mail.test:0", "smtp://unix:/x", "lmtp://h",
      "lmtp://unix:/x", "LMTP://h:24", "lmtps://h:24", "http://h:80", "reject:", "reject: ", "reject:a\r\nb", "reject:ä", "reject:" + "x" * 500,
      "smtp://h:25\n"],
 )  # fmt: skip
