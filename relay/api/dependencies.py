@@ -157,6 +157,7 @@ class Question(Struct, frozen=True):
     sender: str = ""
     ip: str = ""
     content: bytes | None = None
+    probe: bool = False  # connect to the hosts, and stop before MAIL
 
 
 Explain = Callable[[Question], Awaitable[Mapping[str, Any]]]

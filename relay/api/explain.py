@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
 
+from msgspec.structs import replace
+
 from relay.api.dependencies import Explain, Principal, Question
 from relay.api.request_parameters import require_method, single_values
 from relay.http.errors import ApiError, quoted, service_unavailable
@@ -17,7 +19,7 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
 from relay.policy.rule_files import crlf
 
-PARAMETERS = ("address", "from", "ip")
+PARAMETERS = ("address", "from", "ip", "probe")
 MESSAGE_BYTES_MAX = 36 * 1024 * 1024
 _TOGETHER_MAX = 8  # questions at once
 _MESSAGES_MAX = 1  # of these, with a message: it is in memory
@@ -37,6 +39,9 @@ class ExplainHandler:
         require_method(request, "GET", "POST")
         principal.check_may_read()
         query = single_values(request.query, PARAMETERS)
+        if query.get("probe") == "true":  # it connects, which no GET does
+            require_method(request, "POST")
+            principal.check_may_operate()
         if self._together >= _TOGETHER_MAX:
             raise _too_many("explanations")
         self._together += 1
@@ -76,12 +81,16 @@ def read_question(query: Mapping[str, str], message: bytes | None) -> Question:
             ip = str(ip_address(ip))
         except ValueError:
             raise _bad("ip", quoted(ip), "an IP address") from None
+    probe = query.get("probe", "false")
+    if probe not in ("true", "false"):
+        raise _bad("probe", quoted(probe), "true or false")
+    question = Question(address, sender, ip, probe=probe == "true")
     if not message:
-        return Question(address, sender, ip)
+        return question
     content = crlf(message)
     if not Header.of(content).fields:
         raise _bad("message", "text without a header", "a message (RFC 5322)")
-    return Question(address, sender, ip, content)
+    return replace(question, content=content)
 
 
 async def _message_of(request: HttpRequest) -> bytes:

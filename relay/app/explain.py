@@ -9,7 +9,7 @@ a configuration. docs/names.md describes the document.
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -30,7 +30,7 @@ from relay.clock import Clock, rfc3339
 from relay.delivery.dependencies import HostResolver
 from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, target_of, with_tls
 from relay.delivery.retry import RetrySchedule
-from relay.delivery.site import SiteState
+from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import POLICY_TIMEOUT_S, TOO_MANY_PARTS
 from relay.ingress.expansion import expand_recipients
@@ -96,6 +96,8 @@ class Explainer:
     trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
     # what the site of these hosts does now; None: no relay runs
     state_of: Callable[[NextHop, Hosts], SiteState] | None
+    # opens a session with the site of these hosts, and ends it before MAIL; None: no relay runs
+    probe: Callable[[NextHop, Hosts], Awaitable[SiteProbe]] | None = None
 
     @property
     def table(self) -> RouteTable:
@@ -104,6 +106,24 @@ class Explainer:
 
     async def explain(self, question: Question) -> dict[str, Any]:
         """Return what would become of the mail. Raises TimeoutError if the rules take too long."""
+        document = await self._explain(question)
+        if question.probe and self.probe is not None:
+            document["probe"] = await self._probed(document, question.sender)
+        return document
+
+    async def _probed(self, document: Mapping[str, Any], reverse_path: str) -> Any:
+        """Connect to the hosts of mail that has one next hop; None: it has none, or no hosts."""
+        if document["state"] != "remote" or "targets" in document:
+            return None
+        address = [document["address"], *document["aliases"]][-1]
+        found = self.forwarding.examine(address, reverse_path)
+        assert isinstance(found, RemoteRecipient)
+        hosts = await self.resolver.resolve(found.next_hop)
+        if not isinstance(hosts, Hosts) or self.probe is None:
+            return None
+        return msgspec.to_builtins(await self.probe(found.next_hop, hosts))
+
+    async def _explain(self, question: Question) -> dict[str, Any]:
         sender = _Sender(question.sender, not question.ip or self.trusts(question.ip))
         expand = self._expander(question)
         expansion = expand(question.address)
@@ -335,7 +355,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
         places=base.sources.route_places,
         checks=RecipientChecks(forwarding, base.store), trusts=_trusts(base.settings),
-        state_of=transport.scheduler.state_of,
+        state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
     )  # fmt: skip
 
 

@@ -39,16 +39,19 @@ _WIDTH = 8
               help="The message, for conditions on the content.")  # fmt: skip
 @click.option("--ip", metavar="ADDRESS", default="",
               help="The client. [default: one that has logged in]")  # fmt: skip
+@click.option("--probe", is_flag=True,
+              help="Connect to the hosts as delivery would, and stop before MAIL.")  # fmt: skip
 @common_options
 def explain(
-    context: CommandContext, address: str, *, sender: str, file: Path | None, ip: str
+    context: CommandContext, address: str, *, sender: str, file: Path | None, ip: str, probe: bool
 ) -> None:
     """Say where mail for ADDRESS goes, and why, without sending anything.
 
-    The running relay answers. If none runs, the answer is from its configuration.
+    The running relay answers. If none runs, the answer is from its configuration; --probe needs
+    one.
     """
     settings = context.settings()
-    query = {"address": address, "from": sender, "ip": ip}
+    query = {"address": address, "from": sender, "ip": ip, "probe": "true" if probe else ""}
     message = read_input("explain", file) if file is not None else None
     document, why_files = ask(
         settings,
@@ -85,6 +88,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
         lines.append(_line("limits", _limits(limits)))
     if (site := document["site"]) is not None:
         lines.append(_line("site", _site(site)))
+    if (probe := document.get("probe")) is not None:
+        lines += [_line("probe", text) for text in _probe(probe)]
     if document["retry"]:
         lines.append(_line("retry", _retry(document["retry"])))
     for target in document.get("targets", ()):
@@ -148,6 +153,13 @@ def _host(host: Mapping[str, Any]) -> str:
     if host["skipped"]:
         return f"{name} is skipped: {host['skipped']}"
     return f"{name} [{', '.join(host['addresses'])}]"
+
+
+def _probe(probe: Mapping[str, Any]) -> list[str]:
+    """Return what the hosts gave, the result last."""
+    tls = f"{probe['tls']} {probe['cipher']}".strip() or "without TLS"
+    answered = f"{probe['host']} [{probe['address']}] is ready for mail, {tls}"
+    return [*probe["tried"], answered if probe["host"] else f"failed: {probe['reply']}"]
 
 
 def _limits(limits: Mapping[str, Any]) -> str:

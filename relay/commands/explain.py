@@ -22,10 +22,10 @@ def ask_relay(
 ) -> dict[str, Any]:
     """Return what the running relay answers. Raises ControlUnavailableError, ControlError."""
     client = ControlClient(settings.control_socket, timeout_s=_TIMEOUT_S)
-    if message is None:
+    if message is None and "probe" not in query:
         answer: dict[str, Any] = client.get("/explain", query)
     else:
-        answer = client.post_message("/explain", query, message)
+        answer = client.post_message("/explain", query, message or b"")
     return answer
 
 
@@ -47,6 +47,8 @@ def explain(
     except ControlForbiddenError:
         raise
     except ControlUnavailableError as silent:
+        if "probe" in query:
+            raise
         reason = str(silent)
     from relay.api.explain import read_question  # noqa: PLC0415 - slow, as the following
     from relay.app.explain import explainer_of_files  # noqa: PLC0415

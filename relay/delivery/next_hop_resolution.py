@@ -34,7 +34,7 @@ from relay.delivery.host_selection import (
     mx_of,
     with_tls,
 )
-from relay.delivery.site import Site, SiteState
+from relay.delivery.site import Site, SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.message.nexthop import NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
@@ -330,6 +330,10 @@ class Sites:
         hosts = with_tls(found, options.tls)
         key = _site_key(hosts, options)
         return (self._sites.get(key) or self._new_site(key, hosts, options)).state
+
+    async def probe(self, next_hop: NextHop, found: Hosts) -> SiteProbe:
+        """Open a session with the site of these hosts as delivery would, and end it before MAIL."""
+        return await self._site(next_hop, found).probe()
 
     def _push_to_site(self, claim: Claim, site: Site) -> None:
         self._claims_in_memory.track(claim, site.ready)

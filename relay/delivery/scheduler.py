@@ -33,7 +33,7 @@ from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
-from relay.delivery.site import SiteState
+from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions
 from relay.message.content import Content
 from relay.message.nexthop import HERE, NextHop
@@ -177,6 +177,12 @@ class DeliveryScheduler:
     def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState:
         """What the site of these hosts does now."""
         return self._sites.state_of(next_hop, found)
+
+    async def probe(self, next_hop: NextHop, found: Hosts) -> SiteProbe:
+        """Open a session with the site of these hosts as delivery would, and end it before MAIL."""
+        if self._stopping:
+            return SiteProbe(reply="the relay is shutting down")
+        return await self._sites.probe(next_hop, found)
 
     @property
     def is_scanning(self) -> bool:

@@ -10,6 +10,7 @@ for the ConcurrencyLimit, a timer asks it again, since time alone may allow a co
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,8 +30,9 @@ from relay.delivery.site_limits import (
     SiteOptions,
     TokenBucket,
 )
-from relay.message.outcome import Deferred, Failed, Outcome
+from relay.message.outcome import INTERNAL_ERROR, Deferred, Failed, Outcome
 from relay.observe.logs import get_logger
+from relay.phrases import counted
 from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection
 from relay.spool.types import Claim, PriorityLevel
@@ -38,6 +40,8 @@ from relay.spool.types import Claim, PriorityLevel
 _log = get_logger("delivery")
 
 _AFTER_FAULT_S = 1.0
+PROBE_S = 60.0  # for all hosts of a site
+_NOBODY = 0  # the sender of a probe
 
 
 class SiteState(Struct, frozen=True):
@@ -49,6 +53,19 @@ class SiteState(Struct, frozen=True):
     paused_s: float
     failure: Deferred | Failed | None
     failed_s: float
+
+
+class SiteProbe(Struct, frozen=True):
+    """What a probe found: the host that gave a session, "" for none, with the address and the TLS
+    of the session; `reply` says why there is none, `tried` what each host gave.
+    """
+
+    host: str = ""
+    address: str = ""
+    tls: str = ""
+    cipher: str = ""
+    reply: str = ""
+    tried: tuple[str, ...] = ()
 
 
 @dataclass
@@ -76,6 +93,7 @@ class Site:
         self._bucket = TokenBucket(self.options.rate) if self.options.rate else None
         self._rate_timer: Timer | None = None
         self._closing = False
+        self._is_probed = False
 
     @property
     def is_unused(self) -> bool:
@@ -145,6 +163,57 @@ class Site:
                 waiter.cancel()
                 return True
         return False
+
+    async def probe(self) -> SiteProbe:
+        """Open a session as delivery would, and end it before MAIL. It counts as a connection of
+        the site, and is not opened where the site may have no more.
+
+        A known failure does not count: the hosts are connected to.
+        """
+        if self._is_probed:
+            return SiteProbe(reply="another probe of these hosts is in progress")
+        connections = len(self.workers) - len(self._closing_workers)
+        if len(self.workers) >= self._connections_max or not self._allows(connections + 1):
+            more = "the site has the connections that it may have now"
+            return SiteProbe(reply=f"{more}: {counted(connections, 'connection')}")
+        self._is_probed = True
+        found: list[SiteProbe] = []
+        worker = asyncio.get_running_loop().create_task(self._run_probe(found))
+        self.workers[worker] = None
+        worker.add_done_callback(self._worker_ended)
+        try:
+            await asyncio.wait([worker])
+        finally:
+            worker.cancel()
+            self._is_probed = False
+        if found:
+            return found[0]
+        is_fault = not worker.cancelled() and worker.exception() is not None
+        return SiteProbe(reply=INTERNAL_ERROR if is_fault else "the relay is shutting down")
+
+    async def _run_probe(self, found: list[SiteProbe]) -> None:
+        self.host_selection.forget_failures()
+        try:
+            async with (
+                asyncio.timeout(PROBE_S),  # real time: a peer
+                self.slots.hold(
+                    self, status=SiteStatus.UNKNOWN, sender=_NOBODY, is_new=False
+                ) as slot,
+            ):
+                connection = await self.host_selection.connect(
+                    self._use_of([*self._sessions]), lambda _host: None, probe_timeout=nullcontext
+                )
+                self.slots.mark_answered(slot)
+                await connection.quit()
+                peer = connection.peer
+                found.append(
+                    SiteProbe(peer.host, peer.address, peer.tls, peer.cipher, tried=peer.hosts)
+                )
+        except TimeoutError:
+            found.append(SiteProbe(reply=f"no session within {PROBE_S:g} s"))
+        except ConnectError as error:
+            evidence = error.outcome.evidence
+            found.append(SiteProbe(reply=evidence.reply, tried=evidence.hosts))
 
     # -- the number of connections
     def _ensure_connection(self) -> None:
@@ -362,11 +431,7 @@ class Site:
     ) -> Connection:
         """Open a connection for `session`; its transaction begins then. Raises ConnectError."""
         self._concurrency.end(session)
-        others = [one for one in self._sessions if one is not session]
-        use = HostUse(
-            sessions=Counter(one.host for one in others),
-            connected=frozenset(one.host for one in others if one.is_connected),
-        )
+        use = self._use_of([one for one in self._sessions if one is not session])
         # a fresh claim has the unreachable level for lack of room: its hosts may be reachable
         is_new = slot.status is SiteStatus.UNKNOWN or not (
             was_attempted or slot.status is SiteStatus.ANSWERED
@@ -380,6 +445,12 @@ class Site:
         if not use.connected:  # open connections for the claims that waited for this one
             asyncio.get_running_loop().call_soon(self._open_connections)
         return connection
+
+    def _use_of(self, sessions: Sequence[OutboundSession]) -> HostUse:
+        return HostUse(
+            sessions=Counter(one.host for one in sessions),
+            connected=frozenset(one.host for one in sessions if one.is_connected),
+        )
 
     def _open_connections(self) -> None:
         """Open as many connections as there are claims, up to the limit."""

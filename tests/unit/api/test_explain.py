@@ -34,10 +34,10 @@ async def test_a_question_has_address_sender_client_and_message(api: ApiClients)
     await api.control.post(PATH, headers=messages(), content=MESSAGE)
     await api.control.post(PATH, content=b"")
     assert api.records.asked == [
-        ("explain", "BOB@other.test", "me@a.test", "2001:db8::1", None),
-        ("explain", "postmaster", "", "", None),
-        ("explain", "bob@other.test", "", "", b"Subject: x\r\n\r\nbody\r\n"),
-        ("explain", "bob@other.test", "", "", None),
+        ("explain", "BOB@other.test", "me@a.test", "2001:db8::1", None, False),
+        ("explain", "postmaster", "", "", None, False),
+        ("explain", "bob@other.test", "", "", b"Subject: x\r\n\r\nbody\r\n", False),
+        ("explain", "bob@other.test", "", "", None, False),
     ]
 
 
@@ -52,8 +52,12 @@ async def test_a_question_has_address_sender_client_and_message(api: ApiClients)
         ("?address=a@b.test&from=bob", "from: expected local-part@domain, found 'bob'."),
         ("?address=a@b.test&ip=localhost", "ip: found 'localhost', expected an IP address."),
         ("?address=a@b.test&ip=127.0.0.1/8", "ip: found '127.0.0.1/8', expected an IP address."),
+        ("?address=a@b.test&probe=yes", "probe: found 'yes', expected true or false."),
         ("?address=a@b.test&address=c@d.test", "The parameter 'address' is given twice."),
-        ("?adress=a@b.test", "The parameter 'adress' is unknown; expected: address, from, ip."),
+        (
+            "?adress=a@b.test",
+            "The parameter 'adress' is unknown; expected: address, from, ip, probe.",
+        ),
     ],
 )
 async def test_a_bad_question_says_what_is_expected(api: ApiClients, query: str, text: str) -> None:
@@ -92,6 +96,20 @@ async def test_a_message_over_the_limit_is_not_kept(api: ApiClients) -> None:
     assert code(answer) == (413, "RequestEntityTooLarge")
     assert str(MESSAGE_BYTES_MAX) in answer.json()["error"]["message"]
     assert api.records.asked == []
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [("nobody", 401), ("alice", 403), ("watcher", 403), ("operator", 200)]
+)
+async def test_a_probe_is_for_operators_by_post(api: ApiClients, token: str, status: int) -> None:
+    path, headers = f"{PATH}&probe=true", {"authorization": f"Bearer {token}"}
+    assert (await api.http.post(path, headers=headers)).status_code == status
+    asked = [("explain", "bob@other.test", "", "", None, True)] if status == 200 else []
+    assert api.records.asked == asked
+    if status == 200:
+        answer = await api.get(path, token)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        assert api.records.asked == asked
 
 
 async def test_other_methods_are_not_allowed(api: ApiClients) -> None:

@@ -13,7 +13,7 @@ from relay.app.configuration import RoutePlace
 from relay.app.explain import Explainer
 from relay.clock import SystemClock, rfc3339
 from relay.delivery.retry import RetrySchedule
-from relay.delivery.site import SiteState
+from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import Rate, SiteOptions
 from relay.ingress.forwarding import Forwarder
 from relay.ingress.recipient_checks import RecipientChecks
@@ -329,6 +329,28 @@ async def test_the_state_of_the_site(explainer) -> None:
     assert site["connections"] == 3
     assert site["last_failure"]["at"] < before < site["paused_until"]
     assert site["last_failure"] | {"at": ""} == {"at": "", "host": "a.own.test", "reply": "no answer"}  # fmt: skip
+
+
+async def test_a_probe_is_of_the_hosts_that_delivery_takes(explainer) -> None:
+    asked = []
+
+    async def probe(next_hop, hosts):
+        asked.append((next_hop.key, [host.name for host in hosts.hosts]))
+        return SiteProbe("a.own.test", "192.0.2.1:25", "TLSv1.3", "AES", tried=("20 b: no",))
+
+    asking = explainer(probe=probe, accounts=Aliases(PEOPLE.accounts))
+    for address in ("bob@own.test", "info@example.test"):
+        found = await asking.explain(Question(address, SENDER, probe=True))
+        assert found["probe"] == {
+            "host": "a.own.test", "address": "192.0.2.1:25", "tls": "TLSv1.3", "cipher": "AES",
+            "reply": "", "tried": ("20 b: no",),
+        }  # fmt: skip
+    assert asked == [("mx:own.test checked", ["a.own.test", "b.own.test"])] * 2
+    for address in (ALICE, "x@kept.test", "refused@own.test", "x@gone.test", "x@later.test",
+                    "all@example.test"):  # fmt: skip
+        assert (await asking.explain(Question(address, SENDER, probe=True)))["probe"] is None
+    assert "probe" not in await asking.explain(Question("bob@own.test", SENDER))
+    assert len(asked) == 2
 
 
 async def test_without_a_relay_the_site_is_unknown(explainer) -> None:

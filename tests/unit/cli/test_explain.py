@@ -77,6 +77,7 @@ def test_without_a_relay_the_configuration_answers(explained, arguments, code, s
         (["bob"], 65, "address: expected local-part@domain, found 'bob'."),
         (["a@b.test", "--ip", "b.test"], 65, "ip: found 'b.test', expected an IP address."),
         (["a@b.test", "--from", "b"], 65, "from: expected local-part@domain, found 'b'."),
+        (["a@b.test", "--probe"], 69, "no relay is running"),
         (["a@b.test", "--message", "/nowhere/at/all"], 66, "cannot be read"),
         ([], 64, "address"),
     ],
@@ -122,6 +123,10 @@ async def test_a_running_relay_answers(settings, explained, tmp_path: Path) -> N
         assert (code, document["running"]) == (0, True)
         assert document["site"] == {"connections": 0, "paused_until": None, "last_failure": None}
         assert document["rules"][0]["conditions"][0]["value"] == "hello"
+        code, out, _ = await run("x@host.test", "--probe")
+        assert (code, "  probe   failed: " in out) == (0, True)
+        code, out, _ = await run("alice@example.test", "--probe", "--json")
+        assert (code, json.loads(out)["probe"]) == (0, None)
         code, out, _ = await run("nobody@example.test")
         assert (code, "this is from the configuration" in out) == (65, False)
         assert (await run("bob"))[0] == 65
