@@ -64,6 +64,7 @@ def build_transport(base: Foundation) -> Transport:
     )  # fmt: skip
     resolver = _resolver(base, rng)
     scheduler = _scheduler(base, reporter, resolver, rng=rng)
+    reporter.use_aliases(base.table.expand)
     reporter.send_copies(_copies(base, scheduler))
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)

@@ -138,8 +138,10 @@ async def execute(
 
 def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:
     """Return what writes the reports of a cancel."""
-    return Reporter(
+    reporter = Reporter(
         hostname=settings.hostname, clock=clock, ids=Ids(clock),
         destination_of=table.destination_of, expire_after_s=settings.delivery.expire_after,
         metrics=Metrics(),
     )  # fmt: skip
+    reporter.use_aliases(table.expand)
+    return reporter

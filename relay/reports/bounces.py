@@ -2,8 +2,9 @@
 
 decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 4.1 and 6.1).
 Reporter writes the report (RFC 3464) and routes it: it has the null reverse-path (RFC 5321 4.5.5),
-one recipient with NOTIFY=NEVER, and a next hop. Ingress (step 5) and delivery (step 6) commit it
-together with the failure; pickup puts the report on a failed step 3 into the Inbox.
+NOTIFY=NEVER, and one recipient, or those of an alias, with their next hops. Ingress (step 5) and
+delivery (step 6) commit it together with the failure; pickup puts the report on a failed step 3
+into the Inbox.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -13,11 +14,13 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.accounts.account import Expansion
 from relay.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, is_eight_bit, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.message.header import Header, ParsedContent, outgoing
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
@@ -32,6 +35,7 @@ from relay.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, Re
 POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
 _SUBJECT_CHARACTERS_MAX = 200
+_NEVER = frozenset({Notify.NEVER})
 _NO_TIMES: Mapping[str, str] = {}
 
 
@@ -131,11 +135,16 @@ class Reporter:
         self._clock = clock
         self._ids = ids
         self._destination_of = destination_of
+        self._expand: Callable[[str], Expansion | None] = lambda _address: None
         self._expire_after_us = int(expire_after_s * 1_000_000)
         self._metrics = metrics
         self._rate = rate
         self._texts = texts or TextSource()
         self._copies = Copies()
+
+    def use_aliases(self, expand: Callable[[str], Expansion | None]) -> None:
+        """From now on send reports for an alias to those who get its mail, as `expand` says."""
+        self._expand = expand
 
     def send_copies(self, copies: Copies) -> None:
         """From now on send copies; a relay has none at first."""
@@ -216,8 +225,7 @@ class Reporter:
         """
         if not self._copies.to or kind not in self._copies.kinds:
             return
-        to = self._destination_of(self._copies.to)
-        route = _Route(self._copies.to, to) if to is not None else _TO_POSTMASTER
+        route = self._route_to(self._copies.to) or _TO_POSTMASTER
         about = self._in_wall_time(message)
         envelope = replace(about.envelope, reverse_path=self._copies.to, ret="HDRS")
         shown = replace(about, envelope=envelope)
@@ -230,8 +238,8 @@ class Reporter:
         """Return the read receipt about the message `queue_id`, and the event for its trace; None
         if the asker has no next hop. The caller counts it.
         """
-        to = self._destination_of(request.to)
-        if to is None:
+        route = self._route_to(request.to)
+        if route is None:
             return None
         now_us = self._clock.time_us()
         words = self._texts.current().receipt(
@@ -243,7 +251,6 @@ class Reporter:
             report_id=self._ids.new(), now_us=now_us,
         )  # fmt: skip
         about = MessageFacts(queue_id, Envelope(request.to), Source.SMTP, True, 0)
-        route = _Route(request.to, to)
         made = self._message(written, route, about=about, account=request.account)
         reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
         return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
@@ -258,30 +265,30 @@ class Reporter:
     ) -> tuple[NewMessage | None, Event]:
         """Return the report, None if it is left out, and its event."""
         reverse_path = message.envelope.reverse_path
-        to = self._destination_of(reverse_path)
+        found = self._route_to(reverse_path)
         shown = self._in_wall_time(message)
         times = {}
         if kind is ReportKind.DELAYED:
             times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
-        if kind not in FAILURES and (left_out := self._left_out(message, to, content)):
+        if kind not in FAILURES and (left_out := self._left_out(message, found, content)):
             self._metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
             detail = {"kind": str(kind), "recipients": _named(recipients), **times}
             event = Event(Step.REPORT, self._clock.time_us(), detail | {"left_out": left_out})
             return None, event
-        if to is None:  # the sender's own address has no next hop
+        if found is None:  # the sender's own address has no next hop
             route, label, account = _TO_POSTMASTER, "dead-letter", ""
         else:
-            route, label, account = _Route(reverse_path, to), str(kind), message.account
+            route, label, account = found, str(kind), message.account
         self.count(label)
         written = self._written(kind, shown, recipients, content=content)
         report = self._message(written, route, about=message, account=account)
         return report, _event(report, label, recipients, times=times)
 
     def _left_out(
-        self, message: MessageFacts, to: Destination | None, content: Content
+        self, message: MessageFacts, route: "_Route | None", content: Content
     ) -> "LeftOut | None":
         """Return why a report of a success or a delay is not sent, None if it is."""
-        if to is None:
+        if route is None:
             return LeftOut.UNROUTED
         if is_automatic(ParsedContent.of(content).header):
             return LeftOut.AUTOMATIC
@@ -336,22 +343,18 @@ class Reporter:
     def _message(
         self, content: Content, route: "_Route", *, about: MessageFacts, account: str = ""
     ) -> NewMessage:
-        """Return `content` as a routed message for one recipient: it skips policy."""
+        """Return `content` as a message with a route: it skips policy."""
         now_us = self._clock.queue_us()
         parsed = ParsedContent.of(content)
         header, content = parsed.header, outgoing(parsed)
-        routed = {
-            "rules": [],
-            "next_hops": {str(route.to.next_hop): [route.address]},
-            "about": about.id,
-        }
-        if route.to.held:
-            routed["held"] = {route.to.held: [route.address]}
+        routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id}
+        if held := route.held():
+            routed["held"] = held
         facts = MessageFacts(
             id=self._ids.new(),
             envelope=Envelope(
                 reverse_path="",
-                smtputf8=not route.address.isascii(),
+                smtputf8=route.needs_smtputf8,
                 eight_bit=is_eight_bit(content),
             ),
             source=Source.REPORT,
@@ -363,15 +366,35 @@ class Reporter:
             message_id=decoded(header, "message-id"),
             subject=decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX],
         )
-        recipient = NewRecipient(ForwardPath(route.address, notify=frozenset({Notify.NEVER})))
         return NewMessage(
             facts,
             contents=(content,),
-            entries=(
-                NewEntry(route.to.next_hop, (recipient,), extra=EntryExtra(reason=route.to.held)),
-            ),
+            entries=route.entries,
+            final_recipients=route.aliases,
             events=(Event(Step.POLICY_AND_ROUTING, self._clock.time_us(), routed),),
         )
+
+    def _route_to(self, address: str) -> "_Route | None":
+        """Return where mail for an address goes, for an alias to whom it leads; None if nowhere."""
+        expansion = self._expand(address)
+        if expansion is None:
+            to = self._destination_of(address)
+            return None if to is None else _Route((_entry(to, (address,)),))
+        found: dict[tuple[Destination, str], list[str]] = {}
+        for target in expansion.targets:
+            to = self._destination_of(target.address)
+            if to is not None:
+                by = "" if to.next_hop == LOCAL else target.forwarded_by
+                found.setdefault((to, by), []).append(target.address)
+        if not found:
+            return None
+        is_one = len(expansion.targets) == 1
+        alias = NewRecipient(
+            ForwardPath(address, _NEVER), successors=expansion.addresses,
+            state=RecipientState.REDIRECTED if is_one else RecipientState.EXPANDED,
+        )  # fmt: skip
+        entries = tuple(_entry(to, some, forwarded_by=by) for (to, by), some in found.items())
+        return _Route(entries, (alias,))
 
     def count(self, kind: str) -> None:
         """Count a report that was made."""
@@ -379,11 +402,36 @@ class Reporter:
 
 
 class _Route(Struct, frozen=True):
-    address: str
-    to: Destination
+    entries: tuple[NewEntry, ...]
+    aliases: tuple[NewRecipient, ...] = ()  # that lead there
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        return not all(to.path.address.isascii() for one in self.entries for to in one.recipients)
+
+    def next_hops(self) -> dict[str, list[str]]:
+        """Return addresses by next hop, for the event of step 5."""
+        return self._addresses_by(lambda entry: str(entry.next_hop))
+
+    def held(self) -> dict[str, list[str]]:
+        """Return the addresses of held entries, by the reason."""
+        return self._addresses_by(lambda entry: entry.extra.reason)
+
+    def _addresses_by(self, key: Callable[[NewEntry], str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for one in self.entries:
+            if name := key(one):
+                found.setdefault(name, []).extend(to.path.address for to in one.recipients)
+        return {name: addresses[:_NAMED_MAX] for name, addresses in found.items()}
 
 
-_TO_POSTMASTER = _Route(POSTMASTER, Destination(LOCAL))
+def _entry(to: Destination, addresses: Sequence[str], *, forwarded_by: str = "") -> NewEntry:
+    recipients = tuple(NewRecipient(ForwardPath(one, _NEVER)) for one in addresses)
+    extra = EntryExtra(reason=to.held, delivered_to=forwarded_by)
+    return NewEntry(to.next_hop, recipients, extra=extra)
+
+
+_TO_POSTMASTER = _Route((_entry(Destination(LOCAL), (POSTMASTER,)),))
 
 
 def _event(
@@ -396,7 +444,7 @@ def _event(
     """Return the event about `made` for the trace of the message that it reports."""
     detail = {
         "report_id": made.facts.id,
-        "to": made.entries[0].recipients[0].path.address,
+        "to": (made.final_recipients or made.entries[0].recipients)[0].path.address,
         "kind": kind,
         "recipients": _named(recipients),
         **times,

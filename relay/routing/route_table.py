@@ -14,7 +14,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.accounts.account import DEAD_LETTER, AccountDirectory, Expansion
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
@@ -304,6 +304,10 @@ class RouteTable:
             case NextHop():  # LOCAL: another one has a result
                 assert route is not None
                 return self._examine_local(address, route=route.name)
+
+    def expand(self, address: str) -> Expansion | None:
+        """Return who gets the mail for an alias, which examine() does not know."""
+        return self._accounts.expand(address)
 
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).

@@ -9,6 +9,7 @@ import pytest
 from flufl.bounce import scan_message
 from msgspec.structs import replace
 
+from relay.accounts.account import AliasTarget, Expansion
 from relay.clock import Ids
 from relay.journeys.events import Step
 from relay.message.content import LargeContent, MemoryOctets
@@ -102,6 +103,49 @@ def test_a_bounce_is_routed_to_the_sender_with_the_null_reverse_path(reporter):
     assert report.facts.expires_us == report.facts.received_us + HOUR_US
     assert report.facts.account == "alice@example.com"
     assert report.facts.size == len(report.contents[0])
+
+
+def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
+    """The sender's own forwarding too: who reads no mailbox here must hear of a failure."""
+    to = ("bob@example.com", "carol@outside.test", "lost@nowhere.test", "dave@outside.test")
+    targets = tuple(AliasTarget(one, ("team@example.com",)) for one in to)
+    aliases = {"alice@example.com": Expansion(targets)}
+    outside = NextHop(HopKind.MX, "outside.test")
+    reporter.hops.update(
+        {"bob@example.com": Destination(LOCAL)}
+        | dict.fromkeys((to[1], to[3]), Destination(outside, held="route r"))
+    )
+    reporter.reporter.use_aliases(aliases.get)
+    plan = reporter.failures([recipient()])
+    (report,) = plan.messages
+    found = [
+        (one.next_hop, one.extra.delivered_to, [each.path.address for each in one.recipients])
+        for one in report.entries
+    ]
+    assert found == [
+        (LOCAL, "", ["bob@example.com"]),
+        (outside, "team@example.com", ["carol@outside.test", "dave@outside.test"]),
+    ]
+    assert report.entries[1].extra.reason == "route r"
+    (alias,) = report.final_recipients
+    assert (alias.path.address, alias.state) == ("alice@example.com", RecipientState.EXPANDED)
+    assert alias.successors == to
+    assert plan.events[0].detail["to"] == "alice@example.com"
+    assert b"\r\nTo: <alice@example.com>\r\n" in report.contents[0]
+    assert report.events[0].detail["held"] == {
+        "route r": ["carol@outside.test", "dave@outside.test"]
+    }
+    assert report.events[0].detail["next_hops"] == {
+        "local": ["bob@example.com"], "mx:outside.test": ["carol@outside.test", "dave@outside.test"]
+    }  # fmt: skip
+
+
+def test_a_bounce_for_an_alias_that_leads_nowhere_becomes_a_dead_letter(reporter):
+    to = Expansion((AliasTarget("lost@nowhere.test", ("alice@example.com",)),))
+    reporter.reporter.use_aliases({"alice@example.com": to}.get)
+    (report,) = reporter.failures([recipient()]).messages
+    assert report.entries[0].recipients[0].path.address == "postmaster"
+    assert reporter.counted() == {"dead-letter": 1}
 
 
 def test_the_envelope_of_a_bounce_matches_its_header(reporter):
