@@ -26,9 +26,12 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site import Site
 from relay.delivery.site_limits import ConcurrencyLimit, TokenBucket
+from relay.ingress import acceptance
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
+from relay.ingress.expansion import ExpandedRecipients
 from relay.last_commit import LastCommit
+from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.reports import bounces
@@ -320,6 +323,20 @@ def _no_rate_of_routes(original: Any) -> Any:
     return lambda *args: replace(original(*args), rate="")
 
 
+def _once_for_each_alias(original: Any) -> Any:
+    def expand_recipients(paths: Any, expand: Any) -> ExpandedRecipients:
+        found = original(paths, expand)
+        again = [one for alias in found.aliases[1:] for one in alias.successors]
+        return ExpandedRecipients(
+            paths=[*found.paths, *map(ForwardPath, again)],
+            positions=[*found.positions, *(0 for _ in again)],
+            forwarded_by=[*found.forwarded_by, *("" for _ in again)],
+            aliases=found.aliases,
+        )
+
+    return expand_recipients
+
+
 def _nothing_kept(original: Any) -> Any:
     def check_free_space(self: ReserveFile, size_bytes: int) -> None:
         with patch.object(self, "missing_bytes", 0):
@@ -511,5 +528,6 @@ BROKEN = (
     Broken("a slow transaction wakes nobody", _instead(Site, "_watch_limit", _nothing), "slow transactions", where=conditions.crowds),
     Broken("a refused connection is the last one", _instead(ConcurrencyLimit, "full_at", _full_for_ever), "slow transactions", where=conditions.crowds),
     Broken("keys end early", _instead(maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
+    Broken("each alias sends a copy", _instead(acceptance, "expand_recipients", _once_for_each_alias), "has 2 recipients", where=conditions.aliased),
     Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),
 )  # fmt: skip

@@ -1,7 +1,16 @@
 """What a scenario has in it, for the broken relays that show only there."""
 
 from relay.message.envelope import Notify
-from tests.simulation.scenario import BESIDE, CROWD, GATED, NEVER_S, STRICT, STRICT_MX, Scenario
+from tests.simulation.scenario import (
+    BESIDE,
+    CROWD,
+    GATED,
+    HOME,
+    NEVER_S,
+    STRICT,
+    STRICT_MX,
+    Scenario,
+)
 
 OPERATORS = 10
 SLOWEST = "3/300"
@@ -10,6 +19,12 @@ SLOWEST = "3/300"
 def crowded(plan: Scenario) -> bool:
     """Whether a site takes a message for many in several transactions."""
     return any(host.name == "few at once" for hosts in plan.domains.values() for host in hosts)
+
+
+def aliased(plan: Scenario) -> bool:
+    """Whether mail is for two aliases at once."""
+    names = {f"{name}@{HOME}" for name in ("team", "everyone", "lost")}
+    return any(len(names & {to for to, _ in one.recipients}) > 1 for one in plan.letters)
 
 
 def operated(plan: Scenario) -> bool:

@@ -24,7 +24,7 @@ WANTED = (
     "in memory: for two logins of a host", "in memory: for two TLS policies",
     *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),
     *(f"outcome: {name}" for name in ("delivered", "relayed", "failed", "indeterminate")),
-    *(f"state: {state}" for state in sorted(FINAL - {RecipientState.EXPANDED})),
+    *(f"state: {state}" for state in sorted(FINAL)),
     *(f"lane: {level.name}" for level in PriorityLevel),
     *(f"look: {kind}" for kind in ("onward", "next hop", "sender")),
     *(f"operation: {one}, {result}" for one in Operation for result in CommandResult if (one, result) != _ALWAYS_DONE),

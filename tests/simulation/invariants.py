@@ -23,6 +23,7 @@ from tests.simulation.ledger import Ledger
 from tests.simulation.neighbours import MARK, MARKED
 from tests.simulation.rows import Message, Recipient, Rows
 from tests.simulation.scenario import (
+    ALIASES,
     HOME,
     PEOPLE,
     SERVED_BY,
@@ -42,6 +43,7 @@ _FINAL_DELIVERY = re.compile(rb"Return-Path: <[^\r\n]*>\r\nDelivered-To: ([^\r\n
 _TRACE = re.compile(
     rb"Received: [^;]*\bid ([0-9a-z]{16})\b[^;]*;\r\n\t[^\r\n]*\r\n(?:Date: [^\r\n]*\r\n)?"
 )
+_FORWARDED = re.compile(rb"Delivered-To: ([^\r\n]*)\r\n")
 _MESSAGE_ID = re.compile(rb"^Message-ID: *(\S+)", re.MULTILINE | re.IGNORECASE)
 _UNREAD = b"Subject: (the original message could not be read)"
 
@@ -70,7 +72,7 @@ def violations(evidence: Evidence) -> list[str]:
     """Everything that is wrong."""
     found: list[str] = list(evidence.rows.violations)
     for check in (
-        answered_is_kept, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
+        answered_is_kept, aliases_reach_all, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
         no_second_delivery, reports_are_made, no_backscatter, expiry_in_time,
         cancelled_as_told, reports_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
     ):  # fmt: skip
@@ -95,6 +97,18 @@ def answered_is_kept(evidence: Evidence) -> Iterator[str]:
             continue
         elif one.code // 100 in (4, 5) and by_token[one.token]:
             yield f"1: {one.token} was answered {one.code}, and accepted"
+
+
+def aliases_reach_all(evidence: Evidence) -> Iterator[str]:
+    """1 and 2: each address that an alias leads to is one recipient, however often it is named."""
+    for message in evidence.rows.messages.values():
+        there = Counter(one.address.lower() for one in message.recipients if not one.added_by)
+        for alias in message.recipients:
+            is_alias = alias.address.partition("@")[0] in ALIASES
+            for address in alias.successors if is_alias else ():
+                if (count := there[address.lower()]) != 1:
+                    where = f"{message.id} ({message.token}) by {alias.address}"
+                    yield f"1: {where} has {count} recipients {address}"
 
 
 def everything_ended(evidence: Evidence) -> Iterator[str]:
@@ -153,11 +167,21 @@ def contents_are_right(evidence: Evidence) -> Iterator[str]:
             continue
         letter = letters[message.token]
         versions = _versions(message, letter, address)
-        trace = _TRACE.match(content)
+        field = _FORWARDED.match(content)
+        if field and field[1].decode() not in _aliases_to(message, address):
+            yield f"1: {message.id} ({message.token}) came to {address} by {field[1]!r}"
+        trace = _TRACE.match(content, field.end() if field else 0)
         if trace is None or trace[1].decode() != message.id:
             yield f"1: {message.id} ({message.token}) came to {address} without its Received"
         elif content[trace.end() :] not in versions:
             yield f"1: {message.id} ({message.token}) came to {address} with another content"
+
+
+def _aliases_to(message: Message, address: str) -> Collection[str]:
+    """The aliases that may have sent a message there: the named ones, and those in them."""
+    if not any(address in one.successors for one in message.recipients):
+        return ()
+    return [f"{name}@{HOME}" for name, to in ALIASES.items() if address in to]
 
 
 def _versions(message: Message, letter: Letter, address: str) -> tuple[bytes, ...]:
@@ -209,11 +233,18 @@ def _refuses(evidence: Evidence, message: Message, address: str, next_hop: str, 
     return any(
         refusal.reply == reply
         and refusal.address in ("", address)
-        and (not refusal.address or refusal.reverse_path == message.reverse_path)
+        and (not refusal.address or _is_sender(refusal.reverse_path, message, address))
         and evidence.ledger.names.get(refusal.name, refusal.name) in ("", message.id)
         for site in evidence.sites.get(SERVED_BY.get(domain, domain), ())
         for refusal in site.refusals
     )
+
+
+def _is_sender(reverse_path: str, message: Message, address: str) -> bool:
+    """Whether a copy of a message may have this sender: one of its own where an alias sends it."""
+    is_rewritten = reverse_path.startswith("SRS0=") and reverse_path.endswith(f"@{HOME}")
+    rewritten = is_rewritten and bool(_aliases_to(message, address))
+    return rewritten or reverse_path == message.reverse_path
 
 
 def _is_refused_here(evidence: Evidence, message: Message, address: str) -> bool:

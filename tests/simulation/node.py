@@ -14,6 +14,7 @@ from unittest.mock import patch
 import apsw
 
 from relay.accounts.account import Account, Expansion
+from relay.accounts.aliases import AliasTable, Forwarding
 from relay.clock import Ids
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.delivery.active_queue import ActiveQueue
@@ -42,7 +43,7 @@ from tests.simulation.clock import WorldClock
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import Death, Life
 from tests.simulation.maintenance import SimulatedMaintenance, SimulatedReserveFile
-from tests.simulation.scenario import GATED, GATED_HOP, HOME, PEOPLE, ROUTED, Scenario
+from tests.simulation.scenario import ALIASES, GATED, GATED_HOP, HOME, PEOPLE, ROUTED, Scenario
 from tests.simulation.sites import LOGIN
 from tests.simulation.witness import WatchedContents, Witness
 from tests.simulation.world import World
@@ -62,8 +63,14 @@ class People:
         local_part, _, domain = address.lower().partition("@")
         return Account(f"{local_part}@{HOME}") if domain == HOME and local_part in PEOPLE else None
 
+    def __init__(self) -> None:
+        self._aliases = AliasTable(
+            (Forwarding(f"{name}@{HOME}", to, keeps_copy=False, place=()), [f"{name}@{HOME}"])
+            for name, to in ALIASES.items()
+        )
+
     def expand(self, address: str) -> Expansion | None:
-        return None
+        return self._aliases.expand(address)
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         return None
@@ -155,6 +162,7 @@ class Node:
             destination_of=self.table.destination_of, expire_after_s=scenario.expire_after_s,
             metrics=self.metrics,
         )  # fmt: skip
+        reporter.use_aliases(self.table.expand)
         self.scheduler = self._scheduler(around, reporter)
         self.spool.queue_admin.attend(Attendant(self.scheduler, around.ledger))
         acceptance = Acceptance(

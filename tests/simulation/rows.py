@@ -29,6 +29,7 @@ class Recipient:
     state: RecipientState
     reply: str
     added_by: str
+    successors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ _MESSAGES = (
 
 def _message(cursor: apsw.Cursor, row: Any) -> Message:
     people = cursor.execute(
-        "SELECT number, entry, address, notify, state, reply, added_by FROM recipient"
+        "SELECT number, entry, address, notify, state, reply, added_by, successors FROM recipient"
         " WHERE message_id = ? ORDER BY number",
         (row[0],),
     ).fetchall()
@@ -108,6 +109,9 @@ def _message(cursor: apsw.Cursor, row: Any) -> Message:
     return Message(
         row[0], row[1], row[2], bool(row[3]), row[4],
         token[1].decode() if token and row[2] != "report" else "", row[6],
-        tuple(Recipient(*one[:4], RecipientState(one[4]), *one[5:]) for one in people),
+        tuple(
+            Recipient(*one[:4], RecipientState(one[4]), *one[5:7], tuple(one[7].split()))
+            for one in people
+        ),
         tuple((one[0], one[1], msgspec.json.decode(one[2])) for one in events),
     )  # fmt: skip

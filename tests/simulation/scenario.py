@@ -22,6 +22,13 @@ STRICT = "strict.test"  # whose MX are those of STRICT_MX, under a policy that r
 STRICT_MX = "d1.test"
 CROWD = "crowd.test"  # which many want to write to at once
 SERVED_BY = {GATED_HOP: GATE, BESIDE: GATE, STRICT: STRICT_MX}  # whose sites a next hop has
+ALIASES = {  # addresses at HOME that lead to others
+    "team": ("alice@home.test", "BOB+team@home.test", "u50@d0.test", "u51@d1.test"),
+    "everyone": ("team@home.test", "carol@home.test", "u50@d0.test", "u52@captured.test"),
+    "moved": ("u53@d0.test",),
+    "desk": ("alice@home.test",),
+    "lost": ("nobody@home.test", "u54@d1.test"),
+}
 VICTIM = "victim@victim.test"  # whose address strangers write as their own
 _RECIPIENTS = (1, 1, 1, 1, 2, 2, 3, 3, 6, 40)
 _FUTURES = (Notify.NEVER, Notify.FAILURE, Notify.SUCCESS)
@@ -203,7 +210,21 @@ def make(seed: int) -> Scenario:
     letters = _in_versions(rng, plan.letters)
     troubles = sorted((*plan.troubles, *_orders(rng, spread_s)), key=lambda one: one.at_s)
     plan = _with_more(rng, replace(plan, letters=letters, troubles=tuple(troubles)), spread_s)
-    return _with_crowd(rng, plan) if rng.random() < 1 / 8 else plan
+    plan = _with_crowd(rng, plan) if rng.random() < 1 / 8 else plan
+    return _with_aliases(Random(f"aliases {seed}"), plan)
+
+
+def _with_aliases(rng: Random, plan: Scenario) -> Scenario:
+    """In some worlds, name aliases: of strangers' letters too, and beside their members."""
+    if rng.random() < 0.7:
+        return plan
+    letters = []
+    for one in plan.letters:
+        names = rng.sample(sorted(ALIASES), rng.choice((0, 1, 1, 2)))
+        futures = frozenset({rng.choice(_FUTURES)}) if rng.random() < 0.5 else frozenset()
+        more = tuple((f"{name}@{HOME}", futures) for name in names)
+        letters.append(replace(one, recipients=(*one.recipients, *more)))
+    return replace(plan, letters=tuple(letters))
 
 
 def _with_crowd(rng: Random, plan: Scenario) -> Scenario:
