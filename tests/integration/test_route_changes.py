@@ -1,4 +1,4 @@
-"""Routes that change while mail waits: no mail leaves with the login of another route."""
+"""Routes that change while mail waits: none leaves with another route's login, CA or source."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,9 @@ import pytest
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes
+from tests.support.tls import Authority, authority, new_authority
+
+__all__ = ["authority"]
 
 ALICE = "alice@example.test"
 USERS = dict.fromkeys(("one", "two", "three"), "secret")
@@ -21,33 +24,44 @@ def remotes() -> Iterator[Remotes]:
         yield remotes
 
 
-def login_of(server: RemoteMx, address: str) -> str:
-    """The login under which the only message for `address` came, "" for none."""
+def way_of(server: RemoteMx, address: str) -> tuple[str, str]:
+    """The login under which the only message for `address` came, "" for none, and from where."""
     (envelope,) = server.received(address)
-    return server.logins.get(envelope.session, "")
+    return server.logins.get(envelope.session, ""), server.origins[envelope.session]
+
+
+SOURCES = {"one": "127.0.0.101", "two": "127.0.0.102", "three": "127.0.0.103"}
 
 
 def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
-    remotes: Remotes, tmp_path: Path
+    remotes: Remotes, tmp_path: Path, authority: Authority
 ) -> None:
     (tmp_path / "password").write_text("secret\n")
-    # loopback addresses, where a login needs no TLS
-    host = remotes.start("first.test", replies={"MAIL": LATER}, users=USERS)
-    other = remotes.start("second.test", users=USERS)
+    # Each host has a certificate of another CA: with the wrong one its mail is deferred.
+    second = new_authority(tmp_path)
+    tls = authority.issue("IP:127.0.0.11").server_context()
+    host = remotes.start("first.test", replies={"MAIL": LATER}, users=USERS, tls=tls)
+    tls = second.issue("IP:127.0.0.12").server_context()
+    other = remotes.start("second.test", users=USERS, tls=tls)
+    ca = {host.host: str(authority.certificate), other.host: str(second.certificate)}
 
     def route(domain: str, login: str, server: RemoteMx = host, **more: Any) -> dict[str, Any]:
         to = f"smtp://{server.host}:{server.port}"
         auth = {"user": login, "password_file": str(tmp_path / "password")}
-        return {"domain": domain, "next_hop": to, "auth": auth, **more}
+        own = {"auth": auth, "tls": "verify", "ca": ca[server.host], "source_address": SOURCES[login]}
+        return {"domain": domain, "next_hop": to} | own | more
 
     addresses = [f"x@{name}.test" for name in ("kept", "renamed", "moved", "gone", "refused")]
     kept, renamed, moved, gone, refused = addresses
+    # The host's certificate is not of the CA of this route, only of the others'.
+    strict = route("strict.test", "one", name="strict", ca=ca[other.host])
     before = [
         route("kept.test", "one", name="of kept", sender="*@example.test"),
         route("renamed.test", "two", name="of renamed"),
         route("moved.test", "three", name="of moved"),
         route("gone.test", "one"),
         route("refused.test", "two"),
+        strict,
     ]
     after = [
         route("new.test", "three"),  # above all
@@ -56,12 +70,14 @@ def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
         route("moved.test", "three", other, name="of moved"),
         {"domain": "gone.test", "next_hop": f"smtp://{other.host}:{other.port}"},
         {"domain": "refused.test", "next_hop": "reject:5.1.6 moved away"},
+        strict,
     ]
     config = {"route": before, "delivery": {"retry": ["1h"]}}
     with remotes.relay(config=config) as relay:
         ids = {address: relay.submit(ALICE, [address]) for address in addresses}
         both = relay.submit(ALICE, [f"y{address[1:]}" for address in (renamed, gone, refused)])
-        for queue_id in (*ids.values(), both):
+        unverified = relay.submit(ALICE, ["x@strict.test"])
+        for queue_id in (*ids.values(), both, unverified):
             relay.until_state(queue_id, "deferred")
         routes = {one["recipients"][0]["address"]: one["route"] for one in relay.queue()}
         assert routes[kept] == "of kept"
@@ -77,9 +93,32 @@ def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
         assert states == dict.fromkeys(addresses, "relayed") | {refused: "failed"}
         relay.until_final(both)
         assert set(relay.states(both).values()) == {"relayed", "failed"}
-        assert [login_of(host, one) for one in (kept, renamed)] == ["one", "three"]
-        assert [login_of(other, one) for one in (moved, gone)] == ["three", ""]
-        assert (login_of(host, "y@renamed.test"), login_of(other, "y@gone.test")) == ("three", "")
+        by = {login: (login, source) for login, source in SOURCES.items()} | {"": ("", "127.0.0.1")}
+        assert [way_of(host, one) for one in (kept, renamed)] == [by["one"], by["three"]]
+        assert [way_of(other, one) for one in (moved, gone)] == [by["three"], by[""]]
+        assert way_of(host, "y@renamed.test") == by["three"]
+        assert way_of(other, "y@gone.test") == by[""]
+        attempts = {
+            one: relay.journey(ids[one])["recipients"][0]["attempts"][-1] for one in addresses[:4]
+        }
+        found = {one: (each["verified"], each["policy"]) for one, each in attempts.items()}
+        assert found == {
+            kept: ("name", "route of kept: verify"),
+            renamed: ("name", "route of another name: verify"),
+            moved: ("name", "route of moved: verify"),
+            gone: ("none", "configuration: none"),
+        }
+        recorded = until(
+            "the retry of the strict route is over",
+            lambda: (
+                len(all_of := relay.journey(unverified)["recipients"][0]["attempts"]) > 1 and all_of
+            ),
+        )
+        assert {(one["outcome"], one["verified"]) for one in recorded} == {("deferred", "none")}
+        assert {one["policy"] for one in recorded} == {"route strict: verify"}
+        assert "the certificate is refused" in recorded[-1]["reply"]
+        assert host.received("x@strict.test") == other.received("x@strict.test") == []
+        relay.cli_json("queue", "cancel", unverified)
         (reason,) = [
             step["detail"]["why"]
             for step in relay.journey(ids[renamed])["steps"]

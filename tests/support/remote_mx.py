@@ -107,6 +107,7 @@ class RemoteMx:
         self.envelopes: list[Envelope] = []
         self.commands: list[str] = []
         self.logins: dict[int, str] = {}  # by session
+        self.origins: dict[int, str] = {}  # the client's address, by session
         self.most_open = 0
         self.reached_stages: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._used: dict[str, int] = defaultdict(int)
@@ -206,6 +207,7 @@ class _GatedHost(SmtpHost):
 
     async def converse(self, reader, writer):
         self.writers[writer] = None
+        self._mx.origins[self.sessions + 1] = (writer.get_extra_info("peername") or [""])[0]
         try:
             await super().converse(reader, writer)
         finally:

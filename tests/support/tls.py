@@ -78,7 +78,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """A CA of the tests' own."""
-    made = Authority(tmp_path_factory.mktemp("ca"))
+    return new_authority(tmp_path_factory.mktemp("ca"))
+
+
+def new_authority(directory: Path) -> Authority:
+    """Make a CA."""
+    made = Authority(directory)
     _openssl(
         "req", "-x509", *_NEW_KEY, "-days", 2, "-subj", "/CN=the tests' CA",
         "-keyout", made.directory / "ca.key", "-out", made.certificate,
