@@ -319,6 +319,10 @@ def _full_for_ever(original: Any) -> Any:
     return full_at
 
 
+def _of_the_first_route(original: Any) -> Any:
+    return lambda self, next_hop: original(self, next_hop.without_route)
+
+
 def _no_rate_of_routes(original: Any) -> Any:
     return lambda *args: replace(original(*args), rate="")
 
@@ -519,6 +523,7 @@ BROKEN = (
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
+    Broken("a route has the login of another one to its host", _instead(RouteTable, "options_for", _of_the_first_route), "has another login", where=conditions.gated_twice),
     Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
     Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=conditions.in_clear),
     Broken("a timed hold is for ever", _instead(queue_changes._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),

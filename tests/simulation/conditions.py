@@ -57,6 +57,12 @@ def guarded(plan: Scenario) -> bool:
     return domains >= {GATED, BESIDE}
 
 
+def gated_twice(plan: Scenario) -> bool:
+    """Whether there is mail for the gate's route, and a life in which another one is above it."""
+    domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
+    return GATED in domains and bool(plan.lives)
+
+
 def in_clear(plan: Scenario) -> bool:
     """Whether a host has mail that needs TLS, and other mail."""
     domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}

@@ -41,7 +41,7 @@ WANTED = (
     "released as before: queued, due now", "released as before: deferred, due now",
     "released as before: deferred, due later",
     "reported in flight: relayed", "reported in flight: not relayed",
-    "rate: waited", "released by its time", "released by its time: as answered", "settled: fenced", "settled: some",
+    "rate: waited", "routed anew: its route has changed", "released by its time", "released by its time: as answered", "settled: fenced", "settled: some",
     "silent: NOTIFY=NEVER", "silent: null reverse-path", "silent: a stranger",
 )  # fmt: skip
 

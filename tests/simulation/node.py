@@ -5,7 +5,7 @@ Real rooms; only name servers, mailboxes and the network are the world's. As rel
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, RouteAuth, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
+from relay.spool.queue_commands import CommandReport, QueueAdmin, QueueCommand
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
@@ -104,6 +105,20 @@ class Attendant:
         return taken
 
 
+class _RerouterDesk:
+    """The queue's administration as the rerouter knows it; the ledger hears of what it reroutes."""
+
+    def __init__(self, admin: QueueAdmin, ledger: Ledger, world: World) -> None:
+        self._admin, self._ledger, self._world = admin, ledger, world
+
+    async def execute(self, command: QueueCommand) -> CommandReport:
+        messages = [one.rpartition("-")[0] for one in command.selector.ids]
+        self._ledger.waits.routed_anew(messages)
+        report = await self._admin.execute(command)
+        self._world.reached["routed anew: its route has changed"] += len(messages)
+        return report
+
+
 class _SlowDisk:
     """The loop as the writer knows it, where what it writes takes its time."""
 
@@ -148,6 +163,10 @@ class Node:
             Route(ROUTED, "mx", max_rate=scenario.route_rate),
             Route(GATED, GATED_HOP, auth=_login(home)),
         )  # fmt: skip
+        if len(world.lives) % 2 == 0:  # in each second life, it is renamed below another one
+            *others, gated = routes
+            above = Route("above.test", GATED_HOP, name="above")
+            routes = (above, *others, replace(gated, name="renamed"))
         self.table = RouteTable(routes, [HOME], accounts, tls="none")
         self.spool = SqliteSpool(
             self._path, clock=self.clock, crash=Points(around.disk),
@@ -208,7 +227,7 @@ class Node:
             self.witness, recorder, contents, local=LocalDelivery(around.store, self.table),
             resolver=around.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
-            active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=self.spool.queue_admin,
+            active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
             connect=around.ledger.progress.watched_connect(
                 partial(
                     connect, ehlo_name="relay.test", timeouts=TIMEOUTS, real_s=self.clock.real_s

@@ -6,7 +6,7 @@ died, an operator rerouted the mail), it bounds the wait by the number of attemp
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Deferred, Indeterminate
@@ -29,7 +29,8 @@ class Waits:
         self._slack_s = 5.0 + 4 * plan.commit_s
         self._causes: dict[Key, tuple[str, int] | None] = {}  # None: not known any more
         self._tried: set[Key] = set()
-        self._rerouted: set[str] = set()  # messages
+        self._rerouted: set[str] = set()  # messages, by operators
+        self._routed_anew: set[str] = set()  # messages whose route has changed
         self._idle_ends: list[float] = []
         self._idle: list[tuple[float, float]] = []  # when this process had no claim
         self._idle_since: float | None = None
@@ -38,9 +39,16 @@ class Waits:
         """Another way begins at the first step of its list."""
         self._rerouted.update(queue_ids)
 
+    def routed_anew(self, queue_ids: Iterable[str]) -> None:
+        """As after rerouted(), but to where the routes lead."""
+        self._routed_anew.update(queue_ids)
+
     def is_rerouted(self, queue_id: str) -> bool:
         """Whether an operator may have given it another next hop."""
         return queue_id in self._rerouted
+
+    def _is_on_another_way(self, claim: Claim) -> bool:
+        return claim.message.id in self._rerouted | self._routed_anew
 
     def lost(self, claim: Claim) -> None:
         """A process died with this claim, or could not settle it."""
@@ -84,7 +92,7 @@ class Waits:
         """Invariant 6: the next attempt is due as the retry lists say, and nothing expires untried."""
         claim, waiting = settlement.claim, settlement.waiting
         if settlement.expired and claim.state not in _PARKED:
-            if claim.key not in self._tried and claim.message.id not in self._rerouted:
+            if claim.key not in self._tried and not self._is_on_another_way(claim):
                 yield f"{claim.key} expired, and nobody has tried it"
             return
         if not settlement.counts_as_attempt:
@@ -116,7 +124,7 @@ class Waits:
         ]
         kinds = {str(one.kind) if isinstance(one, Deferred) else "" for one in waits} or {""}
         known = self._causes.get(claim.key, None if claim.attempts else _FRESH)
-        if known is None or claim.message.id in self._rerouted:
+        if known is None or self._is_on_another_way(claim):
             self._causes[claim.key] = None
             lists = [self._list(kind) for kind in kinds]
             tries = claim.attempts + 1
