@@ -35,15 +35,21 @@ else
     /usr/bin/perl -MMail::DeliveryStatus::BounceParser -e 1 2>/dev/null ||
         missing+=(libmail-deliverystatus-bounceparser-perl)
 fi
-# Unpacked into .system, not installed: tests start this LMTP server by its path. Its version must be Dovecot's.
+# Unpacked into .system, not installed: tests start these servers by their paths. The LMTP server's
+# version must be Dovecot's; Exim excludes Postfix.
 unpack() {
-    local version folder
-    version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) || return 0
-    [ ! -e /usr/lib/dovecot/lmtp ] && [ ! -e .system/usr/lib/dovecot/lmtp ] || return 0
+    local version
+    version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) &&
+        unpack_one usr/lib/dovecot/lmtp "dovecot-lmtpd=$version" "Dovecot's LMTP server"
+    unpack_one usr/sbin/exim4 exim4-daemon-light Exim
+}
+unpack_one() {
+    local folder
+    [ ! -e "/$1" ] && [ ! -e ".system/$1" ] || return 0
     folder=$(mktemp -d)
-    (cd "$folder" && apt-get -q download "dovecot-lmtpd=$version" && dpkg-deb -x dovecot-lmtpd_*.deb .) &&
+    (cd "$folder" && apt-get -q download "$2" && dpkg-deb -x "${2%%=*}"_*.deb .) &&
         mkdir -p .system && cp -r "$folder/usr" .system/ ||
-        echo "tests of Dovecot's LMTP server are skipped: its package cannot be fetched" >&2
+        echo "tests of $3 are skipped: its package cannot be fetched" >&2
     rm -rf "$folder"
 }
 if [ "${1:-}" != languages ] && { [ "$(id -u)" = 0 ] || [ -n "${CI:-}${SYSTEM_PACKAGES:-}" ]; }; then

@@ -48,7 +48,12 @@ def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
     def route(domain: str, login: str, server: RemoteMx = host, **more: Any) -> dict[str, Any]:
         to = f"smtp://{server.host}:{server.port}"
         auth = {"user": login, "password_file": str(tmp_path / "password")}
-        own = {"auth": auth, "tls": "verify", "ca": ca[server.host], "source_address": SOURCES[login]}
+        own = {
+            "auth": auth,
+            "tls": "verify",
+            "ca": ca[server.host],
+            "source_address": SOURCES[login],
+        }
         return {"domain": domain, "next_hop": to} | own | more
 
     addresses = [f"x@{name}.test" for name in ("kept", "renamed", "moved", "gone", "refused")]
