@@ -113,7 +113,7 @@ class Explainer:
 
     async def _probed(self, document: Mapping[str, Any], reverse_path: str) -> Any:
         """Connect to the hosts of mail that has one next hop; None: it has none, or no hosts."""
-        if document["state"] != "remote" or "targets" in document:
+        if not document["hosts"] or "targets" in document:
             return None
         address = [document["address"], *document["aliases"]][-1]
         found = self.forwarding.examine(address, reverse_path)
@@ -234,11 +234,14 @@ class Explainer:
 
     async def _destination(self, found: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
         """Return where mail goes that nothing rejects."""
+        document: dict[str, Any]
         if isinstance(found, LocalRecipient):
-            return {"state": "local", "mailbox": found.mailbox}
-        if found.next_hop == CAPTURE:
-            return {"state": "captured"}
-        return await self._hosts_of(found.next_hop)
+            document = {"state": "local", "mailbox": found.mailbox}
+        elif found.next_hop == CAPTURE:
+            document = {"state": "captured"}
+        else:
+            document = await self._hosts_of(found.next_hop)
+        return document | ({"state": "held", "reason": found.held} if found.held else {})
 
     async def _hosts_of(self, next_hop: NextHop) -> dict[str, Any]:
         """Return the hosts of a next hop, and how they are contacted."""
@@ -291,7 +294,7 @@ class Explainer:
         place = self.places.get(found.route, _NO_PLACE)
         return {
             "address": address, "from": sender.reverse_path, "state": "", "reply": "",
-            "aliases": [], "rules": [],
+            "reason": "", "aliases": [], "rules": [],
             "route": {
                 "name": found.route, "file": place.file, "line": place.line, "next_hop": next_hop,
             },

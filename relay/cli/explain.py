@@ -22,7 +22,7 @@ _STATES = {
     "local": "goes into the mailbox {mailbox}",
     "remote": "goes to {next_hop}",
     "captured": "is captured: stored here, never sent",
-    "held": "is queued for {next_hop}, and held",
+    "held": "is queued for {next_hop}, and held by {reason}",
     "invalid": "is invalid",
     "rejected": "is rejected",
     "discarded": "is discarded by a rule: nobody gets it, and no report is sent",
@@ -103,7 +103,9 @@ def _answer(document: Mapping[str, Any]) -> str:
     if targets := document.get("targets"):
         return f"{address} is replaced by {', '.join(each['address'] for each in targets)}"
     state = _STATES[document["state"]].format(
-        mailbox=document["mailbox"], next_hop=document["route"]["next_hop"]
+        mailbox=document["mailbox"],
+        next_hop=document["route"]["next_hop"],
+        reason=document["reason"],
     )
     return f"{address} {state}: {reply}" if reply else f"{address} {state}"
 

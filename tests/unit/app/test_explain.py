@@ -143,6 +143,7 @@ async def test_the_whole_document_of_a_remote_recipient(explainer) -> None:
         "from": SENDER,
         "state": "remote",
         "reply": "",
+        "reason": "",
         "aliases": [],
         "route": {"name": "checked", "file": "relay.toml", "line": 40, "next_hop": "mx:own.test"},
         "mailbox": "",
@@ -250,6 +251,20 @@ async def test_with_a_message_every_condition_is_known(explainer) -> None:
     first, *others = found["rules"]
     assert (first["matched"], first["conditions"][0]["value"]) == (True, "more spam")
     assert {each["skipped"] for each in others} == {'rule "no spam" was the last one'}
+
+
+@pytest.mark.parametrize(
+    ("address", "next_hop", "hosts"),
+    [("x@own.test", "mx:own.test", 2), ("x@gone.test", "mx:gone.test", 0), (ALICE, "local", 0)],
+)
+async def test_a_route_that_holds_shows_where_a_release_sends_mail(
+    explainer, address, next_hop, hosts
+) -> None:
+    routes = [Route("*.test", "hold", name="wait"), *ROUTES]
+    table = RouteTable(routes, ["example.test"], PEOPLE)
+    found = await explainer(table=table).explain(Question(address, SENDER))
+    assert (found["state"], found["reason"]) == ("held", "route wait")
+    assert (found["route"]["next_hop"], len(found["hosts"])) == (next_hop, hosts)
 
 
 async def test_a_redirect_has_targets_to_which_no_rule_applies(explainer) -> None:

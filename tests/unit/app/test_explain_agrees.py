@@ -38,7 +38,7 @@ ACTIONS = (
 )
 # of an explanation, and of the recipient after the first attempt
 OUTCOMES = {"local": "delivered", "captured": "captured", "invalid": "failed",
-            "discarded": "discarded", "rejected": "failed"}  # fmt: skip
+            "discarded": "discarded", "held": "held", "rejected": "failed"}  # fmt: skip
 LEVELS = ("none", "opportunistic", "required", "verify")
 
 
@@ -73,7 +73,7 @@ async def port():
 def configuration(rng: random.Random, dns: DnsThread, port: int) -> tuple[dict[str, Any], str]:
     """A random configuration, and its rules."""
     actions = [
-        "mx", "mx", "capture", "local", "reject:5.7.1 closed", f"smtp://127.0.0.22:{port}",
+        "mx", "mx", "capture", "hold", "local", "reject:5.7.1 closed", f"smtp://127.0.0.22:{port}",
         "smtp://localhost:1",
     ]  # fmt: skip
     routes = []
