@@ -118,6 +118,30 @@ def test_the_limits_are_reached(tmp_path):
     assert len(accounts.expand("both@example.test").targets) == 1000
 
 
+def test_no_alias_is_expanded_twice():
+    """However many ways lead to it: here a million."""
+
+    class Counting(AliasTable):
+        looked_up = 0
+
+        def _find(self, address: str) -> Forwarding | None:
+            self.looked_up += 1
+            return super()._find(address)
+
+    def names(level: int) -> tuple[str, ...]:
+        return tuple(f"a{level}-{number}@here.test" for number in range(4))
+
+    table = Counting(
+        (Forwarding(name, names(level + 1), keeps_copy=False, place=()), [name])
+        for level in range(10)
+        for name in names(level)
+    )
+    expansion = table.expand("a0-0@here.test")
+    assert expansion is not None
+    assert expansion.addresses == names(10)
+    assert table.looked_up < 200
+
+
 ONE = '[[account]]\naddress = "a@example.test"\naliases = ["b@example.test"]\n'
 ALIAS = '[[alias]]\naddress = "{}"\nto = ["x@outside.test"]\n'
 RING = """\
