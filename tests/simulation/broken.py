@@ -30,10 +30,12 @@ from relay.ingress import acceptance
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
 from relay.ingress.expansion import ExpandedRecipients
+from relay.ingress.forwarding import Forwarder
 from relay.last_commit import LastCommit
 from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
+from relay.message.srs import Srs
 from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
@@ -341,6 +343,12 @@ def _once_for_each_alias(original: Any) -> Any:
     return expand_recipients
 
 
+def _for_the_victim(original: Any) -> Any:
+    return lambda self, _sender, domain, *, now_us: original(
+        self, "nobody@victim.test", domain, now_us=now_us
+    )
+
+
 def _nothing_kept(original: Any) -> Any:
     def check_free_space(self: ReserveFile, size_bytes: int) -> None:
         with patch.object(self, "missing_bytes", 0):
@@ -534,5 +542,13 @@ BROKEN = (
     Broken("a refused connection is the last one", _instead(ConcurrencyLimit, "full_at", _full_for_ever), "slow transactions", where=conditions.crowds),
     Broken("keys end early", _instead(maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
     Broken("each alias sends a copy", _instead(acceptance, "expand_recipients", _once_for_each_alias), "has 2 recipients", where=conditions.aliased),
+    Broken(
+        "forwarded in the name of others", _instead(Forwarder, "sender_of", lambda _: lambda *_: ""),
+        "which is no SRS address", where=conditions.forwards_for_others,
+    ),
+    Broken(
+        "senders lead to others", _instead(Srs, "rewritten", _for_the_victim), "left with the sender",
+        where=conditions.forwards_for_others,
+    ),
     Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),
 )  # fmt: skip

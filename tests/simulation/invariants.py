@@ -17,6 +17,7 @@ from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.outcome import Evidence as Words
 from relay.message.outcome import Relayed
+from relay.message.srs import Srs, SrsError
 from relay.spool.types import Claim, Settlement
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger
@@ -27,6 +28,7 @@ from tests.simulation.scenario import (
     HOME,
     PEOPLE,
     SERVED_BY,
+    SRS_KEY,
     VICTIM,
     Letter,
     Scenario,
@@ -72,7 +74,7 @@ def violations(evidence: Evidence) -> list[str]:
     """Everything that is wrong."""
     found: list[str] = list(evidence.rows.violations)
     for check in (
-        answered_is_kept, aliases_reach_all, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
+        answered_is_kept, aliases_reach_all, senders_lead_back, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
         no_second_delivery, reports_are_made, no_backscatter, expiry_in_time,
         cancelled_as_told, reports_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
     ):  # fmt: skip
@@ -109,6 +111,26 @@ def aliases_reach_all(evidence: Evidence) -> Iterator[str]:
                 if (count := there[address.lower()]) != 1:
                     where = f"{message.id} ({message.token}) by {alias.address}"
                     yield f"1: {where} has {count} recipients {address}"
+
+
+def senders_lead_back(evidence: Evidence) -> Iterator[str]:
+    """1: a copy has the sender of its message; from elsewhere, what an alias sends on has one that
+    stands for it, until the message expires at least.
+    """
+    messages, names, srs = evidence.rows.messages, evidence.ledger.names, Srs(SRS_KEY)
+    for copy in evidence.copies():
+        message = messages.get(names.get(copy.name, copy.name))
+        if message is None:
+            continue
+        sender, is_from_here = copy.reverse_path, message.reverse_path.endswith(f"@{HOME}")
+        if message.reverse_path and not is_from_here and _FORWARDED.match(copy.content):
+            try:
+                sender = srs.original(sender, now_us=message.expires_us)
+            except SrsError as error:
+                yield f"1: {message.id} ({message.token}) left with {sender}, which is {error}"
+                continue
+        if sender != message.reverse_path:
+            yield f"1: {message.id} ({message.token}) left with the sender {copy.reverse_path}"
 
 
 def everything_ended(evidence: Evidence) -> Iterator[str]:

@@ -44,7 +44,16 @@ from tests.simulation.clock import WorldClock
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import Death, Life
 from tests.simulation.maintenance import SimulatedMaintenance, SimulatedReserveFile
-from tests.simulation.scenario import ALIASES, GATED, GATED_HOP, HOME, PEOPLE, ROUTED, Scenario
+from tests.simulation.scenario import (
+    ALIASES,
+    GATED,
+    GATED_HOP,
+    HOME,
+    PEOPLE,
+    ROUTED,
+    SRS_KEY,
+    Scenario,
+)
 from tests.simulation.sites import LOGIN
 from tests.simulation.witness import WatchedContents, Witness
 from tests.simulation.world import World
@@ -190,7 +199,7 @@ class Node:
             metrics=self.metrics, on_accepted=self.scheduler.offer,
             on_waiting=self.scheduler.accepted_unclaimed, level_of=self.scheduler.level_of,
             has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
-            delay_warning_after_s=scenario.warn_after_s, srs=Srs(b"the key of every world"),
+            delay_warning_after_s=scenario.warn_after_s, srs=Srs(SRS_KEY),
         )  # fmt: skip
         self.acceptance = acceptance
         neighbours = IngressDependencies(

@@ -29,6 +29,7 @@ ALIASES = {  # addresses at HOME that lead to others
     "desk": ("alice@home.test",),
     "lost": ("nobody@home.test", "u54@d1.test"),
 }
+SRS_KEY = b"the key of every world"
 VICTIM = "victim@victim.test"  # whose address strangers write as their own
 _RECIPIENTS = (1, 1, 1, 1, 2, 2, 3, 3, 6, 40)
 _FUTURES = (Notify.NEVER, Notify.FAILURE, Notify.SUCCESS)
