@@ -344,6 +344,10 @@ class ClaimsInMemory:
         """Record that the claim is in `queue`, or is about to be."""
         self._queues[claim.key] = queue
 
+    def queue_of(self, claim: Claim) -> ClaimQueue:
+        """Return the queue of the last track()."""
+        return self._queues[claim.key]
+
     def track_expiry(self, claim: Claim, end_us: int) -> None:
         """Record when the claim expires. Without this it stays until it has been attempted."""
         key = claim.key

@@ -331,7 +331,7 @@ class AttemptRecorder:
         if not due:
             return (), ()
         try:
-            content = await self._contents.of(claim)
+            content = await self._contents.of(claim, for_report=True)
             if isinstance(content, LargeContent):  # it existed when the attempt began
                 await asyncio.to_thread(_check_readable, content)
         except (SpoolError, UnreadableError) as error:

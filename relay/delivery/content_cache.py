@@ -1,9 +1,9 @@
 """The contents of claims being delivered, within a memory budget.
 
 The contents read from the spool (only the header of a large one) stay within the budget, except
-that a single content may be larger. A next hop uses at most as much of the budget as it leaves
-free, except for its first content. A stalled next hop therefore leaves room for the others. See
-docs/design.md 7, invariant 8.
+that a single content may be larger, and that one content for a report may be beyond it. A next hop
+uses at most as much of the budget as it leaves free, except for its first content. A stalled next
+hop therefore leaves room for the others. See docs/design.md 7, invariant 8.
 """
 
 import asyncio
@@ -28,39 +28,63 @@ class ContentCache:
         self._used_by: Counter[NextHop] = Counter()
         self._held: dict[Key, Content] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._beyond: Key | None = None  # the claim whose content for a report is beyond the budget
 
-    async def of(self, claim: Claim) -> Content:
-        """The content of a claim; a large one as its file. Raises SpoolError if it is damaged."""
+    async def of(self, claim: Claim, *, for_report: bool = False) -> Content:
+        """The content of a claim; a large one as its file. Raises SpoolError if it is damaged.
+
+        A report does not wait for deliveries that use the room: one at a time goes beyond it.
+        """
         if claim.content is not None:
             return claim.content
-        key = (claim.message.id, claim.entry_id)
+        key = _key(claim)
         if key in self._held:
             return self._held[key]
-        reserved = min(claim.content_size, LARGE_BYTES)
-        await self._take(claim.next_hop, reserved)
+        reserved = _reserved_bytes(claim)
+        while not self._has_room(claim.next_hop, reserved):
+            if for_report and self._beyond is None:
+                self._beyond = key
+                break
+            await self._room_freed()
+        self._used += reserved
+        self._used_by[claim.next_hop] += reserved
         try:
             # Content that this process has just written needs no check: large mail is read once.
             content = await self._spool.read_content(claim.content_id, check=not claim.is_fresh)
         except BaseException:
+            self._end_beyond(key)
             self._give_back(claim.next_hop, reserved)
             raise
         self._give_back(claim.next_hop, reserved - len(memory_part(content)))
         self._held[key] = content
         return content
 
+    def has_room_for(self, claim: Claim) -> bool:
+        """Whether of() would not wait for room."""
+        if claim.content is not None or _key(claim) in self._held:
+            return True
+        return self._has_room(claim.next_hop, _reserved_bytes(claim))
+
+    async def room_for(self, claim: Claim) -> None:
+        """Wait for room. Claims that wait are asked again in the order in which they came."""
+        while not self.has_room_for(claim):
+            await self._room_freed()
+
     def release(self, claim: Claim) -> None:
         """Drop the content of a settled claim."""
-        content = self._held.pop((claim.message.id, claim.entry_id), None)
+        content = self._held.pop(_key(claim), None)
         if content is not None:
+            self._end_beyond(_key(claim))
             self._give_back(claim.next_hop, len(memory_part(content)))
 
-    async def _take(self, next_hop: NextHop, size_bytes: int) -> None:
-        while not self._has_room(next_hop, size_bytes):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            await waiter
-        self._used += size_bytes
-        self._used_by[next_hop] += size_bytes
+    def _end_beyond(self, key: Key) -> None:
+        if self._beyond == key:
+            self._beyond = None
+
+    async def _room_freed(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await waiter
 
     def _has_room(self, next_hop: NextHop, size: int) -> bool:
         """As in ActiveQueue: a stalled next hop leaves room for the others."""
@@ -79,6 +103,14 @@ class ContentCache:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _key(claim: Claim) -> Key:
+    return claim.message.id, claim.entry_id
+
+
+def _reserved_bytes(claim: Claim) -> int:
+    return min(claim.content_size, LARGE_BYTES)
 
 
 def unreadable(claim: Claim, error: SpoolError) -> dict[int, Outcome]:

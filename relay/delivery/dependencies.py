@@ -52,6 +52,16 @@ class Scheduler(Protocol):
         """The content of a claim. Raises SpoolError."""
         ...
 
+    def has_room_for_content(self, claim: Claim) -> bool:
+        """Whether the content of a claim can be read now, within the memory for contents."""
+        ...
+
+    async def wait_for_room(self, claim: Claim) -> bool:
+        """Wait until its content can be read. Until then the claim waits as one that is not begun:
+        it expires on time, and may be withdrawn. False: it is not the caller's any more.
+        """
+        ...
+
 
 class HostResolver(Protocol):
     """Resolves a next hop to its hosts."""

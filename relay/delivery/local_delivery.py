@@ -183,16 +183,23 @@ class LocalDeliveryQueue:
 
     async def _work(self) -> None:
         while (claim := self.ready.pop()) is not None:
-            outcomes: dict[int, Outcome] = {}
-            try:
-                await self._deliver(claim, outcomes)
-            except asyncio.CancelledError:
-                await self._cut_off(claim, outcomes)
-                raise
-            except Exception:  # noqa: BLE001 - an internal error must not end the worker
-                _log.exception("internal error in local delivery", qid=claim.message.id)
-                outcomes = internal_error_outcomes(claim) | outcomes
-            await self._scheduler.settle(claim, outcomes)
+            while not self._scheduler.has_room_for_content(claim):
+                if not await self._scheduler.wait_for_room(claim):
+                    break
+            else:
+                await self._attempt(claim)
+
+    async def _attempt(self, claim: Claim) -> None:
+        outcomes: dict[int, Outcome] = {}
+        try:
+            await self._deliver(claim, outcomes)
+        except asyncio.CancelledError:
+            await self._cut_off(claim, outcomes)
+            raise
+        except Exception:  # noqa: BLE001 - an internal error must not end the worker
+            _log.exception("internal error in local delivery", qid=claim.message.id)
+            outcomes = internal_error_outcomes(claim) | outcomes
+        await self._scheduler.settle(claim, outcomes)
 
     async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
         if outcomes:

@@ -75,6 +75,10 @@ def _as_forwarded(claim: Claim, content: Content) -> tuple[Envelope, Content]:
     return envelope, content
 
 
+class NoRoomError(Exception):
+    """There is no room for the content of a claim now. Nothing was attempted."""
+
+
 class OutboundSession:
     """A connection and its last settlement. `host` is the last host that it connected to."""
 
@@ -110,13 +114,13 @@ class OutboundSession:
 
     async def deliver(self, claim: Claim) -> Pushback:
         """Attempt every recipient of the claim once and begin to settle. Raises ConnectError if no
-        host gives a connection; nothing was attempted then.
+        host gives a connection, NoRoomError; nothing was attempted then.
         """
         attempt = _Attempt(claim)
         self._began_s = self._clock.real_s()
         try:
             await self._attempt(attempt)
-        except ConnectError:
+        except (ConnectError, NoRoomError):
             raise
         except asyncio.CancelledError:  # the grace time of a stop is over
             self._cut_off(attempt)
@@ -134,10 +138,12 @@ class OutboundSession:
         return Pushback.AFTER_MAIL if attempt.has_begun else Pushback.BEFORE_MAIL
 
     async def _attempt(self, attempt: _Attempt) -> None:
-        """Fill its outcomes. Raises ConnectError if nothing was attempted."""
+        """Fill its outcomes. Raises ConnectError and NoRoomError if nothing was attempted."""
         self._in_doubt = False
         claim = attempt.claim
         await self._connected()  # first: an unreachable host must not keep contents in memory
+        if not self._scheduler.has_room_for_content(claim):
+            raise NoRoomError
         try:
             content = await self._scheduler.content_of(claim)
         except SpoolError as error:

@@ -28,6 +28,7 @@ from relay.delivery.attempt_result import AttemptEvidence, internal_error_outcom
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.dependencies import Connect, HostResolver
+from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
 from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner
@@ -86,6 +87,7 @@ class DeliveryScheduler:
         self._active_queue = active_queue
         self._claims_in_memory = ClaimsInMemory()
         self._local_queue = LocalDeliveryQueue(local, self)
+        self._roomless = ClaimQueue()  # claims that wait for room for their contents
         self._new_sites = partial(
             Sites, self, self._claims_in_memory, resolver=resolver, table=table, slots=slots,
             options=options, clock=clock, connect=connect,
@@ -267,7 +269,7 @@ class DeliveryScheduler:
 
     def _take_not_begun(self) -> list[Claim]:
         """Take the claims that wait for an attempt. Connections end after their transaction."""
-        waiting = [*self._sites.close(), *self._local_queue.ready.drain()]
+        waiting = [*self._sites.close(), *self._local_queue.ready.drain(), *self._roomless.drain()]
         return waiting + self._rerouter.close()
 
     async def _all_ended(self, deadline_s: float) -> None:
@@ -295,6 +297,24 @@ class DeliveryScheduler:
     async def content_of(self, claim: Claim) -> Content:
         """The content of a claim. Raises SpoolError."""
         return await self._contents.of(claim)
+
+    def has_room_for_content(self, claim: Claim) -> bool:
+        """See dependencies.Scheduler."""
+        return self._contents.has_room_for(claim)
+
+    async def wait_for_room(self, claim: Claim) -> bool:
+        """See dependencies.Scheduler."""
+        if self._stopping:
+            await self.give_back(claim)
+            return False
+        came_from = self._claims_in_memory.queue_of(claim)
+        self._roomless.push(claim)
+        self._claims_in_memory.track(claim, self._roomless)
+        await self._contents.room_for(claim)
+        if self._roomless.remove(claim.key) is None:
+            return False
+        self._claims_in_memory.track(claim, came_from)
+        return True
 
     async def settle(
         self,

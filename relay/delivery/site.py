@@ -23,7 +23,7 @@ from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import HostSelection, HostUse
-from relay.delivery.outbound_session import OutboundSession
+from relay.delivery.outbound_session import NoRoomError, OutboundSession
 from relay.delivery.site_limits import (
     ConcurrencyLimit,
     Pushback,
@@ -360,7 +360,7 @@ class Site:
                     if claim is None:
                         if not await self._wait_for_work():
                             break
-                    elif not await self._attempt(session, claim):
+                    elif not await self._attempt_with_room(session, claim):
                         break
                     else:
                         served += 1
@@ -395,6 +395,25 @@ class Site:
             if waiter in self._idle:
                 self._idle.remove(waiter)
         return True
+
+    async def _attempt_with_room(self, session: OutboundSession, claim: Claim) -> bool:
+        """Attempt a claim once there is room for its content; the message rate counts it then.
+        Return False if there was no connection for it.
+        """
+        while True:
+            try:
+                return await self._attempt(session, claim)
+            except NoRoomError:
+                if self._bucket is not None:
+                    self._bucket.give_back()
+                    self._ensure_connection()  # for a claim whose content has room
+            if not await self.scheduler.wait_for_room(claim):
+                return True
+            if self._waits_for_rate():
+                await self._requeue(claim)
+                return True
+            if self._bucket is not None:
+                self._bucket.take(self.clock.monotonic())
 
     async def _attempt(self, session: OutboundSession, claim: Claim) -> bool:
         """Attempt a claim; return False if there was no connection for it."""

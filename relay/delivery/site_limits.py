@@ -59,6 +59,10 @@ class TokenBucket:
         """Count a message, after wait_s() has returned 0.0."""
         self._full_at_s = max(self._full_at_s, now_s) + self._token_s
 
+    def give_back(self) -> None:
+        """Do not count a message that was counted last and is not sent yet."""
+        self._full_at_s -= self._token_s
+
     def is_full(self, now_s: float) -> bool:
         """Whether it equals a new bucket."""
         return self._full_at_s <= now_s

@@ -147,6 +147,7 @@ class RunningDelivery:
         self.connections_in_all = 200
         self.window_claims = 2000
         self.idle_s = 0.3
+        self.content_bytes = 1 << 26
         self.delivers_captured = False
         self.unreachable_s = 0.02
         self.connect = connect  # a test may put another one in its place
@@ -168,7 +169,7 @@ class RunningDelivery:
 
     def compose(self) -> None:
         """Make delivery on the open spool without running it."""
-        contents = ContentCache(self.spool, budget_bytes=1 << 26)
+        contents = ContentCache(self.spool, budget_bytes=self.content_bytes)
         recorder = AttemptRecorder(
             self.spool, contents, self.reporter, schedule=RetrySchedule(self.retry_s, lambda: 0.5),
             clock=self.clock, metrics=self.metrics,

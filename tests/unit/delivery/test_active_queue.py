@@ -265,6 +265,23 @@ async def test_a_content_larger_than_the_budget_is_read_alone() -> None:
     assert await waiting == b"x"
 
 
+async def test_one_report_at_a_time_needs_no_room() -> None:
+    contents = ContentCache(Spool(), budget_bytes=30)
+    stalled = Claim(STALLED, entry_id=1, content_size=30)
+    first, second = (Claim(LIVE, entry_id=number, content_size=20) for number in (2, 3))
+    async with asyncio.timeout(30):
+        await contents.of(stalled)
+        await contents.of(first, for_report=True)
+        waiting = asyncio.ensure_future(contents.of(second, for_report=True))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        contents.release(first)
+        await waiting
+    for one in (stalled, second):
+        contents.release(one)
+    assert (contents._used, contents._beyond) == (0, None)
+
+
 async def test_of_a_large_content_only_the_header_counts() -> None:
     contents = ContentCache(Spool(), budget_bytes=8)
     first, second = (Claim(LIVE, entry_id=number, content_size=1 << 30) for number in (1, 2))

@@ -9,6 +9,7 @@ from relay.delivery import local_delivery, scheduler
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import EntrySchedule, PriorityLevel, Selector, Settlement
+from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
@@ -103,6 +104,49 @@ async def test_a_claim_that_waits_in_memory_expires_on_time(delivery) -> None:
         assert states(journey) == {"late@a.test": "expired"}
         assert outcomes(journey, "late@a.test")[-1] == "expired"
         assert delivery.reporter.failures_reported == [("late@a.test", "5.4.7")]
+
+
+LONG = b"Subject: long\r\n\r\n" + b"x" * 500 + b"\r\n"
+
+
+async def test_a_claim_that_waits_for_room_for_its_content_expires_on_time(delivery) -> None:
+    """It was attempted before. The room is used by one whose delivery does not end."""
+    never = asyncio.Event()
+    busy = ["450 4.2.1 later"]
+    async with RemoteMx(gates={"DOT": never}, rcpt={"late@a.test": busy}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.content_bytes = len(LONG)
+        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
+        await delivery.start()
+        late = await delivery.send("late@a.test", expire_s=0.5)
+        while (await delivery.spool.journey(late)).recipients[0].attempts == ():
+            await delivery.changed.get()
+        await delivery.send("stuck@a.test", claim=False, contents=(LONG,))
+        await mx.reached("DOT")
+        journey = await settled(delivery, late)
+        assert states(journey) == {"late@a.test": "expired"}
+        assert delivery.reporter.failures_reported == [("late@a.test", "5.4.7")]
+
+
+@pytest.mark.parametrize("hop", ["other@b.test", "bob@example.test"])
+async def test_a_claim_that_waits_for_room_for_its_content_is_withdrawn(delivery, hop) -> None:
+    never = asyncio.Event()
+    async with RemoteMx(gates={"DOT": never}) as mx, RemoteMx() as other:
+        delivery.table.at("a.test", mx)
+        delivery.table.at("b.test", other)
+        delivery.table.mailboxes.add("bob@example.test")
+        delivery.content_bytes = len(LONG)
+        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
+        await delivery.start()
+        await delivery.send("stuck@a.test", claim=False, contents=(LONG,))
+        await mx.reached("DOT")
+        waits = await delivery.send(hop, claim=False)
+        await until(lambda: delivery.scheduler._roomless)
+        assert delivery.scheduler.withdraw([(waits, 1)]) == {(waits, 1)}
+        (one,) = (await delivery.spool.journey(waits)).recipients
+        assert (one.state, one.attempts) == ("queued", ())
+        await delivery.spool.release(await delivery.claim_due())
+        never.set()
 
 
 async def test_mail_that_came_due_while_the_relay_was_down_gets_one_attempt(delivery) -> None:

@@ -146,6 +146,28 @@ async def test_a_message_rate_is_never_exceeded(delivery) -> None:
     assert went[-1] - began >= 28 * 0.5 / 19 * 0.9
 
 
+async def test_a_message_counts_for_the_rate_once_there_is_room_for_its_content(delivery) -> None:
+    """One that waits for room leaves its turn to another, and goes when there is room."""
+    never = asyncio.Event()
+    async with RemoteMx(gates={"DOT": never}) as stuck, RemoteMx() as mx:
+        delivery.table.at("a.test", mx)
+        delivery.table.at("b.test", stuck)
+        delivery.table.limits["a.test"] = {"rate": "1/600"}
+        delivery.content_bytes = 1
+        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
+        await delivery.start()
+        await delivery.send("stuck@b.test", claim=False)
+        await stuck.reached("DOT")
+        waits = await delivery.send("waits@a.test", claim=False)
+        await mx.reached("EHLO")
+        await delivery.done(await delivery.send("goes@a.test"))  # its content is in memory
+        assert [one.addresses for one in mx.envelopes] == [["goes@a.test"]]
+        never.set()
+        await until(lambda: not delivery.scheduler._contents._used)
+        assert states(await delivery.spool.journey(waits)) == {"waits@a.test": "queued"}
+        await until(lambda: delivery.scheduler.claims_in_progress == 0)  # it waits for a time
+
+
 async def test_a_site_that_waits_for_its_rate_holds_no_connection(delivery) -> None:
     async with RemoteMx() as mx, RemoteMx() as other:
         delivery.table.at("a.test", mx)
