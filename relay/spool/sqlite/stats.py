@@ -57,15 +57,16 @@ _BY_HOP = (
 )
 _LAST_ID = "~"  # after every id
 _EVENTS_READ = 1000  # the newest ones, in which a busy next hop is found
-_ENTRIES_READ = 10  # of a next hop that is not among them
+_ENTRIES_SEEN, _ENTRIES_READ = 200, 10  # of a next hop that is not among them
 _EVENTS_OF_MESSAGE = 20
 _NEWEST_EVENTS = (
     "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event INDEXED BY event_sequence"
     " WHERE sequence > 1000000 ORDER BY sequence DESC LIMIT ?) WHERE step = ?"
 )
 _TRIED_ENTRIES = (
-    "SELECT message_id FROM entry INDEXED BY entry_hop"
-    f" WHERE {_WAITS} AND next_hop = ? AND attempts > 0 ORDER BY due_us DESC LIMIT ?"
+    "SELECT message_id FROM (SELECT message_id, attempts, due_us FROM entry INDEXED BY entry_hop"
+    f" WHERE {_WAITS} AND next_hop = ? ORDER BY lane DESC, sender DESC, due_us DESC LIMIT ?)"
+    " WHERE attempts > 0 ORDER BY due_us DESC LIMIT ?"
 )
 _EVENTS_OF = (
     "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event WHERE message_id = ?"
@@ -253,7 +254,7 @@ def _next_hops(cursor: apsw.Cursor, offset_us: int) -> list[dict[str, Any]]:
 
 def _last_replies(cursor: apsw.Cursor, hops: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the last reply of each next hop, by its key: from the newest events, or else from the
-    events of a few entries that have had an attempt and are due last.
+    events of a few entries that have had an attempt, of those that come last in the queue.
     """
     asked = [hop for hop in hops if hop != CAPTURE.key]  # captured mail gets no reply
     if not asked:
@@ -261,7 +262,7 @@ def _last_replies(cursor: apsw.Cursor, hops: Sequence[str]) -> dict[str, dict[st
     found = _latest(fetch(cursor, _NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
     for hop in asked:
         if hop not in found:
-            entries = fetch(cursor, _TRIED_ENTRIES, (hop, _ENTRIES_READ))
+            entries = fetch(cursor, _TRIED_ENTRIES, (hop, _ENTRIES_SEEN, _ENTRIES_READ))
             values = [(name, _EVENTS_OF_MESSAGE, int(Step.DELIVERY)) for (name,) in entries]
             events = [event for one in values for event in fetch(cursor, _EVENTS_OF, one)]
             found = _latest(events) | found
