@@ -21,10 +21,10 @@ class WatchedContents(ContentCache):
         super().__init__(witness, budget_bytes=CONTENTS_BYTES)
         self._ledger = ledger
 
-    async def of(self, claim: Claim) -> Content:
+    async def of(self, claim: Claim, *, for_report: bool = False) -> Content:
         self._ledger.attempted(claim)
         asked_s = self._ledger.world.time()
-        content = await super().of(claim)
+        content = await super().of(claim, for_report=for_report)
         if self._ledger.world.time() > asked_s:
             self._ledger.late(claim)
         return content
