@@ -111,6 +111,20 @@ def _always_in_time(_original: Any) -> Any:
     return lambda _cursor, _claim: True
 
 
+def _reviving(original: Any) -> Any:
+    def settle(batch: Any, settlement: Any, *args: Any, **more: Any) -> Any:
+        recorded = original(batch, settlement, *args, **more)
+        if settlement.waiting is not None and recorded.in_time:
+            batch.cursor.execute(
+                "UPDATE recipient SET state = 'deferred'"
+                " WHERE message_id = ? AND entry = ? AND state = 'delivered'",
+                settlement.claim.key,
+            )
+        return recorded
+
+    return settle
+
+
 def _report_later(original: Any) -> Any:
     async def settle(self: SqliteSpool, settlement: Any, **more: Any) -> Any:
         held, claims = await original(self, replace(settlement, reports=()), **more)
@@ -464,6 +478,10 @@ BROKEN = (
         "a partial settlement without epoch",
         _instead(transactions, "_is_in_time", _always_in_time),
         "settled in part by the dead",
+    ),
+    Broken(
+        "a recipient is retried after its settled 2xx",
+        _instead(transactions, "settle", _reviving), "invariant 2", where=conditions.boxed,
     ),
     Broken(
         "bounce and removal in two transactions",

@@ -86,6 +86,11 @@ def keys_grow_old(plan: Scenario) -> bool:
     return is_late and plan.history_s is not None
 
 
+def boxed(plan: Scenario) -> bool:
+    """Whether a site accepts a message by LMTP for some, and defers it for others."""
+    return any(host.lmtp and host.busy for hosts in plan.domains.values() for host in hosts)
+
+
 def crowds(plan: Scenario) -> bool:
     """Whether much mail goes to a site that is slow for some of it, and no rate delays it."""
     return CROWD in plan.domains and not plan.rate

@@ -13,13 +13,13 @@ from relay.pressure import PressureLevel
 from relay.spool.queue_commands import CommandResult, Operation
 from relay.spool.types import PriorityLevel
 from tests.simulation.rows import Message
-from tests.simulation.sites import CROWDED, MANNERS, REFUSING_LOGINS
+from tests.simulation.sites import BOXED, CROWDED, MANNERS, REFUSING_LOGINS
 
 _UNREACHABLE = {DeferralClass.INTERNAL}  # nothing of ours breaks down
 _ALWAYS_DONE = (Operation.CANCEL, CommandResult.UNCHANGED)  # whatever lives can be cancelled
 _PARTS_OF_LIFE = ("starting", "working", "stopping", "an order", "maintenance", "a report")
 WANTED = (
-    *(f"site: {manner.name}" for manner in (*MANNERS, REFUSING_LOGINS, *CROWDED)),
+    *(f"site: {manner.name}" for manner in (*MANNERS, REFUSING_LOGINS, *CROWDED, *BOXED)),
     "connected: next to slow transactions",
     "in memory: for two logins of a host", "in memory: for two TLS policies",
     *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),

@@ -25,6 +25,7 @@ from tests.simulation.neighbours import MARK, MARKED
 from tests.simulation.rows import Message, Recipient, Rows
 from tests.simulation.scenario import (
     ALIASES,
+    BOXES,
     HOME,
     PEOPLE,
     SERVED_BY,
@@ -156,16 +157,22 @@ def ends_are_true(evidence: Evidence) -> Iterator[str]:
     for message in evidence.rows.messages.values():
         for recipient in message.recipients:
             where = f"{message.id} ({message.token}) to {recipient.address}"
-            if (
-                recipient.state is RecipientState.RELAYED
-                and not at_sites[message.id, recipient.address]
-            ):
-                yield f"1: {where} is relayed, and nobody has it"
+            is_accepted = _is_accepted(recipient)
+            if is_accepted and not at_sites[message.id, recipient.address]:
+                yield f"1: {where} is {recipient.state}, and nobody has it"
             if (
                 recipient.state is RecipientState.DELIVERED
+                and not is_accepted
                 and not at_home[f"{message.id}-{recipient.number}"]
             ):
                 yield f"1: {where} is delivered, and in no mailbox"
+
+
+def _is_accepted(recipient: Recipient) -> bool:
+    """Whether a site has accepted the message for a recipient; by LMTP that is a delivery."""
+    if recipient.state is RecipientState.DELIVERED:
+        return recipient.address.endswith(f"@{BOXES}")
+    return recipient.state is RecipientState.RELAYED
 
 
 def contents_are_right(evidence: Evidence) -> Iterator[str]:
@@ -287,9 +294,9 @@ def no_second_delivery(evidence: Evidence) -> Iterator[str]:
             yield f"2: {queue_id} was delivered to {address} and never accepted"
             continue
         mine = [one for one in message.recipients if one.address == address]
-        relayed = sum(one.state is RecipientState.RELAYED for one in mine)
+        accepted = sum(map(_is_accepted, mine))
         doubts = sum(in_doubt(message, one.number) for one in mine)
-        if count > relayed + doubts:
+        if count > accepted + doubts:
             yield f"2: {queue_id} ({message.token}) to {address}: {count} copies, {doubts} doubts"
     for unique, count in Counter(unique for _, unique, _ in evidence.ledger.inboxes).items():
         if count > 1:
@@ -515,19 +522,17 @@ def _success(evidence: Evidence, message: Message, recipient: Recipient) -> str:
     """
     if "SUCCESS" not in recipient.notify or recipient.added_by:
         return ""
-    if recipient.state is RecipientState.DELIVERED:
-        return "delivered"
-    if recipient.state is not RecipientState.RELAYED:
-        return ""
+    if not _is_accepted(recipient):
+        return "delivered" if recipient.state is RecipientState.DELIVERED else ""
     hosts = [
         detail["host"]
         for _, step, detail in message.events
         if step == Step.DELIVERY
         for one in detail.get("recipients", ())
-        if one["number"] == recipient.number and one["outcome"] == "relayed"
+        if one["number"] == recipient.number and one["outcome"] == str(recipient.state)
     ]
     manners = {site.name: site.manner for sites in evidence.sites.values() for site in sites}
-    return "" if "DSN" in manners[hosts[0]].extensions else "relayed"
+    return "" if "DSN" in manners[hosts[0]].extensions else str(recipient.state)
 
 
 def keys_are_kept(evidence: Evidence) -> Iterator[str]:

@@ -17,7 +17,7 @@ from relay.policy.engine import RuleSet
 from relay.policy.rule_files import read_rules
 from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, Resolution, TemporaryFailure
 from tests.simulation.ledger import Ledger
-from tests.simulation.scenario import BESIDE, GATE, SERVED_BY, STRICT, Scenario
+from tests.simulation.scenario import BESIDE, BOXES, GATE, SERVED_BY, STRICT, Scenario
 from tests.simulation.world import World
 
 RULES = """
@@ -120,6 +120,9 @@ class Names:
         with self._ledger.progress.made():
             await asyncio.sleep(rng.random() * rng.choice((0.01, 0.01, 10.0)))
         domain = next_hop.host
+        if next_hop.kind is HopKind.LMTP:
+            name = host_name(0, BOXES)
+            return Hosts((Host(name, 0, (address(0, BOXES),), next_hop.port, lmtp=True),))
         if next_hop.kind is not HopKind.MX or domain == BESIDE:
             return Hosts((Host(GATE, 0, (GATE_ADDRESS,), GATE_PORT),))
         match self._scenario.unresolved.get(domain):

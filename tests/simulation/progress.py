@@ -33,8 +33,7 @@ class _SiteProgress:
 
     @property
     def count(self) -> int:
-        """How many there are, at most."""
-        self.connections = [one for one in self.connections if one._protocol.is_open]
+        """How many there were since the last look, at most: some may have ended meanwhile."""
         return self.connecting + len(self.connections)
 
     def blocked_from_s(self) -> float:
@@ -71,15 +70,14 @@ class Progress:
         """Count the time since the last look, before something changes."""
         since_s, self._seen_s = self._seen_s, self._world.time()
         sites = self._sites.values()
-        if (
-            since_s == self._seen_s
-            or sum(site.count for site in sites) >= self._plan.connections_max
-        ):
+        if since_s == self._seen_s:
             return
+        is_full = sum(site.count for site in sites) >= self._plan.connections_max
         for site in sites:
-            if site.count < self._plan.connections_per_site:
+            if not is_full and site.count < self._plan.connections_per_site:
                 from_s = max(since_s, site.blocked_from_s())
                 site.blocked_s += max(0.0, self._seen_s - from_s)
+            site.connections = [one for one in site.connections if one._protocol.is_open]
 
     @contextmanager
     def made(self) -> Iterator[None]:

@@ -166,7 +166,8 @@ class _Play:
                 site(host_name(number, domain), manner) for number, manner in enumerate(manners)
             ]
             for number, one in enumerate(sites[domain]):
-                self.world.at((address(number, domain), 25), one.host())
+                port = 24 if one.manner.lmtp else 25
+                self.world.at((address(number, domain), port), one.host())
         if self.plan.gate is not None:
             gate = site(GATE, self.plan.gate, has_login=True)
             sites[GATE] = [gate]

@@ -8,7 +8,7 @@ from random import Random
 
 from relay.clock import DOUBT_US
 from relay.message.envelope import Notify
-from tests.simulation.sites import CROWDED, MANNERS, REFUSING_LOGINS, Manner
+from tests.simulation.sites import BOXED, CROWDED, MANNERS, REFUSING_LOGINS, Manner
 
 PEOPLE = ("alice", "bob", "carol")
 HOME = "home.test"
@@ -21,7 +21,14 @@ BESIDE = "beside.test"  # whose MX is the gate: without the login
 STRICT = "strict.test"  # whose MX are those of STRICT_MX, under a policy that requires TLS
 STRICT_MX = "d1.test"
 CROWD = "crowd.test"  # which many want to write to at once
-SERVED_BY = {GATED_HOP: GATE, BESIDE: GATE, STRICT: STRICT_MX}  # whose sites a next hop has
+BOXES = "boxes.test"  # whose route leads to mailboxes by LMTP
+BOXES_HOP = f"lmtp://{BOXES}:24"
+SERVED_BY = {
+    GATED_HOP: GATE,
+    BOXES_HOP: BOXES,
+    BESIDE: GATE,
+    STRICT: STRICT_MX,
+}  # whose sites a next hop has
 ALIASES = {  # addresses at HOME that lead to others
     "team": ("alice@home.test", "BOB+team@home.test", "u50@d0.test", "u51@d1.test"),
     "everyone": ("team@home.test", "carol@home.test", "u50@d0.test", "u52@captured.test"),
@@ -212,7 +219,8 @@ def make(seed: int) -> Scenario:
     troubles = sorted((*plan.troubles, *_orders(rng, spread_s)), key=lambda one: one.at_s)
     plan = _with_more(rng, replace(plan, letters=letters, troubles=tuple(troubles)), spread_s)
     plan = _with_crowd(rng, plan) if rng.random() < 1 / 8 else plan
-    return _with_aliases(Random(f"aliases {seed}"), plan)
+    plan = _with_aliases(Random(f"aliases {seed}"), plan)
+    return _with_boxes(Random(f"LMTP {seed}"), plan)
 
 
 def _with_aliases(rng: Random, plan: Scenario) -> Scenario:
@@ -226,6 +234,17 @@ def _with_aliases(rng: Random, plan: Scenario) -> Scenario:
         more = tuple((f"{name}@{HOME}", futures) for name in names)
         letters.append(replace(one, recipients=(*one.recipients, *more)))
     return replace(plan, letters=tuple(letters))
+
+
+def _with_boxes(rng: Random, plan: Scenario) -> Scenario:
+    """In some worlds, let some mail go to several mailboxes by LMTP as well."""
+    if rng.random() < 0.6:
+        return plan
+    letters = tuple(
+        _to_guests(rng, _to_guests(rng, one, [BOXES] * 3), [BOXES]) for one in plan.letters
+    )
+    domains = {**plan.domains, BOXES: (rng.choice(BOXED),)}
+    return replace(plan, letters=letters, domains=domains)
 
 
 def _with_crowd(rng: Random, plan: Scenario) -> Scenario:

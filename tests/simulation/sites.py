@@ -77,6 +77,9 @@ class Manner:
     refuses_logins: float = 0.0
     slow_for: float = 0.0  # of the recipients, always the same: takes _SLOW_S after the final dot
     drops_every: int = 0  # so many final dots, as drops_dot
+    lmtp: bool = False  # each reply to a final dot is for one recipient
+    full: float = 0.0  # of the recipients, always the same: rejected after the final dot
+    busy: float = 0.0  # of the recipients, by chance: deferred after the final dot
 
 
 MANNERS = (
@@ -115,6 +118,12 @@ CROWDED = (  # for mail to one host at once, some of it slow
     Manner("slow for some", slow_for=0.8),
     Manner("one connection at once", slow_for=0.5, connections_max=1),
     Manner("dropping every third", slow_for=0.5, drops_every=3),
+)
+BOXED = (  # for mail by LMTP
+    Manner("LMTP", lmtp=True),
+    Manner("LMTP, hanging up", lmtp=True, drops_dot=0.3, extensions=("PIPELINING",)),
+    Manner("LMTP, full or busy", lmtp=True, full=0.2, busy=0.4, extensions=("8BITMIME",)),
+    Manner("LMTP, late", lmtp=True, late_s=700.0, busy=0.2),
 )
 _SLOW_S = 110.0  # nearly the time-out of a reply to a final dot
 
@@ -237,7 +246,7 @@ class _SiteHost(SmtpHost):
         manner = site.manner
         options = HostOptions(
             extensions=manner.extensions, sessions_max=manner.connections_max, idle_s=None,
-            users=site.users,
+            users=site.users, lmtp=manner.lmtp,
         )  # fmt: skip
         super().__init__(site.name, _Unasked(), clock=ManualClock(), options=options)
         self._site = site
@@ -306,22 +315,30 @@ class _SiteHost(SmtpHost):
         name = name_of(mail.content)
         is_logged_in = moment.session in self._logged_in
         connection = f"{site.name}/{moment.session}"
-        site.on_dot(connection, name, mail.addresses, is_logged_in=is_logged_in)
-        self._transactions[moment.session] += 1
+        if not manner.lmtp or moment.recipient == moment.recipients[0]:
+            site.on_dot(connection, name, moment.recipients, is_logged_in=is_logged_in)
+            self._transactions[moment.session] += 1
         if any(_is_among(address, manner.slow_for) for address in mail.addresses):
             await asyncio.sleep(_SLOW_S)
         if site.drops_dot():
             if self._chance() < manner.keeps_dropped:
                 site.take(mail)
             raise EOFError
-        if manner.dot_reply:
+        if reply := manner.dot_reply or self._reply_to_one(moment):
             for address in mail.addresses:
-                self._note_refusal(manner.dot_reply, moment, address, name)
-            return manner.dot_reply
+                self._note_refusal(reply, moment, address, name)
+            return reply
         if manner.late_s and self._chance() < 0.6:
             await asyncio.sleep(manner.late_s)
         site.take(mail)
         return "250 2.0.0 taken"
+
+    def _reply_to_one(self, moment: Moment) -> str:
+        """The reply to one recipient by LMTP; "" where it takes the message."""
+        manner = self._manner
+        if manner.full and _is_among(moment.recipient, manner.full):
+            return "552 5.2.2 full"
+        return "452 4.2.2 busy" if manner.busy and self._chance() < manner.busy else ""
 
     def _note_refusal(self, reply: str, moment: Moment, address: str = "", name: str = "") -> None:
         """Keep a reply that is about to be said, if it is a 5yz."""
