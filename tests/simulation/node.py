@@ -172,7 +172,7 @@ class Node:
         routes = (
             Route("captured.test", "capture"), Route("refused.test", "reject:5.7.1 no"),
             Route(ROUTED, "mx", max_rate=scenario.route_rate),
-            Route(GATED, GATED_HOP, auth=_login(home)), Route(BOXES, BOXES_HOP),
+            Route(BOXES, BOXES_HOP), Route(GATED, GATED_HOP, auth=_login(home)),
         )  # fmt: skip
         if len(world.lives) % 2 == 0:  # in each second life, it is renamed below another one
             *others, gated = routes
