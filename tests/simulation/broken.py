@@ -47,6 +47,7 @@ from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.sqlite.writer import Batch, Writer
+from relay.spool.types import EntryExtra
 from tests.simulation import conditions
 from tests.simulation.clock import WorldClock
 from tests.simulation.neighbours import Mailboxes
@@ -339,6 +340,14 @@ def _of_the_first_route(original: Any) -> Any:
     return lambda self, next_hop: original(self, next_hop.without_route)
 
 
+def _whatever_holds_it(original: Any) -> Any:
+    return lambda entry, captured: original(replace(entry, extra=EntryExtra()), captured)
+
+
+def _no_release_noted(original: Any) -> Any:
+    return {**original, "released": False}
+
+
 def _no_rate_of_routes(original: Any) -> Any:
     return lambda *args: replace(original(*args), rate="")
 
@@ -550,6 +559,8 @@ BROKEN = (
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
     Broken("a route has the login of another one to its host", _instead(RouteTable, "options_for", _of_the_first_route), "has another login", where=conditions.gated_twice),
+    Broken("a held copy leaves without a release", _instead(transactions, "_first_state", _whatever_holds_it), "without a release", where=conditions.held),
+    Broken("what was released is held again", _instead(transactions, "RELEASED", _no_release_noted), "held again", where=conditions.released_between_lives),
     Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
     Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=conditions.in_clear),
     Broken("a timed hold is for ever", _instead(queue_changes._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),

@@ -73,6 +73,18 @@ def gated_twice(plan: Scenario) -> bool:
     return GATED in domains and bool(plan.lives)
 
 
+def held(plan: Scenario) -> bool:
+    """Whether routes hold some mail."""
+    domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
+    return not domains.isdisjoint(plan.holds)
+
+
+def released_between_lives(plan: Scenario) -> bool:
+    """Whether what a route holds is released, and its next hop's route is renamed."""
+    decides = any(trouble.kind == "held" for trouble in plan.troubles)
+    return GATED in plan.holds and gated_twice(plan) and decides
+
+
 def in_clear(plan: Scenario) -> bool:
     """Whether a host has mail that needs TLS, and other mail."""
     domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}

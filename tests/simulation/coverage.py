@@ -29,6 +29,7 @@ WANTED = (
     *(f"look: {kind}" for kind in ("onward", "next hop", "sender")),
     *(f"operation: {one}, {result}" for one in Operation for result in CommandResult if (one, result) != _ALWAYS_DONE),
     *(f"expired: {state}" for state in ("deferred", "held", "captured")),
+    *(f"held by its route: {word}" for word in ("relayed", "expired", "cancelled", "released, and routed anew")),
     *(f"death: {part}" for part in _PARTS_OF_LIFE),
     *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed", "delivered", "relayed")),
     *(f"pressure: {level.name}" for level in PressureLevel),
@@ -53,6 +54,7 @@ def of_messages(messages: Mapping[str, Message]) -> Counter[str]:
 
 def _of_message(message: Message) -> Iterator[str]:
     failed = False
+    yield from map("held by its route: {}".format, _held(message))
     for one in message.recipients:
         yield f"state: {one.state}"
         if one.added_by:
@@ -70,6 +72,29 @@ def _of_message(message: Message) -> Iterator[str]:
             yield f"report: {detail['kind']}"
         if detail.get("who") == "its time":
             yield "released by its time"
+
+
+def _held(message: Message) -> Iterator[str]:
+    """What became of those whose mail a route has held from its acceptance."""
+    held = {
+        address
+        for _, step, detail in message.events
+        if step == Step.POLICY_AND_ROUTING
+        for reason, addresses in detail.get("held", {}).items()
+        if reason.startswith("route ")
+        for address in addresses
+    }
+    anew = {
+        entry
+        for _, _, detail in message.events
+        if detail.get("operation") == "reroute" and detail["who"] == "relay"
+        for entry in detail["entries"]
+    }
+    for one in message.recipients:
+        if one.address in held:
+            yield one.state
+            if one.entry in anew:
+                yield "released, and routed anew"
 
 
 def never(reached: Counter[str]) -> list[str]:

@@ -77,7 +77,7 @@ def violations(evidence: Evidence) -> list[str]:
     for check in (
         answered_is_kept, aliases_reach_all, senders_lead_back, everything_ended, ends_are_true, contents_are_right, failures_are_justified,
         no_second_delivery, reports_are_made, no_backscatter, expiry_in_time,
-        cancelled_as_told, reports_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
+        cancelled_as_told, holds_end_once, reports_are_told_once, keys_are_kept, events_tell_all, nothing_left_over,
     ):  # fmt: skip
         found += [f"invariant {line}" for line in check(evidence)]
     return found
@@ -485,6 +485,25 @@ def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
     return False
 
 
+def holds_end_once(evidence: Evidence) -> Iterator[str]:
+    """9: what a route holds is delivered only after its release, and is not held by a route again."""
+    for message in evidence.rows.messages.values():
+        released: set[int] = set()  # entries
+        for _, step, detail in message.events:
+            if step != Step.DELIVERY or "operation" not in detail:
+                continue
+            for entry in detail.get("holds", ()):
+                if int(entry) in released:
+                    yield f"9: {message.id} {entry} ({message.token}) was released, and is held again"
+            is_split = detail["operation"] == "reroute" and released & {*detail["entries"]}
+            if detail["operation"] == "release" or is_split:
+                released.update(detail["entries"])
+        for one in message.recipients:
+            is_held = one.entry and one.address.partition("@")[2] in evidence.plan.holds
+            if is_held and one.entry not in released and one.state not in _UNRELEASED:
+                yield f"9: {message.id} ({message.token}) to {one.address} is {one.state} without a release"
+
+
 def reports_are_told_once(evidence: Evidence) -> Iterator[str]:
     """5: no recipient is in two reports of one kind; 1: each success that was asked for is in one."""
     letters = {one.token: one.letter for one in evidence.ledger.tries}
@@ -556,7 +575,7 @@ def events_tell_all(evidence: Evidence) -> Iterator[str]:
         for sequence, _, _ in message.events:
             if (other := numbered.setdefault(sequence, message.id)) != message.id:
                 yield f"9: {message.id} and {other} have the event {sequence}"
-        found_text = recompute(message)
+        found_text = recompute(message, evidence.plan.holds)
         for one in message.recipients:
             if one.entry and found_text.get(one.number, "queued") != one.state:
                 yield f"9: {message.id} to {one.address} is {one.state}, found_text {found_text.get(one.number)}"
@@ -567,6 +586,7 @@ _STATES = {
     "deferred": "deferred", "indeterminate": "deferred",
 }  # fmt: skip
 
+_UNRELEASED = (RecipientState.EXPIRED, RecipientState.CANCELLED)  # the ends of what stays held
 _OPERATED = {
     "hold": RecipientState.HELD,
     "release": RecipientState.QUEUED,
@@ -575,13 +595,18 @@ _OPERATED = {
 # A reroute makes of a captured one a queued one, and changes no other state.
 
 
-def recompute(message: Message) -> dict[int, str]:
-    """The states of recipients as the events tell them; without an event: queued, or captured."""
+def recompute(message: Message, holds: Collection[str]) -> dict[int, str]:
+    """The states of recipients as the events tell them; without an event: queued, captured, or held
+    in the domains `holds`.
+    """
     states = {
         one.number: "captured"
         for one in message.recipients
         if one.address.endswith("@captured.test")
     }
+    for one in message.recipients:
+        if one.address.partition("@")[2] in holds:
+            states[one.number] = "held"
     for _, step, detail in message.events:
         if step != Step.DELIVERY:
             continue

@@ -101,6 +101,8 @@ class Ledger:
         self.cancelled: set[Key] = set()  # as answered to an operator
         # commands for a message, or for any, that were not answered
         self.unanswered: Counter[str] = Counter()
+        self._accepted_s: dict[str, float] = {}  # by queue id, before anybody was answered
+        self._freed_s: dict[str, float] = {}  # by queue id: the last order that ends holds
         self._held_until_us: dict[Key, int] = {}  # as answered to an operator
         self.progress = Progress(world, plan)
         # how long nothing was done before a claim came, and when it came, in queue time
@@ -111,6 +113,10 @@ class Ledger:
         self._withdrawn: set[Key] = set()
 
     # -- the spool's side
+
+    def accepts(self, queue_id: str) -> None:
+        """Ingress hands over a message."""
+        self._accepted_s.setdefault(queue_id, self.world.time())
 
     def claimed(self, claims: Sequence[Claim], life: Life) -> None:
         if claims:
@@ -353,6 +359,8 @@ class Ledger:
 
     def asked(self, order: QueueCommand) -> None:
         """An operator gave a queue command."""
+        if order.operation is Operation.RELEASE or order.until_us is not None:
+            self._freed_s |= dict.fromkeys(order.selector.ids or (_ANY,), self.world.time())
         self.unanswered.update(order.selector.ids or (_ANY,))
 
     def answer_lost(self) -> None:
@@ -438,6 +446,7 @@ class Ledger:
         """A final dot has come: what went before it on the connection must be settled by now."""
         queue_id = self.names.get(name, name)
         self._judge_session(connection, queue_id, addresses, is_logged_in=is_logged_in)
+        self._judge_held(queue_id, addresses)
         before = self._dots.get(connection)
         if before is not None and (before[0], before[1]) != (queue_id, tuple(addresses)):
             earlier_id, earlier, count = before
@@ -447,6 +456,14 @@ class Ledger:
                 )
         count = self._settlements(queue_id, addresses)
         self._dots[connection] = (queue_id, tuple(addresses), count)
+
+    def _judge_held(self, queue_id: str, addresses: Collection[str]) -> None:
+        """What a route holds leaves only after an operator's order that ends a hold."""
+        if not any(one.partition("@")[2] in self._plan.holds for one in addresses):
+            return
+        freed_s = max(self._freed_s.get(one, -1.0) for one in (queue_id, _ANY))
+        if freed_s < self._accepted_s.get(queue_id, 0.0):
+            self.world.fault(f"{queue_id} to {sorted(addresses)} leaves without a release")
 
     def _judge_session(
         self, connection: str, queue_id: str, addresses: Collection[str], *, is_logged_in: bool

@@ -178,6 +178,8 @@ class Node:
             *others, gated = routes
             above = Route("above.test", GATED_HOP, name="above")
             routes = (above, *others, replace(gated, name="renamed"))
+        held = (Route(domain, "hold", name=f"{domain} is held") for domain in scenario.holds)
+        routes = (*held, *routes)
         self.table = RouteTable(routes, [HOME], accounts, tls="none")
         self.spool = SqliteSpool(
             self._path, clock=self.clock, crash=Points(around.disk),

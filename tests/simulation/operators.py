@@ -51,6 +51,18 @@ async def operate(node: Any, ledger: Ledger, world: World) -> None:
     await _execute(order, node, ledger, world)
 
 
+async def decide_on_held(node: Any, ledger: Ledger, world: World) -> None:
+    """Release or cancel some of what is held."""
+    listed = await node.spool.queue_admin.list(Selector(state="held"), limit=_LISTED_MAX)
+    ids = sorted({one["id"] for one in listed} & set(_ids(ledger)))
+    if not ids:
+        return
+    operation = world.rng.choice((*(3 * (Operation.RELEASE,)), Operation.CANCEL))
+    selector = Selector(ids=tuple(world.rng.sample(ids, (len(ids) + 1) // 2)))
+    order = QueueCommand(operation=operation, selector=selector, who=_WHO)
+    await _execute(order, node, ledger, world)
+
+
 async def cancel_in_flight(node: Any, ledger: Ledger, world: World) -> None:
     """Cancel an entry while a connection has it; nothing if none has any."""
     if ids := ids_in_flight(node, ledger):

@@ -389,6 +389,8 @@ class _Play:
                     self.disk.unreadable = False
                 case "operator":
                     await self._as_operator(operators.operate)
+                case "held":
+                    await self._as_operator(operators.decide_on_held)
                 case "cancel in flight":
                     self._patient(self._cancel_in_flight())
                 case "timed hold":

@@ -91,7 +91,9 @@ class LifePlan:
 
 @dataclass(frozen=True)
 class Trouble:
-    """`kind`: full | sync | jump | operator | unreadable | cancel in flight | pause | timed hold."""
+    """`kind`: full | sync | jump | operator | unreadable | cancel in flight | pause | timed hold |
+    held.
+    """
 
     at_s: float
     kind: str
@@ -147,6 +149,7 @@ class Scenario:
     starts: tuple["Start", ...] = ()  # of each life, and of the last
     gate: Manner | None = None
     submission_keep_s: float = 14 * _DAY_S
+    holds: tuple[str, ...] = ()  # domains whose mail a route holds
 
     @property
     def patience_s(self) -> float:
@@ -220,7 +223,8 @@ def make(seed: int) -> Scenario:
     plan = _with_more(rng, replace(plan, letters=letters, troubles=tuple(troubles)), spread_s)
     plan = _with_crowd(rng, plan) if rng.random() < 1 / 8 else plan
     plan = _with_aliases(Random(f"aliases {seed}"), plan)
-    return _with_boxes(Random(f"LMTP {seed}"), plan)
+    plan = _with_boxes(Random(f"LMTP {seed}"), plan)
+    return _with_holds(Random(f"holds {seed}"), plan)
 
 
 def _with_aliases(rng: Random, plan: Scenario) -> Scenario:
@@ -245,6 +249,23 @@ def _with_boxes(rng: Random, plan: Scenario) -> Scenario:
     )
     domains = {**plan.domains, BOXES: (rng.choice(BOXED),)}
     return replace(plan, letters=letters, domains=domains)
+
+
+def _with_holds(rng: Random, plan: Scenario) -> Scenario:
+    """In some worlds, let routes hold the mail for some domains, and operators decide on it."""
+    if rng.random() < 0.8:
+        return plan
+    named = {to.partition("@")[2] for one in plan.letters for to, _ in one.recipients}
+    places = sorted(named - {HOME, CROWD, "captured.test"} | {AWAY})
+    holds = rng.sample(places, min(len(places), rng.choice((1, 2))))
+    if plan.gate is not None:  # whose route is renamed between lives
+        holds.append(GATED)
+    last_s = max(one.at_s for one in plan.letters)
+    decisions = [
+        Trouble(rng.uniform(0, last_s + _HOUR_S), "held") for _ in range(rng.choice((0, 3, 8)))
+    ]
+    troubles = tuple(sorted((*plan.troubles, *decisions), key=lambda one: one.at_s))
+    return replace(plan, troubles=troubles, holds=tuple(sorted({*holds})))
 
 
 def _with_crowd(rng: Random, plan: Scenario) -> Scenario:

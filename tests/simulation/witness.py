@@ -54,6 +54,7 @@ class Witness:
 
     async def accept(self, message: Any, **more: Any) -> Accepted:
         world, was_full = self._ledger.world, self._disk.full
+        self._ledger.accepts(message.facts.id)
         with self._ledger.progress.made():
             accepted = await self._spool.accept(message, **more)
         with self._judging():
