@@ -3,8 +3,9 @@
 Routes change while mail waits in the queue. A claim whose next hop names a route is attempted only
 if a route of that name still leads there, and still takes its recipients and its sender unless an
 operator or a rule has chosen the route: no mail leaves with the login, TLS policy or source address
-of another route. Any other claim is withdrawn and rerouted, as an operator does it, or ends if the
-routes now reject its recipients.
+of another route. An older spool names no routes: its mail is attempted as the first route to its
+host says, if that takes it or no route to this host does. Any other claim is withdrawn and
+rerouted, as an operator does it, or ends if the routes now reject its recipients.
 """
 
 import asyncio
@@ -51,12 +52,11 @@ class ClaimRerouter:
 
     def takes(self, claim: Claim) -> bool:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
-        hop = claim.next_hop
-        if not hop.route or claim.is_fresh:  # routes change at a restart only
+        if claim.is_fresh:  # routes change at a restart only
             return False
         addresses = [one.path.address for one in claim.recipients]
         sender = claim.message.envelope.reverse_path
-        if self._table.still_leads(hop, addresses, sender, chosen=claim.extra.chosen):
+        if self._table.still_leads(claim.next_hop, addresses, sender, chosen=claim.extra.chosen):
             return False
         if self._has_way(addresses, sender):
             self._claims_in_memory.track(claim, self.ready)
@@ -79,7 +79,7 @@ class ClaimRerouter:
         try:
             while self.ready:
                 claims = list(islice(self.ready, _AT_ONCE))
-                names = sorted({claim.next_hop.route for claim in claims})
+                names = sorted({claim.next_hop.route or "no name" for claim in claims})
                 _log.info("route changed: rerouted", entries=len(claims), routes=", ".join(names))
                 try:
                     await self._admin.execute(self._command(claims))

@@ -6,7 +6,7 @@ matches wins. A table that cannot be made raises ValueError; a lookup never fail
 dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -237,7 +237,7 @@ class RouteTable:
         self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
         self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
         self._by_name: dict[str, _TableRoute] = {}
-        self._first_to: dict[NextHop, _TableRoute] = {}  # the first route to each host
+        self._routes_to: dict[NextHop, list[_TableRoute]] = {}  # each host, in their order
         for number, each in enumerate(routes):
             action = _action_of(each)
             options = _options_of(each, action, tls)
@@ -253,7 +253,7 @@ class RouteTable:
             self._by_pattern.setdefault(pattern, []).append(route)
             self._by_name[route.name] = route
             if isinstance(action, NextHop):
-                self._first_to.setdefault(action, route)
+                self._routes_to.setdefault(action, []).append(route)
 
     def examine(self, address: str, reverse_path: str = "") -> RoutingResult:
         """Return where mail for `address` goes; its syntax has been checked. Without
@@ -364,7 +364,7 @@ class RouteTable:
     def still_leads(
         self,
         next_hop: NextHop,
-        addresses: Iterable[str],
+        addresses: Collection[str],
         reverse_path: str,
         *,
         chosen: bool = False,
@@ -372,16 +372,22 @@ class RouteTable:
         """Whether a next hop and the route that it names still belong together, and the route still
         takes this mail. It need not take mail whose next hop was `chosen`.
 
-        A next hop that names no route needs none: a domain's own MX, a host that was chosen, or
-        mail of an older spool.
+        A next hop that names no route needs none: a domain's own MX, or a host that was chosen.
+        Mail of an older spool names none either: the first route to its host has to take it,
+        unless no route to this host does.
         """
-        if not next_hop.route:
+        if next_hop.route:
+            route = self._by_name.get(next_hop.route)
+            if route is None or not route.leads_to(next_hop):
+                return False
+            return chosen or self._takes(route, addresses, reverse_path)
+        if chosen or not next_hop.host:
             return True
-        route = self._by_name.get(next_hop.route)
-        if route is None or not route.leads_to(next_hop):
-            return False
-        if chosen:
-            return True
+        routes = self._routes_to.get(next_hop, [])
+        takes = [self._takes(route, addresses, reverse_path) for route in routes]
+        return not any(takes) or takes[0]
+
+    def _takes(self, route: _TableRoute, addresses: Collection[str], reverse_path: str) -> bool:
         return route.takes_sender(reverse_path) and all(
             route in self._routes_for(ascii_domain_of(address)) for address in addresses
         )
@@ -397,7 +403,8 @@ class RouteTable:
             while route is not None and isinstance(route.action, HoldMail):
                 route = self._route_for(next_hop.host, "", route.number)
             return route if route is not None and isinstance(route.action, UseMx) else None
-        return self._first_to.get(next_hop)  # of no route, if it is named and gone
+        # of no route, if it is named and gone
+        return next(iter(self._routes_to.get(next_hop, ())), None)
 
     def is_local_domain(self, domain: str) -> bool:
         """Whether `domain` is local; rules check the sender with it."""

@@ -112,6 +112,9 @@ class Table:
         tls = self.tls.get(next_hop.host, TlsPolicy("none"))
         return HopOptions(tls, **self.limits.get(next_hop.host, {}))
 
+    def still_leads(self, *_mail: object, chosen: bool) -> bool:
+        return True
+
     def tls_demanded_by(self, next_hop: NextHop) -> str:
         return self.demanded_by.get(next_hop.host, "configuration")
 

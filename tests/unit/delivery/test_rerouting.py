@@ -35,10 +35,20 @@ def not_run(work: Coroutine[Any, Any, Any]) -> object:
         ("smtp://h.test:25 gone", True, True),
         ("smtp://i.test:25 of-b", True, True),
         ("smtp://i.test:25", True, False),
+        # of an older spool, or chosen
+        ("smtp://h.test:25", False, False),
+        ("smtp://h.test:25", True, False),
+        ("smtp://i.test:25", False, False),
+        ("smtp://j.test:25", False, True),  # the first route to it is that of another domain
+        ("smtp://j.test:25", True, False),
+        ("smtp://k.test:25", False, False),  # no route to it takes this mail
+        ("local", False, False),
     ],
 )
 def test_a_chosen_route_need_not_match(key: str, chosen: bool, taken: bool) -> None:
     routes = [Route(f"{one}.test", "smtp://h.test:25", name=f"of-{one}") for one in "ab"]
+    routes += [Route(f"{one}.test", "smtp://j.test:25", name=f"to-j-{one}") for one in "ca"]
+    routes += [Route("b.test", "smtp://k.test:25", name="to-k"), Route("a.test", "local")]
     rerouter = ClaimRerouter(
         SimpleNamespace(run_in_background=not_run), ClaimsInMemory(),
         table=RouteTable(routes, [], Directory()), admin=SimpleNamespace(), clock=ManualClock(),
