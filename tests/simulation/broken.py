@@ -326,7 +326,7 @@ def _whatever_the_login(key: SiteKey) -> object:
 
 def _whatever_the_tls(key: SiteKey) -> object:
     hosts, login = key
-    return tuple((name, port) for name, port, _ in hosts), login
+    return tuple((name, port) for name, port, *_ in hosts), login
 
 
 def _full_for_ever(original: Any) -> Any:
