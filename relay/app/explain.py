@@ -188,6 +188,9 @@ class Explainer:
             local=frozenset(local),
             content=ParsedContent.of(question.content or b""),
             source=Source.SMTP,
+            client=question.ip,
+            login="" if question.ip else sender.reverse_path,
+            recipient_count=1,
         )
         rules = self.rules()
         if question.content is None:

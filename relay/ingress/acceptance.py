@@ -158,7 +158,12 @@ class Acceptance:
         examinations = [forwarding.examine(path.address, sender) for path in recipients.paths]
         verdict = await self._evaluate(
             self._policy_input(
-                envelope, recipients.paths, parsed, origin=origin, examinations=examinations
+                envelope,
+                recipients.paths,
+                parsed,
+                origin=origin,
+                examinations=examinations,
+                named=len(paths),
             )
         )
         if isinstance(verdict, DataReply):
@@ -264,7 +269,9 @@ class Acceptance:
         *,
         origin: Origin,
         examinations: Sequence[RoutingResult],
+        named: int,
     ) -> ExaminedMessage:
+        """`named` is the number of recipients in the envelope; `paths` are what they lead to."""
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
         valid = [
@@ -281,6 +288,10 @@ class Acceptance:
             ),
             content=content,
             source=origin.source,
+            client=origin.ip,
+            # a client of a trusted network has no login, whatever sender it names
+            login=self._account_of(envelope, origin) if origin.pickup else origin.login,
+            recipient_count=named,
         )
 
     async def _evaluate(self, message: ExaminedMessage) -> Verdict | DataReply:

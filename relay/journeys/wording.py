@@ -50,11 +50,19 @@ def client_line(client: Mapping[str, str]) -> str:
     return f"from {', '.join(parts)}" if any(parts) else ""
 
 
+def findings(hit: Mapping[str, Any]) -> list[str]:
+    """Return what each condition of a rule found. In older journeys these are texts."""
+    return [
+        each if isinstance(each, str) else f'{each["condition"]} "{each["value"]}"'
+        for each in hit.get("because", ())
+    ]
+
+
 def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
     """Yield the details of an event, one short line each."""
     if step == 5:
         for hit in detail.get("rules", []):
-            because = f" ({', '.join(hit['because'])})" if hit.get("because") else ""
+            because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
             yield f'rule "{hit["rule"]}": {hit["outcome"]}{because}'
         counts = detail.get("counts", {})  # an event names at most a few recipients
         if aliases := detail.get("aliases"):

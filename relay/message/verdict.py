@@ -23,12 +23,17 @@ class ExaminedMessage(Struct, frozen=True):
     `recipients` are the addresses of valid recipients; `local` are those with a mailbox here.
     """
 
-    reverse_path: str
-    sender_local: bool
-    recipients: tuple[str, ...]
-    local: frozenset[str]
-    content: ParsedContent
-    source: Source
+    reverse_path: str  # "" is the null reverse-path
+    sender_local: bool  # see above
+    recipients: tuple[str, ...]  # to each of which the rules apply
+    local: frozenset[str]  # see above
+    content: ParsedContent  # with its header cleaned up
+    source: Source  # how it arrived
+    client: str = ""  # the IP address of the SMTP client; "" on Relay's own socket
+    login: str = ""  # the account that sent it, by AUTH or the API; "" for strangers
+    recipient_count: int = (
+        0  # that the client named, before aliases and the rejection of invalid ones
+    )
 
 
 class VerdictAction(StrEnum):
@@ -40,26 +45,46 @@ class VerdictAction(StrEnum):
     REDIRECT = "redirect"
 
 
-class RecipientVerdict(Struct, frozen=True):
-    """`status` and `text` for REJECT; `successors` for REDIRECT; `content` is an index
-    into the verdict's contents; `rule` is the rule that decided ("" if none).
-    """
+class Hold(Struct, frozen=True):
+    """A rule holds the copy until an operator releases or cancels it, or the hold expires."""
 
-    address: str
-    action: VerdictAction = VerdictAction.DELIVER
-    content: int = 0
-    rule: str = ""
-    status: str = ""
-    text: str = ""
-    successors: tuple[str, ...] = ()
+    reason: str  # for people
+    rule: str  # the first rule that held it
+    expires_s: float | None = None  # after the acceptance; None: as the queue's mail does
+    silent: bool = False  # nothing is reported when it expires
+    notice: str = ""  # the text of a mail to the sender, "" for none
+
+
+class RecipientVerdict(Struct, frozen=True):
+    """The decision about one recipient."""
+
+    address: str  # as in ExaminedMessage.recipients
+    action: VerdictAction = VerdictAction.DELIVER  # the last one that rules decided
+    content: int = 0  # an index into the verdict's contents
+    rule: str = ""  # that decided the action, "" if none did
+    status: str = ""  # of a REJECT (RFC 3463)
+    text: str = ""  # of a REJECT, for the sender
+    successors: tuple[str, ...] = ()  # of a REDIRECT
+    hold: Hold | None = None  # of a copy to DELIVER
+    next_hop: str = ""  # of a copy to DELIVER: "route:NAME" or a URL that a rule chose
 
 
 class AddedRecipient(Struct, frozen=True):
-    """A recipient that a rule added (cc, bcc, or the target of a redirect)."""
+    """A recipient that a rule added (cc, bcc, or the target of a redirect). `hold` is that of a
+    recipient who was redirected while held.
+    """
 
     address: str
     rule: str
     content: int = 0
+    hold: Hold | None = None
+
+
+class Finding(Struct, frozen=True):
+    """What a condition that matched compared: its key, and the value, cut for people."""
+
+    condition: str
+    value: str
 
 
 class RuleHit(Struct, frozen=True):
@@ -71,7 +96,7 @@ class RuleHit(Struct, frozen=True):
     mode: str
     outcome: str
     recipients: tuple[str, ...]
-    because: tuple[str, ...] = ()
+    because: tuple[Finding, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the hit for `relay trace`, with `count` if not all recipients are named."""
@@ -82,17 +107,41 @@ class RuleHit(Struct, frozen=True):
             "recipients": list(self.recipients[:_NAMED_MAX]),
         }
         if self.because:
-            hit["because"] = list(self.because)
+            hit["because"] = [
+                {"condition": each.condition, "value": each.value} for each in self.because
+            ]
         return hit | ({"count": count} if (count := len(self.recipients)) > _NAMED_MAX else {})
 
 
+class Deferral(Struct, frozen=True):
+    """A rule defers the whole message: the client tries again later (RFC 3463 4.y.z)."""
+
+    status: str
+    text: str
+    rule: str
+
+
+class RateCharge(Struct, frozen=True):
+    """What accepting the message counts against the limit of a `rate_limit` action."""
+
+    rule: str  # each rule counts for itself
+    key: str  # whose limit it is: a sender, login or client
+    recipients: int  # that the rule matched, without those that are rejected
+    allowed: int  # recipients
+    period_s: float  # in which so many are allowed
+    status: str  # of the deferral beyond it
+    text: str  # of the deferral
+
+
 class Verdict(Struct, frozen=True):
-    """The whole decision."""
+    """The whole decision. With `deferred`, nothing else in it counts."""
 
     recipients: tuple[RecipientVerdict, ...]
     additions: tuple[AddedRecipient, ...]
     contents: tuple[ParsedContent, ...]
     hits: tuple[RuleHit, ...]
+    deferred: Deferral | None = None
+    charges: tuple[RateCharge, ...] = ()
 
     def rule_of(self, address: str) -> str:
         """Return the rule that decided about a recipient, "" if none did."""

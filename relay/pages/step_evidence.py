@@ -12,7 +12,7 @@ from msgspec import Struct
 from relay.journeys.document import Durations, Journey, JourneyStep, attempts_in
 from relay.journeys.events import Step
 from relay.journeys.reported import claim_words, is_remote, remote_report
-from relay.journeys.wording import client_line, describe
+from relay.journeys.wording import client_line, describe, findings
 from relay.phrases import counted
 
 _RECIPIENTS_MAX = 20  # of one event
@@ -182,7 +182,7 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
 
 
 def _rule(hit: Mapping[str, Any]) -> str:
-    because = f", because of {', '.join(hit['because'])}" if hit.get("because") else ""
+    because = f", because of {', '.join(found)}" if (found := findings(hit)) else ""
     names = _some(hit.get("recipients", ()), hit.get("count"))
     audit = " (audit mode: recorded only)" if hit.get("mode") == "audit" else ""
     return f"“{hit['rule']}” matched{because}: {hit['outcome']}{audit}, for {names}"

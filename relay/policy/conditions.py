@@ -1,7 +1,7 @@
 """The conditions of mail-flow rules: each key of `when` and `unless` is a class in CONDITIONS.
 
-To add a condition, write a frozen Struct with parse(), matches(), value_in() and found_in(), and
-add it to MessageCondition and CONDITIONS: it is evaluated once per content. One that reads the
+To add a condition, write a frozen Struct with parse(), matches() and value_in(), and add it to
+MessageCondition and CONDITIONS: it is evaluated once per content. One that reads the
 content is added to CONTENT_CONDITIONS. One that is evaluated per recipient has matches_recipient()
 and is added to RecipientCondition. Conditions are pure. parse() raises ValueError that says what
 was expected.
@@ -10,8 +10,7 @@ Globs are matched in linear time, without regard to case; only * and ? are speci
 is literal. MessageView reads each fact of a message once, when a condition first needs it.
 
 value_in() or value_for() returns the value that a condition compares: of several, the first that
-matches. Where a condition matches, found_in() or found_for() returns the key and that value, as a
-short text for the journey.
+matches.
 
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
@@ -136,10 +135,6 @@ class SenderCondition(GlobCondition, frozen=True):
         """Return the reverse-path."""
         return view.message.reverse_path or "<>"
 
-    def found_in(self, view: MessageView) -> str:
-        """Return the key and the value."""
-        return _found("sender", self.value_in(view))
-
 
 class RecipientAddressCondition(GlobCondition, frozen=True):
     """The recipient's address matches a glob."""
@@ -151,10 +146,6 @@ class RecipientAddressCondition(GlobCondition, frozen=True):
     def value_for(self, _: MessageView, recipient: str) -> str:
         """Return the address."""
         return recipient
-
-    def found_for(self, _: MessageView, recipient: str) -> str:
-        """Return the key and the value."""
-        return _found("recipient", recipient)
 
 
 class MailDirection(StrEnum):
@@ -189,10 +180,6 @@ class DirectionCondition(Struct, frozen=True):
         """Return the direction."""
         return str(_direction(view, recipient))
 
-    def found_for(self, view: MessageView, recipient: str) -> str:
-        """Return the key and the value."""
-        return f"direction {self.value_for(view, recipient)}"
-
 
 class SourceCondition(Struct, frozen=True):
     """How the message arrived."""
@@ -211,10 +198,6 @@ class SourceCondition(Struct, frozen=True):
     def value_in(self, view: MessageView) -> str:
         """Return how it arrived."""
         return str(view.message.source)
-
-    def found_in(self, view: MessageView) -> str:
-        """Return the key and the value."""
-        return f"source {self.value_in(view)}"
 
 
 class SizeOverCondition(Struct, frozen=True):
@@ -237,10 +220,6 @@ class SizeOverCondition(Struct, frozen=True):
         """Return the size."""
         return str(view.content.size)
 
-    def found_in(self, view: MessageView) -> str:
-        """Return the size and the limit."""
-        return f"size {self.value_in(view)}, over {self.size_bytes}"
-
 
 class SubjectCondition(GlobCondition, frozen=True):
     """The decoded Subject matches a glob."""
@@ -252,10 +231,6 @@ class SubjectCondition(GlobCondition, frozen=True):
     def value_in(self, view: MessageView) -> str:
         """Return the Subject."""
         return view.subject
-
-    def found_in(self, view: MessageView) -> str:
-        """Return the key and the value."""
-        return _found("subject", self.value_in(view))
 
 
 class HeaderCondition(Struct, frozen=True):
@@ -287,11 +262,6 @@ class HeaderCondition(Struct, frozen=True):
         """Return the first field that matches, else the first of these fields, "" without any."""
         return ": ".join(self._field(view))
 
-    def found_in(self, view: MessageView) -> str:
-        """Return the first field that matches."""
-        name, value = self._field(view)
-        return _found(f"header {name}", value)
-
     def _field(self, view: MessageView) -> tuple[str, ...]:
         """Return the name and the value of value_in(), nothing without any."""
         found: tuple[str, ...] = ()
@@ -320,10 +290,6 @@ class AttachmentNameCondition(GlobCondition, frozen=True):
         """Return the first name that matches, else all names."""
         names = view.attachment_names
         return self.globs.first_match(names) or ", ".join(names)
-
-    def found_in(self, view: MessageView) -> str:
-        """Return the key and the value."""
-        return _found("attachment_name", self.value_in(view))
 
 
 MessageCondition = (
@@ -363,10 +329,6 @@ def cut_value(value: str) -> str:
     """Return a value as a journey or an explanation shows it."""
     cut = value[:_FOUND_CHARACTERS_MAX]
     return f"{cut}…" if len(cut) < len(value) else cut
-
-
-def _found(key: str, value: str) -> str:
-    return f'{key} "{cut_value(value)}"'
 
 
 def _texts(value: Any) -> list[str]:

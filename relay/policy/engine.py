@@ -23,6 +23,7 @@ from relay.message.header import ParsedContent
 from relay.message.verdict import (
     AddedRecipient,
     ExaminedMessage,
+    Finding,
     RecipientVerdict,
     RuleHit,
     Verdict,
@@ -37,7 +38,14 @@ from relay.policy.actions import (
     RejectAction,
     RuleAction,
 )
-from relay.policy.conditions import Condition, MessageCondition, MessageView, RecipientCondition
+from relay.policy.conditions import (
+    Condition,
+    MessageCondition,
+    MessageView,
+    RecipientCondition,
+    cut_value,
+    key_of,
+)
 
 
 class RuleMode(StrEnum):
@@ -92,11 +100,13 @@ class Rule(Struct, frozen=True):
         unless = self.unless.on_recipient
         return not unless or not any(each.matches_recipient(view, recipient) for each in unless)
 
-    def found_in(self, view: MessageView, recipient: str) -> tuple[str, ...]:
+    def found_in(self, view: MessageView, recipient: str) -> tuple[Finding, ...]:
         """Return what each condition of `when` found, in a message that the rule matches."""
-        return tuple([each.found_in(view) for each in self.when.on_message]) + tuple(
-            [each.found_for(view, recipient) for each in self.when.on_recipient]
-        )
+        found = [(key_of(each), each.value_in(view)) for each in self.when.on_message]
+        found += [
+            (key_of(each), each.value_for(view, recipient)) for each in self.when.on_recipient
+        ]
+        return tuple([Finding(key, cut_value(value)) for key, value in found])
 
 
 class OverallVerdict(StrEnum):

@@ -47,6 +47,8 @@ def examined_message(
     *,
     source: Source,
     local_domains: Collection[str],
+    client: str = "",
+    login: str = "",
 ) -> ExaminedMessage:
     """Return what ingress would pass to evaluate()."""
     return ExaminedMessage(
@@ -56,6 +58,9 @@ def examined_message(
         local=frozenset(each for each in recipients if domain_of(each) in local_domains),
         content=ParsedContent.of(content),
         source=source,
+        client=client,
+        login=login,
+        recipient_count=len(recipients),
     )
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.message.envelope import Source
-from relay.message.verdict import VerdictAction
+from relay.message.verdict import Finding, VerdictAction
 from relay.policy.engine import OverallVerdict
 from relay.policy.rule_files import read_rules
 from relay.policy.rule_tests import examined_message, overall_verdict
@@ -66,20 +66,23 @@ def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches
 @pytest.mark.parametrize(
     ("when", "message", "found"),
     [
-        ("sender = '*@in.test'", {}, ['sender "a@in.test"']),
-        ("sender = '<>'", {"sender": ""}, ['sender "<>"']),
-        ("subject = 'hel*', recipient = 'b@*'", {}, ['subject "hello"', 'recipient "b@out.test"']),
+        ("sender = '*@in.test'", {}, {"sender": "a@in.test"}),
+        ("sender = '<>'", {"sender": ""}, {"sender": "<>"}),
+        ("subject = 'hel*', recipient = 'b@*'", {}, {"subject": "hello", "recipient": "b@out.test"}),
         ("header = [{ name = 'X', matches = '*' }, { name = 'X-Old', matches = '1' }]", {},
-         ['header x-old "1"']),
-        ("size_over = 10", {}, [f"size {len(MAIL)}, over 10"]),
-        ("source = 'smtp', direction = 'outbound'", {}, ["source smtp", "direction outbound"]),
+         {"header": "x-old: 1"}),
+        ("size_over = 10", {}, {"size_over": str(len(MAIL))}),
+        ("source = 'smtp', direction = 'outbound'", {},
+         {"source": "smtp", "direction": "outbound"}),
         ("subject = '*'", {"content": b"Subject: %s\r\n\r\n" % (b"x" * 200)},
-         [f'subject "{"x" * 120}…"']),
+         {"subject": f"{'x' * 120}…"}),
     ],
 )  # fmt: skip
 def test_a_match_says_what_each_condition_found(evaluate, when, message, found):
     (hit,) = evaluate(rule(TAG, when=f"{{ {when} }}"), **message).hits
-    assert hit.as_json()["because"] == found
+    assert hit.as_json()["because"] == [
+        {"condition": condition, "value": value} for condition, value in found.items()
+    ]
 
 
 def test_the_name_of_an_attachment_that_matches_is_found(evaluate):
@@ -89,7 +92,7 @@ def test_the_name_of_an_attachment_that_matches_is_found(evaluate):
         b"--b\r\nContent-Disposition: attachment; filename=setup.EXE\r\n\r\nx\r\n--b--\r\n"
     )
     (hit,) = evaluate(rule(REJECT, when="{ attachment_name = '*.exe' }"), content=content).hits
-    assert hit.because[0].lower() == 'attachment_name "setup.exe"'
+    assert hit.because == (Finding("attachment_name", "setup.exe"),)
 
 
 @pytest.mark.parametrize(
