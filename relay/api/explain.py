@@ -17,7 +17,7 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.http_request import HttpRequest, body_too_large
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
-from relay.policy.rule_files import crlf
+from relay.policy.rule_test_reader import crlf
 
 PARAMETERS = ("address", "from", "ip", "probe")
 MESSAGE_BYTES_MAX = 36 * 1024 * 1024

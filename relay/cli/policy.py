@@ -22,7 +22,8 @@ from relay.message.envelope import Source
 from relay.phrases import shown
 from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.explanation import explain
-from relay.policy.rule_files import crlf, load_rules, read_rules
+from relay.policy.rule_files import load_rules, read_rules
+from relay.policy.rule_test_reader import crlf
 from relay.policy.rule_tests import (
     PolicyReport,
     examined_message,

@@ -9,7 +9,6 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,6 +29,7 @@ from relay.ingress.data import (
 from relay.ingress.expansion import expand_recipients
 from relay.ingress.fanout import FanOut, fan_out, reported_recipient
 from relay.ingress.forwarding import Forwarder
+from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, memory_part, size_of
@@ -37,7 +37,8 @@ from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, 
 from relay.message.header import FIELDS_MAX, Header, ParsedContent, outgoing
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
-from relay.message.verdict import ExaminedMessage, Verdict
+from relay.message.status import own_reply
+from relay.message.verdict import Deferral, ExaminedMessage, Verdict
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
@@ -59,9 +60,7 @@ from relay.spool.types import (
 _log = get_logger("ingress")
 RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
-_INLINE_BYTES = 65536  # for less, a thread costs more than the rules
 POLICY_TIMEOUT_S = 10.0
-_POLICY_THREADS = 2
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 
@@ -107,12 +106,7 @@ class Acceptance:
         True
     )
     policy_timeout_s: float = POLICY_TIMEOUT_S  # for all rules of one message; then 451
-    # evaluate the rules
-    threads: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(_POLICY_THREADS, thread_name_prefix="policy"),
-        init=False,
-    )
-
+    threads: PolicyThreads = field(default_factory=PolicyThreads, init=False)  # evaluate rules
     answers: AnswerLimit = field(init=False)  # of mail for MAILER-DAEMON
     forwarding: Forwarder = field(init=False)  # what addresses lead to
 
@@ -123,7 +117,7 @@ class Acceptance:
 
     def close(self) -> None:
         """Stop the threads without waiting for them."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
     async def accept(
         self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
@@ -295,16 +289,22 @@ class Acceptance:
         )
 
     async def _evaluate(self, message: ExaminedMessage) -> Verdict | DataReply:
-        """Return the verdict of the rules, or a rejection if they fail or take too long."""
+        """Return the verdict of the rules, or the reply if they defer, fail or take too long."""
         if not message.recipients:
             return Verdict((), (), (message.content,), ())
-        rules = self.policy()
         try:
-            if message.content.size <= _INLINE_BYTES:
-                return rules.evaluate(message)
-            async with asyncio.timeout(self.policy_timeout_s):  # real time: a thread
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self.threads, rules.evaluate, message)
+            evaluation = self.policy().begin(message)
+            is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
+            if not is_quick or not evaluation.run(in_thread=False):
+                async with asyncio.timeout(self.policy_timeout_s):  # real time: a thread
+                    await self.threads.run(
+                        message.login or message.client, partial(evaluation.run, in_thread=True)
+                    )
+            verdict = evaluation.verdict()
+            if not verdict.deferred:
+                return verdict
+            self._count_rules(verdict)
+            return _deferral(verdict.deferred)
         except TooManyPartsError:
             return TOO_MANY_PARTS
         except TimeoutError:
@@ -435,7 +435,16 @@ class Acceptance:
 
     def _count_rules(self, verdict: Verdict) -> None:
         for hit in verdict.hits:
+            if hit.error:
+                _log.warning("rule skipped", rule=hit.rule, error=hit.error)
             self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()
+
+
+def _deferral(deferral: Deferral) -> DataReply:
+    reply = own_reply(deferral.status, deferral.text)
+    if reply.startswith("421"):  # that would close the connection (RFC 5321 3.8)
+        reply = f"451{reply[3:]}"
+    return DataReply(reply, rule=deferral.rule)
 
 
 def _message_id(header: Header) -> str:

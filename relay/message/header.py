@@ -176,6 +176,10 @@ class Header:
     def __contains__(self, name: str) -> bool:
         return _key(name) in self._by_name
 
+    def names(self) -> list[str]:
+        """Return the names of the fields in lower case, each once."""
+        return [name.decode("latin-1") for name in self._by_name if name]
+
     def count(self, name: str) -> int:
         """Return how many fields are called `name`."""
         return len(self._by_name.get(_key(name), ()))

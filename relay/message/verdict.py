@@ -65,7 +65,7 @@ class RecipientVerdict(Struct, frozen=True):
     status: str = ""  # of a REJECT (RFC 3463)
     text: str = ""  # of a REJECT, for the sender
     successors: tuple[str, ...] = ()  # of a REDIRECT
-    hold: Hold | None = None  # of a copy to DELIVER
+    hold: Hold | None = None  # of a copy to DELIVER, or of what a REDIRECT adds
     next_hop: str = ""  # of a copy to DELIVER: "route:NAME" or a URL that a rule chose
 
 
@@ -97,6 +97,7 @@ class RuleHit(Struct, frozen=True):
     outcome: str
     recipients: tuple[str, ...]
     because: tuple[Finding, ...] = ()
+    error: str = ""  # why the rule was skipped
 
     def as_json(self) -> dict[str, Any]:
         """Return the hit for `relay trace`, with `count` if not all recipients are named."""
@@ -110,6 +111,8 @@ class RuleHit(Struct, frozen=True):
             hit["because"] = [
                 {"condition": each.condition, "value": each.value} for each in self.because
             ]
+        if self.error:
+            hit["error"] = self.error
         return hit | ({"count": count} if (count := len(self.recipients)) > _NAMED_MAX else {})
 
 

@@ -8,21 +8,27 @@ RFC 3463 (code of reject), RFC 5322 3.6 (fields), RFC 5321 4.4 (trace fields).
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Self
 
 from msgspec import Struct
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
+from relay.message.nexthop import NextHop
 from relay.message.status import REPLY_TEXT_MAX, split_reply
-from relay.message.verdict import ExaminedMessage
+from relay.message.verdict import ExaminedMessage, Hold, RateCharge
 from relay.mime import headers
+from relay.settings.values import parse_next_hop, parse_rate
 
 REJECT_STATUS = "5.7.1"
+DEFER_STATUS = "4.7.1"
+ROUTE_PREFIX = "route:"
+HOLD_REASON_MAX = 200  # characters
 ADDRESSES_MAX = 50
 PROTECTED = frozenset({"received", "return-path", "dkim-signature"})
 PROTECTED_PREFIX = "x-relay-"
-FINAL = ("reject", "discard", "redirect")  # no action can follow these
+FINAL = ("reject", "discard", "redirect", "defer")  # no action can follow these
 
 
 class RejectAction(Struct, frozen=True):
@@ -34,14 +40,134 @@ class RejectAction(Struct, frozen=True):
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Read "5.7.1 text"; without a code it is 5.7.1. Raises ValueError."""
-        reply = split_reply(value) if isinstance(value, str) else None
-        if reply is None or not reply.text.strip() or not reply.text.isprintable():
-            raise ValueError('a code and a text for the sender, "5.7.1 Not accepted"')
-        if len(reply.text) > REPLY_TEXT_MAX:
-            raise ValueError(f"a text of at most {REPLY_TEXT_MAX} characters")
-        if reply.status and not reply.status.startswith("5."):
+        status, text = _reply(
+            value, expected='a code and a text for the sender, "5.7.1 Not accepted"'
+        )
+        if status and not status.startswith("5."):
             raise ValueError("a code 5.y.z: a reject is permanent")
-        return cls(reply.status or REJECT_STATUS, reply.text.strip())
+        return cls(status or REJECT_STATUS, text)
+
+
+class DeferAction(Struct, frozen=True):
+    """The whole message is deferred: the client gets `text` and tries again later."""
+
+    status: str
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read "4.7.1 text"; without a code it is 4.7.1. Raises ValueError."""
+        return cls(*_deferral(value))
+
+
+class AfterHold(StrEnum):
+    """What the sender learns when a hold expires."""
+
+    REPORT = "report"  # the message was not delivered
+    SILENT = "silent"  # nothing
+
+
+class HoldAction(Struct, frozen=True):
+    """The copies of the matched recipients wait for an operator. See Hold."""
+
+    reason: str
+    expires_s: float | None = None
+    silent: bool = False
+    notice: str = ""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read the reason. The other fields are keys of the rule. Raises ValueError."""
+        if (
+            not isinstance(value, str) or not value.strip() or not value.isprintable()
+            or len(value) > HOLD_REASON_MAX
+        ):  # fmt: skip
+            raise ValueError(
+                f"a reason for operators: one line of 1 to {HOLD_REASON_MAX} characters"
+            )
+        return cls(value.strip())
+
+    def of_rule(self, rule: str) -> Hold:
+        """Return the hold that a rule with this action makes."""
+        return Hold(
+            self.reason, rule, expires_s=self.expires_s, silent=self.silent, notice=self.notice
+        )
+
+
+class NextHopAction(Struct, frozen=True):
+    """The copies of the matched recipients go there, whatever route takes their addresses."""
+
+    next_hop: str  # "route:NAME", or the text of a NextHop
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read "route:NAME" or a URL without a login. Raises ValueError.
+
+        Whether there is such a route is checked where the routes are known.
+        """
+        text = value.strip() if isinstance(value, str) else ""
+        if text.removeprefix(ROUTE_PREFIX) and text.startswith(ROUTE_PREFIX):
+            return cls(text)
+        if "@" in text:
+            raise ValueError(f"{_NEXT_HOP_EXPECTED} without a login; a route has one")
+        try:
+            next_hop = NextHop.parse(parse_next_hop(text))
+        except ValueError:
+            raise ValueError(_NEXT_HOP_EXPECTED) from None
+        if not next_hop.host:
+            raise ValueError(_NEXT_HOP_EXPECTED)
+        return cls(str(next_hop))
+
+
+class RateKey(StrEnum):
+    """Whose recipients a limit counts."""
+
+    SENDER = "sender"  # the reverse-path
+    LOGIN = "login"  # of AUTH or the API; mail without one is not limited
+    CLIENT = "client"  # the IP address; mail from the API is not limited
+
+
+class RateLimitAction(Struct, frozen=True):
+    """Beyond so many recipients in so long a time, the message is deferred."""
+
+    allowed: int  # recipients
+    period_s: float
+    per: RateKey
+    status: str
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read { rate, per, text }. Raises ValueError."""
+        expected = 'a table { rate = "100/1h", per = "sender", text = "4.7.1 Too much mail" }'
+        if not isinstance(value, dict) or set(value) - {"rate", "per", "text"}:
+            raise ValueError(f"{expected}, with these keys")
+        try:
+            rate = parse_rate(value["rate"] if isinstance(value.get("rate"), str) else "")
+        except ValueError as error:
+            raise ValueError(f"{expected}; rate: {error}") from None
+        if value.get("per") not in list(RateKey):
+            raise ValueError(f"{expected}; per: one of {', '.join(RateKey)}")
+        status, text = _deferral(value.get("text", _TOO_MUCH))
+        count, _, seconds = rate.partition("/")
+        return cls(int(count), float(seconds), RateKey(value["per"]), status, text)
+
+    def key(self, message: ExaminedMessage) -> str:
+        """Return whose limit a message counts against, "" for nobody's."""
+        match self.per:
+            case RateKey.SENDER:
+                return message.reverse_path.casefold() or "<>"
+            case RateKey.LOGIN:
+                return message.login.casefold()
+            case RateKey.CLIENT:
+                return message.client
+
+    def charge(self, rule: str, key: str, recipients: int) -> RateCharge:
+        """Return what a message of this rule counts."""
+        return RateCharge(
+            rule, key, recipients, allowed=self.allowed, period_s=self.period_s,
+            status=self.status, text=self.text,
+        )  # fmt: skip
 
 
 class DiscardAction(Struct, frozen=True):
@@ -154,11 +280,27 @@ class SubjectPrefixAction(Struct, frozen=True):
         return headers.prefix_subject(header, self.tag)
 
 
+_NEXT_HOP_EXPECTED = '"route:NAME" or a URL such as "smtp://relay.example:587"'
+_TOO_MUCH = f"{DEFER_STATUS} Too many recipients in a short time, try again later"
 HeaderEdit = CcAction | SetHeaderAction | RemoveHeaderAction | SubjectPrefixAction
-RuleAction = RejectAction | DiscardAction | RedirectAction | BccAction | HeaderEdit
+RuleAction = (
+    RejectAction
+    | DeferAction
+    | HoldAction
+    | NextHopAction
+    | RateLimitAction
+    | DiscardAction
+    | RedirectAction
+    | BccAction
+    | HeaderEdit
+)
 
 
 ACTIONS: dict[str, type[RuleAction]] = {
+    "defer": DeferAction,
+    "hold": HoldAction,
+    "next_hop": NextHopAction,
+    "rate_limit": RateLimitAction,
     "reject": RejectAction,
     "discard": DiscardAction,
     "redirect": RedirectAction,
@@ -168,6 +310,26 @@ ACTIONS: dict[str, type[RuleAction]] = {
     "remove_header": RemoveHeaderAction,
     "subject_prefix": SubjectPrefixAction,
 }
+
+
+def _reply(value: Any, *, expected: str) -> tuple[str, str]:
+    """Return the status, "" without one, and the text. Raises ValueError."""
+    reply = split_reply(value) if isinstance(value, str) else None
+    if reply is None or not reply.text.strip() or not reply.text.isprintable():
+        raise ValueError(expected)
+    if len(reply.text) > REPLY_TEXT_MAX:
+        raise ValueError(f"a text of at most {REPLY_TEXT_MAX} characters")
+    return reply.status, reply.text.strip()
+
+
+def _deferral(value: Any) -> tuple[str, str]:
+    """Return the status and the text of a deferral. Raises ValueError."""
+    status, text = _reply(
+        value, expected='a code and a text for the client, "4.7.1 Try again later"'
+    )
+    if status and not status.startswith("4."):
+        raise ValueError("a code 4.y.z: the client tries again later")
+    return status or DEFER_STATUS, text
 
 
 def _addresses(value: Any) -> tuple[str, ...]:

@@ -44,13 +44,18 @@ def attachment_names(content: ParsedContent) -> tuple[str, ...]:
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    header = content.header.octets.lower()
-    if not any(hint in header for hint in _HINTS):
+    if not may_have_attachments(content):
         return ()
     names, is_ambiguous = _read(content, _READINGS[0])
     for reading in _READINGS[1:] if is_ambiguous else ():
         names += [each for each in _read(content, reading)[0] if each not in names]
     return tuple(names)
+
+
+def may_have_attachments(content: ParsedContent) -> bool:
+    """Return whether the header leaves room for attachments: without reading the body."""
+    header = content.header.octets.lower()
+    return any(hint in header for hint in _HINTS)
 
 
 def normalised(name: str) -> str:

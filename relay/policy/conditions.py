@@ -29,45 +29,73 @@ from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
 from relay.mime.encoded_words import decode_words
-from relay.policy.attachment_names import attachment_names
+from relay.policy.attachment_names import attachment_names, may_have_attachments
 from relay.settings.values import parse_size
 
 GLOB_CHARACTERS_MAX = 500
 VALUE_CHARACTERS_MAX = 2000  # the rest of a longer value is ignored
 FIELDS_MAX = 100  # of one name; further ones are ignored
 _FOUND_CHARACTERS_MAX = 120
+_READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
 
 
 class Globs(Struct, frozen=True):
     """Globs, any of which may match; common kinds need no regular expression."""
 
-    whole: frozenset[str]
-    endings: tuple[str, ...]
-    others: tuple[re.Pattern[str], ...]
+    whole: frozenset[str] = frozenset()
+    beginnings: tuple[str, ...] = ()  # "text*"
+    endings: tuple[str, ...] = ()  # "*text"
+    contained: tuple[str, ...] = ()  # "*text*"
+    others: tuple[re.Pattern[str], ...] = ()
 
     @classmethod
     def of(cls, patterns: Iterable[str]) -> Self:
         """Compile `patterns`. Raises ValueError that says what was expected."""
-        whole, endings, others = set(), [], []
+        whole: set[str] = set()
+        found: dict[tuple[bool, bool], list[str]] = {}  # by whether it ends, and begins, with a *
+        others = []
         for pattern in patterns:
             if not 0 < len(pattern) <= GLOB_CHARACTERS_MAX:
                 raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
             folded = pattern.casefold()
-            if "*" not in folded and "?" not in folded:
-                whole.add(folded)
-            elif folded[0] == "*" and "*" not in folded[1:] and "?" not in folded:
-                endings.append(folded[1:])
-            else:
+            ends, begins = folded.endswith("*"), len(folded) > 1 and folded.startswith("*")
+            inner = folded[begins : len(folded) - ends]
+            if "*" in inner or "?" in inner:
                 others.append(re.compile(fnmatch.translate(folded.replace("[", "[[]"))))
-        return cls(frozenset(whole), tuple(endings), tuple(others))
+            elif ends or begins:
+                found.setdefault((ends, begins), []).append(inner)
+            else:
+                whole.add(folded)
+        return cls(
+            whole=frozenset(whole),
+            beginnings=tuple(found.get((True, False), ())),
+            endings=tuple(found.get((False, True), ())),
+            contained=tuple(found.get((True, True), ())),
+            others=tuple(others),
+        )
+
+    @property
+    def matches_all(self) -> bool:
+        """Whether one of the globs is "*"."""
+        return "" in self.beginnings
+
+    @staticmethod
+    def folded(value: str) -> str:
+        """Return a value as it is compared."""
+        return value[:VALUE_CHARACTERS_MAX].casefold()
 
     def match(self, value: str) -> bool:
         """Return whether any glob matches the whole `value`."""
-        folded = value[:VALUE_CHARACTERS_MAX].casefold()
+        return self.match_folded(self.folded(value))
+
+    def match_folded(self, folded: str) -> bool:
+        """Return whether any glob matches a value that is folded already."""
         return (
             folded in self.whole
+            or folded.startswith(self.beginnings)
             or folded.endswith(self.endings)
-            or any(other.match(folded) for other in self.others)
+            or any(each in folded for each in self.contained)
+            or any(each.match(folded) for each in self.others)
         )
 
     def match_any(self, values: Sequence[str]) -> bool:
@@ -77,6 +105,10 @@ class Globs(Struct, frozen=True):
     def first_match(self, values: Sequence[str]) -> str:
         """Return the first of `values` that matches, "" if none does."""
         return next(filter(self.match, values), "")
+
+
+# A field of a message ("sender", "header x-spam") and the globs for its values; None for any value.
+FieldGlobs = tuple[str, Globs | None]
 
 
 class MessageView:
@@ -89,6 +121,7 @@ class MessageView:
         self._subject: str | None = None
         self._attachment_names: tuple[str, ...] | None = None
         self._values: dict[str, tuple[str, ...]] = {}
+        self.known: dict[int, bool] = {}  # results, by the number of the condition
 
     @property
     def subject(self) -> str:
@@ -112,8 +145,39 @@ class MessageView:
             found = self._values[name] = tuple(map(decode_words, values))
         return found
 
+    def field_names(self) -> Iterable[str]:
+        """Return the names of the header fields, in lower case, each once."""
+        return self.content.header.names()
 
-class GlobCondition(Struct, frozen=True):
+    def values_of(self, field: str) -> Sequence[str]:
+        """Return the values of a field in FieldGlobs that is not in the header."""
+        match field:
+            case "sender":
+                return (self.message.reverse_path or "<>",)
+            case "recipient":
+                return self.message.recipients
+            case _:
+                return (self.subject,)
+
+
+class BaseCondition(Struct, frozen=True):
+    """What all conditions have in common."""
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it may take long, so that it is asked last, and in a thread."""
+        return False
+
+    def needs_thread(self, _: MessageView) -> bool:
+        """Return whether it takes long for this content."""
+        return self.is_deep
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """Return globs of which one matches wherever the condition does; () if there are none."""
+        return ()
+
+
+class GlobCondition(BaseCondition, frozen=True):
     """What all conditions on one text have in common."""
 
     globs: Globs
@@ -127,6 +191,10 @@ class GlobCondition(Struct, frozen=True):
 class SenderCondition(GlobCondition, frozen=True):
     """The reverse-path matches a glob; the null reverse-path is written <>."""
 
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return (("sender", self.globs),)
+
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
         return self.globs.match(view.message.reverse_path or "<>")
@@ -138,6 +206,10 @@ class SenderCondition(GlobCondition, frozen=True):
 
 class RecipientAddressCondition(GlobCondition, frozen=True):
     """The recipient's address matches a glob."""
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return (("recipient", self.globs),)
 
     def matches_recipient(self, _: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
@@ -162,7 +234,7 @@ def _direction(view: MessageView, recipient: str) -> MailDirection:
     return MailDirection.INTERNAL if view.message.sender_local else MailDirection.INBOUND
 
 
-class DirectionCondition(Struct, frozen=True):
+class DirectionCondition(BaseCondition, frozen=True):
     """The copy for this recipient has one of these directions."""
 
     directions: frozenset[MailDirection]
@@ -181,7 +253,7 @@ class DirectionCondition(Struct, frozen=True):
         return str(_direction(view, recipient))
 
 
-class SourceCondition(Struct, frozen=True):
+class SourceCondition(BaseCondition, frozen=True):
     """How the message arrived."""
 
     sources: frozenset[Source]
@@ -200,7 +272,7 @@ class SourceCondition(Struct, frozen=True):
         return str(view.message.source)
 
 
-class SizeOverCondition(Struct, frozen=True):
+class SizeOverCondition(BaseCondition, frozen=True):
     """The whole message, header and encodings included, has more bytes than this."""
 
     size_bytes: int
@@ -224,6 +296,10 @@ class SizeOverCondition(Struct, frozen=True):
 class SubjectCondition(GlobCondition, frozen=True):
     """The decoded Subject matches a glob."""
 
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return (("subject", self.globs),)
+
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
         return self.globs.match(view.subject)
@@ -233,7 +309,7 @@ class SubjectCondition(GlobCondition, frozen=True):
         return view.subject
 
 
-class HeaderCondition(Struct, frozen=True):
+class HeaderCondition(BaseCondition, frozen=True):
     """One of the fields, decoded, matches one of its globs; a missing field matches none."""
 
     fields: tuple[tuple[str, Globs], ...]
@@ -253,6 +329,10 @@ class HeaderCondition(Struct, frozen=True):
         return cls(
             tuple((table["name"].lower(), Globs.of(_texts(table["matches"]))) for table in tables)
         )
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return [(f"header {name}", globs) for name, globs in self.fields]
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -281,6 +361,15 @@ class AttachmentNameCondition(GlobCondition, frozen=True):
     def parse(cls, value: Any) -> Self:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(unicodedata.normalize("NFKC", text) for text in _texts(value)))
+
+    @property
+    def is_deep(self) -> bool:
+        """See BaseCondition."""
+        return True
+
+    def needs_thread(self, view: MessageView) -> bool:
+        """Return whether it takes long for this content: a small one is read at once."""
+        return view.content.size > _READ_AT_ONCE_OCTETS and may_have_attachments(view.content)
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""

@@ -1,29 +1,31 @@
-"""The rule engine: rules as values, and their evaluation for a message.
+"""The rule engine: the evaluation of a rule set for a message.
 
 A pure function: every recipient gets exactly one action; no address gets two copies; a content is
 copied only if an edit changes it; contents[0] stays the original. The semantics are those of
 Exchange's mail flow rules.
+
+An evaluation runs on the event loop until a rule needs what takes long (a regular expression, a
+body), and goes on in a thread from there: most messages never need one. Sets of recipients are
+integers, with one bit for each.
 
 Raises TooManyPartsError for a message with too many parts; OSError if the body of a large message
 cannot be read.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Self
 
-from msgspec import Struct, structs
+from msgspec import structs
 
-from relay.message.content import Content
-from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 from relay.message.verdict import (
     AddedRecipient,
+    Deferral,
     ExaminedMessage,
-    Finding,
+    Hold,
+    RateCharge,
     RecipientVerdict,
     RuleHit,
     Verdict,
@@ -32,119 +34,20 @@ from relay.message.verdict import (
 from relay.policy.actions import (
     BccAction,
     CcAction,
+    DeferAction,
     DiscardAction,
     HeaderEdit,
+    HoldAction,
+    NextHopAction,
+    RateLimitAction,
     RedirectAction,
     RejectAction,
-    RuleAction,
 )
-from relay.policy.conditions import (
-    Condition,
-    MessageCondition,
-    MessageView,
-    RecipientCondition,
-    cut_value,
-    key_of,
-)
+from relay.policy.conditions import MessageView
+from relay.policy.rule_index import RuleIndex, RulePlan
+from relay.policy.rules import OnError, Rule, RuleMode, RuleTest
 
-
-class RuleMode(StrEnum):
-    """The mode of a rule."""
-
-    ENFORCE = "enforce"
-    AUDIT = "audit"  # matches and is recorded, but changes nothing
-    OFF = "off"
-
-
-class ConditionSet(Struct, frozen=True):
-    """The keys of one `when` or `unless`."""
-
-    on_message: tuple[MessageCondition, ...] = ()
-    on_recipient: tuple[RecipientCondition, ...] = ()
-
-    @classmethod
-    def of(cls, conditions: Sequence[Condition]) -> Self:
-        """Separate message conditions from recipient conditions; the order is kept."""
-        return cls(
-            tuple(each for each in conditions if isinstance(each, MessageCondition)),
-            tuple(each for each in conditions if isinstance(each, RecipientCondition)),
-        )
-
-
-class Rule(Struct, frozen=True):
-    """One [[rule]]."""
-
-    name: str  # unique in all files
-    mode: RuleMode  # enforce, audit or off
-    when: ConditionSet  # all of these conditions must match
-    unless: ConditionSet  # any one of these exempts, as an exception in Exchange
-    actions: tuple[RuleAction, ...]  # in the order of the file
-    outcome: str  # names the actions, for the metric's label and the trace
-    stop: bool  # no rule after it is evaluated if it matches
-    file: Path  # for messages
-    line: int  # for messages
-
-    def matches_message(self, view: MessageView) -> bool:
-        """Return whether the rule can match this content, for any recipient."""
-        for each in self.when.on_message:  # faster than a generator
-            if not each.matches(view):
-                return False
-        unless = self.unless.on_message
-        return not unless or not any(each.matches(view) for each in unless)
-
-    def matches_recipient(self, view: MessageView, recipient: str) -> bool:
-        """Return whether a rule that matches this content also matches this recipient."""
-        for each in self.when.on_recipient:
-            if not each.matches_recipient(view, recipient):
-                return False
-        unless = self.unless.on_recipient
-        return not unless or not any(each.matches_recipient(view, recipient) for each in unless)
-
-    def found_in(self, view: MessageView, recipient: str) -> tuple[Finding, ...]:
-        """Return what each condition of `when` found, in a message that the rule matches."""
-        found = [(key_of(each), each.value_in(view)) for each in self.when.on_message]
-        found += [
-            (key_of(each), each.value_for(view, recipient)) for each in self.when.on_recipient
-        ]
-        return tuple([Finding(key, cut_value(value)) for key, value in found])
-
-
-class OverallVerdict(StrEnum):
-    """The verdict for the whole message, as rule tests expect it."""
-
-    ACCEPT = "accept"  # at least one recipient gets the message, or is redirected
-    REJECT = "reject"  # no recipient gets it, and at least one is rejected
-    DISCARD = "discard"  # no recipient gets it, and none is rejected
-
-
-class ExpectedResult(Struct, frozen=True):
-    """What a rule test expects; None where it does not say.
-
-    `rules` are those that match, in their order. Rules of other files count only if the test names
-    them, so that a new rule file does not break it.
-    """
-
-    verdict: OverallVerdict
-    rules: tuple[str, ...] | None = None
-    added: frozenset[str] | None = None
-    redirected: frozenset[str] | None = None
-    rejected: frozenset[str] | None = None
-    subject: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RuleTest:
-    """One [[test]] of the rules."""
-
-    name: str  # for messages
-    sender: str  # the reverse-path
-    recipients: tuple[str, ...]  # their addresses
-    content: Content = field(repr=False)  # the message
-    source: Source  # how it arrives
-    local: frozenset[str] | None  # the local domains; None for the configured ones
-    expect: ExpectedResult  # what must come out
-    file: Path  # for messages
-    line: int  # for messages
+SKIPPED = "error"  # the outcome of a rule that could not be applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,130 +57,276 @@ class RuleSet:
     rules: tuple[Rule, ...] = ()
     tests: tuple[RuleTest, ...] = field(default=(), repr=False)
     files: tuple[Path, ...] = ()
+    digest: str = ""  # of the files, "" without any
+    loaded: str = ""  # when, in RFC 3339
+    index: RuleIndex = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", RuleIndex(self.rules))
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:
         """Apply the rules in their order; each sees the changes of those before it.
 
-        Raises TooManyPartsError.
+        Raises TooManyPartsError, OSError.
         """
-        evaluation = Evaluation(message)
-        for rule in self.rules:
-            if rule.mode is not RuleMode.OFF:
-                evaluation.apply(rule)
+        evaluation = self.begin(message)
+        evaluation.run(in_thread=True)
         return evaluation.verdict()
+
+    def begin(self, message: ExaminedMessage) -> "Evaluation":
+        """Return an evaluation that has not run yet."""
+        return Evaluation(self.index, message)
+
+
+class _ThreadNeededError(Exception):
+    """The next condition takes too long for the event loop."""
 
 
 class Evaluation:
-    """The state of one evaluation, as parallel lists with an item per recipient."""
+    """One evaluation of a rule set."""
 
-    def __init__(self, message: ExaminedMessage) -> None:
+    def __init__(self, index: RuleIndex, message: ExaminedMessage) -> None:
+        self._index = index
         self._message = message
         self._views = [MessageView(message, message.content)]
-        self._contents = [0] * len(message.recipients)
-        self._decided: list[RecipientVerdict | None] = [None] * len(message.recipients)
-        self._open = [True] * len(message.recipients)  # neither decided nor stopped
+        self._open = (1 << len(message.recipients)) - 1  # neither decided nor stopped
+        self._having = [self._open]  # for each view, the recipients who get its content
+        self._known: dict[int, int] = {}  # whom a condition on recipients matches, by its number
+        self._candidates = index.candidates(self._views[0])
+        self._next = 0  # the place of the first plan that was not applied
+        self._in_thread = False
+        self._decided: dict[int, RecipientVerdict] = {}  # by the recipient's place
+        self._holds: dict[int, Hold] = {}  # the same
+        self._next_hops: dict[int, str] = {}  # the same
+        self._deferral: Deferral | None = None
+        self._charges: list[tuple[RateCharge, int]] = []  # with the recipients
         self._additions: list[AddedRecipient] = []
         self._hits: list[RuleHit] = []
 
-    def apply(self, rule: Rule) -> None:
-        """Apply the rule to the recipients that it matches."""
-        matched = self.matched(rule)
-        if not matched:
-            return
-        addresses = tuple(self._message.recipients[each] for each in matched)
-        because = rule.found_in(self._views[self._contents[matched[0]]], addresses[0])
-        self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses, because))
-        if rule.mode is RuleMode.AUDIT:
-            return
-        self._edit(rule, matched)
-        self._add(rule, self._contents[matched[0]])
-        self._decide(rule, matched)
-        if rule.stop:
-            for each in matched:
-                self._open[each] = False
+    def run(self, *, in_thread: bool) -> bool:
+        """Apply the rules that are left; False: only a thread can apply the next one.
+
+        Raises TooManyPartsError, OSError.
+        """
+        self._in_thread = in_thread
+        while self._open and (place := self._candidates.find(1, self._next)) >= 0:
+            try:
+                self.apply(self._index.plans[place])
+            except _ThreadNeededError:
+                return False
+            self._next = place + 1
+        return True
+
+    def apply(self, plan: RulePlan) -> None:
+        """Apply the rule to the recipients that it matches. Raises what its conditions raise."""
+        rule = plan.rule
+        try:
+            if matched := self.matched(plan):
+                self._carry_out(rule, matched)
+        except _ThreadNeededError:
+            raise
+        except Exception as error:
+            # a rule that changes nothing cannot hold mail up either
+            if rule.mode is not RuleMode.AUDIT and rule.on_error is not OnError.IGNORE:
+                raise
+            self._hits.append(RuleHit(rule.name, str(rule.mode), SKIPPED, (), error=repr(error)))
+
+    def matched(self, plan: RulePlan) -> int:
+        """Return the recipients that are open and that the rule matches."""
+        found = self._open
+        for number in plan.on_recipient:
+            found &= self._matching(number)
+        for number in plan.exempt_recipients:
+            found &= ~self._matching(number)
+        if not found:
+            return 0
+        for view, having in zip(self._views, self._having, strict=True):
+            if found & having and not self._matches_message(plan, view):
+                found &= ~having
+        return found
 
     def verdict(self) -> Verdict:
         """Return the result, with only those contents that are used."""
         recipients = [
-            decided or RecipientVerdict(recipient, content=content)
-            for recipient, decided, content in zip(
-                self._message.recipients, self._decided, self._contents, strict=True
-            )
+            self._decided.get(place) or self._delivered(place, recipient)
+            for place, recipient in enumerate(self._message.recipients)
         ]
         additions = list(self._needed(recipients))
         used = sorted(
             {0} | {each.content for each in recipients} | {each.content for each in additions}
         )
-        place = {old: new for new, old in enumerate(used)}
         if len(used) < len(self._views):
-            recipients = [structs.replace(each, content=place[each.content]) for each in recipients]
-            additions = [structs.replace(each, content=place[each.content]) for each in additions]
+            new = {old: new for new, old in enumerate(used)}
+            recipients = [structs.replace(each, content=new[each.content]) for each in recipients]
+            additions = [structs.replace(each, content=new[each.content]) for each in additions]
         contents = tuple(self._views[old].content for old in used)
-        return Verdict(tuple(recipients), tuple(additions), contents, tuple(self._hits))
+        return Verdict(
+            tuple(recipients), tuple(additions), contents, tuple(self._hits),
+            deferred=self._deferral,
+            charges=tuple(self._due(recipients)) if self._charges else (),
+        )  # fmt: skip
 
-    def matched(self, rule: Rule) -> list[int]:
-        """Return the places of the recipients that are open and that the rule matches."""
-        concerned: dict[int, bool] = {}  # by content, so that its conditions are evaluated once
-        matched = []
-        for index, recipient in enumerate(self._message.recipients):
-            if not self._open[index]:
-                continue
-            content = self._contents[index]
-            view = self._views[content]
-            if content not in concerned:
-                concerned[content] = rule.matches_message(view)
-            if concerned[content] and rule.matches_recipient(view, recipient):
-                matched.append(index)
-        return matched
+    def _matches_message(self, plan: RulePlan, view: MessageView) -> bool:
+        """Return whether the conditions on the message match a content."""
+        for number in plan.quick:  # faster than a generator
+            if not self._holds_in(view, number):
+                return False
+        for number in plan.quick_exempt:
+            if self._holds_in(view, number):
+                return False
+        return all(self._holds_in(view, number) for number in plan.deep) and not any(
+            self._holds_in(view, number) for number in plan.deep_exempt
+        )
 
-    def _edit(self, rule: Rule, matched: list[int]) -> None:
+    def _holds_in(self, view: MessageView, number: int) -> bool:
+        """Return whether a condition matches a content. Equal ones are asked once."""
+        known = view.known.get(number)
+        if known is None:
+            condition = self._index.message_conditions[number]
+            if not self._in_thread and condition.needs_thread(view):
+                raise _ThreadNeededError
+            known = view.known[number] = condition.matches(view)
+        return known
+
+    def _matching(self, number: int) -> int:
+        """Return the recipients that a condition matches. Edits do not change that."""
+        known = self._known.get(number)
+        if known is None:
+            condition, view, known = self._index.recipient_conditions[number], self._views[0], 0
+            for place, recipient in enumerate(self._message.recipients):
+                if condition.matches_recipient(view, recipient):
+                    known |= 1 << place
+            self._known[number] = known
+        return known
+
+    def _carry_out(self, rule: Rule, matched: int) -> None:
+        """Carry out the actions for the recipients that the rule matched."""
+        places = list(places_of(matched))
+        addresses = tuple([self._message.recipients[each] for each in places])
+        content = self._content_of(places[0])
+        because = rule.found_in(self._views[content], addresses[0])
+        if rule.mode is not RuleMode.AUDIT:
+            self._edit(rule, matched)
+            self._mark(rule, places)
+            self._add(rule, places)
+            self._decide(rule, places)
+            if rule.stop:
+                self._open &= ~matched
+        self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses, because))
+
+    def _edit(self, rule: Rule, matched: int) -> None:
         """Edit the header for the matched recipients."""
         edits = [action for action in rule.actions if isinstance(action, HeaderEdit)]
         if not edits:
             return
-        changed: dict[int, int] = {}
-        for old in {self._contents[each] for each in matched}:
-            content = self._views[old].content
-            new = _edited(content, edits, self._message)
-            changed[old] = old if new is content else self._content(new)
-        for each in matched:
-            self._contents[each] = changed[self._contents[each]]
+        moves = []
+        for old, having in enumerate(self._having):
+            if concerned := having & matched:
+                content = self._views[old].content
+                new = _edited(content, edits, self._message)
+                if new is not content:
+                    moves.append((old, concerned, new))
+        for old, concerned, new in moves:
+            self._having[old] &= ~concerned
+            self._having[self._content(new)] |= concerned
+
+    def _content_of(self, place: int) -> int:
+        """Return the index of a recipient's content."""
+        return next(at for at, having in enumerate(self._having) if having >> place & 1)
 
     def _content(self, content: ParsedContent) -> int:
         """Return the index of a content; equal contents have one index."""
         for index, view in enumerate(self._views):
             if view.content == content:
                 return index
-        self._views.append(MessageView(self._message, content))
+        view = MessageView(self._message, content)
+        for place, flag in enumerate(self._index.candidates(view)):
+            self._candidates[place] |= flag
+        self._views.append(view)
+        self._having.append(0)
         return len(self._views) - 1
 
-    def _add(self, rule: Rule, content: int) -> None:
+    def _mark(self, rule: Rule, places: list[int]) -> None:
+        """Keep what the rule says about the delivery of the matched recipients' copies."""
+        for action in rule.actions:
+            match action:
+                case HoldAction():
+                    hold = action.of_rule(rule.name)
+                    for place in places:
+                        self._holds.setdefault(place, hold)
+                case NextHopAction(next_hop):
+                    self._next_hops |= dict.fromkeys(places, next_hop)
+                case RateLimitAction() if key := action.key(self._message):
+                    charge = action.charge(rule.name, key, len(places))
+                    self._charges.append((charge, sum(1 << place for place in places)))
+
+    def _add(self, rule: Rule, places: list[int]) -> None:
         """Add copies, with the content after this rule; later rules do not see them."""
+        content = self._content_of(places[0])
+        held = [hold for place in places if (hold := self._holds.get(place))]
         for action in rule.actions:
             if isinstance(action, CcAction | BccAction | RedirectAction):
+                hold = held[0] if held and isinstance(action, RedirectAction) else None
                 self._additions += [
-                    AddedRecipient(each, rule.name, content) for each in action.addresses
+                    AddedRecipient(each, rule.name, content, hold) for each in action.addresses
                 ]
 
-    def _decide(self, rule: Rule, matched: list[int]) -> None:
+    def _decide(self, rule: Rule, places: list[int]) -> None:
         """Decide the matched recipients, if the rule's last action is final."""
-        for index in matched if rule.actions else ():
-            address = self._message.recipients[index]
-            match rule.actions[-1]:
-                case RejectAction(status, text):
-                    decided = RecipientVerdict(
-                        address, VerdictAction.REJECT, rule=rule.name, status=status, text=text
-                    )
-                case DiscardAction():
-                    decided = RecipientVerdict(address, VerdictAction.DISCARD, rule=rule.name)
-                case RedirectAction(addresses) if not _contains(addresses, address):
-                    decided = RecipientVerdict(
-                        address, VerdictAction.REDIRECT, rule=rule.name, successors=addresses
-                    )
-                case _:
-                    continue  # also a redirect to the recipient itself, which stays
-            self._decided[index] = decided
-            self._open[index] = False
+        match rule.actions[-1] if rule.actions else None:
+            case DeferAction(status, text):
+                self._deferral = Deferral(status, text, rule.name)
+                self._open = 0  # nothing that later rules do would count
+            case RejectAction(status, text):
+                self._close(rule, places, action=VerdictAction.REJECT, status=status, text=text)
+            case DiscardAction():
+                self._close(rule, places, action=VerdictAction.DISCARD)
+            case RedirectAction(addresses):
+                others = [
+                    place
+                    for place in places  # a redirect to the recipient itself changes nothing
+                    if not _contains(addresses, self._message.recipients[place])
+                ]
+                self._close(rule, others, action=VerdictAction.REDIRECT, successors=addresses)
+
+    def _close(
+        self,
+        rule: Rule,
+        places: Iterable[int],
+        *,
+        action: VerdictAction,
+        status: str = "",
+        text: str = "",
+        successors: tuple[str, ...] = (),
+    ) -> None:
+        for place in places:
+            self._decided[place] = RecipientVerdict(
+                self._message.recipients[place], action, rule=rule.name, status=status, text=text,
+                successors=successors,
+                hold=self._holds.get(place) if action is VerdictAction.REDIRECT else None,
+            )  # fmt: skip
+            self._open &= ~(1 << place)
+
+    def _delivered(self, place: int, recipient: str) -> RecipientVerdict:
+        """Return the verdict about a recipient that no rule decided."""
+        if len(self._views) == 1 and not self._holds and not self._next_hops:  # nearly always
+            return RecipientVerdict(recipient)
+        hold = self._holds.get(place)
+        return RecipientVerdict(
+            recipient, content=self._content_of(place), rule=hold.rule if hold else "", hold=hold,
+            next_hop=self._next_hops.get(place, ""),
+        )  # fmt: skip
+
+    def _due(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RateCharge]:
+        """Yield the charges, without recipients that were rejected."""
+        rejected = sum(
+            1 << place
+            for place, each in enumerate(recipients)
+            if each.action is VerdictAction.REJECT
+        )
+        for charge, matched in self._charges:
+            if count := (matched & ~rejected).bit_count():
+                yield structs.replace(charge, recipients=count)
 
     def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[AddedRecipient]:
         """Yield the additions, each address once, without those that get the message already.
@@ -305,6 +354,14 @@ def _edited(
     for action in edits:
         header = action.edit(header, message)
     return content if header == content.header else dataclasses.replace(content, header=header)
+
+
+def places_of(recipients: int) -> Iterator[int]:
+    """Yield the places of the bits that are set."""
+    while recipients:
+        lowest = recipients & -recipients
+        yield lowest.bit_length() - 1
+        recipients ^= lowest
 
 
 def _contains(addresses: tuple[str, ...], address: str) -> bool:

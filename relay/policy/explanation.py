@@ -22,7 +22,9 @@ from relay.policy.conditions import (
     cut_value,
     key_of,
 )
-from relay.policy.engine import Evaluation, Rule, RuleMode, RuleSet
+from relay.policy.engine import Evaluation, RuleSet, places_of
+from relay.policy.rule_index import RuleIndex, RulePlan
+from relay.policy.rules import Rule
 
 _ACTION_KEYS = {kind: key for key, kind in ACTIONS.items()}
 
@@ -66,28 +68,30 @@ def explain(
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    evaluation = _Explaining(message, has_content=has_content)
-    findings = [evaluation.finding(rule) for rule in rules.rules]
+    evaluation = _Explaining(rules.index, message, has_content=has_content)
+    plans = {plan.rule.name: plan for plan in rules.index.plans}
+    findings = [evaluation.finding(rule, plans.get(rule.name)) for rule in rules.rules]
     return RulesExplained(evaluation.verdict(), tuple(findings))
 
 
 class _Explaining(Evaluation):
     """An evaluation that keeps what the conditions of the rule in progress compared."""
 
-    def __init__(self, message: ExaminedMessage, *, has_content: bool) -> None:
-        super().__init__(message)
+    def __init__(self, index: RuleIndex, message: ExaminedMessage, *, has_content: bool) -> None:
+        super().__init__(index, message)
+        self._in_thread = True
         self._has_content = has_content
         self._compared: dict[int, tuple[ConditionFinding, ...]] = {}  # by place of the recipient
         self._last = ""  # the rule after which no recipient was open
 
-    def finding(self, rule: Rule) -> RuleFinding:
-        """Apply a rule and return what it found."""
-        if rule.mode is RuleMode.OFF:
+    def finding(self, rule: Rule, plan: RulePlan | None) -> RuleFinding:
+        """Apply a rule and return what it found; None: it is off."""
+        if plan is None:
             return _finding(rule, skipped="its mode is off")
-        if not any(self._open):
+        if not self._open:
             return _finding(rule, skipped=f'rule "{self._last}" was the last one')
         self._compared, self._last = {}, rule.name
-        self.apply(rule)
+        self.apply(plan)
         results = {place: _matches(found) for place, found in self._compared.items()}
         matched = [place for place, result in results.items() if result]
         place = matched[0] if matched else min(results)
@@ -99,17 +103,18 @@ class _Explaining(Evaluation):
             conditions=self._compared[place],
         )
 
-    def matched(self, rule: Rule) -> list[int]:
+    def matched(self, plan: RulePlan) -> int:
         """See Evaluation; every condition is evaluated."""
-        for place, recipient in enumerate(self._message.recipients):
-            if self._open[place]:
-                view = self._views[self._contents[place]]
-                self._compared[place] = tuple(
-                    self._examined(condition, view, recipient, prefix=prefix)
-                    for prefix, group in (("", rule.when), ("unless ", rule.unless))
-                    for condition in (*group.on_message, *group.on_recipient)
-                )
-        return [place for place, found in self._compared.items() if _matches(found)]
+        found = 0
+        for place in places_of(self._open):
+            view, recipient = self._views[self._content_of(place)], self._message.recipients[place]
+            self._compared[place] = tuple(
+                self._examined(condition, view, recipient, prefix=prefix)
+                for prefix, group in (("", plan.rule.when), ("unless ", plan.rule.unless))
+                for condition in (*group.on_message, *group.on_recipient)
+            )
+            found |= bool(_matches(self._compared[place])) << place
+        return found
 
     def _examined(
         self, condition: Condition, view: MessageView, recipient: str, *, prefix: str

@@ -24,8 +24,11 @@ from relay.message.verdict import (
 from relay.mime import headers
 from relay.phrases import counted
 from relay.policy.attachment_names import TooManyPartsError
-from relay.policy.engine import OverallVerdict, RuleMode, RuleSet, RuleTest
+from relay.policy.engine import RuleSet
 from relay.policy.explanation import RulesExplained
+from relay.policy.rules import OverallVerdict, RuleMode, RuleTest
+
+_GOING = (VerdictAction.DELIVER, VerdictAction.REDIRECT)
 
 
 class RuleTestResult(Struct, frozen=True):
@@ -66,9 +69,13 @@ def examined_message(
 
 def overall_verdict(verdict: Verdict) -> OverallVerdict:
     """Return the verdict for the whole message."""
+    if verdict.deferred:
+        return OverallVerdict.DEFER
     fates = {each.action for each in verdict.recipients}
-    if fates & {VerdictAction.DELIVER, VerdictAction.REDIRECT}:
-        return OverallVerdict.ACCEPT
+    going = [one for one in verdict.recipients if one.action in _GOING]
+    if going:
+        is_held = all(one.hold for one in going)
+        return OverallVerdict.HOLD if is_held else OverallVerdict.ACCEPT
     return OverallVerdict.REJECT if VerdictAction.REJECT in fates else OverallVerdict.DISCARD
 
 

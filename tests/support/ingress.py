@@ -22,8 +22,8 @@ from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.srs import Srs
-from relay.message.verdict import ExaminedMessage, RecipientVerdict, Verdict
 from relay.observe.metrics import Metrics
+from relay.policy.engine import RuleSet
 from relay.pressure import Pressure
 from relay.refusals.refusal import RecentRefusals
 from relay.reports.bounces import Reporter
@@ -142,19 +142,13 @@ class FakeQuota:
         return Room.FULL if account.startswith("full") else Room.FITS
 
 
-class NoRules:
-    def evaluate(self, subject: ExaminedMessage) -> Verdict:
-        kept = tuple(RecipientVerdict(each) for each in subject.recipients)
-        return Verdict(kept, (), (subject.content,), ())
-
-
 @dataclass
 class Relay:
     """The parts of a relay that a test may inspect or replace."""
 
     spool: MemorySpool = field(default_factory=MemorySpool)
     accounts: FakeAccounts = field(default_factory=FakeAccounts)
-    rules: object = field(default_factory=NoRules)
+    rules: object = field(default_factory=RuleSet)
     claims: list[Claim] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
     clock: ManualClock = field(default_factory=ManualClock)

@@ -20,9 +20,11 @@ from relay.message.verdict import (
 )
 from relay.mime import headers
 from relay.policy.attachment_names import TooManyPartsError
+from relay.policy.engine import RuleSet
+from relay.policy.rule_files import read_rules
 from relay.spool.types import Claim, PriorityLevel
 from tests.support.contents import as_large
-from tests.support.ingress import NoRules, Relay
+from tests.support.ingress import Relay
 
 CONTENT = (
     b"From: alice@example.test\r\nSubject: hello\r\nMessage-ID: <m@example.test>\r\n\r\ntext\r\n"
@@ -46,8 +48,15 @@ class Rules:
         self.rejected, self.additions, self.fault = rejected, additions, fault
         self.evaluated = None
 
-    def evaluate(self, subject) -> Verdict:
+    def begin(self, subject):
         self.evaluated = subject
+        return self
+
+    def run(self, *, in_thread: bool) -> bool:
+        return in_thread or self.evaluated.content.size < 65536
+
+    def verdict(self) -> Verdict:
+        subject = self.evaluated
         if self.fault:
             raise self.fault
         verdicts = tuple(
@@ -134,10 +143,10 @@ async def test_only_trusted_clients_set_the_priority(origin, field, priority):
 
 async def test_a_rule_can_change_the_priority():
     class Bulk(Rules):
-        def evaluate(self, subject):
-            verdict = super().evaluate(subject)
-            header = headers.set_field(subject.content.header, "Precedence", "bulk")
-            return structs.replace(verdict, contents=(replace(subject.content, header=header),))
+        def verdict(self):
+            content = self.evaluated.content
+            header = headers.set_field(content.header, "Precedence", "bulk")
+            return structs.replace(super().verdict(), contents=(replace(content, header=header),))
 
     relay = Relay(rules=Bulk())
     await accept(relay, envelope("bob@example.test"), TRUSTED, b"Importance: high\r\n" + CONTENT)
@@ -210,7 +219,7 @@ async def test_an_event_lists_100_addresses_and_counts_the_others():
     assert detail["counts"] == {"refused": 201}
     assert len(detail["refused"]) == 100
     assert "count" not in detail["rules"][0]
-    relay.rules = NoRules()
+    relay.rules = RuleSet()
     await accept(relay, envelope("bob@example.test", *there))
     detail = relay.spool.accepted[1].events[0].detail
     assert detail["counts"] == {"mx:b.test": 101}
@@ -304,10 +313,9 @@ async def test_rules_that_fail_defer_the_message_with_451(fault, reply, padding)
 async def test_rules_that_time_out_defer_the_message_with_451():
     release = threading.Event()
 
-    class Slow:
-        def evaluate(self, subject):
-            release.wait(10)
-            return Verdict((), (), (), ())
+    class Slow(Rules):
+        def run(self, *, in_thread: bool) -> bool:
+            return in_thread and release.wait(10)
 
     relay = Relay(rules=Slow())
     acceptance = relay.acceptance(policy_timeout_s=0.05)
@@ -319,6 +327,30 @@ async def test_rules_that_time_out_defer_the_message_with_451():
         release.set()
         acceptance.close()
     assert decision.reply.startswith("451 4.7.1 ")
+
+
+@pytest.mark.parametrize(
+    ("text", "reply"),
+    [
+        ("4.7.1 Not now", "451 4.7.1 Not now"),
+        ("4.7.0 Not now", "451 4.7.0 Not now"),  # not 421, which would close the connection
+        ("4.3.1 Full", "452 4.3.1 Full"),
+    ],
+)
+@pytest.mark.parametrize("origin", [TRUSTED, UNTRUSTED, PICKUP])
+async def test_one_deferred_recipient_defers_the_whole_message(tmp_path, text, reply, origin):
+    relay = Relay(rules=rules_in(tmp_path, "recipient = 'bob@*'", f"{{ defer = '{text}' }}"))
+    decision = await accept(relay, envelope("alice@example.test", "bob@example.test"), origin)
+    assert (decision.reply, decision.rule, decision.queue_id) == (reply, "r", "")
+    assert relay.spool.accepted == []
+    other = await accept(relay, envelope("alice@example.test"), origin)
+    assert other.reply.startswith("250 ")
+
+
+def rules_in(directory, when, then):
+    text = f"[[rule]]\nname = 'r'\nwhen = {{ {when} }}\nthen = [ {then} ]\n"
+    (directory / "10.toml").write_text(text)
+    return read_rules(directory)
 
 
 async def test_an_error_in_passing_on_claims_does_not_change_the_250():

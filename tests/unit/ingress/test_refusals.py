@@ -11,7 +11,7 @@ import pytest
 
 from relay.ingress import session_refusals
 from relay.ingress.session_limits import SessionLimits
-from relay.message.verdict import RecipientVerdict, Verdict, VerdictAction
+from relay.policy.rule_files import read_rules
 from relay.pressure import PressureLevel, PressureReason, PressureState
 from relay.refusals.refusal import Refusal
 from relay.settings.tree import Address
@@ -133,19 +133,10 @@ async def test_tls_that_is_missing_is_a_refusal(relay, certificate):
     ]
 
 
-class Rejects:
-    def evaluate(self, subject):
-        kept = tuple(
-            RecipientVerdict(
-                one, VerdictAction.REJECT, rule="no executables", status="5.7.1", text="Not that"
-            )
-            for one in subject.recipients
-        )
-        return Verdict(kept, (), (subject.content,), ())
-
-
-async def test_a_rule_that_refuses_is_named_with_sender_recipients_and_subject(relay):
-    relay.rules = Rejects()
+async def test_a_rule_that_refuses_is_named_with_sender_recipients_and_subject(relay, tmp_path):
+    rule = '[[rule]]\nname = "no executables"\nthen = [ { reject = "5.7.1 Not that" } ]\n'
+    (tmp_path / "10.toml").write_text(rule)
+    relay.rules = read_rules(tmp_path)
     async with session(relay) as client:
         with capture_logs() as logged:
             await client.say_all(EHLO, FROM, TO, "RCPT TO:<ann@customer.example>", "DATA")

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from relay.message.envelope import Source
 from relay.message.verdict import Finding, VerdictAction
-from relay.policy.engine import OverallVerdict
 from relay.policy.rule_files import read_rules
 from relay.policy.rule_tests import examined_message, overall_verdict
+from relay.policy.rules import OverallVerdict
 from tests.unit.policy.conftest import MAIL, rule
 
 REJECT = '{ reject = "5.7.1 no" }'

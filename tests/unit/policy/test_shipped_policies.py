@@ -6,9 +6,9 @@ import pytest
 
 from relay.message.envelope import Source
 from relay.policy import attachment_names
-from relay.policy.engine import OverallVerdict
 from relay.policy.rule_files import load_rules
 from relay.policy.rule_tests import examined_message, overall_verdict
+from relay.policy.rules import OverallVerdict
 from relay.settings.environment import shipped
 
 PLAIN = (

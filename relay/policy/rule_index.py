@@ -1,0 +1,161 @@
+"""Find the rules that can match a message without asking each of them.
+
+Each rule is filed under one of its `when` conditions, the one that few messages match: its globs
+are in an index of the values of that field, and a message looks up its own values. So the cost of a
+large rule set is that of the rules that come near to matching. Rules with no such condition are
+asked for every message.
+
+Equal conditions have one number, so that an evaluation asks each of them once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from msgspec import Struct
+
+from relay.policy.conditions import (
+    FieldGlobs,
+    Globs,
+    MessageCondition,
+    MessageView,
+    RecipientCondition,
+)
+from relay.policy.rules import Rule, RuleMode
+
+T = TypeVar("T")
+
+
+class RulePlan(Struct, frozen=True):
+    """A rule, and its conditions as numbers, in the order in which they are asked."""
+
+    rule: Rule
+    on_recipient: tuple[int, ...]  # must match
+    exempt_recipients: tuple[int, ...]  # must not
+    quick: tuple[int, ...]  # on the message, must match
+    quick_exempt: tuple[int, ...]  # must not
+    deep: tuple[int, ...]  # on the message, must match; they belong into a thread
+    deep_exempt: tuple[int, ...]  # must not; the same
+
+
+class _Numbered(dict[T, int]):
+    """Conditions, each with its number: that of its place."""
+
+    def of(self, conditions: Iterable[T]) -> tuple[int, ...]:
+        """Return the numbers of the conditions, with new ones for those that are new."""
+        return tuple([self.setdefault(each, len(self)) for each in conditions])
+
+
+def _plan(
+    rule: Rule, on_message: _Numbered[MessageCondition], on_recipient: _Numbered[RecipientCondition]
+) -> RulePlan:
+    when, unless = rule.when, rule.unless
+    return RulePlan(
+        rule,
+        on_recipient.of(when.on_recipient),
+        on_recipient.of(unless.on_recipient),
+        on_message.of(each for each in when.on_message if not each.is_deep),
+        on_message.of(each for each in unless.on_message if not each.is_deep),
+        on_message.of(each for each in when.on_message if each.is_deep),
+        on_message.of(each for each in unless.on_message if each.is_deep),
+    )
+
+
+class GlobIndex:
+    """Globs for the values of one field: whole values and ends are looked up, not tried."""
+
+    def __init__(self) -> None:
+        self._any: list[int] = []
+        self._whole: dict[str, list[int]] = {}
+        self._beginnings: dict[int, dict[str, list[int]]] = {}  # by their length
+        self._endings: dict[int, dict[str, list[int]]] = {}  # the same
+        self._tried: dict[Globs, list[int]] = {}
+
+    def add(self, globs: Globs | None, number: int) -> None:
+        """File `number` under each of the globs; under any value for None."""
+        if globs is None:
+            self._any.append(number)
+            return
+        for text in globs.whole:
+            self._whole.setdefault(text, []).append(number)
+        for text in globs.beginnings:
+            self._beginnings.setdefault(len(text), {}).setdefault(text, []).append(number)
+        for text in globs.endings:
+            self._endings.setdefault(len(text), {}).setdefault(text, []).append(number)
+        if globs.contained or globs.others:
+            tried = Globs(contained=globs.contained, others=globs.others)
+            self._tried.setdefault(tried, []).append(number)
+
+    def numbers(self, value: str) -> Iterator[list[int]]:
+        """Yield the numbers of the globs that match a value."""
+        folded = Globs.folded(value)
+        if self._any:
+            yield self._any
+        if found := self._whole.get(folded):
+            yield found
+        for length, beginnings in self._beginnings.items():
+            if found := beginnings.get(folded[:length]):
+                yield found
+        for length, endings in self._endings.items():
+            if found := endings.get(folded[-length:] if length else ""):
+                yield found
+        for globs, found in self._tried.items():
+            if globs.match_folded(folded):
+                yield found
+
+
+class RuleIndex:
+    """The rules of a set that are not off, ready for evaluations."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        active = [each for each in rules if each.mode is not RuleMode.OFF]
+        on_message, on_recipient = _Numbered[MessageCondition](), _Numbered[RecipientCondition]()
+        self.plans = tuple([_plan(each, on_message, on_recipient) for each in active])
+        self.message_conditions = tuple(on_message)  # by their numbers
+        self.recipient_conditions = tuple(on_recipient)  # the same
+        self._fields: dict[str, GlobIndex] = {}
+        self._headers: dict[str, GlobIndex] = {}  # by the field's name in lower case
+        self._always = bytearray(len(active))
+        for place, rule in enumerate(active):
+            self._file(rule, place)
+
+    def candidates(self, view: MessageView) -> bytearray:
+        """Return a flag for each plan: 1 if the rule has to be asked about this content."""
+        flags = self._always[:]
+        for field, index in self._fields.items():
+            for value in view.values_of(field):
+                for places in index.numbers(value):
+                    for place in places:
+                        flags[place] = 1
+        if self._headers:
+            for name in view.field_names():
+                if (found := self._headers.get(name)) is None:
+                    continue
+                for value in view.header(name):
+                    for places in found.numbers(value):
+                        for place in places:
+                            flags[place] = 1
+        return flags
+
+    def _file(self, rule: Rule, place: int) -> None:
+        """File a rule under the condition that few messages match."""
+        options = [
+            terms
+            for condition in (*rule.when.on_message, *rule.when.on_recipient)
+            if (terms := condition.terms())
+        ]
+        if not options:
+            self._always[place] = 1
+            return
+        for field, globs in min(options, key=_cost):
+            kind, _, name = field.partition(" ")
+            indices, key = (self._headers, name) if name else (self._fields, kind)
+            indices.setdefault(key, GlobIndex()).add(globs, place)
+
+
+def _cost(terms: Sequence[FieldGlobs]) -> int:
+    """Order the conditions of a rule by how seldom they match, and how cheaply that is found."""
+    costs = [
+        3 if globs is None or globs.matches_all else 2 if globs.contained or globs.others else 1
+        for _, globs in terms
+    ]
+    return max(costs)

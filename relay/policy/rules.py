@@ -1,0 +1,115 @@
+"""Rules and their tests as values, as `rule_files` reads them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from msgspec import Struct
+
+from relay.message.content import Content
+from relay.message.envelope import Source
+from relay.message.verdict import Finding
+from relay.policy.actions import RuleAction
+from relay.policy.conditions import (
+    Condition,
+    MessageCondition,
+    MessageView,
+    RecipientCondition,
+    cut_value,
+    key_of,
+)
+
+
+class RuleMode(StrEnum):
+    """The mode of a rule."""
+
+    ENFORCE = "enforce"
+    AUDIT = "audit"  # matches and is recorded, but changes nothing
+    OFF = "off"
+
+
+class OnError(StrEnum):
+    """What happens to a message when a rule cannot be applied to it."""
+
+    DEFER = "defer"  # the client tries again later
+    IGNORE = "ignore"  # the rule is skipped, and counted
+
+
+class ConditionSet(Struct, frozen=True):
+    """The keys of one `when` or `unless`."""
+
+    on_message: tuple[MessageCondition, ...] = ()
+    on_recipient: tuple[RecipientCondition, ...] = ()
+
+    @classmethod
+    def of(cls, conditions: Sequence[Condition]) -> Self:
+        """Separate message conditions from recipient conditions; the order is kept."""
+        return cls(
+            tuple(each for each in conditions if isinstance(each, MessageCondition)),
+            tuple(each for each in conditions if isinstance(each, RecipientCondition)),
+        )
+
+
+class Rule(Struct, frozen=True):
+    """One [[rule]]."""
+
+    name: str  # unique in all files
+    mode: RuleMode  # enforce, audit or off
+    when: ConditionSet  # all of these conditions must match
+    unless: ConditionSet  # any one of these exempts, as an exception in Exchange
+    actions: tuple[RuleAction, ...]  # in the order of the file
+    outcome: str  # names the actions, for the metric's label and the trace
+    stop: bool  # no rule after it is evaluated if it matches
+    on_error: OnError  # if it cannot be applied
+    file: Path  # for messages
+    line: int  # for messages
+
+    def found_in(self, view: MessageView, recipient: str) -> tuple[Finding, ...]:
+        """Return what each condition of `when` found, in a message that the rule matches."""
+        found = [(key_of(each), each.value_in(view)) for each in self.when.on_message]
+        found += [
+            (key_of(each), each.value_for(view, recipient)) for each in self.when.on_recipient
+        ]
+        return tuple([Finding(key, cut_value(value)) for key, value in found])
+
+
+class OverallVerdict(StrEnum):
+    """The verdict for the whole message, as rule tests expect it."""
+
+    ACCEPT = "accept"  # at least one recipient gets the message, or is redirected
+    REJECT = "reject"  # no recipient gets it, and at least one is rejected
+    DISCARD = "discard"  # no recipient gets it, and none is rejected
+    HOLD = "hold"  # no recipient gets it now, and at least one when it is released
+    DEFER = "defer"  # no recipient gets it: the client tries again later
+
+
+class ExpectedResult(Struct, frozen=True):
+    """What a rule test expects; None where it does not say.
+
+    `rules` are those that match, in their order. Rules of other files count only if the test names
+    them, so that a new rule file does not break it.
+    """
+
+    verdict: OverallVerdict
+    rules: tuple[str, ...] | None = None
+    added: frozenset[str] | None = None
+    redirected: frozenset[str] | None = None
+    rejected: frozenset[str] | None = None
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleTest:
+    """One [[test]] of the rules."""
+
+    name: str  # for messages
+    sender: str  # the reverse-path
+    recipients: tuple[str, ...]  # their addresses
+    content: Content = field(repr=False)  # the message
+    source: Source  # how it arrives
+    local: frozenset[str] | None  # the local domains; None for the configured ones
+    expect: ExpectedResult  # what must come out
+    file: Path  # for messages
+    line: int  # for messages

@@ -1,0 +1,53 @@
+import asyncio
+import threading
+
+import pytest
+
+from relay.ingress.policy_threads import PolicyThreads
+
+
+@pytest.fixture
+def threads():
+    made = PolicyThreads()
+    yield made
+    made.close()
+
+
+async def test_a_client_has_one_thread_and_others_do_not_wait_for_it(threads):
+    release, order = threading.Event(), []
+
+    def slow():
+        order.append("slow")
+        release.wait(10)
+
+    first = asyncio.create_task(threads.run("a", slow))
+    second = asyncio.create_task(threads.run("a", lambda: order.append("second")))
+    await asyncio.sleep(0)  # both have begun
+    await threads.run("b", lambda: order.append("other"))
+    assert sorted(order) == ["other", "slow"]
+    release.set()
+    await asyncio.gather(first, second)
+    assert order[2:] == ["second"]
+
+
+async def test_giving_up_does_not_free_the_thread(threads):
+    release, order = threading.Event(), []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await threads.run("a", lambda: release.wait(10))
+    again = asyncio.create_task(threads.run("a", lambda: order.append("again")))
+    await asyncio.sleep(0)
+    await threads.run("b", lambda: order.append("other"))
+    assert order == ["other"]
+    release.set()
+    await again
+    assert order == ["other", "again"]
+
+
+async def test_an_error_in_a_thread_is_raised_and_frees_it(threads):
+    def fails():
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        await threads.run("a", fails)
+    assert await threads.run("a", lambda: 1) == 1
