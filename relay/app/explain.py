@@ -24,7 +24,7 @@ from relay.accounts.directory import load_accounts
 from relay.api.dependencies import Question
 from relay.app.configuration import RoutePlace, route_places, route_table
 from relay.app.foundation import Foundation
-from relay.app.srs_key import SRS_KEY_FILE, read_srs_key
+from relay.app.srs_key import srs_in
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.clock import Clock, rfc3339
 from relay.delivery.dependencies import HostResolver
@@ -381,7 +381,8 @@ def explainer_of_files(
             table = route_table(settings, accounts)
         except ValueError as error:
             raise SettingsError([Fault(file, 0, "route", str(error))]) from None
-        forwarding = Forwarder(accounts, table, _srs_of(settings), clock)
+        srs = srs_in(settings) or Srs(secrets.token_bytes())
+        forwarding = Forwarder(accounts, table, srs, clock)
         schedule = retry_schedule(settings, _RNG)
         rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
         resolver = resolver_of(settings, clock, _RNG)
@@ -395,14 +396,6 @@ def explainer_of_files(
         yield explainer, resolver.close
     finally:
         accounts.close()
-
-
-def _srs_of(settings: Settings) -> Srs:
-    """Return what reads SRS addresses; before the first start there are none."""
-    path = settings.state_dir / SRS_KEY_FILE
-    if settings.mailboxes.srs_key or path.exists():
-        return Srs((settings.mailboxes.srs_key or read_srs_key(path)).encode())
-    return Srs(secrets.token_bytes())
 
 
 def _trusts(settings: Settings) -> Callable[[str], bool]:

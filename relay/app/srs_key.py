@@ -4,6 +4,7 @@ Reports come back to addresses of the last three weeks, so a key is never replac
 used stops a start. `relay backup` copies the file with the state_dir.
 """
 
+import os
 import secrets
 import stat
 from pathlib import Path
@@ -23,20 +24,32 @@ class UnusableKeyError(SettingsError):
 
     def __init__(self, path: Path, found: str, expected: str) -> None:
         super().__init__([Fault(path, 0, "", f"found {found}, expected {expected}")])
-        self.found, self.expected = found, expected
+        self.path, self.found, self.expected = path, found, expected
 
 
 def srs_of(settings: Settings) -> Srs:
     """Return what writes and reads SRS addresses; create the file if there is none and no other key
     is configured. Raises UnusableKeyError, OSError.
     """
+    if found := srs_in(settings):
+        return found
+    path = settings.state_dir / SRS_KEY_FILE
+    replace_file(path, f"{secrets.token_hex(_MADE_BYTES)}\n".encode(), mode=0o600)
+    return Srs(_read_key(path).encode())
+
+
+def srs_in(settings: Settings) -> Srs | None:
+    """Return the same with a key that there is already; None: the next start makes one.
+
+    Raises UnusableKeyError.
+    """
     key, path = settings.mailboxes.srs_key, settings.state_dir / SRS_KEY_FILE
-    if not key and not path.exists():
-        replace_file(path, f"{secrets.token_hex(_MADE_BYTES)}\n".encode(), mode=0o600)
-    return Srs((key or read_srs_key(path)).encode())
+    if not key and not os.access(path, os.F_OK):
+        return None
+    return Srs((key or _read_key(path)).encode())
 
 
-def read_srs_key(path: Path) -> str:
+def _read_key(path: Path) -> str:
     """Read the key in a file. Raises UnusableKeyError."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)

@@ -22,7 +22,7 @@ from msgspec import Struct
 from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.app.configuration import anonymous_fault, route_table
-from relay.app.srs_key import SRS_KEY_FILE, read_srs_key
+from relay.app.srs_key import srs_in
 from relay.app.state_dir import is_running, owner_of, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
@@ -467,11 +467,8 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
 
 def _srs_key(settings: Settings) -> Iterator[CheckFinding]:
     """Yield the fault of the key in state_dir, if it is used and there is one."""
-    path = settings.state_dir / SRS_KEY_FILE
-    if settings.mailboxes.srs_key or not os.access(path, os.F_OK):
-        return
     try:
-        read_srs_key(path)
+        srs_in(settings)
     except SettingsError as error:
         yield from _faults("srs key", error)
 

@@ -20,7 +20,7 @@ from relay import spool
 from relay.accounts.account import DEAD_LETTER
 from relay.accounts.directory import load_accounts
 from relay.app.keys_note import note_lost
-from relay.app.srs_key import SRS_KEY_FILE, UnusableKeyError, read_srs_key
+from relay.app.srs_key import UnusableKeyError, srs_in
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.clock import Clock, rfc3339
 from relay.files import check_readable, fsync_path, link_or_copy
@@ -127,13 +127,10 @@ def verify(
 
 
 def _srs_key_fault(settings: Settings) -> StateFinding | None:
-    path = settings.state_dir / SRS_KEY_FILE
-    if settings.mailboxes.srs_key or not path.exists():
-        return None
     try:
-        read_srs_key(path)
+        srs_in(settings)
     except UnusableKeyError as error:
-        return StateFinding("srs-key", str(path), error.found, error.expected)
+        return StateFinding("srs-key", str(error.path), error.found, error.expected)
     return None
 
 

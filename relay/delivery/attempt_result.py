@@ -1,5 +1,4 @@
-"""The result of an attempt: which recipients are final, which are retried and when, and the
-events.
+"""The result of an attempt: the final recipients, when the others are tried again, the events.
 
 Pure functions. Each recipient with an outcome is final, or waits for a retry. Expired recipients
 get X.4.7 (RFC 3463). The result has the recipients for each kind of report; relay/reports decides

@@ -202,7 +202,9 @@ class Acceptance:
         content: ParsedContent,
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message with the events of the reports that are due already, and these."""
-        rules = {one.address: one.rule for one in verdict.recipients} if fan.rejected else {}
+        if not (expanded or fan.rejected):  # nearly always
+            return message, ()
+        rules = {one.address: one.rule for one in verdict.recipients}
         due = {
             ReportKind.FAILED: [
                 reported_recipient(each, rules.get(each.path.address, "")) for each in fan.rejected
@@ -214,8 +216,6 @@ class Acceptance:
             for kind, some in due.items()
             if some
         ]
-        if not plans:  # nearly always
-            return message, ()
         events = [event for plan in plans for event in plan.events]
         message = replace(message, events=(*message.events, *events))
         return message, [report for plan in plans for report in plan.messages]

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from relay.mailbox.message_file import parse_name
-from tests.support.relay_process import RelayProcess
+from tests.support.relay_process import RelayProcess, until
 
 OK, DATA = 0, 65
 TEXT = "x" * 2000
@@ -65,6 +65,7 @@ def test_verify_finds_nothing_while_the_relay_runs(relay):
     for one in people:
         one.start()
     try:
+        until("both have sent a message", lambda: all(one.sent for one in people))
         found = [verified(relay), verified(relay, "--full"), verified(relay, "--dry-run")]
     finally:
         for one in people:

@@ -88,8 +88,8 @@ class Damage:
             repeat()
         except (SpoolDamagedError, SpoolUnavailableError):
             raise
-        except Exception:  # noqa: BLE001, S110 - a refusal, for example: its pages can be read
-            pass
+        except Exception:  # noqa: BLE001 - a refusal, for example: its pages can be read
+            return
 
     def _set(self, text: str) -> None:
         self.text = text or "the spool was found damaged"
