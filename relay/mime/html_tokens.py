@@ -1,8 +1,8 @@
 """Split HTML into tags and texts as a browser does.
 
-The readers of HTML use it: the text alternative, the quote of a reply, and the search for inline
-images. Time and memory are linear in the size of the source, whatever its tags and attributes are.
-Nothing raises: tags and attributes end where they end in a browser.
+The readers of HTML use it: the text alternative, the quote of a reply, the search for inline
+images, and the disclaimer. Time and memory are linear in the size of the source, whatever its tags
+and attributes are. Nothing raises: tags and attributes end where they end in a browser.
 The HTML standard 13.2.5 (tokenization).
 """
 
@@ -13,6 +13,8 @@ from html.entities import html5
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote
+
+from msgspec import Struct
 
 INVISIBLE_TEXTS = frozenset(("script", "style", "title", "iframe", "noembed", "noframes"))
 TEXTS = INVISIBLE_TEXTS | {"textarea", "xmp"}  # they contain no tags except their own end tag
@@ -104,6 +106,87 @@ def _end_of_comment(html: str, start: int) -> int:
         return html.find(">", start) + 1 or len(html)
     ended = _COMMENT_END.search(html, start + 2)
     return ended.end() if ended else len(html)
+
+
+_OUTERMOST = frozenset(("html", "head", "body", "!"))
+
+
+class HtmlLayout(Struct, frozen=True):
+    """Where the body of a document begins and ends for a browser, and its texts.
+
+    Markup may be inserted at both places: they are outside of tags, comments and scripts. If the
+    document ends inside one of these, `end` is before it, and `is_whole` is false.
+    """
+
+    start: int  # after <body>, else after </head>, <html>, the document type
+    end: int  # before the last </body>, else before the last </html>, else the end
+    texts: tuple[str, ...]  # visible ones between two tags, references not replaced
+    is_whole: bool
+
+
+def html_layout(html: str) -> HtmlLayout:
+    """Find the body of a document. Only tags count that a browser takes for tags."""
+    texts: list[str] = []
+    starts: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    position = 0
+    is_whole = True
+    while found := _MARKUP.search(html, position):
+        begin = found.start()
+        if begin > position:
+            texts.append(html[position:begin])
+        markup = _markup_at(html, begin)
+        if markup is None:
+            is_whole = False
+            break
+        position = markup.end
+        if markup.name not in _OUTERMOST:
+            pass  # almost every tag
+        elif markup.is_end:
+            ends[markup.name] = begin
+            starts.setdefault("/" + markup.name, position)
+        else:
+            starts.setdefault(markup.name, position)
+        if markup.text:
+            texts.append(markup.text)
+    else:
+        begin = len(html)
+        texts.append(html[position:])
+    start = next((starts[name] for name in ("body", "/head", "html", "!") if name in starts), 0)
+    end = ends.get("body", ends.get("html", begin))
+    return HtmlLayout(start, max(start, end), tuple(texts), is_whole)
+
+
+class _Markup(NamedTuple):
+    """A tag, with the text of an element that contains no tags; "!" is a document type."""
+
+    name: str
+    is_end: bool
+    end: int
+    text: str = ""
+
+
+def _markup_at(html: str, begin: int) -> _Markup | None:
+    """Return the markup that begins here, None if the document ends inside it."""
+    tag = _TAG.match(html, begin)
+    if tag is None:
+        end = _end_of_comment(html, begin)
+        is_comment = html.startswith("<!--", begin)
+        if end == len(html) and not html.endswith(("-->", "--!>") if is_comment else ">"):
+            return None
+        return _Markup("!" if html[begin + 2 : begin + 9].lower() == "doctype" else "", False, end)
+    attributes = _ATTRIBUTES.match(html, tag.end())
+    name = tag[2].lower()
+    if attributes is None or (name == "plaintext" and not tag[1]):
+        return None
+    end = attributes.end()
+    if name not in TEXTS or tag[1]:
+        return _Markup(name, bool(tag[1]), end)
+    ended = _TEXT_ENDS[name].search(html, end)
+    if ended is None:
+        return None
+    text = "" if name in INVISIBLE_TEXTS else html[end : ended.start()]
+    return _Markup(name, False, ended.start(), text)
 
 
 def tag_attributes(text: str) -> Mapping[str, str]:
