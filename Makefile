@@ -12,6 +12,7 @@
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
+#   make bench-rules         what an evaluation of no, the shipped, and 1,000 mail-flow rules costs
 #   make bench-memory        what the memory of an idle relay is
 #   make bench-pages         what a page of the message list costs with 10,000 messages
 #   make bench-streams       what 100 open event streams, and 100 open pages, cost the delivery of mail
@@ -46,7 +47,7 @@ SYSTEM_PACKAGES ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
-	bench-memory bench-pages bench-picture bench-queue bench-stages bench-streams \
+	bench-memory bench-pages bench-picture bench-queue bench-rules bench-stages bench-streams \
 	simulate clients sisimai screenshots crash requirements clean
 
 run: .venv/installed
@@ -135,6 +136,9 @@ bench-mail: .venv/development
 
 bench-queue: .venv/development
 	$(BIN)/python -m tests.bench.queued $(ARGS)
+
+bench-rules: .venv/development
+	$(BIN)/python -m tests.bench.rules $(ARGS)
 
 bench-memory: .venv/development
 	$(BIN)/python -m tests.bench.memory $(ARGS)

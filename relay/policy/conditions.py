@@ -118,6 +118,7 @@ class MessageView:
         self.message = message
         self.content = content
         # Not cached_property, which takes a lock before Python 3.12.
+        self.size = content.size
         self._subject: str | None = None
         self._attachment_names: tuple[str, ...] | None = None
         self._values: dict[str, tuple[str, ...]] = {}
@@ -156,6 +157,8 @@ class MessageView:
                 return (self.message.reverse_path or "<>",)
             case "recipient":
                 return self.message.recipients
+            case "attachment":
+                return ("",) if may_have_attachments(self.content) else ()
             case _:
                 return (self.subject,)
 
@@ -286,11 +289,11 @@ class SizeOverCondition(BaseCondition, frozen=True):
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        return view.content.size > self.size_bytes
+        return view.size > self.size_bytes
 
     def value_in(self, view: MessageView) -> str:
         """Return the size."""
-        return str(view.content.size)
+        return str(view.size)
 
 
 class SubjectCondition(GlobCondition, frozen=True):
@@ -369,7 +372,11 @@ class AttachmentNameCondition(GlobCondition, frozen=True):
 
     def needs_thread(self, view: MessageView) -> bool:
         """Return whether it takes long for this content: a small one is read at once."""
-        return view.content.size > _READ_AT_ONCE_OCTETS and may_have_attachments(view.content)
+        return view.size > _READ_AT_ONCE_OCTETS
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition: any attachment."""
+        return (("attachment", None),)
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""

@@ -8,6 +8,7 @@ asked for every message.
 Equal conditions have one number, so that an evaluation asks each of them once.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -68,7 +69,8 @@ class GlobIndex:
         self._whole: dict[str, list[int]] = {}
         self._beginnings: dict[int, dict[str, list[int]]] = {}  # by their length
         self._endings: dict[int, dict[str, list[int]]] = {}  # the same
-        self._tried: dict[Globs, list[int]] = {}
+        self._contained: dict[str, list[int]] = {}
+        self._patterns: dict[re.Pattern[str], list[int]] = {}
 
     def add(self, globs: Globs | None, number: int) -> None:
         """File `number` under each of the globs; under any value for None."""
@@ -81,9 +83,10 @@ class GlobIndex:
             self._beginnings.setdefault(len(text), {}).setdefault(text, []).append(number)
         for text in globs.endings:
             self._endings.setdefault(len(text), {}).setdefault(text, []).append(number)
-        if globs.contained or globs.others:
-            tried = Globs(contained=globs.contained, others=globs.others)
-            self._tried.setdefault(tried, []).append(number)
+        for text in globs.contained:
+            self._contained.setdefault(text, []).append(number)
+        for pattern in globs.others:
+            self._patterns.setdefault(pattern, []).append(number)
 
     def numbers(self, value: str) -> Iterator[list[int]]:
         """Yield the numbers of the globs that match a value."""
@@ -98,8 +101,11 @@ class GlobIndex:
         for length, endings in self._endings.items():
             if found := endings.get(folded[-length:] if length else ""):
                 yield found
-        for globs, found in self._tried.items():
-            if globs.match_folded(folded):
+        for text, found in self._contained.items():
+            if text in folded:
+                yield found
+        for pattern, found in self._patterns.items():
+            if pattern.match(folded):
                 yield found
 
 
