@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from relay.development.release_target import ReleaseTarget
-from relay.policy.conditions import Globs
+from relay.policy.globs import Globs
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
 from relay.settings.values import is_ip, parse_address, parse_domain, parse_duration, parse_size

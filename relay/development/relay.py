@@ -58,8 +58,8 @@ from relay.journeys.document import Journey
 from relay.mailbox.mailbox_names import MailboxNames
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
-from relay.policy.conditions import Globs
 from relay.policy.engine import RuleSet
+from relay.policy.globs import Globs
 from relay.policy.rule_files import load_rules
 from relay.reports.texts import load_texts
 from relay.settings.reader import load

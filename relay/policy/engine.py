@@ -43,7 +43,7 @@ from relay.policy.actions import (
     RedirectAction,
     RejectAction,
 )
-from relay.policy.conditions import MessageView
+from relay.policy.message_view import MessageView
 from relay.policy.rule_index import RuleIndex, RulePlan
 from relay.policy.rules import OnError, Rule, RuleMode, RuleTest
 

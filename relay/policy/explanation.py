@@ -17,12 +17,12 @@ from relay.policy.actions import ACTIONS
 from relay.policy.conditions import (
     CONTENT_CONDITIONS,
     Condition,
-    MessageView,
     RecipientCondition,
     cut_value,
     key_of,
 )
 from relay.policy.engine import Evaluation, RuleSet, places_of
+from relay.policy.message_view import MessageView
 from relay.policy.rule_index import RuleIndex, RulePlan
 from relay.policy.rules import Rule
 

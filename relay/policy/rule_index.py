@@ -14,13 +14,9 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from relay.policy.conditions import (
-    FieldGlobs,
-    Globs,
-    MessageCondition,
-    MessageView,
-    RecipientCondition,
-)
+from relay.policy.conditions import MessageCondition, RecipientCondition
+from relay.policy.globs import FieldGlobs, Globs
+from relay.policy.message_view import MessageView
 from relay.policy.rules import Rule, RuleMode
 
 T = TypeVar("T")

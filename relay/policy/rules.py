@@ -15,11 +15,11 @@ from relay.policy.actions import RuleAction
 from relay.policy.conditions import (
     Condition,
     MessageCondition,
-    MessageView,
     RecipientCondition,
     cut_value,
     key_of,
 )
+from relay.policy.message_view import MessageView
 
 
 class RuleMode(StrEnum):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from relay.message.envelope import Source
 from relay.policy.actions import BccAction, SubjectPrefixAction
 from relay.policy.conditions import (
-    Globs,
     HeaderCondition,
     RecipientAddressCondition,
     SenderCondition,
@@ -17,6 +16,7 @@ from relay.policy.conditions import (
     SubjectCondition,
 )
 from relay.policy.engine import Evaluation, RuleSet
+from relay.policy.globs import Globs
 from relay.policy.rule_tests import examined_message
 from relay.policy.rules import ConditionSet, OnError, Rule, RuleMode
 

@@ -1,0 +1,95 @@
+"""Globs, as the conditions of mail-flow rules use them.
+
+They are matched in linear time, without regard to case; only * and ? are special, so "[EXTERNAL]*"
+is literal.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+from msgspec import Struct
+
+GLOB_CHARACTERS_MAX = 500
+VALUE_CHARACTERS_MAX = 2000  # the rest of a longer value is ignored
+
+
+class Globs(Struct, frozen=True):
+    """Globs, any of which may match; common kinds need no regular expression."""
+
+    whole: frozenset[str] = frozenset()
+    beginnings: tuple[str, ...] = ()  # "text*"
+    endings: tuple[str, ...] = ()  # "*text"
+    contained: tuple[str, ...] = ()  # "*text*"
+    others: tuple[re.Pattern[str], ...] = ()
+
+    @classmethod
+    def of(cls, patterns: Iterable[str]) -> Self:
+        """Compile `patterns`. Raises ValueError that says what was expected."""
+        whole: set[str] = set()
+        found: dict[tuple[bool, bool], list[str]] = {}  # by whether it ends, and begins, with a *
+        others = []
+        for pattern in patterns:
+            if not 0 < len(pattern) <= GLOB_CHARACTERS_MAX:
+                raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
+            folded = pattern.casefold()
+            ends, begins = folded.endswith("*"), len(folded) > 1 and folded.startswith("*")
+            inner = folded[begins : len(folded) - ends]
+            if "*" in inner or "?" in inner:
+                others.append(re.compile(fnmatch.translate(folded.replace("[", "[[]"))))
+            elif ends or begins:
+                found.setdefault((ends, begins), []).append(inner)
+            else:
+                whole.add(folded)
+        return cls(
+            whole=frozenset(whole),
+            beginnings=tuple(found.get((True, False), ())),
+            endings=tuple(found.get((False, True), ())),
+            contained=tuple(found.get((True, True), ())),
+            others=tuple(others),
+        )
+
+    @property
+    def matches_all(self) -> bool:
+        """Whether one of the globs is "*"."""
+        return "" in self.beginnings
+
+    @staticmethod
+    def folded(value: str) -> str:
+        """Return a value as it is compared."""
+        return value[:VALUE_CHARACTERS_MAX].casefold()
+
+    def match(self, value: str) -> bool:
+        """Return whether any glob matches the whole `value`."""
+        return self.match_folded(self.folded(value))
+
+    def match_folded(self, folded: str) -> bool:
+        """Return whether any glob matches a value that is folded already."""
+        return (
+            folded in self.whole
+            or folded.startswith(self.beginnings)
+            or folded.endswith(self.endings)
+            or any(each in folded for each in self.contained)
+            or any(each.match(folded) for each in self.others)
+        )
+
+    def match_any(self, values: Sequence[str]) -> bool:
+        """Return whether any glob matches any of `values`."""
+        return any(map(self.match, values))
+
+    def first_match(self, values: Sequence[str]) -> str:
+        """Return the first of `values` that matches, "" if none does."""
+        return next(filter(self.match, values), "")
+
+
+# A field of a message ("sender", "header x-spam") and the globs for its values; None for any value.
+FieldGlobs = tuple[str, Globs | None]
+
+
+def some_texts(value: Any) -> list[str]:
+    """Read a text or a list of texts that is not empty. Raises ValueError."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        raise ValueError("a text or a list of texts")
+    return found
