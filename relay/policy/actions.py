@@ -19,6 +19,7 @@ from relay.message.nexthop import NextHop
 from relay.message.status import REPLY_TEXT_MAX, split_reply
 from relay.message.verdict import ExaminedMessage, Hold, RateCharge
 from relay.mime import headers
+from relay.policy.disclaimers import DisclaimerAction
 from relay.settings.values import parse_next_hop, parse_rate
 
 REJECT_STATUS = "5.7.1"
@@ -292,6 +293,7 @@ RuleAction = (
     | DiscardAction
     | RedirectAction
     | BccAction
+    | DisclaimerAction
     | HeaderEdit
 )
 
@@ -309,6 +311,7 @@ ACTIONS: dict[str, type[RuleAction]] = {
     "set_header": SetHeaderAction,
     "remove_header": RemoveHeaderAction,
     "subject_prefix": SubjectPrefixAction,
+    "disclaimer": DisclaimerAction,
 }
 
 

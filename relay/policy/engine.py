@@ -24,6 +24,7 @@ from relay.message.verdict import (
     AddedRecipient,
     Deferral,
     ExaminedMessage,
+    Finding,
     Hold,
     RateCharge,
     RecipientVerdict,
@@ -42,6 +43,11 @@ from relay.policy.actions import (
     RateLimitAction,
     RedirectAction,
     RejectAction,
+)
+from relay.policy.disclaimers import (
+    NO_DISCLAIMER_STATUS,
+    DisclaimerAction,
+    DisclaimerFallback,
 )
 from relay.policy.message_view import MessageView
 from relay.policy.rule_index import RuleIndex, RulePlan
@@ -206,29 +212,40 @@ class Evaluation:
         content = self._content_of(places[0])
         because = rule.found_in(self._views[content], addresses[0])
         if rule.mode is not RuleMode.AUDIT:
-            self._edit(rule, matched)
-            self._mark(rule, places)
-            self._add(rule, places)
-            self._decide(rule, places)
+            because += self._edit(rule, matched)
+            if places := [each for each in places if self._open >> each & 1]:
+                self._mark(rule, places)
+                self._add(rule, places)
+                self._decide(rule, places)
             if rule.stop:
                 self._open &= ~matched
         self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses, because))
 
-    def _edit(self, rule: Rule, matched: int) -> None:
-        """Edit the header for the matched recipients."""
-        edits = [action for action in rule.actions if isinstance(action, HeaderEdit)]
+    def _edit(self, rule: Rule, matched: int) -> tuple[Finding, ...]:
+        """Edit the content for the matched recipients, or reject it for them.
+
+        Return what the rule could not do.
+        """
+        edits = [one for one in rule.actions if isinstance(one, HeaderEdit | DisclaimerAction)]
         if not edits:
-            return
-        moves = []
-        for old, having in enumerate(self._having):
-            if concerned := having & matched:
-                content = self._views[old].content
-                new = _edited(content, edits, self._message)
-                if new is not content:
-                    moves.append((old, concerned, new))
-        for old, concerned, new in moves:
-            self._having[old] &= ~concerned
-            self._having[self._content(new)] |= concerned
+            return ()
+        if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
+            raise _ThreadNeededError  # before anything has changed
+        edited = [
+            (old, having & matched, _edited(self._views[old].content, edits, self._message))
+            for old, having in enumerate(self._having)
+            if having & matched
+        ]
+        for old, concerned, new in edited:
+            if new.refusal:
+                self._close(
+                    rule, places_of(concerned), action=VerdictAction.REJECT,
+                    status=NO_DISCLAIMER_STATUS, text=new.refusal,
+                )  # fmt: skip
+            elif new.content is not self._views[old].content:
+                self._having[old] &= ~concerned
+                self._having[self._content(new.content)] |= concerned
+        return tuple(dict.fromkeys(each for *_, new in edited for each in new.notes))
 
     def _content_of(self, place: int) -> int:
         """Return the index of a recipient's content."""
@@ -346,14 +363,38 @@ class Evaluation:
                 yield addition
 
 
+@dataclass(frozen=True, slots=True)
+class _EditedContent:
+    """A content after the edits of a rule: the same object if nothing changes.
+
+    `notes` are what could not be done; with a `refusal`, its recipients are rejected.
+    """
+
+    content: ParsedContent
+    notes: tuple[Finding, ...] = ()
+    refusal: str = ""
+
+
 def _edited(
-    content: ParsedContent, edits: Sequence[HeaderEdit], message: ExaminedMessage
-) -> ParsedContent:
-    """Return the content with an edited header, or the same object if nothing changes."""
-    header = content.header
+    content: ParsedContent,
+    edits: Sequence[HeaderEdit | DisclaimerAction],
+    message: ExaminedMessage,
+) -> _EditedContent:
+    """Return the content after the edits, in their order. Raises OSError."""
+    notes, refusal = [], ""
     for action in edits:
-        header = action.edit(header, message)
-    return content if header == content.header else dataclasses.replace(content, header=header)
+        if isinstance(action, DisclaimerAction):
+            done = action.edit(content)
+            content = done.content
+            if done.obstacle:
+                notes.append(Finding("disclaimer", f"{action.fallback}: {done.obstacle}"))
+                if action.fallback is DisclaimerFallback.REJECT:
+                    refusal = f"A disclaimer has to be added to this message, but {done.obstacle}"
+        else:
+            header = action.edit(content.header, message)
+            if header != content.header:
+                content = dataclasses.replace(content, header=header)
+    return _EditedContent(content, tuple(notes), refusal)
 
 
 def places_of(recipients: int) -> Iterator[int]:
