@@ -1,26 +1,14 @@
 """mutt on a mailbox of Relay's: it sees what is there, and what it does is seen over HTTP."""
 
-import os
-import pty
-import subprocess
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.interop.conftest import program
+from tests.support.mutt import run_mutt
 from tests.support.relay_process import until
 
-_SETTINGS = """\
-set folder="{home}" spoolfile="{home}" mbox_type=Maildir header_cache="" charset=utf-8
-set confirmappend=no confirmcreate=no delete=yes move=no mark_old=no quit=yes copy=no
-set wait_key=no pipe_decode=no pipe_split=yes sleep_time=0 sort=subject resolve=no
-set pager="cat >>{shown} <" prompt_after=no
-push "{keys}"
-"""
-_SECONDS_MAX = 30
 Press = Callable[..., None]
 
 
@@ -31,26 +19,7 @@ def press(relay, tmp_path) -> Press:
     assert relay.graph("GET", "/me/mailFolders").status == 200  # makes the mailbox
 
     def run(keys: str, folder: str = "") -> None:
-        home = relay.home("alice")
-        settings = tmp_path / "muttrc"
-        settings.write_text(_SETTINGS.format(home=home, keys=keys, shown=tmp_path / "shown"))
-        controller, terminal = pty.openpty()
-        process = subprocess.Popen(
-            [command, "-n", "-F", str(settings), "-f", str(home / folder)],
-            stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
-            env={"TERM": "xterm", "LANG": "C.UTF-8", "HOME": str(tmp_path), "PATH": os.defpath},
-        )  # fmt: skip
-        os.close(terminal)
-        watchdog = threading.Timer(_SECONDS_MAX, process.kill)
-        watchdog.start()
-        shown = b""
-        with suppress(OSError):  # the end of a terminal
-            while block := os.read(controller, 65536):
-                shown += block
-        os.close(controller)
-        code = process.wait(_SECONDS_MAX)
-        watchdog.cancel()
-        assert code == 0, shown[-2000:].decode(errors="replace")
+        run_mutt(command, keys, home=relay.home("alice"), folder=folder, work=tmp_path)
 
     return run
 

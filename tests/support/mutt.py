@@ -1,0 +1,44 @@
+"""Run mutt on a Maildir: press keys, and read what its pager shows."""
+
+import os
+import pty
+import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+_SETTINGS = """\
+set folder="{home}" spoolfile="{home}" mbox_type=Maildir header_cache="" charset=utf-8
+set confirmappend=no confirmcreate=no delete=yes move=no mark_old=no quit=yes copy=no
+set wait_key=no pipe_decode=no pipe_split=yes sleep_time=0 sort=subject resolve=no
+set pager="cat >>{shown} <" prompt_after=no
+push "{keys}"
+"""
+_SECONDS_MAX = 30
+
+
+def run_mutt(command: str, keys: str, *, home: Path, folder: str = "", work: Path) -> Path:
+    """Open a folder of a Maildir and press keys, the last of which end mutt.
+
+    Return the file with what was displayed; it is in `work`.
+    """
+    settings, shown_file = work / "muttrc", work / "shown"
+    settings.write_text(_SETTINGS.format(home=home, keys=keys, shown=shown_file))
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [command, "-n", "-F", str(settings), "-f", str(home / folder)],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        env={"TERM": "xterm", "LANG": "C.UTF-8", "HOME": str(work), "PATH": os.defpath},
+    )  # fmt: skip
+    os.close(terminal)
+    watchdog = threading.Timer(_SECONDS_MAX, process.kill)
+    watchdog.start()
+    shown = b""
+    with suppress(OSError):  # the end of a terminal
+        while block := os.read(controller, 65536):
+            shown += block
+    os.close(controller)
+    code = process.wait(_SECONDS_MAX)
+    watchdog.cancel()
+    assert code == 0, shown[-2000:].decode(errors="replace")
+    return shown_file
