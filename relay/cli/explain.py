@@ -12,6 +12,7 @@ import click
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, InputPath, common_options, read_input
 from relay.cli.output import flush
+from relay.cli.rule_lines import condition_text, rule_text
 from relay.clock import SystemClock
 from relay.commands.explain import explain as ask
 from relay.phrases import counted, time_left
@@ -128,26 +129,17 @@ def _rules(rules: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _rule(rule: Mapping[str, Any]) -> str:
-    name = f'"{rule["rule"]}"'
-    would = "would do (audit)" if rule["mode"] == "audit" else "does"
-    if rule["skipped"]:
-        return f"{name} is not evaluated: {rule['skipped']}"
-    if rule["matched"]:
-        found = ", ".join(_condition(each) for each in rule["conditions"])
-        return f"{name} matches and {would} {rule['outcome']}" + (f": {found}" if found else "")
     if rule["matched"] is None:
         needed = ", ".join(one["condition"] for one in rule["conditions"] if one["holds"] is None)
-        return f"{name} depends on the message ({needed}); --message names one"
-    against = [
+        return f'"{rule["rule"]}" depends on the message ({needed}); --message names one'
+    text = rule_text(rule)
+    shown = [
         each
         for each in rule["conditions"]
-        if each["holds"] is not None and each["holds"] == each["condition"].startswith("unless ")
+        if rule["matched"]
+        or (each["holds"] is not None and each["holds"] == each["condition"].startswith("unless "))
     ]
-    return f"{name} does not match: {', '.join(map(_condition, against))}"
-
-
-def _condition(condition: Mapping[str, Any]) -> str:
-    return f'{condition["condition"]} "{condition["value"]}"'
+    return f"{text}: {', '.join(map(condition_text, shown))}" if shown else text
 
 
 def _host(host: Mapping[str, Any]) -> str:

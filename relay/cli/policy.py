@@ -4,6 +4,7 @@ Exits 78 for faults and failed tests, 65 for a file that is not a message or to 
 cannot be applied, and 66 for one that does not exist.
 """
 
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from relay.cli.options import (
     group_options,
     read_input,
 )
+from relay.cli.rule_lines import verdict_lines
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
 from relay.phrases import shown
 from relay.policy.attachment_names import TooManyPartsError
-from relay.policy.explanation import explain
+from relay.policy.explanation import explain, verdict_document
 from relay.policy.rule_files import load_rules, read_rules
 from relay.policy.rule_test_reader import crlf
 from relay.policy.rule_tests import (
@@ -29,9 +31,9 @@ from relay.policy.rule_tests import (
     examined_message,
     format_check,
     format_test_results,
-    format_verdict,
     run_tests,
 )
+from relay.settings.tree import Settings
 
 
 class _MailboxType(click.ParamType[str]):
@@ -50,6 +52,18 @@ class _MailboxType(click.ParamType[str]):
             return parse_mailbox(text, smtputf8=True)
         except AddressError as error:
             self.fail(f"found {shown(text)}, expected an address: {error}", param, ctx)
+
+
+class _ClientType(click.ParamType[str]):
+    """An IP address."""
+
+    name = "ADDRESS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return str(ip_address(value)) if value else ""
+        except ValueError:
+            self.fail(f"found {shown(str(value))}, expected an IP address", param, ctx)
 
 
 _DIRECTORY = click.argument("directory", required=False, type=InputPath(file_okay=False))
@@ -79,7 +93,8 @@ def check(context: CommandContext, directory: Path | None) -> None:
 def test(context: CommandContext, directory: Path | None) -> None:
     """Run the rules' own tests; exits 78 when one fails."""
     folder, domains = _place(context, directory)
-    _print(context, format_test_results(run_tests(read_rules(folder), local_domains=domains)))
+    rules = read_rules(folder)
+    _print(context, format_test_results(rules, run_tests(rules, local_domains=domains)))
 
 
 @policy.command("try")
@@ -103,17 +118,26 @@ def test(context: CommandContext, directory: Path | None) -> None:
 )
 @click.option("--source", type=click.Choice([str(one) for one in Source]), default=str(Source.SMTP),
               show_default=True)  # fmt: skip
+@click.option("--client", type=_ClientType(), default="",
+              help="The client's IP address. [default: none, as with the API]")  # fmt: skip
+@click.option("--login", metavar="ACCOUNT", default="",
+              help="The account that sends it. [default: none]")  # fmt: skip
 @common_options
-def try_(
-    context: CommandContext, *, file: Path, sender: str, recipients: tuple[str, ...], source: str
-) -> None:
-    """Say what the rules would do with a message, without doing it."""
-    folder, domains = _place(context, None)
-    rules = read_rules(folder)
+def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
+    """Say what the rules would do with a message, without doing it.
+
+    Shows each rule, and each of its conditions with the value that it compared. A client without a
+    login is a stranger, unless a listener trusts its network.
+    """
+    settings = context.settings()
+    rules = read_rules(settings.policy.directory)
     content = crlf(read_input("policy try", file))
     subject = examined_message(
-        sender, recipients, content, source=Source(source), local_domains=domains
-    )
+        given["sender"], given["recipients"], content, source=Source(given["source"]),
+        local_domains=settings.mailboxes.domains, client=given["client"], login=given["login"],
+        is_trusted=not given["client"] or bool(given["login"])
+        or _is_trusted(settings, given["client"]),
+    )  # fmt: skip
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
     try:
@@ -121,7 +145,14 @@ def try_(
     except TooManyPartsError as error:
         text = f"the rules cannot be applied to {shown(str(file))}, which is rejected: {error}"
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
-    _print(context, format_verdict(explained))
+    document = verdict_document(explained)
+    context.show(document, lambda: verdict_lines(document))
+
+
+def _is_trusted(settings: Settings, client: str) -> bool:
+    """Return whether any listener trusts the network of a client."""
+    networks = [ip_network(text) for one in settings.smtp for text in one.trusted_networks]
+    return any(ip_address(client) in each for each in networks)
 
 
 def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple[str, ...]]:

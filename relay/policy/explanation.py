@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.message.verdict import ExaminedMessage, Verdict
+from relay.mime import headers
 from relay.policy.actions import ACTIONS
 from relay.policy.conditions import (
     CONTENT_CONDITIONS,
@@ -24,6 +25,7 @@ from relay.policy.conditions import (
 from relay.policy.engine import Evaluation, RuleSet, places_of
 from relay.policy.message_view import MessageView
 from relay.policy.rule_index import RuleIndex, RulePlan
+from relay.policy.rule_tests import overall_verdict
 from relay.policy.rules import Rule
 
 _ACTION_KEYS = {kind: key for key, kind in ACTIONS.items()}
@@ -72,6 +74,33 @@ def explain(
     plans = {plan.rule.name: plan for plan in rules.index.plans}
     findings = [evaluation.finding(rule, plans.get(rule.name)) for rule in rules.rules]
     return RulesExplained(evaluation.verdict(), tuple(findings))
+
+
+def verdict_document(explained: RulesExplained) -> dict[str, Any]:
+    """Return what the rules would do with a message, for `relay policy try`."""
+    verdict = explained.verdict
+    return {
+        "verdict": str(overall_verdict(verdict)),
+        "deferred": msgspec.to_builtins(verdict.deferred),
+        "rules": msgspec.to_builtins(explained.rules),
+        "recipients": [
+            {
+                "address": each.address,
+                "fate": str(each.action),
+                "rule": each.rule,
+                "status": each.status,
+                "text": each.text,
+                "successors": list(each.successors),
+                "hold": msgspec.to_builtins(each.hold),
+                "next_hop": each.next_hop,
+                "content": each.content,
+            }
+            for each in verdict.recipients
+        ],
+        "added": msgspec.to_builtins(verdict.additions),
+        "charges": msgspec.to_builtins(verdict.charges),
+        "subjects": [headers.decoded(content.header, "Subject") for content in verdict.contents],
+    }
 
 
 class _Explaining(Evaluation):

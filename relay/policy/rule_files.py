@@ -233,6 +233,7 @@ def read_rules(directory: Path, *, routes: Collection[str] | None = None) -> Rul
     faults: list[Fault] = []
     rules: list[Rule] = []
     tests: list[RuleTest] = []
+    names: list[object] = []  # of all rules, those with faults too
     files = _files(directory)
     digest = sha256()
     for file in files:
@@ -248,10 +249,12 @@ def read_rules(directory: Path, *, routes: Collection[str] | None = None) -> Rul
         for path, raw in array(document, "rule", faults):
             rule = read_rule(document, path, raw, faults=faults, routes=routes)
             rules += [rule] if rule else []
+            names += [raw.get("name")] if isinstance(raw, dict) else []
         for path, raw in array(document, "test", faults):
             test = read_test(document, path, raw, faults=faults)
             tests += [test] if test else []
     faults += _duplicate_names(rules)
+    faults += _unknown_names(tests, names)
     if faults:
         raise PolicyError(faults)
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
@@ -286,3 +289,11 @@ def _duplicate_names(rules: Iterable[Rule]) -> list[Fault]:
             message = f"found the name of the rule at {other.file}:{other.line}, expected another"
             faults.append(Fault(rule.file, rule.line, f'rule "{rule.name}": name', message))
     return faults
+
+
+def _unknown_names(tests: Iterable[RuleTest], names: Collection[object]) -> Iterator[Fault]:
+    """Yield a fault for each rule that a test enforces and that there is not."""
+    for test in tests:
+        for name in sorted(each for each in test.enforced if each not in names):
+            message = f"found {shown(name)}, expected the name of a rule"
+            yield Fault(test.file, test.line, f'test "{test.name}": enforce', message)

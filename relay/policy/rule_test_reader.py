@@ -5,6 +5,8 @@ The message of a test is complete, with CRLF line ends, as ingress passes it to 
 """
 
 import re
+from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,20 @@ from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOcte
 from relay.message.envelope import Source
 from relay.mime import headers
 from relay.mime.write_header import parameter
+from relay.policy.actions import NextHopAction
 from relay.policy.conditions import SizeOverCondition
 from relay.policy.rules import ExpectedResult, OverallVerdict, RuleTest
 from relay.policy.table_reader import TableReader, one_of, some_text, text, texts
 from relay.settings.document import Document, Fault, KeyPath
 
 SIZE_BYTES_MAX = 256 * 1024 * 1024
-_TEST_KEYS = ("name", "from", "to", "subject", "headers", "body", "attachments", "size", "message",
-         "source", "local", "expect")  # fmt: skip
+_TEST_KEYS = ("name", "from", "to", "recipients", "subject", "headers", "body", "attachments",
+         "size", "message", "source", "client", "login", "local", "enforce", "expect")  # fmt: skip
 _DESCRIBING = ("subject", "headers", "body", "attachments", "size")
-_EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "subject")
+_EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "subject", "next_hop",
+         "headers", "body", "reason")  # fmt: skip
 _BOUNDARY = "test-message"
+_TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
 _line_end = re.compile(rb"\r\n|\r|\n")
 
 
@@ -38,13 +43,18 @@ def read_test(
     if not isinstance(raw, dict):
         return None
     reader.check_keys(_TEST_KEYS)
+    recipients: list[str] = reader.required("to", _recipients, default=[])
     test = RuleTest(
         name=reader.required("name", some_text, default=""),
         sender=reader.required("from", _sender, default=""),
-        recipients=tuple(reader.required("to", _recipients, default=[])),
+        recipients=tuple(recipients),
+        recipient_count=reader.key("recipients", _count(len(recipients)), default=len(recipients)),
         content=_content(reader, document.file.parent),
         source=reader.key("source", one_of(Source), default=Source.SMTP),
+        client=reader.key("client", _client, default=""),
+        login=reader.key("login", some_text, default=""),
         local=reader.key("local", _domains, default=None),
+        enforced=frozenset(reader.key("enforce", texts, default=list[str]())),
         expect=_expectation(reader),
         file=document.file,
         line=reader.line,
@@ -72,6 +82,10 @@ def _expectation(reader: TableReader) -> ExpectedResult:
         redirected=inner.key("redirected", _address_set, default=None),
         rejected=inner.key("rejected", _address_set, default=None),
         subject=inner.key("subject", text, default=None),
+        next_hop=inner.key("next_hop", _next_hop, default=None),
+        reason=inner.key("reason", text, default=None),
+        headers=inner.key("headers", _expected_fields, default=()),
+        body=inner.key("body", _expected_texts, default=()),
     )
 
 
@@ -104,10 +118,12 @@ def _built_message(reader: TableReader) -> Content:
     names: list[str] = reader.key("attachments", texts, default=[])
     size_bytes = reader.key("size", _size, default=0)
     if not names:
+        if not body.isascii() and b"content-type:" not in head.lower():
+            head += b"MIME-Version: 1.0\r\n" + _TEXT + b"Content-Transfer-Encoding: 8bit\r\n"
         return _padded(head, b"\r\n" + body, size_bytes=size_bytes)
     kind = f'multipart/mixed; boundary="{_BOUNDARY}"'
     head += b"MIME-Version: 1.0\r\n" + headers.field("Content-Type", kind)
-    parts = [b"Content-Type: text/plain; charset=utf-8\r\n\r\n" + body, *map(_attachment, names)]
+    parts = [_TEXT + b"\r\n" + body, *map(_attachment, names)]
     between = f"\r\n--{_BOUNDARY}\r\n".encode()
     end = f"\r\n--{_BOUNDARY}--\r\n".encode()
     return _padded(head, b"".join(between + part for part in parts), end, size_bytes=size_bytes)
@@ -162,9 +178,51 @@ def _address(value: Any) -> str:
 
 
 def _fields(value: Any) -> bytes:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not all(map(headers.is_field_name, value)):
         raise ValueError('a table of fields, { "X-Spam" = "yes" }')
     return b"".join(headers.field(name, text(each)) for name, each in value.items())
+
+
+def _expected_fields(value: Any) -> tuple[tuple[str, str | None], ...]:
+    if not isinstance(value, dict) or not all(
+        headers.is_field_name(name) and (each is False or isinstance(each, str))
+        for name, each in value.items()
+    ):
+        raise ValueError(
+            'a table of fields, { "X-Tag" = "yes", "X-Old" = false }; '
+            "false for one that no copy has"
+        )
+    return tuple((name, None if each is False else text(each)) for name, each in value.items())
+
+
+def _expected_texts(value: Any) -> tuple[str, ...]:
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(
+        isinstance(each, str) and each.strip() for each in found
+    ):
+        raise ValueError("a text that is not empty, or a list of them")
+    return tuple(found)
+
+
+def _next_hop(value: Any) -> str:
+    """Read a next hop as the action does; "" for none."""
+    return "" if value == "" else NextHopAction.parse(value).next_hop
+
+
+def _count(least: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"a number of at least {least}, as many as to names")
+        return value
+
+    return read
+
+
+def _client(value: Any) -> str:
+    try:
+        return str(ip_address(text(value)))
+    except ValueError:
+        raise ValueError('an IP address, "192.0.2.1"') from None
 
 
 def _body(value: Any) -> str:

@@ -1,32 +1,30 @@
 """Run the [[test]] tables of the rule files, and format the results of `relay policy`.
 
 A rule test evaluates the whole rule set for the message that ingress would pass to it. load_rules
-runs all tests before a rule set is used; `relay policy test` shows them. `relay policy try`
-simulates the rules for a given message. Each result has lines for the terminal and the same data
-for --json.
+runs all tests before a rule set is used; `relay policy test` shows them. Each result has lines for
+the terminal and the same data for --json.
 """
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from typing import Any
 
-import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from relay.message.content import Content
+from relay.message.content import Content, as_octets, read_all
 from relay.message.envelope import Source, domain_of
 from relay.message.header import ParsedContent
-from relay.message.verdict import (
-    ExaminedMessage,
-    RecipientVerdict,
-    Verdict,
-    VerdictAction,
-)
+from relay.message.verdict import ExaminedMessage, Hold, Verdict, VerdictAction
 from relay.mime import headers
+from relay.mime.encoded_words import decode_words
+from relay.mime.html_text import without_tags
+from relay.mime.read_mime import read_bodies
 from relay.phrases import counted
 from relay.policy.attachment_names import TooManyPartsError
+from relay.policy.conditions import cut_value
 from relay.policy.engine import RuleSet
-from relay.policy.explanation import RulesExplained
-from relay.policy.rules import OverallVerdict, RuleMode, RuleTest
+from relay.policy.rules import ExpectedResult, OverallVerdict, Rule, RuleMode, RuleTest
 
 _GOING = (VerdictAction.DELIVER, VerdictAction.REDIRECT)
 
@@ -40,7 +38,24 @@ class RuleTestResult(Struct, frozen=True):
 
 def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> tuple[RuleTestResult, ...]:
     """Run all tests; `local_domains` are for tests that do not name their own."""
-    return tuple(_run(rules, test, local_domains) for test in rules.tests)
+
+    @cache
+    def enforcing(names: frozenset[str]) -> RuleSet:
+        if not names:  # nearly always
+            return rules
+        enforced = [
+            structs.replace(each, mode=RuleMode.ENFORCE) if each.name in names else each
+            for each in rules.rules
+        ]
+        return dataclasses.replace(rules, rules=tuple(enforced))
+
+    return tuple(_run(enforcing(test.enforced), test, local_domains) for test in rules.tests)
+
+
+def untested(rules: RuleSet) -> tuple[Rule, ...]:
+    """Return the rules that no test names among those that match."""
+    named = {name for test in rules.tests for name in test.expect.rules or ()}
+    return tuple(each for each in rules.rules if each.name not in named)
 
 
 def examined_message(
@@ -52,11 +67,12 @@ def examined_message(
     local_domains: Collection[str],
     client: str = "",
     login: str = "",
+    is_trusted: bool = True,
 ) -> ExaminedMessage:
     """Return what ingress would pass to evaluate()."""
     return ExaminedMessage(
         reverse_path=sender,
-        sender_local=domain_of(sender) in local_domains,
+        sender_local=is_trusted and domain_of(sender) in local_domains,
         recipients=tuple(recipients),
         local=frozenset(each for each in recipients if domain_of(each) in local_domains),
         content=ParsedContent.of(content),
@@ -80,10 +96,12 @@ def overall_verdict(verdict: Verdict) -> OverallVerdict:
 
 
 def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> RuleTestResult:
-    local = local_domains if test.local is None else test.local
     subject = examined_message(
-        test.sender, test.recipients, test.content, source=test.source, local_domains=local
-    )
+        test.sender, test.recipients, test.content, source=test.source,
+        local_domains=local_domains if test.local is None else test.local,
+        client=test.client, login=test.login, is_trusted=not test.client or bool(test.login),
+    )  # fmt: skip
+    subject = structs.replace(subject, recipient_count=test.recipient_count)
     try:
         verdict = rules.evaluate(subject)
     except TooManyPartsError as error:
@@ -91,18 +109,20 @@ def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> Rule
     return RuleTestResult(test, tuple(_failures(rules, test, verdict)))
 
 
-def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> list[str]:
-    expect, failures = test.expect, []
+def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]:
+    expect = test.expect
     matched = [hit.rule for hit in verdict.hits]
     overall = overall_verdict(verdict)
     if overall is not expect.verdict:
-        failures.append(f"found verdict {overall} ({_quoted(matched)}), expected {expect.verdict}")
+        yield f"found verdict {overall} ({_quoted(matched)}), expected {expect.verdict}"
     if expect.rules is not None:
         concerned = {rule.name for rule in rules.rules if rule.file == test.file}
         concerned |= set(expect.rules)
         found = [each for each in matched if each in concerned]
         if tuple(found) != expect.rules:
-            failures.append(f"found rules {_quoted(found)}, expected {_quoted(expect.rules)}")
+            yield f"found rules {_quoted(found)}, expected {_quoted(expect.rules)}"
+    if verdict.deferred:  # nothing else in it counts
+        verdict = Verdict((), (), (), verdict.hits)
     for word, expected, addresses in (
         ("added", expect.added, [each.address for each in verdict.additions]),
         ("redirected", expect.redirected, _with_fate(verdict, VerdictAction.REDIRECT)),
@@ -110,22 +130,54 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> list[str]:
     ):
         folded = {each.casefold() for each in addresses}
         if expected is not None and folded != expected:
-            failures.append(f"found {word} {_quoted(folded)}, expected {_quoted(expected)}")
-    subjects = _subjects(verdict)
-    if expect.subject is not None and subjects != {expect.subject}:
-        failures.append(f"found subject {_quoted(subjects)}, expected {_quoted([expect.subject])}")
-    return failures
+            yield f"found {word} {_quoted(folded)}, expected {_quoted(expected)}"
+    yield from _failures_of_copies(expect, verdict)
+
+
+def _failures_of_copies(expect: ExpectedResult, verdict: Verdict) -> Iterator[str]:
+    """Yield what is wrong with the copies that are delivered or held."""
+    delivered = [one for one in verdict.recipients if one.action is VerdictAction.DELIVER]
+    used = {one.content for one in delivered} | {one.content for one in verdict.additions}
+    copies = [verdict.contents[each] for each in sorted(used)]
+    for word, wanted, values in (
+        ("subject", expect.subject, {headers.decoded(one.header, "Subject") for one in copies}),
+        ("next_hop", expect.next_hop, {one.next_hop for one in delivered}),
+        ("reason", expect.reason, {hold.reason for hold in holds_of(verdict)}),
+    ):
+        if wanted is not None and values != {wanted}:
+            yield f"found {word} {_quoted(values)}, expected {_quoted([wanted])}"
+    for name, value in expect.headers:
+        fields = {decode_words(each) for one in copies for each in one.header.values(name)}
+        if value is None and fields:
+            yield f"found {name} {_quoted(fields)}, expected none"
+        elif value is not None and value not in fields:
+            yield f"found {name} {_quoted(fields)}, expected {_quoted([value])}"
+    if expect.body:
+        texts = [_text_of(one) for one in copies]
+        shown = [cut_value(each) for each in texts]
+        for wanted in expect.body:
+            if not any(_plain(wanted) in each for each in texts):
+                yield f"found body {_quoted(shown)}, expected {_quoted([wanted])} in it"
+
+
+def holds_of(verdict: Verdict) -> tuple[Hold, ...]:
+    """Return the holds of all copies that wait."""
+    holds = [one.hold for one in verdict.recipients] + [one.hold for one in verdict.additions]
+    return tuple(filter(None, holds))
 
 
 def _with_fate(verdict: Verdict, fate: VerdictAction) -> list[str]:
     return [each.address for each in verdict.recipients if each.action is fate]
 
 
-def _subjects(verdict: Verdict) -> set[str]:
-    """Return the subjects of the delivered copies."""
-    used = {each.content for each in verdict.recipients if each.action is VerdictAction.DELIVER}
-    used |= {each.content for each in verdict.additions}
-    return {headers.decoded(verdict.contents[each].header, "Subject") for each in used}
+def _text_of(content: ParsedContent) -> str:
+    """Return the text of a copy, and what its html shows, on one line."""
+    bodies = read_bodies(as_octets(read_all(content.joined())))
+    return _plain(f"{bodies.text or ''}\n{without_tags(bodies.html or '')}")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _quoted(names: Collection[str]) -> str:
@@ -146,10 +198,11 @@ def format_check(rules: RuleSet) -> PolicyReport:
     lines = [
         f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}" for rule in rules.rules
     ]
+    lacking = untested(rules)
     summary = (
         f"{counted(len(rules.rules), 'rule')} in {counted(len(rules.files), 'file')}, "
         f"{counted(len(rules.tests), 'test')} passed"
-    )
+    ) + (f", {counted(len(lacking), 'rule')} without a test" if lacking else "")
     document = {
         "files": [str(file) for file in rules.files],
         "rules": [
@@ -163,12 +216,13 @@ def format_check(rules: RuleSet) -> PolicyReport:
             for rule in rules.rules
         ],
         "tests": len(rules.tests),
+        "untested": [rule.name for rule in lacking],
     }
     return PolicyReport((*lines, summary), document)
 
 
-def format_test_results(results: Sequence[RuleTestResult]) -> PolicyReport:
-    """List the tests that passed, and the others with their failures."""
+def format_test_results(rules: RuleSet, results: Sequence[RuleTestResult]) -> PolicyReport:
+    """List the tests that passed, the others with their failures, and the rules without a test."""
     lines = []
     for result in results:
         place = f"{result.test.file}:{result.test.line}"
@@ -186,62 +240,13 @@ def format_test_results(results: Sequence[RuleTestResult]) -> PolicyReport:
         }
         for result in results
     ]
+    lacking = untested(rules)
+    lines += [f'no test {rule.file}:{rule.line}: rule "{rule.name}"' for rule in lacking]
     total = counted(len(results), "test")
     summary = f"{total}, {len(results) - failed} passed, {failed} failed"
-    return PolicyReport((*lines, summary), {"tests": tests, "failed": failed}, good=not failed)
-
-
-def format_verdict(explained: RulesExplained) -> PolicyReport:
-    """List what each rule would do with a message, and the result per recipient."""
-    verdict, lines = explained.verdict, []
-    for rule in explained.rules:
-        if rule.mode == RuleMode.OFF:
-            lines.append(f"{rule.rule}: off")
-        elif not rule.matched:
-            lines.append(f"{rule.rule}: no match")
-        else:
-            would = "would " if rule.mode == RuleMode.AUDIT else ""
-            lines.append(
-                f"{rule.rule}: match for {', '.join(rule.recipients)} -> {would}{rule.outcome}"
-            )
-    lines += [_fate_line(each.address, _fate(each), each.rule) for each in verdict.recipients]
-    lines += [_fate_line(each.address, "gets a copy", each.rule) for each in verdict.additions]
-    overall = overall_verdict(verdict)
+    if lacking:
+        summary += f"; {counted(len(lacking), 'rule')} without a test"
     document = {
-        "verdict": str(overall),
-        "rules": msgspec.to_builtins(explained.rules),
-        "recipients": [
-            {
-                "address": each.address,
-                "fate": str(each.action),
-                "rule": each.rule,
-                "status": each.status,
-                "text": each.text,
-                "successors": list(each.successors),
-                "content": each.content,
-            }
-            for each in verdict.recipients
-        ],
-        "added": [
-            {"address": each.address, "rule": each.rule, "content": each.content}
-            for each in verdict.additions
-        ],
-        "subjects": [headers.decoded(content.header, "Subject") for content in verdict.contents],
-    }
-    return PolicyReport((*lines, f"verdict: {overall}"), document)
-
-
-def _fate_line(address: str, fate: str, rule: str) -> str:
-    return f"{address}: {fate} ({rule})" if rule else f"{address}: {fate}"
-
-
-def _fate(verdict: RecipientVerdict) -> str:
-    match verdict.action:
-        case VerdictAction.DELIVER:
-            return "delivered"
-        case VerdictAction.REJECT:
-            return f"rejected: {verdict.status} {verdict.text}"
-        case VerdictAction.DISCARD:
-            return "discarded"
-        case VerdictAction.REDIRECT:
-            return f"redirected to {', '.join(verdict.successors)}"
+        "tests": tests, "failed": failed, "untested": [rule.name for rule in lacking]
+    }  # fmt: skip
+    return PolicyReport((*lines, summary), document, good=not failed)

@@ -88,16 +88,20 @@ class OverallVerdict(StrEnum):
 class ExpectedResult(Struct, frozen=True):
     """What a rule test expects; None where it does not say.
 
-    `rules` are those that match, in their order. Rules of other files count only if the test names
-    them, so that a new rule file does not break it.
+    Rules of other files count only if the test names them, so that a new rule file does not break
+    it. A copy that is held counts as delivered.
     """
 
-    verdict: OverallVerdict
-    rules: tuple[str, ...] | None = None
-    added: frozenset[str] | None = None
-    redirected: frozenset[str] | None = None
-    rejected: frozenset[str] | None = None
-    subject: str | None = None
+    verdict: OverallVerdict  # for the whole message
+    rules: tuple[str, ...] | None = None  # that match, in their order
+    added: frozenset[str] | None = None  # addresses, without regard to case
+    redirected: frozenset[str] | None = None  # the same
+    rejected: frozenset[str] | None = None  # the same
+    subject: str | None = None  # of all delivered copies
+    next_hop: str | None = None  # that rules chose for all of them; "" for none
+    reason: str | None = None  # of all holds
+    headers: tuple[tuple[str, str | None], ...] = ()  # that a copy has; None: that none has
+    body: tuple[str, ...] = ()  # texts, each of which a copy has
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +111,13 @@ class RuleTest:
     name: str  # for messages
     sender: str  # the reverse-path
     recipients: tuple[str, ...]  # their addresses
+    recipient_count: int  # that the client names
     content: Content = field(repr=False)  # the message
     source: Source  # how it arrives
+    client: str  # the IP address of a stranger, or of a client that has logged in; "" for none
+    login: str  # its account, "" for none
     local: frozenset[str] | None  # the local domains; None for the configured ones
+    enforced: frozenset[str]  # rules that it tests as if their mode was enforce
     expect: ExpectedResult  # what must come out
     file: Path  # for messages
     line: int  # for messages

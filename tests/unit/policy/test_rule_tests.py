@@ -4,20 +4,24 @@ import json
 
 import pytest
 
+from relay.cli.rule_lines import verdict_lines
 from relay.message.verdict import Source
-from relay.policy.explanation import explain
+from relay.policy.explanation import explain, verdict_document
 from relay.policy.rule_files import PolicyError, load_rules
 from relay.policy.rule_tests import (
     examined_message,
     format_check,
     format_test_results,
-    format_verdict,
     run_tests,
 )
 from tests.unit.policy.conftest import MAIL, rule
 
 CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"
 REJECT = '{ reject = "5.7.1 no" }'
+HOLD = "{ hold = 'a look' }"
+HOP = "{ next_hop = 'smtp://Relay.test:587' }"
+TAG = "{ set_header = { name = 'X-Tag', value = 'für' } }"
+BODY = 'body = "a first\\nline"\n'
 RULES = (
     rule("{ subject_prefix = '[X]' }", name="tag", mode="'audit'")
     + rule("{ bcc = 'log@in.test' }", name="log")
@@ -29,19 +33,26 @@ RULES = (
 )
 
 
-def test_try_lists_each_rule_and_each_recipient(rules_of):
+def test_try_lists_each_rule_with_its_conditions_and_each_recipient(rules_of):
     rules = rules_of(RULES)
     to = [f"{name}@out.test" for name in "bcde"]
     message = examined_message("a@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
-    output = format_verdict(explain(rules, message))
-    assert output.lines == (
-        "tag: match for b@out.test, c@out.test, d@out.test, e@out.test -> would subject_prefix",
-        "log: match for b@out.test, c@out.test, d@out.test, e@out.test -> bcc",
-        "move: match for c@out.test -> redirect",
-        "drop: match for d@out.test -> discard",
-        "never: off",
-        "refuse: match for e@out.test -> reject",
-        "other: no match",
+    document = verdict_document(explain(rules, message))
+    assert verdict_lines(document) == [
+        (
+            'rule "tag" matches b@out.test, c@out.test, d@out.test, e@out.test'
+            " and would do (audit) subject_prefix"
+        ),
+        'rule "log" matches b@out.test, c@out.test, d@out.test, e@out.test and does bcc',
+        'rule "move" matches c@out.test and does redirect',
+        '  yes recipient "c@out.test"',
+        'rule "drop" matches d@out.test and does discard',
+        '  yes recipient "d@out.test"',
+        'rule "never" is not evaluated: its mode is off',
+        'rule "refuse" matches e@out.test and does reject',
+        '  yes recipient "e@out.test"',
+        'rule "other" does not match',
+        '  no  recipient "b@out.test"',
         "b@out.test: delivered",
         "c@out.test: redirected to z@in.test (move)",
         "d@out.test: discarded (drop)",
@@ -49,8 +60,8 @@ def test_try_lists_each_rule_and_each_recipient(rules_of):
         "log@in.test: gets a copy (log)",
         "z@in.test: gets a copy (move)",
         "verdict: accept",
-    )
-    document = json.loads(json.dumps(output.document))
+    ]
+    document = json.loads(json.dumps(document))
     assert document["verdict"] == "accept"
     assert [each["fate"] for each in document["recipients"]] == [
         "deliver", "redirect", "discard", "reject",
@@ -65,10 +76,32 @@ def test_try_lists_each_rule_and_each_recipient(rules_of):
     ]
 
 
+@pytest.mark.parametrize(
+    ("then", "lines"),
+    [
+        ("{ hold = 'a look' }", ["b@out.test: held: a look (r)", "verdict: hold"]),
+        ("{ defer = '4.7.1 later' }", ["deferred: 4.7.1 later (r)", "verdict: defer"]),
+        ("{ next_hop = 'route:x' }", ["b@out.test: delivered by route:x", "verdict: accept"]),
+        ("{ rate_limit = { rate = '9/1h', per = 'login' } }",
+         ["counts 1 recipient against the 9 in 1 h of ann (r)", "b@out.test: delivered",
+          "verdict: accept"]),
+        ("{ hold = 'a look' }, { redirect = 'z@in.test' }",
+         ["b@out.test: redirected to z@in.test (r)", "z@in.test: held: a look (r)",
+          "verdict: hold"]),
+    ],
+)  # fmt: skip
+def test_try_says_what_becomes_of_the_message(rules_of, then, lines):
+    message = examined_message(
+        "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains=(), login="Ann"
+    )
+    document = verdict_document(explain(rules_of(rule(then)), message))
+    assert verdict_lines(document)[1:] == lines
+
+
 def test_check_lists_the_rules(rules_of):
     output = format_check(rules_of(RULES))
     assert output.lines[0].split() == ["00-rules.toml", "audit", "tag:", "subject_prefix"]
-    assert output.lines[-1] == "7 rules in 1 file, 0 tests passed"
+    assert output.lines[-1] == "7 rules in 1 file, 0 tests passed, 7 rules without a test"
     assert output.document["rules"][0]["line"] == 1
 
 
@@ -87,13 +120,33 @@ def test_check_lists_the_rules(rules_of):
         ("{ subject_prefix = '[X]' }", "verdict = 'accept', subject = '[X] test'", None),
         ("{ subject_prefix = '[X]' }", "verdict = 'accept', subject = 'test'",
          'found subject "[X] test", expected "test"'),
+        (HOLD, "verdict = 'hold', reason = 'a look', subject = 'test'", None),
+        (HOLD, "verdict = 'accept'", 'found verdict hold ("r"), expected accept'),
+        (HOLD, "verdict = 'hold', reason = 'x'", 'found reason "a look", expected "x"'),
+        ("{ bcc = 'l@x.test' }", "verdict = 'accept', reason = 'x'", 'found reason none, expected "x"'),
+        ("{ hold = 'x' }, { redirect = 'l@x.test' }", "verdict = 'hold', reason = 'x'", None),
+        ("{ defer = '4.7.1 later' }", "verdict = 'defer', rules = ['r'], rejected = []", None),
+        ("{ bcc = 'l@x.test' }, { defer = '4.7.1 later' }", "verdict = 'defer', added = []", None),
+        ("{ defer = '4.7.1 later' }", "verdict = 'reject'", 'found verdict defer ("r"), expected reject'),
+        (HOP, "verdict = 'accept', next_hop = 'smtp://relay.test:587'", None),
+        (HOP, "verdict = 'accept', next_hop = ''",
+         'found next_hop "smtp://relay.test:587", expected ""'),
+        ("{ next_hop = 'route:x' }", "verdict = 'accept', next_hop = 'route:y'",
+         'found next_hop "route:x", expected "route:y"'),
+        (TAG, "verdict = 'accept', headers = { X-Tag = 'für', X-No = false }", None),
+        (TAG, "verdict = 'accept', headers = { X-Tag = 'x' }", 'found X-Tag "für", expected "x"'),
+        (TAG, "verdict = 'accept', headers = { X-Tag = false }", 'found X-Tag "für", expected none'),
+        (TAG, "verdict = 'accept', headers = { X-No = 'x' }", 'found X-No none, expected "x"'),
+        (TAG, "verdict = 'accept', body = ['a  first', 'line']", None),
+        (TAG, "verdict = 'accept', body = 'third'",
+         'found body "a first line", expected "third" in it'),
     ],
 )  # fmt: skip
 def test_a_rule_test_passes_or_reports_its_failures(rules_of, then, expect, failure):
-    rules = rules_of(rule(then) + CASE + f"expect = {{ {expect} }}\n")
+    rules = rules_of(rule(then) + CASE + BODY + f"expect = {{ {expect} }}\n")
     [result] = run_tests(rules)
     assert result.failures == ((failure,) if failure else ())
-    output = format_test_results([result])
+    output = format_test_results(rules, [result])
     assert output.good is (failure is None)
     assert output.document["failed"] == (0 if output.good else 1)
     assert (failure or "ok") in output.lines[0]
@@ -140,3 +193,46 @@ def test_a_rule_test_uses_the_configured_local_domains(rules_of, tmp_path):
     assert load_rules(tmp_path, local_domains={"out.test"})
     with pytest.raises(PolicyError):
         load_rules(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "when", "verdict"),
+    [
+        ("local = ['in.test', 'out.test']", "{ direction = 'internal' }", "reject"),
+        ("local = ['in.test', 'out.test']\nclient = '192.0.2.9'", "{ direction = 'inbound' }", "reject"),
+        ("local = ['in.test', 'out.test']\nclient = '192.0.2.9'\nlogin = 'x'",
+         "{ direction = 'internal' }", "reject"),
+        ("body = 'Grüße'", "{ header = { name = 'Content-Type', matches = '*utf-8' } }", "reject"),
+        ("body = 'Gr'", "{ header = { name = 'Content-Type', matches = '*' } }", "accept"),
+    ],
+)  # fmt: skip
+def test_who_sends_the_message_of_a_rule_test(rules_of, tmp_path, keys, when, verdict):
+    expect = f"\nexpect = {{ verdict = '{verdict}' }}\n"
+    rules_of(rule(REJECT, when=when) + CASE + keys + expect)
+    assert load_rules(tmp_path).tests
+
+
+@pytest.mark.parametrize("mode", ["off", "audit", "enforce"])
+def test_a_rule_test_can_enforce_a_rule_whatever_its_mode(rules_of, tmp_path, mode):
+    case = CASE + "enforce = ['r']\nexpect = { verdict = 'reject', rules = ['r'] }\n"
+    given = "accept" if mode != "enforce" else "reject"
+    case += CASE.replace("'t'", "'as it is'") + f"expect = {{ verdict = '{given}' }}\n"
+    rules_of(rule(REJECT, mode=f"'{mode}'") + case)
+    assert len(load_rules(tmp_path).tests) == 2
+    assert str(load_rules(tmp_path).rules[0].mode) == mode
+
+
+def test_rules_that_no_test_names_are_listed_and_do_not_fail(rules_of):
+    case = CASE + "expect = { verdict = 'accept', rules = ['named'] }\n"
+    unnamed = rule("{ bcc = 'l@x.test' }", name="unnamed", mode="'off'")
+    rules = rules_of(rule("{ cc = 'l@x.test' }", name="named") + unnamed + case)
+    output = format_test_results(rules, run_tests(rules))
+    assert output.good
+    assert output.document["untested"] == ["unnamed"]
+    assert output.lines[1].startswith("no test ")
+    assert output.lines[1].endswith('00-rules.toml:4: rule "unnamed"')
+    assert output.lines[2] == "1 test, 1 passed, 0 failed; 1 rule without a test"
+    assert (
+        format_check(rules).lines[-1] == "2 rules in 1 file, 1 test passed, 1 rule without a test"
+    )
+    assert format_check(rules).document["untested"] == ["unnamed"]
