@@ -44,7 +44,7 @@ from relay.message.nexthop import CAPTURE, LOCAL, NextHop
 from relay.message.outcome import Deferred, Failed
 from relay.message.srs import Srs
 from relay.message.status import own_reply
-from relay.message.verdict import ExaminedMessage, RecipientVerdict, VerdictAction
+from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, VerdictAction
 from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import RuleSet
 from relay.policy.explanation import RulesExplained, explain
@@ -172,7 +172,11 @@ class Explainer:
         except TooManyPartsError:
             return document | {"state": "rejected", "reply": TOO_MANY_PARTS.reply}
         document["rules"] = [_rule(each) for each in msgspec.to_builtins(explained.rules)]
+        if (deferred := explained.verdict.deferred) is not None:
+            reply = own_reply(deferred.status, deferred.text)
+            return document | {"state": "rejected", "reply": reply, "rule": deferred.rule}
         [verdict] = explained.verdict.recipients
+        document["rule"] = verdict.rule
         return document | await self._by_verdict(verdict, sender, found, question=question)
 
     async def _apply_rules(
@@ -221,10 +225,13 @@ class Explainer:
                     for each, expansion in pairs
                     for address in (expansion.addresses if expansion is not None else ()) or (each,)
                 ]
-                targets = [await self._target(each, sender) for each in dict.fromkeys(addresses)]
+                targets = [
+                    await self._target(each, sender) | _held(verdict.hold)
+                    for each in dict.fromkeys(addresses)
+                ]
                 return {"state": _state_of_all(targets), "targets": targets}
             case VerdictAction.DELIVER:
-                return await self._destination(found)
+                return await self._destination(found) | _held(verdict.hold)
 
     async def _target(self, address: str, sender: _Sender) -> dict[str, Any]:
         """Explain an address that takes another one's place: rules do not apply to it again."""
@@ -297,13 +304,18 @@ class Explainer:
         place = self.places.get(found.route, _NO_PLACE)
         return {
             "address": address, "from": sender.reverse_path, "state": "", "reply": "",
-            "reason": "", "aliases": [], "rules": [],
+            "reason": "", "rule": "", "aliases": [], "rules": [],
             "route": {
                 "name": found.route, "file": place.file, "line": place.line, "next_hop": next_hop,
             },
             "mailbox": "", "hosts": [], "hosts_more": 0, "tls": None, "limits": {}, "site": None,
             "retry": [], "running": self.state_of is not None,
         }  # fmt: skip
+
+
+def _held(hold: Hold | None) -> dict[str, Any]:
+    """Return what a rule's hold changes; a release ends that of a route as well."""
+    return {} if hold is None else {"state": "held", "reason": hold.reason, "rule": hold.rule}
 
 
 def _rule(finding: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _STATES = {
     "local": "goes into the mailbox {mailbox}",
     "remote": "goes to {next_hop}",
     "captured": "is captured: stored here, never sent",
-    "held": "is queued for {next_hop}, and held by {reason}",
+    "held": "is queued for {next_hop}, and held: {reason}",
     "invalid": "is invalid",
     "rejected": "is rejected",
     "discarded": "is discarded by a rule: nobody gets it, and no report is sent",
@@ -106,7 +106,7 @@ def _answer(document: Mapping[str, Any]) -> str:
     state = _STATES[document["state"]].format(
         mailbox=document["mailbox"],
         next_hop=document["route"]["next_hop"],
-        reason=document["reason"],
+        reason=document["reason"] + (f' (rule "{rule}")' if (rule := document["rule"]) else ""),
     )
     return f"{address} {state}: {reply}" if reply else f"{address} {state}"
 

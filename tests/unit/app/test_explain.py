@@ -144,6 +144,7 @@ async def test_the_whole_document_of_a_remote_recipient(explainer) -> None:
         "state": "remote",
         "reply": "",
         "reason": "",
+        "rule": "",
         "aliases": [],
         "route": {"name": "checked", "file": "relay.toml", "line": 40, "next_hop": "mx:own.test"},
         "mailbox": "",
@@ -265,6 +266,59 @@ async def test_a_route_that_holds_shows_where_a_release_sends_mail(
     found = await explainer(table=table).explain(Question(address, SENDER))
     assert (found["state"], found["reason"]) == ("held", "route wait")
     assert (found["route"]["next_hop"], len(found["hosts"])) == (next_hop, hosts)
+
+
+HOLDS = """
+[[rule]]
+name = "a look"
+when = { recipient = ["bob@*", "moved@*", "alice@*"] }
+then = [ { hold = "looked at" } ]
+[[rule]]
+name = "moved"
+when = { recipient = "moved@*" }
+then = [ { redirect = "x@own.test" } ]
+[[rule]]
+name = "not now"
+when = { recipient = "later@*" }
+then = [ { defer = "4.7.1 Not now" } ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "held", "routes"),
+    [
+        ("bob@own.test", ("held", "looked at", "a look"), ROUTES),
+        (ALICE, ("held", "looked at", "a look"), ROUTES),
+        ("bob@own.test", ("held", "looked at", "a look"), [Route("*", "hold", name="wait")]),
+        ("eve@own.test", ("held", "route wait", ""), [Route("*", "hold", name="wait")]),
+        ("eve@own.test", ("remote", "", ""), ROUTES),
+    ],
+)
+async def test_a_rule_that_holds_is_named_and_so_is_its_reason(
+    explainer, tmp_path, address, held, routes
+) -> None:
+    (tmp_path / "10.toml").write_text(HOLDS)
+    rules, table = read_rules(tmp_path), RouteTable(routes, ["example.test"], PEOPLE)
+    found = await explainer(rules=lambda: rules, table=table).explain(Question(address, SENDER))
+    assert (found["state"], found["reason"], found["rule"]) == held
+    assert found["route"]["next_hop"] == ("local" if address == ALICE else "mx:own.test")
+
+
+async def test_what_a_held_recipient_is_redirected_to_is_held(explainer, tmp_path) -> None:
+    (tmp_path / "10.toml").write_text(HOLDS)
+    rules = read_rules(tmp_path)
+    found = await explainer(rules=lambda: rules).explain(Question("moved@own.test", SENDER))
+    [target] = found["targets"]
+    assert (found["state"], target["state"], target["rule"]) == ("held", "held", "a look")
+
+
+async def test_a_rule_that_defers_is_a_temporary_rejection(explainer, tmp_path) -> None:
+    (tmp_path / "10.toml").write_text(HOLDS)
+    rules = read_rules(tmp_path)
+    found = await explainer(rules=lambda: rules).explain(Question("later@own.test", SENDER))
+    state = (found["state"], found["reply"], found["rule"])
+    assert state == ("rejected", "451 4.7.1 Not now", "not now")
+    assert [each["matched"] for each in found["rules"]] == [False, False, True]
 
 
 async def test_a_redirect_has_targets_to_which_no_rule_applies(explainer) -> None:

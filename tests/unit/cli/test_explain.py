@@ -21,6 +21,10 @@ RULES = """
 name = "no spam"
 when = { subject = "*spam*" }
 then = [ { reject = "5.7.1 No spam" } ]
+[[rule]]
+name = "a look"
+when = { recipient = "held@*" }
+then = [ { hold = "first mail" } ]
 """
 ROUTES = [
     {"domain": "closed.test", "next_hop": "reject:5.7.9 Not there"},
@@ -57,6 +61,7 @@ def explained(settings, tmp_path: Path):
         (["x@host.test", "--from", "alice@example.test"], 0, "remote"),
         (["nobody@example.test"], 65, "invalid"),
         (["x@closed.test"], 65, "rejected"),
+        (["held@kept.test"], 0, "held"),
         (["x@host.test", "--ip", "192.0.2.1"], 65, "rejected"),
     ],
 )
@@ -97,6 +102,7 @@ def test_a_person_reads_the_answer_first(explained, tmp_path: Path) -> None:
     assert others == [
         "  from    alice@example.test",
         '  rule    "no spam" depends on the message (subject); --message names one',
+        '  rule    "a look" does not match: recipient "x@host.test"',
         f'  route   "smart" ({tmp_path / "relay.toml"}:{line})',
         "  host    0 localhost [127.0.0.1]",
         "  tls     verify, demanded by the route smart",
@@ -106,6 +112,10 @@ def test_a_person_reads_the_answer_first(explained, tmp_path: Path) -> None:
     code, out, _ = explained("x@host.test", "--message", str(tmp_path / "one.eml"))
     assert (code, out.splitlines()[0]) == (65, "x@host.test is rejected: 550 5.7.1 No spam")
     assert '"no spam" matches and does reject: subject "spam again"' in out
+    _, out, _ = explained("held@kept.test")
+    assert out.splitlines()[0] == (
+        'held@kept.test is queued for capture, and held: first mail (rule "a look")'
+    )
 
 
 async def test_a_running_relay_answers(settings, explained, tmp_path: Path) -> None:
