@@ -1,0 +1,147 @@
+"""Regular expressions for the conditions of mail-flow rules: RE2, which takes linear time.
+
+A pattern is found anywhere in a text, without regard to case. All patterns for one field are
+compiled into one PatternSet, which reads a text once. This is the only module that imports `re2`,
+and what it guards against are that module's traps: to match with a set that was not compiled, or
+could not be, ends the process; a match that ran out of memory returns no match; the numbers of
+those that match are in no order.
+
+re2 gives the interpreter lock away while it matches, so that other threads go on.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from random import Random
+from typing import Any, Self
+
+import re2
+from msgspec import Struct
+
+from relay.phrases import shown
+
+PATTERN_STEPS_MAX = 1_000  # of its program
+SET_STEPS_MAX = 50_000  # of all patterns for one field
+SLOW_S = 0.002  # of CPU time for SAMPLE_CHARACTERS
+SAMPLE_CHARACTERS = 4096
+_MEMORY_BYTES_MAX = 16 * 1024 * 1024  # of one set: enough to compile SET_STEPS_MAX
+_ALWAYS = ""  # the pattern that each set has besides its own
+_SAMPLED_PATTERNS_MAX = 50  # the largest ones
+_SAMPLES_PER_PATTERN_MAX = 8
+_SAMPLES = 3  # texts of the same letters
+
+_counts = re.compile(r"\{[0-9,]*\}")
+_escapes = re.compile(r"\\[a-zA-Z]")
+
+
+class PatternError(Exception):
+    """A set cannot be compiled, or did not answer. The rule that asked cannot be applied."""
+
+
+class Pattern(Struct, frozen=True):
+    """A regular expression that RE2 accepts."""
+
+    text: str
+    steps: int  # the size of its program, which says how much work it can be
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read a regular expression. Raises ValueError that says what was expected."""
+        if not isinstance(value, str) or not value:
+            raise ValueError("a regular expression")
+        try:
+            steps = re2.compile(value, _options()).programsize
+        except UnicodeEncodeError:
+            raise ValueError("a regular expression in Unicode") from None
+        except re2.error as error:
+            reason = shown(error.args[0].decode(errors="replace"))
+            raise ValueError(f"a regular expression that RE2 accepts: it says {reason}") from None
+        if steps > PATTERN_STEPS_MAX:
+            raise ValueError(
+                f"a regular expression of at most {PATTERN_STEPS_MAX} steps, not {steps}: "
+                "counted repetitions and Unicode classes have many"
+            )
+        return cls(value, steps)
+
+
+class PatternSet:
+    """Patterns that are compiled together. Immutable, and safe to use in several threads."""
+
+    def __init__(self, patterns: Iterable[Pattern]) -> None:
+        """Compile the patterns. Raises PatternError: there is no set that is not compiled."""
+        self.patterns = tuple(dict.fromkeys(patterns))
+        compiled = re2.Set.SearchSet(_options())
+        try:
+            for each in (*self.patterns, Pattern(_ALWAYS, 0)):
+                compiled.Add(each.text)
+            compiled.Compile()
+        except re2.error:
+            count = len(self.patterns)
+            raise PatternError(f"{count} patterns cannot be compiled together") from None
+        self._compiled = compiled
+
+    def matching(self, text: str) -> tuple[Pattern, ...]:
+        """Return the patterns that match `text`, in their order. Raises PatternError.
+
+        Characters that UTF-8 does not have (lone surrogates) are matched as "?".
+        """
+        numbers = sorted(self._compiled.Match(_encodable(text)) or ())
+        if not numbers or numbers[-1] != len(self.patterns):  # the number of _ALWAYS
+            raise PatternError("the patterns ran out of memory")
+        return tuple([self.patterns[each] for each in numbers[:-1]])
+
+    def slow_pattern(self, cpu_s: Callable[[], float]) -> Pattern | None:
+        """Return the pattern that takes the most CPU time, if the set takes over SLOW_S for a text.
+
+        The texts have SAMPLE_CHARACTERS of letters that the patterns themselves have, which is what
+        a sender would use to slow them down. `cpu_s` returns the CPU time of this thread in
+        seconds. Raises PatternError.
+        """
+        others = PatternSet(self.patterns)  # its memory is not kept
+        largest = sorted(self.patterns, key=lambda each: each.steps, reverse=True)
+        for letters in dict.fromkeys(
+            letters
+            for pattern in largest[:_SAMPLED_PATTERNS_MAX]
+            for letters in _letters_of(pattern)[:_SAMPLES_PER_PATTERN_MAX]
+        ):
+            # all of some texts, so that it is not a coincidence
+            texts = [each.translate((letters * 256)[:256]) for each in _noise]
+            if all(_measured_s(others, text, cpu_s) > SLOW_S for text in texts):
+                costs = [_measured_s(PatternSet([one]), texts[0], cpu_s) for one in self.patterns]
+                return self.patterns[costs.index(max(costs))]
+        return None
+
+
+# For a field of FieldGlobs.
+PatternSets = Mapping[str, PatternSet]
+
+
+def _options() -> re2.Options:
+    options = re2.Options()
+    options.max_mem = _MEMORY_BYTES_MAX
+    options.case_sensitive = False
+    options.log_errors = False  # to stderr
+    return options
+
+
+def _encodable(text: str) -> bytes:
+    return text.encode(errors="replace")
+
+
+def _measured_s(patterns: PatternSet, text: str, cpu_s: Callable[[], float]) -> float:
+    """Return the CPU time for a text."""
+    before = cpu_s()
+    patterns.matching(text)
+    return cpu_s() - before
+
+
+def _letters_of(pattern: Pattern) -> Sequence[str]:
+    """Return strings of letters that may keep a pattern busy: pairs of neighbours, and all."""
+    plain = _escapes.sub("a0 ", _counts.sub("", pattern.text))
+    letters = list(dict.fromkeys(each for each in plain if each.isalnum() or each in " @"))
+    pairs = [first + second for first, second in pairwise(letters)]
+    return ["".join(letters) or "a0", *pairs]
+
+
+_random = Random(0)  # noqa: S311 - the same texts in each process
+_noise = [_random.randbytes(SAMPLE_CHARACTERS).decode("latin-1") for _ in range(_SAMPLES)]
