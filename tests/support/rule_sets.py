@@ -1,0 +1,141 @@
+"""Rule sets and messages for properties: small alphabets, so that many rules match."""
+
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from relay.message.envelope import Source
+from relay.message.verdict import ExaminedMessage
+from relay.policy.actions import ACTIONS, FINAL
+from relay.policy.conditions import CONDITIONS
+from relay.policy.engine import RuleSet
+from relay.policy.rule_tests import examined_message
+from relay.policy.rules import ConditionSet, OnError, Rule, RuleMode
+
+LOCAL = frozenset({"in.test"})
+TEXT = st.text("ab", max_size=3)
+ADDRESS = st.builds("{}@{}.test".format, st.text("ab", min_size=1, max_size=2),
+                    st.sampled_from(["in", "out", "far"]))  # fmt: skip
+_GLOB = st.one_of(
+    TEXT, TEXT.map("*{}".format), TEXT.map("{}*".format), TEXT.map("*{}*".format),
+    st.text("ab?*", min_size=1, max_size=4), st.just("[a]*"),
+).filter(bool)  # fmt: skip
+_GLOBS = st.lists(_GLOB, min_size=1, max_size=2)
+_OF_ADDRESSES = st.lists(
+    st.one_of(ADDRESS, _GLOB.map("{}@*".format), st.sampled_from(["*@in.test", "*@*.test", "<>"])),
+    min_size=1, max_size=2,
+)  # fmt: skip
+_FIELD = st.sampled_from(["X", "Y", "Subject"])
+_GLOB_FIELD = st.fixed_dictionaries({"name": _FIELD, "matches": _GLOBS})
+_OTHERS = st.lists(ADDRESS, min_size=1, max_size=2)
+_DISCLAIMER = st.fixed_dictionaries(
+    {"text": st.sampled_from(["For you only.", "Große Namen"])},
+    optional={
+        "where": st.sampled_from(["end", "start"]),
+        "fallback": st.sampled_from(["wrap", "ignore"]),
+    },
+)
+
+# The values of each key that a rule file may have.
+CONDITION_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "source": st.sampled_from(["graph", "smtp", ["graph", "smtp"]]),
+    "direction": st.sampled_from(["inbound", "outbound", ["internal", "outbound"]]),
+    "size_over": st.sampled_from([0, 200, 10_000]),
+    "sender": _OF_ADDRESSES,
+    "recipient": _OF_ADDRESSES,
+    "subject": _GLOBS,
+    "header": st.one_of(_GLOB_FIELD, st.lists(_GLOB_FIELD, min_size=1, max_size=2)),
+    "attachment_name": st.sampled_from(["*.exe", "a*", "b.exe"]),
+}
+ACTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "hold": st.sampled_from(["a look", "first mail"]),
+    "next_hop": st.sampled_from(["route:x", "smtp://h.test:25"]),
+    "rate_limit": st.fixed_dictionaries(
+        {"rate": st.just("9/1h"), "per": st.sampled_from(["sender", "login", "client"])}
+    ),
+    "cc": _OTHERS,
+    "bcc": _OTHERS,
+    "set_header": st.fixed_dictionaries({"name": st.sampled_from("XY"), "value": TEXT}),
+    "remove_header": st.sampled_from(["X", ["Y", "X-Raw"]]),
+    "subject_prefix": st.sampled_from(["b", "[a]"]),
+    "disclaimer": _DISCLAIMER,
+    "reject": st.just("5.7.1 no"),
+    "discard": st.just(True),
+    "redirect": _OTHERS,
+    "defer": st.just("4.7.1 later"),
+}
+_PLAIN_ACTIONS = sorted(ACTION_VALUES.keys() - set(FINAL))
+# A set in which much ends early says little about what follows.
+_LAST = st.sampled_from([*["none"] * 8, "reject", "discard", "redirect", "redirect", "defer"])
+
+
+@st.composite
+def condition_sets(draw: st.DrawFn, most: int) -> ConditionSet:
+    """A `when` or an `unless`."""
+    keys = draw(st.lists(st.sampled_from(sorted(CONDITION_VALUES)), max_size=most, unique=True))
+    return ConditionSet.of([CONDITIONS[key].parse(draw(CONDITION_VALUES[key])) for key in keys])
+
+
+@st.composite
+def rule_sets(draw: st.DrawFn) -> RuleSet:
+    """At most six rules, in any mode."""
+    rules = []
+    for number in range(draw(st.integers(1, 6))):
+        keys = draw(st.lists(st.sampled_from(_PLAIN_ACTIONS), max_size=3, unique=True))
+        last = draw(_LAST)
+        keys += [last] if last in ACTIONS else []
+        rules.append(
+            Rule(
+                f"r{number}",
+                draw(st.sampled_from([*[RuleMode.ENFORCE] * 4, RuleMode.AUDIT, RuleMode.OFF])),
+                when=draw(condition_sets(2)),
+                unless=draw(condition_sets(1)),
+                actions=tuple(ACTIONS[key].parse(draw(ACTION_VALUES[key])) for key in keys),
+                outcome=",".join(keys),
+                stop=draw(st.booleans()) and not keys,
+                on_error=OnError.DEFER,
+                file=Path("x"),
+                line=1,
+            )
+        )
+    return RuleSet(tuple(rules))
+
+
+_BODIES = st.sampled_from(
+    [
+        b"\r\nab\r\n",
+        b"\r\n",
+        b"",
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nhi\r\n--b\r\n"
+        b"Content-Type: application/x; name=a.exe\r\n\r\nMZ\r\n--b--\r\n",
+        b"Content-Type: text/html\r\n\r\n<p>hi</p>\r\n",
+        b"Content-Type: text/plain; charset=iso-8859-1\r\n\r\n\xe4\r\n",
+    ]
+)
+_FIELDS = st.one_of(
+    TEXT.map("Subject: {}\r\n".format),
+    TEXT.map("X: {}\r\n".format),
+    TEXT.map("y:{}\r\n".format),
+    st.sampled_from(
+        ["To: a@in.test,\r\n b@out.test\r\n", "CC:b@out.test \r\n", "cC: a@in.test,\r\n", "X-Raw: \xff\r\n",
+         "From: a@in.test\r\n"]
+    ),
+)  # fmt: skip
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> ExaminedMessage:
+    """A message with at most five recipients, and fields that are written in any way."""
+    fields = "".join(draw(st.lists(_FIELDS, min_size=1, max_size=6))).encode("latin-1")
+    login = draw(st.sampled_from(["", "ann"]))
+    return examined_message(
+        draw(st.one_of(ADDRESS, st.just(""))),
+        draw(st.lists(ADDRESS, min_size=1, max_size=5, unique=True)),
+        fields + draw(_BODIES),
+        source=draw(st.sampled_from([Source.SMTP, Source.GRAPH])),
+        local_domains=LOCAL,
+        client=draw(st.sampled_from(["", "192.0.2.1", "2001:db8::1"])),
+        login=login,
+        is_trusted=bool(login),
+    )

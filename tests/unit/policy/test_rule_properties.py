@@ -1,0 +1,117 @@
+"""What holds for any rules and any message."""
+
+from collections.abc import Collection
+
+import pytest
+from hypothesis import given, settings
+
+from relay.message.header import ParsedContent
+from relay.message.verdict import ExaminedMessage, Verdict, VerdictAction
+from relay.policy.actions import (
+    CcAction,
+    DisclaimerAction,
+    RemoveHeaderAction,
+    RuleAction,
+    SetHeaderAction,
+    SubjectPrefixAction,
+)
+from relay.policy.engine import RuleSet
+from relay.policy.explanation import explain
+from relay.policy.rules import RuleMode
+from tests.support.rule_sets import messages, rule_sets
+
+# Where a disclaimer goes into the body, these describe it.
+OF_BODY = frozenset({b"content-type", b"content-transfer-encoding", b"mime-version"})
+
+
+def actions_for(rules: RuleSet, verdict: Verdict, recipient: str) -> list[RuleAction]:
+    """The actions of the rules that matched a recipient."""
+    matched = {hit.rule for hit in verdict.hits if recipient in hit.recipients}
+    return [
+        action
+        for rule in rules.rules
+        if rule.name in matched and rule.mode is RuleMode.ENFORCE
+        for action in rule.actions
+    ]
+
+
+def named_by(actions: Collection[RuleAction]) -> set[bytes]:
+    """The fields that actions change, in lower case."""
+    names: set[str] = set()
+    for action in actions:
+        match action:
+            case CcAction():
+                names.add("cc")
+            case SubjectPrefixAction():
+                names.add("subject")
+            case SetHeaderAction(name):
+                names.add(name)
+            case RemoveHeaderAction(removed):
+                names |= set(removed)
+    return {name.lower().encode() for name in names}
+
+
+def without(content: ParsedContent, names: Collection[bytes]) -> list[tuple[bytes, bytes]]:
+    """The other fields, octet by octet."""
+    return [field for field in content.header.fields if field[0] not in names]
+
+
+def check_partition(message: ExaminedMessage, verdict: Verdict) -> None:
+    """Every recipient has exactly one action, and no address gets two copies."""
+    assert tuple(one.address for one in verdict.recipients) == message.recipients
+    served = [one.address for one in verdict.recipients if one.action is VerdictAction.DELIVER]
+    served += [one.address for one in verdict.additions]
+    assert len({each.casefold() for each in served}) == len(served)
+    for one in verdict.recipients:
+        if one.action is VerdictAction.REDIRECT:  # somebody gets what was redirected
+            assert set(one.successors) <= set(served) - {one.address}
+        if one.action is not VerdictAction.DELIVER:  # what decided it was the last to apply
+            matched = [hit.rule for hit in verdict.hits if one.address in hit.recipients]
+            assert matched[-1] == one.rule
+
+
+def check_contents(rules: RuleSet, message: ExaminedMessage, verdict: Verdict) -> None:
+    """The octets that no action names are the same in every copy."""
+    original = verdict.contents[0]
+    assert original is message.content
+    copies = [one for one in verdict.recipients if one.action is VerdictAction.DELIVER]
+    used = {one.content for one in verdict.recipients} | {one.content for one in verdict.additions}
+    assert used | {0} == set(range(len(verdict.contents)))
+    for one in copies:
+        actions = actions_for(rules, verdict, one.address)
+        copy, names = verdict.contents[one.content], named_by(actions)
+        if any(isinstance(each, DisclaimerAction) for each in actions):
+            continue  # tests/unit/mime/test_disclaimer.py
+        assert without(copy, names) == without(original, names)
+        assert copy.rest is original.rest
+        assert names or one.content == 0
+    for copy in verdict.contents:
+        assert copy.header.values("To") == original.header.values("To")
+        if not any(isinstance(each, CcAction) for rule in rules.rules for each in rule.actions):
+            assert copy.header.values("Cc") == original.header.values("Cc")
+
+
+def check_explanation(rules: RuleSet, message: ExaminedMessage, verdict: Verdict) -> None:
+    """An explanation says what an evaluation decides."""
+    explained = explain(rules, message)
+    assert explained.verdict == verdict
+    hits = {hit.rule: hit.recipients for hit in verdict.hits}
+    assert {each.rule: each.recipients for each in explained.rules if each.matched} == hits
+
+
+def check(rules: RuleSet, message: ExaminedMessage) -> None:
+    """All of these; and a thread goes on where the event loop has stopped."""
+    verdict = rules.evaluate(message)
+    check_partition(message, verdict)
+    check_contents(rules, message, verdict)
+    check_explanation(rules, message, verdict)
+    evaluation = rules.begin(message)
+    evaluation.run(in_thread=False)
+    evaluation.run(in_thread=True)
+    assert evaluation.verdict() == verdict
+
+
+test_any_rules_and_any_message = settings(max_examples=300)(given(rule_sets(), messages())(check))
+test_many_rules_and_messages = pytest.mark.long(
+    settings(max_examples=10_000)(given(rule_sets(), messages())(check))
+)
