@@ -107,8 +107,10 @@ _BODIES = st.sampled_from(
         b"\r\nab\r\n",
         b"\r\n",
         b"",
-        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nhi\r\n--b\r\n"
-        b"Content-Type: application/x; name=a.exe\r\n\r\nMZ\r\n--b--\r\n",
+        (
+            b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nhi\r\n--b\r\n"
+            b"Content-Type: application/x; name=a.exe\r\n\r\nMZ\r\n--b--\r\n"
+        ),
         b"Content-Type: text/html\r\n\r\n<p>hi</p>\r\n",
         b"Content-Type: text/plain; charset=iso-8859-1\r\n\r\n\xe4\r\n",
     ]
