@@ -235,6 +235,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         expire_after_s=base.settings.delivery.expire_after,
         delay_warning_after_s=base.settings.delivery.delay_warning_after,
         any_sender=base.sources.any_sender, srs=base.srs,
+        held_max=base.settings.policy.held_max,
     )  # fmt: skip
 
 

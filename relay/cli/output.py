@@ -16,6 +16,7 @@ import msgspec
 
 from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.wording import client_line, describe, named
+from relay.message.lifecycle import hold_text
 from relay.phrases import counted
 from relay.spool.queue_commands import EntryList
 
@@ -281,7 +282,10 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     if entry.get("held_until"):
         yield f"held until {str(entry['held_until'])[:19].replace('T', ' ')}"
     if entry.get("reason"):
-        yield f"held by {entry['reason']}"
+        since = str(entry["since"])[:19].replace("T", " ")
+        yield f"held by {hold_text(entry['reason'], entry['rule'])}, since {since}"
+        if entry.get("subject"):
+            yield f"subject: {entry['subject']}"
     if entry.get("note"):
         yield f"{entry['result']}: {entry['note']}"
 

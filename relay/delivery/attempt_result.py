@@ -129,7 +129,7 @@ def result_of_attempt(
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
     retry = schedule.retry(
         DeferralCause(claim.cause, claim.cause_attempts), dict.fromkeys(names),
-        now_us=time.now_us, expires_us=claim.message.expires_us,
+        now_us=time.now_us, expires_us=claim.expires_us,
     )  # fmt: skip
     warned, late = _warning(claim, left, outcomes, time=time)
     waiting = _waiting(
@@ -212,7 +212,7 @@ def unrecorded_result(
         concluded = same_outcome(claim, Indeterminate(Evidence("4.3.0", text)))
     waiting = EntrySchedule(
         retry_us=None if may_be_delivered else again_us, level=claim.level, warn_us=claim.warn_us,
-        due_us=max(again_us, claim.message.expires_us) if may_be_delivered else again_us,
+        due_us=max(again_us, claim.expires_us) if may_be_delivered else again_us,
         cause=DeferralClass.INTERNAL, cause_attempts=claim.cause_attempts + 1,
     )  # fmt: skip
     reason = _NOT_RECORDED if may_be_delivered else ""
@@ -225,22 +225,26 @@ def unrecorded_result(
 def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     """Expire every recipient of the claim, with the last reply that it got.
 
-    Captured mail gets no reports: it was not meant to be sent.
+    Captured mail gets no reports: it was not meant to be sent. Nor does what a rule holds silently.
     """
     expired: dict[int, Outcome] = {}
     reported = []
+    rule = claim.extra.rule if claim.is_held_by_rule else ""
+    is_silent = bool(rule) and claim.extra.silent
     for recipient in claim.recipients:
         evidence = _expiry_evidence(claim, recipient)
         expired[recipient.id] = Failed(evidence)
-        if claim.state is not RecipientState.CAPTURED:
+        if not (claim.state is RecipientState.CAPTURED or is_silent):
             # The time of the last attempt is not known here.
-            reported.append(_reported(claim, recipient, evidence, at_us=0))
+            reported.append(replace(_reported(claim, recipient, evidence, at_us=0), rule=rule))
     details = [
         _recipient_detail(one, RecipientState.EXPIRED, expired[one.id].evidence)
         for one in claim.recipients
     ]
     detail: dict[str, Any] = {"entry": claim.entry_id, **_next_hop(claim), "expired": len(details)}
     detail |= {"recipients": details[:_DETAIL_RECIPIENTS_MAX]}
+    if rule:
+        detail |= {"rule": rule, **({"silent": True} if is_silent else {})}
     event = Event(Step.DELIVERY, time.at_us, detail)
     return AttemptResult(time.at_us, expired=expired, failed=tuple(reported), events=(event,))
 
@@ -280,7 +284,7 @@ def _waiting(
     now_us: int,
 ) -> EntrySchedule:
     """The due time is never in the past: an expired recipient ends at the next check."""
-    ends_us = claim.due_us if claim.state is RecipientState.CAPTURED else claim.message.expires_us
+    ends_us = claim.due_us if claim.state is RecipientState.CAPTURED else claim.expires_us
     times = [time_us for time_us in (retry_us, warn_us, ends_us) if time_us is not None]
     return EntrySchedule(
         retry_us=retry_us, due_us=max(now_us, min(times)), level=level, cause=cause.name,
@@ -368,6 +372,8 @@ def _successes(
 def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
     if claim.state is RecipientState.CAPTURED:
         return Evidence("5.4.7", "captured; its retention time is over")
+    if claim.is_held_by_rule:
+        return Evidence("5.4.7", "it was held, and not released in time")
     text = recipient.reply or "no attempt succeeded"
     return Evidence("5.4.7", f"delivery time expired; last: {text}")
 

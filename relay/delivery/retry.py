@@ -98,7 +98,7 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
         return ClaimAction.EXPIRE
     if is_parked:
         return ClaimAction.REQUEUE
-    is_over = now_us >= claim.message.expires_us
+    is_over = now_us >= claim.expires_us
     if claim.retry_us is not None and now_us < claim.retry_us and not is_over:
         return ClaimAction.REQUEUE
     return ClaimAction.ATTEMPT
@@ -108,9 +108,9 @@ def end_us(claim: Claim, *, started_us: int) -> int | None:
     """When the claim expires while it waits; None if it must be attempted once more first."""
     if claim.state is RecipientState.CAPTURED:
         return claim.due_us  # kept for a time of its own, whatever the message's expiry
+    expires_us = claim.expires_us
     if claim.state is RecipientState.HELD:
-        return claim.message.expires_us
-    expires_us = claim.message.expires_us
+        return expires_us
     if claim.attempts == 0 or claim.due_us < started_us:
         return None
     if claim.state is RecipientState.QUEUED and (claim.retry_us or 0) > expires_us:

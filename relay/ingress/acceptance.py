@@ -27,15 +27,18 @@ from relay.ingress.data import (
     subject_of,
 )
 from relay.ingress.expansion import expand_recipients
-from relay.ingress.fanout import FanOut, fan_out, reported_recipient
+from relay.ingress.fanout import FanOut, HoldTimes, fan_out, reported_recipient
 from relay.ingress.forwarding import Forwarder
+from relay.ingress.hold_limit import HoldLimit
 from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, memory_part, size_of
 from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
 from relay.message.header import FIELDS_MAX, Header, ParsedContent, outgoing
+from relay.message.lifecycle import RecipientState, hold_text
 from relay.message.nexthop import NextHop
+from relay.message.outcome import Evidence
 from relay.message.srs import Srs
 from relay.message.status import own_reply
 from relay.message.verdict import Deferral, ExaminedMessage, Verdict
@@ -49,6 +52,7 @@ from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTab
 from relay.spool.types import (
     Accepted,
     Claim,
+    HoldsFullError,
     NewMessage,
     PriorityLevel,
     ReportWriter,
@@ -106,14 +110,17 @@ class Acceptance:
         True
     )
     policy_timeout_s: float = POLICY_TIMEOUT_S  # for all rules of one message; then 451
+    held_max: int = 10_000  # entries that rules may hold; then 452
     threads: PolicyThreads = field(default_factory=PolicyThreads, init=False)  # evaluate rules
     answers: AnswerLimit = field(init=False)  # of mail for MAILER-DAEMON
     forwarding: Forwarder = field(init=False)  # what addresses lead to
+    holds: HoldLimit = field(init=False)  # of mail that rules may not hold any more
 
     def __post_init__(self) -> None:
         forwarding = Forwarder(self.accounts, self.router, self.srs, self.clock)
         object.__setattr__(self, "forwarding", forwarding)
         object.__setattr__(self, "answers", AnswerLimit(self.clock, self.metrics))
+        object.__setattr__(self, "holds", HoldLimit(self.clock, self.held_max))
 
     def close(self) -> None:
         """Stop the threads without waiting for them."""
@@ -170,6 +177,7 @@ class Acceptance:
             answers_discarded=(
                 self.answers.why_discarded(envelope, size_of(content)) if has_answers else ""
             ),
+            times=HoldTimes(now_us, int(self.expire_after_s * 1_000_000)),
         )  # fmt: skip
         self._count_rules(verdict)
         if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
@@ -202,7 +210,8 @@ class Acceptance:
         content: ParsedContent,
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message with the events of the reports that are due already, and these."""
-        if not (expanded or fan.rejected):  # nearly always
+        notices = _notices(verdict, fan) if message.held_by_rules else {}
+        if not (expanded or fan.rejected or notices):  # nearly always
             return message, ()
         rules = {one.address: one.rule for one in verdict.recipients}
         due = {
@@ -211,9 +220,10 @@ class Acceptance:
             ],
             ReportKind.EXPANDED: expanded,
         }
+        groups = [*due.items(), *((ReportKind.HELD, some) for some in notices.values())]
         plans = [
             self.reporter.reports(kind, message.facts, some, content=content.joined())
-            for kind, some in due.items()
+            for kind, some in groups
             if some
         ]
         events = [event for plan in plans for event in plan.events]
@@ -349,6 +359,7 @@ class Acceptance:
             events=(event,),
             priority=self._priority(origin, fan),
             warn_us=self._warn_us(envelope, origin, time_us),
+            held_max=self.held_max,
         )
 
     def _priority(self, origin: Origin, fan: FanOut) -> PriorityLevel:
@@ -384,12 +395,15 @@ class Acceptance:
             entry.extra.reason or self.has_room(entry.next_hop, sender, message.level_of(entry))
             for entry in message.entries
         )
-        accepted = await self.spool.accept(
-            message,
-            reports=reports,
-            submission_key=message.facts.submission_id,
-            claim=claim,
-        )
+        try:
+            accepted = await self.spool.accept(
+                message,
+                reports=reports,
+                submission_key=message.facts.submission_id,
+                claim=claim,
+            )
+        except HoldsFullError:
+            return self.holds.rejection(message.held_by_rules[0])
         if not accepted.repeated:
             self._log_accepted(message, client)
             for recipient in message.final_recipients:
@@ -447,6 +461,23 @@ def _deferral(deferral: Deferral) -> DataReply:
     return DataReply(reply, rule=deferral.rule)
 
 
+def _notices(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]]:
+    """Return the recipients, by rule, of whom the sender hears that the rule holds their copies."""
+    holds = {one.address: one.hold for one in verdict.recipients if one.hold is not None}
+    held = [
+        recipient for entry in fan.entries if entry.extra.rule for recipient in entry.recipients
+    ]
+    held += [each for each in fan.final_recipients if each.state is RecipientState.REDIRECTED]
+    found: dict[str, list[ReportedRecipient]] = {}
+    for each in held:
+        hold = None if each.added_by else holds.get(each.path.address)
+        if hold is not None and hold.notice:
+            evidence = Evidence("4.7.1", hold.notice)  # RFC 3463 3.8
+            about = ReportedRecipient(each.path, evidence, rule=hold.rule)
+            found.setdefault(hold.rule, []).append(about)
+    return found
+
+
 def _message_id(header: Header) -> str:
     found = header.first("Message-ID") or b""
     return found[:LINE_OCTETS_MAX].decode("utf-8", "replace")
@@ -471,7 +502,8 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
     for entry in fan.entries:
         if entry.extra.reason:
             addresses = [each.path.address for each in entry.recipients if not each.added_by]
-            held.setdefault(entry.extra.reason, []).extend(addresses)
+            by = hold_text(entry.extra.reason, entry.extra.rule)
+            held.setdefault(by, []).extend(addresses)
     rejected = [each for each in fan.rejected if not each.added_by]
     aliases = [each for each in fan.aliases if each.successors]
     detail: dict[str, Any] = {

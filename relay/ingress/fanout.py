@@ -22,7 +22,13 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
 from relay.message.status import own_reply
-from relay.message.verdict import AddedRecipient, RecipientVerdict, Verdict, VerdictAction
+from relay.message.verdict import (
+    AddedRecipient,
+    Hold,
+    RecipientVerdict,
+    Verdict,
+    VerdictAction,
+)
 from relay.mime.dsn import ReportedRecipient
 from relay.routing.route_table import (
     InvalidRecipient,
@@ -34,6 +40,28 @@ from relay.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 
 _NEVER = frozenset({Notify.NEVER})
 _Key = tuple[NextHop, int, EntryExtra]  # of an entry: its content, and what is particular to it
+
+
+class HoldTimes(Struct, frozen=True):
+    """When a message is accepted, in queue time, and how long new mail is attempted."""
+
+    accepted_us: int = 0
+    lifetime_us: int = 0
+
+    def held(self, extra: EntryExtra, hold: Hold) -> EntryExtra:
+        """Return the fields of an entry that a rule holds."""
+        lasts_us = None if hold.expires_s is None else int(hold.expires_s * 1_000_000)
+        return replace(
+            extra,
+            reason=hold.reason,
+            rule=hold.rule,
+            silent=hold.silent,
+            expires_us=0 if lasts_us is None else self.accepted_us + lasts_us,
+            lifetime_us=self.lifetime_us,
+        )
+
+
+_NO_TIMES = HoldTimes()
 
 
 class FanOut(Struct, frozen=True):
@@ -76,16 +104,18 @@ def fan_out(
     expand: Callable[[str], Expansion | None],
     sender_of: Callable[[str, str], str],
     answers_discarded: str = "",
+    times: HoldTimes = _NO_TIMES,
 ) -> FanOut:
     """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
     `sender_of` returns the sender of what an alias sends outside, "" for that of the message. With
     `answers_discarded`, the reason, answers to reports are discarded; they never cause a report.
+    `times` are those of holds.
 
     There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
     in the same order: rules do not see invalid recipients.
     """
     buckets: dict[_Key, list[NewRecipient]] = {}
-    key_of = partial(_key, sender_of=sender_of)
+    key_of = partial(_key, sender_of=sender_of, times=times)
     final: list[NewRecipient] = list(recipients.aliases)
     verdicts = iter(verdict.recipients)
     for path, position, forwarded_by, found in zip(
@@ -99,14 +129,12 @@ def fan_out(
         if isinstance(found, LocalRecipient) and found.is_answer:
             start = replace(start, path=replace(path, notify=_NEVER))
             if answers_discarded and decided.action is VerdictAction.DELIVER:
-                final.append(
-                    replace(start, state=RecipientState.DISCARDED, reply=answers_discarded)
-                )
+                final.append(_discarded(start, answers_discarded))
                 continue
         if (final_state := _final_state(start, decided)) is not None:
             final.append(final_state)
         else:
-            key = key_of(found, path.address, content=decided.content, forwarded_by=forwarded_by)
+            key = key_of(found, path.address, decided, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(start)
     served = {each.path.address for bucket in buckets.values() for each in bucket}
     for addition, address, forwarded_by in _additions(verdict, expand):
@@ -118,7 +146,7 @@ def fan_out(
         if isinstance(found, InvalidRecipient):
             final.append(_failed(added, found.status, found.text))
         else:
-            key = key_of(found, address, content=addition.content, forwarded_by=forwarded_by)
+            key = key_of(found, address, addition, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(added)
     used = sorted({content for _, content, _ in buckets}) or [0]
     return FanOut(
@@ -148,11 +176,15 @@ def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient
         case VerdictAction.REJECT:
             return _failed(start, verdict.status, own_reply(verdict.status, verdict.text))
         case VerdictAction.DISCARD:
-            return replace(start, state=RecipientState.DISCARDED)
+            return _discarded(start)
         case VerdictAction.REDIRECT:
             return replace(start, state=RecipientState.REDIRECTED, successors=verdict.successors)
         case _:
             assert_never(verdict.action)
+
+
+def _discarded(recipient: NewRecipient, reply: str = "") -> NewRecipient:
+    return replace(recipient, state=RecipientState.DISCARDED, reply=reply)
 
 
 def _failed(recipient: NewRecipient, status: str, reply: str) -> NewRecipient:
@@ -162,21 +194,25 @@ def _failed(recipient: NewRecipient, status: str, reply: str) -> NewRecipient:
 def _key(
     examination: LocalRecipient | RemoteRecipient,
     address: str,
+    decided: RecipientVerdict | AddedRecipient,
     *,
-    content: int,
     forwarded_by: str,
     sender_of: Callable[[str, str], str],
+    times: HoldTimes,
 ) -> _Key:
-    """Return the key of the entry of a recipient."""
+    """Return the key of the entry of a recipient. Of two holds, that of a rule is shown; one
+    release ends both.
+    """
+    content, hold = decided.content, decided.hold
     if isinstance(examination, LocalRecipient):  # whose copy names the address that it is for
         next_hop, forwarded_by = LOCAL, ""
     else:
         next_hop = examination.next_hop
-    if not (forwarded_by or examination.held):
+    if not (forwarded_by or examination.held or hold):
         return next_hop, content, NO_EXTRA
     sender = sender_of(forwarded_by, address) if forwarded_by else ""
     extra = EntryExtra(sender=sender, delivered_to=forwarded_by, reason=examination.held)
-    return next_hop, content, extra
+    return next_hop, content, extra if hold is None else times.held(extra, hold)
 
 
 def _additions(

@@ -15,6 +15,7 @@ from relay.journeys.events import Step
 _CLAIMS = {
     "failure": "it was not delivered",
     "delayed": "it is not delivered yet",
+    "held": "it is held",
     "delivered": "it was delivered",
     "relayed": "it was passed on to a host that sends no reports",
     "expanded": "it was delivered to a list, and sent to its members",

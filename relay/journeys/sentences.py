@@ -22,7 +22,7 @@ _SENTENCES_MAX = 3
 _NAMED_MAX = 2
 _REPORTED_MAX = 100  # addresses in an event of step 7
 _REPORTS_MAX = 3
-_OF_NO_FAILURE = ("delayed", "delivered", "relayed", "expanded")  # kinds of reports
+_OF_NO_FAILURE = ("delayed", "held", "delivered", "relayed", "expanded")  # kinds of reports
 _CLAUSE_CHARACTERS_MAX = 160
 _SMTP_REPLY = re.compile(r"[2-5][0-9][0-9](?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?(?= |$)", re.ASCII)
 _EXPIRED = "expired"  # the outcome of no attempt

@@ -99,3 +99,8 @@ def by_importance(state: str) -> int:
     """Return the place of a state in the order by importance to the sender."""
     places = [place for place, one in enumerate(_ORDER_OF_IMPORTANCE) if one == state]
     return places[0] if places else -1
+
+
+def hold_text(reason: str, rule: str = "") -> str:
+    """Return why an entry is held, for people, after "by"; `rule` holds it, unless that is ""."""
+    return f'rule "{rule}": {reason}' if rule else reason

@@ -47,22 +47,24 @@ class ReportKind(StrEnum):
     FAILED = "failure"
     UNKNOWN = "unknown"  # an attempt ended without an answer: the message may have been accepted
     DELAYED = "delayed"  # not delivered yet, and still attempted
+    HELD = "held"  # a rule holds the message, and its administrator wants the sender to know
     DELIVERED = "delivered"
     RELAYED = "relayed"  # to a host that sends no reports
     EXPANDED = "expanded"  # delivered to a list, and sent to its members
 
     @property
     def action(self) -> str:
-        """The Action field (RFC 3464 2.3.3), which has no word for UNKNOWN."""
+        """The Action field (RFC 3464 2.3.3), which has no word for UNKNOWN and HELD."""
         return _ACTIONS.get(self, self.value)
 
 
-_ACTIONS = {ReportKind.FAILED: "failed", ReportKind.UNKNOWN: "delayed"}
+_ACTIONS = {ReportKind.FAILED: "failed", ReportKind.UNKNOWN: "delayed", ReportKind.HELD: "delayed"}
 FAILURES = frozenset({ReportKind.FAILED, ReportKind.UNKNOWN})
 _TITLES = {  # they begin the Subject, in every language: programs know them
     ReportKind.FAILED: "Undeliverable",
     ReportKind.UNKNOWN: "Unknown whether sent",
     ReportKind.DELAYED: "Delayed",
+    ReportKind.HELD: "Held",
     ReportKind.DELIVERED: "Delivered",
     ReportKind.RELAYED: "Relayed",
     ReportKind.EXPANDED: "Expanded",

@@ -19,7 +19,7 @@ from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, Se
 from relay.journeys.events import Step
 from relay.journeys.reported import is_remote
 from relay.journeys.wording import REASONS, WAITS_FOR, client_line
-from relay.message.lifecycle import AT_REST, FINAL
+from relay.message.lifecycle import AT_REST, FINAL, hold_text
 from relay.pages.content import one_line
 from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
 from relay.phrases import counted
@@ -492,7 +492,8 @@ def _next_of(entry: Mapping[str, Any], now_us: int) -> dict[str, str]:
     if entry.get("claimed"):
         return {"text": f"Attempt {number} is in progress, or next in turn", **gives_up}
     if state == "held":
-        text = f"Held by {entry['reason']}" if entry.get("reason") else "Held"
+        by = hold_text(entry.get("reason", ""), entry.get("rule", ""))
+        text = f"Held by {by}" if by else "Held"
         if held_until := entry.get("held_until"):
             return {"text": f"{text}; it is released", "at": held_until, **gives_up}
         return {"text": f"{text}; it stays until an operator releases it", **gives_up}

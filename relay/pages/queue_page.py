@@ -11,7 +11,7 @@ from relay.api.request_parameters import require_method, selector_of_query
 from relay.clock import id_time_us
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
-from relay.message.lifecycle import FINAL, RecipientState
+from relay.message.lifecycle import FINAL, RecipientState, hold_text
 from relay.pages.access import Visitor
 from relay.pages.queue_change import EFFECTS, LABELS, result_sentence
 from relay.pages.queue_selection import QueueSelection, selection_of
@@ -127,7 +127,8 @@ def _age(seconds: float) -> str:
 def _reply(entry: Mapping[str, Any]) -> str:
     """Return the last reply of the first recipient that waits, or why the entry is held."""
     replies = [one["reply"] for one in entry["recipients"] if one["state"] not in FINAL]
-    return next(filter(None, replies), "") or str(entry.get("reason", ""))
+    held = hold_text(str(entry.get("reason", "")), str(entry.get("rule", "")))
+    return next(filter(None, replies), "") or held
 
 
 def _reasons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -262,6 +262,7 @@ _VERIFIED = {
 _KINDS = {
     "failure": "A report on failed delivery",
     "unknown": "A report that the outcome is not known",
+    "held": "A notice that the message is held",
     "delivered": "A report on delivery",
     "relayed": "A report on delivery to the next host",
     "expanded": "A report on delivery to a list",

@@ -86,7 +86,7 @@ def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
     match kind:
         case ReportKind.FAILED | ReportKind.UNKNOWN:
             return not notify or Notify.FAILURE in notify
-        case ReportKind.DELAYED:
+        case ReportKind.DELAYED | ReportKind.HELD:
             return not notify or Notify.DELAY in notify
         case ReportKind.DELIVERED | ReportKind.RELAYED | ReportKind.EXPANDED:
             return Notify.SUCCESS in notify
@@ -106,7 +106,9 @@ class Copies(Struct, frozen=True):
 
 
 class LeftOut(StrEnum):
-    """Why a report of a success or a delay is not sent, in the journey; the name is in metrics."""
+    """Why a report of a success, a delay or a hold is not sent, in the journey; the name is in
+    metrics.
+    """
 
     UNROUTED = "the address of the sender has no next hop"
     AUTOMATIC = "a program or a list has sent the message"

@@ -186,6 +186,9 @@ class ReportTexts(Struct, frozen=True):
     ) -> RecipientFields:
         if is_success(kind):
             return recipient_fields(recipient, detail="", hostname=hostname)
+        if kind is ReportKind.HELD:  # the administrator's text says why
+            bare = recipient_fields(recipient, detail="", hostname=hostname)
+            return replace(bare, why=" ".join(recipient.evidence.reply.split()), reply="")
         failure = failure_of(kind, recipient)
         bare = recipient_fields(recipient, detail=failure.detail, hostname=hostname)
         fields = {"recipient": bare, "hostname": hostname, "language": language}

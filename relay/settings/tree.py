@@ -269,9 +269,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """The directory of the mail-flow rules."""
+    """The mail-flow rules."""
 
     directory: Path = Path("policies")
+    held_max: Annotated[int, Between(0, 10_000_000)] = 10_000  # entries that rules hold; then 452
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,10 @@ class SpoolUnavailableError(SpoolError):
     """The spool cannot be written now: 451 4.3.0."""
 
 
+class HoldsFullError(SpoolError):
+    """Rules hold as many entries as they may: 452 4.3.1."""
+
+
 class NewRecipient(Struct, frozen=True):
     """A recipient as accepted. With a final `state` (rejected, invalid, discarded, redirected,
     expanded) it has no entry.
@@ -151,6 +155,13 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     since_us: int = 0
     # It was held and was released: no route holds it again.
     released: bool = False
+    # When it expires in queue time; 0: when its message does. A rule's hold has an end of its own,
+    # and a copy that is released from one is attempted for as long as new mail.
+    expires_us: int = 0
+    # Nothing is reported when its hold expires.
+    silent: bool = False
+    # Of a rule's hold: how long the copy is attempted from its release on.
+    lifetime_us: int = 0
     # The reverse-path in MAIL of this copy where it is another than the message's (SRS). The
     # message's sender gets the reports all the same.
     sender: str = ""
@@ -159,6 +170,7 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
 
 
 NO_EXTRA = EntryExtra()  # of ordinary mail
+
 _ENTRY_EXTRA = msgspec.json.Decoder(EntryExtra)
 _MESSAGE_EXTRA = msgspec.json.Decoder(MessageExtra)
 
@@ -198,18 +210,23 @@ class NewMessage(Struct, frozen=True):
     """Everything that one transaction makes durable: message, contents, entries, and recipients
     that are final already.
 
-    `warn_us` is when the sender gets a delay warning in queue time (Clock.queue_us), None for
-    never. The caller keeps the body of a large content; accepting it links it into the spool, or
-    copies it.
+    The caller keeps the body of a large content; accepting it links it into the spool, or copies
+    it.
     """
 
-    facts: MessageFacts
-    contents: tuple[Content, ...]
-    entries: tuple[NewEntry, ...]
-    final_recipients: tuple[NewRecipient, ...] = ()
-    events: tuple[Event, ...] = ()
-    priority: PriorityLevel = PriorityLevel.NORMAL
-    warn_us: int | None = None
+    facts: MessageFacts  # what all entries share
+    contents: tuple[Content, ...]  # what an entry does not use is not stored
+    entries: tuple[NewEntry, ...]  # the copies to deliver or hold
+    final_recipients: tuple[NewRecipient, ...] = ()  # those without an entry
+    events: tuple[Event, ...] = ()  # steps of the journey
+    priority: PriorityLevel = PriorityLevel.NORMAL  # the level that it asked for
+    warn_us: int | None = None  # of the delay warning, in queue time; None: never
+    held_max: int | None = None  # entries that rules may hold with its own; None: any number
+
+    @property
+    def held_by_rules(self) -> tuple[str, ...]:
+        """The rule of each entry that a rule holds."""
+        return tuple([entry.extra.rule for entry in self.entries if entry.extra.rule])
 
     @property
     def sender_key(self) -> int:
@@ -301,6 +318,16 @@ class Claim(Struct, frozen=True):
     def key(self) -> Key:
         """The key of the entry."""
         return self.message.id, self.entry_id
+
+    @property
+    def expires_us(self) -> int:
+        """When it expires: the time of its own that the entry has, or that of the message."""
+        return self.extra.expires_us or self.message.expires_us
+
+    @property
+    def is_held_by_rule(self) -> bool:
+        """Whether a rule of the policy holds it."""
+        return self.state is RecipientState.HELD and bool(self.extra.rule)
 
     @property
     def is_fresh(self) -> bool:
@@ -448,7 +475,8 @@ class Spool(Protocol):
         entries claimed. If it is a read receipt, `receipt` is recorded in the same transaction.
 
         The same `submission_key` again changes nothing and returns the first queue id. Raises
-        SpoolFullError, SpoolUnavailableError.
+        HoldsFullError where rules would hold more than its `held_max` entries, together with those
+        accepted at the same time; SpoolFullError, SpoolUnavailableError.
         """
         ...
 

@@ -34,9 +34,9 @@ _Found = TypeVar("_Found")
 class Bounce:
     """The part of a report that is about one recipient.
 
-    `kind` is "failure", "delayed", "delivered", "relayed" or "expanded"; that of a read receipt is
-    "read" or "notread". `action` is that of a delivery report: "failed" for a failure. `reply` is
-    what the remote host or Relay said, such as "550 5.1.1 no such user here".
+    `kind` is "failure", "delayed", "held", "delivered", "relayed" or "expanded"; that of a read
+    receipt is "read" or "notread". `action` is that of a delivery report: "failed" for a failure.
+    `reply` is what the remote host or Relay said, such as "550 5.1.1 no such user here".
     """
 
     recipient: str

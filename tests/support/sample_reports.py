@@ -125,10 +125,15 @@ EVERY_CLASS = [
 DELAYED = structs.replace(
     FULL, evidence=Evidence("4.2.2", "452 4.2.2 Over quota", "mx1.example.net", remote=True)
 )
+HELD = ReportedRecipient(
+    ForwardPath("bob@example.net"), Evidence("4.7.1", "It waits until\nthe manager has read it."),
+    rule="offers",
+)  # fmt: skip
 RECIPIENTS = {
     ReportKind.FAILED: EVERY_CLASS,
     ReportKind.UNKNOWN: [EXPIRED],
     ReportKind.DELAYED: [DELAYED, EXPIRED],
+    ReportKind.HELD: [HELD],
     ReportKind.DELIVERED: [RELAYED],
     ReportKind.RELAYED: [RELAYED],
     ReportKind.EXPANDED: [RELAYED],

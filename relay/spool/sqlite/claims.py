@@ -24,14 +24,8 @@ from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
-from relay.spool.sqlite.transactions import (
-    MESSAGE_COLUMNS,
-    RELEASED,
-    append_events,
-    note_hold,
-    note_release,
-    read_facts,
-)
+from relay.spool.sqlite.holds import RELEASED, note_hold, note_release
+from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, append_events, read_facts
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Claim,
@@ -301,11 +295,11 @@ def _taken(batch: Batch, claim: Claim, *, now_us: int, at_us: int) -> Claim:
     if state is RecipientState.HELD and claim.retry_us is not None and claim.retry_us <= now_us:
         state = RecipientState.QUEUED
         check_transition(claim.state, state)
+        note_release(batch, claim.key)
         batch.cursor.execute(
             "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?", (state, *claim.key)
         )
         batch.cursor.execute(_MOVE_RECIPIENTS, (state, *claim.key))
-        note_release(batch.cursor, claim.key)
         extra = replace(extra, **RELEASED)
         detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
         append_events(batch.cursor, claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
@@ -317,7 +311,7 @@ def _hold_damaged(batch: Batch, key: Key, text: str, *, at_us: int) -> None:
         return
     message_id, number = key
     batch.cursor.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
-    note_hold(batch.cursor, key, f"relay: damaged: {text}", since_us=at_us)
+    note_hold(batch, key, f"relay: damaged: {text}", since_us=at_us)
     detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
     append_events(batch.cursor, message_id, [Event(Step.DELIVERY, at_us, detail)])
     _log.error("entry damaged", qid=message_id, entry=number, error=text)

@@ -30,6 +30,7 @@ from relay.spool.sqlite import stats
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.content_files import ContentFiles, message_of
 from relay.spool.sqlite.database import LIVE_STATES, Reader, fetch, fetch_one
+from relay.spool.sqlite.holds import count_removed
 from relay.spool.sqlite.transactions import (
     REMOVED_EVENTS,
     append_events,
@@ -186,6 +187,7 @@ def _remove_messages(batch: Batch, queue_ids: Sequence[str]) -> list[str]:
     """
     cursor = batch.cursor
     contents, live = [], 0
+    count_removed(batch, queue_ids)
     for queue_id in queue_ids:
         contents += fetch(
             cursor,

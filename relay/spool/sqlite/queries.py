@@ -18,7 +18,7 @@ from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, at
 from relay.journeys.events import Event, Step
 from relay.journeys.message_search import SCAN_MAX
 from relay.message.envelope import MessageFacts
-from relay.message.lifecycle import FINAL, RecipientState, message_state
+from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_state
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.spool.sqlite.database import fetch, fetch_one
@@ -104,7 +104,10 @@ def _recipient(
     facts: MessageFacts,
     times: ShownTimes,
 ) -> Recipient:
-    _, address, state, status, reply, _, successors, hop, _, retry_us, due_us, _ = row
+    _, address, state, status, reply, _, successors, hop, _, retry_us, due_us, text = row
+    expires_us = facts.expires_us
+    with suppress(ValueError):
+        expires_us = parse_entry_extra(text or "").expires_us or expires_us
     next_hop, _, route = hop.partition(" ") if hop is not None else (None, "", "")  # NextHop.key
     return Recipient(
         address=address,
@@ -112,7 +115,7 @@ def _recipient(
         reason=reason,
         next_attempt=None if retry_us is None or state in FINAL else times.wall_time(retry_us),
         expires=times.end(
-            state, due_us=due_us, expires_us=facts.expires_us, received_us=facts.received_us
+            state, due_us=due_us, expires_us=expires_us, received_us=facts.received_us
         ),
         next_hop=next_hop,
         route=route or None,
@@ -133,8 +136,9 @@ def _reasons(
     found = {}
     for state, number, extra in entries:
         with suppress(ValueError):
-            if state == RecipientState.HELD and (reason := parse_entry_extra(extra).reason):
-                found[state, number] = reason
+            hold = parse_entry_extra(extra)
+            if state == RecipientState.HELD and hold.reason:
+                found[state, number] = hold_text(hold.reason, hold.rule)
                 continue
         if (operation := _OPERATIONS.get(state)) is not None:
             details = (one.detail for one in reversed(steps) if one.step == Step.DELIVERY)

@@ -35,6 +35,8 @@ from relay.spool.queue_commands import (
 )
 from relay.spool.sqlite.cancel_reports import PlannedReports, to_be_planned
 from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
+from relay.spool.sqlite.entry_facts import EntryFacts, read_entry_facts
+from relay.spool.sqlite.holds import change_extra, count_holds, note_hold, note_release
 from relay.spool.sqlite.queue_list import operations
 from relay.spool.sqlite.transactions import (
     PAY,
@@ -42,23 +44,14 @@ from relay.spool.sqlite.transactions import (
     add_recipients,
     add_reports,
     append_events,
-    change_extra,
     drop_content,
-    note_hold,
-    note_release,
 )
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import RESTORED_US, Key, NewMessage, NewRecipient, parse_entry_extra
+from relay.spool.types import RESTORED_US, Key, NewMessage, NewRecipient
 
 IN_FLIGHT = "it is being delivered"
 NOTHING_PLANNED = PlannedReports()
 _DONE = CommandResult.DONE
-_FACTS = (
-    "SELECT e.state, e.claimed, e.next_hop, e.retry_us, e.due_us, e.warn_us, e.content_id,"
-    " e.attempts, coalesce(m.expires_us, 0), e.epoch, e.extra"
-    " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
-    " WHERE e.message_id = ? AND e.number = ? AND e.state <> 'final'"
-)
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
 _LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
@@ -84,38 +77,6 @@ _COPY = (
     " sender, warn_us, priority, extra FROM entry WHERE message_id = ? AND number = ?"
 )
 _NEVER = frozenset((Notify.NEVER,))
-
-
-class EntryFacts(Struct, frozen=True):
-    """The facts of an entry on which an operation depends; times are queue time in µs."""
-
-    state: RecipientState  # before the operation
-    is_claimed: bool  # delivery has it, or had it when the relay was killed
-    next_hop: str  # as it is stored
-    retry_us: int | None  # when it may be attempted; None: not without an operator
-    due_us: int  # the earliest of retry, warning and expiry
-    warn_us: int | None  # of the delay warning; None: none is due
-    content_id: int  # of its content
-    attempts: int  # so far
-    expires_us: int  # of its message
-    epoch: int  # each change raises it
-    extra: str  # as it is stored
-
-    def is_held_by(self, to: Destination) -> bool:
-        """Whether the routes hold it at a new next hop: not what was released before, and not what
-        an operator sends there who has seen it captured.
-        """
-        if not to.held or self.state not in (RecipientState.QUEUED, RecipientState.DEFERRED):
-            return False
-        with suppress(ValueError):
-            return not parse_entry_extra(self.extra).released
-        return True
-
-
-def read_entry_facts(cursor: apsw.Cursor, key: Key) -> EntryFacts | None:
-    """Read the facts; None where the entry has ended."""
-    row = fetch_one(cursor, _FACTS, key)
-    return None if row is None else EntryFacts(RecipientState(row[0]), bool(row[1]), *row[2:])
 
 
 class RerouteTargets(Struct, frozen=True):
@@ -356,12 +317,14 @@ class _EntryChanger:
         was_parked = facts.state is RecipientState.HELD and facts.retry_us is None
         if self._order.backed_up_us is not None:
             facts = self._without_end(key, facts, self._order.backed_up_us)
+        elif facts.rule:  # the operator's hold takes the place of the rule's
+            facts = self._with_lifetime(key, facts)
         self._wait(key, facts, retry_us=until_us)
         if self._order.backed_up_us is not None and was_parked:
             return "it was held before"
         detail = self._record(key)
         reason = ": ".join(filter(None, (self._order.who, self._order.why)))
-        note_hold(self._cursor, key, reason, since_us=self._times.wall_us)
+        note_hold(self._batch, key, reason, since_us=self._times.wall_us)
         if self._order.backed_up_us is not None:
             detail["restored"] = True
         if until_us is not None:
@@ -378,7 +341,7 @@ class _EntryChanger:
         expires_us = facts.expires_us
         if expires_us < RESTORED_US:  # otherwise another entry of it came first
             expires_us = RESTORED_US + max(_LEFT_US_MIN, expires_us - backed_up_us)
-            self._cursor.execute(_EXPIRE_AT, (expires_us, key[0]))
+            self._expire_at(key, facts, expires_us)
         return replace(facts, expires_us=expires_us)
 
     def _with_end(self, key: Key, facts: EntryFacts) -> EntryFacts:
@@ -386,8 +349,21 @@ class _EntryChanger:
         expires_us = self._times.queue_us + facts.due_us - RESTORED_US
         if facts.expires_us < RESTORED_US:
             expires_us = max(expires_us, facts.expires_us)
-        self._cursor.execute(_EXPIRE_AT, (expires_us, key[0]))
+        self._expire_at(key, facts, expires_us)
         return replace(facts, expires_us=expires_us, due_us=expires_us)
+
+    def _with_lifetime(self, key: Key, facts: EntryFacts) -> EntryFacts:
+        """Let an entry that a rule has held expire as late as new mail."""
+        assert facts.extra is not None
+        expires_us = self._times.queue_us + facts.extra.lifetime_us
+        change_extra(self._cursor, key, expires_us=expires_us)
+        return replace(facts, expires_us=expires_us, due_us=expires_us, ends_alone=True)
+
+    def _expire_at(self, key: Key, facts: EntryFacts, expires_us: int) -> None:
+        if facts.ends_alone:
+            change_extra(self._cursor, key, expires_us=expires_us)
+        else:
+            self._cursor.execute(_EXPIRE_AT, (expires_us, key[0]))
 
     def _release(self, key: Key, facts: EntryFacts) -> str:
         now_us = self._times.queue_us
@@ -431,6 +407,7 @@ class _EntryChanger:
 
     def _cancel(self, key: Key, facts: EntryFacts) -> str:
         check_transition(facts.state, RecipientState.CANCELLED)
+        count_holds(self._batch, -bool(facts.rule))
         self._cursor.execute(_END, key)
         ended = self._recipients_to(key, RecipientState.CANCELLED)
         self._batch.counts[RecipientState.CANCELLED] += ended
@@ -460,6 +437,7 @@ class _EntryChanger:
             put_back(self._batch, [key])
             self._due_now(facts.next_hop)
         made = [self._split(key, to, targets.onward[to], attempts=facts.attempts) for to in apart]
+        count_holds(self._batch, len(made) * bool(facts.rule))
         for one, to in zip(made, apart, strict=True):
             self._arrive(one, facts, to, retry_us=retry_us)
         self._work.made[key] = made
@@ -475,7 +453,7 @@ class _EntryChanger:
         is_held = facts.is_held_by(to)
         self._wait(key, facts, retry_us=None if is_held else retry_us, is_held=is_held)
         if is_held:
-            note_hold(self._cursor, key, to.held, since_us=self._times.wall_us)
+            note_hold(self._batch, key, to.held, since_us=self._times.wall_us)
             detail = self._events.setdefault(key[0], self._new_detail())
             detail.setdefault("holds", {})[str(key[1])] = to.held
 
@@ -518,7 +496,9 @@ class _EntryChanger:
             check_transition(facts.state, after)
             self._recipients_to(key, after)
             if facts.state is RecipientState.HELD:
-                note_release(self._cursor, key)
+                if facts.rule:
+                    facts = self._with_lifetime(key, facts)
+                note_release(self._batch, key)
         # held mail gets no delay warning
         warn_us = None if after is RecipientState.HELD else facts.warn_us
         end_us = facts.due_us if is_restored else facts.expires_us

@@ -27,6 +27,7 @@ from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.types import (
     FIRST_KEY,
     RESTORED_US,
+    EntryExtra,
     Key,
     PriorityLevel,
     Selector,
@@ -35,8 +36,8 @@ from relay.spool.types import (
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
 _ENTRY = (
-    "SELECT m.reverse_path, e.next_hop, e.state, e.retry_us, e.attempts, m.size, e.claimed, e.lane,"
-    " e.extra, m.expires_us, e.due_us, m.received_us"
+    "SELECT m.reverse_path, m.subject, e.next_hop, e.state, e.retry_us, e.attempts, m.size,"
+    " e.claimed, e.lane, e.extra, m.expires_us, e.due_us, m.received_us"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ?"
 )
@@ -85,9 +86,14 @@ class EntryListBuilder:
         row = fetch_one(cursor, _ENTRY, key)
         if row is None:
             return
-        sender, hop, state, retry_us, attempts, size, claimed, level, extra, *ends = row
+        sender, subject, hop, state, retry_us, attempts, size, claimed, level, text, *ends = row
         next_hop, _, route = hop.partition(" ")  # NextHop.key
         expires_us, due_us, received_us = ends
+        extra = None
+        with suppress(ValueError):
+            extra = parse_entry_extra(text)
+        if extra is not None and extra.expires_us:
+            expires_us = extra.expires_us
         recipients = fetch(cursor, _RECIPIENTS, (*key, self.recipients_left + 1))
         shown = recipients[: self.recipients_left]
         self.recipients_left -= len(shown)
@@ -101,6 +107,7 @@ class EntryListBuilder:
                 "id": key[0],
                 "entry": key[1],
                 "sender": sender,
+                "subject": subject,
                 "route": route,
                 "next_hop": next_hop,
                 "state": state,
@@ -128,7 +135,7 @@ class EntryListBuilder:
 def _hold(
     cursor: apsw.Cursor,
     key: Key,
-    text: str,
+    extra: EntryExtra | None,
     *,
     accepted: int | None,
     times: ShownTimes,
@@ -138,12 +145,10 @@ def _hold(
     shown = dict.fromkeys(("reason", "rule", "since"), "")
     if not held:
         return shown
-    with suppress(ValueError):
-        extra = parse_entry_extra(text)
-        if extra.reason:
-            since_us = extra.since_us
-            since = times.wall_time(accepted or 0) if not since_us else rfc3339(since_us)
-            return {"reason": extra.reason, "rule": extra.rule, "since": since}
+    if extra is not None and extra.reason:
+        since_us = extra.since_us
+        since = times.wall_time(accepted or 0) if not since_us else rfc3339(since_us)
+        return {"reason": extra.reason, "rule": extra.rule, "since": since}
     for at_us, detail in _details(cursor, key):  # held before schema 9, or its fields are damaged
         if reason := command_reason(key[1], (detail,), Operation.HOLD):
             return shown | {"reason": reason, "since": rfc3339(at_us)}

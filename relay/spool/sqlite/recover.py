@@ -33,6 +33,7 @@ from relay.spool.sqlite.database import (
     read_anchor,
     write_anchor,
 )
+from relay.spool.sqlite.holds import recount
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
 from relay.spool.sqlite.spool_errors import (
     integrity_errors,
@@ -433,6 +434,7 @@ def _recount(target: apsw.Connection, found: RecoveryResult) -> None:
             "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2",
             (ACCEPTED_COUNTER, final + live),
         )
+        recount(cursor)
         (found.entries_waiting,) = fetch_one(
             cursor, "SELECT count(*) FROM entry WHERE state <> 'final'"
         )

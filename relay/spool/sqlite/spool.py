@@ -64,6 +64,7 @@ from relay.spool.types import (
     ClaimedRecipient,
     DueBatch,
     DueQuery,
+    HoldsFullError,
     Key,
     NewMessage,
     QueueCounts,
@@ -275,13 +276,13 @@ class SqliteSpool:
             if not file or isinstance(content, LargeContent)
         )
 
-        def write(batch: Batch) -> Accepted:
+        def write(batch: Batch) -> Accepted | None:
             accepted = transactions.accept(
                 batch, messages, files, submission_key=submission_key,
                 submission_expires_us=expires_us, captured=self._captured,
                 claim=claim, receipt=receipt,
             )  # fmt: skip
-            if not accepted.repeated:  # a repetition needs no room
+            if accepted is not None and not accepted.repeated:  # a repetition needs no room
                 batch.new_bytes.append(inline_bytes)
             return accepted
 
@@ -292,6 +293,9 @@ class SqliteSpool:
             if isinstance(error, SpoolDamagedError):
                 raise SpoolUnavailableError(str(error)) from error
             raise
+        if accepted is None:
+            await self._remove(files)
+            raise HoldsFullError("rules hold as many entries as they may")
         if receipt is not None:
             self.receipts.version += 1
         if accepted.repeated:

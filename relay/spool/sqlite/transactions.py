@@ -34,6 +34,7 @@ from relay.message.outcome import (
 from relay.message.receipt import ReceiptRequest
 from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import LIVE_STATES, fetch_one
+from relay.spool.sqlite.holds import count_holds, has_room, note_hold
 from relay.spool.sqlite.remote_reports import join_report
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
@@ -83,13 +84,6 @@ _EVENT = (
 )
 _OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
 PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
-# A text that is no JSON stays as it is: its entry is held when it is claimed.
-_CHANGE_EXTRA = (
-    "UPDATE entry SET"
-    " extra = coalesce(nullif(json_patch(iif(extra = '', '{}', extra), ?), '{}'), '')"
-    " WHERE message_id = ? AND number = ? AND (extra = '' OR json_valid(extra))"
-)
-RELEASED = {"reason": "", "rule": "", "since_us": 0, "released": True}  # fields of EntryExtra
 ACCEPTED_COUNTER = "accepted"
 RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
@@ -144,8 +138,9 @@ def accept(
     captured: CapturedMail,
     claim: bool,
     receipt: SentReceipt | None = None,
-) -> Accepted:
-    """Write messages[0] and the reports that follow it.
+) -> Accepted | None:
+    """Write messages[0] and the reports that follow it; None, and nothing is done, where rules
+    would hold more entries than they may.
 
     `files[i][j]` is the file of messages[i].contents[j], None where it is inline.
     """
@@ -159,6 +154,9 @@ def accept(
         )
         if known is not None:
             return Accepted(known[0], repeated=True)
+    if not has_room(batch, first):
+        return None
+    if submission_key:
         batch.cursor.execute(
             "INSERT INTO submission VALUES (?,?,?)",
             (submission_key, first.facts.id, submission_expires_us),
@@ -216,6 +214,7 @@ def settle(
     if not _leave(batch.cursor, settlement, finished=finished, captured=captured):
         return Recorded(in_time=False)
     batch.counts.update(final)
+    count_holds(batch, -int(finished and claim.is_held_by_rule))  # its hold has expired
     batch.cursor.executemany(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
         " WHERE message_id = ? AND entry = ? AND number = ?"
@@ -225,7 +224,7 @@ def settle(
     _record_owed(batch.cursor, settlement)
     if settlement.held and not finished:
         why = next((one.detail["held"] for one in settlement.events if "held" in one.detail), "")
-        note_hold(batch.cursor, key, f"relay: {why}" if why else "relay", since_us=settlement.at_us)
+        note_hold(batch, key, f"relay: {why}" if why else "relay", since_us=settlement.at_us)
     unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id) if finished else ""
     append_events(batch.cursor, claim.message.id, settlement.events)
     for copy_id, (number, request) in receipts.items():
@@ -257,22 +256,6 @@ def _record_owed(cursor: apsw.Cursor, settlement: Settlement) -> None:
     if settlement.ends_warning:
         sql = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
         cursor.execute(sql, (claim.message.id,))
-
-
-def change_extra(cursor: apsw.Cursor, key: Key, **fields: Any) -> None:
-    """Set these fields of an entry's EntryExtra; the others stay, also those that are not known."""
-    changes = {name: value or None for name, value in fields.items()}
-    cursor.execute(_CHANGE_EXTRA, (_json(changes), *key))
-
-
-def note_hold(cursor: apsw.Cursor, key: Key, reason: str, *, since_us: int) -> None:
-    """Record why an entry is held, and since when in wall clock time."""
-    change_extra(cursor, key, reason=reason, since_us=since_us, rule="")
-
-
-def note_release(cursor: apsw.Cursor, key: Key) -> None:
-    """Record that an entry is held no longer."""
-    change_extra(cursor, key, **RELEASED)
 
 
 def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
@@ -361,6 +344,7 @@ def _insert_message(
     cursor.executemany(_RECIPIENT, rows)
     append_events(cursor, facts.id, message.events)
     batch.counts[ACCEPTED_COUNTER] += len(rows)
+    count_holds(batch, len(message.held_by_rules))
     return claims
 
 
@@ -421,7 +405,8 @@ def _insert_entry(
     if state is not RecipientState.QUEUED:  # it is not attempted, and nobody is warned
         retry_us = warn_us = None
         is_held = state is RecipientState.HELD
-        due_us = message.facts.expires_us if is_held else captured.due_us(due_us)
+        ends_us = entry.extra.expires_us or message.facts.expires_us
+        due_us = ends_us if is_held else captured.due_us(due_us)
     row = (
         message.facts.id, number, entry.next_hop.key, content_id, state, int(claimed), due_us,
         retry_us, message.level_of(entry), message.sender_key, warn_us, message.priority,

@@ -348,11 +348,12 @@ def test_held_entries_say_why_and_until_when():
     entry = {
         "id": "q1", "entry": 1, "sender": "", "next_hop": "mx:b.test", "state": "held",
         "due": None, "attempts": 0, "size": 1, "recipients": [], "reason": "olga: spam\x07",
+        "rule": "", "since": "2026-11-19T08:00:00.000000Z", "subject": "",
         "held_until": "2026-11-20T09:00:00.000000Z", "result": "in flight", "note": "busy",
     }  # fmt: skip
     assert entry_lines([entry])[2:5] == [
         "    held until 2026-11-20 09:00:00",
-        "    held by olga: spam?",
+        "    held by olga: spam?, since 2026-11-19 08:00:00",
         "    in flight: busy",
     ]
 

@@ -285,6 +285,7 @@ def test_originals_that_are_not_messages(content):
         (ReportKind.FAILED, "failed", "Undeliverable", UNKNOWN),
         (ReportKind.UNKNOWN, "delayed", "Unknown whether sent", EXPIRED),
         (ReportKind.DELAYED, "delayed", "Delayed", EXPIRED),
+        (ReportKind.HELD, "delayed", "Held", EXPIRED),
         (ReportKind.DELIVERED, "delivered", "Delivered", RELAYED),
         (ReportKind.RELAYED, "relayed", "Relayed", RELAYED),
         (ReportKind.EXPANDED, "expanded", "Expanded", RELAYED),

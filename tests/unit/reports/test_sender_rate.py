@@ -11,7 +11,7 @@ from tests.support.manual_clock import ManualClock
 from tests.unit.reports.test_bounces import CONTENT, MESSAGE, CountedReporter, recipient
 
 ALL = frozenset({Notify.SUCCESS, Notify.DELAY, Notify.FAILURE})
-OF_NO_FAILURE = (ReportKind.DELAYED, ReportKind.DELIVERED, ReportKind.RELAYED)
+OF_NO_FAILURE = (ReportKind.DELAYED, ReportKind.DELIVERED, ReportKind.HELD)
 
 
 @pytest.fixture
