@@ -148,6 +148,8 @@ def _filename(fields: "Message[str, str]") -> str:
 def _with_words(octets: Octets, leaf: Leaf, disclaimer: Disclaimer) -> _NewText | str | None:
     """Return a text with the disclaimer, None if it has the words, or why it cannot have it."""
     entity = leaf.entity
+    if not all(name for name, _ in Header.parse(cleaned(entity.header)).fields):
+        return "the header of a text is damaged"  # readers differ in where it ends
     payload = _payload(octets, entity)
     body = payload if isinstance(payload, str) else _decoded(payload, leaf.fields)
     if isinstance(body, str):
@@ -273,6 +275,8 @@ class _TextEdits:
         if header is not old or not entity.blank:
             start = entity.start
             body = header.octets + _CRLF + body
+            if self._octets.read(start - 1, 1) not in (b"\r", b"\n"):
+                body = _CRLF + body  # the message ends with the delimiter before the part
         if self._octets.read(entity.end, 1) not in (b"\r", b"\n"):
             body += _CRLF  # the delimiter shared its line end with the blank line
         self._replacements.append(_Replacement(start, entity.end, body))

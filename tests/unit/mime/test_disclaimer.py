@@ -142,6 +142,11 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
             id="empty part",
         ),
         pytest.param(
+            HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b", FOREIGN,
+            ["Nur für Sie € vertraulich.\n"],
+            id="a delimiter at the end",
+        ),
+        pytest.param(
             mail(part("Hi \r\nall", "text/plain; format=flowed; delsp=yes")),
             Disclaimer.of("> quoted \nFrom us \n-- \nlast"),
             ["Hi \nall\n\n > quoted\n From us\n-- \nlast\n"],
@@ -178,7 +183,7 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
 def test_a_text_gets_it(content, disclaimer, expected, large):
     new = applied(content, disclaimer, large=large)
     assert texts(new) == expected
-    assert all_defects(new) == []
+    assert len(all_defects(new)) <= len(all_defects(content))
     again = ParsedContent.of(new)
     assert with_disclaimer(again, disclaimer) is again
 
@@ -354,6 +359,7 @@ SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed
         pytest.param(mail(part("Hi", "text/plain; charset=hex")), "unknown charset", id="no charset"),
         pytest.param(mail(part(b"H\xff", "text/plain; charset=us-ascii")), "not in its charset", id="not ASCII"),
         pytest.param(mail(part("SGk*", "text/plain").replace(b"plain\r\n", b"plain\r\nContent-Transfer-Encoding: base64\r\n")), "damaged base64", id="broken base64"),
+        pytest.param(mail(part("Hi", more="no field\r\nX: y\r\n")), "header of a text is damaged", id="odd header"),
         pytest.param(mail(part("Hi", encoding="uuencode")), "unknown transfer encoding", id="unknown encoding"),
         pytest.param(mail(part(b"x" * (TEXT_OCTETS_MAX + 1))), "more than", id="long text"),
     ],
