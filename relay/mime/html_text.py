@@ -1,7 +1,8 @@
 """Convert HTML to text, for the text alternative and the preview of a body, and text to HTML.
 
 Conversion writes the text alternative once per message with an HTML body, and again when the HTML
-of a MIME draft changes. Graph's bodyPreview and the search index use preview() and without_tags().
+of a MIME draft changes. Graph's bodyPreview and the search index use preview() and without_tags();
+rules that compare a body use visible_text().
 Time and memory are linear in the size of the body, whatever its tags and attributes are: no tree is
 built, and each query of the open elements takes constant time. Nothing raises: tags and attributes
 end where they end in a browser. After a limit, a line says that the rest is in the HTML part.
@@ -97,6 +98,25 @@ _PREVIEW_CHARACTERS = 255
 _PREVIEW_SOURCE_CHARACTERS = 16_000
 _INVISIBLE_ELEMENTS = ("head", "script", "style", "title")
 
+_READ_TAGS_MAX = 50_000  # visible_text() reads these as a browser does; 1 MiB of mail has fewer
+_SEPARATORS = _BLOCKS | _PARAGRAPHS | {"br", "td", "th"}  # a word does not go on after them
+_READ_TAGS = re.compile(rf"(?:[^<]*+<){{{_READ_TAGS_MAX}}}")
+# Runs of what comes after them, in linear time too: a comment or a script without an end goes on to
+# the end of the text. Runs end, so that other threads run in between. No group is inside a
+# possessive repeat: Python 3.11 confuses their places.
+_NAME_END = r"(?=[\t\n\f />])"
+_SEPARATING = rf"</?+(?:{'|'.join(sorted(_SEPARATORS))}){_NAME_END}"
+_RAW = "|".join(
+    rf"{name}{_NAME_END}(?:[^<]++|<(?!/{name}{_NAME_END}))*+"
+    for name in ("script", "style", "title")
+)
+_COMMENT = r"!--(?:-?>|(?:[^-]++|-(?!-!?>))*+(?:--!?>)?+)"
+_MARKUP = re.compile(
+    rf"(?=<[a-z/!?])(?:(?:{_SEPARATING}[^>]*+>?+){{1,500}}+"
+    rf"|((?:(?!{_SEPARATING})<(?=[a-z/!?])(?:{_COMMENT}|{_RAW}|[^>]*+>?+)){{1,500}}+))",
+    re.IGNORECASE,
+)
+
 
 def html_to_text(html: str) -> str:
     """Return the text of an HTML body with LF line ends, not wrapped."""
@@ -113,6 +133,26 @@ def html_to_text(html: str) -> str:
         is_cut = len(html) > _CHARACTERS_MAX
     body.end()
     return writer.text() + _REST if is_cut else writer.text()
+
+
+def visible_text(html: str) -> str:
+    """Return the text that a reader of HTML sees, without what html_to_text() adds to it.
+
+    Elements of a line do not separate words: "in<b>voi</b>ce" is one. Any number of white space
+    may be between words. Beyond the first 50,000 tags, hidden elements count as visible.
+    """
+    source = html.replace("\0", "")
+    read = _READ_TAGS.match(source)
+    end = read.end() - 1 if read else len(source)
+    body = _VisibleReader()
+    for token in split_html(source[:end]):
+        body.take(token)
+    rest = _MARKUP.sub(_separator, source[end:])
+    return "".join(body.pieces) + unescaped(rest)
+
+
+def _separator(found: re.Match[str]) -> str:
+    return "" if found[1] else " "
 
 
 class _TextWriter:
@@ -431,6 +471,33 @@ class _HtmlReader:
         bare = link.rstrip("/")
         if text not in (bare, bare.partition("://")[2] or bare, bare.partition(":")[2]):
             self._writer.words(f" <{_SPACES.sub('%20', link)}>")
+
+
+class _VisibleReader(_HtmlReader):
+    """Collects the visible texts in `pieces`, with blanks between blocks."""
+
+    def __init__(self) -> None:
+        super().__init__(_TextWriter())
+        self.pieces: list[str] = []
+
+    def _text(self, text: str) -> None:
+        self.pieces.append(text)
+
+    def _begin(self, name: str, attributes: Mapping[str, str]) -> None:
+        if name == "img":
+            self.pieces.append(f" {attribute_value(attributes.get('alt', ''))} ")
+        else:
+            self._end_block(name)
+
+    def _leave(self, name: str) -> None:
+        self._end_block(name)
+
+    def _end_block(self, name: str) -> None:
+        if name in _SEPARATORS:
+            self.pieces.append(" ")
+
+    def _write_link(self) -> None:
+        """See _HtmlReader; a reader does not see the target."""
 
 
 def text_to_html(text: str) -> str:
