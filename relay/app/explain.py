@@ -45,9 +45,9 @@ from relay.message.outcome import Deferred, Failed
 from relay.message.srs import Srs
 from relay.message.status import own_reply
 from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, VerdictAction
-from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import RuleSet
 from relay.policy.explanation import RulesExplained, explain
+from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_files import load_rules
 from relay.routing.mx_hosts import Hosts, Resolution, outcome_of
 from relay.routing.route_table import (

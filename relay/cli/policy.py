@@ -22,8 +22,8 @@ from relay.cli.rule_lines import verdict_lines
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
 from relay.phrases import shown
-from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.explanation import explain, verdict_document
+from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_files import load_rules, read_rules
 from relay.policy.rule_test_reader import crlf
 from relay.policy.rule_tests import (

@@ -46,8 +46,8 @@ from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import RuleSet
+from relay.policy.message_parts import TooManyPartsError
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTable, RoutingResult
 from relay.spool.types import (
     Accepted,

@@ -12,19 +12,22 @@ matches.
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Self
 
 from relay.message.envelope import Source
 from relay.mime import headers
+from relay.policy.content_conditions import (
+    AttachmentCondition,
+    AttachmentNameCondition,
+    BodyCondition,
+)
 from relay.policy.globs import FieldGlobs, Globs, some_texts
 from relay.policy.message_view import BaseCondition, MessageView
 from relay.settings.values import parse_size
 
 _FOUND_CHARACTERS_MAX = 120
-_READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
 
 
 class GlobCondition(BaseCondition, frozen=True):
@@ -206,37 +209,6 @@ class HeaderCondition(BaseCondition, frozen=True):
         return found
 
 
-class AttachmentNameCondition(GlobCondition, frozen=True):
-    """The name of an attachment matches a glob, in any encoding and at any nesting."""
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        """Read globs. Raises ValueError."""
-        return cls(Globs.of(unicodedata.normalize("NFKC", text) for text in some_texts(value)))
-
-    @property
-    def is_deep(self) -> bool:
-        """See BaseCondition."""
-        return True
-
-    def needs_thread(self, view: MessageView) -> bool:
-        """Return whether it takes long for this content: a small one is read at once."""
-        return view.size > _READ_AT_ONCE_OCTETS
-
-    def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition: any attachment."""
-        return (("attachment", None),)
-
-    def matches(self, view: MessageView) -> bool:
-        """Return whether the condition matches."""
-        return self.globs.match_any(view.attachment_names)
-
-    def value_in(self, view: MessageView) -> str:
-        """Return the first name that matches, else all names."""
-        names = view.attachment_names
-        return self.globs.first_match(names) or ", ".join(names)
-
-
 MessageCondition = (
     SenderCondition
     | SourceCondition
@@ -244,9 +216,18 @@ MessageCondition = (
     | SubjectCondition
     | HeaderCondition
     | AttachmentNameCondition
+    | AttachmentCondition
+    | BodyCondition
 )
 # What these compare is known only where there is a message.
-CONTENT_CONDITIONS = (SizeOverCondition, SubjectCondition, HeaderCondition, AttachmentNameCondition)
+CONTENT_CONDITIONS = (
+    SizeOverCondition,
+    SubjectCondition,
+    HeaderCondition,
+    AttachmentNameCondition,
+    AttachmentCondition,
+    BodyCondition,
+)
 RecipientCondition = RecipientAddressCondition | DirectionCondition
 Condition = MessageCondition | RecipientCondition
 
@@ -261,6 +242,8 @@ CONDITIONS: dict[str, type[Condition]] = {
     "subject": SubjectCondition,
     "header": HeaderCondition,
     "attachment_name": AttachmentNameCondition,
+    "attachment": AttachmentCondition,
+    "body": BodyCondition,
 }
 _KEYS = {kind: key for key, kind in CONDITIONS.items()}
 

@@ -11,8 +11,10 @@ from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
 from relay.mime.encoded_words import decode_words
-from relay.policy.attachment_names import attachment_names, may_have_attachments
+from relay.policy.attachments import AttachedFile, attachments
+from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import FieldGlobs
+from relay.policy.message_parts import MessagePart, may_have_attachments, message_parts
 
 FIELDS_MAX = 100  # of one name; further ones are ignored
 
@@ -26,7 +28,10 @@ class MessageView:
         self.size = content.size
         # Not cached_property, which takes a lock before Python 3.12.
         self._subject: str | None = None
+        self._parts: tuple[MessagePart, ...] | None = None
         self._attachment_names: tuple[str, ...] | None = None
+        self._attachments: tuple[AttachedFile, ...] | None = None
+        self._body: BodyText | None = None
         self._values: dict[str, tuple[str, ...]] = {}
         self.known: dict[int, bool] = {}  # results, by the number of the condition
 
@@ -38,11 +43,36 @@ class MessageView:
         return self._subject
 
     @property
+    def parts(self) -> tuple[MessagePart, ...]:
+        """All parts. Raises TooManyPartsError, OSError, as do those that follow."""
+        if self._parts is None:
+            self._parts = message_parts(self.content)
+        return self._parts
+
+    @property
     def attachment_names(self) -> tuple[str, ...]:
-        """The normalised names of all attachments."""
+        """The normalised names of all attachments, each once."""
         if self._attachment_names is None:
-            self._attachment_names = attachment_names(self.content)
+            parts = self.parts if may_have_attachments(self.content) else ()
+            self._attachment_names = tuple(
+                dict.fromkeys(name for part in parts for name in part.names)
+            )
         return self._attachment_names
+
+    @property
+    def attachments(self) -> tuple[AttachedFile, ...]:
+        """All attachments, with the types of their contents."""
+        if self._attachments is None:
+            parts = self.parts if may_have_attachments(self.content) else ()
+            self._attachments = attachments(self.content, parts)
+        return self._attachments
+
+    @property
+    def body(self) -> BodyText:
+        """The text of the body."""
+        if self._body is None:
+            self._body = BodyText(body_text(self.content, self.parts))
+        return self._body
 
     def header(self, name: str) -> tuple[str, ...]:
         """Return the values of all fields called `name`, unfolded and decoded."""

@@ -21,9 +21,9 @@ from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import without_tags
 from relay.mime.read_mime import read_bodies
 from relay.phrases import counted
-from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.conditions import cut_value
 from relay.policy.engine import RuleSet
+from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rules import ExpectedResult, OverallVerdict, Rule, RuleMode, RuleTest
 
 _GOING = (VerdictAction.DELIVER, VerdictAction.REDIRECT)

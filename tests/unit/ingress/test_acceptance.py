@@ -19,8 +19,8 @@ from relay.message.verdict import (
     VerdictAction,
 )
 from relay.mime import headers
-from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import RuleSet
+from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_files import read_rules
 from relay.spool.types import Claim, PriorityLevel
 from tests.support.contents import as_large

@@ -3,8 +3,8 @@
 import pytest
 
 from relay.message.verdict import Deferral, Hold, VerdictAction
-from relay.policy.attachment_names import TooManyPartsError
 from relay.policy.engine import SKIPPED, Evaluation
+from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_files import PolicyError, read_rules
 from relay.policy.rule_tests import examined_message, overall_verdict
 from tests.unit.policy.conftest import MAIL, rule

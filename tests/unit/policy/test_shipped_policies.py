@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from relay.message.envelope import Source
-from relay.policy import attachment_names
+from relay.policy import message_parts
 from relay.policy.rule_files import load_rules
 from relay.policy.rule_tests import examined_message, overall_verdict
 from relay.policy.rules import OverallVerdict
@@ -46,7 +46,7 @@ def test_plain_mail_is_examined_without_reading_its_parts(rules, monkeypatch):
     def read(*_):
         raise AssertionError("its parts are read")
 
-    monkeypatch.setattr(attachment_names, "structure_of", read)
+    monkeypatch.setattr(message_parts, "structure_of", read)
     verdict = rules.evaluate(plain("b@out.test"))
     assert overall_verdict(verdict) is OverallVerdict.ACCEPT
     with pytest.raises(AssertionError, match="its parts are read"):

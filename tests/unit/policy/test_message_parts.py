@@ -11,12 +11,13 @@ from relay.message.content import BLOCK_BYTES, LargeContent, UnreadableError
 from relay.message.header import ParsedContent
 from relay.mime.read_header import HEADER_OCTETS_MAX
 from relay.mime.structure import ENTITIES_MAX, FALSE_DELIMITERS_MAX
-from relay.policy.attachment_names import TooManyPartsError, attachment_names, normalised
+from relay.policy.message_parts import TooManyPartsError, message_parts, normalised
 from tests.support.contents import as_large
 
 
 def names_in(content):
-    return attachment_names(ParsedContent.of(content))
+    parts = message_parts(ParsedContent.of(content))
+    return tuple(name for part in parts for name in part.names)
 
 
 def mixed(*parts, boundary=b"b", kind=b"mixed", end=b"\r\n--b--\r\n"):

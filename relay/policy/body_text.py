@@ -1,0 +1,124 @@
+"""Read the text of a message's body as a reader sees it, for the conditions on it.
+
+All parts that mail programs show as text, both alternatives too: decoded, of HTML the visible text,
+folded for comparison. Attachments and attached messages are left out. A text that is not in its
+charset is read as UTF-8, else with its errors replaced; one in an unknown charset as UTF-8, else as
+ISO 8859-1.
+
+A large body is never in memory. Time is linear in the size of the message, and what takes most of
+it in the octets that are read.
+RFC 2045 6 (encodings); RFC 2046 4.1.2 (charset), 5.1.4 (alternatives); RFC 2183 2 (disposition).
+"""
+
+import codecs
+import contextlib
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from relay.message.content import Octets, octets_of
+from relay.message.header import ParsedContent
+from relay.mime.encoded_words import is_for_mail
+from relay.mime.html_text import visible_text
+from relay.mime.read_header import parse_header
+from relay.mime.transfer_encoding import decoded_blocks
+from relay.policy.folding import folded
+from relay.policy.message_parts import MessagePart
+
+BODY_OCTETS_MAX = 1024 * 1024  # of all bodies together, in their charsets; and of the folded text
+_ENCODED_OCTETS_MAX = 4 * BODY_OCTETS_MAX  # quoted-printable takes three octets for one
+_PIECE_OCTETS = 16 * 1024
+_MARKS = "".join(
+    chr(code) for code in range(0x300, 0x1B00) if unicodedata.category(chr(code))[0] == "M"
+)
+_BETWEEN_WORDS = re.compile(rf"[^\w{_MARKS}]+")
+
+
+class BodyText:
+    """The folded text of a body, and what is found in it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._small: str | None = None
+        self._in_words = ""
+        self._words: frozenset[str] | None = None
+
+    @property
+    def small(self) -> str:
+        """The text without regard to case."""
+        if self._small is None:
+            self._small = self.text.casefold()
+        return self._small
+
+    @property
+    def words(self) -> frozenset[str]:
+        """All words."""
+        if self._words is None:
+            self._in_words = in_words(self.small)
+            self._words = frozenset(self._in_words.split())
+        return self._words
+
+    def has_phrase(self, phrase: str) -> bool:
+        """Return whether the words of in_words() follow each other in the text."""
+        return self.words.issuperset(phrase.split()) and phrase in self._in_words
+
+
+def in_words(small: str) -> str:
+    """Return the words of a small text, with a blank before and after each of them.
+
+    A word is a run of letters, digits and underscores; what is between words does not count.
+    """
+    return f" {_BETWEEN_WORDS.sub(' ', small).strip()} "
+
+
+def body_text(content: ParsedContent, parts: Sequence[MessagePart]) -> str:
+    """Return the folded text of all bodies among the parts of a content, one after the other.
+
+    Of the first BODY_OCTETS_MAX octets, and no more characters than that.
+    Reading blocks; raises OSError for a large body that cannot be read.
+    """
+    octets = octets_of(content.joined())
+    left, texts = BODY_OCTETS_MAX, []
+    for part in parts:
+        for encoding in part.encodings if part.is_body else ():
+            body = octets.part(part.start, min(part.end - part.start, _ENCODED_OCTETS_MAX))
+            read = _first_octets(body, encoding, left)
+            left -= len(read)
+            text = _decoded(read, _charset(part))
+            texts.append(visible_text(text) if part.content_type == "text/html" else text)
+    return folded("\n".join(texts), BODY_OCTETS_MAX)
+
+
+def _first_octets(source: Octets, encoding: str, limit: int) -> bytes:
+    """Return the decoded octets up to a limit."""
+    found, left = [], limit
+    for block in decoded_blocks(source, encoding) if limit else ():
+        found.append(block[:left])
+        left -= len(found[-1])
+        if not left:
+            break
+    return b"".join(found)
+
+
+def _charset(part: MessagePart) -> str:
+    with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
+        charset = str(parse_header(part.header).get_content_charset("utf-8"))
+        return charset if is_for_mail(charset) else ""
+    return ""
+
+
+def _decoded(octets: bytes, charset: str) -> str:
+    has_errors = False
+    # text in seven bits that is not in its charset is not UTF-8 but damaged, or cut
+    for one in (charset,) if octets.isascii() else (charset, "utf-8"):
+        try:
+            return octets.decode(one)
+        except UnicodeDecodeError:
+            has_errors |= one == charset
+        except (LookupError, ValueError):
+            pass
+    if not has_errors:
+        return octets.decode("latin-1")
+    # Each replacement takes long: other threads run between the pieces.
+    pieces = (octets[at : at + _PIECE_OCTETS] for at in range(0, len(octets), _PIECE_OCTETS))
+    return "".join(codecs.iterdecode(pieces, charset, "replace"))

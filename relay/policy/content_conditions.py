@@ -1,0 +1,173 @@
+"""The conditions of mail-flow rules that read the body of a message: its text and its attachments.
+
+relay/policy/conditions.py says what a condition is, and has the keys of these. What they read is
+found once per content: the parts of the message, its text as a reader sees it, the types of its
+attachments. Raises what MessageView raises.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from relay.mime.file_types import ARCHIVES, EXECUTABLES
+from relay.policy.attachments import AttachedFile
+from relay.policy.body_text import in_words
+from relay.policy.folding import folded
+from relay.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, some_texts
+from relay.policy.message_parts import may_have_attachments
+from relay.policy.message_view import BaseCondition, MessageView
+
+_READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
+_KINDS = {"executable": EXECUTABLES, "archive": ARCHIVES}
+
+
+def _name_globs(value: Any) -> Globs:
+    return Globs.of(map(folded, some_texts(value)))
+
+
+class AttachmentNameCondition(BaseCondition, frozen=True):
+    """The name of an attachment matches a glob, in any encoding and at any nesting."""
+
+    globs: Globs
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read globs. Raises ValueError."""
+        return cls(_name_globs(value))
+
+    @property
+    def is_deep(self) -> bool:
+        """See BaseCondition."""
+        return True
+
+    def needs_thread(self, view: MessageView) -> bool:
+        """Return whether it takes long for this content: a small one is read at once."""
+        return view.size > _READ_AT_ONCE_OCTETS and may_have_attachments(view.content)
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition: any attachment."""
+        return (("attachment", None),)
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return self.globs.match_any(view.attachment_names)
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the first name that matches, else all names."""
+        names = view.attachment_names
+        return self.globs.first_match(names) or ", ".join(names)
+
+
+class AttachmentCondition(BaseCondition, frozen=True):
+    """One attachment has both a name and a type that match; None matches all."""
+
+    names: Globs | None
+    types: Globs | None
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read { name, type }, or one of the two. Raises ValueError."""
+        if not isinstance(value, dict) or not value or not set(value) <= {"name", "type"}:
+            raise ValueError(
+                'a table with name, type or both, { name = "*.pdf", type = "executable" }'
+            )
+        names, types = value.get("name"), value.get("type")
+        return cls(
+            None if names is None else _name_globs(names),
+            None if types is None else _type_globs(types),
+        )
+
+    @property
+    def is_deep(self) -> bool:
+        """See BaseCondition."""
+        return True
+
+    def needs_thread(self, view: MessageView) -> bool:
+        """Return whether it takes long for this content: a small one has its names read at once."""
+        if not may_have_attachments(view.content):
+            return False
+        if view.size > _READ_AT_ONCE_OCTETS:
+            return True
+        return self.types is not None and self._may_match(view)
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition: any attachment."""
+        return (("attachment", None),)
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return self._may_match(view) and any(map(self._fits, view.attachments))
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the names and types of the first attachment that matches, else of all."""
+        found = view.attachments
+        return ", ".join(map(_shown, [each for each in found if self._fits(each)][:1] or found))
+
+    def _may_match(self, view: MessageView) -> bool:
+        return self.names is None or self.names.match_any(view.attachment_names)
+
+    def _fits(self, attachment: AttachedFile) -> bool:
+        return (self.names is None or self.names.match_any(attachment.names)) and (
+            self.types is None or self.types.match_any(attachment.types)
+        )
+
+
+def _type_globs(value: Any) -> Globs:
+    types: list[str] = []
+    for text in some_texts(value):
+        if kinds := _KINDS.get(text):
+            types += kinds
+        elif "/" in text or "*" in text:
+            types.append(text)
+        else:
+            raise ValueError('types such as "application/pdf" or "image/*", executable or archive')
+    return Globs.of(types)
+
+
+def _shown(attachment: AttachedFile) -> str:
+    types = f"({', '.join(attachment.types)})"
+    return f"{attachment.names[0]} {types}" if attachment.names else types
+
+
+class BodyCondition(BaseCondition, frozen=True):
+    """The text of the body has words or phrases, as in_words() writes them."""
+
+    words: frozenset[str]
+    phrases: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read { words }. Raises ValueError."""
+        if not isinstance(value, dict) or set(value) != {"words"}:
+            raise ValueError('a table with words, { words = ["invoice", "please pay"] }')
+        found = [_words_of(text) for text in some_texts(value["words"])]
+        return cls(
+            frozenset(one[0] for one in found if len(one) == 1),
+            tuple(in_words(" ".join(one)) for one in found if len(one) > 1),
+        )
+
+    @property
+    def is_deep(self) -> bool:
+        """See BaseCondition."""
+        return True
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        body = view.body
+        return not self.words.isdisjoint(body.words) or any(map(body.has_phrase, self.phrases))
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the words that are found, else the beginning of the text."""
+        body = view.body
+        found = sorted(self.words & body.words)
+        found += [each.strip() for each in self.phrases if body.has_phrase(each)]
+        return ", ".join(found) or body.text
+
+
+def _words_of(text: str) -> list[str]:
+    small = folded(text).casefold()
+    words = in_words(small).split()
+    if not 0 < len(text) <= GLOB_CHARACTERS_MAX or not words:
+        raise ValueError(f"words of 1 to {GLOB_CHARACTERS_MAX} characters")
+    if not small.startswith(words[0]) or not small.endswith(words[-1]):
+        raise ValueError("words that begin and end with a letter or a digit: for others, matches")
+    return words

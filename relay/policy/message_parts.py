@@ -1,0 +1,187 @@
+"""Find the parts of a message, with their names and types, without parsing what is in them.
+
+For the conditions on attachments and on the body, once per content. Nested messages are included,
+and every name that a mail program might show: from Content-Disposition and Content-Type, RFC 2231
+and RFC 2047 encodings, duplicate parameters. Where programs differ in the type of a part, the parts
+of every reading are found. relay.mime.structure reads the message, in linear time and in blocks.
+
+Raises TooManyPartsError for a message beyond its bounds, so that a part cannot be hidden among a
+thousand others; OSError (UnreadableError) for a large body that cannot be read.
+
+RFC 2045 5, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
+"""
+
+import re
+from collections.abc import Iterator
+from email.message import Message
+from email.utils import collapse_rfc2231_value
+from itertools import product
+
+from msgspec import Struct
+
+from relay.message.content import octets_in_blocks
+from relay.message.header import Header, ParsedContent
+from relay.mime.encoded_words import decode_words
+from relay.mime.structure import Entity, LooseReading, structure_of
+from relay.policy.folding import folded
+
+FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
+PARAMETERS_MAX = 100  # of one field: the stdlib's parser is quadratic in them
+NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
+_FIELDS = ("Content-Type", "Content-Disposition")
+_READINGS = [LooseReading(*one) for one in product((False, True), (True, False), (True, False))]
+_SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
+_BODIES = ("text/plain", "text/html")
+# Without any of them, and with a text as its type, a message has no attachment.
+_HINTS = (b"multipart", b"message/", b"name", b"content-disposition")
+_NAMES = ("name", "filename")
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what the email package raises
+_loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
+_separators = re.compile(r"[/\\]")
+
+
+class TooManyPartsError(Exception):
+    """The message has more parts, nesting or part headers than real mail has."""
+
+
+class MessagePart(Struct, frozen=True):
+    """An entity of a message as a mail program may read it (RFC 2045 2.4)."""
+
+    header: bytes  # the original octets
+    start: int  # of the body, from the first octet of the message
+    end: int  # of the body
+    content_type: str  # as declared, in lower case without parameters; text/plain without any
+    encodings: tuple[str, ...]  # in lower case; of several, programs differ in which one they use
+    disposition: str  # in lower case without parameters, "" if there is none
+    names: tuple[str, ...]  # normalised
+    is_leaf: bool  # it contains no other entity
+    is_forwarded: bool  # it is in an attached message
+
+    @property
+    def is_body(self) -> bool:
+        """Whether mail programs show it as text of the message itself."""
+        # a multipart without parts is shown as text
+        is_text = self.content_type in _BODIES or self.content_type.startswith("multipart/")
+        return is_text and self.is_leaf and self._is_inline and not self.is_forwarded
+
+    @property
+    def is_attachment(self) -> bool:
+        """Whether mail programs offer it as a file."""
+        if self.names or not self.is_leaf:
+            return bool(self.names)
+        return not self._is_inline or not self.content_type.startswith(_SHOWN)
+
+    @property
+    def _is_inline(self) -> bool:
+        return self.disposition in ("", "inline")  # another one is an attachment (RFC 2183 2.8)
+
+
+def message_parts(content: ParsedContent) -> tuple[MessagePart, ...]:
+    """Return all parts of all readings, in the order of the message for each reading.
+
+    Raises TooManyPartsError; OSError for a large body that cannot be read.
+    """
+    parts, is_ambiguous = _read(content, _READINGS[0])
+    for reading in _READINGS[1:] if is_ambiguous else ():
+        parts += [each for each in _read(content, reading)[0] if each not in parts]
+    return tuple(parts)
+
+
+def may_have_attachments(content: ParsedContent) -> bool:
+    """Return whether the header leaves room for attachments: without reading the body."""
+    header = content.header.octets.lower()
+    return any(hint in header for hint in _HINTS) or not all(
+        value[:4].lower() == b"text" for value in content.header.values("Content-Type")
+    )
+
+
+def normalised(name: str) -> str:
+    """Return a name as the receiving system uses it, folded for comparison.
+
+    Only the last component of a path; no control or invisible characters, which could hide an
+    extension; no trailing dots or blanks, which Windows removes; NFKC (full-width forms as ASCII).
+    """
+    shown = folded(name)
+    last = _separators.split(shown)[-1].rstrip(" .") or shown
+    return last[-NAME_CHARACTERS_MAX:].casefold()
+
+
+def _read(content: ParsedContent, reading: LooseReading) -> tuple[list[MessagePart], bool]:
+    """Return the parts, and whether another reading may find others."""
+    structure = structure_of(_blocks(content), reading)
+    if not structure.is_complete:
+        raise TooManyPartsError("; ".join(structure.defects))
+    parts: list[MessagePart] = []
+    is_ambiguous = False
+    for entity in structure.entities:
+        header = Header.parse(entity.header)
+        types = header.values("Content-Type")
+        is_ambiguous |= len(types) > 1 or any(b"(" in each for each in types)
+        is_ambiguous |= bool(header.fields) and not header.fields[-1][0]
+        parent = structure.entities[entity.parent] if entity.parent >= 0 else None
+        is_forwarded = parent is not None and (
+            parent.is_message or parts[entity.parent].is_forwarded
+        )
+        parts.append(_part(entity, header, is_forwarded=is_forwarded))
+    return parts, is_ambiguous
+
+
+def _part(entity: Entity, header: Header, *, is_forwarded: bool) -> MessagePart:
+    names: list[str] = []
+    for field in _FIELDS:
+        for value in header.values(field):
+            if len(value) > FIELD_OCTETS_MAX or value.count(b";") > PARAMETERS_MAX:
+                raise TooManyPartsError(
+                    f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX} parameters"
+                )
+            if b"name" in value.lower():
+                names += _names(field, value)
+    encodings = [_first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]]
+    kind = (entity.content_type.split(maxsplit=1) or [""])[0]
+    return MessagePart(
+        header=entity.header,
+        start=entity.body_start,
+        end=entity.end,
+        content_type=kind if "/" in kind else "text/plain",  # RFC 2045 5.2
+        encodings=(entity.encoding, *encodings),
+        disposition=_first_word(header.first("Content-Disposition") or b""),
+        names=tuple(names),
+        is_leaf=entity.is_leaf,
+        is_forwarded=is_forwarded,
+    )
+
+
+def _first_word(value: bytes) -> str:
+    return value.decode("latin-1").partition(";")[0].strip().lower()
+
+
+def _blocks(content: ParsedContent) -> Iterator[bytes]:
+    yield content.header.octets
+    if isinstance(content.rest, bytes):
+        yield content.rest
+    else:
+        yield from octets_in_blocks(content.rest.body)
+
+
+def _names(title: str, value: bytes) -> list[str]:
+    """Return all names in one field: of two, programs differ in which one they use."""
+    try:
+        parameters = _message(title, value).get_params(header=title) or []
+        found = [_decoded(text) for name, text in parameters if name.lower() in _NAMES]
+    except _DAMAGE:
+        found = [each.strip('"') for each in _loose_name.findall(value.decode("latin-1"))]
+    return [normalised(each) for each in found]
+
+
+def _decoded(name: str | tuple[str | None, str | None, str]) -> str:
+    """Decode a parameter: RFC 2231 (a tuple), else raw UTF-8 and encoded words."""
+    if isinstance(name, tuple):
+        return collapse_rfc2231_value(name)
+    return decode_words(name.encode("latin-1"))
+
+
+def _message(name: str, value: bytes) -> Message:
+    """Return a message with this one field, each octet a character, for its parameters."""
+    message = Message()
+    message[name] = value.decode("latin-1").replace("\r", "").replace("\n", "").strip()
+    return message
