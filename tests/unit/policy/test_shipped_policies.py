@@ -1,16 +1,19 @@
 """The shipped rules: their tests pass, and plain mail is not parsed."""
 
+import dataclasses
 import tracemalloc
 
 import pytest
+from msgspec import structs
 
 from relay.message.envelope import Source
 from relay.policy import message_parts
-from relay.policy.rule_files import load_rules
-from relay.policy.rule_tests import examined_message, overall_verdict
-from relay.policy.rules import OverallVerdict
+from relay.policy.rule_files import load_rules, read_rules
+from relay.policy.rule_tests import examined_message, overall_verdict, run_tests, untested
+from relay.policy.rules import OverallVerdict, RuleMode
 from relay.settings.environment import shipped
 
+NAMES = tuple(each.name for each in read_rules(shipped("policies")).rules)
 PLAIN = (
     b"From: a@in.test\r\nTo: b@out.test\r\nSubject: hello\r\nMIME-Version: 1.0\r\n"
     b"Content-Type: text/plain; charset=utf-8\r\n\r\nhello\r\n"
@@ -40,6 +43,20 @@ def test_every_shipped_rule_has_a_test_that_it_matches_and_one_that_it_does_not(
         own = [test.expect.rules or () for test in rules.tests if test.file == rule.file]
         assert any(rule.name in expected for expected in own)
         assert any(rule.name not in expected for expected in own)
+
+
+@pytest.mark.parametrize(
+    "names", [*zip(NAMES), NAMES], ids=lambda each: each[0] if each[1:] == () else "all"
+)
+def test_the_tests_of_all_pass_whichever_rules_are_enforced(names):
+    rules = read_rules(shipped("policies"))
+    enforced = [
+        structs.replace(each, mode=RuleMode.ENFORCE) if each.name in names else each
+        for each in rules.rules
+    ]
+    results = run_tests(dataclasses.replace(rules, rules=tuple(enforced)))
+    assert [each.failures for each in results if each.failures] == []
+    assert untested(rules) == ()
 
 
 def test_plain_mail_is_examined_without_reading_its_parts(rules, monkeypatch):
