@@ -32,8 +32,6 @@ _FIELDS = ("Content-Type", "Content-Disposition")
 _READINGS = [LooseReading(*one) for one in product((False, True), (True, False), (True, False))]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 _BODIES = ("text/plain", "text/html")
-# Without any of them, and with a text as its type, a message has no attachment.
-_HINTS = (b"multipart", b"message/", b"name", b"content-disposition")
 _NAMES = ("name", "filename")
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what the email package raises
 _loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
@@ -89,9 +87,10 @@ def message_parts(content: ParsedContent) -> tuple[MessagePart, ...]:
 
 def may_have_attachments(content: ParsedContent) -> bool:
     """Return whether the header leaves room for attachments: without reading the body."""
-    header = content.header.octets.lower()
-    return any(hint in header for hint in _HINTS) or not all(
-        value[:4].lower() == b"text" for value in content.header.values("Content-Type")
+    header = content.header
+    return "Content-Disposition" in header or any(
+        value[:4].lower() != b"text" or b"name" in value.lower()
+        for value in header.values("Content-Type")
     )
 
 

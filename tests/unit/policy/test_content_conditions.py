@@ -105,6 +105,22 @@ def test_the_form_of_a_message_makes_no_difference(cut, rubbish, encoding):
     assert found_in(content) == found_in(as_large(content))
 
 
+LINES = [
+    b"Content-Type: text/plain", b"Content-Type: text/x; name=a", b"content-type : TEXT/HTML", b"Content-Type:",
+    b"Content-Type: (text)multipart/mixed; boundary=b", b"Content-Type: te(x)xt; boundary=b", b"\0Content-Type: text/plain",
+    b"Content-Type: text/plain; a=\r\n multipart/x", b"Content-Type: multi(x)part/mixed; boundary=b", b"Subject: name",
+    b"Content-Disposition: inline", b"odd line", b"\xef\xbb\xbfContent-Type: a/b", b"", b" filename=a",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(LINES), max_size=5))
+def test_a_header_without_room_for_attachments_has_none(lines):
+    content = b"\r\n".join([*lines, b"", b"--b", b"Content-Type: a/b; name=c", b"", b"d", b"--b--"])
+    parsed = ParsedContent.of(content)
+    if not may_have_attachments(parsed):
+        assert attachments(parsed, message_parts(parsed)) == ()
+
+
 @given(st.binary(max_size=300))
 def test_a_damaged_message_never_raises(rubbish):
     found_in(
