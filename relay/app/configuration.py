@@ -19,17 +19,17 @@ from relay.accounts.account import (
 )
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
-from relay.clock import Clock
+from relay.clock import Clock, rfc3339
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules
 from relay.reports.texts import ReportTexts, load_texts
-from relay.routing.route_table import RouteTable, ascii_domain_of, parse_action
+from relay.routing.route_table import Confinement, RouteTable, ascii_domain_of, parse_action
 from relay.settings.document import Fault, SettingsError, read_document
 from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
 from relay.settings.tree import CertificateFiles, Settings
-from relay.settings.validation import name_of
+from relay.settings.validation import name_of, next_hops_by_name
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
 
@@ -115,9 +115,17 @@ class ActiveConfiguration:
         return found
 
     def _with_files(self, settings: Settings, *, routes: Settings) -> Configuration:
-        """Load the files that `settings` name, and check the routes of `routes`."""
+        """Load the files that `settings` name, and check the routes of `routes`.
+
+        Rules name the routes of `settings`, which are those in force.
+        """
         boxes = settings.mailboxes
-        rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
+        rules = load_rules(
+            settings.policy.directory,
+            local_domains=boxes.domains,
+            routes=next_hops_by_name(settings.route),
+            loaded=rfc3339(self._clock.time_us()),
+        )
         texts = load_texts(settings.reports)
         accounts = load_accounts(
             boxes.accounts, boxes.domains, clock=self._clock, environ=self._environ
@@ -212,7 +220,7 @@ def route_table(
     settings: Settings,
     accounts: AccountDirectory,
     *,
-    is_simulated: Callable[[str], bool] | None = None,
+    confinement: Confinement | None = None,
 ) -> RouteTable:
     """Return the table of the routes and local domains in `settings`."""
     boxes = settings.mailboxes
@@ -224,7 +232,7 @@ def route_table(
         postmaster=boxes.postmaster,
         tls=settings.delivery.tls,
         hostname=settings.hostname,
-        is_simulated=is_simulated,
+        confinement=confinement,
     )
 
 

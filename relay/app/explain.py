@@ -60,6 +60,7 @@ from relay.routing.route_table import (
 )
 from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Settings
+from relay.settings.validation import next_hops_by_name
 
 _GOES_ON = ("local", "remote", "captured", "held")  # states in which mail is delivered or queued
 _NO_PLACE = RoutePlace("", 0)
@@ -108,20 +109,19 @@ class Explainer:
         """Return what would become of the mail. Raises TimeoutError if the rules take too long."""
         document = await self._explain(question)
         if question.probe and self.probe is not None:
-            document["probe"] = await self._probed(document, question.sender)
+            document["probe"] = await self._probed(document)
         return document
 
-    async def _probed(self, document: Mapping[str, Any], reverse_path: str) -> Any:
+    async def _probed(self, document: Mapping[str, Any]) -> Any:
         """Connect to the hosts of mail that has one next hop; None: it has none, or no hosts."""
         if not document["hosts"] or "targets" in document:
             return None
-        address = [document["address"], *document["aliases"]][-1]
-        found = self.forwarding.examine(address, reverse_path)
-        assert isinstance(found, RemoteRecipient)
-        hosts = await self.resolver.resolve(found.next_hop)
+        route = document["route"]
+        next_hop = NextHop.parse(route["next_hop"])._replace(route=route["name"])
+        hosts = await self.resolver.resolve(next_hop)
         if not isinstance(hosts, Hosts) or self.probe is None:
             return None
-        return msgspec.to_builtins(await self.probe(found.next_hop, hosts))
+        return msgspec.to_builtins(await self.probe(next_hop, hosts))
 
     async def _explain(self, question: Question) -> dict[str, Any]:
         sender = _Sender(question.sender, not question.ip or self.trusts(question.ip))
@@ -231,7 +231,17 @@ class Explainer:
                 ]
                 return {"state": _state_of_all(targets), "targets": targets}
             case VerdictAction.DELIVER:
+                if verdict.next_hop:
+                    return await self._chosen(verdict, sender, found)
                 return await self._destination(found) | _held(verdict.hold)
+
+    async def _chosen(
+        self, verdict: RecipientVerdict, sender: _Sender, found: LocalRecipient | RemoteRecipient
+    ) -> dict[str, Any]:
+        """Return where mail goes whose next hop a rule chose."""
+        chosen = self.table.examine_chosen(verdict.address, verdict.next_hop, found)
+        route = {"route": self._document(verdict.address, sender, chosen)["route"]}
+        return route | await self._destination(chosen) | _held(verdict.hold)
 
     async def _target(self, address: str, sender: _Sender) -> dict[str, Any]:
         """Explain an address that takes another one's place: rules do not apply to it again."""
@@ -396,7 +406,11 @@ def explainer_of_files(
         srs = srs_in(settings) or Srs(secrets.token_bytes())
         forwarding = Forwarder(accounts, table, srs, clock)
         schedule = retry_schedule(settings, _RNG)
-        rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
+        rules = load_rules(
+            settings.policy.directory,
+            local_domains=boxes.domains,
+            routes=next_hops_by_name(settings.route),
+        )
         resolver = resolver_of(settings, clock, _RNG)
         explainer = Explainer(
             forwarding=forwarding, rules=lambda: rules, resolver=resolver,

@@ -42,7 +42,8 @@ from relay.pressure import Pressure
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RecentRefusals, RefusalStore
 from relay.reports.texts import ReportTexts, shipped_texts
-from relay.routing.route_table import RouteTable
+from relay.routing.resolver import is_elsewhere
+from relay.routing.route_table import Confinement, RouteTable
 from relay.settings.tree import Settings, SmtpListener
 from relay.spool.engine import SpoolEngine
 
@@ -122,6 +123,17 @@ class Foundation:
         return self.sources.development is not None
 
 
+def _confinement(sources: RelayDependencies) -> Confinement | None:
+    """Return what keeps mail on this machine; only a release sends mail to `release_to`."""
+    if sources.is_simulated is None:
+        return None
+    release_to = sources.release_to
+    return Confinement(
+        sources.is_simulated,
+        captures=lambda hop: is_elsewhere(hop) or hop.without_route == release_to,
+    )
+
+
 def open_foundation(
     settings: Settings, sources: RelayDependencies, *, clock: Clock, undo: ExitStack
 ) -> Foundation:
@@ -134,7 +146,7 @@ def open_foundation(
     changes = ChangeNotifier()
     root = MailRoot(settings.mailboxes.root, take_lock=lock_file)
     undo.callback(root.close)
-    table = route_table(settings, sources.accounts, is_simulated=sources.is_simulated)
+    table = route_table(settings, sources.accounts, confinement=_confinement(sources))
     log_directory = root.path / SUBMISSIONS / "log"
     store_log = SubmissionLog(
         log_directory, role=sources.log_role, clock=clock, on_append=changes.notify

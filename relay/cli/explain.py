@@ -15,6 +15,7 @@ from relay.cli.output import flush
 from relay.cli.rule_lines import condition_text, rule_text
 from relay.clock import SystemClock
 from relay.commands.explain import explain as ask
+from relay.message.nexthop import BY_RULE
 from relay.phrases import counted, time_left
 from relay.settings.environment import read_environment
 
@@ -77,7 +78,9 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     lines += [_line("alias", each) for each in document["aliases"]]
     lines += _cut([_line("rule", text) for text in _rules(document["rules"])], "rule")
     route = document["route"]
-    if route["name"]:
+    if route["name"] == BY_RULE:
+        lines.append(_line("route", f"a rule chose {route['next_hop']}"))
+    elif route["name"]:
         place = f" ({route['file']}:{route['line']})" if route["file"] else ""
         lines.append(_line("route", f'"{route["name"]}"{place}'))
     elif route["next_hop"]:

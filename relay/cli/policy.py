@@ -4,9 +4,10 @@ Exits 78 for faults and failed tests, 65 for a file that is not a message or to 
 cannot be applied, and 66 for one that does not exist.
 """
 
+from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -34,6 +35,7 @@ from relay.policy.rule_tests import (
     run_tests,
 )
 from relay.settings.tree import Settings
+from relay.settings.validation import next_hops_by_name
 
 
 class _MailboxType(click.ParamType[str]):
@@ -83,8 +85,9 @@ def check(context: CommandContext, directory: Path | None) -> None:
 
     Exits 78 with file:line of each fault.
     """
-    folder, domains = _place(context, directory)
-    _print(context, format_check(load_rules(folder, local_domains=domains)))
+    place = _place(context, directory)
+    rules = load_rules(place.folder, local_domains=place.domains, routes=place.routes)
+    _print(context, format_check(rules))
 
 
 @policy.command()
@@ -92,9 +95,9 @@ def check(context: CommandContext, directory: Path | None) -> None:
 @common_options
 def test(context: CommandContext, directory: Path | None) -> None:
     """Run the rules' own tests; exits 78 when one fails."""
-    folder, domains = _place(context, directory)
-    rules = read_rules(folder)
-    _print(context, format_test_results(rules, run_tests(rules, local_domains=domains)))
+    place = _place(context, directory)
+    rules = read_rules(place.folder, routes=place.routes)
+    _print(context, format_test_results(rules, run_tests(rules, local_domains=place.domains)))
 
 
 @policy.command("try")
@@ -130,7 +133,8 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     login is a stranger, unless a listener trusts its network.
     """
     settings = context.settings()
-    rules = read_rules(settings.policy.directory)
+    routes = next_hops_by_name(settings.route)
+    rules = read_rules(settings.policy.directory, routes=routes)
     content = crlf(read_input("policy try", file))
     subject = examined_message(
         given["sender"], given["recipients"], content, source=Source(given["source"]),
@@ -155,12 +159,21 @@ def _is_trusted(settings: Settings, client: str) -> bool:
     return any(ip_address(client) in each for each in networks)
 
 
-def _place(context: CommandContext, directory: Path | None) -> tuple[Path, tuple[str, ...]]:
-    """The folder of rules and the local domains; a folder that is given needs no configuration."""
+class _RulesPlace(NamedTuple):
+    """Where the rules are, and what of the configuration they depend on."""
+
+    folder: Path
+    domains: tuple[str, ...] = ()  # that are local
+    routes: Mapping[str, str] | None = None  # next hops by name; None: they are not known
+
+
+def _place(context: CommandContext, directory: Path | None) -> _RulesPlace:
+    """Return the place of the rules; a folder that is given needs no configuration."""
     if directory is not None:
-        return directory, ()
+        return _RulesPlace(directory)
     settings = context.settings()
-    return settings.policy.directory, settings.mailboxes.domains
+    routes = next_hops_by_name(settings.route)
+    return _RulesPlace(settings.policy.directory, settings.mailboxes.domains, routes)
 
 
 def _print(context: CommandContext, report: PolicyReport) -> None:

@@ -40,7 +40,7 @@ from relay.settings.document import (
 )
 from relay.settings.reader import load, secret_files
 from relay.settings.tree import Address, CertificateFiles, Settings
-from relay.settings.validation import hidden_routes, host_of, is_loopback
+from relay.settings.validation import hidden_routes, host_of, is_loopback, next_hops_by_name
 from relay.smtp.tls import certificate_matches, certificate_names
 from relay.sockets import LACKING_ADDRESS, has_address
 from relay.spool.types import SpoolDamagedError, SpoolError
@@ -496,7 +496,11 @@ def _accounts(
 
 def _policies(settings: Settings) -> Iterator[CheckFinding]:
     try:
-        rules = load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
+        rules = load_rules(
+            settings.policy.directory,
+            local_domains=settings.mailboxes.domains,
+            routes=next_hops_by_name(settings.route),
+        )
     except PolicyError as error:
         yield from _faults("policy", error)
         return

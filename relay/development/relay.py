@@ -24,7 +24,7 @@ from relay.app.daemon import Daemon
 from relay.app.foundation import RelayDependencies
 from relay.app.settling import SETTLE_S
 from relay.client import RejectedError, send_by_graph
-from relay.clock import Ids, SystemClock, time_us_of
+from relay.clock import Clock, Ids, SystemClock, rfc3339, time_us_of
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
@@ -64,6 +64,7 @@ from relay.policy.rule_files import load_rules
 from relay.reports.texts import load_texts
 from relay.settings.reader import load
 from relay.settings.tree import Address, Settings, SmtpListener
+from relay.settings.validation import next_hops_by_name
 from relay.spool.types import Selector
 
 _DEFERRED_MAX = 1000  # entries among which the next retry is looked for
@@ -133,7 +134,7 @@ class DevelopmentRelay:
                 dataclasses.replace(one, trusted_networks=_EVERYONE) for one in settings.smtp
             )
             settings = dataclasses.replace(settings, smtp=smtp)
-        self._rules = _rules_of(settings)
+        self._rules = _rules_of(settings, self.clock)
         texts = load_texts(settings.reports)
         self._accounts = DevelopmentAccounts(
             MailboxNames(settings.mailboxes.root),
@@ -302,7 +303,7 @@ class DevelopmentRelay:
 
         Raises SettingsError; then the rules in force stay.
         """
-        self._rules = _rules_of(self.daemon.settings)
+        self._rules = _rules_of(self.daemon.settings, self.clock)
         return len(self._rules.rules)
 
     @property
@@ -424,5 +425,11 @@ class DevelopmentRelay:
         }
 
 
-def _rules_of(settings: Settings) -> RuleSet:
-    return load_rules(settings.policy.directory, local_domains=settings.mailboxes.domains)
+def _rules_of(settings: Settings, clock: Clock) -> RuleSet:
+    return load_rules(
+        settings.policy.directory,
+        local_domains=settings.mailboxes.domains,
+        # that of the release target has no domain
+        routes=next_hops_by_name(route for route in settings.route if route.domain),
+        loaded=rfc3339(clock.time_us()),
+    )

@@ -27,7 +27,7 @@ from relay.ingress.data import (
     subject_of,
 )
 from relay.ingress.expansion import expand_recipients
-from relay.ingress.fanout import FanOut, HoldTimes, fan_out, reported_recipient
+from relay.ingress.fanout import FanOut, HoldTimes, fan_out, reported_recipient, with_next_hops
 from relay.ingress.forwarding import Forwarder
 from relay.ingress.hold_limit import HoldLimit
 from relay.ingress.policy_threads import PolicyThreads
@@ -157,7 +157,9 @@ class Acceptance:
         expand = forwarding.expander(sender, parsed.header)
         recipients = expand_recipients(paths, expand)
         examinations = [forwarding.examine(path.address, sender) for path in recipients.paths]
+        rules = self.policy()
         verdict = await self._evaluate(
+            rules,
             self._policy_input(
                 envelope,
                 recipients.paths,
@@ -165,13 +167,14 @@ class Acceptance:
                 origin=origin,
                 examinations=examinations,
                 named=len(paths),
-            )
+            ),
         )
         if isinstance(verdict, DataReply):
             return verdict
         has_answers = any(isinstance(one, LocalRecipient) and one.is_answer for one in examinations)
         fan = fan_out(
-            recipients, examinations, verdict, expand=expand,
+            recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
+            verdict, expand=expand,
             examine=lambda address: forwarding.examine(address, sender),
             sender_of=lambda alias, address: forwarding.sender_of(alias, address, sender),
             answers_discarded=(
@@ -184,7 +187,11 @@ class Acceptance:
             first = fan.rejected[0]
             return DataReply(first.reply, rule=verdict.rule_of(first.path.address))
         event = _routing_event(
-            verdict, fan, self.clock.time_us(), client=None if origin.pickup else origin.client
+            verdict,
+            fan,
+            self.clock.time_us(),
+            client=None if origin.pickup else origin.client,
+            rules=rules,
         )
         message = self._message(
             envelope,
@@ -298,12 +305,12 @@ class Acceptance:
             recipient_count=named,
         )
 
-    async def _evaluate(self, message: ExaminedMessage) -> Verdict | DataReply:
+    async def _evaluate(self, rules: RuleSet, message: ExaminedMessage) -> Verdict | DataReply:
         """Return the verdict of the rules, or the reply if they defer, fail or take too long."""
         if not message.recipients:
             return Verdict((), (), (message.content,), ())
         try:
-            evaluation = self.policy().begin(message)
+            evaluation = rules.begin(message)
             is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
             if not is_quick or not evaluation.run(in_thread=False):
                 async with asyncio.timeout(self.policy_timeout_s):  # real time: a thread
@@ -483,7 +490,9 @@ def _message_id(header: Header) -> str:
     return found[:LINE_OCTETS_MAX].decode("utf-8", "replace")
 
 
-def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client | None) -> Event:
+def _routing_event(
+    verdict: Verdict, fan: FanOut, at_us: int, *, client: Client | None, rules: RuleSet
+) -> Event:
     """Return the event of step 5, without recipients that rules added.
 
     If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
@@ -510,6 +519,8 @@ def _routing_event(verdict: Verdict, fan: FanOut, at_us: int, *, client: Client 
         "rules": [hit.as_json() for hit in verdict.hits],
         "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
     }
+    if rules.identity is not None:
+        detail["set"] = rules.identity
     if any(routes.values()):
         detail["routes"] = {hop: names for hop, names in routes.items() if names}
     if any(held.values()):

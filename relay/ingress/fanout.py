@@ -157,6 +157,23 @@ def fan_out(
     )
 
 
+def with_next_hops(
+    examinations: Sequence[RoutingResult],
+    verdict: Verdict,
+    chosen: Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult],
+) -> Sequence[RoutingResult]:
+    """Return the examinations, with the next hops that rules chose; `chosen` examines these."""
+    if not any(each.next_hop for each in verdict.recipients):  # nearly always
+        return examinations
+    verdicts = iter(verdict.recipients)
+    return [
+        found
+        if isinstance(found, InvalidRecipient) or not (decided := next(verdicts)).next_hop
+        else chosen(decided.address, decided.next_hop, found)
+        for found in examinations
+    ]
+
+
 def _entry(key: _Key, bucket: Sequence[NewRecipient], used: Sequence[int]) -> NewEntry:
     next_hop, content, extra = key
     return NewEntry(next_hop, tuple(bucket), content=used.index(content), extra=extra)
@@ -205,13 +222,15 @@ def _key(
     """
     content, hold = decided.content, decided.hold
     if isinstance(examination, LocalRecipient):  # whose copy names the address that it is for
-        next_hop, forwarded_by = LOCAL, ""
+        next_hop, chosen, forwarded_by = LOCAL, False, ""
     else:
-        next_hop = examination.next_hop
-    if not (forwarded_by or examination.held or hold):
+        next_hop, chosen = examination.next_hop, examination.chosen
+    if not (forwarded_by or examination.held or chosen or hold):
         return next_hop, content, NO_EXTRA
     sender = sender_of(forwarded_by, address) if forwarded_by else ""
-    extra = EntryExtra(sender=sender, delivered_to=forwarded_by, reason=examination.held)
+    extra = EntryExtra(
+        chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held
+    )
     return next_hop, content, extra if hold is None else times.held(extra, hold)
 
 

@@ -24,6 +24,7 @@ class HopKind(StrEnum):
 
 _SOCKET = "lmtp:unix:"
 _SMTP_PORT = 25  # never LMTP's: RFC 2033 5
+BY_RULE = "rule"  # the name of no route
 HERE = frozenset({HopKind.LOCAL, HopKind.CAPTURE})  # without a host
 
 
@@ -32,7 +33,8 @@ class NextHop(NamedTuple):
     LMTP also the path of a Unix socket, else "".
 
     `route` names the route that chose it, "" where none did: the domain's own MX, a mailbox here,
-    or where an operator sent the mail (EntryExtra.chosen). str() is without it.
+    or where an operator sent the mail (EntryExtra.chosen). BY_RULE is no route: a rule named the
+    host, and no route's login is for it. str() is without it.
 
     It is a tuple because it is a dictionary key many times per message: hashing a tuple runs no
     Python code.

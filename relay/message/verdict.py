@@ -13,6 +13,7 @@ from msgspec import Struct
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 
+ROUTE_PREFIX = "route:"  # of a rule's next hop that names a route
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
 
 

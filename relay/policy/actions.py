@@ -17,14 +17,13 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
 from relay.message.nexthop import NextHop
 from relay.message.status import REPLY_TEXT_MAX, split_reply
-from relay.message.verdict import ExaminedMessage, Hold, RateCharge
+from relay.message.verdict import ROUTE_PREFIX, ExaminedMessage, Hold, RateCharge
 from relay.mime import headers
 from relay.policy.disclaimers import DisclaimerAction
 from relay.settings.values import parse_next_hop, parse_rate
 
 REJECT_STATUS = "5.7.1"
 DEFER_STATUS = "4.7.1"
-ROUTE_PREFIX = "route:"
 HOLD_REASON_MAX = 200  # characters
 ADDRESSES_MAX = 50
 PROTECTED = frozenset({"received", "return-path", "dkim-signature"})

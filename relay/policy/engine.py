@@ -13,7 +13,7 @@ cannot be read.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,9 +66,13 @@ class RuleSet:
     digest: str = ""  # of the files, "" without any
     loaded: str = ""  # when, in RFC 3339
     index: RuleIndex = field(init=False, repr=False, compare=False)
+    # which set it is, for journeys; None without files
+    identity: Mapping[str, str] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", RuleIndex(self.rules))
+        identity = {"hash": self.digest, "loaded": self.loaded} if self.digest else None
+        object.__setattr__(self, "identity", identity)
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:
         """Apply the rules in their order; each sees the changes of those before it.

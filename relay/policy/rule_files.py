@@ -6,18 +6,18 @@ form. The format is in docs/policy.md.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from relay.message.verdict import ROUTE_PREFIX
 from relay.phrases import shown
 from relay.policy.actions import (
     ACTIONS,
     FINAL,
-    ROUTE_PREFIX,
     AfterHold,
     HoldAction,
     NextHopAction,
@@ -47,6 +47,7 @@ _RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop", "on_error",
 _HOLD_KEYS = ("expires", "expired", "notice")
 _NEVER_IGNORED = ("reject", "discard", "hold")  # mail would pass that must not
 FILES_MAX = 500
+_NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
 DIGEST_LENGTH = 12  # enough to tell two sets of one administrator apart
 
 
@@ -56,10 +57,10 @@ def read_rule(
     raw: object,
     *,
     faults: list[Fault],
-    routes: Collection[str] | None = None,
+    routes: Mapping[str, str] | None = None,
 ) -> Rule | None:
-    """Return the rule at `path`, or None after adding to `faults`. `routes` are the names of the
-    configured ones, None where they are not known.
+    """Return the rule at `path`, or None after adding to `faults`. `routes` has the next hop of
+    each configured route by its name, None where they are not known.
     """
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
@@ -111,7 +112,7 @@ def _conditions(reader: TableReader, key: str) -> ConditionSet:
 
 
 def _actions(
-    reader: TableReader, routes: Collection[str] | None
+    reader: TableReader, routes: Mapping[str, str] | None
 ) -> dict[tuple[str, int], RuleAction]:
     """Return the actions in their order, by name and position."""
     raw = reader.table.get("then", [])
@@ -127,19 +128,27 @@ def _actions(
         action = reader.value(item[name], ("then", index, name), parse)
         if action:
             found[name, index] = action
-        if isinstance(action, NextHopAction) and routes is not None:
-            route = action.next_hop.removeprefix(ROUTE_PREFIX)
-            if route != action.next_hop and route not in routes:
-                known = ", ".join(sorted(map(shown, routes))) or "none"
-                reader.add_fault(
-                    ("then", index, name),
-                    f"found {shown(route)}, expected the name of a route: {known}",
-                )
+        if isinstance(action, NextHopAction) and (fault := _route_fault(action, routes)):
+            reader.add_fault(("then", index, name), fault)
         if name in FINAL and index < len(raw) - 1:
             reader.add_fault(
                 ("then", index, name), f"expected no action after {name}: it ends the rule"
             )
     return found
+
+
+def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str:
+    """Return why a rule cannot send mail by this route, "" if it can, or nobody knows."""
+    route = action.next_hop.removeprefix(ROUTE_PREFIX)
+    if route == action.next_hop or routes is None:
+        return ""
+    usable = sorted(each for each, hop in routes.items() if not hop.startswith(_NO_NEXT_HOPS))
+    expected = f"expected the name of a route: {', '.join(map(shown, usable)) or 'none is usable'}"
+    if route not in routes:
+        return f"found {shown(route)}, {expected}"
+    if route not in usable:
+        return f"found {shown(route)}, whose next_hop is {shown(routes[route])}, {expected}"
+    return ""
 
 
 def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Iterator[RuleAction]:
@@ -205,14 +214,14 @@ def load_rules(
     directory: Path,
     *,
     local_domains: Collection[str] = (),
-    routes: Collection[str] | None = None,
+    routes: Mapping[str, str] | None = None,
     loaded: str = "",
 ) -> RuleSet:
     """Return the rules of `directory` if all tests pass; an empty folder is a valid rule set.
 
-    `local_domains` are the configured ones, for tests that name no others. `routes` are the names
-    of the configured ones; None: they are not known, and none is checked. `loaded` is the time now
-    (RFC 3339), for journeys.
+    `local_domains` are the configured ones, for tests that name no others. `routes` has the
+    next hop of each configured route by its name; None: they are not known, and none is checked.
+    `loaded` is the time now (RFC 3339), for journeys.
     Raises PolicyError.
     """
     rules = read_rules(directory, routes=routes)
@@ -228,7 +237,7 @@ def load_rules(
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
 
 
-def read_rules(directory: Path, *, routes: Collection[str] | None = None) -> RuleSet:
+def read_rules(directory: Path, *, routes: Mapping[str, str] | None = None) -> RuleSet:
     """Return the rules of `directory` without running their tests. Raises PolicyError."""
     faults: list[Fault] = []
     rules: list[Rule] = []

@@ -216,12 +216,7 @@ class LoopbackResolver:
 
     def check(self, next_hop: NextHop) -> None:
         """Raise ValueError for a smarthost that is elsewhere."""
-        is_smarthost = next_hop.kind in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP)
-        if (
-            is_smarthost
-            and next_hop.without_route != self._release_to
-            and not _is_loopback(next_hop.host)
-        ):
+        if is_elsewhere(next_hop) and next_hop.without_route != self._release_to:
             text = "relay dev connects to loopback only, and to the host of --release-to"
             raise ValueError(f"found {next_hop}, which is not on this machine; {text}")
 
@@ -242,6 +237,12 @@ class LoopbackResolver:
         """Cancel the queries in progress."""
         await self._resolver.close()
         await self._elsewhere.close()
+
+
+def is_elsewhere(next_hop: NextHop) -> bool:
+    """Whether it is a smarthost that is not on this machine."""
+    is_smarthost = next_hop.kind in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP)
+    return is_smarthost and not _is_loopback(next_hop.host)
 
 
 def _elsewhere(next_hop: NextHop) -> TemporaryFailure:

@@ -17,9 +17,10 @@ from msgspec.structs import replace
 from relay.accounts.account import DEAD_LETTER, AccountDirectory, Expansion
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
-from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
+from relay.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.message.status import own_reply, split_reply
 from relay.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
+from relay.message.verdict import ROUTE_PREFIX
 from relay.settings.tree import Route, RouteAuth
 from relay.settings.validation import name_of, sender_matches, verifies
 from relay.settings.values import parse_next_hop
@@ -160,6 +161,7 @@ class RemoteRecipient(Struct, frozen=True):
     next_hop: NextHop
     route: str = ""  # that decided; "": none did
     held: str = ""  # as of a LocalRecipient
+    chosen: bool = False  # by a mail-flow rule: no route has to match
 
 
 class InvalidRecipient(Struct, frozen=True):
@@ -197,6 +199,16 @@ class _TableRoute:
         return self.action == hop.without_route
 
 
+class Confinement(Struct, frozen=True):
+    """What is different where no mail leaves this machine: mail for an address that `is_simulated`
+    goes to the MX hosts of its domain, whatever the routes say, unless the domain is local; what a
+    rule sends to a next hop that this `captures` is captured.
+    """
+
+    is_simulated: Callable[[str], bool]
+    captures: Callable[[NextHop], bool]
+
+
 class RouteTable:
     """The routes, the local domains and their mailboxes.
 
@@ -217,13 +229,11 @@ class RouteTable:
         postmaster: str = "",
         tls: TlsLevel = "opportunistic",
         hostname: str = "",
-        is_simulated: Callable[[str], bool] | None = None,
+        confinement: Confinement | None = None,
     ) -> None:
         """Make the table; password files are read here. `tls` is for hosts without a route's.
         `hostname` is this relay's, in whose name MAILER-DAEMON writes reports.
 
-        Mail for an address that `is_simulated` goes to the MX hosts of its domain, whatever the
-        routes say, unless the domain is local.
         Raises ValueError for a route that cannot be understood, and for a catch_all or postmaster
         that is no account.
         """
@@ -232,7 +242,7 @@ class RouteTable:
         self._catch_all = self._mailbox_of("catch_all", catch_all)
         self._postmaster = self._mailbox_of("postmaster", postmaster) or DEAD_LETTER
         self._daemon = f"mailer-daemon@{hostname.lower()}"
-        self._is_simulated = is_simulated
+        self._confinement = confinement
         self._default_options = HopOptions(TlsPolicy(tls))
         self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
         self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
@@ -305,6 +315,38 @@ class RouteTable:
                 assert route is not None
                 return self._examine_local(address, route=route.name)
 
+    def examine_chosen(
+        self, address: str, way: str, usual: LocalRecipient | RemoteRecipient
+    ) -> LocalRecipient | RemoteRecipient:
+        """Return where mail for `address` goes that a rule sends by `way`: "route:NAME", or the
+        text of a next hop. `usual` is where it goes without the rule; what holds it, still does.
+        Answers to reports stay here, and so does what has no domain whose MX could take it.
+
+        Raises LookupError for a route that there is not, or that gives no next hop.
+        """
+        if isinstance(usual, LocalRecipient) and usual.is_answer:
+            return usual
+        name = way.removeprefix(ROUTE_PREFIX)
+        if name == way:
+            found = RemoteRecipient(NextHop.parse(way)._replace(route=BY_RULE), BY_RULE)
+        else:
+            route = self._by_name[name]
+            if isinstance(route.action, HoldMail):
+                return replace(usual, held=usual.held or f"route {name}")
+            if isinstance(route.action, UseMx):
+                domain = ascii_domain_of(address)
+                mx = _examine_mx(address, domain, route=name)
+                if not isinstance(mx, RemoteRecipient):
+                    return usual
+                found = mx
+            elif route.result is None:
+                raise LookupError(f"route {name!r} gives no next hop")
+            else:
+                found = route.result
+        if self._confinement is not None and self._confinement.captures(found.next_hop):
+            found = RemoteRecipient(CAPTURE, found.route)
+        return replace(found, held=usual.held, chosen=True)
+
     def expand(self, address: str) -> Expansion | None:
         """Return who gets the mail for an alias, which examine() does not know."""
         return self._accounts.expand(address)
@@ -376,6 +418,8 @@ class RouteTable:
         Mail of an older spool names none either: the first route to its host has to take it,
         unless no route to this host does.
         """
+        if next_hop.route == BY_RULE:
+            return True
         if next_hop.route:
             route = self._by_name.get(next_hop.route)
             if route is None or not route.leads_to(next_hop):
@@ -394,6 +438,8 @@ class RouteTable:
 
     def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
         """Return the route that says how to contact a next hop."""
+        if next_hop.route == BY_RULE:
+            return None
         if next_hop.route:
             route = self._by_name.get(next_hop.route)
             if route is not None and route.leads_to(next_hop):
@@ -411,9 +457,9 @@ class RouteTable:
         return domain.lower() in self._domains
 
     def _goes_to_simulator(self, address: str, domain: str) -> bool:
-        if self._is_simulated is None or domain in self._domains or domain.startswith("["):
+        if self._confinement is None or domain in self._domains or domain.startswith("["):
             return False
-        return self._is_simulated(f"{address.rpartition('@')[0]}@{domain}")
+        return self._confinement.is_simulated(f"{address.rpartition('@')[0]}@{domain}")
 
     def _route_for(self, domain: str, reverse_path: str, after: int = -1) -> _TableRoute | None:
         """Return the first route that takes the mail, behind the route `after`."""

@@ -8,7 +8,7 @@ file. See RFC 3207 and RFC 8314 on where TLS is required.
 
 import ipaddress
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from relay.certificates import CertificateError, load_pair
@@ -240,6 +240,11 @@ def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
 def name_of(route: Route) -> str:
     """Return the name of a route: `name`, or else what it says of mail and its next hop."""
     return route.name or " ".join(filter(None, (route.domain, route.sender, route.next_hop)))
+
+
+def next_hops_by_name(routes: Iterable[Route]) -> dict[str, str]:
+    """Return the next hop of each route by its name, for rules that send mail by a route."""
+    return {name_of(route): route.next_hop for route in routes}
 
 
 def hidden_routes(routes: Sequence[Route]) -> Iterator[tuple[int, int]]:

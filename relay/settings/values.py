@@ -32,6 +32,7 @@ _ATOM_SPECIALS = frozenset("!#$%&'*+-=?^_`{|}~")  # RFC 5322 atext less "/": mai
 _UNIX_PATH_BYTES_MAX = 107  # sun_path
 _REJECT_TEXT_LENGTH_MAX = 400  # a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
 _ROUTE_NAME_LENGTH_MAX = 100
+_NO_ROUTE_NAME = "rule"  # BY_RULE in relay/message/nexthop.py
 _WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest private networks
 
 WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
@@ -208,6 +209,8 @@ def parse_route_name(text: str) -> str:
     """Return a name for people, in lists and commands."""
     if text != text.strip() or not text.isprintable() or len(text) > _ROUTE_NAME_LENGTH_MAX:
         raise ValueError(f"one line of at most {_ROUTE_NAME_LENGTH_MAX} characters")
+    if text == _NO_ROUTE_NAME:
+        raise ValueError(f'another name than "{text}", which stands for no route')
     return text
 
 

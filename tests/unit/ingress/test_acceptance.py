@@ -44,6 +44,8 @@ def envelope(*addresses: str, sender: str = "alice@example.test", envid: str = "
 class Rules:
     """Rejects the given addresses; `additions` and `fault` as given."""
 
+    identity = None
+
     def __init__(self, *rejected: str, additions=(), fault: Exception | None = None):
         self.rejected, self.additions, self.fault = rejected, additions, fault
         self.evaluated = None

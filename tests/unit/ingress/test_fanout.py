@@ -2,13 +2,15 @@
 
 import pytest
 
+from relay.accounts.account import AliasTarget, Expansion
 from relay.ingress.expansion import expand_recipients
-from relay.ingress.fanout import fan_out, reported_recipient
+from relay.ingress.fanout import fan_out, reported_recipient, with_next_hops
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, HopKind, NextHop
 from relay.message.verdict import AddedRecipient, RecipientVerdict, Verdict, VerdictAction
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.spool.types import NO_EXTRA, EntryExtra
 
 MX_B = NextHop(HopKind.MX, "b.test")
 MX_C = NextHop(HopKind.MX, "c.test")
@@ -24,6 +26,11 @@ def examine(address: str):
     if domain == "bad.test":
         return InvalidRecipient("5.1.1", f"550 5.1.1 <{address}>: no such user here")
     return RemoteRecipient(NextHop(HopKind.MX, domain))
+
+
+def examine_chosen(address: str, way: str, usual: LocalRecipient | RemoteRecipient):
+    assert usual == examine(address)
+    return RemoteRecipient(NextHop.parse(way), held=usual.held, chosen=True)
 
 
 def no_alias(_address: str) -> None:
@@ -42,8 +49,9 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
     verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
     recipients = expand_recipients(paths, no_alias)
     return fan_out(
-        recipients, found, verdict, examine=examine, expand=no_alias, sender_of=lambda *_: "unused"
-    )
+        recipients, with_next_hops(found, verdict, examine_chosen), verdict, examine=examine,
+        expand=no_alias, sender_of=lambda *_: "unused",
+    )  # fmt: skip
 
 
 def keep(address: str, content: int = 0) -> RecipientVerdict:
@@ -170,3 +178,51 @@ def test_what_is_held_has_an_entry_of_its_own():
         ("mx:b.test", "", ["x@b.test", "w@b.test"]),
         ("mx:b.test", "route r", ["y@held.test", "z@held.test"]),
     ]
+
+
+HUB = NextHop(HopKind.SMTP, "hub.test", 25)
+
+
+def sent(address: str, way: str = str(HUB), content: int = 0) -> RecipientVerdict:
+    return RecipientVerdict(address, content=content, next_hop=way)
+
+
+def test_what_a_rule_sends_elsewhere_has_an_entry_with_a_chosen_next_hop():
+    result = fan(
+        sent("x@b.test"), sent("y@here.test"), keep("z@b.test"), sent("h@held.test"),
+        sent("u@bad.test"),
+        RecipientVerdict("d@b.test", VerdictAction.DISCARD, next_hop=str(HUB)),
+        sent("w@b.test", content=1), additions=[AddedRecipient("copy@b.test", "r")],
+    )  # fmt: skip
+    found = {
+        (entry.next_hop, entry.extra, tuple(each.path.address for each in entry.recipients))
+        for entry in result.entries
+    }
+    chosen = EntryExtra(chosen=True)
+    assert found == {
+        (HUB, chosen, ("x@b.test", "y@here.test")),
+        (HUB, chosen, ("w@b.test",)),  # another content
+        (MX_B, NO_EXTRA, ("z@b.test", "copy@b.test")),  # what rules add goes where the routes say
+        (HUB, EntryExtra(chosen=True, reason="route r"), ("h@held.test",)),
+    }
+    assert [(each.path.address, each.state, each.status) for each in result.final_recipients] == [
+        ("u@bad.test", RecipientState.FAILED, "5.1.1"),
+        ("d@b.test", RecipientState.DISCARDED, ""),
+    ]
+
+
+@pytest.mark.parametrize("address", ["member@b.test", "member@here.test"])
+def test_what_an_alias_sends_by_a_chosen_next_hop_has_its_sender_and_names_the_alias(address):
+    alias = Expansion((AliasTarget(address, ("list@here.test",)),))
+    expand = {"list@here.test": alias}.get
+    recipients = expand_recipients([ForwardPath("list@here.test")], expand)
+    verdict = Verdict((sent(address),), (), CONTENTS, ())
+    result = fan_out(
+        recipients, with_next_hops([examine(address)], verdict, examine_chosen), verdict,
+        examine=examine, expand=expand,
+        sender_of=lambda forwarded_by, to: f"srs of {forwarded_by} for {to}",
+    )  # fmt: skip
+    (entry,) = result.entries
+    assert entry.extra == EntryExtra(
+        chosen=True, sender=f"srs of list@here.test for {address}", delivered_to="list@here.test"
+    )

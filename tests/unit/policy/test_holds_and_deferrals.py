@@ -92,16 +92,34 @@ def test_the_last_next_hop_counts_for_the_recipients_that_matched(evaluate, next
     assert [one.next_hop for one in verdict.recipients] == ["smtp://first.example:25", found]
 
 
-def test_an_unknown_route_is_a_fault_where_the_routes_are_known(tmp_path):
+@pytest.mark.parametrize("hop", ["mx", "smtp://h.test:25", "lmtp:unix:/l", "capture", "hold"])
+def test_a_rule_sends_mail_by_a_route(tmp_path, hop):
     (tmp_path / "10.toml").write_text(rule("{ next_hop = 'route:partner' }"))
-    assert read_rules(tmp_path).rules
-    assert read_rules(tmp_path, routes=["partner"]).rules
+    assert read_rules(tmp_path, routes={"partner": hop}).rules
+    assert read_rules(tmp_path).rules  # the routes are not known
+
+
+@pytest.mark.parametrize(
+    ("routes", "found"),
+    [
+        ({"other": "mx"}, 'found "partner", expected the name of a route: "other"'),
+        ({}, 'found "partner", expected the name of a route: none is usable'),
+        (
+            {"partner": "local", "other": "mx"},
+            'found "partner", whose next_hop is "local", expected the name of a route: "other"',
+        ),
+        (
+            {"partner": "reject:5.1 No", "a": "hold"},
+            'found "partner", whose next_hop is "reject:5.1 No", expected the name of a route: "a"',
+        ),
+    ],
+)
+def test_a_route_by_which_no_mail_leaves_is_a_fault(tmp_path, routes, found):
+    (tmp_path / "10.toml").write_text(rule("{ next_hop = 'route:partner' }"))
     with pytest.raises(PolicyError) as caught:
-        read_rules(tmp_path, routes=["other"])
+        read_rules(tmp_path, routes=routes)
     (fault,) = caught.value.faults
-    assert (fault.line, fault.message) == (
-        3, 'found "partner", expected the name of a route: "other"'
-    )  # fmt: skip
+    assert (fault.line, fault.message) == (3, found)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from relay.accounts.account import Account
-from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
+from relay.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.message.tls_policy import TlsPolicy
 from relay.routing.route_table import (
+    Confinement,
     Credentials,
     HopOptions,
     InvalidRecipient,
@@ -388,7 +389,8 @@ def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
         return "+550@" in address or address.endswith("@gmail.com")
 
     routes = ("*", "capture"), ("refused.test", "reject:no")
-    found = table(*routes, is_simulated=is_simulated, tls="opportunistic")
+    confinement = Confinement(is_simulated, captures=lambda _: False)
+    found = table(*routes, confinement=confinement, tls="opportunistic")
     assert found.examine("bob+550@other.test") == mx("other.test")
     assert found.examine("Bob@Gmail.com") == mx("gmail.com")
     assert found.examine("bob+550@b\u00fccher.test") == mx("xn--bcher-kva.test")
@@ -439,3 +441,79 @@ def test_a_hold_has_the_next_hop_of_the_routes_that_follow():
     # how the hosts of its next hop are contacted does not depend on the hold
     by_mx = NextHop.parse("mx:b.test")
     assert found.options_for(by_mx) == found.options_for(NextHop.parse("mx:b.test by mx"))
+
+
+CHOOSABLE = [
+    Route("c.test", "hold", name="brake"),
+    Route("none.test", "smtp://hub.test:587", name="hub"),
+    Route("none.test", "mx", name="direct"),
+    Route("none.test", "capture", name="kept"),
+    Route("none.test", "local", name="here"),
+    Route("none.test", "reject:5.7.1 No", name="closed"),
+]
+HUB, ELSEWHERE = NextHop.parse("smtp://hub.test:587 hub"), "smtp://h.test:25"
+BY_RULE_THERE = NextHop.parse(f"{ELSEWHERE} {BY_RULE}")
+
+
+@pytest.mark.parametrize(
+    ("address", "way", "found"),
+    [
+        ("x@b.test", "route:hub", RemoteRecipient(HUB, "hub", chosen=True)),
+        ("alice@example.test", "route:hub", RemoteRecipient(HUB, "hub", chosen=True)),
+        ("x@b.test", ELSEWHERE, RemoteRecipient(BY_RULE_THERE, BY_RULE, chosen=True)),
+        ("alice@example.test", ELSEWHERE, RemoteRecipient(BY_RULE_THERE, BY_RULE, chosen=True)),
+        ("x@b.test", "route:direct",
+         RemoteRecipient(NextHop.parse("mx:b.test direct"), "direct", chosen=True)),
+        ("x@b\u00fccher.test", "route:direct",
+         RemoteRecipient(NextHop.parse("mx:xn--bcher-kva.test direct"), "direct", chosen=True)),
+        ("postmaster", ELSEWHERE, LocalRecipient("dead-letter", is_answer=True)),
+        ("x@b.test", "route:kept", RemoteRecipient(CAPTURE, "kept", chosen=True)),
+        ("x@b.test", "route:brake", RemoteRecipient(NextHop.parse("mx:b.test"), held="route brake")),
+        ("alice@example.test", "route:brake",
+         LocalRecipient("alice@example.test", held="route brake")),
+        # a route that holds the mail holds it still
+        ("x@c.test", "route:hub", RemoteRecipient(HUB, "hub", held="route brake", chosen=True)),
+        ("x@c.test", ELSEWHERE,
+         RemoteRecipient(BY_RULE_THERE, BY_RULE, held="route brake", chosen=True)),
+    ],
+)  # fmt: skip
+def test_a_rule_chooses_the_next_hop(address, way, found):
+    made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
+    assert made.examine_chosen(address, way, made.examine(address)) == found
+
+
+@pytest.mark.parametrize("name", ["here", "closed", "gone"])
+def test_a_rule_cannot_choose_a_route_without_a_next_hop(name):
+    made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
+    with pytest.raises(LookupError, match=name):
+        made.examine_chosen("x@b.test", f"route:{name}", made.examine("x@b.test"))
+
+
+def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
+    (tmp_path / "password").write_text("secret\n")
+    login = RouteAuth("u", tmp_path / "password")
+    paid = Route("b.test", ELSEWHERE, login, tls="verify", source_address="192.0.2.1", name="paid")
+    made = RouteTable([paid], [], Accounts())
+    usual = made.examine("x@b.test")
+    lent = made.options_for(made.examine_chosen("x@b.test", "route:paid", usual).next_hop)
+    assert lent.login == Credentials("u", "secret")
+    there = made.examine_chosen("x@b.test", ELSEWHERE, usual).next_hop
+    assert made.options_for(there) == HopOptions(TlsPolicy("opportunistic"))
+    assert made.tls_demanded_by(there) == "configuration"
+    # also after a restart, whatever the routes are then
+    assert NextHop.parse(there.key) == there
+    for routes in ([paid], [], [Route("b.test", "reject:5.7.1 No")]):
+        assert RouteTable(routes, [], Accounts()).still_leads(there, ["x@b.test"], "", chosen=True)
+
+
+def test_where_nothing_may_leave_a_rule_captures():
+    captured = RemoteRecipient(CAPTURE, BY_RULE, chosen=True)
+    made = RouteTable(
+        CHOOSABLE,
+        [],
+        Accounts(),
+        confinement=Confinement(lambda _: False, lambda hop: hop.host == "h.test"),
+    )
+    usual = made.examine("x@b.test")
+    assert made.examine_chosen("x@b.test", ELSEWHERE, usual) == captured
+    assert made.examine_chosen("x@b.test", "route:hub", usual).next_hop == HUB
