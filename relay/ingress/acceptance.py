@@ -11,11 +11,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from msgspec.structs import replace
 
-from relay.accounts.account import AccountDirectory
+from relay.accounts.account import AccountDirectory, Expansion
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
 from relay.ingress.answers import AnswerLimit
@@ -26,22 +25,24 @@ from relay.ingress.data import (
     Origin,
     subject_of,
 )
-from relay.ingress.expansion import expand_recipients
+from relay.ingress.expansion import ExpandedRecipients, expand_recipients
 from relay.ingress.fanout import FanOut, HoldTimes, fan_out, reported_recipient, with_next_hops
 from relay.ingress.forwarding import Forwarder
 from relay.ingress.hold_limit import HoldLimit
 from relay.ingress.policy_threads import PolicyThreads
+from relay.ingress.rate_limits import RateLimits, Reservation
+from relay.ingress.routing_event import routing_event
 from relay.ingress.send_as import header_rejection
-from relay.journeys.events import Event, Step
+from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
 from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
 from relay.message.header import FIELDS_MAX, Header, ParsedContent, outgoing
-from relay.message.lifecycle import RecipientState, hold_text
+from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Evidence
 from relay.message.srs import Srs
 from relay.message.status import own_reply
-from relay.message.verdict import Deferral, ExaminedMessage, Verdict
+from relay.message.verdict import Deferral, ExaminedMessage, RateCharge, Verdict
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
@@ -66,7 +67,6 @@ RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 POLICY_TIMEOUT_S = 10.0
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
-_NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 
 _LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
 # RFC 3463 3.8
@@ -114,12 +114,14 @@ class Acceptance:
     threads: PolicyThreads = field(default_factory=PolicyThreads, init=False)  # evaluate rules
     answers: AnswerLimit = field(init=False)  # of mail for MAILER-DAEMON
     forwarding: Forwarder = field(init=False)  # what addresses lead to
+    rates: RateLimits = field(init=False)  # of rules
     holds: HoldLimit = field(init=False)  # of mail that rules may not hold any more
 
     def __post_init__(self) -> None:
         forwarding = Forwarder(self.accounts, self.router, self.srs, self.clock)
         object.__setattr__(self, "forwarding", forwarding)
         object.__setattr__(self, "answers", AnswerLimit(self.clock, self.metrics))
+        object.__setattr__(self, "rates", RateLimits(self.clock))
         object.__setattr__(self, "holds", HoldLimit(self.clock, self.held_max))
 
     def close(self) -> None:
@@ -148,9 +150,7 @@ class Acceptance:
         prepared = partial(
             self._prepared, envelope, paths, content, origin=origin, queue_id=queue_id
         )
-        known = memory_part(content)
-        is_quick = len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]
-        parsed = prepared() if is_quick else await asyncio.to_thread(prepared)
+        parsed = prepared() if _is_quick(content) else await asyncio.to_thread(prepared)
         if isinstance(parsed, DataReply):
             return parsed
         sender, forwarding = envelope.reverse_path, self.forwarding
@@ -171,8 +171,52 @@ class Acceptance:
         )
         if isinstance(verdict, DataReply):
             return verdict
+        fan = self._fan_out(
+            envelope,
+            content,
+            recipients=recipients,
+            verdict=verdict,
+            examinations=examinations,
+            expand=expand,
+            times=HoldTimes(now_us, int(self.expire_after_s * 1_000_000)),
+        )
+        if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
+            self._count_rules(verdict)
+            first = fan.rejected[0]
+            return DataReply(first.reply, rule=verdict.rule_of(first.path.address))
+        reserved = self.rates.reserve(verdict.charges)
+        if isinstance(reserved, RateCharge):
+            return self._beyond(reserved)
+        self._count_rules(verdict)
+        client = None if origin.pickup else origin.client
+        message = self._message(
+            envelope,
+            origin,
+            fan,
+            header=parsed.header,
+            event=routing_event(verdict, fan, self.clock.time_us(), client=client, rules=rules),
+            queue_id=queue_id,
+            time_us=now_us,
+        )
+        message, reports = self._with_reports(
+            message, verdict, fan, expanded=recipients.reported, content=parsed
+        )
+        return await self._commit(message, reports, origin.client, reserved=reserved)
+
+    def _fan_out(
+        self,
+        envelope: Envelope,
+        content: Content,
+        *,
+        recipients: ExpandedRecipients,
+        verdict: Verdict,
+        examinations: Sequence[RoutingResult],
+        expand: Callable[[str], Expansion | None],
+        times: HoldTimes,
+    ) -> FanOut:
+        sender, forwarding = envelope.reverse_path, self.forwarding
         has_answers = any(isinstance(one, LocalRecipient) and one.is_answer for one in examinations)
-        fan = fan_out(
+        return fan_out(
             recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
             verdict, expand=expand,
             examine=lambda address: forwarding.examine(address, sender),
@@ -180,32 +224,8 @@ class Acceptance:
             answers_discarded=(
                 self.answers.why_discarded(envelope, size_of(content)) if has_answers else ""
             ),
-            times=HoldTimes(now_us, int(self.expire_after_s * 1_000_000)),
+            times=times,
         )  # fmt: skip
-        self._count_rules(verdict)
-        if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
-            first = fan.rejected[0]
-            return DataReply(first.reply, rule=verdict.rule_of(first.path.address))
-        event = _routing_event(
-            verdict,
-            fan,
-            self.clock.time_us(),
-            client=None if origin.pickup else origin.client,
-            rules=rules,
-        )
-        message = self._message(
-            envelope,
-            origin,
-            fan,
-            header=parsed.header,
-            event=event,
-            queue_id=queue_id,
-            time_us=now_us,
-        )
-        message, reports = self._with_reports(
-            message, verdict, fan, expanded=recipients.reported, content=parsed
-        )
-        return await self._commit(message, reports, origin.client)
 
     def _with_reports(
         self,
@@ -391,17 +411,24 @@ class Acceptance:
         return account.address if account else ""
 
     async def _commit(
-        self, message: NewMessage, reports: Sequence[NewMessage], client: Client
+        self,
+        message: NewMessage,
+        reports: Sequence[NewMessage],
+        client: Client,
+        *,
+        reserved: Reservation,
     ) -> DataReply:
         """Commit the message, pass on its claims, and return the 250.
 
-        The spool counts messages in the metrics; this counts recipients.
+        The spool counts messages in the metrics; this counts recipients. What is not committed now
+        does not count against the limits of rules.
         """
         message, sender = self._with_priorities(message), message.sender_key
         claim = len(message.entries) <= _CLAIMED_MAX and all(
             entry.extra.reason or self.has_room(entry.next_hop, sender, message.level_of(entry))
             for entry in message.entries
         )
+        is_new = False
         try:
             accepted = await self.spool.accept(
                 message,
@@ -409,8 +436,12 @@ class Acceptance:
                 submission_key=message.facts.submission_id,
                 claim=claim,
             )
+            is_new = not accepted.repeated
         except HoldsFullError:
             return self.holds.rejection(message.held_by_rules[0])
+        finally:
+            if not is_new:
+                reserved.give_back()
         if not accepted.repeated:
             self._log_accepted(message, client)
             for recipient in message.final_recipients:
@@ -454,11 +485,22 @@ class Acceptance:
         except Exception:  # noqa: BLE001 -- the message is durable, so the reply must be 250
             _log.exception("claims not passed to delivery", qid=accepted.queue_id)
 
+    def _beyond(self, charge: RateCharge) -> DataReply:
+        """Return the reply to a message beyond the limit of a rule; nothing else counts."""
+        self.metrics.policy_rules.labels(rule=charge.rule, outcome="defer").inc()
+        return _deferral(Deferral(charge.status, charge.text, charge.rule))
+
     def _count_rules(self, verdict: Verdict) -> None:
         for hit in verdict.hits:
             if hit.error:
                 _log.warning("rule skipped", rule=hit.rule, error=hit.error)
             self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()
+
+
+def _is_quick(content: Content) -> bool:
+    """Return whether the header is short enough to be read on the event loop."""
+    known = memory_part(content)
+    return len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]
 
 
 def _deferral(deferral: Deferral) -> DataReply:
@@ -488,58 +530,3 @@ def _notices(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]
 def _message_id(header: Header) -> str:
     found = header.first("Message-ID") or b""
     return found[:LINE_OCTETS_MAX].decode("utf-8", "replace")
-
-
-def _routing_event(
-    verdict: Verdict, fan: FanOut, at_us: int, *, client: Client | None, rules: RuleSet
-) -> Event:
-    """Return the event of step 5, without recipients that rules added.
-
-    If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
-    pickup, whose client is in step 2.
-    """
-    next_hops: dict[str, list[str]] = {}
-    routes: dict[str, list[str]] = {}  # that chose a next hop
-    for entry in fan.entries:
-        addresses = [each.path.address for each in entry.recipients if not each.added_by]
-        if addresses:
-            next_hops.setdefault(str(entry.next_hop), []).extend(addresses)
-            names = routes.setdefault(str(entry.next_hop), [])
-            if (name := entry.next_hop.route) and name not in names:
-                names.append(name)
-    held: dict[str, list[str]] = {}  # by the reason
-    for entry in fan.entries:
-        if entry.extra.reason:
-            addresses = [each.path.address for each in entry.recipients if not each.added_by]
-            by = hold_text(entry.extra.reason, entry.extra.rule)
-            held.setdefault(by, []).extend(addresses)
-    rejected = [each for each in fan.rejected if not each.added_by]
-    aliases = [each for each in fan.aliases if each.successors]
-    detail: dict[str, Any] = {
-        "rules": [hit.as_json() for hit in verdict.hits],
-        "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
-    }
-    if rules.identity is not None:
-        detail["set"] = rules.identity
-    if any(routes.values()):
-        detail["routes"] = {hop: names for hop, names in routes.items() if names}
-    if any(held.values()):
-        detail["held"] = {reason: names[:_NAMED_MAX] for reason, names in held.items() if names}
-    if client is not None:
-        detail["client"] = client.as_json()
-    if aliases:
-        detail["aliases"] = [each.path.address for each in aliases[:_NAMED_MAX]]
-    extras = [each.extra for each in fan.entries if each.extra.sender]
-    if extras:
-        detail["senders"] = {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]}
-    if rejected:
-        detail["refused"] = [
-            {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
-        ]
-    sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
-        "aliases": len(aliases),
-        "refused": len(rejected),
-    }
-    if counts := {name: size for name, size in sizes.items() if size > _NAMED_MAX}:
-        detail["counts"] = counts
-    return Event(Step.POLICY_AND_ROUTING, at_us, detail)

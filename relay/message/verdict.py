@@ -129,7 +129,8 @@ class RateCharge(Struct, frozen=True):
     """What accepting the message counts against the limit of a `rate_limit` action."""
 
     rule: str  # each rule counts for itself
-    key: str  # whose limit it is: a sender, login or client
+    per: str  # sender, login or client
+    key: str  # whose limit it is: the address of one of these
     recipients: int  # that the rule matched, without those that are rejected
     allowed: int  # recipients
     period_s: float  # in which so many are allowed

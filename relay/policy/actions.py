@@ -165,7 +165,7 @@ class RateLimitAction(Struct, frozen=True):
     def charge(self, rule: str, key: str, recipients: int) -> RateCharge:
         """Return what a message of this rule counts."""
         return RateCharge(
-            rule, key, recipients, allowed=self.allowed, period_s=self.period_s,
+            rule, str(self.per), key, recipients, allowed=self.allowed, period_s=self.period_s,
             status=self.status, text=self.text,
         )  # fmt: skip
 
