@@ -5,7 +5,7 @@ The message of a test is complete, with CRLF line ends, as ingress passes it to 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,14 @@ def read_test(
     if not isinstance(raw, dict):
         return None
     reader.check_keys(_TEST_KEYS)
+    sender = reader.required("from", _sender, default="")
     recipients: list[str] = reader.required("to", _recipients, default=[])
     test = RuleTest(
         name=reader.required("name", some_text, default=""),
-        sender=reader.required("from", _sender, default=""),
+        sender=sender,
         recipients=tuple(recipients),
         recipient_count=reader.key("recipients", _count(len(recipients)), default=len(recipients)),
-        content=_content(reader, document.file.parent),
+        content=_content(reader, document.file.parent, addresses=(sender, *recipients)),
         source=reader.key("source", one_of(Source), default=Source.SMTP),
         client=reader.key("client", _client, default=""),
         login=reader.key("login", some_text, default=""),
@@ -74,6 +75,8 @@ def _expectation(reader: TableReader) -> ExpectedResult:
         )
         return ExpectedResult(OverallVerdict.ACCEPT)
     inner = reader.subtable("expect")
+    if not isinstance(reader.table["expect"], dict):
+        return ExpectedResult(OverallVerdict.ACCEPT)
     inner.check_keys(_EXPECTED)
     return ExpectedResult(
         verdict=inner.required("verdict", one_of(OverallVerdict), default=OverallVerdict.ACCEPT),
@@ -89,10 +92,12 @@ def _expectation(reader: TableReader) -> ExpectedResult:
     )
 
 
-def _content(reader: TableReader, directory: Path) -> Content:
-    """Return the test's message: the file that it names, or one built from its keys."""
+def _content(reader: TableReader, directory: Path, *, addresses: Sequence[str]) -> Content:
+    """Return the test's message: the file that it names, or one built from its keys and from its
+    `addresses`, that of the sender first.
+    """
     if "message" not in reader.table:
-        return _built_message(reader)
+        return _built_message(reader, *addresses)
     for key in _DESCRIBING:
         if key in reader.table:
             reader.add_fault((key,), "found this key and message, expected only one of them")
@@ -109,9 +114,9 @@ def _content(reader: TableReader, directory: Path) -> Content:
     return reader.key("message", read, default=b"")
 
 
-def _built_message(reader: TableReader) -> Content:
-    head = headers.field("From", reader.key("from", _sender, default="") or "test@invalid")
-    head += headers.field("To", ", ".join(reader.key("to", _recipients, default=[])))
+def _built_message(reader: TableReader, sender: str, *recipients: str) -> Content:
+    head = headers.field("From", sender or "test@invalid")
+    head += headers.field("To", ", ".join(recipients))
     head += headers.field("Subject", reader.key("subject", text, default="test"))
     head += reader.key("headers", _fields, default=b"")
     body = crlf(reader.key("body", _body, default="test\n").encode())

@@ -12,18 +12,18 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from relay.message.content import Content, as_octets, read_all
+from relay.message.content import Content
 from relay.message.envelope import Source, domain_of
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage, Hold, Verdict, VerdictAction
 from relay.mime import headers
 from relay.mime.encoded_words import decode_words
-from relay.mime.html_text import without_tags
-from relay.mime.read_mime import read_bodies
 from relay.phrases import counted
+from relay.policy.body_text import body_text
 from relay.policy.conditions import cut_value
 from relay.policy.engine import RuleSet
-from relay.policy.message_parts import TooManyPartsError
+from relay.policy.folding import folded
+from relay.policy.message_parts import TooManyPartsError, message_parts
 from relay.policy.rules import ExpectedResult, OverallVerdict, Rule, RuleMode, RuleTest
 
 _GOING = (VerdictAction.DELIVER, VerdictAction.REDIRECT)
@@ -103,10 +103,9 @@ def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> Rule
     )  # fmt: skip
     subject = structs.replace(subject, recipient_count=test.recipient_count)
     try:
-        verdict = rules.evaluate(subject)
+        return RuleTestResult(test, tuple(_failures(rules, test, rules.evaluate(subject))))
     except TooManyPartsError as error:
         return RuleTestResult(test, (f"the rules could not be applied: {error}",))
-    return RuleTestResult(test, tuple(_failures(rules, test, verdict)))
 
 
 def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]:
@@ -128,9 +127,9 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
         ("redirected", expect.redirected, _with_fate(verdict, VerdictAction.REDIRECT)),
         ("rejected", expect.rejected, _with_fate(verdict, VerdictAction.REJECT)),
     ):
-        folded = {each.casefold() for each in addresses}
-        if expected is not None and folded != expected:
-            yield f"found {word} {_quoted(folded)}, expected {_quoted(expected)}"
+        present = {each.casefold() for each in addresses}
+        if expected is not None and present != expected:
+            yield f"found {word} {_quoted(present)}, expected {_quoted(expected)}"
     yield from _failures_of_copies(expect, verdict)
 
 
@@ -153,10 +152,10 @@ def _failures_of_copies(expect: ExpectedResult, verdict: Verdict) -> Iterator[st
         elif value is not None and value not in fields:
             yield f"found {name} {_quoted(fields)}, expected {_quoted([value])}"
     if expect.body:
-        texts = [_text_of(one) for one in copies]
+        texts = [body_text(one, message_parts(one)) for one in copies]
         shown = [cut_value(each) for each in texts]
         for wanted in expect.body:
-            if not any(_plain(wanted) in each for each in texts):
+            if not any(folded(wanted) in each for each in texts):
                 yield f"found body {_quoted(shown)}, expected {_quoted([wanted])} in it"
 
 
@@ -168,16 +167,6 @@ def holds_of(verdict: Verdict) -> tuple[Hold, ...]:
 
 def _with_fate(verdict: Verdict, fate: VerdictAction) -> list[str]:
     return [each.address for each in verdict.recipients if each.action is fate]
-
-
-def _text_of(content: ParsedContent) -> str:
-    """Return the text of a copy, and what its html shows, on one line."""
-    bodies = read_bodies(as_octets(read_all(content.joined())))
-    return _plain(f"{bodies.text or ''}\n{without_tags(bodies.html or '')}")
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _quoted(names: Collection[str]) -> str:

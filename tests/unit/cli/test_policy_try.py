@@ -1,5 +1,6 @@
 """`relay policy try`: the options are the words of the rules."""
 
+import json
 import os
 import threading
 
@@ -57,6 +58,49 @@ def test_an_invalid_address_is_rejected(written, sender, recipient, found):
     reported = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
     assert reported.exit_code == 2
     assert f"found {found}, expected an address" in reported.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "direction"),
+    [
+        ([], "internal"),
+        (["--client", "127.0.0.1"], "internal"),  # of trusted_networks
+        (["--client", "192.0.2.1"], "inbound"),
+        (["--client", "192.0.2.1", "--login", "a@b.test"], "internal"),
+    ],
+)
+def test_a_client_without_a_login_is_a_stranger_unless_its_network_is_trusted(
+    written, options, direction
+):
+    with (written / "relay.toml").open("a") as file:
+        file.write('[mailboxes]\ndomains = ["b.test", "d.test"]\n')
+        file.write('[[smtp]]\nlisten = "127.0.0.1:2525"\nrole = "relay"\n')
+    (written / "rules/10.toml").write_text(
+        '[[rule]]\nname = "in"\nwhen = { direction = "inbound" }\nthen = [ { hold = "wait" } ]\n'
+    )
+    code, output = tried(written, written / "one.eml", "--json", *options)
+    document = json.loads(output)
+    [rule] = document["rules"]
+    holds = direction == "inbound"
+    assert rule["conditions"] == [{"condition": "direction", "value": direction, "holds": holds}]
+    assert (code, document["verdict"]) == (0, "hold" if holds else "accept")
+    hold = {"reason": "wait", "rule": "in", "expires_s": None, "silent": False, "notice": ""}
+    assert document["recipients"][0]["hold"] == (hold if holds else None)
+
+
+def test_a_client_is_an_address(written):
+    arguments = [
+        "policy",
+        "try",
+        str(written / "one.eml"),
+        "--from",
+        "a@b.test",
+        "--to",
+        "c@d.test",
+    ]
+    reported = CliRunner().invoke(cli, [*arguments, "--client", "b.test"])
+    assert reported.exit_code == 2
+    assert 'found "b.test", expected an IP address' in reported.stderr
 
 
 def test_the_null_reverse_path_is_an_address_to_try_from(written):

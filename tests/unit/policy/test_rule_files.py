@@ -97,6 +97,14 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
         (CASE + "expect = { verdict = 'accept' }\nsubjct = ''", 6, 'test "t": subjct', 'did you mean "subject"'),
         (CASE + "expect = { verdict = 'accept' }\nmessage = 'no.eml'", 6, 'test "t": message', "a file of at most"),
         (CASE + "expect = { verdict = 'accept' }\nclient = 'x'", 6, 'test "t": client', 'found "x", expected an IP address'),
+        (CASE + "expect = 'accept'", 5, 'test "t": expect', 'found "accept", expected a table'),
+        (CASE + "expect = { verdict = 'accept', rules = 3 }", 5, 'test "t": expect.rules', "found 3, expected a list of texts"),
+        (CASE + "expect = { verdict = 'accept', added = [3] }", 5, 'test "t": expect.added', "expected a list of texts"),
+        (CASE + "expect = { verdict = 'accept' }\nsize = '1 TiB'", 6, 'test "t": size', "expected a size"),
+        (CASE + "expect = { verdict = 'accept' }\nsize = '257 MiB'", 6, 'test "t": size', "at most 268435456 bytes"),
+        (CASE + "expect = { verdict = 'accept' }\nattachments = 3", 6, 'test "t": attachments', "expected a list of texts"),
+        (CASE + "expect = { verdict = 'accept' }\nlocal = [3]", 6, 'test "t": local', "expected a list of texts"),
+        (CASE + "expect = { verdict = 'accept' }\nbody = 3", 6, 'test "t": body', "found 3, expected a text"),
         (CASE + "expect = { verdict = 'accept' }\nlogin = ''", 6, 'test "t": login', "a text that is not empty"),
         (CASE + "expect = { verdict = 'accept' }\nrecipients = 0", 6, 'test "t": recipients', "a number of at least 1"),
         (CASE + "expect = { verdict = 'accept' }\nenforce = ['r']", 1, 'test "t": enforce', 'found "r", expected the name of a rule'),
@@ -115,6 +123,16 @@ def test_a_fault_names_its_position_what_was_found_and_expected(rules_of, text, 
     fault = fault_of(rules_of, text)
     assert (fault.file.name, fault.line, fault.key) == ("00-rules.toml", line, key)
     assert message in fault.message
+
+
+def test_all_faults_of_a_rule_test_are_reported_together(rules_of):
+    case = "[[test]]\nname = ''\nfrom = 'a'\nto = []\nclient = 'x'\nexpect = { verdict = 'no', body = 3 }\n"
+    with pytest.raises(PolicyError) as caught:
+        rules_of(case)
+    found = [(each.line, each.key.rpartition(": ")[2]) for each in caught.value.faults]
+    assert sorted(found) == [
+        (2, "name"), (3, "from"), (4, "to"), (5, "client"), (6, "expect.body"), (6, "expect.verdict"),
+    ]  # fmt: skip
 
 
 def test_all_faults_of_all_files_are_reported_together(rules_of):
