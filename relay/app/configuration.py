@@ -21,8 +21,9 @@ from relay.accounts.directory import FileAccounts, load_accounts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock, rfc3339
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
+from relay.observe.logs import get_logger
 from relay.policy.engine import RuleSet
-from relay.policy.rule_files import load_rules
+from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import ReportTexts, load_texts
 from relay.routing.route_table import Confinement, RouteTable, ascii_domain_of, parse_action
 from relay.settings.document import Fault, SettingsError, read_document
@@ -32,6 +33,8 @@ from relay.settings.tree import CertificateFiles, Settings
 from relay.settings.validation import name_of, next_hops_by_name
 from relay.settings.values import parse_domain
 from relay.spool.queue_commands import RouteLookup
+
+_log = get_logger("app")
 
 
 class Configuration(Struct, frozen=True):
@@ -126,6 +129,7 @@ class ActiveConfiguration:
             routes=next_hops_by_name(settings.route),
             loaded=rfc3339(self._clock.time_us()),
         )
+        warn_of_slow_patterns(rules, self._clock)
         texts = load_texts(settings.reports)
         accounts = load_accounts(
             boxes.accounts, boxes.domains, clock=self._clock, environ=self._environ
@@ -183,6 +187,12 @@ class ActiveConfiguration:
     def unlock(self, address: str) -> int:
         """See AccountDirectory."""
         return self._now.accounts.unlock(address)
+
+
+def warn_of_slow_patterns(rules: RuleSet, clock: Clock) -> None:
+    """Log a warning for each field whose patterns take long."""
+    for warning in slow_patterns(rules, clock.busy_s):
+        _log.warning("patterns are slow", detail=warning)
 
 
 def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:

@@ -20,12 +20,13 @@ from relay.cli.options import (
     read_input,
 )
 from relay.cli.rule_lines import verdict_lines
+from relay.clock import SystemClock
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
 from relay.phrases import shown
 from relay.policy.explanation import explain, verdict_document
 from relay.policy.message_parts import TooManyPartsError
-from relay.policy.rule_files import load_rules, read_rules
+from relay.policy.rule_files import load_rules, read_rules, slow_patterns
 from relay.policy.rule_test_reader import crlf
 from relay.policy.rule_tests import (
     PolicyReport,
@@ -87,7 +88,7 @@ def check(context: CommandContext, directory: Path | None) -> None:
     """
     place = _place(context, directory)
     rules = load_rules(place.folder, local_domains=place.domains, routes=place.routes)
-    _print(context, format_check(rules))
+    _print(context, format_check(rules, tuple(slow_patterns(rules, SystemClock().busy_s))))
 
 
 @policy.command()

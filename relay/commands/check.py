@@ -27,7 +27,7 @@ from relay.app.state_dir import is_running, owner_of, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
 from relay.files import open_to_others
-from relay.policy.rule_files import PolicyError, load_rules
+from relay.policy.rule_files import PolicyError, load_rules, slow_patterns
 from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
 from relay.settings.document import (
@@ -298,7 +298,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _reach(settings, place)
     yield from _accounts(settings, environ, clock)
     yield from _routes(settings, place)
-    yield from _policies(settings)
+    yield from _policies(settings, clock)
     yield from _reports(settings)
     unusable = unusable_state(settings)
     root = settings.mailboxes.root
@@ -494,7 +494,7 @@ def _accounts(
     accounts.close()
 
 
-def _policies(settings: Settings) -> Iterator[CheckFinding]:
+def _policies(settings: Settings, clock: Clock) -> Iterator[CheckFinding]:
     try:
         rules = load_rules(
             settings.policy.directory,
@@ -504,6 +504,8 @@ def _policies(settings: Settings) -> Iterator[CheckFinding]:
     except PolicyError as error:
         yield from _faults("policy", error)
         return
+    for warning in slow_patterns(rules, clock.busy_s):
+        yield CheckFinding("policy", CheckResult.WARNING, warning)
     files = len(rules.files)
     yield CheckFinding(
         "policy", CheckResult.OK, f"{files} files in {settings.policy.directory}, tests pass"

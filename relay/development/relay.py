@@ -19,7 +19,7 @@ from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
 from relay.api.message_copies import MessageCopies
 from relay.app.compose import compose
-from relay.app.configuration import ListenerCertificates, route_places
+from relay.app.configuration import ListenerCertificates, route_places, warn_of_slow_patterns
 from relay.app.daemon import Daemon
 from relay.app.foundation import RelayDependencies
 from relay.app.settling import SETTLE_S
@@ -426,10 +426,12 @@ class DevelopmentRelay:
 
 
 def _rules_of(settings: Settings, clock: Clock) -> RuleSet:
-    return load_rules(
+    rules = load_rules(
         settings.policy.directory,
         local_domains=settings.mailboxes.domains,
         # that of the release target has no domain
         routes=next_hops_by_name(route for route in settings.route if route.domain),
         loaded=rfc3339(clock.time_us()),
     )
+    warn_of_slow_patterns(rules, clock)
+    return rules

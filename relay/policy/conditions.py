@@ -3,8 +3,8 @@
 To add a condition, write a frozen Struct with parse(), matches() and value_in(), and add it to
 MessageCondition and CONDITIONS: it is evaluated once per content. One that reads the
 content is added to CONTENT_CONDITIONS. One that is evaluated per recipient has matches_recipient()
-and is added to RecipientCondition. Conditions are pure. parse() raises ValueError that says what
-was expected.
+and is added to RecipientCondition. Conditions are pure. parse() gets the groups of addresses that
+there are, and raises ValueError that says what was expected.
 
 value_in() or value_for() returns the value that a condition compares: of several, the first that
 matches.
@@ -12,21 +12,36 @@ matches.
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import reduce
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from math import inf, isfinite
+from operator import or_
 from typing import Any, Self
 
 from relay.message.envelope import Source
 from relay.mime import headers
+from relay.phrases import shown
 from relay.policy.content_conditions import (
     AttachmentCondition,
     AttachmentNameCondition,
     BodyCondition,
 )
-from relay.policy.globs import FieldGlobs, Globs, some_texts
+from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
 from relay.policy.message_view import BaseCondition, MessageView
+from relay.policy.patterns import Pattern
 from relay.settings.values import parse_size
 
+_GROUP = "group:"
+_NO_LOGIN = "<>"
+_MAPPED_BITS = 96  # ::ffff:0:0/96
+_HEADER_EXPECTED = (
+    "a table with a field's name and one of matches, pattern and over, "
+    '{ name = "X-Spam", matches = "yes*" }'
+)
+_first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 _FOUND_CHARACTERS_MAX = 120
 
 
@@ -36,13 +51,31 @@ class GlobCondition(BaseCondition, frozen=True):
     globs: Globs
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
+    def parse(cls, value: Any, _: Groups) -> Self:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(some_texts(value)))
 
 
-class SenderCondition(GlobCondition, frozen=True):
-    """The reverse-path matches a glob; the null reverse-path is written <>."""
+class AddressCondition(BaseCondition, frozen=True):
+    """What all conditions on one address have in common."""
+
+    globs: Globs
+
+    @classmethod
+    def parse(cls, value: Any, groups: Groups) -> Self:
+        """Read globs and group:NAME. Raises ValueError."""
+        texts = some_texts(value)
+        names = [each.removeprefix(_GROUP) for each in texts if each.startswith(_GROUP)]
+        for name in names:
+            if name not in groups:
+                known = ", ".join(sorted(groups)) or "none"
+                raise ValueError(f"groups that there are ({known}), not {shown(name)}")
+        plain = [each for each in texts if not each.startswith(_GROUP)]
+        return cls(reduce(or_, [groups[each] for each in names], Globs.of(plain)))
+
+
+class SenderCondition(AddressCondition, frozen=True):
+    """The reverse-path matches a glob or is in a group; the null reverse-path is written <>."""
 
     def terms(self) -> Sequence[FieldGlobs]:
         """See BaseCondition."""
@@ -57,8 +90,8 @@ class SenderCondition(GlobCondition, frozen=True):
         return view.message.reverse_path or "<>"
 
 
-class RecipientAddressCondition(GlobCondition, frozen=True):
-    """The recipient's address matches a glob."""
+class RecipientAddressCondition(AddressCondition, frozen=True):
+    """The recipient's address matches a glob or is in a group."""
 
     def terms(self) -> Sequence[FieldGlobs]:
         """See BaseCondition."""
@@ -71,6 +104,78 @@ class RecipientAddressCondition(GlobCondition, frozen=True):
     def value_for(self, _: MessageView, recipient: str) -> str:
         """Return the address."""
         return recipient
+
+
+class RecipientsOverCondition(BaseCondition, frozen=True):
+    """The client named more recipients than this, valid or not."""
+
+    count: int
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read a number of recipients. Raises ValueError."""
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError("a number of recipients such as 50")
+        return cls(value)
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return view.message.recipient_count > self.count
+
+    def value_in(self, view: MessageView) -> str:
+        """Return how many the client named."""
+        return str(view.message.recipient_count)
+
+
+class ClientCondition(BaseCondition, frozen=True):
+    """The client's address is in a network; that of Relay's own socket is in none."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...]
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read networks and addresses. Raises ValueError."""
+        return cls(tuple(map(_network, some_texts(value))))
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        client = view.client
+        return client is not None and any(client in each for each in self.networks)
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the client's address."""
+        return view.message.client
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    """Return a network; one of IPv4 addresses in IPv6 is the IPv4 network."""
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise ValueError(
+            'networks such as "192.0.2.0/24" (with no bit set after the prefix) and addresses'
+        ) from None
+    mapped = network.network_address
+    if isinstance(mapped, IPv6Address) and mapped.ipv4_mapped and network.prefixlen >= _MAPPED_BITS:
+        return IPv4Network((int(mapped.ipv4_mapped), network.prefixlen - _MAPPED_BITS))
+    return network
+
+
+class LoginCondition(GlobCondition, frozen=True):
+    """The account that sent the message matches a glob; no account matches only <>."""
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return (("login", self.globs),)
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        login = view.message.login
+        return self.globs.match(login) if login else _NO_LOGIN in self.globs.whole
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the account, <> without one."""
+        return view.message.login or _NO_LOGIN
 
 
 class MailDirection(StrEnum):
@@ -93,7 +198,7 @@ class DirectionCondition(BaseCondition, frozen=True):
     directions: frozenset[MailDirection]
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
+    def parse(cls, value: Any, _: Groups) -> Self:
         """Read one or more of inbound, outbound, internal. Raises ValueError."""
         return cls(frozenset(MailDirection(each) for each in _words(value, MailDirection)))
 
@@ -112,7 +217,7 @@ class SourceCondition(BaseCondition, frozen=True):
     sources: frozenset[Source]
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
+    def parse(cls, value: Any, _: Groups) -> Self:
         """Read one or more of graph, smtp, sendmail, report. Raises ValueError."""
         return cls(frozenset(Source(each) for each in _words(value, Source)))
 
@@ -131,7 +236,7 @@ class SizeOverCondition(BaseCondition, frozen=True):
     size_bytes: int
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
+    def parse(cls, value: Any, _: Groups) -> Self:
         """Read "25 MiB" or a number of bytes. Raises ValueError."""
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return cls(value)
@@ -162,57 +267,105 @@ class SubjectCondition(GlobCondition, frozen=True):
         return view.subject
 
 
-class HeaderCondition(BaseCondition, frozen=True):
-    """One of the fields, decoded, matches one of its globs; a missing field matches none."""
+# What is asked of a field: globs, a pattern, or a number that its own must exceed.
+HeaderTest = Globs | Pattern | float
 
-    fields: tuple[tuple[str, Globs], ...]
+
+class HeaderCondition(BaseCondition, frozen=True):
+    """One of the fields, decoded, passes one of its tests; a missing field passes none."""
+
+    fields: tuple[tuple[str, HeaderTest], ...]  # with the names in lower case
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
-        """Read { name, matches }, or a list of them. Raises ValueError."""
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read { name, matches }, { name, pattern } or { name, over }, or a list of such tables.
+
+        Raises ValueError.
+        """
         tables = value if isinstance(value, list) else [value]
-        expected = 'a table with a field\'s name and globs, { name = "X-Spam", matches = "yes*" }'
         if not tables:
-            raise ValueError(expected)
-        for table in tables:
-            if not isinstance(table, dict) or set(table) != {"name", "matches"}:
-                raise ValueError(expected)
-            if not isinstance(table["name"], str) or not headers.is_field_name(table["name"]):
-                raise ValueError(f"{expected}; this name is not a field name")
-        return cls(
-            tuple(
-                (table["name"].lower(), Globs.of(some_texts(table["matches"]))) for table in tables
-            )
-        )
+            raise ValueError(_HEADER_EXPECTED)
+        return cls(tuple(map(_header_test, tables)))
+
+    @property
+    def is_deep(self) -> bool:
+        """See BaseCondition."""
+        return any(isinstance(test, Pattern) for _, test in self.fields)
+
+    def needs_thread(self, view: MessageView) -> bool:
+        """Return whether there is a field that a pattern has to be looked for in."""
+        return any(isinstance(test, Pattern) and view.header(name) for name, test in self.fields)
+
+    def patterns(self) -> Sequence[tuple[str, Pattern]]:
+        """See BaseCondition."""
+        return [(f"header {name}", test) for name, test in self.fields if isinstance(test, Pattern)]
 
     def terms(self) -> Sequence[FieldGlobs]:
         """See BaseCondition."""
-        return [(f"header {name}", globs) for name, globs in self.fields]
+        return [
+            (f"header {name}", test if isinstance(test, Globs) else None)
+            for name, test in self.fields
+        ]
 
     def matches(self, view: MessageView) -> bool:
-        """Return whether the condition matches."""
-        return any(globs.match_any(view.header(name)) for name, globs in self.fields)
+        """Return whether the condition matches. Raises PatternError."""
+        return any(_passing(view, name, test) is not None for name, test in self.fields)
 
     def value_in(self, view: MessageView) -> str:
-        """Return the first field that matches, else the first of these fields, "" without any."""
-        return ": ".join(self._field(view))
+        """Return the first field that matches, else the first of these fields, "" without any.
 
-    def _field(self, view: MessageView) -> tuple[str, ...]:
-        """Return the name and the value of value_in(), nothing without any."""
-        found: tuple[str, ...] = ()
-        for name, globs in self.fields:
-            values = view.header(name)
-            if globs.match_any(values):
-                return name, globs.first_match(values)
-            if values and not found:
-                found = name, values[0]
-        return found
+        Raises PatternError.
+        """
+        for name, test in self.fields:
+            if (value := _passing(view, name, test)) is not None:
+                return f"{name}: {value}"
+        return next(
+            (f"{name}: {values[0]}" for name, _ in self.fields if (values := view.header(name))), ""
+        )
+
+
+def _header_test(table: Any) -> tuple[str, HeaderTest]:
+    if not isinstance(table, dict) or len(table) != 2 or "name" not in table:
+        raise ValueError(_HEADER_EXPECTED)
+    name = table["name"]
+    if not isinstance(name, str) or not headers.is_field_name(name):
+        raise ValueError(f"{_HEADER_EXPECTED}; this name is not a field name")
+    match table:
+        case {"matches": globs}:
+            return name.lower(), Globs.of(some_texts(globs))
+        case {"pattern": pattern}:
+            return name.lower(), Pattern.parse(pattern)
+        case {"over": int() | float() as over} if not isinstance(over, bool) and isfinite(over):
+            return name.lower(), float(over)
+        case {"over": _}:
+            raise ValueError("over: a number such as 5 or -2.5")
+    raise ValueError(_HEADER_EXPECTED)
+
+
+def _passing(view: MessageView, name: str, test: HeaderTest) -> str | None:
+    """Return the value of the first field that passes the test, None if none does."""
+    match test:
+        case Globs():
+            return next(filter(test.match, view.header(name)), None)
+        case Pattern():
+            return view.header_found(name).get(test) if view.header(name) else None
+        case _:
+            return next((each for each in view.header(name) if _number(each) > test), None)
+
+
+def _number(value: str) -> float:
+    """Return the first number in a value; without one, a number that exceeds none."""
+    found = _first_number.search(value[:VALUE_CHARACTERS_MAX])
+    return float(found[0]) if found else -inf
 
 
 MessageCondition = (
     SenderCondition
     | SourceCondition
     | SizeOverCondition
+    | RecipientsOverCondition
+    | ClientCondition
+    | LoginCondition
     | SubjectCondition
     | HeaderCondition
     | AttachmentNameCondition
@@ -237,6 +390,9 @@ CONDITIONS: dict[str, type[Condition]] = {
     "source": SourceCondition,
     "direction": DirectionCondition,
     "size_over": SizeOverCondition,
+    "recipients_over": RecipientsOverCondition,
+    "client": ClientCondition,
+    "login": LoginCondition,
     "sender": SenderCondition,
     "recipient": RecipientAddressCondition,
     "subject": SubjectCondition,

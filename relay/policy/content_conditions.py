@@ -12,7 +12,7 @@ from relay.mime.file_types import ARCHIVES, EXECUTABLES
 from relay.policy.attachments import AttachedFile
 from relay.policy.body_text import in_words
 from relay.policy.folding import folded
-from relay.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, some_texts
+from relay.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
 from relay.policy.message_parts import may_have_attachments
 from relay.policy.message_view import BaseCondition, MessageView
 
@@ -30,7 +30,7 @@ class AttachmentNameCondition(BaseCondition, frozen=True):
     globs: Globs
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
+    def parse(cls, value: Any, _: Groups) -> Self:
         """Read globs. Raises ValueError."""
         return cls(_name_globs(value))
 
@@ -64,7 +64,7 @@ class AttachmentCondition(BaseCondition, frozen=True):
     types: Globs | None
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
+    def parse(cls, value: Any, _: Groups) -> Self:
         """Read { name, type }, or one of the two. Raises ValueError."""
         if not isinstance(value, dict) or not value or not set(value) <= {"name", "type"}:
             raise ValueError(
@@ -135,7 +135,7 @@ class BodyCondition(BaseCondition, frozen=True):
     phrases: tuple[str, ...]
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
+    def parse(cls, value: Any, _: Groups) -> Self:
         """Read { words }. Raises ValueError."""
         if not isinstance(value, dict) or set(value) != {"words"}:
             raise ValueError('a table with words, { words = ["invoice", "please pay"] }')

@@ -98,7 +98,7 @@ class Evaluation:
     def __init__(self, index: RuleIndex, message: ExaminedMessage) -> None:
         self._index = index
         self._message = message
-        self._views = [MessageView(message, message.content)]
+        self._views = [MessageView(message, message.content, index.pattern_sets)]
         self._open = (1 << len(message.recipients)) - 1  # neither decided nor stopped
         self._having = [self._open]  # for each view, the recipients who get its content
         self._known: dict[int, int] = {}  # whom a condition on recipients matches, by its number
@@ -260,7 +260,7 @@ class Evaluation:
         for index, view in enumerate(self._views):
             if view.content == content:
                 return index
-        view = MessageView(self._message, content)
+        view = MessageView(self._message, content, self._index.pattern_sets)
         for place, flag in enumerate(self._index.candidates(view)):
             self._candidates[place] |= flag
         self._views.append(view)

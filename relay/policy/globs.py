@@ -6,7 +6,7 @@ is literal.
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from msgspec import Struct
@@ -19,6 +19,7 @@ class Globs(Struct, frozen=True):
     """Globs, any of which may match; common kinds need no regular expression."""
 
     whole: frozenset[str] = frozenset()
+    domains: frozenset[str] = frozenset()  # "*@text"
     beginnings: tuple[str, ...] = ()  # "text*"
     endings: tuple[str, ...] = ()  # "*text"
     contained: tuple[str, ...] = ()  # "*text*"
@@ -50,6 +51,19 @@ class Globs(Struct, frozen=True):
             others=tuple(others),
         )
 
+    def __or__(self, other: Self) -> Self:
+        """Return globs that match what either matches."""
+        if self == type(self)():
+            return other  # a large group is not copied for each rule
+        return type(self)(
+            whole=self.whole | other.whole,
+            domains=self.domains | other.domains,
+            beginnings=self.beginnings + other.beginnings,
+            endings=self.endings + other.endings,
+            contained=self.contained + other.contained,
+            others=self.others + other.others,
+        )
+
     @property
     def matches_all(self) -> bool:
         """Whether one of the globs is "*"."""
@@ -68,6 +82,7 @@ class Globs(Struct, frozen=True):
         """Return whether any glob matches a value that is folded already."""
         return (
             folded in self.whole
+            or (self.domains and folded.rpartition("@")[2] in self.domains)
             or folded.startswith(self.beginnings)
             or folded.endswith(self.endings)
             or any(each in folded for each in self.contained)
@@ -82,6 +97,9 @@ class Globs(Struct, frozen=True):
         """Return the first of `values` that matches, "" if none does."""
         return next(filter(self.match, values), "")
 
+
+# By the names of the groups of addresses: what `group:NAME` stands for.
+Groups = Mapping[str, Globs]
 
 # A field of a message ("sender", "header x-spam") and the globs for its values; None for any value.
 FieldGlobs = tuple[str, Globs | None]

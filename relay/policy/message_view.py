@@ -3,7 +3,8 @@
 MessageView reads each fact of a message once, when a condition first needs it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from msgspec import Struct
 
@@ -13,8 +14,9 @@ from relay.mime import headers
 from relay.mime.encoded_words import decode_words
 from relay.policy.attachments import AttachedFile, attachments
 from relay.policy.body_text import BodyText, body_text
-from relay.policy.globs import FieldGlobs
+from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
 from relay.policy.message_parts import MessagePart, may_have_attachments, message_parts
+from relay.policy.patterns import Pattern, PatternSets
 
 FIELDS_MAX = 100  # of one name; further ones are ignored
 
@@ -22,18 +24,30 @@ FIELDS_MAX = 100  # of one name; further ones are ignored
 class MessageView:
     """A message for conditions: `message` as received, `content` after earlier rules."""
 
-    def __init__(self, message: ExaminedMessage, content: ParsedContent) -> None:
+    def __init__(
+        self, message: ExaminedMessage, content: ParsedContent, pattern_sets: PatternSets
+    ) -> None:
         self.message = message
         self.content = content
         self.size = content.size
         # Not cached_property, which takes a lock before Python 3.12.
         self._subject: str | None = None
         self._parts: tuple[MessagePart, ...] | None = None
+        self._client: tuple[IPv4Address | IPv6Address | None] | None = None
         self._attachment_names: tuple[str, ...] | None = None
         self._attachments: tuple[AttachedFile, ...] | None = None
         self._body: BodyText | None = None
         self._values: dict[str, tuple[str, ...]] = {}
+        self._pattern_sets = pattern_sets
+        self._found: dict[str, Mapping[Pattern, str]] = {}
         self.known: dict[int, bool] = {}  # results, by the number of the condition
+
+    @property
+    def client(self) -> IPv4Address | IPv6Address | None:
+        """The address of the client, None for one on Relay's own socket."""
+        if self._client is None:
+            self._client = (_address_of(self.message.client),)
+        return self._client[0]
 
     @property
     def subject(self) -> str:
@@ -82,6 +96,25 @@ class MessageView:
             found = self._values[name] = tuple(map(decode_words, values))
         return found
 
+    def header_found(self, name: str) -> Mapping[Pattern, str]:
+        """Return found_in() for the fields called `name`."""
+        values = [each[:VALUE_CHARACTERS_MAX] for each in self.header(name)]
+        return self.found_in(f"header {name}", values)
+
+    def found_in(self, field: str, values: Sequence[str]) -> Mapping[Pattern, str]:
+        """Return the patterns for `field` that match one of its `values`, each with the first one.
+
+        All patterns for a field are looked for at once. Raises PatternError.
+        """
+        if (known := self._found.get(field)) is not None:
+            return known
+        patterns, found = self._pattern_sets[field], dict[Pattern, str]()
+        for value in values:
+            for pattern in patterns.matching(value):
+                found.setdefault(pattern, value)
+        self._found[field] = found
+        return found
+
     def field_names(self) -> Iterable[str]:
         """Return the names of the header fields, in lower case, each once."""
         return self.content.header.names()
@@ -91,12 +124,24 @@ class MessageView:
         match field:
             case "sender":
                 return (self.message.reverse_path or "<>",)
+            case "login":
+                return (self.message.login or "<>",)
             case "recipient":
                 return self.message.recipients
             case "attachment":
                 return ("",) if may_have_attachments(self.content) else ()
             case _:
                 return (self.subject,)
+
+
+def _address_of(text: str) -> IPv4Address | IPv6Address | None:
+    """Return an IP address, an IPv4 address in IPv6 as what it is (RFC 4291 2.5.5.2), else None."""
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
 
 
 class BaseCondition(Struct, frozen=True):
@@ -110,6 +155,10 @@ class BaseCondition(Struct, frozen=True):
     def needs_thread(self, _: MessageView) -> bool:
         """Return whether it takes long for this content."""
         return self.is_deep
+
+    def patterns(self) -> Sequence[tuple[str, Pattern]]:
+        """Return its patterns, each with the field that it is for; () if there are none."""
+        return ()
 
     def terms(self) -> Sequence[FieldGlobs]:
         """Return globs of which one matches wherever the condition does; () if there are none."""

@@ -112,7 +112,7 @@ class PatternSet:
         return None
 
 
-# For a field of FieldGlobs.
+# By the field that they are for: "header x-spam".
 PatternSets = Mapping[str, PatternSet]
 
 

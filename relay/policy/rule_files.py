@@ -25,6 +25,15 @@ from relay.policy.actions import (
 )
 from relay.policy.conditions import CONDITIONS, Condition
 from relay.policy.engine import RuleSet
+from relay.policy.globs import Groups
+from relay.policy.groups import group_files, read_groups
+from relay.policy.patterns import (
+    SAMPLE_CHARACTERS,
+    SET_STEPS_MAX,
+    SLOW_S,
+    Pattern,
+    PatternError,
+)
 from relay.policy.rule_test_reader import read_test
 from relay.policy.rule_tests import run_tests
 from relay.policy.rules import ConditionSet, OnError, Rule, RuleMode, RuleTest
@@ -58,9 +67,11 @@ def read_rule(
     *,
     faults: list[Fault],
     routes: Mapping[str, str] | None = None,
+    groups: Groups,
 ) -> Rule | None:
     """Return the rule at `path`, or None after adding to `faults`. `routes` has the next hop of
-    each configured route by its name, None where they are not known.
+    each configured route by its name, None where they are not known;
+    `groups` are those of the directory.
     """
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
@@ -83,8 +94,8 @@ def read_rule(
     rule = Rule(
         name=reader.required("name", _name, default=""),
         mode=reader.key("mode", one_of(RuleMode), default=RuleMode.ENFORCE),
-        when=_conditions(reader, "when"),
-        unless=_conditions(reader, "unless"),
+        when=_conditions(reader, "when", groups),
+        unless=_conditions(reader, "unless", groups),
         actions=tuple(_with_hold_keys(reader, actions.values())),
         outcome=",".join(dict.fromkeys(keys)) or "stop",
         stop=stop,
@@ -95,7 +106,7 @@ def read_rule(
     return rule if len(faults) == before else None
 
 
-def _conditions(reader: TableReader, key: str) -> ConditionSet:
+def _conditions(reader: TableReader, key: str, groups: Groups) -> ConditionSet:
     inner = reader.subtable(key)
     if reader.table.get(key) == {}:
         inner.add_fault(
@@ -105,10 +116,14 @@ def _conditions(reader: TableReader, key: str) -> ConditionSet:
     found: list[Condition] = []
     for name, kind in CONDITIONS.items():  # in this order, not that of the file
         if name in inner.table:
-            parse: Callable[[Any], Condition] = kind.parse
-            condition = inner.value(inner.table[name], (name,), parse)
+            condition = inner.value(inner.table[name], (name,), _parser(kind, groups))
             found += [condition] if condition else []
     return ConditionSet.of(found)
+
+
+def _parser(kind: type[Condition], groups: Groups) -> Callable[[Any], Condition]:
+    parse: Callable[[Any, Groups], Condition] = kind.parse
+    return lambda value: parse(value, groups)
 
 
 def _actions(
@@ -244,7 +259,8 @@ def read_rules(directory: Path, *, routes: Mapping[str, str] | None = None) -> R
     tests: list[RuleTest] = []
     names: list[object] = []  # of all rules, those with faults too
     files = _files(directory)
-    digest = sha256()
+    groups, group_text = read_groups(group_files(directory, faults), faults)
+    digest = sha256(group_text.encode())
     for file in files:
         try:
             document = read_document(file)
@@ -256,7 +272,7 @@ def read_rules(directory: Path, *, routes: Mapping[str, str] | None = None) -> R
             if key not in ("rule", "test"):
                 faults.append(document.fault((key,), unknown_key(key, ("rule", "test"))))
         for path, raw in array(document, "rule", faults):
-            rule = read_rule(document, path, raw, faults=faults, routes=routes)
+            rule = read_rule(document, path, raw, faults=faults, routes=routes, groups=groups)
             rules += [rule] if rule else []
             names += [raw.get("name")] if isinstance(raw, dict) else []
         for path, raw in array(document, "test", faults):
@@ -264,10 +280,54 @@ def read_rules(directory: Path, *, routes: Mapping[str, str] | None = None) -> R
             tests += [test] if test else []
     faults += _duplicate_names(rules)
     faults += _unknown_names(tests, names)
+    faults += _too_many_patterns(rules)
     if faults:
         raise PolicyError(faults)
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
-    return RuleSet(tuple(rules), tuple(tests), files, digest=name)
+    try:
+        return RuleSet(tuple(rules), tuple(tests), files, digest=name)
+    except PatternError as error:
+        message = f"found rules whose {error}, expected fewer or smaller ones"
+        raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None
+
+
+def slow_patterns(rules: RuleSet, cpu_s: Callable[[], float]) -> Iterator[str]:
+    """Yield a warning for each field whose patterns take long for a short text of their letters.
+
+    `cpu_s` returns the CPU time of this thread in seconds. Raises PatternError.
+    """
+    places = {
+        (field, pattern): rule
+        for rule in reversed(rules.rules)
+        for field, pattern in rule.patterns()
+    }
+    for field, patterns in rules.index.pattern_sets.items():
+        if slow := patterns.slow_pattern(cpu_s):
+            rule = places[field, slow]
+            yield (
+                f'{rule.file}:{rule.line}: rule "{rule.name}": the patterns for {field} take more '
+                f"than {SLOW_S * 1000:g} ms for {SAMPLE_CHARACTERS} characters, "
+                f"{shown(slow.text)} the most"
+            )
+
+
+def _too_many_patterns(rules: Iterable[Rule]) -> Iterator[Fault]:
+    """Yield a fault for each field, at the rule with whose patterns they are too many."""
+    known: set[tuple[str, Pattern]] = set()
+    steps: dict[str, int] = {}
+    for rule in rules:
+        for field, pattern in rule.patterns():
+            if (field, pattern) in known:
+                continue
+            known.add((field, pattern))
+            before = steps.get(field, 0)
+            steps[field] = before + pattern.steps
+            if before <= SET_STEPS_MAX < steps[field]:
+                message = (
+                    f"found patterns for {field} of more than {SET_STEPS_MAX} steps together "
+                    "with those of the rules before, expected fewer or smaller ones"
+                )
+                yield Fault(rule.file, rule.line, f'rule "{rule.name}"', message)
 
 
 def _files(directory: Path) -> tuple[Path, ...]:

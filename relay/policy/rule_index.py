@@ -17,6 +17,7 @@ from msgspec import Struct
 from relay.policy.conditions import MessageCondition, RecipientCondition
 from relay.policy.globs import FieldGlobs, Globs
 from relay.policy.message_view import MessageView
+from relay.policy.patterns import Pattern, PatternSet, PatternSets
 from relay.policy.rules import Rule, RuleMode
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ class GlobIndex:
     def __init__(self) -> None:
         self._any: list[int] = []
         self._whole: dict[str, list[int]] = {}
+        self._domains: dict[str, list[int]] = {}
         self._beginnings: dict[int, dict[str, list[int]]] = {}  # by their length
         self._endings: dict[int, dict[str, list[int]]] = {}  # the same
         self._contained: dict[str, list[int]] = {}
@@ -75,6 +77,8 @@ class GlobIndex:
             return
         for text in globs.whole:
             self._whole.setdefault(text, []).append(number)
+        for text in globs.domains:
+            self._domains.setdefault(text, []).append(number)
         for text in globs.beginnings:
             self._beginnings.setdefault(len(text), {}).setdefault(text, []).append(number)
         for text in globs.endings:
@@ -90,6 +94,8 @@ class GlobIndex:
         if self._any:
             yield self._any
         if found := self._whole.get(folded):
+            yield found
+        if self._domains and (found := self._domains.get(folded.rpartition("@")[2])):
             yield found
         for length, beginnings in self._beginnings.items():
             if found := beginnings.get(folded[:length]):
@@ -109,11 +115,13 @@ class RuleIndex:
     """The rules of a set that are not off, ready for evaluations."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
+        """Raise PatternError if the patterns for a field are too many."""
         active = [each for each in rules if each.mode is not RuleMode.OFF]
         on_message, on_recipient = _Numbered[MessageCondition](), _Numbered[RecipientCondition]()
         self.plans = tuple([_plan(each, on_message, on_recipient) for each in active])
         self.message_conditions = tuple(on_message)  # by their numbers
         self.recipient_conditions = tuple(on_recipient)  # the same
+        self.pattern_sets = _pattern_sets(on_message)
         self._fields: dict[str, GlobIndex] = {}
         self._headers: dict[str, GlobIndex] = {}  # by the field's name in lower case
         self._always = bytearray(len(active))
@@ -152,6 +160,15 @@ class RuleIndex:
             kind, _, name = field.partition(" ")
             indices, key = (self._headers, name) if name else (self._fields, kind)
             indices.setdefault(key, GlobIndex()).add(globs, place)
+
+
+def _pattern_sets(conditions: Iterable[MessageCondition]) -> PatternSets:
+    """Return a set of all patterns for each field."""
+    patterns: dict[str, list[Pattern]] = {}
+    for condition in conditions:
+        for field, pattern in condition.patterns():
+            patterns.setdefault(field, []).append(pattern)
+    return {field: PatternSet(each) for field, each in patterns.items()}
 
 
 def _cost(terms: Sequence[FieldGlobs]) -> int:

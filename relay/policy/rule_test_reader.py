@@ -237,7 +237,7 @@ def _body(value: Any) -> str:
 
 
 def _size(value: Any) -> int:
-    size_bytes = SizeOverCondition.parse(value).size_bytes
+    size_bytes = SizeOverCondition.parse(value, {}).size_bytes
     if size_bytes > SIZE_BYTES_MAX:
         raise ValueError(f"a size of at most {SIZE_BYTES_MAX} bytes")
     return size_bytes

@@ -182,8 +182,8 @@ class PolicyReport(Struct, frozen=True):
     good: bool = True
 
 
-def format_check(rules: RuleSet) -> PolicyReport:
-    """List the rules of a rule set whose tests have passed."""
+def format_check(rules: RuleSet, warnings: Sequence[str] = ()) -> PolicyReport:
+    """List the rules of a rule set whose tests have passed, and the warnings about it."""
     lines = [
         f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}" for rule in rules.rules
     ]
@@ -206,7 +206,9 @@ def format_check(rules: RuleSet) -> PolicyReport:
         ],
         "tests": len(rules.tests),
         "untested": [rule.name for rule in lacking],
+        "warnings": list(warnings),
     }
+    lines += [f"warning: {each}" for each in warnings]
     return PolicyReport((*lines, summary), document)
 
 

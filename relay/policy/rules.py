@@ -1,6 +1,6 @@
 """Rules and their tests as values, as `rule_files` reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ from relay.policy.conditions import (
     key_of,
 )
 from relay.policy.message_view import MessageView
+from relay.policy.patterns import Pattern
 
 
 class RuleMode(StrEnum):
@@ -65,6 +66,11 @@ class Rule(Struct, frozen=True):
     on_error: OnError  # if it cannot be applied
     file: Path  # for messages
     line: int  # for messages
+
+    def patterns(self) -> Iterator[tuple[str, Pattern]]:
+        """Yield the patterns of its conditions, each with the field that it is for."""
+        for condition in (*self.when.on_message, *self.unless.on_message):
+            yield from condition.patterns()
 
     def found_in(self, view: MessageView, recipient: str) -> tuple[Finding, ...]:
         """Return what each condition of `when` found, in a message that the rule matches."""

@@ -220,7 +220,7 @@ def _unquoted(text: str) -> str:
     return next(iter(tomllib.loads(f"{text} = 0")))
 
 
-_FILE_SIZE_MAX = 1024 * 1024
+FILE_BYTES_MAX = 1024 * 1024
 # A key of so many parts: tomllib takes time and memory by the square of their number. Shorter keys
 # match without a group, so that no part is looked at again.
 _PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
@@ -287,14 +287,14 @@ def read_text(file: Path) -> str:
     try:
         if not file.is_file():
             found = "no regular file" if file.exists() else "no such file"
-            raise SettingsError([Fault(file, 0, "", f"found {found}, expected a TOML file")])
+            raise SettingsError([Fault(file, 0, "", f"found {found}, expected a file of settings")])
         with file.open("rb") as stream:
-            content = stream.read(_FILE_SIZE_MAX + 1)
+            content = stream.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         message = f"cannot be read: {error.strerror or type(error).__name__}"
         raise SettingsError([Fault(file, 0, "", message)]) from None
-    if len(content) > _FILE_SIZE_MAX:
-        message = f"found more than {_FILE_SIZE_MAX} bytes, expected a file of settings"
+    if len(content) > FILE_BYTES_MAX:
+        message = f"found more than {FILE_BYTES_MAX} bytes, expected a file of settings"
         raise SettingsError([Fault(file, 0, "", message)])
     try:
         return content.decode()

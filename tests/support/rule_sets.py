@@ -10,10 +10,15 @@ from relay.message.verdict import ExaminedMessage
 from relay.policy.actions import ACTIONS, FINAL
 from relay.policy.conditions import CONDITIONS
 from relay.policy.engine import RuleSet
+from relay.policy.globs import Globs
 from relay.policy.rule_tests import examined_message
 from relay.policy.rules import ConditionSet, OnError, Rule, RuleMode
 
 LOCAL = frozenset({"in.test"})
+GROUPS = {
+    "one": Globs(whole=frozenset({"a@in.test", "b@out.test"})),
+    "far": Globs(whole=frozenset({"a@in.test"}), domains=frozenset({"far.test"})),
+}
 TEXT = st.text("ab", max_size=3)
 ADDRESS = st.builds("{}@{}.test".format, st.text("ab", min_size=1, max_size=2),
                     st.sampled_from(["in", "out", "far"]))  # fmt: skip
@@ -23,11 +28,18 @@ _GLOB = st.one_of(
 ).filter(bool)  # fmt: skip
 _GLOBS = st.lists(_GLOB, min_size=1, max_size=2)
 _OF_ADDRESSES = st.lists(
-    st.one_of(ADDRESS, _GLOB.map("{}@*".format), st.sampled_from(["*@in.test", "*@*.test", "<>"])),
+    st.one_of(
+        ADDRESS, _GLOB.map("{}@*".format),
+        st.sampled_from(["*@in.test", "*@*.test", "<>", "group:one", "group:far"]),
+    ),
     min_size=1, max_size=2,
 )  # fmt: skip
 _FIELD = st.sampled_from(["X", "Y", "Subject"])
-_GLOB_FIELD = st.fixed_dictionaries({"name": _FIELD, "matches": _GLOBS})
+_TESTED_FIELD = st.one_of(
+    st.fixed_dictionaries({"name": _FIELD, "matches": _GLOBS}),
+    st.fixed_dictionaries({"name": _FIELD, "pattern": st.sampled_from(["a", "^b+$", "ab|^$"])}),
+    st.fixed_dictionaries({"name": _FIELD, "over": st.sampled_from([-1, 0, 2.5])}),
+)
 _OTHERS = st.lists(ADDRESS, min_size=1, max_size=2)
 _DISCLAIMER = st.fixed_dictionaries(
     {"text": st.sampled_from(["For you only.", "Große Namen"])},
@@ -45,8 +57,13 @@ CONDITION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "sender": _OF_ADDRESSES,
     "recipient": _OF_ADDRESSES,
     "subject": _GLOBS,
-    "header": st.one_of(_GLOB_FIELD, st.lists(_GLOB_FIELD, min_size=1, max_size=2)),
+    "header": st.one_of(_TESTED_FIELD, st.lists(_TESTED_FIELD, min_size=1, max_size=2)),
+    "recipients_over": st.sampled_from([0, 1, 3]),
+    "client": st.sampled_from(["192.0.2.0/24", ["10.0.0.0/8", "::1"]]),
+    "login": st.sampled_from(["<>", "a*", ["b", "<>"]]),
     "attachment_name": st.sampled_from(["*.exe", "a*", "b.exe"]),
+    "attachment": st.sampled_from([{"name": "a*"}, {"name": "*", "type": "executable"}]),
+    "body": st.sampled_from([{"words": "hi"}, {"words": ["ab", "not there"]}]),
 }
 ACTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "hold": st.sampled_from(["a look", "first mail"]),
@@ -74,7 +91,9 @@ _LAST = st.sampled_from([*["none"] * 8, "reject", "discard", "redirect", "redire
 def condition_sets(draw: st.DrawFn, most: int) -> ConditionSet:
     """A `when` or an `unless`."""
     keys = draw(st.lists(st.sampled_from(sorted(CONDITION_VALUES)), max_size=most, unique=True))
-    return ConditionSet.of([CONDITIONS[key].parse(draw(CONDITION_VALUES[key])) for key in keys])
+    return ConditionSet.of(
+        [CONDITIONS[key].parse(draw(CONDITION_VALUES[key]), GROUPS) for key in keys]
+    )
 
 
 @st.composite
@@ -118,6 +137,7 @@ _BODIES = st.sampled_from(
 _FIELDS = st.one_of(
     TEXT.map("Subject: {}\r\n".format),
     TEXT.map("X: {}\r\n".format),
+    st.sampled_from(["X: 3.5\r\n", "Y: -1 of 9\r\n"]),
     TEXT.map("y:{}\r\n".format),
     st.sampled_from(
         ["To: a@in.test,\r\n b@out.test\r\n", "CC:b@out.test \r\n", "cC: a@in.test,\r\n", "X-Raw: \xff\r\n",

@@ -27,8 +27,12 @@ def rules_of(tmp_path):
 def evaluate(rules_of, request):
     """Evaluate rule files for a message, in both forms of a content; in.test is local."""
 
-    def run(*texts, sender="a@in.test", to=("b@out.test",), content=MAIL, source=Source.SMTP):
-        subject = examined_message(sender, to, content, source=source, local_domains={"in.test"})
+    def run(
+        *texts, sender="a@in.test", to=("b@out.test",), content=MAIL, source=Source.SMTP, **session
+    ):
+        subject = examined_message(
+            sender, to, content, source=source, local_domains={"in.test"}, **session
+        )
         if request.param:
             subject = replace(subject, content=ParsedContent.of(as_large(content)))
         verdict = rules_of(*texts).evaluate(subject)

@@ -53,7 +53,7 @@ def view_of(content):
     message = examined_message(
         "a@in.test", ["b@out.test"], content, source=Source.SMTP, local_domains=()
     )
-    return MessageView(message, message.content)
+    return MessageView(message, message.content, {})
 
 
 def found_in(content):
@@ -160,9 +160,9 @@ def test_of_a_large_attachment_only_the_beginning_is_decoded(monkeypatch):
     ],
 )  # fmt: skip
 def test_one_attachment_has_the_name_and_the_type(value, content, matches, shown):
-    condition = AttachmentCondition.parse(value)
-    assert condition == AttachmentCondition.parse(value)
-    assert {condition: 1}[AttachmentCondition.parse(value)]
+    condition = AttachmentCondition.parse(value, {})
+    assert condition == AttachmentCondition.parse(value, {})
+    assert {condition: 1}[AttachmentCondition.parse(value, {})]
     view = view_of(content)
     assert (condition.matches(view), condition.value_in(view)) == (matches, shown)
 
@@ -187,8 +187,8 @@ LETTER = mixed(
     ],
 )  # fmt: skip
 def test_a_body_has_words(value, matches, shown):
-    condition = BodyCondition.parse(value)
-    assert {condition: 1}[BodyCondition.parse(value)]
+    condition = BodyCondition.parse(value, {})
+    assert {condition: 1}[BodyCondition.parse(value, {})]
     view = view_of(LETTER)
     assert (condition.matches(view), condition.value_in(view)) == (matches, shown)
 
@@ -217,7 +217,7 @@ BODY, ATTACHMENT, NAME = BodyCondition, AttachmentCondition, AttachmentNameCondi
 )  # fmt: skip
 def test_what_is_wrong_says_what_was_expected(kind, value, expected):
     with pytest.raises(ValueError, match="^" + expected):
-        kind.parse(value)
+        kind.parse(value, {})
 
 
 BIG = mixed(TEXT, part(PE * 1000, name="a.exe"))
@@ -227,16 +227,16 @@ MANY = mixed(TEXT, *[part(b"x", name="a.exe")] * 999)
 @pytest.mark.parametrize(
     ("condition", "content", "needs"),
     [
-        (NAME.parse("*.exe"), BIG, True),
-        (NAME.parse("*.exe"), mixed(part(PE)), False),
-        (NAME.parse("*.exe"), TEXT + b"x" * 100_000, False),
-        (ATTACHMENT.parse({"name": "*.exe"}), BIG, True),
-        (ATTACHMENT.parse({"name": "*.exe"}), mixed(part(PE, name="a.exe")), False),
-        (ATTACHMENT.parse({"type": "*"}), mixed(part(PE)), True),
-        (ATTACHMENT.parse({"type": "*"}), TEXT + b"x" * 100_000, False),
-        (ATTACHMENT.parse({"name": "*.exe", "type": "*"}), mixed(part(PE, name="a")), False),
-        (ATTACHMENT.parse({"name": "*.exe", "type": "*"}), mixed(part(PE, name="a.exe")), True),
-        (BODY.parse({"words": "a"}), TEXT, True),
+        (NAME.parse("*.exe", {}), BIG, True),
+        (NAME.parse("*.exe", {}), mixed(part(PE)), False),
+        (NAME.parse("*.exe", {}), TEXT + b"x" * 100_000, False),
+        (ATTACHMENT.parse({"name": "*.exe"}, {}), BIG, True),
+        (ATTACHMENT.parse({"name": "*.exe"}, {}), mixed(part(PE, name="a.exe")), False),
+        (ATTACHMENT.parse({"type": "*"}, {}), mixed(part(PE)), True),
+        (ATTACHMENT.parse({"type": "*"}, {}), TEXT + b"x" * 100_000, False),
+        (ATTACHMENT.parse({"name": "*.exe", "type": "*"}, {}), mixed(part(PE, name="a")), False),
+        (ATTACHMENT.parse({"name": "*.exe", "type": "*"}, {}), mixed(part(PE, name="a.exe")), True),
+        (BODY.parse({"words": "a"}, {}), TEXT, True),
     ],
 )
 def test_a_thread_is_needed_only_where_there_is_much_to_read(condition, content, needs):
@@ -248,7 +248,9 @@ def test_a_thread_is_needed_only_where_there_is_much_to_read(condition, content,
 
 
 @pytest.mark.parametrize(
-    "condition", [ATTACHMENT.parse({"type": "*"}), BODY.parse({"words": "a"})], ids=["type", "body"]
+    "condition",
+    [ATTACHMENT.parse({"type": "*"}, {}), BODY.parse({"words": "a"}, {})],
+    ids=["type", "body"],
 )
 def test_too_many_parts_are_an_error(condition):
     with pytest.raises(TooManyPartsError):

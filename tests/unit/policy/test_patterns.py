@@ -128,17 +128,16 @@ def test_plain_words_are_found_as_python_finds_them(words, text):
 @pytest.mark.parametrize(
     ("texts", "slow"),
     [
-        ([f"a[ab ]{{24}}c{number}" for number in range(16)] + ["invoice"], "a[ab ]"),
-        (["invoice", "a.{50}b"], "a.{50}b"),
-        ([f"word{number}" for number in range(1000)], ""),
-        (["viagra|cialis|v[i1]agra", r"(?:https?://)?[\w.-]+\.(?:ru|cn)/"], ""),
+        ([f"{one}[ab {one}]{{40}}{two}" for one in "abcd" for two in "wxyz"], "[ab "),
+        (["invoice", "a.{60}b", "spam"], "a.{60}b"),
+        ([f"word{number}" for number in range(1000)], None),
+        (["viagra|cialis|v[i1]agra", r"(?:https?://)?[\w.-]+\.(?:ru|cn)/"], None),
     ],
     ids=["together", "alone", "words", "usual"],
 )
 def test_a_set_that_is_slow_on_its_own_letters_names_its_dearest_pattern(texts, slow):
     found = set_of(*texts).slow_pattern(time.thread_time)
-    assert (found.text if found else "").startswith(slow)
-    assert bool(found) is bool(slow)
+    assert found is None if slow is None else slow in found.text
 
 
 def run(code):

@@ -1,9 +1,12 @@
 """Loading rule files: atomic, with all faults at once."""
 
+import time
+
 import pytest
 
 from relay.policy.engine import RuleSet
-from relay.policy.rule_files import PolicyError, load_rules, read_rules
+from relay.policy.patterns import PATTERN_STEPS_MAX, SET_STEPS_MAX
+from relay.policy.rule_files import PolicyError, load_rules, read_rules, slow_patterns
 from tests.unit.policy.conftest import rule
 
 REJECT = '{ reject = "5.7.1 no" }'
@@ -55,6 +58,21 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
         (rule(REJECT, when="{ direction = 'out' }"), 4, 'rule "r": when.direction', "one or more of inbound, outbound, internal"),
         (rule(REJECT, when="{ source = ['http'] }"), 4, 'rule "r": when.source', "one or more of graph, smtp, sendmail, report"),
         (rule(REJECT, when="{ header = { name = 'X' } }"), 4, 'rule "r": when.header', "expected a table with a field's name"),
+        (rule(REJECT, when="{ header = { name = 'X', matches = '*', over = 3 } }"), 4, 'rule "r": when.header', "one of matches, pattern and over"),
+        (rule(REJECT, when="{ header = [] }"), 4, 'rule "r": when.header', "expected a table with a field's name"),
+        (rule(REJECT, when="{ header = { name = 'X', pattern = 'a(' } }"), 4, 'rule "r": when.header', 'expected a regular expression that RE2 accepts: it says "missing ): a("'),
+        (rule(REJECT, when="{ header = { name = 'X', pattern = '(a|bb){500}' } }"), 4, 'rule "r": when.header', "at most 1000 steps, not"),
+        (rule(REJECT, when="{ header = { name = 'X', pattern = [] } }"), 4, 'rule "r": when.header', "expected a regular expression"),
+        (rule(REJECT, when="{ header = { name = 'X', over = '5' } }"), 4, 'rule "r": when.header', "over: a number such as"),
+        (rule(REJECT, when="{ header = { name = 'X', over = nan } }"), 4, 'rule "r": when.header', "over: a number such as"),
+        (rule(REJECT, when="{ header = { name = 'X', over = true } }"), 4, 'rule "r": when.header', "over: a number such as"),
+        (rule(REJECT, when="{ sender = 'group:staff' }"), 4, 'rule "r": when.sender', 'found "group:staff", expected groups that there are (none), not "staff"'),
+        (rule(REJECT, unless="{ recipient = ['*@x', 'group:../x'] }"), 4, 'rule "r": unless.recipient', 'not "../x"'),
+        (rule(REJECT, when="{ recipients_over = -1 }"), 4, 'rule "r": when.recipients_over', "a number of recipients"),
+        (rule(REJECT, when="{ recipients_over = '50' }"), 4, 'rule "r": when.recipients_over', "a number of recipients"),
+        (rule(REJECT, when="{ client = '10.0.0.1/8' }"), 4, 'rule "r": when.client', "no bit set after the prefix"),
+        (rule(REJECT, when="{ client = ['10.0.0.1', 'host'] }"), 4, 'rule "r": when.client', "networks such as"),
+        (rule(REJECT, when="{ login = 3 }"), 4, 'rule "r": when.login', "a text or a list of texts"),
         (rule(REJECT, when="{ header = { name = 'X:', matches = '*' } }"), 4, 'rule "r": when.header', "not a field name"),
         (rule("'x'"), 3, 'rule "r": then', 'found "x", expected a table with one action'),
         (rule("{ reject = '5.7.1 a', bcc = 'b@x.test' }"), 3, 'rule "r": then', "one action"),
@@ -151,3 +169,93 @@ def test_a_failing_rule_test_rejects_the_rule_set(rules_of, tmp_path):
     assert str(fault).endswith(
         '10-rules.toml:1: test "t": found verdict reject ("r"), expected accept'
     )
+
+
+def header_rule(name, pattern, **keys):
+    return rule(
+        "{ bcc = 'a@b.test' }", name=name,
+        when=f"{{ header = {{ name = 'X-Spam', pattern = '{pattern}' }} }}", **keys,
+    )  # fmt: skip
+
+
+def test_the_patterns_of_one_field_have_a_bound_together(rules_of):
+    texts = [str(number) + "z" * 950 for number in range(SET_STEPS_MAX // PATTERN_STEPS_MAX + 4)]
+    rules = "".join(header_rule(text[:3], text) for text in texts)
+    other = header_rule("once more", texts[0]) + header_rule("other field", texts[1])
+    fault = fault_of(rules_of, rules, other.replace("X-Spam", "X-Ham", 1))
+    assert fault.file.name == "00-rules.toml"
+    assert fault.message.startswith("found patterns for header x-spam of more than 50000 steps")
+    [_, number, _] = fault.key.split('"')
+    before = [len(each) + 5 for each in texts[: [text[:3] for text in texts].index(number)]]
+    assert abs(sum(before) - SET_STEPS_MAX) < 2 * PATTERN_STEPS_MAX
+
+
+def test_slow_patterns_are_a_warning_that_names_the_dearest_and_its_rule(rules_of, tmp_path):
+    rules_of(header_rule("quick", "invoice") + header_rule("slow", "a.{60}b", mode="'audit'"))
+    [warning] = slow_patterns(load_rules(tmp_path), time.thread_time)
+    assert warning.removeprefix(str(tmp_path)) == (
+        '/00-rules.toml:5: rule "slow": the patterns for header x-spam take more than 2 ms for '
+        '4096 characters, "a.{60}b" the most'
+    )
+
+
+def test_usual_patterns_are_no_warning(rules_of):
+    assert not [*slow_patterns(rules_of(header_rule("r", "viagra|c[i1]alis")), time.thread_time)]
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """Write files of groups."""
+
+    def write(**texts):
+        (tmp_path / "groups").mkdir()
+        for name, text in texts.items():
+            content = text.encode() if isinstance(text, str) else text
+            (tmp_path / "groups" / f"{name}.txt").write_bytes(content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("a@in.test\n\n# ok\nnobody@\n", 4, 'found "nobody@", expected an address or a domain'),
+        ("in.test\n*@in.test x\n", 2, 'found "*@in.test x", expected an address or a domain'),
+        ("in test", 1, 'found "in test", expected'),
+        ("a@b.test\rc@d.test", 1, "expected an address"),
+        (b"ok.test\nb\xff@in.test", 2, "found the byte 0xff, expected UTF-8"),
+        ("x.test\n" * 10_000, 10_001, "found 10001 lines, expected at most 10000"),
+        ("#" * 2_000_000, 0, "found more than"),
+    ],
+    ids=["no domain", "pattern", "blank", "carriage return", "bytes", "lines", "size"],
+)
+def test_a_fault_in_a_group_names_its_file_and_line(rules_of, groups, text, line, message):
+    groups(staff=text)
+    fault = fault_of(rules_of, rule(REJECT, when="{ sender = 'group:staff' }"))
+    assert (fault.file.name, fault.line) == ("staff.txt", line)
+    assert message in fault.message
+
+
+def test_all_faults_of_groups_and_rules_are_reported_together(rules_of, groups, tmp_path):
+    groups(staff="nobody@\n@in.test\n", guests="a@b.test\n")
+    (tmp_path / "groups" / "my team.txt").write_text("a@b.test")
+    (tmp_path / "groups" / "notes.md").write_text("not a group")
+    with pytest.raises(PolicyError) as caught:
+        rules_of(rule(REJECT, when="{ sender = 'group:team', recipient = 'group:staff' }"))
+    assert {str(each).removeprefix(str(tmp_path)) for each in caught.value.faults} == {
+        '/groups/my team.txt: found the name "my team.txt", expected a-z, 0-9, dot, - and _ in it',
+        '/groups/staff.txt:1: found "nobody@", expected an address or a domain',
+        '/groups/staff.txt:2: found "@in.test", expected an address or a domain',
+        (
+            '/00-rules.toml:4: rule "r": when.sender: found "group:team", '
+            'expected groups that there are (guests, staff), not "team"'
+        ),
+    }
+
+
+def test_a_changed_group_is_another_set(rules_of, groups, tmp_path):
+    groups(staff="a@b.test")
+    text = rule(REJECT, when="{ sender = 'group:staff' }")
+    before = rules_of(text).digest
+    (tmp_path / "groups" / "staff.txt").write_text("c@b.test")
+    assert rules_of(text).digest != before

@@ -1,0 +1,91 @@
+"""Read the groups of a policy directory: lists of addresses for `sender` and `recipient`.
+
+groups/NAME.txt is the group NAME. Each line is an address or a domain, which stands for all its
+addresses; blank lines and those that begin with # are ignored.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from relay.message.address import AddressError, parse_mailbox
+from relay.phrases import shown
+from relay.policy.globs import Globs, Groups
+from relay.settings.document import Fault, SettingsError, read_text
+
+GROUPS_MAX = 500
+GROUP_LINES_MAX = 10_000
+_DIRECTORY = "groups"
+_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def group_files(directory: Path, faults: list[Fault]) -> tuple[Path, ...]:
+    """Return the files of the groups in the policy directory, in the order of their names."""
+    folder = directory / _DIRECTORY
+    try:
+        files = sorted(
+            each
+            for each in folder.iterdir()
+            if each.suffix == ".txt" and not each.name.startswith(".")
+        )
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        faults.append(Fault(folder, 0, "", f"found no folder ({reason}), expected one of groups"))
+        return ()
+    if len(files) > GROUPS_MAX:
+        message = f"found {len(files)} groups, expected at most {GROUPS_MAX}"
+        faults.append(Fault(folder, 0, "", message))
+        return ()
+    return tuple(files)
+
+
+def read_groups(files: tuple[Path, ...], faults: list[Fault]) -> tuple[Groups, str]:
+    """Return the groups by their names, and the text of all files, which changes with them.
+
+    A group with a fault is there as well: rules that name it have no fault of their own.
+    """
+    groups: dict[str, Globs] = {}
+    texts = []
+    for file in files:
+        if not _name.fullmatch(file.stem):
+            message = f"found the name {shown(file.name)}, expected a-z, 0-9, dot, - and _ in it"
+            faults.append(Fault(file, 0, "", message))
+            continue
+        groups[file.stem] = Globs()
+        try:
+            text = read_text(file)
+        except SettingsError as error:
+            faults += error.faults
+            continue
+        lines = text.split("\n")
+        if len(lines) > GROUP_LINES_MAX:
+            message = f"found {len(lines)} lines, expected at most {GROUP_LINES_MAX}"
+            faults.append(Fault(file, GROUP_LINES_MAX + 1, "", message))
+            continue
+        groups[file.stem] = _group(file, lines, faults)
+        texts.append(f"{file.name}\n{text}")
+    return groups, "".join(texts)
+
+
+def _group(file: Path, lines: list[str], faults: list[Fault]) -> Globs:
+    addresses, domains = set(), set()
+    for number, line in _entries(lines):
+        try:
+            if "@" in line:
+                addresses.add(parse_mailbox(line, smtputf8=True).casefold())
+            else:
+                domains.add(parse_mailbox(f"x@{line}", smtputf8=True)[2:].casefold())
+        except AddressError:
+            message = f"found {shown(line)}, expected an address or a domain"
+            faults.append(Fault(file, number, "", message))
+    return Globs(whole=frozenset(addresses), domains=frozenset(domains))
+
+
+def _entries(lines: list[str]) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank and no comments, with their numbers."""
+    for number, line in enumerate(lines, start=1):
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            yield number, entry
