@@ -26,7 +26,7 @@ from relay.policy.folding import folded
 from relay.policy.message_parts import MessagePart
 
 BODY_OCTETS_MAX = 1024 * 1024  # of all bodies together, in their charsets; and of the folded text
-_ENCODED_OCTETS_MAX = 4 * BODY_OCTETS_MAX  # quoted-printable takes three octets for one
+ENCODED_OCTETS_MAX = 4 * BODY_OCTETS_MAX  # quoted-printable takes three octets for one
 _PIECE_OCTETS = 16 * 1024
 _MARKS = "".join(
     chr(code) for code in range(0x300, 0x1B00) if unicodedata.category(chr(code))[0] == "M"
@@ -81,7 +81,7 @@ def body_text(content: ParsedContent, parts: Sequence[MessagePart]) -> str:
     left, texts = BODY_OCTETS_MAX, []
     for part in parts:
         for encoding in part.encodings if part.is_body else ():
-            body = octets.part(part.start, min(part.end - part.start, _ENCODED_OCTETS_MAX))
+            body = octets.part(part.start, min(part.end - part.start, ENCODED_OCTETS_MAX))
             read = _first_octets(body, encoding, left)
             left -= len(read)
             text = _decoded(read, _charset(part))

@@ -5,7 +5,8 @@ found once per content: the parts of the message, its text as a reader sees it, 
 attachments. Raises what MessageView raises.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from relay.mime.file_types import ARCHIVES, EXECUTABLES
@@ -15,8 +16,12 @@ from relay.policy.folding import folded
 from relay.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
 from relay.policy.message_parts import may_have_attachments
 from relay.policy.message_view import BaseCondition, MessageView
+from relay.policy.patterns import PATTERN_STEPS_MAX, Pattern
 
 _READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
+_TEXT, _SMALL_TEXT = "body pattern", "body matches"  # what patterns are for
+_WILD = {"*": ".*", "?": "."}
+_BODY_EXPECTED = 'a table with one of words, matches and pattern, { words = ["invoice"] }'
 _KINDS = {"executable": EXECUTABLES, "archive": ARCHIVES}
 
 
@@ -129,38 +134,68 @@ def _shown(attachment: AttachedFile) -> str:
 
 
 class BodyCondition(BaseCondition, frozen=True):
-    """The text of the body has words or phrases, as in_words() writes them."""
+    """The text of the body has one of the words or phrases, or matches one of the patterns.
 
-    words: frozenset[str]
-    phrases: tuple[str, ...]
+    `phrases` are as in_words() writes them. `expressions` are for the text, or for the small one.
+    """
+
+    words: frozenset[str] = frozenset()
+    phrases: tuple[str, ...] = ()
+    expressions: tuple[tuple[str, Pattern], ...] = ()
 
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
-        """Read { words }. Raises ValueError."""
-        if not isinstance(value, dict) or set(value) != {"words"}:
-            raise ValueError('a table with words, { words = ["invoice", "please pay"] }')
-        found = [_words_of(text) for text in some_texts(value["words"])]
-        return cls(
-            frozenset(one[0] for one in found if len(one) == 1),
-            tuple(in_words(" ".join(one)) for one in found if len(one) > 1),
-        )
+        """Read { words }, { matches } or { pattern }. Raises ValueError."""
+        if not isinstance(value, dict) or len(value) != 1:
+            raise ValueError(_BODY_EXPECTED)
+        match value:
+            case {"words": texts}:
+                found = [_words_of(text) for text in some_texts(texts)]
+                return cls(
+                    words=frozenset([one[0] for one in found if len(one) == 1]),
+                    phrases=tuple([in_words(" ".join(one)) for one in found if len(one) > 1]),
+                )
+            case {"matches": texts}:
+                globs = [(_SMALL_TEXT, _pattern_of(text)) for text in some_texts(texts)]
+                return cls(expressions=tuple(globs))
+            case {"pattern": texts}:
+                patterns = [(_TEXT, Pattern.parse(text)) for text in some_texts(texts)]
+                return cls(expressions=tuple(patterns))
+        raise ValueError(_BODY_EXPECTED)
 
     @property
     def is_deep(self) -> bool:
         """See BaseCondition."""
         return True
 
+    def patterns(self) -> Sequence[tuple[str, Pattern]]:
+        """See BaseCondition."""
+        return self.expressions
+
     def matches(self, view: MessageView) -> bool:
-        """Return whether the condition matches."""
-        body = view.body
-        return not self.words.isdisjoint(body.words) or any(map(body.has_phrase, self.phrases))
+        """Return whether the condition matches. Raises PatternError."""
+        return any(True for _ in self._found(view))
 
     def value_in(self, view: MessageView) -> str:
-        """Return the words that are found, else the beginning of the text."""
+        """Return the words that are found or the part that matches, else the beginning of the text.
+
+        Raises PatternError.
+        """
+        return ", ".join(self._found(view)) or view.body.text
+
+    def _found(self, view: MessageView) -> Iterator[str]:
+        """Yield what is found: all words and phrases; of the first pattern what it matches."""
         body = view.body
-        found = sorted(self.words & body.words)
-        found += [each.strip() for each in self.phrases if body.has_phrase(each)]
-        return ", ".join(found) or body.text
+        if self.words:
+            yield from sorted(self.words & body.words)
+        for phrase in self.phrases:
+            if body.has_phrase(phrase):
+                yield phrase.strip()
+        for field, pattern in self.expressions:
+            text = body.text if field == _TEXT else body.small
+            if pattern in view.found_in(field, [text]):
+                yield pattern.excerpt(text)
+                return
 
 
 def _words_of(text: str) -> list[str]:
@@ -171,3 +206,18 @@ def _words_of(text: str) -> list[str]:
     if not small.startswith(words[0]) or not small.endswith(words[-1]):
         raise ValueError("words that begin and end with a letter or a digit: for others, matches")
     return words
+
+
+def _pattern_of(glob: str) -> Pattern:
+    """Return a glob for a small text as a pattern. Raises ValueError."""
+    if not 0 < len(glob) <= GLOB_CHARACTERS_MAX:
+        raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
+    small = folded(glob).casefold()
+    inner = "".join(_WILD.get(each) or re.escape(each) for each in small.strip("*"))
+    begin, end = "" if small.startswith("*") else r"\A", "" if small.endswith("*") else r"\z"
+    try:
+        return Pattern.parse(f"(?s){begin}{inner}{end}")
+    except ValueError:
+        raise ValueError(
+            f"globs of at most {PATTERN_STEPS_MAX} steps: a ? has 7, a letter 1 to 3"
+        ) from None

@@ -63,6 +63,11 @@ class Pattern(Struct, frozen=True):
             )
         return cls(value, steps)
 
+    def excerpt(self, text: str) -> str:
+        """Return the first part of a printable `text` that it matches, "" if it matches nothing."""
+        found = re2.compile(self.text, _options()).search(text)
+        return str(found.group()) if found else ""
+
 
 class PatternSet:
     """Patterns that are compiled together. Immutable, and safe to use in several threads."""

@@ -20,6 +20,7 @@ from relay.policy.content_conditions import (
 )
 from relay.policy.message_parts import TooManyPartsError, may_have_attachments, message_parts
 from relay.policy.message_view import MessageView
+from relay.policy.patterns import PatternSet
 from relay.policy.rule_tests import examined_message
 from tests.support.contents import as_large
 from tests.unit.policy.test_body_text import Counted
@@ -49,11 +50,16 @@ def mixed(*parts, kind=b"mixed", boundary=b"b"):
 TEXT = b"Content-Type: text/plain\r\n\r\nMZ\r\n"
 
 
-def view_of(content):
+def view_of(content, *conditions):
+    patterns = [one for condition in conditions for one in condition.patterns()]
+    sets = {
+        field: PatternSet([each for where, each in patterns if where == field])
+        for field, _ in patterns
+    }
     message = examined_message(
         "a@in.test", ["b@out.test"], content, source=Source.SMTP, local_domains=()
     )
-    return MessageView(message, message.content, {})
+    return MessageView(message, message.content, sets)
 
 
 def found_in(content):
@@ -184,12 +190,23 @@ LETTER = mixed(
         ({"words": "\uff50\uff41\uff59"}, True, "pay"),
         ({"words": "voi"}, False, "See https://pay.test/a Your invoice — please pay now!"),
         ({"words": "pay please"}, False, "See https://pay.test/a Your invoice — please pay now!"),
+        ({"matches": "*INVOICE*pay*"}, True, "invoice — please pay"),
+        ({"matches": ["*no*such*", "See*now?"]}, True, "see https://pay.test/a your invoice — please pay now!"),
+        ({"matches": "*pl?ase*"}, True, "please"),
+        ({"matches": "*\uff50\uff41\uff59 n*"}, True, "pay n"),
+        ({"matches": "*.*[a-z]*"}, False, "See https://pay.test/a Your invoice — please pay now!"),
+        ({"matches": "invoice*"}, False, "See https://pay.test/a Your invoice — please pay now!"),
+        ({"matches": "*invoice"}, False, "See https://pay.test/a Your invoice — please pay now!"),
+        ({"matches": "*"}, True, "See https://pay.test/a Your invoice — please pay now!"),
+        ({"pattern": r"https?://\S+"}, True, "https://pay.test/a"),
+        ({"pattern": ["no", r"\bYOUR\s+\w+"]}, True, "no"),
+        ({"pattern": "(?-i:invoicE)"}, False, "See https://pay.test/a Your invoice — please pay now!"),
     ],
 )  # fmt: skip
-def test_a_body_has_words(value, matches, shown):
+def test_a_body_is_compared_as_a_reader_sees_it(value, matches, shown):
     condition = BodyCondition.parse(value, {})
     assert {condition: 1}[BodyCondition.parse(value, {})]
-    view = view_of(LETTER)
+    view = view_of(LETTER, condition)
     assert (condition.matches(view), condition.value_in(view)) == (matches, shown)
 
 
@@ -212,6 +229,12 @@ BODY, ATTACHMENT, NAME = BodyCondition, AttachmentCondition, AttachmentNameCondi
         (BODY, {"words": " -"}, "words of 1 to 500 characters"),
         (BODY, {"words": "a" * 501}, "words of 1 to 500 characters"),
         (BODY, {"words": "C++"}, "words that begin and end with a letter"),
+        (BODY, {"words": "a", "matches": "b"}, "a table with"),
+        (BODY, {"word": "a"}, "a table with"),
+        (BODY, {"matches": ""}, "globs of 1 to 500 characters"),
+        (BODY, {"matches": "?" * 200}, "globs of at most 1000 steps"),
+        (BODY, {"pattern": "("}, "a regular expression that RE2 accepts"),
+        (BODY, {"pattern": [1]}, "a text or a list of texts"),
         (NAME, [1], "a text or a list of texts"),
     ],
 )  # fmt: skip
