@@ -2,8 +2,9 @@
 copies that are forwarded to other domains.
 
 An SRS address of a local domain takes reports only, and leads to the sender that it stands for
-(relay/message/srs.py). Mail that an alias or an account has forwarded already, as Delivered-To
-says, is not forwarded again: the account keeps it, the alias rejects it.
+(relay/message/srs.py). Its days are those of queue time, which a wrong clock does not change. Mail
+that an alias or an account has forwarded already, as Delivered-To says, is not forwarded again: the
+account keeps it, the alias rejects it.
 
 RFC 5321 4.5.5; RFC 9228 (Delivered-To).
 """
@@ -39,7 +40,7 @@ class Forwarder(Struct, frozen=True):
         if expansion is not None or reverse_path or not self._is_own_srs(address):
             return expansion
         try:
-            original = self.srs.original(address, now_us=self.clock.time_us())
+            original = self.srs.original(address, now_us=self.clock.queue_us())
         except SrsError:
             return None
         return self.expand(original, "") or Expansion((AliasTarget(original),))
@@ -65,7 +66,7 @@ class Forwarder(Struct, frozen=True):
             return ""
         if is_local(ascii_domain_of(reverse_path)):
             return ""
-        domain, now_us = ascii_domain_of(forwarded_by), self.clock.time_us()
+        domain, now_us = ascii_domain_of(forwarded_by), self.clock.queue_us()
         written = self.srs.rewritten(reverse_path, domain, now_us=now_us)
         return "" if written == reverse_path else written
 
@@ -80,7 +81,7 @@ class Forwarder(Struct, frozen=True):
             text = "takes only reports of mail that was forwarded, with the null sender"
             return _invalid("5.7.1", f"<{address}> {text}")
         try:
-            self.srs.original(address, now_us=self.clock.time_us())
+            self.srs.original(address, now_us=self.clock.queue_us())
         except SrsError as error:
             # RFC 3463 3.2
             return _invalid("5.1.1", f"<{address}>: no such user here; the SRS address is {error}")

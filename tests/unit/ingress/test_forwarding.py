@@ -54,7 +54,7 @@ def relay_with(kind: type[Relay] = Relay, **more) -> Relay:
 
 def srs(relay: Relay, sender: str = STRANGER, *, days: float = 0) -> str:
     """The address that this relay writes for a sender."""
-    now_us = relay.clock.time_us() + int(days * DAY_US)
+    now_us = relay.clock.queue_us() + int(days * DAY_US)
     return relay.srs.rewritten(sender, "example.test", now_us=now_us)
 
 
@@ -157,6 +157,16 @@ async def test_an_srs_address_that_cannot_be_used_is_rejected(kind, origin, begu
             and one.path.address == address
         )  # fmt: skip
         assert (str(failed.state), failed.reply) == ("failed", reply)
+
+
+async def test_a_wall_clock_that_was_wrong_does_not_end_an_srs_address():
+    relay = relay_with()
+    relay.clock.jumped_us = -30 * DAY_US
+    message = await accepted(relay, "away@example.test")
+    (address,) = senders_of(message).values()
+    relay.clock.jumped_us = 0
+    message = await accepted(relay, address, sender="")
+    assert aliases_of(message) == {address: ("redirected", (STRANGER,))}
 
 
 async def test_an_srs_address_of_another_domain_is_an_address_like_any_other():
