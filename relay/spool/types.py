@@ -388,11 +388,14 @@ class DueBatch(Struct, frozen=True):
 
 
 class Accepted(Struct, frozen=True):
-    """`queue_id` is the id of the first acceptance when `repeated` (same submission key)."""
+    """`queue_id` is the id of the first acceptance when `repeated` (same submission key).
+    `parked_until_us` is when the first of the held and captured entries ends, None without one.
+    """
 
     queue_id: str
     claims: tuple[Claim, ...] = ()
     repeated: bool = False
+    parked_until_us: int | None = None
 
 
 class Selector(Struct, frozen=True):

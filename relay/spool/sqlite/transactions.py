@@ -166,7 +166,8 @@ def accept(
         claims += _insert_message(batch, message, names, claim=claim, captured=captured)
     if receipt is not None and fetch_one(batch.cursor, _IS_KNOWN, receipt.key[:1]):
         append_events(batch.cursor, receipt.key[0], (receipt.event,))
-    return Accepted(first.facts.id, tuple(claims))
+    until_us = min((_end_us(*one, captured) for one in _parked(messages, captured)), default=None)
+    return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
 
 
 def renew_submission_keys(
@@ -388,6 +389,23 @@ def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
     return RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
 
 
+def _parked(
+    messages: Sequence[NewMessage], captured: CapturedMail
+) -> Iterator[tuple[NewMessage, NewEntry]]:
+    """Yield the entries that are held or captured from the beginning."""
+    for message in messages:
+        for entry in message.entries:
+            if _first_state(entry, captured) is not RecipientState.QUEUED:
+                yield message, entry
+
+
+def _end_us(message: NewMessage, entry: NewEntry, captured: CapturedMail) -> int:
+    """Return when an entry ends that is held or captured from the beginning."""
+    if _first_state(entry, captured) is RecipientState.HELD:
+        return entry.extra.expires_us or message.facts.expires_us
+    return captured.due_us(message.facts.received_us)
+
+
 def _insert_entry(
     cursor: apsw.Cursor,
     message: NewMessage,
@@ -404,9 +422,7 @@ def _insert_entry(
     warn_us = message.warn_us
     if state is not RecipientState.QUEUED:  # it is not attempted, and nobody is warned
         retry_us = warn_us = None
-        is_held = state is RecipientState.HELD
-        ends_us = entry.extra.expires_us or message.facts.expires_us
-        due_us = ends_us if is_held else captured.due_us(due_us)
+        due_us = _end_us(message, entry, captured)
     row = (
         message.facts.id, number, entry.next_hop.key, content_id, state, int(claimed), due_us,
         retry_us, message.level_of(entry), message.sender_key, warn_us, message.priority,
