@@ -16,7 +16,7 @@ from unittest.mock import patch
 from msgspec.structs import replace
 
 from relay.clock import QueueTime
-from relay.delivery import attempt_result, outbound_session, retry, scheduler
+from relay.delivery import attempt_recorder, attempt_result, outbound_session, retry, scheduler
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.next_hop_resolution import SiteKey, Sites
@@ -26,7 +26,7 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site import Site
 from relay.delivery.site_limits import ConcurrencyLimit, TokenBucket
-from relay.ingress import acceptance
+from relay.ingress import acceptance, fanout
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
 from relay.ingress.expansion import ExpandedRecipients
@@ -40,7 +40,7 @@ from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
 from relay.spool.queue_commands import Operation
-from relay.spool.sqlite import maintenance, queue_changes, transactions, writer
+from relay.spool.sqlite import holds, maintenance, queue_changes, transactions, writer
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
@@ -344,6 +344,27 @@ def _whatever_holds_it(original: Any) -> Any:
     return lambda entry, captured: original(replace(entry, extra=EntryExtra()), captured)
 
 
+def _whatever_rule_holds_it(original: Any) -> Any:
+    return lambda entry, captured: original(
+        replace(entry, extra=EntryExtra()) if entry.extra.rule else entry, captured
+    )
+
+
+def _without_its_end(original: Any) -> Any:
+    return lambda *args: replace(original(*args), expires_us=0)
+
+
+def _aloud(original: Any) -> Any:
+    def expiry_result(claim: Any, **more: Any) -> Any:
+        return original(replace(claim, extra=replace(claim.extra, silent=False)), **more)
+
+    return expiry_result
+
+
+def _only_more(original: Any) -> Any:
+    return lambda batch, by: original(batch, max(by, 0))
+
+
 def _no_release_noted(original: Any) -> Any:
     return {**original, "released": False}
 
@@ -440,7 +461,7 @@ def _retry_at_expiry(original: Any) -> Any:
 
 def _seen_at_expiry(original: Any) -> Any:
     def waiting(claim: Any, **more: Any) -> Any:
-        return replace(original(claim, **more), due_us=claim.message.expires_us)
+        return replace(original(claim, **more), due_us=claim.expires_us)
 
     return waiting
 
@@ -455,7 +476,7 @@ def _expiring_untried() -> Iterator[None]:
 
     def end_us(claim: Any, *, started_us: int) -> Any:
         if claim.attempts == 0 and claim.state not in PARKED:
-            return claim.message.expires_us
+            return claim.expires_us
         return original(claim, started_us=started_us)
 
     with patch.object(retry, "end_us", end_us), patch.object(scheduler, "end_us", end_us):
@@ -560,7 +581,11 @@ BROKEN = (
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
     Broken("a route has the login of another one to its host", _instead(RouteTable, "options_for", _of_the_first_route), "has another login", where=conditions.gated_twice),
     Broken("a held copy leaves without a release", _instead(transactions, "_first_state", _whatever_holds_it), "without a release", where=conditions.held),
-    Broken("what was released is held again", _instead(transactions, "RELEASED", _no_release_noted), "held again", where=conditions.released_between_lives),
+    Broken("a copy that a rule holds leaves without a release", _instead(transactions, "_first_state", _whatever_rule_holds_it), "without a release", where=conditions.held_by_rules),
+    Broken("the hold of a rule ends with its message", _instead(fanout.HoldTimes, "held", _without_its_end), "invariant 6", where=conditions.held_by_rules),
+    Broken("a silent end is reported", _instead(attempt_recorder, "expiry_result", _aloud), "nobody was to hear", where=conditions.held_by_rules),
+    Broken("what rules hold is not counted when it ends", _instead(transactions, "count_holds", _only_more), "rules hold", where=conditions.held_by_rules),
+    Broken("what was released is held again", _instead(holds, "RELEASED", _no_release_noted), "held again", where=conditions.released_between_lives),
     Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
     Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=conditions.in_clear),
     Broken("a timed hold is for ever", _instead(queue_changes._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),

@@ -5,6 +5,7 @@ from tests.simulation.scenario import (
     BESIDE,
     CROWD,
     GATED,
+    HELD_S,
     HOME,
     NEVER_S,
     STRICT,
@@ -77,6 +78,11 @@ def held(plan: Scenario) -> bool:
     """Whether routes hold some mail."""
     domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
     return not domains.isdisjoint(plan.holds)
+
+
+def held_by_rules(plan: Scenario) -> bool:
+    """Whether rules hold some mail."""
+    return any(one.words in HELD_S for one in plan.letters)
 
 
 def released_between_lives(plan: Scenario) -> bool:

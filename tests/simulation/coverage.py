@@ -29,9 +29,10 @@ WANTED = (
     *(f"look: {kind}" for kind in ("onward", "next hop", "sender")),
     *(f"operation: {one}, {result}" for one in Operation for result in CommandResult if (one, result) != _ALWAYS_DONE),
     *(f"expired: {state}" for state in ("deferred", "held", "captured")),
+    *(f"held by a rule: {word}" for word in ("relayed", "delivered", "expired", "cancelled")),
     *(f"held by its route: {word}" for word in ("relayed", "expired", "cancelled", "released, and routed anew")),
     *(f"death: {part}" for part in _PARTS_OF_LIFE),
-    *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed", "delivered", "relayed")),
+    *(f"report: {kind}" for kind in ("failure", "dead-letter", "delayed", "held", "delivered", "relayed")),
     *(f"pressure: {level.name}" for level in PressureLevel),
     *(f"disk: {word}" for word in ("full", "a sync failed", "reserve file released")),
     *(f"answer: {word}" for word in ("250", "4yz", "5yz", "none")),
@@ -54,7 +55,8 @@ def of_messages(messages: Mapping[str, Message]) -> Counter[str]:
 
 def _of_message(message: Message) -> Iterator[str]:
     failed = False
-    yield from map("held by its route: {}".format, _held(message))
+    yield from map("held by its route: {}".format, _held(message, "route "))
+    yield from map("held by a rule: {}".format, _held(message, "rule "))
     for one in message.recipients:
         yield f"state: {one.state}"
         if one.added_by:
@@ -74,14 +76,14 @@ def _of_message(message: Message) -> Iterator[str]:
             yield "released by its time"
 
 
-def _held(message: Message) -> Iterator[str]:
-    """What became of those whose mail a route has held from its acceptance."""
+def _held(message: Message, by: str) -> Iterator[str]:
+    """What became of those whose mail a route or a rule has held from its acceptance."""
     held = {
         address
         for _, step, detail in message.events
         if step == Step.POLICY_AND_ROUTING
         for reason, addresses in detail.get("held", {}).items()
-        if reason.startswith("route ")
+        if reason.startswith(by)
         for address in addresses
     }
     anew = {

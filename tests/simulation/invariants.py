@@ -8,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from msgspec.structs import replace
@@ -18,6 +19,7 @@ from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.outcome import Evidence as Words
 from relay.message.outcome import Relayed
 from relay.message.srs import Srs, SrsError
+from relay.spool.sqlite.holds import HELD_BY_RULES
 from relay.spool.types import Claim, Settlement
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger
@@ -26,6 +28,7 @@ from tests.simulation.rows import Message, Recipient, Rows
 from tests.simulation.scenario import (
     ALIASES,
     BOXES,
+    HELD_S,
     HOME,
     PEOPLE,
     SERVED_BY,
@@ -64,6 +67,11 @@ class Evidence:
         for sites in self.sites.values():
             for site in sites:
                 yield from site.taken
+
+    @cached_property
+    def words(self) -> Mapping[str, str]:
+        """The words of each token's letter, by which rules match."""
+        return {one.token: one.letter.words for one in self.ledger.tries}
 
     def copies_by_recipient(self) -> Counter[tuple[str, str]]:
         """How many there are for a queue id and an address."""
@@ -146,6 +154,9 @@ def everything_ended(evidence: Evidence) -> Iterator[str]:
     expected = {state: count for state, count in states.items() if state in FINAL}
     if states:
         expected["accepted"] = states.total()
+    counters = dict(counters)
+    if held := counters.pop(HELD_BY_RULES, 0):
+        yield f"1: rules hold {held} entries, as is counted, and all mail has ended"
     if counters != expected:
         yield f"1: counted {dict(counters)}, there are {dict(states)}"
 
@@ -335,6 +346,13 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
             wanted = not one.notify or "FAILURE" in one.notify
             if one.state is RecipientState.EXPIRED and is_captured(message, one):
                 wanted = False  # an operator handles captured mail
+            is_silent = starts_held(evidence, message, one) == "hush"
+            if (
+                one.state is RecipientState.EXPIRED
+                and is_silent
+                and one.entry not in freed(message)
+            ):
+                wanted = False
             if (
                 one.state in (RecipientState.FAILED, RecipientState.EXPIRED)
                 and wanted
@@ -486,7 +504,9 @@ def _ended_before_its_cancel(message: Message, recipient: Recipient) -> bool:
 
 
 def holds_end_once(evidence: Evidence) -> Iterator[str]:
-    """9: what a route holds is delivered only after its release, and is not held by a route again."""
+    """9: what a route or a rule holds is delivered only after its release, and is not held by a
+    route again.
+    """
     for message in evidence.rows.messages.values():
         released: set[int] = set()  # entries
         for _, step, detail in message.events:
@@ -499,9 +519,34 @@ def holds_end_once(evidence: Evidence) -> Iterator[str]:
             if detail["operation"] == "release" or is_split:
                 released.update(detail["entries"])
         for one in message.recipients:
-            is_held = one.entry and one.address.partition("@")[2] in evidence.plan.holds
-            if is_held and one.entry not in released and one.state not in _UNRELEASED:
+            if (
+                starts_held(evidence, message, one)
+                and one.entry not in released
+                and one.state not in _UNRELEASED
+            ):
                 yield f"9: {message.id} ({message.token}) to {one.address} is {one.state} without a release"
+
+
+def starts_held(evidence: Evidence, message: Message, recipient: Recipient) -> str:
+    """What holds the copy from its acceptance: the words of a rule, "route", or "" for nothing."""
+    if not recipient.entry or message.source == "report":
+        return ""
+    domain = recipient.address.partition("@")[2]
+    words = evidence.words.get(message.token, "")
+    if words in HELD_S and domain != "captured.test":
+        return words
+    return "route" if domain in evidence.plan.holds else ""
+
+
+def freed(message: Message) -> set[int]:
+    """The entries that operators have released, or hold in place of a rule."""
+    found: set[int] = set()
+    for _, step, detail in message.events:
+        if step == Step.DELIVERY and (operation := detail.get("operation")):
+            is_split = operation == "reroute" and found & {*detail["entries"]}
+            if operation in ("release", "hold") or is_split:
+                found.update(detail["entries"])
+    return found
 
 
 def reports_are_told_once(evidence: Evidence) -> Iterator[str]:
@@ -575,7 +620,8 @@ def events_tell_all(evidence: Evidence) -> Iterator[str]:
         for sequence, _, _ in message.events:
             if (other := numbered.setdefault(sequence, message.id)) != message.id:
                 yield f"9: {message.id} and {other} have the event {sequence}"
-        found_text = recompute(message, evidence.plan.holds)
+        held = [one.number for one in message.recipients if starts_held(evidence, message, one)]
+        found_text = recompute(message, held)
         for one in message.recipients:
             if one.entry and found_text.get(one.number, "queued") != one.state:
                 yield f"9: {message.id} to {one.address} is {one.state}, found_text {found_text.get(one.number)}"
@@ -595,18 +641,16 @@ _OPERATED = {
 # A reroute makes of a captured one a queued one, and changes no other state.
 
 
-def recompute(message: Message, holds: Collection[str]) -> dict[int, str]:
+def recompute(message: Message, held: Collection[int]) -> dict[int, str]:
     """The states of recipients as the events tell them; without an event: queued, captured, or held
-    in the domains `holds`.
+    for those with the numbers `held`.
     """
     states = {
         one.number: "captured"
         for one in message.recipients
         if one.address.endswith("@captured.test")
     }
-    for one in message.recipients:
-        if one.address.partition("@")[2] in holds:
-            states[one.number] = "held"
+    states |= dict.fromkeys(held, "held")
     for _, step, detail in message.events:
         if step != Step.DELIVERY:
             continue

@@ -24,6 +24,7 @@ from tests.simulation.scenario import (
     BESIDE,
     GATE,
     GATED_HOP,
+    HELD_S,
     ROUTED,
     STRICT,
     STRICT_MX,
@@ -263,7 +264,9 @@ class Ledger:
             self._judge_wait(settlement)
         if held and settlement.expired:
             reached[f"expired: {claim.state}"] += 1
-            expires_us = claim.message.expires_us
+            expires_us = claim.expires_us
+            if claim.is_held_by_rule:
+                expires_us = claim.message.received_us + int(HELD_S[claim.extra.rule] * 1e6)
             if claim.state is RecipientState.CAPTURED:
                 expires_us = claim.message.received_us + self._captured_keep_us
             self._judge_untried(claim, expires_us)

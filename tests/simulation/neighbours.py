@@ -41,6 +41,20 @@ then = [ { bcc = "added@d0.test" } ]
 name = "version"
 when = { subject = "*version*", recipient = ["u1*", "u2*", "u3*", "u4*", "alice@*"] }
 then = [ { set_header = { name = "X-Version", value = "marked" } } ]
+[[rule]]
+name = "wait"
+when = { subject = "*wait*" }
+unless = { recipient = "*@captured.test" }
+then = [ { hold = "it is to be looked at" } ]
+expires = "40m"
+notice = "It waits."
+[[rule]]
+name = "hush"
+when = { subject = "*hush*" }
+unless = { recipient = "*@captured.test" }
+then = [ { hold = "nobody hears of it" } ]
+expires = "2h"
+expired = "silent"
 """
 MARKED = ("u1", "u2", "u3", "u4", "alice@")  # whose version of the content has the mark
 MARK = b"X-Version: marked\r\n"

@@ -37,6 +37,7 @@ ALIASES = {  # addresses at HOME that lead to others
     "lost": ("nobody@home.test", "u54@d1.test"),
 }
 SRS_KEY = b"the key of every world"
+HELD_S = {"wait": 2400.0, "hush": 7200.0}  # how long rules hold letters with these words
 VICTIM = "victim@victim.test"  # whose address strangers write as their own
 _RECIPIENTS = (1, 1, 1, 1, 2, 2, 3, 3, 6, 40)
 _FUTURES = (Notify.NEVER, Notify.FAILURE, Notify.SUCCESS)
@@ -224,7 +225,8 @@ def make(seed: int) -> Scenario:
     plan = _with_crowd(rng, plan) if rng.random() < 1 / 8 else plan
     plan = _with_aliases(Random(f"aliases {seed}"), plan)
     plan = _with_boxes(Random(f"LMTP {seed}"), plan)
-    return _with_holds(Random(f"holds {seed}"), plan)
+    plan = _with_holds(Random(f"holds {seed}"), plan)
+    return _with_rule_holds(Random(f"holds of rules {seed}"), plan)
 
 
 def _with_aliases(rng: Random, plan: Scenario) -> Scenario:
@@ -260,12 +262,33 @@ def _with_holds(rng: Random, plan: Scenario) -> Scenario:
     holds = rng.sample(places, min(len(places), rng.choice((1, 2))))
     if plan.gate is not None:  # whose route is renamed between lives
         holds.append(GATED)
+    return replace(plan, troubles=_decisions(rng, plan), holds=tuple(sorted({*holds})))
+
+
+def _decisions(rng: Random, plan: Scenario) -> tuple[Trouble, ...]:
+    """The troubles, with those of operators who decide on what is held."""
     last_s = max(one.at_s for one in plan.letters)
     decisions = [
         Trouble(rng.uniform(0, last_s + _HOUR_S), "held") for _ in range(rng.choice((0, 3, 8)))
     ]
-    troubles = tuple(sorted((*plan.troubles, *decisions), key=lambda one: one.at_s))
-    return replace(plan, troubles=troubles, holds=tuple(sorted({*holds})))
+    return tuple(sorted((*plan.troubles, *decisions), key=lambda one: one.at_s))
+
+
+def _is_captured(letter: Letter) -> bool:
+    return any(address.endswith("@captured.test") for address, _ in letter.recipients)
+
+
+def _with_rule_holds(rng: Random, plan: Scenario) -> Scenario:
+    """In some worlds, let rules hold some of the mail, and operators decide on it."""
+    if rng.random() < 0.8:
+        return plan
+    letters = tuple(
+        replace(one, words=rng.choice(sorted(HELD_S)))
+        if one.words == "hello" and not _is_captured(one) and rng.random() < 0.5
+        else one
+        for one in plan.letters
+    )
+    return replace(plan, letters=letters, troubles=_decisions(rng, plan))
 
 
 def _with_crowd(rng: Random, plan: Scenario) -> Scenario:

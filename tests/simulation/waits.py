@@ -105,7 +105,7 @@ class Waits:
         low_s, high_s = self._bounds_s(settlement)
         if waiting.retry_us is None:  # it is held
             return
-        ends_us = claim.message.expires_us
+        ends_us = claim.expires_us
         low_us = min(now_us + int(low_s * 1e6), ends_us) - _ROUNDING_US
         high_us = min(now_us + int(high_s * 1e6), ends_us) + _ROUNDING_US
         wait_s = (waiting.retry_us - now_us) / 1e6
