@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage, Verdict, VerdictAction
 from relay.policy.actions import (
+    ACTIONS,
     CcAction,
     DisclaimerAction,
     RemoveHeaderAction,
@@ -15,10 +16,11 @@ from relay.policy.actions import (
     SetHeaderAction,
     SubjectPrefixAction,
 )
+from relay.policy.conditions import CONDITIONS
 from relay.policy.engine import RuleSet
 from relay.policy.explanation import explain
 from relay.policy.rules import RuleMode
-from tests.support.rule_sets import messages, rule_sets
+from tests.support.rule_sets import ACTION_VALUES, CONDITION_VALUES, messages, rule_sets
 
 # Where a disclaimer goes into the body, these describe it.
 OF_BODY = frozenset({b"content-type", b"content-transfer-encoding", b"mime-version"})
@@ -115,3 +117,8 @@ test_any_rules_and_any_message = settings(max_examples=300)(given(rule_sets(), m
 test_many_rules_and_messages = pytest.mark.long(
     settings(max_examples=10_000)(given(rule_sets(), messages())(check))
 )
+
+
+def test_the_rule_sets_have_every_condition_and_every_action() -> None:
+    assert CONDITION_VALUES.keys() == CONDITIONS.keys()
+    assert ACTION_VALUES.keys() == ACTIONS.keys()

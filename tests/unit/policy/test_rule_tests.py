@@ -198,6 +198,9 @@ def test_a_rule_test_uses_the_configured_local_domains(rules_of, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "when", "verdict"),
     [
+        ("login = 'Ann'", "{ login = 'ann' }", "reject"),
+        ("client = '192.0.2.9'", "{ client = '192.0.2.0/24' }", "reject"),
+        ("recipients = 3", "{ recipients_over = 2 }", "reject"),
         ("local = ['in.test', 'out.test']", "{ direction = 'internal' }", "reject"),
         ("local = ['in.test', 'out.test']\nclient = '192.0.2.9'", "{ direction = 'inbound' }", "reject"),
         ("local = ['in.test', 'out.test']\nclient = '192.0.2.9'\nlogin = 'x'",
