@@ -218,7 +218,9 @@ class _Writer(Struct, frozen=True):
             case "converting":
                 is_made = any(step.step == Step.CONVERTED for step in self.journey.steps)
                 done = "submitted" if is_made else "converted"
-                yield f"{head}: pickup has not {done} it yet, and goes on by itself."
+                waits = self._waits()
+                why = f"; this relay replied {_clause(waits)}" if waits else ""
+                yield f"{head}: pickup has not {done} it yet, and goes on by itself{why}."
             case "relayed":
                 tried = one.attempts[-1] if one.attempts else None
                 host = tried.host if tried and tried.host else "the next host"
@@ -229,6 +231,11 @@ class _Writer(Struct, frozen=True):
                 yield f"{head}{_because(one, ' by ')}."
             case _:
                 yield f"{head}{_successors(one)}{_because(one)}."
+
+    def _waits(self) -> str:
+        """Return the reply after which pickup waits, "" for none."""
+        notified = (one.detail for one in self.journey.steps if one.step == Step.NOTIFIED)
+        return str(next(notified, {}).get("waits", ""))
 
     @staticmethod
     def _at(text: str, one: Recipient) -> Iterator[Part]:

@@ -95,7 +95,8 @@ def _notified(detail: Mapping[str, Any]) -> StepEvidence:
             "Submitted, to be sent at the time that the sender chose.", time=until,
             time_text="sent",
         )  # fmt: skip
-    return StepEvidence("The sender submitted the draft, and pickup was notified.")
+    waits = (StepFact("Waited after", detail["waits"]),) if "waits" in detail else ()
+    return StepEvidence("The sender submitted the draft, and pickup was notified.", waits)
 
 
 def _converted(detail: Mapping[str, Any]) -> StepEvidence:

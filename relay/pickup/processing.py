@@ -44,6 +44,7 @@ from relay.pickup.smtp_client import SubmissionClient
 
 _DEFECTS_MAX = 20
 _HEADER_BYTES_MAX = 64 * 1024
+_OF_POLICY = "4.7."  # RFC 3463 3.8: of this message, not of the server
 
 _log = get_logger("pickup")
 
@@ -69,12 +70,14 @@ class InboxReporter(Protocol):
 class EarlierAttempts:
     """The attempts of this process with a submission until now.
 
-    `uncertain`: one ended without a reply. `is_recorded`: step 3 is in the log.
+    `uncertain`: one ended without a reply. `is_recorded`: step 3 is in the log. `waits` is the last
+    reply that the log has, after which it waits.
     """
 
     failures: int = 0
     uncertain: bool = False
     is_recorded: bool = False
+    waits: str = ""
 
 
 class SubmissionProcessor(Struct, frozen=True):
@@ -148,7 +151,14 @@ class SubmissionProcessor(Struct, frozen=True):
                 self.gate.record_success()
                 await self._fail(pending, message, FinalFailure(evidence))
             case SubmissionDeferred(evidence):
-                self.gate.record_failure(pending.submission_id, is_down=outcome.is_down)
+                if evidence.status.startswith(_OF_POLICY):  # a rule defers it: the server works
+                    self.gate.record_success()
+                else:
+                    self.gate.record_failure(pending.submission_id, is_down=outcome.is_down)
+                if not outcome.is_down and evidence.reply != earlier.waits:
+                    waits = {"waits": evidence.reply}
+                    self.log.remark(pending.submission_id, waits, account=pending.account)
+                    earlier.waits = evidence.reply
                 age_s = self._age_s(pending)
                 if age_s <= self.give_up_after_s:
                     return outcome
