@@ -3,7 +3,9 @@ addresses that a person names, and to its own recipients where --release-allow m
 """
 
 import smtplib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +15,7 @@ from aiosmtpd.smtp import Envelope
 
 from tests.support.ports import free_port
 from tests.support.relay_process import until
-from tests.support.running_dev import RunningDev, relay_command, relay_dev
+from tests.support.running_dev import RunningDev, relay_command, relay_dev, run
 
 
 class OtherServer:
@@ -247,3 +249,54 @@ def test_the_terminal_says_what_may_leave(dev: RunningDev, other: OtherServer) -
         f"mail leaves this machine only when you release it, to smtp://{other.address}, for "
         "addresses that you type and to recipients like *@elsewhere.test" in dev.output
     )
+
+
+def test_a_rule_sends_nothing_elsewhere(other: OtherServer, tmp_path: Path) -> None:
+    hosts = {
+        "far": "smtp://192.0.2.1:25", "named": "smtps://mail.example.org:465",
+        "released": f"smtp://{other.address}", "near": f"lmtp:unix:{tmp_path}/no-socket",
+    }  # fmt: skip
+    rules = [
+        f'[[rule]]\nname = "{name}"\nwhen = {{ recipient = "{name}@*" }}\n'
+        f'then = [ {{ next_hop = "{host}" }} ]\n'
+        for name, host in hosts.items()
+    ]
+    (tmp_path / "10.toml").write_text("\n".join(rules))
+    options = ("--no-demo", "--rules", str(tmp_path), "--release-to", f"smtp://{other.address}")
+    before = len(other.received)
+    with relay_dev(*options) as running:
+        for name in ("far", "named", "released"):
+            assert states(running, captured(running, name)) == ["captured"]
+            key = captured(running, name, domain="example.test")  # a local address too
+            (routed,) = (
+                one["detail"]
+                for one in running.get(f"/relay/v1/messages/{key}", running.ready["token"]).json()[
+                    "steps"
+                ]
+                if one["step"] == 5
+            )
+            assert [rule["rule"] for rule in routed["rules"]] == [name]
+            assert list(routed["next_hops"]) == ["capture"]
+        explained = relay_command(running, "explain", "far@elsewhere.test")
+        assert "captured" in explained.stdout.splitlines()[0]
+        running.send("app@example.test", "near@elsewhere.test", "near")  # this machine
+        path = "/relay/v1/messages?subject=near&state=deferred"
+        found = until(
+            "it is deferred", lambda: running.get(path, running.ready["token"]).json()["messages"]
+        )
+        assert found
+    assert len(other.received) == before
+    with relay_dev(*options[:3]) as running:  # a server on this machine, of no release
+        running.send("app@example.test", "released@elsewhere.test", "let through")
+        until("it has arrived", lambda: len(other.received) > before)
+
+
+def test_a_rule_names_no_route_that_there_is_not(tmp_path: Path) -> None:
+    rule = '[[rule]]\nname = "r"\nthen = [ { next_hop = "route:hub" } ]\n'
+    (tmp_path / "10.toml").write_text(rule)
+    words = ("--no-demo", "--rules", str(tmp_path), "--release-to", "smtp://127.0.0.1:9")
+    with tempfile.TemporaryDirectory(prefix="relay-") as short:  # for the paths of sockets
+        done = run(Path(short), *words)
+    assert done.returncode == 78
+    assert 'found "hub", expected the name of a route: ' in done.stderr
+    assert "127.0.0.1" not in done.stderr  # not even that of a release

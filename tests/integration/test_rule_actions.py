@@ -4,7 +4,6 @@ import smtplib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -88,4 +87,157 @@ def test_one_recipient_defers_the_whole_message_until_the_rule_is_gone(remotes: 
         hang_up(relay, "reloaded")
         assert relay.until_final(identity)["state"] == "relayed"
         received(host, "later@a.test")
+        assert relay.faults() == []
+
+
+def next_hop_rules(url: str) -> str:
+    return f"""
+[[rule]]
+name = "by route"
+when = {{ recipient = "*@routed.test" }}
+then = [ {{ next_hop = "route:paid" }} ]
+
+[[rule]]
+name = "by url"
+when = {{ recipient = ["*@named.test", "bob@example.test"] }}
+then = [ {{ next_hop = "{url}" }} ]
+"""
+
+
+def test_a_rule_sends_mail_elsewhere_over_restarts_and_lends_no_login(
+    remotes: Remotes, tmp_path: Path
+) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    usual = remotes.start("routed.test")
+    remotes.dns.zone["named.test"] = {"MX": ["10 mx.routed.test."]}
+    # It has a login for whom it is offered, and waits at first.
+    hub = remotes.start("hub.test", users={"user": "secret"}, replies={"MAIL": "451 4.7.1 later"})
+    url = f"smtp://{hub.host}:{hub.port}"
+    auth = {"user": "user", "password_file": str(tmp_path / "password")}
+    paid = {"name": "paid", "domain": "of.no.test", "next_hop": url, "auth": auth}
+    config = {"route": [paid], "delivery": {"retry": ["1h"]}}
+    with remotes.relay(config=config, policies={"10.toml": next_hop_rules(url)}) as relay:
+        people = ["x@routed.test", "y@named.test", "bob@example.test"]
+        identity = relay.submit(ALICE, people)
+        by_api = relay.send_mail(subject="graph", to=["api@routed.test"])
+        assert by_sendmail(relay, "sendmail", "drop@named.test") == 0
+        for queue_id in (identity, by_api):
+            relay.until_state(queue_id, "deferred")
+        journey = relay.journey(identity)
+        (routed,) = [one["detail"] for one in journey["steps"] if one["step"] == 5]
+        assert routed["next_hops"] == {url: people}
+        assert routed["routes"] == {url: ["paid", "rule"]}
+        assert len(routed["set"]["hash"]) == 12
+        assert routed["set"]["loaded"] < journey["steps"][0]["at"]
+        ways = {one["address"]: (one["next_hop"], one["route"]) for one in journey["recipients"]}
+        assert ways == {
+            people[0]: (url, "paid"),
+            people[1]: (url, "rule"),
+            people[2]: (url, "rule"),
+        }
+        for address, name in (("x@routed.test", "paid"), ("y@named.test", "rule")):
+            explained = relay.cli_json("explain", address, "--from", ALICE)
+            route = explained["route"]
+            assert (explained["state"], route["name"], route["next_hop"]) == ("remote", name, url)
+            assert [one["name"] for one in explained["hosts"]] == [hub.host]
+        assert f"a rule chose {url}" in relay.cli("explain", "y@named.test").stdout
+        # Neither the rules nor the routes send this mail there any more.
+        relay.stop()
+        (relay.folder / "policies" / "10.toml").write_text("")
+        relay.config["route"] = [{"domain": "routed.test", "next_hop": "mx"}, paid]
+        relay.write_config(relay.config)
+        hub.replies = {}
+        relay.start()
+        relay.cli_json("queue", "retry", "--all")
+        for queue_id in (identity, by_api):
+            assert relay.until_final(queue_id)["state"] == "relayed"
+        logins = {
+            address: hub.logins.get(received(hub, address).session, "")
+            for address in (*people, "api@routed.test", "drop@named.test")
+        }
+        assert logins == {
+            "x@routed.test": "user", "api@routed.test": "user",
+            "y@named.test": "", "bob@example.test": "", "drop@named.test": "",
+        }  # fmt: skip
+        assert relay.maildir("bob") == []
+        assert not usual.envelopes
+        assert relay.faults() == []
+
+
+def test_mail_whose_route_is_renamed_goes_where_the_routes_send_it(remotes: Remotes) -> None:
+    usual = remotes.start("routed.test")
+    hub = remotes.start("hub.test", replies={"MAIL": "451 4.7.1 later"})
+    url = f"smtp://{hub.host}:{hub.port}"
+    route = {"name": "paid", "domain": "of.no.test", "next_hop": url}
+    config = {"route": [route], "delivery": {"retry": ["1h"]}}
+    with remotes.relay(config=config, policies={"10.toml": next_hop_rules(url)}) as relay:
+        identity = relay.submit(ALICE, ["x@routed.test"])
+        relay.until_state(identity, "deferred")
+        relay.stop()
+        relay.config["route"] = [route | {"name": "renamed"}]
+        relay.write_config(relay.config)
+        checked = relay.cli("check")
+        fault = 'found "paid", expected the name of a route: "renamed"'
+        assert checked.returncode == CONFIGURATION
+        assert f'10.toml:5: rule "by route": then.next_hop: {fault}' in checked.stderr
+        relay.start(wait=False)
+        assert relay.wait_end() == CONFIGURATION
+        assert fault in relay.log
+        rules = relay.folder / "policies" / "10.toml"
+        rules.write_text(rules.read_text().replace("route:paid", "route:renamed"))
+        relay.start()
+        relay.cli_json("queue", "retry", "--all")
+        assert relay.until_final(identity)["state"] == "relayed"
+        received(usual, "x@routed.test")
+        new = relay.submit(ALICE, ["y@routed.test"])
+        relay.until_state(new, "deferred")  # at the hub
+        # A reload with a route that there is not leaves the rules in force.
+        rules.write_text(rules.read_text().replace("route:renamed", "route:gone"))
+        hang_up(relay, 'found \\"gone\\", expected the name of a route')
+        assert relay.cli_json("explain", "y@routed.test")["route"]["name"] == "renamed"
+        assert not usual.received("y@routed.test")
+
+
+RATE = """
+[[rule]]
+name = "ten"
+when = { sender = "*@example.test" }
+then = [ { rate_limit = { rate = "10/1h", per = "sender", text = "4.7.2 Ten in an hour" } } ]
+"""
+
+
+def test_of_parallel_messages_as_many_pass_as_the_limit_allows(remotes: Remotes) -> None:
+    remotes.start("a.test")
+    with remotes.relay(policies={"10.toml": RATE}) as relay:
+
+        def send(number: int) -> str:
+            try:
+                with relay.smtp() as session:
+                    session.sendmail(ALICE, [f"x{number}@a.test"], letter(f"{number}"))
+            except smtplib.SMTPDataError as error:
+                return f"{error.smtp_code} {bytes(error.smtp_error).decode()}"
+            return "250"
+
+        with ThreadPoolExecutor(20) as threads:
+            replies = list(threads.map(send, range(20)))
+        assert replies.count("250") == 10
+        assert replies.count("451 4.7.2 Ten in an hour") == 10
+        hang_up(relay, "reloaded")  # the same rule and rate: it goes on
+        assert rejection(relay, "one more", "y@a.test")[0] == 451
+        assert by_sendmail(relay, "one more", "y@a.test") == TEMPFAIL
+        with relay.smtp() as session:  # the limit of another sender
+            session.sendmail("bob@example.test", ["y@a.test"], letter("bob's"))
+        # Three that wait delay no other mail of the API.
+        waiting = [relay.send_mail(subject="waits", to=["y@a.test"]) for _ in range(4)]
+        until("it waits", lambda: "Ten in an hour" in str(relay.journey(waiting[0])))
+        other = relay.send_mail(subject="passes", to=["z@a.test"], token="bob")
+        assert relay.until_final(other)["state"] == "relayed"
+        (shown, *_) = relay.graph("GET", "/relay/v1/refused", token=OPERATOR).json()["refused"]
+        assert (shown["reason"], shown["rule"]) == ("rule", "ten")
+        assert relay.metric("relay_policy_rule_total", rule="ten", outcome="rate_limit") == 12
+        assert relay.metric("relay_policy_rule_total", rule="ten", outcome="defer") >= 11
+        (relay.folder / "policies" / "10.toml").write_text(RATE.replace("10/1h", "100/1h"))
+        hang_up(relay, "reloaded")
+        for identity in waiting:
+            assert relay.until_final(identity)["state"] == "relayed"
         assert relay.faults() == []
