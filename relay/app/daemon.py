@@ -46,8 +46,8 @@ from relay.http.http_server import HttpServer
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox import FileStore
 from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger

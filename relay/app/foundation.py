@@ -30,8 +30,8 @@ from relay.journeys.event_feed import EventFeed
 from relay.journeys.journey import Journeys
 from relay.journeys.log_reader import LogReader
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox import FileStore
 from relay.mailbox.mail_root import STORE, SUBMISSIONS, MailRoot
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs

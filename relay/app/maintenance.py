@@ -17,8 +17,8 @@ from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
 from relay.clock import Clock, ResumedTime, advanced_us, now_at_least_us
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox import FileStore
 from relay.mailbox.mail_root import STORE, MailRoot
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics

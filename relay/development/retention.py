@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from relay.clock import Clock
-from relay.mailbox import FileStore
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger
 from relay.spool.engine import SpoolMaintenance

@@ -29,7 +29,6 @@ import apsw
 from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox import FileStore
 from relay.mailbox.index.background import LARGE_MESSAGES
 from relay.mailbox.index.database import FILE_NAME
 from relay.mailbox.query import (
@@ -43,6 +42,7 @@ from relay.mailbox.query import (
     SearchIn,
     SortOrder,
 )
+from relay.mailbox.store import FileStore
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import QuotaLimits
 from tests.support.stores import opened_root

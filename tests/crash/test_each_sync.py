@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from relay.crashpoints import CrashPoint
-from relay.mailbox import FileStore, SendOptions, maildir
+from relay.mailbox import maildir
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.settings_file import UserSettings
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     MessageChange,
     PendingSubmission,
+    SendOptions,
     StoreUnavailableError,
 )
 from tests.support.forgetful import KilledError

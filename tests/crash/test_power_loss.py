@@ -21,9 +21,10 @@ import pytest
 
 from relay.clock import SystemClock
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.mailbox import FileStore, SendOptions, maildir
+from relay.mailbox import maildir
 from relay.mailbox.message_file import delivered_base_name
-from relay.mailbox.types import OutcomeUnknownError, StoreUnavailableError
+from relay.mailbox.store import FileStore
+from relay.mailbox.types import OutcomeUnknownError, SendOptions, StoreUnavailableError
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import read_properties
 from tests.support.logged_disk import LoggedDisk

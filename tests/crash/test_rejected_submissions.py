@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import FileStore, SendOptions, maildir
+from relay.mailbox import maildir
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     OutcomeUnknownError,
+    SendOptions,
     StoreUnavailableError,
 )
 from tests.support.long_tests import sampled

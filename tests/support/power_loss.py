@@ -11,9 +11,10 @@ from pathlib import Path
 
 from relay.crashpoints import CrashPoint
 from relay.last_commit import last_commit_of
-from relay.mailbox import FileStore, SendOptions
 from relay.mailbox.query import MessageQuery
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
+    SendOptions,
     SubmissionKey,
 )
 from relay.message.extended_properties import DEFERRED_SEND_TIME

@@ -10,8 +10,8 @@ from typing import Any
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox import FileStore
 from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import PendingSubmission, QuotaLimits
 
 HOSTNAME = "relay.example.test"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from relay.graph import graph_request, idempotency
-from relay.mailbox import FileStore
+from relay.mailbox.store import FileStore
 from relay.mailbox.submissions import idempotency as keys
 from relay.message.content import read_all
 from relay.mime.convert import convert

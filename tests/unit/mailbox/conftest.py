@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import FileStore
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import EmailAddress, MessageProperties
 from tests.support.manual_clock import ManualClock

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.crashpoints import CrashPoint
-from relay.mailbox import SendOptions
+from relay.mailbox.types import SendOptions
 
 TOP = Path(__file__).parents[3]  # for the children, which import tests.support
 ALICE = "alice@example.test"
@@ -18,7 +18,7 @@ import asyncio, json, os, sys, traceback
 from pathlib import Path
 from relay.clock import SystemClock
 from relay.crashpoints import CrashPoints
-from relay.mailbox import SendOptions
+from relay.mailbox.types import SendOptions
 from relay.message.properties import EmailAddress, MessageProperties
 from tests.support.stores import open_log, open_store, ready_submissions
 

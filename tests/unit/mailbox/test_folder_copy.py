@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import (
+from relay.mailbox import folder_copy, folder_tree
+from relay.mailbox.folders import COPY_PREFIX
+from relay.mailbox.maildir import list_names
+from relay.mailbox.query import MessageQuery
+from relay.mailbox.stale_files import STALE_S
+from relay.mailbox.types import (
     FolderError,
     FolderExistsError,
     MailboxFullError,
     NoSuchItemError,
     StoreUnavailableError,
-    folder_copy,
-    folder_tree,
 )
-from relay.mailbox.folders import COPY_PREFIX
-from relay.mailbox.maildir import list_names
-from relay.mailbox.query import MessageQuery
-from relay.mailbox.stale_files import STALE_S
 
 ALICE = "alice@example.test"
 MESSAGE = b"Subject: %s\r\n\r\nhello"

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import (
+from relay.mailbox.maildir import list_names
+from relay.mailbox.query import MessageQuery
+from relay.mailbox.types import (
     FolderError,
     FolderExistsError,
     NoSuchItemError,
@@ -17,8 +19,6 @@ from relay.mailbox import (
     StoreUnavailableError,
     WellKnown,
 )
-from relay.mailbox.maildir import list_names
-from relay.mailbox.query import MessageQuery
 
 ALICE = "alice@example.test"
 

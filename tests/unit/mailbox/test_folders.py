@@ -8,9 +8,8 @@ import msgspec
 import pytest
 
 from relay.accounts.account import DEAD_LETTER
-from relay.mailbox import NoSuchItemError
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.types import StoreUnavailableError
+from relay.mailbox.types import NoSuchItemError, StoreUnavailableError
 from tests.support.forgetful import ForgetfulDisk
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on

@@ -9,9 +9,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.mailbox import SendOptions
 from relay.mailbox.submissions import idempotency, idempotency_file
-from relay.mailbox.types import OutcomeUnknownError, StoreUnavailableError, SubmissionKey
+from relay.mailbox.types import (
+    OutcomeUnknownError,
+    SendOptions,
+    StoreUnavailableError,
+    SubmissionKey,
+)
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 

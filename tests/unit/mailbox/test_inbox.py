@@ -9,11 +9,17 @@ import pytest
 
 from relay.clock import id_time_us
 from relay.files import FileOctets
-from relay.mailbox import DeliveryResult, MailboxFullError, StoreUnavailableError, maildir
+from relay.mailbox import maildir
 from relay.mailbox.inbox import DeliveredIds
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.types import ContentUnreadableError, Room
+from relay.mailbox.types import (
+    ContentUnreadableError,
+    DeliveryResult,
+    MailboxFullError,
+    Room,
+    StoreUnavailableError,
+)
 from relay.message.content import BLOCK_BYTES, LargeContent
 
 BOB = "bob@example.test"

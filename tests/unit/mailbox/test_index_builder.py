@@ -10,9 +10,9 @@ import apsw
 import pytest
 
 from relay.clock import SystemClock
-from relay.mailbox import FileStore
 from relay.mailbox.index import Indexes, background, content_index
 from relay.mailbox.query import Compare, HasWords, MessageQuery, Operator, Property, SearchIn
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreUnavailableError
 from tests.support.stores import store_on
 from tests.unit.mailbox.conftest import ALICE

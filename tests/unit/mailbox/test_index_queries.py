@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.mailbox import FileStore
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
@@ -28,6 +27,7 @@ from relay.mailbox.query import (
     SearchIn,
     SortOrder,
 )
+from relay.mailbox.store import FileStore
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import MessageChange, StalePositionError, StoredMessage
 from relay.message.properties import Attachment, EmailAddress, MessageProperties

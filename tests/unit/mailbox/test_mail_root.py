@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from relay.app.state_dir import AlreadyRunningError, lock_file
-from relay.mailbox import FileStore, inbox, maildir, messages, submit
+from relay.mailbox import inbox, maildir, messages, submit
 from relay.mailbox import ready_submissions as ready
 from relay.mailbox.mail_root import (
     ForeignRootError,
@@ -21,6 +21,7 @@ from relay.mailbox.mail_root import (
 )
 from relay.mailbox.maildir import MissingRootError
 from relay.mailbox.query import MessageQuery
+from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     DeliveryResult,
     QuotaLimits,

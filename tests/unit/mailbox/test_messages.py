@@ -8,15 +8,15 @@ from base64 import b64encode
 import pytest
 from msgspec import structs
 
-from relay.mailbox import (
+from relay.mailbox.maildir import DirectorySync
+from relay.mailbox.query import MessageQuery
+from relay.mailbox.types import (
     MailboxFullError,
     MessageChange,
     NoSuchItemError,
     NotADraftError,
     WellKnown,
 )
-from relay.mailbox.maildir import DirectorySync
-from relay.mailbox.query import MessageQuery
 from relay.message.properties import Attachment, EmailAddress, ExtendedProperty
 
 ALICE = "alice@example.test"

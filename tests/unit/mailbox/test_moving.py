@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from relay.mailbox import (
+from relay.mailbox.types import (
     BeingSentError,
     MailboxFullError,
     MessageChange,

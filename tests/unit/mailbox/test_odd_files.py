@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import MessageChange, NoSuchItemError, SendOptions, StoreUnavailableError
 from relay.mailbox.query import MessageQuery
+from relay.mailbox.types import MessageChange, NoSuchItemError, SendOptions, StoreUnavailableError
 
 ALICE = "alice@example.test"
 ID = "0123456789abcdef"

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from relay.mailbox import SendOptions
+from relay.mailbox.types import SendOptions
 from relay.mime.convert import ConversionError, convert
 from relay.mime.draft import private_block_length
 from tests.support.stores import ready_submissions

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import MailboxFullError
 from relay.mailbox.quota import Quota
-from relay.mailbox.types import CountedUsage, MailboxTooSmallError, QuotaLimits, Room, Usage
+from relay.mailbox.types import (
+    CountedUsage,
+    MailboxFullError,
+    MailboxTooSmallError,
+    QuotaLimits,
+    Room,
+    Usage,
+)
 from tests.support.stores import blocking
 
 MIB = 1024 * 1024

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.mailbox import SendOptions
 from relay.mailbox.submit import Submissions
+from relay.mailbox.types import SendOptions
 from tests.support.stores import blocking, ready_submissions
 
 ALICE = "alice@example.test"

@@ -12,7 +12,12 @@ import pytest
 
 from relay.accounts.account import DEAD_LETTER
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.mailbox import (
+from relay.mailbox import maildir
+from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, make_directories
+from relay.mailbox.query import MessageQuery
+from relay.mailbox.submissions import on_disk
+from relay.mailbox.submissions.on_disk import SubmissionDirectory
+from relay.mailbox.types import (
     BeingSentError,
     MailboxFullError,
     MessageChange,
@@ -20,12 +25,7 @@ from relay.mailbox import (
     NotADraftError,
     SendOptions,
     StoreUnavailableError,
-    maildir,
 )
-from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, make_directories
-from relay.mailbox.query import MessageQuery
-from relay.mailbox.submissions import on_disk
-from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mime.convert import convert
 from relay.mime.draft import read_properties
 from tests.support.logs import capture_logs

@@ -12,12 +12,11 @@ import pytest
 
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, read_submissions
-from relay.mailbox import MessageChange, SendOptions
 from relay.mailbox.folders import write_folder_id
 from relay.mailbox.index.database import open_database
 from relay.mailbox.message_file import parse_name
 from relay.mailbox.query import HasWords, MessageQuery, SearchIn
-from relay.mailbox.types import OutcomeUnknownError
+from relay.mailbox.types import MessageChange, OutcomeUnknownError, SendOptions
 from relay.mailbox.verify import (
     check_submissions,
 )
