@@ -26,7 +26,8 @@ from relay.clock import Clock, rfc3339
 from relay.files import check_readable, fsync_path, link_or_copy
 from relay.last_commit import read_recorded
 from relay.mailbox.submissions.idempotency_file import damage_of, has_traces, keys_file, put_aside
-from relay.mailbox.verify import StoreCounts, StoreFinding, Verifier, VerifierDependencies
+from relay.mailbox.verify.findings import StoreCounts, StoreFinding
+from relay.mailbox.verify.verifier import Verifier, VerifierDependencies
 from relay.settings.tree import Settings
 from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
 from relay.spool.types import SpoolError

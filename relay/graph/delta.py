@@ -21,7 +21,7 @@ from relay.graph.extended_properties import parse_expand
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.ids import removed_graph_id
 from relay.graph.message_pages import MessageItem, MessagePage
-from relay.graph.odata import message_condition
+from relay.graph.odata.resources import message_condition
 from relay.graph.query_options import QueryOptions
 from relay.graph.serializer import (
     FOLDER_PROPERTIES,

@@ -28,7 +28,7 @@ from relay.graph.json_values import (
     unknown_property,
     unsupported,
 )
-from relay.graph.odata import select_folders
+from relay.graph.odata.resources import select_folders
 from relay.graph.serializer import FOLDER_PROPERTIES, ROOT_FOLDER_ID, folder_json, folder_version
 from relay.http.errors import ApiError
 from relay.http.gateway import json_response

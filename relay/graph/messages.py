@@ -19,11 +19,8 @@ from relay.graph.json_values import destination_id, read_json_object
 from relay.graph.message_pages import MessagePage
 from relay.graph.message_parser import ParsedMessage, parse_message
 from relay.graph.mime_body import MimeConsumer, receive_in_blocks, receive_mime
-from relay.graph.odata import (
-    message_condition,
-    message_order,
-    search_condition,
-)
+from relay.graph.odata.resources import message_condition, message_order
+from relay.graph.odata.search import search_condition
 from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import QueryOptions
 from relay.graph.recipients import check_recipients_count

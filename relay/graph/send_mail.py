@@ -27,7 +27,7 @@ from relay.graph.mime_body import (
 from relay.graph.recipients import author_on_behalf, check_has_recipients, check_own
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.folders import ROOT_ID
-from relay.mailbox.submissions import draft_of
+from relay.mailbox.submissions.on_disk import draft_of
 from relay.mailbox.types import (
     Folder,
     NoSuchItemError,

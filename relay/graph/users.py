@@ -11,7 +11,7 @@ from starlette.responses import Response
 from relay.accounts.account import Account, AccountDirectory, UnknownUserError
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.mailbox_settings import MAY_READ, settings_json
-from relay.graph.odata import select_users
+from relay.graph.odata.resources import select_users
 from relay.graph.serializer import USER_PROPERTIES, user_json
 from relay.http.gateway import json_response
 

@@ -22,7 +22,7 @@ from relay.mailbox.message_file import open_octets
 from relay.mailbox.messages import Messages
 from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.submissions import SubmissionDirectory
+from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mailbox.submit import Submissions, first_submission
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (

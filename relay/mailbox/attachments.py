@@ -16,7 +16,7 @@ from relay.mailbox.draft_files import (
     without_attachment,
 )
 from relay.mailbox.folders import Folders
-from relay.mailbox.index import Indexes
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.maildir import retry_if_renamed
 from relay.mailbox.message_file import (
     MessageFile,

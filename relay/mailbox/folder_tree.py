@@ -44,7 +44,7 @@ from relay.mailbox.folders import (
     same_name,
     write_folder_ids,
 )
-from relay.mailbox.index import Indexes
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.maildir import Stripes, remove, sync_directory, write_synced
 from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles

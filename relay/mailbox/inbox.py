@@ -13,7 +13,7 @@ from pathlib import Path
 
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.folders import Folders, list_folders
-from relay.mailbox.index import Indexes
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     DirectorySync,

@@ -26,8 +26,8 @@ from relay.mailbox.draft_files import (
     next_generation,
 )
 from relay.mailbox.folders import Folders, find_folder, is_deleted
-from relay.mailbox.index import Indexes
 from relay.mailbox.index.content_index import CopyLookup
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     DirectorySync,

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from relay.clock import ID_LENGTH, Clock
 from relay.mailbox.folders import Folders, is_deleted
-from relay.mailbox.index import Indexes
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.index.watch import InotifyWatcher, MailboxWatch
 from relay.mailbox.keywords import letter_of
 from relay.mailbox.maildir import Stripes, list_names

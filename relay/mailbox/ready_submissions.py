@@ -19,7 +19,7 @@ from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
-from relay.mailbox.index import Indexes
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     DirectorySync,
@@ -30,13 +30,13 @@ from relay.mailbox.maildir import (
     retry_if_renamed,
 )
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.submissions import (
+from relay.mailbox.submissions.idempotency import KeyedSubmissions
+from relay.mailbox.submissions.on_disk import (
     FIRST_SUBMISSION,
     SubmissionDirectory,
     content_of,
     draft_of,
 )
-from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
 from relay.mailbox.submissions.scheduled import (
     DueSubmissions,

@@ -30,7 +30,7 @@ from relay.mailbox.folders import (
     list_folders,
     well_known_path,
 )
-from relay.mailbox.index import Indexes
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
@@ -42,14 +42,14 @@ from relay.mailbox.maildir import (
     remove,
 )
 from relay.mailbox.message_file import is_relay_name
-from relay.mailbox.submissions import (
+from relay.mailbox.submissions.idempotency import KeyedSubmissions
+from relay.mailbox.submissions.on_disk import (
     FIRST_SUBMISSION,
     PreparedFile,
     SubmissionDirectory,
     draft_of,
     read_block_of,
 )
-from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.types import (
     KeysDamagedError,
     PendingSubmission,

@@ -23,7 +23,8 @@ from relay.mailbox.draft_files import NewNames
 from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import Folders
 from relay.mailbox.inbox import Inbox
-from relay.mailbox.index import IndexBuilder, Indexes
+from relay.mailbox.index.background import IndexBuilder
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
 from relay.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.mailbox.message_file import mailbox_directory
@@ -34,9 +35,8 @@ from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.retained_files import MailFile, remove_files, stored_files
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.submissions import SubmissionDirectory
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
-from relay.mailbox.submissions.on_disk import ClockAnchorFile
+from relay.mailbox.submissions.on_disk import ClockAnchorFile, SubmissionDirectory
 from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.submit import Submissions

@@ -32,7 +32,7 @@ from relay.mailbox.draft_files import (
     submission_facts,
 )
 from relay.mailbox.folders import Folders, well_known_path
-from relay.mailbox.index import Indexes
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
@@ -53,8 +53,8 @@ from relay.mailbox.message_file import (
 from relay.mailbox.quota import Quota
 from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.submissions import FIRST_SUBMISSION, SubmissionDirectory, draft_of
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
+from relay.mailbox.submissions.on_disk import FIRST_SUBMISSION, SubmissionDirectory, draft_of
 from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (

@@ -5,19 +5,3 @@ which resources lists for messages, folders and users; search parses Graph's key
 (KQL). An error is an ApiError 400 with the position, what was found and what was expected. Length,
 depth and the number of terms are limited, and the time is linear in the length.
 """
-
-from relay.graph.odata.resources import (
-    message_condition,
-    message_order,
-    select_folders,
-    select_users,
-)
-from relay.graph.odata.search import search_condition
-
-__all__ = [
-    "message_condition",
-    "message_order",
-    "search_condition",
-    "select_folders",
-    "select_users",
-]

@@ -10,8 +10,3 @@ them, and `background` those of large mailboxes before that; `query_sql` compile
 pages; `change_feed` has the changes of messages, `folder_feed` those of folders; `consistency` is
 for `relay storage verify`. See docs/design.md 3.
 """
-
-from relay.mailbox.index.background import IndexBuilder
-from relay.mailbox.index.indexes import Indexes
-
-__all__ = ["IndexBuilder", "Indexes"]

@@ -6,23 +6,3 @@ what `relay restore` holds. The directory is the queue; memory holds only its be
 relay/mailbox/submit.py writes submissions (step 2), relay/mailbox/ready_submissions.py files the
 originals (step 4).
 """
-
-from relay.mailbox.submissions.on_disk import (
-    FIRST_SUBMISSION,
-    SUBMISSION_FILE_NAME,
-    PreparedFile,
-    SubmissionDirectory,
-    content_of,
-    draft_of,
-    read_block_of,
-)
-
-__all__ = [
-    "FIRST_SUBMISSION",
-    "SUBMISSION_FILE_NAME",
-    "PreparedFile",
-    "SubmissionDirectory",
-    "content_of",
-    "draft_of",
-    "read_block_of",
-]

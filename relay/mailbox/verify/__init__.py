@@ -3,8 +3,3 @@
 It checks mailboxes, their indexes and `.submissions/`. It neither changes the content of a message
 nor deletes mail: a file that cannot be repaired is moved to `.submissions/corrupt/`.
 """
-
-from relay.mailbox.verify.findings import StoreCounts, StoreFinding, StoreFindingKind
-from relay.mailbox.verify.verifier import Verifier, VerifierDependencies
-
-__all__ = ["StoreCounts", "StoreFinding", "StoreFindingKind", "Verifier", "VerifierDependencies"]

@@ -14,8 +14,8 @@ from msgspec import Struct
 from relay.clock import Clock, Ids
 from relay.mailbox.maildir import DirectorySync, list_names
 from relay.mailbox.message_file import mailbox_directory
-from relay.mailbox.submissions import SubmissionDirectory
 from relay.mailbox.submissions.idempotency_file import damage_of, keys_file
+from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mailbox.types import NoSuchItemError
 from relay.mailbox.verify.check_mailboxes import IndexCheck, MailboxCheck
 from relay.mailbox.verify.check_messages import MessageCheck

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.graph.odata import message_condition
 from relay.graph.odata.expression import CHARACTERS_MAX, DEPTH_MAX, TERMS_MAX
+from relay.graph.odata.resources import message_condition
 from relay.http.errors import ApiError
 from relay.mailbox.query import (
     AllOf,

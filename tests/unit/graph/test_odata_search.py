@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.graph.odata import search_condition
 from relay.graph.odata.expression import CHARACTERS_MAX
-from relay.graph.odata.search import DEPTH_MAX, PREFIXES_MAX, TERM_CHARACTERS_MAX, TERMS_MAX
+from relay.graph.odata.search import (
+    DEPTH_MAX,
+    PREFIXES_MAX,
+    TERM_CHARACTERS_MAX,
+    TERMS_MAX,
+    search_condition,
+)
 from relay.http.errors import ApiError
 from relay.mailbox.query import (
     AllOf,

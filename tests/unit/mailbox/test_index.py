@@ -15,8 +15,9 @@ from inotify_simple import INotify
 
 from relay.advanceable_clock import AdvanceableClock
 from relay.clock import Machine
-from relay.mailbox.index import Indexes, change_feed, content_index, update
+from relay.mailbox.index import change_feed, content_index, update
 from relay.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.query import (
     NEWEST_FIRST,

@@ -10,7 +10,8 @@ import apsw
 import pytest
 
 from relay.clock import SystemClock
-from relay.mailbox.index import Indexes, background, content_index
+from relay.mailbox.index import background, content_index
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.query import Compare, HasWords, MessageQuery, Operator, Property, SearchIn
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreUnavailableError

@@ -9,7 +9,8 @@ import apsw
 import pytest
 
 from relay.clock import SystemClock
-from relay.mailbox.index import Indexes, indexes
+from relay.mailbox.index import indexes
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.query import DeltaQuery
 from relay.mailbox.types import ChangeKind
 from tests.support.manual_clock import ManualClock

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.clock import SystemClock
-from relay.mailbox.index import Indexes
 from relay.mailbox.index.database import FILE_NAME
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import delivered_base_name, delivered_id, make_base_name
 from relay.mailbox.query import MessageQuery

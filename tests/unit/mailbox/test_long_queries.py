@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.index import Indexes, content_index
+from relay.mailbox.index import content_index
 from relay.mailbox.index import database as index_database
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.query import (
     NEWEST_FIRST,
     AnyOf,
