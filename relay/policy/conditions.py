@@ -12,12 +12,11 @@ matches.
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
 
-import re
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import reduce
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
-from math import inf, isfinite
+from math import isfinite
 from operator import or_
 from typing import Any, Self
 
@@ -29,7 +28,7 @@ from relay.policy.content_conditions import (
     AttachmentNameCondition,
     BodyCondition,
 )
-from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
+from relay.policy.globs import FieldGlobs, Globs, Groups, some_texts
 from relay.policy.message_view import BaseCondition, MessageView
 from relay.policy.patterns import Pattern
 from relay.settings.values import parse_size
@@ -41,7 +40,6 @@ _HEADER_EXPECTED = (
     "a table with a field's name and one of matches, pattern and over, "
     '{ name = "X-Spam", matches = "yes*" }'
 )
-_first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 _FOUND_CHARACTERS_MAX = 120
 
 
@@ -348,15 +346,12 @@ def _passing(view: MessageView, name: str, test: HeaderTest) -> str | None:
         case Globs():
             return next(filter(test.match, view.header(name)), None)
         case Pattern():
-            return view.header_found(name).get(test) if view.header(name) else None
+            return view.header_found(name).get(test)
         case _:
-            return next((each for each in view.header(name) if _number(each) > test), None)
-
-
-def _number(value: str) -> float:
-    """Return the first number in a value; without one, a number that exceeds none."""
-    found = _first_number.search(value[:VALUE_CHARACTERS_MAX])
-    return float(found[0]) if found else -inf
+            for value, number in view.header_numbers(name):
+                if number > test:
+                    return value
+            return None
 
 
 MessageCondition = (

@@ -3,6 +3,7 @@
 MessageView reads each fact of a message once, when a condition first needs it.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -19,6 +20,7 @@ from relay.policy.message_parts import MessagePart, may_have_attachments, messag
 from relay.policy.patterns import Pattern, PatternSets
 
 FIELDS_MAX = 100  # of one name; further ones are ignored
+_first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 
 
 class MessageView:
@@ -40,6 +42,7 @@ class MessageView:
         self._values: dict[str, tuple[str, ...]] = {}
         self._pattern_sets = pattern_sets
         self._found: dict[str, Mapping[Pattern, str]] = {}
+        self._numbers: dict[str, Sequence[tuple[str, float]]] = {}
         self.known: dict[int, bool] = {}  # results, by the number of the condition
 
     @property
@@ -98,8 +101,23 @@ class MessageView:
 
     def header_found(self, name: str) -> Mapping[Pattern, str]:
         """Return found_in() for the fields called `name`."""
+        field = f"header {name}"
+        if (known := self._found.get(field)) is not None:
+            return known
         values = [each[:VALUE_CHARACTERS_MAX] for each in self.header(name)]
-        return self.found_in(f"header {name}", values)
+        return self.found_in(field, values) if values else {}
+
+    def header_numbers(self, name: str) -> Sequence[tuple[str, float]]:
+        """Return the values of all fields called `name` that have a number, with the first one."""
+        known = self._numbers.get(name)
+        if known is None:
+            found = [
+                (value, _first_number.search(value[:VALUE_CHARACTERS_MAX]))
+                for value in self.header(name)
+            ]
+            known = [(value, float(number[0])) for value, number in found if number]
+            self._numbers[name] = known
+        return known
 
     def found_in(self, field: str, values: Sequence[str]) -> Mapping[Pattern, str]:
         """Return the patterns for `field` that match one of its `values`, each with the first one.

@@ -108,6 +108,17 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
     assert (what, "127.0.0.1:1" in text) == ("dns", True)
 
 
+def test_slow_patterns_are_a_warning(files):
+    slow = RULE + (
+        '\n[[rule]]\nname = "slow"\nwhen = { header = { name = "X", pattern = "a.{60}b" } }\n'
+        "stop = true\n"
+    )
+    [(what, text)] = of(files(**{"policies/10": slow}), CheckResult.WARNING)
+    assert (what, 'rule "slow": the patterns for header x take more than 2 ms' in text) == (
+        "policy", True,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changed", "what", "expected_text"),
     [

@@ -239,3 +239,10 @@ def test_rules_that_no_test_names_are_listed_and_do_not_fail(rules_of):
         format_check(rules).lines[-1] == "2 rules in 1 file, 1 test passed, 1 rule without a test"
     )
     assert format_check(rules).document["untested"] == ["unnamed"]
+
+
+def test_policy_check_prints_warnings(rules_of):
+    report = format_check(rules_of(rule("{ discard = true }")), ["a pattern is slow"])
+    assert report.lines[-2:-1] == ("warning: a pattern is slow",)
+    assert report.document["warnings"] == ["a pattern is slow"]
+    assert report.good
