@@ -80,16 +80,19 @@ def has_room(batch: Batch, message: NewMessage) -> bool:
     return int(known) + batch.counts[HELD_BY_RULES] + number <= message.held_max
 
 
-def recount(cursor: apsw.Cursor) -> int:
-    """Correct the counter; return by how much it was wrong."""
-    (number,) = fetch_one(cursor, COUNT_HELD_BY_RULES)
-    (before,) = fetch_one(
-        cursor, "SELECT coalesce(sum(value), 0) FROM counter WHERE name = ?", (HELD_BY_RULES,)
-    )
-    if number != before:
+def counted(cursor: apsw.Cursor) -> tuple[int, int]:
+    """Return the counter, and the number that it should be."""
+    sql = f"SELECT coalesce(sum(value), 0), ({COUNT_HELD_BY_RULES}) FROM counter WHERE name = ?"
+    found, expected = fetch_one(cursor, sql, (HELD_BY_RULES,))
+    return found, expected
+
+
+def recount(cursor: apsw.Cursor) -> None:
+    """Correct the counter."""
+    found, expected = counted(cursor)
+    if found != expected:
         sql = "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2"
-        cursor.execute(sql, (HELD_BY_RULES, number))
-    return int(number - before)
+        cursor.execute(sql, (HELD_BY_RULES, expected))
 
 
 def _end_rule(batch: Batch, key: Key) -> None:

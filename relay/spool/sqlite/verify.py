@@ -33,6 +33,8 @@ from relay.spool.sqlite.database import (
     open_database,
     read_anchor,
 )
+from relay.spool.sqlite.holds import counted
+from relay.spool.sqlite.holds import recount as recount_holds
 from relay.spool.sqlite.spool_errors import (
     integrity_errors,
     translate_os_errors,
@@ -318,6 +320,14 @@ class SpoolVerifier:
                 found=f"{unaccounted} recipients unaccounted for",
                 expected="0", cure="corrected" if self._recount else "",
                 act=recount if self._recount else None,
+                advice="" if self._recount else _RECOUNT,
+            )  # fmt: skip
+        held, expected = counted(cursor)
+        if held != expected:
+            self._settle(
+                SpoolFault.COUNTERS, self._database, found=f"{held} entries held by rules",
+                expected=str(expected), cure="corrected" if self._recount else "",
+                act=partial(recount_holds, cursor) if self._recount else None,
                 advice="" if self._recount else _RECOUNT,
             )  # fmt: skip
         return unaccounted

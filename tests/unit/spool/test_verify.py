@@ -116,6 +116,11 @@ def test_counters_are_corrected_only_with_recount(path: Path, filled) -> None:
     assert counters(VerifyMode.DRY_RUN, recount=True) == [(lost, False, "would be corrected")]
     assert counters(recount=True) == [(lost, True, "corrected")]
     assert counters(recount=True) == []
+    by_hand(path, "INSERT INTO counter VALUES ('held_by_rules', 3)")
+    wrong = "3 entries held by rules"
+    assert counters() == [(wrong, False, advice)]
+    assert counters(recount=True) == [(wrong, True, "corrected")]
+    assert counters(recount=True) == []
 
 
 @pytest.mark.parametrize(
