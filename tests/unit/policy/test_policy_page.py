@@ -9,6 +9,8 @@ from click.testing import CliRunner
 
 from relay.cli.errors import report_error
 from relay.cli.root import cli
+from relay.policy.actions import ACTIONS
+from relay.policy.conditions import CONDITIONS
 from relay.policy.rule_files import load_rules
 from relay.policy.rule_tests import untested
 from relay.settings.environment import shipped
@@ -56,12 +58,50 @@ domains = ["example.org"]
 """
 
 
-@pytest.mark.parametrize("text", RULES, ids=lambda text: re.findall(r'name = "(.*?)"', text)[0])
-def test_an_example_loads_and_its_rules_have_tests(tmp_path, text):
-    (tmp_path / "groups").mkdir()
+def with_groups(directory: Path) -> None:
+    """Write the groups of the page."""
+    (directory / "groups").mkdir()
     for group in GROUPS:
         first, _, rest = group.partition("\n")
-        (tmp_path / first.removeprefix("# ")).write_text(rest, encoding="utf-8")
+        (directory / first.removeprefix("# ")).write_text(rest, encoding="utf-8")
+
+
+def cells(heading: str, column: int) -> list[tuple[str, str]]:
+    """The key and the code in a column of each row of the first table of a section."""
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n\n- ")[0].partition("\n```")[0]
+    rows = [row.split(" | ") for row in section.splitlines() if row.startswith("| ")]
+    return [
+        (row[0].strip("| `"), code[1])
+        for row in rows
+        if len(row) > column and (code := re.search("`(.*?)`", row[column]))
+    ]
+
+
+@pytest.mark.parametrize("key", CONDITIONS)
+def test_each_condition_has_an_example_that_loads(tmp_path, key):
+    examples = [code for _, code in cells("Conditions", 2) if code.startswith(f"{key} = ")]
+    assert examples
+    with_groups(tmp_path)
+    for number, code in enumerate(examples):
+        text = f"[[rule]]\nname = 'r{number}'\nwhen = {{ {code} }}\nthen = [ {{ hold = 'x' }} ]\n"
+        (tmp_path / f"{number}.toml").write_text(text, encoding="utf-8")
+    assert len(load_rules(tmp_path).rules) == len(examples)
+
+
+@pytest.mark.parametrize("key", ACTIONS)
+def test_each_action_is_described(tmp_path, key):
+    described = dict(cells("Actions", 2))
+    names = [name for name, _ in cells("Actions", 0)]
+    assert key in names
+    if code := described.get(key):
+        text = f"[[rule]]\nname = 'r'\nthen = [ {{ {key} = {code} }} ]\n"
+        (tmp_path / "10.toml").write_text(text, encoding="utf-8")
+        assert load_rules(tmp_path).rules
+
+
+@pytest.mark.parametrize("text", RULES, ids=lambda text: re.findall(r'name = "(.*?)"', text)[0])
+def test_an_example_loads_and_its_rules_have_tests(tmp_path, text):
+    with_groups(tmp_path)
     (tmp_path / "10-example.toml").write_text(text, encoding="utf-8")
     rules = load_rules(tmp_path)
     assert rules.rules
