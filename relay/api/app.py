@@ -68,7 +68,7 @@ def _application(
                     return response
             return await _relay_v1(request, principal, handlers, principal_for=principal_for)
         except SpoolError as error:
-            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+            raise service_unavailable(str(error), retry_after_s=5) from error
 
     limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
     return Gateway(handle, clock=dependencies.clock, limits=limits)

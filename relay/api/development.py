@@ -43,9 +43,7 @@ async def development_response(
             try:
                 return json_response({"messages": await controls.reset()})
             except StoreError as error:
-                raise service_unavailable(
-                    "ResourceUnhealthy", str(error), retry_after_s=5
-                ) from error
+                raise service_unavailable(str(error), retry_after_s=5) from error
         case ("messages", _) if request.method == "DELETE":
             check_origin(request)
             single_values(request.query, ())

@@ -128,4 +128,4 @@ def _too_many(what: str) -> ApiError:
 
 
 def _unavailable(message: str) -> ApiError:
-    return service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
+    return service_unavailable(message, retry_after_s=_RETRY_S)

@@ -213,7 +213,7 @@ class Handlers:
         try:
             content = await self._dependencies.sources.find(journey, reader=principal.name)
         except StoreError as error:
-            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+            raise service_unavailable(str(error), retry_after_s=5) from error
         if content is None:
             raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(journey.key)}.")
         return content
@@ -229,7 +229,7 @@ class Handlers:
         try:
             found = await self._dependencies.sources.original(journey)
         except StoreError as error:
-            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+            raise service_unavailable(str(error), retry_after_s=5) from error
         if found is None:
             raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
         return found
@@ -281,9 +281,7 @@ class Handlers:
         if timeout_s <= 0:
             return await read()
         if self._waiting >= _WAITING_MAX:
-            raise service_unavailable(
-                "ResourceUnhealthy", "Too many requests are waiting already.", retry_after_s=5
-            )
+            raise service_unavailable("Too many requests are waiting already.", retry_after_s=5)
         self._waiting += 1
         try:
             return await self._read_repeatedly(read, is_enough, timeout_s=timeout_s)
@@ -331,7 +329,7 @@ class Handlers:
             return await self._dependencies.refusals.page(wanted)
         except OSError as error:
             message = f"The refusals cannot be read: {error.strerror}."
-            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5) from error
+            raise service_unavailable(message, retry_after_s=5) from error
 
     async def queue_list(self, query: Mapping[str, str], principal: Principal) -> Response:
         """GET /queue?CONDITION=&limit=; response headers list the unknown ids, and count what is
@@ -465,7 +463,7 @@ class Handlers:
                 journey, copies
             )
         except StoreError as error:
-            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+            raise service_unavailable(str(error), retry_after_s=5) from error
         if not is_removed:
             message = f"{quoted(key)} is being converted or delivered at present; try again."
             raise ApiError(409, "ErrorItemInUse", message, headers={"retry-after": "1"})
@@ -489,7 +487,7 @@ class Handlers:
                 copies = needed.sources.copies
                 marked += len(await copies.mark(rows, is_read=is_read, mailbox=mailbox))
         except StoreError as error:
-            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+            raise service_unavailable(str(error), retry_after_s=5) from error
         return marked
 
     async def row_facts(
@@ -504,7 +502,7 @@ class Handlers:
             unread = await sources.copies.unread(rows, mailbox=mailbox)
             sent = await sources.copies.sent_from(rows, mailbox) if mailbox else ()
         except StoreError as error:
-            raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+            raise service_unavailable(str(error), retry_after_s=5) from error
         previews = await self._previews.of_rows(rows) if principal.may_read_content else {}
         return {
             row.name: RowFacts(
@@ -557,7 +555,7 @@ def has_reached(journey: Journey, state: str) -> bool:
 
 
 def _store_trouble(error: StoreError) -> ApiError:
-    return service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)
+    return service_unavailable(str(error), retry_after_s=5)
 
 
 def _unknown(key: str) -> ApiError:

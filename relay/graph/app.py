@@ -89,7 +89,7 @@ def create_app(
         if not is_upload:
             caller = authentication.account(request)
         if reason := ready():
-            raise service_unavailable("ResourceUnhealthy", reason, retry_after_s=_READY_RETRY_S)
+            raise service_unavailable(reason, retry_after_s=_READY_RETRY_S)
         try:
             if is_upload:  # the URL's own token authorizes it
                 if request.method == "PUT":
@@ -154,7 +154,7 @@ def check_pressure(state: PressureState, intake: Intake) -> None:
     if reason in MAILBOX_REASONS:
         headers = {"retry-after": str(_RETRY_S)}
         raise ApiError(507, "ErrorInsufficientResources", message, headers=headers)
-    raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
+    raise service_unavailable(message, retry_after_s=_RETRY_S)
 
 
 def _find_operation(

@@ -151,7 +151,7 @@ class BatchHandler:
             raise ApiError(405, "Request_BadRequest", message, headers={"allow": "POST"})
         if (reason := self._pressure.state.refusing({PressureReason.MEMORY})) is not None:
             message = f"Batches are not taken now: {describe(reason)}. Try again later."
-            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
+            raise service_unavailable(message, retry_after_s=_RETRY_S)
         read_key(request)
         version = request.segments[0].lower()
         items = parse_batch(await request.body(), version=version, base_url=self._base_url(request))

@@ -241,9 +241,7 @@ class DeltaRequest(Struct, frozen=True):
         except StalePositionError:
             raise _stale(self.request, self.given) from None
         except QueryTooLongError as error:
-            raise service_unavailable(
-                "ResourceUnhealthy", str(error), retry_after_s=_RETRY_S
-            ) from error
+            raise service_unavailable(str(error), retry_after_s=_RETRY_S) from error
 
     def context(self) -> dict[str, Any]:
         """Return the @odata.context of a page."""

@@ -76,7 +76,7 @@ class StreamedBodies:
         most, in_all = STREAMED_BODIES_PER_ACCOUNT_MAX, STREAMED_BODIES_MAX
         if not self._running.has_room(account, per_key=most, in_all=in_all):
             message = "Too many large bodies are being received; try again."
-            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=_RETRY_S)
+            raise service_unavailable(message, retry_after_s=_RETRY_S)
         return self._running.counted(account)
 
 
@@ -427,7 +427,7 @@ def api_error(error: StoreError) -> ApiError:
             return ApiError(507, "ErrorQuotaExceeded", text or "The mailbox is full.")
         case StoreUnavailableError():
             message = text or "The store cannot be written to now."
-            return service_unavailable("ResourceUnhealthy", message, retry_after_s=_STORE_RETRY_S)
+            return service_unavailable(message, retry_after_s=_STORE_RETRY_S)
         case _:
             return ApiError(500, "InternalServerError", "The store failed; see the log.")
 

@@ -133,7 +133,7 @@ async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
         is_sent = await on_read(request.mailbox, [message.id], is_wanted=is_wanted)
     except (SpoolError, StoreError) as error:
         text = "The message is marked as read, but its read receipt cannot be sent now; try again."
-        raise service_unavailable("ResourceUnhealthy", text, retry_after_s=5) from error
+        raise service_unavailable(text, retry_after_s=5) from error
     if is_sent and is_wanted:
         request.applied.append(f"{_RECEIPT}=send")
 

@@ -54,9 +54,10 @@ def error_body(error: ApiError, *, ids: RequestIds, date: str) -> dict[str, Any]
     }
 
 
-def service_unavailable(code: str, message: str, *, retry_after_s: int) -> ApiError:
+def service_unavailable(message: str, *, retry_after_s: int) -> ApiError:
     """Return a 503 with Retry-After (RFC 9110 10.2.3): clients repeat the request by themselves."""
-    return ApiError(503, code, message, headers={"retry-after": str(retry_after_s)})
+    headers = {"retry-after": str(retry_after_s)}
+    return ApiError(503, "ResourceUnhealthy", message, headers=headers)
 
 
 def quoted(value: object) -> str:

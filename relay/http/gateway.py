@@ -115,7 +115,7 @@ _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _STOPPED_RETRY_S = 5
 _BUFFERED_BYTES = 16 * 1024  # a response that fits into the buffer of the connection
 _TOO_MANY_UNREAD = service_unavailable(
-    "ResourceUnhealthy", "Too many responses wait until their clients read them.", retry_after_s=2
+    "Too many responses wait until their clients read them.", retry_after_s=2
 )
 _log = get_logger("http")
 
@@ -297,10 +297,10 @@ def _shutdown_error(request: HttpRequest | None) -> ApiError:
     """Return 503 only if a repeat is harmless: clients repeat it by themselves, even sendMail."""
     message = "The server stopped before the request was done."
     if request is None or request.method == "GET" or not request.is_complete:
-        return service_unavailable("ResourceUnhealthy", message, retry_after_s=_STOPPED_RETRY_S)
+        return service_unavailable(message, retry_after_s=_STOPPED_RETRY_S)
     if request.is_idempotent:
         message += " Changes made before that remain; repeat the request for the rest."
-        return service_unavailable("ResourceUnhealthy", message, retry_after_s=_STOPPED_RETRY_S)
+        return service_unavailable(message, retry_after_s=_STOPPED_RETRY_S)
     return ApiError(500, "InternalServerError", f"{message} The request may have been carried out.")
 
 

@@ -308,7 +308,6 @@ class HttpRequest:
     def _reserve(self, size: int) -> None:
         if not self._limits.budget.take(size):
             raise service_unavailable(
-                "ResourceUnhealthy",
                 "Too many large requests are being read; try again.",
                 retry_after_s=2,
             )

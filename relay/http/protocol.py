@@ -473,6 +473,4 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def _too_many(what: str) -> ApiError:
-    return service_unavailable(
-        "ResourceUnhealthy", f"Too many {what} at once; try again.", retry_after_s=_RETRY_S
-    )
+    return service_unavailable(f"Too many {what} at once; try again.", retry_after_s=_RETRY_S)

@@ -97,7 +97,7 @@ def create_app(
                     return await internet.respond(request, visitor, site)
                 return await _page(request, visitor, site)
         except SpoolError as error:
-            failure = service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5)
+            failure = service_unavailable(str(error), retry_after_s=5)
             return site.error(request, visitor, failure)
         except ApiError as error:
             return site.error(request, visitor, error)

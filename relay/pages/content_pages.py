@@ -253,14 +253,14 @@ class ContentPages:
         most, in_all = _WAITING_OF_VISITOR_MAX, _WAITING_MAX
         if not self._waiting.has_room(name, per_key=most, in_all=in_all):
             message = f"{self._waiting.count(name)} of your pages wait for contents; try again."
-            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=2)
+            raise service_unavailable(message, retry_after_s=2)
         self._waiting.begin(name)
         try:
             async with self._turns.setdefault(name, asyncio.Lock()):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except OSError as error:
             message = f"The content cannot be read: {error.strerror or error}."
-            raise service_unavailable("ResourceUnhealthy", message, retry_after_s=5) from error
+            raise service_unavailable(message, retry_after_s=5) from error
         finally:
             self._waiting.end(name)
             if not self._waiting.count(name):

@@ -79,7 +79,7 @@ async def send_example(request: HttpRequest, visitor: Visitor, site: PageSite) -
     reason = await development.send_example(key)
     if reason:
         message = f"The example was not sent: {reason}"
-        raise service_unavailable("ResourceUnhealthy", message, retry_after_s=1)
+        raise service_unavailable(message, retry_after_s=1)
     return site.redirect(request)
 
 

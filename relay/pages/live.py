@@ -112,7 +112,7 @@ class LiveViews:
         They are of one visitor. Raises ApiError 503 if too many are open.
         """
         if not self._may_read(key, reader):
-            raise service_unavailable("ResourceUnhealthy", _TOO_MANY, retry_after_s=30)
+            raise service_unavailable(_TOO_MANY, retry_after_s=30)
         return EventStreamResponse(self._events(key, render, reader))
 
     def _may_read(self, key: Hashable, reader: LiveReader) -> bool:

@@ -215,7 +215,7 @@ async def advance_to_next(
     except ValueError as error:
         raise ApiError(400, "BadRequest", f"The clock: {error}.") from None
     except AdvanceError as error:
-        raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+        raise service_unavailable(str(error), retry_after_s=5) from error
     return site.redirect(request, f"messages/{values['key']}")
 
 
@@ -257,7 +257,7 @@ async def _change_scheduled(
     try:
         done = await change(name, who=visitor.principal.name)
     except StoreError as error:
-        raise service_unavailable("ResourceUnhealthy", str(error), retry_after_s=5) from error
+        raise service_unavailable(str(error), retry_after_s=5) from error
     if not done:
         message = "It does not wait for its time any more: it is being sent, or was cancelled."
         raise ApiError(409, "Conflict", message)
