@@ -39,7 +39,6 @@ CONCURRENT_MAX = 4
 RESPONSES_BYTES_MAX = 16 * 1024 * 1024  # bodies of the responses of one batch
 _HELD_BYTES_MAX = 4 * RESPONSES_BYTES_MAX  # of all batches
 _RETRY_S = 30  # while memory is short
-_PATH = "$batch"
 _VERSION = re.compile(r"/(?:v1\.0|beta)(?=/|$)", re.IGNORECASE)
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))  # quote() leaves these as they are
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 5.6.2

@@ -176,7 +176,6 @@ class Upload(Struct, frozen=True):
     size: int
     received: int
     expires_us: int
-    is_attached: bool
 
 
 class NewUpload(Struct, frozen=True):

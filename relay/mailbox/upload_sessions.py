@@ -378,7 +378,6 @@ def _shown(session: _UploadSession, clock: Clock) -> Upload:
         size=facts.attachment.size,
         received=facts.attachment.size if facts.is_attached else session.received,
         expires_us=facts.expires_us + wall_offset_us(clock),
-        is_attached=facts.is_attached,
     )
 
 

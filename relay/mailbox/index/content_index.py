@@ -423,7 +423,6 @@ class ContentIndexer:
 class CopyFacts(Struct, frozen=True):
     """A message of a mailbox, and which of the words that were asked for it has."""
 
-    is_read: bool
     has_attachments: bool
     words: frozenset[str]
 
@@ -444,15 +443,15 @@ def _looked_up(
 ) -> CopyLookup:
     marks = ", ".join("?" * len(message_ids))
     sql = (
-        "SELECT uid, message_id, is_read, has_attachments, content_level FROM message"
+        "SELECT uid, message_id, has_attachments, content_level FROM message"
         f" WHERE message_id IN ({marks})"
     )
     rows = fetch(cursor, sql, message_ids)
-    read = [row for row in rows if row[4] >= TEXT_LEVEL]
+    read = [row for row in rows if row[3] >= TEXT_LEVEL]
     found = _words_of(cursor, [row[0] for row in read], words)
     return CopyLookup(
-        {row[1]: CopyFacts(bool(row[2]), bool(row[3]), frozenset(found[row[0]])) for row in read},
-        frozenset(row[1] for row in rows if row[4] < TEXT_LEVEL),
+        {row[1]: CopyFacts(bool(row[2]), frozenset(found[row[0]])) for row in read},
+        frozenset(row[1] for row in rows if row[3] < TEXT_LEVEL),
         read_s,
     )
 

@@ -69,13 +69,12 @@ _log = get_logger("mailbox")
 class PreparedFile(Struct, frozen=True):
     """A file in preparing/.
 
-    `is_new`: the same request created the draft. `is_change`: the file is the next generation of
-    the draft of a scheduled send. `submission_id` is "" for any other file.
+    `is_change`: the file is the next generation of the draft of a scheduled send. `submission_id`
+    is "" for any other file.
     """
 
     path: Path
     submission_id: str
-    is_new: bool
     is_change: bool
 
 
@@ -297,9 +296,8 @@ class SubmissionDirectory:
         for name in list_names(self.preparing):
             match = _PREPARED.fullmatch(name)
             is_change = match is not None and bool(match[3])
-            is_new = match is not None and not is_change and int(match[2]) == FIRST_SUBMISSION
             submission_id = name.removesuffix("+") if match is not None else ""
-            found.append(PreparedFile(self.preparing / name, submission_id, is_new, is_change))
+            found.append(PreparedFile(self.preparing / name, submission_id, is_change))
         return found
 
     def remove_ready(self, submission: PendingSubmission) -> None:
