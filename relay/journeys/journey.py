@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
 from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
-from relay.journeys.list_places import ListPlaces, is_between
+from relay.journeys.list_places import ListPlaces, OpenSubmissionSource, is_between
 from relay.journeys.message_list import (
     ListPosition,
     MessageSummary,
@@ -47,7 +47,7 @@ _NEIGHBOUR_LOOKS_MAX = 3
 _ALL = MessageSearch()
 
 
-class StoreJourneys(Protocol):
+class StoreJourneys(OpenSubmissionSource, Protocol):
     """What Journeys needs of the submission log."""
 
     async def submission(self, submission_id: str) -> dict[str, Any] | None:
@@ -64,10 +64,6 @@ class StoreJourneys(Protocol):
         self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
     ) -> Sequence[FoundSubmission]:
         """Return submissions that may match, newest first; with `since_us` all that are newer."""
-        ...
-
-    async def open_submissions(self) -> Sequence[OpenSubmission]:
-        """Return the newest submissions that are not recorded as accepted."""
         ...
 
 

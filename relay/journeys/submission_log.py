@@ -257,11 +257,7 @@ class SubmissionLog:
 
     def _files(self) -> list[Path]:
         """Return the files, newest day first."""
-        try:
-            names = [path for path in self._directory.iterdir() if path.name[:1].isdigit()]
-        except FileNotFoundError:
-            return []
-        return sorted(names, key=lambda path: (path.name[:10], path.name), reverse=True)
+        return _files(self._directory)[::-1]
 
 
 class _Scan:
