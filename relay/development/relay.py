@@ -38,7 +38,7 @@ from relay.development.options import (
     DevelopmentOptions,
     write_config,
 )
-from relay.development.removal import MessageRemoval
+from relay.development.removal import remove_message
 from relay.development.reset import Reset
 from relay.development.retention import MailRetention
 from relay.development.simulated_recipients import SimulatedRecipients
@@ -247,7 +247,7 @@ class DevelopmentRelay:
 
     async def remove_message(self, journey: Journey, copies: MessageCopies) -> bool:
         """See DevelopmentControls."""
-        return await MessageRemoval(self.daemon, copies).run(journey)
+        return await remove_message(self.daemon, copies, journey)
 
     async def reset(self) -> int:
         """Delete all messages, mailboxes and accounts that were made; return how many messages.
