@@ -63,7 +63,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
     if step == 5:
         for hit in detail.get("rules", []):
             because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
-            yield f'rule "{hit["rule"]}": {hit["outcome"]}{because}'
+            outcome = f"skipped: {hit['error']}" if "error" in hit else hit["outcome"]
+            yield f'rule "{hit["rule"]}": {outcome}{because}'
         counts = detail.get("counts", {})  # an event names at most a few recipients
         if aliases := detail.get("aliases"):
             yield f"aliases: {named(aliases, counts.get('aliases'))}"

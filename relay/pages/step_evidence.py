@@ -178,11 +178,16 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     ]
     if about:
         return StepEvidence("The report was routed; rules do not apply to reports.", tuple(facts))
-    hits = f"{counted(len(rules), 'rule')} matched" if rules else "No rule matched"
+    if (used := detail.get("set")) is not None:
+        facts.append(StepFact("Set of rules", f"{used['hash']}, loaded {used['loaded']}"))
+    matched = [one for one in rules if "error" not in one]
+    hits = f"{counted(len(matched), 'rule')} matched" if matched else "No rule matched"
     return StepEvidence(f"{hits}; the message is stored in the queue.", tuple(facts))
 
 
 def _rule(hit: Mapping[str, Any]) -> str:
+    if "error" in hit:
+        return f"“{hit['rule']}” was skipped: {hit['error']}"
     because = f", because of {', '.join(found)}" if (found := findings(hit)) else ""
     names = _some(hit.get("recipients", ()), hit.get("count"))
     audit = " (audit mode: recorded only)" if hit.get("mode") == "audit" else ""

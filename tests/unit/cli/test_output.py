@@ -164,6 +164,11 @@ def test_an_event_counts_recipients_it_does_not_name():
     assert lines[-1] == "and 295 more"
 
 
+def test_a_rule_that_was_skipped_says_why():
+    hit = {"rule": "r", "mode": "enforce", "outcome": "error", "recipients": [], "error": "broken"}
+    assert list(describe(5, {"rules": [hit]})) == ['rule "r": skipped: broken']
+
+
 def test_entries_are_printed_as_a_table():
     assert entry_lines([entry(1), entry(22, "captured", due=None, people=2)]) == [
         "ID     STATE     BYTES  ATTEMPTS  NEXT ATTEMPT (UTC)   SENDER -> NEXT HOP",

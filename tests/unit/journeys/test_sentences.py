@@ -187,6 +187,9 @@ def test_a_submission_before_step_4():
     assert new == "Converting: pickup has not converted it yet, and goes on by itself."
     (made,) = sentences(recipient("converting"), id=None, steps=[{"step": 3}])
     assert "has not submitted it yet" in made
+    steps = [{"step": 2, "detail": {"waits": "451 4.7.1 not yet."}}, {"step": 3}]
+    (waits,) = sentences(recipient("converting"), id=None, steps=steps)
+    assert waits.endswith("goes on by itself; this relay replied 451 4.7.1 not yet.")
     (ended,) = sentences(recipient("cancelled", reply="cancelled: no draft"), id=None)
     assert ended == "Cancelled: no draft."
 

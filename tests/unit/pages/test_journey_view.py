@@ -1,8 +1,10 @@
 """The journey of a message as a page shows it, of journeys that a relay has recorded."""
 
+import re
 import smtplib
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from relay.clock import rfc3339, time_us_of
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.journey import join
 from relay.pages.journey_view import JourneyView, duration, journey_view
+from relay.pages.step_evidence import evidence_of
 from relay.testing import Relay
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -106,7 +109,8 @@ def test_a_delivered_message_has_evidence_in_six_steps_and_needs_no_report(relay
     assert ("Change", "text/html (utf-8, quoted-printable) made") in facts(view, 3)
     assert facts(view, 4) == [("Reply", f"250 2.0.0 Ok: queued as {view.name}")]
     assert texts(view, 5) == ["No rule matched; the message is stored in the queue."]
-    assert facts(view, 5) == [("Next hop", f"a mailbox here, for {BOB}")]
+    routed, (name, _) = facts(view, 5)
+    assert (routed, name) == (("Next hop", f"a mailbox here, for {BOB}"), "Set of rules")
     [(address, evidence)] = facts(view, 6)
     assert address == BOB
     assert evidence.startswith(f"250 2.1.5 delivered to {BOB}; its Graph id is l")
@@ -225,7 +229,21 @@ def test_a_rule_is_shown_with_the_condition_that_matched(relay):
         f'“no executables” matched, because of attachment_name "setup.exe": reject, for {BOB}'
     )
     assert ("Refused", f"{BOB}: 550 5.7.1 no programs") in facts(view, 5)
+    (used,) = [value for name, value in facts(view, 5) if name == "Set of rules"]
+    assert re.fullmatch(r"[0-9a-f]{12}, loaded 20\d\d-.*Z", used)
     assert view.steps[5].text == "No recipient was left to deliver to after step 5."
+
+
+def test_a_rule_that_was_skipped_did_not_match():
+    hits = [
+        {"rule": "a", "mode": "audit", "outcome": "error", "recipients": [], "error": "broken"},
+        {"rule": "b", "mode": "enforce", "outcome": "bcc", "recipients": [BOB]},
+    ]
+    journey = SimpleNamespace(submission_id="s1", client={})
+    step = SimpleNamespace(step=5, detail={"rules": hits, "next_hops": {}})
+    shown = evidence_of(step, journey, reports={})
+    assert shown.facts[0].value == "“a” was skipped: broken"
+    assert shown.text.startswith("1 rule matched")
 
 
 def test_a_redirected_recipient_names_its_successor(relay):

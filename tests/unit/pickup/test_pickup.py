@@ -306,6 +306,16 @@ async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
     assert [step.step for step in journey["steps"]] == [3]
 
 
+async def test_the_log_has_the_reply_after_which_a_submission_waits(fakes):
+    fakes.submit()
+    later, busy = "451 4.7.1 a rule says later", "451 4.3.0 busy"
+    replies = {"DOT": [later, later, busy, "250 2.0.0 Ok: queued as 1"]}
+    async with fakes.with_server(replies=replies):
+        await fakes.ready.ended()
+    text = next((fakes.folder / "log").glob("*-pickup")).read_text()
+    assert [text.count(f'"waits":"{reply}"') for reply in (later, busy)] == [1, 1]
+
+
 async def test_a_submission_that_no_longer_exists_has_ended(fakes):
     fakes.submit(1)
     fakes.ready.error_once = NoSuchItemError("filed already")
