@@ -67,10 +67,11 @@ def busy_stranger(relay: RelayProcess) -> Iterator[Busy]:
 
 
 def body_rules(count: int) -> str:
-    """Return so many rules, each with a pattern of its own for the text of a message."""
+    """Return so many rules on the text of a message, every second with a regular expression."""
+    kinds = ("words = 'order {} paid'", "pattern = 'order[ -]+{}[a-f]{{2,8}} (is|was) +paid'")
     return "".join(
-        f"[[rule]]\nname = 'pattern {number}'\n"
-        f"when = {{ body = {{ words = 'order {number} paid' }} }}\n"
+        f"[[rule]]\nname = 'text {number}'\n"
+        f"when = {{ body = {{ {kinds[number % 2].format(number)} }} }}\n"
         "then = [ { bcc = 'bob@example.test' } ]\n"
         for number in range(count)
     )
