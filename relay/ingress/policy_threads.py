@@ -5,12 +5,17 @@ thread free.
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _THREADS = 2
+# After how long a thread that computes gives the interpreter lock to one that waits for it. The
+# event loop and the spool's writer need it often and briefly: beside a long call, sooner.
+_USUAL_S = sys.getswitchinterval()
+_BESIDE_A_CALL_S = 0.001
 
 
 class PolicyThreads:
@@ -27,10 +32,17 @@ class PolicyThreads:
         """
         while running := self._running.get(key):
             await asyncio.wait([running])
+        if not self._running:
+            sys.setswitchinterval(_BESIDE_A_CALL_S)
         call = asyncio.get_running_loop().run_in_executor(self._executor, function)
         self._running[key] = call
-        call.add_done_callback(lambda _: self._running.pop(key))
+        call.add_done_callback(lambda _: self._ended(key))
         return await asyncio.shield(call)
+
+    def _ended(self, key: str) -> None:
+        del self._running[key]
+        if not self._running:
+            sys.setswitchinterval(_USUAL_S)
 
     def close(self) -> None:
         """Stop the threads without waiting for them."""

@@ -1,4 +1,5 @@
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -51,3 +52,9 @@ async def test_an_error_in_a_thread_is_raised_and_frees_it(threads):
     with pytest.raises(OSError, match="no"):
         await threads.run("a", fails)
     assert await threads.run("a", lambda: 1) == 1
+
+
+async def test_the_lock_goes_to_others_sooner_while_a_call_runs(threads):
+    usual_s = sys.getswitchinterval()
+    seen_s = await asyncio.gather(*[threads.run(key, sys.getswitchinterval) for key in "ab"])
+    assert max(seen_s) < usual_s == sys.getswitchinterval()
