@@ -438,8 +438,6 @@ class RouteTable:
 
     def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
         """Return the route that says how to contact a next hop."""
-        if next_hop.route == BY_RULE:
-            return None
         if next_hop.route:
             route = self._by_name.get(next_hop.route)
             if route is not None and route.leads_to(next_hop):

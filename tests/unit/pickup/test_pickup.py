@@ -389,6 +389,14 @@ async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(fa
     assert len(fakes.ready.delays) == 9
 
 
+async def test_what_a_rule_defers_delays_no_other_submission(fakes):
+    """With the circuit breaker, only one of them at a time would be tried."""
+    for number in range(20):
+        fakes.submit(number)
+    async with fakes.with_server(max_concurrent=4, replies={"DOT": "451 4.7.1 a rule says later"}):
+        await until(lambda: len(fakes.ready.delays) >= 40)
+
+
 async def test_a_submission_older_than_its_key_is_not_sent(fakes):
     fakes.submit(age_s=8 * DAY_S + 60)
     mx = await fakes.run_until_ended()
