@@ -86,8 +86,8 @@ def _instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Patches:
 
 
 def _answer_at_once(original: Any) -> Any:
-    async def commit(self: Acceptance, message: Any, reports: Any, client: Any) -> DataReply:
-        task = asyncio.get_running_loop().create_task(original(self, message, reports, client))
+    async def commit(self: Acceptance, message: Any, *args: Any, **more: Any) -> DataReply:
+        task = asyncio.get_running_loop().create_task(original(self, message, *args, **more))
         task.add_done_callback(lambda done: done.exception())
         queue_id = message.facts.id
         return DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
