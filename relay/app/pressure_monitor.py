@@ -1,4 +1,4 @@
-"""Measure disks, memory and the queue each second, and set the pressure level from them.
+"""Measure free disk space, memory and the queue each second, and set the pressure level from them.
 
 SMTP sessions, the Graph API and pickup read the level (relay/pressure.py). A disk that does not
 answer blocks only its own measurement; one that fails or is silent for 10 s counts as full. The

@@ -1,9 +1,10 @@
 """When a recipient is retried, and when it is given up.
 
-RetrySchedule computes the next attempt after each deferral, for example after greylisting. A 4yz
-reply to RCPT has the class "recipient"; a reply that closes the connection (421) has the class
-"site". A class without a list of its own uses the common list. A change of list starts at its
-first step. Each wait has a jitter of 10 %, so that the mail of a burst is not retried all at once.
+RetrySchedule computes the next attempt after each deferral (the backoff), for example after
+greylisting. A 4yz reply to RCPT has the class "recipient"; a reply that closes the connection (421)
+has the class "site". A class without a list of its own uses the common list. A change of list
+starts at its first step. Each wait has a jitter of 10 %, so that the mail of a burst is not retried
+all at once.
 claim_action() says what to do with a claim: attempt it, expire it or requeue it. Delay reports are
 in `attempt_result`. Times are queue time. See RFC 5321 4.5.4.1 (sending strategy) and
 docs/design.md 7, invariant 6.

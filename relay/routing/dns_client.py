@@ -93,7 +93,7 @@ class StubResolver:
 
 
 class DnsCache:
-    """A bounded cache in front of `ask`; equal questions share one query."""
+    """A bounded cache of MX and address answers before `ask`; equal questions share a query."""
 
     def __init__(
         self, ask: Callable[[DnsQuestion], Awaitable[TimedAnswer]], *, clock: Clock
