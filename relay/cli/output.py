@@ -282,8 +282,9 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     if entry.get("held_until"):
         yield f"held until {str(entry['held_until'])[:19].replace('T', ' ')}"
     if entry.get("reason"):
-        since = str(entry["since"])[:19].replace("T", " ")
-        yield f"held by {hold_text(entry['reason'], entry['rule'])}, since {since}"
+        held_by = f"held by {hold_text(entry['reason'], entry.get('rule', ''))}"
+        since = str(entry.get("since", ""))[:19].replace("T", " ")  # a list has it, a change not
+        yield f"{held_by}, since {since}" if since else held_by
         if entry.get("subject"):
             yield f"subject: {entry['subject']}"
     if entry.get("note"):
