@@ -335,10 +335,11 @@ class Acceptance:
             evaluation = rules.begin(message)
             is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
             if not is_quick or not evaluation.run(in_thread=False):
-                async with asyncio.timeout(self.policy_timeout_s):  # real time: a thread
-                    await self.threads.run(
-                        message.login or message.client, partial(evaluation.run, in_thread=True)
-                    )
+                await self.threads.run(
+                    message.login or message.client,
+                    partial(evaluation.run, in_thread=True),
+                    timeout_s=self.policy_timeout_s,
+                )
             verdict = evaluation.verdict()
             if not verdict.deferred:
                 return verdict

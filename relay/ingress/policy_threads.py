@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _THREADS = 2
+# A client may send on many connections at once, and waits minutes for the reply to its final dot
+# (RFC 5321 4.5.3.2.6): its messages take turns, and none fails because of the others.
+_TURN_S = 60.0
 # After how long a thread that computes gives the interpreter lock to one that waits for it. The
 # event loop and the spool's writer need it often and briefly: beside a long call, sooner.
 _USUAL_S = sys.getswitchinterval()
@@ -25,19 +28,22 @@ class PolicyThreads:
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="policy")
         self._running: dict[str, asyncio.Future[Any]] = {}  # by client or account
 
-    async def run(self, key: str, function: Callable[[], T]) -> T:
+    async def run(self, key: str, function: Callable[[], T], *, timeout_s: float) -> T:
         """Return what `function` returns in a thread, after the other calls with this key.
 
-        Raises what it raises.
+        Raises what it raises; TimeoutError if it takes longer, in real time, or its turn does not
+        come.
         """
-        while running := self._running.get(key):
-            await asyncio.wait([running])
+        async with asyncio.timeout(_TURN_S):  # real time: a thread
+            while running := self._running.get(key):
+                await asyncio.wait([running])
         if not self._running:
             sys.setswitchinterval(_BESIDE_A_CALL_S)
         call = asyncio.get_running_loop().run_in_executor(self._executor, function)
         self._running[key] = call
         call.add_done_callback(lambda _: self._ended(key))
-        return await asyncio.shield(call)
+        async with asyncio.timeout(timeout_s):  # real time: a thread
+            return await asyncio.shield(call)
 
     def _ended(self, key: str) -> None:
         del self._running[key]

@@ -21,10 +21,10 @@ async def test_a_client_has_one_thread_and_others_do_not_wait_for_it(threads):
         order.append("slow")
         release.wait(10)
 
-    first = asyncio.create_task(threads.run("a", slow))
-    second = asyncio.create_task(threads.run("a", lambda: order.append("second")))
+    first = asyncio.create_task(threads.run("a", slow, timeout_s=10))
+    second = asyncio.create_task(threads.run("a", lambda: order.append("second"), timeout_s=10))
     await asyncio.sleep(0)  # both have begun
-    await threads.run("b", lambda: order.append("other"))
+    await threads.run("b", lambda: order.append("other"), timeout_s=10)
     assert sorted(order) == ["other", "slow"]
     release.set()
     await asyncio.gather(first, second)
@@ -34,11 +34,10 @@ async def test_a_client_has_one_thread_and_others_do_not_wait_for_it(threads):
 async def test_giving_up_does_not_free_the_thread(threads):
     release, order = threading.Event(), []
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            await threads.run("a", lambda: release.wait(10))
-    again = asyncio.create_task(threads.run("a", lambda: order.append("again")))
+        await threads.run("a", lambda: release.wait(10), timeout_s=0.01)
+    again = asyncio.create_task(threads.run("a", lambda: order.append("again"), timeout_s=10))
     await asyncio.sleep(0)
-    await threads.run("b", lambda: order.append("other"))
+    await threads.run("b", lambda: order.append("other"), timeout_s=10)
     assert order == ["other"]
     release.set()
     await again
@@ -50,11 +49,23 @@ async def test_an_error_in_a_thread_is_raised_and_frees_it(threads):
         raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
-        await threads.run("a", fails)
-    assert await threads.run("a", lambda: 1) == 1
+        await threads.run("a", fails, timeout_s=10)
+    assert await threads.run("a", lambda: 1, timeout_s=10) == 1
 
 
 async def test_the_lock_goes_to_others_sooner_while_a_call_runs(threads):
     usual_s = sys.getswitchinterval()
-    seen_s = await asyncio.gather(*[threads.run(key, sys.getswitchinterval) for key in "ab"])
+    seen_s = await asyncio.gather(
+        *[threads.run(key, sys.getswitchinterval, timeout_s=10) for key in "ab"]
+    )
     assert max(seen_s) < usual_s == sys.getswitchinterval()
+
+
+async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):
+    release = threading.Event()
+    first = asyncio.create_task(threads.run("a", lambda: release.wait(10), timeout_s=10))
+    second = asyncio.create_task(threads.run("a", lambda: "done", timeout_s=0.2))
+    await asyncio.sleep(0)
+    assert not await threads.run("b", lambda: threading.Event().wait(0.3), timeout_s=10)
+    release.set()
+    assert (await first, await second) == (True, "done")
