@@ -110,7 +110,7 @@ def main() -> int:
         folder = Path(name)
         with checked_out(given.old, folder / "old") as tree:
             if given.old_without_rules:
-                for file in (tree / "policies").iterdir():
+                for file in (tree / "policies").glob("*.toml"):
                     file.unlink()
             old = Version("old", tree, launcher(tree, folder, python_for(tree, folder / "python")))
             new = Version("new", TOP, launcher(TOP, folder, Path(sys.executable)))
