@@ -33,6 +33,7 @@ _READINGS = [LooseReading(*one) for one in product((False, True), (True, False),
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 _BODIES = ("text/plain", "text/html")
 _NAMES = ("name", "filename")
+_CODED = ("base64", "quoted-printable", "")  # "": any other encoding, the octets are as they are
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what the email package raises
 _loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
 _separators = re.compile(r"[/\\]")
@@ -49,7 +50,7 @@ class MessagePart(Struct, frozen=True):
     start: int  # of the body, from the first octet of the message
     end: int  # of the body
     content_type: str  # as declared, in lower case without parameters; text/plain without any
-    encodings: tuple[str, ...]  # in lower case; of several, programs differ in which one they use
+    encodings: tuple[str, ...]  # each of _CODED at most once; programs differ in which one they use
     disposition: str  # in lower case without parameters, "" if there is none
     names: tuple[str, ...]  # normalised
     is_leaf: bool  # it contains no other entity
@@ -79,9 +80,10 @@ def message_parts(content: ParsedContent) -> tuple[MessagePart, ...]:
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    parts, is_ambiguous = _read(content, _READINGS[0])
+    found, is_ambiguous = _read(content, _READINGS[0])
+    parts = dict.fromkeys(found)
     for reading in _READINGS[1:] if is_ambiguous else ():
-        parts += [each for each in _read(content, reading)[0] if each not in parts]
+        parts |= dict.fromkeys(_read(content, reading)[0])
     return tuple(parts)
 
 
@@ -135,14 +137,15 @@ def _part(entity: Entity, header: Header, *, is_forwarded: bool) -> MessagePart:
                 )
             if b"name" in value.lower():
                 names += _names(field, value)
-    encodings = [_first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]]
+    others = [_first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]]
+    encodings = [each if each in _CODED else "" for each in (entity.encoding, *others)]
     kind = (entity.content_type.split(maxsplit=1) or [""])[0]
     return MessagePart(
         header=entity.header,
         start=entity.body_start,
         end=entity.end,
         content_type=kind if "/" in kind else "text/plain",  # RFC 2045 5.2
-        encodings=(entity.encoding, *encodings),
+        encodings=tuple(dict.fromkeys(encodings)),  # the body is decoded once for each
         disposition=_first_word(header.first("Content-Disposition") or b""),
         names=tuple(names),
         is_leaf=entity.is_leaf,

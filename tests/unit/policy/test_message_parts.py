@@ -180,3 +180,19 @@ def test_a_truncated_body_raises():
     body.size += 40
     with pytest.raises(UnreadableError):
         names_in(LargeContent(content[:header_end], (body,), eight_bit=False))
+
+
+def test_each_way_to_decode_a_part_is_tried_once():
+    fields = b"".join(
+        b"Content-Transfer-Encoding: %s\r\n" % each
+        for number in range(400)
+        for each in (b"base64", b"x-%d" % number, b"Quoted-Printable", b"8bit")
+    )
+    *_, part = message_parts(ParsedContent.of(mixed(fields + b"\r\ndata")))
+    assert part.encodings == ("base64", "", "quoted-printable")
+
+
+def test_a_part_that_several_readings_find_is_there_once():
+    fields = b"Content-Type: a/b\r\nContent-Type: multipart/x\r\n\r\n"
+    found = message_parts(ParsedContent.of(mixed(*[fields] * (ENTITIES_MAX - 1))))
+    assert len(found) == len(set(found)) > ENTITIES_MAX
