@@ -22,7 +22,9 @@ _BESIDE_A_CALL_S = 0.001
 
 
 class PolicyThreads:
-    """Two threads. A caller that gives up waiting does not end its call, nor free the thread."""
+    """Two threads. A caller that gives up waiting does not end a call that has begun, nor free its
+    thread; one that has not begun never runs.
+    """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="policy")
@@ -39,11 +41,15 @@ class PolicyThreads:
                 await asyncio.wait([running])
         if not self._running:
             sys.setswitchinterval(_BESIDE_A_CALL_S)
-        call = asyncio.get_running_loop().run_in_executor(self._executor, function)
+        job = self._executor.submit(function)
+        call = asyncio.wrap_future(job)
         self._running[key] = call
         call.add_done_callback(lambda _: self._ended(key))
-        async with asyncio.timeout(timeout_s):  # real time: a thread
-            return await asyncio.shield(call)
+        try:
+            async with asyncio.timeout(timeout_s):  # real time: a thread
+                return await asyncio.shield(call)
+        finally:
+            job.cancel()  # nothing happens if it has begun
 
     def _ended(self, key: str) -> None:
         del self._running[key]

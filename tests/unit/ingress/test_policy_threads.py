@@ -69,3 +69,19 @@ async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):
     assert not await threads.run("b", lambda: threading.Event().wait(0.3), timeout_s=10)
     release.set()
     assert (await first, await second) == (True, "done")
+
+
+async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads):
+    release, order = threading.Event(), []
+    running = [
+        asyncio.create_task(threads.run(key, lambda: release.wait(10), timeout_s=10))
+        for key in "ab"
+    ]
+    await asyncio.sleep(0)  # both have begun
+    with pytest.raises(TimeoutError):
+        await threads.run("c", lambda: order.append("given up"), timeout_s=0.01)
+    again = asyncio.create_task(threads.run("c", lambda: order.append("again"), timeout_s=10))
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.gather(*running, again)
+    assert order == ["again"]
