@@ -19,6 +19,9 @@ from relay.policy.message_view import BaseCondition, MessageView
 from relay.policy.patterns import PATTERN_STEPS_MAX, Pattern
 
 _READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
+# What parts, parameters and encoded words begin with: each may take 0.3 ms.
+_SLOW = (b"\n--", b"\r--", b";", b"=?")
+_READ_AT_ONCE_SLOW = 100
 _TEXT, _SMALL_TEXT = "body pattern", "body matches"  # what patterns are for
 _WILD = {"*": ".*", "?": "."}
 _BODY_EXPECTED = 'a table with one of words, matches and pattern, { words = ["invoice"] }'
@@ -46,7 +49,7 @@ class AttachmentNameCondition(BaseCondition, frozen=True):
 
     def needs_thread(self, view: MessageView) -> bool:
         """Return whether it takes long for this content: a small one is read at once."""
-        return view.size > _READ_AT_ONCE_OCTETS and may_have_attachments(view.content)
+        return may_have_attachments(view.content) and _is_slow(view)
 
     def terms(self) -> Sequence[FieldGlobs]:
         """See BaseCondition: any attachment."""
@@ -90,7 +93,7 @@ class AttachmentCondition(BaseCondition, frozen=True):
         """Return whether it takes long for this content: a small one has its names read at once."""
         if not may_have_attachments(view.content):
             return False
-        if view.size > _READ_AT_ONCE_OCTETS:
+        if _is_slow(view):
             return True
         return self.types is not None and self._may_match(view)
 
@@ -114,6 +117,14 @@ class AttachmentCondition(BaseCondition, frozen=True):
         return (self.names is None or self.names.match_any(attachment.names)) and (
             self.types is None or self.types.match_any(attachment.types)
         )
+
+
+def _is_slow(view: MessageView) -> bool:
+    """Return whether it takes long to find the names of the attachments."""
+    rest = view.content.rest
+    if view.size > _READ_AT_ONCE_OCTETS or not isinstance(rest, bytes):
+        return True
+    return sum(map(rest.count, _SLOW)) > _READ_AT_ONCE_SLOW
 
 
 def _type_globs(value: Any) -> Globs:

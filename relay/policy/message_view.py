@@ -16,7 +16,12 @@ from relay.mime.encoded_words import decode_words
 from relay.policy.attachments import AttachedFile, attachments
 from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
-from relay.policy.message_parts import MessagePart, may_have_attachments, message_parts
+from relay.policy.message_parts import (
+    MessagePart,
+    TooManyPartsError,
+    may_have_attachments,
+    message_parts,
+)
 from relay.policy.patterns import Pattern, PatternSets
 
 FIELDS_MAX = 100  # of one name; further ones are ignored
@@ -34,7 +39,7 @@ class MessageView:
         self.size = content.size
         # Not cached_property, which takes a lock before Python 3.12.
         self._subject: str | None = None
-        self._parts: tuple[MessagePart, ...] | None = None
+        self._parts: tuple[MessagePart, ...] | TooManyPartsError | None = None
         self._client: tuple[IPv4Address | IPv6Address | None] | None = None
         self._attachment_names: tuple[str, ...] | None = None
         self._attachments: tuple[AttachedFile, ...] | None = None
@@ -63,7 +68,12 @@ class MessageView:
     def parts(self) -> tuple[MessagePart, ...]:
         """All parts. Raises TooManyPartsError, OSError, as do those that follow."""
         if self._parts is None:
-            self._parts = message_parts(self.content)
+            try:
+                self._parts = message_parts(self.content)
+            except TooManyPartsError as error:  # rules that are skipped would all read it again
+                self._parts = error
+        if isinstance(self._parts, TooManyPartsError):
+            raise self._parts.with_traceback(None)
         return self._parts
 
     @property

@@ -12,6 +12,7 @@ from relay.message.content import BLOCK_BYTES, LargeContent
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 from relay.policy import attachments as reader
+from relay.policy import message_view
 from relay.policy.attachments import attachments
 from relay.policy.content_conditions import (
     AttachmentCondition,
@@ -253,6 +254,9 @@ MANY = mixed(TEXT, *[part(b"x", name="a.exe")] * 999)
         (NAME.parse("*.exe", {}), BIG, True),
         (NAME.parse("*.exe", {}), mixed(part(PE)), False),
         (NAME.parse("*.exe", {}), TEXT + b"x" * 100_000, False),
+        (NAME.parse("*.exe", {}), mixed(*[part(PE)] * 200), True),
+        (NAME.parse("*.exe", {}), mixed(part(PE, more="X: ;;\r\n" * 60)), True),
+        (NAME.parse("*.exe", {}), mixed(part(PE, more="X: =?\r\n" * 110)), True),
         (ATTACHMENT.parse({"name": "*.exe"}, {}), BIG, True),
         (ATTACHMENT.parse({"name": "*.exe"}, {}), mixed(part(PE, name="a.exe")), False),
         (ATTACHMENT.parse({"type": "*"}, {}), mixed(part(PE)), True),
@@ -278,3 +282,15 @@ def test_a_thread_is_needed_only_where_there_is_much_to_read(condition, content,
 def test_too_many_parts_are_an_error(condition):
     with pytest.raises(TooManyPartsError):
         condition.matches(view_of(mixed(*[TEXT] * 1001)))
+
+
+def test_a_message_with_too_many_parts_is_read_once(monkeypatch):
+    reads = []
+    monkeypatch.setattr(
+        message_view, "message_parts", lambda each: reads.append(1) or message_parts(each)
+    )
+    view = view_of(mixed(*[part(b"")] * 1001))
+    for _ in range(3):
+        with pytest.raises(TooManyPartsError):
+            NAME.parse("*.exe", {}).matches(view)
+    assert reads == [1]
