@@ -15,7 +15,6 @@ from itertools import pairwise
 from random import Random
 from typing import Any, Self
 
-import re2
 from msgspec import Struct
 
 from relay.phrases import shown
@@ -50,10 +49,10 @@ class Pattern(Struct, frozen=True):
         if not isinstance(value, str) or not value:
             raise ValueError("a regular expression")
         try:
-            steps = re2.compile(value, _options()).programsize
+            steps = _re2().compile(value, _options()).programsize
         except UnicodeEncodeError:
             raise ValueError("a regular expression in Unicode") from None
-        except re2.error as error:
+        except _re2().error as error:
             reason = shown(error.args[0].decode(errors="replace"))
             raise ValueError(f"a regular expression that RE2 accepts: it says {reason}") from None
         if steps > PATTERN_STEPS_MAX:
@@ -65,7 +64,7 @@ class Pattern(Struct, frozen=True):
 
     def excerpt(self, text: str) -> str:
         """Return the first part of a printable `text` that it matches, "" if it matches nothing."""
-        found = re2.compile(self.text, _options()).search(text)
+        found = _re2().compile(self.text, _options()).search(text)
         return str(found.group()) if found else ""
 
 
@@ -75,12 +74,12 @@ class PatternSet:
     def __init__(self, patterns: Iterable[Pattern]) -> None:
         """Compile the patterns. Raises PatternError: there is no set that is not compiled."""
         self.patterns = tuple(dict.fromkeys(patterns))
-        compiled = re2.Set.SearchSet(_options())
+        compiled = _re2().Set.SearchSet(_options())
         try:
             for each in (*self.patterns, Pattern(_ALWAYS, 0)):
                 compiled.Add(each.text)
             compiled.Compile()
-        except re2.error:
+        except _re2().error:
             count = len(self.patterns)
             raise PatternError(f"{count} patterns cannot be compiled together") from None
         self._compiled = compiled
@@ -121,8 +120,15 @@ class PatternSet:
 PatternSets = Mapping[str, PatternSet]
 
 
-def _options() -> re2.Options:
-    options = re2.Options()
+def _re2() -> Any:
+    """Return the module: 3 MB, which a relay without patterns does not need."""
+    import re2  # noqa: PLC0415 - see above
+
+    return re2
+
+
+def _options() -> Any:
+    options = _re2().Options()
     options.max_mem = _MEMORY_BYTES_MAX
     options.case_sensitive = False
     options.log_errors = False  # to stderr
