@@ -32,18 +32,21 @@ from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
 from relay.settings.tree import CertificateFiles, Settings
 from relay.settings.validation import name_of, next_hops_by_name
 from relay.settings.values import parse_domain
+from relay.signing.key_files import load_keys
+from relay.signing.keys import KeyRing
 from relay.spool.queue_commands import RouteLookup
 
 _log = get_logger("app")
 
 
 class Configuration(Struct, frozen=True):
-    """Settings, accounts, rules and the texts of reports, read together."""
+    """Settings, accounts, rules, texts of reports and signing keys, read together."""
 
     settings: Settings
     accounts: FileAccounts
     rules: RuleSet
     texts: ReportTexts
+    keys: KeyRing
 
 
 class ListenerCertificates(Struct, frozen=True):
@@ -76,6 +79,10 @@ class ActiveConfiguration:
     def texts(self) -> ReportTexts:
         """The active texts of reports."""
         return self._now.texts
+
+    def keys(self) -> KeyRing:
+        """The active keys that sign mail."""
+        return self._now.keys
 
     def reload(self, on_restart_key: Callable[[ChangedKey], None]) -> int:
         """Load again, and replace what is reloadable. Blocks.
@@ -131,6 +138,7 @@ class ActiveConfiguration:
         )
         warn_of_slow_patterns(rules, self._clock)
         texts = load_texts(settings.reports)
+        keys = load_keys(settings.dkim, self._file)
         accounts = load_accounts(
             boxes.accounts, boxes.domains, clock=self._clock, environ=self._environ
         )
@@ -143,7 +151,7 @@ class ActiveConfiguration:
         except ValueError as error:
             accounts.close()
             raise SettingsError([Fault(self._file, 0, "route", str(error))]) from None
-        return Configuration(settings, accounts, rules, texts)
+        return Configuration(settings, accounts, rules, texts, keys)
 
     def close(self) -> None:
         """Stop the threads of the accounts."""

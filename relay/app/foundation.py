@@ -45,6 +45,8 @@ from relay.reports.texts import ReportTexts, shipped_texts
 from relay.routing.resolver import is_elsewhere
 from relay.routing.route_table import Confinement, RouteTable
 from relay.settings.tree import Settings, SmtpListener
+from relay.signing.keys import KeyRing
+from relay.signing.signer import Signer
 from relay.spool.engine import SpoolEngine
 
 if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does not need
@@ -69,6 +71,7 @@ class RelayDependencies:
     accounts: AccountDirectory  # the addresses, tokens and passwords of users
     rules: Callable[[], RuleSet]  # gives those in force
     texts: Callable[[], ReportTexts] = shipped_texts  # of reports, those in force
+    keys: Callable[[], KeyRing] = KeyRing  # that sign mail, those in force
     route_places: Mapping[str, RoutePlace] = field(default_factory=dict)  # by name
     crash_at: str = ""  # for crash tests: the point at which the process kills itself
     # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
@@ -108,6 +111,7 @@ class Foundation:
     pressure: Pressure  # what SMTP sessions, HTTP server and pickup check
     readiness: Readiness  # set by the daemon, shown by /readyz
     table: RouteTable  # which address is local, and the next hop of others
+    signer: Signer  # signs what Relay's users send, and reports
     srs: Srs  # the senders of mail that is forwarded to other domains
     root: MailRoot  # proves that the mail root is there
     store_log: SubmissionLog  # steps 1 to 4
@@ -180,6 +184,7 @@ def open_foundation(
         clock=clock, ids=ids, crash=crash, metrics=metrics,
         history=MetricsHistory(metrics, clock), changes=changes, pressure=Pressure(),
         readiness=Readiness(), table=table, srs=srs_of(settings), root=root,
+        signer=Signer(sources.keys, clock=clock, metrics=metrics),
         store_log=store_log, store=store, spool=engine,
         journeys=Journeys(engine, store_log, clock=clock),
         feed=EventFeed(engine, LogReader(log_directory)),

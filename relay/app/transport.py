@@ -65,6 +65,7 @@ def build_transport(base: Foundation) -> Transport:
     resolver = _resolver(base, rng)
     scheduler = _scheduler(base, reporter, resolver, rng=rng)
     reporter.use_aliases(base.table.expand)
+    reporter.sign_with(base.signer)
     reporter.send_copies(_copies(base, scheduler))
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
@@ -234,7 +235,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         level_of=scheduler.level_of, has_room=takes_claim,
         expire_after_s=base.settings.delivery.expire_after,
         delay_warning_after_s=base.settings.delivery.delay_warning_after,
-        any_sender=base.sources.any_sender, srs=base.srs,
+        any_sender=base.sources.any_sender, srs=base.srs, signer=base.signer,
         held_max=base.settings.policy.held_max,
     )  # fmt: skip
 

@@ -53,6 +53,7 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
         active,
         active.rules,
         active.texts,
+        active.keys,
         route_places=active.route_places,
         crash_at=environment.crash_at,
         certificates=active.certificates,

@@ -36,6 +36,8 @@ from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.environment import read_environment
 from relay.settings.tree import Settings
+from relay.signing.key_files import load_keys
+from relay.signing.signer import Signer
 from relay.spool.engine import SpoolEngine
 from relay.spool.queue_commands import Operation, ProgressCallback
 
@@ -138,10 +140,13 @@ async def execute(
 
 def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:
     """Return what writes the reports of a cancel."""
+    metrics = Metrics()
     reporter = Reporter(
         hostname=settings.hostname, clock=clock, ids=Ids(clock),
         destination_of=table.destination_of, expire_after_s=settings.delivery.expire_after,
-        metrics=Metrics(),
+        metrics=metrics,
     )  # fmt: skip
     reporter.use_aliases(table.expand)
+    keys = load_keys(settings.dkim)
+    reporter.sign_with(Signer(lambda: keys, clock=clock, metrics=metrics))
     return reporter

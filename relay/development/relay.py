@@ -65,6 +65,7 @@ from relay.reports.texts import load_texts
 from relay.settings.reader import load
 from relay.settings.tree import Address, Settings, SmtpListener
 from relay.settings.validation import next_hops_by_name
+from relay.signing.key_files import load_keys
 from relay.spool.types import Selector
 
 _DEFERRED_MAX = 1000  # entries among which the next retry is looked for
@@ -136,6 +137,7 @@ class DevelopmentRelay:
             settings = dataclasses.replace(settings, smtp=smtp)
         self._rules = _rules_of(settings, self.clock)
         texts = load_texts(settings.reports)
+        keys = load_keys(settings.dkim, self.folder.config)
         self._accounts = DevelopmentAccounts(
             MailboxNames(settings.mailboxes.root),
             domains=settings.mailboxes.domains,
@@ -148,6 +150,7 @@ class DevelopmentRelay:
             self._accounts,
             lambda: self._rules,
             lambda: texts,
+            lambda: keys,
             route_places=places,
             is_simulated=self.internet.covers,
             release_to=self.release_to,

@@ -36,7 +36,7 @@ from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
 from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
-from relay.message.header import FIELDS_MAX, Header, ParsedContent, outgoing
+from relay.message.header import FIELDS_MAX, Header, ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Evidence
@@ -50,6 +50,7 @@ from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.policy.message_parts import TooManyPartsError
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTable, RoutingResult
+from relay.signing.signer import Signer, SigningError
 from relay.spool.types import (
     Accepted,
     Claim,
@@ -89,6 +90,7 @@ class Acceptance:
     router: RouteTable  # where the mail for an address goes
     policy: Callable[[], RuleSet]  # returns the active rules
     reporter: ReportWriter  # writes the reports of rejected recipients
+    signer: Signer  # signs the mail of Relay's own users
     spool: Spool  # where messages become durable
     accounts: AccountDirectory  # what aliases lead to, and whose addresses a sender may use
     clock: Clock  # for queue time
@@ -141,6 +143,9 @@ class Acceptance:
         except SpoolUnavailableError as error:
             _log.warning("spool unavailable", error=error)
             return _LOCAL_ERROR
+        except SigningError as error:
+            _log.error("signing failed", error=str(error))
+            return _LOCAL_ERROR
         except Exception:  # noqa: BLE001 -- after any error, the client keeps the message
             _log.exception("acceptance failed", client=origin.ip)
             return _LOCAL_ERROR
@@ -186,20 +191,20 @@ class Acceptance:
             self._count_rules(verdict)
             first = fan.rejected[0]
             return DataReply(first.reply, rule=verdict.rule_of(first.path.address))
+        signed = await self.signer.sign(fan.contents, trusted=origin.trusted)
+        fan = replace(fan, contents=signed.contents)
         reserved = self.rates.reserve(verdict.charges)
         if isinstance(reserved, RateCharge):
             return self._beyond(reserved)
         self._count_rules(verdict)
-        client = None if origin.pickup else origin.client
         message = self._message(
-            envelope,
-            origin,
-            fan,
-            header=parsed.header,
-            event=routing_event(verdict, fan, self.clock.time_us(), client=client, rules=rules),
-            queue_id=queue_id,
-            time_us=now_us,
-        )
+            envelope, origin, fan, header=parsed.header,
+            event=routing_event(
+                verdict, fan, self.clock.time_us(),
+                client=None if origin.pickup else origin.client, rules=rules, signed=signed,
+            ),
+            queue_id=queue_id, time_us=now_us,
+        )  # fmt: skip
         message, reports = self._with_reports(
             message, verdict, fan, expanded=recipients.reported, content=parsed
         )
@@ -366,7 +371,7 @@ class Acceptance:
     ) -> NewMessage:
         """Return the message for the spool; `header` is the one that the rules evaluated."""
         address = f" [{origin.ip}]" if origin.ip else ""
-        contents = tuple([outgoing(each) for each in fan.contents])
+        contents = tuple([each.joined() for each in fan.contents])
         facts = MessageFacts(
             id=queue_id,
             envelope=envelope,

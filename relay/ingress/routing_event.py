@@ -8,12 +8,19 @@ from relay.message.envelope import Client
 from relay.message.lifecycle import hold_text
 from relay.message.verdict import Verdict
 from relay.policy.engine import RuleSet
+from relay.signing.signer import SignedContents
 
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 
 
 def routing_event(
-    verdict: Verdict, fan: FanOut, at_us: int, *, client: Client | None, rules: RuleSet
+    verdict: Verdict,
+    fan: FanOut,
+    at_us: int,
+    *,
+    client: Client | None,
+    rules: RuleSet,
+    signed: SignedContents,
 ) -> Event:
     """Return the event of step 5, without recipients that rules added.
 
@@ -40,6 +47,7 @@ def routing_event(
     detail: dict[str, Any] = {
         "rules": [hit.as_json() for hit in verdict.hits],
         "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
+        **signed.as_json(),
     }
     if rules.identity is not None:
         detail["set"] = rules.identity

@@ -291,15 +291,6 @@ class ParsedContent:
         return dataclasses.replace(self.rest, header=self.header.octets)
 
 
-def outgoing(content: ParsedContent) -> Content:
-    """Return the final octets of a copy, as they are stored, delivered and sent.
-
-    Each content passes here once, after the fan-out, and so does each report. What must cover these
-    octets, such as a DKIM signature (RFC 6376), is added here.
-    """
-    return content.joined()
-
-
 def _plain_fields(section: bytes) -> tuple[HeaderField, ...]:
     """Return the fields of a section that has only plain ones, () for any other."""
     if len(section) > _QUICK_OCTETS_MAX:

@@ -39,6 +39,8 @@ _IN_COMMENT = re.compile(r"\\.|[()]")
 _PHRASE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^",])+|")')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
+_GROUP = re.compile("[:;]")  # what a list of addresses has only there (RFC 5322 3.4)
+_LITERAL = re.compile(r"\[[^\]]*\]")  # may have colons
 _STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
 _ADDRESSES_MAX = 2000
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
@@ -222,6 +224,31 @@ def originators(header: Header) -> Iterator[Originators]:
         yield Originators(
             shown, addresses, unreadable_addresses(field, shown) or _ambiguous(field, shown)
         )
+
+
+class Author(Struct, frozen=True):
+    """The only address in From, or why there is no such one."""
+
+    address: str = ""
+    fault: str = ""
+
+
+def sole_author(header: Header) -> Author:
+    """Return the author of a message with one From field of exactly one address, which every
+    reader sees in it (RFC 5322 3.6.2).
+    """
+    count = header.count("From")
+    if count != 1:
+        return Author(fault=f"the message has {count or 'no'} From field{'s' if count else ''}")
+    [found] = originators(Header(tuple(one for one in header.fields if one[0] == b"from")))
+    if found.unread:
+        return Author(fault="From has what is no address")
+    if len(found.addresses) != 1:
+        return Author(fault=f"From has {len(found.addresses) or 'no'} addresses")
+    text = _without_quotes(header.values("From")[0].decode("utf-8", "replace"))
+    if _GROUP.search(_LITERAL.sub("", text)):
+        return Author(fault="From has a group")
+    return Author(found.addresses[0].address)
 
 
 def _canonical(person: EmailAddress) -> EmailAddress:

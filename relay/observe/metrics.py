@@ -98,6 +98,12 @@ class Metrics:
 
     def _count_reports(self, registry: CollectorRegistry) -> None:
         self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
+        self.dkim_signatures = Counter(
+            "relay_dkim_signatures",
+            "DKIM signatures: signed, failed, or ended for a message without a usable key.",
+            ["domain", "result"],
+            registry=registry,
+        )
         self.answers_discarded = Counter(
             "relay_answers_discarded",
             "Answers to reports that were discarded.",

@@ -17,9 +17,9 @@ from msgspec.structs import replace
 from relay.accounts.account import Expansion
 from relay.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.journeys.events import Event, Step
-from relay.message.content import Content, is_eight_bit, size_of
+from relay.message.content import Content, is_eight_bit, read_all, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
-from relay.message.header import Header, ParsedContent, outgoing
+from relay.message.header import Header, ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Evidence
@@ -27,11 +27,14 @@ from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import FAILURES, HumanPart, ReportedRecipient, ReportKind, write_dsn
 from relay.mime.headers import decoded, is_automatic
 from relay.mime.mdn import write_mdn
+from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.reports.sender_rate import SenderRate
 from relay.reports.texts import TextSource
+from relay.signing.signer import SignedContents, Signer, SigningError
 from relay.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan
 
+_log = get_logger("reports")
 POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
 _SUBJECT_CHARACTERS_MAX = 200
@@ -140,6 +143,7 @@ class Reporter:
         self._expand: Callable[[str], Expansion | None] = lambda _address: None
         self._expire_after_us = int(expire_after_s * 1_000_000)
         self._metrics = metrics
+        self._signer: Signer | None = None
         self._rate = rate
         self._texts = texts or TextSource()
         self._copies = Copies()
@@ -151,6 +155,10 @@ class Reporter:
     def send_copies(self, copies: Copies) -> None:
         """From now on send copies; a relay has none at first."""
         self._copies = copies
+
+    def sign_with(self, signer: Signer) -> None:
+        """From now on sign reports; without a signer they are not signed."""
+        self._signer = signer
 
     def wants(
         self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
@@ -182,7 +190,7 @@ class Reporter:
                 messages += self._copy(kind, message, decision.reported, content=content)
             events.append(event)
         if decision.dead_letters:
-            letter = self._message(content, _TO_POSTMASTER, about=message)
+            letter = self._message(ParsedContent.of(content), _TO_POSTMASTER, about=message)
             messages.append(letter)
             self.count("dead-letter")
             if message.source is Source.REPORT:
@@ -212,7 +220,8 @@ class Reporter:
                 await self._copies.accept(copy, f"copy of {message.envelope.envid}")
         self.count(kind)
         shown = self._in_wall_time(message)
-        return b"Return-Path: <>\r\n" + self._written(kind, shown, recipients, content=content)
+        report = self._written(kind, shown, recipients, content=content)
+        return b"Return-Path: <>\r\n" + read_all(report.contents[0].joined())
 
     def _copy(
         self,
@@ -253,7 +262,7 @@ class Reporter:
             report_id=self._ids.new(), now_us=now_us,
         )  # fmt: skip
         about = MessageFacts(queue_id, Envelope(request.to), Source.SMTP, True, 0)
-        made = self._message(written, route, about=about, account=request.account)
+        made = self._message(self._signed(written), route, about=about, account=request.account)
         reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
         return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
 
@@ -310,9 +319,9 @@ class Reporter:
         recipients: Sequence[ReportedRecipient],
         *,
         content: Content,
-    ) -> bytes:
-        """Return the report; the times of `message` are wall time."""
-        return write_dsn(
+    ) -> SignedContents:
+        """Return the report, signed; the times of `message` are wall time."""
+        written = write_dsn(
             kind,
             message,
             recipients,
@@ -322,6 +331,20 @@ class Reporter:
             report_id=self._ids.new(),
             now_us=self._clock.time_us(),
         )
+        return self._signed(written)
+
+    def _signed(self, written: bytes) -> SignedContents:
+        """Return a report with its signatures; without them if that fails, for it must not be
+        lost.
+        """
+        content = ParsedContent.of(written)
+        if self._signer is None:
+            return SignedContents((content,), unsigned="reports are not signed")
+        try:
+            return self._signer.sign_report(content)
+        except SigningError as error:
+            _log.error("a report is not signed", error=str(error))
+            return SignedContents((content,), unsigned="signing failed")
 
     def _words(
         self,
@@ -343,13 +366,20 @@ class Reporter:
         return self._texts.language_of(reader) or self._texts.language_of(account)
 
     def _message(
-        self, content: Content, route: "_Route", *, about: MessageFacts, account: str = ""
+        self,
+        made: SignedContents | ParsedContent,
+        route: "_Route",
+        *,
+        about: MessageFacts,
+        account: str = "",
     ) -> NewMessage:
-        """Return `content` as a message with a route: it skips policy."""
+        """Return a message with a route: it skips policy. A dead letter is not signed."""
         now_us = self._clock.queue_us()
-        parsed = ParsedContent.of(content)
-        header, content = parsed.header, outgoing(parsed)
+        parsed = made.contents[0] if isinstance(made, SignedContents) else made
+        header, content = parsed.header, parsed.joined()
         routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id}
+        if isinstance(made, SignedContents):
+            routed |= made.as_json()
         if held := route.held():
             routed["held"] = held
         facts = MessageFacts(

@@ -16,8 +16,13 @@ from relay.settings.tree import Address, Duration, Secret, Settings
 
 _VALUE_LENGTH_MAX = 300
 
+_REPLACED_WHOLE: Final = frozenset({"dkim"})  # tables of which a reload takes all entries
 RELOADABLE: Final = frozenset(  # the others need a restart; names are without an index
     {
+        "dkim.domain",
+        "dkim.key",
+        "dkim.selector",
+        "dkim.until",
         "http.tls.certificate",
         "http.tls.key",
         "mailboxes.accounts",
@@ -66,10 +71,10 @@ def _merge(active: Any, read: Any, path: KeyPath, *, changes: list[ChangedKey]) 
         old, new, place = getattr(active, name), getattr(read, name), (*path, name)
         if old == new:
             continue
-        if _table_of(hint) is not None and None not in (old, new):
-            values[name] = _merge(old, new, place, changes=changes)
-        elif ".".join(one for one in place if isinstance(one, str)) in RELOADABLE:
+        if ".".join(one for one in place if isinstance(one, str)) in RELOADABLE | _REPLACED_WHOLE:
             values[name] = new
+        elif _table_of(hint) is not None and None not in (old, new):
+            values[name] = _merge(old, new, place, changes=changes)
         else:
             changes.append(ChangedKey(dotted(place), _text(old, hint), _text(new, hint)))
     return dataclasses.replace(active, **values)

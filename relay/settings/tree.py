@@ -46,6 +46,8 @@ class Form(StrEnum):
     SENDER_PATTERN = "sender pattern"  # an address, "*@domain", "*@*.suffix", or "<>"
     IP = "IP address"
     SPOOL_URL = "spool url"
+    SELECTOR = "selector"
+    DATE = "date"  # an ISO date, or ""
     SRS_KEY = "secret"
     HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
     WEB_URL = "web url"  # without a slash at its end
@@ -268,6 +270,16 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class DkimKey:
+    """A key that signs mail from a domain, and from those below it that have no key."""
+
+    domain: Domain
+    selector: Annotated[str, Form.SELECTOR]  # of the record: SELECTOR._domainkey.DOMAIN
+    key: Path  # PEM
+    until: Annotated[str, Form.DATE] = ""  # the last day (UTC) on which it signs; "": no end
+
+
+@dataclass(frozen=True, slots=True)
 class PolicySettings:
     """The mail-flow rules."""
 
@@ -309,6 +321,7 @@ class Settings:
     dns: DnsSettings = field(default_factory=DnsSettings)  # [dns]
     delivery: DeliverySettings = field(default_factory=DeliverySettings)  # [delivery]
     route: tuple[Route, ...] = ()  # each [[route]], the first that matches is used
+    dkim: tuple[DkimKey, ...] = ()  # each [[dkim]]
     policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
     reports: ReportsSettings = field(default_factory=ReportsSettings)  # [reports]
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]

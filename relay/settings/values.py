@@ -11,6 +11,7 @@ import dataclasses
 import ipaddress
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -257,6 +258,22 @@ def parse_web_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_selector(text: str) -> str:
+    """Return a DKIM selector in lower case: labels with dots between them (RFC 6376 3.1)."""
+    lowered = text.lower()
+    if not all(map(_LABEL.fullmatch, lowered.split("."))) or len(lowered) > _DOMAIN_LENGTH_MAX:
+        raise ValueError('a selector such as "s1": letters, digits and hyphens')
+    return lowered
+
+
+def parse_date(text: str) -> str:
+    """Return a day as YYYY-MM-DD, "" as it is."""
+    try:
+        return date.fromisoformat(text).isoformat() if text else ""
+    except ValueError:
+        raise ValueError('a date such as "2027-01-31"') from None
+
+
 def parse_srs_key(text: str) -> str:
     """Return `text` if it can be the key of SRS addresses."""
     if len(text) not in _SRS_KEY_LENGTH or not text.isprintable():
@@ -274,6 +291,8 @@ PARSERS = {
     Form.RATE: parse_rate,
     Form.ROUTE_NAME: parse_route_name,
     Form.SENDER_PATTERN: parse_sender_pattern,
+    Form.SELECTOR: parse_selector,
+    Form.DATE: parse_date,
     Form.SPOOL_URL: parse_spool_url,
     Form.SRS_KEY: parse_srs_key,
     Form.WEB_URL: parse_web_url,

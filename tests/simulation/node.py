@@ -33,6 +33,8 @@ from relay.policy.engine import RuleSet
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, RouteAuth, SmtpListener
+from relay.signing.keys import KeyRing
+from relay.signing.signer import Signer
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.queue_commands import CommandReport, QueueAdmin, QueueCommand
@@ -204,6 +206,7 @@ class Node:
             on_waiting=self.scheduler.accepted_unclaimed, on_parked=self.scheduler.due_at, level_of=self.scheduler.level_of,
             has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
             delay_warning_after_s=scenario.warn_after_s, srs=Srs(SRS_KEY),
+            signer=Signer(KeyRing, clock=self.clock, metrics=self.metrics),
         )  # fmt: skip
         self.acceptance = acceptance
         neighbours = IngressDependencies(

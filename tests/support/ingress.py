@@ -29,6 +29,8 @@ from relay.refusals.refusal import RecentRefusals
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Address, Route, SmtpListener, TlsSettings
+from relay.signing.keys import KeyRing
+from relay.signing.signer import Signer
 from relay.spool.types import Accepted, Claim, NewMessage
 from tests.support.manual_clock import ManualClock
 
@@ -154,6 +156,7 @@ class Relay:
     clock: ManualClock = field(default_factory=ManualClock)
     pressure: Pressure = field(default_factory=Pressure)
     refusals: RecentRefusals = field(default_factory=RecentRefusals)
+    keys: KeyRing = field(default_factory=KeyRing)
     srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
 
     @property
@@ -176,6 +179,7 @@ class Relay:
             "router": router,
             "policy": lambda: self.rules,
             "reporter": reporter,
+            "signer": Signer(lambda: self.keys, clock=self.clock, metrics=self.metrics),
             "spool": self.spool,
             "accounts": self.accounts,
             "clock": self.clock,

@@ -105,6 +105,7 @@ async def test_the_message_that_is_committed():
         "client": Client("127.0.0.1", "client.test").as_json(),
         "rules": [],
         "next_hops": {"local": ["bob@example.test"], "mx:b.test": ["x@b.test", "y@b.test"]},
+        "unsigned": "no signing key is configured",
     }
 
 

@@ -184,7 +184,7 @@ max_connections = 0
     assert told == [
         ": hostname: found nothing, expected a value: this key is required",
         (
-            ":1: hostnme: found an unknown key, expected one of delivery, dns, hostname, http,"
+            ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, hostname, http,"
             " mailboxes, observe, pickup, policy, pressure, reports, route, smtp, spool, state_dir"
             ' (did you mean "hostname"?)'
         ),
