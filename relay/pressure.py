@@ -1,8 +1,9 @@
 """Load levels of the relay: when new mail is slowed down or rejected for lack of resources.
 
-The monitor in relay/app puts measurements in. SMTP sessions, the HTTP server and pickup check the
-resulting state. A level ends with hysteresis, so that it does not flap. Delivery of queued mail
-continues at every level, because it relieves the relay. This module is pure.
+relay/app/pressure_monitor.py puts measurements in. SMTP sessions (relay/ingress/smtp_commands.py),
+the Graph API (relay/graph/app.py) and pickup (relay/pickup/dispatch.py) check the result. A level
+ends with hysteresis, so that it does not flap. Delivery of queued mail continues at every level,
+because it relieves the relay. This module is pure.
 
 See RFC 5321 4.2.3 (452), RFC 3463 3.4 (X.3.1, X.3.2) and docs/design.md 6.
 """

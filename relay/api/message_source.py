@@ -18,12 +18,11 @@ from relay.mailbox.messages import Messages
 from relay.mailbox.types import NoSuchItemError, StoredMessage
 from relay.message.address import own_mailbox
 from relay.message.content import Content, edit_header, octets_of
-from relay.message.header import ParsedContent
+from relay.message.header import BCC_FIELDS, ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.mime.headers import without_delivery_fields
 from relay.mime.read_report import returned_message
 
-_HIDDEN = ("Bcc", "Resent-Bcc")
 _REPORTS_MAX = 3  # to read for the message that they return
 
 
@@ -128,7 +127,7 @@ class MessageSources:
         if original is None or mailbox == reader:
             return original
         parsed = ParsedContent.of(original)
-        return ParsedContent(parsed.header.remove(_HIDDEN), parsed.rest).joined()
+        return ParsedContent(parsed.header.remove(BCC_FIELDS), parsed.rest).joined()
 
     async def _in_mailbox(self, mailbox: str, message_id: str) -> Content | None:
         try:

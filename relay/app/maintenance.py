@@ -90,7 +90,9 @@ class PrunedHistory(Struct, frozen=True):
 
 
 async def prune_history(history: PrunedHistory, clock: Clock, *, keep: Retention) -> None:
-    """Remove expired history until cancelled, in small steps; of the logs whole days."""
+    """Remove what is older than spool.keep until cancelled, in small steps; of the logs whole
+    days.
+    """
 
     async def prune() -> None:
         kept = replace(keep, age_s=keep.age_s + advanced_us(clock) / 1e6)  # an advance ages nothing

@@ -18,7 +18,7 @@ from msgspec import Struct
 from relay.client import RejectedError
 from relay.clock import Clock, Ids
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.header import MBOX_LINES, Header, ParsedContent, with_crlf
+from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, ParsedContent, with_crlf
 from relay.message.properties import EmailAddress
 from relay.mime.read_header import named_addresses
 from relay.mime.write_header import address_list_field, raw_field
@@ -26,7 +26,6 @@ from relay.settings.tree import Address
 
 _FIELDS = ("To", "Cc", "Bcc")
 _RESENT_FIELDS = ("Resent-To", "Resent-Cc", "Resent-Bcc")
-_HIDDEN = ("Bcc", "Resent-Bcc")
 _GREETING_S = 30.0
 _BLOCK_BYTES = 65536
 _bare_lf = re.compile(rb"(?<!\r)\n")
@@ -83,7 +82,7 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
             header = header.append(octets.encode())
     rest = parsed.rest
     assert isinstance(rest, bytes)  # only what SMTP receives is split
-    return OutgoingMessage(sender, recipients, header.remove(_HIDDEN).octets + rest)
+    return OutgoingMessage(sender, recipients, header.remove(BCC_FIELDS).octets + rest)
 
 
 def _recipients_in(header: Header) -> list[str]:

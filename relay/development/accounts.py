@@ -47,7 +47,7 @@ _CLIENT_CLAIMS = ("appid", "azp", "sub")
 
 
 class ExistingMailboxes(Protocol):
-    """The mailboxes on the disk: relay.mailbox's MailboxNames."""
+    """The mailboxes on the disk: relay.mailbox's MailboxList."""
 
     def has(self, address: str) -> bool:
         """Whether there is a mailbox of this address."""

@@ -55,7 +55,7 @@ from relay.internet.scenario_file import (
 )
 from relay.internet.simulator import SimulatedInternet
 from relay.journeys.document import Journey
-from relay.mailbox.mailbox_names import MailboxNames
+from relay.mailbox.mailbox_list import MailboxList
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.policy.engine import RuleSet
@@ -139,7 +139,7 @@ class DevelopmentRelay:
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self.folder.config)
         self._accounts = DevelopmentAccounts(
-            MailboxNames(settings.mailboxes.root),
+            MailboxList(settings.mailboxes.root),
             domains=settings.mailboxes.domains,
             operator_token=self.token,
             token=options.token,

@@ -1,7 +1,8 @@
 """The host to which a development relay may send captured mail that a person releases.
 
 `relay dev --release-to` names it as a URL: smtp://HOST:PORT or smtps://HOST:PORT, with
-USER:PASSWORD@ before the host for a login. The delivery code treats it as the next hop of a route:
+USER:PASSWORD@ before the host for a login. The release itself is release_message() of
+relay/api/handlers.py. The delivery code treats it as the next hop of a route:
 a login is sent only with TLS and a verified certificate, unless the host is on loopback.
 """
 

@@ -204,7 +204,7 @@ class DeltaLink(msgspec.Struct, frozen=True, array_like=True):
 _decoder = msgspec.msgpack.Decoder(DeltaLink)
 
 
-def read_token(text: str) -> DeltaLink:
+def read_delta_token(text: str) -> DeltaLink:
     """Return what a token stands for. Raises ApiError 400 for text that is no token."""
     if len(text) <= TOKEN_CHARACTERS_MAX:
         try:
@@ -269,7 +269,7 @@ def read_delta_request(
     is_latest = text.lower() == _LATEST
     link = DeltaLink(collection, given)
     if text and not is_latest:
-        link = read_token(text)
+        link = read_delta_token(text)
         if link.collection != collection:
             raise _stale(request, given)
         for name, value in given.items():

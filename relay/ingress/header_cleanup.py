@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from relay.ingress.data import Origin
 from relay.message.address import DOMAIN_OCTETS_MAX, AddressError, to_ascii_domain
 from relay.message.envelope import Envelope, ForwardPath
-from relay.message.header import Header
+from relay.message.header import BCC_FIELDS, Header
 from relay.message.properties import EmailAddress
 from relay.mime import headers
 from relay.mime.encoded_words import decode_words
 from relay.mime.write_header import address_list_field
 
-# Bcc names hidden recipients, the final delivery writes Return-Path, and Content-Length is wrong
-# once the content changes.
-_DROPPED = ("Bcc", "Content-Length", "Resent-Bcc", "Return-Path")
+# The final delivery writes Return-Path, and Content-Length is wrong once the content changes.
+_DROPPED = (*BCC_FIELDS, "Content-Length", "Return-Path")
 _PRIVATE_PREFIX = "X-Relay-"  # a client could forge them
 _RESULTS = "Authentication-Results"
 _PARENTHESES = re.compile(r"\\.|\(+|\)+", re.DOTALL)

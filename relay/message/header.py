@@ -27,6 +27,7 @@ LINE_END = re.compile(rb"\r\n?+|\n")
 BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)\0*+(?:\r\n?+|\n)")  # with the line end before it
 _LINE = re.compile(rb"[^\r\n]*+(?:\r\n?+|\n|\Z)")
 _EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
+BCC_FIELDS = ("Bcc", "Resent-Bcc")  # they name hidden recipients: no copy that leaves has them
 FIELDS_MAX = 10_000  # of a message that is accepted; readers take time and memory for each
 _CRLF = b"\r\n"
 _WHITE = (b" ", b"\t")

@@ -1,7 +1,8 @@
 """Rewrite the reverse-path of mail that is forwarded to other domains, and reverse it (SRS).
 
 The Sender Rewriting Scheme (libsrs2.org) lets a forwarder send in its own name (SPF), and carries
-the original sender in the local part, so that a report finds its way back:
+the original sender in the local part, so that a report finds its way back
+(relay/ingress/forwarding.py does both):
 
     SRS0=HHHHHHHHHH=TT=example.org=ann@alias.test   ann@example.org, by the forwarder alias.test
     SRS1=HHHHHHHHHH=alias.test==XXXX=TT=example.org=ann@next.test   the same, by a second forwarder

@@ -21,7 +21,7 @@ from relay.message.content import (
     octets_in_blocks,
     read_all,
 )
-from relay.message.header import MBOX_LINES, Header, cleaned
+from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, cleaned
 from relay.message.properties import EmailAddress
 from relay.mime.draft import DraftOrigin
 from relay.mime.headers import date_field
@@ -40,7 +40,6 @@ from relay.mime.write_header import CRLF, address_list_field, raw_field
 
 _CRLF = CRLF.encode()
 _WHITE = (b" ", b"\t")
-_HIDDEN = ("Bcc", "Resent-Bcc")
 _ENCODING = "Content-Transfer-Encoding"
 _IDENTITY = frozenset(("7bit", "8bit", "binary"))
 _COMPOSITE = ("multipart/", "message/")
@@ -161,8 +160,8 @@ class _MimeRepair:
         if is_encoded and "MIME-Version" not in header:
             missing["MIME-Version"] = raw_field("MIME-Version", "1.0")
         self._changes += [f"{name} added" for name in missing]
-        self._changes += [f"{name} removed" for name in _HIDDEN if name in header]
-        return header.remove(_HIDDEN).append("".join(missing.values()).encode())
+        self._changes += [f"{name} removed" for name in BCC_FIELDS if name in header]
+        return header.remove(BCC_FIELDS).append("".join(missing.values()).encode())
 
     def _fields(self, entity: Entity, encoding: str) -> Header:
         """Return the fields of an entity, long lines folded, with `encoding` unless it is ""."""

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from relay.message.content import Content
 from relay.message.envelope import ForwardPath, MessageFacts, encode_utf8_address
-from relay.message.header import Header, ParsedContent
+from relay.message.header import BCC_FIELDS, Header, ParsedContent
 from relay.message.outcome import Evidence
 from relay.message.status import ascii_folded, one_line, split_reply
 from relay.mime.draft import has_line_over
@@ -306,7 +306,7 @@ def _original(content: Content) -> ParsedContent:
     if isinstance(content, bytes) and b"\r" not in content:
         content = content.replace(b"\n", b"\r\n")  # a draft that a mail client wrote
     parsed = ParsedContent.of(content)
-    header = parsed.header.remove(("Bcc", "Resent-Bcc"), prefix="X-Relay-")
+    header = parsed.header.remove(BCC_FIELDS, prefix="X-Relay-")
     return dataclasses.replace(parsed, header=header)
 
 

@@ -1,9 +1,9 @@
 """The elements, attributes and styles of mail that run nothing, load nothing and cover nothing.
 
-The quote of a reply and the preview on a page write only these. Styles are read by a few patterns,
-not by a parser of CSS: what the patterns do not know is dropped. Time is linear in the size of the
-source. Nothing raises. Where a caller allows images of backgrounds, a style has the URLs that it
-returns, between quotes, and no others.
+The quote of a reply (relay.mime.quoting) and the preview on a page (relay.pages.sanitize) write
+only these. Styles are read by a few patterns, not by a parser of CSS: what the patterns do not know
+is dropped. Time is linear in the size of the source. Nothing raises. Where a caller allows images
+of backgrounds, a style has the URLs that it returns, between quotes, and no others.
 CSS Syntax Level 3; Media Queries Level 4.
 """
 

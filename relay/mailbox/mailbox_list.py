@@ -10,7 +10,7 @@ from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import NoSuchItemError
 
 
-class MailboxNames:
+class MailboxList:
     """The mailboxes of a root. Blocks for a few system calls; nothing is kept in memory."""
 
     def __init__(self, root: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.mailbox.folders import Folders
-from relay.mailbox.mailbox_names import MailboxNames
+from relay.mailbox.mailbox_list import MailboxList
 from relay.mailbox.message_file import mailbox_directory
 
 ADDRESSES = ["ann+tag@gmail.com", '"a b/c"@x.test', "jörg@x.test", ".a@[ipv6:::1]"]
@@ -17,7 +17,7 @@ def names(tmp_path):
     (tmp_path / ".submissions" / "ready").mkdir(parents=True)
     (tmp_path / "x.test" / "empty").mkdir()
     (tmp_path / "a file").touch()
-    return MailboxNames(tmp_path)
+    return MailboxList(tmp_path)
 
 
 def test_a_mailbox_is_found_by_its_address(names):
@@ -38,5 +38,5 @@ def test_some_addresses_are_listed(names):
 
 
 def test_there_is_none_without_a_root(tmp_path):
-    names = MailboxNames(tmp_path / "none")
+    names = MailboxList(tmp_path / "none")
     assert (names.has("a@b.test"), names.some(9)) == (False, [])
