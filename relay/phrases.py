@@ -25,7 +25,7 @@ def counted(number: int, noun: str) -> str:
     """Return "1 entry", "2 entries": a number and its noun, which is given in the singular."""
     if number == 1:
         return f"1 {noun}"
-    if noun.endswith("y"):
+    if noun.endswith("y") and not noun.endswith(("ay", "ey")):
         return f"{number} {noun[:-1]}ies"
     return f"{number} {noun}{'es' if noun.endswith(('s', 'x')) else 's'}"
 

@@ -63,6 +63,7 @@ def compose(
                 base.changes,
                 [],
             ),
+            keys=sources.keys,
         )
         undo.pop_all()
         return daemon

@@ -34,6 +34,7 @@ from relay.app.maintenance import (
     settle_keys,
     sweep_contents,
     update_gauges,
+    warn_of_ending_keys,
     write_clock_anchor,
 )
 from relay.app.pressure_monitor import PressureMonitor
@@ -54,6 +55,7 @@ from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RefusalStore
 from relay.settings.tree import Settings
+from relay.signing.keys import KeyRing
 from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.types import SpoolError
 
@@ -85,6 +87,7 @@ class Daemon:
     readiness: Readiness  # what /readyz answers
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
+    keys: Callable[[], KeyRing]  # that sign mail, those in force
     on_fault: Callable[[], None] = lambda: (
         None
     )  # called when a task ended unexpectedly; see `fault`
@@ -125,6 +128,7 @@ class Daemon:
         self._spawn(prune_history(pruned, self.clock, keep=keep), "pruning")
         self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
         self._spawn(expire_uploads(self.store.uploads.remove_expired, self.clock), "uploads")
+        self._spawn(warn_of_ending_keys(self.keys, self.clock), "signing-keys")
         self.readiness.reason = ""
         for server in self.http_servers:
             await server.start()

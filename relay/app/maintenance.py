@@ -1,4 +1,5 @@
-"""Periodic tasks: queue metrics, pruning of history, stale contents and uploads, clock anchor.
+"""Periodic tasks: queue metrics, pruning of history, stale contents and uploads, clock anchor, keys
+that end.
 
 Each pass is bounded. A pass that fails is logged and repeated at the next interval.
 """
@@ -23,6 +24,7 @@ from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RefusalStore
+from relay.signing.keys import DAY_US, KeyRing
 from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.types import SpoolError
 
@@ -33,7 +35,6 @@ _FIGURES_COST_FACTOR = 20  # counting takes at most a twentieth of the time
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _DAY_S = 86400.0
-_DAY_US = 86_400_000_000
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
 _SETTLE_S = 1.0
@@ -100,8 +101,8 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep: Retention
             await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
         keep_days = math.ceil(kept.age_s / _DAY_S)
         await asyncio.to_thread(history.log.prune, keep_days)
-        before_us = now_at_least_us(clock) - keep_days * _DAY_US
-        await history.refusals.prune(before_us - before_us % _DAY_US)
+        before_us = now_at_least_us(clock) - keep_days * DAY_US
+        await history.refusals.prune(before_us - before_us % DAY_US)
         if removed := await asyncio.to_thread(prune_answers, history.dead_letters):
             _log.info("answers to reports removed", answers=removed)
 
@@ -232,3 +233,28 @@ async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:
 async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: Clock) -> None:
     """Remove expired upload sessions until cancelled."""
     await _repeat(remove_expired, clock, interval_s=_PRUNE_S, fault="uploads not removed")
+
+
+async def warn_of_ending_keys(keys: Callable[[], KeyRing], clock: Clock) -> None:
+    """Log each domain whose last signing key ends within 14 days or has ended, once a day (UTC),
+    until cancelled.
+    """
+    logged = set[tuple[str, str, int]]()
+
+    async def warn() -> None:
+        nonlocal logged
+        now_us = clock.time_us()
+        today = now_us // DAY_US
+        found = {(key.domain, key.last_day, today): key for key in keys().ending(now_us)}
+        for line, key in found.items():
+            if line not in logged:
+                event = _KEY_ENDS if key.is_usable(now_us) else _KEY_ENDED
+                _log.warning(event, domain=key.domain, selector=key.selector, until=key.last_day)
+        logged = set(found)
+
+    await _repeat(warn, clock, interval_s=_KEYS_S, fault="signing keys not checked")
+
+
+_KEYS_S = 600.0
+_KEY_ENDS = "the last signing key of a domain ends soon: its mail then goes out unsigned"
+_KEY_ENDED = "the last signing key of a domain has ended: its mail goes out unsigned"

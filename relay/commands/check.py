@@ -26,7 +26,9 @@ from relay.app.srs_key import srs_in
 from relay.app.state_dir import is_running, owner_of, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
+from relay.commands.check_keys import key_warnings
 from relay.files import open_to_others
+from relay.phrases import counted
 from relay.policy.rule_files import PolicyError, load_rules, slow_patterns
 from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
@@ -41,6 +43,7 @@ from relay.settings.document import (
 from relay.settings.reader import load, secret_files
 from relay.settings.tree import Address, CertificateFiles, Settings
 from relay.settings.validation import hidden_routes, host_of, is_loopback, next_hops_by_name
+from relay.signing.key_files import load_keys
 from relay.smtp.tls import certificate_matches, certificate_names
 from relay.sockets import LACKING_ADDRESS, has_address
 from relay.spool.types import SpoolDamagedError, SpoolError
@@ -300,6 +303,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _routes(settings, place)
     yield from _policies(settings, clock)
     yield from _reports(settings)
+    yield from _signing_keys(settings, place, clock)
     unusable = unusable_state(settings)
     root = settings.mailboxes.root
     yield _folder("state_dir", settings.state_dir, unusable)
@@ -523,6 +527,21 @@ def _reports(settings: Settings) -> Iterator[CheckFinding]:
         yield from _faults("reports", error)
         return
     yield CheckFinding("reports", CheckResult.OK, f"{len(texts.templates)} files in {folder}")
+
+
+def _signing_keys(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
+    """Check the keys of [[dkim]], if there are any."""
+    if not settings.dkim:
+        return
+    try:
+        ring = load_keys(settings.dkim, place.file)
+    except SettingsError as error:
+        yield from _faults("dkim", error)
+        return
+    for warning in key_warnings(ring, place, now_us=clock.time_us()):
+        yield _warning("dkim", warning)
+    text = f"{counted(len(ring.keys), 'key')} for {counted(len(ring.domains), 'domain')}"
+    yield CheckFinding("dkim", CheckResult.OK, text)
 
 
 def _folder(name: str, folder: Path, fault: str) -> CheckFinding:

@@ -17,6 +17,7 @@ from relay.settings.tree import (
     Address,
     CertificateFiles,
     DeliverySettings,
+    DkimKey,
     DnsSettings,
     HttpSettings,
     MailboxSettings,
@@ -30,6 +31,7 @@ from relay.settings.values import is_ip, parse_address
 Found = Iterator[tuple[KeyPath, str]]
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path
 _HOSTS = ("smtp://", "smtps://", "lmtp://")  # next hops with a host and a port
+_KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature
 _LONGEST_SOCKET = "run/control.sock"
 
 
@@ -59,6 +61,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield from _route_tls(path, made)
                 yield from _limits(path, made)
     yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
+    yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
 
 
 def is_loopback(address: Address) -> bool:
@@ -235,6 +238,20 @@ def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
         for path in same if len(same) > 1 else ():
             others = ", ".join(dotted(other) for other in same if other != path)
             yield (*path, "name"), f'a name of its own: {others} is named "{name}" too'
+
+
+def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
+    """Yield the keys that have the selector of an earlier one, and those too many for a domain."""
+    paths: dict[str, dict[str, KeyPath]] = {}
+    for path, key in keys:
+        earlier = paths.setdefault(key.domain, {})
+        if key.selector in earlier:
+            other = dotted(earlier[key.selector])
+            yield (*path, "selector"), f"a selector of its own for {key.domain}: {other} has it too"
+        elif len(earlier) == _KEYS_MAX:
+            yield (*path, "domain"), f"at most {_KEYS_MAX} keys for {key.domain}: each signs"
+        else:
+            earlier[key.selector] = path
 
 
 def name_of(route: Route) -> str:

@@ -5,13 +5,17 @@ is in private_keys, which a relay without keys does not import: the library is l
 RFC 6376 3.1 (selectors), 3.10; RFC 6376 3.6.2.1 (where the DNS has the public key).
 """
 
+import math
 from collections.abc import Iterable
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
 
-_DAY_US = 86_400_000_000
+DAY_US = 86_400_000_000
+SOON_US = 14 * DAY_US  # before its end, a key needs a successor
+_EPOCH = date(1970, 1, 1)
 
 
 class PrivateKey(Protocol):
@@ -55,6 +59,13 @@ class SigningKey(Struct, frozen=True):
         """The name of its record in the DNS."""
         return f"{self.selector}._domainkey.{self.domain}"
 
+    @property
+    def last_day(self) -> str:
+        """The last day on which it signs (UTC), "" without an end."""
+        if self.ends_us is None:
+            return ""
+        return (_EPOCH + timedelta(days=self.ends_us // DAY_US - 1)).isoformat()
+
     def is_usable(self, now_us: int) -> bool:
         """Whether it signs at a moment of wall time."""
         return self.ends_us is None or now_us < self.ends_us
@@ -90,3 +101,12 @@ class KeyRing:
                 return domain
             domain = domain.partition(".")[2]
         return ""
+
+    def ending(self, now_us: int) -> list[SigningKey]:
+        """Return the last key of each domain whose keys have all ended 14 days after `now_us`."""
+        last = [max(keys, key=_end) for keys in self._by_domain.values()]
+        return [key for key in last if not key.is_usable(now_us + SOON_US)]
+
+
+def _end(key: SigningKey) -> float:
+    return math.inf if key.ends_us is None else key.ends_us

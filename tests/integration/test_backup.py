@@ -19,6 +19,7 @@ from relay.clock import SystemClock
 from relay.commands.offline import restored_submissions
 from relay.journeys.submission_log import SubmissionLog
 from relay.settings.reader import load
+from relay.signing.private_keys import new_key, write_pem
 from tests.support import relay_starts
 from tests.support.disks import small_disk
 from tests.support.relay_process import RelayProcess, until
@@ -439,7 +440,13 @@ def test_the_configuration_is_restored_as_well(tmp_path: Path) -> None:
         text = text.replace('"relay.example.test"', f'"${{file:{elsewhere}}}"', 1)
         route = '[[route]]\ndomain = "c.test"\nnext_hop = "smtp://127.0.0.1:26"\n'
         auth = 'auth = { user = "u", password_file = "secret" }\n'
-        (home / "relay.toml").write_text(text + route + auth)
+        key = home / "dkim/s1.pem"
+        key.parent.mkdir(mode=0o750)
+        key.write_bytes(write_pem(new_key("ed25519")))
+        key.chmod(0o640)
+        private = key.read_bytes()
+        dkim = f'[[dkim]]\ndomain = "a.test"\nselector = "s1"\nkey = "{key}"\n'
+        (home / "relay.toml").write_text(text + route + auth + dkim)
 
         def run(*words: str) -> "subprocess.CompletedProcess[str]":
             command = [*relay_starts.RELAY, *words]
@@ -452,6 +459,7 @@ def test_the_configuration_is_restored_as_well(tmp_path: Path) -> None:
         assert done.returncode == OK, done.stderr
         assert json.loads(done.stdout)["kept"] == []
         assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("s3cret\n", 0o600)
+        assert (key.read_bytes(), key.stat().st_mode & 0o777) == (private, 0o640)
         assert (home / "policies/10-a.toml").exists()
         shutil.rmtree(home / "state")
         shutil.rmtree(home / "mail")

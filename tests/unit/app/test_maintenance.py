@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,11 @@ from relay.clock import rfc3339
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
+from relay.signing.keys import KeyRing, SigningKey
+from relay.signing.private_keys import new_key
 from relay.spool.engine import Retention
 from relay.spool.types import QueueCounts, SpoolError
+from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 
 COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
@@ -121,3 +125,53 @@ async def test_removing_expired_uploads_continues_after_errors(
     keeping = asyncio.create_task(maintenance.expire_uploads(remove_expired, ManualClock()))
     await asyncio.wait_for(over.wait(), 30)
     keeping.cancel()
+
+
+async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day(monkeypatch) -> None:
+    clock = ManualClock()
+    passes = asyncio.Queue[None]()
+    again = asyncio.Queue[None]()
+
+    async def sleep(seconds: float, *, slack_s: float = 0.0) -> None:
+        passes.put_nowait(None)
+        await again.get()
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    day_us = 86_400_000_000
+    end_us = (clock.now_us // day_us + 20) * day_us
+    private = new_key("ed25519")
+
+    def key(selector: str, ends_us: int | None, domain: str = "a.test") -> SigningKey:
+        return SigningKey(domain, selector, private, Path(), ends_us)
+
+    ring = KeyRing([key("s1", end_us - day_us), key("s2", end_us), key("s3", None, "b.test")])
+    task = asyncio.create_task(maintenance.warn_of_ending_keys(lambda: ring, clock))
+
+    async def logged(at_us: int) -> list[tuple[str, str]]:
+        """What is logged at a moment."""
+        clock.now_us = at_us
+        with capture_logs() as logs:
+            again.put_nowait(None)
+            await passes.get()
+        assert {one["log_level"] for one in logs} <= {"warning"}
+        return [(one["selector"], one["event"].partition(":")[0]) for one in logs]
+
+    soon = [("s2", "the last signing key of a domain ends soon")]
+    over = [("s2", "the last signing key of a domain has ended")]
+    await passes.get()
+    assert await logged(end_us - 14 * day_us - 1) == []
+    assert await logged(end_us - 14 * day_us) == soon
+    assert await logged(end_us - 13 * day_us - 1) == []
+    assert await logged(end_us - 13 * day_us) == soon
+    assert await logged(end_us - 13 * day_us + 600_000_000) == []
+    assert await logged(end_us - day_us) == soon
+    assert await logged(end_us - 1) == []
+    assert await logged(end_us) == over
+    assert await logged(end_us + 1) == []
+    assert await logged(end_us + 5 * day_us) == over
+    ring = KeyRing([*ring.keys, key("s4", end_us + 6 * day_us)])  # a reload
+    assert await logged(end_us + 5 * day_us + 2) == [("s4", soon[0][1])]
+    ring = KeyRing([*ring.keys, key("s5", None)])
+    assert await logged(end_us + 9 * day_us) == []
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -14,6 +15,7 @@ from relay.app.state_dir import OwnerLock
 from relay.clock import SystemClock
 from relay.commands import check
 from relay.commands.check import CheckResult, check_file
+from relay.signing.private_keys import new_key, write_pem
 from relay.spool.sqlite.database import open_database
 from tests.support.tls import authority
 
@@ -639,3 +641,77 @@ def test_the_spool_file_is_checked(files, name, octets, verdict, expected_text):
     [found] = [one for one in files() if one.what == "spool"]
     assert found.verdict is verdict
     assert expected_text in found.text
+
+
+def key_of(files, selector, kind="ed25519", *, mode=0o600, bits=2048, until=""):
+    """Write a key, and return its entry."""
+    (files.folder / "dkim").mkdir(exist_ok=True)
+    file = files.folder / f"dkim/{selector}.pem"
+    file.write_bytes(write_pem(new_key(kind, bits=bits)))
+    file.chmod(mode)
+    ends = f'until = "{until}"\n' if until else ""
+    return f"""[[dkim]]
+domain = "example.test"
+selector = "{selector}"
+key = "dkim/{selector}.pem"
+{ends}"""
+
+
+def day(days):
+    return (datetime.now(UTC) + timedelta(days=days)).date().isoformat()
+
+
+def test_all_faults_of_signing_keys_are_reported_with_their_lines(files):
+    entries = key_of(files, "s1", mode=0o644) + key_of(files, "s2") + key_of(files, "s3")
+    (files.folder / "dkim/s3.pem").write_text("")
+    found = files.faults(CONFIG + entries)
+    assert [what for what, _ in found] == ["dkim", "dkim"]
+    lines = len(CONFIG.splitlines())
+    first, second = [text.removeprefix(f"{files.folder}/") for _, text in found]
+    file = f"{files.folder}/dkim/s1.pem"
+    assert first.startswith(
+        f"relay.toml:{lines + 4}: dkim[0].key: {file}: found mode 0644, expected"
+    )
+    assert second.startswith(f"relay.toml:{lines + 12}: dkim[2].key: ")
+    assert "s3.pem: found no key, expected an RSA key of 1024 to 4096 bits or" in second
+
+
+def test_signing_keys_are_counted(files):
+    findings = files(relay=CONFIG + key_of(files, "s1") + key_of(files, "s2", "rsa"))
+    [found] = [one for one in findings if one.what == "dkim"]
+    assert (found.verdict, found.text) == (CheckResult.OK, "2 keys for 1 domain")
+
+
+def test_a_short_rsa_key_is_a_warning(files):
+    config = CONFIG + key_of(files, "s1", "rsa", bits=1024) + key_of(files, "s2", "rsa")
+    [(what, text)] = of(files(relay=config), CheckResult.WARNING)
+    file = files.folder / "dkim/s1.pem"
+    assert what == "dkim"
+    expected = f": dkim[0].key: {file}: found an RSA key of 1024 bits, expected 2048 or more"
+    assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("lasts", "number", "then"),
+    [
+        ([None], None, ""),
+        ([15], None, ""),
+        ([-1, None], None, ""),
+        ([-1, 20], None, ""),
+        ([12], 0, "then "),
+        ([2, 9, -5], 1, "then "),
+        ([0], 0, "then "),
+        ([-2, -1], 1, ""),
+    ],
+)
+def test_a_domain_whose_last_key_ends_is_a_warning(files, lasts, number, then):
+    untils = ["" if one is None else day(one) for one in lasts]
+    entries = [key_of(files, f"s{at}", until=until) for at, until in enumerate(untils)]
+    warnings = of(files(relay=CONFIG + "".join(entries)), CheckResult.WARNING)
+    if number is None:
+        assert warnings == []
+        return
+    [(what, text)] = warnings
+    found = f"found {untils[number]}, after which no key of example.test signs"
+    assert what == "dkim"
+    assert text.endswith(f": dkim[{number}].until: {found}: its mail {then}goes out unsigned")

@@ -13,6 +13,7 @@ from relay.settings.validation import verifies
 
 LOGIN = "{user='u', password_file='secret'}"
 ROUTE = "[[route]]\ndomain = '*'\n"
+DKIM = "[[dkim]]\ndomain = 'a.test'\nselector = 's1'\nkey = 'k'\n"
 TO_H = f"{ROUTE}next_hop = 'smtp://h.test:1'\n"
 SMALL = 'hostname = "relay.example.test"\nstate_dir = "state"\n'
 
@@ -302,12 +303,32 @@ max_connections = 0
             "[[smtp]]\nlisten = '127.0.0.1:25'\ntrusted_networks = ['0.0.0.0/0']",
             '5: smtp[0].trusted_networks[0]: found "0.0.0.0/0", expected a network of your own',
         ),
+        ("[[dkim]]\ndomain = 'a.test'\nselector = 's1'", "3: dkim[0].key: found nothing, expected a value"),
+        (DKIM.replace("s1", "s_1"), '5: dkim[0].selector: found "s_1", expected a selector such as "s1"'),
+        (DKIM.replace("a.test", "bücher.test"), '4: dkim[0].domain: found "bücher.test", expected a domain in ASCII'),
+        (f"{DKIM}until = '2027-02-29'", '7: dkim[0].until: found "2027-02-29", expected a date such as'),
+        (f"{DKIM}until = 2027-02-28", "7: dkim[0].until: found 2027-02-28, expected a date in quotes"),
+        (
+            DKIM + DKIM.replace("s1", "s2") + DKIM.replace("s1", "S1").replace("a.test", "A.Test"),
+            '13: dkim[2].selector: found "S1", expected a selector of its own for a.test: dkim[0] has it too',
+        ),
+        (
+            "".join(DKIM.replace("s1", f"s{number}") for number in range(11)),
+            '44: dkim[10].domain: found "a.test", expected at most 10 keys for a.test: each signs',
+        ),
     ],
 )  # fmt: skip
 def test_one_fault(folder, text, fault):
     told = faults(folder, SMALL + text)
     assert len(told) == 1
     assert fault in told[0]
+
+
+def test_keys_of_two_domains_may_have_one_selector(folder):
+    found = loaded(folder, SMALL + DKIM + DKIM.replace("a.test", "xn--bcher-kva.test")).dkim
+    assert [(one.domain, one.selector, one.key) for one in found] == [
+        ("a.test", "s1", folder / "k"), ("xn--bcher-kva.test", "s1", folder / "k"),
+    ]  # fmt: skip
 
 
 def test_a_password_in_a_url_is_not_shown(folder):
