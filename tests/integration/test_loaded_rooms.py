@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from relay.signing.private_keys import new_key, write_pem
+from tests.integration.test_reload import hang_up
 from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, RelayProcess, until
 
@@ -25,6 +27,29 @@ def test_without_http_listeners_a_relay_loads_neither_pages_nor_graph():
         assert sorted(filter(ONLY_FOR_HTTP.match, names)) == []
         status = Path(f"/proc/{relay.process.pid}/status").read_text()
         assert int(re.search(r"RssAnon:\s+(\d+)", status)[1]) < ANONYMOUS_KIB_MAX
+
+
+def test_the_library_for_keys_is_loaded_by_the_reload_that_brings_a_key(tmp_path):
+    file = tmp_path / "s1.pem"
+    file.write_bytes(write_pem(new_key("rsa")))
+    file.chmod(0o600)
+    key = {"domain": "example.test", "selector": "s1", "key": str(file)}
+    library = re.compile(r"^import time: .*\| +cryptography$", re.MULTILINE)
+    with RelayProcess(config=NO_HTTP, environment={"PYTHONPROFILEIMPORTTIME": "1"}) as relay:
+        hang_up(relay, '"event":"reloaded"')
+        assert not library.search(relay.log)
+        relay.write_config(relay.config | {"dkim": [key]})
+        hang_up(relay, '"event":"reloaded"')
+        assert library.search(relay.log)
+        content = b"From: alice@example.test\r\nSubject: x\r\n\r\nx\r\n"
+        relay.submit("alice@example.test", ["bob@example.test"], content)
+        [mail] = until("delivered", lambda: relay.maildir("bob"))
+        assert "d=example.test" in mail["DKIM-Signature"]
+        relay.write_config(relay.config)
+        hang_up(relay, '"event":"reloaded"')
+        relay.submit("alice@example.test", ["carol@example.test"], content)
+        [mail] = until("delivered", lambda: relay.maildir("carol"))
+        assert mail["DKIM-Signature"] is None
 
 
 def test_without_http_listeners_commands_and_metrics_work():

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import time
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -22,10 +23,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from relay.message.header import ParsedContent
+from relay.observe.metrics import Metrics
 from relay.settings.document import SettingsError
 from relay.settings.tree import DkimKey
 from relay.signing.key_files import ends_us, load_keys
 from relay.signing.private_keys import EXPECTED, new_key, read_pem, write_pem
+from relay.signing.signer import Signer
+from tests.support.manual_clock import ManualClock
 
 ED25519 = write_pem(new_key("ed25519"))
 RSA_1024 = write_pem(new_key("rsa", bits=1024))
@@ -285,6 +290,24 @@ def test_a_key_ends_with_its_last_day(folder, until, first_us):
     if first_us is not None:
         assert key.is_usable(first_us - 1)
         assert not key.is_usable(first_us)
+
+
+async def test_a_key_signs_in_the_last_microsecond_of_its_last_day_and_not_in_the_next(folder):
+    clock, file = ManualClock(), folder.file("s.pem", ED25519)
+    ring = load_keys([DkimKey("a.test", "s1", file, "2027-06-30")])
+    signer = Signer(lambda: ring, clock=clock, metrics=Metrics())
+    content = ParsedContent.of(b"From: a@a.test\r\n\r\nx\r\n")
+    midnight = datetime(2027, 7, 1, tzinfo=UTC)
+    clock.now_us = round(midnight.timestamp()) * 1_000_000 - 1
+    signed = await signer.sign([content], trusted=True)
+    assert [key.selector for key in signed.keys] == ["s1"]
+    assert b" t=1814399999;" in signed.contents[0].header.octets
+    assert signer.sign_report(content).keys == signed.keys
+    clock.now_us += 1
+    signed = await signer.sign([content], trusted=True)
+    assert (signed.keys, signed.unsigned) == ((), "the keys of a.test have ended")
+    assert signed.contents == (content,)
+    assert signer.sign_report(content).keys == ()
 
 
 def test_the_domains_whose_last_key_ends_within_14_days(folder):

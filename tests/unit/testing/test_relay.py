@@ -8,6 +8,7 @@ import ssl
 import traceback
 import unittest
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from relay.client import RejectedError
 from relay.settings.document import SettingsError
+from relay.signing.private_keys import new_key, write_pem
 from relay.testing import AsyncRelay, Relay, WaitTimeout
 
 ALICE, BOB, GMAIL = "alice@example.test", "bob@example.test", "joe@gmail.com"
@@ -322,6 +324,31 @@ class TestOptions:
         with (
             pytest.raises(SettingsError, match=r"relay.toml:\d+: delivery.retri: .*retry"),
             Relay(config={"delivery": {"retri": ["1m"]}}),
+        ):
+            raise AssertionError
+
+    def test_a_key_signs_until_the_end_of_its_last_day(self, tmp_path):
+        file = tmp_path / "s1.pem"
+        file.write_bytes(write_pem(new_key("ed25519")))
+        file.chmod(0o600)
+        until = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
+        key = {"domain": "example.test", "selector": "s1", "key": str(file), "until": until}
+
+        def step_5(relay):
+            journey = relay.send(ALICE, BOB, "Hello", "x").journey
+            return next(step["detail"] for step in journey["steps"] if step["step"] == 5)
+
+        with Relay(config={"dkim": [key]}) as relay:
+            signed = {"domain": "example.test", "selector": "s1", "algorithm": "ed25519-sha256"}
+            assert step_5(relay)["dkim"] == [signed]
+            relay.clock.advance(days=2)
+            assert step_5(relay)["unsigned"] == "the keys of example.test have ended"
+
+    def test_a_bad_key_is_the_error_of_the_configuration(self, tmp_path):
+        key = {"domain": "example.test", "selector": "s1", "key": str(tmp_path / "s1.pem")}
+        with (
+            pytest.raises(SettingsError, match=r"relay.toml:\d+: dkim\[0\].key: .*no such file"),
+            Relay(config={"dkim": [key]}),
         ):
             raise AssertionError
 
