@@ -15,6 +15,9 @@ from relay.clock import rfc3339
 from relay.journeys.document import JourneyStep
 from relay.message.lifecycle import RecipientState, SubmissionState
 
+# `unsigned` of step 5 in a relay that signs nothing; commands and pages do not show it
+NO_SIGNING_KEYS = "no signing key is configured"
+
 
 class Step(IntEnum):
     """One of the seven steps."""

@@ -7,6 +7,7 @@ text with the characters of the message in it: the caller makes it safe for a te
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from relay.journeys.events import NO_SIGNING_KEYS
 from relay.journeys.reported import claim_words, is_remote, remote_report
 from relay.phrases import counted, moment
 
@@ -58,6 +59,20 @@ def findings(hit: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def signature_words(detail: Mapping[str, Any]) -> str:
+    """Return with which keys a message was signed (step 5), or why with none; "" where no key is
+    configured.
+    """
+    selectors: dict[str, list[str]] = {}
+    for one in detail.get("dkim", ()):
+        selectors.setdefault(one["domain"], []).append(one["selector"])
+    if selectors:
+        signers = [f"{domain} ({', '.join(names)})" for domain, names in selectors.items()]
+        return f"signed for {', '.join(signers)}"
+    reason = detail.get("unsigned", NO_SIGNING_KEYS)
+    return "" if reason == NO_SIGNING_KEYS else f"not signed: {reason}"
+
+
 def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
     """Yield the details of an event, one short line each."""
     if step == 5:
@@ -65,6 +80,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
             outcome = f"skipped: {hit['error']}" if "error" in hit else hit["outcome"]
             yield f'rule "{hit["rule"]}": {outcome}{because}'
+        if signed := signature_words(detail):
+            yield signed
         counts = detail.get("counts", {})  # an event names at most a few recipients
         if aliases := detail.get("aliases"):
             yield f"aliases: {named(aliases, counts.get('aliases'))}"

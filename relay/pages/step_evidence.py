@@ -12,7 +12,7 @@ from msgspec import Struct
 from relay.journeys.document import Durations, Journey, JourneyStep, attempts_in
 from relay.journeys.events import Step
 from relay.journeys.reported import claim_words, is_remote, remote_report
-from relay.journeys.wording import client_line, describe, findings
+from relay.journeys.wording import client_line, describe, findings, signature_words
 from relay.phrases import counted
 
 _RECIPIENTS_MAX = 20  # of one event
@@ -159,6 +159,8 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
         facts.append(StepFact("Client", client.removeprefix("from ")))
     rules = detail.get("rules", ())
     facts += [StepFact("Rule", _rule(one)) for one in rules]
+    if signed := signature_words(detail):
+        facts.append(StepFact("DKIM", signed))
     counts = detail.get("counts", {})
     if aliases := detail.get("aliases"):
         facts.append(StepFact("Aliases", _some(aliases, counts.get("aliases"))))

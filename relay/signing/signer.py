@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from relay.clock import Clock
+from relay.journeys.events import NO_SIGNING_KEYS
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.header import ParsedContent
@@ -23,7 +24,6 @@ from relay.signing.signature import signature_field
 # A smaller message is signed on the event loop if its keys are quick: a thread costs more.
 _QUICK_BYTES = 64 * 1024
 _QUICK_KIND = "ed25519"
-_NO_KEYS = "no signing key is configured"
 _STRANGER = "the client is not trusted"
 
 
@@ -65,7 +65,7 @@ class Signer:
         """
         ring = self._keys()
         if not ring:  # nearly always
-            return SignedContents(tuple(contents), unsigned=_NO_KEYS)
+            return SignedContents(tuple(contents), unsigned=NO_SIGNING_KEYS)
         if not trusted:
             return SignedContents(tuple(contents), unsigned=_STRANGER)
         now_us = self._clock.time_us()
@@ -78,7 +78,7 @@ class Signer:
         """Sign a report or a notice, in the calling thread. Raises SigningError."""
         ring = self._keys()
         if not ring:
-            return SignedContents((content,), unsigned=_NO_KEYS)
+            return SignedContents((content,), unsigned=NO_SIGNING_KEYS)
         now_us = self._clock.time_us()
         return self._signed([_plan(content, ring, now_us)], now_us)
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from relay.clock import rfc3339, time_us_of
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.journey import join
+from relay.journeys.wording import describe
 from relay.pages.journey_view import JourneyView, duration, journey_view
 from relay.pages.step_evidence import evidence_of
 from relay.testing import Relay
@@ -244,6 +245,34 @@ def test_a_rule_that_was_skipped_did_not_match():
     shown = evidence_of(step, journey, reports={})
     assert shown.facts[0].value == "“a” was skipped: broken"
     assert shown.text.startswith("1 rule matched")
+
+
+@pytest.mark.parametrize(
+    ("detail", "lines"),
+    [
+        (
+            {
+                "dkim": [
+                    {"domain": "a.test", "selector": "s1", "algorithm": "rsa-sha256"},
+                    {"domain": "a.test", "selector": "s2", "algorithm": "ed25519-sha256"},
+                    {"domain": "b.test", "selector": "s1", "algorithm": "rsa-sha256"},
+                ]
+            },
+            ["signed for a.test (s1, s2), b.test (s1)"],
+        ),
+        (
+            {"unsigned": "the client is not trusted"},
+            ["not signed: the client is not trusted"],
+        ),
+        ({"unsigned": "no signing key is configured"}, []),
+        ({}, []),  # of an older version
+    ],
+)
+def test_who_signed_is_in_step_5_where_keys_are_configured(detail, lines):
+    assert list(describe(5, detail)) == lines
+    journey = SimpleNamespace(submission_id="s1", client={})
+    shown = evidence_of(SimpleNamespace(step=5, detail=detail), journey, reports={})
+    assert [one.value for one in shown.facts if one.name == "DKIM"] == lines
 
 
 def test_a_redirected_recipient_names_its_successor(relay):
