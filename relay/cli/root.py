@@ -33,6 +33,7 @@ _VERBS = {
     "storage": "Check, repair, copy and prune the stored data.",
     "account": "Add, list and remove accounts; tokens and passwords.",
     "policy": "Check and try the mail-flow rules.",
+    "dkim": "Make keys that sign mail, and show those in use.",
 }
 # Other verbs are in the module of their name, by that name.
 _MODULES = {

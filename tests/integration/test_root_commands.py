@@ -80,6 +80,7 @@ def files_of_root(relay: RelayProcess) -> list[str]:
         ("import ONE.eml --mailbox alice@example.test", NO_PERMISSION),
         ("export alice@example.test COPIED", NO_PERMISSION),
         ("policy check", OK),
+        ("dkim keygen example.test s1", OK),
         ("reset", UNAVAILABLE),
         ("clock show", UNAVAILABLE),
         ("serve", CONFIGURATION),

@@ -1,0 +1,113 @@
+"""`relay dkim keygen | show`: make a key that signs mail, and show the keys in use.
+
+Exits 65 for a file that exists already, a selector in use, and a domain without keys. Neither
+command needs a running relay, and neither changes relay.toml.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from relay.cli.errors import CommandError, ExitCode
+from relay.cli.options import CommandContext, common_options, group_options
+from relay.cli.output import flush, printable
+from relay.commands.dkim import (
+    default_files,
+    new_key_document,
+    new_key_lines,
+    unreadable_for_service,
+    write_key,
+)
+from relay.phrases import shown
+from relay.settings.tree import Settings
+from relay.settings.values import parse_domain, parse_selector
+from relay.signing.keys import SigningKey
+from relay.signing.private_keys import RSA_BITS, RSA_BITS_ADVISED, new_key
+
+_NAME_OCTETS_MAX = 253  # RFC 1035 2.3.4, as text
+
+
+class _DomainType(click.ParamType[str]):
+    name = "DOMAIN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_domain(value)
+        except ValueError as error:
+            self.fail(f"found {shown(value)}, expected {error}", param, ctx)
+
+
+class _SelectorType(click.ParamType[str]):
+    name = "SELECTOR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_selector(value)
+        except ValueError as error:
+            self.fail(f"found {shown(value)}, expected {error}", param, ctx)
+
+
+@click.group()
+@group_options
+def dkim(_given: CommandContext) -> None:
+    """Make keys that sign mail (DKIM), and show those in use."""
+
+
+@dkim.command()
+@click.argument("domain", type=_DomainType(), metavar="DOMAIN")
+@click.argument("selector", type=_SelectorType(), metavar="SELECTOR")
+@click.option("--type", "kind", type=click.Choice(["rsa", "ed25519"]), default="rsa")
+@click.option(
+    "--bits", type=click.IntRange(*RSA_BITS), help="The size of an RSA key. [default: 2048]"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The new file. [default: dkim/SELECTOR.pem beside relay.toml]",
+)
+@common_options
+def keygen(
+    context: CommandContext,
+    domain: str,
+    selector: str,
+    *,
+    kind: Literal["rsa", "ed25519"],
+    bits: int | None,
+    out: Path | None,
+) -> None:
+    """Make a key, and print its DNS record and the lines for relay.toml.
+
+    The file is new and for the user of the service alone. relay.toml stays as it is.
+    """
+    if bits is not None and kind != "rsa":
+        raise click.UsageError("--bits is for --type rsa: an ed25519 key has 256 bits")
+    name = f"{selector}._domainkey.{domain}"
+    if len(name) > _NAME_OCTETS_MAX:
+        text = f"found {len(name)} octets, expected at most {_NAME_OCTETS_MAX}"
+        raise click.UsageError(f"{shown(name)}: {text}")
+    config, settings = context.found_config_file(), context.settings()
+    _check_selector(domain, selector, settings)
+    private = new_key(kind, bits=bits or RSA_BITS_ADVISED)
+    files = (out,) if out else default_files(config.parent, domain, selector)
+    try:
+        file = write_key(private, files, settings)
+    except FileExistsError:
+        text = f"{printable(str(files[-1]))} exists already; --out names another file"
+        raise CommandError(ExitCode.DATA, f"relay dkim keygen: {text}") from None
+    key = SigningKey(domain, selector, private, file)
+    context.show(new_key_document(key, config), lambda: new_key_lines(key, config))
+    flush()
+    if kind == "rsa" and private.bits < RSA_BITS_ADVISED:
+        text = f"{private.bits} bits: receivers may not accept an RSA key below {RSA_BITS_ADVISED}"
+        click.echo(f"warning: {text}", err=True)
+    if text := unreadable_for_service(file, settings):
+        click.echo(f"warning: {printable(text)}: chown it", err=True)
+
+
+def _check_selector(domain: str, selector: str, settings: Settings) -> None:
+    """Refuse the selector of a key that is there: a new record would replace that of the key."""
+    for one in settings.dkim:
+        if (one.domain, one.selector) == (domain, selector) and one.key.exists():
+            text = f"{domain} has the selector {selector} already ({printable(str(one.key))})"
+            raise CommandError(ExitCode.DATA, f"relay dkim keygen: {text}; expected a new one")

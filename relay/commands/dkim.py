@@ -1,0 +1,128 @@
+"""`relay dkim`: make a key that signs mail, and say what is published for the keys in use."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from relay.files import fsync_path, write_all
+from relay.settings.tree import Settings
+from relay.signing.keys import PrivateKey, SigningKey
+from relay.signing.private_keys import write_pem
+from relay.signing.record import key_record, txt_strings, zone_line
+
+_Owner = tuple[int, int]  # user and group
+
+
+def default_files(base: Path, domain: str, selector: str) -> tuple[Path, Path]:
+    """Return where a new key is written, and where if that file exists; `base` has relay.toml."""
+    folder = base / "dkim"
+    return folder / f"{selector}.pem", folder / f"{domain}-{selector}.pem"
+
+
+def write_key(private: PrivateKey, files: Sequence[Path], settings: Settings) -> Path:
+    """Write a private key durably into the first of `files` that does not exist, and return it.
+
+    Root gives it, and a directory that it makes, to the owner of state_dir. Raises FileExistsError
+    if all exist, OSError.
+    """
+    owner = _owner_of_state(settings) if not os.geteuid() else None
+    octets = write_pem(private)
+    _make_folder(files[0].parent, owner)
+    for file in files[:-1]:
+        with suppress(FileExistsError):
+            _create(file, octets, owner)
+            return file
+    _create(files[-1], octets, owner)
+    return files[-1]
+
+
+def _owner_of_state(settings: Settings) -> _Owner | None:
+    try:
+        found = settings.state_dir.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_uid, found.st_gid
+
+
+def _make_folder(folder: Path, owner: _Owner | None) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    if owner is not None:
+        os.chown(folder, *owner)
+    fsync_path(folder.parent)
+
+
+def _create(file: Path, octets: bytes, owner: _Owner | None) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(descriptor, octets)
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        fsync_path(file.parent)
+    except BaseException:
+        file.unlink()
+        raise
+
+
+def unreadable_for_service(file: Path, settings: Settings) -> str:
+    """Return why the service cannot read a new key, or ""."""
+    user = file.stat().st_uid
+    service = _owner_of_state(settings)
+    if service is None and not user:
+        reason = f"{settings.state_dir}, whose owner would get it, does not exist yet"
+        return f"{file} belongs to root: {reason}"
+    if service is None or service[0] == user:
+        return ""
+    return f"{file} belongs to the user {user}, the service is the user {service[0]}"
+
+
+def key_document(key: SigningKey) -> dict[str, Any]:
+    """Return what `relay dkim` says of a key."""
+    return {
+        "domain": key.domain,
+        "selector": key.selector,
+        "algorithm": key.private.algorithm,
+        "bits": key.private.bits,
+        "file": str(key.file.absolute()),
+        "name": key.name,
+        "record": key_record(key.private),
+    }
+
+
+def new_key_document(key: SigningKey, config: Path) -> dict[str, Any]:
+    """Return the same of a new key, with the strings of its record and the lines for `config`."""
+    document = key_document(key)
+    strings = [one.decode() for one in txt_strings(document["record"])]
+    return {**document, "strings": strings, "config": _entry(key, config)}
+
+
+def new_key_lines(key: SigningKey, config: Path) -> list[str]:
+    """Return what to publish, and what to add to the configuration."""
+    return [
+        f"{key.file}: {key.private.algorithm}, {key.private.bits} bits",
+        "",
+        "Publish in the DNS:",
+        zone_line(key.name, key_record(key.private)),
+        "",
+        f"Add to {config}:",
+        *_entry(key, config).splitlines(),
+    ]
+
+
+def _entry(key: SigningKey, config: Path) -> str:
+    """Return the [[dkim]] table of a key; paths in `config` are relative to its directory."""
+    file, base = key.file.absolute(), config.absolute().parent
+    path = file.relative_to(base) if file.is_relative_to(base) else file
+    values = {"domain": key.domain, "selector": key.selector, "key": str(path)}
+    lines = [f"{name} = {tomlkit.item(value).as_string()}\n" for name, value in values.items()]
+    return "".join(["[[dkim]]\n", *lines])
