@@ -8,7 +8,7 @@ extended. Failures are NoAnswer with the reason, and are not cached. See RFC 103
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import dns.asyncbackend
 import dns.asyncresolver
@@ -16,14 +16,16 @@ import dns.exception
 import dns.message
 import dns.name
 import dns.nameserver
+import dns.rdata
 import dns.rdatatype
 import dns.resolver
+from dns.rdtypes.ANY.TXT import TXT
 
 from relay.clock import Clock
 from relay.routing.mx_hosts import Answer, NoAnswer, NoName, NoRecords, Records
 from relay.settings.tree import Address
 
-# A name in lower case without the final dot, and "MX", "A", "AAAA" or "HOST".
+# A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
 DnsQuestion = tuple[str, str]
 
 QUERIES_MAX = 256  # in progress at once; others wait
@@ -162,7 +164,10 @@ def _result(task: asyncio.Task[Answer]) -> Answer:
     return NoAnswer("the relay is shutting down") if task.cancelled() else task.result()
 
 
-def _text(record: object, kind: str) -> str:
+def _text(record: dns.rdata.Rdata, kind: str) -> str:
+    if kind == "TXT":  # its strings without anything between them (RFC 7208 3.3, RFC 6376 3.6.2.2)
+        assert isinstance(record, TXT)
+        return b"".join(record.strings).decode("utf-8", "surrogateescape")
     text = str(record)
     return text.lower().rstrip(".") if kind == "MX" else text
 
@@ -189,6 +194,24 @@ def _why(error: dns.resolver.NoNameservers) -> str:
     server, _, port, reason, _ = attempts[-1]
     host = str(server).removeprefix("Do53:").partition("@")[0]  # dnspython's notation
     return f"name server {host} port {port} answered {reason}"
+
+
+async def look_up(
+    nameservers: Sequence[Address], questions: Iterable[DnsQuestion], *, timeout_s: float
+) -> Mapping[DnsQuestion, Answer]:
+    """Return the answers for a command: all queries run in parallel, so that silent name servers
+    cost one time-out. Without `nameservers`, the system's are used.
+
+    The text of a TXT record is its strings joined; octets that are not UTF-8 are surrogates.
+    """
+    servers, slots = StubResolver(nameservers, timeout_s=timeout_s), asyncio.Semaphore(QUERIES_MAX)
+
+    async def answer(question: DnsQuestion) -> Answer:
+        async with slots:
+            return (await servers.ask(question))[0]
+
+    asked = tuple(dict.fromkeys(questions))
+    return dict(zip(asked, await asyncio.gather(*map(answer, asked)), strict=True))
 
 
 async def name_servers_answer(nameservers: Sequence[Address], *, timeout_s: float) -> str:

@@ -3,8 +3,9 @@
 import asyncio
 
 from relay.routing import dns_client
-from relay.routing.dns_client import DnsCache, StubResolver
-from relay.routing.mx_hosts import NoAnswer, Records
+from relay.routing.dns_client import DnsCache, StubResolver, look_up
+from relay.routing.mx_hosts import NoAnswer, NoName, NoRecords, Records
+from tests.support.dns_server import DnsThread
 from tests.support.manual_clock import ManualClock
 
 
@@ -65,3 +66,45 @@ def test_the_systems_name_servers_are_those_of_its_file(tmp_path):
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\nsearch example.test\n")
     servers = StubResolver((), timeout_s=1.0, resolv_conf=str(tmp_path / "resolv.conf"))
     assert servers._resolver.nameservers == ["192.0.2.53"]
+
+
+async def test_a_command_looks_up_several_records_at_once():
+    zone = {
+        "a.test": {"TXT": ['"v=spf1 " "-all"'], "MX": ["10 MX.A.test."]},
+        "_25._tcp.a.test": {"TLSA": ["3 1 1 " + "ab" * 32]},
+        "alias.test": {"CNAME": ["a.test."]},
+        "octets.test": {"TXT": ['"\\195\\169\\255"']},
+        "broken.test": "SERVFAIL",
+    }
+    questions = [("a.test", "TXT"), ("a.test", "MX"), ("_25._tcp.a.test", "TLSA")]
+    questions += [
+        ("octets.test", "TXT"),
+        ("alias.test", "TXT"),
+        ("none.test", "TXT"),
+        ("a.test", "A"),
+        ("a.test", "TXT"),
+    ]
+    with DnsThread(zone) as dns:
+        found = await look_up([dns.address], [*questions, ("broken.test", "TXT")], timeout_s=5)
+        assert dns.asked("a.test", "TXT") == 1
+    texts = Records(("v=spf1 -all",))
+    assert list(found) == [*questions[:-1], ("broken.test", "TXT")]
+    assert list(found.values())[:-1] == [
+        texts, Records(("10 mx.a.test",)), Records(("3 1 1 " + "ab" * 32,)),
+        Records(("\u00e9\udcff",)), texts, NoName(),
+        NoRecords(),
+    ]  # fmt: skip
+    assert "SERVFAIL" in found["broken.test", "TXT"].text
+
+
+async def test_a_command_asks_all_questions_before_the_first_answer():
+    names = [f"{number}.test" for number in range(20)]
+    with DnsThread(dict.fromkeys(names, "TIMEOUT")) as dns:
+        questions = [(name, "TXT") for name in names]
+        asking = asyncio.create_task(look_up([dns.address], questions, timeout_s=60))
+        await asyncio.gather(*(dns.until_asked(*one) for one in questions))
+        asking.cancel()
+        await asyncio.wait([asking])
+    with DnsThread(dict.fromkeys(names, "TIMEOUT")) as dns:
+        found = await look_up([dns.address], questions, timeout_s=0.1)
+    assert {type(one) for one in found.values()} == {NoAnswer}
