@@ -1,6 +1,10 @@
 """The canonical forms of fields and bodies: RFC 6376 3.4, with its example (3.4.5)."""
 
 import hashlib
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.message.header import Header
 from relay.signing.canonical import SimpleBodyHash, relaxed_body, relaxed_field
@@ -25,3 +29,8 @@ def test_the_simple_body_of_the_example() -> None:
         simple.update(BODY[:cut])
         simple.update(BODY[cut:])
         assert simple.digest() == expected, cut
+
+
+@given(st.text(" \ta", max_size=200).map(str.encode))
+def test_a_run_of_white_space_is_one_space(value: bytes) -> None:
+    assert relaxed_field(b"x", value) == b"x:" + re.sub(rb"[ \t]+", b" ", value)
