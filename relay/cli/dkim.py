@@ -4,6 +4,7 @@ Exits 65 for a file that exists already, a selector in use, and a domain without
 command needs a running relay, and neither changes relay.toml.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,19 +13,24 @@ import click
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, group_options
 from relay.cli.output import flush, printable
+from relay.clock import SystemClock
 from relay.commands.dkim import (
     default_files,
     new_key_document,
     new_key_lines,
+    shown_keys,
+    shown_lines,
     unreadable_for_service,
     write_key,
 )
 from relay.phrases import shown
 from relay.settings.tree import Settings
 from relay.settings.values import parse_domain, parse_selector
+from relay.signing.key_files import load_keys
 from relay.signing.keys import SigningKey
 from relay.signing.private_keys import RSA_BITS, RSA_BITS_ADVISED, new_key
 
+_NO_KEYS = "there is no [[dkim]]: mail is not signed"
 _NAME_OCTETS_MAX = 253  # RFC 1035 2.3.4, as text
 
 
@@ -111,3 +117,27 @@ def _check_selector(domain: str, selector: str, settings: Settings) -> None:
         if (one.domain, one.selector) == (domain, selector) and one.key.exists():
             text = f"{domain} has the selector {selector} already ({printable(str(one.key))})"
             raise CommandError(ExitCode.DATA, f"relay dkim keygen: {text}; expected a new one")
+
+
+@dkim.command("show")
+@click.argument("domain", type=_DomainType(), metavar="[DOMAIN]", required=False)
+@common_options
+def show_keys(context: CommandContext, domain: str | None) -> None:
+    """Show the keys of relay.toml, and whether the DNS has their records.
+
+    With DOMAIN, those that sign mail from it. Asks no running relay.
+    """
+    config, settings = context.found_config_file(), context.settings()
+    ring = load_keys(settings.dkim, config)
+    keys = ring.keys
+    if domain:
+        keys = ring.of_domain(ring.domain_for(domain))
+        if not keys:
+            there = f"expected {', '.join(ring.domains)}" if ring else "there is no [[dkim]]"
+            text = f"no key signs mail from {domain}: {there}"
+            raise CommandError(ExitCode.DATA, f"relay dkim show: {text}")
+    shown = asyncio.run(shown_keys(keys, settings))
+    context.show(
+        [one.document() for one in shown],
+        lambda: shown_lines(shown, now_us=SystemClock().time_us()) if shown else [_NO_KEYS],
+    )

@@ -3,17 +3,28 @@
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import tomlkit
+from msgspec import Struct
 
 from relay.files import fsync_path, write_all
+from relay.routing.dns_client import look_up
+from relay.routing.mx_hosts import Answer, NoAnswer, Records
 from relay.settings.tree import Settings
 from relay.signing.keys import PrivateKey, SigningKey
 from relay.signing.private_keys import write_pem
-from relay.signing.record import key_record, txt_strings, zone_line
+from relay.signing.record import (
+    RecordVerdict,
+    compare_record,
+    key_record,
+    txt_strings,
+    zone_line,
+)
 
+DNS_TIMEOUT_S = 3.0
 _Owner = tuple[int, int]  # user and group
 
 
@@ -126,3 +137,69 @@ def _entry(key: SigningKey, config: Path) -> str:
     values = {"domain": key.domain, "selector": key.selector, "key": str(path)}
     lines = [f"{name} = {tomlkit.item(value).as_string()}\n" for name, value in values.items()]
     return "".join(["[[dkim]]\n", *lines])
+
+
+class Published(StrEnum):
+    """Whether the DNS has the record of a key."""
+
+    YES = "yes"
+    NO = "no"
+    DIFFERS = "differs"
+    UNKNOWN = "unknown"
+
+
+class ShownKey(Struct, frozen=True):
+    """A key, whether its record is published, and why it is not right or not known."""
+
+    key: SigningKey
+    published: Published
+    reasons: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON of `relay dkim show`."""
+        document = {**key_document(self.key), "until": self.key.last_day or None}
+        return {**document, "published": self.published, "reasons": self.reasons}
+
+
+async def shown_keys(keys: Sequence[SigningKey], settings: Settings) -> list[ShownKey]:
+    """Ask the DNS for the records of all keys, in parallel."""
+    questions = [(key.name, "TXT") for key in keys]
+    timeout_s = min(DNS_TIMEOUT_S, settings.dns.timeout)
+    answers = await look_up(settings.dns.nameservers, questions, timeout_s=timeout_s)
+    return [_shown(key, answers[key.name, "TXT"]) for key in keys]
+
+
+def _shown(key: SigningKey, answer: Answer) -> ShownKey:
+    if isinstance(answer, NoAnswer):
+        return ShownKey(key, Published.UNKNOWN, (answer.text,))
+    texts = answer.values if isinstance(answer, Records) else ()
+    compared = compare_record(texts, key.private)
+    published = {
+        RecordVerdict.OK: Published.YES,
+        RecordVerdict.MISSING: Published.NO,
+        RecordVerdict.WRONG: Published.DIFFERS,
+    }[compared.verdict]
+    return ShownKey(key, published, tuple(map(str, compared.faults)))
+
+
+def shown_lines(shown: Sequence[ShownKey], *, now_us: int) -> list[str]:
+    """Return the keys as a table, with the file and the record of each."""
+    head = ("DOMAIN", "SELECTOR", "ALGORITHM", "BITS", "UNTIL", "PUBLISHED")
+    rows = [head, *(_cells(one, now_us) for one in shown)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+        if number:
+            one = shown[number - 1]
+            record = zone_line(one.key.name, key_record(one.key.private))
+            lines += [f"    {text}" for text in (*one.reasons, str(one.key.file), record)]
+    return lines
+
+
+def _cells(one: ShownKey, now_us: int) -> tuple[str, ...]:
+    key = one.key
+    until = (key.last_day or "-") + ("" if key.is_usable(now_us) else " (ended)")
+    private = key.private
+    return key.domain, key.selector, private.algorithm, str(private.bits), until, one.published

@@ -81,6 +81,7 @@ def files_of_root(relay: RelayProcess) -> list[str]:
         ("export alice@example.test COPIED", NO_PERMISSION),
         ("policy check", OK),
         ("dkim keygen example.test s1", OK),
+        ("dkim show", OK),
         ("reset", UNAVAILABLE),
         ("clock show", UNAVAILABLE),
         ("serve", CONFIGURATION),

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from relay.cli.root import cli
 from relay.settings.reader import load
 from relay.signing.key_files import load_keys, read_key
 from relay.signing.record import compare_record
+from tests.support.dns_server import DnsThread
+from tests.support.long_tests import long
 
 CONFIG = """\
 hostname = "relay.example.test"
@@ -262,3 +265,142 @@ def test_a_key_of_root_without_a_service_is_a_warning(files: Files) -> None:
     (files.folder / "state").rmdir()
     done = files("keygen", "corp.test", "s1")
     assert (done.exit_code, "s1.pem belongs to root: " in done.stderr) == (0, True)
+
+
+@pytest.fixture
+def dns() -> Iterator[DnsThread]:
+    with DnsThread() as server:
+        yield server
+
+
+class Keys:
+    """Two keys of corp.test, one of sub.corp.test, and a name server."""
+
+    def __init__(self, files: Files, dns: DnsThread) -> None:
+        self._files = files
+        self._dns = dns
+        pairs = [("corp.test", "s1", "rsa"), ("corp.test", "s2", "ed25519")]
+        pairs.append(("sub.corp.test", "s3", "ed25519"))
+        self.made = [
+            files.shown("keygen", domain, selector, "--type", kind)
+            for domain, selector, kind in pairs
+        ]
+        self.configure(f'nameservers = ["{dns.address}"]')
+
+    def configure(self, of_dns: str, until: str = "") -> None:
+        entries = "".join(one["config"] for one in self.made)
+        ends = f'until = "{until}"\n' if until else ""
+        self._files.config.write_text(f"{CONFIG}[dns]\n{of_dns}\n{entries}{ends}")
+
+    def publish(self, number: int, *strings: str) -> None:
+        """Publish these strings, or the record, of a key."""
+        one = self.made[number]
+        text = " ".join(f'"{part}"' for part in strings or one["strings"])
+        self._dns.zone[one["name"]] = {"TXT": [text]}
+
+
+@pytest.fixture
+def keys(files: Files, dns: DnsThread) -> Keys:
+    return Keys(files, dns)
+
+
+def test_show_says_what_the_dns_has(files: Files, dns: DnsThread, keys: Keys) -> None:
+    keys.publish(0)
+    keys.publish(1, keys.made[2]["record"])
+    dns.zone["s3._domainkey.sub.corp.test"] = "SERVFAIL"
+    shown = files.shown("show")
+    names = ("domain", "selector", "algorithm", "bits", "file", "name", "record")
+    assert [{name: one[name] for name in names} for one in shown] == [
+        {name: one[name] for name in names} for one in keys.made
+    ]
+    assert [(one["published"], one["until"]) for one in shown] == [
+        ("yes", None),
+        ("differs", None),
+        ("unknown", None),
+    ]
+    assert shown[0]["reasons"] == []
+    assert shown[1]["reasons"] == ["found p= of another key, expected p= of this key"]
+    assert "answered SERVFAIL" in shown[2]["reasons"][0]
+
+
+def test_a_record_that_is_not_there_is_not_published(
+    files: Files, dns: DnsThread, keys: Keys
+) -> None:
+    dns.zone[keys.made[0]["name"]] = {"A": ["192.0.2.1"]}
+    dns.zone[keys.made[1]["name"]] = {"TXT": ['"v=spf1 -all"']}
+    assert [one["published"] for one in files.shown("show")] == ["no"] * 3
+
+
+def test_silent_name_servers_cost_one_time_out(files: Files, dns: DnsThread, keys: Keys) -> None:
+    dns.zone |= {one["name"]: "TIMEOUT" for one in keys.made}
+    keys.configure(f'nameservers = ["{dns.address}"]\ntimeout = "1s"')
+    begin_s = time.monotonic()
+    shown = files.shown("show")
+    assert time.monotonic() - begin_s < 2.5  # one after the other: 3 s
+    assert {one["published"] for one in shown} == {"unknown"}
+    assert shown[0]["reasons"] == ["no answer within 1 s"]
+
+
+@long
+def test_name_servers_that_are_silent_are_asked_for_three_seconds(
+    files: Files, dns: DnsThread, keys: Keys
+) -> None:
+    dns.zone |= {one["name"]: "TIMEOUT" for one in keys.made}
+    assert files.shown("show", "sub.corp.test")[0]["reasons"] == ["no answer within 3 s"]
+
+
+def test_the_table_has_the_record_and_the_reason(files: Files, dns: DnsThread, keys: Keys) -> None:
+    keys.publish(0)
+    keys.publish(1, "v=DKIM1; k=ed25519; p=")
+    keys.configure(f'nameservers = ["{dns.address}"]', until="2026-01-31")
+    [one, two, three] = keys.made
+    lines = files("show").stdout.splitlines()
+    assert lines == [
+        "DOMAIN         SELECTOR  ALGORITHM       BITS  UNTIL               PUBLISHED",
+        "corp.test      s1        rsa-sha256      2048  -                   yes",
+        f"    {one['file']}",
+        f'    {one["name"]}. IN TXT "{one["strings"][0]}" "{one["strings"][1]}"',
+        "corp.test      s2        ed25519-sha256  256   -                   differs",
+        "    found p= without a key, which revokes it, expected p= of this key",
+        f"    {two['file']}",
+        f'    {two["name"]}. IN TXT "{two["record"]}"',
+        "sub.corp.test  s3        ed25519-sha256  256   2026-01-31 (ended)  no",
+        f"    {three['file']}",
+        f'    {three["name"]}. IN TXT "{three["record"]}"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("domain", "selectors"),
+    [
+        ("Corp.test", ["s1", "s2"]),
+        ("sub.corp.test", ["s3"]),
+        ("below.sub.corp.test", ["s3"]),
+        ("other.corp.test", ["s1", "s2"]),
+    ],
+)
+def test_show_has_the_keys_that_sign_for_a_domain(
+    files: Files, keys: Keys, domain: str, selectors: list[str]
+) -> None:
+    assert [one["selector"] for one in files.shown("show", domain)] == selectors
+
+
+def test_a_domain_without_keys_is_data(files: Files, keys: Keys) -> None:
+    code, text = files.fails("show", "notcorp.test")
+    expected = "no key signs mail from notcorp.test: expected corp.test, sub.corp.test"
+    assert (code, expected in text) == (DATA, True), text
+    code, _ = files.fails("show", "no domain")
+    assert code == USAGE
+
+
+def test_without_keys_show_says_so(files: Files) -> None:
+    assert files.shown("show") == []
+    assert files("show").stdout == "there is no [[dkim]]: mail is not signed\n"
+    code, text = files.fails("show", "corp.test")
+    assert (code, "there is no [[dkim]]" in text) == (DATA, True)
+
+
+def test_a_key_that_cannot_be_read_has_file_and_line(files: Files, keys: Keys) -> None:
+    Path(keys.made[1]["file"]).unlink()
+    code, text = files.fails("show")
+    assert (code, f"{files.config}:14: dkim[1].key" in text) == (CONFIGURATION, True), text
