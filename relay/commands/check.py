@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -26,7 +26,7 @@ from relay.app.srs_key import srs_in
 from relay.app.state_dir import is_running, owner_of, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
-from relay.commands.check_keys import key_warnings
+from relay.commands.check_keys import key_warnings, record_warnings
 from relay.files import open_to_others
 from relay.phrases import counted
 from relay.policy.rule_files import PolicyError, load_rules, slow_patterns
@@ -44,6 +44,7 @@ from relay.settings.reader import load, secret_files
 from relay.settings.tree import Address, CertificateFiles, Settings
 from relay.settings.validation import hidden_routes, host_of, is_loopback, next_hops_by_name
 from relay.signing.key_files import load_keys
+from relay.signing.keys import KeyRing
 from relay.smtp.tls import certificate_matches, certificate_names
 from relay.sockets import LACKING_ADDRESS, has_address
 from relay.spool.types import SpoolDamagedError, SpoolError
@@ -303,7 +304,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _routes(settings, place)
     yield from _policies(settings, clock)
     yield from _reports(settings)
-    yield from _signing_keys(settings, place, clock)
+    ring = yield from _signing_keys(settings, place, clock)
     unusable = unusable_state(settings)
     root = settings.mailboxes.root
     yield _folder("state_dir", settings.state_dir, unusable)
@@ -313,7 +314,7 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _srs_key(settings)
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
-    yield asyncio.run(_dns(settings))
+    yield from asyncio.run(_dns(settings, ring, place, now_us=clock.time_us()))
 
 
 def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
@@ -529,19 +530,22 @@ def _reports(settings: Settings) -> Iterator[CheckFinding]:
     yield CheckFinding("reports", CheckResult.OK, f"{len(texts.templates)} files in {folder}")
 
 
-def _signing_keys(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
-    """Check the keys of [[dkim]], if there are any."""
+def _signing_keys(
+    settings: Settings, place: Document, clock: Clock
+) -> Generator[CheckFinding, None, KeyRing]:
+    """Check the keys of [[dkim]], if there are any; return those that can be used."""
     if not settings.dkim:
-        return
+        return KeyRing()
     try:
         ring = load_keys(settings.dkim, place.file)
     except SettingsError as error:
         yield from _faults("dkim", error)
-        return
+        return KeyRing()
     for warning in key_warnings(ring, place, now_us=clock.time_us()):
         yield _warning("dkim", warning)
     text = f"{counted(len(ring.keys), 'key')} for {counted(len(ring.domains), 'domain')}"
     yield CheckFinding("dkim", CheckResult.OK, text)
+    return ring
 
 
 def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
@@ -573,12 +577,20 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     yield CheckFinding("spool", CheckResult.OK, f"{stored}{made}")
 
 
-async def _dns(settings: Settings) -> CheckFinding:
-    servers = ", ".join(map(str, settings.dns.nameservers)) or "the system's name servers"
-    fault = await name_servers_answer(settings.dns.nameservers, timeout_s=_DNS_TIMEOUT_S)
+async def _dns(
+    settings: Settings, ring: KeyRing, place: Document, *, now_us: int
+) -> list[CheckFinding]:
+    """Ask the name servers, for the records of the keys as well, in the time of one question."""
+    nameservers = settings.dns.nameservers
+    servers = ", ".join(map(str, nameservers)) or "the system's name servers"
+    fault, warnings = await asyncio.gather(
+        name_servers_answer(nameservers, timeout_s=_DNS_TIMEOUT_S),
+        record_warnings(ring, place, nameservers, now_us=now_us, timeout_s=_DNS_TIMEOUT_S),
+    )
     if fault:
-        return CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")
-    return CheckFinding("dns", CheckResult.OK, servers)
+        return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]
+    found = CheckFinding("dns", CheckResult.OK, servers)
+    return [found, *(_warning("dkim", one) for one in warnings)]
 
 
 _DNS_TIMEOUT_S = 3.0

@@ -210,8 +210,17 @@ async def look_up(
         async with slots:
             return (await servers.ask(question))[0]
 
-    asked = tuple(dict.fromkeys(questions))
-    return dict(zip(asked, await asyncio.gather(*map(answer, asked)), strict=True))
+    tasks = {each: asyncio.create_task(answer(each)) for each in dict.fromkeys(questions)}
+    if not tasks:
+        return {}
+    try:
+        await asyncio.wait(tasks.values(), timeout=timeout_s)  # real time: name servers
+    finally:
+        for task in tasks.values():
+            task.cancel()
+    await asyncio.wait(tasks.values())
+    late = NoAnswer(f"no answer within {timeout_s:g} s")  # also of those that waited for a slot
+    return {each: late if task.cancelled() else task.result() for each, task in tasks.items()}
 
 
 async def name_servers_answer(nameservers: Sequence[Address], *, timeout_s: float) -> str:

@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -15,8 +16,10 @@ from relay.app.state_dir import OwnerLock
 from relay.clock import SystemClock
 from relay.commands import check
 from relay.commands.check import CheckResult, check_file
-from relay.signing.private_keys import new_key, write_pem
+from relay.signing.private_keys import new_key, read_pem, write_pem
+from relay.signing.record import key_record, txt_strings
 from relay.spool.sqlite.database import open_database
+from tests.support.dns_server import DnsThread
 from tests.support.tls import authority
 
 __all__ = ["authority"]
@@ -715,3 +718,88 @@ def test_a_domain_whose_last_key_ends_is_a_warning(files, lasts, number, then):
     found = f"found {untils[number]}, after which no key of example.test signs"
     assert what == "dkim"
     assert text.endswith(f": dkim[{number}].until: {found}: its mail {then}goes out unsigned")
+
+
+@pytest.fixture
+def asked(files, monkeypatch):
+    """Check a configuration with keys s1 and s2 by a real name server; what it warns of, from the key on."""
+    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 10.0)
+    entries = key_of(files, "s1") + key_of(files, "s2", "rsa")
+    folder = files.folder / "dkim"
+    privates = {one: read_pem((folder / f"{one}.pem").read_bytes()) for one in ("s1", "s2")}
+
+    def found(zone, *, until=""):
+        with DnsThread(zone) as dns:
+            config = CONFIG.replace("127.0.0.1:1", str(dns.address)) + entries
+            findings = files(relay=f'{config}until = "{until}"\n' if until else config)
+            found.queries = dns.queries
+        assert [one.verdict for one in findings if one.what == "dns"] == [CheckResult.OK]
+        warnings = of(findings, CheckResult.WARNING)
+        assert {what for what, _ in warnings} <= {"dkim"}
+        return [text.partition(": ")[2] for _, text in warnings]
+
+    found.records = {
+        f"{one}._domainkey.example.test": {
+            "TXT": [" ".join(f'"{part.decode()}"' for part in txt_strings(key_record(private)))]
+        }
+        for one, private in privates.items()
+    }
+    return found
+
+
+S1, S2 = "s1._domainkey.example.test", "s2._domainkey.example.test"
+NO_RECORD = "found no record, expected that of the key: no receiver can verify its signatures"
+
+
+def test_records_of_signing_keys_are_compared_with_the_dns(asked):
+    assert asked(asked.records) == []
+    assert [asked.queries[one, "TXT"] for one in (S1, S2)] == [1, 1]
+    assert asked({}) == [
+        f"dkim[0].selector: {S1}: {NO_RECORD}", f"dkim[1].selector: {S2}: {NO_RECORD}",
+    ]  # fmt: skip
+    assert asked(asked.records | {S1: {"A": ["192.0.2.1"]}, "x": "NXDOMAIN"}) == [
+        f"dkim[0].selector: {S1}: {NO_RECORD}"
+    ]
+    assert asked(asked.records | {S2: asked.records[S1]}) == [
+        f"dkim[1].selector: {S2}: found k=ed25519, expected k=rsa",
+        f"dkim[1].selector: {S2}: found p= of another key, expected p= of this key",
+    ]
+
+
+def test_the_record_of_a_key_that_has_ended_is_not_asked_for(asked):
+    assert asked({S1: asked.records[S1]}, until=day(-1)) == []
+    assert asked.queries[S2, "TXT"] == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("SERVFAIL", "answered SERVFAIL"), ("REFUSED", "answered REFUSED")],
+)
+def test_a_record_that_cannot_be_asked_for_is_a_warning_that_says_why(asked, word, reason):
+    [text] = asked(asked.records | {S1: word})
+    assert text.startswith(f"dkim[0].selector: {S1}: the record cannot be compared: name server")
+    assert text.endswith(reason)
+
+
+def test_a_name_server_that_is_silent_about_one_key_delays_only_this_check(asked, monkeypatch):
+    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 1.0)
+    expected = "the record cannot be compared: no answer within 1 s"
+    assert asked(asked.records | {S1: "TIMEOUT"}) == [f"dkim[0].selector: {S1}: {expected}"]
+
+
+def test_a_silent_name_server_delays_the_check_by_one_time_out_whatever_the_number_of_keys(
+    files, monkeypatch
+):
+    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 2.0)
+    entry = key_of(files, "s1")
+    entries = [entry.replace("example.test", f"d{at}.test") for at in range(600)]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        config = CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        findings = files(relay=config + "".join(entries))
+        took_s = time.monotonic() - began
+    [(what, text)] = of(findings, CheckResult.FAILED)
+    assert (what, "no answer within 2 s" in text) == ("dns", True)
+    assert of(findings, CheckResult.WARNING) == []
+    assert 2.0 <= took_s < 5.5  # 256 questions at once, one round after the other, take 6
