@@ -21,6 +21,7 @@ _VERBS = {
     "sendmail": "Send a message as sendmail(8) does.",
     "wait": "Wait until a message reaches a state.",
     "trace": "Show a message's journey through the seven steps.",
+    "dns": "Compare the DNS records of a domain with what to publish.",
     "explain": "Say where mail for an address goes, and why.",
     "show": "Show a message's content, captured mail too.",
     "reset": "Delete everything that the development relay has stored.",
