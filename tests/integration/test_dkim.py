@@ -1,0 +1,427 @@
+"""Mail that Relay signs, as a receiver reads it: from each way in, of each fork, and the reports; and what is not signed."""
+
+import base64
+import email.policy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email import message_from_bytes
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import relay_starts
+from tests.support.dkim import DkimKeys, foreign, named_keys, routing_of, signatures
+from tests.support.relay_config import account
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remote_mx import RemoteMx
+from tests.support.remotes import Remotes, received
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+STRANGER = "127.0.0.9"
+LATER = "451 4.3.2 come again"
+FORGED = b"From: Alice <alice@example.test>\r\nSubject: hello\r\n\r\nHello.\r\n"
+RULES = """
+[[rule]]
+name = "tag"
+when = { recipient = "*tagged*" }
+then = [ { subject_prefix = "[OUT]" } ]
+
+[[rule]]
+name = "disclaimer"
+when = { recipient = "*disclaimed*" }
+then = [ { disclaimer = { text = "Nur für Sie" } } ]
+
+[[rule]]
+name = "partner"
+when = { recipient = "*as-partner*" }
+then = [ { set_header = { name = "From", value = "alice@partner.test" } } ]
+
+[[rule]]
+name = "nobody"
+when = { recipient = "*as-nobody*" }
+then = [ { set_header = { name = "From", value = "alice@nokey.test" } } ]
+
+[[rule]]
+name = "hold"
+when = { recipient = "*held*" }
+then = [ { hold = "somebody reads it" } ]
+notice = "Your message waits."
+
+[[rule]]
+name = "redirect"
+when = { recipient = "dave@example.test" }
+then = [ { redirect = "dave@a.test" } ]
+
+[[rule]]
+name = "bcc"
+when = { recipient = "carol@example.test" }
+then = [ { bcc = "archive@a.test" } ]
+"""
+ALIASES = """
+[[alias]]
+address = "office@example.test"
+to = ["office@a.test"]
+
+[[alias]]
+address = "team@example.test"
+to = ["team@a.test"]
+"""
+
+
+@dataclass(frozen=True)
+class Signing:
+    """A relay that signs, the host that gets its mail, and the keys of the records that it reads."""
+
+    relay: RelayProcess
+    remote: RemoteMx
+    keys: DkimKeys
+
+    @property
+    def ours(self) -> list[tuple[str, str]]:
+        return self.keys.of_domain("example.test")
+
+    def valid(self, address: str, signers: list[tuple[str, str]] | None = None) -> bytes:
+        """Wait for the mail of an address; our signatures stand above all other fields, and hold."""
+        octets = received(self.remote, address).content
+        expected = self.ours if signers is None else signers
+        assert self.keys.verified(octets)[: len(expected)] == expected
+        if expected:
+            assert octets.startswith(b"DKIM-Signature: v=1; a=")
+        return octets
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> DkimKeys:
+    both = {("example.test", "rsa"): "rsa", ("example.test", "ed"): "ed25519"}
+    return DkimKeys.made(tmp_path_factory.mktemp("dkim"), both | {("partner.test", "p"): "ed25519"})
+
+
+@pytest.fixture(scope="module")
+def signing(keys: DkimKeys) -> Iterator[Signing]:
+    with Remotes() as remotes:
+        replies = {
+            "nobody@a.test": "550 5.1.1 No such user",
+            "late@a.test": LATER,
+            "never@a.test": LATER,
+        }
+        remote = remotes.start("a.test", rcpt=replies)
+        # delay reports of entries that wait; nothing else waits for so long
+        delivery = {"retry": [0.2], "delay_warning_after": "1s"}
+        people = [account("erin", forward_to=["erin@a.test"])]
+        relay = remotes.relay(
+            config=keys.config | {"delivery": delivery}, policies={"rules.toml": RULES},
+            accounts=people,
+        )  # fmt: skip
+        with (relay.folder / "accounts.toml").open("a") as file:
+            file.write(ALIASES)
+        with relay:
+            yield Signing(relay, remote, keys)
+
+
+def letter(to: str, subject: str = "hello", sender: str = ALICE) -> bytes:
+    return f"From: {sender}\r\nTo: {to}\r\nSubject: {subject}\r\n\r\nHello,\t world. \r\n".encode()
+
+
+# -- each way in
+
+
+def with_a_login(relay: RelayProcess, to: str) -> str:
+    with relay.smtp(source=STRANGER) as session:
+        session.login(ALICE, "alice")
+        session.sendmail(ALICE, [to], letter(to))
+    return ALICE
+
+
+def from_a_trusted_network(relay: RelayProcess, to: str) -> str:
+    return relay.submit(ALICE, [to], letter(to))
+
+
+def as_json(relay: RelayProcess, to: str) -> str:
+    return relay.send_mail(to=[to], body={"contentType": "html", "content": "<p>Grüße</p>"})
+
+
+def as_mime(relay: RelayProcess, to: str) -> str:
+    sent = {"Content-Type": "text/plain"}
+    answer = relay.graph("POST", "/me/sendMail", base64.b64encode(letter(to)), headers=sent)
+    assert answer.status == 202, answer.body
+    return str(answer.headers["x-relay-message-id"])
+
+
+def as_a_reply(relay: RelayProcess, to: str) -> str:
+    relay.until_final(relay.submit("carol@example.test", [ALICE], letter(ALICE, f"of {to}")))
+    [first] = [one for one in relay.messages("inbox") if one["subject"] == f"of {to}"]
+    draft = relay.graph("POST", f"/me/messages/{first['id']}/createReply").json()
+    people = [{"emailAddress": {"address": to}}]
+    path = f"/me/messages/{draft['id']}"
+    assert relay.graph("PATCH", path, {"toRecipients": people}).status == 200
+    assert relay.graph("POST", f"{path}/send").status == 202
+    return str(draft["id"])
+
+
+def by_sendmail(relay: RelayProcess, to: str) -> str:
+    place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
+    done = relay_starts.run(
+        [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", to], cwd=relay.folder,
+        env=relay_starts.environment(relay.folder) | place, stdin=letter(to).decode(),
+        timeout_s=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return to
+
+
+WAYS = (with_a_login, from_a_trusted_network, as_json, as_mime, as_a_reply, by_sendmail)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_mail_of_each_way_in_verifies(
+    signing: Signing, way: Callable[[RelayProcess, str], str]
+) -> None:
+    to = f"{way.__name__}@a.test"
+    key = way(signing.relay, to)
+    octets = signing.valid(to)
+    assert signatures(octets) == 2
+    assert named_keys(signing.relay.journey(key)) == signing.ours
+    algorithms = [one["algorithm"] for one in routing_of(signing.relay.journey(key))["dkim"]]
+    assert algorithms == ["rsa-sha256", "ed25519-sha256"]
+    if way is as_json:
+        assert "signed for example.test (rsa, ed)" in signing.relay.cli("trace", key).stdout
+        assert named_keys(signing.relay.cli_json("trace", key)) == signing.ours
+
+
+@pytest.mark.parametrize("way", ["smtp", "graph"])
+def test_two_megabytes_have_a_simple_body(signing: Signing, way: str) -> None:
+    to = f"large-{way}@a.test"
+    message = EmailMessage(policy=email.policy.SMTP)
+    message["From"], message["To"] = ALICE, to
+    message.set_content("Hello.  \r\n\r\n\r\n")
+    message.add_attachment(bytes(range(256)) * 8192, maintype="application", subtype="x-test")
+    if way == "smtp":
+        signing.relay.submit(ALICE, [to], message)
+    else:
+        sent = base64.b64encode(bytes(message))
+        headers = {"Content-Type": "text/plain"}
+        assert signing.relay.graph("POST", "/me/sendMail", sent, headers=headers).status == 202
+    octets = signing.valid(to)
+    assert len(octets) > 2 << 20
+    assert octets[: octets.index(b"\r\nReceived:")].count(b"c=relaxed/simple;") == 2
+
+
+def test_arriving_signatures_hold_beside_ours(signing: Signing, tmp_path: Path) -> None:
+    theirs = DkimKeys.made(tmp_path, {("list.test", f"s{n}"): "rsa" for n in range(3)})
+    content = letter("arriving@a.test")
+    for key in theirs.ring.keys:
+        content = foreign(content, key)
+    signing.relay.submit(ALICE, ["arriving@a.test"], content)
+    octets = received(signing.remote, "arriving@a.test").content
+    both = DkimKeys(type(theirs.ring)([*signing.keys.ring.keys, *theirs.ring.keys]))
+    assert both.verified(octets) == [*signing.ours, *reversed(theirs.of_domain("list.test"))]
+
+
+# -- rules
+
+
+def test_each_fork_is_signed_and_equal_contents_share_their_signatures(signing: Signing) -> None:
+    names = ("plain", "plain2", "tagged", "tagged2", "disclaimed", "tagged-disclaimed")
+    addresses = [f"{name}.fork@a.test" for name in names]
+    before = signing.relay.metric("relay_dkim_signatures_total", result="signed")
+    key = signing.relay.submit(ALICE, addresses, letter(", ".join(addresses)))
+    plain, plain2, tagged, tagged2, disclaimed, both = map(signing.valid, addresses)
+    assert (plain, tagged) == (plain2, tagged2)
+    assert b"Subject: hello" in plain
+    assert b"Subject: [OUT] hello" in tagged
+    assert b"Subject: hello" in disclaimed
+    assert (b"[OUT]" in both, signatures(both)) == (True, 2)
+    fields = [one[: one.index(b"Received:")] for one in (plain, tagged, disclaimed, both)]
+    assert len(set(fields)) == 4
+    # the forks of a change of the header have the same body
+    bodies = [one.partition(b"bh=")[2].partition(b";")[0] for one in fields]
+    assert bodies[0] == bodies[1] != bodies[2] == bodies[3]
+    made = signing.relay.metric("relay_dkim_signatures_total", result="signed") - before
+    assert made == 4 * 2
+    assert named_keys(signing.relay.journey(key)) == signing.ours
+
+
+def test_the_author_that_a_rule_writes_decides_who_signs(signing: Signing) -> None:
+    partner = signing.relay.submit(ALICE, ["as-partner@a.test"], letter("as-partner@a.test"))
+    signing.valid("as-partner@a.test", [("partner.test", "p")])
+    assert named_keys(signing.relay.journey(partner)) == [("partner.test", "p")]
+    nobody = signing.relay.submit(ALICE, ["as-nobody@a.test"], letter("as-nobody@a.test"))
+    assert signatures(signing.valid("as-nobody@a.test", [])) == 0
+    found = routing_of(signing.relay.until_final(nobody))
+    assert found["unsigned"] == "no signing key for nokey.test"
+    assert "dkim" not in found
+
+
+def test_a_login_uses_its_own_addresses_only(signing: Signing) -> None:
+    with signing.relay.smtp(source=STRANGER) as session:
+        session.login(BOB, "bob")
+        session.ehlo()
+        assert session.mail(BOB)[0] == session.rcpt("refused@a.test")[0] == 250
+        code, text = session.data(letter("refused@a.test"))
+    assert (code, text[:5]) == (553, b"5.7.1"), text
+    assert signing.remote.received("refused@a.test") == []
+
+
+def test_a_held_copy_verifies_after_its_release(signing: Signing) -> None:
+    key = signing.relay.submit(ALICE, ["held@a.test"], letter("held@a.test", "waits"))
+    signing.relay.until_state(key, "held")
+    assert named_keys(signing.relay.journey(key)) == signing.ours
+    signing.relay.cli("queue", "release", key)
+    signing.valid("held@a.test")
+
+
+# -- reports
+
+
+def report_of(signing: Signing, address: str) -> bytes:
+    """The signed report that an address of the remote host gets; From is the relay's own."""
+    octets = signing.valid(address)
+    assert b"MAILER-DAEMON@relay.example.test" in octets
+    assert signatures(octets) == 2
+    return octets
+
+
+def reported(signing: Signing, sender: str, to: str, **more: Any) -> str:
+    """Submit mail whose reports go to a sender at the remote host; return its queue id."""
+    return signing.relay.submit(sender, [to], letter(to, sender=sender), **more)
+
+
+def test_a_report_on_a_failure_verifies(signing: Signing) -> None:
+    reported(signing, "failure@a.test", "nobody@a.test")
+    assert b"Action: failed" in report_of(signing, "failure@a.test")
+
+
+def test_a_report_on_a_delay_verifies(signing: Signing) -> None:
+    key = reported(signing, "delay@a.test", "late@a.test")
+    assert b"Action: delayed" in report_of(signing, "delay@a.test")
+    signing.relay.cli("queue", "cancel", key)
+
+
+def test_a_report_on_a_delivery_verifies(signing: Signing) -> None:
+    reported(signing, "success@a.test", BOB, rcpt_options=["NOTIFY=SUCCESS"])
+    assert b"Action: delivered" in report_of(signing, "success@a.test")
+
+
+def test_the_notice_of_a_hold_verifies(signing: Signing) -> None:
+    reported(signing, "notice@a.test", "held.notice@a.test")
+    octets = report_of(signing, "notice@a.test")
+    assert b"Subject: Held: hello" in octets
+
+
+def test_a_read_receipt_verifies(signing: Signing) -> None:
+    asks = b"Disposition-Notification-To: asker@a.test\r\nMessage-ID: <asks@a.test>\r\n"
+    content = asks + letter(BOB, "read this", "asker@a.test")
+    signing.relay.until_final(signing.relay.submit("asker@a.test", [BOB], content))
+    [one] = [
+        one for one in signing.relay.messages("inbox", token="bob") if one["subject"] == "read this"
+    ]
+    answer = signing.relay.graph(
+        "PATCH", f"/me/messages/{one['id']}", {"isRead": True}, token="bob",
+        headers={"Prefer": "relay.read-receipt=send"},
+    )  # fmt: skip
+    assert answer.status == 200, answer.body
+    octets = signing.valid("asker@a.test")
+    receipt = message_from_bytes(octets, policy=email.policy.default)
+    assert receipt["from"].addresses[0].addr_spec == BOB
+    assert receipt["content-type"].params["report-type"] == "disposition-notification"
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_the_report_of_a_cancel_verifies(signing: Signing, is_running: bool) -> None:
+    sender = f"cancel{is_running}@a.test".lower()
+    key = reported(signing, sender, f"held.{sender}")
+    report_of(signing, sender)  # the notice
+    relay = signing.relay
+    if not is_running:
+        relay.stop()
+    done = relay.cli("queue", "cancel", key, "--bounce", "--text", "not today")
+    assert done.returncode == 0, done.stderr
+    if not is_running:
+        relay.start()
+    until("the report", lambda: len(signing.remote.received(sender)) == 2)
+    octets = signing.remote.received(sender)[1].content
+    assert b"not today" in octets
+    assert signing.keys.verified(octets) == signing.ours
+
+
+def test_the_report_of_pickup_in_the_inbox_verifies(signing: Signing) -> None:
+    looping = b"Received: from a by b; Fri, 20 Nov 2026 09:00:00 +0000\r\n" * 101
+    sent = base64.b64encode(looping + letter("looping@a.test", "looping"))
+    answer = signing.relay.graph(
+        "POST", "/me/sendMail", sent, headers={"Content-Type": "text/plain"}, token="alice"
+    )
+    assert answer.status == 202, answer.body
+
+    def report() -> list[bytes]:
+        files = [one.read_bytes() for one in signing.relay.home("alice").glob("[nc]*/*")]
+        return [one for one in files if b"Undeliverable: looping" in one]
+
+    [octets] = until("the report", report)
+    first = [line.partition(b":")[0] for line in octets.splitlines()[:3]]
+    assert first == [b"Return-Path", b"X-Relay-Id", b"DKIM-Signature"]
+    assert signing.keys.verified(octets) == signing.ours
+
+
+def test_own_mail_that_an_alias_sends_on_is_signed(signing: Signing) -> None:
+    key = signing.relay.submit(ALICE, ["team@example.test"], letter("team@example.test"))
+    octets = received(signing.remote, "team@a.test").content
+    named, _, signed = octets.partition(b"\r\n")
+    assert (named, signed[:15]) == (b"Delivered-To: team@example.test", b"DKIM-Signature:")
+    assert signing.keys.verified(octets) == signing.ours == named_keys(signing.relay.journey(key))
+
+
+# -- what is not signed
+
+
+@pytest.mark.parametrize(
+    ("named", "leads_to"),
+    [
+        ("office@example.test", "office@a.test"),  # an alias
+        ("erin@example.test", "erin@a.test"),  # forward_to of an account
+        ("dave@example.test", "dave@a.test"),  # a redirect of a rule
+        ("carol@example.test", "archive@a.test"),  # a bcc of a rule
+    ],
+    ids=["alias", "forward_to", "redirect", "bcc"],
+)
+def test_mail_of_strangers_is_not_signed(signing: Signing, named: str, leads_to: str) -> None:
+    """Its author is one of our own domain, as it says."""
+    key = signing.relay.submit("eve@other.test", [named], FORGED, source=STRANGER)
+    octets = received(signing.remote, leads_to).content
+    assert signatures(octets) == 0
+    assert octets.endswith(FORGED)
+    found = routing_of(signing.relay.journey(key))
+    assert found["unsigned"] == "the client is not trusted"
+    assert "dkim" not in found
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ("From: a@example.test\r\nFrom: b@example.test", "the message has 2 From fields"),
+        ("From: a@example.test, b@example.test", "From has 2 addresses"),
+        ("From: us: a@example.test;", "From has a group"),
+        ("X-From: nobody", "the message has no From field"),
+    ],
+    ids=["two-fields", "two-addresses", "group", "none"],
+)  # fmt: skip
+def test_mail_without_a_sole_author_is_not_signed(
+    signing: Signing, fields: str, reason: str
+) -> None:
+    to = f"author-{abs(hash(reason))}@a.test"
+    key = signing.relay.submit(ALICE, [to], f"{fields}\r\nSubject: x\r\n\r\nx\r\n".encode())
+    assert signatures(received(signing.remote, to).content) == 0
+    assert routing_of(signing.relay.journey(key))["unsigned"] == reason
+
+
+def test_a_dead_letter_is_signed_no_second_time(signing: Signing) -> None:
+    """The report to a sender that does not exist is filed as it was signed."""
+    signing.relay.until_final(reported(signing, "nobody@a.test", "nobody@a.test"))
+
+    def letters() -> list[bytes]:
+        files = (signing.relay.folder / "state/dead-letter").glob("[nc]*/*")
+        return [one.read_bytes() for one in files]
+
+    [octets] = until("a dead letter", letters)
+    assert signing.keys.verified(octets) == signing.ours
