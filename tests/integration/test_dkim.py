@@ -58,6 +58,11 @@ then = [ { redirect = "dave@a.test" } ]
 name = "bcc"
 when = { recipient = "carol@example.test" }
 then = [ { bcc = "archive@a.test" } ]
+
+[[rule]]
+name = "lost"
+when = { recipient = "frank@example.test" }
+then = [ { bcc = "nobody@a.test" } ]
 """
 ALIASES = """
 [[alias]]
@@ -109,7 +114,7 @@ def signing(keys: DkimKeys) -> Iterator[Signing]:
         remote = remotes.start("a.test", rcpt=replies)
         # delay reports of entries that wait; nothing else waits for so long
         delivery = {"retry": [0.2], "delay_warning_after": "1s"}
-        people = [account("erin", forward_to=["erin@a.test"])]
+        people = [account("erin", forward_to=["erin@a.test"]), account("frank")]
         relay = remotes.relay(
             config=keys.config | {"delivery": delivery}, policies={"rules.toml": RULES},
             accounts=people,
@@ -415,13 +420,17 @@ def test_mail_without_a_sole_author_is_not_signed(
     assert routing_of(signing.relay.journey(key))["unsigned"] == reason
 
 
-def test_a_dead_letter_is_signed_no_second_time(signing: Signing) -> None:
-    """The report to a sender that does not exist is filed as it was signed."""
+def test_dead_letters_are_filed_as_they_are(signing: Signing) -> None:
+    """A report to a sender that does not exist, and a stranger's message to whom a rule added."""
+
+    def letters(wanted: bytes) -> list[bytes]:
+        folder = signing.relay.folder / "state/dead-letter"
+        files = [one.read_bytes() for one in folder.glob("[nc]*/*")]
+        return [one for one in files if wanted in one]
+
     signing.relay.until_final(reported(signing, "nobody@a.test", "nobody@a.test"))
-
-    def letters() -> list[bytes]:
-        files = (signing.relay.folder / "state/dead-letter").glob("[nc]*/*")
-        return [one.read_bytes() for one in files]
-
-    [octets] = until("a dead letter", letters)
-    assert signing.keys.verified(octets) == signing.ours
+    [report] = until("the report", lambda: letters(b"multipart/report"))
+    assert signing.keys.verified(report) == signing.ours
+    signing.relay.submit("eve@other.test", ["frank@example.test"], FORGED, source=STRANGER)
+    [letter] = until("the stranger's", lambda: letters(FORGED))
+    assert signatures(letter) == 0
