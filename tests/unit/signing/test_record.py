@@ -97,7 +97,11 @@ def test_what_the_rfc_allows_is_ok(text: str) -> None:
         (f"v= dkim1; p={P_RSA}", "found v=dkim1, expected v=DKIM1 first"),
         ("v=DKIM1; k=rsa", "found no p=, expected p= of this key"),
         (f"v=DKIM1; p={P_RSA[:-16]}", "found p= without its last 16 letters"),
-        (f"v=DKIM1; p={P_RSA[:41]}", f"found p= without its last {len(P_RSA) - 41} letters"),
+        pytest.param(
+            f"v=DKIM1; p={P_RSA[:41]}",
+            f"found p= without its last {len(P_RSA) - 41} letters",
+            id="the first letters",
+        ),
         (f"v=DKIM1; p=*{P_RSA[1:]}", "found p= that is no base64"),
         (f'"v=DKIM1; p={P_RSA}"', 'found ""v=DKIM1", expected tags'),
         (f"v=DKIM1;; p={P_RSA}", 'found "", expected tags'),
