@@ -27,8 +27,8 @@ from relay.phrases import shown
 from relay.settings.tree import Settings
 from relay.settings.values import parse_domain, parse_selector
 from relay.signing.key_files import load_keys
-from relay.signing.keys import SigningKey
-from relay.signing.private_keys import RSA_BITS, RSA_BITS_ADVISED, new_key
+from relay.signing.keys import RSA_BITS_ADVISED, SigningKey
+from relay.signing.private_keys import RSA_BITS, new_key
 
 _NO_KEYS = "there is no [[dkim]]: mail is not signed"
 _NAME_OCTETS_MAX = 253  # RFC 1035 2.3.4, as text

@@ -6,19 +6,17 @@ from relay.routing.dns_client import look_up
 from relay.routing.mx_hosts import Answer, NoAnswer, Records
 from relay.settings.document import Document, Fault
 from relay.settings.tree import Address
-from relay.signing.keys import KeyRing, SigningKey
+from relay.signing.keys import RSA_BITS_ADVISED, KeyRing, SigningKey
 from relay.signing.record import RecordVerdict, compare_record
-
-_RSA_BITS_ADVISED = 2048  # RFC 8301 3.2
 
 
 def key_warnings(ring: KeyRing, place: Document, *, now_us: int) -> Iterator[Fault]:
     """Yield what is not as it should be; `ring` has the keys of `place` in their order."""
     ending = ring.ending(now_us)
     for number, key in enumerate(ring.keys):
-        if key.private.kind == "rsa" and key.private.bits < _RSA_BITS_ADVISED:
+        if key.private.kind == "rsa" and key.private.bits < RSA_BITS_ADVISED:
             found = f"{key.file}: found an RSA key of {key.private.bits} bits"
-            text = f"{found}, expected {_RSA_BITS_ADVISED} or more: receivers may not accept it"
+            text = f"{found}, expected {RSA_BITS_ADVISED} or more: receivers may not accept it"
             yield place.fault(("dkim", number, "key"), text)
         if key in ending:
             does = "goes out unsigned" if not key.is_usable(now_us) else "then goes out unsigned"

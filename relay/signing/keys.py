@@ -14,6 +14,7 @@ from typing import Protocol
 from msgspec import Struct
 
 DAY_US = 86_400_000_000
+RSA_BITS_ADVISED = 2048  # RFC 8301 3.2
 SOON_US = 14 * DAY_US  # before its end, a key needs a successor
 _EPOCH = date(1970, 1, 1)
 

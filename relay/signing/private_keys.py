@@ -21,10 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from msgspec import Struct
 
-from relay.signing.keys import PrivateKey
+from relay.signing.keys import RSA_BITS_ADVISED, PrivateKey
 
 RSA_BITS = (1024, 4096)  # the least and the most; receivers need not verify others (RFC 8301 3.2)
-RSA_BITS_ADVISED = 2048
 EXPECTED = (
     f"an RSA key of {RSA_BITS[0]} to {RSA_BITS[1]} bits or an Ed25519 key, as PEM without a "
     "passphrase"

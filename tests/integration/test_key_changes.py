@@ -164,6 +164,21 @@ def test_a_start_with_a_bad_key_file_exits_with_78_and_names_it(remotes, tmp_pat
         relay.close()
 
 
+def test_a_command_without_a_relay_names_a_bad_key_file_and_changes_nothing(remotes, tmp_path):
+    """A cancel may owe a report, which the key signs."""
+    [key] = keys_in(tmp_path, "s1").config["dkim"]
+    with relay_with(remotes, {"dkim": [key]}) as relay:
+        remotes.dns.zone["silent.test"] = "SERVFAIL"
+        queue_id = relay.submit(SENDER, ["x@silent.test"])
+        relay.until_state(queue_id, "deferred")
+        relay.stop()
+        Path(key["key"]).write_text("")
+        done = relay.cli("queue", "cancel", queue_id)
+        assert (done.returncode, done.stderr[: len(key["key"])]) == (78, key["key"])
+        assert "found no key, expected an RSA key" in done.stderr
+        assert len(relay.cli_json("queue", "list")) == 1
+
+
 @pytest.mark.parametrize("way", ["renamed", "truncated and written"])
 def test_a_key_file_that_is_replaced_during_a_reload_gives_the_old_or_the_new_key(
     remotes, recipients, tmp_path, way
