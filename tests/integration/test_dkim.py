@@ -2,6 +2,7 @@
 
 import base64
 import email.policy
+import smtplib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email import message_from_bytes
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from relay.testing import Relay
 from tests.support import relay_starts
 from tests.support.dkim import DkimKeys, foreign, named_keys, routing_of, signatures
 from tests.support.relay_config import account
@@ -434,3 +436,18 @@ def test_dead_letters_are_filed_as_they_are(signing: Signing) -> None:
     signing.relay.submit("eve@other.test", ["frank@example.test"], FORGED, source=STRANGER)
     [letter] = until("the stranger's", lambda: letters(FORGED))
     assert signatures(letter) == 0
+
+
+# -- relay dev
+
+
+def test_a_development_relay_signs_for_any_sender(keys: DkimKeys) -> None:
+    """A login may send from any address there."""
+    with Relay(config=keys.config) as relay:
+        for sender, signers in ((ALICE, keys.of_domain("example.test")), ("x@nokey.test", [])):
+            with smtplib.SMTP(*relay.smtp) as session:
+                session.login("shop", "any")
+                session.sendmail(sender, [BOB], letter(BOB, "hello", sender))
+            message = relay.mailbox(BOB).wait_for(subject="hello")
+            assert keys.verified(message.source) == signers == named_keys(message.journey)
+            relay.reset()

@@ -1,12 +1,15 @@
 """Large messages by SMTP and from pickup: received without loading them into memory."""
 
+import base64
 import hashlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.integration.test_large_out import GROWTH_BYTES_MAX, most_memory_bytes
+from tests.support.dkim import DkimKeys
 from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -24,7 +27,7 @@ when = { direction = "outbound", size_over = "50 MB" }
 then = [ { subject_prefix = "[LARGE]" } ]
 """
 HEADER = (
-    b"Subject: large\r\nMessage-ID: <large@example.test>\r\n"
+    b"From: alice@example.test\r\nSubject: large\r\nMessage-ID: <large@example.test>\r\n"
     b"Content-Type: multipart/mixed; boundary=q\r\n\r\n"
 )
 LINES = b"x" * 70 + b"\r\n..\r\n" + b"x" * 70 + b"\r\n"
@@ -83,10 +86,12 @@ def from_pickup(relay: RelayProcess) -> socket.socket:
 
 @pytest.mark.parametrize("connect", sampled([from_outside, from_pickup]))
 def test_a_large_message_is_received_without_loading_it_into_memory(
-    remotes: Remotes, connect
+    remotes: Remotes, connect, tmp_path: Path
 ) -> None:
+    """Signing it reads it once more."""
     remote = remotes.start("a.test")
-    with remotes.relay(policies={"10-rules.toml": RULES}) as relay:
+    keys = DkimKeys.made(tmp_path, {("example.test", "rsa"): "rsa"})
+    with remotes.relay(config=keys.config, policies={"10-rules.toml": RULES}) as relay:
         relay.until_final(relay.submit("alice@example.test", ["bob@example.test", "x@a.test"]))
         idle_bytes = most_memory_bytes(relay)
         files = relay.folder / "state/spool.sqlite-content"
@@ -97,6 +102,8 @@ def test_a_large_message_is_received_without_loading_it_into_memory(
         header, _, body = came.partition(b"\r\n\r\n")
         assert hashlib.sha256(body).hexdigest() == hash_of(b"--q--\r\n")
         assert b"Subject: [LARGE] large\r\n" in header
+        signed = base64.b64encode(bytes.fromhex(hash_of(b"--q--\r\n")))
+        assert b"bh=" + signed in header  # the simple body hash (RFC 6376 3.4.3)
         assert relay.subjects("bob") == ["hello", "large"]
         refused = upload(connect(relay), ["bob@example.test"], PROGRAM)
         assert refused.startswith("550 5.7.1 " if connect is from_outside else "250 ")
