@@ -20,7 +20,7 @@ def load_keys(entries: Sequence[DkimKey], config: Path | None = None) -> KeyRing
     those of `config`.
 
     A file that several entries name is read once. The size of relay.toml limits the number of
-    entries, to 23,000 and 190 MB of keys in memory.
+    entries, to 23,000 with 200 MB of keys.
     """
     found: dict[Path, PrivateKey | str] = {}
     for file in dict.fromkeys([entry.key for entry in entries]):
