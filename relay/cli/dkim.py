@@ -23,6 +23,7 @@ from relay.commands.dkim import (
     unreadable_for_service,
     write_key,
 )
+from relay.message.address import to_ascii_domain
 from relay.phrases import shown
 from relay.settings.tree import Settings
 from relay.settings.values import parse_domain, parse_selector
@@ -39,7 +40,7 @@ class _DomainType(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return parse_domain(value)
+            return parse_domain(to_ascii_domain(value))
         except ValueError as error:
             self.fail(f"found {shown(value)}, expected {error}", param, ctx)
 
