@@ -59,6 +59,7 @@ from relay.spool.types import (
     PriorityLevel,
     ReportWriter,
     Spool,
+    SpoolError,
     SpoolFullError,
     SpoolUnavailableError,
 )
@@ -136,6 +137,22 @@ class Acceptance:
         self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
     ) -> DataReply:
         """Return the reply to the final dot; if it has a queue id, the message is durable."""
+        reply = await self._reply(envelope, paths, content, origin=origin)
+        if reply.queue_id or not origin.pickup:
+            return reply
+        # Pickup repeats a submission of which it lost the 250. That mail is accepted already: no
+        # rule, limit or error may refuse it now, or pickup would report it as failed in the end.
+        try:
+            known = await self.spool.accepted_as(envelope.envid)
+        except SpoolError as error:
+            _log.warning("spool unavailable", error=error)
+            return reply
+        return _accepted(known) if known else reply
+
+    async def _reply(
+        self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
+    ) -> DataReply:
+        """Return the reply to the final dot, whatever happens."""
         try:
             return await self._accept(envelope, paths, content, origin=origin)
         except SpoolFullError:
@@ -455,8 +472,7 @@ class Acceptance:
             for recipient in message.final_recipients:
                 self.metrics.recipients_by(recipient.state).inc()
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
-        # RFC 5321 4.1.1.4: Relay is responsible now
-        return DataReply(f"250 2.0.0 Ok: queued as {accepted.queue_id}", accepted.queue_id)
+        return _accepted(accepted.queue_id)
 
     def _with_priorities(self, message: NewMessage) -> NewMessage:
         """Return the message, with the priority level of entries where it differs."""
@@ -511,6 +527,11 @@ def _is_quick(content: Content) -> bool:
     """Return whether the header is short enough to be read on the event loop."""
     known = memory_part(content)
     return len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]
+
+
+def _accepted(queue_id: str) -> DataReply:
+    """Return the reply by which Relay becomes responsible (RFC 5321 4.1.1.4)."""
+    return DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
 
 
 def _deferral(deferral: Deferral) -> DataReply:

@@ -483,6 +483,10 @@ class Spool(Protocol):
         """
         ...
 
+    async def accepted_as(self, submission_key: str) -> str:
+        """Return the queue id of the message that was accepted with this key, "" for none."""
+        ...
+
     async def settle(
         self, settlement: Settlement, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:

@@ -46,6 +46,8 @@ async def test_the_same_submission_key_is_the_same_message(spool, make) -> None:
     assert again.queue_id == first.queue_id
     assert again.claims == ()
     assert len(await spool.queue_admin.list(Selector(all=True), limit=10)) == 1
+    assert await spool.accepted_as("draft.1") == first.queue_id
+    assert await spool.accepted_as("draft.2") == await spool.accepted_as("") == ""
 
 
 async def test_settling_every_recipient_ends_the_entry_and_its_content(spool, make) -> None:

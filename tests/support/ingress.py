@@ -101,6 +101,11 @@ class MemorySpool:
         self.reports.extend(reports)
         return Accepted(message.facts.id)
 
+    async def accepted_as(self, submission_key: str) -> str:
+        if self.fault:
+            raise self.fault
+        return self.keys.get(submission_key, "")
+
 
 class FakeAccounts:
     """alice (with the alias al), bob; full, whose mailbox is full, and small, whose has 100 octets

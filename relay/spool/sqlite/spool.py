@@ -306,6 +306,10 @@ class SqliteSpool:
                 self._metrics.accepted_by(one.facts.source).inc()
         return accepted
 
+    async def accepted_as(self, submission_key: str) -> str:
+        """Spool.accepted_as."""
+        return await self._delivery.run(lambda c: transactions.accepted_as(c, submission_key))
+
     async def settle(
         self, settlement: Settlement, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:

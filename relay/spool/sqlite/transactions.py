@@ -148,12 +148,8 @@ def accept(
         sql = _MARK_RECEIPT if receipt.is_kept else _END_RECEIPT
         batch.cursor.execute(sql, receipt.key)
     first = messages[0]
-    if submission_key:
-        known = fetch_one(
-            batch.cursor, "SELECT message_id FROM submission WHERE key = ?", (submission_key,)
-        )
-        if known is not None:
-            return Accepted(known[0], repeated=True)
+    if submission_key and (known := accepted_as(batch.cursor, submission_key)):
+        return Accepted(known, repeated=True)
     if not has_room(batch, first):
         return None
     if submission_key:
@@ -168,6 +164,13 @@ def accept(
         append_events(batch.cursor, receipt.key[0], (receipt.event,))
     until_us = min((_end_us(*one, captured) for one in _parked(messages, captured)), default=None)
     return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
+
+
+def accepted_as(cursor: apsw.Cursor, submission_key: str) -> str:
+    """Return the queue id of the message that was accepted with this key, "" for none."""
+    sql = "SELECT message_id FROM submission WHERE key = ?"
+    known = fetch_one(cursor, sql, (submission_key,))
+    return str(known[0]) if known else ""
 
 
 def renew_submission_keys(

@@ -22,7 +22,7 @@ from relay.mime import headers
 from relay.policy.engine import RuleSet
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_files import read_rules
-from relay.spool.types import Claim, PriorityLevel
+from relay.spool.types import Claim, PriorityLevel, SpoolUnavailableError
 from tests.support.contents import as_large
 from tests.support.ingress import Relay
 
@@ -211,6 +211,19 @@ async def test_rejected_recipients_of_a_submission_by_pickup_bounce():
     assert report.entries[0].recipients[0].path.address == "alice@example.test"
     assert b"x@b.test" in report.contents[0]
     assert relay.metrics.recipients.labels(outcome="failed")._value.get() == 2
+
+
+async def test_a_repeated_submission_is_accepted_whatever_the_rules_say_now():
+    relay, one = Relay(rules=Rules()), envelope("x@b.test", envid="d.1")
+    first = await accept(relay, one, PICKUP)
+    relay.rules = Rules(fault=RuntimeError("broken"))
+    assert await accept(relay, one, PICKUP) == first
+    assert (await accept(relay, one)).queue_id == ""  # a client may choose any ENVID
+    other = envelope("x@b.test", envid="d.2")
+    assert (await accept(relay, other, PICKUP)).reply.startswith("451 4.7.1 ")
+    relay.spool.fault = SpoolUnavailableError("broken")
+    assert (await accept(relay, one, PICKUP)).reply.startswith("451 4.7.1 ")
+    assert len(relay.spool.accepted) == 1
 
 
 async def test_an_event_lists_100_addresses_and_counts_the_others():

@@ -5,9 +5,10 @@ import asyncio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from relay.ingress import rate_limits
-from relay.ingress.data import Origin
+from relay.ingress.data import DataReply, Origin
 from relay.ingress.rate_limits import RateLimits, Reservation
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.verdict import RateCharge
@@ -196,4 +197,19 @@ async def test_only_accepted_recipients_count(rules):
     assert await reply("x@limited.test") == "250 2.0.0"
     assert await reply("x@limited.test") == "451 4.7.2"
     assert await reply("free@other.test") == "250 2.0.0"
+    acceptance.close()
+
+
+async def test_a_repeated_submission_is_accepted_beyond_the_limit(rules):
+    relay, pickup = Relay(rules=rules), structs.replace(TRUSTED, pickup=True)
+    acceptance = relay.acceptance()
+
+    async def reply(number: int) -> DataReply:
+        one = sent(*[f"{each}@limited.test" for each in range(6)], number=number)
+        return await acceptance.accept(*one, b"Subject: x\r\n\r\nx", origin=pickup)
+
+    first = await reply(1)
+    assert (await reply(2)).reply == "451 4.7.2 Ten in an hour"
+    assert await reply(1) == first  # of which pickup lost the 250
+    assert [message.facts.id for message in relay.spool.accepted] == [first.queue_id]
     acceptance.close()
