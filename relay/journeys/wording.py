@@ -66,11 +66,12 @@ def signature_words(detail: Mapping[str, Any]) -> str:
     selectors: dict[str, list[str]] = {}
     for one in detail.get("dkim", ()):
         selectors.setdefault(one["domain"], []).append(one["selector"])
-    if selectors:
-        signers = [f"{domain} ({', '.join(names)})" for domain, names in selectors.items()]
-        return f"signed for {', '.join(signers)}"
-    reason = detail.get("unsigned", NO_SIGNING_KEYS)
-    return "" if reason == NO_SIGNING_KEYS else f"not signed: {reason}"
+    reason = detail.get("unsigned", "")
+    if not selectors:
+        return "" if reason in ("", NO_SIGNING_KEYS) else f"not signed: {reason}"
+    signers = [f"{domain} ({', '.join(names)})" for domain, names in selectors.items()]
+    but = f"; a copy is not signed: {reason}" if reason else ""
+    return f"signed for {', '.join(signers)}{but}"
 
 
 def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:

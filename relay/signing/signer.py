@@ -37,22 +37,20 @@ class SigningError(Exception):
 
 
 class SignedContents(Struct, frozen=True):
-    """The contents of a message with their signatures, or without any and why."""
+    """The contents of a message with their signatures; `unsigned` says why one has none."""
 
     contents: tuple[ParsedContent, ...]
     keys: tuple[SigningKey, ...] = ()  # that signed
     unsigned: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return this for the event of step 5: `dkim` or `unsigned`."""
-        if not self.keys:
-            return {"unsigned": self.unsigned}
-        return {
-            "dkim": [
-                {"domain": key.domain, "selector": key.selector, "algorithm": key.private.algorithm}
-                for key in self.keys
-            ]
-        }
+        """Return this for the event of step 5: `dkim`, `unsigned`, or both if copies differ."""
+        used = [
+            {"domain": key.domain, "selector": key.selector, "algorithm": key.private.algorithm}
+            for key in self.keys
+        ]
+        found = {"dkim": used, "unsigned": self.unsigned}
+        return {name: value for name, value in found.items() if value}
 
 
 class Signer:
@@ -99,20 +97,22 @@ class Signer:
             if not plan.keys:
                 contents.append(content)
                 continue
+            fields, signer = [], plan.domain
             try:
                 body = id(content.rest)
                 if body not in hashes:
                     hashes[body] = body_hash(content)
-                fields = [
-                    self._field(plan, key, body=hashes[body], now_us=now_us) for key in plan.keys
-                ]
+                for key in plan.keys:
+                    signer = key.name
+                    fields.append(self._field(plan, key, body=hashes[body], now_us=now_us))
             except Exception as error:  # of a library, or of the disk with a large body
                 self._count(plan.domain, "failed")
-                text = f"{plan.domain}: {type(error).__name__}: {error}"
+                text = f"{signer}: {type(error).__name__}: {error}"
                 raise SigningError(text) from error
             contents.append(ParsedContent(content.header.prepend(b"".join(fields)), content.rest))
         used = {key.name: key for plan in plans for key in plan.keys}
-        return SignedContents(tuple(contents), tuple(used.values()), plans[0].unsigned)
+        unsigned = next((plan.unsigned for plan in plans if plan.unsigned), "")
+        return SignedContents(tuple(contents), tuple(used.values()), unsigned)
 
     def _field(self, plan: "_Plan", key: SigningKey, *, body: bytes, now_us: int) -> bytes:
         header, form = plan.content.header, body_form(plan.content)

@@ -259,6 +259,15 @@ def test_the_author_that_a_rule_writes_decides_who_signs(signing: Signing) -> No
     found = routing_of(signing.relay.until_final(nobody))
     assert found["unsigned"] == "no signing key for nokey.test"
     assert "dkim" not in found
+    addresses = ["plain.both@a.test", "as-nobody.both@a.test", "as-partner.both@a.test"]
+    both = signing.relay.submit(ALICE, addresses, letter(addresses[0]))
+    for address, signers in zip(
+        addresses, (signing.ours, [], [("partner.test", "p")]), strict=True
+    ):
+        signing.valid(address, signers)
+    found = routing_of(signing.relay.until_final(both))
+    assert found["unsigned"] == "no signing key for nokey.test"
+    assert named_keys(signing.relay.journey(both)) == [*signing.ours, ("partner.test", "p")]
 
 
 def test_a_login_uses_its_own_addresses_only(signing: Signing) -> None:

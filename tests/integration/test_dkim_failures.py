@@ -103,7 +103,9 @@ def test_an_smtp_client_gets_451_and_nothing_is_accepted(
         assert relay.metric("relay_messages_accepted_total") == accepted
         [line] = log_lines(relay, "signing failed")[lines:]
         assert line["level"] == "error"
-        assert line["error"] == "example.test: RuntimeError: the token does not answer"
+        assert (
+            line["error"] == "rsa._domainkey.example.test: RuntimeError: the token does not answer"
+        )
         assert failures(relay) == failed + 1
         failing.unlink()
         session.sendmail(ALICE, ["smtp@a.test"], letter("smtp@a.test"))
@@ -140,7 +142,7 @@ def test_a_report_leaves_unsigned(relay: RelayProcess, remote: RemoteMx, failing
     [report] = [one["detail"] for one in relay.until_final(key)["steps"] if one["step"] == 7]
     assert routing_of(relay.journey(report["report_id"]))["unsigned"] == "signing failed"
     [line] = log_lines(relay, "a report is not signed")[lines:]
-    assert line["error"] == "example.test: RuntimeError: the token does not answer"
+    assert line["error"] == "rsa._domainkey.example.test: RuntimeError: the token does not answer"
     assert failures(relay) == failed + 1
 
 

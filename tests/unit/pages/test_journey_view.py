@@ -264,6 +264,13 @@ def test_a_rule_that_was_skipped_did_not_match():
             {"unsigned": "the client is not trusted"},
             ["not signed: the client is not trusted"],
         ),
+        (
+            {
+                "dkim": [{"domain": "a.test", "selector": "s1", "algorithm": "rsa-sha256"}],
+                "unsigned": "no signing key for b.test",
+            },
+            ["signed for a.test (s1); a copy is not signed: no signing key for b.test"],
+        ),
         ({"unsigned": "no signing key is configured"}, []),
         ({}, []),  # of an older version
     ],
