@@ -5,6 +5,7 @@ command needs a running relay, and neither changes relay.toml.
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,24 +36,22 @@ _NO_KEYS = "there is no [[dkim]]: mail is not signed"
 _NAME_OCTETS_MAX = 253  # RFC 1035 2.3.4, as text
 
 
-class _DomainType(click.ParamType[str]):
-    name = "DOMAIN"
+class _Parsed(click.ParamType[str]):
+    """A text that `parse` returns in its normal form."""
+
+    def __init__(self, name: str, parse: Callable[[str], str]) -> None:
+        self.name = name
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return parse_domain(to_ascii_domain(value))
+            return self._parse(value)
         except ValueError as error:
             self.fail(f"found {shown(value)}, expected {error}", param, ctx)
 
 
-class _SelectorType(click.ParamType[str]):
-    name = "SELECTOR"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return parse_selector(value)
-        except ValueError as error:
-            self.fail(f"found {shown(value)}, expected {error}", param, ctx)
+_DOMAIN = _Parsed("DOMAIN", lambda text: parse_domain(to_ascii_domain(text.removesuffix("."))))
+_SELECTOR = _Parsed("SELECTOR", parse_selector)
 
 
 @click.group()
@@ -62,9 +61,15 @@ def dkim(_given: CommandContext) -> None:
 
 
 @dkim.command()
-@click.argument("domain", type=_DomainType(), metavar="DOMAIN")
-@click.argument("selector", type=_SelectorType(), metavar="SELECTOR")
-@click.option("--type", "kind", type=click.Choice(["rsa", "ed25519"]), default="rsa")
+@click.argument("domain", type=_DOMAIN, metavar="DOMAIN")
+@click.argument("selector", type=_SELECTOR, metavar="SELECTOR")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["rsa", "ed25519"]),
+    default="rsa",
+    help="The kind of key. [default: rsa]",
+)
 @click.option(
     "--bits", type=click.IntRange(*RSA_BITS), help="The size of an RSA key. [default: 2048]"
 )
@@ -94,9 +99,10 @@ def keygen(
         text = f"found {len(name)} octets, expected at most {_NAME_OCTETS_MAX}"
         raise click.UsageError(f"{shown(name)}: {text}")
     config, settings = context.found_config_file(), context.settings()
-    _check_selector(domain, selector, settings)
+    named = _named_file(domain, selector, settings)
     private = new_key(kind, bits=bits or RSA_BITS_ADVISED)
-    files = (out,) if out else default_files(config.parent, domain, selector)
+    file = out or named
+    files = (file,) if file else default_files(config.parent, domain, selector)
     try:
         file = write_key(private, files, settings)
     except FileExistsError:
@@ -112,16 +118,21 @@ def keygen(
         click.echo(f"warning: {printable(text)}: chown it", err=True)
 
 
-def _check_selector(domain: str, selector: str, settings: Settings) -> None:
-    """Refuse the selector of a key that is there: a new record would replace that of the key."""
+def _named_file(domain: str, selector: str, settings: Settings) -> Path | None:
+    """Return the file that [[dkim]] names for a key. Raises CommandError (65) if it is there: a new
+    record would replace that of the key.
+    """
     for one in settings.dkim:
-        if (one.domain, one.selector) == (domain, selector) and one.key.exists():
+        if (one.domain, one.selector) == (domain, selector):
+            if not one.key.exists():
+                return one.key
             text = f"{domain} has the selector {selector} already ({printable(str(one.key))})"
             raise CommandError(ExitCode.DATA, f"relay dkim keygen: {text}; expected a new one")
+    return None
 
 
 @dkim.command("show")
-@click.argument("domain", type=_DomainType(), metavar="[DOMAIN]", required=False)
+@click.argument("domain", type=_DOMAIN, metavar="[DOMAIN]", required=False)
 @common_options
 def show_keys(context: CommandContext, domain: str | None) -> None:
     """Show the keys of relay.toml, and whether the DNS has their records.
