@@ -2,7 +2,7 @@
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
 # msmtp as submitters, Dovecot and mutt as programs that share a mailbox with the relay, strace to see
 # the sync before the 250, openssl for certificates, faketime to let a clock jump, Chromium and its driver
-# for the pages, nginx as a proxy in front of them, two readers of reports. With "languages": those that run the programs in
+# for the pages, nginx as a proxy in front of them, two readers of reports, a verifier of signatures. With "languages": those that run the programs in
 # docs/snippets.md.
 # As root, or where CI is set, they are installed. On a person's machine nothing is changed through sudo
 # unless SYSTEM_PACKAGES=install says so: then, as without apt or the rights, those tests are skipped, and
@@ -11,7 +11,8 @@ set -euo pipefail
 
 declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=strace
     [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [faketime]=faketime
-    [chromium]=chromium [chromedriver]=chromium-driver [nginx]=nginx)
+    [chromium]=chromium [chromedriver]=chromium-driver [nginx]=nginx
+    [opendkim-testmsg]=opendkim-tools)
 PATH="$PATH:/usr/sbin:/sbin"
 if [ "${1:-}" = languages ]; then
     package_of=([curl]=curl [jq]=jq [java]=default-jdk-headless [mcs]=mono-mcs
@@ -36,12 +37,14 @@ else
         missing+=(libmail-deliverystatus-bounceparser-perl)
 fi
 # Unpacked into .system, not installed: tests start these servers by their paths. The LMTP server's
-# version must be Dovecot's; Exim excludes Postfix.
+# version must be Dovecot's; Exim excludes Postfix; OpenDKIM would start a service.
 unpack() {
     local version
     version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) &&
         unpack_one usr/lib/dovecot/lmtp "dovecot-lmtpd=$version" "Dovecot's LMTP server"
     unpack_one usr/sbin/exim4 exim4-daemon-light Exim
+    unpack_one usr/sbin/opendkim opendkim OpenDKIM
+    unpack_one usr/share/doc/libmilter1.0.1 libmilter1.0.1 OpenDKIM
 }
 unpack_one() {
     local folder

@@ -40,6 +40,7 @@ _PHRASE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^",])+|")')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 _GROUP = re.compile("[:;]")  # what a list of addresses has only there (RFC 5322 3.4)
+_UNCLOSED = re.compile(r'[("\x00]')  # a quote, a comment without an end; octets that readers drop
 _LITERAL = re.compile(r"\[[^\]]*\]")  # may have colons
 _STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
 _ADDRESSES_MAX = 2000
@@ -246,6 +247,8 @@ def sole_author(header: Header) -> Author:
     if len(found.addresses) != 1:
         return Author(fault=f"From has {len(found.addresses) or 'no'} addresses")
     text = _without_quotes(header.values("From")[0].decode("utf-8", "replace"))
+    if _UNCLOSED.search(text):
+        return Author(fault="From has what is no address")
     if _GROUP.search(_LITERAL.sub("", text)):
         return Author(fault="From has a group")
     return Author(found.addresses[0].address)

@@ -1,0 +1,137 @@
+"""Who signs what: the domain of the only author, and the domains that have keys."""
+
+from pathlib import Path
+
+import pytest
+
+from relay.message.header import ParsedContent
+from relay.observe.metrics import Metrics
+from relay.signing.keys import KeyRing, SigningKey
+from relay.signing.private_keys import new_key
+from relay.signing.signer import Signer
+from tests.support.manual_clock import ManualClock
+
+KEY = new_key("ed25519")
+NOW_US = 1_800_000_000_000_000
+RING = KeyRing(
+    SigningKey(domain, selector, KEY, Path("x"), ends_us)
+    for domain, selector, ends_us in [
+        ("corp.test", "s1", None),
+        ("corp.test", "s2", NOW_US + 1),
+        ("corp.test", "s0", NOW_US),
+        ("mail.corp.test", "m1", None),
+        ("ended.corp.test", "e1", NOW_US),
+        ("xn--bcher-kva.test", "b1", None),
+        ("a.b.c.test", "a1", None),
+    ]
+)
+
+
+def signed(header: str | bytes, *, ring: KeyRing = RING) -> tuple[list[str], str]:
+    """Domain and selector of each key that signs a message with this header, and why none does."""
+    octets = header if isinstance(header, bytes) else header.encode()
+    signer = Signer(lambda: ring, clock=ManualClock(NOW_US), metrics=Metrics())
+    content = ParsedContent.of(octets.replace(b"\n", b"\r\n") + b"\r\n\r\nhi\r\n")
+    done = signer.sign_report(content)
+    assert done.contents[0].header.count("DKIM-Signature") == len(done.keys)
+    assert (done.contents[0] is content) == (not done.keys)
+    return [f"{key.domain}/{key.selector}" for key in done.keys], done.unsigned
+
+
+CORP, MAIL = ["corp.test/s1", "corp.test/s2"], ["mail.corp.test/m1"]
+DOMAINS = {
+    "corp.test": CORP,
+    "Corp.TEST": CORP,
+    "mail.corp.test": MAIL,
+    "x.mail.corp.test": MAIL,
+    "x.y.MAIL.corp.test": MAIL,
+    "www.corp.test": CORP,
+    "xmail.corp.test": CORP,
+    "notcorp.test": "no signing key for notcorp.test",
+    "corp.test.evil.test": "no signing key for corp.test.evil.test",
+    "corp.testing": "no signing key for corp.testing",
+    "test": "no signing key for test",
+    "ended.corp.test": "the keys of ended.corp.test have ended",
+    "x.ended.corp.test": "the keys of ended.corp.test have ended",
+    "bücher.test": ["xn--bcher-kva.test/b1"],
+    "BÜCHER.test": ["xn--bcher-kva.test/b1"],
+    "xn--bcher-kva.test": ["xn--bcher-kva.test/b1"],
+    "shop.bücher.test": ["xn--bcher-kva.test/b1"],
+    "a.b.c.test": ["a.b.c.test/a1"],
+    "b.c.test": "no signing key for b.c.test",
+    "c.test": "no signing key for c.test",
+    "x.b.c.test": "no signing key for x.b.c.test",
+}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_domain_that_signs(domain: str) -> None:
+    expected = DOMAINS[domain]
+    found = signed(f"From: Ada <ada@{domain}>")
+    assert found == (([], expected) if isinstance(expected, str) else (expected, ""))
+
+
+AUTHORS: dict[str, tuple[str | bytes, bool]] = {
+    "with comments": ("From: (the) ada(x)@corp.test (work)", True),
+    "folded": ("From: Ada\n <ada@corp.test>", True),
+    "a name in an encoded word": ("From: =?utf-8?q?Ad=C3=A4?= <ada@corp.test>", True),
+    "a name of raw octets": ("From: Adä <ada@corp.test>".encode(), True),
+    "a quoted name": ('From: "Ada, of corp" <ada@corp.test>', True),
+    "a quoted local part": ('From: "ada lovelace"@corp.test', True),
+    "an at in a quoted local part": ('From: "ada@evil.test"@corp.test', True),
+    "odd case and a blank": ("fRoM : ada@corp.test", True),
+    "another field first": ("Sender: eve@evil.test\nFrom: ada@corp.test", True),
+    "an address in an encoded word": ("From: =?utf-8?q?ada=40corp=2Etest?=", False),
+    "an encoded address": ("From: <=?utf-8?q?ada=40corp=2Etest?=>", False),
+    "nothing": ("From: ", False),
+    "no From": ("Subject: x", False),
+    "no address": ("From: Ada", False),
+    "an empty path": ("From: <>", False),
+    "an empty group": ("From: undisclosed:;", False),
+    "a group": ("From: us: ada@corp.test, bob@corp.test;", False),
+    "a group of one": ("From: us: ada@corp.test;", False),
+    "two fields": ("From: ada@corp.test\nFrom: ada@corp.test", False),
+    "two fields, one hidden": ("From: ada@corp.test\nX: y\nfrom\t: eve@evil.test", False),
+    "two addresses": ("From: ada@corp.test, bob@corp.test", False),
+    "two addresses without a comma": ("From: ada@corp.test <eve@evil.test>", False),
+    "an address as a name": ('From: "ada@corp.test" <eve@evil.test>', False),
+    "a route": ("From: <@evil.test:ada@corp.test>", False),
+    "two at signs": ("From: ada@evil.test@corp.test", False),
+    "text after the address": ("From: <ada@corp.test> eve@evil.test", False),
+    "an address in brackets after a comment": ("From: (<eve@evil.test>) ada@corp.test", True),
+    "an unclosed comment": ("From: (ada@corp.test", False),
+    "an unclosed quote": ('From: "ada@corp.test', False),
+    "a stray backslash": ('From: \\"ada@corp.test, eve@evil.test\\"', False),
+    "a NUL": (b"From: ada\0@corp.test", False),
+    "raw octets in the domain": (b"From: ada@corp.t\xffest", False),
+    "an address literal": ("From: ada@[192.0.2.1]", False),
+    "an IPv6 literal": ("From: ada@[IPv6:2001:db8::1]", False),
+    "a dot at the end": ("From: ada@corp.test.", False),
+    "dots": ("From: ada@corp..test", False),
+    "very long": (f"From: {'x' * 5000} <ada@corp.test>", False),
+    "a thousand addresses": ("From: " + ", ".join(["ada@corp.test"] * 200), False),
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_only_one_author_that_all_readers_see(name: str) -> None:
+    header, is_signed = AUTHORS[name]
+    keys, why = signed(header)
+    assert (keys, bool(why)) == ((CORP, False) if is_signed else ([], True))
+
+
+async def test_mail_of_strangers_is_not_signed() -> None:
+    signer = Signer(lambda: RING, clock=ManualClock(NOW_US), metrics=Metrics())
+    content = ParsedContent.of(b"From: ada@corp.test\r\n\r\nhi\r\n")
+    done = await signer.sign([content], trusted=False)
+    assert (done.contents, done.keys, done.unsigned) == (
+        (content,),
+        (),
+        "the client is not trusted",
+    )
+    assert (await signer.sign([content], trusted=True)).keys == RING.of_domain("corp.test")[:2]
+
+
+def test_without_keys_nothing_is_signed() -> None:
+    found = signed("From: ada@corp.test", ring=KeyRing())
+    assert found == ([], "no signing key is configured")
