@@ -213,19 +213,20 @@ class Acceptance:
         reserved = self.rates.reserve(verdict.charges)
         if isinstance(reserved, RateCharge):
             return self._beyond(reserved)
-        self._count_rules(verdict)
-        message = self._message(
-            envelope, origin, fan, header=parsed.header,
-            event=routing_event(
-                verdict, fan, self.clock.time_us(),
-                client=None if origin.pickup else origin.client, rules=rules, signed=signed,
-            ),
-            queue_id=queue_id, time_us=now_us,
-        )  # fmt: skip
-        message, reports = self._with_reports(
-            message, verdict, fan, expanded=recipients.reported, content=parsed
-        )
-        return await self._commit(message, reports, origin.client, reserved=reserved)
+        with reserved:
+            self._count_rules(verdict)
+            message = self._message(
+                envelope, origin, fan, header=parsed.header,
+                event=routing_event(
+                    verdict, fan, self.clock.time_us(),
+                    client=None if origin.pickup else origin.client, rules=rules, signed=signed,
+                ),
+                queue_id=queue_id, time_us=now_us,
+            )  # fmt: skip
+            message, reports = self._with_reports(
+                message, verdict, fan, expanded=recipients.reported, content=parsed
+            )
+            return await self._commit(message, reports, origin.client, reserved=reserved)
 
     def _fan_out(
         self,
@@ -453,7 +454,6 @@ class Acceptance:
             entry.extra.reason or self.has_room(entry.next_hop, sender, message.level_of(entry))
             for entry in message.entries
         )
-        is_new = False
         try:
             accepted = await self.spool.accept(
                 message,
@@ -461,13 +461,10 @@ class Acceptance:
                 submission_key=message.facts.submission_id,
                 claim=claim,
             )
-            is_new = not accepted.repeated
         except HoldsFullError:
             return self.holds.rejection(message.held_by_rules[0])
-        finally:
-            if not is_new:
-                reserved.give_back()
         if not accepted.repeated:
+            reserved.keep()
             self._log_accepted(message, client)
             for recipient in message.final_recipients:
                 self.metrics.recipients_by(recipient.state).inc()

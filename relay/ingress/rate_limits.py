@@ -6,6 +6,7 @@ over a reload that changes none of them.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Self
 
 from relay.clock import Clock
 from relay.message.verdict import RateCharge
@@ -18,7 +19,7 @@ _Key = tuple[str, str, str, int, float]  # rule, per, key, and the rate
 
 
 class Reservation:
-    """What one message counts. give_back() if it is not accepted after all."""
+    """What one message counts: for good after keep(), otherwise only within the context."""
 
     def __init__(self) -> None:
         self._taken: list[tuple[dict[int, int], int, int]] = []  # slots, number, recipients
@@ -28,12 +29,22 @@ class Reservation:
         slots[number] = slots.get(number, 0) + recipients
         self._taken.append((slots, number, recipients))
 
+    def keep(self) -> None:
+        """Count the message: it is accepted."""
+        self._taken.clear()
+
     def give_back(self) -> None:
         """Count nothing for the message."""
         for slots, number, recipients in self._taken:
             if number in slots:
                 slots[number] -= recipients
         self._taken.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
 
 
 _NOTHING = Reservation()

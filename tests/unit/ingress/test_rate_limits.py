@@ -213,3 +213,24 @@ async def test_a_repeated_submission_is_accepted_beyond_the_limit(rules):
     assert await reply(1) == first  # of which pickup lost the 250
     assert [message.facts.id for message in relay.spool.accepted] == [first.queue_id]
     acceptance.close()
+
+
+async def test_a_message_counts_nothing_if_an_error_comes_before_its_commit(rules):
+    class FailingReporter:
+        def reports(self, *_, **__):
+            raise RuntimeError("broken")
+
+    relay = Relay(rules=rules)
+    acceptance = relay.acceptance(reporter=FailingReporter())
+
+    async def reply(*recipients: str) -> str:
+        decision = await acceptance.accept(
+            *sent(*recipients), b"Subject: x\r\n\r\nx", origin=TRUSTED
+        )
+        return decision.reply[:9]
+
+    ten = [f"{number}@limited.test" for number in range(10)]
+    assert await reply(*ten, "no@other.test") == "451 4.3.0"  # its bounce cannot be written
+    assert await reply(*ten) == "250 2.0.0"
+    assert await reply("x@limited.test") == "451 4.7.2"
+    acceptance.close()
