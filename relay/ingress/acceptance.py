@@ -360,7 +360,7 @@ class Acceptance:
             if not is_quick or not evaluation.run(in_thread=False):
                 await self.threads.run(
                     message.login or message.client,
-                    partial(evaluation.run, in_thread=True),
+                    lambda stopped: evaluation.run(in_thread=True, stopped=stopped),
                     timeout_s=self.policy_timeout_s,
                 )
             verdict = evaluation.verdict()

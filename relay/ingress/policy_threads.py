@@ -6,6 +6,7 @@ thread free.
 
 import asyncio
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -22,26 +23,30 @@ _BESIDE_A_CALL_S = 0.001
 
 
 class PolicyThreads:
-    """Two threads. A caller that gives up waiting does not end a call that has begun, nor free its
-    thread; one that has not begun never runs.
+    """Two threads. When a caller gives up waiting, a call that has begun is asked to stop, and has
+    its thread until then; one that has not begun never runs.
     """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="policy")
         self._running: dict[str, asyncio.Future[Any]] = {}  # by client or account
 
-    async def run(self, key: str, function: Callable[[], T], *, timeout_s: float) -> T:
+    async def run(
+        self, key: str, function: Callable[[Callable[[], bool]], T], *, timeout_s: float
+    ) -> T:
         """Return what `function` returns in a thread, after the other calls with this key.
 
-        Raises what it raises; TimeoutError if it takes longer, in real time, or its turn does not
-        come.
+        `function` gets a function that returns whether the caller has given up, and asks it often.
+        Raises what `function` raises; TimeoutError if it takes longer, in real time, or its turn
+        does not come.
         """
         async with asyncio.timeout(_TURN_S):  # real time: a thread
             while running := self._running.get(key):
                 await asyncio.wait([running])
         if not self._running:
             sys.setswitchinterval(_BESIDE_A_CALL_S)
-        job = self._executor.submit(function)
+        given_up = threading.Event()
+        job = self._executor.submit(function, given_up.is_set)
         call = asyncio.wrap_future(job)
         self._running[key] = call
         call.add_done_callback(lambda _: self._ended(key))
@@ -49,6 +54,7 @@ class PolicyThreads:
             async with asyncio.timeout(timeout_s):  # real time: a thread
                 return await asyncio.shield(call)
         finally:
+            given_up.set()
             job.cancel()  # nothing happens if it has begun
 
     def _ended(self, key: str) -> None:

@@ -13,7 +13,7 @@ cannot be read.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +92,10 @@ class _ThreadNeededError(Exception):
     """The next condition takes too long for the event loop."""
 
 
+class EvaluationStoppedError(Exception):
+    """The caller wants no verdict any more."""
+
+
 class Evaluation:
     """One evaluation of a rule set."""
 
@@ -113,13 +117,16 @@ class Evaluation:
         self._additions: list[AddedRecipient] = []
         self._hits: list[RuleHit] = []
 
-    def run(self, *, in_thread: bool) -> bool:
+    def run(self, *, in_thread: bool, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Apply the rules that are left; False: only a thread can apply the next one.
 
-        Raises TooManyPartsError, OSError.
+        `stopped` is asked before each rule. Raises EvaluationStoppedError, TooManyPartsError,
+        OSError.
         """
         self._in_thread = in_thread
         while self._open and (place := self._candidates.find(1, self._next)) >= 0:
+            if stopped():
+                raise EvaluationStoppedError
             try:
                 self.apply(self._index.plans[place])
             except _ThreadNeededError:

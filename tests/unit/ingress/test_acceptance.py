@@ -1,5 +1,6 @@
 """Acceptance after the final dot: what is committed, replied and reported."""
 
+import asyncio
 import threading
 from dataclasses import replace
 
@@ -54,7 +55,7 @@ class Rules:
         self.evaluated = subject
         return self
 
-    def run(self, *, in_thread: bool) -> bool:
+    def run(self, *, in_thread: bool, stopped=None) -> bool:
         return in_thread or self.evaluated.content.size < 65536
 
     def verdict(self) -> Verdict:
@@ -326,12 +327,14 @@ async def test_rules_that_fail_defer_the_message_with_451(fault, reply, padding)
     assert relay.spool.accepted == []
 
 
-async def test_rules_that_time_out_defer_the_message_with_451():
-    release = threading.Event()
+async def test_rules_that_time_out_are_stopped_and_defer_the_message_with_451():
+    pauses, ended = threading.Event(), threading.Event()
 
     class Slow(Rules):
-        def run(self, *, in_thread: bool) -> bool:
-            return in_thread and release.wait(10)
+        def run(self, *, in_thread: bool, stopped=None) -> bool:
+            if in_thread and any(stopped() or pauses.wait(0.001) for _ in range(10_000)):
+                ended.set()
+            return in_thread
 
     relay = Relay(rules=Slow())
     acceptance = relay.acceptance(policy_timeout_s=0.05)
@@ -339,8 +342,8 @@ async def test_rules_that_time_out_defer_the_message_with_451():
         decision = await acceptance.accept(
             *envelope("bob@example.test"), CONTENT + b"x" * 100_000, origin=TRUSTED
         )
+        assert await asyncio.to_thread(ended.wait, 5)
     finally:
-        release.set()
         acceptance.close()
     assert decision.reply.startswith("451 4.7.1 ")
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from relay.message.envelope import Source
 from relay.message.verdict import Finding, VerdictAction
+from relay.policy.engine import EvaluationStoppedError
 from relay.policy.rule_files import read_rules
 from relay.policy.rule_tests import examined_message, overall_verdict
 from relay.policy.rules import OverallVerdict
@@ -317,3 +318,18 @@ def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path
     assert len(set(verdict.contents)) == len(verdict.contents)
     used = {each.content for each in (*verdict.recipients, *verdict.additions)}
     assert used | {0} == set(range(len(verdict.contents)))
+
+
+def test_a_stopped_evaluation_begins_no_further_rule(rules_of):
+    names = ["a", "b", "c"]
+    rules = rules_of(*(rule(TAG, name=name, mode="'audit'") for name in names))
+    message = examined_message(
+        "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains={"in.test"}
+    )
+    answers = iter([False, True])
+    evaluation = rules.begin(message)
+    with pytest.raises(EvaluationStoppedError):
+        evaluation.run(in_thread=True, stopped=lambda: next(answers))
+    assert hits(evaluation.verdict()) == ["a"]
+    assert evaluation.run(in_thread=True)
+    assert hits(evaluation.verdict()) == names
