@@ -40,6 +40,11 @@ _PHRASE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^",])+|")')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 _GROUP = re.compile("[:;]")  # what a list of addresses has only there (RFC 5322 3.4)
+# The only author of most messages: `Name <local@domain>`, or the address alone.
+_PLAIN_ADDRESS = rb"([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*)"
+_PLAIN_AUTHOR = re.compile(
+    rb"(?:[A-Za-z0-9 -]*<" + _PLAIN_ADDRESS + rb">|" + _PLAIN_ADDRESS + rb")"
+)
 _UNCLOSED = re.compile(r'[("\x00]')  # a quote, a comment without an end; octets that readers drop
 _LITERAL = re.compile(r"\[[^\]]*\]")  # may have colons
 _STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
@@ -241,12 +246,16 @@ def sole_author(header: Header) -> Author:
     count = header.count("From")
     if count != 1:
         return Author(fault=f"the message has {count or 'no'} From field{'s' if count else ''}")
+    value = header.values("From")[0]
+    is_short = len(value) < ORIGINATORS_OCTETS_MAX // 2
+    if is_short and (plain := _PLAIN_AUTHOR.fullmatch(value)):  # nearly always
+        return Author((plain[1] or plain[2]).decode())
     [found] = originators(Header(tuple(one for one in header.fields if one[0] == b"from")))
     if found.unread:
         return Author(fault="From has what is no address")
     if len(found.addresses) != 1:
         return Author(fault=f"From has {len(found.addresses) or 'no'} addresses")
-    text = _without_quotes(header.values("From")[0].decode("utf-8", "replace"))
+    text = _without_quotes(value.decode("utf-8", "replace"))
     if _UNCLOSED.search(text):
         return Author(fault="From has what is no address")
     if _GROUP.search(_LITERAL.sub("", text)):

@@ -6,6 +6,7 @@ one (RFC 6376 8.15). It has no l=, x= or z=.
 
 import base64
 from collections.abc import Sequence
+from functools import lru_cache
 
 from relay.message.header import Header
 from relay.signing.canonical import BodyForm, relaxed_field
@@ -30,6 +31,7 @@ SIGNED = (
 NAME = "DKIM-Signature"
 _LINE_MAX = 78  # RFC 5322 2.1.1
 _CRLF = b"\r\n"
+_TIME, _HASH = "%" * 10, "&" * 44  # as long as what takes their places
 
 
 def signature_field(
@@ -40,19 +42,10 @@ def signature_field(
     `time_s` is in seconds since 1970. Raises what the key raises if it cannot sign.
     """
     names = signed_names(header)
-    field = _folded(
-        (
-            f"{NAME}: v=1;",
-            f"a={key.private.algorithm};",
-            f"c=relaxed/{form};",
-            f"d={key.domain};",
-            f"s={key.selector};",
-            f"t={time_s};",
-            *_listed(names),
-            f"bh={base64.b64encode(body_hash).decode()};",
-            "b=",
-        )
-    ).encode()
+    field = _template(
+        names, (key.domain, key.selector), f"{key.private.algorithm}; c=relaxed/{form}"
+    )
+    field = field % (time_s, base64.b64encode(body_hash))
     signature = base64.b64encode(key.private.sign(covered(header, names, field)))
     return field + _wrapped(signature, taken=len(field) - field.rindex(b"\n") - 1) + _CRLF
 
@@ -74,8 +67,27 @@ def covered(header: Header, names: Sequence[str], signature: bytes) -> bytes:
             values[lowered] = header.values(name)
         if values[lowered]:
             covered += [relaxed_field(lowered.encode(), values[lowered].pop()), _CRLF]
-    own = Header.parse(signature).values(NAME)[0]
+    own = signature.partition(b":")[2].replace(_CRLF, b"").strip()
     return b"".join([*covered, relaxed_field(NAME.lower().encode(), own)])
+
+
+@lru_cache(maxsize=256)  # few messages differ in which fields they have
+def _template(names: tuple[str, ...], key: tuple[str, str], algorithm: str) -> bytes:
+    """Return the field without b=, with places for t= and for bh=; `key` is domain and selector."""
+    domain, selector = key
+    folded = _folded(
+        (
+            f"{NAME}: v=1;",
+            *f"a={algorithm};".split(),
+            f"d={domain};",
+            f"s={selector};",
+            f"t={_TIME};",
+            *_listed(names),
+            f"bh={_HASH};",
+            "b=",
+        )
+    )
+    return folded.replace(_TIME, "%d").replace(_HASH, "%b").encode()
 
 
 def _listed(names: Sequence[str]) -> list[str]:

@@ -1,10 +1,15 @@
 """Who signs what: the domain of the only author, and the domains that have keys."""
 
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from relay.message.header import ParsedContent
+from relay.message.header import Header, ParsedContent
+from relay.mime import read_header
+from relay.mime.read_header import sole_author
 from relay.observe.metrics import Metrics
 from relay.signing.keys import KeyRing, SigningKey
 from relay.signing.private_keys import new_key
@@ -118,6 +123,16 @@ def test_only_one_author_that_all_readers_see(name: str) -> None:
     header, is_signed = AUTHORS[name]
     keys, why = signed(header)
     assert (keys, bool(why)) == ((CORP, False) if is_signed else ([], True))
+
+
+@given(st.from_regex(read_header._PLAIN_AUTHOR, fullmatch=True))
+def test_a_plain_author_is_read_as_any_other(value: bytes) -> None:
+    header = Header.parse(b"From: " + value + b"\r\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_header, "_PLAIN_AUTHOR", re.compile(rb"(?!)"))
+        slowly = sole_author(header)
+    quickly = sole_author(header)
+    assert (quickly.address.lower(), quickly.fault) == (slowly.address.lower(), slowly.fault)
 
 
 async def test_mail_of_strangers_is_not_signed() -> None:
