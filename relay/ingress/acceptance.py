@@ -15,6 +15,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, Expansion
+from relay.accounts.passwords import client_of
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
 from relay.ingress.answers import AnswerLimit
@@ -359,7 +360,7 @@ class Acceptance:
             is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
             if not is_quick or not evaluation.run(in_thread=False):
                 await self.threads.run(
-                    message.login or message.client,
+                    message.login or client_of(message.client),
                     lambda stopped: evaluation.run(in_thread=True, stopped=stopped),
                     timeout_s=self.policy_timeout_s,
                 )

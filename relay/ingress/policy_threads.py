@@ -1,7 +1,7 @@
-"""Threads for rules that take long, shared fairly: a client or account has one of them at most.
+"""Threads for rules that take long, shared fairly: an account or a client has one of them at most.
 
 So one sender of large or hostile messages cannot delay the messages of others: they find the other
-thread free.
+thread free. A client is an address, of IPv6 a network of 64 bits.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -37,27 +38,36 @@ class PolicyThreads:
         """Return what `function` returns in a thread, after the other calls with this key.
 
         `function` gets a function that returns whether the caller has given up, and asks it often.
-        Raises what `function` raises; TimeoutError if it takes longer, in real time, or its turn
-        does not come.
+        Raises what `function` raises; TimeoutError if that takes longer, in real time, or if it
+        has not begun after a minute.
         """
-        async with asyncio.timeout(_TURN_S):  # real time: a thread
+        loop, given_up = asyncio.get_running_loop(), threading.Event()
+        begun = asyncio.Event()
+
+        def work() -> T:
+            loop.call_soon_threadsafe(begun.set)
+            return function(given_up.is_set)
+
+        async with asyncio.timeout(_TURN_S) as limit:  # real time: a thread
             while running := self._running.get(key):
                 await asyncio.wait([running])
-        if not self._running:
-            sys.setswitchinterval(_BESIDE_A_CALL_S)
-        given_up = threading.Event()
-        job = self._executor.submit(function, given_up.is_set)
-        call = asyncio.wrap_future(job)
-        self._running[key] = call
-        call.add_done_callback(lambda _: self._ended(key))
-        try:
-            async with asyncio.timeout(timeout_s):  # real time: a thread
+            if not self._running:
+                sys.setswitchinterval(_BESIDE_A_CALL_S)
+            job = self._executor.submit(work)
+            call = self._running[key] = asyncio.wrap_future(job)
+            call.add_done_callback(partial(self._ended, key, begun))
+            try:
+                await begun.wait()
+                limit.reschedule(loop.time() + timeout_s)  # real time: as above
                 return await asyncio.shield(call)
-        finally:
-            given_up.set()
-            job.cancel()  # nothing happens if it has begun
+            finally:
+                given_up.set()
+                job.cancel()  # nothing happens if it has begun
 
-    def _ended(self, key: str) -> None:
+    def _ended(self, key: str, begun: asyncio.Event, call: asyncio.Future[Any]) -> None:
+        begun.set()  # if it was cancelled, nobody else does
+        if not call.cancelled():
+            call.exception()  # asyncio logs what no caller has seen
         del self._running[key]
         if not self._running:
             sys.setswitchinterval(_USUAL_S)

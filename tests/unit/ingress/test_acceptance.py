@@ -348,6 +348,37 @@ async def test_rules_that_time_out_are_stopped_and_defer_the_message_with_451():
     assert decision.reply.startswith("451 4.7.1 ")
 
 
+async def test_clients_of_one_ipv6_network_take_turns_with_rules_that_take_long():
+    release, order = threading.Event(), []
+
+    class Slow(Rules):
+        def begin(self, subject):
+            return Rules.begin(Slow(), subject)  # several at once
+
+        def run(self, *, in_thread: bool, stopped=None) -> bool:
+            if in_thread:
+                order.append(self.evaluated.client)
+            return in_thread and (self.evaluated.client != "2001:db8::1" or release.wait(10))
+
+    acceptance = Relay(rules=Slow()).acceptance()
+
+    def sent(client: str):
+        origin = structs.replace(UNTRUSTED, ip=client)
+        return acceptance.accept(*envelope("bob@example.test"), CONTENT * 1000, origin=origin)
+
+    try:
+        first = [asyncio.create_task(sent(f"2001:db8::{number}")) for number in (1, 2)]
+        await asyncio.sleep(0)  # both have begun
+        for client in ("2001:db8:0:1::1", "192.0.2.1"):
+            assert (await sent(client)).queue_id
+        assert order == ["2001:db8::1", "2001:db8:0:1::1", "192.0.2.1"]
+        release.set()
+        assert all([(await one).queue_id for one in first])
+    finally:
+        release.set()
+        acceptance.close()
+
+
 @pytest.mark.parametrize(
     ("text", "reply"),
     [

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from relay.ingress import policy_threads
 from relay.ingress.policy_threads import PolicyThreads
 
 
@@ -89,15 +90,31 @@ async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):
     assert (await first, await second) == (True, "done")
 
 
-async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads):
+async def test_a_call_has_its_whole_time_when_a_thread_is_free_for_it(threads):
+    release = threading.Event()
+    running = [
+        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
+        for key in "ab"
+    ]
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(threads.run("c", lambda _: "done", timeout_s=0.05))
+    assert not await asyncio.to_thread(threading.Event().wait, 0.2)
+    release.set()
+    assert await waiting == "done"
+    await asyncio.gather(*running)
+
+
+async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monkeypatch):
     release, order = threading.Event(), []
     running = [
         asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
         for key in "ab"
     ]
     await asyncio.sleep(0)  # both have begun
+    monkeypatch.setattr(policy_threads, "_TURN_S", 0.01)
     with pytest.raises(TimeoutError):
-        await threads.run("c", lambda _: order.append("given up"), timeout_s=0.01)
+        await threads.run("c", lambda _: order.append("given up"), timeout_s=10)
+    monkeypatch.undo()
     again = asyncio.create_task(threads.run("c", lambda _: order.append("again"), timeout_s=10))
     await asyncio.sleep(0)
     release.set()
