@@ -4,8 +4,10 @@ MessageView reads each fact of a message once, when a condition first needs it.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -18,12 +20,12 @@ from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
 from relay.policy.message_parts import (
     MessagePart,
-    TooManyPartsError,
     may_have_attachments,
     message_parts,
 )
-from relay.policy.patterns import Pattern, PatternSets
+from relay.policy.patterns import Pattern, PatternSet, PatternSets
 
+T = TypeVar("T")
 FIELDS_MAX = 100  # of one name; further ones are ignored
 _first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 
@@ -39,7 +41,7 @@ class MessageView:
         self.size = content.size
         # Not cached_property, which takes a lock before Python 3.12.
         self._subject: str | None = None
-        self._parts: tuple[MessagePart, ...] | TooManyPartsError | None = None
+        self._parts: tuple[MessagePart, ...] | None = None
         self._client: tuple[IPv4Address | IPv6Address | None] | None = None
         self._attachment_names: tuple[str, ...] | None = None
         self._attachments: tuple[AttachedFile, ...] | None = None
@@ -48,6 +50,7 @@ class MessageView:
         self._pattern_sets = pattern_sets
         self._found: dict[str, Mapping[Pattern, str]] = {}
         self._numbers: dict[str, Sequence[tuple[str, float]]] = {}
+        self._errors: dict[str, Exception] = {}  # by what could not be read
         self.known: dict[int, bool] = {}  # results, by the number of the condition
 
     @property
@@ -68,12 +71,7 @@ class MessageView:
     def parts(self) -> tuple[MessagePart, ...]:
         """All parts. Raises TooManyPartsError, OSError, as do those that follow."""
         if self._parts is None:
-            try:
-                self._parts = message_parts(self.content)
-            except TooManyPartsError as error:  # rules that are skipped would all read it again
-                self._parts = error
-        if isinstance(self._parts, TooManyPartsError):
-            raise self._parts.with_traceback(None)
+            self._parts = self._once("parts", lambda: message_parts(self.content))
         return self._parts
 
     @property
@@ -91,14 +89,16 @@ class MessageView:
         """All attachments, with the types of their contents."""
         if self._attachments is None:
             parts = self.parts if may_have_attachments(self.content) else ()
-            self._attachments = attachments(self.content, parts)
+            read = partial(attachments, self.content, parts)
+            self._attachments = self._once("attachments", read)
         return self._attachments
 
     @property
     def body(self) -> BodyText:
         """The text of the body."""
         if self._body is None:
-            self._body = BodyText(body_text(self.content, self.parts))
+            read = partial(body_text, self.content, self.parts)
+            self._body = BodyText(self._once("body", read))
         return self._body
 
     def header(self, name: str) -> tuple[str, ...]:
@@ -136,12 +136,22 @@ class MessageView:
         """
         if (known := self._found.get(field)) is not None:
             return known
-        patterns, found = self._pattern_sets[field], dict[Pattern, str]()
-        for value in values:
-            for pattern in patterns.matching(value):
-                found.setdefault(pattern, value)
+        patterns = self._pattern_sets[field]
+        found = self._once(f"patterns {field}", lambda: _first_values(patterns, values))
         self._found[field] = found
         return found
+
+    def _once(self, fact: str, read: Callable[[], T]) -> T:
+        """Return what `read` returns. It is not called again after an error, which is raised again:
+        rules that are skipped for it would all repeat its work.
+        """
+        if fact in self._errors:
+            raise self._errors[fact].with_traceback(None)
+        try:
+            return read()
+        except Exception as error:
+            self._errors[fact] = error
+            raise
 
     def field_names(self) -> Iterable[str]:
         """Return the names of the header fields, in lower case, each once."""
@@ -160,6 +170,15 @@ class MessageView:
                 return ("",) if may_have_attachments(self.content) else ()
             case _:
                 return (self.subject,)
+
+
+def _first_values(patterns: PatternSet, values: Sequence[str]) -> Mapping[Pattern, str]:
+    """Return the patterns that match, each with the first value. Raises PatternError."""
+    found: dict[Pattern, str] = {}
+    for value in values:
+        for pattern in patterns.matching(value):
+            found.setdefault(pattern, value)
+    return found
 
 
 def _address_of(text: str) -> IPv4Address | IPv6Address | None:

@@ -1,10 +1,17 @@
 """What rules decide beside reject, discard and redirect: holds, deferrals, next hops, rates."""
 
-import pytest
+from typing import ClassVar
 
+import pytest
+from msgspec.structs import replace
+
+from relay.message.content import LargeContent, MemoryOctets
+from relay.message.envelope import Source
+from relay.message.header import ParsedContent
 from relay.message.verdict import Deferral, Hold, VerdictAction
 from relay.policy.engine import SKIPPED, Evaluation
 from relay.policy.message_parts import TooManyPartsError
+from relay.policy.patterns import PatternError, PatternSet
 from relay.policy.rule_files import PolicyError, read_rules
 from relay.policy.rule_tests import examined_message, overall_verdict
 from tests.unit.policy.conftest import MAIL, rule
@@ -190,3 +197,65 @@ def test_an_evaluation_goes_on_in_a_thread_where_the_loop_stopped(rules_of):
     assert evaluation.run(in_thread=True)
     assert evaluation.verdict() == rules.evaluate(message)
     assert [hit.rule for hit in evaluation.verdict().hits] == ["first", "deep", "last"]
+
+
+class UnreadableOctets(MemoryOctets):
+    """The file of a body on a disk that fails."""
+
+    reads: ClassVar[list[int]] = []
+
+    def read(self, start, length):
+        self.reads.append(start)
+        raise OSError("Input/output error")
+
+    def part(self, start, length):
+        return UnreadableOctets(self.octets[start : start + length])
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        ["attachment_name = '*.exe'", "attachment = { type = 'executable' }"],
+        ["body = { words = 'a' }", "body = { words = 'b' }", "body = { pattern = 'c' }"],
+    ],
+    ids=["attachments", "text"],
+)
+def test_what_cannot_be_read_for_a_rule_is_not_read_for_the_next_one(rules_of, conditions):
+    header, _, body = MANY_PARTS.partition(b"\r\n\r\n")
+    content = LargeContent(header + b"\r\n", (UnreadableOctets(b"\r\n" + body),), eight_bit=False)
+    message = examined_message("a@in.test", ["b@x.test"], b"", source=Source.SMTP, local_domains=())
+    message = replace(message, content=ParsedContent.of(content))
+    rules = rules_of(
+        *(
+            rule(
+                name=f"r{number}", then="{ bcc = 'x@y.test' }", when=f"{{ {one} }}", mode="'audit'"
+            )
+            for number, one in enumerate(conditions)
+        )
+    )
+    UnreadableOctets.reads.clear()
+    errors = [hit.error for hit in rules.evaluate(message).hits]
+    assert ["Input/output error" in error for error in errors] == [True] * len(conditions)
+    assert len(UnreadableOctets.reads) == 1
+
+
+def test_patterns_without_an_answer_are_not_asked_for_each_rule(rules_of, monkeypatch):
+    asked = []
+
+    def fail(_self, text):
+        asked.append(text)
+        raise PatternError("the patterns ran out of memory")
+
+    monkeypatch.setattr(PatternSet, "matching", fail)
+    rules = rules_of(
+        *(
+            rule(
+                "{ bcc = 'x@y.test' }", name=f"r{number}", on_error="'ignore'",
+                when=f"{{ header = {{ name = 'X-Old', pattern = '{number}' }} }}",
+            )
+            for number in range(3)
+        )
+    )  # fmt: skip
+    message = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
+    assert len(rules.evaluate(message).hits) == 3
+    assert asked == ["1"]
