@@ -5,7 +5,7 @@
 #   make test-long           the tests and cases that take longest, which make test leaves out
 #   make check               lint, types, import contracts, dead code, the policies' own tests
 #   make quick               before a commit: make check, and the tests that show most in a minute
-#   make bench               Relay and Postfix side by side, latency, sendMail; without ARGS bench-queue too
+#   make bench               Relay and Postfix side by side, latency, sendMail; without ARGS bench-signed and bench-queue too
 #   make bench-picture       picture and tables of docs/performance.md, from what make bench has kept
 #   make bench-stages        which stage takes which share of the processor time; WORKLOADS="fresh,large"
 #   make bench-versions      OLD=commit: CPU per message of this tree / of a commit; WORKLOADS, ARGS
@@ -13,6 +13,7 @@
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
 #   make bench-rules         what an evaluation of no, the shipped, and 1,000 mail-flow rules costs
+#   make bench-signed        what DKIM signatures cost, beside the same relay without keys; ARGS
 #   make bench-memory        what the memory of an idle relay is
 #   make bench-pages         what a page of the message list costs with 10,000 messages
 #   make bench-streams       what 100 open event streams, and 100 open pages, cost the delivery of mail
@@ -46,7 +47,7 @@ SYSTEM_PACKAGES ?=
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox \
+.PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox bench-signed \
 	bench-memory bench-pages bench-picture bench-queue bench-rules bench-stages bench-streams \
 	simulate clients sisimai screenshots crash requirements clean
 
@@ -117,7 +118,10 @@ rules: .venv/development
 
 bench: .venv/development
 	tests/bench/run.sh $(ARGS)
-	$(if $(ARGS),,@$(MAKE) bench-queue)
+	$(if $(ARGS),,@$(MAKE) bench-signed bench-queue)
+
+bench-signed: .venv/development
+	@SIGNED=1 tests/bench/run.sh $(ARGS)
 
 bench-picture: .venv/development
 	$(BIN)/python -m tests.bench.picture
