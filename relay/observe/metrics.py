@@ -138,6 +138,7 @@ class Metrics:
         self.accepted_by = cache(self.accepted.labels)
         self.recipients_by = cache(self.recipients.labels)
         self.attempts_by = cache(self.attempts.labels)
+        self.dkim_signatures_by = cache(self.dkim_signatures.labels)
 
     def exposition(self) -> bytes:
         """Return the text of /metrics."""

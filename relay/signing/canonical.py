@@ -87,12 +87,12 @@ def body_form(content: ParsedContent) -> BodyForm:
     return BodyForm.SIMPLE if size > LARGE_BYTES else BodyForm.RELAXED
 
 
-def body_hash(content: ParsedContent) -> bytes:
-    """Return the SHA-256 of the body in the form for this content: the value of bh=.
+def body_hash(content: ParsedContent, form: BodyForm) -> bytes:
+    """Return the SHA-256 of the body in a form: the value of bh=.
 
     Reading a large body blocks; raises UnreadableError.
     """
-    if body_form(content) is BodyForm.RELAXED:
+    if form is BodyForm.RELAXED:
         return hashlib.sha256(relaxed_body(b"".join(_body_blocks(content)))).digest()
     simple = SimpleBodyHash()
     for block in _body_blocks(content):

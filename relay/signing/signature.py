@@ -8,6 +8,8 @@ import base64
 from collections.abc import Sequence
 from functools import lru_cache
 
+from msgspec import Struct
+
 from relay.message.header import Header
 from relay.signing.canonical import BodyForm, relaxed_field
 from relay.signing.keys import SigningKey
@@ -34,47 +36,58 @@ _CRLF = b"\r\n"
 _TIME, _HASH = "%" * 10, "&" * 44  # as long as what takes their places
 
 
-def signature_field(
-    header: Header, key: SigningKey, *, body_hash: bytes, form: BodyForm, time_s: int
-) -> bytes:
-    """Return the complete field, folded, for a message with this header and body hash.
-
-    `time_s` is in seconds since 1970. Raises what the key raises if it cannot sign.
+class CoveredFields(Struct, frozen=True):
+    """The fields of a header that signatures cover: how many there are of each name, and their
+    octets in the relaxed form.
     """
-    names = signed_names(header)
-    field = _template(
-        names, (key.domain, key.selector), f"{key.private.algorithm}; c=relaxed/{form}"
-    )
-    field = field % (time_s, base64.b64encode(body_hash))
-    signature = base64.b64encode(key.private.sign(covered(header, names, field)))
-    return field + _wrapped(signature, taken=len(field) - field.rindex(b"\n") - 1) + _CRLF
+
+    counts: tuple[int, ...]  # by the names of SIGNED
+    octets: bytes
 
 
-def signed_names(header: Header) -> tuple[str, ...]:
-    """Return the names for h=: each field that is signed once more than the header has it."""
-    return tuple([name for name in SIGNED for _ in range(header.count(name) + 1)])
-
-
-def covered(header: Header, names: Sequence[str], signature: bytes) -> bytes:
-    """Return the octets that are signed (RFC 6376 3.7): the fields in the order of `names`, of
-    fields with one name the last one first, and the signature field, whose b= is empty.
+def covered_fields(header: Header, names: Sequence[str] = SIGNED) -> CoveredFields:
+    """Return the fields with these names in their order, of fields with one name the last one
+    first (RFC 6376 3.7, 5.4.2).
     """
-    values: dict[str, list[bytes]] = {}
-    covered = []
+    counts, octets = [], []
     for name in names:
-        lowered = name.lower()
-        if lowered not in values:
-            values[lowered] = header.values(name)
-        if values[lowered]:
-            covered += [relaxed_field(lowered.encode(), values[lowered].pop()), _CRLF]
+        values = header.values(name)
+        counts.append(len(values))
+        octets += [relaxed_field(name.lower().encode(), value) for value in reversed(values)]
+    return CoveredFields(tuple(counts), b"".join([one + _CRLF for one in octets]))
+
+
+def unsigned_field(
+    fields: CoveredFields, key: SigningKey, *, body_hash: bytes, form: BodyForm, time_s: int
+) -> bytes:
+    """Return the field, folded, with an empty b= at its end, for a message with these fields and
+    this body hash. `time_s` is in seconds since 1970.
+    """
+    algorithm = f"{key.private.algorithm}; c=relaxed/{form}"
+    template = _template(fields.counts, (key.domain, key.selector), algorithm)
+    return template % (time_s, base64.b64encode(body_hash))
+
+
+def complete_field(field: bytes, signature: bytes) -> bytes:
+    """Return an unsigned field with its signature, and its line end."""
+    taken = len(field) - field.rindex(b"\n") - 1
+    return field + _wrapped(base64.b64encode(signature), taken=taken) + _CRLF
+
+
+def to_sign(fields: CoveredFields, signature: bytes) -> bytes:
+    """Return what is signed: the fields, and the signature field, whose b= is empty."""
     own = signature.partition(b":")[2].replace(_CRLF, b"").strip()
-    return b"".join([*covered, relaxed_field(NAME.lower().encode(), own)])
+    return fields.octets + relaxed_field(NAME.lower().encode(), own)
 
 
 @lru_cache(maxsize=256)  # few messages differ in which fields they have
-def _template(names: tuple[str, ...], key: tuple[str, str], algorithm: str) -> bytes:
-    """Return the field without b=, with places for t= and for bh=; `key` is domain and selector."""
+def _template(counts: tuple[int, ...], key: tuple[str, str], algorithm: str) -> bytes:
+    """Return the field without b=, with places for t= and for bh=; `key` is domain and selector.
+    h= names each field once more than it is there.
+    """
     domain, selector = key
+    pairs = zip(SIGNED, counts, strict=True)
+    names = [name for name, count in pairs for _ in range(count + 1)]
     folded = _folded(
         (
             f"{NAME}: v=1;",

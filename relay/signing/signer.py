@@ -6,7 +6,8 @@ only author (RFC 6376 3.11: d= need not be that of From, but DMARC wants it to b
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from msgspec import Struct
@@ -21,9 +22,9 @@ from relay.mime.read_header import sole_author
 from relay.observe.metrics import Metrics
 from relay.signing.canonical import body_form, body_hash
 from relay.signing.keys import KeyRing, SigningKey
-from relay.signing.signature import signature_field
+from relay.signing.signature import complete_field, covered_fields, to_sign, unsigned_field
 
-# A smaller message is signed on the event loop if its keys are quick: a thread costs more.
+# A smaller message is read on the event loop, and signed there if its keys are quick.
 _QUICK_BYTES = 64 * 1024
 _QUICK_KIND = "ed25519"
 # Large messages that are signed at a time: each occupies a thread for 0.1 s per 100 MB, and the
@@ -53,6 +54,80 @@ class SignedContents(Struct, frozen=True):
         return {name: value for name, value in found.items() if value}
 
 
+class _Draft(Struct, frozen=True):
+    """A signature field without its signature, and the octets that the key signs."""
+
+    key: SigningKey
+    field: bytes
+    octets: bytes
+
+
+class SigningThread:
+    """One thread that signs. What comes while it is at work is signed next, all at once: a thread
+    for each message takes more time than an RSA key.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="signing")
+        self._waiting: list[tuple[Sequence[_Draft], asyncio.Future[list[bytes]]]] = []
+        self._is_working = False
+
+    async def sign(self, drafts: Sequence[_Draft]) -> list[bytes]:
+        """Return the signature of each draft. Raises SigningError."""
+        signed: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((drafts, signed))
+        if not self._is_working:
+            self._begin()
+        return await signed
+
+    def _begin(self) -> None:
+        batch, self._waiting, self._is_working = self._waiting, [], True
+        loop = asyncio.get_running_loop()
+        call = loop.run_in_executor(self._executor, _signed_each, [drafts for drafts, _ in batch])
+        call.add_done_callback(lambda done: self._end(batch, done.result()))
+
+    def _end(
+        self,
+        batch: Sequence[tuple[Sequence[_Draft], asyncio.Future[list[bytes]]]],
+        results: Sequence[list[bytes] | SigningError],
+    ) -> None:
+        self._is_working = False
+        if self._waiting:
+            self._begin()
+        for (_, signed), result in zip(batch, results, strict=True):
+            if signed.done():  # its caller was cancelled
+                continue
+            if isinstance(result, SigningError):
+                signed.set_exception(result)
+            else:
+                signed.set_result(result)
+
+
+def _signed_each(batch: Sequence[Sequence[_Draft]]) -> list[list[bytes] | SigningError]:
+    found: list[list[bytes] | SigningError] = []
+    for drafts in batch:
+        try:
+            found.append(_signatures(drafts))
+        except SigningError as error:
+            found.append(error)
+    return found
+
+
+def _signatures(drafts: Sequence[_Draft]) -> list[bytes]:
+    """Return the signature of each draft. Raises SigningError."""
+    signatures = []
+    for draft in drafts:
+        try:
+            signatures.append(draft.key.private.sign(draft.octets))
+        except Exception as error:  # of a library
+            raise _failed(draft.key.name, error) from error
+    return signatures
+
+
+def _failed(signer: str, error: Exception) -> SigningError:
+    return SigningError(f"{signer}: {type(error).__name__}: {error}")
+
+
 class Signer:
     """Signs with the keys in force, which a reload replaces."""
 
@@ -61,11 +136,12 @@ class Signer:
         self._clock = clock
         self._metrics = metrics
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._thread = SigningThread()
 
     async def sign(self, contents: Sequence[ParsedContent], *, trusted: bool) -> SignedContents:
         """Sign each content of a message; `trusted` says that its client is no stranger.
 
-        What takes long is done in a thread. Raises SigningError.
+        What takes long is done in threads. Raises SigningError.
         """
         ring = self._keys()
         if not ring:  # nearly always
@@ -74,11 +150,16 @@ class Signer:
             return SignedContents(tuple(contents), unsigned=_STRANGER)
         now_us = self._clock.time_us()
         plans = [_plan(content, ring, now_us) for content in contents]
-        if all(plan.is_quick for plan in plans):
-            return self._signed(plans, now_us)
-        is_large = any(plan.content.size > LARGE_BYTES for plan in plans)
-        async with self._large if is_large else contextlib.nullcontext():
-            return await asyncio.to_thread(self._signed, plans, now_us)
+        with self._counted(plans):
+            size = max(plan.content.size if plan.keys else 0 for plan in plans)
+            if size > _QUICK_BYTES:
+                async with self._large if size > LARGE_BYTES else contextlib.nullcontext():
+                    return await asyncio.to_thread(_signed, plans, now_us)
+            drafts = _drafts(plans, now_us)
+            every = [one for some in drafts for one in some]
+            is_quick = all(one.key.private.kind == _QUICK_KIND for one in every)
+            signatures = _signatures(every) if is_quick else await self._thread.sign(every)
+            return _completed(plans, drafts, signatures)
 
     def sign_report(self, content: ParsedContent) -> SignedContents:
         """Sign a report or a notice, in the calling thread. Raises SigningError."""
@@ -86,42 +167,67 @@ class Signer:
         if not ring:
             return SignedContents((content,), unsigned=NO_SIGNING_KEYS)
         now_us = self._clock.time_us()
-        return self._signed([_plan(content, ring, now_us)], now_us)
+        plans = [_plan(content, ring, now_us)]
+        with self._counted(plans):
+            return _signed(plans, now_us)
 
-    def _signed(self, plans: Sequence["_Plan"], now_us: int) -> SignedContents:
-        contents, hashes = [], dict[int, bytes]()  # by the identity of a body that forks share
+    @contextlib.contextmanager
+    def _counted(self, plans: Sequence["_Plan"]) -> Iterator[None]:
+        count = self._metrics.dkim_signatures_by
+        try:
+            yield
+        except SigningError:
+            count(next(plan.domain for plan in plans if plan.keys), "failed").inc()
+            raise
         for plan in plans:
-            content = plan.content
-            if plan.domain and not plan.keys:
-                self._count(plan.domain, "ended")
-            if not plan.keys:
-                contents.append(content)
-                continue
-            fields, signer = [], plan.domain
+            if plan.domain:
+                count(plan.domain, "signed" if plan.keys else "ended").inc(len(plan.keys) or 1)
+
+
+def _signed(plans: Sequence["_Plan"], now_us: int) -> SignedContents:
+    """Sign in this thread. Raises SigningError."""
+    drafts = _drafts(plans, now_us)
+    return _completed(plans, drafts, _signatures([one for some in drafts for one in some]))
+
+
+def _drafts(plans: Sequence["_Plan"], now_us: int) -> list[list[_Draft]]:
+    """Return a draft for each key of each plan. Raises SigningError."""
+    drafts: list[list[_Draft]] = []
+    hashes: dict[int, bytes] = {}  # by the identity of a body that copies share
+    for plan in plans:
+        drafts.append([])
+        if not plan.keys:
+            continue
+        content, form = plan.content, body_form(plan.content)
+        body = id(content.rest)
+        if body not in hashes:
             try:
-                body = id(content.rest)
-                if body not in hashes:
-                    hashes[body] = body_hash(content)
-                for key in plan.keys:
-                    signer = key.name
-                    fields.append(self._field(plan, key, body=hashes[body], now_us=now_us))
-            except Exception as error:  # of a library, or of the disk with a large body
-                self._count(plan.domain, "failed")
-                text = f"{signer}: {type(error).__name__}: {error}"
-                raise SigningError(text) from error
-            contents.append(ParsedContent(content.header.prepend(b"".join(fields)), content.rest))
-        used = {key.name: key for plan in plans for key in plan.keys}
-        unsigned = next((plan.unsigned for plan in plans if plan.unsigned), "")
-        return SignedContents(tuple(contents), tuple(used.values()), unsigned)
+                hashes[body] = body_hash(content, form)
+            except Exception as error:  # of the disk with a large body
+                raise _failed(plan.domain, error) from error
+        covered = covered_fields(content.header)
+        for key in plan.keys:
+            field = unsigned_field(
+                covered, key, body_hash=hashes[body], form=form, time_s=now_us // 1_000_000
+            )
+            drafts[-1].append(_Draft(key, field, to_sign(covered, field)))
+    return drafts
 
-    def _field(self, plan: "_Plan", key: SigningKey, *, body: bytes, now_us: int) -> bytes:
-        header, form = plan.content.header, body_form(plan.content)
-        field = signature_field(header, key, body_hash=body, form=form, time_s=now_us // 1_000_000)
-        self._count(key.domain, "signed")
-        return field
 
-    def _count(self, domain: str, result: str) -> None:
-        self._metrics.dkim_signatures.labels(domain=domain, result=result).inc()
+def _completed(
+    plans: Sequence["_Plan"], drafts: Sequence[Sequence[_Draft]], signatures: Sequence[bytes]
+) -> SignedContents:
+    """Return the contents with the signatures, which are those of the drafts in their order."""
+    given, contents = iter(signatures), []
+    for plan, some in zip(plans, drafts, strict=True):
+        fields = b"".join([complete_field(one.field, next(given)) for one in some])
+        content = plan.content
+        if fields:
+            content = ParsedContent(content.header.prepend(fields), content.rest)
+        contents.append(content)
+    used = {key.name: key for plan in plans for key in plan.keys}
+    unsigned = next((plan.unsigned for plan in plans if plan.unsigned), "")
+    return SignedContents(tuple(contents), tuple(used.values()), unsigned)
 
 
 class _Plan(Struct, frozen=True):
@@ -131,13 +237,6 @@ class _Plan(Struct, frozen=True):
     domain: str = ""
     keys: tuple[SigningKey, ...] = ()
     unsigned: str = ""
-
-    @property
-    def is_quick(self) -> bool:
-        if not self.keys:
-            return True
-        is_small = self.content.size <= _QUICK_BYTES
-        return is_small and all(key.private.kind == _QUICK_KIND for key in self.keys)
 
 
 def _plan(content: ParsedContent, ring: KeyRing, now_us: int) -> _Plan:
