@@ -31,6 +31,7 @@ from relay.settings.values import is_ip, parse_address
 Found = Iterator[tuple[KeyPath, str]]
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path
 _HOSTS = ("smtp://", "smtps://", "lmtp://")  # next hops with a host and a port
+_NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
 _KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature
 _LONGEST_SOCKET = "run/control.sock"
 
@@ -241,10 +242,15 @@ def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
 
 
 def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
-    """Yield the keys that have the selector of an earlier one, and those too many for a domain."""
+    """Yield the keys that have the selector of an earlier one, those too many for a domain, and
+    those whose record has too long a name.
+    """
     paths: dict[str, dict[str, KeyPath]] = {}
     for path, key in keys:
         earlier = paths.setdefault(key.domain, {})
+        if len(f"{key.selector}._domainkey.{key.domain}") > _NAME_LENGTH_MAX:
+            limit = f"at most {_NAME_LENGTH_MAX} characters of SELECTOR._domainkey.DOMAIN"
+            yield (*path, "selector"), limit
         if key.selector in earlier:
             other = dotted(earlier[key.selector])
             yield (*path, "selector"), f"a selector of its own for {key.domain}: {other} has it too"

@@ -304,6 +304,7 @@ max_connections = 0
             '5: smtp[0].trusted_networks[0]: found "0.0.0.0/0", expected a network of your own',
         ),
         ("[[dkim]]\ndomain = 'a.test'\nselector = 's1'", "3: dkim[0].key: found nothing, expected a value"),
+        (DKIM.replace("s1", ".".join(["x" * 60] * 4)), "expected at most 253 characters of SELECTOR._domainkey.DOMAIN"),
         (DKIM.replace("s1", "s_1"), '5: dkim[0].selector: found "s_1", expected a selector such as "s1"'),
         (DKIM.replace("a.test", "bücher.test"), '4: dkim[0].domain: found "bücher.test", expected a domain in ASCII'),
         (f"{DKIM}until = '2027-02-29'", '7: dkim[0].until: found "2027-02-29", expected a date such as'),
