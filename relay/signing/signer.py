@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -84,17 +85,19 @@ class SigningThread:
         batch, self._waiting, self._is_working = self._waiting, [], True
         loop = asyncio.get_running_loop()
         call = loop.run_in_executor(self._executor, _signed_each, [drafts for drafts, _ in batch])
-        call.add_done_callback(lambda done: self._end(batch, done.result()))
+        call.add_done_callback(partial(self._end, [signed for _, signed in batch]))
 
     def _end(
         self,
-        batch: Sequence[tuple[Sequence[_Draft], asyncio.Future[list[bytes]]]],
-        results: Sequence[list[bytes] | SigningError],
+        batch: Sequence[asyncio.Future[list[bytes]]],
+        call: asyncio.Future[list[list[bytes] | SigningError]],
     ) -> None:
         self._is_working = False
         if self._waiting:
             self._begin()
-        for (_, signed), result in zip(batch, results, strict=True):
+        if call.cancelled():  # the event loop ends
+            return
+        for signed, result in zip(batch, call.result(), strict=True):
             if signed.done():  # its caller was cancelled
                 continue
             if isinstance(result, SigningError):

@@ -1,5 +1,6 @@
 """Who signs what: the domain of the only author, and the domains that have keys."""
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.message.content import read_all
 from relay.message.header import Header, ParsedContent
 from relay.mime import read_header
 from relay.mime.read_header import sole_author
 from relay.observe.metrics import Metrics
 from relay.signing.keys import KeyRing, SigningKey
 from relay.signing.private_keys import new_key
-from relay.signing.signer import Signer
+from relay.signing.signer import SignedContents, Signer
+from tests.support.dkim import record_of, verified
 from tests.support.manual_clock import ManualClock
 
 KEY = new_key("ed25519")
@@ -145,6 +148,45 @@ async def test_mail_of_strangers_is_not_signed() -> None:
         "the client is not trusted",
     )
     assert (await signer.sign([content], trusted=True)).keys == RING.of_domain("corp.test")[:2]
+
+
+class Broken:
+    """A private key whose library fails."""
+
+    algorithm, kind, bits = "rsa-sha256", "rsa", 2048
+
+    def sign(self, octets: bytes) -> bytes:
+        raise RuntimeError("no")
+
+    def public(self) -> bytes:
+        return b""
+
+
+async def test_each_of_the_messages_that_are_signed_at_once_has_its_own_result() -> None:
+    good = SigningKey("good.test", "s1", new_key("rsa"), Path("x"))
+    ring = KeyRing([good, SigningKey("bad.test", "s1", Broken(), Path("x"))])
+    signer = Signer(lambda: ring, clock=ManualClock(NOW_US // 2), metrics=Metrics())
+
+    def signing(number: int) -> asyncio.Task[SignedContents]:
+        domain = "bad.test" if number % 3 == 1 else "good.test"
+        text = f"From: a@{domain}\r\nSubject: {number}\r\n\r\nhi\r\n".encode()
+        return asyncio.create_task(signer.sign([ParsedContent.of(text)], trusted=True))
+
+    tasks = [signing(number) for number in range(30)]
+    await asyncio.sleep(0)
+    tasks[6].cancel()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    for number, one in enumerate(found):
+        if number == 6:
+            assert isinstance(one, asyncio.CancelledError)
+        elif number % 3 == 1:
+            assert str(one) == "s1._domainkey.bad.test: RuntimeError: no"
+        else:
+            assert isinstance(one, SignedContents)
+            octets = read_all(one.contents[0].joined())
+            assert f"Subject: {number}\r\n".encode() in octets
+            assert verified(octets, {good.name: record_of(good)}) == [("good.test", "s1")]
+    assert (await signing(0)).keys == (good,)  # and it goes on
 
 
 def test_without_keys_nothing_is_signed() -> None:
