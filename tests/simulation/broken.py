@@ -540,7 +540,7 @@ BROKEN = (
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=conditions.in_versions),
-    Broken("doubts are not reported", _instead(maintenance, "append_events", _nothing), "invariant 2"),
+    Broken("doubts are not reported", _instead(maintenance, "record_doubt", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "queue_us", _wall_time), "invariant 6"),
     Broken(
         "a start takes the wall clock as steady time",
@@ -604,5 +604,5 @@ BROKEN = (
         "senders lead to others", _instead(Srs, "rewritten", _for_the_victim), "left with the sender",
         where=conditions.forwards_for_others,
     ),
-    Broken("events are lost", _instead(transactions, "append_events", _nothing), "invariant 9"),
+    Broken("events are lost", _instead(Batch, "append_events", _nothing), "invariant 9"),
 )  # fmt: skip

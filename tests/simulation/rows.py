@@ -13,8 +13,10 @@ import apsw
 import msgspec
 
 from relay.message.lifecycle import RecipientState
+from relay.spool.common.rows import (
+    REMOVED_EVENTS,
+)
 from relay.spool.sqlite.commits import COMMITS_COUNTER
-from relay.spool.sqlite.transactions import REMOVED_EVENTS
 from tests.simulation.sites import TOKEN
 
 

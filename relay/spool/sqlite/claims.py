@@ -23,9 +23,16 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient
 from relay.observe.logs import get_logger
-from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
+from relay.spool.common.rows import (
+    LIVE_STATES,
+    MESSAGE_COLUMNS,
+    read_facts,
+)
+from relay.spool.sqlite.database import (
+    fetch,
+    fetch_one,
+)
 from relay.spool.sqlite.holds import RELEASED, note_hold, note_release
-from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, append_events, read_facts
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Claim,
@@ -302,7 +309,7 @@ def _taken(batch: Batch, claim: Claim, *, now_us: int, at_us: int) -> Claim:
         batch.cursor.execute(_MOVE_RECIPIENTS, (state, *claim.key))
         extra = replace(extra, **RELEASED)
         detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
-        append_events(batch.cursor, claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
+        batch.append_events(claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
     return replace(claim, epoch=claim.epoch + 1, state=state, extra=extra)
 
 
@@ -313,7 +320,7 @@ def _hold_damaged(batch: Batch, key: Key, text: str, *, at_us: int) -> None:
     batch.cursor.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
     note_hold(batch, key, f"relay: damaged: {text}", since_us=at_us)
     detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
-    append_events(batch.cursor, message_id, [Event(Step.DELIVERY, at_us, detail)])
+    batch.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
     _log.error("entry damaged", qid=message_id, entry=number, error=text)
 
 

@@ -6,7 +6,7 @@ SQLite 3.51.3 or later is required, because earlier versions can corrupt the WAL
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +17,6 @@ from msgspec.structs import astuple
 
 from relay.clock import Anchor
 from relay.last_commit import RecordedCommit, has_log, read_recorded
-from relay.message.lifecycle import FINAL, RecipientState
 from relay.observe.logs import inherit
 from relay.spool.sqlite.commits import check_commits
 from relay.spool.sqlite.migrate import bring_to_version, check_version
@@ -26,7 +25,6 @@ from relay.spool.sqlite.spool_files import check_presence, is_openable
 from relay.spool.sqlite.write_ahead_log import check_log
 from relay.spool.types import SpoolDamagedError, SpoolError
 
-LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
 SQLITE_VERSION_MIN = 3_051_003
 CAPTURED_KEEP_S = 14 * 86400.0  # the default of spool.keep
 _CHECKPOINT_PAGES = 4000  # for a process without the writer's checkpoints
@@ -87,6 +85,40 @@ def open_database(
             connection.close()
             raise
     return connection
+
+
+class SqliteTables:
+    """The Tables of a connection, by a cursor of it. Raises apsw's exceptions."""
+
+    __slots__ = ("cursor",)
+
+    def __init__(self, cursor: apsw.Cursor) -> None:
+        self.cursor = cursor
+
+    def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Tables.fetch."""
+        return self.cursor.execute(sql, values).fetchall()
+
+    def fetch_one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """Tables.fetch_one."""
+        return self.cursor.execute(sql, values).fetchone()
+
+    def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
+        """Tables.fetch_each."""
+        return list(self.cursor.executemany(sql, values))
+
+    def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
+        """Tables.among."""
+        return f"{column} IN ({', '.join('?' * len(values))})", tuple(values)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Tables.snapshot."""
+        self.cursor.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.cursor.execute("COMMIT")
 
 
 def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -153,6 +185,10 @@ class Reader:
                 raise
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, ask)
+
+    async def read(self, query: Callable[[SqliteTables], T]) -> T:
+        """Run `query` in the reader's thread."""
+        return await self.run(lambda cursor: query(SqliteTables(cursor)))
 
     def later(self, task: Callable[[], None]) -> None:
         """Run `task` in the reader's thread, without waiting for it."""

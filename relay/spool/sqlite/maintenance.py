@@ -25,15 +25,21 @@ from relay.journeys.events import Event, Step
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.observe.logs import get_logger
+from relay.spool.common.rows import (
+    LIVE_STATES,
+    REMOVED_EVENTS,
+)
 from relay.spool.engine import Retention
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.content_files import ContentFiles, message_of
-from relay.spool.sqlite.database import LIVE_STATES, Reader, fetch, fetch_one
+from relay.spool.sqlite.database import (
+    Reader,
+    fetch,
+    fetch_one,
+)
 from relay.spool.sqlite.holds import count_removed
 from relay.spool.sqlite.transactions import (
-    REMOVED_EVENTS,
-    append_events,
     is_content_lost,
     is_file_needed,
     last_sequence,
@@ -241,7 +247,7 @@ class Maintenance:
         now_us, at_us = self._clock.queue_us(), self._clock.time_us()
         released = 0
         while number := await self._writer.submit(
-            lambda batch: release_abandoned(batch.cursor, now_us=now_us, at_us=at_us)
+            lambda batch: release_abandoned(batch, now_us=now_us, at_us=at_us)
         ):
             released += number
         return released
@@ -391,7 +397,7 @@ def _before_us(cursor: apsw.Cursor, keep: Retention, *, now_us: int) -> int:
     return before_us
 
 
-def release_abandoned(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
+def release_abandoned(batch: Batch, *, now_us: int, at_us: int) -> int:
     """Record some abandoned claims as indeterminate attempts, due at once; return how many, 0 when
     none is left.
 
@@ -399,6 +405,7 @@ def release_abandoned(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
     meanwhile. Held and captured entries were claimed to expire, and were not attempted. `now_us` is
     queue time, `at_us` wall time.
     """
+    cursor = batch.cursor
     claimed = fetch(
         cursor,
         "SELECT message_id, number, next_hop, attempts + 1, state"
@@ -425,7 +432,7 @@ def release_abandoned(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
         next_hop, _, route = hop.partition(" ")  # NextHop.key
         detail = {"entry": entry, "attempt": attempt, "next_hop": next_hop, "recipients": attempted}
         detail |= {"route": route} if route else {}
-        append_events(cursor, message_id, [Event(Step.DELIVERY, at_us, detail)])
+        record_doubt(batch, message_id, Event(Step.DELIVERY, at_us, detail))
     cursor.executemany(
         "UPDATE entry SET state = 'deferred', due_us = min(due_us, ?1), retry_us = ?1,"
         " attempts = attempts + 1 WHERE message_id = ?2 AND number = ?3",
@@ -436,3 +443,8 @@ def release_abandoned(cursor: apsw.Cursor, *, now_us: int, at_us: int) -> int:
         [(message_id, number) for message_id, number, *_ in claimed],
     )
     return len(claimed)
+
+
+def record_doubt(batch: Batch, message_id: str, attempt: Event) -> None:
+    """Record an attempt of which nobody knows how it ended."""
+    batch.append_events(message_id, [attempt])

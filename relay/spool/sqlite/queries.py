@@ -19,10 +19,13 @@ from relay.journeys.events import Event, Step
 from relay.journeys.message_search import SCAN_MAX
 from relay.message.envelope import MessageFacts
 from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_state
+from relay.spool.common.rows import (
+    MESSAGE_COLUMNS,
+    read_facts,
+)
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.sqlite.transactions import MESSAGE_COLUMNS, read_facts
 from relay.spool.types import parse_entry_extra
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"

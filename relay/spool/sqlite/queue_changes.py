@@ -23,6 +23,9 @@ from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import Destination, HopKind, NextHop
+from relay.spool.common.rows import (
+    LIVE_STATES,
+)
 from relay.spool.queue_commands import (
     CommandResult,
     Operation,
@@ -34,7 +37,10 @@ from relay.spool.queue_commands import (
     states_before,
 )
 from relay.spool.sqlite.cancel_reports import PlannedReports, to_be_planned
-from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
+from relay.spool.sqlite.database import (
+    fetch,
+    fetch_one,
+)
 from relay.spool.sqlite.entry_facts import EntryFacts, read_entry_facts
 from relay.spool.sqlite.holds import change_extra, count_holds, note_hold, note_release
 from relay.spool.sqlite.queue_list import operations
@@ -43,7 +49,6 @@ from relay.spool.sqlite.transactions import (
     CapturedMail,
     add_recipients,
     add_reports,
-    append_events,
     drop_content,
 )
 from relay.spool.sqlite.writer import Batch
@@ -218,7 +223,7 @@ def change(
     for message_id in {key[0] for key, (done, _) in result.results.items() if done is _DONE}:
         if (made := planned.by_message.get(message_id)) is not None:
             add_reports(batch, made.plan.messages, made.files, captured=captured)
-            append_events(batch.cursor, message_id, made.plan.events)
+            batch.append_events(message_id, made.plan.events)
             batch.cursor.executemany(PAY, [key for key in planned.epochs if key[0] == message_id])
             result.reports += made.plan.messages
             result.due_us = times.queue_us
@@ -283,7 +288,7 @@ class _EntryChanger:
                 self._result(key, CommandResult.DONE)
         for message_id, detail in self._events.items():
             event = Event(Step.DELIVERY, self._times.wall_us, detail)
-            append_events(self._cursor, message_id, [event])
+            self._batch.append_events(message_id, [event])
         return self._work
 
     def _do(self, key: Key, facts: EntryFacts) -> str:

@@ -14,10 +14,16 @@ from relay.journeys.events import Event, RecordedEvent, Step
 from relay.journeys.spool_history import SpoolEvents
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.nexthop import HopKind
+from relay.spool.common.rows import (
+    REMOVED_EVENTS,
+    SEQUENCE_BASE,
+)
 from relay.spool.queue_commands import Operation
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.queries import is_shown
-from relay.spool.sqlite.transactions import REMOVED_EVENTS, SEQUENCE_BASE, last_sequence
+from relay.spool.sqlite.transactions import (
+    last_sequence,
+)
 
 # SQLite takes the first of the conditions on an index as the start of the scan.
 _EVENTS = (

@@ -23,10 +23,13 @@ import apsw
 from relay.files import fsync_path, link_or_copy
 from relay.last_commit import log_of
 from relay.message.lifecycle import FINAL
+from relay.spool.common.rows import (
+    ACCEPTED_COUNTER,
+    LIVE_STATES,
+)
 from relay.spool.engine import RecoveryResult
 from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.database import (
-    LIVE_STATES,
     fetch,
     fetch_one,
     open_database,
@@ -46,7 +49,6 @@ from relay.spool.sqlite.spool_files import (
     is_openable,
     recovery_mark_of,
 )
-from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
 from relay.spool.sqlite.write_ahead_log import preview_log, write_repaired_log
 from relay.spool.types import SpoolDamagedError, SpoolError
 

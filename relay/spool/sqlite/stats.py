@@ -20,8 +20,14 @@ from relay.journeys.events import Step
 from relay.message.envelope import domain_of
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.message.nexthop import CAPTURE, NextHop
-from relay.spool.sqlite.database import LIVE_STATES, fetch, fetch_one
-from relay.spool.sqlite.transactions import ACCEPTED_COUNTER
+from relay.spool.common.rows import (
+    ACCEPTED_COUNTER,
+    LIVE_STATES,
+)
+from relay.spool.sqlite.database import (
+    fetch,
+    fetch_one,
+)
 from relay.spool.types import PriorityLevel, QueueCounts
 
 ENTRY_STATES = (

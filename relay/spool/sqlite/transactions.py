@@ -13,13 +13,10 @@ from typing import Any, assert_never
 from zlib import crc32
 
 import apsw
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.journeys.events import Event
 from relay.message.content import Content, size_of
-from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.lifecycle import FINAL, RecipientState, check_transition
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import (
@@ -32,8 +29,20 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.message.receipt import ReceiptRequest
+from relay.spool.common.rows import (
+    ACCEPTED_COUNTER,
+    LIVE_STATES,
+    MESSAGE_COLUMNS,
+    REMOVED_EVENTS,
+    SEQUENCE_BASE,
+    json_text,
+    message_row,
+    recipient_row,
+)
 from relay.spool.sqlite.content_files import StoredFile
-from relay.spool.sqlite.database import LIVE_STATES, fetch_one
+from relay.spool.sqlite.database import (
+    fetch_one,
+)
 from relay.spool.sqlite.holds import count_holds, has_room, note_hold
 from relay.spool.sqlite.remote_reports import join_report
 from relay.spool.sqlite.writer import Batch
@@ -51,15 +60,8 @@ from relay.spool.types import (
     SentReceipt,
     Settlement,
     extra_text,
-    parse_message_extra,
 )
 
-# The columns of a message, in the order of _message_row() and read_facts().
-MESSAGE_COLUMNS = (
-    "id", "reverse_path", "source", "trusted", "received_us", "expires_us", "size", "account",
-    "submission_id", "envid", "ret", "smtputf8", "eight_bit", "client", "message_id", "subject",
-    "extra",
-)  # fmt: skip
 _MESSAGE = (
     f"INSERT INTO message ({','.join(MESSAGE_COLUMNS)})"
     f" VALUES ({','.join('?' * len(MESSAGE_COLUMNS))})"
@@ -71,20 +73,8 @@ _ENTRY = (
     " VALUES (?,?,?,?,?,?,?,0,1,?,?,?,?,?,?)"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
-SEQUENCE_BASE = 1_000_000  # the index `event_sequence` has what is greater
-REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence that was removed
-# The sequence of an event is greater than that of every event recorded before, also of those that
-# were removed. It is at least the time of the event, so that after the restoration of a back-up it
-# is also greater than those that the back-up lacks.
-_EVENT = (
-    "INSERT INTO event VALUES (?1, max(?3,"
-    f" 1 + coalesce((SELECT max(sequence) FROM event WHERE sequence > {SEQUENCE_BASE}), 0),"
-    f" 1 + coalesce((SELECT value FROM counter WHERE name = '{REMOVED_EVENTS}'), {SEQUENCE_BASE})),"
-    " ?2, ?3, ?4)"
-)
 _OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
 PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
-ACCEPTED_COUNTER = "accepted"
 RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
 _OLDEST_RECEIPTS = (
@@ -161,7 +151,7 @@ def accept(
     for message, names in zip(messages, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim, captured=captured)
     if receipt is not None and fetch_one(batch.cursor, _IS_KNOWN, receipt.key[:1]):
-        append_events(batch.cursor, receipt.key[0], (receipt.event,))
+        batch.append_events(receipt.key[0], (receipt.event,))
     until_us = min((_end_us(*one, captured) for one in _parked(messages, captured)), default=None)
     return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
 
@@ -230,16 +220,16 @@ def settle(
         why = next((one.detail["held"] for one in settlement.events if "held" in one.detail), "")
         note_hold(batch, key, f"relay: {why}" if why else "relay", since_us=settlement.at_us)
     unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id) if finished else ""
-    append_events(batch.cursor, claim.message.id, settlement.events)
+    batch.append_events(claim.message.id, settlement.events)
     for copy_id, (number, request) in receipts.items():
         oldest = (request.mailbox, RECEIPTS_PER_MAILBOX_MAX - 1)
         batch.cursor.execute(_OLDEST_RECEIPTS, oldest)
-        row = (claim.message.id, number, request.mailbox, copy_id, now_us, _json(request))
+        row = (claim.message.id, number, request.mailbox, copy_id, now_us, json_text(request))
         batch.cursor.execute(_RECEIPT, row)
     if settlement.remote_report is not None:
         joined = join_report(batch.cursor, settlement, settlement.remote_report)
         if joined is not None:
-            append_events(batch.cursor, joined.message_id, joined.events)
+            batch.append_events(joined.message_id, joined.events)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
@@ -260,12 +250,6 @@ def _record_owed(cursor: apsw.Cursor, settlement: Settlement) -> None:
     if settlement.ends_warning:
         sql = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
         cursor.execute(sql, (claim.message.id,))
-
-
-def append_events(cursor: apsw.Cursor, message_id: str, events: Sequence[Event]) -> None:
-    """Append events to those of the message."""
-    rows = [(message_id, int(event.step), event.at_us, _json(event.detail)) for event in events]
-    cursor.executemany(_EVENT, rows)
 
 
 def note_removed_events(cursor: apsw.Cursor, last: int | None) -> None:
@@ -302,7 +286,7 @@ def _insert_message(
 ) -> list[Claim]:
     cursor = batch.cursor
     facts = message.facts
-    cursor.execute(_MESSAGE, _message_row(facts))
+    cursor.execute(_MESSAGE, message_row(facts))
     used = {entry.content for entry in message.entries}
     content_ids: dict[int, int] = {}
     for index, content in enumerate(message.contents):
@@ -313,7 +297,7 @@ def _insert_message(
     numbers = _numbers(message)
     for recipient in message.final_recipients:
         number = recipient.position or next(numbers)
-        rows.append(_recipient_row(facts.id, recipient, entry=0, number=number))
+        rows.append(recipient_row(facts.id, recipient, entry=0, number=number))
         batch.counts[recipient.state] += 1
     claims: list[Claim] = []
     for position, entry in enumerate(message.entries, 1):
@@ -330,7 +314,7 @@ def _insert_message(
             number = recipient.position or next(numbers)
             if not is_queued:
                 recipient = replace(recipient, state=state)  # noqa: PLW2901
-            rows.append(_recipient_row(facts.id, recipient, entry=position, number=number))
+            rows.append(recipient_row(facts.id, recipient, entry=position, number=number))
             recipients.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
         if claimed:
             content = message.contents[entry.content]
@@ -346,7 +330,7 @@ def _insert_message(
                 )
             )  # fmt: skip
     cursor.executemany(_RECIPIENT, rows)
-    append_events(cursor, facts.id, message.events)
+    batch.append_events(facts.id, message.events)
     batch.counts[ACCEPTED_COUNTER] += len(rows)
     count_holds(batch, len(message.held_by_rules))
     return claims
@@ -371,7 +355,7 @@ def add_recipients(batch: Batch, key: Key, recipients: Sequence[NewRecipient]) -
         batch.cursor, "SELECT max(number) FROM recipient WHERE message_id = ?", (message_id,)
     )
     rows = [
-        _recipient_row(message_id, recipient, entry=entry, number=number)
+        recipient_row(message_id, recipient, entry=entry, number=number)
         for number, recipient in enumerate(recipients, int(last[0] or 0) + 1)
     ]
     batch.cursor.executemany(_RECIPIENT, rows)
@@ -520,19 +504,6 @@ def is_content_lost(cursor: apsw.Cursor, message_id: str) -> bool | None:
     return bool(is_lost) if is_lost or is_known else None
 
 
-def read_facts(row: Sequence[Any]) -> MessageFacts:
-    """Return the facts in a row of MESSAGE_COLUMNS. Raises ValueError for values that are none."""
-    return MessageFacts(
-        id=row[0],
-        envelope=Envelope(
-            row[1], envid=row[9], ret=row[10], smtputf8=bool(row[11]), eight_bit=bool(row[12])
-        ),
-        source=Source(row[2]), trusted=bool(row[3]), received_us=row[4], expires_us=row[5],
-        size=row[6], account=row[7], submission_id=row[8], client=row[13], message_id=row[14],
-        subject=row[15], extra=parse_message_extra(row[16]),
-    )  # fmt: skip
-
-
 def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
     """A content in a file has its name in place of its octets; a large one also its header."""
     if isinstance(content, bytes):
@@ -542,27 +513,6 @@ def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
     assert file is not None
     found = crc32(content.header, file.crc32)
     return content.size, None, file.name, content.header, int(content.eight_bit), found
-
-
-def _message_row(facts: MessageFacts) -> tuple[Any, ...]:
-    mail = facts.envelope
-    return (
-        facts.id, mail.reverse_path, facts.source, int(facts.trusted), facts.received_us,
-        facts.expires_us, facts.size, facts.account, facts.submission_id, mail.envid, mail.ret,
-        int(mail.smtputf8), int(mail.eight_bit), facts.client, facts.message_id, facts.subject,
-        extra_text(facts.extra),
-    )  # fmt: skip
-
-
-def _recipient_row(
-    message_id: str, recipient: NewRecipient, *, entry: int, number: int
-) -> tuple[Any, ...]:
-    path = recipient.path
-    return (
-        message_id, entry, number, path.address, ",".join(sorted(path.notify)),
-        path.orcpt, recipient.state, recipient.status, recipient.reply, recipient.added_by,
-        "\n".join(recipient.successors),
-    )  # fmt: skip
 
 
 def _state_after(outcome: Outcome) -> RecipientState:
@@ -579,7 +529,3 @@ def _state_after(outcome: Outcome) -> RecipientState:
             return RecipientState.DEFERRED
         case _:
             assert_never(outcome)
-
-
-def _json(detail: Any) -> str:
-    return msgspec.json.encode(detail).decode()

@@ -22,12 +22,15 @@ from relay.journeys.events import Event, Step
 from relay.last_commit import LastCommit
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
+from relay.spool.common.rows import (
+    ACCEPTED_COUNTER,
+    LIVE_STATES,
+)
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.sqlite import stats
 from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import (
-    LIVE_STATES,
     fetch,
     fetch_one,
     open_database,
@@ -41,7 +44,9 @@ from relay.spool.sqlite.spool_errors import (
     translate_sqlite_errors,
 )
 from relay.spool.sqlite.spool_files import contents_of, damage_mark_of, put_aside_of
-from relay.spool.sqlite.transactions import ACCEPTED_COUNTER, append_events, is_file_needed
+from relay.spool.sqlite.transactions import (
+    is_file_needed,
+)
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, preview_log
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import SpoolDamagedError
@@ -284,6 +289,7 @@ class SpoolVerifier:
             lost: dict[str, list[tuple[int, int]]] = {}
             for message_id, *key in fetch(cursor, f"SELECT message_id, entry, number {_ENTRYLESS}"):
                 lost.setdefault(message_id, []).append((key[0], key[1]))
+            count = Batch(cursor)
             for message_id, recipients in lost.items():
                 cursor.executemany(
                     "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
@@ -292,10 +298,8 @@ class SpoolVerifier:
                 )
                 entries = sorted({entry for entry, _ in recipients})
                 detail = {"operation": "cancel", "entries": entries, **_WHO_ENDS}
-                append_events(
-                    cursor, message_id, [Event(Step.DELIVERY, self._clock.time_us(), detail)]
-                )
-            count = Batch(cursor)
+                event = Event(Step.DELIVERY, self._clock.time_us(), detail)
+                count.append_events(message_id, [event])
             count.counts[RecipientState.CANCELLED] += sum(map(len, lost.values()))
             count.write_counts()
 

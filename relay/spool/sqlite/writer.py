@@ -13,10 +13,9 @@ import asyncio
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import apsw
@@ -24,10 +23,12 @@ from msgspec import Struct
 
 from relay.clock import Clock, Timer
 from relay.crashpoints import CrashPoint, CrashPoints
+from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
+from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE, json_text
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.damage import Damage
-from relay.spool.sqlite.database import write_anchor
+from relay.spool.sqlite.database import SqliteTables, write_anchor
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
@@ -39,6 +40,15 @@ from relay.spool.types import (
 )
 
 _COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
+# The sequence of an event is greater than that of every event recorded before, also of those that
+# were removed. It is at least the time of the event, so that after the restoration of a back-up it
+# is also greater than those that the back-up lacks.
+_EVENT = (
+    "INSERT INTO event VALUES (?1, max(?3,"
+    f" 1 + coalesce((SELECT max(sequence) FROM event WHERE sequence > {SEQUENCE_BASE}), 0),"
+    f" 1 + coalesce((SELECT value FROM counter WHERE name = '{REMOVED_EVENTS}'), {SEQUENCE_BASE})),"
+    " ?2, ?3, ?4)"
+)
 _COMMITS_MAX = 100
 _LAST_S = 30.0
 _PART = 0.95
@@ -48,15 +58,33 @@ _BATCH_MAX = 256
 _ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One open transaction: its cursor, and what is done once for all operations: counters that are
-    written, and the sizes of new messages, for which there must be room.
+class Batch(SqliteTables):
+    """The open transaction, with what is done once for all operations: counters that are written,
+    and the sizes of new messages, for which there must be room. An OpenTransaction.
     """
 
-    cursor: apsw.Cursor
-    counts: Counter[str] = field(default_factory=Counter)
-    new_bytes: list[int] = field(default_factory=list)
+    __slots__ = ("counts", "new_bytes")
+
+    def __init__(self, cursor: apsw.Cursor) -> None:
+        super().__init__(cursor)
+        self.counts: Counter[str] = Counter()
+        self.new_bytes: list[int] = []
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """OpenTransaction.execute."""
+        self.cursor.execute(sql, values)
+        return self.cursor.connection.changes()
+
+    def execute_each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
+        """OpenTransaction.execute_each."""
+        self.cursor.executemany(sql, values)
+
+    def append_events(self, message_id: str, events: Sequence[Event]) -> None:
+        """OpenTransaction.append_events."""
+        rows = [
+            (message_id, int(event.step), event.at_us, json_text(event.detail)) for event in events
+        ]
+        self.cursor.executemany(_EVENT, rows)
 
     def write_counts(self) -> None:
         """Write the counters, and the number of this commit; called last before the commit."""

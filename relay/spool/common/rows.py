@@ -1,0 +1,64 @@
+"""Rows as all engines store them: their columns, and the values in them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from relay.message.envelope import Envelope, MessageFacts, Source
+from relay.message.lifecycle import FINAL, RecipientState
+from relay.spool.types import NewRecipient, extra_text, parse_message_extra
+
+# The columns of a message, in the order of message_row() and read_facts().
+MESSAGE_COLUMNS = (
+    "id", "reverse_path", "source", "trusted", "received_us", "expires_us", "size", "account",
+    "submission_id", "envid", "ret", "smtputf8", "eight_bit", "client", "message_id", "subject",
+    "extra",
+)  # fmt: skip
+LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
+ACCEPTED_COUNTER = "accepted"  # recipients
+SEQUENCE_BASE = (
+    1_000_000  # the sequence of an event is greater, unless schema 4 or older recorded it
+)
+REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence that was removed
+
+
+def read_facts(row: Sequence[Any]) -> MessageFacts:
+    """Return the facts in a row of MESSAGE_COLUMNS. Raises ValueError for values that are none."""
+    return MessageFacts(
+        id=row[0],
+        envelope=Envelope(
+            row[1], envid=row[9], ret=row[10], smtputf8=bool(row[11]), eight_bit=bool(row[12])
+        ),
+        source=Source(row[2]), trusted=bool(row[3]), received_us=row[4], expires_us=row[5],
+        size=row[6], account=row[7], submission_id=row[8], client=row[13], message_id=row[14],
+        subject=row[15], extra=parse_message_extra(row[16]),
+    )  # fmt: skip
+
+
+def message_row(facts: MessageFacts) -> tuple[Any, ...]:
+    """Return the values of MESSAGE_COLUMNS."""
+    mail = facts.envelope
+    return (
+        facts.id, mail.reverse_path, facts.source, int(facts.trusted), facts.received_us,
+        facts.expires_us, facts.size, facts.account, facts.submission_id, mail.envid, mail.ret,
+        int(mail.smtputf8), int(mail.eight_bit), facts.client, facts.message_id, facts.subject,
+        extra_text(facts.extra),
+    )  # fmt: skip
+
+
+def recipient_row(
+    message_id: str, recipient: NewRecipient, *, entry: int, number: int
+) -> tuple[Any, ...]:
+    """Return the values of a recipient, without what is owed."""
+    path = recipient.path
+    return (
+        message_id, entry, number, path.address, ",".join(sorted(path.notify)),
+        path.orcpt, recipient.state, recipient.status, recipient.reply, recipient.added_by,
+        "\n".join(recipient.successors),
+    )  # fmt: skip
+
+
+def json_text(detail: Any) -> str:
+    """Return a value as the JSON in a row."""
+    return msgspec.json.encode(detail).decode()

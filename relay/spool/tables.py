@@ -1,0 +1,69 @@
+"""The tables of an open spool, by SQL that the database of each engine understands.
+
+What all engines do alike (relay.spool.common) reads and changes rows through these Protocols, in
+the thread that has the connection. A statement for them
+
+- marks each value with "?", in the order of the values;
+- may have SQLite's INDEXED BY, which another database leaves out, and which stands behind the table
+  and its alias;
+- uses LIKE with ESCAPE, CASE, coalesce, CAST to BIGINT or TEXT, FILTER, RETURNING, ON CONFLICT and
+  row values, but none of GLOB, iif, instr, json functions, INSERT OR, numbered values, and max() or
+  min() of several values: what these would do is done in Python;
+- casts a sum to BIGINT, and reads truth from an INTEGER that is 0 or 1.
+
+Text is compared octet by octet, and lower() changes ASCII only.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from relay.journeys.events import Event
+
+
+class Tables(Protocol):
+    """Reads rows. Raises SpoolError."""
+
+    def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return all rows of a query."""
+        ...
+
+    def fetch_one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """Return the first row of a query, or None."""
+        ...
+
+    def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
+        """Run a statement once for each of these values, and return the rows of all, in order."""
+        ...
+
+    def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
+        """Return a condition that holds where the column has one of these values, and the values
+        for its marks.
+        """
+        ...
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """All queries in the block read the same state. Not inside a transaction."""
+        ...
+
+
+class OpenTransaction(Tables, Protocol):
+    """One open transaction, which a commit ends for all of its operations."""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """By how much counters change; written before the commit."""
+        ...
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Run a statement and return the number of rows that it has changed."""
+        ...
+
+    def execute_each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once for each of these values."""
+        ...
+
+    def append_events(self, message_id: str, events: Sequence[Event]) -> None:
+        """Append events to those of a message."""
+        ...
