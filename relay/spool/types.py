@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -32,6 +32,7 @@ from relay.message.receipt import ReceiptKey
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.read_report import RemoteReport
 
+ContentKey = Any  # of a content: hashable; what it is, only the engine knows
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_KEY: Key = ("", 0)  # before every entry
 FIRST_EPOCH = 1
@@ -293,7 +294,7 @@ class Claim(Struct, frozen=True):
     next_hop: NextHop  # where it goes
     recipients: tuple[ClaimedRecipient, ...]  # those that are not final
     attempts: int  # before this one
-    content_id: int  # for Spool.read_content()
+    content_id: ContentKey  # for Spool.read_content()
     content_size: int  # in octets
     # of small messages that were just accepted; otherwise it is read
     content: bytes | None = None
@@ -520,7 +521,7 @@ class Spool(Protocol):
         """Return a file for the body of a large message, which accept() then links."""
         ...
 
-    async def read_content(self, content_id: int, *, check: bool = True) -> Content:
+    async def read_content(self, content_id: ContentKey, *, check: bool = True) -> Content:
         """Read a content, a large one as its header and the file of its body. The file exists until
         the claim is settled.
 

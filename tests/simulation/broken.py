@@ -39,6 +39,7 @@ from relay.message.srs import Srs
 from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
+from relay.spool.common import accepted_rows
 from relay.spool.queue_commands import Operation
 from relay.spool.sqlite import holds, maintenance, queue_changes, transactions, writer
 from relay.spool.sqlite import spool as spool_module
@@ -580,8 +581,8 @@ BROKEN = (
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
     Broken("a route has the login of another one to its host", _instead(RouteTable, "options_for", _of_the_first_route), "has another login", where=conditions.gated_twice),
-    Broken("a held copy leaves without a release", _instead(transactions, "_first_state", _whatever_holds_it), "without a release", where=conditions.held),
-    Broken("a copy that a rule holds leaves without a release", _instead(transactions, "_first_state", _whatever_rule_holds_it), "without a release", where=conditions.held_by_rules),
+    Broken("a held copy leaves without a release", _instead(accepted_rows, "_first_state", _whatever_holds_it), "without a release", where=conditions.held),
+    Broken("a copy that a rule holds leaves without a release", _instead(accepted_rows, "_first_state", _whatever_rule_holds_it), "without a release", where=conditions.held_by_rules),
     Broken("the hold of a rule ends with its message", _instead(fanout.HoldTimes, "held", _without_its_end), "invariant 6", where=conditions.held_by_rules),
     Broken("a silent end is reported", _instead(attempt_recorder, "expiry_result", _aloud), "nobody was to hear", where=conditions.held_by_rules),
     Broken("what rules hold is not counted when it ends", _instead(transactions, "count_holds", _only_more), "rules hold", where=conditions.held_by_rules),

@@ -21,11 +21,11 @@ from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
+from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.queue_commands import QueueCommand
 from relay.spool.sqlite.claims import read_claims
 from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import Reader, fetch, fetch_one
-from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.types import Claim, Key, NewMessage, ReportPlan, ReportWriter, SpoolError
 
 _Files = Sequence[Sequence[StoredFile | None]]

@@ -20,6 +20,7 @@ from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
+from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.queue_commands import (
     LISTED_MAX,
     RECIPIENTS_MAX,
@@ -46,7 +47,6 @@ from relay.spool.sqlite.queue_changes import (
 )
 from relay.spool.sqlite.queue_list import EntryListBuilder, EntrySelection
 from relay.spool.sqlite.receipts import SqliteReceipts
-from relay.spool.sqlite.transactions import CapturedMail
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import FIRST_KEY, Key, NewMessage, ReportWriter, Selector
 

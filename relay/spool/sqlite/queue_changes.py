@@ -23,6 +23,7 @@ from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import Destination, HopKind, NextHop
+from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.rows import (
     LIVE_STATES,
 )
@@ -46,7 +47,6 @@ from relay.spool.sqlite.holds import change_extra, count_holds, note_hold, note_
 from relay.spool.sqlite.queue_list import operations
 from relay.spool.sqlite.transactions import (
     PAY,
-    CapturedMail,
     add_recipients,
     add_reports,
     drop_content,

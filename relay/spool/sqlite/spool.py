@@ -27,6 +27,7 @@ from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
+from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import message_list, queries, recorded_events, transactions
@@ -80,7 +81,7 @@ from relay.spool.types import (
 T = TypeVar("T")
 _Files = Sequence[Sequence[StoredFile | None]]  # of each message's contents
 _SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
-_CAPTURED = transactions.CapturedMail(int(CAPTURED_KEEP_S * 1_000_000))
+_CAPTURED = CapturedMail(int(CAPTURED_KEEP_S * 1_000_000))
 _log = get_logger("spool")
 
 
@@ -97,7 +98,7 @@ def open_engine(
     return SqliteSpool(
         path, clock=clock, crash=crash, metrics=metrics,
         submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
-        captured=transactions.CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
+        captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
         reserve_file=ReserveFile(
             path.with_name(RESERVE_FILE), size_bytes=settings.spool.reserve_size,
             reserve_bytes=settings.pressure.disk_free,
@@ -118,7 +119,7 @@ class SqliteSpool:
         crash: CrashPoints,
         metrics: Metrics,
         submission_keep_s: float,
-        captured: transactions.CapturedMail = _CAPTURED,
+        captured: CapturedMail = _CAPTURED,
         reserve_file: ReserveFile | None = None,
         inline: bool = False,
     ) -> None:

@@ -7,28 +7,21 @@ exceptions roll the transaction back.
 See docs/design.md 4, invariants 1, 2, 3 and 7.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import chain, count
-from typing import Any, assert_never
+from collections.abc import Sequence
+from typing import Any
 from zlib import crc32
 
 import apsw
 from msgspec import Struct
-from msgspec.structs import replace
 
-from relay.message.content import Content, size_of
-from relay.message.lifecycle import FINAL, RecipientState, check_transition
-from relay.message.nexthop import HopKind, NextHop
-from relay.message.outcome import (
-    Captured,
-    Deferred,
-    Delivered,
-    Failed,
-    Indeterminate,
-    Outcome,
-    Relayed,
+from relay.message.content import Content
+from relay.spool.common.accepted_rows import (
+    ENTRY_COLUMNS,
+    CapturedMail,
+    accepted_rows,
+    parked_until_us,
+    used_contents,
 )
-from relay.message.receipt import ReceiptRequest
 from relay.spool.common.rows import (
     ACCEPTED_COUNTER,
     LIVE_STATES,
@@ -39,6 +32,7 @@ from relay.spool.common.rows import (
     message_row,
     recipient_row,
 )
+from relay.spool.common.settled_rows import SettledRows, owed_rows, settled_rows, waiting_columns
 from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import (
     fetch_one,
@@ -47,19 +41,16 @@ from relay.spool.sqlite.holds import count_holds, has_room, note_hold
 from relay.spool.sqlite.remote_reports import join_report
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
+    FIRST_EPOCH,
     NEVER_US,
     Accepted,
     Claim,
-    ClaimedRecipient,
-    EntrySchedule,
+    ContentKey,
     Key,
-    NewEntry,
     NewMessage,
     NewRecipient,
-    PriorityLevel,
     SentReceipt,
     Settlement,
-    extra_text,
 )
 
 _MESSAGE = (
@@ -68,9 +59,8 @@ _MESSAGE = (
 )
 _CONTENT = "INSERT INTO content (size, data, file, header, eight_bit, crc32) VALUES (?,?,?,?,?,?)"
 _ENTRY = (
-    "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
-    " epoch, retry_us, lane, sender, warn_us, priority, extra)"
-    " VALUES (?,?,?,?,?,?,?,0,1,?,?,?,?,?,?)"
+    f"INSERT INTO entry ({','.join(ENTRY_COLUMNS)}, attempts, epoch)"
+    f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
 _OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
@@ -84,27 +74,6 @@ _OLDEST_RECEIPTS = (
 _MARK_RECEIPT = "UPDATE owed_receipt SET state = 'sent' WHERE message_id = ? AND number = ?"
 _END_RECEIPT = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
 _IS_KNOWN = "SELECT 1 FROM message WHERE id = ?"
-
-
-class CapturedMail(Struct, frozen=True):
-    """What happens to captured mail: it is captured when it is accepted, and expires `keep_us`
-    after its arrival.
-
-    With `is_delivered`, as in a development relay, it is queued until delivery has put a copy into
-    the recipient's mailbox. It does not expire, because the queue follows a clock that is advanced:
-    what removes it after `keep_us` of real time uses SpoolMaintenance.discard().
-    """
-
-    keep_us: int
-    is_delivered: bool = False
-
-    def due_us(self, received_us: int) -> int:
-        """Return when captured mail expires, in queue time."""
-        return NEVER_US if self.is_delivered else received_us + self.keep_us
-
-    def ends_at_acceptance(self, next_hop: NextHop) -> bool:
-        """Whether mail for `next_hop` is captured when it is accepted."""
-        return next_hop.kind is HopKind.CAPTURE and not self.is_delivered
 
 
 class Recorded(Struct, frozen=True):
@@ -152,7 +121,7 @@ def accept(
         claims += _insert_message(batch, message, names, claim=claim, captured=captured)
     if receipt is not None and fetch_one(batch.cursor, _IS_KNOWN, receipt.key[:1]):
         batch.append_events(receipt.key[0], (receipt.event,))
-    until_us = min((_end_us(*one, captured) for one in _parked(messages, captured)), default=None)
+    until_us = parked_until_us(messages, captured)
     return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
 
 
@@ -187,41 +156,25 @@ def settle(
     NEVER_US if no read receipts are to be recorded.
     """
     claim = settlement.claim
-    key = (claim.message.id, claim.entry_id)
-    changed: list[tuple[RecipientState, str, str, str, int, int]] = []
-    receipts: dict[str, tuple[int, ReceiptRequest]] = {}  # by the copy, which several may share
-    for number, outcome in settlement.outcomes.items():
-        state = _state_after(outcome)
-        if settlement.held and state is RecipientState.DEFERRED:
-            state = RecipientState.HELD
-        evidence = outcome.evidence
-        changed.append((state, evidence.status, evidence.reply, *key, number))
-        if evidence.receipt is not None and now_us != NEVER_US:
-            receipts.setdefault(evidence.graph_id, (number, evidence.receipt))
-    for number, outcome in settlement.expired.items():
-        evidence = outcome.evidence
-        changed.append((RecipientState.EXPIRED, evidence.status, evidence.reply, *key, number))
-    for state, *_ in changed:  # both live states allow the same
-        check_transition(RecipientState.QUEUED, state)
-    final = [state for state, *_ in changed if state in FINAL]
-    finished = len(final) == len(claim.recipients) and not settlement.goes_on
-    if not _leave(batch.cursor, settlement, finished=finished, captured=captured):
+    rows = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
+    if not _leave(batch.cursor, settlement, rows):
         return Recorded(in_time=False)
-    batch.counts.update(final)
-    count_holds(batch, -int(finished and claim.is_held_by_rule))  # its hold has expired
+    batch.counts.update(rows.final)
+    count_holds(batch, -int(rows.is_finished and claim.is_held_by_rule))  # its hold has expired
     batch.cursor.executemany(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
         " WHERE message_id = ? AND entry = ? AND number = ?"
         f" AND state IN {LIVE_STATES}",
-        changed,
+        rows.recipients,
     )
     _record_owed(batch.cursor, settlement)
-    if settlement.held and not finished:
-        why = next((one.detail["held"] for one in settlement.events if "held" in one.detail), "")
-        note_hold(batch, key, f"relay: {why}" if why else "relay", since_us=settlement.at_us)
-    unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id) if finished else ""
+    if rows.held:
+        note_hold(batch, claim.key, rows.held, since_us=settlement.at_us)
+    unneeded = ""
+    if rows.is_finished:
+        unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id)
     batch.append_events(claim.message.id, settlement.events)
-    for copy_id, (number, request) in receipts.items():
+    for copy_id, (number, request) in rows.receipts.items():
         oldest = (request.mailbox, RECEIPTS_PER_MAILBOX_MAX - 1)
         batch.cursor.execute(_OLDEST_RECEIPTS, oldest)
         row = (claim.message.id, number, request.mailbox, copy_id, now_us, json_text(request))
@@ -233,18 +186,14 @@ def settle(
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
-    return Recorded(True, tuple(claims), unneeded, owes=bool(receipts))
+    return Recorded(True, tuple(claims), unneeded, owes=bool(rows.receipts))
 
 
 def _record_owed(cursor: apsw.Cursor, settlement: Settlement) -> None:
     """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
     claim = settlement.claim
     if settlement.owed:
-        rows = [
-            (f"{settlement.at_us} {settlement.outcomes[number].evidence.host}", *claim.key, number)
-            for number in settlement.owed
-        ]
-        cursor.executemany(_OWE, rows)
+        cursor.executemany(_OWE, owed_rows(settlement))
     if settlement.pays:
         cursor.execute(PAY, claim.key)
     if settlement.ends_warning:
@@ -283,57 +232,24 @@ def _insert_message(
     *,
     claim: bool,
     captured: CapturedMail,
-) -> list[Claim]:
+) -> Sequence[Claim]:
     cursor = batch.cursor
     facts = message.facts
     cursor.execute(_MESSAGE, message_row(facts))
-    used = {entry.content for entry in message.entries}
+    used = used_contents(message)
     content_ids: dict[int, int] = {}
     for index, content in enumerate(message.contents):
         if index in used:
             cursor.execute(_CONTENT, _content_row(content, files[index]))
             content_ids[index] = cursor.connection.last_insert_rowid()
-    rows: list[tuple[Any, ...]] = []
-    numbers = _numbers(message)
-    for recipient in message.final_recipients:
-        number = recipient.position or next(numbers)
-        rows.append(recipient_row(facts.id, recipient, entry=0, number=number))
-        batch.counts[recipient.state] += 1
-    claims: list[Claim] = []
-    for position, entry in enumerate(message.entries, 1):
-        state = _first_state(entry, captured)
-        is_queued = state is RecipientState.QUEUED
-        claimed = claim and is_queued
-        content_id = content_ids[entry.content]
-        _insert_entry(
-            cursor, message, entry, number=position, content_id=content_id, claimed=claimed,
-            state=state, captured=captured,
-        )  # fmt: skip
-        recipients: list[ClaimedRecipient] = []
-        for recipient in entry.recipients:
-            number = recipient.position or next(numbers)
-            if not is_queued:
-                recipient = replace(recipient, state=state)  # noqa: PLW2901
-            rows.append(recipient_row(facts.id, recipient, entry=position, number=number))
-            recipients.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
-        if claimed:
-            content = message.contents[entry.content]
-            keep = content if isinstance(content, bytes) and not files[entry.content] else None
-            claims.append(
-                Claim(
-                    entry_id=position, epoch=1, message=facts, next_hop=entry.next_hop,
-                    recipients=tuple(recipients), attempts=0, content_id=content_id,
-                    content_size=size_of(content), content=keep, retry_us=facts.received_us,
-                    due_us=facts.received_us, level=message.level_of(entry),
-                    sender=message.sender_key, warn_us=message.warn_us, priority=message.priority,
-                    extra=entry.extra,
-                )
-            )  # fmt: skip
-    cursor.executemany(_RECIPIENT, rows)
+    kept = {index for index in used if not files[index]}
+    rows = accepted_rows(message, content_ids, kept=kept, claim=claim, captured=captured)
+    cursor.executemany(_ENTRY, rows.entries)
+    cursor.executemany(_RECIPIENT, rows.recipients)
     batch.append_events(facts.id, message.events)
-    batch.counts[ACCEPTED_COUNTER] += len(rows)
+    batch.counts.update(rows.counts)
     count_holds(batch, len(message.held_by_rules))
-    return claims
+    return rows.claims
 
 
 def add_reports(
@@ -362,89 +278,19 @@ def add_recipients(batch: Batch, key: Key, recipients: Sequence[NewRecipient]) -
     batch.counts[ACCEPTED_COUNTER] += len(rows)
 
 
-def _numbers(message: NewMessage) -> Iterator[int]:
-    """Numbers for recipients without a position, after the last one that has one."""
-    entries = (entry.recipients for entry in message.entries)
-    everybody = chain(message.final_recipients, *entries)
-    return count(1 + max((one.position for one in everybody), default=0))
-
-
-def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
-    if entry.extra.reason:
-        return RecipientState.HELD
-    ends_here = captured.ends_at_acceptance(entry.next_hop)
-    return RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
-
-
-def _parked(
-    messages: Sequence[NewMessage], captured: CapturedMail
-) -> Iterator[tuple[NewMessage, NewEntry]]:
-    """Yield the entries that are held or captured from the beginning."""
-    for message in messages:
-        for entry in message.entries:
-            if _first_state(entry, captured) is not RecipientState.QUEUED:
-                yield message, entry
-
-
-def _end_us(message: NewMessage, entry: NewEntry, captured: CapturedMail) -> int:
-    """Return when an entry ends that is held or captured from the beginning."""
-    if _first_state(entry, captured) is RecipientState.HELD:
-        return entry.extra.expires_us or message.facts.expires_us
-    return captured.due_us(message.facts.received_us)
-
-
-def _insert_entry(
-    cursor: apsw.Cursor,
-    message: NewMessage,
-    entry: NewEntry,
-    *,
-    number: int,
-    content_id: int,
-    claimed: bool,
-    state: RecipientState,
-    captured: CapturedMail,
-) -> None:
-    due_us = message.facts.received_us
-    retry_us: int | None = due_us
-    warn_us = message.warn_us
-    if state is not RecipientState.QUEUED:  # it is not attempted, and nobody is warned
-        retry_us = warn_us = None
-        due_us = _end_us(message, entry, captured)
-    row = (
-        message.facts.id, number, entry.next_hop.key, content_id, state, int(claimed), due_us,
-        retry_us, message.level_of(entry), message.sender_key, warn_us, message.priority,
-        extra_text(entry.extra),
-    )  # fmt: skip
-    cursor.execute(_ENTRY, row)
-
-
-def _leave(
-    cursor: apsw.Cursor, settlement: Settlement, *, finished: bool, captured: CapturedMail
-) -> bool:
+def _leave(cursor: apsw.Cursor, settlement: Settlement, rows: SettledRows) -> bool:
     """Requeue the entry, or end it; False if the claim's epoch has ended and nothing was done."""
-    claim, waiting = settlement.claim, None if finished else settlement.waiting
+    claim = settlement.claim
     if settlement.goes_on:
         return _is_in_time(cursor, claim)
-    attempts = claim.attempts + int(settlement.counts_as_attempt)
-    if any(isinstance(outcome, Captured) for outcome in settlement.outcomes.values()):
-        state = RecipientState.CAPTURED
-        waiting = EntrySchedule(
-            retry_us=None, due_us=captured.due_us(claim.message.received_us), level=claim.priority
-        )
-    elif settlement.held:
-        state = RecipientState.HELD
-    elif not settlement.counts_as_attempt:
-        state = claim.state
-    else:
-        state = RecipientState.DEFERRED
     cursor.execute(
         "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
         " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?,"
         " warn_us = iif(warn_us IS NULL, NULL, ?)"  # the warning may have been reported meanwhile
         " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
         (
-            "final" if finished else state, attempts, int(not finished),
-            *_waiting_columns(waiting),
+            "final" if rows.is_finished else rows.state, rows.attempts, int(not rows.is_finished),
+            *waiting_columns(None if rows.is_finished else rows.waiting),
             claim.message.id, claim.entry_id, claim.epoch,
         ),
     )  # fmt: skip
@@ -461,16 +307,7 @@ def _is_in_time(cursor: apsw.Cursor, claim: Claim) -> bool:
     return found is not None
 
 
-def _waiting_columns(waiting: EntrySchedule | None) -> tuple[Any, ...]:
-    if waiting is None:
-        return None, None, PriorityLevel.NORMAL, "", 0, None
-    return (
-        waiting.due_us, waiting.retry_us, waiting.level, waiting.cause, waiting.cause_attempts,
-        waiting.warn_us,
-    )  # fmt: skip
-
-
-def drop_content(cursor: apsw.Cursor, message_id: str, content_id: int) -> str:
+def drop_content(cursor: apsw.Cursor, message_id: str, content_id: ContentKey) -> str:
     """Remove the content unless another entry still needs it; return its file if none does."""
     removed = fetch_one(
         cursor,
@@ -513,19 +350,3 @@ def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
     assert file is not None
     found = crc32(content.header, file.crc32)
     return content.size, None, file.name, content.header, int(content.eight_bit), found
-
-
-def _state_after(outcome: Outcome) -> RecipientState:
-    match outcome:
-        case Delivered():
-            return RecipientState.DELIVERED
-        case Relayed():
-            return RecipientState.RELAYED
-        case Captured():
-            return RecipientState.CAPTURED
-        case Failed():
-            return RecipientState.FAILED
-        case Deferred() | Indeterminate():
-            return RecipientState.DEFERRED
-        case _:
-            assert_never(outcome)

@@ -1,0 +1,158 @@
+"""The rows of a new message; pure, so that every engine writes the same ones."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, count
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.message.content import size_of
+from relay.message.lifecycle import RecipientState
+from relay.message.nexthop import HopKind, NextHop
+from relay.spool.common.rows import ACCEPTED_COUNTER, recipient_row
+from relay.spool.types import (
+    FIRST_EPOCH,
+    NEVER_US,
+    Claim,
+    ClaimedRecipient,
+    ContentKey,
+    NewEntry,
+    NewMessage,
+    extra_text,
+)
+
+# The columns of a new entry, in the order of AcceptedRows.entries. The others: no attempts, the
+# first epoch, no cause.
+ENTRY_COLUMNS = (
+    "message_id", "number", "next_hop", "content_id", "state", "claimed", "due_us", "retry_us",
+    "lane", "sender", "warn_us", "priority", "extra",
+)  # fmt: skip
+
+
+class CapturedMail(Struct, frozen=True):
+    """What happens to captured mail: it is captured when it is accepted, and expires `keep_us`
+    after its arrival.
+
+    With `is_delivered`, as in a development relay, it is queued until delivery has put a copy into
+    the recipient's mailbox. It does not expire, because the queue follows a clock that is advanced:
+    what removes it after `keep_us` of real time uses DevelopmentSpool.discard().
+    """
+
+    keep_us: int
+    is_delivered: bool = False
+
+    def due_us(self, received_us: int) -> int:
+        """Return when captured mail expires, in queue time."""
+        return NEVER_US if self.is_delivered else received_us + self.keep_us
+
+    def ends_at_acceptance(self, next_hop: NextHop) -> bool:
+        """Whether mail for `next_hop` is captured when it is accepted."""
+        return next_hop.kind is HopKind.CAPTURE and not self.is_delivered
+
+
+class AcceptedRows(Struct, frozen=True):
+    """The rows of one message, but its own, its contents and its events; and its claims."""
+
+    entries: Sequence[tuple[Any, ...]]  # ENTRY_COLUMNS
+    recipients: Sequence[tuple[Any, ...]]  # recipient_row()
+    counts: Counter[str]  # by how much counters change, but that of holds
+    claims: Sequence[Claim]  # of the entries that are claimed
+
+
+def used_contents(message: NewMessage) -> Collection[int]:
+    """Return the contents that an entry has; the others are not stored."""
+    return {entry.content for entry in message.entries}
+
+
+def accepted_rows(
+    message: NewMessage,
+    content_keys: Mapping[int, ContentKey],
+    *,
+    kept: Collection[int],
+    claim: bool,
+    captured: CapturedMail,
+) -> AcceptedRows:
+    """Return what a message adds. `content_keys` are the keys of its contents, by their index;
+    claims have those in `kept` with them. With `claim` its queued entries are claimed.
+    """
+    facts = message.facts
+    counts: Counter[str] = Counter()
+    entries, recipients, claims = [], [], []
+    numbers = _numbers(message)
+    for recipient in message.final_recipients:
+        number = recipient.position or next(numbers)
+        recipients.append(recipient_row(facts.id, recipient, entry=0, number=number))
+        counts[recipient.state] += 1
+    for position, entry in enumerate(message.entries, 1):
+        state = _first_state(entry, captured)
+        is_queued = state is RecipientState.QUEUED
+        content_key = content_keys[entry.content]
+        due_us = facts.received_us
+        retry_us: int | None = due_us
+        warn_us = message.warn_us
+        if not is_queued:  # it is not attempted, and nobody is warned
+            retry_us = warn_us = None
+            due_us = _end_us(message, entry, captured)
+        level = message.level_of(entry)
+        entries.append(
+            (
+                facts.id, position, entry.next_hop.key, content_key, state,
+                int(claim and is_queued), due_us, retry_us, level, message.sender_key, warn_us,
+                message.priority, extra_text(entry.extra),
+            )
+        )  # fmt: skip
+        people: list[ClaimedRecipient] = []
+        for recipient in entry.recipients:
+            number = recipient.position or next(numbers)
+            if not is_queued:
+                recipient = replace(recipient, state=state)  # noqa: PLW2901
+            recipients.append(recipient_row(facts.id, recipient, entry=position, number=number))
+            people.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
+        if claim and is_queued:
+            content = message.contents[entry.content]
+            held = content if isinstance(content, bytes) and entry.content in kept else None
+            claims.append(
+                Claim(
+                    entry_id=position, epoch=FIRST_EPOCH, message=facts, next_hop=entry.next_hop,
+                    recipients=tuple(people), attempts=0, content_id=content_key,
+                    content_size=size_of(content), content=held, retry_us=retry_us, due_us=due_us,
+                    level=level, sender=message.sender_key, warn_us=warn_us,
+                    priority=message.priority, extra=entry.extra,
+                )
+            )  # fmt: skip
+    counts[ACCEPTED_COUNTER] += len(recipients)
+    return AcceptedRows(entries, recipients, counts, claims)
+
+
+def parked_until_us(messages: Sequence[NewMessage], captured: CapturedMail) -> int | None:
+    """Return when the first of the entries ends that are held or captured from the beginning."""
+    ends = (
+        _end_us(message, entry, captured)
+        for message in messages
+        for entry in message.entries
+        if _first_state(entry, captured) is not RecipientState.QUEUED
+    )
+    return min(ends, default=None)
+
+
+def _numbers(message: NewMessage) -> Iterator[int]:
+    """Numbers for recipients without a position, after the last one that has one."""
+    entries = (entry.recipients for entry in message.entries)
+    everybody = chain(message.final_recipients, *entries)
+    return count(1 + max((one.position for one in everybody), default=0))
+
+
+def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
+    if entry.extra.reason:
+        return RecipientState.HELD
+    ends_here = captured.ends_at_acceptance(entry.next_hop)
+    return RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
+
+
+def _end_us(message: NewMessage, entry: NewEntry, captured: CapturedMail) -> int:
+    """Return when an entry ends that is held or captured from the beginning."""
+    if _first_state(entry, captured) is RecipientState.HELD:
+        return entry.extra.expires_us or message.facts.expires_us
+    return captured.due_us(message.facts.received_us)
