@@ -38,7 +38,7 @@ from relay.development.options import (
     DevelopmentOptions,
     write_config,
 )
-from relay.development.removal import remove_message
+from relay.development.removal import development_spool, remove_message
 from relay.development.reset import Reset
 from relay.development.retention import MailRetention
 from relay.development.simulated_recipients import SimulatedRecipients
@@ -209,7 +209,7 @@ class DevelopmentRelay:
         write_config(self.folder, replace(self._options, **listeners), self.internet)
 
         retention = MailRetention(
-            self.daemon.store, self.daemon.spool.maintenance, keep=self._options.keep,
+            self.daemon.store, development_spool(self.daemon), keep=self._options.keep,
             clock=self.clock,
         )  # fmt: skip
         self._retention = asyncio.create_task(retention.run(), name="retention")

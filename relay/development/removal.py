@@ -10,10 +10,18 @@ from relay.app.daemon import Daemon
 from relay.journeys.document import Journey
 from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.types import BeingSentError
+from relay.spool.engine import DevelopmentSpool
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 
 _WHO = "development"
+
+
+def development_spool(daemon: Daemon) -> DevelopmentSpool:
+    """Return what only a development relay does with its spool."""
+    spool = daemon.spool.development
+    assert spool is not None  # its engine has it
+    return spool
 
 
 async def remove_message(daemon: Daemon, copies: MessageCopies, journey: Journey) -> bool:
@@ -28,7 +36,7 @@ async def remove_message(daemon: Daemon, copies: MessageCopies, journey: Journey
         if not journey.is_final:  # delivery gives up what waits in its memory
             selector = Selector(ids=(queue_id,))
             await daemon.spool.queue_admin.execute(QueueCommand(Operation.CANCEL, selector, _WHO))
-        recipients = await daemon.spool.maintenance.remove(queue_id)
+        recipients = await development_spool(daemon).remove(queue_id)
         if recipients is None:
             return False
         await copies.remove(queue_id, recipients)

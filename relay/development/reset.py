@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from relay.app.daemon import Daemon
+from relay.development.removal import development_spool
 
 
 class Reset:
@@ -47,7 +48,7 @@ class Reset:
                 self._trash.mkdir(mode=0o700, exist_ok=True)
                 trash = Path(tempfile.mkdtemp(dir=self._trash))
                 submissions = await daemon.store.clear(trash)
-                messages = await daemon.spool.maintenance.clear()
+                messages = await development_spool(daemon).clear()
                 await daemon.refusals.clear()
                 self._forget()
             task = asyncio.create_task(asyncio.to_thread(remove_trash, trash))

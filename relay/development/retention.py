@@ -15,7 +15,7 @@ from relay.clock import Clock
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger
-from relay.spool.engine import SpoolMaintenance
+from relay.spool.engine import DevelopmentSpool
 from relay.spool.types import SpoolError
 
 _log = get_logger("development")
@@ -59,7 +59,7 @@ class MailRetention:
     """Removes what is above the limits, each minute."""
 
     def __init__(
-        self, store: FileStore, spool: SpoolMaintenance, *, keep: KeepLimits, clock: Clock
+        self, store: FileStore, spool: DevelopmentSpool, *, keep: KeepLimits, clock: Clock
     ) -> None:
         self._store = store
         self._spool = spool

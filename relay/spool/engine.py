@@ -80,6 +80,10 @@ class SpoolMaintenance(Protocol):
         """
         ...
 
+
+class DevelopmentSpool(Protocol):
+    """What only a development relay does, whose engine is SQLite."""
+
     async def sizes(self, limit: int) -> Sequence[tuple[int, int]]:
         """Return when the newest messages were accepted, by the wall clock in microseconds, and the
         sizes of the contents that they still have.
@@ -88,19 +92,19 @@ class SpoolMaintenance(Protocol):
 
     async def discard(self, until_us: int) -> int:
         """Remove some messages that were accepted until then, captured and held ones too, but none
-        that is to be delivered; return how many, 0 when nothing is left. For development only.
+        that is to be delivered; return how many, 0 when nothing is left.
         """
         ...
 
     async def remove(self, queue_id: str) -> Sequence[ListedRecipient] | None:
         """Remove a message in whatever state, with its history; return its recipients. None, and
-        nothing is removed, while delivery has it. For development only.
+        nothing is removed, while delivery has it.
         """
         ...
 
     async def clear(self) -> int:
         """Remove every message, in whatever state, and every submission key; return the number of
-        messages that are not reports. Claims can no longer settle. For tests and development only.
+        messages that are not reports. Claims can no longer settle.
         """
         ...
 
@@ -154,6 +158,11 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
     @property
     def maintenance(self) -> SpoolMaintenance:
         """Its periodic work."""
+        ...
+
+    @property
+    def development(self) -> DevelopmentSpool | None:
+        """What a development relay does with it; None of an engine that it never has."""
         ...
 
     @property

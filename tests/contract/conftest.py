@@ -10,7 +10,7 @@ from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
-from relay.spool.engine import SpoolEngine
+from relay.spool.engine import DevelopmentSpool, SpoolEngine
 from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
 
@@ -41,3 +41,11 @@ async def spool(open_spool) -> AsyncIterator[SpoolEngine]:
     await spool.start()
     yield spool
     await spool.stop()
+
+
+@pytest.fixture
+def development(spool) -> DevelopmentSpool:
+    """Return what a development relay does; skip an engine that it never has."""
+    if spool.development is None:
+        pytest.skip("a development relay never has this engine")
+    return spool.development

@@ -4,19 +4,25 @@ import ast
 from pathlib import Path
 
 from relay.journeys.spool_history import SpoolHistory
-from relay.spool.engine import ReceiptLedger, SpoolEngine, SpoolMaintenance, SpoolStorage
+from relay.spool.engine import (
+    DevelopmentSpool,
+    ReceiptLedger,
+    SpoolEngine,
+    SpoolMaintenance,
+    SpoolStorage,
+)
 from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import IncomingBody, Spool
 from tests.support import spool_fixtures
 
 PROTOCOLS = (
     Spool, SpoolHistory, SpoolEngine, SpoolMaintenance, ReceiptLedger, QueueAdmin, IncomingBody,
-    SpoolStorage,
+    SpoolStorage, DevelopmentSpool,
 )  # fmt: skip
 
 
 def test_every_method_is_used() -> None:
-    sources = [*Path(__file__).parent.glob("test_*.py"), Path(spool_fixtures.__file__)]
+    sources = [*Path(__file__).parent.glob("*.py"), Path(spool_fixtures.__file__)]
     used = {
         node.attr
         for source in sources

@@ -102,15 +102,15 @@ async def test_a_waiting_message_is_not_pruned(spool, make, clock) -> None:
     assert await spool.maintenance.prune(Retention(0)) == 0
 
 
-async def test_clear_removes_everything_and_the_queue_goes_on(spool, make) -> None:
+async def test_clear_removes_everything_and_the_queue_goes_on(spool, make, development) -> None:
     large = b"Subject: x\r\n\r\n" + b"y" * 200_000
     held = (await spool.accept(make(content=large), submission_key="k", claim=False)).queue_id
     (claim,) = (await spool.accept(make())).claims
     await finished(spool, make)
-    accepting = asyncio.gather(*(spool.accept(make()) for _ in range(3)), spool.maintenance.clear())
+    accepting = asyncio.gather(*(spool.accept(make()) for _ in range(3)), development.clear())
     cleared = (await accepting)[-1]
     assert 3 <= cleared <= 6
-    cleared += await spool.maintenance.clear()
+    cleared += await development.clear()
     assert cleared == 6
     assert await spool.journey(held) is None
     assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0] is False
@@ -123,7 +123,7 @@ async def test_clear_removes_everything_and_the_queue_goes_on(spool, make) -> No
 
 
 async def test_the_oldest_messages_are_discarded_unless_they_are_to_be_delivered(
-    spool, make, clock
+    spool, make, clock, development
 ) -> None:
     large = b"Subject: x\r\n\r\n" + b"y" * 200_000
     captured = (await spool.accept(make({"capture": ["x@a.test"]}, content=large))).queue_id
@@ -134,12 +134,12 @@ async def test_the_oldest_messages_are_discarded_unless_they_are_to_be_delivered
     until_us = clock.time_us()
     clock.advance(1)
     young = (await spool.accept(make({"capture": ["x@a.test"]}))).queue_id
-    sizes = await spool.maintenance.sizes(10)
+    sizes = await development.sizes(10)
     assert [at_us for at_us, _ in sizes] == [until_us + 1_000_000] + [until_us] * 5
     assert sorted(size > 0 for _, size in sizes) == [False] + [True] * 5
-    assert len(await spool.maintenance.sizes(2)) == 2
-    assert await spool.maintenance.discard(until_us) == 3
-    assert await spool.maintenance.discard(until_us) == 0
+    assert len(await development.sizes(2)) == 2
+    assert await development.discard(until_us) == 3
+    assert await development.discard(until_us) == 0
     for name in (captured, held, old):
         assert await spool.journey(name) is None
     for name in (waiting, claimed, young):
@@ -148,16 +148,18 @@ async def test_the_oldest_messages_are_discarded_unless_they_are_to_be_delivered
     assert (sum(counts.entries.values()), counts.unaccounted) == (3, 0)
 
 
-async def test_a_message_is_removed_in_any_state_unless_delivery_has_it(spool, make) -> None:
+async def test_a_message_is_removed_in_any_state_unless_delivery_has_it(
+    spool, make, development
+) -> None:
     captured = (await spool.accept(make({"capture": ["x@a.test", "y@a.test"]}))).queue_id
     (claim,) = (await spool.accept(make())).claims
     done = await finished(spool, make)
-    assert await spool.maintenance.remove(claim.message.id) is None
+    assert await development.remove(claim.message.id) is None
     assert await spool.journey(claim.message.id) is not None
-    assert list(await spool.maintenance.remove(captured) or ()) == [
+    assert list(await development.remove(captured) or ()) == [
         ListedRecipient(1, "x@a.test", "captured"), ListedRecipient(2, "y@a.test", "captured"),
     ]  # fmt: skip
-    assert await spool.maintenance.remove(done)
+    assert await development.remove(done)
     assert [await spool.journey(one) for one in (captured, done)] == [None, None]
     assert await spool.settle(Settlement(claim, 5, {1: OK})) == (True, ())
     assert (await spool.counts()).unaccounted == 0

@@ -72,7 +72,9 @@ async def test_the_events_of_one_message_have_their_order_also_at_the_same_time(
     assert len(set(await sequences(spool))) == 5
 
 
-async def test_a_number_is_not_given_again_after_a_removal(spool, record, clock) -> None:
+async def test_a_number_is_not_given_again_after_a_removal(
+    spool, record, clock, development
+) -> None:
     past_us = clock.time_us() - DAY_US
     seen: list[int] = []
     for remove in ("clear", "prune", "discard"):
@@ -82,12 +84,12 @@ async def test_a_number_is_not_given_again_after_a_removal(spool, record, clock)
         seen += await sequences(spool)
         match remove:
             case "clear":
-                await spool.maintenance.clear()
+                await development.clear()
             case "prune":
                 clock.advance(2.0)
                 assert await spool.maintenance.prune(Retention(1.0))
             case "discard":
-                assert await spool.maintenance.discard(clock.time_us() + DAY_US)
+                assert await development.discard(clock.time_us() + DAY_US)
         left = await all_events(spool)
         assert (left.events, left.removed_to) == ([], seen[-1])
         assert await spool.last_event() == seen[-1]

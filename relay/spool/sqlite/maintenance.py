@@ -262,7 +262,7 @@ class Maintenance:
         return removed
 
     async def sizes(self, limit: int) -> list[tuple[int, int]]:
-        """SpoolMaintenance.sizes."""
+        """DevelopmentSpool.sizes."""
         rows = await self._queries.run(
             lambda c: fetch(
                 c,
@@ -274,21 +274,21 @@ class Maintenance:
         return [(id_time_us(queue_id) or 0, size) for queue_id, size in rows]
 
     async def discard(self, until_us: int) -> int:
-        """SpoolMaintenance.discard."""
+        """DevelopmentSpool.discard."""
         messages, files = await self._writer.submit(lambda batch: discard(batch, until_us))
         if files:
             self._queries.later(partial(self._files.remove, files))
         return messages
 
     async def remove(self, queue_id: str) -> Sequence[ListedRecipient] | None:
-        """SpoolMaintenance.remove."""
+        """DevelopmentSpool.remove."""
         recipients, files = await self._writer.submit(lambda batch: remove(batch, queue_id))
         if files:
             self._queries.later(partial(self._files.remove, files))
         return recipients
 
     async def clear(self) -> int:
-        """SpoolMaintenance.clear."""
+        """DevelopmentSpool.clear."""
         messages, files = await self._writer.submit(clear)
         self._pruned_to = ""
         self._unaccounted = None

@@ -172,6 +172,11 @@ class SqliteSpool:
             receipts=self.receipts, clock=clock, metrics=metrics, shown_times=self._shown_times,
         )  # fmt: skip
 
+    @property
+    def development(self) -> Maintenance:
+        """SpoolEngine.development."""
+        return self.maintenance
+
     def _cancel_reports(self) -> CancelReports:
         return CancelReports(
             self._queries, read_content=self.read_content, store=self._store_reports,

@@ -423,7 +423,7 @@ async def test_a_reset_is_a_gap_and_the_stream_goes_on(relay: Relay) -> None:
         await relay.mail()
         old = await source.events(EVENTS_OF_MAIL)
         relay.log.clear()
-        await relay.spool.maintenance.clear()
+        await relay.spool.development.clear()
         await relay.mail()
         first = await source.event()
         assert first.type == "gap"

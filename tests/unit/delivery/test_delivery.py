@@ -404,7 +404,7 @@ async def test_nothing_of_an_emptied_queue_is_delivered_later(delivery, stage: s
             await delivery.send(f"{number}@a.test")
         await mx.reached(stage)
         async with asyncio.timeout(30), delivery.scheduler.emptied():
-            await delivery.spool.maintenance.clear()
+            await delivery.spool.development.clear()
             late = await delivery.send("late@a.test", claim=False)
         cut_off = len(mx.envelopes)
         gate.set()
@@ -423,7 +423,7 @@ async def test_an_emptied_queue_forgets_that_a_host_was_down(delivery) -> None:
         await delivery.send("x@a.test")
         await delivery.changed.get()
         async with delivery.scheduler.emptied():
-            await delivery.spool.maintenance.clear()
+            await delivery.spool.development.clear()
         mx.replies = {}
         journey = await delivery.done(await delivery.send("x@a.test"))
     assert states(journey) == {"x@a.test": "relayed"}
