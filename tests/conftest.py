@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.support.browser import Browser
+    from tests.support.postgres import PostgresServer
 
 settings.register_profile(
     "same",
@@ -173,6 +174,23 @@ def short_path() -> Iterator[Path]:
     short = _MEMORY if os.environ.get("TMPDIR") == str(_MEMORY) else "/tmp"
     with tempfile.TemporaryDirectory(prefix="relay-", dir=short) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> "Iterator[PostgresServer]":
+    """PostgreSQL, started by the first test of this process that needs it; nothing is synced."""
+    from tests.support.postgres import running_server
+
+    with running_server() as started:
+        yield started
+
+
+@pytest.fixture
+def postgres_url(postgres_server: "PostgresServer") -> Iterator[str]:
+    """The URL of an empty database."""
+    url = postgres_server.create()
+    yield url
+    postgres_server.drop(url)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,248 @@
+"""A PostgreSQL server of the tests' own: its data, socket and log in a folder of its own, on a free loopback port.
+
+    with PostgresServer() as server:
+        url = server.create()
+        ... a relay with `[spool] url` = url ...
+        server.drop(url)
+
+It touches no other server of the machine. The fixtures `postgres_server`, one for each process of
+pytest, and `postgres_url`, a fresh database for each test, are in tests/conftest.py. Local
+connections are trusted; those to the port need the password of the owner. Raises NoPostgresError,
+with the reason to skip, where the programs are missing.
+"""
+
+import itertools
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.ports import free_port
+from tests.support.relay_process import WAIT_S, until
+
+OWNER, PASSWORD = "relay", "a%secret"  # the role that owns each database
+_PLACES = Path("/usr/lib/postgresql")  # Debian's
+_NOBODIES = ("postgres", "nobody")  # who runs it where the tests run as root, which it refuses
+_ADMIN = "postgres"
+# sh is the server from its `exec` on. What it leaves behind stops it where pytest was killed.
+_START = '((read _ <&3 || kill -INT $$) &) 3<&0; exec "$@" </dev/null'
+_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "32MB",
+    "max_connections": "60",
+    "max_wal_size": "256MB",
+    "log_line_prefix": "%m [%p] %a: ",
+}
+_SYNCED = {"fsync": "on", "full_page_writes": "on"}
+_HBA = """\
+local all all trust
+host all all 127.0.0.1/32 scram-sha-256
+"""
+
+
+class NoPostgresError(Exception):
+    """Why there is no PostgreSQL here."""
+
+
+class PostgresServer:
+    """One server. With `is_synced` a commit is on the disk, as tests of crashes need it."""
+
+    def __init__(
+        self, *, is_synced: bool = False, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self._programs = _programs()
+        self._settings = _SETTINGS | (_SYNCED if is_synced else {}) | dict(settings or {})
+        self._owner = _owner() if os.geteuid() == 0 else {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+        self._templates: dict[str, str] = {}
+        self.folder = Path()  # its socket is here
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="relay-pg-", dir="/tmp"))  # a short path
+        try:
+            self._create()
+            self.start()
+            self.sql(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{PASSWORD}'")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(immediate=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def data(self) -> Path:
+        """Its data directory."""
+        return self.folder / "data"
+
+    @property
+    def log(self) -> str:
+        """What it has logged since it was created."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def version(self) -> int:
+        """Its major version."""
+        return int((self.data / "PG_VERSION").read_text())
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        assert self._process is None, "it runs already"
+        command = ["sh", "-c", _START, "sh", str(self._programs / "postgres"), "-D", str(self.data)]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE, stdout=log, stderr=log, **self._environment(),
+            )  # fmt: skip
+        until("PostgreSQL is ready, or ends", self._is_ready_or_ended)
+        assert self._process.poll() is None, self.log
+
+    def stop(self, *, immediate: bool = False) -> None:
+        """Stop it: connections are closed, and with `immediate` nothing is written any more."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
+        process.wait(WAIT_S)
+        with process.stdin as watcher:
+            watcher.write(b"ended\n")
+
+    def configure(self, **settings: str | None) -> None:
+        """Change settings that take effect with a reload; None: as they were."""
+        for name, value in settings.items():
+            what = f"RESET {name}" if value is None else f"SET {name} = '{value}'"
+            self.sql(f"ALTER SYSTEM {what}")
+        self.sql("SELECT pg_reload_conf()")
+
+    def sql(self, statement: str, *, database: str = _ADMIN, user: str = _ADMIN) -> str:
+        """Run a statement as a superuser; return the rows as psql prints them unaligned."""
+        command = [
+            str(self._programs / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", str(self.folder),
+            "-p", str(self.port), "-U", user, "-d", database, "-c", statement,
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=WAIT_S, cwd="/"
+        )
+        assert done.returncode == 0, f"{statement}: {done.stderr}"
+        return done.stdout.strip()
+
+    def create(self, *, template: str = "template1", options: str = "") -> str:
+        """Create a database, which OWNER owns; return its URL. `options` are of CREATE DATABASE."""
+        name = f"relay_{next(self._numbers)}"
+        self.sql(f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template} {options}")
+        return self.url(name)
+
+    def prepared(self, name: str, prepare: Callable[[str], None]) -> str:
+        """Return the template `name`; the first call has `prepare(URL)` fill it, and close it."""
+        if name not in self._templates:
+            url = self.create()
+            prepare(url)
+            self._templates[name] = database_of(url)
+        return self._templates[name]
+
+    def drop(self, url: str) -> None:
+        """Remove a database, and end the connections to it."""
+        self.sql(f"DROP DATABASE IF EXISTS {database_of(url)} WITH (FORCE)")
+
+    def url(self, database: str, *, user: str = OWNER) -> str:
+        """A URL that uses the socket, and needs no password."""
+        return f"postgresql://{user}@/{database}?host={self.folder}&port={self.port}"
+
+    def tcp_url(self, database: str, *, user: str = OWNER, password: str = PASSWORD) -> str:
+        """A URL that uses the port."""
+        return f"postgresql://{user}:{quote(password)}@127.0.0.1:{self.port}/{database}"
+
+    def _create(self) -> None:
+        self.folder.chmod(0o755)
+        if self._owner:
+            os.chown(self.folder, self._owner["user"], self._owner["group"])
+        self.port = free_port()
+        command = [
+            str(self._programs / "initdb"), "-D", str(self.data), "-U", _ADMIN, "--no-sync",
+            "--no-instructions", "--auth=trust", "--encoding=UTF8", "--locale=C",
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, check=False, capture_output=True, timeout=WAIT_S, **self._environment()
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        (self.data / "pg_hba.conf").write_text(_HBA)
+        settings = self._settings | {
+            "unix_socket_directories": str(self.folder),
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+        }
+        lines = [f"{name} = '{value}'\n" for name, value in settings.items()]
+        (self.data / "postgresql.conf").write_text("".join(lines))
+
+    def _environment(self) -> dict[str, Any]:
+        """How a program of the server runs."""
+        environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+        return {"cwd": self.folder, "env": environ, **self._owner}
+
+    def _is_ready_or_ended(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            return True
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return lines[0] == str(self._process.pid) and lines[-1].strip() == "ready"
+
+
+def database_of(url: str) -> str:
+    """The name of the database of a URL of PostgresServer."""
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+def running_server() -> PostgresServer:
+    """Return a server, not started; the test is skipped without programs, and fails in CI."""
+    try:
+        return PostgresServer()
+    except NoPostgresError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))
+
+
+def _programs() -> Path:
+    """Return the directory of the newest programs, or of those that RELAY_TEST_PG names."""
+    if chosen := os.environ.get("RELAY_TEST_PG"):
+        found = [Path(chosen)]
+    else:
+        found = sorted(_PLACES.glob("*/bin"), key=_version, reverse=True)
+    for place in found:
+        if all((place / name).exists() for name in ("initdb", "postgres", "psql")):
+            return place
+    raise NoPostgresError("PostgreSQL is not installed: tests/system-packages.sh installs it")
+
+
+def _version(place: Path) -> int:
+    number = re.match(r"\d+", place.parent.name)
+    return int(number[0]) if number else 0
+
+
+def _owner() -> dict[str, Any]:
+    """Return who runs it, as subprocess takes it."""
+    for name in _NOBODIES:
+        try:
+            found = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
+    raise NoPostgresError("PostgreSQL does not run as root, and there is no user nobody")

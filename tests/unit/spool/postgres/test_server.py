@@ -1,0 +1,284 @@
+"""Connections to a real server: who gets one, what a refusal says, and which servers lose mail."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from relay.settings.postgres_url import parse_postgres_url
+from relay.spool.postgres.server import connect, server_faults, translate_postgres_errors
+from relay.spool.types import (
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFormatError,
+    SpoolFullError,
+    SpoolUnavailableError,
+)
+from tests.support.ports import free_port
+from tests.support.postgres import PASSWORD, PostgresServer, database_of
+from tests.support.relay_process import until
+from tests.support.tls import authority  # noqa: F401
+
+
+@pytest.fixture
+def tcp_url(postgres_server, postgres_url):
+    return postgres_server.tcp_url(database_of(postgres_url))
+
+
+async def refusal(url: str) -> str:
+    """What a connection that must fail reports; never the password."""
+    with pytest.raises(SpoolUnavailableError) as caught:
+        await connect(parse_postgres_url(url), purpose="test")
+    text = str(caught.value)
+    assert "secret" not in text
+    return text
+
+
+@pytest.mark.parametrize("kind", ["postgres_url", "tcp_url"])
+async def test_a_connection_has_its_name_and_settings(kind, request):
+    options = parse_postgres_url(request.getfixturevalue(kind))
+    connection = await connect(options, purpose="writer")
+    try:
+        for name, expected in {
+            "application_name": "relay writer",
+            "idle_in_transaction_session_timeout": "10s",
+            "jit": "off",
+            "statement_timeout": "0",
+            "standard_conforming_strings": "on",
+        }.items():
+            assert await connection.fetchval("SELECT current_setting($1)", name) == expected
+        assert await connection.fetchval("SELECT current_user") == "relay"
+    finally:
+        await connection.close()
+
+
+async def test_a_roles_own_settings_do_not_count(postgres_server, postgres_url):
+    name = database_of(postgres_url)
+    for setting in ("statement_timeout = 1", "default_transaction_isolation = 'serializable'"):
+        postgres_server.sql(f"ALTER DATABASE {name} SET {setting}")
+    connection = await connect(parse_postgres_url(postgres_url), purpose="test")
+    try:
+        assert await connection.fetchval("SHOW statement_timeout") == "0"
+        assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
+    finally:
+        await connection.close()
+
+
+async def test_a_wrong_password(postgres_server, postgres_url):
+    url = postgres_server.tcp_url(database_of(postgres_url), password="wrong secret")
+    assert "the server refuses the password" in await refusal(url)
+
+
+async def test_no_password(postgres_server, postgres_url, monkeypatch):
+    """None is taken from the environment."""
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    url = postgres_server.tcp_url(database_of(postgres_url), password="")
+    assert "the server refuses the password" in await refusal(url)
+
+
+async def test_no_such_database(postgres_server):
+    assert "no such database" in await refusal(postgres_server.url("nothing"))
+
+
+async def test_no_such_role(postgres_server):
+    url = postgres_server.url("postgres", user="nobody-here")
+    assert "refuses the login" in await refusal(url)
+
+
+async def test_nobody_listens(tmp_path):
+    port = free_port()
+    assert f"relay@127.0.0.1:{port}/r: no connection" in await refusal(
+        f"postgresql://relay:secret@127.0.0.1:{port}/r"
+    )
+    assert "no connection" in await refusal(f"postgresql:///r?host={tmp_path}")
+
+
+async def test_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"postgresql://relay:secret@127.0.0.1:{port}/r?connect_timeout=1"
+        assert "no answer in time" in await refusal(url)
+
+
+async def test_the_first_host_that_takes_writes_is_taken(postgres_server, postgres_url):
+    name, place = database_of(postgres_url), quote(str(postgres_server.folder), safe="")
+    url = f"postgresql://relay@127.0.0.1:{free_port()},{place}:{postgres_server.port}/{name}"
+    connection = await connect(parse_postgres_url(url), purpose="test")
+    await connection.close()
+    postgres_server.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    assert "no host of the URL takes writes" in await refusal(postgres_url)
+
+
+async def test_what_is_lost_is_noticed(tcp_url):
+    connection = await connect(parse_postgres_url(tcp_url), purpose="test")
+    try:
+        own = connection._transport.get_extra_info("socket")
+        assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+        assert await connection.fetchval("SHOW tcp_keepalives_idle") == "5"
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="module")
+def safe_server():
+    """A server of whose settings the test may change any."""
+    with PostgresServer(is_synced=True) as server:
+        yield server
+
+
+@pytest.fixture
+def safe_url(safe_server):
+    url = safe_server.create()
+    yield url
+    safe_server.drop(url)
+
+
+async def faults_of(url: str) -> list[str]:
+    options = parse_postgres_url(url)
+    connection = await connect(options, purpose="check")
+    try:
+        return list(await server_faults(options, connection))
+    finally:
+        await connection.close()
+
+
+async def test_a_safe_server_has_no_faults(safe_url):
+    assert await faults_of(safe_url) == []
+
+
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes", "synchronous_commit"])
+async def test_settings_that_lose_mail(safe_server, safe_url, name):
+    safe_server.configure(**{name: "off"})
+    try:
+        until("the setting is read", lambda: safe_server.sql(f"SHOW {name}") == "off")
+        assert await faults_of(safe_url) == [
+            f"{name} is off: a crash of the server loses accepted mail"
+        ]
+    finally:
+        safe_server.configure(**{name: None})
+        until("the setting is read", lambda: safe_server.sql(f"SHOW {name}") == "on")
+
+
+async def test_another_encoding(safe_server):
+    url = safe_server.create(template="template0", options="ENCODING 'LATIN1'")
+    assert await faults_of(url) == ["the encoding of the database is LATIN1, expected UTF8"]
+    safe_server.drop(url)
+
+
+async def test_read_only(safe_server, safe_url):
+    options = parse_postgres_url(safe_url)
+    connection = await connect(options, purpose="check")
+    try:
+        await connection.execute("SET default_transaction_read_only = on")
+        [fault] = await server_faults(options, connection)
+        assert "takes no writes" in fault
+    finally:
+        await connection.close()
+
+
+async def test_a_certificate_for_another_name(safe_server, safe_url, authority):  # noqa: F811
+    url = safe_server.tcp_url(database_of(safe_url))
+    url += f"?sslmode=verify-full&sslrootcert={authority.certificate}"
+    serve_certificate(safe_server, authority.issue("DNS:other.test"))
+    assert "certificate is not accepted: IP address mismatch" in await refusal(url)
+    connection = await connect(
+        parse_postgres_url(url.replace("verify-full", "verify-ca")), purpose="test"
+    )
+    await connection.close()
+    assert "certificate is not accepted" in await refusal(url.partition("&")[0])  # the system's
+
+    serve_certificate(safe_server, authority.issue("IP:127.0.0.1"))
+    connection = await connect(parse_postgres_url(url), purpose="test")
+    assert await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    await connection.close()
+
+
+def serve_certificate(server: PostgresServer, made) -> None:
+    """Have a server show a certificate in new connections."""
+    for name, file in (("server.crt", made.certificate), ("server.key", made.key)):
+        place = server.data / name
+        place.write_bytes(file.read_bytes())
+        place.chmod(0o600)
+        os.chown(place, *owner_of(server.data))
+    server.configure(ssl="off")
+    server.configure(ssl="on")
+    until("TLS is on", lambda: server.sql("SHOW ssl") == "on")
+
+
+def owner_of(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_uid, status.st_gid
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "said"),
+    [
+        ("SELECT * FROM message", SpoolFormatError, 'relation "message" does not exist'),
+        ("CREATE ROLE other", SpoolUnavailableError, "the role lacks a right"),
+        ("SELECT 1/0", SpoolError, "division by zero"),
+    ],
+)
+async def test_errors_of_statements(postgres_url, statement, kind, said):
+    connection = await connect(parse_postgres_url(postgres_url), purpose="test")
+    try:
+        with pytest.raises(kind, match=said) as caught, translate_postgres_errors():
+            await connection.execute(statement)
+        assert type(caught.value) is kind
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (asyncpg.DiskFullError("could not extend file"), SpoolFullError),
+        (asyncpg.DataCorruptedError("invalid page"), SpoolDamagedError),
+        (asyncpg.ReadOnlySQLTransactionError("cannot execute INSERT"), SpoolUnavailableError),
+        (asyncpg.DeadlockDetectedError("deadlock detected"), SpoolUnavailableError),
+        (asyncpg.InterfaceError("connection is closed"), SpoolUnavailableError),
+        (ConnectionResetError(104, "Connection reset by peer"), SpoolUnavailableError),
+    ],
+)
+def test_errors_that_need_a_broken_server(error, kind):
+    with pytest.raises(kind) as caught, translate_postgres_errors("db"):
+        raise error
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith("db: ")
+
+
+async def test_a_server_that_stops(safe_server, safe_url):
+    connection = await connect(parse_postgres_url(safe_url), purpose="test")
+    await connection.execute("CREATE TABLE t (n int); INSERT INTO t VALUES (7)")
+    safe_server.stop(immediate=True)
+    with pytest.raises(SpoolUnavailableError), translate_postgres_errors():
+        await connection.fetchval("SELECT n FROM t")
+    connection.terminate()
+    safe_server.start()
+    connection = await connect(parse_postgres_url(safe_url), purpose="test")
+    assert await connection.fetchval("SELECT n FROM t") == 7
+    await connection.close()
+
+
+def test_a_server_ends_with_its_tests():
+    """Also where nothing of Python's runs any more: nobody else would stop it."""
+    program = (
+        "from tests.support.postgres import PostgresServer\n"
+        "server = PostgresServer().__enter__()\n"
+        "print(server.folder, flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as tests:
+        folder = Path(tests.stdout.readline().strip())
+        assert (folder / "data/postmaster.pid").exists()
+        tests.send_signal(signal.SIGKILL)
+    until("the server has ended", lambda: not (folder / "data/postmaster.pid").exists())
+    subprocess.run(["rm", "-r", str(folder)], check=True)
