@@ -17,16 +17,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
-from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
-from relay.message.nexthop import NextHop
-from relay.message.outcome import Evidence
-from relay.mime.dsn import ReportedRecipient
 from relay.observe.logs import get_logger
+from relay.spool.common import due_claims
+from relay.spool.common.due_claims import (
+    CLAIM_COLUMNS,
+    RECIPIENT_COLUMNS,
+    claim_of,
+    recipient_of,
+    scan_level,
+    scan_next_hop,
+)
 from relay.spool.common.rows import (
     LIVE_STATES,
-    MESSAGE_COLUMNS,
-    read_facts,
 )
 from relay.spool.sqlite.database import (
     fetch,
@@ -42,13 +45,10 @@ from relay.spool.types import (
     Key,
     Position,
     PriorityLevel,
-    parse_entry_extra,
 )
 
 _log = get_logger("spool")
 
-ROWS_MAX = 2000  # of an index, in one query
-SENDERS_MAX = 500  # in one query for a next hop
 _AFTER = (
     " AND due_us <= ? AND (due_us, message_id, number) > (?, ?, ?)"
     " ORDER BY due_us, message_id, number LIMIT ?"
@@ -77,23 +77,20 @@ _NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
 ) + ")"  # fmt: skip
 _KEYS = "FROM json_each(?) k CROSS JOIN"
 _FACTS = (
-    "SELECT e.message_id, e.number, e.epoch, e.next_hop, e.attempts, e.content_id, c.size, e.state,"
-    " e.retry_us, e.due_us, e.lane, e.sender, e.cause, e.cause_attempts, e.warn_us, e.priority,"
-    " e.extra,"
-    f" {', '.join(f'm.{column}' for column in MESSAGE_COLUMNS)} {_KEYS} entry e"
+    f"SELECT {CLAIM_COLUMNS}, e.content_id {_KEYS} entry e"
     " ON e.message_id = k.value ->> 0 AND e.number = k.value ->> 1"
     " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
 )
-_RECIPIENT = "r.number, r.address, r.notify, r.orcpt, r.added_by, r.status, r.reply"
 _RECIPIENTS = (
     "SELECT r.message_id, r.entry, iif(r.owed = '', '', r.state || ' ' || r.owed),"
-    f" {_RECIPIENT} {_KEYS} recipient r"
+    f" {RECIPIENT_COLUMNS} {_KEYS} recipient r"
     " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
     f" AND (r.state IN {LIVE_STATES} OR r.owed <> '') ORDER BY 1, 2, 4"
 )
 _LATE = (
-    f"SELECT r.entry, {_RECIPIENT} FROM entry e JOIN recipient r ON r.message_id = e.message_id"
-    f" AND r.entry = e.number AND r.state IN {LIVE_STATES} WHERE e.message_id = ?1"
+    f"SELECT r.entry, {RECIPIENT_COLUMNS} FROM entry e JOIN recipient r"
+    " ON r.message_id = e.message_id AND r.entry = e.number"
+    f" AND r.state IN {LIVE_STATES} WHERE e.message_id = ?1"
     " AND (e.number = ?2 OR e.state IN ('queued', 'deferred') AND e.next_hop <> 'capture')"
     " AND EXISTS (SELECT 1 FROM entry WHERE message_id = ?1 AND number = ?2 AND warn_us > 0)"
     " ORDER BY 1, 2"
@@ -145,7 +142,7 @@ def late_recipients(cursor: apsw.Cursor, key: Key) -> dict[int, list[ClaimedReci
     """Spool.late_recipients."""
     found: dict[int, list[ClaimedRecipient]] = {}
     for entry, *row in cursor.execute(_LATE, key):
-        found.setdefault(entry, []).append(_recipient(row))
+        found.setdefault(entry, []).append(recipient_of(row))
     return found
 
 
@@ -164,7 +161,7 @@ def read_claims(
     for row in fetch(cursor, _FACTS, (wanted,)):
         key = (row[0], row[1])
         try:
-            claims.append(_claim(row, recipients.get(key, ())))
+            claims.append(claim_of(row, recipients.get(key, ()), content_id=row[-1]))
         except (TypeError, ValueError) as error:
             damaged[key] = str(error)
     return tuple(claims), damaged
@@ -173,109 +170,24 @@ def read_claims(
 def _scan_level(
     cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int
 ) -> tuple[list[Key], DueBatch]:
-    """Scan a priority level, or a sender's part of it, oldest due first."""
     whose = (int(look.level),) if look.sender is None else (look.sender, int(look.level))
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     after = look.after or Position(-1, "", 0)
-    rest = (now_us, after.due_us, after.message_id, after.number, ROWS_MAX)
-    full_hops = {hop.key: hop for hop in look.without_hops}
-    full_pairs = {(hop.key, sender): hop for hop, sender in look.without_pairs}
-    full_senders = frozenset(look.without_senders) if look.sender is None else frozenset()
-    keys: list[Key] = []
-    left_hops, left_senders = set(), set()
-    rows_read, stopped, last = 0, False, None
-    for row in cursor.execute(sql, (*whose, *rest)):
-        if len(keys) == limit:
-            stopped = True
-            break
-        rows_read += 1
-        last = row
-        _, message_id, number, next_hop, sender = row
-        if (hop := full_hops.get(next_hop)) is not None:
-            left_hops.add(hop)
-        elif sender in full_senders:
-            left_senders.add(sender)
-        elif (hop := full_pairs.get((next_hop, sender))) is not None:
-            left_hops.add(hop)
-        else:
-            keys.append((message_id, number))
-    reached = look.after if last is None else Position(*last[:3])
-    seen = DueBatch(
-        ended=not stopped and rows_read < ROWS_MAX, reached=reached,
-        left_hops=frozenset(left_hops), left_senders=frozenset(left_senders),
-    )  # fmt: skip
-    return keys, seen
+    rest = (now_us, after.due_us, after.message_id, after.number, due_claims.ROWS_MAX)
+    return scan_level(cursor.execute(sql, (*whose, *rest)), look, limit=limit)
 
 
 def _scan_next_hop(
     cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int
 ) -> tuple[list[Key], DueBatch]:
-    """Take the same number of entries from each sender of a next hop, round robin."""
     assert look.next_hop is not None
     hop = (look.next_hop.key, int(look.level))
-    senders = fetch(cursor, _SENDERS, (*hop, look.after_sender, SENDERS_MAX))
-    with_due = [sender for sender, due_us in senders if due_us <= now_us]
-    left = [sender for sender in with_due if sender in look.without_senders]
-    asked = [sender for sender in with_due if sender not in look.without_senders]
-    each = max(1, limit // max(1, len(asked)))
-    keys: list[Key] = []
-    last = senders[-1][0] if senders else -1
-    reached, more = look.after_sender, False
-    for sender in asked:
-        if len(keys) == limit:
-            break
-        some = min(each, limit - len(keys))
-        rows = fetch(cursor, _OF_SENDER_FOR_HOP, (*hop, sender, now_us, some + 1))
-        keys += rows[:some]
-        more = more or len(rows) > some
-        reached = sender
-    if len(keys) == limit and asked and reached != asked[-1]:
-        return keys, DueBatch(ended=False, reached_sender=reached, left_senders=frozenset(left))
-    if len(senders) == SENDERS_MAX:
-        return keys, DueBatch(ended=False, reached_sender=last, left_senders=frozenset(left))
-    return keys, DueBatch(ended=not more, left_senders=frozenset(left))
+    senders = fetch(cursor, _SENDERS, (*hop, look.after_sender, due_claims.SENDERS_MAX))
 
+    def take(sender: int, number: int) -> list[Key]:
+        return fetch(cursor, _OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
 
-def _claim(row: Sequence[Any], recipients: Sequence[Sequence[Any]]) -> Claim:
-    """Raises TypeError or ValueError for inconsistent rows."""
-    facts = row[17:]
-    if facts[0] is None:
-        raise ValueError("its message is missing")
-    live = tuple(_recipient(one[1:]) for one in recipients if not one[0])
-    if not live:
-        raise ValueError("its recipients are missing")
-    return Claim(
-        entry_id=row[1], epoch=row[2], message=read_facts(facts), next_hop=NextHop.parse(row[3]),
-        recipients=live,
-        attempts=row[4], content_id=row[5], content_size=row[6] or 0,
-        state=RecipientState(row[7]), retry_us=row[8], due_us=row[9],
-        level=PriorityLevel(row[10]), sender=row[11], cause=row[12], cause_attempts=row[13],
-        warn_us=row[14], priority=PriorityLevel(row[15]),
-        owed=tuple(_owed(row, one) for one in recipients if one[0]),
-        extra=parse_entry_extra(row[16]),
-    )  # fmt: skip
-
-
-def _recipient(row: Sequence[Any]) -> ClaimedRecipient:
-    path = ForwardPath(row[1], _parse_notify(row[2]), row[3])
-    return ClaimedRecipient(row[0], path, *row[4:])
-
-
-def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
-    """Return a recipient that a host accepted, as settle() recorded that its report is owed."""
-    state, at_us, host = row[0].split(" ", 2)
-    one = _recipient(row[1:])
-    evidence = Evidence(one.status, one.reply, host=host, remote=True)
-    log_id = f"{entry[0]}-{entry[1]}"
-    return ReportedRecipient(
-        one.path, evidence, last_attempt_us=int(at_us), log_id=log_id,
-        is_delivered=state == RecipientState.DELIVERED,
-    )  # fmt: skip
-
-
-def _parse_notify(text: str) -> frozenset[Notify]:
-    """Parse what accept() wrote."""
-    return frozenset(Notify(word) for word in text.split(",")) if text else frozenset()
+    return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
 
 
 def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> tuple[Claim, ...]:

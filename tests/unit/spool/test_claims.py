@@ -6,6 +6,7 @@ import pytest
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.spool.common import due_claims
 from relay.spool.sqlite import claims
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite.claims import NEVER_US
@@ -29,7 +30,7 @@ def raw(tmp_path, sql: str, *values) -> list:
 
 
 async def test_a_query_reads_a_bounded_number_of_rows(spool, accept, monkeypatch) -> None:
-    monkeypatch.setattr(claims, "ROWS_MAX", 4)
+    monkeypatch.setattr(due_claims, "ROWS_MAX", 4)
     await accept("mx:a.test", "ann", 6)
     after_others = await accept("mx:b.test", "ann", 1)
     batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A]))

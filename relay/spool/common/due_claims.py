@@ -1,0 +1,156 @@
+"""Choose among due entries, and decode the rows of claims; every engine finds them in its own way.
+
+A query reads a bounded number of index rows however long the queue is.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from relay.message.envelope import ForwardPath, Notify
+from relay.message.lifecycle import RecipientState
+from relay.message.nexthop import NextHop
+from relay.message.outcome import Evidence
+from relay.mime.dsn import ReportedRecipient
+from relay.spool.common.rows import MESSAGE_COLUMNS, read_facts
+from relay.spool.types import (
+    Claim,
+    ClaimedRecipient,
+    ContentKey,
+    DueBatch,
+    DueQuery,
+    Key,
+    Position,
+    PriorityLevel,
+    parse_entry_extra,
+)
+
+ROWS_MAX = 2000  # of an index, in one query
+SENDERS_MAX = 500  # in one query for a next hop
+# The columns of an entry `e`, of the size of its content `c`, and of its message `m`, in the order
+# of claim_of().
+CLAIM_COLUMNS = (
+    "e.message_id, e.number, e.epoch, e.next_hop, e.attempts, c.size, e.state, e.retry_us,"
+    " e.due_us, e.lane, e.sender, e.cause, e.cause_attempts, e.warn_us, e.priority, e.extra, "
+    + ", ".join(f"m.{column}" for column in MESSAGE_COLUMNS)
+)
+_FACTS = 16  # before the columns of the message
+RECIPIENT_COLUMNS = "r.number, r.address, r.notify, r.orcpt, r.added_by, r.status, r.reply"
+
+
+def scan_level(
+    rows: Iterable[Sequence[Any]], look: DueQuery, *, limit: int
+) -> tuple[list[Key], DueBatch]:
+    """Choose up to `limit` entries of a priority level, or of a sender's part of it.
+
+    `rows` are the due time, the key, the next hop and the sender of due entries behind look.after,
+    oldest due first, at most ROWS_MAX; no more are read than needed.
+    """
+    full_hops = {hop.key: hop for hop in look.without_hops}
+    full_pairs = {(hop.key, sender): hop for hop, sender in look.without_pairs}
+    full_senders = frozenset(look.without_senders) if look.sender is None else frozenset()
+    keys: list[Key] = []
+    left_hops, left_senders = set(), set()
+    rows_read, stopped, last = 0, False, None
+    for row in rows:
+        if len(keys) == limit:
+            stopped = True
+            break
+        rows_read += 1
+        last = row
+        _, message_id, number, next_hop, sender = row
+        if (hop := full_hops.get(next_hop)) is not None:
+            left_hops.add(hop)
+        elif sender in full_senders:
+            left_senders.add(sender)
+        elif (hop := full_pairs.get((next_hop, sender))) is not None:
+            left_hops.add(hop)
+        else:
+            keys.append((message_id, number))
+    reached = look.after if last is None else Position(last[0], last[1], last[2])
+    seen = DueBatch(
+        ended=not stopped and rows_read < ROWS_MAX, reached=reached,
+        left_hops=frozenset(left_hops), left_senders=frozenset(left_senders),
+    )  # fmt: skip
+    return keys, seen
+
+
+def scan_next_hop(
+    senders: Sequence[Sequence[Any]],
+    take: Callable[[int, int], Sequence[Key]],
+    look: DueQuery,
+    *,
+    now_us: int,
+    limit: int,
+) -> tuple[list[Key], DueBatch]:
+    """Choose the same number of entries from each sender of a next hop, round robin.
+
+    `senders` are those behind look.after_sender, at most SENDERS_MAX, each with the due time of its
+    first entry; `take` returns so many due entries of one, oldest first.
+    """
+    with_due = [sender for sender, due_us in senders if due_us <= now_us]
+    left = [sender for sender in with_due if sender in look.without_senders]
+    asked = [sender for sender in with_due if sender not in look.without_senders]
+    each = max(1, limit // max(1, len(asked)))
+    keys: list[Key] = []
+    last = senders[-1][0] if senders else -1
+    reached, more = look.after_sender, False
+    for sender in asked:
+        if len(keys) == limit:
+            break
+        some = min(each, limit - len(keys))
+        rows = take(sender, some + 1)
+        keys += rows[:some]
+        more = more or len(rows) > some
+        reached = sender
+    if len(keys) == limit and asked and reached != asked[-1]:
+        return keys, DueBatch(ended=False, reached_sender=reached, left_senders=frozenset(left))
+    if len(senders) == SENDERS_MAX:
+        return keys, DueBatch(ended=False, reached_sender=last, left_senders=frozenset(left))
+    return keys, DueBatch(ended=not more, left_senders=frozenset(left))
+
+
+def claim_of(
+    row: Sequence[Any], recipients: Sequence[Sequence[Any]], *, content_id: ContentKey
+) -> Claim:
+    """Return the claim in a row of CLAIM_COLUMNS, and rows of its recipients: what is owed, "" for
+    one that is not final, and RECIPIENT_COLUMNS. Raises TypeError or ValueError for inconsistent
+    rows.
+    """
+    facts = row[_FACTS:]
+    if facts[0] is None:
+        raise ValueError("its message is missing")
+    live = tuple(recipient_of(one[1:]) for one in recipients if not one[0])
+    if not live:
+        raise ValueError("its recipients are missing")
+    return Claim(
+        entry_id=row[1], epoch=row[2], message=read_facts(facts), next_hop=NextHop.parse(row[3]),
+        recipients=live, attempts=row[4], content_id=content_id, content_size=row[5] or 0,
+        state=RecipientState(row[6]), retry_us=row[7], due_us=row[8], level=PriorityLevel(row[9]),
+        sender=row[10], cause=row[11], cause_attempts=row[12], warn_us=row[13],
+        priority=PriorityLevel(row[14]),
+        owed=tuple(_owed(row, one) for one in recipients if one[0]),
+        extra=parse_entry_extra(row[15]),
+    )  # fmt: skip
+
+
+def recipient_of(row: Sequence[Any]) -> ClaimedRecipient:
+    """Return the recipient in a row of RECIPIENT_COLUMNS. Raises ValueError."""
+    path = ForwardPath(row[1], _parse_notify(row[2]), row[3])
+    return ClaimedRecipient(row[0], path, *row[4:])
+
+
+def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
+    """Return a recipient that a host accepted, as settle() recorded that its report is owed."""
+    state, at_us, host = row[0].split(" ", 2)
+    one = recipient_of(row[1:])
+    evidence = Evidence(one.status, one.reply, host=host, remote=True)
+    log_id = f"{entry[0]}-{entry[1]}"
+    return ReportedRecipient(
+        one.path, evidence, last_attempt_us=int(at_us), log_id=log_id,
+        is_delivered=state == RecipientState.DELIVERED,
+    )  # fmt: skip
+
+
+def _parse_notify(text: str) -> frozenset[Notify]:
+    """Parse what recipient_row() wrote."""
+    return frozenset(Notify(word) for word in text.split(",")) if text else frozenset()
