@@ -42,7 +42,7 @@ async def test_a_query_reads_a_bounded_number_of_rows(spool, accept, monkeypatch
 async def test_a_query_for_a_next_hop_continues_after_its_last_sender(
     spool, accept, monkeypatch
 ) -> None:
-    monkeypatch.setattr(claims, "SENDERS_MAX", 3)
+    monkeypatch.setattr(due_claims, "SENDERS_MAX", 3)
     names = [name for number in range(8) for name in await accept("mx:a.test", f"s{number}")]
     query, got, queries = DueQuery(next_hop=A), [], 0
     while True:
