@@ -39,9 +39,9 @@ from relay.message.srs import Srs
 from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
-from relay.spool.common import accepted_rows
+from relay.spool.common import accepted_rows, holds
 from relay.spool.queue_commands import Operation
-from relay.spool.sqlite import holds, maintenance, queue_changes, transactions, writer
+from relay.spool.sqlite import maintenance, queue_changes, transactions, writer
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.queue_admin import SqliteQueueAdmin

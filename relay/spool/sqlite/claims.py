@@ -28,6 +28,7 @@ from relay.spool.common.due_claims import (
     scan_level,
     scan_next_hop,
 )
+from relay.spool.common.holds import RELEASED, note_hold, note_release
 from relay.spool.common.rows import (
     LIVE_STATES,
 )
@@ -35,7 +36,6 @@ from relay.spool.sqlite.database import (
     fetch,
     fetch_one,
 )
-from relay.spool.sqlite.holds import RELEASED, note_hold, note_release
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Claim,

@@ -25,6 +25,7 @@ from relay.journeys.events import Event, Step
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.observe.logs import get_logger
+from relay.spool.common.holds import count_removed
 from relay.spool.common.rows import (
     LIVE_STATES,
     REMOVED_EVENTS,
@@ -38,7 +39,6 @@ from relay.spool.sqlite.database import (
     fetch,
     fetch_one,
 )
-from relay.spool.sqlite.holds import count_removed
 from relay.spool.sqlite.transactions import (
     is_content_lost,
     is_file_needed,

@@ -24,6 +24,7 @@ from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import Destination, HopKind, NextHop
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.holds import change_extra, count_holds, note_hold, note_release
 from relay.spool.common.rows import (
     LIVE_STATES,
 )
@@ -43,7 +44,6 @@ from relay.spool.sqlite.database import (
     fetch_one,
 )
 from relay.spool.sqlite.entry_facts import EntryFacts, read_entry_facts
-from relay.spool.sqlite.holds import change_extra, count_holds, note_hold, note_release
 from relay.spool.sqlite.queue_list import operations
 from relay.spool.sqlite.transactions import (
     PAY,
@@ -361,12 +361,12 @@ class _EntryChanger:
         """Let an entry that a rule has held expire as late as new mail."""
         assert facts.extra is not None
         expires_us = self._times.queue_us + facts.extra.lifetime_us
-        change_extra(self._cursor, key, expires_us=expires_us)
+        change_extra(self._batch, key, expires_us=expires_us)
         return replace(facts, expires_us=expires_us, due_us=expires_us, ends_alone=True)
 
     def _expire_at(self, key: Key, facts: EntryFacts, expires_us: int) -> None:
         if facts.ends_alone:
-            change_extra(self._cursor, key, expires_us=expires_us)
+            change_extra(self._batch, key, expires_us=expires_us)
         else:
             self._cursor.execute(_EXPIRE_AT, (expires_us, key[0]))
 
@@ -484,7 +484,7 @@ class _EntryChanger:
 
     def _note_choice(self, key: Key, to: Destination) -> None:
         """Record whether the new next hop of an entry was chosen, or follows from the routes."""
-        change_extra(self._cursor, key, chosen=to.chosen)
+        change_extra(self._batch, key, chosen=to.chosen)
 
     def _wait(
         self, key: Key, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False

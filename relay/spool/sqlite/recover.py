@@ -23,6 +23,7 @@ import apsw
 from relay.files import fsync_path, link_or_copy
 from relay.last_commit import log_of
 from relay.message.lifecycle import FINAL
+from relay.spool.common.holds import recount
 from relay.spool.common.rows import (
     ACCEPTED_COUNTER,
     LIVE_STATES,
@@ -36,7 +37,6 @@ from relay.spool.sqlite.database import (
     read_anchor,
     write_anchor,
 )
-from relay.spool.sqlite.holds import recount
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
 from relay.spool.sqlite.spool_errors import (
     integrity_errors,
@@ -50,6 +50,7 @@ from relay.spool.sqlite.spool_files import (
     recovery_mark_of,
 )
 from relay.spool.sqlite.write_ahead_log import preview_log, write_repaired_log
+from relay.spool.sqlite.writer import Batch
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 _HEADER_BYTES = 100  # the schema follows in the first page
@@ -436,7 +437,7 @@ def _recount(target: apsw.Connection, found: RecoveryResult) -> None:
             "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2",
             (ACCEPTED_COUNTER, final + live),
         )
-        recount(cursor)
+        recount(Batch(cursor))
         (found.entries_waiting,) = fetch_one(
             cursor, "SELECT count(*) FROM entry WHERE state <> 'final'"
         )

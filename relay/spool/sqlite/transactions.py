@@ -22,6 +22,8 @@ from relay.spool.common.accepted_rows import (
     parked_until_us,
     used_contents,
 )
+from relay.spool.common.holds import count_holds, has_room, note_hold
+from relay.spool.common.remote_reports import join_report
 from relay.spool.common.rows import (
     ACCEPTED_COUNTER,
     LIVE_STATES,
@@ -37,8 +39,6 @@ from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import (
     fetch_one,
 )
-from relay.spool.sqlite.holds import count_holds, has_room, note_hold
-from relay.spool.sqlite.remote_reports import join_report
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     FIRST_EPOCH,
@@ -180,7 +180,7 @@ def settle(
         row = (claim.message.id, number, request.mailbox, copy_id, now_us, json_text(request))
         batch.cursor.execute(_RECEIPT, row)
     if settlement.remote_report is not None:
-        joined = join_report(batch.cursor, settlement, settlement.remote_report)
+        joined = join_report(batch, settlement, settlement.remote_report)
         if joined is not None:
             batch.append_events(joined.message_id, joined.events)
     claims: list[Claim] = []

@@ -22,6 +22,8 @@ from relay.journeys.events import Event, Step
 from relay.last_commit import LastCommit
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
+from relay.spool.common.holds import counted
+from relay.spool.common.holds import recount as recount_holds
 from relay.spool.common.rows import (
     ACCEPTED_COUNTER,
     LIVE_STATES,
@@ -36,8 +38,6 @@ from relay.spool.sqlite.database import (
     open_database,
     read_anchor,
 )
-from relay.spool.sqlite.holds import counted
-from relay.spool.sqlite.holds import recount as recount_holds
 from relay.spool.sqlite.spool_errors import (
     integrity_errors,
     translate_os_errors,
@@ -326,12 +326,12 @@ class SpoolVerifier:
                 act=recount if self._recount else None,
                 advice="" if self._recount else _RECOUNT,
             )  # fmt: skip
-        held, expected = counted(cursor)
+        held, expected = counted(Batch(cursor))
         if held != expected:
             self._settle(
                 SpoolFault.COUNTERS, self._database, found=f"{held} entries held by rules",
                 expected=str(expected), cure="corrected" if self._recount else "",
-                act=partial(recount_holds, cursor) if self._recount else None,
+                act=partial(recount_holds, Batch(cursor)) if self._recount else None,
                 advice="" if self._recount else _RECOUNT,
             )  # fmt: skip
         return unaccounted

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import apsw
 import msgspec
 from msgspec import Struct
 
 from relay.journeys.events import Event, Step
 from relay.message.address import own_mailbox
 from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.sqlite.database import fetch
+from relay.spool.common.rows import json_text
+from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import DeliveredReport, Settlement
 
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
@@ -30,12 +30,10 @@ _RECIPIENTS = (
 )
 _CLAIMS = (
     "SELECT sequence, detail FROM event WHERE message_id = ? AND step = ?"
-    ' AND instr(detail, \'"by":"remote"\') ORDER BY sequence'
+    ' AND detail LIKE \'%"by":"remote"%\' ORDER BY sequence'
 )
-_COUNT_ONE_MORE = (
-    "UPDATE event SET detail = json_set(detail, '$.more', 1 + coalesce(detail ->> '$.more', 0))"
-    " WHERE message_id = ? AND sequence = ?"
-)
+_DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
+_SET_DETAIL = "UPDATE event SET detail = ? WHERE message_id = ? AND sequence = ?"
 
 
 class JoinedReport(Struct, frozen=True):
@@ -46,18 +44,18 @@ class JoinedReport(Struct, frozen=True):
 
 
 def join_report(
-    cursor: apsw.Cursor, settlement: Settlement, delivered: DeliveredReport
+    transaction: OpenTransaction, settlement: Settlement, delivered: DeliveredReport
 ) -> JoinedReport | None:
     """Return what a report adds to its original, None if it has none here.
 
     A further claim about a recipient that has enough of them is only counted.
     """
     report, carrier = delivered.report, settlement.claim.message
-    original = _find(cursor, report, set(map(own_mailbox, delivered.to)))
+    original = _find(transaction, report, set(map(own_mailbox, delivered.to)))
     if original is None:
         return None
     message_id, claims = original
-    kept = _kept(cursor, message_id)
+    kept = _kept(transaction, message_id)
     source = {"client": _address(carrier.client), "reporting_mta": report.reporter}
     events = []
     for address, claim in claims.items():
@@ -65,7 +63,7 @@ def join_report(
         if carrier.id in known.reports:
             continue
         if known.count >= _CLAIMS_MAX:
-            cursor.execute(_COUNT_ONE_MORE, (message_id, known.last))
+            _count_one_more(transaction, message_id, known.last)
             continue
         detail = {
             "by": "remote", "kind": claim.kind, "recipients": [address], "status": claim.status,
@@ -77,7 +75,7 @@ def join_report(
 
 
 def _find(
-    cursor: apsw.Cursor, report: RemoteReport, owners: set[str]
+    tables: Tables, report: RemoteReport, owners: set[str]
 ) -> tuple[str, dict[str, RemoteClaim]] | None:
     """Return the message, and the claims by the recipient's address in its envelope.
 
@@ -85,12 +83,12 @@ def _find(
     """
     rows: list[Any] = []
     if report.envelope_id:
-        rows = fetch(cursor, _RECIPIENTS.format("submission_id"), (report.envelope_id, _ROWS_MAX))
+        rows = tables.fetch(_RECIPIENTS.format("submission_id"), (report.envelope_id, _ROWS_MAX))
     if not rows and report.message_id:
         rows = [
             row
-            for row in fetch(
-                cursor, _RECIPIENTS.format("message_id"), (report.message_id, _ROWS_MAX)
+            for row in tables.fetch(
+                _RECIPIENTS.format("message_id"), (report.message_id, _ROWS_MAX)
             )
             if not (row[2] and report.envelope_id) or row[2] == report.envelope_id
         ]
@@ -133,15 +131,22 @@ class _Detail(msgspec.Struct):
     received: str = ""
 
 
-def _kept(cursor: apsw.Cursor, message_id: str) -> dict[str, _Kept]:
+def _kept(tables: Tables, message_id: str) -> dict[str, _Kept]:
     found: dict[str, _Kept] = {}
-    for sequence, text in fetch(cursor, _CLAIMS, (message_id, int(Step.REPORT))):
+    for sequence, text in tables.fetch(_CLAIMS, (message_id, int(Step.REPORT))):
         detail = msgspec.json.decode(text, type=_Detail)
         for address in detail.recipients:
             one = found.setdefault(address, _Kept())
             one.count, one.last = one.count + 1, sequence
             one.reports.add(detail.received)
     return found
+
+
+def _count_one_more(transaction: OpenTransaction, message_id: str, sequence: int) -> None:
+    (text,) = transaction.fetch_one(_DETAIL, (message_id, sequence))
+    detail = msgspec.json.decode(text, type=dict[str, Any])
+    detail["more"] = detail.get("more", 0) + 1
+    transaction.execute(_SET_DETAIL, (json_text(detail), message_id, sequence))
 
 
 def _address(client: str) -> str:

@@ -1,0 +1,141 @@
+"""Why entries are held: the fields of their EntryExtra, and how many a rule of the policy holds.
+
+The counter HELD_BY_RULES is written with the transaction that changes an entry, so it holds after a
+crash, and a message that holds needs no scan. Each function runs inside one transaction.
+
+See relay/spool/types.py (EntryExtra) and docs/design.md 4.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import msgspec
+
+from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.types import Key, NewMessage
+
+HELD_BY_RULES = "held_by_rules"  # the counter
+# Fields of EntryExtra
+RELEASED = {"reason": "", "rule": "", "since_us": 0, "released": True, "silent": False}
+_EXTRA = "SELECT state, extra FROM entry WHERE message_id = ? AND number = ?"
+_CHANGE = "UPDATE entry SET extra = ? WHERE message_id = ? AND number = ?"
+# Most entries that are held have no rule in their text, which is then not parsed.
+_HELD = "SELECT extra FROM entry WHERE state = 'held' AND extra LIKE '%\"rule\"%'"
+_COUNTED = "SELECT CAST(coalesce(sum(value), 0) AS BIGINT) FROM counter WHERE name = ?"
+_SET_COUNTER = (
+    "INSERT INTO counter (name, value) VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+
+
+class _Rule(msgspec.Struct):
+    rule: str = ""
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RULE = msgspec.json.Decoder(_Rule)
+
+
+def changed_extra(text: str, **fields: Any) -> str:
+    """Return the text of an EntryExtra with these fields; the others stay, also those that are not
+    known. A text that is no JSON object stays as it is: its entry is held when it is claimed.
+    """
+    try:
+        known: dict[str, Any] = dict(_FIELDS.decode(text)) if text else {}
+    except ValueError:
+        return text
+    for name, value in fields.items():
+        if value:
+            known[name] = value
+        else:
+            known.pop(name, None)
+    return msgspec.json.encode(known).decode() if known else ""
+
+
+def held_extra(text: str, reason: str, *, since_us: int) -> str:
+    """Return the text of the EntryExtra of an entry that is held for this reason since a wall clock
+    time, and by no rule.
+    """
+    return changed_extra(text, reason=reason, since_us=since_us, rule="", silent=False)
+
+
+def change_extra(transaction: OpenTransaction, key: Key, **fields: Any) -> None:
+    """Set these fields of an entry's EntryExtra."""
+    row = transaction.fetch_one(_EXTRA, key)
+    if row is not None:
+        transaction.execute(_CHANGE, (changed_extra(row[1], **fields), *key))
+
+
+def note_hold(transaction: OpenTransaction, key: Key, reason: str, *, since_us: int) -> None:
+    """Record why an entry is held, and since when in wall clock time. No rule holds it now; one
+    that did has its entry counted as that of an operator.
+    """
+    text = _end_rule(transaction, key)
+    transaction.execute(_CHANGE, (held_extra(text, reason, since_us=since_us), *key))
+
+
+def note_release(transaction: OpenTransaction, key: Key) -> None:
+    """Record that an entry is held no longer; called before its state changes."""
+    text = _end_rule(transaction, key)
+    transaction.execute(_CHANGE, (changed_extra(text, **RELEASED), *key))
+
+
+def count_holds(transaction: OpenTransaction, by: int) -> None:
+    """Count entries that rules hold from now on, or with a negative number no longer."""
+    if by:
+        transaction.counts[HELD_BY_RULES] += by
+
+
+def count_removed(transaction: OpenTransaction, message_ids: Collection[str]) -> None:
+    """Count the entries of messages that are about to be removed as no longer held."""
+    if message_ids:
+        where, values = transaction.among("message_id", tuple(message_ids))
+        count_holds(transaction, -_by_rules(transaction.fetch(f"{_HELD} AND {where}", values)))
+
+
+def has_room(transaction: OpenTransaction, message: NewMessage) -> bool:
+    """Whether a message may be accepted: rules do not hold it, or with it hold at most `held_max`
+    entries. Other operations of the same transaction count.
+    """
+    number = len(message.held_by_rules)
+    if not number or message.held_max is None:
+        return True
+    known = _counter(transaction)
+    return known + transaction.counts[HELD_BY_RULES] + number <= message.held_max
+
+
+def counted(tables: Tables) -> tuple[int, int]:
+    """Return the counter, and the number that it should be."""
+    return _counter(tables), _by_rules(tables.fetch(_HELD))
+
+
+def recount(transaction: OpenTransaction) -> None:
+    """Correct the counter."""
+    found, expected = counted(transaction)
+    if found != expected:
+        transaction.execute(_SET_COUNTER, (HELD_BY_RULES, expected))
+
+
+def _counter(tables: Tables) -> int:
+    return int(tables.fetch_one(_COUNTED, (HELD_BY_RULES,))[0])
+
+
+def _end_rule(transaction: OpenTransaction, key: Key) -> str:
+    """Count an entry as no longer held by a rule, and return the text of its EntryExtra."""
+    row = transaction.fetch_one(_EXTRA, key)
+    if row is None:
+        return ""
+    state, text = row
+    count_holds(transaction, -int(state == "held" and bool(_rule_of(text))))
+    return str(text)
+
+
+def _by_rules(rows: Iterable[tuple[str]]) -> int:
+    return sum(bool(_rule_of(text)) for (text,) in rows)
+
+
+def _rule_of(text: str) -> str:
+    try:
+        return _RULE.decode(text).rule if text else ""
+    except ValueError:
+        return ""
